@@ -1,0 +1,21 @@
+"""A LLaVA-compatible vision-language model: data, training, inference, serving.
+
+Importing the package is cheap: the model class is loaded when it is first asked for, and a failing
+import then shows its true cause.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.model import LlavaLlamaForCausalLM
+
+__all__ = ["LlavaLlamaForCausalLM"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the model class on first use (PEP 562)."""
+    if name == "LlavaLlamaForCausalLM":
+        from llava.model import LlavaLlamaForCausalLM
+
+        return LlavaLlamaForCausalLM
+    raise AttributeError(f"module 'llava' has no attribute {name!r}")

@@ -1,0 +1,398 @@
+"""Conversations and their templates: turns in, one prompt string out.
+
+Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
+`Segment`s; training takes its character spans from the same segments (`llava/data/render.py`).
+Input: roles and messages. Output: prompt text, pictures, chat pairs, plain data.
+Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
+(`get_conversation`) before adding messages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from PIL import Image
+
+from llava import conversation_templates as wording
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation_styles import WRITERS, Segment
+from llava.conversation_styles import SeparatorStyle as SeparatorStyle
+from llava.errors import TemplateError
+from llava.image_fit import fit_image, shrink_image, to_base64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Conversation:
+    """A template together with the messages of one conversation.
+
+    Attributes:
+        system: System text, in the template's own markup.
+        roles: Names (or tags) of the asking and of the answering side.
+        messages: `[role, content]` pairs. Content is a string, None (to be generated) or
+            `(text, PIL image, how to fit it)`.
+        offset: Number of leading messages that are examples.
+        sep_style: How the messages are joined.
+        sep: Separator, see `SeparatorStyle`.
+        sep2: Separator after answers, where the style has two.
+        version: Tag by which LLaVA chooses how to mask labels and to mark images.
+        skip_next: Scratch flag of chat pages.
+    """
+
+    system: str
+    roles: Sequence[str]
+    messages: Sequence[Any]
+    offset: int
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+    skip_next: bool = False
+
+    def get_prompt(self) -> str:
+        """Return the prompt of the messages so far.
+
+        Raises:
+            AssertionError: A Llama-2 prompt does not begin with a question.
+            TypeError: A plain prompt has a second message and the template no `sep2`.
+            ValueError: The separator style is unknown.
+        """
+        return "".join(segment.text for segment in self.segments(self._prompt_messages()))
+
+    def segments(self, messages: Iterable[Sequence[Any]]) -> list[Segment]:
+        """Return the pieces of the prompt of `messages`; joined they are the prompt.
+
+        Args:
+            messages: `[role, content]` pairs to use in place of the conversation's own.
+        """
+        try:
+            write = WRITERS[self.sep_style]
+        except KeyError:
+            raise ValueError(f"Invalid style: {self.sep_style}") from None
+        texts = [(role, _text_of(content)) for role, content in messages]
+        return write(self, texts)
+
+    def append_message(self, role: str, message: Any) -> None:
+        """Add a message.
+
+        Raises:
+            TemplateError: The conversation is a registered template and thus a constant.
+        """
+        if not isinstance(self.messages, list):
+            raise TemplateError(
+                "This conversation is a registered template, which must not change. "
+                "Add messages to its copy()."
+            )
+        self.messages.append([role, message])
+
+    def process_image(
+        self,
+        image: Image.Image,
+        image_process_mode: str,
+        return_pil: bool = False,
+        image_format: str = "PNG",
+        max_len: int = 1344,
+        min_len: int = 672,
+    ) -> Image.Image | str:
+        """Fit a picture for sending.
+
+        Args:
+            image: The picture.
+            image_process_mode: `Pad` (to a square), `Resize` (to 336 x 336), `Default` or `Crop`
+                (leave as it is).
+            return_pil: Return the picture and not its base64 text.
+            image_format: File format of the base64 text.
+            max_len: Longest side in pixels that is sent without shrinking.
+            min_len: Largest short side in pixels after shrinking.
+
+        Raises:
+            ValueError: The mode is unknown.
+        """
+        fitted = shrink_image(fit_image(image, image_process_mode), max_len, min_len)
+        return fitted if return_pil else to_base64(fitted, image_format)
+
+    def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
+        """Return the pictures of the questions, in order, as base64 PNG or as PIL images."""
+        return [
+            self.process_image(content[1], content[2], return_pil=return_pil)
+            for _, content in self.messages[self.offset :][::2]
+            if isinstance(content, tuple)
+        ]
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Return `[question, answer]` pairs; a picture becomes an inline `<img>` tag."""
+        pairs: list[list[str | None]] = []
+        for i, (_, content) in enumerate(self.messages[self.offset :]):
+            if i % 2:
+                pairs[-1][1] = content
+            else:
+                pairs.append([self._chat_html(content), None])
+        return pairs
+
+    def copy(self) -> Conversation:
+        """Return a conversation that can grow without touching this one."""
+        return Conversation(
+            system=self.system,
+            roles=self.roles,
+            messages=[[role, content] for role, content in self.messages],
+            offset=self.offset,
+            sep_style=self.sep_style,
+            sep=self.sep,
+            sep2=self.sep2,
+            version=self.version,
+        )
+
+    def dict(self) -> dict[str, Any]:
+        """Return the conversation as plain data for logs; pictures are left out."""
+        return {
+            "system": self.system,
+            "roles": self.roles,
+            "messages": [
+                [role, content[0] if isinstance(content, tuple) else content]
+                for role, content in self.messages
+            ],
+            "offset": self.offset,
+            "sep": self.sep,
+            "sep2": self.sep2,
+        }
+
+    def _prompt_messages(self) -> list[Sequence[Any]]:
+        """Return the messages with the first one's picture written as a placeholder."""
+        messages = list(self.messages)
+        if not messages or not isinstance(messages[0][1], tuple):
+            return messages
+        role, content = messages[0]
+        text = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        if "mmtag" in self.version:
+            return [
+                (self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"),
+                (self.roles[1], "Received."),
+                (role, text),
+                *messages[1:],
+            ]
+        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *messages[1:]]
+
+    def _chat_html(self, content: Any) -> str | None:
+        if not isinstance(content, tuple):
+            return content
+        text, image, mode = content
+        encoded = self.process_image(image, mode, image_format="JPEG")
+        source = f"data:image/jpeg;base64,{encoded}"
+        tag = f'<img src="{source}" alt="user upload image" />'
+        return tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+
+
+def _text_of(content: Any) -> str | None:
+    return content[0] if isinstance(content, tuple) else content
+
+
+def _template(
+    system: str,
+    roles: tuple[str, str],
+    sep_style: SeparatorStyle,
+    sep: str,
+    sep2: str | None = None,
+    version: str = "Unknown",
+    messages: tuple[tuple[str, str], ...] = (),
+) -> Conversation:
+    """Return a constant: its messages are a tuple, which `append_message` refuses."""
+    return Conversation(
+        system, roles, messages, len(messages), sep_style, sep, sep2=sep2, version=version
+    )
+
+
+_HUMAN: Final = ("Human", "Assistant")
+_USER: Final = ("USER", "ASSISTANT")
+_CHATML: Final = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+_SINGLE, _TWO, _MPT, _PLAIN, _LLAMA_2 = SeparatorStyle
+
+conv_vicuna_v0: Final = _template(
+    wording.SYSTEM_HUMAN, _HUMAN, _SINGLE, "###", messages=wording.ONE_SHOT_EXAMPLE
+)
+conv_vicuna_v1: Final = _template(wording.SYSTEM_USER, _USER, _TWO, " ", "</s>", "v1")
+conv_llama_2: Final = _template(
+    wording.SYSTEM_LLAMA_2_CHAT, _USER, _LLAMA_2, "<s>", "</s>", "llama_v2"
+)
+conv_mistral_instruct: Final = _template("", _USER, _LLAMA_2, "", "</s>", "llama_v2")
+conv_chatml_direct: Final = _template(
+    wording.SYSTEM_CHATML, _CHATML, _MPT, "<|im_end|>", version="mpt"
+)
+conv_llava_plain: Final = _template("", ("", ""), _PLAIN, "\n")
+conv_llava_v0: Final = _template(wording.SYSTEM_HUMAN, _HUMAN, _SINGLE, "###")
+conv_llava_v0_mmtag: Final = _template(
+    wording.SYSTEM_MMTAG, _HUMAN, _SINGLE, "###", version="v0_mmtag"
+)
+conv_llava_v1: Final = _template(wording.SYSTEM_HUMAN, _USER, _TWO, " ", "</s>", "v1")
+conv_llava_v1_mmtag: Final = _template(wording.SYSTEM_MMTAG, _USER, _TWO, " ", "</s>", "v1_mmtag")
+conv_llava_llama_2: Final = _template(
+    wording.SYSTEM_LLAVA, _USER, _LLAMA_2, "<s>", "</s>", "llama_v2"
+)
+conv_mpt: Final = _template(wording.SYSTEM_MPT, _CHATML, _MPT, "<|im_end|>", version="mpt")
+
+default_conversation: Final = conv_vicuna_v1
+"""What LLaVA uses where nothing is said. A constant: hand a conversation on as an argument."""
+
+conv_templates: Final[dict[str, Conversation]] = {
+    "default": conv_vicuna_v0,
+    "v0": conv_vicuna_v0,
+    "v1": conv_vicuna_v1,
+    "vicuna_v1": conv_vicuna_v1,
+    "llama_2": conv_llama_2,
+    "mistral_instruct": conv_mistral_instruct,
+    "chatml_direct": conv_chatml_direct,
+    "mistral_direct": conv_chatml_direct,
+    "plain": conv_llava_plain,
+    "v0_plain": conv_llava_plain,
+    "llava_v0": conv_llava_v0,
+    "v0_mmtag": conv_llava_v0_mmtag,
+    "llava_v1": conv_llava_v1,
+    "v1_mmtag": conv_llava_v1_mmtag,
+    "llava_llama_2": conv_llava_llama_2,
+    "mpt": conv_mpt,
+}
+"""All templates by name. Read it freely; add to it through `register_conversation`."""
+
+
+def register_conversation(name: str, conversation: Conversation) -> None:
+    """Add a template under a new name.
+
+    A constant copy is kept, so later changes of `conversation` do not reach the registry.
+
+    Raises:
+        TemplateError: The name is taken.
+    """
+    if name in conv_templates:
+        raise TemplateError(
+            f"A conversation template {name!r} is registered already. Choose another name."
+        )
+    constant = conversation.copy()
+    constant.messages = tuple((role, content) for role, content in conversation.messages)
+    conv_templates[name] = constant
+
+
+def get_conversation(name: str) -> Conversation:
+    """Return a fresh copy of a template, ready for messages.
+
+    Raises:
+        TemplateError: No template has the name; the text lists those there are.
+    """
+    try:
+        return conv_templates[name].copy()
+    except KeyError:
+        raise TemplateError(
+            f"Unknown conversation template {name!r}. Choose one of: "
+            f"{', '.join(sorted(conv_templates))}."
+        ) from None
+
+
+def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[str, Any]:
+    """Return a template as plain data, as `config.json` carries it.
+
+    Args:
+        conv: The template. Only its leading examples (`offset`) are kept of the messages.
+        name: Name to write; by default the first registered name of an equal template, or
+            `custom`.
+    """
+    examples = [[role, content] for role, content in conv.messages[: conv.offset]]
+    data: dict[str, Any] = {
+        "name": name or _name_of(conv),
+        "system": conv.system,
+        "roles": list(conv.roles),
+        "sep_style": conv.sep_style.name,
+        "sep": conv.sep,
+        "sep2": conv.sep2,
+        "version": conv.version,
+    }
+    if examples:
+        data["messages"] = examples
+    return data
+
+
+def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
+    """Return the template that `conversation_to_dict` wrote, ready for messages.
+
+    Raises:
+        TemplateError: A key is missing or unknown, or a value is not as it must be.
+    """
+    needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
+    missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
+    if missing or unknown:
+        raise TemplateError(
+            f"The stored conversation template {data.get('name')!r} lacks {sorted(missing)} and "
+            f"has the unknown keys {sorted(unknown)}. Expected: {sorted(needed)}, "
+            "and where wanted name and messages."
+        )
+    styles = SeparatorStyle.__members__
+    if data["sep_style"] not in styles or len(data["roles"]) != 2:
+        raise TemplateError(
+            f"The stored conversation template {data.get('name')!r} has sep_style "
+            f"{data['sep_style']!r} and roles {data['roles']!r}; expected one of "
+            f"{', '.join(styles)} and two roles."
+        )
+    messages = [[role, content] for role, content in data.get("messages", ())]
+    return Conversation(
+        system=data["system"],
+        roles=tuple(data["roles"]),
+        messages=messages,
+        offset=len(messages),
+        sep_style=styles[data["sep_style"]],
+        sep=data["sep"],
+        sep2=data["sep2"],
+        version=data["version"],
+    )
+
+
+_NAME_RULE: Final = (
+    ("llama-2", "llava_llama_2"),
+    ("mistral", "mistral_instruct"),
+    ("v1.6-34b", "chatml_direct"),
+    ("v1", "llava_v1"),
+    ("mpt", "mpt"),
+)
+
+
+def select_conversation(
+    config: Any, model_name: str, conv_mode: str | None = None
+) -> tuple[str, Conversation]:
+    """Choose the template for a model.
+
+    Args:
+        config: The model's configuration (object or mapping) or None. Its `conversation`, written
+            by training, is a template as plain data, or a template's name.
+        model_name: Name of the model, from which LLaVA's own checkpoints are told apart.
+        conv_mode: Name of a template; it wins over the two others.
+
+    Returns:
+        The template's name and a fresh conversation.
+
+    Raises:
+        TemplateError: A name is unknown or the stored template is broken.
+    """
+    stored = config.get("conversation") if isinstance(config, Mapping) else None
+    if config is not None and not isinstance(config, Mapping):
+        stored = getattr(config, "conversation", None)
+    if isinstance(stored, Mapping):
+        name, found = str(stored.get("name", "custom")), conversation_from_dict(stored)
+    else:
+        name = stored or _name_by_model(model_name)
+        found = get_conversation(name)
+    if conv_mode is None or conv_mode == name:
+        return name, found
+    log.warning("The model's conversation template is %r; %r is used as asked.", name, conv_mode)
+    return conv_mode, get_conversation(conv_mode)
+
+
+def _name_by_model(model_name: str) -> str:
+    name = model_name.lower()
+    return next((template for part, template in _NAME_RULE if part in name), "llava_v0")
+
+
+def _name_of(conv: Conversation) -> str:
+    def key(c: Conversation) -> tuple[Any, ...]:
+        return (c.system, tuple(c.roles), c.sep_style, c.sep, c.sep2, c.version, c.offset)
+
+    return next((name for name, c in conv_templates.items() if key(c) == key(conv)), "custom")

@@ -1,0 +1,1 @@
+"""Training data: record -> sample -> rendered text -> ids and labels -> batch."""

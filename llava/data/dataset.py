@@ -1,0 +1,269 @@
+"""LLaVA's training dataset: a data file and a folder of pictures in, one encoded sample out.
+
+Role: read once and check everything (`file:line` and sample id in every error), keep only where
+records stand, then per item: parse, open the picture, render, tokenise.
+Input: a JSON array or JSON Lines in LLaVA's format. Output: dicts with `input_ids`, `labels` and
+`image`. Non-goals: padding (`collator.py`), several languages (`lrm_ext.mixture`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from llava.conversation import Conversation, default_conversation
+from llava.data.drop import UNKNOWN_LANG, DropPolicy
+from llava.data.lengths import signed_length, token_lengths
+from llava.data.records import Entry, RecordIndex, scan_records
+from llava.data.render import place_images, render
+from llava.data.sample import Sample, SampleError, has_leading_answer
+from llava.data.tokenize import encode_turns, is_labelled
+from llava.errors import ConfigError
+from llava.image_fit import expand2square
+
+log = logging.getLogger(__name__)
+
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises on a file that is missing, cut off or no picture."""
+
+_EVENTS = ("truncated", "truncated_answer", "corrupt_image")
+_MAX_WORKERS = 64
+
+
+class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
+    """Samples of one LLaVA data file.
+
+    Args:
+        data_path: JSON array or JSON Lines of LLaVA records.
+        tokenizer: Its `model_max_length` is where ids are cut; cut samples are counted.
+        data_args: With `image_folder`, `is_multimodal`, `image_aspect_ratio` (`pad` or `square`),
+            `image_processor` and `mm_use_im_start_end`, as LLaVA's training sets them.
+        conversation: The template; LLaVA's default is `vicuna_v1`.
+        drop_policy: What a bad sample does; by default it raises.
+        num_image_tokens: Positions that a picture takes in the model (24 x 24 for LLaVA-1.5).
+
+    Raises:
+        DataError: The file cannot be read, a sample cannot be used, or too many cannot.
+        ConfigError: A setting is missing or unknown.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        tokenizer: Any,
+        data_args: Any,
+        conversation: Conversation | None = None,
+        drop_policy: DropPolicy | None = None,
+        num_image_tokens: int = 576,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.data_args = data_args
+        self.conversation = conversation or default_conversation
+        self.num_image_tokens = num_image_tokens
+        self._drops = drop_policy or DropPolicy()
+        if data_args.is_multimodal and data_args.image_aspect_ratio not in ("pad", "square"):
+            raise ConfigError(
+                f"image_aspect_ratio is {data_args.image_aspect_ratio!r}; training knows 'pad' and "
+                "'square'."
+            )
+        self._index = self._scan(data_path)
+        self._langs = sorted(self._drops.report.read)
+        # Loader processes write here, each in its own row, so that the account is complete.
+        self._events = torch.zeros(
+            _MAX_WORKERS, len(self._langs), len(_EVENTS), dtype=torch.int64
+        ).share_memory_()
+        log.info("%s: %s", data_path, self.report())
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        """Return `input_ids` [T], `labels` [T] (not shifted) and, for models with a tower, `image`.
+
+        `image` is [3, H, W]; a text-only sample carries zeros, because each row of a batch owns an
+        image slot.
+
+        Raises:
+            SampleError: The sample or its picture cannot be read.
+        """
+        sample = self.sample(i)
+        try:
+            pixels = self._pixels(sample, i)
+        except SampleError as error:
+            return self._replace(i, sample, error)
+        item = self._encode(sample)
+        if pixels is not None:
+            item["image"] = pixels
+        return item
+
+    def sample(self, i: int) -> Sample:
+        """Return the sample as written, before any template."""
+        return Sample.from_record(self._index.read(i), self._index.where(i))
+
+    @property
+    def list_data_dict(self) -> Sequence[dict[str, Any]]:
+        """The raw records, read from the file as they are asked for."""
+        return _RecordView(self._index)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions that each sample takes in the model, pictures included."""
+        extra = self.num_image_tokens - 1
+        return [length + extra if length > 0 else -length for length in self.modality_lengths]
+
+    @cached_property
+    def modality_lengths(self) -> list[int]:
+        """Number of ids of each sample; negative for text only. The first use reads all samples."""
+        samples = (self.sample(i) for i in range(len(self)))
+        lengths = token_lengths(samples, self.conversation, self.tokenizer, self._uses_start_end())
+        flags = (self._index.has_image(i) for i in range(len(self)))
+        return [signed_length(n, has_image) for n, has_image in zip(lengths, flags, strict=True)]
+
+    def report(self) -> str:
+        """Return the account: read, kept, dropped by reason and language, cut, unreadable."""
+        lines = [self._drops.report.table()]
+        counts = self._events.sum(0).tolist()
+        for lang, row in zip(self._langs, counts, strict=True):
+            lines += [
+                f"  in use   {event:<16} {lang:<4} {count:>8}"
+                for event, count in zip(_EVENTS, row, strict=True)
+                if count
+            ]
+        return "\n".join(lines)
+
+    def _scan(self, data_path: str) -> RecordIndex:
+        index = RecordIndex(data_path)
+        seen: dict[str, bool] = {}
+        for entry in scan_records(data_path):
+            try:
+                sample = self._check(entry, f"{data_path}:{entry.line}", seen)
+            except SampleError as error:
+                self._drops.drop(error)
+                continue
+            self._drops.keep(sample.lang)
+            if has_leading_answer(entry.value):
+                self._drops.note("leading_answer", sample.lang)
+            index.add(entry, sample.image is not None)
+        index.freeze()
+        self._drops.finish()
+        return index
+
+    def _check(self, entry: Entry, where: str, seen: dict[str, bool]) -> Sample:
+        if isinstance(entry.value, SampleError):
+            raise entry.value
+        sample = Sample.from_record(entry.value, where)
+        try:
+            render(sample.turns, self.conversation)
+        except SampleError as error:
+            raise SampleError(
+                f"{where}, sample {sample.id!r}: {error}", error.reason, sample.lang
+            ) from None
+        if sample.image is None:
+            return sample
+        path = self._image_path(sample)
+        if sample.image not in seen:
+            seen[sample.image] = os.path.isfile(path)
+        if not seen[sample.image]:
+            raise SampleError(
+                f"{where}, sample {sample.id!r}: the picture {path} does not exist. Check "
+                "--image_folder.",
+                "missing_image",
+                sample.lang,
+            )
+        return sample
+
+    def _image_path(self, sample: Sample) -> str:
+        assert sample.image is not None
+        if not self.data_args.is_multimodal:
+            raise ConfigError(
+                f"Sample {sample.id!r} has a picture, but the run has no vision tower. Give "
+                "--vision_tower, or train on text only."
+            )
+        if self.data_args.image_folder is None and not os.path.isabs(sample.image):
+            raise ConfigError(
+                f"Sample {sample.id!r} has the picture {sample.image}; give --image_folder, the "
+                "folder that it is in."
+            )
+        return os.path.join(self.data_args.image_folder or "", sample.image)
+
+    def _pixels(self, sample: Sample, i: int) -> Tensor | None:
+        """Return [3, H, W], zeros for text only, or None in a run without pictures."""
+        if not self.data_args.is_multimodal:
+            return None
+        processor = self.data_args.image_processor
+        if sample.image is None:
+            size = processor.crop_size
+            return torch.zeros(3, size["height"], size["width"])
+        path = self._image_path(sample)
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except IMAGE_ERRORS as error:
+            raise SampleError(
+                f"{self._index.where(i)}, sample {sample.id!r}: the picture {path} cannot be read "
+                f"({error}). Replace it, or allow drops with max_drop_rate.",
+                "corrupt_image",
+                sample.lang,
+            ) from error
+        if self.data_args.image_aspect_ratio == "pad":
+            image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
+        pixels: Tensor = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def _encode(self, sample: Sample) -> dict[str, Tensor]:
+        turns: Sequence[Any] = sample.turns
+        has_image = sample.image is not None
+        if has_image:
+            turns = place_images(turns, self.conversation, self._uses_start_end())
+        encoded = encode_turns(turns, self.conversation, self.tokenizer, has_image)
+        limit = self.tokenizer.model_max_length
+        input_ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
+        # The model's own cut comes after the picture has taken its positions.
+        num_kept = max(limit - (self.num_image_tokens - 1 if has_image else 0), 0)
+        if len(encoded.input_ids) > num_kept:
+            lost = is_labelled(encoded.labels[num_kept:])
+            self._count("truncated_answer" if lost else "truncated", sample.lang)
+        return {"input_ids": torch.tensor(input_ids), "labels": torch.tensor(labels)}
+
+    def _uses_start_end(self) -> bool:
+        # LLaVA's training sets this attribute late, so a run without pictures does not have it.
+        return bool(getattr(self.data_args, "mm_use_im_start_end", False))
+
+    def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Tensor]:
+        """Return the next sample in place of one whose picture broke, while the rate allows it."""
+        self._count("corrupt_image", sample.lang)
+        num_broken = int(self._events[..., _EVENTS.index("corrupt_image")].sum())
+        if num_broken > self._drops.max_drop_rate * len(self):
+            raise error
+        return self[(i + 1) % len(self)]
+
+    def _count(self, event: str, lang: str | None) -> None:
+        worker = get_worker_info()
+        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
+        self._events[row, self._langs.index(lang or UNKNOWN_LANG), _EVENTS.index(event)] += 1
+
+
+class _RecordView(Sequence[dict[str, Any]]):
+    """The records of an index as a sequence of decoded objects."""
+
+    def __init__(self, index: RecordIndex) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self._index.read(i) for i in range(len(self._index)))
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self._index.read(j) for j in range(*i.indices(len(self)))]
+        return self._index.read(range(len(self))[i])

@@ -1,0 +1,201 @@
+"""LLaVA's `preprocess` functions under their names: thin wrappers around `encode_turns`.
+
+Role: code that was written for LLaVA keeps working. Input: LLaVA's lists of turns. Output: tensors
+as LLaVA shapes them. A template is always an argument here; where LLaVA reads a module global,
+`conv=None` stands for its default, `vicuna_v1`. Where LLaVA masks a whole sample because its
+counting went wrong, the labels here are right.
+Non-goals: any logic of labels of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llava.constants import IGNORE_INDEX
+from llava.conversation import Conversation, SeparatorStyle, default_conversation, get_conversation
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.data.drop import DropPolicy
+from llava.data.render import GENERIC_SIGNAL, generic_turn, place_image
+from llava.data.sample import Turn
+from llava.data.tokenize import encode_turns, mask_v0_lengths
+
+Source = list[dict[str, str]]
+Batch = dict[str, Any]
+
+
+def preprocess_multimodal(
+    sources: Sequence[Source], data_args: Any, conv: Conversation | None = None
+) -> Sequence[Source]:
+    """Move each sentence's `<image>` to its front; changes the sources in place, as LLaVA does.
+
+    Args:
+        sources: Conversations as lists of `{"from", "value"}`.
+        data_args: `is_multimodal` false leaves everything as it is; `mm_use_im_start_end` wraps
+            the placeholder.
+        conv: The template; an `mmtag` version wraps the placeholder in `<Image>` tags.
+    """
+    if not data_args.is_multimodal:
+        return sources
+    for source in sources:
+        for sentence in source:
+            sentence["value"] = place_image(
+                sentence["value"], conv or default_conversation, data_args.mm_use_im_start_end
+            )
+    return sources
+
+
+def preprocess(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    has_image: bool = False,
+    conv: Conversation | None = None,
+) -> Batch:
+    """Encode conversations with a template.
+
+    Args:
+        sources: Conversations as lists of `{"from", "value"}`; a leading answer is left out.
+        tokenizer: A Hugging Face tokenizer.
+        has_image: Whether `<image>` is a placeholder. Without, ids are cut to
+            `tokenizer.model_max_length`, as LLaVA does.
+        conv: The template.
+
+    Returns:
+        `input_ids` and `labels`: [B, T], right-padded; lists of [T] for plain and v0 templates.
+    """
+    conv = conv or default_conversation
+    is_plain = conv.sep_style is SeparatorStyle.PLAIN
+    limit = None if has_image or is_plain else tokenizer.model_max_length
+    encoded = [encode_turns(_turns(s), conv, tokenizer, has_image or is_plain) for s in sources]
+    ids = [torch.tensor(each.input_ids[:limit]) for each in encoded]
+    labels = [torch.tensor(each.labels[:limit]) for each in encoded]
+    if is_plain or conv.sep_style is SeparatorStyle.SINGLE:
+        return {"input_ids": ids, "labels": labels}
+    return {
+        "input_ids": pad_sequence(ids, True, float(tokenizer.pad_token_id or 0)),
+        "labels": pad_sequence(labels, True, IGNORE_INDEX),
+    }
+
+
+def preprocess_v1(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    has_image: bool = False,
+    conv: Conversation | None = None,
+) -> Batch:
+    """Encode with a Vicuna-v1 template, `vicuna_v1` by default; see `preprocess`."""
+    return preprocess(sources, tokenizer, has_image, conv)
+
+
+def preprocess_llama_2(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    has_image: bool = False,
+    conv: Conversation | None = None,
+) -> Batch:
+    """Encode with a Llama-2 template, `llava_llama_2` by default; see `preprocess`."""
+    return preprocess(sources, tokenizer, has_image, conv or get_conversation("llava_llama_2"))
+
+
+def preprocess_mpt(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    has_image: bool = False,
+    conv: Conversation | None = None,
+) -> Batch:
+    """Encode with a ChatML template, `mpt` by default; see `preprocess`.
+
+    Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up
+    all masked.
+    """
+    return preprocess(sources, tokenizer, has_image, conv or get_conversation("mpt"))
+
+
+def preprocess_plain(
+    sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
+) -> Batch:
+    """Encode picture and caption; the question is thrown away, as in LLaVA's first stage."""
+    return preprocess(sources, tokenizer, True, conv or get_conversation("plain"))
+
+
+def make_supervised_data_module(
+    tokenizer: Any,
+    data_args: Any,
+    conversation: Conversation | None = None,
+    max_drop_rate: float = 0.0,
+    num_image_tokens: int = 576,
+) -> dict[str, Any]:
+    """Build what LLaVA's trainer wants from one data file.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        data_args: With `data_path` and what `LazySupervisedDataset` reads.
+        conversation: The template.
+        max_drop_rate: Share of bad samples that may be left out, see `DropPolicy`.
+        num_image_tokens: Positions that a picture takes in the model.
+
+    Returns:
+        `train_dataset`, `eval_dataset` (None) and `data_collator`.
+    """
+    dataset = LazySupervisedDataset(
+        data_args.data_path,
+        tokenizer,
+        data_args,
+        conversation,
+        DropPolicy(max_drop_rate),
+        num_image_tokens,
+    )
+    return {
+        "train_dataset": dataset,
+        "eval_dataset": None,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer),
+    }
+
+
+def _turns(source: Source) -> list[Turn]:
+    first = 1 if source and source[0]["from"] != "human" else 0
+    return [Turn(sentence["from"], sentence["value"]) for sentence in source[first:]]
+
+
+def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
+    """Tokenize strings one by one, cut to the maximum; lengths leave padding out."""
+    ids = [
+        tokenizer(
+            text, return_tensors="pt", truncation=True, max_length=tokenizer.model_max_length
+        ).input_ids[0]
+        for text in strings
+    ]
+    lengths = [int(row.ne(tokenizer.pad_token_id).sum()) for row in ids]
+    return {
+        "input_ids": ids,
+        "labels": [row.clone() for row in ids],
+        "input_ids_lens": lengths,
+        "labels_lens": list(lengths),
+    }
+
+
+def _mask_targets(target: Tensor, tokenized_lens: Sequence[int], speakers: Sequence[str]) -> None:
+    """Mask a v0 sample's labels [T] in place; the first length is the header's."""
+    mask_v0_lengths(target, tokenized_lens, [speaker == "human" for speaker in speakers])
+
+
+def _add_speaker_and_signal(
+    header: str,
+    source: Source,
+    get_conversation: bool = True,
+    conv: Conversation | None = None,
+) -> str:
+    """Write roles and signals into the turns of a v0 text, in place, and join them."""
+    names = dict(zip(("human", "gpt"), (conv or default_conversation).roles, strict=True))
+    text = header
+    for sentence in source:
+        role = names.get(sentence["from"].lower(), "unknown")
+        sentence["value"] = generic_turn(role, sentence["value"])
+        if get_conversation:
+            text += sentence["value"]
+    return text + GENERIC_SIGNAL

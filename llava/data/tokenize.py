@@ -1,0 +1,284 @@
+"""Rendered text in, token ids and labels out: the one place that masks labels.
+
+Role: `encode_turns` is what datasets call; `encode_prompt` turns text with `<image>` into ids with
+the sentinel -200 and is also what `llava.mm_utils.tokenizer_image_token` returns.
+A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
+character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
+slow one. Labels are not shifted.
+Non-goals: truncation and padding (`dataset.py`, `collator.py`), templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation
+from llava.data.render import GENERIC_SIGNAL, Rendered, Span, V0Piece, generic_turn, render
+from llava.data.sample import Turn
+from llava.errors import TemplateError
+
+__all__ = [
+    "GENERIC_SIGNAL",
+    "Encoded",
+    "TokenizedText",
+    "encode_chunks",
+    "encode_prompt",
+    "encode_rendered",
+    "encode_turns",
+    "generic_turn",
+    "ignore_all",
+    "is_labelled",
+    "mask_v0_lengths",
+    "num_bos",
+]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and labels of one sample, equally long.
+
+    Attributes:
+        input_ids: Ids; -200 stands where an image goes.
+        labels: The id where the token counts in the loss, else -100. Not shifted: the label of a
+            position is the token at that position.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class TokenizedText(NamedTuple):
+    """A text's ids and where each token lies in it.
+
+    Attributes:
+        input_ids: Ids; the image sentinel stands for each `<image>`.
+        offsets: A half-open character range a token; empty at 0 for BOS and its like.
+    """
+
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def encode_turns(
+    turns: Sequence[Turn], conv: Conversation, tokenizer: Any, has_image: bool = True
+) -> Encoded:
+    r"""Encode a conversation for training.
+
+    Args:
+        turns: `human` first and alternating; only answers with `supervised` count in the loss.
+        conv: The template.
+        tokenizer: A Hugging Face tokenizer.
+        has_image: Whether `<image>` is a picture's placeholder. Otherwise it is text like any.
+
+    Returns:
+        Ids and labels. Each supervised answer is labelled with its terminator. The v0 template's
+        labels lie where LLaVA puts them, which is up to a few tokens beside the answers.
+
+    Raises:
+        SampleError: The turns do not fit the template.
+        TemplateError: A slow tokenizer merges across an answer's border.
+
+    Example:
+        >>> encode_turns([Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat.")],
+        ...              conv_templates["v1"], tokenizer).input_ids.count(-200)
+        1
+    """
+    return encode_rendered(render(turns, conv), tokenizer, has_image)
+
+
+def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) -> Encoded:
+    """Encode a rendered conversation; see `encode_turns`."""
+    if rendered.v0_pieces:
+        input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
+        lengths = [
+            len(encode_prompt(piece.text, tokenizer, has_image=has_image))
+            for piece in rendered.v0_pieces
+        ]
+        return Encoded(input_ids, _labels_of_v0(input_ids, rendered.v0_pieces, lengths))
+    borders = [border for span in rendered.spans for border in span]
+    tokens = _tokenize(rendered.text, tokenizer, borders, has_image)
+    return Encoded(tokens.input_ids, _labels_of_spans(tokens, rendered.spans))
+
+
+def encode_prompt(
+    text: str,
+    tokenizer: Any,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    has_image: bool = True,
+) -> list[int]:
+    """Encode text, with `image_token_index` for each `<image>`.
+
+    The chunks between placeholders are tokenised apart; the tokenizer's BOS is kept once.
+    """
+    chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
+    ids, _ = encode_chunks(chunks, tokenizer, with_offsets=False)
+    drop = num_bos(ids, tokenizer)
+    input_ids = ids[0][:drop]
+    for i, chunk_ids in enumerate(ids):
+        if i:
+            input_ids.append(image_token_index)
+        input_ids.extend(chunk_ids[drop:])
+    return input_ids
+
+
+def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[bool]) -> None:
+    """Mask labels in place by LLaVA's v0 rule.
+
+    The rule adds up the lengths of the pieces tokenised alone, each with a BOS that the whole text
+    does not have, so it drifts to the right by a token or so a turn; and it leaves a masked turn's
+    first two tokens labelled. LLaVA's v0 checkpoints were trained so.
+
+    Args:
+        labels: Sequence of labels, [T].
+        lengths: Number of tokens of the header and of each turn.
+        is_masked: Whether a turn is masked, one for each turn.
+    """
+    cursor = lengths[0]
+    _ignore(labels, 0, cursor)
+    for length, masked in zip(lengths[1:], is_masked, strict=True):
+        if masked:
+            _ignore(labels, cursor + 2, cursor + length)
+        cursor += length
+
+
+def is_labelled(labels: Sequence[int]) -> bool:
+    """Tell whether any position counts in the loss."""
+    return any(label != IGNORE_INDEX for label in labels)
+
+
+def ignore_all(num_labels: int) -> list[int]:
+    """Return labels of which none counts in the loss."""
+    return [IGNORE_INDEX] * num_labels
+
+
+def _ignore(labels: Any, start: int, end: int) -> None:
+    for i in range(start, min(end, len(labels))):
+        labels[i] = IGNORE_INDEX
+
+
+def _labels_of_v0(
+    input_ids: list[int], pieces: Sequence[V0Piece], lengths: Sequence[int]
+) -> list[int]:
+    labels = list(input_ids)
+    mask_v0_lengths(labels, lengths, [piece.is_masked for piece in pieces[1:]])
+    return [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
+
+
+def _labels_of_spans(tokens: TokenizedText, spans: Sequence[Span]) -> list[int]:
+    """Label the tokens that share a character with a span; both run from left to right."""
+    labels = ignore_all(len(tokens.input_ids))
+    pending = list(reversed(spans))
+    for i, (start, end) in enumerate(tokens.offsets):
+        while pending and pending[-1].end <= start:
+            pending.pop()
+        if not pending:
+            break
+        if start < pending[-1].end and end > pending[-1].start:
+            labels[i] = tokens.input_ids[i]
+    return labels
+
+
+def _tokenize(
+    text: str, tokenizer: Any, borders: Sequence[int], has_image: bool = True
+) -> TokenizedText:
+    """Tokenise a text and place each token; `borders` are where a slow tokenizer must be asked."""
+    chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
+    ids, offsets = encode_chunks(chunks, tokenizer, with_offsets=True)
+    drop = num_bos(ids, tokenizer)
+    input_ids, placed = ids[0][:drop], [(0, 0)] * drop
+    position = 0
+    for i, chunk in enumerate(chunks):
+        if i:
+            end = position + len(DEFAULT_IMAGE_TOKEN)
+            input_ids.append(IMAGE_TOKEN_INDEX)
+            placed.append((position, end))
+            position = end
+        if offsets is None:
+            inner = [b - position for b in borders if position <= b <= position + len(chunk)]
+            in_chunk = _offsets_by_prefix(chunk, ids[i], inner, tokenizer)
+        else:
+            in_chunk = offsets[i]
+        input_ids.extend(ids[i][drop:])
+        placed.extend((position + start, position + end) for start, end in in_chunk[drop:])
+        position += len(chunk)
+    return TokenizedText(input_ids, placed)
+
+
+def encode_chunks(
+    chunks: Sequence[str], tokenizer: Any, with_offsets: bool
+) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
+    """Encode chunks in one call, each as the tokenizer encodes a text by default."""
+    shift = _prefix_shift(tokenizer)
+    texts = [" " + chunk if shift and chunk[:1] == " " else chunk for chunk in chunks]
+    with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
+    options = {"return_offsets_mapping": True} if with_offsets else {}
+    encoding = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+    ids = [list(chunk_ids) for chunk_ids in encoding["input_ids"]]
+    if not with_offsets:
+        return ids, None
+    offsets = [
+        [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans] if text != chunk else spans
+        for spans, text, chunk in zip(encoding["offset_mapping"], texts, chunks, strict=True)
+    ]
+    return ids, offsets
+
+
+def _prefix_shift(tokenizer: Any) -> bool:
+    """Tell whether a text's leading blank must be doubled.
+
+    SentencePiece puts its dummy blank before any text. The `Metaspace` of the tokenizers library
+    leaves it out where a text begins with a blank already; checkpoints were trained with the
+    former.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    scheme = getattr(getattr(backend, "pre_tokenizer", None), "prepend_scheme", "never")
+    return scheme != "never"
+
+
+def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any) -> int:
+    """Return 1 if the tokenizer begins a text with BOS, else 0."""
+    bos = tokenizer.bos_token_id
+    return int(bos is not None and len(ids[0]) > 0 and ids[0][0] == bos)
+
+
+def _offsets_by_prefix(
+    chunk: str, ids: Sequence[int], borders: Sequence[int], tokenizer: Any
+) -> list[tuple[int, int]]:
+    """Place a slow tokenizer's tokens, as exactly as `borders` demands.
+
+    The text before a border is encoded alone; the ids that it shares with the whole are the tokens
+    before the border. Tokens between two borders get the range between them.
+
+    Raises:
+        TemplateError: The ids before a border change with what follows by more than the one token
+            that may lie across it.
+    """
+    cuts = sorted({0, len(chunk), *borders})
+    counts = [0]
+    for border in cuts[1:-1]:
+        prefix, _ = encode_chunks([chunk[:border]], tokenizer, with_offsets=False)
+        shared = _num_shared(prefix[0], ids)
+        if len(prefix[0]) - shared > _MAX_MERGED:
+            raise TemplateError(
+                f"The tokenizer {type(tokenizer).__name__} encodes the text before "
+                f"{chunk[border : border + 20]!r} differently with and without it, so the answer's "
+                "first token cannot be found. Use the fast tokenizer."
+            )
+        counts.append(max(shared, counts[-1]))
+    counts.append(len(ids))
+    offsets: list[tuple[int, int]] = []
+    for i in range(len(cuts) - 1):
+        offsets += [(cuts[i], cuts[i + 1])] * (counts[i + 1] - counts[i])
+    return offsets
+
+
+_MAX_MERGED = 4
+"""Tokens of a prefix that may melt into the one token that lies across its end."""
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

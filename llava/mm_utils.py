@@ -1,0 +1,225 @@
+"""Pictures and prompts on their way into the model.
+
+Role: what LLaVA's users import as `llava.mm_utils`. Input: PIL pictures, prompt text. Output:
+pixel tensors, token ids. Non-goals: labels (`llava.data`), what the tower does with the pixels.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.tokenize import encode_prompt
+from llava.errors import ConfigError
+from llava.image_fit import expand2square as expand2square
+
+Size = tuple[int, int]
+
+
+def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
+    """Choose the grid resolution that keeps most of a picture.
+
+    Args:
+        original_size: (width, height) in pixels.
+        possible_resolutions: Candidates, (width, height) in pixels.
+
+    Returns:
+        The candidate with the most effective pixels; among equals the least wasted, then the first.
+    """
+    width, height = original_size
+
+    def merit(candidate: Size) -> tuple[int, int]:
+        scale = min(candidate[0] / width, candidate[1] / height)
+        shown = int(width * scale) * int(height * scale)
+        effective = min(shown, width * height)
+        return effective, effective - candidate[0] * candidate[1]
+
+    return max(possible_resolutions, key=merit)
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
+    """Fit a picture into `target_resolution` (width, height), centred on black."""
+    width, height = image.size
+    target_width, target_height = target_resolution
+    scale_x, scale_y = target_width / width, target_height / height
+    if scale_x < scale_y:
+        size = (target_width, min(math.ceil(height * scale_x), target_height))
+    else:
+        size = (min(math.ceil(width * scale_y), target_width), target_height)
+    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
+    canvas.paste(
+        image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2)
+    )
+    return canvas
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Cut a picture into squares of `patch_size` pixels, row by row."""
+    return [
+        image.crop((x, y, x + patch_size, y + patch_size))
+        for y in range(0, image.height, patch_size)
+        for x in range(0, image.width, patch_size)
+    ]
+
+
+def _pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
+    if isinstance(grid_pinpoints, str):
+        grid_pinpoints = ast.literal_eval(grid_pinpoints)
+    return [(int(width), int(height)) for width, height in grid_pinpoints]
+
+
+def get_anyres_image_grid_shape(
+    image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
+) -> Size:
+    """Number of (columns, rows) of tiles that a picture is cut into.
+
+    Args:
+        image_size: (width, height) in pixels.
+        grid_pinpoints: Allowed resolutions, a list or its text.
+        patch_size: Side of a tile in pixels.
+    """
+    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    return width // patch_size, height // patch_size
+
+
+def process_anyres_image(
+    image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
+) -> Tensor:
+    """Prepare a picture as an overview and its tiles.
+
+    Returns:
+        `[1 + tiles, 3, S, S]`; index 0 is the whole picture, squeezed to a square.
+    """
+    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    padded = resize_and_pad_image(image, resolution)
+    side = processor.size["shortest_edge"]
+    tiles = [image.resize((side, side)), *divide_to_patches(padded, processor.crop_size["height"])]
+    return torch.stack([_preprocess(processor, tile) for tile in tiles])
+
+
+def _preprocess(processor: Any, image: Image.Image) -> Tensor:
+    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Open a picture that came as base64 text."""
+    return Image.open(io.BytesIO(base64.b64decode(image)))
+
+
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> Tensor | list[Tensor]:
+    """Prepare pictures as the model's configuration asks for.
+
+    Args:
+        images: Pictures; whatever is not RGB is converted.
+        image_processor: The tower's.
+        model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
+            anything else for CLIP's own resize and crop.
+
+    Returns:
+        `[N, 3, S, S]`, `[N, 1 + tiles, 3, S, S]`, or a list where the numbers of tiles differ.
+
+    Raises:
+        ConfigError: `anyres` without `image_grid_pinpoints`.
+    """
+    images = [image.convert("RGB") for image in images]
+    ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if ratio == "pad":
+        color = tuple(int(255 * mean) for mean in image_processor.image_mean)
+        prepared = [_preprocess(image_processor, expand2square(i, color)) for i in images]
+    elif ratio == "anyres":
+        pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
+        if not pinpoints:
+            raise ConfigError(
+                "image_aspect_ratio is 'anyres', but image_grid_pinpoints is missing: give the "
+                "list of [width, height] that pictures may be cut to, in config.json"
+            )
+        prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
+    else:
+        return image_processor(images, return_tensors="pt")["pixel_values"]
+    if all(tensor.shape == prepared[0].shape for tensor in prepared):
+        return torch.stack(prepared)
+    return prepared
+
+
+def tokenizer_image_token(
+    prompt: str,
+    tokenizer: Any,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    return_tensors: str | None = None,
+) -> list[int] | Tensor:
+    """Tokenize a prompt, with one sentinel for each `<image>`.
+
+    Args:
+        prompt: The whole prompt. Text before and after a placeholder is tokenized apart.
+        tokenizer: A transformers tokenizer.
+        image_token_index: The sentinel.
+        return_tensors: None for a list, `pt` for a LongTensor `[T]`.
+
+    Raises:
+        ValueError: Another kind of tensor was asked for.
+    """
+    ids = encode_prompt(prompt, tokenizer, image_token_index)
+    if return_tensors is None:
+        return ids
+    if return_tensors == "pt":
+        return torch.tensor(ids, dtype=torch.long)
+    raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """Name of a model: its folder's, with the parent's in front for a `checkpoint-` folder."""
+    parts = model_path.strip("/").split("/")
+    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
+        return f"{parts[-2]}_{parts[-1]}"
+    return parts[-1]
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stops a sequence at the first keyword that it generates.
+
+    Args:
+        keywords: Texts to stop at.
+        tokenizer: A transformers tokenizer.
+        input_ids: `[B, T]`, the prompt; only its length is used.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: Tensor) -> None:
+        self.keywords = list(keywords)
+        self.tokenizer = tokenizer
+        self.start_len = input_ids.shape[1]
+        self.keyword_ids = []
+        for keyword in self.keywords:
+            ids = tokenizer(keyword).input_ids
+            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
+                ids = ids[1:]
+            self.keyword_ids.append(torch.tensor(ids))
+        self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
+
+    def call_for_batch(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+        """Whether the first row of `output_ids` `[1, T]` ends with a keyword."""
+        row = output_ids[0]
+        for ids in self.keyword_ids:
+            if len(row) >= len(ids) and torch.equal(row[-len(ids) :].cpu(), ids):
+                return True
+        num_tail = min(len(row) - self.start_len, self.max_keyword_len)
+        # Generation from embeddings returns no prompt, so there may be less than `start_len`.
+        num_tail = num_tail if num_tail > 0 else min(len(row), self.max_keyword_len)
+        tail = self.tokenizer.decode(row[-num_tail:], skip_special_tokens=True) if num_tail else ""
+        return any(keyword in tail for keyword in self.keywords)
+
+    def __call__(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Bool `[B]`: which rows are done."""
+        done = [self.call_for_batch(row[None], scores) for row in output_ids]
+        return torch.tensor(done, dtype=torch.bool, device=output_ids.device)

@@ -1,0 +1,349 @@
+"""Load a checkpoint for inference: `load_pretrained_model`.
+
+In: a folder or Hub id of a whole model, of a projector (`mm_projector.bin`) or of LoRA adapters,
+the last two with their base model. Out: tokenizer, model, image processor and context length. What
+a checkpoint is stands in its own files (`config.json`, `adapter_config.json`), never in its name.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from llava.errors import CheckpointError, ConfigError
+from llava.model import vision_tokens
+from llava.model.checkpoint_files import check_complete, find_file, kind_of, read_config
+from llava.model.mm_config import MultimodalConfig
+from llava.model.multimodal_encoder.builder import portable_tower
+from llava.model.projector_file import (
+    PROJECTOR_FILE,
+    load_weights,
+    projector_weights,
+    read_tensors,
+)
+from llava.model.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_LEN = 2048
+NON_LORA_FILE = "non_lora_trainables.bin"
+# what a base language model cannot hold
+_MULTIMODAL_KEYS = ("mm_projector.", "image_newline")
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str = "cuda",
+    use_flash_attn: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Load a model and what is needed to talk to it.
+
+    Args:
+        model_path: checkpoint, a folder (of any name) or a Hub id.
+        model_base: base model of a projector or of LoRA adapters; None for a whole model.
+        model_name: the name shown to people; it decides nothing (a mismatch is logged).
+        load_8bit: quantise to 8 bits (bitsandbytes).
+        load_4bit: quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
+        device_map: as in transformers; used on "cuda" only, elsewhere all goes to `device`.
+        device: "cuda", "cpu", "mps", ...; without a CUDA device "cuda" becomes "cpu".
+        use_flash_attn: use flash-attn where it is installed, else SDPA.
+        **kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) overrides float16, or float32
+            on a CPU.
+
+    Returns:
+        (tokenizer, model, image_processor, context_len): `image_processor` is None for a text-only
+        model; `context_len` is in tokens.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete or does not fit.
+        ConfigError: a base model or a package is missing, or the format is not supported.
+    """
+    kind = kind_of(model_path)
+    model_base = _base_of(kind, model_path, model_base)
+    config = read_config(model_path) or read_config(model_base or model_path) or {}
+    model_class = model_class_of(config, model_path)
+    _compare_with_name(model_name, kind, multimodal=model_class is not None)
+    for folder in (model_path, model_base):
+        if folder is not None and Path(folder).is_dir():
+            check_complete(Path(folder))
+    keywords = _keywords(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
+    tokenizer = load_tokenizer(model_base or model_path)
+    if model_class is None:
+        model = _load_text_only(kind, model_path, model_base, keywords)
+        return tokenizer, model, None, _context_len(model.config)
+    if kind == "full":
+        model = _load_whole(model_class, model_path, keywords)
+        missing: set[str] = set()
+    else:
+        model, missing = _load_on_base(model_class, model_path, model_base, keywords)
+    num_new = _fit_tokens(model, tokenizer)
+    if kind == "projector":
+        _load_projector_file(model, find_file(model_path, PROJECTOR_FILE), num_new)
+    elif kind == "lora":
+        _load_non_lora(model, model_path, missing)
+        model = _merge_lora(model, model_path)
+    image_processor = _place_tower(model)
+    return tokenizer, model.eval(), image_processor, _context_len(model.config)
+
+
+def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
+    """The base model to load, or None for a whole model.
+
+    Raises:
+        ConfigError: one is needed and not named.
+    """
+    if kind == "full":
+        if model_base is not None:
+            log.warning("%s is a whole model: the base %s is not used", model_path, model_base)
+        return None
+    if model_base is None and kind == "lora":
+        adapter = read_config(model_path, "adapter_config.json") or {}
+        model_base = adapter.get("base_model_name_or_path")
+        if model_base is not None:
+            log.warning("no base model given: taking %s from adapter_config.json", model_base)
+    if model_base is None:
+        what = "a projector" if kind == "projector" else "LoRA adapters"
+        raise ConfigError(f"{model_path} holds {what} only: name its base with --model-base")
+    return model_base
+
+
+def model_class_of(config: dict[str, Any], where: str) -> Any:
+    """The multimodal class for a configuration, or None for a text-only model.
+
+    Raises:
+        ConfigError: a format that is not supported.
+    """
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+    from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+
+    classes = {"llama": LlavaLlamaForCausalLM, "mistral": LlavaMistralForCausalLM}
+    model_type = str(config.get("model_type"))
+    has_tower = "mm_vision_tower" in config
+    if model_type in ("llava", "llava_next") and not has_tower:
+        raise ConfigError(
+            f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
+            "(no mm_vision_tower in config.json): load it with transformers"
+        )
+    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
+        return LlavaLlamaForCausalLM
+    base_type = model_type.removeprefix("llava_")
+    if model_type == base_type and not has_tower:
+        return None
+    if base_type not in classes:
+        raise ConfigError(
+            f"{where}: model_type {model_type!r} is not supported with images. "
+            f"Choices: {', '.join(f'llava_{name}' for name in classes)}"
+        )
+    return classes[base_type]
+
+
+def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
+    """Log where the name says something else than the files; LLaVA went by the name."""
+    name = model_name.lower()
+    if "llava" in name and not multimodal:
+        log.warning("%s is loaded as a text-only model: its config.json has no tower", model_name)
+    if "lora" in name and kind != "lora":
+        log.warning("%s is loaded as it is: it has no adapter_config.json", model_name)
+
+
+def _keywords(
+    load_8bit: bool,
+    load_4bit: bool,
+    device_map: Any,
+    device: str,
+    use_flash_attn: bool,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """Keywords for `from_pretrained`.
+
+    Raises:
+        ConfigError: a package is missing, or two quantisations were asked for.
+    """
+    keywords = dict(kwargs)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        log.warning("no CUDA device found: loading on the CPU")
+        device = "cpu"
+    keywords["device_map"] = device_map if device == "cuda" else {"": device}
+    default_dtype = torch.float32 if device == "cpu" else torch.float16
+    dtype = keywords.pop("torch_dtype", None) or keywords.pop("dtype", None) or default_dtype
+    keywords["dtype"] = dtype
+    if load_8bit and load_4bit:
+        raise ConfigError("8-bit and 4-bit loading exclude each other: choose one")
+    if load_8bit or load_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "4- and 8-bit loading need bitsandbytes: pip install bitsandbytes "
+                "(or 'lrm-llava[gpu]'), or load without --load-4bit/--load-8bit"
+            )
+        keywords["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=load_8bit,
+            load_in_4bit=load_4bit,
+            bnb_4bit_compute_dtype=torch.float16,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+            llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
+        )
+    if use_flash_attn:
+        if importlib.util.find_spec("flash_attn") is not None:
+            keywords["attn_implementation"] = "flash_attention_2"
+        else:
+            log.warning("flash-attn is not installed: using SDPA")
+    return keywords
+
+
+def _from_pretrained(model_class: Any, path: str, **keywords: Any) -> tuple[Any, set[str]]:
+    """Load `path` and say which weights were missing.
+
+    Raises:
+        CheckpointError: unreadable, or shapes differ.
+    """
+    try:
+        model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):  # e.g. out of memory
+            raise
+        raise CheckpointError(f"{path}: weights do not fit config.json: {error}") from error
+    if info["unexpected_keys"]:
+        unexpected = sorted(info["unexpected_keys"])
+        log.warning("%s: %d weights not used, e.g. %s", path, len(unexpected), unexpected[:3])
+    return model, set(info["missing_keys"])
+
+
+def _refuse_missing(path: str, missing: set[str]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights are missing, e.g. {sorted(missing)[:3]}; the "
+            "checkpoint is incomplete or its config.json is another model's"
+        )
+
+
+def _load_text_only(
+    kind: str, model_path: str, model_base: str | None, keywords: dict[str, Any]
+) -> Any:
+    path = model_base or model_path
+    model, missing = _from_pretrained(AutoModelForCausalLM, path, **keywords)
+    _refuse_missing(path, missing)
+    return (_merge_lora(model, model_path) if kind == "lora" else model).eval()
+
+
+def _load_whole(model_class: Any, model_path: str, keywords: dict[str, Any]) -> Any:
+    config = model_class.config_class.from_pretrained(model_path)
+    model, missing = _from_pretrained(model_class, model_path, config=config, **keywords)
+    _refuse_missing(model_path, missing)
+    return model
+
+
+def _load_on_base(
+    model_class: Any, model_path: str, model_base: str | None, keywords: dict[str, Any]
+) -> tuple[Any, set[str]]:
+    """Load the base model under the configuration of `model_path` (tower, projector).
+
+    Returns:
+        The model, and which multimodal weights the base does not hold.
+    """
+    assert model_base is not None
+    has_config = find_file(model_path, "config.json") is not None
+    source = model_path if has_config else model_base
+    config = copy.deepcopy(model_class.config_class.from_pretrained(source))
+    if hasattr(config, "mm_vision_tower"):
+        # what results is no longer beside its tower
+        config.mm_vision_tower = portable_tower(config.mm_vision_tower, source)
+    # training may have added tokens, which the base does not hold
+    vocab_size = config.vocab_size
+    config.vocab_size = (read_config(model_base) or {}).get("vocab_size", vocab_size)
+    model, missing = _from_pretrained(model_class, model_base, config=config, **keywords)
+    _refuse_missing(model_base, {key for key in missing if not _is_multimodal(key)})
+    vision_tokens.resize_to_tokenizer(model, vocab_size)
+    return model, {key for key in missing if _is_multimodal(key)}
+
+
+def _is_multimodal(key: str) -> bool:
+    return any(part in key for part in _MULTIMODAL_KEYS)
+
+
+def _fit_tokens(model: Any, tokenizer: Any) -> int:
+    """Add the image tokens that the configuration names; return how many were new."""
+    settings = MultimodalConfig.from_config(model.config)
+    if settings.mm_vision_tower is None:
+        return 0
+    num_new = vision_tokens.add_image_tokens(
+        tokenizer, settings.mm_use_im_patch_token, settings.mm_use_im_start_end
+    )
+    vision_tokens.resize_to_tokenizer(model, len(tokenizer))
+    return num_new
+
+
+def _load_projector_file(model: Any, path: Path | None, num_new: int) -> None:
+    assert path is not None
+    tensors = read_tensors(path)
+    load_weights(model.get_model().mm_projector, projector_weights(tensors, path), path)
+    vision_tokens.copy_token_rows(model, tensors, num_new, path)
+
+
+def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
+    """Load what LoRA training changed besides the adapters (projector, perhaps embeddings).
+
+    Raises:
+        CheckpointError: the file does not fit, or is missing and the base has no projector.
+    """
+    path = find_file(model_path, NON_LORA_FILE)
+    tensors = {} if path is None else read_tensors(path)
+    tensors = {key.removeprefix("base_model."): value for key, value in tensors.items()}
+    if any(key.startswith("model.model.") for key in tensors):
+        tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
+    result = model.load_state_dict(tensors, strict=False)
+    if result.unexpected_keys:
+        raise CheckpointError(f"{path}: weights of another model: {result.unexpected_keys[:3]}")
+    _refuse_missing(f"{model_path} ({NON_LORA_FILE})", missing - set(tensors))
+
+
+def _merge_lora(model: Any, model_path: str) -> Any:
+    """Merge the adapters into the model's weights.
+
+    Raises:
+        ConfigError: peft is not installed.
+        CheckpointError: the adapters are unreadable.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ConfigError("LoRA adapters need peft: pip install peft") from error
+    try:
+        return PeftModel.from_pretrained(model, model_path).merge_and_unload()
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{model_path}: cannot load its adapters: {error}") from error
+
+
+def _place_tower(model: Any) -> Any:
+    """Load the tower if the checkpoint did not carry it, beside the model; return its processor."""
+    tower = model.get_vision_tower()
+    if tower is None:
+        return None
+    if not tower.is_loaded:
+        tower.load_model()
+        # one dtype for the whole model, whatever the tower was saved in
+        tower.to(device=model.get_model().embed_tokens.weight.device, dtype=model.dtype)
+    return tower.image_processor
+
+
+def _context_len(config: Any) -> int:
+    """Tokens that fit, as LLaVA counts them, and never more than the model has positions."""
+    settings = MultimodalConfig.from_config(config)
+    if settings.max_sequence_length is not None:
+        return settings.max_sequence_length
+    return min(DEFAULT_CONTEXT_LEN, getattr(config, "max_position_embeddings", None) or 2048)

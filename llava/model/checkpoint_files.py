@@ -1,0 +1,158 @@
+"""What a checkpoint holds, without loading its tensors.
+
+In: a folder or a Hub id. Out: the kind of checkpoint and its tensor names; an incomplete folder is
+refused before any memory is spent. Loading is `llava.model.builder`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+from llava.errors import CheckpointError
+from llava.model.projector_file import PROJECTOR_FILE
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_ADVICE = "the checkpoint is incomplete, use an earlier one or save it again"
+
+
+def find_file(name_or_path: str | Path, filename: str) -> Path | None:
+    """Find a file of a checkpoint; one on the Hub is downloaded.
+
+    Returns:
+        Its path, or None if the checkpoint has no such file.
+
+    Raises:
+        CheckpointError: there is neither such a folder nor such a repository.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    # `runs/mini` looks like owner/name too: where `runs` is a folder, no folder of it was meant
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name_or_path))
+    if not is_hub_id or folder.parent.is_dir():
+        raise CheckpointError(f"{name_or_path}: no such folder (nor a Hub id, owner/name)")
+    try:
+        found = cached_file(
+            str(name_or_path), filename, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"{name_or_path}: no such folder, and not to be had from the Hub: {error}"
+        ) from error
+    return Path(found) if found else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, cut short or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}; {_ADVICE}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_config(name_or_path: str | Path, filename: str = "config.json") -> dict[str, Any] | None:
+    """Read a JSON file of a checkpoint; None if it has no such file."""
+    path = find_file(name_or_path, filename)
+    return None if path is None else read_json(path)
+
+
+def kind_of(name_or_path: str | Path) -> str:
+    """Tell what a checkpoint is: "lora", "full" or "projector" (of a base model).
+
+    Raises:
+        CheckpointError: it is none of them.
+    """
+    if find_file(name_or_path, "adapter_config.json"):
+        return "lora"
+    if find_file(name_or_path, "config.json"):
+        if weight_paths(name_or_path):
+            return "full"
+        if find_file(name_or_path, PROJECTOR_FILE):
+            return "projector"
+    folder = Path(name_or_path)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    raise CheckpointError(
+        f"{name_or_path}: no checkpoint. Expected config.json with model.safetensors (whole "
+        f"model), config.json with {PROJECTOR_FILE} (projector of a base model) or "
+        f"adapter_config.json (LoRA); found: {', '.join(found) or 'nothing'}"
+    )
+
+
+def weight_paths(name_or_path: str | Path) -> list[Path]:
+    """The files with the weights of a whole model; empty if there are none.
+
+    Shards of a folder are returned whether or not they exist.
+    """
+    for name in INDEX_FILES:
+        if (index := find_file(name_or_path, name)) is not None:
+            return [index.parent / shard for shard in sorted(set(_weight_map(index).values()))]
+    for name in WEIGHT_FILES:
+        if (path := find_file(name_or_path, name)) is not None:
+            return [path]
+    return []
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse a folder whose weights were written halfway.
+
+    Every shard of the index must be there, and every file must be as long as its header says.
+
+    Raises:
+        CheckpointError: naming the file, and what to do.
+    """
+    for path in weight_paths(folder):
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {path.name} is missing; {_ADVICE}")
+        tensor_names(path)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a weights file; for safetensors only the header is read.
+
+    Raises:
+        CheckpointError: the file is not readable, or is shorter than its header says.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return list(file.keys())
+        # files of torch < 1.6 are no zip archives and cannot be mapped
+        mmap = zipfile.is_zipfile(path)
+        return list(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path}: not readable ({error}); {_ADVICE}") from error
+
+
+def carries_tower(name_or_path: str | Path | None) -> bool:
+    """Whether a checkpoint holds the weights of its vision tower."""
+    if name_or_path is None:
+        return False
+    for name in INDEX_FILES:
+        if (index := find_file(name_or_path, name)) is not None:
+            return any("vision_tower." in key for key in _weight_map(index))
+    names = [name for path in weight_paths(name_or_path) for name in tensor_names(path)]
+    return any("vision_tower." in name for name in names)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
+    return weight_map

@@ -1,0 +1,230 @@
+"""Forward, generation, loading and saving that the multimodal language models share.
+
+`LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers. In: token ids with
+image sentinels, and images (or cached features of the frozen tower). Out: the loss over supervised
+positions, logits, or new tokens. Not here: what a particular language model adds.
+
+Legend: B rows, T tokens, L spliced positions, N images, P features of an image, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.errors import CheckpointError, DataError
+from llava.model.checkpoint_files import carries_tower
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.loss import causal_lm_loss
+from llava.model.multimodal_encoder.clip_encoder import with_old_level
+
+Images = Tensor | list[Tensor] | None
+
+
+class LlavaCausalLM(LlavaMetaForCausalLM):
+    """The part of a multimodal causal language model that no language model changes."""
+
+    # of the language model that this is mixed into
+    model: Any
+    lm_head: Any
+
+    # the Trainer passes num_items_in_batch only where it is used
+    accepts_loss_kwargs = True
+    # old CLIP checkpoints carry this buffer
+    _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*position_ids"]
+
+    def get_model(self) -> LlavaMetaModel:
+        """Return the inner model."""
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        images: Images = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        return_dict: bool | None = None,
+        image_features: Images = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Run the model on a batch.
+
+        Args:
+            input_ids: [B, T] with image sentinels.
+            attention_mask: [B, T], 1 on real positions.
+            position_ids: [B, T].
+            past_key_values: cache of earlier positions.
+            inputs_embeds: [B, L, D], in place of `input_ids` and images.
+            labels: [B, T], not shifted, IGNORE_INDEX where nothing is learnt.
+            use_cache: return the cache.
+            output_attentions: return the attentions.
+            output_hidden_states: return all hidden states.
+            images: [N, 3, S, S], [N, tiles, 3, S, S] or a list of those.
+            image_sizes: (width, height) of each image in pixels.
+            return_dict: False returns a tuple.
+            image_features: [N, P, D_vision], the tower's output, in place of `images`.
+            logits_to_keep: how many last positions get logits (0: all), or their indices.
+            num_items_in_batch: supervised tokens of the whole optimiser step.
+            **kwargs: for the language model.
+
+        Returns:
+            `loss` with labels. `logits` [B, L, V], except in training mode with labels: they are
+            None then, because the loss needs them for supervised positions only.
+
+        Raises:
+            DataError: image sentinels and images do not match.
+        """
+        if inputs_embeds is None:
+            (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels) = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, position_ids, attention_mask, past_key_values, labels, images,
+                    image_sizes, image_features,
+                )
+            )  # fmt: skip
+        switches = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **{name: value for name, value in switches.items() if value is not None},
+            **kwargs,
+        )
+        loss = logits = None
+        hidden = outputs.last_hidden_state
+        if labels is not None:
+            loss = causal_lm_loss(hidden, labels, self.lm_head, num_items_in_batch)
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep or None, None)
+            kept = kept if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Images = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_features: Images = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate; the result holds only new tokens, without the prompt.
+
+        Args:
+            inputs: [B, T] prompts with image sentinels.
+            images: as for `forward`.
+            image_sizes: as for `forward`.
+            image_features: as for `forward`.
+            **kwargs: for transformers' `generate`; `attention_mask` [B, T] marks the padding of a
+                batch, on either side.
+
+        Returns:
+            What transformers returns for embeddings: [B, new tokens], or a dict-like output.
+
+        Raises:
+            DataError: images do not match the sentinels, or a prompt exceeds the context.
+            NotImplementedError: `inputs_embeds` was given.
+        """
+        kwargs.pop("position_ids", None)
+        attention_mask = kwargs.pop("attention_mask", None)
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if "inputs_embeds" in kwargs:
+            raise NotImplementedError("`inputs_embeds` is not supported; pass token ids")
+        if inputs is None:
+            raise DataError("generate() needs `inputs`, the prompt's token ids")
+        features = self._image_sequences(inputs, None, images, image_sizes, image_features)
+        if features is None:
+            embeds = self.get_model().embed_tokens(inputs)
+            mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
+        else:
+            # new tokens go to the right of a row, so its padding must be on the left
+            rows = self._splice(inputs, attention_mask, None, features, "left", None)
+            embeds, mask = rows.embeds, rows.attention_mask.long()
+        self._check_context(int(mask.sum(dim=1).max()))
+        return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+    def _check_context(self, num_positions: int) -> None:
+        """Refuse a prompt that leaves no room for an answer.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        limit = self.config.max_position_embeddings
+        if num_positions >= limit:
+            raise DataError(
+                f"the prompt takes {num_positions} positions (images included), but the model's "
+                f"context is {limit}: shorten the text or send fewer images"
+            )
+
+    def _init_weights(self, module: Any) -> None:
+        """Initialise what a checkpoint does not hold."""
+        super()._init_weights(module)
+        if isinstance(module, LlavaMetaModel) and hasattr(module, "image_newline"):
+            init.normal_(module.image_newline, std=module.config.hidden_size**-0.5)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, with the vision tower's weights if it carries them.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            *args: for transformers.
+            **kwargs: for transformers; `output_loading_info=True` also returns what was missing.
+
+        Raises:
+            CheckpointError: the checkpoint carries only a part of the tower.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        tower_inside = carries_tower(pretrained_model_name_or_path)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            **kwargs,
+            materialize_tower=tower_inside,
+            output_loading_info=True,
+        )
+        missing = sorted(key for key in info["missing_keys"] if "vision_tower." in key)
+        if missing:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: {len(missing)} of the vision tower's weights "
+                f"are missing, e.g. {missing[:3]}; the checkpoint does not fit its mm_vision_tower"
+            )
+        if (tower := model.get_vision_tower()) is not None:
+            tower.requires_grad_(False)
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model; the tower's weights get the spelling that all readers know."""
+        state_dict = kwargs.pop("state_dict", None)
+        if state_dict is None:
+            state_dict = self.state_dict()
+        super().save_pretrained(
+            save_directory, *args, state_dict=with_old_level(state_dict), **kwargs
+        )

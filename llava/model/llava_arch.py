@@ -1,0 +1,320 @@
+"""What makes a language model multimodal: two mixins, for the inner model and for the whole.
+
+`LlavaMetaModel` owns vision tower, projector and `image_newline`; `LlavaMetaForCausalLM` turns
+token ids and images into embeddings. The language models themselves are in `language_model/`;
+the splice is `llava.model.splice`, the anyres layout `llava.model.tiles`.
+
+Legend: B rows, T tokens, L spliced positions, N images, P features of an image, D hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import ConfigError, DataError
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model import vision_tokens
+from llava.model.mm_config import PATCH_MERGE_TYPES, MultimodalConfig
+from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.projector_file import load_projector
+from llava.model.splice import PaddedRows, pad_rows, splice_rows, strip_padding, truncate_rows
+from llava.model.tiles import merge_flat, merge_single, merge_spatial, unpad_image
+
+__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
+
+log = logging.getLogger(__name__)
+
+
+class LlavaMetaModel:
+    """Mixin of the inner model (`LlamaModel`, ...): vision tower and projector.
+
+    They are built when the configuration names a tower. The tower's weights are loaded later
+    (`initialize_vision_modules` or the builder), unless `materialize_tower` is set, because the
+    checkpoint that is being loaded carries them.
+    """
+
+    # of the language model that this is mixed into
+    config: Any
+    embed_tokens: Any
+
+    def __init__(self, config: Any, materialize_tower: bool = False):
+        super().__init__(config)
+        if MultimodalConfig.from_config(config).mm_vision_tower is None:
+            return
+        self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+        self.mm_projector = build_vision_projector(config)
+        if MultimodalConfig.from_config(config).has_image_newline:
+            self.image_newline = _new_image_newline(config.hidden_size)
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """The vision tower, or None; FSDP hides it in a list of one."""
+        vision_tower = getattr(self, "vision_tower", None)
+        return vision_tower[0] if isinstance(vision_tower, list) else vision_tower
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[Any] | None = None) -> None:
+        """Give the model its tower and projector for training, and record them in the config.
+
+        Args:
+            model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`,
+                `mm_projector_type`, `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`.
+            fsdp: non-empty under FSDP; the tower is then hidden from the module tree.
+
+        Raises:
+            CheckpointError: `pretrain_mm_mlp_adapter` does not fit the projector.
+        """
+        config = self.config
+        tower = self._set_up_tower(model_args, hide=bool(fsdp))
+        config.use_mm_proj = True
+        config.mm_projector_type = model_args.mm_projector_type
+        config.mm_hidden_size = tower.hidden_size
+        config.mm_vision_select_layer = model_args.mm_vision_select_layer
+        config.mm_vision_select_feature = model_args.mm_vision_select_feature
+        config.mm_patch_merge_type = model_args.mm_patch_merge_type
+        if getattr(self, "mm_projector", None) is None:
+            self.mm_projector = build_vision_projector(config)
+            if MultimodalConfig.from_config(config).has_image_newline:
+                self.image_newline = _new_image_newline(config.hidden_size)
+        # LoRA has frozen a projector that was there before
+        self.mm_projector.requires_grad_(True)
+        if model_args.pretrain_mm_mlp_adapter is not None:
+            load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
+
+    def _set_up_tower(self, model_args: Any, hide: bool) -> CLIPVisionTower:
+        """Load the tower that `model_args` names; one that a checkpoint carried is kept."""
+        tower = self.get_vision_tower()
+        wanted = resolve_tower(model_args.vision_tower, self.config.name_or_path)
+        if tower is not None and tower.is_loaded and tower.vision_tower_name != wanted:
+            log.warning(
+                "the checkpoint carries the weights of vision tower %s; %s is not loaded",
+                tower.vision_tower_name,
+                wanted,
+            )
+        elif tower is None or tower.vision_tower_name != wanted:
+            tower = CLIPVisionTower(wanted, args=model_args)
+            self.config.mm_vision_tower = model_args.vision_tower
+        tower.load_model()
+        tower.select_layer = model_args.mm_vision_select_layer
+        tower.select_feature = model_args.mm_vision_select_feature
+        self.vision_tower = [tower] if hide else tower
+        return tower
+
+
+class LlavaMetaForCausalLM(ABC):
+    """Mixin of the whole model (`LlamaForCausalLM`, ...): ids and images to embeddings."""
+
+    # of the language model that this is mixed into
+    config: Any
+    training: bool
+
+    _truncation_reported = False
+
+    @abstractmethod
+    def get_model(self) -> LlavaMetaModel:
+        """Return the inner model, which owns tower, projector and embeddings."""
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        """Return the vision tower, or None for a text-only model."""
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Run tower and projector: [N, 3, S, S] -> [N, P, D]."""
+        return self.project_features(self.get_vision_tower()(images))
+
+    def project_features(self, features: Tensor) -> Tensor:
+        """Run the projector on outputs of the tower, in its own dtype and on its device.
+
+        Args:
+            features: [N, P, D_vision], e.g. cached outputs of the frozen tower.
+
+        Returns:
+            [N, P, D].
+        """
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), self.get_model().embed_tokens.weight)
+        return projector(features.to(device=weight.device, dtype=weight.dtype))
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_features: Tensor | list[Tensor] | None = None,
+    ) -> tuple[Any, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
+        """Replace the image sentinels of a batch by image features.
+
+        Args:
+            input_ids: [B, T] with sentinels.
+            position_ids: [B, T] or None; made new if not None.
+            attention_mask: [B, T] or None (all real).
+            past_key_values: returned as it is.
+            labels: [B, T], not shifted, or None.
+            images: [N, 3, S, S], [N, tiles, 3, S, S] or a list; row-major over the sentinels, one
+                dummy image for each row without a sentinel.
+            image_sizes: (width, height) of each image in pixels; `spatial` merges need it.
+            image_features: [N, P, D_vision] (or a list) outputs of the tower, in place of images.
+
+        Returns:
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds [B, L, D], labels
+            [B, L]), with None where None was given; but a mask is always returned when rows were
+            padded. Without anything to splice the arguments are returned, inputs_embeds None.
+
+        Raises:
+            DataError: sentinels and images do not match.
+        """
+        features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
+        if features is None:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        settings = MultimodalConfig.from_config(self.config)
+        rows = self._splice(
+            input_ids, attention_mask, labels, features, settings.tokenizer_padding_side,
+            settings.tokenizer_model_max_length,
+        )  # fmt: skip
+        mask = None
+        if attention_mask is not None:
+            mask = rows.attention_mask.to(attention_mask.dtype)
+        elif not rows.attention_mask.all():
+            mask = rows.attention_mask
+        positions = None if position_ids is None else rows.position_ids
+        new_labels = None if labels is None else rows.labels
+        return None, positions, mask, past_key_values, rows.embeds, new_labels
+
+    def _splice(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        features: Sequence[Tensor],
+        padding_side: str,
+        max_length: int | None,
+    ) -> PaddedRows:
+        """Run the four steps of `llava.model.splice` on a batch [B, T]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if labels is None:
+            labels = torch.full_like(input_ids, IGNORE_INDEX)
+        ids, row_labels = strip_padding(input_ids, mask.bool(), labels)
+        embeds, row_labels = splice_rows(ids, row_labels, features, self.get_model().embed_tokens)
+        embeds, row_labels, num_cut = truncate_rows(embeds, row_labels, max_length)
+        if num_cut:
+            # the data layer counts what it drops; here one warning a run is enough
+            level = logging.DEBUG if self._truncation_reported else logging.WARNING
+            self._truncation_reported = True
+            text = "%d position(s) of a batch of %d rows cut off at tokenizer_model_max_length %d"
+            log.log(level, text, num_cut, len(ids), max_length)
+        return pad_rows(embeds, row_labels, padding_side)
+
+    def _image_sequences(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: Sequence[tuple[int, int]] | None,
+        image_features: Tensor | list[Tensor] | None,
+    ) -> list[Tensor] | None:
+        """One [P_i, D] sequence per image slot, or None if there is nothing to splice."""
+        given = images if image_features is None else image_features
+        if given is None:
+            return self._dummy_sequences(input_ids, labels)
+        if getattr(self.get_model(), "mm_projector", None) is None:
+            _refuse_sentinels(input_ids, "the model has no vision tower (text only)")
+            return None
+        if input_ids.shape[1] == 1 and not (input_ids == IMAGE_TOKEN_INDEX).any():
+            return None  # a decoding step: its images are in the cache
+        settings = MultimodalConfig.from_config(self.config)
+        if settings.tune_mm_mlp_adapter and settings.mm_use_im_start_end:
+            raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end")
+        encode = self.encode_images if image_features is None else self.project_features
+        entry_ndim = 3 if image_features is None else 2  # [3, S, S] or [P, D_vision]
+        if isinstance(given, Tensor) and given.ndim == entry_ndim + 1:
+            return list(encode(given))
+        tiled = [entry if entry.ndim > entry_ndim else entry.unsqueeze(0) for entry in given]
+        features = encode(torch.cat(tiled)).split([len(entry) for entry in tiled])
+        return [self._merge_tiles(f, image_sizes, i) for i, f in enumerate(features)]
+
+    def _dummy_sequences(self, input_ids: Tensor, labels: Tensor | None) -> list[Tensor] | None:
+        """A dummy image per row for a text-only training batch, else None.
+
+        Tower and projector then run on every rank, whatever its rows hold.
+        """
+        if input_ids.shape[1] > 1:
+            _refuse_sentinels(input_ids, "no image was given")
+        vision_tower = self.get_vision_tower()
+        projector = getattr(self.get_model(), "mm_projector", None)
+        if not self.training or labels is None or projector is None:
+            return None
+        if not any(parameter.requires_grad for parameter in projector.parameters()):
+            return None
+        if vision_tower is not None and vision_tower.is_loaded:
+            dummy = self.encode_images(vision_tower.dummy_image.unsqueeze(0))
+        else:
+            dummy = self.project_features(torch.zeros(1, 1, self.config.mm_hidden_size))
+        return [dummy[0]] * len(input_ids)
+
+    def _merge_tiles(
+        self, features: Tensor, image_sizes: Sequence[tuple[int, int]] | None, index: int
+    ) -> Tensor:
+        """Lay out the tiles of image `index`: [tiles, P, D] -> [N, D]."""
+        settings = MultimodalConfig.from_config(self.config)
+        if settings.mm_patch_merge_type not in PATCH_MERGE_TYPES:
+            raise ConfigError(
+                f"Unexpected mm_patch_merge_type: {settings.mm_patch_merge_type!r}. "
+                f"Choices: {', '.join(PATCH_MERGE_TYPES)}"
+            )
+        if settings.mm_patch_merge_type == "flat":
+            return merge_flat(features)
+        newline = self.get_model().image_newline if settings.has_image_newline else None
+        if len(features) == 1:
+            return merge_single(features, newline)
+        if settings.image_aspect_ratio != "anyres":
+            raise NotImplementedError(
+                f"several tiles with image_aspect_ratio {settings.image_aspect_ratio!r}; "
+                "the spatial merge types need 'anyres'"
+            )
+        if image_sizes is None:
+            raise DataError("the spatial merge types need image_sizes, (width, height) per image")
+        grid = get_anyres_image_grid_shape(
+            image_sizes[index],
+            settings.image_grid_pinpoints,
+            self.get_vision_tower().config.image_size,
+        )
+        return merge_spatial(features, grid, image_sizes[index], newline)
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Add the special image tokens that `model_args` asks for (see `vision_tokens`).
+
+        Args:
+            model_args: `mm_use_im_patch_token`, `mm_use_im_start_end`, `tune_mm_mlp_adapter`,
+                `pretrain_mm_mlp_adapter`.
+            tokenizer: gets the new tokens.
+        """
+        vision_tokens.initialize(self, model_args, tokenizer)
+
+
+def _new_image_newline(hidden_size: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(hidden_size) / hidden_size**0.5)
+
+
+def _refuse_sentinels(input_ids: Tensor, reason: str) -> None:
+    """Raise where text is expected: a sentinel is no row of the embedding table.
+
+    Raises:
+        DataError: `input_ids` [B, T] hold sentinels.
+    """
+    count = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+    if count:
+        raise DataError(
+            f"the prompt holds {count} <image> placeholder(s) and 0 image(s): {reason}. "
+            "Pass one image per placeholder, or remove the placeholders."
+        )

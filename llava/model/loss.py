@@ -1,0 +1,72 @@
+"""Next-token loss that computes logits for supervised positions only (DESIGN 4.4).
+
+In: hidden states and unshifted labels. Out: a scalar. A batch of 32 x 2048 with a vocabulary of
+32,000 never holds its full logits; large selections go through `lm_head` in chunks whose logits
+are computed again in the backward pass. PERFORMANCE 2.8 and 2.9 have the figures.
+
+Legend: B rows, L positions, D hidden, V vocabulary, N supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llava.constants import IGNORE_INDEX
+
+# 2**26 float32 logits are 256 MiB
+MAX_CHUNK_LOGITS = 2**26
+
+
+def causal_lm_loss(
+    hidden_states: Tensor,
+    labels: Tensor,
+    lm_head: nn.Linear,
+    num_items_in_batch: Tensor | int | None = None,
+    max_chunk_logits: int = MAX_CHUNK_LOGITS,
+) -> Tensor:
+    """Cross entropy of the next token, over supervised positions.
+
+    Args:
+        hidden_states: [B, L, D] last hidden states.
+        labels: [B, L] long, not shifted, IGNORE_INDEX where nothing is learnt.
+        lm_head: D -> V; called as a module, so that ZeRO-3 gathers its weight.
+        num_items_in_batch: supervised tokens of the whole optimiser step (over accumulation and
+            ranks); None takes those of this batch.
+        max_chunk_logits: N * V beyond which the loss is computed in chunks.
+
+    Returns:
+        Sum of token losses / `num_items_in_batch`, float32. A batch with no supervised position
+        gives 0 with its graph kept, so that no rank waits for a gradient that never comes.
+    """
+    targets = labels[:, 1:].reshape(-1)
+    supervised = (targets != IGNORE_INDEX).nonzero().flatten()
+    if len(supervised) == 0:
+        return 0.0 * lm_head(hidden_states[:1, -1]).float().sum()
+    selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
+    total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
+    count = len(supervised) if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def _summed_loss(
+    hidden: Tensor, targets: Tensor, lm_head: Callable[[Tensor], Tensor], max_chunk_logits: int
+) -> Tensor:
+    """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
+
+    def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
+        return F.cross_entropy(lm_head(chunk).float(), chunk_targets, reduction="sum")
+
+    weight = lm_head.weight if isinstance(lm_head, nn.Linear) else None
+    # ranks would gather a partitioned weight a different number of times, and hang
+    partitioned = weight is None or hasattr(weight, "ds_id")
+    if partitioned or len(hidden) * weight.shape[0] <= max_chunk_logits:
+        return chunk_loss(hidden, targets)
+    size = max(max_chunk_logits // weight.shape[0], 1)
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    losses = [checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in pieces]
+    return torch.stack(losses).sum()

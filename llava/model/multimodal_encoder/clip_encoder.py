@@ -1,0 +1,219 @@
+"""The CLIP vision tower: pictures to patch features.
+
+In: [N, 3, S, S] preprocessed images. Out: [N, P, D] hidden states of the selected layer. A frozen
+tower runs without gradients, in its own dtype and in evaluation mode. Spelling of weights: current
+transformers has no `vision_model.` level, checkpoints have; both are read, the old one is written.
+
+Legend: N images, S side in pixels, P patches (plus 1 with `cls_patch`), D tower's hidden size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from llava.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+_OLD_LEVEL = "vision_model."
+_TOWER = "vision_tower.vision_tower."
+
+
+class CLIPVisionTower(nn.Module):
+    """A CLIP vision model that returns the hidden states of one layer.
+
+    Args:
+        vision_tower: folder or Hub id of the CLIP model.
+        args: has `mm_vision_select_layer`, perhaps `mm_vision_select_feature` and
+            `unfreeze_mm_vision_tower`.
+        delay_load: read the configuration only; `load_model` loads the weights.
+    """
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False):
+        super().__init__()
+        self.is_loaded = False
+        self.vision_tower_name = vision_tower
+        self.select_layer: int = args.mm_vision_select_layer
+        self.select_feature: str = getattr(args, "mm_vision_select_feature", "patch")
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ConfigError(
+                f"Unexpected select feature: {self.select_feature!r}. Choices: patch, cls_patch"
+            )
+        self.register_load_state_dict_pre_hook(_accept_old_level)
+        if not delay_load or getattr(args, "unfreeze_mm_vision_tower", False):
+            self.load_model()
+        else:
+            self.cfg_only: CLIPVisionConfig = self._read(CLIPVisionConfig)
+
+    def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Load weights and image processor; a second call does nothing.
+
+        Inside `from_pretrained` of the whole model (parameters on the meta device) only the shape
+        is built: its weights come from the model's own checkpoint.
+
+        Args:
+            device_map: as for `from_pretrained`.
+            dtype: of the weights; float32 if None.
+
+        Raises:
+            CheckpointError: the tower cannot be read.
+        """
+        if self.is_loaded:
+            log.info("vision tower %s is loaded already", self.vision_tower_name)
+            return
+        # the PIL backend, for the same pixels on every machine: torchvision's differs a little
+        self.image_processor = self._read(CLIPImageProcessorPil)
+        if torch.get_default_device().type == "meta":
+            self.vision_tower = CLIPVisionModel(self._read(CLIPVisionConfig))
+        else:
+            self.vision_tower = self._read(
+                CLIPVisionModel, device_map=device_map, dtype=dtype or torch.float32
+            )
+        self.vision_tower.requires_grad_(False).eval()
+        self.is_loaded = True
+
+    def _read(self, kind: Any, **kwargs: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.vision_tower_name, **kwargs)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"vision tower {self.vision_tower_name!r}: cannot read its {kind.__name__}: {error}"
+            ) from error
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter of the tower is trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def train(self, mode: bool = True) -> CLIPVisionTower:
+        """Set training mode; a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.is_frozen)
+
+    def feature_select(self, image_forward_outs: Any) -> Tensor:
+        """Take the selected layer from a CLIP output with `hidden_states`: [N, P, D]."""
+        return self._without_class_token(image_forward_outs.hidden_states[self.select_layer])
+
+    def _without_class_token(self, hidden: Tensor) -> Tensor:
+        return hidden[:, 1:] if self.select_feature == "patch" else hidden
+
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """Encode images.
+
+        Args:
+            images: [N, 3, S, S], or a list of [3, S, S] that are run one by one.
+
+        Returns:
+            [N, P, D] in the dtype of the images, or a list of [1, P, D].
+        """
+        if isinstance(images, list):
+            return [self._encode(image.unsqueeze(0)) for image in images]
+        return self._encode(images)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            hidden = self._selected_layer(images.to(device=self.device, dtype=self.dtype))
+            return self._without_class_token(hidden).to(images.dtype)
+
+    def _selected_layer(self, images: Tensor) -> Tensor:
+        """`hidden_states[select_layer]` of CLIP, [N, 1 + P, D], without the layers after it.
+
+        Not by `output_hidden_states`: transformers (5.23) records a nested model's states twice
+        once an outer model was asked for its own, and the index then means another layer.
+        """
+        layers = self.vision_tower.encoder.layers
+        states = len(layers) + 1  # the first is the embeddings'
+        if not -states <= self.select_layer < states:
+            raise ConfigError(
+                f"mm_vision_select_layer {self.select_layer}: the tower has {states} hidden "
+                f"states, choose from {-states} to {states - 1}"
+            )
+        hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(images))
+        for layer in layers[: self.select_layer % states]:
+            hidden = layer(hidden, attention_mask=None)
+        return hidden
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        """A feature of zeros, [1, D]."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
+    def dummy_image(self) -> Tensor:
+        """An image of zeros, [3, S, S]."""
+        side = self.config.image_size
+        return torch.zeros(3, side, side, device=self.device, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.vision_tower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.vision_tower.device
+
+    @property
+    def config(self) -> CLIPVisionConfig:
+        """The tower's configuration, loaded or not."""
+        return self.vision_tower.config if self.is_loaded else self.cfg_only
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the size of a feature."""
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """Patches along one side of an image."""
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image (P with select feature `patch`)."""
+        return self.num_patches_per_side**2
+
+
+class CLIPVisionTowerS2(CLIPVisionTower):
+    """The tower at several scales (S2); not supported yet.
+
+    Raises:
+        ConfigError: always, naming what is missing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        raise ConfigError(
+            "CLIPVisionTowerS2 needs the package s2wrapper and is not supported yet; use "
+            "CLIPVisionTower (s2=false in config.json)"
+        )
+
+
+def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Spell the tower's weights as checkpoints do: `...vision_tower.vision_model.*`.
+
+    Args:
+        state_dict: of a whole model; keys of other modules and keys already so spelt stay.
+    """
+    return {_add_old_level(key): value for key, value in state_dict.items()}
+
+
+def _add_old_level(key: str) -> str:
+    head, tower, tail = key.partition(_TOWER)
+    if not tower or tail.startswith(_OLD_LEVEL):
+        return key
+    return f"{head}{tower}{_OLD_LEVEL}{tail}"
+
+
+def _accept_old_level(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let `load_state_dict` read the old spelling (a resumed training run uses it)."""
+    old = f"{prefix}vision_tower.{_OLD_LEVEL}"
+    for key in [key for key in state_dict if key.startswith(old)]:
+        value = state_dict.pop(key)
+        if not key.endswith("embeddings.position_ids"):
+            state_dict[f"{prefix}vision_tower.{key.removeprefix(old)}"] = value

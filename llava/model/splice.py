@@ -1,0 +1,164 @@
+"""Put image features where the image sentinels stand in a batch of token ids.
+
+In: token ids with the sentinel `IMAGE_TOKEN_INDEX`, their mask and labels, and one feature
+sequence per image slot. Out: padded embeddings with matching labels, mask and positions.
+Four pure functions, applied in this order: `strip_padding`, `splice_rows`, `truncate_rows`,
+`pad_rows`. They know no model and read no configuration; encoding images is not done here.
+
+Legend: B rows, T tokens of a row, P features of an image, L positions of a spliced row, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import DataError
+
+
+class PaddedRows(NamedTuple):
+    """A spliced batch, padded to its longest row."""
+
+    embeds: Tensor  # [B, L, D]
+    labels: Tensor  # [B, L] long, IGNORE_INDEX on pads
+    attention_mask: Tensor  # [B, L] bool, True on real positions
+    position_ids: Tensor  # [B, L] long, 0..len-1 on real positions, 0 on pads
+
+
+def strip_padding(
+    input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keep the positions whose mask is true, so that left and right padding give the same rows.
+
+    Args:
+        input_ids: [B, T] long.
+        attention_mask: [B, T] bool.
+        labels: [B, T] long.
+
+    Returns:
+        B rows of ids and B rows of labels, each [T_b].
+    """
+    ids = [row[mask] for row, mask in zip(input_ids, attention_mask, strict=True)]
+    return ids, [row[mask] for row, mask in zip(labels, attention_mask, strict=True)]
+
+
+def splice_rows(
+    ids: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    features: Sequence[Tensor],
+    embed: Callable[[Tensor], Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Embed the text of each row and replace its sentinels by image features.
+
+    One index over `features` walks the whole batch, row by row: a row with k sentinels takes the
+    next k. A row without one owns a single dummy slot, of which a slice of length zero is
+    attached, so that projector and tower stay in the graph (DDP and ZeRO wait for their gradient).
+
+    Args:
+        ids: B rows, each [T_b] long.
+        labels: B rows, each [T_b] long.
+        features: one [P_i, D] sequence per image slot.
+        embed: token ids [N] -> embeddings [N, D].
+
+    Returns:
+        B rows of embeddings [L_b, D] and B rows of labels [L_b]; image positions are IGNORE_INDEX.
+
+    Raises:
+        DataError: the number of features is not the number of image slots.
+    """
+    is_text = [row != IMAGE_TOKEN_INDEX for row in ids]
+    sentinels = [(~text).nonzero().flatten().tolist() for text in is_text]
+    _check_image_count([len(positions) for positions in sentinels], len(features))
+    text_ids = [row[text] for row, text in zip(ids, is_text, strict=True)]
+    text_embeds = embed(torch.cat(text_ids)).split([len(row) for row in text_ids])
+    spliced_embeds, spliced_labels, slot = [], [], 0
+    for row_embeds, row_labels, text, positions in zip(
+        text_embeds, labels, is_text, sentinels, strict=True
+    ):
+        num_slots = max(len(positions), 1)
+        row_features = [f.to(row_embeds) for f in features[slot : slot + num_slots]]
+        slot += num_slots
+        if not positions:
+            row_features = [row_features[0][:0]]
+        # a sentinel at position p that follows j others has p - j text tokens before it
+        cuts = [position - j for j, position in enumerate(positions)] or [len(row_embeds)]
+        ignored = [row_labels.new_full((len(f),), IGNORE_INDEX) for f in row_features]
+        spliced_embeds.append(_interleave(row_embeds.tensor_split(cuts), row_features))
+        spliced_labels.append(_interleave(row_labels[text].tensor_split(cuts), ignored))
+    return spliced_embeds, spliced_labels
+
+
+def truncate_rows(
+    embeds: Sequence[Tensor], labels: Sequence[Tensor], max_length: int | None
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Cut every row to `max_length` positions from the right, even inside an image.
+
+    Args:
+        embeds: B rows [L_b, D].
+        labels: B rows [L_b].
+        max_length: positions to keep; None keeps all.
+
+    Returns:
+        The rows, and how many positions were cut off in all.
+    """
+    if max_length is None:
+        return list(embeds), list(labels), 0
+    num_cut = sum(max(len(row) - max_length, 0) for row in embeds)
+    return [row[:max_length] for row in embeds], [row[:max_length] for row in labels], num_cut
+
+
+def pad_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor], side: str) -> PaddedRows:
+    """Pad the rows to the longest with zero embeddings.
+
+    Args:
+        embeds: B rows [L_b, D].
+        labels: B rows [L_b] long.
+        side: "left" or "right", where the padding goes.
+
+    Returns:
+        The batch; its mask and positions are made new from the rows' lengths.
+    """
+    lengths = torch.tensor([len(row) for row in embeds], device=labels[0].device)
+    longest = max(len(row) for row in embeds)
+    columns = torch.arange(longest, device=lengths.device).expand(len(embeds), longest)
+    offset = (longest - lengths if side == "left" else torch.zeros_like(lengths)).unsqueeze(1)
+    position_ids = columns - offset
+    mask = (position_ids >= 0) & (position_ids < lengths.unsqueeze(1))
+
+    def pad(row: Tensor, value: float) -> Tensor:
+        fill = row.new_full((longest - len(row), *row.shape[1:]), value)
+        return torch.cat([fill, row] if side == "left" else [row, fill])
+
+    return PaddedRows(
+        embeds=torch.stack([pad(row, 0.0) for row in embeds]),
+        labels=torch.stack([pad(row, IGNORE_INDEX) for row in labels]),
+        attention_mask=mask,
+        position_ids=position_ids.masked_fill(~mask, 0),
+    )
+
+
+def _interleave(texts: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
+    """Concatenate text, image, text, ...: one text more than images, on dim 0."""
+    pieces = [piece for pair in zip(texts, images, strict=False) for piece in pair]
+    return torch.cat([*pieces, *texts[len(images) :]])
+
+
+def _check_image_count(sentinels: Sequence[int], num_images: int) -> None:
+    """Refuse a batch whose images do not match its sentinels.
+
+    Raises:
+        DataError: with both numbers and the sentinels of each row.
+    """
+    num_slots = sum(max(count, 1) for count in sentinels)
+    if num_slots != num_images:
+        without = sum(count == 0 for count in sentinels)
+        raise DataError(
+            f"{num_images} image(s) for {sum(sentinels)} <image> placeholder(s), expected "
+            f"{num_slots}: the rows hold {list(sentinels)} placeholder(s), and each of the "
+            f"{without} row(s) without one takes one dummy image. Give one image per "
+            "placeholder, in order."
+        )

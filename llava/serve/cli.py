@@ -1,0 +1,208 @@
+"""Ask a model about one picture in the terminal.
+
+In: a checkpoint, a picture and questions, one a line. Out: streamed answers on stdout, everything
+else on stderr. An empty line or the end of the input leaves, so questions may be piped in.
+
+    python -m llava.serve.cli --model-path runs/mini --image-file photo.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import requests
+from PIL import Image
+from transformers.utils.logging import disable_progress_bar
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, select_conversation
+from llava.errors import DataError, UserError
+from llava.serve.engine import (
+    TOO_LONG_MESSAGE,
+    ContextFull,
+    Engine,
+    GenerationRequest,
+    load_engine,
+)
+from llava.serve.model_path import check_model_path
+from llava.serve.templates import stop_string
+
+log = logging.getLogger(__name__)
+
+DOWNLOAD_TIMEOUT_S = 20
+MAX_DOWNLOAD_BYTES = 50 * 1024 * 1024
+
+
+def load_image(image_file: str) -> Image.Image:
+    """Load a picture from a file or an http(s) address.
+
+    Returns:
+        The picture as RGB.
+
+    Raises:
+        DataError: It is missing, unreachable or no picture.
+    """
+    try:
+        if image_file.startswith(("http://", "https://")):
+            return _decode(io.BytesIO(_download(image_file)))
+        return _decode(Path(image_file).expanduser())
+    except FileNotFoundError:
+        raise DataError(f"no picture {image_file} (from {Path.cwd()}): check the path") from None
+    except requests.RequestException as error:
+        raise DataError(f"cannot download the picture {image_file}: {error}") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{image_file} is no readable picture: {error}") from error
+
+
+def _decode(source: Path | io.BytesIO) -> Image.Image:
+    with Image.open(source) as image:
+        return image.convert("RGB")
+
+
+def _download(url: str) -> bytes:
+    with requests.get(url, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
+        response.raise_for_status()
+        content = bytearray()
+        for piece in response.iter_content(chunk_size=1 << 16):
+            content += piece
+            if len(content) > MAX_DOWNLOAD_BYTES:
+                raise DataError(f"the picture {url} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    return bytes(content)
+
+
+def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
+    """Yield questions until an empty line or the end of the input.
+
+    Args:
+        role: Shown before each question.
+        source: Where questions come from; those of a pipe are echoed.
+        output: Where to show the role.
+    """
+    while True:
+        output.write(f"{role}: ")
+        output.flush()
+        line = source.readline()
+        question = line.strip()
+        if not question:
+            if not line:
+                output.write("\n")
+            output.write("exit...\n")
+            return
+        if not source.isatty():
+            output.write(question + "\n")
+        yield question
+
+
+def chat(
+    engine: Engine,
+    conversation: Conversation,
+    image: Image.Image,
+    args: argparse.Namespace,
+    source: TextIO,
+    output: TextIO,
+) -> None:
+    """Answer questions about a picture until the input ends.
+
+    Args:
+        engine: The loaded model.
+        conversation: A fresh conversation; it gets the questions and the answers.
+        image: The picture, put before the first question.
+        args: `temperature`, `max_new_tokens`, `debug`.
+        source: Where questions come from.
+        output: Where answers go.
+    """
+    roles = ("user", "assistant") if "mpt" in engine.name.lower() else conversation.roles
+    for question in read_questions(roles[0], source, output):
+        has_image = any(DEFAULT_IMAGE_TOKEN in (text or "") for _, text in conversation.messages)
+        text = question if has_image else f"{DEFAULT_IMAGE_TOKEN}\n{question}"
+        conversation.append_message(conversation.roles[0], text)
+        conversation.append_message(conversation.roles[1], None)
+        prompt = conversation.get_prompt()
+        request = GenerationRequest(
+            prompt=prompt,
+            images=(image,) * prompt.count(DEFAULT_IMAGE_TOKEN),
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            stop=stop_string(conversation),
+        )
+        output.write(f"{roles[1]}: ")
+        answer = ""
+        try:
+            for piece in engine.stream(request):
+                shown = piece if answer else piece.lstrip()
+                answer += shown
+                output.write(shown)
+                output.flush()
+        except ContextFull:
+            output.write(TOO_LONG_MESSAGE + "\n")
+            return
+        output.write("\n")
+        conversation.messages[-1][-1] = answer.strip()
+        if args.debug:
+            log.info("prompt: %r", prompt)
+            log.info("output: %r", answer)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Load picture and model, then chat on stdin and stdout.
+
+    Args:
+        args: What `build_parser` makes.
+
+    Raises:
+        UserError: Picture, checkpoint or template are not as they must be.
+    """
+    check_model_path(args.model_path)
+    image = load_image(args.image_file)
+    engine = load_engine(
+        args.model_path,
+        args.model_base,
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+        device=args.device,
+    )
+    name, conversation = select_conversation(engine.model.config, engine.name, args.conv_mode)
+    log.debug("conversation template %s", name)
+    chat(engine, conversation, image, args, sys.stdin, sys.stdout)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=__doc__)
+    parser.add_argument("--model-path", default="facebook/opt-350m")
+    parser.add_argument("--model-base")
+    parser.add_argument("--image-file", required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--conv-mode")
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--load-8bit", action="store_true")
+    parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument("--debug", action="store_true", help="show prompt and output")
+    return parser
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    try:
+        main(args)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

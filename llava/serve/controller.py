@@ -1,0 +1,371 @@
+"""Knows the workers: registration, heartbeats, dispatch, and a proxy for their streams.
+
+In: POST requests with JSON from workers and clients. Out: JSON, or a worker's stream passed on.
+A controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
+controllers nest. It holds no model.
+
+    python -m llava.serve.controller --host localhost --port 21001
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import requests
+from fastapi import APIRouter, FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.errors import ConfigError
+from llava.serve.protocol import (
+    CLIENT_HEADERS,
+    CONNECT_TIMEOUT_S,
+    NO_WORKER,
+    READ_TIMEOUT_S,
+    WORKER_UNREACHABLE,
+    encode_error,
+)
+from llava.serve.web import ClosingStream, run_command, run_server
+from llava.utils import build_logger
+
+log = logging.getLogger(__name__)
+
+
+class DispatchMethod(Enum):
+    """How a worker is chosen among those that serve a model."""
+
+    LOTTERY = auto()
+    SHORTEST_QUEUE = auto()
+
+    @classmethod
+    def from_str(cls, name: str) -> DispatchMethod:
+        """Return the method called `lottery` or `shortest_queue`.
+
+        Raises:
+            ConfigError: Any other name.
+        """
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            choices = ", ".join(method.name.lower() for method in cls)
+            raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}") from None
+
+
+class WorkerStatus(BaseModel):
+    """What a worker says of itself; further keys are allowed and ignored."""
+
+    model_names: list[str]
+    speed: float = 1
+    queue_length: int = 0
+
+
+class RegisterRequest(BaseModel):
+    """Body of `/register_worker`."""
+
+    worker_name: str
+    check_heart_beat: bool = False
+    worker_status: WorkerStatus | None = None
+
+
+class HeartBeat(BaseModel):
+    """Body of `/receive_heart_beat`."""
+
+    worker_name: str
+    queue_length: int
+
+
+class ModelRequest(BaseModel):
+    """Body of `/get_worker_address`."""
+
+    model: str
+
+
+@dataclass
+class WorkerInfo:
+    """A registered worker.
+
+    Attributes:
+        model_names: Models that it serves.
+        speed: Its weight in the dispatch.
+        queue_length: Requests that it works on or that wait there.
+        check_heart_beat: Whether it is dropped when it falls silent.
+        last_heart_beat: `time.time()` of the last sign of life, in seconds.
+    """
+
+    model_names: list[str]
+    speed: float
+    queue_length: int
+    check_heart_beat: bool
+    last_heart_beat: float
+
+
+class Controller:
+    """The list of workers and the choice among them. All methods are thread-safe."""
+
+    def __init__(self, dispatch_method: str | DispatchMethod = "shortest_queue") -> None:
+        if isinstance(dispatch_method, str):
+            dispatch_method = DispatchMethod.from_str(dispatch_method)
+        self.dispatch_method = dispatch_method
+        self.worker_info: dict[str, WorkerInfo] = {}
+        self._lock = threading.Lock()
+
+    def register_worker(
+        self, worker_name: str, check_heart_beat: bool, worker_status: dict[str, Any] | None
+    ) -> bool:
+        """Add or renew a worker.
+
+        Args:
+            worker_name: The worker's URL.
+            check_heart_beat: Drop it when it falls silent.
+            worker_status: `model_names`, `speed`, `queue_length`; None asks the worker.
+
+        Returns:
+            Whether it is registered now.
+        """
+        status = worker_status or self.get_worker_status(worker_name)
+        if not status:
+            log.error("worker %s did not say its status and is not registered", worker_name)
+            return False
+        parsed = WorkerStatus.model_validate(status)
+        with self._lock:
+            known = worker_name in self.worker_info
+            self.worker_info[worker_name] = WorkerInfo(
+                parsed.model_names,
+                parsed.speed,
+                parsed.queue_length,
+                check_heart_beat,
+                time.time(),
+            )
+        verb = "renewed" if known else "registered"
+        log.info("%s worker %s: %s", verb, worker_name, ", ".join(parsed.model_names))
+        return True
+
+    def get_worker_status(self, worker_name: str) -> dict[str, Any] | None:
+        """Ask a worker for its status; None when it does not answer."""
+        try:
+            response = requests.post(
+                worker_name + "/worker_get_status", timeout=CONNECT_TIMEOUT_S, json={}
+            )
+            response.raise_for_status()
+            return response.json()
+        except (requests.RequestException, ValueError) as error:
+            log.error("worker %s gives no status: %s", worker_name, error)
+            return None
+
+    def remove_worker(self, worker_name: str) -> None:
+        """Forget a worker."""
+        with self._lock:
+            self.worker_info.pop(worker_name, None)
+
+    def refresh_all_workers(self) -> None:
+        """Ask every worker for its status again and forget those that do not answer."""
+        with self._lock:
+            known = dict(self.worker_info)
+        for name, info in known.items():
+            if not self.register_worker(name, info.check_heart_beat, None):
+                self.remove_worker(name)
+
+    def list_models(self) -> list[str]:
+        """Return the names of all models, sorted."""
+        with self._lock:
+            return sorted({name for info in self.worker_info.values() for name in info.model_names})
+
+    def get_worker_address(self, model_name: str) -> str:
+        """Choose a worker for a model; "" when none serves it."""
+        with self._lock:
+            serving = {
+                name: info
+                for name, info in self.worker_info.items()
+                if model_name in info.model_names and info.speed > 0
+            }
+            if not serving:
+                return ""
+            if self.dispatch_method is DispatchMethod.LOTTERY:
+                return _draw(serving)
+            chosen = min(serving, key=lambda name: serving[name].queue_length / serving[name].speed)
+            # The next choice must not wait for this worker's next heartbeat.
+            serving[chosen].queue_length += 1
+            return chosen
+
+    def receive_heart_beat(self, worker_name: str, queue_length: int) -> bool:
+        """Note a sign of life; False tells the worker to register again."""
+        with self._lock:
+            info = self.worker_info.get(worker_name)
+            if info is None:
+                return False
+            info.queue_length = queue_length
+            info.last_heart_beat = time.time()
+            return True
+
+    def remove_stale_workers_by_expiration(self) -> None:
+        """Forget workers that have been silent for too long."""
+        oldest = time.time() - CONTROLLER_HEART_BEAT_EXPIRATION
+        with self._lock:
+            stale = [
+                name
+                for name, info in self.worker_info.items()
+                if info.check_heart_beat and info.last_heart_beat < oldest
+            ]
+            for name in stale:
+                del self.worker_info[name]
+        for name in stale:
+            log.warning(
+                "removed worker %s: silent for %d s", name, CONTROLLER_HEART_BEAT_EXPIRATION
+            )
+
+    def worker_api_get_status(self) -> dict[str, Any]:
+        """Return the status of all workers together, as one worker would."""
+        with self._lock:
+            infos = list(self.worker_info.values())
+        return {
+            "model_names": sorted({name for info in infos for name in info.model_names}),
+            "speed": sum(info.speed for info in infos),
+            "queue_length": sum(info.queue_length for info in infos),
+        }
+
+    def worker_api_generate_stream(self, params: dict[str, Any]) -> Iterator[bytes]:
+        """Pass a request on to a worker and its stream back.
+
+        Args:
+            params: The body of `/worker_generate_stream`; `model` chooses the worker.
+
+        Yields:
+            The worker's bytes, or one error object.
+        """
+        model_name = str(params.get("model", ""))
+        address = self.get_worker_address(model_name)
+        if not address:
+            served = ", ".join(self.list_models()) or "none"
+            log.error("no worker for model %r; served: %s", model_name, served)
+            yield encode_error(NO_WORKER, f"no worker serves model {model_name!r}")
+            return
+        try:
+            with requests.post(
+                address + "/worker_generate_stream",
+                headers=CLIENT_HEADERS,
+                json=params,
+                stream=True,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            ) as response:
+                response.raise_for_status()
+                yield from response.iter_content(chunk_size=None)
+        except requests.RequestException as error:
+            log.error("worker %s failed: %s", address, error)
+            yield encode_error(WORKER_UNREACHABLE, "the worker is gone or does not answer")
+
+
+def _draw(serving: dict[str, WorkerInfo]) -> str:
+    """Draw a worker with chances proportional to speed; "" when all are as good as stopped."""
+    speeds = [info.speed for info in serving.values()]
+    if sum(speeds) < 1e-4:
+        return ""
+    return random.choices(list(serving), weights=speeds)[0]
+
+
+def heart_beat_controller(controller: Controller) -> None:
+    """Forget silent workers for ever; run it in a daemon thread."""
+    while True:
+        time.sleep(CONTROLLER_HEART_BEAT_EXPIRATION)
+        controller.remove_stale_workers_by_expiration()
+
+
+router = APIRouter()
+
+
+def _controller(request: Request) -> Controller:
+    return request.app.state.controller
+
+
+@router.post("/register_worker")
+def register_worker(body: RegisterRequest, request: Request) -> None:
+    """Register a worker."""
+    status = body.worker_status.model_dump() if body.worker_status else None
+    _controller(request).register_worker(body.worker_name, body.check_heart_beat, status)
+
+
+@router.post("/refresh_all_workers")
+def refresh_all_workers(request: Request) -> None:
+    """Ask all workers again."""
+    _controller(request).refresh_all_workers()
+
+
+@router.post("/list_models")
+def list_models(request: Request) -> dict[str, list[str]]:
+    """List the models."""
+    return {"models": _controller(request).list_models()}
+
+
+@router.post("/get_worker_address")
+def get_worker_address(body: ModelRequest, request: Request) -> dict[str, str]:
+    """Choose a worker."""
+    return {"address": _controller(request).get_worker_address(body.model)}
+
+
+@router.post("/receive_heart_beat")
+def receive_heart_beat(body: HeartBeat, request: Request) -> dict[str, bool]:
+    """Note a heartbeat."""
+    exist = _controller(request).receive_heart_beat(body.worker_name, body.queue_length)
+    return {"exist": exist}
+
+
+@router.post("/worker_generate_stream")
+def worker_api_generate_stream(params: dict[str, Any], request: Request) -> Response:
+    """Pass a generation on."""
+    stream = _controller(request).worker_api_generate_stream(params)
+    return ClosingStream(stream)
+
+
+@router.post("/worker_get_status")
+def worker_api_get_status(request: Request) -> dict[str, Any]:
+    """Return the status of all workers together."""
+    return _controller(request).worker_api_get_status()
+
+
+def create_app(controller: Controller | None = None) -> FastAPI:
+    """Build the web application around a controller."""
+    application = FastAPI(title="LLaVA controller")
+    application.include_router(router)
+    application.state.controller = controller or Controller()
+    return application
+
+
+app = create_app()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.controller", description=__doc__)
+    parser.add_argument("--host", default="localhost")
+    parser.add_argument("--port", type=int, default=21001)
+    parser.add_argument(
+        "--dispatch-method", choices=["lottery", "shortest_queue"], default="shortest_queue"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until interrupted."""
+    controller = Controller(args.dispatch_method)
+    app.state.controller = controller
+    threading.Thread(target=heart_beat_controller, args=(controller,), daemon=True).start()
+    run_server(app, args.host, args.port)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    build_logger("controller", "controller.log")
+    run(args)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,325 @@
+"""The web page: layout, wiring and start.
+
+In: a controller's address. Out: a Gradio page on which people ask about pictures. What the buttons
+do is in `llava.serve.chat`; another package may add one choice through `PromptControl`.
+
+    python -m llava.serve.gradio_web_server --controller-url http://localhost:21001
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import requests
+
+from llava.constants import LOGDIR
+from llava.errors import ConfigError
+from llava.serve import client
+from llava.serve.chat import (
+    add_text,
+    clear_history,
+    downvote_last_response,
+    flag_last_response,
+    http_bot,
+    regenerate,
+    stop,
+    upvote_last_response,
+    vote_last_response,
+)
+from llava.serve.chat_log import conv_log_path
+from llava.serve.chat_state import PageSettings, PromptControl
+from llava.serve.page import CSS, Fields, lay_out
+from llava.serve.web import run_command
+from llava.utils import build_logger
+
+__all__ = [
+    "PageSettings",
+    "PromptControl",
+    "add_text",
+    "build_demo",
+    "clear_history",
+    "downvote_last_response",
+    "flag_last_response",
+    "get_conv_log_filename",
+    "get_model_list",
+    "http_bot",
+    "launch_options",
+    "load_demo",
+    "load_demo_refresh_model_list",
+    "regenerate",
+    "upvote_last_response",
+    "vote_last_response",
+]
+
+log = logging.getLogger(__name__)
+
+TITLE = "LLaVA"
+EXAMPLES_ROOT = Path(__file__).parents[2] / "playground" / "data" / "emoji_scenes"
+MAX_UPLOAD = "20mb"
+CACHE_SWEEP_S = 600
+CACHE_AGE_S = 3600
+TERMS = """
+Answers can be wrong. Questions, answers, votes and pictures are stored on the computer that runs
+this page. Do not upload what must stay private.
+"""
+READ_MODEL_FROM_URL = """
+() => new URLSearchParams(window.location.search).get("model") || ""
+"""
+
+
+def get_model_list(settings: PageSettings) -> list[str]:
+    """Return the models that the controller knows, [] when it does not answer."""
+    try:
+        return client.get_model_list(settings.controller_url)
+    except (requests.RequestException, ValueError, KeyError) as error:
+        log.error("controller %s: %s", settings.controller_url, error)
+        return []
+
+
+def get_conv_log_filename(log_dir: Path = Path(LOGDIR)) -> str:
+    """Return the path of today's conversation log."""
+    return str(conv_log_path(log_dir))
+
+
+def load_demo(url_model: str, *, settings: PageSettings) -> list[Any]:
+    """Fill the page from the models known at start.
+
+    Args:
+        url_model: Value of `?model=`; "" or unknown chooses the first.
+        settings: The page's settings.
+
+    Returns:
+        Updates for the model list and the notice.
+    """
+    return _model_updates(list(settings.models), url_model)
+
+
+def load_demo_refresh_model_list(url_model: str, *, settings: PageSettings) -> list[Any]:
+    """Fill the page from the models that run now; as `load_demo` otherwise."""
+    return _model_updates(get_model_list(settings), url_model)
+
+
+def _model_updates(models: list[str], wanted: str) -> list[Any]:
+    chosen = wanted if wanted in models else (models[0] if models else None)
+    return [gr.update(choices=models, value=chosen), gr.update(visible=not models)]
+
+
+def _bind(handler: Callable[..., Any], settings: PageSettings) -> Callable[..., Any]:
+    """Give a handler its settings; keep its signature, which Gradio reads."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(*args: Any) -> Iterator[Any]:
+            yield from handler(*args, settings=settings)
+
+        return stream
+
+    @functools.wraps(handler)
+    def call(*args: Any) -> Any:
+        return handler(*args, settings=settings)
+
+    return call
+
+
+def build_demo(
+    embed_mode: bool,
+    cur_dir: str | Path | None = None,
+    concurrency_count: int = 10,
+    *,
+    settings: PageSettings | None = None,
+    title: str = TITLE,
+) -> gr.Blocks:
+    """Build the page.
+
+    Args:
+        embed_mode: Leave out title and terms.
+        cur_dir: Folder with `examples/`; by default the built-in pictures.
+        concurrency_count: Answers that stream at the same time.
+        settings: Controller, logs and so on.
+        title: Heading of the page.
+
+    Returns:
+        The page; start it with `demo.queue(api_open=False).launch(**launch_options())`.
+    """
+    settings = settings or PageSettings()
+    with gr.Blocks(
+        title=title,
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(CACHE_SWEEP_S, CACHE_AGE_S),
+    ) as demo:
+        state = gr.State()
+        url_model = gr.Textbox(visible=False)
+        if not embed_mode:
+            gr.Markdown(f"# {title}\nShow a picture and ask about it.", elem_id="title")
+        fields = lay_out(settings, Path(cur_dir) if cur_dir else EXAMPLES_ROOT)
+        if not embed_mode:
+            gr.Markdown(TERMS, elem_id="terms")
+        _connect(fields, state, settings, concurrency_count)
+        loader = load_demo_refresh_model_list if settings.model_list_mode == "reload" else load_demo
+        demo.load(
+            _bind(loader, settings),
+            url_model,
+            [fields.model, fields.notice],
+            js=READ_MODEL_FROM_URL,
+            show_progress="hidden",
+        )
+    return demo
+
+
+def _connect(
+    fields: Fields, state: gr.State, settings: PageSettings, concurrency_count: int
+) -> None:
+    upvote, downvote, flag, stop_button, again, clear = fields.buttons
+    everything = [state, fields.chatbot, fields.text, fields.image, *fields.buttons]
+    answer = {
+        "fn": _bind(http_bot, settings),
+        "inputs": [
+            state,
+            fields.model,
+            fields.temperature,
+            fields.top_p,
+            fields.max_new_tokens,
+        ],
+        "outputs": [state, fields.chatbot, *fields.buttons],
+        "concurrency_limit": concurrency_count,
+        "show_progress": "hidden",
+    }
+    gr.on(
+        [fields.text.submit, fields.send.click],
+        _bind(add_text, settings),
+        [state, fields.text, fields.image, fields.process_mode, *fields.control],
+        everything,
+        show_progress="hidden",
+    ).success(**answer)
+    again.click(_bind(regenerate, settings), [state, fields.process_mode], everything).success(
+        **answer
+    )
+    stop_button.click(stop, state, stop_button, queue=False)
+    gr.on(
+        [clear.click, fields.chatbot.clear],
+        _bind(clear_history, settings),
+        state,
+        everything,
+        queue=False,
+    )
+    votes = (
+        (upvote, upvote_last_response),
+        (downvote, downvote_last_response),
+        (flag, flag_last_response),
+    )
+    for button, handler in votes:
+        button.click(
+            _bind(handler, settings),
+            [state, fields.model],
+            [fields.text, upvote, downvote, flag],
+            show_progress="hidden",
+        )
+
+
+def launch_options() -> dict[str, Any]:
+    """Return what `Blocks.launch` needs for this page: look and limits."""
+    # System fonts: the page must not load anything from another server.
+    theme = gr.themes.Soft(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    return {
+        "theme": theme,
+        "css": CSS,
+        "max_file_size": MAX_UPLOAD,
+        "footer_links": [],
+        "show_error": True,
+        "ssr_mode": False,
+        "quiet": True,
+    }
+
+
+def serve(demo: gr.Blocks, host: str, port: int | None, share: bool = False) -> None:
+    """Run a page until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    finished = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: finished.set())
+    try:
+        _, url, _ = demo.queue(api_open=False).launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=True,
+            **launch_options(),
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
+    log.info("the page is at %s", url)
+    finished.wait()
+    demo.close(verbose=False)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.gradio_web_server", description=__doc__
+    )
+    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--controller-url", default="http://localhost:21001")
+    parser.add_argument("--concurrency-count", type=int, default=16)
+    parser.add_argument("--model-list-mode", choices=["once", "reload"], default="once")
+    parser.add_argument("--share", action="store_true")
+    parser.add_argument("--moderate", action="store_true")
+    parser.add_argument("--embed", action="store_true")
+    return parser
+
+
+def run(
+    args: argparse.Namespace,
+    control: PromptControl | None = None,
+    title: str = TITLE,
+    log_dir: Path = Path(LOGDIR),
+) -> None:
+    """Run the page until interrupted.
+
+    Args:
+        args: What `build_parser` makes.
+        control: A choice that another package adds.
+        title: Heading of the page.
+        log_dir: Folder of conversation logs and pictures.
+    """
+    settings = PageSettings(
+        args.controller_url,
+        args.model_list_mode,
+        moderate=args.moderate,
+        log_dir=log_dir,
+        control=control,
+    )
+    settings = replace(settings, models=tuple(get_model_list(settings)))
+    if not settings.models:
+        log.warning("no model runs at %s yet", args.controller_url)
+    demo = build_demo(
+        args.embed, concurrency_count=args.concurrency_count, settings=settings, title=title
+    )
+    serve(demo, args.host, args.port, args.share)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    build_logger("gradio_web_server", "gradio_web_server.log")
+    run(args)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,62 @@
+"""Register a worker with a controller by hand.
+
+In: the two addresses. Out: the controller knows the worker, or an error says why not.
+
+    python -m llava.serve.register_worker --controller-address http://localhost:21001 \
+        --worker-name http://localhost:21002
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import requests
+
+from llava.errors import ConfigError, UserError
+from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+
+log = logging.getLogger(__name__)
+
+
+def register(controller_address: str, worker_name: str, check_heart_beat: bool) -> None:
+    """Ask a controller to register a worker; it asks the worker for its status.
+
+    Raises:
+        ConfigError: The controller does not answer or refuses.
+    """
+    body = {
+        "worker_name": worker_name,
+        "check_heart_beat": check_heart_beat,
+        "worker_status": None,
+    }
+    try:
+        response = requests.post(
+            controller_address + "/register_worker",
+            json=body,
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+        )
+        response.raise_for_status()
+    except requests.RequestException as error:
+        raise ConfigError(
+            f"the controller at {controller_address} did not take the worker: {error}"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.register_worker")
+    parser.add_argument("--controller-address", required=True)
+    parser.add_argument("--worker-name", required=True)
+    parser.add_argument("--check-heart-beat", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        register(args.controller_address, args.worker_name, args.check_heart_beat)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

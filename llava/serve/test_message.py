@@ -1,0 +1,89 @@
+"""Send one message through a controller to a worker and print the streamed answer.
+
+In: addresses, a model's name and a message. Out: the conversation on the terminal. No pictures.
+
+    python -m llava.serve.test_message --model-name llava-mini --message "Hello"
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+import requests
+
+from llava.errors import ConfigError, UserError
+from llava.serve.client import get_model_list, get_worker_address, stream_generation
+from llava.serve.protocol import OK
+from llava.serve.templates import stop_string, template_of_worker
+
+
+def send(
+    controller_address: str,
+    worker_address: str | None,
+    model_name: str,
+    message: str,
+    max_new_tokens: int,
+    output: TextIO,
+) -> None:
+    """Send a message and write the answer as it comes.
+
+    Raises:
+        ConfigError: No worker serves the model, or it reports an error.
+    """
+    if not worker_address:
+        models = get_model_list(controller_address)
+        worker_address = get_worker_address(controller_address, model_name)
+        if not worker_address:
+            raise ConfigError(
+                f"no worker serves {model_name!r}; served: {', '.join(models) or 'nothing'}"
+            )
+    conversation = template_of_worker(worker_address, model_name)
+    conversation.append_message(conversation.roles[0], message)
+    conversation.append_message(conversation.roles[1], None)
+    prompt = conversation.get_prompt()
+    body = {
+        "model": model_name,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+        "temperature": 0.7,
+        "stop": stop_string(conversation),
+    }
+    output.write(prompt)
+    written = len(prompt)
+    for chunk in stream_generation(worker_address, body):
+        if chunk["error_code"] != OK:
+            reason = chunk.get("reason", chunk["text"])
+            raise ConfigError(f"{reason} (error_code: {chunk['error_code']})")
+        output.write(chunk["text"][written:])
+        output.flush()
+        written = len(chunk["text"])
+    output.write("\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.test_message")
+    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument("--worker-address")
+    parser.add_argument("--model-name", default="facebook/opt-350m")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
+    args = parser.parse_args(argv)
+    try:
+        send(
+            args.controller_address,
+            args.worker_address,
+            args.model_name,
+            args.message,
+            args.max_new_tokens,
+            sys.stdout,
+        )
+    except (UserError, requests.RequestException) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the web servers of this package share: a stream that ends with its client, and a runner.
+
+Leaves with the client: when the reader of a stream goes away, the iterator behind it is closed, so
+that whatever feeds it (a generation, a request to a worker) can stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from llava.errors import ConfigError, UserError
+
+log = logging.getLogger(__name__)
+
+# Seconds that open streams get to finish when a server is told to stop.
+SHUTDOWN_TIMEOUT_S = 3
+
+
+class ClosingStream(StreamingResponse):
+    """Streams an iterator and closes it in the end, also when the client has gone."""
+
+    def __init__(self, chunks: Iterator[bytes], on_close: Callable[[], None] | None = None) -> None:
+        super().__init__(chunks)
+        self._chunks = chunks
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._on_close is not None:
+                self._on_close()
+            close = getattr(self._chunks, "close", None)
+            if close is not None:
+                await run_in_threadpool(close)
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run an entry point; an error that a user can mend is printed without its traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    sys.exit(0)
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Refuse a port that another program listens on.
+
+    Raises:
+        ConfigError: The port is taken or not allowed.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}): another program may use it; "
+                "give another port with --port"
+            ) from None
+
+
+def build_server(app: FastAPI, host: str, port: int, **options: Any) -> uvicorn.Server:
+    """Build a server that is not running yet."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        **options,
+    )
+    return uvicorn.Server(config)
+
+
+def run_server(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    check_port_is_free(host, port)
+    log.info("listening on http://%s:%d", host, port)
+    try:
+        build_server(app, host, port).run()
+    except KeyboardInterrupt:
+        log.info("stopped")

@@ -1,0 +1,297 @@
+"""Flags of training: LLaVA's three dataclasses, and the old flags that its recipes still pass.
+
+Role: the schema of a training run. Input: the command line (`parse_arguments`). Output: filled and
+checked dataclasses. Flags that current transformers no longer has (`--evaluation_strategy`,
+`--warmup_ratio`, ...) stay declared here and are translated, so that LLaVA's recipes parse.
+Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or to data (`llava.data`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from llava.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+LOSS_NORMALIZATIONS = ("global", "micro_batch")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and which parts of it."""
+
+    model_name_or_path: str | None = field(
+        default="facebook/opt-125m", metadata={"help": "Base language model or LLaVA checkpoint."}
+    )
+    version: str | None = field(
+        default="v0", metadata={"help": "Conversation template; v0 and v0.5 keep vicuna_v1."}
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Freeze the language model, but not its head."}
+    )
+    tune_mm_mlp_adapter: bool = field(
+        default=False, metadata={"help": "First stage: train and save the projector only."}
+    )
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "CLIP model, folder or Hub id; none: text only."}
+    )
+    mm_vision_select_layer: int | None = field(
+        default=-1, metadata={"help": "Index into the tower's hidden states."}
+    )
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None, metadata={"help": "mm_projector.bin of the first stage."}
+    )
+    mm_projector_type: str | None = field(default="linear")
+    mm_use_im_start_end: bool = field(default=False)
+    mm_use_im_patch_token: bool = field(default=True)
+    mm_patch_merge_type: str | None = field(default="flat")
+    mm_vision_select_feature: str | None = field(default="patch")
+
+
+@dataclass
+class DataArguments:
+    """Where the training data is and how pictures are shaped.
+
+    `image_processor` and `mm_use_im_start_end` are set by `train()`, as in LLaVA.
+    """
+
+    data_path: str | None = field(
+        default=None, metadata={"help": "Training data, LLaVA JSON or JSONL."}
+    )
+    lazy_preprocess: bool = field(
+        default=False, metadata={"help": "Accepted for LLaVA's recipes; data is always lazy."}
+    )
+    is_multimodal: bool = False
+    image_folder: str | None = field(default=None)
+    image_aspect_ratio: str = "square"
+    max_drop_rate: float = field(
+        default=0.0,
+        metadata={"help": "Share of unusable samples that is tolerated, counted and reported."},
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' training arguments, LLaVA's, and the old ones that LLaVA's recipes pass."""
+
+    cache_dir: str | None = field(default=None)
+    optim: str = field(default="adamw_torch")
+    remove_unused_columns: bool = field(default=False)
+    freeze_mm_mlp_adapter: bool = field(default=False)
+    mpt_attn_impl: str | None = field(default="triton")
+    model_max_length: int = field(
+        default=512,
+        metadata={"help": "Longest sequence in tokens, image included; right padded."},
+    )
+    double_quant: bool = field(
+        default=True, metadata={"help": "Compress the quantisation statistics as well."}
+    )
+    quant_type: str = field(default="nf4", metadata={"help": "fp4 or nf4."})
+    bits: int = field(default=16, metadata={"help": "Bits of the frozen weights: 16, 8 or 4."})
+    lora_enable: bool = False
+    lora_r: int = 64
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    lora_weight_path: str = ""
+    lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
+    mm_projector_lr: float | None = None
+    group_by_modality_length: bool = field(default=False)
+    loss_normalization: str = field(
+        default="global",
+        metadata={
+            "help": "global: mean over the supervised tokens of an optimiser step; micro_batch: "
+            "LLaVA's mean of the micro-batches' means."
+        },
+    )
+    stage_name: str | None = field(
+        default=None, metadata={"help": "What the progress display calls this run."}
+    )
+    # gone from transformers
+    evaluation_strategy: str | None = field(
+        default=None, metadata={"help": "Old name of --eval_strategy."}
+    )
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "Share of warm-up; --warmup_steps takes a share as well."}
+    )
+    group_by_length: bool = field(
+        default=False, metadata={"help": "Old form of --train_sampling_strategy group_by_length."}
+    )
+    logging_dir: str | None = field(default=None, metadata={"help": "Folder of TensorBoard logs."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Accepted; a run goes on from its last checkpoint."}
+    )
+    save_safetensors: bool = field(
+        default=True, metadata={"help": "Accepted; weights are always written as safetensors."}
+    )
+    no_cuda: bool = field(default=False, metadata={"help": "Old name of --use_cpu."})
+
+    def __post_init__(self) -> None:
+        """Translate old flags, check ours, and let transformers do the rest.
+
+        Raises:
+            ConfigError: a value that is none of the choices, or a package that is missing.
+        """
+        self._translate_old_flags()
+        self._check()
+        if self.disable_tqdm is None:
+            # llava.train.progress shows the progress
+            self.disable_tqdm = True
+        super().__post_init__()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype that the flags `fp16` and `bf16` ask for."""
+        if self.fp16:
+            return torch.float16
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def _translate_old_flags(self) -> None:
+        """Bring flags that transformers dropped into their present form."""
+        if self.evaluation_strategy is not None:
+            self.eval_strategy = self.evaluation_strategy
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise ConfigError(
+                    f"--warmup_ratio is {self.warmup_ratio}, expected a share in [0, 1)"
+                )
+            # as before: a number of steps wins over the ratio
+            self.warmup_steps = self.warmup_steps or self.warmup_ratio
+        if self.group_by_length:
+            self.train_sampling_strategy = "group_by_length"
+        if self.logging_dir is not None:
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)
+        self.use_cpu = self.use_cpu or self.no_cuda
+        if not self.use_cpu and not torch.accelerator.is_available():
+            log.warning("no GPU is found: training on the CPU")
+            self.use_cpu = True
+        if self.use_cpu and self.deepspeed:
+            self._set_up_deepspeed_on_cpu()
+        if self.activation_checkpointing is None and self.gradient_checkpointing is not None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if not self.save_safetensors:
+            log.warning("--save_safetensors False has no effect: weights go into safetensors files")
+        if self.tf32 and (self.use_cpu or not torch.cuda.is_available()):
+            log.info("--tf32 True has no effect: there is no CUDA device")
+            self.tf32 = None
+
+    def _set_up_deepspeed_on_cpu(self) -> None:
+        """Start DeepSpeed's processes on CPUs, where transformers would leave DeepSpeed out."""
+        _need("deepspeed", "--deepspeed", "train")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        self.use_cpu = self.dataloader_pin_memory = False
+        if "LOCAL_RANK" not in os.environ:
+            raise ConfigError("--deepspeed on a CPU needs a launcher: start it with torchrun")
+        PartialState._reset_state()
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        PartialState(backend="gloo")
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+        self.accelerator_config = {"use_configured_state": True}
+
+    def _check(self) -> None:
+        """Refuse values that would fail, or do something else, later.
+
+        Raises:
+            ConfigError: with the choices or the package to install.
+        """
+        _check_choice("--bits", self.bits, (4, 8, 16))
+        _check_choice("--lora_bias", self.lora_bias, ("none", "all", "lora_only"))
+        _check_choice("--quant_type", self.quant_type, ("fp4", "nf4"))
+        _check_choice("--loss_normalization", self.loss_normalization, LOSS_NORMALIZATIONS)
+        if self.bits < 16:
+            _need("bitsandbytes", f"--bits {self.bits}", "gpu")
+        if self.lora_enable:
+            _need("peft", "--lora_enable", "train")
+        if self.deepspeed:
+            _need("deepspeed", "--deepspeed", "train")
+
+
+@dataclass(frozen=True)
+class DataContext:
+    """What a data module is made from; `train()` passes it to its `data_module` argument.
+
+    Attributes:
+        tokenizer: With `model_max_length`, right padding and a pad token.
+        image_processor: Of the vision tower; None for a text-only model.
+        model: The model to be trained, with its tower.
+        model_args: Which model.
+        data_args: Which data.
+        training_args: How it is trained.
+        extra: Instances of `train()`'s `extra_arguments`, in the same order.
+        conversation: The template that `--version` names.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    model: Any
+    model_args: ModelArguments
+    data_args: DataArguments
+    training_args: TrainingArguments
+    extra: tuple[Any, ...] = ()
+    conversation: Any = None
+
+
+def parse_arguments(
+    extra_arguments: Sequence[type] = (), args: Sequence[str] | None = None
+) -> tuple[ModelArguments, DataArguments, TrainingArguments, tuple[Any, ...]]:
+    """Parse a command line.
+
+    Args:
+        extra_arguments: Further dataclasses whose fields are flags, too.
+        args: The command line; None takes the process's.
+
+    Returns:
+        The three dataclasses and a tuple with the further ones.
+
+    Raises:
+        ConfigError: A value does not fit.
+    """
+    types = (ModelArguments, DataArguments, TrainingArguments, *extra_arguments)
+    # a name is written out: `--data` must not be taken for `--data_path`
+    parser = HfArgumentParser(types, allow_abbrev=False)
+    model_args, data_args, training_args, *extra = parser.parse_args_into_dataclasses(
+        args=None if args is None else list(args)
+    )
+    _check_paths(model_args, data_args, training_args)
+    return model_args, data_args, training_args, tuple(extra)
+
+
+def _check_paths(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Find contradictions between the dataclasses before anything is loaded.
+
+    Raises:
+        ConfigError: naming the flags.
+    """
+    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
+        raise ConfigError("--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other")
+    if model_args.tune_mm_mlp_adapter and training_args.lora_enable:
+        raise ConfigError("--tune_mm_mlp_adapter and --lora_enable exclude each other")
+    if model_args.tune_mm_mlp_adapter and model_args.vision_tower is None:
+        raise ConfigError("--tune_mm_mlp_adapter trains the projector: name a --vision_tower")
+    if not 0 <= data_args.max_drop_rate < 1:
+        raise ConfigError(f"--max_drop_rate is {data_args.max_drop_rate}, expected 0 <= rate < 1")
+
+
+def _check_choice(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{flag} is {value!r}; choose from: {', '.join(map(str, choices))}")
+
+
+def _need(package: str, flag: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{flag} needs the package {package}, which is not installed: pip install {package} "
+            f"(or 'lrm-llava[{extra}]'), or leave the flag out"
+        )

@@ -1,0 +1,331 @@
+"""Build what is trained: language model, tokenizer, vision modules, LoRA adapters.
+
+Input: the flags. Output: a model on its way into the trainer, its tokenizer, image processor and
+conversation template. `train.py` calls these functions one after the other.
+Non-goals: what is frozen (`freeze.py`), data (`llava.data`), the training loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from llava.conversation import (
+    Conversation,
+    conversation_to_dict,
+    default_conversation,
+    get_conversation,
+)
+from llava.errors import CheckpointError, ConfigError
+from llava.model.builder import model_class_of
+from llava.model.checkpoint_files import read_config
+from llava.model.tokenizer import load_tokenizer
+from llava.train import weights
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+log = logging.getLogger(__name__)
+
+# what some models keep free for padding, best first
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|reserved_special_token_0|>")
+MULTIMODAL_PARTS = ("mm_projector", "vision_tower", "vision_resampler")
+VICUNA_VERSIONS = ("v0", "v0.5")
+
+
+def set_up_logging() -> None:
+    """Log to stderr: everything of ours on the first rank, errors elsewhere."""
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    for name in ("llava", "lrm_ext"):
+        logging.getLogger(name).setLevel(logging.INFO if is_first else logging.ERROR)
+
+
+def load_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
+    """The dtype of the language model's weights.
+
+    A model that is trained as a whole needs float32 weights to step on: small updates vanish in 16
+    bits. DeepSpeed keeps such a copy itself; elsewhere the weights are float32 and autocast
+    computes in 16 bits.
+    """
+    compute = training_args.compute_dtype
+    is_frozen = (
+        model_args.tune_mm_mlp_adapter or training_args.lora_enable or training_args.bits < 16
+    )
+    if is_frozen or training_args.deepspeed:
+        return compute
+    if compute != torch.float32:
+        log.info("weights are kept in float32, the computation is in %s", compute)
+    return torch.float32
+
+
+def build_model(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    attn_implementation: str | None = None,
+) -> Any:
+    """Load the language model, or the LLaVA checkpoint, that training starts from.
+
+    Args:
+        model_args: `model_name_or_path`, `vision_tower`.
+        training_args: dtype, quantisation and cache.
+        attn_implementation: as in transformers; None leaves the choice to it.
+
+    Returns:
+        A causal language model of LLaVA's class if a tower is named, else a plain one.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+        ConfigError: a kind of model that is not supported with images.
+    """
+    path = str(model_args.model_name_or_path)
+    config = read_config(path)
+    if config is None:
+        raise CheckpointError(f"{path}: there is no config.json; name a base model's folder")
+    model_class: Any = AutoModelForCausalLM
+    keywords: dict[str, Any] = {"dtype": load_dtype(model_args, training_args)}
+    if model_args.vision_tower is not None:
+        where = f"--model_name_or_path {path}"
+        model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
+        # not from the folder: transformers would warn that the base is of another type
+        kept = {key: value for key, value in config.items() if key != "model_type"}
+        keywords["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
+    if attn_implementation is not None:
+        keywords["attn_implementation"] = attn_implementation
+    if training_args.cache_dir is not None:
+        keywords["cache_dir"] = training_args.cache_dir
+    if training_args.bits < 16:
+        keywords["device_map"] = {"": training_args.device}
+        keywords["quantization_config"] = _quantization(training_args)
+    model = model_class.from_pretrained(path, **keywords)
+    model.config.use_cache = False
+    if training_args.bits < 16:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=bool(training_args.gradient_checkpointing)
+        )
+    _mend_generation_config(model)
+    return model
+
+
+def _quantization(training_args: TrainingArguments) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=training_args.bits == 4,
+        load_in_8bit=training_args.bits == 8,
+        llm_int8_skip_modules=["mm_projector"],
+        llm_int8_threshold=6.0,
+        llm_int8_has_fp16_weight=False,
+        bnb_4bit_compute_dtype=training_args.compute_dtype,
+        bnb_4bit_use_double_quant=training_args.double_quant,
+        bnb_4bit_quant_type=training_args.quant_type,
+    )
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Make a generation configuration savable.
+
+    Vicuna's sets a temperature without sampling, which transformers refuses to write at the end.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+
+
+def build_tokenizer(
+    model_args: ModelArguments, training_args: TrainingArguments, model: Any
+) -> tuple[Any, Conversation]:
+    """Load the tokenizer, give it a pad token, and choose the conversation template.
+
+    Args:
+        model_args: `model_name_or_path` and `version`. The versions `v0` and `v0.5` keep
+            `vicuna_v1`, as in LLaVA.
+        training_args: `model_max_length`.
+        model: gets a row of embeddings if the pad token is new.
+
+    Raises:
+        TemplateError: there is no template of that name; the choices are listed.
+        CheckpointError: there is no tokenizer.
+    """
+    version = str(model_args.version)
+    conv = default_conversation if version in VICUNA_VERSIONS else get_conversation(version)
+    cache = {} if training_args.cache_dir is None else {"cache_dir": training_args.cache_dir}
+    tokenizer = load_tokenizer(
+        str(model_args.model_name_or_path),
+        model_max_length=training_args.model_max_length,
+        padding_side="right",
+        **cache,
+    )
+    has_unk = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
+    if version == "v0":
+        if tokenizer.pad_token is None:
+            smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+    elif has_unk:
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        _choose_pad_token(tokenizer, model)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, conv
+
+
+def _choose_pad_token(tokenizer: Any, model: Any) -> None:
+    """Pad with something that no text holds; with EOS the end of answers would be masked."""
+    vocabulary = tokenizer.get_vocab()
+    known = next((token for token in PAD_TOKENS if token in vocabulary), None)
+    if known is not None:
+        tokenizer.pad_token = known
+    elif tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
+
+
+def smart_tokenizer_and_embedding_resize(
+    special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
+) -> None:
+    """Add special tokens; their embeddings are the mean of the old ones.
+
+    Args:
+        special_tokens_dict: such as `{"pad_token": "[PAD]"}`.
+        tokenizer: gets the tokens.
+        model: both embedding tables grow where the tokenizer outgrows them.
+    """
+    tokenizer.add_special_tokens(special_tokens_dict)
+    # not the weight's shape, which is empty under ZeRO-3
+    num_old = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= num_old:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        with weights.gathered([table.weight], modify=True), torch.no_grad():
+            if table.weight.numel():
+                table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
+
+
+def add_vision(
+    model: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> Any:
+    """Give the model its tower and projector, and LLaVA's arguments what they carry later on.
+
+    Returns:
+        The tower's image processor; None for a text-only model.
+
+    Raises:
+        CheckpointError: tower or projector file cannot be read or do not fit.
+    """
+    training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # type: ignore[attr-defined]
+    training_args.use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
+    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
+    if model_args.vision_tower is None:
+        data_args.image_processor = None  # type: ignore[attr-defined]
+        return None
+    model.get_model().initialize_vision_modules(model_args, fsdp=training_args.fsdp)
+    tower = model.get_vision_tower()
+    if not any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        tower.to(dtype=training_args.compute_dtype, device=training_args.device)
+    if training_args.bits < 16:
+        model.get_model().mm_projector.to(
+            dtype=training_args.compute_dtype, device=training_args.device
+        )
+    _add_vision_tokens(model, tokenizer, model_args)
+    data_args.image_processor = tower.image_processor  # type: ignore[attr-defined]
+    data_args.is_multimodal = True
+    return tower.image_processor
+
+
+def _add_vision_tokens(model: Any, tokenizer: Any, model_args: ModelArguments) -> None:
+    """Add `<im_patch>`, `<im_start>` and `<im_end>` where the flags ask for them.
+
+    Raises:
+        ConfigError: they are asked for under ZeRO-3, which hides the embeddings' rows.
+    """
+    if not (model_args.mm_use_im_patch_token or model_args.mm_use_im_start_end):
+        return
+    if hasattr(model.get_input_embeddings().weight, "ds_id"):
+        raise ConfigError(
+            "--mm_use_im_patch_token and --mm_use_im_start_end do not work under ZeRO-3: set both "
+            "to False (as all recipes since LLaVA 1.0 do) or use scripts/zero2.json"
+        )
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def find_all_linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of the language model's linear layers, without its head."""
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in name for part in MULTIMODAL_PARTS)
+    }
+    return sorted(names - {"lm_head"})
+
+
+def add_lora(model: Any, training_args: TrainingArguments) -> Any:
+    """Wrap the model with LoRA adapters on the language model's linear layers, if asked for.
+
+    Raises:
+        ConfigError: peft refuses the settings.
+    """
+    if not training_args.lora_enable:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # by full path: the tower's attention has layers of the same short names
+    layers = "|".join(find_all_linear_names(model))
+    targets = rf"(?!.*({'|'.join(MULTIMODAL_PARTS)})).*\.({layers})"
+    config = LoraConfig(
+        r=training_args.lora_r,
+        lora_alpha=training_args.lora_alpha,
+        target_modules=targets,
+        lora_dropout=training_args.lora_dropout,
+        bias=training_args.lora_bias,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"LoRA cannot be set up: {error}") from error
+
+
+def write_config(
+    model: Any,
+    tokenizer: Any,
+    conv: Conversation,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """Record in `config.json` what training decided; readers need no flags then.
+
+    `initialize_vision_modules` has written the keys of tower and projector.
+    """
+    keys: dict[str, Any] = {
+        "conversation": conversation_to_dict(conv),
+        "tokenizer_padding_side": tokenizer.padding_side,
+        "tokenizer_model_max_length": tokenizer.model_max_length,
+    }
+    if model_args.vision_tower is not None:
+        keys |= {
+            "image_aspect_ratio": data_args.image_aspect_ratio,
+            "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
+            "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
+            "mm_use_im_start_end": model_args.mm_use_im_start_end,
+            "mm_use_im_patch_token": model_args.mm_use_im_patch_token,
+            "mm_projector_lr": training_args.mm_projector_lr,
+        }
+    for key, value in keys.items():
+        setattr(model.config, key, value)

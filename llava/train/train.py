@@ -1,0 +1,269 @@
+"""Train a LLaVA model: `train()` is the table of contents of a run.
+
+Input: LLaVA's flags on the command line. Output: checkpoints and the final model in `output_dir`.
+Each step is a function of `build`, `freeze`, `checkpoint` or `llava_trainer`; LLaVA's public names
+are re-exported here. Who builds dataset, collator and sampler is an argument (`data_module`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.data.drop import DropPolicy
+from llava.data.preprocess import (
+    _add_speaker_and_signal,
+    _mask_targets,
+    _tokenize_fn,
+    preprocess,
+    preprocess_llama_2,
+    preprocess_mpt,
+    preprocess_multimodal,
+    preprocess_plain,
+    preprocess_v1,
+)
+from llava.errors import CheckpointError, ConfigError, UserError
+from llava.train import build, checkpoint
+from llava.train.arguments import (
+    DataArguments,
+    DataContext,
+    ModelArguments,
+    TrainingArguments,
+    parse_arguments,
+)
+from llava.train.build import find_all_linear_names, smart_tokenizer_and_embedding_resize
+from llava.train.checkpoint import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+)
+from llava.train.freeze import FreezePlan, apply_freeze
+from llava.train.llava_trainer import LLaVATrainer
+
+__all__ = [
+    "IS_TOKENIZER_GREATER_THAN_0_14",
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "DataContext",
+    "LazySupervisedDataset",
+    "ModelArguments",
+    "TrainingArguments",
+    "_add_speaker_and_signal",
+    "_mask_targets",
+    "_tokenize_fn",
+    "find_all_linear_names",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
+    "local_rank",
+    "make_supervised_data_module",
+    "maybe_zero_3",
+    "preprocess",
+    "preprocess_llama_2",
+    "preprocess_mpt",
+    "preprocess_multimodal",
+    "preprocess_plain",
+    "preprocess_v1",
+    "rank0_print",
+    "safe_save_model_for_hf_trainer",
+    "smart_tokenizer_and_embedding_resize",
+    "train",
+]
+
+log = logging.getLogger(__name__)
+
+DataModule = Callable[[DataContext], dict[str, Any]]
+
+# for importers; nothing here reads it
+local_rank = None
+IS_TOKENIZER_GREATER_THAN_0_14 = tuple(map(int, tokenizers.__version__.split(".")[:2])) >= (0, 14)
+
+
+def train(
+    attn_implementation: str | None = None,
+    data_module: DataModule | None = None,
+    extra_arguments: Sequence[type] = (),
+) -> None:
+    """Run the training that the command line describes.
+
+    Args:
+        attn_implementation: As in transformers; None leaves the choice to it.
+        data_module: Makes `train_dataset`, `eval_dataset`, `data_collator`, and where wanted
+            `train_sampler` and `conversation` (for `config.json`); None is LLaVA's own.
+        extra_arguments: Dataclasses of further flags, for the data module.
+
+    Raises:
+        UserError: A flag, the data or a checkpoint is not as it must be, or the loss is not finite.
+    """
+    model_args, data_args, training_args, extra = parse_arguments(extra_arguments)
+    build.set_up_logging()
+    transformers.set_seed(training_args.seed)
+
+    model = build.build_model(model_args, training_args, attn_implementation)
+    tokenizer, conversation = build.build_tokenizer(model_args, training_args, model)
+    image_processor = build.add_vision(model, tokenizer, model_args, data_args, training_args)
+    model = build.add_lora(model, training_args)
+    apply_freeze(model, FreezePlan.from_args(model_args, training_args))
+
+    context = DataContext(
+        tokenizer, image_processor, model, model_args, data_args, training_args, extra, conversation
+    )
+    data = dict((data_module or default_data_module)(context))
+    conversation = data.pop("conversation", None) or conversation
+    build.write_config(model, tokenizer, conversation, model_args, data_args, training_args)
+
+    trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data)
+    run(trainer)
+    save_final(trainer)
+
+
+def default_data_module(context: DataContext) -> dict[str, Any]:
+    """LLaVA's dataset and collator, for `--data_path`.
+
+    Raises:
+        ConfigError: There is no `--data_path`.
+        DataError: The data cannot be used.
+    """
+    data_args = context.data_args
+    if data_args.data_path is None:
+        raise ConfigError("--data_path is missing: name a LLaVA JSON or JSONL file")
+    tower = context.model.get_vision_tower() if data_args.is_multimodal else None
+    extra = {}
+    if tower is not None:
+        extra["num_image_tokens"] = tower.num_patches + (tower.select_feature == "cls_patch")
+    dataset = LazySupervisedDataset(
+        data_args.data_path,
+        context.tokenizer,
+        data_args,
+        conversation=context.conversation,
+        drop_policy=DropPolicy(data_args.max_drop_rate),
+        **extra,
+    )
+    return {
+        "train_dataset": dataset,
+        "eval_dataset": None,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer=context.tokenizer),
+    }
+
+
+def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
+    """LLaVA's own data module under its name, with its default template."""
+    return {
+        "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
+        "eval_dataset": None,
+        "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
+    }
+
+
+def run(trainer: LLaVATrainer) -> None:
+    """Train, from the last whole checkpoint if there is one.
+
+    Raises:
+        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    start = _start_from(trainer)
+    if trainer.is_local_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint.begin_run(output_dir)
+    trainer.ranks().barrier()
+    if start is not None:
+        log.info("going on from %s", start)
+        trainer.check_order(start)
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except KeyboardInterrupt:
+        last = checkpoint.find_last_checkpoint(output_dir)
+        log.warning(
+            "stopped in step %d. %s",
+            trainer.state.global_step + 1,
+            f"The same command goes on from {last}" if last else "No checkpoint was written yet",
+        )
+        raise
+    finally:
+        trainer.close_progress()
+        report = getattr(trainer.train_dataset, "report", None)
+        if report is not None:
+            log.info("data: %s", report())
+
+
+def _start_from(trainer: LLaVATrainer) -> Path | None:
+    """The checkpoint to go on from: the one that is asked for, or the last whole one.
+
+    Raises:
+        CheckpointError: The one that is asked for is not whole.
+    """
+    asked = trainer.args.resume_from_checkpoint
+    if asked in (None, "True", "true"):
+        return checkpoint.find_last_checkpoint(str(trainer.args.output_dir))
+    problem = checkpoint.problem_of(Path(asked))
+    if problem is not None:
+        raise CheckpointError(f"--resume_from_checkpoint {asked}: {problem}")
+    return Path(asked)
+
+
+def save_final(trainer: LLaVATrainer) -> None:
+    """Write the result of a run into `output_dir`, all of it or nothing.
+
+    Raises:
+        CheckpointError: The disk is full.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = True
+    with checkpoint.writing_final(Path(trainer.args.output_dir), trainer.ranks()) as folder:
+        trainer.save_result(folder)
+    log.info("saved to %s", trainer.args.output_dir)
+
+
+def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
+    """Save what a stage trains, as LLaVA's function of this name does.
+
+    In the projector stage a folder `<parent>/checkpoint-<N>` becomes the file
+    `<parent>/mm_projector/checkpoint-<N>.bin`.
+    """
+    folder = Path(output_dir)
+    if getattr(trainer.args, "tune_mm_mlp_adapter", False) and folder.name.startswith(
+        "checkpoint-"
+    ):
+        if trainer.args.should_save:
+            trainer.model.config.save_pretrained(folder)
+        target = folder.parent / "mm_projector" / f"{folder.name}.bin"
+        with_embeddings = bool(getattr(trainer.args, "use_im_start_end", False))
+        checkpoint.save_projector(trainer.model, target, with_embeddings, trainer.args.should_save)
+        return
+    trainer.save_model(output_dir)
+
+
+def rank0_print(*args: Any) -> None:
+    """Log on the first rank; LLaVA's name for it."""
+    log.info(" ".join(map(str, args)))
+
+
+def main(run_training: Callable[[], None] = train) -> int:
+    """Run a training entry point from the command line.
+
+    Returns:
+        The exit code: 1 for an error that the user can mend, 130 after Ctrl-C.
+    """
+    build.set_up_logging()
+    try:
+        run_training()
+    except UserError as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

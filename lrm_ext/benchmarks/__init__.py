@@ -1,0 +1,1 @@
+"""Benchmarks: read questions, parse answers. No model and no predictions here."""

@@ -1,0 +1,148 @@
+"""One question of a benchmark, and how a file of them is read and checked.
+
+In: JSON Lines, one question a line. Out: frozen `Item`s in file order. A line that is not as it
+must be is an error with its file and line. Pictures are not opened here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import DataError
+
+ANSWER_TYPES: Final = ("yesno", "text")
+FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        question_id: Unique within its file; the same question has the same id in every language.
+        image: Picture path as in the file, relative to the benchmark's picture folder.
+        text: The question, without an image token.
+        category: The task that it belongs to.
+        answer: The expected answer in `lang`.
+        lang: Language code.
+        answer_type: `yesno` or `text`.
+    """
+
+    question_id: str
+    image: str
+    text: str
+    category: str
+    answer: str
+    lang: str
+    answer_type: str
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], where: str) -> Item:
+        """Check one decoded line.
+
+        Args:
+            record: The JSON object; further keys are left alone.
+            where: `file:line`, for messages.
+
+        Raises:
+            DataError: A field is missing, empty, not text, or `answer_type` is unknown.
+        """
+        name = f"{where}: question {record.get('question_id', '?')}"
+        if missing := [field for field in FIELDS if field not in record]:
+            raise DataError(f"{name}: {', '.join(missing)} missing; expected {', '.join(FIELDS)}")
+        values = {field: record[field] for field in FIELDS}
+        if isinstance(values["question_id"], int):
+            values["question_id"] = str(values["question_id"])
+        for field, value in values.items():
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"{name}: {field} is {value!r}; expected text that is not empty")
+        if values["answer_type"] not in ANSWER_TYPES:
+            raise DataError(
+                f"{name}: answer_type is {values['answer_type']!r}; "
+                f"expected one of {', '.join(ANSWER_TYPES)}"
+            )
+        if "<image>" in values["text"]:
+            raise DataError(
+                f"{name}: the text holds <image>; the picture is named by `image` alone"
+            )
+        return cls(**values)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the objects of a JSON Lines file.
+
+    Yields:
+        `file:line` and the object.
+
+    Raises:
+        DataError: A line is not UTF-8, not JSON, or not an object.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise DataError(f"{where}: not a line of JSON in UTF-8: {error}") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            yield where, record
+
+
+def read_items(path: Path, lang: str) -> list[Item]:
+    """Read the questions of one language.
+
+    Raises:
+        DataError: The file is missing or empty, a line is wrong, an id occurs twice, or a question
+            is marked with another language.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected the questions in language {lang}")
+    items: list[Item] = []
+    seen: dict[str, str] = {}
+    for where, record in read_json_lines(path):
+        item = Item.from_record(record, where)
+        if item.lang != lang:
+            raise DataError(
+                f"{where}: question {item.question_id}: lang is {item.lang}, expected {lang}"
+            )
+        if item.question_id in seen:
+            raise DataError(
+                f"{where}: question {item.question_id}: "
+                f"{seen[item.question_id]} has this id already"
+            )
+        seen[item.question_id] = where
+        items.append(item)
+    if not items:
+        raise DataError(f"{path}: no questions in it")
+    return items
+
+
+def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Take about `limit` questions: whole pictures, the same ones in every language.
+
+    Pictures are taken in the order of a hash of their path, so that a file that is sorted by task
+    still gives every task; the questions stay in file order.
+
+    Args:
+        items: All questions.
+        limit: How many are wanted at least; None for all.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    per_image: dict[str, int] = {}
+    for item in items:
+        per_image[item.image] = per_image.get(item.image, 0) + 1
+    chosen: set[str] = set()
+    num_items = 0
+    for image in sorted(per_image, key=lambda image: hashlib.sha256(image.encode()).digest()):
+        if num_items >= limit:
+            break
+        chosen.add(image)
+        num_items += per_image[image]
+    return [item for item in items if item.image in chosen]

@@ -1,0 +1,95 @@
+"""The benchmarks by name: where their files lie and which languages they have.
+
+A benchmark is a folder with one `<lang>.jsonl` per language, and a folder of pictures.
+`scenes` is the built-in one: questions on test scenes of the emoji corpus, unpacked on first use;
+`scenes-val` has validation scenes, for choosing between models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.benchmarks.items import Item, read_items
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark on disk.
+
+    Attributes:
+        name: Its name in file names and reports.
+        folder: Holds `<lang>.jsonl`.
+        image_root: Folder that the picture paths in them are relative to.
+    """
+
+    name: str
+    folder: Path
+    image_root: Path
+
+    def path(self, lang: str) -> Path:
+        """The file of one language."""
+        return self.folder / f"{lang}.jsonl"
+
+    def languages(self) -> tuple[str, ...]:
+        """Languages that there is a file for."""
+        return tuple(sorted(path.stem for path in self.folder.glob("*.jsonl")))
+
+    def read(self, lang: str) -> list[Item]:
+        """Read one language's questions.
+
+        Raises:
+            DataError: See `read_items`; a language without a file is never replaced by English.
+        """
+        if not self.path(lang).is_file():
+            raise DataError(
+                f"benchmark {self.name} has no {lang}.jsonl in {self.folder}; "
+                f"it has {', '.join(self.languages()) or 'no language at all'}"
+            )
+        return read_items(self.path(lang), lang)
+
+    def image_path(self, image: str) -> Path:
+        """Where a picture lies, whether it is there or not."""
+        return Path(os.path.normpath(self.image_root / image))
+
+
+def _open_built_in(name: str) -> Benchmark:
+    from lrm_ext.corpus.emoji.unpack import ensure_unpacked
+
+    root = ensure_unpacked()
+    return Benchmark(name, root / "benchmarks" / name, root / "images")
+
+
+BENCHMARKS: Final[dict[str, Callable[[str], Benchmark]]] = {
+    "scenes": _open_built_in,
+    "scenes-val": _open_built_in,
+}
+
+
+def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
+    """Open a benchmark.
+
+    Args:
+        name: One of `BENCHMARKS`, or any name when `folder` is given.
+        folder: A folder of `<lang>.jsonl` files of your own; picture paths are relative to it.
+
+    Raises:
+        ConfigError: The name is unknown or the folder does not exist.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            raise ConfigError(f"no benchmark folder {folder}; expected one with <lang>.jsonl files")
+        return Benchmark(name, folder, folder)
+    if name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {name}; choose from {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name](name)
+
+
+def missing_images(benchmark: Benchmark, items: Sequence[Item]) -> list[str]:
+    """Paths of pictures that are not there, each once, sorted."""
+    images = {item.image for item in items}
+    return sorted(image for image in images if not benchmark.image_path(image).is_file())

@@ -1,0 +1,56 @@
+"""The `lrm` command: collects the commands of every package in the order in which data flows.
+
+Each package that has commands holds them in `commands.py` with one function,
+`register(app)`. They import what they need inside the command, so that `lrm --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import lrm_ext.corpus.commands
+import lrm_ext.evaluation.commands
+import lrm_ext.instructions.commands
+import lrm_ext.languages.commands
+import lrm_ext.mini.commands
+import lrm_ext.mixture.commands
+import lrm_ext.serve.commands
+from llava.errors import UserError
+
+app = typer.Typer(
+    name="lrm",
+    help="Make a LLaVA-style model answer in your language.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+for _package in (
+    lrm_ext.languages.commands,
+    lrm_ext.corpus.commands,
+    lrm_ext.instructions.commands,
+    lrm_ext.mixture.commands,
+    lrm_ext.mini.commands,
+    lrm_ext.evaluation.commands,
+    lrm_ext.serve.commands,
+):
+    _package.register(app)
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is printed without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except UserError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

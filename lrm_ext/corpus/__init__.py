@@ -1,0 +1,1 @@
+"""The parallel corpus: the store on disk, importers, and the built-in corpus."""

@@ -1,0 +1,1 @@
+"""The built-in corpus: scenes of emoji pictures with questions in ten languages."""

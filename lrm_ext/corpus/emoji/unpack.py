@@ -1,0 +1,234 @@
+"""Unpacks the built-in corpus: pictures, two parallel corpora and two benchmarks.
+
+Input: the packed, committed data. Output, in a git-ignored folder:
+
+    images/<split>/<scene>.jpg          128 px
+    pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`)
+    benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
+    COMPLETE                            written last: a digest of all inputs
+
+Picture paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
+resumed; with the same inputs a second call returns at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llava.data.sample import Turn
+from llava.errors import DataError
+from lrm_ext.corpus.emoji.concepts import load_sprites, sprite_file
+from lrm_ext.corpus.emoji.conversations import (
+    SOURCE,
+    benchmark_items,
+    caption_turns,
+    question_turns,
+)
+from lrm_ext.corpus.emoji.packed import (
+    CONCEPTS_FILE,
+    LANGUAGES,
+    SCENES_FILE,
+    data_files,
+    packed_dir,
+    packed_path,
+)
+from lrm_ext.corpus.emoji.render import render_scene
+from lrm_ext.corpus.emoji.scenes import Scene, load_scenes
+from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+
+log = logging.getLogger(__name__)
+
+# Raise it when this file or `conversations.py` begins to write something else.
+FORMAT = 2
+NUM_CAPTIONED = 10_000
+JPEG_QUALITY = 90
+
+COMPLETE_FILE = "COMPLETE"
+_PROGRESS_FILE = "UNPACKING"
+BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
+
+Advance = Callable[[], None]
+
+
+def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
+    """Unpack the built-in corpus; does nothing if it is there already.
+
+    Safe to call from several processes: the first works, the others wait for it.
+
+    Args:
+        root: Where to; `playground/data/emoji_scenes/corpus` when left out.
+        force: Start over even if it is complete.
+        limit: Take so many scenes of each split only (for tests).
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: The packed data is missing or damaged, or `root` holds something else.
+    """
+    root = packed_dir() / "corpus" if root is None else root
+    digest = inputs_digest(limit)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(root.parent):
+        if not force and _read(root / COMPLETE_FILE) == digest:
+            log.info("%s is complete", root)
+            return root
+        scenes = load_scenes(limit)
+        _prepare(root, digest, keep=not force)
+        with _progress() as progress:
+            _write_images(root, scenes, _bar(progress, "pictures", len(scenes)))
+            train = [scene for scene in scenes if scene.split == "train"]
+            captioned = train[:NUM_CAPTIONED]
+            advance = _bar(progress, "conversations", len(train) + len(captioned))
+            _write_corpus(root / "pretrain", captioned, "caption", caption_turns, advance)
+            _write_corpus(root / "finetune", train, "conversation", question_turns, advance)
+            _write_benchmarks(root, scenes)
+        _write(root / COMPLETE_FILE, digest.encode())
+        (root / _PROGRESS_FILE).unlink()
+    return root
+
+
+def ensure_unpacked() -> Path:
+    """The unpacked corpus in its usual place; unpacked now if it is not there yet.
+
+    Raises:
+        DataError: See `unpack`.
+    """
+    return unpack()
+
+
+def inputs_digest(limit: int | None = None) -> str:
+    """Digest of everything that the unpacked corpus is made from."""
+    digest = hashlib.sha256(f"{FORMAT} {limit}".encode())
+    names = [CONCEPTS_FILE, SCENES_FILE]
+    names += [
+        sprite_file(concept) for concept in json.loads(packed_path(CONCEPTS_FILE).read_bytes())
+    ]
+    for path in (*map(packed_path, names), *data_files()):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _prepare(root: Path, digest: str, keep: bool) -> None:
+    """Make `root` ready: keep pictures of an interrupted run of the same inputs, else empty it."""
+    started = _read(root / _PROGRESS_FILE)
+    if keep and started == digest:
+        log.info("resuming %s", root)
+        return
+    if root.exists():
+        if any(root.iterdir()) and started is None and not (root / COMPLETE_FILE).is_file():
+            raise DataError(
+                f"{root} holds something that is not an unpacked corpus; move it away or give "
+                "another folder."
+            )
+        # first, so that a run that is killed here does not leave a folder that looks complete
+        (root / COMPLETE_FILE).unlink(missing_ok=True)
+        _write(root / _PROGRESS_FILE, b"removing")
+        for path in root.iterdir():
+            if path.name != _PROGRESS_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    root.mkdir(exist_ok=True)
+    _write(root / _PROGRESS_FILE, digest.encode())
+
+
+def _write_images(root: Path, scenes: Sequence[Scene], advance: Advance) -> None:
+    sprites = load_sprites()
+    for split in {scene.split for scene in scenes}:
+        (root / "images" / split).mkdir(parents=True, exist_ok=True)
+    for scene in scenes:
+        path = root / "images" / image_name(scene)
+        if not path.is_file():
+            partial = path.with_suffix(".partial")
+            image = render_scene(scene, sprites)
+            image.save(partial, format="JPEG", quality=JPEG_QUALITY)
+            partial.replace(path)
+        advance()
+
+
+def image_name(scene: Scene) -> str:
+    """Path of a scene's picture below `images/`."""
+    return f"{scene.split}/{scene.id}.jpg"
+
+
+def _write_corpus(
+    path: Path,
+    scenes: Sequence[Scene],
+    task: str,
+    make_turns: Callable[[Scene, str], tuple[Turn, ...]],
+    advance: Advance,
+) -> None:
+    others = LANGUAGES[1:]
+    with CorpusWriter(path, others, image_root="../images", overwrite=True) as writer:
+        for scene in scenes:
+            row = CorpusRow(
+                id=scene.id,
+                image=image_name(scene),
+                source=SOURCE,
+                task=task,
+                translatable=True,
+                turns=make_turns(scene, "en"),
+            )
+            writer.append(row, {lang: make_turns(scene, lang) for lang in others})
+            advance()
+
+
+def _write_benchmarks(root: Path, scenes: Sequence[Scene]) -> None:
+    for name, split in BENCHMARKS.items():
+        folder = root / "benchmarks" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        items = benchmark_items(scene for scene in scenes if scene.split == split)
+        for lang in LANGUAGES:
+            records = (item.to_record(lang, image_name(item.scene)) for item in items)
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            _write(folder / f"{lang}.jsonl", "".join(lines).encode())
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there wholly or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system drops it if the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _bar(progress: Progress, description: str, total: int) -> Advance:
+    task = progress.add_task(description, total=total)
+    return lambda: progress.advance(task)

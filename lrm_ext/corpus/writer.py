@@ -1,0 +1,264 @@
+"""Writes a corpus folder row by row, in constant memory.
+
+Input: rows and their texts, in order. Output: a folder as described in `layout.py`. Everything is
+written beside the target and moved into place at the end, so that a run that is killed leaves
+either the old corpus or none, never half of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import pyarrow as pa
+
+from llava.data.sample import Turn
+from llava.errors import DataError
+from lrm_ext.corpus.layout import (
+    ENGLISH,
+    MAX_ROWS,
+    META_FILE,
+    ROW_SCHEMA,
+    STATUSES,
+    TEXT_SCHEMA,
+    CorpusRow,
+    Meta,
+    Text,
+    shard_name,
+    turns_to_arrow,
+)
+
+log = logging.getLogger(__name__)
+
+_IMAGE = "<image>"
+
+
+class _ShardedFile:
+    """One column family ("rows" or a language) as a sequence of Arrow IPC files."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._schema = schema
+        self._buffer: list[dict[str, Any]] = []
+        self._shard = 0
+        self._sink: pa.OSFile | None = None
+        self._file: pa.RecordBatchFileWriter | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        self._buffer.append(record)
+
+    def flush(self) -> None:
+        """Write what is buffered as one record batch."""
+        if not self._buffer:
+            return
+        if self._file is None:
+            self._sink = pa.OSFile(str(self._folder / shard_name(self._shard)), "wb")
+            self._file = pa.ipc.new_file(self._sink, self._schema)
+        self._file.write_batch(pa.RecordBatch.from_pylist(self._buffer, schema=self._schema))
+        self._buffer.clear()
+
+    def end_shard(self) -> None:
+        """Close the current file; the next batch starts another."""
+        self.flush()
+        if self._file is not None and self._sink is not None:
+            self._file.close()
+            self._sink.close()
+            _sync(self._folder / shard_name(self._shard))
+            self._shard += 1
+        self._file = self._sink = None
+
+
+class CorpusWriter:
+    """Writes a corpus; a context manager, or call `close()` yourself.
+
+    Leaving the `with` block by an exception discards what was written.
+
+    Args:
+        path: The folder to make.
+        languages: Languages that may have texts; English, which every row has, may be left out.
+        image_root: Folder of the pictures as seen from `path`.
+        overwrite: Replace a corpus that is already at `path`.
+        rows_per_shard: Rows in a file. A multiple of `rows_per_batch`.
+        rows_per_batch: Rows that are buffered and written together.
+
+    Raises:
+        DataError: Something is at `path` already and `overwrite` is not set.
+
+    Example:
+        >>> with CorpusWriter("corpus", ["cs"]) as writer:
+        ...     writer.append(row, {"cs": czech_turns})
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        languages: Iterable[str],
+        *,
+        image_root: str = "images",
+        overwrite: bool = False,
+        rows_per_shard: int = 1 << 18,
+        rows_per_batch: int = 1 << 11,
+    ) -> None:
+        assert rows_per_shard % rows_per_batch == 0
+        self.path = Path(path)
+        self.languages = tuple(dict.fromkeys(lang for lang in languages if lang != ENGLISH))
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._image_root = image_root
+        self._overwrite = overwrite
+        self._rows_per_shard = rows_per_shard
+        self._rows_per_batch = rows_per_batch
+        self._num_rows = 0
+        self._open = True
+        self._check_target()
+        if self._partial.exists():
+            log.info("removing %s, left by a run that was cut short", self._partial)
+            shutil.rmtree(self._partial)
+        self._rows = _ShardedFile(self._partial / "rows", ROW_SCHEMA)
+        folders = {lang: self._partial / "text" / lang for lang in self.languages}
+        self._texts = {lang: _ShardedFile(f, TEXT_SCHEMA) for lang, f in folders.items()}
+        self._usable: dict[str, IO[bytes]] = {
+            lang: (folder / "usable.u32").open("wb") for lang, folder in folders.items()
+        }
+        self._counts = {lang: dict.fromkeys((*STATUSES, "usable"), 0) for lang in self.languages}
+
+    def __enter__(self) -> CorpusWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def append(self, row: CorpusRow, texts: Mapping[str, Text | Sequence[Turn]]) -> None:
+        """Add one row and its texts; plain turns count as accepted.
+
+        Raises:
+            DataError: A language was not announced, or accepted turns do not match the English
+                ones in number, roles or place of `<image>`.
+        """
+        assert self._open, "append() after close()"
+        assert self._num_rows < MAX_ROWS
+        given = {lang: t if isinstance(t, Text) else Text(tuple(t)) for lang, t in texts.items()}
+        for lang, text in given.items():
+            self._check_text(row, lang, text)
+        self._rows.append(
+            {
+                "id": row.id,
+                "image": row.image,
+                "source": row.source,
+                "task": row.task,
+                "translatable": row.translatable,
+                "turns": turns_to_arrow(row.turns),
+            }
+        )
+        for lang, file in self._texts.items():
+            file.append(self._text_record(row, lang, given.get(lang)))
+        self._num_rows += 1
+        if self._num_rows % self._rows_per_batch == 0:
+            self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+
+    def close(self) -> None:
+        """Finish the files, write `corpus.toml` and move the folder into place."""
+        if not self._open:
+            return
+        self._flush(end_shard=True)
+        for file in self._usable.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        meta = Meta(
+            self._num_rows,
+            self._rows_per_shard,
+            self._rows_per_batch,
+            self._image_root,
+            self._counts,
+        )
+        meta.dump(self._partial / META_FILE)
+        _sync(self._partial / META_FILE)
+        self._check_target()
+        self._replace()
+        self._open = False
+
+    def abort(self) -> None:
+        """Discard what was written."""
+        if self._open:
+            for file in self._usable.values():
+                file.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._open = False
+
+    def _flush(self, end_shard: bool) -> None:
+        for file in (self._rows, *self._texts.values()):
+            file.end_shard() if end_shard else file.flush()
+
+    def _text_record(self, row: CorpusRow, lang: str, text: Text | None) -> dict[str, Any]:
+        if text is None:
+            return dict.fromkeys(TEXT_SCHEMA.names)
+        counts = self._counts[lang]
+        counts[text.status] += 1
+        if text.status == "ok" and row.translatable:
+            counts["usable"] += 1
+            self._usable[lang].write(self._num_rows.to_bytes(4, "little"))
+        return {
+            "turns": turns_to_arrow(text.turns),
+            "status": text.status,
+            "engine": text.engine,
+            "reason": text.reason,
+        }
+
+    def _check_text(self, row: CorpusRow, lang: str, text: Text) -> None:
+        where = f"{self.path}: row {self._num_rows} (id {row.id!r}), language {lang!r}"
+        if lang == ENGLISH:
+            if text.turns != row.turns:
+                raise DataError(f"{where}: English text differs from the row's own turns.")
+            return
+        if lang not in self._texts:
+            raise DataError(
+                f"{where}: this corpus was opened for {', '.join(self.languages) or 'no language'};"
+                " name every language when opening the writer."
+            )
+        if text.status not in STATUSES:
+            raise DataError(f"{where}: status {text.status!r}, expected one of {STATUSES}.")
+        if text.status == "ok" and _shape(text.turns) != _shape(row.turns):
+            raise DataError(
+                f"{where}: turns (role, number of {_IMAGE}) are {_shape(text.turns)}, in English "
+                f"{_shape(row.turns)}. Mend the text or give it status 'rejected'."
+            )
+
+    def _check_target(self) -> None:
+        if not self.path.exists():
+            return
+        if not self._overwrite:
+            raise DataError(f"{self.path} exists already; remove it, or write with overwrite=True.")
+        if not (self.path / META_FILE).is_file() and any(self.path.iterdir()):
+            raise DataError(f"{self.path} exists and is not a corpus; it will not be overwritten.")
+
+    def _replace(self) -> None:
+        """Move the finished folder to its place; at no moment is half a corpus there."""
+        old = self.path.with_name(self.path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self._partial.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _shape(turns: Sequence[Turn]) -> list[tuple[str, int]]:
+    return [(turn.role, turn.text.count(_IMAGE)) for turn in turns]
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,356 @@
+"""Ask a LLaVA model many questions at once, greedily.
+
+In: a loaded model and batches of (question, picture). Out: the answers, the same whatever the batch
+size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
+picture; its output serves every question on that picture in every language. Knows nothing of
+benchmarks and files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+)
+from llava.conversation import (
+    Conversation,
+    conv_templates,
+    get_conversation,
+    select_conversation,
+)
+from llava.conversation_styles import SeparatorStyle
+from llava.errors import CheckpointError, DataError
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from lrm_ext.languages.templates import register_templates, template_for
+
+FEATURE_CACHE_BYTES: Final = 4 << 30
+BLIND_SIDE_PX: Final = 336
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question.
+
+    Attributes:
+        text: Without template and image token.
+        lang: Its language, which may have a template of its own.
+        image: The picture; None where it is withheld.
+    """
+
+    text: str
+    lang: str
+    image: Path | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote.
+
+    Attributes:
+        text: Decoded and stripped, without special tokens.
+        num_new_tokens: Its length; the end token is not counted.
+        finish_reason: `stop`, or `length` if it was cut off.
+    """
+
+    text: str
+    num_new_tokens: int
+    finish_reason: str
+
+
+class Answerer(Protocol):
+    """What the runner needs of a model."""
+
+    def num_tokens(self, request: Request) -> int:
+        """Length of a question's prompt in tokens, the picture counted as one."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer a batch, in its order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The template of a checkpoint, in the language of each question where it has languages.
+
+    Attributes:
+        name: Its name.
+        conversation: The template itself.
+    """
+
+    name: str
+    conversation: Conversation
+
+    @classmethod
+    def of_checkpoint(cls, model_path: Path, conv_mode: str | None) -> Templates:
+        """Choose by a checkpoint's `config.json`, without loading the model.
+
+        Raises:
+            CheckpointError: There is no such file.
+            TemplateError: `conv_mode` is unknown.
+        """
+        path = model_path / "config.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{model_path} holds no config.json; expected the folder of a finished training, "
+                "such as runs/mini after `bash scripts/quickstart.sh`"
+            )
+        register_templates()
+        config = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+        name = get_model_name_from_path(str(model_path))
+        return cls(*select_conversation(config, name, conv_mode))
+
+    def in_language(self, lang: str) -> Conversation:
+        """A fresh conversation for a question in a language."""
+        if self.name not in conv_templates:
+            return self.conversation.copy()
+        name = template_for(self.name, lang)
+        return self.conversation.copy() if name == self.name else get_conversation(name)
+
+
+def load_answerer(
+    model_path: Path,
+    model_base: str | None,
+    templates: Templates,
+    max_new_tokens: int,
+    device: str | None = None,
+) -> LlavaAnswerer:
+    """Load a checkpoint for evaluation.
+
+    Args:
+        model_path: Its folder.
+        model_base: The base model of a LoRA or projector-only checkpoint.
+        templates: Its conversation template.
+        max_new_tokens: Longest answer.
+        device: `cuda` or `cpu`; by default a GPU where there is one.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or the model takes no pictures.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = get_model_name_from_path(str(model_path))
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        str(model_path), model_base, name, device=device
+    )
+    if image_processor is None:
+        raise CheckpointError(f"{model_path} is a text-only model: it has no vision tower")
+    return LlavaAnswerer(tokenizer, model.eval(), image_processor, templates, max_new_tokens)
+
+
+class LlavaAnswerer:
+    """Answers with one loaded model.
+
+    A request without a picture gets a canvas in the mean colour of the image processor, all zeros
+    once normalised: the prompt stays the same to the last token, and nothing can be seen.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: Any,
+        image_processor: Any,
+        templates: Templates,
+        max_new_tokens: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._image_processor = image_processor
+        self._templates = templates
+        self._max_new_tokens = max_new_tokens
+        self._stop_text = _stop_text(templates.conversation)
+        self._stop_ids = self._find_stop_ids()
+        self._ids: dict[tuple[str, str], list[int]] = {}
+        self._features = _FeatureCache(FEATURE_CACHE_BYTES)
+
+    def num_tokens(self, request: Request) -> int:
+        """See `Answerer`."""
+        return len(self._encode(request))
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `Answerer`."""
+        model = self._model
+        rows = [self._encode(request) for request in requests]
+        features, sizes = self._image_features([request.image for request in requests])
+        self._check_room(requests, rows, features)
+        input_ids, mask = _pad_left(rows, self._pad_id)
+        with _left_padding(model.config):
+            generated = model.generate(
+                input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                image_features=features,
+                image_sizes=sizes,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=self._max_new_tokens,
+                eos_token_id=self._stop_ids,
+                pad_token_id=self._pad_id,
+                use_cache=True,
+            )
+        return [self._decode(ids) for ids in generated.tolist()]
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id = self._tokenizer.pad_token_id
+        return self._stop_ids[0] if pad_id is None else int(pad_id)
+
+    def _find_stop_ids(self) -> list[int]:
+        """The end-of-sequence token, and the template's terminator where that is one token."""
+        ids = [int(self._tokenizer.eos_token_id)]
+        token_id = self._tokenizer.convert_tokens_to_ids(self._stop_text or "")
+        is_token = isinstance(token_id, int) and token_id != self._tokenizer.unk_token_id
+        if is_token and token_id not in ids:
+            ids.append(int(token_id))
+        return ids
+
+    def _encode(self, request: Request) -> list[int]:
+        """Token ids of a question in the template, with one image sentinel."""
+        key = (request.lang, request.text)
+        if key not in self._ids:
+            image_token = DEFAULT_IMAGE_TOKEN
+            if getattr(self._model.config, "mm_use_im_start_end", False):
+                image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
+            conversation = self._templates.in_language(request.lang)
+            conversation.append_message(conversation.roles[0], f"{image_token}\n{request.text}")
+            conversation.append_message(conversation.roles[1], None)
+            ids = tokenizer_image_token(conversation.get_prompt(), self._tokenizer)
+            assert isinstance(ids, list)
+            self._ids[key] = ids
+        return self._ids[key]
+
+    def _decode(self, ids: Sequence[int]) -> Answer:
+        end = next((i for i, token_id in enumerate(ids) if token_id in self._stop_ids), None)
+        kept = ids if end is None else ids[:end]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True)
+        stopped = end is not None
+        if self._stop_text and self._stop_text.strip() and self._stop_text in text:
+            text, stopped = text[: text.index(self._stop_text)], True
+        return Answer(text.strip(), len(kept), "stop" if stopped else "length")
+
+    def _image_features(
+        self, paths: Sequence[Path | None]
+    ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
+        """Tower outputs for a batch: [B, P, D_vision], or a list of [tiles, P, D_vision]."""
+        wanted = [path for path in dict.fromkeys(paths) if path not in self._features]
+        found = {path: self._features.get(path) for path in paths if path not in wanted}
+        if wanted:
+            pictures = [self._open(path) for path in wanted]
+            sizes = [picture.size for picture in pictures]
+            for path, size, features in zip(
+                wanted, sizes, self._encode_pictures(pictures), strict=True
+            ):
+                found[path] = (features, size)
+                self._features.put(path, features, size)
+        device = self._model.device
+        batch = [found[path][0].to(device) for path in paths]
+        image_sizes = [found[path][1] for path in paths]
+        return (torch.stack(batch) if batch[0].ndim == 2 else batch), image_sizes
+
+    def _encode_pictures(self, pictures: list[Image.Image]) -> list[Tensor]:
+        """Run the tower once over pictures: [P, D_vision] or [tiles, P, D_vision] of each."""
+        model = self._model
+        images = process_images(pictures, self._image_processor, model.config)
+        tower = model.get_vision_tower()
+        place = {"device": model.device, "dtype": model.dtype}
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return list(tower(images.to(**place)))
+        return [tower(tiles.to(**place)) for tiles in images]
+
+    def _open(self, path: Path | None) -> Image.Image:
+        if path is None:
+            mean = tuple(round(255 * value) for value in self._image_processor.image_mean)
+            return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), mean)
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+    def _check_room(
+        self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any
+    ) -> None:
+        """Refuse a prompt that the model would cut off silently."""
+        config = self._model.config
+        limits = [
+            getattr(config, name, None)
+            for name in ("max_position_embeddings", "tokenizer_model_max_length")
+        ]
+        room = min((limit for limit in limits if limit), default=None)
+        for request, row, feature in zip(requests, rows, features, strict=True):
+            num_image = feature.shape[:-1].numel()
+            if room is not None and len(row) - 1 + num_image + self._max_new_tokens > room:
+                raise DataError(
+                    f"a question of {len(row) - 1} tokens with {num_image} for the picture leaves "
+                    f"no {self._max_new_tokens} for the answer in the model's {room}: "
+                    f"{request.text[:80]!r}"
+                )
+
+
+class _FeatureCache:
+    """Tower outputs by picture, the least recently used thrown out when they take too much."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._entries: OrderedDict[Path | None, tuple[Tensor, tuple[int, int]]] = OrderedDict()
+
+    def __contains__(self, path: Path | None) -> bool:
+        return path in self._entries
+
+    def get(self, path: Path | None) -> tuple[Tensor, tuple[int, int]]:
+        self._entries.move_to_end(path)
+        return self._entries[path]
+
+    def put(self, path: Path | None, features: Tensor, size: tuple[int, int]) -> None:
+        # A clone, as a slice would keep the whole batch alive.
+        entry = features.detach().to("cpu", copy=True)
+        self._entries[path] = (entry, size)
+        self._num_bytes += entry.nbytes
+        while self._num_bytes > self._max_bytes and len(self._entries) > 1:
+            _, (oldest, _) = self._entries.popitem(last=False)
+            self._num_bytes -= oldest.nbytes
+
+
+def _stop_text(conversation: Conversation) -> str | None:
+    if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
+        return conversation.sep
+    return conversation.sep2
+
+
+def _pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad rows of ids to one length: ids and mask, both [B, T]."""
+    length = max(map(len, rows))
+    ids = [[pad_id] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+@contextmanager
+def _left_padding(config: Any) -> Iterator[None]:
+    """Let the model pad spliced rows on the left, as decoding needs, and put its setting back."""
+    had = "tokenizer_padding_side" in vars(config)
+    before = getattr(config, "tokenizer_padding_side", None)
+    config.tokenizer_padding_side = "left"
+    try:
+        yield
+    finally:
+        if had:
+            config.tokenizer_padding_side = before
+        else:
+            del config.tokenizer_padding_side

@@ -1,0 +1,88 @@
+"""`lrm eval` and `lrm report`: measure a model, and show what was measured."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `lrm`."""
+    app.command("eval")(evaluate)
+    app.command("report")(report)
+
+
+def evaluate(
+    model: Path = typer.Option(..., help="Folder of the checkpoint."),
+    model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
+    benchmarks: list[str] = typer.Option(["scenes"], help="Names; repeat, or use commas."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    limit: int = typer.Option(None, help="About so many questions per benchmark and language."),
+    batch_size: int = typer.Option(64, help="Questions asked at once."),
+    blind: bool = typer.Option(True, help="Ask a second time without the picture."),
+    max_new_tokens: int = typer.Option(32, help="Longest answer."),
+    out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
+    benchmark_dir: Path = typer.Option(None, help="Your own <lang>.jsonl files."),
+    conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
+    table: bool = typer.Option(True, help="Print the tables at the end."),
+) -> None:
+    """Measure a model in all languages; what is answered already is not asked again."""
+    from rich.console import Console
+
+    from lrm_ext.analysis.html import write_report
+    from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
+    from lrm_ext.evaluation.score import score_run
+
+    console = Console()
+    config = EvalConfig(
+        model_path=model,
+        model_base=model_base,
+        benchmarks=_names(benchmarks),
+        languages=_names(languages),
+        limit=limit,
+        batch_size=batch_size,
+        blind=blind,
+        max_new_tokens=max_new_tokens,
+        out_dir=out,
+        benchmark_dir=benchmark_dir,
+        conv_mode=conv_mode,
+        device=device,
+        fresh=fresh,
+    )
+    sets = run_evaluation(config, console)
+    result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
+    page = write_report(result, config.results_dir, model)
+    if table:
+        print_report(result, console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def report(
+    model: Path = typer.Option(..., help="Folder of the checkpoint."),
+    out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
+) -> None:
+    """Print the tables again and render report.html, from the files of an evaluation alone."""
+    from rich.console import Console
+
+    from lrm_ext.analysis.html import write_report
+    from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.report import EvalReport
+
+    console = Console()
+    folder = out or model / "eval"
+    result = EvalReport.read(folder)
+    page = write_report(result, folder, model)
+    print_report(result, console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def _names(texts: list[str]) -> tuple[str, ...]:
+    """Split at commas; each name once, in the order given."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))

@@ -1,0 +1,213 @@
+"""The files of answers: append, resume after a cut, and refuse what does not belong (EVAL_SPEC 8).
+
+`<benchmark>.<lang>[.blind].jsonl` holds one object per question, LLaVA's keys first, so that
+LLaVA's own scripts read it. `run.json` beside it says which model and settings made the answers.
+Nothing is parsed or scored here: a change of rules must not need a model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.benchmarks.items import read_json_lines
+
+log = logging.getLogger(__name__)
+
+RUN_FILE: Final = "run.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one question; field names are the keys in the file.
+
+    Attributes:
+        question_id: As in the benchmark.
+        prompt: The question without template and image token.
+        text: The answer, stripped.
+        answer_id: Made from model, question and mode, so that a run's bytes can be repeated.
+        model_id: The model's name.
+        metadata: Empty; LLaVA's scripts expect the key.
+        key: Unique in the file; here the question id.
+        benchmark: Name of the benchmark.
+        lang: Language of the question.
+        category: Its task.
+        image: Picture path as in the benchmark.
+        gold: The expected answer.
+        blind: Whether the picture was withheld.
+        num_new_tokens: Length of the answer, the end token not counted.
+        finish_reason: `stop`, or `length` if it was cut off.
+    """
+
+    question_id: str
+    prompt: str
+    text: str
+    answer_id: str
+    model_id: str
+    key: str
+    benchmark: str
+    lang: str
+    category: str
+    image: str
+    gold: str
+    blind: bool
+    num_new_tokens: int
+    finish_reason: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> str:
+        """One line of JSON, LLaVA's keys first."""
+        first = ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
+        values = asdict(self)
+        ordered = {name: values.pop(name) for name in first} | values
+        return json.dumps(ordered, ensure_ascii=False) + "\n"
+
+
+def prediction_path(folder: Path, benchmark: str, lang: str, blind: bool) -> Path:
+    """Where the answers of one benchmark in one language are."""
+    return folder / f"{benchmark}.{lang}{'.blind' if blind else ''}.jsonl"
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Remove a last line that was only half written.
+
+    It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        body = content[:-1] if content.endswith(b"\n") else content
+        start = body.rfind(b"\n") + 1
+        if not content or (content.endswith(b"\n") and _is_json(content[start:])):
+            return
+        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(content) - start)
+        file.truncate(start)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Read answers by question key; empty when there is no file.
+
+    The same answer written twice is kept once, and counted in the log.
+
+    Raises:
+        DataError: A line is not JSON or lacks `key` or a text, or one key has two answers.
+    """
+    if not path.is_file():
+        return {}
+    texts: dict[str, str] = {}
+    num_twice = 0
+    for where, record in read_json_lines(path):
+        key, text = record.get("key"), record.get("text")
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise DataError(f"{where}: expected a `key` and a `text` that are strings: {record}")
+        num_twice += key in texts
+        if texts.setdefault(key, text) != text:
+            raise DataError(
+                f"{where}: question {key} is answered twice, differently; "
+                "delete one of the lines, or all answers with --fresh"
+            )
+    if num_twice:
+        log.warning("%s: %d answers are in it twice, equal; each counts once", path, num_twice)
+    return texts
+
+
+def check_keys(path: Path, texts: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse answers to questions that the benchmark does not have.
+
+    Raises:
+        DataError: Some answer has no question.
+    """
+    if strangers := sorted(texts.keys() - set(known)):
+        shown = ", ".join(strangers[:5]) + (" ..." if len(strangers) > 5 else "")
+        raise DataError(
+            f"{path}: {len(strangers)} answers have no question in the benchmark ({shown}): "
+            "they are of another version or language; start over with --fresh"
+        )
+
+
+class PredictionWriter:
+    """Appends answers to a file; each batch is on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_unfinished_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, predictions: Sequence[Prediction]) -> None:
+        """Append a batch."""
+        self._file.write("".join(prediction.to_line() for prediction in predictions))
+        self._file.flush()
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Write `run.json`, or check that the answers in a folder are of this very run.
+
+    Args:
+        folder: The folder of predictions.
+        identity: What must be equal for the answers to be comparable: model, weights, template,
+            generation settings, code version.
+        data: SHA-256 by question file. Further files may join a run later.
+
+    Raises:
+        ConfigError: `run.json` says otherwise, is unreadable, or is missing beside answers.
+    """
+    path = folder / RUN_FILE
+    way_out = (
+        "answer all questions anew with --fresh, or keep both runs by giving --out another folder"
+    )
+    merged = dict(data)
+    if path.is_file():
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            old_data, old = run.pop("data"), run
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path}: unreadable ({error!r}); {way_out}") from error
+        wanted = json.loads(json.dumps(identity))
+        differing = [name for name in {**old, **wanted} if old.get(name) != wanted.get(name)]
+        differing += [name for name in data if old_data.get(name, data[name]) != data[name]]
+        if differing:
+            raise ConfigError(
+                f"{path}: the answers there are of another run (different: "
+                f"{', '.join(differing)}); {way_out}"
+            )
+        merged = {**old_data, **data}
+    elif any(folder.glob("*.jsonl")):
+        raise ConfigError(f"{folder} holds answers but no {RUN_FILE}; {way_out}")
+    write_atomically(path, json.dumps({**identity, "data": merged}, indent=2, ensure_ascii=False))
+
+
+def clear_run(folder: Path) -> None:
+    """Delete all answers in a folder and its `run.json`, and nothing else."""
+    if not folder.is_dir():
+        return
+    for path in [*folder.glob("*.jsonl"), folder / RUN_FILE]:
+        path.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,128 @@
+"""Shows one sample the way training sees it: as text, as prompt, as ids and labels.
+
+Input: a sample, a template, a tokenizer. Output: text for a terminal. It renders and encodes by
+the same functions as training does, so what is shown is what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, get_conversation
+from llava.data.render import place_images, render
+from llava.data.sample import Sample
+from llava.data.tokenize import Encoded, encode_turns
+from llava.errors import ConfigError
+from lrm_ext.languages.templates import register_templates, template_for
+
+SUPERVISED_STYLE = "bold green"
+# Without colours a supervised part stands between these.
+MARKS = ("[[", "]]")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer from a folder; nothing is fetched.
+
+    Raises:
+        ConfigError: The folder does not exist or holds no tokenizer.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"tokenizer: there is no folder {folder}.")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"tokenizer: {folder} holds none that can be loaded (expected tokenizer_config.json "
+            f"with tokenizer.json or tokenizer.model): {error}"
+        ) from error
+
+
+def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
+    """The template of a sample: in the language of its answers where there is one.
+
+    Returns:
+        Its name and a copy of it.
+
+    Raises:
+        TemplateError: There is no such template; the choices are listed.
+    """
+    register_templates()
+    name = template_for(template, sample.lang)
+    return name, get_conversation(name)
+
+
+def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
+    """Encode a sample as training does."""
+    _, conv = conversation_for(sample, template)
+    has_image = sample.image is not None
+    turns = place_images(sample.turns, conv) if has_image else sample.turns
+    return encode_turns(turns, conv, tokenizer, has_image)
+
+
+def describe_sample(sample: Sample) -> Text:
+    """The sample's fields and turns."""
+    text = Text()
+    for field in ("id", "image", "lang", "instruction", "task", "source"):
+        text.append(f"{field:<12}", style="dim")
+        text.append(f"{getattr(sample, field)}\n")
+    for turn in sample.turns:
+        text.append(f"{turn.role:<12}", style="dim")
+        text.append(turn.text.replace("\n", "\n" + " " * 12) + "\n")
+    return text
+
+
+def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
+    """The sample as one prompt; what counts in the loss is marked."""
+    _, conv = conversation_for(sample, template)
+    rendered = render(place_images(sample.turns, conv), conv)
+    pieces: list[tuple[str, bool]] = []
+    position = 0
+    for start, end in rendered.spans:
+        pieces += [(rendered.text[position:start], False), (rendered.text[start:end], True)]
+        position = end
+    pieces.append((rendered.text[position:], False))
+    return _marked(pieces, color)
+
+
+def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
+    """Tokens, ids and labels of an encoded sample."""
+    pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
+    num_supervised = sum(label != IGNORE_INDEX for _, label in pairs)
+    text = Text(f"{len(pairs)} tokens, {num_supervised} supervised\n\n", style="dim")
+    text.append_text(_marked(_runs(pairs, tokenizer), color))
+    for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels)):
+        text.append(f"\n\n{name} ", style="dim")
+        for i, (value, (_, label)) in enumerate(zip(values, pairs, strict=True)):
+            style = SUPERVISED_STYLE if label != IGNORE_INDEX else ""
+            text.append(" " * (i > 0) + str(value), style=style)
+    return text
+
+
+def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> list[tuple[str, bool]]:
+    """Neighbouring tokens that are supervised alike, as text."""
+    runs: list[tuple[str, bool]] = []
+    for token, label in pairs:
+        image = token == IMAGE_TOKEN_INDEX
+        piece = "<image>" if image else str(tokenizer.convert_ids_to_tokens(token))
+        supervised = label != IGNORE_INDEX
+        if runs and runs[-1][1] == supervised:
+            runs[-1] = (f"{runs[-1][0]} {piece}", supervised)
+        else:
+            runs.append((piece, supervised))
+    return [(f"{piece} ", supervised) for piece, supervised in runs]
+
+
+def _marked(pieces: Iterable[tuple[str, bool]], color: bool) -> Text:
+    text = Text()
+    for piece, supervised in pieces:
+        if supervised and not color:
+            piece = MARKS[0] + piece + MARKS[1]
+        text.append(piece, style=SUPERVISED_STYLE if supervised else "")
+    return text

@@ -1,0 +1,98 @@
+"""Conversation templates of the project: pure data, registered with `llava.conversation`.
+
+    lrm_bare                 Vicuna-v1's shape without a system sentence, for small models
+    lrm_v1, lrm_v1_<lang>    Vicuna-v1's shape; the system sentence states the answer language
+    llama_3                  Meta's Llama-3 chat format, which LLaVA lacks
+    lrm_llama_3[_<lang>]     the same with a system sentence
+
+Role: `register_templates()` adds them; importing this module does not. Two shapes come from
+LLaVA's styles and cannot be had otherwise: in style TWO an empty system leaves one leading space
+(`" USER: ..."`), and in style MPT roles carry the header tokens. BOS is the tokenizer's business
+in all of them, so `<|begin_of_text|>` is not written out.
+"""
+
+from __future__ import annotations
+
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    conv_templates,
+    get_conversation,
+    register_conversation,
+)
+from lrm_ext.languages.registry import get_language, list_languages
+
+LLAMA_3_END = "<|eot_id|>"
+_LLAMA_3_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+_LLAMA_3_PLAIN_SYSTEM = "You are a helpful assistant."
+
+
+def register_templates() -> None:
+    """Register all templates; calling it again changes nothing.
+
+    Raises:
+        TemplateError: Another template has one of the names.
+    """
+    for name, conversation in _templates().items():
+        known = conv_templates.get(name)
+        if known is None or known.copy() != conversation:
+            register_conversation(name, conversation)  # refuses to overwrite
+
+
+def template_for(version: str, lang: str | None) -> str:
+    """Name of a template in a language.
+
+    Args:
+        version: Template name without a language, such as "lrm_v1".
+        lang: Language of the answer; None or English names `version` itself.
+
+    Returns:
+        `<version>_<lang>` where that is registered, else `version`.
+
+    Raises:
+        TemplateError: `version` is not registered.
+        ConfigError: There is no such language.
+    """
+    get_conversation(version)  # its error lists the choices
+    name = f"{version}_{get_language(lang).code}" if lang is not None else version
+    return name if name in conv_templates else version
+
+
+def _templates() -> dict[str, Conversation]:
+    english = get_language("en").system
+    templates = {
+        "lrm_bare": _vicuna(""),
+        "lrm_v1": _vicuna(english),
+        "llama_3": _llama_3(_LLAMA_3_PLAIN_SYSTEM),
+        "lrm_llama_3": _llama_3(english),
+    }
+    for code in list_languages():
+        system = get_language(code).system
+        templates[f"lrm_v1_{code}"] = _vicuna(system)
+        templates[f"lrm_llama_3_{code}"] = _llama_3(system)
+    return templates
+
+
+def _vicuna(system: str) -> Conversation:
+    return Conversation(
+        system=system,
+        roles=("USER", "ASSISTANT"),
+        messages=[],
+        offset=0,
+        sep_style=SeparatorStyle.TWO,
+        sep=" ",
+        sep2="</s>",
+        version="v1",
+    )
+
+
+def _llama_3(system: str) -> Conversation:
+    return Conversation(
+        system=_LLAMA_3_HEADER.format("system") + system,
+        roles=(_LLAMA_3_HEADER.format("user"), _LLAMA_3_HEADER.format("assistant")),
+        messages=[],
+        offset=0,
+        sep_style=SeparatorStyle.MPT,
+        sep=LLAMA_3_END,
+        version="mpt",
+    )

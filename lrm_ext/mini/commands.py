@@ -1,0 +1,36 @@
+"""`lrm mini ...`: the small base models of the default preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+mini_app = typer.Typer(help="The small base models of the preset `mini`.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `lrm mini` to the command line."""
+    app.add_typer(mini_app, name="mini")
+
+
+@mini_app.command("build-base")
+def build_base(
+    out: Path | None = typer.Option(None, help="Folder; default: playground/models/mini."),
+    check: bool = typer.Option(False, help="Train nothing; compare the files with their hashes."),
+) -> None:
+    """Train the vision tower and the language model that stand in for CLIP and Vicuna."""
+    import transformers
+    from rich.console import Console
+
+    from lrm_ext.mini.build import build_base, check_base, hash_files, models_dir
+    from lrm_ext.mini.recipe import BaseRecipe
+
+    folder = out or models_dir()
+    if not check:
+        transformers.utils.logging.disable_progress_bar()
+        build_base(BaseRecipe(), folder)
+    check_base(folder)
+    console = Console(highlight=False, soft_wrap=True)
+    size = sum((folder / name).stat().st_size for name in hash_files(folder))
+    console.print(f"{folder}: {size / 1e6:.1f} MB, as build.json says")

@@ -1,0 +1,20 @@
+"""Which row, language and instruction: a pure function of (spec, epoch, index)."""
+
+from typing import TYPE_CHECKING, Any
+
+from lrm_ext.mixture.mixture import Draw, Mixture
+from lrm_ext.mixture.spec import MixtureSpec
+
+if TYPE_CHECKING:
+    from lrm_ext.mixture.sampler import LanguageMixSampler
+
+__all__ = ["Draw", "LanguageMixSampler", "Mixture", "MixtureSpec"]
+
+
+def __getattr__(name: str) -> Any:
+    # The sampler needs torch, which takes seconds to import; the rest does without.
+    if name == "LanguageMixSampler":
+        from lrm_ext.mixture.sampler import LanguageMixSampler
+
+        return LanguageMixSampler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,118 @@
+"""`lrm mixture show`: what a mixture realises on a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llava.data.sample import Sample
+    from lrm_ext.mixture.mixture import Mixture
+    from lrm_ext.mixture.table import TableRow
+
+mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `lrm`."""
+    app.add_typer(mixture_app, name="mixture")
+
+
+@mixture_app.callback()
+def _group() -> None:
+    """Keep `show` a subcommand even while it is the only one."""
+
+
+@mixture_app.command("show")
+def show(
+    mixture: str = typer.Option("finetune", help="A TOML file, or the name of one that ships."),
+    corpus: Path | None = typer.Option(None, help="A corpus folder; default: the built-in one."),
+    tokenizer: Path | None = typer.Option(
+        None, help="Folder of a tokenizer; adds mean lengths and shares of tokens."
+    ),
+    template: str = typer.Option("lrm_bare", help="Conversation template for token counts."),
+    num_measured: int = typer.Option(
+        100, min=1, help="Samples to measure per language and instruction."
+    ),
+) -> None:
+    """Print the samples per language and instruction, their shares, and the rows they use."""
+    from rich.console import Console
+
+    from lrm_ext.corpus.locate import open_corpus
+    from lrm_ext.mixture.files import mixture_path
+    from lrm_ext.mixture.mixture import Mixture
+    from lrm_ext.mixture.spec import MixtureSpec
+
+    path = mixture_path(mixture)
+    spec = MixtureSpec.from_toml(path)
+    count_tokens = _token_counter(tokenizer, template) if tokenizer is not None else None
+    stage = "pretrain" if path.stem == "pretrain" else "finetune"
+    mixed = Mixture(spec, open_corpus(corpus, stage))
+    console = Console(highlight=False)
+    console.print(f"mixture {path}", soft_wrap=True, markup=False)
+    console.print(f"corpus  {mixed.corpus.path}", soft_wrap=True, markup=False)
+    console.print(_render(mixed, mixed.table(count_tokens, num_measured)))
+    console.print(_notes(mixed, count_tokens is not None), markup=False)
+
+
+def _token_counter(folder: Path, template: str) -> Callable[[Sample], int]:
+    from lrm_ext.instructions.inspection import encode_sample, load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    return lambda sample: len(encode_sample(sample, template, tokenizer).input_ids)
+
+
+def _notes(mixture: Mixture, measured: bool) -> str:
+    ratio = mixture.num_non_english / mixture.num_english
+    lines = [
+        f"{mixture.num_english:,} English + {mixture.num_non_english:,} other samples an epoch "
+        f"(1 : {ratio:g}). Rows: different corpus rows in an epoch, of those with accepted text."
+    ]
+    if measured:
+        lines.append("Lengths are means over a part of the samples; a picture counts as one token.")
+    return "\n".join(lines)
+
+
+def _render(mixture: Mixture, rows: Sequence[TableRow]) -> Table:
+    """One line a language, one column an instruction."""
+    from rich.table import Table
+
+    names = tuple(dict.fromkeys(row.instruction for row in rows))
+    measured = rows[0].tokens is not None
+    table = Table("language", show_footer=True)
+    table.columns[0].footer = "all"
+    total = len(mixture)
+    for name in names:
+        count = sum(row.count for row in rows if row.instruction == name)
+        table.add_column(name, justify="right", footer=f"{count:,}")
+    table.add_column("samples", justify="right", footer=f"{total:,}")
+    table.add_column("share", justify="right", footer="100.0 %")
+    table.add_column("rows", justify="right")
+    all_tokens = sum((row.tokens or 0) * row.count for row in rows)
+    if measured:
+        table.add_column("characters", justify="right")
+        table.add_column("tokens", justify="right", footer=f"{all_tokens / total:,.1f}")
+        table.add_column("token share", justify="right", footer="100.0 %")
+    for lang in dict.fromkeys(row.lang for row in rows):
+        of_lang = [row for row in rows if row.lang == lang]
+        counts = {row.instruction: row.count for row in of_lang}
+        count = sum(counts.values())
+        usable = of_lang[0].num_usable
+        cells = [lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
+        cells += [f"{count:,}", _percent(count / total), f"{min(count, usable):,} of {usable:,}"]
+        if measured:
+            characters = sum((row.characters or 0) * row.count for row in of_lang)
+            tokens = sum((row.tokens or 0) * row.count for row in of_lang)
+            mean = (f"{characters / count:,.1f}", f"{tokens / count:,.1f}") if count else ("", "")
+            cells += [*mean, _percent(tokens / all_tokens)]
+        table.add_row(*cells)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,105 @@
+"""A torch sampler with the mixture's order, for people who bring their own data set.
+
+Input: the language of each item of a data set. Output: indices into it. Every English item comes
+once an epoch; the other languages come in exact shares. It knows nothing of instructions: the
+items are taken to be formatted already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from llava.errors import ConfigError
+from lrm_ext.instructions.instruction import ENGLISH
+from lrm_ext.mixture.mixture import ORDER_STREAM, Block, make_blocks
+from lrm_ext.mixture.permutation import Permutation
+from lrm_ext.mixture.spec import MixtureSpec
+
+
+class LanguageMixSampler(Sampler[int]):
+    """Draws English items once and items of other languages in the shares of a spec.
+
+    A pure function of (spec, epoch, position), like `Mixture`. Call `set_epoch` before each epoch;
+    with several ranks, accelerate and `Trainer` hand the batches out.
+
+    Args:
+        langs: Language code of each item of the data set.
+        spec: Ratio, shares of languages and seed; its instructions are not used.
+        epoch: Epoch to begin with.
+        start: Position in that epoch to begin at, to resume.
+
+    Raises:
+        ConfigError: There is no English item, or none of a language that is asked for.
+
+    Example:
+        >>> sampler = LanguageMixSampler(["en", "cs", "en", "hr"], MixtureSpec())
+        >>> len(list(sampler))
+        4
+    """
+
+    def __init__(
+        self, langs: Sequence[str], spec: MixtureSpec, epoch: int = 0, start: int = 0
+    ) -> None:
+        codes = np.asarray(langs)
+        there = tuple(dict.fromkeys(str(code) for code in langs))
+        self._english = np.flatnonzero(codes == ENGLISH)
+        if not len(self._english):
+            raise ConfigError(
+                f"no English item among {len(codes)} ({', '.join(there) or 'no languages'}): "
+                "non_english_ratio counts per English item."
+            )
+        self._seed = spec.seed
+        self._epoch = epoch
+        self._start = start
+        self._blocks = self._lay_out(codes, there, spec)
+
+    def __len__(self) -> int:
+        """Indices that an epoch has left."""
+        return self._size - self._start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and begin it at its start if it is another one."""
+        if epoch != self._epoch:
+            self._start = 0
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = Permutation(self._size, (self._seed, ORDER_STREAM, self._epoch))
+        for i in range(self._start, self._size):
+            yield self._item(order[i])
+
+    @property
+    def _size(self) -> int:
+        return len(self._english) + sum(block.count for block in self._blocks)
+
+    def _item(self, position: int) -> int:
+        if position < len(self._english):
+            return int(self._english[position])
+        position -= len(self._english)
+        block = next(b for b in self._blocks if position < b.start + b.count)
+        return block.row(position, self._epoch)
+
+    def _lay_out(
+        self, codes: npt.NDArray[np.str_], there: tuple[str, ...], spec: MixtureSpec
+    ) -> list[Block]:
+        total = spec.num_non_english(len(self._english))
+        if not total:
+            return []
+        languages = spec.languages_in(there)
+        rows = {lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages}
+        if empty := [lang for lang in rows if not len(rows[lang])]:
+            listed = ", ".join(f"{lang} {len(items)}" for lang, items in rows.items())
+            raise ConfigError(
+                f"no item in {', '.join(empty)}, but {total} non-English samples are asked for. "
+                f"Items: {listed}. Take the language out of the mixture or add items."
+            )
+        if not languages:
+            raise ConfigError(
+                f"{total} non-English samples are asked for, but all items are English. Set "
+                "non_english_ratio = 0."
+            )
+        return make_blocks(total, languages, rows, spec.seed)

@@ -1,0 +1,1 @@
+"""The demo: `llava.serve` started by one command, with a choice of the answer's language."""

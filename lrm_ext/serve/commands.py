@@ -1,0 +1,42 @@
+"""The command `lrm demo`.
+
+In: a checkpoint. Out: a page to talk to it, until Ctrl-C. The work is in `lrm_ext.serve.demo`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this package to `lrm`."""
+    app.command("demo")(demo)
+
+
+def demo(
+    model: str = typer.Option("runs/mini", help="Checkpoint folder, or a name on the Hub."),
+    model_base: str = typer.Option("", help="Base model of a LoRA or projector-only checkpoint."),
+    port: int = typer.Option(7860, help="Port of the page."),
+    host: str = typer.Option("127.0.0.1", help="Address of the page; 0.0.0.0 shows it to all."),
+    device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
+    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
+    start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
+    check: bool = typer.Option(False, "--check", help="Start, ask one question, stop."),
+) -> None:
+    """Start a page to talk to a model: controller, worker and page in one command."""
+    from lrm_ext.serve.demo import DemoOptions, run_demo
+
+    run_demo(
+        DemoOptions(
+            model=model,
+            model_base=model_base or None,
+            port=port,
+            host=host,
+            device=device,
+            log_dir=log_dir,
+            start_timeout_s=start_timeout,
+            check=check,
+        )
+    )

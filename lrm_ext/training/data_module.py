@@ -1,0 +1,152 @@
+"""The data module that makes llava's `train()` train on a mixture.
+
+Input: a `DataContext` with `LrmArguments`. Output: dataset, collator, sampler and the template to
+store in `config.json`. Without a corpus LLaVA's own data module serves `--data_path`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.conversation import get_conversation
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.errors import ConfigError
+from llava.train.arguments import DataContext
+from llava.train.train import default_data_module
+from lrm_ext.corpus.store import Corpus
+from lrm_ext.mixture import Mixture, MixtureSpec
+from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
+from lrm_ext.training.dataset import Limits, MixtureDataset
+from lrm_ext.training.feature_cache import FeatureCache
+from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training.sampler import LengthWindowSampler
+
+log = logging.getLogger(__name__)
+
+FEATURE_DIR = "features"
+
+
+@dataclass
+class MixtureCollator:
+    """LLaVA's collator, which also passes the samples' ids on, for messages."""
+
+    collator: DataCollatorForSupervisedDataset
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Build a batch; `sample_ids` is taken out by the trainer."""
+        batch: dict[str, Any] = dict(self.collator(items))
+        batch["sample_ids"] = [item["id"] for item in items]
+        return batch
+
+
+def lrm_data_module(context: DataContext) -> dict[str, Any]:
+    """Make what `train()` needs of a mixture.
+
+    Args:
+        context: Its `extra` holds one `LrmArguments`.
+
+    Returns:
+        `train_dataset`, `eval_dataset`, `data_collator`, `train_sampler`, `conversation`.
+
+    Raises:
+        ConfigError: Flags contradict each other, or the mixture does not fit the corpus.
+        DataError: The corpus or a picture cannot be read.
+    """
+    (arguments,) = (extra for extra in context.extra if isinstance(extra, LrmArguments))
+    if arguments.corpus_path is None:
+        return _plain_data_module(context, arguments)
+    if context.data_args.data_path is not None:
+        raise ConfigError(
+            "--corpus_path and --data_path exclude each other: a mixture is drawn from a corpus"
+        )
+    corpus = Corpus.open(arguments.corpus_path, image_root=context.data_args.image_folder)
+    spec = MixtureSpec()
+    if arguments.mixture_path is not None:
+        spec = MixtureSpec.from_toml(arguments.mixture_path)
+    mixture = Mixture(spec, corpus)
+    dataset = _dataset(context, arguments, mixture)
+    args = context.training_args
+    seed = args.seed if args.data_seed is None else args.data_seed
+    sampler = LengthWindowSampler(
+        len(dataset),
+        args.train_batch_size * args.world_size,
+        dataset.length,
+        arguments.length_window,
+        seed,
+    )
+    log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
+    return {
+        "train_dataset": dataset,
+        "eval_dataset": None,
+        "data_collator": MixtureCollator(DataCollatorForSupervisedDataset(context.tokenizer)),
+        "train_sampler": sampler,
+        "conversation": get_conversation(str(context.model_args.version)),
+    }
+
+
+def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
+    """LLaVA's own data, as it is.
+
+    Raises:
+        ConfigError: There is no data, or a mixture of something that is no corpus.
+    """
+    if context.data_args.data_path is None:
+        raise ConfigError(
+            "no data: give --corpus_path (a parallel corpus) or --data_path (LLaVA JSON)"
+        )
+    if arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE:
+        raise ConfigError(
+            "--mixture_path and --feature_cache need a parallel corpus: import the data of "
+            "--data_path into one, or leave these flags out to train on it as it is"
+        )
+    return default_data_module(context)
+
+
+def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) -> MixtureDataset:
+    tower = context.model.get_vision_tower() if context.data_args.is_multimodal else None
+    num_image_tokens = 0
+    loader = features = None
+    if tower is not None:
+        num_image_tokens = tower.num_patches + (tower.select_feature == "cls_patch")
+        loader = PictureLoader(context.image_processor, context.data_args.image_aspect_ratio)
+        features = _features(context, arguments, mixture.corpus, tower, loader)
+    return MixtureDataset(
+        mixture,
+        context.tokenizer,
+        str(context.model_args.version),
+        Limits(
+            max_length=context.training_args.model_max_length,
+            num_image_tokens=num_image_tokens,
+            max_drop_rate=context.data_args.max_drop_rate,
+        ),
+        loader,
+        features,
+        context.model_args.mm_use_im_start_end,
+        arguments.encode_cache,
+    )
+
+
+def _features(
+    context: DataContext,
+    arguments: LrmArguments,
+    corpus: Corpus,
+    tower: Any,
+    loader: PictureLoader,
+) -> FeatureCache | None:
+    """Open the feature cache, filled for all pictures of the corpus, if one is wanted."""
+    if arguments.feature_cache == NO_CACHE:
+        return None
+    root = Path(arguments.feature_cache)
+    if arguments.feature_cache == AUTO_CACHE:
+        root = corpus.path.resolve().parent / FEATURE_DIR
+    args = context.training_args
+    paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i)) is not None]
+    # the first process of a machine computes, the others then find everything there
+    with args.main_process_first(desc="vision features"):
+        cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
+        cache.add(paths, tower, args.dataloader_num_workers)
+    return cache

@@ -1,0 +1,244 @@
+"""The mixture as a torch dataset: index in, token ids, labels and picture out.
+
+Input: a `Mixture`, a tokenizer, a template family. Output: items for LLaVA's collator. An index
+counts on over epochs (epoch * length + position), so that a loader's workers need not be told the
+epoch: item k is a pure function of k.
+Non-goals: the order of the items (`sampler.py`), padding (`llava.data.collator`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llava.conversation import Conversation, get_conversation
+from llava.data.render import place_images
+from llava.data.sample import Sample
+from llava.data.tokenize import encode_turns
+from llava.errors import DataError
+from lrm_ext.languages.templates import template_for
+from lrm_ext.mixture import Draw, Mixture
+from lrm_ext.training.feature_cache import FeatureCache
+from lrm_ext.training.pictures import PictureLoader
+
+log = logging.getLogger(__name__)
+
+# how many samples in a row may be too long before the mixture is hopeless
+_MAX_IN_A_ROW = 1000
+# a drop rate says little about fewer samples than this
+_MIN_SEEN = 200
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a sample may be, and what happens to one that is longer.
+
+    Attributes:
+        max_length: Positions in the model, the picture's included.
+        num_image_tokens: Positions that a picture takes.
+        max_drop_rate: Share of the samples, overall and in each language, that may be left out for
+            being too long; at 0 the first one raises.
+    """
+
+    max_length: int
+    num_image_tokens: int
+    max_drop_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """A sample in tokens.
+
+    Attributes:
+        id: The sample's id.
+        row: Its row in the corpus.
+        has_image: Whether it has a picture.
+        input_ids: [T] int32, -200 for the picture.
+        labels: [T] int32, not shifted.
+        length: Positions in the model, the picture's included.
+    """
+
+    id: str
+    row: int
+    has_image: bool
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    length: int
+
+
+class MixtureDataset(Dataset[dict[str, Any]]):
+    """The samples of a mixture, encoded.
+
+    Args:
+        mixture: What to draw.
+        tokenizer: With a pad token.
+        version: Template family; a sample gets the template of its answers' language, if the
+            family has one.
+        limits: How long a sample may be.
+        loader: Opens pictures; None for a text-only model.
+        features: Outputs of the frozen tower, in place of pictures.
+        mm_use_im_start_end: Put `<im_start>` and `<im_end>` around a picture.
+        cache_size: Encoded samples to keep. The sampler asks for a sample's length before the
+            loader asks for the sample.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokenizer: Any,
+        version: str,
+        limits: Limits,
+        loader: PictureLoader | None = None,
+        features: FeatureCache | None = None,
+        mm_use_im_start_end: bool = False,
+        cache_size: int = 100_000,
+    ) -> None:
+        self.mixture = mixture
+        self.tokenizer = tokenizer
+        self.version = version
+        self.limits = limits
+        self._loader = loader
+        self._features = features
+        self._start_end = mm_use_im_start_end
+        self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
+        self._cache_size = cache_size
+        self.num_seen: Counter[str] = Counter()
+        self.num_dropped: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker fills a cache of its own
+        return {**self.__dict__, "_cache": OrderedDict()}
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The item of an index that counts on over epochs.
+
+        Returns:
+            `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S] or
+            `image_features` [P, D]; zeros for a text-only sample.
+
+        Raises:
+            DataError: The sample is too long and none may be dropped, or its picture is unreadable.
+        """
+        encoded = self.encoded(index)
+        item: dict[str, Any] = {
+            "input_ids": torch.from_numpy(encoded.input_ids.astype(np.int64)),
+            "labels": torch.from_numpy(encoded.labels.astype(np.int64)),
+            "id": encoded.id,
+        }
+        if self._features is not None:
+            item["image_features"] = self._picture_features(encoded)
+        elif self._loader is not None:
+            item["image"] = self._pixels(encoded)
+        return item
+
+    def length(self, index: int) -> int:
+        """Positions that the item of an index takes in the model."""
+        return self.encoded(index).length
+
+    def encoded(self, index: int) -> EncodedItem:
+        """The sample of an index in tokens; one that is too long is replaced by the next.
+
+        Raises:
+            DataError: It is too long and none, or no more, may be dropped.
+        """
+        epoch, position = divmod(index, len(self))
+        for step in range(_MAX_IN_A_ROW):
+            draw = self.mixture.draw((position + step) % len(self), epoch)
+            item = self._cache.get(draw)
+            if item is None:
+                item = self._encode(draw)
+            if item.length <= self.limits.max_length:
+                return item
+        raise DataError(
+            f"{_MAX_IN_A_ROW} samples in a row exceed --model_max_length {self.limits.max_length}\n"
+            + self.report()
+        )
+
+    def report(self) -> str:
+        """How many samples were encoded, and dropped for being too long, per language."""
+        total, dropped = sum(self.num_seen.values()), sum(self.num_dropped.values())
+        lines = [f"{total} samples encoded, {dropped} too long"]
+        lines += [
+            f"  too long {lang:<4} {count:>8} of {self.num_seen[lang]}"
+            for lang, count in sorted(self.num_dropped.items())
+        ]
+        return "\n".join(lines)
+
+    def _encode(self, draw: Draw) -> EncodedItem:
+        sample = self.mixture.make_sample(draw)
+        conv = _conversation(self.version, sample.lang)
+        turns = place_images(sample.turns, conv, self._start_end)
+        encoded = encode_turns(turns, conv, self.tokenizer, sample.image is not None)
+        has_image = sample.image is not None
+        item = EncodedItem(
+            id=sample.id,
+            row=draw.row,
+            has_image=has_image,
+            input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
+            labels=np.asarray(encoded.labels, dtype=np.int32),
+            length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
+        )
+        self._count(sample, item, draw)
+        self._cache[draw] = item
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return item
+
+    def _count(self, sample: Sample, item: EncodedItem, draw: Draw) -> None:
+        lang = draw.lang
+        self.num_seen[lang] += 1
+        if item.length <= self.limits.max_length:
+            return
+        self.num_dropped[lang] += 1
+        rate = self.limits.max_drop_rate
+        what = (
+            f"{self.mixture.corpus.path}: sample {sample.id!r} ({lang}, {draw.instruction}) takes "
+            f"{item.length} positions with its picture, --model_max_length is "
+            f"{self.limits.max_length}"
+        )
+        if rate == 0:
+            raise DataError(f"{what}. Raise it, or tolerate a share of such with --max_drop_rate.")
+        log.debug("%s; left out", what)
+        total, dropped = sum(self.num_seen.values()), sum(self.num_dropped.values())
+        of_all, of_lang = dropped / total, self.num_dropped[lang] / self.num_seen[lang]
+        is_known = self.num_seen[lang] >= _MIN_SEEN
+        if is_known and max(of_all, of_lang) > rate:
+            raise DataError(f"{what}; more than --max_drop_rate {rate:.1%}\n{self.report()}")
+
+    def _image_path(self, item: EncodedItem) -> Path:
+        path = self.mixture.corpus.image_path(item.row)
+        assert path is not None
+        return path
+
+    def _picture_features(self, item: EncodedItem) -> Tensor:
+        assert self._features is not None
+        if not item.has_image:
+            dtype: torch.dtype = getattr(torch, self._features.dtype)
+            return torch.zeros(self._features.feature_shape, dtype=dtype)
+        return self._features[self._image_path(item)]
+
+    def _pixels(self, item: EncodedItem) -> Tensor:
+        assert self._loader is not None
+        if not item.has_image:
+            size = self._loader.processor.crop_size
+            return torch.zeros(3, size["height"], size["width"])
+        return self._loader(self._image_path(item))
+
+
+@lru_cache(maxsize=256)
+def _conversation(version: str, lang: str | None) -> Conversation:
+    return get_conversation(template_for(version, lang))

@@ -1,0 +1,254 @@
+"""Outputs of the frozen vision tower, computed once per picture and memory-mapped.
+
+Input: a tower and a list of pictures. Output: [P, D] per picture. On disk, below a folder named by
+everything that the features depend on (weights, layer, preprocessing, dtype): shards
+`<name>.npy` [n, P, D] with `<name>.json`, the pictures' paths, sizes and times. A shard counts when
+its list is there, so an interrupted run goes on, and a larger corpus adds shards.
+Worth it for small models only: 24 x 24 features of a large tower are 1.2 MB a picture.
+
+Legend: N pictures, P patches, D the tower's hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llava.errors import DataError
+from lrm_ext.training.pictures import PictureLoader
+
+log = logging.getLogger(__name__)
+
+# Raise it when the same tower and picture begin to give other numbers.
+FORMAT = 1
+PICTURES_PER_SHARD = 2048
+BATCH_SIZE = 64
+_LINE_EVERY = 4096
+
+
+class FileState(NamedTuple):
+    """What tells that a file has not changed."""
+
+    size: int
+    mtime_ns: int
+
+
+class FeatureCache:
+    """The features of the pictures that were computed so far.
+
+    Example:
+        >>> cache = FeatureCache(folder, tower, loader, dtype="float16")
+        >>> cache.add(paths, tower)
+        24000
+        >>> cache[paths[0]].shape
+        torch.Size([16, 160])
+    """
+
+    def __init__(self, root: Path, tower: Any, loader: PictureLoader, dtype: str) -> None:
+        """Open the cache for a tower.
+
+        Args:
+            root: Folder of caches; the one for this tower is in it, under its key.
+            tower: A loaded, frozen `CLIPVisionTower`.
+            loader: Opens the pictures.
+            dtype: `float16` or `float32`.
+        """
+        self.dtype = dtype
+        self.folder = root / cache_key(tower, loader, dtype)
+        self.feature_shape = (_num_features(tower), int(tower.hidden_size))
+        self._loader = loader
+        self._places: dict[str, tuple[str, int, FileState]] = {}
+        self._shards: dict[str, npt.NDArray[Any]] = {}
+        self._read_lists()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a loader's workers map the shards themselves
+        return {**self.__dict__, "_shards": {}}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, path: Path) -> Tensor:
+        """The features of a picture, [P, D].
+
+        Raises:
+            KeyError: They were not computed.
+        """
+        name, row, _ = self._places[_name(path)]
+        shard = self._shards.get(name)
+        if shard is None:
+            shard = self._shards[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return torch.from_numpy(np.array(shard[row]))
+
+    def missing(self, paths: Sequence[Path]) -> list[Path]:
+        """Those pictures that are new, or have changed since their features were computed.
+
+        Raises:
+            DataError: A picture does not exist.
+        """
+        return [path for path in paths if self._is_missing(path)]
+
+    def add(self, paths: Sequence[Path], tower: Any, num_workers: int = 0) -> int:
+        """Compute the features that are missing.
+
+        Args:
+            paths: Pictures; duplicates are computed once.
+            tower: The tower that the cache was opened for.
+            num_workers: Processes that open pictures.
+
+        Returns:
+            How many were computed.
+
+        Raises:
+            DataError: A picture cannot be read, or features do not fit into the dtype.
+        """
+        todo = self.missing(list({_name(path): path for path in paths}.values()))
+        if not todo:
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log.info("computing the vision tower's output for %d pictures", len(todo))
+        pictures = _Pictures(todo, self._loader)
+        batches: DataLoader[Tensor] = DataLoader(
+            pictures, batch_size=BATCH_SIZE, num_workers=num_workers
+        )
+        with _progress(len(todo)) as advance:
+            rows: list[npt.NDArray[Any]] = []
+            first = num_rows = 0
+            for pixels in batches:
+                rows.append(self._encode(tower, pixels))
+                num_rows += len(pixels)
+                advance(len(pixels))
+                if num_rows - first >= PICTURES_PER_SHARD or num_rows == len(todo):
+                    self._write(todo[first:num_rows], np.concatenate(rows))
+                    first, rows = num_rows, []
+        return len(todo)
+
+    def _encode(self, tower: Any, pixels: Tensor) -> npt.NDArray[Any]:
+        with torch.no_grad(), np.errstate(over="ignore"):
+            features = tower(pixels).float().cpu().numpy().astype(self.dtype)
+        if not np.isfinite(features).all():
+            raise DataError(
+                f"the vision tower's output does not fit into {self.dtype}; use "
+                "--feature_cache_dtype float32"
+            )
+        result: npt.NDArray[Any] = features
+        return result
+
+    def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
+        """Write a shard; its list comes last and makes it count."""
+        name = uuid.uuid4().hex[:16]
+        entries = [[_name(path), *_state(path)] for path in paths]
+        _write_whole(self.folder / f"{name}.npy", lambda file: np.save(file, features))
+        text = json.dumps({"pictures": entries}, ensure_ascii=False).encode()
+        _write_whole(self.folder / f"{name}.json", lambda file: file.write(text))
+        self._enter(name, entries)
+
+    def _read_lists(self) -> None:
+        for path in sorted(self.folder.glob("*.json")):
+            entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+            self._enter(path.stem, entries)
+
+    def _enter(self, name: str, entries: Sequence[Sequence[Any]]) -> None:
+        for row, (picture, size, mtime_ns) in enumerate(entries):
+            self._places[picture] = (name, row, FileState(size, mtime_ns))
+
+    def _is_missing(self, path: Path) -> bool:
+        place = self._places.get(_name(path))
+        return place is None or place[2] != _state(path)
+
+
+def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
+    """Digest of everything that features depend on."""
+    digest = hashlib.sha256()
+    settings = {
+        "format": FORMAT,
+        "layer": tower.select_layer,
+        "feature": tower.select_feature,
+        "processor": loader.processor.to_dict(),
+        "aspect_ratio": loader.aspect_ratio,
+        "dtype": dtype,
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Pictures(Dataset[Tensor]):
+    def __init__(self, paths: Sequence[Path], loader: PictureLoader) -> None:
+        self._paths = paths
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._loader(self._paths[index])
+
+
+def _num_features(tower: Any) -> int:
+    return int(tower.num_patches) + (tower.select_feature == "cls_patch")
+
+
+def _name(path: Path) -> str:
+    """One spelling of a path: two corpora may share their pictures."""
+    return os.path.abspath(path)
+
+
+def _state(path: Path) -> FileState:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: there is no such picture ({error.strerror})") from error
+    return FileState(stat.st_size, stat.st_mtime_ns)
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on a terminal, a log line now and then elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("vision tower", total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+    done = 0
+
+    def count_up(count: int) -> None:
+        nonlocal done
+        done += count
+        if done // _LINE_EVERY > (done - count) // _LINE_EVERY or done == total:
+            log.info("vision tower: %d of %d pictures", done, total)
+
+    yield count_up

@@ -1,0 +1,63 @@
+# shellcheck shell=bash
+# What the scripts share: messages, where the environment is, and process settings. Sourced, from
+# the repository root; only defines names.
+# shellcheck disable=SC2034  # the colours are for those who source this file
+
+if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+  BOLD=$'\e[1m' GREEN=$'\e[32m' RED=$'\e[31m' YELLOW=$'\e[33m' PLAIN=$'\e[0m'
+else
+  BOLD='' GREEN='' RED='' YELLOW='' PLAIN=''
+fi
+
+say() { printf '%s\n' "$*"; }
+heading() { printf '\n%s%s%s\n' "$BOLD" "$*" "$PLAIN"; }
+warn() { printf '%swarning:%s %s\n' "$YELLOW" "$PLAIN" "$*" >&2; }
+die() {
+  printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2
+  exit 2
+}
+
+# "3 min 07 s" from a number of seconds.
+duration() {
+  if (($1 >= 60)); then printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); else printf '%d s' "$1"; fi
+}
+
+num_cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2; }
+
+# Settings that have to be in place before a Python process starts.
+export_process_settings() {
+  local cores
+  cores=$(num_cores)
+  # The quickstart's matrices are too small to feed more than a few threads.
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 8 ? cores : 8))}"
+  # The workers of a data loader are processes already.
+  export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+  # glibc otherwise maps and zeroes every large temporary anew: a third of a training step on a CPU.
+  export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
+  export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+  export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
+}
+
+# The Python that --no-install uses: $PYTHON, the active environment, then the given folders.
+find_python() {
+  local venv
+  if [[ -n ${PYTHON:-} ]]; then
+    command -v "$PYTHON" || die "PYTHON=$PYTHON is not a program"
+    return
+  fi
+  for venv in "${VIRTUAL_ENV:-}" "$@"; do
+    if [[ -n $venv && -x $venv/bin/python ]]; then
+      printf '%s\n' "$venv/bin/python"
+      return
+    fi
+  done
+  command -v python3 || die "no python3 found; run without --no-install to make an environment"
+}
+
+# Put a Python's folder first on the PATH, so that `lrm`, `ruff` and the scripts under v1_5 find it.
+use_python() {
+  PATH="$(cd "$(dirname "$1")" && pwd):$PATH"
+  export PATH
+  # The environment may have been made by hand, without installing this repository into it.
+  export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+}

@@ -1,0 +1,132 @@
+# shellcheck shell=bash
+# Puts a training command together and starts it: one process on a CPU, torchrun on GPUs. Sourced
+# after common.sh, from the repository root; only defines names.
+#
+# Variables: NUM_GPUS (all that are there; 0 is the CPU), NNODES NODE_RANK MASTER_ADDR MASTER_PORT
+# (several machines), PYTHON. `--dry-run` among a script's arguments prints the command and runs
+# nothing.
+
+flags=()
+dry_run=0
+
+# Add flags with their values; a flag that is there already is replaced.
+set_flags() {
+  while (($#)); do
+    [[ $1 == --* ]] || die "expected a flag such as --learning_rate, found: $1"
+    drop_flag "$1"
+    flags+=("$1")
+    shift
+    while (($#)) && [[ $1 != --* ]]; do
+      flags+=("$1")
+      shift
+    done
+  done
+}
+
+# A flag's name, however it is spelled: --a-b=c and --a_b are the same flag.
+flag_name() {
+  local name=${1%%=*}
+  printf '%s' "${name//-/_}"
+}
+
+drop_flag() {
+  local name word skip=0 kept=()
+  name=$(flag_name "$1")
+  for word in ${flags[@]+"${flags[@]}"}; do
+    if [[ $word == --* ]]; then
+      skip=0
+      [[ $(flag_name "$word") != "$name" ]] || skip=1
+    fi
+    ((skip)) || kept+=("$word")
+  done
+  flags=(${kept[@]+"${kept[@]}"})
+}
+
+# The value that a flag has in the end; nothing if it is not there.
+flag_value() {
+  local name i
+  name=$(flag_name "$1")
+  for ((i = 0; i < ${#flags[@]}; i++)); do
+    [[ ${flags[i]} == --* && $(flag_name "${flags[i]}") == "$name" ]] || continue
+    if [[ ${flags[i]} == *=* ]]; then
+      printf '%s' "${flags[i]#*=}"
+    else
+      printf '%s' "${flags[i + 1]:-}"
+    fi
+  done
+}
+
+# Flags of the command line, which win over all others; --dry-run is ours.
+set_flags_of_user() {
+  local word rest=()
+  for word; do
+    if [[ $word == --dry-run ]]; then dry_run=1; else rest+=("$word"); fi
+  done
+  set_flags ${rest[@]+"${rest[@]}"}
+}
+
+num_gpus_here() {
+  local found=0
+  if command -v nvidia-smi >/dev/null; then
+    found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+  fi
+  printf '%s' "$found"
+}
+
+# What the place of the run decides; a flag of the user's comes later and wins.
+# usage: set_device_flags NUM_GPUS ZERO_CONFIG (or none)
+set_device_flags() {
+  [[ $1 =~ ^[0-9]+$ ]] || die "NUM_GPUS is '$1', expected a number"
+  if (($1 == 0)); then
+    set_flags --use_cpu True --bf16 False --tf32 False
+  elif [[ -n $2 && $2 != none ]]; then
+    set_flags --deepspeed "$2"
+  fi
+}
+
+# Run a Python module with the flags, once per GPU. Does not come back.
+# usage: launch MODULE NUM_GPUS
+launch() {
+  local module=$1 num_gpus=$2 python command
+  python=$(find_python .venv)
+  command=("$python")
+  if ((num_gpus > 0)); then
+    command+=(-m torch.distributed.run --nproc_per_node "$num_gpus")
+    if ((${NNODES:-1} > 1)); then
+      [[ -n ${MASTER_ADDR:-} && -n ${NODE_RANK:-} ]] ||
+        die "NNODES is $NNODES: set MASTER_ADDR and NODE_RANK, too"
+      command+=(--nnodes "$NNODES" --node_rank "$NODE_RANK"
+        --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
+    elif [[ -n ${MASTER_PORT:-} ]]; then
+      command+=(--master_port "$MASTER_PORT")
+    else
+      command+=(--standalone)
+    fi
+  fi
+  command+=(-m "$module")
+  if ((dry_run)); then
+    print_command "${command[@]}"
+    exit 0
+  fi
+  export_process_settings
+  use_python "$python"
+  exec "${command[@]}" "${flags[@]}"
+}
+
+# Print a command and the flags as one may paste them: one flag a line.
+print_command() {
+  local word line
+  printf -v line '%q ' "$@"
+  line=${line% }
+  for word in "${flags[@]}"; do
+    if [[ $word == --* ]]; then
+      printf '%s \\\n' "$line"
+      line="    "
+    else
+      line+=" "
+    fi
+    printf -v word '%q' "$word"
+    line+=$word
+  done
+  printf '%s\n' "$line"
+}

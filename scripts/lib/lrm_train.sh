@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+# What the two stages on a mixture share: a preset, variables and the command line become flags.
+# Sourced after launch.sh, from the repository root; only defines names.
+#
+# A preset sets: model, tower, version, data_of_<stage>, zero_of_<stage>, num_gpus, and the arrays
+# flags_of_preset, flags_of_pretrain, flags_of_finetune.
+# shellcheck disable=SC2154  # a preset sets these variables
+
+presets_dir=scripts/v1_5/presets
+built_in=playground/data/emoji_scenes/corpus
+
+list_presets() {
+  local file names=()
+  for file in "$presets_dir"/*.sh; do
+    file=${file##*/}
+    names+=("${file%.sh}")
+  done
+  printf '%s' "${names[*]}"
+}
+
+# usage: load_preset NAME
+load_preset() {
+  if [[ ! $1 =~ ^[a-z0-9.-]+$ || ! -f $presets_dir/$1.sh ]]; then
+    die "unknown preset '$1'; choose from: $(list_presets)"
+  fi
+  # shellcheck source=/dev/null
+  . "$presets_dir/$1.sh"
+}
+
+# Flags of a stage: what the paper's runs have in common, variables, then the preset's.
+# usage: set_flags_of_stage STAGE OUTPUT_DIR
+set_flags_of_stage() {
+  local stage=$1 output_dir=$2 data
+  local data_of_stage=data_of_$stage zero_of_stage=zero_of_$stage flags_of_stage="flags_of_${stage}[@]"
+  data=${DATA_PATH:-${!data_of_stage}}
+  set_flags \
+    --model_name_or_path "${MODEL_NAME_OR_PATH:-$model}" \
+    --version "$version" \
+    --vision_tower "${VISION_TOWER:-$tower}"
+  if [[ $data == *.json || $data == *.jsonl ]]; then
+    set_flags --data_path "$data"
+  else
+    set_flags --corpus_path "$data" --mixture_path "${MIXTURE:-scripts/v1_5/mixtures/$stage.toml}"
+  fi
+  [[ -z ${IMAGE_FOLDER:-} ]] || set_flags --image_folder "$IMAGE_FOLDER"
+  set_flags \
+    --mm_projector_type mlp2x_gelu \
+    --mm_vision_select_layer -2 \
+    --mm_use_im_start_end False \
+    --mm_use_im_patch_token False \
+    --output_dir "$output_dir" \
+    --num_train_epochs 1 \
+    --weight_decay 0. \
+    --warmup_ratio 0.03 \
+    --lr_scheduler_type cosine \
+    --logging_steps 1 \
+    --report_to "${REPORT_TO:-none}"
+  set_flags "${flags_of_preset[@]}"
+  set_flags "${!flags_of_stage}"
+  gpus=${NUM_GPUS:-$(default_num_gpus)}
+  set_device_flags "$gpus" "${DEEPSPEED-${!zero_of_stage}}"
+}
+
+# All GPUs of the machine, or as many as the preset can use.
+default_num_gpus() {
+  local found limit=${num_gpus:-}
+  found=$(num_gpus_here)
+  if [[ -n $limit ]] && ((found > limit)); then found=$limit; fi
+  printf '%s' "$found"
+}
+
+# Make or miss what the run reads, before Python starts. Says nothing on a dry run.
+prepare_inputs() {
+  ((dry_run)) && return
+  local corpus data adapter path
+  corpus=$(flag_value --corpus_path)
+  if [[ $corpus == "$built_in"/* && ! -f $corpus/corpus.toml ]]; then
+    say "Unpacking the built-in corpus."
+    "$(find_python .venv)" -m lrm_ext.cli corpus unpack-emoji
+  fi
+  if [[ -n $corpus && ! -f $corpus/corpus.toml ]]; then
+    die "$corpus is no corpus: set DATA_PATH to a corpus folder or a LLaVA JSON file (docs/data.md)"
+  fi
+  data=$(flag_value --data_path)
+  [[ -z $data || -f $data ]] || die "DATA_PATH=$data: there is no such file"
+  adapter=$(flag_value --pretrain_mm_mlp_adapter)
+  if [[ -n $adapter && ! -f $adapter ]]; then
+    die "$adapter is not there: run scripts/v1_5/lrm_pretrain.sh first, or name another" \
+      "--pretrain_mm_mlp_adapter"
+  fi
+  for path in "$(flag_value --model_name_or_path)" "$(flag_value --vision_tower)"; do
+    if [[ $path == playground/models/* && ! -d $path ]]; then
+      die "$path is not there: make it with: lrm mini build-base"
+    fi
+  done
+}

@@ -1,0 +1,47 @@
+"""Fixtures that tests of both packages use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def load_golden():
+    """Read a golden file below `tests/golden/llava`, by its name without `.json`."""
+
+    def load(name: str) -> Any:
+        return json.loads((GOLDEN / "llava" / f"{name}.json").read_text(encoding="utf-8"))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer():
+    """Build the golden Llama tokenizer: `llama_tokenizer(legacy=False)`."""
+    from transformers import LlamaTokenizer
+
+    built: dict[bool, Any] = {}
+
+    def build(legacy: bool = True) -> Any:
+        if legacy not in built:
+            built[legacy] = LlamaTokenizer.from_pretrained(
+                GOLDEN / "llava",
+                legacy=legacy,
+                add_bos_token=True,
+                add_eos_token=False,
+                pad_token="<unk>",
+                padding_side="right",
+                model_max_length=2048,
+            )
+        return built[legacy]
+
+    return build

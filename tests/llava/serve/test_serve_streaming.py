@@ -1,0 +1,143 @@
+import threading
+import time
+
+import pytest
+
+from llava.errors import DataError
+from llava.serve.engine import ContextFull, GenerationRequest
+from llava.serve.protocol import decode_chunks, encode_chunk
+from llava.serve.streaming import IncrementalDecoder, StopFilter
+
+TEXT = "Žluťoučký kůň — 你好 😀!"
+
+
+def test_decoder_holds_back_unfinished_characters(make_engine):
+    decoder = IncrementalDecoder(make_engine().tokenizer)
+    pieces = [decoder.push([byte]) for byte in TEXT.encode()]
+    assert "".join(pieces) == TEXT
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces  # the first byte of a two-byte character shows nothing
+
+
+def test_decoder_flush_shows_what_will_never_be_finished(make_engine):
+    decoder = IncrementalDecoder(make_engine().tokenizer)
+    assert decoder.push(["ů".encode()[0]]) == ""
+    assert decoder.flush() == "\ufffd"
+    assert decoder.flush() == ""
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_stop_filter_finds_a_stop_string_in_pieces(cut):
+    text = "yes ## no### Human: more"
+    stop_filter = StopFilter("###")
+    shown = "".join(stop_filter.push(text[i : i + cut]) for i in range(0, len(text), cut))
+    assert shown + stop_filter.flush() == "yes ## no"
+    assert stop_filter.stopped
+
+
+def test_stop_filter_gives_back_a_false_beginning():
+    stop_filter = StopFilter("###")
+    assert stop_filter.push("a ##") == "a "
+    assert stop_filter.flush() == "##"
+    assert not stop_filter.stopped
+
+
+def test_engine_streams_the_answer(make_engine):
+    engine = make_engine(TEXT)
+    assert "".join(engine.stream(GenerationRequest("Q"))) == TEXT
+
+
+def test_engine_stops_at_the_stop_string(make_engine):
+    engine = make_engine("Yes.###" + "x" * 3000, delay_s=0.001)
+    answer = "".join(engine.stream(GenerationRequest("Q", stop="###", max_new_tokens=3000)))
+    assert answer == "Yes."
+    assert engine.model.num_generated < 100
+
+
+def test_engine_stops_at_a_special_token_that_decoding_hides(make_engine):
+    engine = make_engine([*b"Yes.", 257, *b"x" * 3000], delay_s=0.001)
+    request = GenerationRequest("Q", stop="<|im_end|>", max_new_tokens=3000)
+    assert "".join(engine.stream(request)) == "Yes."
+    assert engine.model.num_generated < 100
+
+
+def test_engine_raises_what_the_model_raised_at_once(make_engine):
+    engine = make_engine("abc", error=RuntimeError("the device burns"))
+    started = time.monotonic()
+    stream = engine.stream(GenerationRequest("Q"))
+    assert next(stream) == "a"
+    with pytest.raises(RuntimeError, match="the device burns"):
+        list(stream)
+    assert time.monotonic() - started < 5
+
+
+def test_closing_the_stream_ends_the_generation(make_engine):
+    engine = make_engine("x" * 3000, delay_s=0.002)
+    stream = engine.stream(GenerationRequest("Q", max_new_tokens=3000))
+    next(stream)
+    stream.close()
+    assert engine.model.finished.is_set()
+    assert engine.model.num_generated < 100
+
+
+def test_cancel_event_ends_the_generation(make_engine):
+    engine = make_engine("x" * 3000, delay_s=0.002)
+    cancel = threading.Event()
+    pieces = []
+    for piece in engine.stream(GenerationRequest("Q", max_new_tokens=3000), cancel):
+        pieces.append(piece)
+        cancel.set()
+    assert len(pieces) < 100
+
+
+def test_context_is_shared_by_text_pictures_and_answer(make_engine, picture):
+    engine = make_engine("x" * 50, context_len=20)
+    request = GenerationRequest("<image>\n12345", (picture,), max_new_tokens=50)
+    # 6 bytes of text and 4 patches leave 10 positions.
+    assert "".join(engine.stream(request)) == "x" * 10
+    with pytest.raises(ContextFull):
+        list(engine.stream(GenerationRequest("1" * 20)))
+
+
+def test_greedy_below_the_threshold(make_engine):
+    engine = make_engine()
+    assert engine.prepare(GenerationRequest("Q", temperature=0.001))["do_sample"] is False
+    sampling = engine.prepare(GenerationRequest("Q", temperature=0.2, top_p=0.7))
+    assert (sampling["do_sample"], sampling["temperature"], sampling["top_p"]) == (True, 0.2, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"prompt": "<image> <image>"}, "0 pictures.*2 <image>"),
+    ],
+)
+def test_requests_are_checked(options, names):
+    with pytest.raises(DataError, match=names):
+        GenerationRequest(**{"prompt": "Q", **options})
+
+
+def test_picture_for_a_text_model_is_refused(make_engine, picture):
+    engine = make_engine()
+    engine.image_processor = None
+    with pytest.raises(DataError, match="takes no pictures"):
+        engine.prepare(GenerationRequest("<image>", (picture,)))
+
+
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+def test_chunks_survive_any_cut(cut):
+    wire = encode_chunk(TEXT) + encode_chunk("oops", 1, reason="because")
+    pieces = [wire[i : i + cut] for i in range(0, len(wire), cut)]
+    assert list(decode_chunks(pieces)) == [
+        {"text": TEXT, "error_code": 0},
+        {"text": "oops", "error_code": 1, "reason": "because"},
+    ]
+
+
+def test_a_stream_cut_inside_an_object_is_an_error():
+    with pytest.raises(ValueError, match="ended inside an object"):
+        list(decode_chunks([encode_chunk("a") + b'{"text": "b']))

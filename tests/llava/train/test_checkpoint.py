@@ -1,0 +1,144 @@
+"""Checkpoints are there wholly or not at all."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from llava.errors import CheckpointError
+from llava.train import checkpoint
+from llava.train.checkpoint import Ranks, find_last_checkpoint, is_whole, problem_of, rotate
+from llava.train.weights import get_peft_state_maybe_zero_3
+
+ALONE = Ranks()
+
+
+def write(output_dir, step, text="weights"):
+    final = output_dir / f"checkpoint-{step}"
+    with checkpoint.writing_folder(final, ALONE) as folder:
+        (folder / "a.bin").write_text(text)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b.bin").write_text(text)
+    return final
+
+
+def test_a_folder_appears_with_its_mark(tmp_path):
+    final = write(tmp_path, 5)
+    sizes = json.loads((final / "COMPLETE").read_text())["files"]
+    assert sizes == {"a.bin": 7, "sub/b.bin": 7}
+    assert is_whole(final)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_the_last_whole_one_is_found(tmp_path):
+    write(tmp_path, 9)
+    write(tmp_path, 10)
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert find_last_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (lambda folder: (folder / "a.bin").write_text("we"), "should have 7 bytes, found 2"),
+        (lambda folder: (folder / "a.bin").unlink(), "should have 7 bytes, found None"),
+        (lambda folder: (folder / "COMPLETE").unlink(), "no COMPLETE file"),
+        (lambda folder: (folder / "COMPLETE").write_text('{"fi'), "not readable"),
+        (lambda folder: (folder / "COMPLETE").write_text("[]"), "not readable"),
+    ],
+)
+def test_a_half_written_one_is_left_out(tmp_path, caplog, harm, problem):
+    write(tmp_path, 1)
+    harm(write(tmp_path, 2))
+    assert problem in problem_of(tmp_path / "checkpoint-2")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert problem in caplog.text
+
+
+def test_an_error_while_writing_leaves_nothing_behind_that_counts(tmp_path):
+    write(tmp_path, 1)
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE) as folder,
+    ):
+        (folder / "a.bin").write_text("x")
+        raise RuntimeError("boom")
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    checkpoint.begin_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: IoError(Os { code: 28, kind: StorageFull })"),
+    ],
+)
+def test_a_full_disk_is_explained(tmp_path, error):
+    write(tmp_path, 1)
+    with (
+        pytest.raises(CheckpointError, match=r"disk is full.*checkpoint-1.*same command"),
+        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE),
+    ):
+        raise error
+    assert not (tmp_path / "tmp-saving").exists()
+
+
+def test_an_older_folder_of_the_same_name_is_replaced(tmp_path):
+    old = write(tmp_path, 3)
+    (old / "COMPLETE").unlink()
+    write(tmp_path, 3, "new")
+    assert (old / "a.bin").read_text() == "new"
+    assert is_whole(old)
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (1, 2, 3, 10):
+        write(tmp_path, step)
+    rotate(tmp_path, 2, keep=(tmp_path / "checkpoint-10", tmp_path / "checkpoint-1"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-10"]
+    rotate(tmp_path, None)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_final_files_move_in_and_stale_weights_go(tmp_path):
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "COMPLETE").write_text("{}")
+    with checkpoint.writing_final(tmp_path, ALONE) as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text("new")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["COMPLETE", "config.json", "model.safetensors", "notes.txt"]
+    assert is_whole(tmp_path)
+
+
+def test_files_are_on_the_disk_before_the_folder_is_renamed(tmp_path, monkeypatch):
+    events = []
+    sync, rename = os.fsync, checkpoint.Path.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("sync"), sync(handle))[1])
+    monkeypatch.setattr(
+        checkpoint.Path, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1]
+    )
+    write(tmp_path, 1)
+    # two files, the mark, two folders; the parent afterwards
+    assert events == ["sync"] * 5 + ["rename", "sync"]
+
+
+def peft_parameters():
+    names = ["a.q_proj.lora_A.weight", "a.q_proj.base_layer.bias", "a.norm.bias", "a.up.weight"]
+    return [(name, nn.Parameter(torch.zeros(1))) for name in names]
+
+
+@pytest.mark.parametrize(("bias", "count"), [("none", 1), ("all", 3), ("lora_only", 2)])
+def test_peft_state(bias, count):
+    assert len(get_peft_state_maybe_zero_3(peft_parameters(), bias)) == count
+
+
+def test_unknown_bias():
+    with pytest.raises(NotImplementedError, match="none, all, lora_only"):
+        get_peft_state_maybe_zero_3(peft_parameters(), "some")

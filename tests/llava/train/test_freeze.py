@@ -1,0 +1,78 @@
+"""Which parameters each kind of run trains."""
+
+import pytest
+import torch
+from torch import nn
+
+from llava.errors import ConfigError
+from llava.train.arguments import parse_arguments
+from llava.train.freeze import FreezePlan, apply_freeze, part_of
+
+NAMES = {
+    "model.embed_tokens.weight": "language model",
+    "model.layers.0.self_attn.q_proj.weight": "language model",
+    "model.vision_tower.vision_tower.encoder.layers.0.self_attn.q_proj.weight": "vision tower",
+    "model.mm_projector.0.weight": "projector",
+    "model.image_newline": "image newline",
+    "lm_head.weight": "lm_head",
+    "base_model.model.model.layers.0.q_proj.lora_A.default.weight": "LoRA adapters",
+}
+
+
+@pytest.mark.parametrize(("name", "part"), NAMES.items())
+def test_part_of(name, part):
+    assert part_of(name) == part
+
+
+class Toy(nn.Module):
+    """Parameters with a model's names."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(3, 2)
+        self.model.vision_tower = nn.Linear(2, 2)
+        self.model.mm_projector = nn.Linear(2, 2)
+        self.model.image_newline = nn.Parameter(torch.zeros(2))
+        self.lm_head = nn.Linear(2, 3, bias=False)
+
+
+def trained_parts(*flags):
+    flags = ["--output_dir", "out", "--use_cpu", "True", "--vision_tower", "t", *flags]
+    model_args, _, training_args, _ = parse_arguments(args=flags)
+    report = apply_freeze(Toy(), FreezePlan.from_args(model_args, training_args))
+    return {part.part for part in report.parts if part.num_trainable}
+
+
+WHOLE = {"language model", "projector", "lm_head", "image newline"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), WHOLE),
+        (("--tune_mm_mlp_adapter", "True"), {"projector"}),
+        (("--freeze_mm_mlp_adapter", "True"), WHOLE - {"projector"}),
+        (("--freeze_backbone", "True"), {"projector", "lm_head"}),
+    ],
+)
+def test_plans(flags, expected):
+    assert trained_parts(*flags) == expected
+
+
+def test_tower_is_frozen_even_if_it_was_not_before():
+    model = Toy()
+    apply_freeze(model, FreezePlan())
+    assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
+
+
+def test_nothing_to_train_is_refused():
+    plan = FreezePlan(projector=False, language_model=False, head=False)
+    with pytest.raises(ConfigError, match="nothing is left"):
+        apply_freeze(Toy(), plan)
+
+
+def test_report_is_a_table():
+    report = str(apply_freeze(Toy(), FreezePlan(language_model=False, head=False)))
+    assert "projector                    6              6  float32" in report
+    assert report.splitlines()[-1].split() == ["total", "6", "26"]

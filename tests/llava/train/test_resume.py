@@ -1,0 +1,127 @@
+"""A run that was killed goes on and ends where it would have ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.errors import CheckpointError
+from llava.model.projector_file import read_tensors
+from llava.train.checkpoint import find_last_checkpoint, is_whole
+
+ROOT = Path(__file__).parents[3]
+
+# saves, then dies in the middle of writing the next checkpoint
+DIES_WHILE_SAVING = """
+import os, signal, sys
+from llava.train import checkpoint
+from llava.train.train import train
+seal = checkpoint._seal
+def die(folder):
+    if folder.name == "checkpoint-4":
+        (folder / "trainer_state.json").write_text("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(folder)
+checkpoint._seal = die
+train()
+"""
+
+
+def kill_while_saving(flags):
+    done = subprocess.run(
+        [sys.executable, "-c", DIES_WHILE_SAVING, *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_killed_run_ends_with_the_same_weights(flags, run_train, tmp_path):
+    settings = {"max_steps": 6, "save_steps": 2, "group_by_modality_length": True}
+    run_train(flags(output_dir=tmp_path / "straight", **settings))
+    killed = tmp_path / "killed"
+    kill_while_saving(flags(output_dir=killed, **settings))
+    assert find_last_checkpoint(killed) == killed / "checkpoint-2"
+    run_train(flags(output_dir=killed, **settings))
+    weights = [load_file(tmp_path / n / "model.safetensors") for n in ("straight", "killed")]
+    assert same(*weights)
+    assert is_whole(killed)
+
+
+def test_stage_1_resumes(flags, run_train, tmp_path):
+    settings = {"max_steps": 6, "save_steps": 2, "tune_mm_mlp_adapter": True}
+    run_train(flags(output_dir=tmp_path / "straight", **settings))
+    killed = tmp_path / "killed"
+    kill_while_saving(flags(output_dir=killed, **settings))
+    run_train(flags(output_dir=killed, **settings))
+    weights = [read_tensors(tmp_path / n / "mm_projector.bin") for n in ("straight", "killed")]
+    assert same(*weights)
+
+
+def test_lora_resumes(flags, run_train, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "lora_enable": True, "lora_dropout": 0.0}
+    settings |= {"lora_r": 4, "mm_projector_lr": 1e-3}
+    run_train(flags(output_dir=tmp_path / "a", **settings))
+    adapter = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert not any("vision_tower" in name or "mm_projector" in name for name in adapter)
+    others = read_tensors(tmp_path / "a" / "non_lora_trainables.bin")
+    assert {name.split("mm_projector")[0] for name in others} == {"base_model.model.model."}
+    last = tmp_path / "a" / "checkpoint-2"
+    assert {"non_lora_trainables.bin", "config.json"} <= {path.name for path in last.iterdir()}
+
+    (tmp_path / "b").mkdir()
+    last.rename(tmp_path / "b" / "checkpoint-2")
+    run_train(flags(output_dir=tmp_path / "b", **settings))
+    assert same(adapter, load_file(tmp_path / "b" / "adapter_model.safetensors"))
+    assert same(others, read_tensors(tmp_path / "b" / "non_lora_trainables.bin"))
+
+
+def test_finished_run_takes_no_further_step(flags, run_train, tmp_path):
+    args = flags(max_steps=2, save_steps=2)
+    run_train(args)
+    before = load_file(tmp_path / "out" / "model.safetensors")
+    run_train(args)
+    assert same(before, load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_other_settings_are_reported(flags, run_train, tmp_path, caplog):
+    run_train(flags(max_steps=1, save_steps=1))
+    run_train(flags(max_steps=2, save_steps=5, per_device_train_batch_size=2, seed=1))
+    assert "global_batch_size 4 -> 2, seed 42 -> 1" in caplog.text
+
+
+def test_a_named_checkpoint_must_be_whole(flags, run_train, tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    with pytest.raises(CheckpointError, match=r"checkpoint-7: it has no COMPLETE"):
+        run_train(flags(resume_from_checkpoint=tmp_path / "checkpoint-7"))
+
+
+def test_interrupt_keeps_the_checkpoint_and_says_so(
+    flags, run_train, tmp_path, monkeypatch, caplog
+):
+    from llava.train.llava_trainer import LLaVATrainer
+
+    step = LLaVATrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LLaVATrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(flags())
+    assert "stopped in step 4" in caplog.text
+    assert "checkpoint-2" in caplog.text
+    assert not (tmp_path / "out" / "COMPLETE").exists()

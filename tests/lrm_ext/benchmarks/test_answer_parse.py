@@ -1,0 +1,107 @@
+import pytest
+
+from lrm_ext.benchmarks.parse import (
+    first_sentence,
+    fold,
+    matches_text,
+    normalise,
+    parse_yes_no,
+    text_language,
+)
+from lrm_ext.benchmarks.words import answer_words
+from lrm_ext.languages import list_languages
+
+# The table of EVAL_SPEC 7: language, answer, what `mme` reads, what `pope` reads.
+TABLE = [
+    ("cs", "Ano.", "yes", "yes"),
+    ("cs", "**Ano**", "yes", "yes"),
+    ("cs", "Yes", "yes", "yes"),
+    ("cs", "a", "yes", "yes"),
+    ("cs", "Na obrázku není pes.", "other", "no"),
+    ("cs", "Na obrázku je pes.", "other", "yes"),
+    ("cs", "No", "no", "no"),
+    ("de", "Es gibt keinen Hund.", "other", "no"),
+    ("de", "Sí", "other", "yes"),
+    ("fr", "Il n\u2019y a pas de chien", "other", "no"),
+    ("fr", "Nous voyons un chien", "other", "yes"),
+    ("hr", "Da", "yes", "yes"),
+    ("hr", "Ne, nema psa", "no", "no"),
+    ("it", "SÌ!", "yes", "yes"),
+    ("it", "No", "no", "no"),
+    ("ro", "N-am văzut", "no", "no"),
+    ("ro", "Nu", "no", "no"),
+    ("ru", "ДА", "yes", "yes"),
+    ("ru", "Нет.", "no", "no"),
+    ("ru", "Д", "yes", "yes"),
+    ("ru", "На фото нет собаки", "other", "no"),
+    ("es", "Si", "yes", "yes"),
+    ("es", "SÍ", "yes", "yes"),
+    ("es", "No hay", "no", "no"),
+    ("zh", "是。", "yes", "yes"),
+    ("zh", "没错", "yes", "yes"),
+    ("zh", "ＹＥＳ", "yes", "yes"),
+    ("zh", "没有", "no", "no"),
+    ("zh", "图中没有狗", "other", "no"),
+    ("zh", "图中有狗", "other", "yes"),
+    ("zh", "是的，不远处有狗", "yes", "yes"),
+    ("zh", "对不起，我不知道", "other", "no"),
+    # not in the table: what the rules say where two of them meet
+    ("zh", "是否有狗，看不出", "other", "no"),
+    ("zh", "画得不错", "other", "yes"),
+    ("hr", "...Da. Ne znam", "yes", "yes"),
+    ("cs", "Vidím psa. Ne kočku.", "other", "yes"),
+    ("ru", "Y", "yes", "yes"),
+]
+
+
+@pytest.mark.parametrize(("lang", "answer", "mme", "pope"), TABLE)
+def test_yes_no(lang, answer, mme, pope):
+    words = answer_words(lang)
+    assert parse_yes_no(answer, words, "mme").label == mme
+    assert parse_yes_no(answer, words, "pope").label == pope
+
+
+@pytest.mark.parametrize("lang", list_languages())
+@pytest.mark.parametrize("answer", ["", "?", " \n", "\u3002"])
+def test_no_word_at_all(lang, answer):
+    words = answer_words(lang)
+    assert parse_yes_no(answer, words, "mme").label == "other"
+    assert parse_yes_no(answer, words, "pope").label == "unparsed"
+
+
+@pytest.mark.parametrize("lang", list_languages())
+def test_no_word_has_both_polarities(lang):
+    words = answer_words(lang)
+    assert not words.yes & words.no
+    assert {"yes"} <= words.yes and {"no", "not"} <= words.no
+    assert words.letters["y"] == "yes" and words.letters["n"] == "no"
+
+
+def test_language_of_the_deciding_word():
+    assert parse_yes_no("Ano", answer_words("cs")).answer_lang == "cs"
+    assert parse_yes_no("No", answer_words("cs")).answer_lang == "en"
+    assert parse_yes_no("No", answer_words("es")).answer_lang == "es"
+    assert parse_yes_no("n", answer_words("es")).answer_lang == "letter"
+    by_default = parse_yes_no("Sí", answer_words("de"), "pope")
+    assert (by_default.answer_lang, by_default.by_default) == ("other", True)
+
+
+def test_normalise_and_fold():
+    assert normalise("\u201e**A\u200bno**\u201c\n  \u2019s") == "Ano 's"
+    assert normalise("（Ａ）：．") == "(A):."
+    assert fold("SÌ Žlutý й Ё") == fold("si zluty й ё")
+    assert fold("й") != fold("и")
+    assert first_sentence("...je pes. Ne.") == "...je pes"
+
+
+def test_short_texts():
+    assert matches_text(" Mačka.", "mačka")
+    assert matches_text("MACKA", "mačka")
+    assert not matches_text("mačka i pas", "mačka")
+    assert not matches_text("", "")
+    native, english = {"macka"}, {"cat", "macka"}
+    assert text_language("Mačka", "hr", native, english) == "hr"
+    assert text_language("cat", "hr", native, english) == "en"
+    assert text_language("Katze", "hr", native, english) == "other"
+    assert text_language("3", "hr", native, english) == "letter"
+    assert text_language("", "hr", native, english) == "other"

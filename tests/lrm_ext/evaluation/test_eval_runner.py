@@ -1,0 +1,175 @@
+"""What is asked, what is written, and how an interrupted run goes on."""
+
+import dataclasses
+import json
+
+import pytest
+from toy_benchmark import FakeAnswerer
+
+from llava.errors import CheckpointError, ConfigError, DataError
+from lrm_ext.evaluation.runner import run_evaluation
+
+
+def run(config, console, answerer=None):
+    answerer = answerer or FakeAnswerer()
+    run_evaluation(config, console, lambda: answerer)
+    return answerer
+
+
+def never():
+    raise AssertionError("the model must not be loaded")
+
+
+def files(config):
+    return {path.name: path.read_bytes() for path in config.predictions_dir.glob("*.jsonl")}
+
+
+def test_writes_one_line_a_question(config, console):
+    run(config, console)
+    names = {"toy.en.jsonl", "toy.hr.jsonl", "toy.en.blind.jsonl", "toy.hr.blind.jsonl"}
+    assert files(config).keys() == names
+    records = [json.loads(line) for line in files(config)["toy.hr.jsonl"].splitlines()]
+    assert len(records) == 9
+    assert list(records[0])[:6] == [
+        "question_id",
+        "prompt",
+        "text",
+        "answer_id",
+        "model_id",
+        "metadata",
+    ]
+    by_key = {record["key"]: record for record in records}
+    assert by_key["naming-1"]["text"] == "mačka"
+    assert by_key["naming-1"]["gold"] == "mačka"
+    assert len({record["answer_id"] for record in records}) == 9
+
+
+def test_longest_questions_first_and_equal_ones_once(config, console, benchmark_dir):
+    for lang in ("en", "hr"):
+        path = benchmark_dir / f"{lang}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if line["category"] == "naming":
+                line["text"] = "What?"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answerer = run(config, console)
+    first, blind = answerer.batches[:3], answerer.batches[6:]
+    lengths = [len(request.text) for batch in first for request in batch]
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 9
+    # blind, the three questions "What?" on three pictures are one
+    assert sum(map(len, blind)) == 2 * 7
+    assert len(files(config)["toy.en.blind.jsonl"].splitlines()) == 9
+
+
+def test_a_second_run_asks_nothing(config, console):
+    run(config, console)
+    before = files(config)
+    run_evaluation(config, console, never)
+    assert files(config) == before
+
+
+@pytest.mark.parametrize("cut", [1, 40, 700, 1500])
+def test_resuming_after_a_cut_gives_the_same_bytes(config, console, cut):
+    run(config, console)
+    before = files(config)
+    path = config.predictions_dir / "toy.hr.jsonl"
+    path.write_bytes(before["toy.hr.jsonl"][:-cut])
+    run(config, console)
+    assert files(config) == before
+
+
+def test_an_unparsable_last_line_is_cut_off(config, console):
+    run(config, console)
+    before = files(config)
+    path = config.predictions_dir / "toy.hr.jsonl"
+    path.write_bytes(before["toy.hr.jsonl"] + b'{"key": \n')
+    run_evaluation(config, console, never)
+    assert files(config) == before
+
+
+def test_any_other_bad_line_is_an_error(config, console):
+    run(config, console)
+    path = config.predictions_dir / "toy.hr.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"oops\n", *lines[1:]]))
+    with pytest.raises(DataError, match=r"toy\.hr\.jsonl:2: not a line of JSON"):
+        run_evaluation(config, console, never)
+
+
+def test_an_interrupted_run_keeps_its_finished_batches(config, console):
+    class Failing(FakeAnswerer):
+        def answer(self, requests):
+            if len(self.batches) == 2:
+                raise KeyboardInterrupt
+            return super().answer(requests)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, console, Failing())
+    assert len(files(config)["toy.en.jsonl"].splitlines()) == 8
+    answerer = run(config, console)
+    assert len(answerer.batches[0]) == 1
+
+
+def test_answers_of_another_run_are_refused(config, console, model_dir):
+    run(config, console)
+    other = dataclasses.replace(config, max_new_tokens=9)
+    with pytest.raises(ConfigError, match=r"another run \(different: generation\).*--fresh"):
+        run_evaluation(other, console, never)
+    weights = model_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(ConfigError, match="weights_sha256"):
+        run_evaluation(config, console, never)
+    run(dataclasses.replace(other, fresh=True), console)
+    run_evaluation(other, console, never)
+
+
+def test_other_questions_are_refused(config, console, benchmark_dir):
+    run(config, console)
+    path = benchmark_dir / "hr.jsonl"
+    path.write_text(path.read_text().replace("uopće", "zaista"))
+    with pytest.raises(ConfigError, match=r"different: toy/hr\.jsonl"):
+        run_evaluation(config, console, never)
+
+
+def test_languages_join_a_run_one_by_one(config, console):
+    run(dataclasses.replace(config, languages=("hr",), blind=False), console)
+    assert files(config).keys() == {"toy.hr.jsonl"}
+    run(config, console)
+    assert len(files(config)) == 4
+    run_evaluation(dataclasses.replace(config, languages=("en",)), console, never)
+
+
+def test_limit_asks_whole_pictures_and_can_be_raised(config, console):
+    answerer = run(dataclasses.replace(config, limit=4, blind=False), console)
+    assert sum(map(len, answerer.batches)) == 2 * 6
+    answerer = run(dataclasses.replace(config, blind=False), console)
+    assert sum(map(len, answerer.batches)) == 2 * 3
+
+
+def test_missing_and_broken_pictures_are_listed_before_anything_is_asked(
+    config, console, benchmark_dir
+):
+    (benchmark_dir / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1 pictures are missing or cannot be read:\n .*1\.png"):
+        run_evaluation(config, console, never)
+    (benchmark_dir / "1.png").unlink()
+    (benchmark_dir / "2.png").unlink()
+    with pytest.raises(DataError, match=r"2 pictures") as caught:
+        run_evaluation(config, console, never)
+    assert "1.png" in str(caught.value) and "2.png" in str(caught.value)
+    assert not config.predictions_dir.exists()
+
+
+def test_unknown_names_list_the_choices(config, console, benchmark_dir):
+    with pytest.raises(ConfigError, match="unknown language xx; choose from en, cs"):
+        run_evaluation(dataclasses.replace(config, languages=("xx",)), console, never)
+    with pytest.raises(DataError, match=r"no cs\.jsonl .* it has en, hr"):
+        run_evaluation(dataclasses.replace(config, languages=("cs",)), console, never)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        run_evaluation(dataclasses.replace(config, batch_size=0), console, never)
+
+
+def test_a_folder_without_a_model_is_refused(config, console, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        run_evaluation(dataclasses.replace(config, model_path=tmp_path / "empty"), console, never)

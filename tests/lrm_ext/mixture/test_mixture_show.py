@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llava.data.sample import Turn
+from llava.errors import ConfigError
+from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.mixture import commands
+from lrm_ext.mixture.files import mixture_path
+
+LANGUAGES = ("cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("show") / "corpus"
+    turns = (Turn("human", "<image>\nQ?"), Turn("gpt", "A"))
+    with CorpusWriter(path, LANGUAGES) as writer:
+        for i in range(54):
+            row = CorpusRow(f"r{i}", "x.jpg", None, None, True, turns)
+            writer.append(row, dict.fromkeys(LANGUAGES, turns))
+    return path
+
+
+def run(*arguments: str | Path) -> str:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    commands.register(app)
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(
+        app, ["mixture", "show", *map(str, arguments)]
+    )
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def cells(output: str, first: str) -> list[str]:
+    line = next(line for line in output.splitlines() if line.startswith(f"\u2502 {first} "))
+    return [cell.strip() for cell in line.strip("\u2502").split("\u2502")]
+
+
+def test_table_of_the_default_mixture(corpus: Path) -> None:
+    output = run("--corpus", corpus)
+    assert cells(output, "en") == ["en", "54", "", "", "54", "50.0 %", "54 of 54"]
+    for lang in LANGUAGES:
+        assert cells(output, lang) == [lang, "2", "2", "2", "6", "5.6 %", "6 of 54"]
+    assert cells(output, "all") == ["all", "72", "18", "18", "108", "100.0 %", ""]
+    assert "54 English + 54 other samples an epoch (1 : 1)" in output
+
+
+def test_lengths_with_a_tokenizer(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_token_counter", lambda folder, template: lambda sample: 10)
+    output = run("--corpus", corpus, "--tokenizer", "anything")
+    assert cells(output, "hr")[-2:] == ["10.0", "5.6 %"]
+    assert cells(output, "en")[-3:] == ["11.0", "10.0", "50.0 %"]
+
+
+def test_pretraining_has_one_instruction(corpus: Path) -> None:
+    assert cells(run("--corpus", corpus, "--mixture", "pretrain"), "hr")[1:3] == ["6", "6"]
+
+
+def test_a_file_of_ones_own(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("non_english_ratio = 0.5\n[languages]\nhr = 2\ncs = 1\n")
+    output = run("--corpus", corpus, "--mixture", path)
+    assert cells(output, "hr")[4] == "18"
+    assert "(1 : 0.5)" in output
+
+
+def test_unknown_mixture_lists_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match=r"'nonsense'.*finetune, pretrain"):
+        mixture_path("nonsense")

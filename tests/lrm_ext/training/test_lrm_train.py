@@ -1,0 +1,93 @@
+"""Training on a mixture, from flags to files."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.training.arguments import LrmArguments
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_trains_and_stores_the_template(run_lrm):
+    out = run_lrm()
+    config = json.loads((out / "config.json").read_text())
+    assert config["conversation"]["name"] == "lrm_v1"
+    assert (out / "COMPLETE").is_file()
+
+
+def test_cached_features_train_the_same_model(run_lrm, tmp_path):
+    without = weights_of(run_lrm(output_dir=tmp_path / "a"))
+    cached = weights_of(
+        run_lrm(
+            output_dir=tmp_path / "b",
+            feature_cache=tmp_path / "features",
+            feature_cache_dtype="float32",
+        )
+    )
+    for name, value in without.items():
+        assert torch.allclose(value, cached[name], atol=1e-6), name
+
+
+def test_worker_processes_change_nothing(run_lrm, tmp_path):
+    alone = weights_of(run_lrm(output_dir=tmp_path / "a", max_steps=2))
+    helped = weights_of(run_lrm(output_dir=tmp_path / "b", max_steps=2, dataloader_num_workers=2))
+    assert all(torch.equal(value, helped[name]) for name, value in alone.items())
+
+
+def test_resumed_run_ends_with_the_same_weights(run_lrm, tmp_path):
+    straight = weights_of(run_lrm(output_dir=tmp_path / "a", max_steps=9, save_steps=100))
+    run_lrm(output_dir=tmp_path / "b", max_steps=9, save_steps=4)
+    # as if it had been killed after step 8, which is in the second epoch
+    for name in ("model.safetensors", "COMPLETE", "config.json"):
+        (tmp_path / "b" / name).unlink()
+    (tmp_path / "b" / "checkpoint-9").rename(tmp_path / "gone")
+    resumed = weights_of(run_lrm(output_dir=tmp_path / "b", max_steps=9, save_steps=100))
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_too_long_samples_are_refused(run_lrm):
+    with pytest.raises(DataError, match=r"'r\d+.*--model_max_length is 100"):
+        run_lrm(model_max_length=100)
+
+
+def test_plain_data_needs_no_corpus(run_lrm, tmp_path):
+    record = {
+        "id": "a",
+        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+    }
+    (tmp_path / "d.json").write_text(json.dumps([record] * 4))
+    out = run_lrm(corpus_path=None, data_path=tmp_path / "d.json", max_steps=1)
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus_path": None}, "no data"),
+        ({"data_path": "x.json"}, "exclude each other"),
+        ({"corpus_path": None, "data_path": "x.json", "mixture_path": "m.toml"}, "parallel corpus"),
+        ({"mixture_path": "nothing.toml"}, "no such file"),
+        ({"image_aspect_ratio": "anyres"}, "square, pad"),
+    ],
+)
+def test_contradictions_are_refused(run_lrm, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run_lrm(**changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("True", "auto"), ("false", "none"), ("auto", "auto"), ("d", "d")]
+)
+def test_feature_cache_takes_a_switch_or_a_folder(value, expected):
+    assert LrmArguments(feature_cache=value).feature_cache == expected
+
+
+def test_unknown_dtype_lists_the_choices():
+    with pytest.raises(ConfigError, match="float16, float32"):
+        LrmArguments(feature_cache_dtype="int8")

@@ -1,0 +1,291 @@
+"""The training scripts: which command they start, what wins, what they refuse."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PRESETS = ("llama2-13b", "llama3-8b", "mini", "smollm2", "vicuna-13b", "vicuna-7b")
+LLAVA_SCRIPTS = ("pretrain", "finetune", "finetune_lora", "finetune_task")
+VARIABLES = (
+    "PRESET MODEL_NAME_OR_PATH VISION_TOWER DATA_PATH IMAGE_FOLDER OUTPUT_DIR NUM_GPUS DEEPSPEED "
+    "REPORT_TO MIXTURE NNODES NODE_RANK MASTER_ADDR MASTER_PORT PYTHON VIRTUAL_ENV"
+).split()
+
+
+def run(script: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        ["bash", f"scripts/v1_5/{script}.sh", *args],
+        cwd=ROOT,
+        env=env | variables,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+def dry_run(script: str, *args: str, **variables: str) -> tuple[list[str], dict[str, str]]:
+    """The launcher's words and the training flags of a command."""
+    result = run(script, *args, "--dry-run", **variables)
+    assert result.returncode == 0, result.stderr
+    words = shlex.split(result.stdout.replace("\\\n", ""))  # the shell does this, shlex does not
+    module = max(i for i, word in enumerate(words) if word == "-m") + 1
+    flags: dict[str, str] = {}
+    rest = iter(words[module + 1 :])
+    for word in rest:
+        name, has_value, value = word.partition("=")
+        name = name.replace("-", "_").removeprefix("__")
+        assert name not in flags, f"{name} is there twice"
+        flags[name] = value if has_value else next(rest)
+    return words[: module + 1], flags
+
+
+def of_contract(**changes: str) -> dict[str, str]:
+    """The flags that LLaVA v1.5's recipes have in common, and a recipe's own."""
+    return {
+        "vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": "-2",
+        "mm_use_im_start_end": "False",
+        "mm_use_im_patch_token": "False",
+        "bf16": "True",
+        "num_train_epochs": "1",
+        "per_device_eval_batch_size": "4",
+        "gradient_accumulation_steps": "1",
+        "evaluation_strategy": "no",
+        "save_strategy": "steps",
+        "save_total_limit": "1",
+        "weight_decay": "0.",
+        "warmup_ratio": "0.03",
+        "lr_scheduler_type": "cosine",
+        "logging_steps": "1",
+        "tf32": "True",
+        "model_max_length": "2048",
+        "gradient_checkpointing": "True",
+        "dataloader_num_workers": "4",
+        "lazy_preprocess": "True",
+        "report_to": "wandb",
+        **changes,
+    }
+
+
+TUNING = {
+    "deepspeed": "./scripts/zero3.json",
+    "version": "v1",
+    "data_path": "./playground/data/llava_v1_5_mix665k.json",
+    "image_folder": "./playground/data",
+    "image_aspect_ratio": "pad",
+    "group_by_modality_length": "True",
+    "per_device_train_batch_size": "16",
+    "save_steps": "50000",
+}
+BASE = "lmsys/vicuna-13b-v1.5"
+ADAPTER = "./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"
+RECIPES = {
+    "pretrain": of_contract(
+        deepspeed="./scripts/zero2.json",
+        model_name_or_path=BASE,
+        version="plain",
+        data_path="./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+        image_folder="./playground/data/LLaVA-Pretrain/images",
+        tune_mm_mlp_adapter="True",
+        per_device_train_batch_size="32",
+        learning_rate="1e-3",
+        save_steps="24000",
+        output_dir="./checkpoints/llava-v1.5-13b-pretrain",
+    ),
+    "finetune": of_contract(
+        **TUNING,
+        model_name_or_path=BASE,
+        pretrain_mm_mlp_adapter=ADAPTER,
+        learning_rate="2e-5",
+        output_dir="./checkpoints/llava-v1.5-13b",
+    ),
+    "finetune_lora": of_contract(
+        **TUNING,
+        model_name_or_path=BASE,
+        pretrain_mm_mlp_adapter=ADAPTER,
+        learning_rate="2e-4",
+        lora_enable="True",
+        lora_r="128",
+        lora_alpha="256",
+        mm_projector_lr="2e-5",
+        output_dir="./checkpoints/llava-v1.5-13b-lora",
+    ),
+    "finetune_task": of_contract(
+        **TUNING,
+        model_name_or_path="liuhaotian/llava-v1.5-13b",
+        learning_rate="2e-5",
+        output_dir="./checkpoints/llava-v1.5-13b-task",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", LLAVA_SCRIPTS)
+def test_recipes_have_the_flags_of_llava(script: str) -> None:
+    launcher, flags = dry_run(script, NUM_GPUS="8")
+    assert flags == RECIPES[script]
+    assert launcher[-2:] == ["-m", "llava.train.train_mem"]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_command_parses(stage: str, preset: str, tmp_path: Path) -> None:
+    from transformers import HfArgumentParser
+
+    from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+    from lrm_ext.training.arguments import LrmArguments
+
+    _, flags = dry_run(f"lrm_{stage}", PRESET=preset, NUM_GPUS="0", OUTPUT_DIR=str(tmp_path))
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, LrmArguments))
+    model, _, training, lrm = parser.parse_args_into_dataclasses(words)
+    assert model.tune_mm_mlp_adapter == (stage == "pretrain")
+    assert (model.pretrain_mm_mlp_adapter is None) == (stage == "pretrain")
+    assert not training.bf16 and training.use_cpu
+    assert Path(lrm.mixture_path) == Path(f"scripts/v1_5/mixtures/{stage}.toml")
+    assert (ROOT / lrm.mixture_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("preset", "version"),
+    [
+        ("vicuna-7b", "lrm_v1"),
+        ("vicuna-13b", "lrm_v1"),
+        ("llama2-13b", "lrm_v1"),
+        ("llama3-8b", "lrm_llama_3"),
+    ],
+)
+def test_large_presets_have_the_settings_of_the_paper(preset: str, version: str) -> None:
+    shared = {
+        "version": version,
+        "bf16": "True",
+        "model_max_length": "2048",
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": "0.03",
+        "num_train_epochs": "1",
+        "vision_tower": "openai/clip-vit-large-patch14-336",
+    }
+    stages = {
+        "pretrain": ("1e-3", "24", "scripts/zero2.json"),
+        "finetune": ("2e-5", "32", "scripts/zero3.json"),
+    }
+    for stage, (rate, batch, zero) in stages.items():
+        _, flags = dry_run(f"lrm_{stage}", PRESET=preset, NUM_GPUS="8")
+        expected = {
+            **shared,
+            "learning_rate": rate,
+            "per_device_train_batch_size": batch,
+            "deepspeed": zero,
+        }
+        assert {name: flags[name] for name in expected} == expected
+
+
+def test_fine_tuning_goes_on_from_the_projector_of_pre_training() -> None:
+    _, first = dry_run("lrm_pretrain", NUM_GPUS="0")
+    _, second = dry_run("lrm_finetune", NUM_GPUS="0")
+    assert second["pretrain_mm_mlp_adapter"] == f"{first['output_dir']}/mm_projector.bin"
+    assert (first["output_dir"], second["output_dir"]) == ("runs/mini-pretrain", "runs/mini")
+
+
+def test_variables_and_then_the_command_line_win() -> None:
+    _, flags = dry_run(
+        "lrm_finetune",
+        "--learning-rate=5e-5",
+        "--report_to",
+        "none",
+        PRESET="vicuna-7b",
+        NUM_GPUS="8",
+        MODEL_NAME_OR_PATH="my model",
+        VISION_TOWER="tower",
+        DATA_PATH="my_corpus",
+        IMAGE_FOLDER="images",
+        OUTPUT_DIR="out",
+        DEEPSPEED="none",
+        REPORT_TO="wandb",
+    )
+    expected = {
+        "model_name_or_path": "my model",
+        "vision_tower": "tower",
+        "corpus_path": "my_corpus",
+        "image_folder": "images",
+        "output_dir": "out",
+        "report_to": "none",
+        "learning_rate": "5e-5",
+    }
+    assert {name: flags[name] for name in expected} == expected
+    assert "deepspeed" not in flags
+
+
+def test_llava_json_trains_without_a_mixture() -> None:
+    _, flags = dry_run("lrm_finetune", PRESET="vicuna-7b", NUM_GPUS="0", DATA_PATH="a/data.json")
+    assert flags["data_path"] == "a/data.json"
+    assert "corpus_path" not in flags and "mixture_path" not in flags
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NUM_GPUS": "0"}, []),
+        ({"NUM_GPUS": "8"}, ["--nproc_per_node", "8", "--standalone"]),
+        (
+            {"NUM_GPUS": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"},
+            "--nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 "
+            "--master_port 29500".split(),
+        ),
+    ],
+)
+def test_one_process_on_a_cpu_else_torchrun(variables: dict, words: list[str]) -> None:
+    launcher, flags = dry_run("lrm_finetune", PRESET="vicuna-13b", **variables)
+    run_by = ["-m", "torch.distributed.run"] if words else []
+    assert launcher[1:] == [*run_by, *words, "-m", "lrm_ext.training.train"]
+    assert ("use_cpu" in flags) == (variables["NUM_GPUS"] == "0")
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "message"),
+    [
+        ([], {"PRESET": "nonsense"}, "choose from: " + " ".join(PRESETS)),
+        ([], {"PRESET": "../presets/mini"}, "choose from"),
+        ([], {"NUM_GPUS": "many"}, "NUM_GPUS"),
+        ([], {"NNODES": "2", "NUM_GPUS": "8"}, "MASTER_ADDR"),
+        (["learning_rate", "1e-3"], {}, "learning_rate"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(args: list[str], variables: dict, message: str) -> None:
+    result = run("lrm_pretrain", "--dry-run", *args, **variables)
+    assert result.returncode == 2
+    assert message in result.stderr and not result.stdout
+
+
+def test_what_is_missing_is_said_before_python_starts(tmp_path: Path) -> None:
+    variables = {"PRESET": "vicuna-7b", "NUM_GPUS": "0", "PYTHON": shutil.which("false") or "false"}
+    result = run("lrm_pretrain", DATA_PATH=str(tmp_path), **variables)
+    assert result.returncode == 2 and "no corpus" in result.stderr
+    (tmp_path / "corpus.toml").touch()
+    result = run("lrm_finetune", DATA_PATH=str(tmp_path), **variables)
+    assert result.returncode == 2 and "lrm_pretrain.sh" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
+def test_deepspeed_configurations(name: str, stage: int) -> None:
+    config = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
+    zero = config["zero_optimization"]
+    assert zero["stage"] == stage
+    assert zero["overlap_comm"] and zero["contiguous_gradients"]
+    assert config["train_batch_size"] == config["bf16"]["enabled"] == "auto"
+    assert stage == 2 or zero["stage3_gather_16bit_weights_on_model_save"]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.sh"))
+    result = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
