@@ -3,11 +3,11 @@ import time
 
 import pytest
 import requests
-from llava.utils import server_error_msg
 
 from llava.errors import ConfigError
 from llava.serve import client, controller, register_worker, test_message
 from llava.serve.controller import Controller, DispatchMethod
+from llava.utils import server_error_msg
 
 
 def status(*names, speed=1, queue_length=0):

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import requests
-from llava.utils import server_error_msg
 
 from llava.serve import client, model_worker
 from llava.serve.model_worker import parse_request
+from llava.utils import server_error_msg
 
 
 def encoded(picture, mode="RGB"):
