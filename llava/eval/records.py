@@ -1,0 +1,196 @@
+"""Read the files that evaluation scripts take: questions, answers, annotations, pictures.
+
+In: JSON, JSON Lines and TSV files and an image folder. Out: records with the place that they came
+from (`file:line`), so that every later error can name it; paths that stay in the image folder.
+Nothing is fetched, nothing is skipped. What a benchmark's record must hold is its script's matter.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llava.errors import ConfigError, DataError
+
+T = TypeVar("T")
+
+NUM_SHOWN = 20
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 file.
+
+    Raises:
+        DataError: it is missing or not UTF-8.
+    """
+    path = Path(path).expanduser()
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
+
+
+def read_json(path: str | Path, kind: type[T]) -> T:
+    """Read a JSON file whose top level is a list or an object.
+
+    Args:
+        path: the file.
+        kind: `list` or `dict`.
+
+    Raises:
+        DataError: it is no such JSON.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: expected a JSON {kind.__name__}, found {type(content).__name__}")
+    return content
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read JSON Lines: `(file:line, object)` of each line that is not blank.
+
+    Raises:
+        DataError: a line is no JSON object.
+    """
+    # not splitlines(): an unescaped U+2028 inside a text ends no line of JSON Lines
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{where}: not JSON ({error.msg}); expected one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        yield where, record
+
+
+def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
+    """Read a TSV with a header; every cell stays text, so the word "None" stays a word.
+
+    Returns:
+        `(file:line, row)` of each row.
+
+    Raises:
+        DataError: a row has another number of cells than the header.
+    """
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture as base64
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
+    header = next(reader, [])
+    rows = []
+    for cells in reader:
+        where = f"{path}:{reader.line_num}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, but the header names {len(header)}")
+        rows.append((where, dict(zip(header, cells, strict=True))))
+    return rows
+
+
+def field(record: Mapping[str, Any], name: str, where: str, kind: type[T] | None = None) -> Any:
+    """One value of a record.
+
+    Args:
+        record: the object.
+        name: its key.
+        where: the place to name in an error.
+        kind: type that the value must have; None for any.
+
+    Raises:
+        DataError: the key is missing, or the value is of another type.
+    """
+    if name not in record:
+        raise DataError(f"{where}: no key {name!r}; found: {', '.join(record) or 'none'}")
+    value = record[name]
+    if kind is not None and not isinstance(value, kind):
+        raise DataError(
+            f"{where}: {name!r} is {value!r} ({type(value).__name__}); expected {kind.__name__}"
+        )
+    return value
+
+
+def answers_by_id(path: str | Path) -> dict[Any, str]:
+    """Read an answers file as `{question_id: text}`.
+
+    Raises:
+        DataError: a key is missing, or a question is answered twice, differently.
+    """
+    texts: dict[Any, str] = {}
+    for where, record in read_json_lines(path):
+        question_id = field(record, "question_id", where)
+        text = field(record, "text", where, str)
+        if texts.setdefault(question_id, text) != text:
+            raise DataError(
+                f"{where}: question {question_id} has a second, different answer; "
+                "keep one of the lines"
+            )
+    return texts
+
+
+def refuse_missing(what: str, missing: Sequence[Any], advice: str) -> None:
+    """Raise if anything is missing, and list the first.
+
+    Raises:
+        DataError: `missing` is not empty.
+    """
+    if missing:
+        shown = ", ".join(str(item) for item in missing[:NUM_SHOWN])
+        more = f" and {len(missing) - NUM_SHOWN} more" if len(missing) > NUM_SHOWN else ""
+        raise DataError(f"{len(missing)} {what}: {shown}{more}; {advice}")
+
+
+def image_path(folder: str | Path, name: Any, where: str) -> Path:
+    """Where a question's picture is.
+
+    Args:
+        folder: the image folder; empty for the current one.
+        name: path in it, as in the question file.
+        where: the place to name in an error.
+
+    Raises:
+        DataError: it is no path, a URL, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: image is {name!r}; expected a path in the image folder")
+    if "://" in name:
+        raise DataError(f"{where}: image {name!r} is a URL, and none is fetched; download it first")
+    root = os.path.abspath(os.path.expanduser(folder or "."))
+    path = os.path.normpath(os.path.join(root, name))
+    if os.path.commonpath([root, path]) != root:
+        raise DataError(
+            f"{where}: image {name!r} leads out of the image folder {root}; "
+            "name the folder that holds all pictures with --image-folder"
+        )
+    return Path(path)
+
+
+def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:
+    """Cut a list into at most `n` runs of `ceil(len / n)` items; the last may be shorter."""
+    size = max(math.ceil(len(lst) / n), 1)
+    return [lst[start : start + size] for start in range(0, len(lst), size)]
+
+
+def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
+    """Run `k` of `n`; empty where the list is too short for so many.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if n < 1 or not 0 <= k < n:
+        raise ConfigError(f"chunk {k} of {n}; expected --num-chunks >= 1 and 0 <= --chunk-idx < it")
+    chunks = split_list(lst, n)
+    return chunks[k] if k < len(chunks) else lst[:0]
