@@ -179,10 +179,14 @@ class Answerer:
             return None
         if self._image_processor is None:
             raise DataError("the model is text-only: it cannot look at the picture")
-        is_path = isinstance(question.image, Path)
-        name = str(question.image) if is_path else "the picture in the file"
+        name: str | Path = "the picture in the question file"
+        source: Path | io.BytesIO
+        if isinstance(question.image, Path):
+            name = source = question.image
+        else:
+            source = io.BytesIO(question.image)
         try:
-            with Image.open(question.image if is_path else io.BytesIO(question.image)) as picture:
+            with Image.open(source) as picture:
                 image = picture.convert("RGB")
         except UnidentifiedImageError as error:
             raise DataError(f"{name}: not a picture that can be read") from error
@@ -239,7 +243,8 @@ class Answerer:
     def _decode(self, ids: Sequence[int]) -> str:
         # what follows the end is padding, which need not be a special token
         end = next((i for i, token_id in enumerate(ids) if token_id in self._eos_ids), len(ids))
-        return self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+        text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text.strip()
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:

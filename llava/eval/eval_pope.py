@@ -1,0 +1,209 @@
+"""Score POPE: does the model see objects that are not there?
+
+In: `coco_pope_<category>.json` (JSON Lines with `label`), the questions, their answers. Out: counts
+and rates of each category, on the terminal. Usage:
+python -m llava.eval.eval_pope --annotation-dir D --question-file Q --result-file A
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llava.errors import DataError
+from llava.eval.generator import run_main
+from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
+
+log = logging.getLogger(__name__)
+
+PREFIX, SUFFIX = "coco_pope_", ".json"
+_NO_WORDS = ("No", "not", "no")
+
+
+@dataclass(frozen=True)
+class PopeScore:
+    """Counts of one category; "yes" is positive.
+
+    Attributes:
+        tp: yes where there is one.
+        fp: yes where there is none.
+        tn: no where there is none.
+        fn: no where there is one.
+    """
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _ratio(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of right answers among those that say yes."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of objects that were seen."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of answers that say yes."""
+        return _ratio(self.tp + self.fp, self.tp + self.fp + self.tn + self.fn)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def parse_answer(text: str) -> str:
+    """Read yes or no from an answer: no where its first sentence has `No`, `no` or `not`."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if any(word in words for word in _NO_WORDS) else "yes"
+
+
+def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:
+    """Count answers against their labels, `yes` or `no`."""
+    pairs = [(parse_answer(answer), label) for answer, label in zip(answers, labels, strict=True)]
+    return PopeScore(
+        tp=pairs.count(("yes", "yes")),
+        fp=pairs.count(("yes", "no")),
+        tn=pairs.count(("no", "no")),
+        fn=pairs.count(("no", "yes")),
+    )
+
+
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """Read an annotation file.
+
+    Raises:
+        DataError: a label is not `yes` or `no`.
+    """
+    records = []
+    for where, record in read_json_lines(path):
+        if field(record, "label", where) not in ("yes", "no"):
+            raise DataError(f"{where}: label is {record['label']!r}; expected yes or no")
+        records.append(record)
+    return records
+
+
+def match_labels(
+    questions: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]], where: str
+) -> list[str]:
+    """The label of each question.
+
+    They are matched by picture and question, because two releases of the file differ in length
+    and a match by position would be off by some lines without a sign of it. Only labels that name
+    no picture are matched by position.
+
+    Raises:
+        DataError: their numbers differ, or a question has no label.
+    """
+    if len(questions) != len(labels):
+        raise DataError(
+            f"{where}: {len(labels)} labels, but {len(questions)} questions of its category; use "
+            "the release of the annotations that the question file was made from"
+        )
+    if not all("image" in label and "text" in label for label in labels):
+        return [label["label"] for label in labels]
+    by_key: dict[tuple[str, str], deque[str]] = defaultdict(deque)
+    for label in labels:
+        by_key[_key(label)].append(label["label"])
+    missing = [question["question_id"] for question in questions if _key(question) not in by_key]
+    refuse_missing(f"questions have no label in {where}", missing, "check --annotation-dir")
+    found = []
+    for question in questions:
+        waiting = by_key[_key(question)]
+        if not waiting:
+            raise DataError(f"{where}: question {question['question_id']} is asked once too often")
+        found.append(waiting.popleft())
+    return found
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str]:
+    # the question file adds an instruction in a line of its own; one release misspells "image"
+    question = record["text"].split("\n")[0].replace("imange", "image")
+    return record["image"], " ".join(question.split())
+
+
+def eval_pope(annotation_dir: str, question_file: str, result_file: str) -> dict[str, PopeScore]:
+    """Score all categories that the folder has annotations for.
+
+    Raises:
+        DataError: a file is not as it must be, or a question has no answer or no label.
+    """
+    questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for where, record in read_json_lines(question_file):
+        questions[field(record, "category", where, str)].append(record)
+    answers = answers_by_id(result_file)
+    folder = Path(annotation_dir)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not paths:
+        raise DataError(f"{folder}: no such folder, or empty; expected {PREFIX}<category>{SUFFIX}")
+    scores = {}
+    for path in paths:
+        if not (path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)):
+            raise DataError(f"{path}: expected files named {PREFIX}<category>{SUFFIX} only")
+        category = path.name[len(PREFIX) : -len(SUFFIX)]
+        asked = questions[category]
+        ids = [question["question_id"] for question in asked]
+        missing = [question_id for question_id in ids if question_id not in answers]
+        refuse_missing(f"questions of {category} have no answer", missing, "answer them first")
+        labels = match_labels(asked, read_labels(path), str(path))
+        scores[category] = score_answers([answers[question_id] for question_id in ids], labels)
+    return scores
+
+
+def show(category: str, score: PopeScore) -> None:
+    """Print a category's counts and rates."""
+    num_samples = score.tp + score.fp + score.tn + score.fn
+    typer.echo(f"Category: {category}, # samples: {num_samples}")
+    typer.echo("TP\tFP\tTN\tFN")
+    typer.echo(f"{score.tp}\t{score.fp}\t{score.tn}\t{score.fn}")
+    if not score.tp:
+        log.warning("%s: no object was recognised; rates without a denominator are 0", category)
+    typer.echo(f"Accuracy: {score.accuracy}")
+    typer.echo(f"Precision: {score.precision}")
+    typer.echo(f"Recall: {score.recall}")
+    typer.echo(f"F1 score: {score.f1}")
+    typer.echo(f"Yes ratio: {score.yes_ratio}")
+    rates = (score.f1, score.accuracy, score.precision, score.recall, score.yes_ratio)
+    typer.echo(", ".join(f"{rate:.3f}" for rate in rates))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and score."""
+    parser = argparse.ArgumentParser(description="Score POPE.")
+    parser.add_argument("--annotation-dir", required=True)
+    parser.add_argument("--question-file", required=True)
+    parser.add_argument("--result-file", required=True)
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
+        for category, score in scores.items():
+            show(category, score)
+            typer.echo("====================================")
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Score TextVQA.
+
+In: the annotations `{"data": [{image_id, question, answers}]}` and an answers file, or a folder of
+them. Out: accuracy, on the terminal. An answer belongs to the annotation with its picture and
+question; the question is read back from the prompt. Usage:
+python -m llava.eval.eval_textvqa --annotation-file T.json --result-file A
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llava.errors import ConfigError, DataError
+from llava.eval.generator import run_main
+from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
+from llava.eval.records import field, read_json, read_json_lines
+
+Annotations = Mapping[tuple[Any, str], Mapping[str, Any]]
+
+_OCR_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+_OCR_LINE = "Reference OCR token: "
+
+
+def prompt_processor(prompt: str) -> str:
+    """Read the question, in lower case, from one of the three prompts that LLaVA uses.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    lines = prompt.split("\n")
+    if prompt.startswith("OCR tokens: "):
+        match = _OCR_PROMPT.search(prompt)
+        if match:
+            return match.group(1).lower()
+    elif _OCR_LINE in prompt and len(lines) == 3:
+        return (lines[1] if prompt.startswith(_OCR_LINE) else lines[0]).lower()
+    elif len(lines) == 2:
+        return lines[0].lower()
+    raise DataError(
+        f"cannot tell the question in the prompt {prompt!r}; expected the question and a line with "
+        f"the instruction, with or without a line {_OCR_LINE!r}, or 'OCR tokens: ... Question: ...'"
+    )
+
+
+def read_annotations(path: str) -> Annotations:
+    """Annotations by picture and lower-case question."""
+    entries = field(read_json(path, dict), "data", path, list)
+    where = f"{path}: data"
+    return {
+        (field(entry, "image_id", where), field(entry, "question", where, str).lower()): entry
+        for entry in entries
+    }
+
+
+def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int, float]:
+    """Score an answers file.
+
+    Returns:
+        Number of answers, and the accuracy from 0 to 1.
+
+    Raises:
+        DataError: an answer's question is not annotated, or not with ten answers.
+    """
+    entries = []
+    for where, record in read_json_lines(result_file):
+        image_id = field(record, "question_id", where)
+        try:
+            key = image_id, prompt_processor(field(record, "prompt", where, str))
+        except DataError as error:
+            raise DataError(f"{where}: question {image_id}: {error}") from error
+        if key not in annotations:
+            raise DataError(
+                f"{where}: no annotation for picture {image_id} and question {key[1]!r}; check "
+                "--annotation-file (it must be of the same split)"
+            )
+        answers = field(annotations[key], "answers", f"annotation of {image_id}", list)
+        text = field(record, "text", where, str)
+        entries.append({"pred_answer": text, "gt_answers": answers})
+    if not entries:
+        raise DataError(f"{result_file}: holds no answers")
+    return len(entries), TextVQAAccuracyEvaluator().eval_pred_list(entries)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and score."""
+    parser = argparse.ArgumentParser(description="Score TextVQA.")
+    parser.add_argument("--annotation-file", required=True)
+    parser.add_argument("--result-file")
+    parser.add_argument("--result-dir", help="score every .jsonl in it")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        files = [Path(args.result_file)] if args.result_file else []
+        if args.result_dir:
+            files += sorted(Path(args.result_dir).glob("*.jsonl"))
+        if not files:
+            raise ConfigError("no answers: give --result-file, or --result-dir with .jsonl files")
+        annotations = read_annotations(args.annotation_file)
+        for path in files:
+            num_samples, accuracy = eval_single(annotations, path)
+            typer.echo(path.stem)
+            typer.echo(f"Samples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Accuracies of TextVQA, ST-VQA and TextCaps, and the answer normalisation of the VQA challenge.
+
+In: `[{"pred_answer": str, "gt_answers": [str, ...]}, ...]`. Out: one mean. The classes have the
+names that LLaVA's users import. No files, no models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from llava.errors import ConfigError, DataError
+from llava.eval.vqa_contractions import CONTRACTIONS
+
+Entries = Sequence[Mapping[str, Any]]
+
+NUM_REFERENCES: Final = 10
+ANLS_THRESHOLD: Final = 0.5
+
+_NUMBERS: Final = {
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+_ARTICLES: Final = frozenset(("a", "an", "the"))
+_MARKS: Final = ';/[]"{}()=+\\_-><@`,?!'
+_PERIOD: Final = re.compile(r"\.(?!\d)")
+_DIGIT_COMMA: Final = re.compile(r"(?<=\d),+(?=\d)")
+
+
+class EvalAIAnswerProcessor:
+    """Brings an answer into the form in which the VQA challenge compares answers."""
+
+    def __call__(self, item: str) -> str:
+        """Normalise an answer.
+
+        Example:
+            >>> EvalAIAnswerProcessor()("The two dogs.")
+            '2 dogs'
+        """
+        text = self.word_tokenize(item).replace("\n", " ").replace("\t", " ").strip()
+        return self.process_digit_article(self.process_punctuation(text))
+
+    def word_tokenize(self, word: str) -> str:
+        """Lower-case; commas and question marks go, a possessive stands apart."""
+        return word.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+
+    def process_punctuation(self, in_text: str) -> str:
+        """Delete or blank out punctuation, and delete periods that no digit follows."""
+        text = in_text
+        has_digit_comma = _DIGIT_COMMA.search(in_text) is not None
+        for mark in _MARKS:
+            # both tests look at the text as it came, whatever has been deleted since
+            beside_space = mark + " " in in_text or " " + mark in in_text
+            text = text.replace(mark, "" if beside_space or has_digit_comma else " ")
+        return _PERIOD.sub("", text)
+
+    def process_digit_article(self, in_text: str) -> str:
+        """Write numbers up to ten as digits, drop articles, restore contractions."""
+        words = [_NUMBERS.get(word, word) for word in in_text.lower().split()]
+        kept = (word for word in words if word not in _ARTICLES)
+        return " ".join(CONTRACTIONS.get(word, word) for word in kept)
+
+
+class TextVQAAccuracyEvaluator:
+    """The VQA challenge's accuracy with ten references."""
+
+    def __init__(self) -> None:
+        self.answer_processor = EvalAIAnswerProcessor()
+
+    def score_answers(self, references: Sequence[str]) -> dict[str, float]:
+        """What each answer that is among the references scores; every other scores 0.
+
+        Left out in turn, each reference leaves nine: an answer that three of them give is right.
+
+        Raises:
+            DataError: there are not ten references.
+        """
+        if len(references) != NUM_REFERENCES:
+            raise DataError(f"{len(references)} reference answers; expected {NUM_REFERENCES}")
+        answers = [self.answer_processor(reference) for reference in references]
+        return {
+            answer: fmean(
+                min(1.0, (answers.count(answer) - (left_out == answer)) / 3) for left_out in answers
+            )
+            for answer in set(answers)
+        }
+
+    def eval_pred_list(self, pred_list: Entries) -> float:
+        """Mean accuracy, 0 to 1; see `_mean` for errors."""
+        return _mean(
+            self.score_answers(entry["gt_answers"]).get(
+                self.answer_processor(entry["pred_answer"]), 0.0
+            )
+            for entry in pred_list
+        )
+
+
+class STVQAAccuracyEvaluator:
+    """Exact match with any reference, both normalised."""
+
+    def __init__(self) -> None:
+        self.answer_processor = EvalAIAnswerProcessor()
+
+    def eval_pred_list(self, pred_list: Entries) -> float:
+        """Share of answers that match, 0 to 1; see `_mean` for errors."""
+        process = self.answer_processor
+        return _mean(
+            float(process(entry["pred_answer"]) in map(process, entry["gt_answers"]))
+            for entry in pred_list
+        )
+
+
+class STVQAANLSEvaluator:
+    """Average normalised Levenshtein similarity (ANLS)."""
+
+    def get_anls(self, s1: str, s2: str) -> float:
+        """Similarity of two answers, 0 where less than half of the characters agree."""
+        s1, s2 = s1.lower().strip(), s2.lower().strip()
+        longest = max(len(s1), len(s2))
+        similarity = 1.0 if longest == 0 else 1 - edit_distance(s1, s2) / longest
+        return similarity if similarity >= ANLS_THRESHOLD else 0.0
+
+    def eval_pred_list(self, pred_list: Entries) -> float:
+        """Mean over the answers of the best reference, 0 to 1; see `_mean` for errors."""
+        return _mean(
+            max(self.get_anls(entry["pred_answer"], answer) for answer in entry["gt_answers"])
+            for entry in pred_list
+        )
+
+
+class TextCapsBleu4Evaluator:
+    """BLEU-4 of captions, by pycocoevalcap.
+
+    Raises:
+        ConfigError: pycocoevalcap is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from pycocoevalcap.bleu.bleu import Bleu
+            from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+        except ImportError as error:
+            raise ConfigError(
+                "BLEU-4 of TextCaps needs pycocoevalcap (and Java): pip install pycocoevalcap"
+            ) from error
+        self.tokenizer = PTBTokenizer()
+        self.scorer = Bleu(4)
+
+    def eval_pred_list(self, pred_list: Entries) -> float:
+        """Corpus BLEU-4, 0 to 1."""
+        references = {
+            i: [{"caption": caption} for caption in entry["gt_answers"]]
+            for i, entry in enumerate(pred_list)
+        }
+        captions = {i: [{"caption": entry["pred_answer"]}] for i, entry in enumerate(pred_list)}
+        scores, _ = self.scorer.compute_score(
+            self.tokenizer.tokenize(references), self.tokenizer.tokenize(captions)
+        )
+        return float(scores[3])
+
+
+def edit_distance(s1: str, s2: str) -> int:
+    """Levenshtein distance in characters."""
+    row = list(range(len(s2) + 1))
+    for i, char in enumerate(s1, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(s2, 1):
+            best = min(row[j] + 1, row[j - 1] + 1, diagonal + (char != other))
+            diagonal, row[j] = row[j], best
+    return row[-1]
+
+
+def _mean(values: Any) -> float:
+    """Mean of the answers' scores.
+
+    Raises:
+        DataError: there is no answer.
+    """
+    scores = list(values)
+    if not scores:
+        raise DataError("there are no answers to score")
+    return fmean(scores)

@@ -1,0 +1,65 @@
+"""Turn answers to MMBench into a file for its evaluation server.
+
+In: the benchmark's TSV and `<result-dir>/<experiment>.jsonl`. Out:
+`<upload-dir>/<experiment>.xlsx`, the TSV without what the server knows, with a column `prediction`.
+Usage:
+python scripts/convert_mmbench_for_submission.py --annotation-file T.tsv --result-dir R
+    --upload-dir U --experiment E
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.generator import run_main
+from llava.eval.records import answers_by_id, field, read_tsv, refuse_missing
+from llava.eval.xlsx import write_xlsx
+
+DROPPED_COLUMNS = ("hint", "category", "source", "image", "comment", "l2-category")
+PREDICTION_COLUMN = 6
+
+
+def convert(annotation_file: str, result_dir: str, upload_dir: str, experiment: str) -> Path:
+    """Convert an experiment's answers; return the file that was written.
+
+    Raises:
+        DataError: a file is not as it must be, or a row has no answer.
+    """
+    rows = read_tsv(annotation_file)
+    source = Path(result_dir) / f"{experiment}.jsonl"
+    answers = {str(index): text for index, text in answers_by_id(source).items()}
+    indices = [field(row, "index", where) for where, row in rows]
+    missing = [index for index in indices if index not in answers]
+    refuse_missing("rows have no answer", missing, f"complete {source}")
+    columns = [name for name in (rows[0][1] if rows else {}) if name not in DROPPED_COLUMNS]
+    table = []
+    for index, (_, row) in zip(indices, rows, strict=True):
+        cells: list[str | int] = [row[name] for name in columns]
+        cells[columns.index("index")] = int(index) if index.isdecimal() else index
+        cells.insert(PREDICTION_COLUMN, answers[index])
+        table.append(cells)
+    header = list(columns)
+    header.insert(PREDICTION_COLUMN, "prediction")
+    target = Path(upload_dir) / f"{experiment}.xlsx"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_xlsx(target, header, table)
+    return target
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and convert."""
+    parser = argparse.ArgumentParser(description="Convert answers for MMBench's server.")
+    parser.add_argument("--annotation-file", required=True)
+    parser.add_argument("--result-dir", required=True)
+    parser.add_argument("--upload-dir", required=True)
+    parser.add_argument("--experiment", required=True)
+    args = parser.parse_args(argv)
+    run_main(
+        lambda: convert(args.annotation_file, args.result_dir, args.upload_dir, args.experiment)
+    )
+
+
+if __name__ == "__main__":
+    main()
