@@ -54,7 +54,8 @@ def load_pretrained_model(
     Args:
         model_path: checkpoint, a folder (of any name) or a Hub id.
         model_base: base model of a projector or of LoRA adapters; None for a whole model.
-        model_name: the name shown to people; it decides nothing (a mismatch is logged).
+        model_name: the name shown to people. It decides only where `config.json` leaves open which
+            language model it is (`mistral`, `mpt`, else Llama); another mismatch is logged.
         load_8bit: quantise to 8 bits (bitsandbytes).
         load_4bit: quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
         device_map: as in transformers; used on "cuda" only, elsewhere all goes to `device`.
@@ -74,7 +75,7 @@ def load_pretrained_model(
     kind = kind_of(model_path)
     model_base = _base_of(kind, model_path, model_base)
     config = read_config(model_path) or read_config(model_base or model_path) or {}
-    model_class = model_class_of(config, model_path)
+    model_class = model_class_of(config, model_path, model_name)
     _compare_with_name(model_name, kind, multimodal=model_class is not None)
     for folder in (model_path, model_base):
         if folder is not None and Path(folder).is_dir():
@@ -120,16 +121,26 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
     return model_base
 
 
-def model_class_of(config: dict[str, Any], where: str) -> Any:
+def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
     """The multimodal class for a configuration, or None for a text-only model.
+
+    Args:
+        config: content of `config.json`.
+        where: its place, for messages.
+        model_name: what to go by where the type is `llava` and no architecture is written.
 
     Raises:
         ConfigError: a format that is not supported.
     """
     from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 
-    classes = {"llama": LlavaLlamaForCausalLM, "mistral": LlavaMistralForCausalLM}
+    classes = {
+        "llama": LlavaLlamaForCausalLM,
+        "mistral": LlavaMistralForCausalLM,
+        "mpt": LlavaMptForCausalLM,
+    }
     model_type = str(config.get("model_type"))
     has_tower = "mm_vision_tower" in config
     if model_type in ("llava", "llava_next") and not has_tower:
@@ -138,7 +149,7 @@ def model_class_of(config: dict[str, Any], where: str) -> Any:
             "(no mm_vision_tower in config.json): load it with transformers"
         )
     if model_type == "llava":  # released v1.5 and v1.6 checkpoints
-        return LlavaLlamaForCausalLM
+        return classes[_family_of(config, model_name)]
     base_type = model_type.removeprefix("llava_")
     if model_type == base_type and not has_tower:
         return None
@@ -148,6 +159,17 @@ def model_class_of(config: dict[str, Any], where: str) -> Any:
             f"Choices: {', '.join(f'llava_{name}' for name in classes)}"
         )
     return classes[base_type]
+
+
+def _family_of(config: dict[str, Any], model_name: str) -> str:
+    """The language model of a checkpoint whose type is just `llava`."""
+    architecture = str((config.get("architectures") or [""])[0])
+    for family in ("llama", "mistral", "mpt"):
+        if architecture == f"Llava{family.capitalize()}ForCausalLM":
+            return family
+    family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
+    log.warning("%s: config.json names no language model, taking %s", model_name, family)
+    return family
 
 
 def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
@@ -337,7 +359,7 @@ def _place_tower(model: Any) -> Any:
     if not tower.is_loaded:
         tower.load_model()
         # one dtype for the whole model, whatever the tower was saved in
-        tower.to(device=model.get_model().embed_tokens.weight.device, dtype=model.dtype)
+        tower.to(device=model.get_input_embeddings().weight.device, dtype=model.dtype)
     return tower.image_processor
 
 

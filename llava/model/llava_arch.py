@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,7 +45,6 @@ class LlavaMetaModel:
 
     # of the language model that this is mixed into
     config: Any
-    embed_tokens: Any
 
     def __init__(self, config: Any, materialize_tower: bool = False):
         super().__init__(config)
@@ -65,11 +65,13 @@ class LlavaMetaModel:
 
         Args:
             model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`,
-                `mm_projector_type`, `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`.
+                `mm_projector_type`, `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`, perhaps `s2`
+                and `s2_scales`.
             fsdp: non-empty under FSDP; the tower is then hidden from the module tree.
 
         Raises:
             CheckpointError: `pretrain_mm_mlp_adapter` does not fit the projector.
+            ConfigError: `s2` for a checkpoint that was trained without it.
         """
         config = self.config
         tower = self._set_up_tower(model_args, hide=bool(fsdp))
@@ -91,6 +93,10 @@ class LlavaMetaModel:
     def _set_up_tower(self, model_args: Any, hide: bool) -> CLIPVisionTower:
         """Load the tower that `model_args` names; one that a checkpoint carried is kept."""
         tower = self.get_vision_tower()
+        if getattr(model_args, "s2", False) and not getattr(self.config, "s2", False):
+            if tower is not None:
+                raise ConfigError("--s2: the checkpoint's projector was trained without it")
+            self.config.s2, self.config.s2_scales = True, model_args.s2_scales
         wanted = resolve_tower(model_args.vision_tower, self.config.name_or_path)
         if tower is not None and tower.is_loaded and tower.vision_tower_name != wanted:
             log.warning(
@@ -99,7 +105,10 @@ class LlavaMetaModel:
                 wanted,
             )
         elif tower is None or tower.vision_tower_name != wanted:
-            tower = CLIPVisionTower(wanted, args=model_args)
+            scales = {key: getattr(self.config, key, None) for key in ("s2", "s2_scales")}
+            place = {"name_or_path": self.config.name_or_path}
+            given = {key: value for key, value in scales.items() if value}
+            tower = build_vision_tower(SimpleNamespace(**{**vars(model_args), **place, **given}))
             self.config.mm_vision_tower = model_args.vision_tower
         tower.load_model()
         tower.select_layer = model_args.mm_vision_select_layer
@@ -114,6 +123,7 @@ class LlavaMetaForCausalLM(ABC):
     # of the language model that this is mixed into
     config: Any
     training: bool
+    get_input_embeddings: Any
 
     _truncation_reported = False
 
@@ -139,7 +149,7 @@ class LlavaMetaForCausalLM(ABC):
             [N, P, D].
         """
         projector = self.get_model().mm_projector
-        weight = next(projector.parameters(), self.get_model().embed_tokens.weight)
+        weight = next(projector.parameters(), self.get_input_embeddings().weight)
         return projector(features.to(device=weight.device, dtype=weight.dtype))
 
     def prepare_inputs_labels_for_multimodal(
@@ -205,7 +215,7 @@ class LlavaMetaForCausalLM(ABC):
         if labels is None:
             labels = torch.full_like(input_ids, IGNORE_INDEX)
         ids, row_labels = strip_padding(input_ids, mask.bool(), labels)
-        embeds, row_labels = splice_rows(ids, row_labels, features, self.get_model().embed_tokens)
+        embeds, row_labels = splice_rows(ids, row_labels, features, self.get_input_embeddings())
         embeds, row_labels, num_cut = truncate_rows(embeds, row_labels, max_length)
         if num_cut:
             # the data layer counts what it drops; here one warning a run is enough
@@ -287,7 +297,7 @@ class LlavaMetaForCausalLM(ABC):
         grid = get_anyres_image_grid_shape(
             image_sizes[index],
             settings.image_grid_pinpoints,
-            self.get_vision_tower().config.image_size,
+            self.get_vision_tower().input_size,
         )
         return merge_spatial(features, grid, image_sizes[index], newline)
 

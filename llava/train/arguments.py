@@ -57,6 +57,12 @@ class ModelArguments:
     mm_use_im_patch_token: bool = field(default=True)
     mm_patch_merge_type: str | None = field(default="flat")
     mm_vision_select_feature: str | None = field(default="patch")
+    s2: bool = field(
+        default=False, metadata={"help": "Look at pictures at several scales (not in LLaVA)."}
+    )
+    s2_scales: str = field(
+        default="336,672,1008", metadata={"help": "Those scales, sides in pixels."}
+    )
 
 
 @dataclass
@@ -89,7 +95,9 @@ class TrainingArguments(transformers.TrainingArguments):
     optim: str = field(default="adamw_torch")
     remove_unused_columns: bool = field(default=False)
     freeze_mm_mlp_adapter: bool = field(default=False)
-    mpt_attn_impl: str | None = field(default="triton")
+    mpt_attn_impl: str | None = field(
+        default="triton", metadata={"help": "Accepted; transformers' MPT has one implementation."}
+    )
     model_max_length: int = field(
         default=512,
         metadata={"help": "Longest sequence in tokens, image included; right padded."},

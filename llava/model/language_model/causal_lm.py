@@ -32,13 +32,17 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     # of the language model that this is mixed into
     model: Any
     lm_head: Any
+    get_input_embeddings: Any
 
     # the Trainer passes num_items_in_batch only where it is used
     accepts_loss_kwargs = True
-    # old CLIP checkpoints carry this buffer
-    _keys_to_ignore_on_load_unexpected = [r"vision_tower\..*position_ids"]
+    # buffers of old checkpoints, which are computed now
+    _keys_to_ignore_on_load_unexpected = [
+        r"vision_tower\..*position_ids",
+        r"rotary_emb\.inv_freq",
+    ]
 
-    def get_model(self) -> LlavaMetaModel:
+    def get_model(self) -> Any:
         """Return the inner model."""
         return self.model
 
@@ -99,7 +103,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
         }
-        outputs = self.model(
+        outputs: Any = self.get_model()(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -161,7 +165,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             raise DataError("generate() needs `inputs`, the prompt's token ids")
         features = self._image_sequences(inputs, None, images, image_sizes, image_features)
         if features is None:
-            embeds = self.get_model().embed_tokens(inputs)
+            embeds = self.get_input_embeddings()(inputs)
             mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
         else:
             # new tokens go to the right of a row, so its padding must be on the left

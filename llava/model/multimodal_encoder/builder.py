@@ -13,6 +13,7 @@ from typing import Any
 
 from llava.errors import ConfigError
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,22 +23,18 @@ def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
 
     Args:
         vision_tower_cfg: a model configuration (`mm_vision_tower`) or model arguments
-            (`vision_tower`), with `mm_vision_select_layer`.
+            (`vision_tower`), with `mm_vision_select_layer`; `s2` asks for several scales.
         **kwargs: for `CLIPVisionTower`, e.g. `delay_load`.
 
     Raises:
-        ConfigError: no tower of that name, or a kind of tower that is not there yet.
+        ConfigError: no tower of that name, or `s2_scales` that do not fit it.
     """
     name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(
         vision_tower_cfg, "vision_tower", None
     )
-    if getattr(vision_tower_cfg, "s2", False):
-        raise ConfigError(
-            "s2=true asks for CLIPVisionTowerS2, which needs the package s2wrapper and is not "
-            "supported yet. Set s2 to false in config.json to use the tower at one scale."
-        )
     checkpoint = getattr(vision_tower_cfg, "name_or_path", None) or None
-    return CLIPVisionTower(resolve_tower(name, checkpoint), args=vision_tower_cfg, **kwargs)
+    kind = CLIPVisionTowerS2 if getattr(vision_tower_cfg, "s2", False) else CLIPVisionTower
+    return kind(resolve_tower(name, checkpoint), args=vision_tower_cfg, **kwargs)
 
 
 def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str:

@@ -117,8 +117,11 @@ class CLIPVisionTower(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            hidden = self._selected_layer(images.to(device=self.device, dtype=self.dtype))
-            return self._without_class_token(hidden).to(images.dtype)
+            return self._features(images.to(device=self.device)).to(images.dtype)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """[N, 3, S, S] in any dtype -> [N, P, D] in the tower's."""
+        return self._without_class_token(self._selected_layer(images.to(dtype=self.dtype)))
 
     def _selected_layer(self, images: Tensor) -> Tensor:
         """`hidden_states[select_layer]` of CLIP, [N, 1 + P, D], without the layers after it.
@@ -146,7 +149,7 @@ class CLIPVisionTower(nn.Module):
     @property
     def dummy_image(self) -> Tensor:
         """An image of zeros, [3, S, S]."""
-        side = self.config.image_size
+        side = self.input_size
         return torch.zeros(3, side, side, device=self.device, dtype=self.dtype)
 
     @property
@@ -165,6 +168,11 @@ class CLIPVisionTower(nn.Module):
         return self.vision_tower.config if self.is_loaded else self.cfg_only
 
     @property
+    def input_size(self) -> int:
+        """S, the side of the pictures that `forward` takes, in pixels."""
+        return self.config.image_size
+
+    @property
     def hidden_size(self) -> int:
         """D, the size of a feature."""
         return self.config.hidden_size
@@ -178,20 +186,6 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of an image (P with select feature `patch`)."""
         return self.num_patches_per_side**2
-
-
-class CLIPVisionTowerS2(CLIPVisionTower):
-    """The tower at several scales (S2); not supported yet.
-
-    Raises:
-        ConfigError: always, naming what is missing.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        raise ConfigError(
-            "CLIPVisionTowerS2 needs the package s2wrapper and is not supported yet; use "
-            "CLIPVisionTower (s2=false in config.json)"
-        )
 
 
 def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,3 +211,12 @@ def _accept_old_level(module: nn.Module, state_dict: dict[str, Any], prefix: str
         value = state_dict.pop(key)
         if not key.endswith("embeddings.position_ids"):
             state_dict[f"{prefix}vision_tower.{key.removeprefix(old)}"] = value
+
+
+def __getattr__(name: str) -> Any:
+    """Find `CLIPVisionTowerS2` where LLaVA's users look for it (it is in `s2.py`)."""
+    if name == "CLIPVisionTowerS2":
+        from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2
+
+        return CLIPVisionTowerS2
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -108,8 +108,6 @@ def test_tower_layer_that_is_not_there(models, pixels):
 def test_tower_errors(models, tmp_path):
     with pytest.raises(ConfigError, match="select feature.*patch, cls_patch"):
         build_vision_tower(model_args(models, mm_vision_select_feature="cls"))
-    with pytest.raises(ConfigError, match="s2wrapper"):
-        build_vision_tower(model_args(models, s2=True))
     with pytest.raises(ConfigError, match="no vision tower is named"):
         build_vision_tower(model_args(models, vision_tower=None))
     (tmp_path / "config.json").write_text("{}")

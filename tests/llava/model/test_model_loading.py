@@ -169,13 +169,6 @@ def test_mistral(models, tmp_path, pixels, golden):
     assert answer(model, golden, pixels) == expected_answer(golden)
 
 
-def test_mpt_says_that_it_is_not_there():
-    import llava.model
-
-    with pytest.raises(ImportError, match="MPT is not supported"):
-        _ = llava.model.LlavaMptForCausalLM
-
-
 @pytest.mark.parametrize("cut", ["weights", "no weights", "config", "shard", "tower"])
 def test_half_written_checkpoint_is_refused(checkpoint, cut):
     weights = checkpoint / "model.safetensors"
