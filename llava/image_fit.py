@@ -9,24 +9,65 @@ from __future__ import annotations
 import base64
 from io import BytesIO
 
+import numpy as np
 from PIL import Image
 
 CLIP_MEAN_COLOUR = (122, 116, 104)
 """Mean colour of CLIP's training pictures, with which squares are filled up."""
+
+MAX_SQUARE_PX = 8192
+"""Longest side of a picture that is filled up to a square as it is (the square takes 200 MB)."""
+
+MAX_STRETCH = 64
+"""Longer side over shorter side from which on a crop is prepared (see `central_part`)."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB, as stored: EXIF's rotation is not applied.
+
+    An animation gives its current frame, which is the first after opening. Sixteen bits a channel
+    are scaled to eight; PIL alone would cut them off at 255, and nearly all would be white. Modes
+    with transparency lose it without a background, as LLaVA's pictures do.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        # `I` has 32 bits a pixel, but holds what a 16-bit PNG or TIFF had
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def central_part(image: Image.Image) -> Image.Image:
+    """Cut what a centre crop will leave out anyway off a picture that is a thin line.
+
+    CLIP's processor first enlarges the shorter side: a line of 20,000 x 1 pixels would take 7 GB.
+    Pictures up to `MAX_STRETCH` times as long as wide come back as they are.
+    """
+    width, height = image.size
+    longest = MAX_STRETCH * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    new_width, new_height = min(width, longest), min(height, longest)
+    left, top = (width - new_width) // 2, (height - new_height) // 2
+    return image.crop((left, top, left + new_width, top + new_height))
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
     """Centre a picture on a square canvas.
 
     A square picture comes back as it is. A picture whose mode has no colours (palette, greyscale)
-    becomes RGB when the background is a colour.
+    becomes RGB when the background is a colour. One longer than `MAX_SQUARE_PX` is shrunk to that,
+    because its square would take gigabytes.
     """
-    width, height = pil_img.size
-    if width == height:
+    if pil_img.width == pil_img.height:
         return pil_img
     if len(background_color) == 3 and pil_img.mode not in ("RGB", "RGBA"):
-        pil_img = pil_img.convert("RGB")
-    side = max(width, height)
+        pil_img = to_rgb(pil_img)
+    side = max(pil_img.size)
+    if side > MAX_SQUARE_PX:
+        scale = MAX_SQUARE_PX / side
+        pil_img = pil_img.resize(tuple(max(round(length * scale), 1) for length in pil_img.size))
+        side = MAX_SQUARE_PX
+    width, height = pil_img.size
     canvas = Image.new(pil_img.mode, (side, side), background_color)
     canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
     return canvas

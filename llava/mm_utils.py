@@ -21,6 +21,7 @@ from transformers import StoppingCriteria
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
+from llava.image_fit import central_part, to_rgb
 from llava.image_fit import expand2square as expand2square
 
 Size = tuple[int, int]
@@ -122,7 +123,7 @@ def process_images(
     """Prepare pictures as the model's configuration asks for.
 
     Args:
-        images: Pictures; whatever is not RGB is converted.
+        images: Pictures; whatever is not RGB is converted (`llava.image_fit.to_rgb`).
         image_processor: The tower's.
         model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
             anything else for CLIP's own resize and crop.
@@ -133,7 +134,7 @@ def process_images(
     Raises:
         ConfigError: `anyres` without `image_grid_pinpoints`.
     """
-    images = [image.convert("RGB") for image in images]
+    images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if ratio == "pad":
         color = tuple(int(255 * mean) for mean in image_processor.image_mean)
@@ -147,7 +148,8 @@ def process_images(
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
-        return image_processor(images, return_tensors="pt")["pixel_values"]
+        crops = [central_part(image) for image in images]
+        return image_processor(crops, return_tensors="pt")["pixel_values"]
     if all(tensor.shape == prepared[0].shape for tensor in prepared):
         return torch.stack(prepared)
     return prepared

@@ -27,7 +27,7 @@ from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled
 from llava.errors import ConfigError
-from llava.image_fit import expand2square
+from llava.image_fit import central_part, expand2square, to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         path = self._image_path(sample)
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = to_rgb(file)
         except IMAGE_ERRORS as error:
             raise SampleError(
                 f"{self._index.where(i)}, sample {sample.id!r}: the picture {path} cannot be read "
@@ -215,6 +215,8 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             ) from error
         if self.data_args.image_aspect_ratio == "pad":
             image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
+        else:
+            image = central_part(image)
         pixels: Tensor = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
         return pixels
 

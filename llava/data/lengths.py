@@ -40,7 +40,7 @@ def token_lengths(
             turns = place_images(sample.turns, conv, mm_use_im_start_end)
             chunks.append(render(turns, conv).text.split(DEFAULT_IMAGE_TOKEN))
         ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
-        drop = num_bos(ids, tokenizer)
+        drop = num_bos(ids, tokenizer, chunks[0][0])
         lengths = iter(len(chunk) - drop for chunk in ids)
         for each in chunks:
             yield drop + sum(islice(lengths, len(each))) + len(each) - 1

@@ -115,7 +115,7 @@ def encode_prompt(
     """
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, _ = encode_chunks(chunks, tokenizer, with_offsets=False)
-    drop = num_bos(ids, tokenizer)
+    drop = num_bos(ids, tokenizer, chunks[0])
     input_ids = ids[0][:drop]
     for i, chunk_ids in enumerate(ids):
         if i:
@@ -187,7 +187,7 @@ def _tokenize(
     """Tokenise a text and place each token; `borders` are where a slow tokenizer must be asked."""
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, offsets = encode_chunks(chunks, tokenizer, with_offsets=True)
-    drop = num_bos(ids, tokenizer)
+    drop = num_bos(ids, tokenizer, chunks[0])
     input_ids, placed = ids[0][:drop], [(0, 0)] * drop
     position = 0
     for i, chunk in enumerate(chunks):
@@ -238,10 +238,26 @@ def _prefix_shift(tokenizer: Any) -> bool:
     return scheme != "never"
 
 
-def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any) -> int:
-    """Return 1 if the tokenizer begins a text with BOS, else 0."""
+def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any, text: str) -> int:
+    """Return 1 if the tokenizer begins a text with BOS, else 0.
+
+    A first id that is BOS need not be one that the tokenizer added: the BOS of some chat models
+    (SmolLM2) is `<|im_start|>`, with which their prompts begin. Such a tokenizer shows itself on a
+    text without it.
+
+    Args:
+        ids: What the tokenizer made of a text's chunks.
+        tokenizer: The tokenizer.
+        text: The first chunk.
+    """
     bos = tokenizer.bos_token_id
-    return int(bos is not None and len(ids[0]) > 0 and ids[0][0] == bos)
+    if bos is None or not ids[0] or ids[0][0] != bos:
+        return 0
+    written = getattr(tokenizer, "bos_token", None)
+    if not written or not text.lstrip().startswith(written):
+        return 1
+    probe, _ = encode_chunks(["a"], tokenizer, with_offsets=False)
+    return int(probe[0][:1] == [bos])
 
 
 def _offsets_by_prefix(
