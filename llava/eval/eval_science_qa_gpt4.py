@@ -1,0 +1,116 @@
+"""Score ScienceQA for GPT-4 helped by a model: where GPT-4 gives no letter, the model answers.
+
+In: the benchmark's folder, GPT-4's answers (`{"outputs": {id: text}}`) and the model's (an answers
+file). Out: accuracies, on the terminal. Usage: python -m llava.eval.eval_science_qa_gpt4
+    --base-dir D --gpt4-result G.json --our-result A.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from llava.eval import science_qa
+from llava.eval.generator import run_main
+from llava.eval.records import field, read_json
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What both said about one problem; indices of choices.
+
+    Attributes:
+        problem_id: its id.
+        truth: the right choice.
+        ours: the model's choice; one at random where it gives no letter.
+        gpt4: GPT-4's choice, -1 where it gives no letter.
+        has_image: whether the model saw a picture.
+    """
+
+    problem_id: str
+    truth: int
+    ours: int
+    gpt4: int
+    has_image: bool
+
+    @property
+    def ensemble(self) -> int:
+        """GPT-4's choice, or the model's where there is none."""
+        return self.ours if self.gpt4 < 0 else self.gpt4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that both ensembles have."""
+    science_qa.add_arguments(parser)
+    parser.add_argument("--gpt4-result", required=True)
+    parser.add_argument("--our-result", required=True)
+
+
+def read_votes(args: argparse.Namespace) -> list[Votes]:
+    """Read both files of answers.
+
+    Raises:
+        DataError: a file is not as it must be.
+    """
+    problems = science_qa.read_problems(args.base_dir, args.split)
+    gpt4 = field(read_json(args.gpt4_result, dict), "outputs", args.gpt4_result, dict)
+    ours = science_qa.read_answers(args.our_result)
+    return [
+        _votes(problem_id, problem, ours.get(problem_id), gpt4.get(problem_id, ""), args.options)
+        for problem_id, problem in problems.items()
+    ]
+
+
+def _votes(
+    problem_id: str,
+    problem: Mapping[str, Any],
+    our_answer: Mapping[str, Any] | None,
+    gpt4_text: str,
+    options: Sequence[str],
+) -> Votes:
+    num_choices = len(problem["choices"])
+
+    def index_of(text: str) -> int:
+        letter = science_qa.parse_answer(text, options)
+        return science_qa.option_index(letter, num_choices, options)
+
+    ours = -1 if our_answer is None else index_of(our_answer["text"])
+    if ours < 0:
+        # at random, but the same in every run
+        ours = random.Random(problem_id).randrange(num_choices)
+    has_image = science_qa.is_multimodal(our_answer)
+    return Votes(problem_id, problem["answer"], ours, index_of(gpt4_text), has_image)
+
+
+def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
+    """Print how good the final choices are, and how good they could be."""
+    is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
+    with_image = [right for vote, right in zip(votes, is_right, strict=True) if vote.has_image]
+    bound = science_qa.percent(vote.truth in (vote.ours, vote.gpt4) for vote in votes)
+    typer.echo(
+        f"Total: {len(votes)}, GPT-4 failed: {sum(vote.gpt4 < 0 for vote in votes)}, "
+        f"Correct: {sum(is_right)}, Accuracy: {science_qa.percent(is_right):.2f}%, "
+        f"IMG-Accuracy: {science_qa.percent(with_image):.2f}%, Upper bound: {bound:.2f}%"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and score."""
+    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 and a model.")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        votes = read_votes(args)
+        show(votes, [vote.ensemble for vote in votes])
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Score ScienceQA for GPT-4 as the judge between itself and a model.
+
+As `eval_science_qa_gpt4`; where both give a letter and not the same, GPT-4 was asked once more, and
+its second answer (an answers file) counts. Usage: python -m llava.eval.eval_science_qa_gpt4_requery
+    --base-dir D --gpt4-result G.json --our-result A.jsonl --requery-result R.jsonl
+    --output-result O.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval import science_qa
+from llava.eval.eval_science_qa_gpt4 import Votes, add_arguments, read_votes, show
+from llava.eval.generator import run_main
+
+
+def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str]) -> int:
+    """The final choice: of both where they agree, else the second answer, else GPT-4's first."""
+    if vote.gpt4 in (-1, vote.ours) or second is None:
+        return vote.ensemble
+    letter = science_qa.parse_answer(second["text"], options)
+    index = list(options).index(letter) if letter in options else -1
+    return vote.ensemble if index < 0 else index
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and score."""
+    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 as the judge.")
+    add_arguments(parser)
+    parser.add_argument("--requery-result", required=True)
+    parser.add_argument("--output-result", required=True)
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        votes = read_votes(args)
+        seconds = science_qa.read_answers(args.requery_result)
+        choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
+        is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
+        result = {
+            "acc": science_qa.percent(is_right),
+            "correct": sum(is_right),
+            "count": len(votes),
+            "results": {v.problem_id: choice for v, choice in zip(votes, choices, strict=True)},
+            "outputs": {
+                vote.problem_id: seconds[vote.problem_id]["text"]
+                for vote in votes
+                if vote.problem_id in seconds
+            },
+        }
+        target = Path(args.output_result)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        show(votes, choices)
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

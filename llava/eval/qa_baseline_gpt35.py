@@ -1,0 +1,91 @@
+"""Answer a file of questions by GPT-3.5, as a baseline.
+
+In: JSON Lines `question_id, text`. Out: JSON Lines `answer_id, question_id, text, model_id`, sorted
+by question. An answer that could not be had after three tries is `#ERROR#`. Usage:
+python -m llava.eval.qa_baseline_gpt35 -q questions.jsonl -o answers.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import shortuuid
+
+from llava.errors import DataError
+from llava.eval import openai_chat
+from llava.eval.generator import run_main
+from llava.eval.records import field, read_json_lines
+
+log = logging.getLogger(__name__)
+
+MODEL = "gpt-3.5-turbo"
+MODEL_ID = "gpt-3.5-turbo:20230327"
+SYSTEM = "You are a helpful assistant."
+NUM_THREADS = 32
+NUM_TRIES = 3
+ERROR = "#ERROR#"
+
+
+def get_answer(question: str, max_tokens: int) -> str:
+    """Ask one question; `#ERROR#` if the server stays busy.
+
+    Raises:
+        ConfigError: there is no key, or the server refuses the request.
+    """
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    try:
+        return openai_chat.chat(messages, MODEL, None, max_tokens, NUM_TRIES)
+    except DataError as error:
+        log.warning("%s", error)
+        return ERROR
+
+
+def answer_file(question: str, output: str, max_tokens: int) -> None:
+    """Answer all questions of a file.
+
+    Raises:
+        ConfigError: there is no key, or the server refuses the request.
+        DataError: a question lacks a key.
+    """
+    openai_chat.require_key()
+    asked = {
+        field(record, "question_id", where): field(record, "text", where, str)
+        for where, record in read_json_lines(question)
+    }
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        try:
+            texts = list(pool.map(lambda text: get_answer(text, max_tokens), asked.values()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    answers = [
+        {
+            "answer_id": shortuuid.uuid(),
+            "question_id": question_id,
+            "text": text,
+            "model_id": MODEL_ID,
+        }
+        for question_id, text in zip(asked, texts, strict=True)
+    ]
+    answers.sort(key=lambda answer: str(answer["question_id"]).zfill(20))
+    target = Path(output).expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(json.dumps(answer) for answer in answers), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and answer."""
+    parser = argparse.ArgumentParser(description="Answer questions by GPT-3.5.")
+    parser.add_argument("-q", "--question", required=True)
+    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument("--max-tokens", type=int, default=1024, help="longest answer")
+    args = parser.parse_args(argv)
+    run_main(lambda: answer_file(args.question, args.output, args.max_tokens))
+
+
+if __name__ == "__main__":
+    main()
