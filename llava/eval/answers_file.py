@@ -93,6 +93,8 @@ class AnswersFile:
                 f"{self.path}: another process is writing answers to it; wait for it, or give "
                 "each process its own --answers-file (and --chunk-idx)"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s: cannot be locked (%s); start no second writer", self.path, error)
 
     def _claim(self, identity: Mapping[str, Any], fresh: bool) -> None:
         """Check that the answers are of this run, and note which run it is."""

@@ -121,7 +121,7 @@ def answer_questions(
     settings = {
         "script": script.name,
         "model_id": model_id,
-        "weights_sha256": weights_sha256(args.model_path),
+        "checkpoint_sha256": checkpoint_sha256(args.model_path),
         "model_base": args.model_base,
         "questions_sha256": _sha256_of(Path(question_file).expanduser()),
         "conv_mode": args.conv_mode,
@@ -183,13 +183,15 @@ def choose_conversation(
     return get_conversation(name)
 
 
-def weights_sha256(model_path: str) -> str | None:
-    """SHA-256 of a checkpoint's weights; None for one on the Hub, which its name stands for."""
+def checkpoint_sha256(model_path: str) -> str | None:
+    """SHA-256 of weights and configuration; None for a Hub id, whose name stands for it."""
     folder = Path(model_path)
     if not folder.is_dir():
         return None
-    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
-    return _sha256_of(*(path for path in files if path.name != "training_args.bin"))
+    files = (path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    weights = sorted(path for path in files if path.name != "training_args.bin")
+    # the configuration may name the template
+    return _sha256_of(*weights, *folder.glob("config.json"))
 
 
 def _sha256_of(*paths: Path) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MME: scored by the tools that come with its data.
+# MME: perception and cognition scores, as by its official tool.
 # bash scripts/v1_5/eval/mme.sh [--dry-run] [--batch-size 16] [--fresh]
 #
 # Variables: see scripts/lib/eval.sh; the data is laid out as docs/llava-eval.md says.
@@ -12,12 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 set_up_eval vicuna_v1 "$@"
 data=$eval_dir/MME
-need_file "$data/convert_answer_to_mme.py" "it comes with LLaVA's eval.zip"
-need_file "$data/eval_tool/calculation.py" "it comes with MME"
+need_file "$data/MME_Benchmark_release_version" "it holds pictures, questions and right answers"
 ask model_vqa_loader "$data/answers/$ckpt.jsonl" \
   --question-file "$data/llava_mme.jsonl" \
   --image-folder "$data/MME_Benchmark_release_version"
-((dry_run)) || cd "$data"
-run "$python" convert_answer_to_mme.py --experiment "$ckpt"
-((dry_run)) || cd eval_tool
-run "$python" calculation.py --results_dir "answers/$ckpt"
+run "$python" scripts/convert_answer_to_mme.py --experiment "$ckpt" --data-dir "$data"
+run "$python" -m llava.eval.eval_mme --results_dir "$data/eval_tool/answers/$ckpt"

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from llava.eval import eval_mme
 from llava.eval.xlsx import write_xlsx
 
 ROOT = Path(__file__).parents[3]
@@ -126,6 +127,76 @@ def test_wide_sheet_and_long_cell(tmp_path):
     header, row = read_sheet(tmp_path / "x.xlsx")
     assert list(header)[25:] == ["Z1", "AA1", "AB1"]
     assert len(row["A2"][1]) == 32767
+
+
+@pytest.fixture
+def mme(tmp_path, write_lines):
+    """The golden items as the benchmark's folder and an answers file."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["mme"]
+    answers, with_folder = [], ("artwork", "celebrity", "landmark", "posters", "scene")
+    for item in golden["items"]:
+        category, name = item["question_id"].split("/")
+        folder = tmp_path / "MME_Benchmark_release_version" / category
+        if category in with_folder:
+            folder, name = folder / "questions_answers_YN", f"images/{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        question = f"Is it {item['answer']}?"
+        with (folder / Path(name).with_suffix(".txt").name).open("a") as file:
+            file.write(f"{question}  Please answer yes or no.\t{item['answer']}\n")
+        prompt = f"{question}\nAnswer the question using a single word or phrase."
+        # the rule of the golden values reads single letters, too
+        text = {"Y": "Yes", "n": "no"}.get(item["prediction"], item["prediction"])
+        answers.append({"question_id": f"{category}/{name}", "prompt": prompt, "text": text})
+    return golden, answers, lambda: write_lines("answers/m.jsonl", answers)
+
+
+def test_mme(run, mme, tmp_path, capsys):
+    golden, answers, write = mme
+    answers.reverse()
+    write()
+    run("convert_answer_to_mme", data_dir=tmp_path, experiment="m")
+    folder = tmp_path / "eval_tool" / "answers" / "m"
+    lines = (folder / "existence.txt").read_text().splitlines()
+    assert lines[0] == "0.png\tIs it Yes? Please answer yes or no.\tYes\tyes."
+    assert lines[1].startswith("0.png\tIs it No? Please answer yes or no.\tNo\t")
+    assert eval_mme.score_folder(str(folder)) == pytest.approx(golden["per_category"], abs=1e-9)
+    eval_mme.main(["--results_dir", str(folder)])
+    totals = [
+        float(line.split()[-1])
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("total")
+    ]
+    assert totals == pytest.approx([golden["perception"], golden["cognition"]], abs=1e-9)
+
+
+def test_mme_reads_answers_as_the_official_tool():
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["mme_parse"]
+    for case in golden:
+        label = "other" if case["pred"] in ("Y", "n") else case["label"]
+        assert eval_mme.parse_answer(case["pred"]) == label, case
+    for text, label in (("Eyes", "yes"), ("know", "no"), (" Yes", "yes"), ("  Yes", "other")):
+        assert eval_mme.parse_answer(text) == label
+
+
+def test_mme_refuses(run, mme, tmp_path):
+    _, answers, write = mme
+    kept = answers.pop()
+    write()
+    with pytest.raises(
+        SystemExit, match=r"1 questions have no answer: \('code_reasoning', '.*'Is it"
+    ):
+        run("convert_answer_to_mme", data_dir=tmp_path, experiment="m")
+    answers.append({**kept, "prompt": "Is it so?"})
+    path = write()
+    message = f"{path}:112: the benchmark has no question 'Is it so.' about code_reasoning/"
+    with pytest.raises(SystemExit, match=message):
+        run("convert_answer_to_mme", data_dir=tmp_path, experiment="m")
+    (tmp_path / "existence.txt").write_text("a\tq\tYes\tYes\n")
+    with pytest.raises(SystemExit, match="existence.txt: a has 1 questions; expected 2"):
+        eval_mme.main(["--results_dir", str(tmp_path)])
+    (tmp_path / "existence.txt").write_text("a\tq\tyes\tYes\n")
+    with pytest.raises(SystemExit, match="existence.txt:1: expected picture"):
+        eval_mme.main(["--results_dir", str(tmp_path)])
 
 
 @pytest.fixture

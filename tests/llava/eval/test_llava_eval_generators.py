@@ -110,7 +110,7 @@ def test_another_model_of_the_same_name(flags, fake_answerer, models, tmp_path):
     model_vqa.main(flags(model_path=tmp_path / "m"))
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(SystemExit, match="of another run .weights_sha256 was"):
+    with pytest.raises(SystemExit, match="of another run .checkpoint_sha256 was"):
         model_vqa.main(flags(model_path=tmp_path / "m"))
 
 

@@ -16,7 +16,7 @@ NAMES = (
     "vqav2"
 ).split()
 ON_ALL_GPUS = ("gqa", "seed", "vqav2")
-EXTERNAL = ("convert_answer_to_mme.py", "calculation.py", "eval.py")
+EXTERNAL = ("eval.py",)  # of GQA
 VARIABLES = (
     "MODEL_PATH MODEL_BASE CKPT CONV_MODE EVAL_DIR CUDA_VISIBLE_DEVICES PYTHON CHUNKS".split()
 )
@@ -100,10 +100,14 @@ def test_scorers_read_what_was_written(name, parse):
         assert Path(args.answers_file).name == "1_0.jsonl"
     else:
         written = args.answers_file
-    if not rest or name == "mme":  # its tool finds the answers by their name
+    if not rest:
         return
     given = vars(parse(rest[0]))
-    if "experiment" in given:
+    if name == "mme":
+        assert written == f"{given['data_dir']}/answers/{given['experiment']}.jsonl"
+        folder = f"{given['data_dir']}/eval_tool/answers/{given['experiment']}"
+        assert parse(rest[1]).results_dir == folder
+    elif "experiment" in given:
         assert written == f"{given['result_dir']}/{given['experiment']}.jsonl"
     elif "ckpt" in given:
         folder = f"{given['dir']}/answers/{given['split']}/{given['ckpt']}"

@@ -1,0 +1,104 @@
+"""Score MME as its official tool does.
+
+In: a folder with `<category>.txt`, lines `picture <tab> question <tab> Yes|No <tab> answer`, as
+`scripts/convert_answer_to_mme.py` writes them. Out: scores of the categories and the two sums, on
+the terminal. Usage: python -m llava.eval.eval_mme --results_dir eval_tool/answers/my-model
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Final
+
+import typer
+
+from llava.errors import DataError
+from llava.eval.generator import run_main
+from llava.eval.records import read_text
+
+PERCEPTION: Final = (
+    "existence count position color posters celebrity scene landmark artwork OCR"
+).split()
+COGNITION: Final = (
+    "commonsense_reasoning numerical_calculation text_translation code_reasoning"
+).split()
+LABELS: Final = ("Yes", "No")
+NUM_LEADING_CHARS: Final = 4
+
+Verdicts = Mapping[str, Sequence[bool]]
+"""For each picture, whether the answers to its two questions are right."""
+
+
+def parse_answer(text: str) -> str:
+    """Read `yes` or `no` from the beginning of an answer, else `other`."""
+    text = text.lower()
+    if text in ("yes", "no"):
+        return text
+    head = text[:NUM_LEADING_CHARS]
+    return "yes" if "yes" in head else "no" if "no" in head else "other"
+
+
+def score_category(verdicts: Verdicts) -> float:
+    """Mean over the pictures of accuracy and, where both answers are right, 100 more: 0 to 200."""
+    return fmean(100 * sum(pair) / len(pair) + 100 * all(pair) for pair in verdicts.values())
+
+
+def read_verdicts(path: Path) -> dict[str, list[bool]]:
+    """Read a category's file.
+
+    Raises:
+        DataError: a line is not as it must be, or a picture has not two questions.
+    """
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line:
+            continue
+        cells = line.split("\t")
+        if len(cells) != 4 or cells[2] not in LABELS:
+            raise DataError(
+                f"{path}:{number}: expected picture, question, Yes or No, and answer, separated by "
+                f"tabs; found {cells}"
+            )
+        verdicts[cells[0]].append(parse_answer(cells[3]) == cells[2].lower())
+    if not verdicts:
+        raise DataError(f"{path}: holds no answers")
+    for picture, pair in verdicts.items():
+        if len(pair) != 2:
+            raise DataError(f"{path}: {picture} has {len(pair)} questions; expected 2")
+    return verdicts
+
+
+def score_folder(results_dir: str) -> dict[str, float]:
+    """Score of each category, in the benchmark's order.
+
+    Raises:
+        DataError: a category's file is missing or not as it must be.
+    """
+    paths = {name: Path(results_dir) / f"{name}.txt" for name in (*PERCEPTION, *COGNITION)}
+    return {name: score_category(read_verdicts(path)) for name, path in paths.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and score."""
+    parser = argparse.ArgumentParser(description="Score MME.")
+    parser.add_argument("--results_dir", "--results-dir", required=True)
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        scores = score_folder(args.results_dir)
+        for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
+            typer.echo(f"=========== {title} ===========")
+            typer.echo(f"total score: {sum(scores[name] for name in names)}\n")
+            for name in names:
+                typer.echo(f"\t {name}  score: {scores[name]}")
+            typer.echo("")
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()
