@@ -23,7 +23,6 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IMAGE_PLACEHOLDER,
-    IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import select_conversation
 from llava.errors import DataError, UserError
@@ -36,7 +35,8 @@ DOWNLOAD_TIMEOUT_S = 30
 
 def image_parser(args: Any) -> list[str]:
     """Split `args.image_file` at `args.sep` into file names and URLs."""
-    return args.image_file.split(args.sep)
+    image_files: list[str] = args.image_file.split(args.sep)
+    return image_files
 
 
 def load_image(image_file: str) -> Image.Image:
@@ -104,15 +104,13 @@ def eval_model(args: Any) -> str:
     question = build_question(args.query, len(images), wrap)
     conversation.append_message(conversation.roles[0], question)
     conversation.append_message(conversation.roles[1], None)
-    input_ids = tokenizer_image_token(
-        conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
-    )
+    input_ids = torch.tensor([tokenizer_image_token(conversation.get_prompt(), tokenizer)])
     sampling: dict[str, Any] = {"do_sample": args.temperature > 0}
     if args.temperature > 0:
         sampling.update(temperature=args.temperature, top_p=args.top_p)
     with torch.inference_mode():
         output_ids = model.generate(
-            input_ids.unsqueeze(0).to(model.device),
+            input_ids.to(model.device),
             images=process_images(images, image_processor, model.config),
             image_sizes=[image.size for image in images],
             num_beams=args.num_beams,
@@ -120,7 +118,7 @@ def eval_model(args: Any) -> str:
             use_cache=True,
             **sampling,
         )
-    answer = tokenizer.batch_decode(output_ids, skip_special_tokens=True)[0].strip()
+    answer: str = tokenizer.batch_decode(output_ids, skip_special_tokens=True)[0].strip()
     typer.echo(answer)
     return answer
 

@@ -77,9 +77,11 @@ def test_killed_and_run_again(flags, tmp_path, fake_answerer, monkeypatch, num_b
             answers._file.write(line)
             answers._file.flush()
 
-        monkeypatch.setattr(AnswersFile, "write", write_then_die)
-        model_vqa.main(flags(answers_file=path))
-        os._exit(0)
+        try:
+            monkeypatch.setattr(AnswersFile, "write", write_then_die)
+            model_vqa.main(flags(answers_file=path))
+        finally:  # whatever went wrong, there must be no second test session
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     model_vqa.main(flags(answers_file=path))
     assert len(fake_answerer.asked) == 5 - num_before
@@ -257,6 +259,15 @@ def test_mmbench_rounds(flags, mmbench, fake_answerer, tmp_path, read_lines):
     assert lines[1]["options"] == ["green", "blue", "red"]
     assert lines[1]["option_char"] == ["B", "C", "A"]
     assert fake_answerer.asked[1].endswith("A. green\nB. blue\nC. red\n请直接回答选项字母。")
+
+
+def test_mmbench_keeps_rounds_together(flags, mmbench, fake_answerer, tmp_path, read_lines):
+    generator_flags = flags("--all-rounds", question_file=mmbench, num_chunks=2, chunk_idx=1)
+    model_vqa_mmbench.main(generator_flags)
+    lines = read_lines(tmp_path / "answers" / "a.jsonl")
+    assert [(line["question_id"], line["round_id"]) for line in lines] == [
+        (1000007, 0), (1000007, 1),
+    ]  # fmt: skip
 
 
 def test_mmbench_with_a_model(flags, mmbench, tmp_path, read_lines):
