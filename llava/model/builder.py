@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llava.errors import CheckpointError, ConfigError
 from llava.model import vision_tokens
-from llava.model.checkpoint_files import check_complete, find_file, kind_of, read_config
+from llava.model.checkpoint_files import (
+    check_complete,
+    find_file,
+    kind_of,
+    read_config,
+    weight_paths,
+)
 from llava.model.mm_config import MultimodalConfig
+from llava.model.model_class import model_class_of, read_model_config
 from llava.model.multimodal_encoder.builder import portable_tower
 from llava.model.projector_file import (
     PROJECTOR_FILE,
@@ -121,57 +129,6 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
     return model_base
 
 
-def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
-    """The multimodal class for a configuration, or None for a text-only model.
-
-    Args:
-        config: content of `config.json`.
-        where: its place, for messages.
-        model_name: what to go by where the type is `llava` and no architecture is written.
-
-    Raises:
-        ConfigError: a format that is not supported.
-    """
-    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-    from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
-    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
-
-    classes = {
-        "llama": LlavaLlamaForCausalLM,
-        "mistral": LlavaMistralForCausalLM,
-        "mpt": LlavaMptForCausalLM,
-    }
-    model_type = str(config.get("model_type"))
-    has_tower = "mm_vision_tower" in config
-    if model_type in ("llava", "llava_next") and not has_tower:
-        raise ConfigError(
-            f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
-            "(no mm_vision_tower in config.json): load it with transformers"
-        )
-    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
-        return classes[_family_of(config, model_name)]
-    base_type = model_type.removeprefix("llava_")
-    if model_type == base_type and not has_tower:
-        return None
-    if base_type not in classes:
-        raise ConfigError(
-            f"{where}: model_type {model_type!r} is not supported with images. "
-            f"Choices: {', '.join(f'llava_{name}' for name in classes)}"
-        )
-    return classes[base_type]
-
-
-def _family_of(config: dict[str, Any], model_name: str) -> str:
-    """The language model of a checkpoint whose type is just `llava`."""
-    architecture = str((config.get("architectures") or [""])[0])
-    for family in ("llama", "mistral", "mpt"):
-        if architecture == f"Llava{family.capitalize()}ForCausalLM":
-            return family
-    family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
-    log.warning("%s: config.json names no language model, taking %s", model_name, family)
-    return family
-
-
 def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
     """Log where the name says something else than the files; LLaVA went by the name."""
     name = model_name.lower()
@@ -226,48 +183,71 @@ def _keywords(
     return keywords
 
 
-def _from_pretrained(model_class: Any, path: str, **keywords: Any) -> tuple[Any, set[str]]:
+def _from_pretrained(
+    model_class: Any, path: str, may_miss: Callable[[str], bool], **keywords: Any
+) -> tuple[Any, set[str]]:
     """Load `path` and say which weights were missing.
 
+    Args:
+        model_class: what to load.
+        path: folder or Hub id.
+        may_miss: whether a weight of this name comes from elsewhere.
+        **keywords: for the class.
+
     Raises:
-        CheckpointError: unreadable, or shapes differ.
+        CheckpointError: unreadable, shapes differ, or weights are missing that may not.
     """
     try:
-        model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
+        # not to be ignored: so that the error below can name them
+        model, info = model_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **keywords
+        )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error):  # e.g. out of memory
-            raise
-        raise CheckpointError(f"{path}: weights do not fit config.json: {error}") from error
-    if info["unexpected_keys"]:
-        unexpected = sorted(info["unexpected_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    files = ", ".join(file.name for file in weight_paths(path))
+    if mismatched := sorted(info["mismatched_keys"]):
+        shown = [f"{key}: {tuple(has)}, expected {tuple(wants)}" for key, has, wants in mismatched]
+        raise CheckpointError(
+            f"{path} ({files}): {len(mismatched)} weights do not fit config.json, e.g. "
+            f"{'; '.join(shown[:3])}. The weights or config.json are another model's"
+        )
+    missing = {key for key in info["missing_keys"] if not may_miss(key)}
+    _refuse_missing(f"{path} ({files})", missing, unexpected)
+    if unexpected:
         log.warning("%s: %d weights not used, e.g. %s", path, len(unexpected), unexpected[:3])
     return model, set(info["missing_keys"])
 
 
-def _refuse_missing(path: str, missing: set[str]) -> None:
-    if missing:
-        raise CheckpointError(
-            f"{path}: {len(missing)} weights are missing, e.g. {sorted(missing)[:3]}; the "
-            "checkpoint is incomplete or its config.json is another model's"
+def _refuse_missing(where: str, missing: set[str], unexpected: Sequence[str] = ()) -> None:
+    if not missing:
+        return
+    reason = "the checkpoint is incomplete"
+    if unexpected:
+        reason = (
+            f"it holds {len(unexpected)} others, e.g. {list(unexpected[:3])}: the weights or "
+            "config.json are another model's"
         )
+    raise CheckpointError(
+        f"{where}: {len(missing)} weights are missing, e.g. {sorted(missing)[:5]}; {reason}"
+    )
+
+
+def _nothing(key: str) -> bool:
+    return False
 
 
 def _load_text_only(
     kind: str, model_path: str, model_base: str | None, keywords: dict[str, Any]
 ) -> Any:
     path = model_base or model_path
-    model, missing = _from_pretrained(AutoModelForCausalLM, path, **keywords)
-    _refuse_missing(path, missing)
+    model, _ = _from_pretrained(AutoModelForCausalLM, path, _nothing, **keywords)
     return (_merge_lora(model, model_path) if kind == "lora" else model).eval()
 
 
 def _load_whole(model_class: Any, model_path: str, keywords: dict[str, Any]) -> Any:
-    config = model_class.config_class.from_pretrained(model_path)
-    model, missing = _from_pretrained(model_class, model_path, config=config, **keywords)
-    _refuse_missing(model_path, missing)
-    return model
+    config = read_model_config(model_class, model_path)
+    return _from_pretrained(model_class, model_path, _nothing, config=config, **keywords)[0]
 
 
 def _load_on_base(
@@ -281,15 +261,16 @@ def _load_on_base(
     assert model_base is not None
     has_config = find_file(model_path, "config.json") is not None
     source = model_path if has_config else model_base
-    config = copy.deepcopy(model_class.config_class.from_pretrained(source))
+    config = copy.deepcopy(read_model_config(model_class, source))
     if hasattr(config, "mm_vision_tower"):
         # what results is no longer beside its tower
         config.mm_vision_tower = portable_tower(config.mm_vision_tower, source)
     # training may have added tokens, which the base does not hold
     vocab_size = config.vocab_size
     config.vocab_size = (read_config(model_base) or {}).get("vocab_size", vocab_size)
-    model, missing = _from_pretrained(model_class, model_base, config=config, **keywords)
-    _refuse_missing(model_base, {key for key in missing if not _is_multimodal(key)})
+    model, missing = _from_pretrained(
+        model_class, model_base, _is_multimodal, config=config, **keywords
+    )
     vision_tokens.resize_to_tokenizer(model, vocab_size)
     return model, {key for key in missing if _is_multimodal(key)}
 

@@ -22,6 +22,7 @@ from llava.model.projector_file import PROJECTOR_FILE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LFS_POINTER = b"version https://git-lfs"
 _ADVICE = "the checkpoint is incomplete, use an earlier one or save it again"
 
 
@@ -112,15 +113,33 @@ def weight_paths(name_or_path: str | Path) -> list[Path]:
 def check_complete(folder: Path) -> None:
     """Refuse a folder whose weights were written halfway.
 
-    Every shard of the index must be there, and every file must be as long as its header says.
+    Every shard of the index must be there with the weights that the index says, and every file
+    must be as long as its header says.
 
     Raises:
         CheckpointError: naming the file, and what to do.
     """
+    indexed = _indexed_names(folder)
     for path in weight_paths(folder):
         if not path.is_file():
             raise CheckpointError(f"{folder}: {path.name} is missing; {_ADVICE}")
-        tensor_names(path)
+        missing = sorted(indexed.get(path.name, set()) - set(tensor_names(path)))
+        if missing:
+            raise CheckpointError(
+                f"{path}: {len(missing)} weights are missing that the index places here, e.g. "
+                f"{missing[:5]}; the file is another checkpoint's, or {_ADVICE}"
+            )
+
+
+def _indexed_names(folder: Path) -> dict[str, set[str]]:
+    """Which weights the index places in which file; empty if there is no index."""
+    names: dict[str, set[str]] = {}
+    for name in INDEX_FILES:
+        if (index := find_file(folder, name)) is not None:
+            for weight, shard in _weight_map(index).items():
+                names.setdefault(shard, set()).add(weight)
+            break
+    return names
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -137,7 +156,11 @@ def tensor_names(path: Path) -> list[str]:
         mmap = zipfile.is_zipfile(path)
         return list(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path}: not readable ({error}); {_ADVICE}") from error
+        advice = _ADVICE
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                advice = "it is a pointer of Git LFS, not the weights: run `git lfs pull`"
+        raise CheckpointError(f"{path}: not readable ({error}); {advice}") from error
 
 
 def carries_tower(name_or_path: str | Path | None) -> bool:

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llava.errors import CheckpointError, UserError
-from llava.model.builder import model_class_of
 from llava.model.checkpoint_files import check_complete, kind_of, read_config
+from llava.model.model_class import model_class_of
 from llava.model.multimodal_encoder.builder import portable_tower
 
 # these tables grow by the rows of added tokens

@@ -12,6 +12,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from llava.errors import CheckpointError
@@ -36,10 +38,18 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
         **overrides: for the tokenizer, e.g. `model_max_length`, `padding_side`.
 
     Raises:
-        CheckpointError: there is no tokenizer, or BOS is not added although it should be.
+        CheckpointError: there is no tokenizer, its file is cut short, or BOS is not added although
+            it should be.
     """
     written = read_config(name_or_path, "tokenizer_config.json") or {}
     is_llama = _is_llama(name_or_path, written)
+    model_file = find_file(name_or_path, "tokenizer.model") if is_llama else None
+    if is_llama and model_file is None and find_file(name_or_path, "tokenizer.json") is None:
+        # transformers would make a tokenizer without a vocabulary
+        raise CheckpointError(
+            f"{name_or_path}: there is neither tokenizer.model nor tokenizer.json; copy them from "
+            "the base model"
+        )
     defaults = LLAMA_DEFAULTS if is_llama else {"padding_side": "right"}
     if is_llama and "backend" in written:
         defaults = {**defaults, **_built_in_settings(name_or_path)}
@@ -50,7 +60,14 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
     settings.update(overrides)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), use_fast=False, **settings)
+    except StrictDataclassError as error:
+        raise CheckpointError(f"{name_or_path}/config.json: {error}") from error
     except (OSError, ValueError) as error:
+        if model_file is not None and not _is_sentencepiece(model_file):
+            raise CheckpointError(
+                f"{model_file}: no SentencePiece model, perhaps cut short; copy it anew from the "
+                "base model"
+            ) from error
         raise CheckpointError(f"{name_or_path}: cannot load its tokenizer: {error}") from error
     if is_llama:
         # so that it is written again by save_pretrained
@@ -73,6 +90,13 @@ def check_bos(tokenizer: Any, where: Any) -> None:
             f"({tokenizer.bos_token_id}) first; set add_bos_token in tokenizer_config.json, or "
             "delete a tokenizer.json that does not fit tokenizer.model"
         )
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    try:
+        return bool(SentencePieceProcessor(model_file=str(path)))
+    except (RuntimeError, OSError):
+        return False
 
 
 def _is_llama(name_or_path: str | Path, written: dict[str, Any]) -> bool:

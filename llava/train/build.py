@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from llava.conversation import (
     get_conversation,
 )
 from llava.errors import CheckpointError, ConfigError
-from llava.model.builder import model_class_of
-from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint_files import check_complete, read_config
+from llava.model.model_class import model_class_of
 from llava.model.tokenizer import load_tokenizer
 from llava.train import weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -82,7 +84,7 @@ def build_model(
         A causal language model of LLaVA's class if a tower is named, else a plain one.
 
     Raises:
-        CheckpointError: the model cannot be read.
+        CheckpointError: the model cannot be read, or a part of its weights is missing.
         ConfigError: a kind of model that is not supported with images.
     """
     path = str(model_args.model_name_or_path)
@@ -104,7 +106,10 @@ def build_model(
     if training_args.bits < 16:
         keywords["device_map"] = {"": training_args.device}
         keywords["quantization_config"] = _quantization(training_args)
-    model = model_class.from_pretrained(path, **keywords)
+    if Path(path).is_dir():
+        check_complete(Path(path))
+    model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
+    _refuse_gaps(path, info["missing_keys"])
     model.config.use_cache = False
     if training_args.bits < 16:
         from peft import prepare_model_for_kbit_training
@@ -114,6 +119,22 @@ def build_model(
         )
     _mend_generation_config(model)
     return model
+
+
+def _refuse_gaps(path: str, missing: Iterable[str]) -> None:
+    """Refuse a base whose language model would start from random weights.
+
+    Raises:
+        CheckpointError: naming some of the weights.
+    """
+    # what training itself adds
+    added = (*MULTIMODAL_PARTS, "image_newline")
+    gaps = sorted(key for key in missing if not any(part in key for part in added))
+    if gaps:
+        raise CheckpointError(
+            f"--model_name_or_path {path}: {len(gaps)} weights are missing, e.g. {gaps[:5]}; the "
+            "checkpoint is incomplete or its config.json is another model's"
+        )
 
 
 def _quantization(training_args: TrainingArguments) -> BitsAndBytesConfig:

@@ -1,0 +1,77 @@
+"""What training starts from: MPT, several scales, bases with gaps, foreign projectors."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import MptConfig, MptForCausalLM
+
+from llava.errors import CheckpointError
+from llava.model import LlavaMptForCausalLM
+from llava.model.builder import load_pretrained_model
+
+
+@pytest.fixture
+def mpt_base(tiny_llm, tmp_path):
+    """An MPT with random weights and the golden tokenizer."""
+    folder = tmp_path / "base"
+    torch.manual_seed(0)
+    vocab_size = json.loads((tiny_llm / "config.json").read_text())["vocab_size"]
+    config = MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=vocab_size, max_seq_len=256)
+    MptForCausalLM(config).save_pretrained(folder)
+    for path in tiny_llm.glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_mpt_through_both_stages(mpt_base, run_train, flags, tmp_path):
+    shared = {"model_name_or_path": mpt_base, "version": "mpt", "max_steps": 2, "save_steps": 50}
+    stage1, stage2 = tmp_path / "stage1", tmp_path / "stage2"
+    run_train(flags(**shared, tune_mm_mlp_adapter=True, output_dir=stage1))
+    projector = torch.load(stage1 / "mm_projector.bin", weights_only=True)
+    assert sorted(projector)[0] == "transformer.mm_projector.0.bias"
+    adapter = stage1 / "mm_projector.bin"
+    run_train(flags(**shared, pretrain_mm_mlp_adapter=adapter, output_dir=stage2))
+    _, model, _, _ = load_pretrained_model(str(stage2), None, "stage2", device="cpu")
+    assert isinstance(model, LlavaMptForCausalLM) and model.config.conversation["name"] == "mpt"
+    before = load_file(mpt_base / "model.safetensors")["transformer.wte.weight"]
+    assert not torch.equal(model.get_input_embeddings().weight[: len(before)], before)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    # stage 1 alone answers, too, on its base
+    _, model, _, _ = load_pretrained_model(str(stage1), str(mpt_base), "stage1", device="cpu")
+    weight = model.get_model().mm_projector[0].weight
+    torch.testing.assert_close(weight, projector["transformer.mm_projector.0.weight"])
+
+
+def test_s2_through_a_flag(run_train, flags, tmp_path):
+    run_train(flags(s2=True, s2_scales="28,56", tune_mm_mlp_adapter=True, max_steps=1))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["s2"], config["s2_scales"], config["mm_hidden_size"]) == (True, "28,56", 64)
+
+
+@pytest.mark.parametrize("kind", ["gap", "cut short"])
+def test_a_base_with_gaps_is_refused(kind, tiny_llm, run_train, flags, tmp_path):
+    base = shutil.copytree(tiny_llm, tmp_path / "base")
+    weights = base / "model.safetensors"
+    if kind == "gap":
+        tensors = load_file(weights)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+        message = r"base: 1 weights are missing.*layers\.1\.mlp\.up_proj"
+    else:
+        weights.write_bytes(weights.read_bytes()[:-100])
+        message = r"base/model\.safetensors: not readable"
+    with pytest.raises(CheckpointError, match=message):
+        run_train(flags(model_name_or_path=base))
+
+
+def test_a_projector_of_another_width_is_refused(run_train, flags, tmp_path):
+    path = tmp_path / "mm_projector.bin"
+    names = {"0.weight": (48, 32), "0.bias": (48,), "2.weight": (48, 48), "2.bias": (48,)}
+    torch.save({f"model.mm_projector.{k}": torch.zeros(s) for k, s in names.items()}, path)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)does not fit.*\(48, 32\).*expected.*\(32, 32\)"
+    ):
+        run_train(flags(pretrain_mm_mlp_adapter=path))
