@@ -33,7 +33,7 @@ def convert(annotation_file: str, result_dir: str, upload_dir: str, experiment: 
     indices = [field(row, "index", where) for where, row in rows]
     missing = [index for index in indices if index not in answers]
     refuse_missing("rows have no answer", missing, f"complete {source}")
-    columns = [name for name in (rows[0][1] if rows else {}) if name not in DROPPED_COLUMNS]
+    columns = [name for name in rows[0][1] if name not in DROPPED_COLUMNS]
     table = []
     for index, (_, row) in zip(indices, rows, strict=True):
         cells: list[str | int] = [row[name] for name in columns]

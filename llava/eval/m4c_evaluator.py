@@ -88,7 +88,11 @@ class TextVQAAccuracyEvaluator:
         }
 
     def eval_pred_list(self, pred_list: Entries) -> float:
-        """Mean accuracy, 0 to 1; see `_mean` for errors."""
+        """Mean accuracy, 0 to 1.
+
+        Raises:
+            DataError: there are no answers, or not ten references to one.
+        """
         return _mean(
             self.score_answers(entry["gt_answers"]).get(
                 self.answer_processor(entry["pred_answer"]), 0.0
@@ -104,7 +108,11 @@ class STVQAAccuracyEvaluator:
         self.answer_processor = EvalAIAnswerProcessor()
 
     def eval_pred_list(self, pred_list: Entries) -> float:
-        """Share of answers that match, 0 to 1; see `_mean` for errors."""
+        """Share of answers that match, 0 to 1.
+
+        Raises:
+            DataError: there are no answers.
+        """
         process = self.answer_processor
         return _mean(
             float(process(entry["pred_answer"]) in map(process, entry["gt_answers"]))
@@ -123,7 +131,11 @@ class STVQAANLSEvaluator:
         return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
     def eval_pred_list(self, pred_list: Entries) -> float:
-        """Mean over the answers of the best reference, 0 to 1; see `_mean` for errors."""
+        """Mean over the answers of the best reference, 0 to 1.
+
+        Raises:
+            DataError: there are no answers.
+        """
         return _mean(
             max(self.get_anls(entry["pred_answer"], answer) for answer in entry["gt_answers"])
             for entry in pred_list

@@ -87,7 +87,7 @@ def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
         `(file:line, row)` of each row.
 
     Raises:
-        DataError: a row has another number of cells than the header.
+        DataError: there are no rows, or one has another number of cells than the header.
     """
     csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture as base64
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
@@ -98,6 +98,8 @@ def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells, but the header names {len(header)}")
         rows.append((where, dict(zip(header, cells, strict=True))))
+    if not rows:
+        raise DataError(f"{path}: no rows; expected a header and a row for each question")
     return rows
 
 

@@ -279,6 +279,9 @@ def test_mmbench_with_a_model(flags, mmbench, tmp_path, read_lines):
     mmbench.write_text("index\tquestion\tA\timage\n1\tQ\t\tx\n")
     with pytest.raises(SystemExit, match="mmbench.tsv:2: row 1 has no option A"):
         model_vqa_mmbench.main(flags(question_file=mmbench))
+    mmbench.write_text("")
+    with pytest.raises(SystemExit, match="mmbench.tsv: no rows; expected a header"):
+        model_vqa_mmbench.main(flags(question_file=mmbench))
 
 
 @pytest.fixture
