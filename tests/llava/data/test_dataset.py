@@ -105,6 +105,13 @@ def test_pad_keeps_the_whole_picture_and_square_does_not_add_colour(build):
         (_record(conversations=_turns("What?", "<image>")), "image_mismatch", "in an answer"),
         (_record(conversations=_turns()[:1] * 2), "turn_order", "turn 2 is from 'human'"),
         (_record(conversations=_turns()[:1]), "no_answer", "no answer"),
+        (_record(conversations=_turns(answer="")), "empty_turn", r"turn 2 \(gpt\) is empty"),
+        (_record(conversations=_turns("a <image>", "b <image>")), "image_mismatch", "2 turns hold"),
+        (
+            _record(image=None, conversations=_turns("Hi", "see <image>")),
+            "image_mismatch",
+            "turn 2 holds <image>, but the record has no",
+        ),
         (_record(conversations=_turns(answer=" ")), "empty_turn", r"turn 2 \(gpt\) is empty"),
         (_record(image=["a.png"]), "structure", "One picture a sample"),
         (_record(conversations=[{"from": "bot", "value": "x"}]), "unknown_role", "'bot'.*human"),
@@ -185,6 +192,16 @@ def test_a_leading_answer_is_left_out_and_noted(build):
     dataset = build([record])
     assert [turn.text for turn in dataset.sample(0).turns] == ["Hi", "Hello"]
     assert "leading_answer" in dataset.report()
+
+
+@pytest.mark.parametrize("template", ["v1", "llava_llama_2", "mistral_instruct", "chatml_direct"])
+def test_a_conversation_that_ends_with_the_human(build, llama_tokenizer, template):
+    """The question without an answer stays, as text that is not learnt; LLaVA masks the sample."""
+    record = _record(conversations=[*_turns(), {"from": "human", "value": "And why is that?"}])
+    item = build([record], template=template)[0]
+    learnt = llama_tokenizer().decode(item["labels"][item["labels"] != IGNORE_INDEX])
+    assert learnt.startswith("A horse.") and "why" not in learnt and "<" in learnt
+    assert "why" in llama_tokenizer().decode(item["input_ids"][item["input_ids"] >= 0])
 
 
 def test_what_the_template_cannot_show_is_found_on_loading(build):
