@@ -78,7 +78,7 @@ def load_weights(projector: nn.Module, weights: dict[str, Tensor], where: str | 
             "Check mm_projector_type, the vision tower and the language model's size."
         )
     parameters = dict(projector.named_parameters())
-    with _gathered(list(parameters.values())), torch.no_grad():
+    with gathered(list(parameters.values())), torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
 
@@ -88,7 +88,7 @@ def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+def gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
     """Gather parameters that ZeRO-3 partitioned, to write them; otherwise do nothing."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return contextlib.nullcontext()

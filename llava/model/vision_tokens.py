@@ -17,7 +17,7 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
 )
 from llava.errors import CheckpointError
-from llava.model.projector_file import read_tensors
+from llava.model.projector_file import gathered, read_tensors
 
 
 def add_image_tokens(tokenizer: Any, patch: bool, start_end: bool) -> int:
@@ -36,15 +36,17 @@ def add_image_tokens(tokenizer: Any, patch: bool, start_end: bool) -> int:
 
 def resize_to_tokenizer(model: Any, num_rows: int) -> None:
     """Resize both embedding tables to `num_rows`; new rows are the mean of the old ones."""
-    num_old = model.get_input_embeddings().weight.shape[0]
+    # not the weight's shape, which is empty under ZeRO-3
+    num_old = model.get_input_embeddings().num_embeddings
     if num_rows == num_old:
         return
     model.resize_token_embeddings(num_rows, mean_resizing=False)
     if num_rows < num_old:
         return
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with torch.no_grad():
-            table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
+        with gathered([table.weight]), torch.no_grad():
+            if table.weight.numel():  # under ZeRO-3 the first rank writes for all
+                table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
 
 
 def initialize(model: Any, model_args: Any, tokenizer: Any) -> None:
@@ -68,8 +70,9 @@ def initialize(model: Any, model_args: Any, tokenizer: Any) -> None:
     if not (patch or start_end):
         return
     if model_args.tune_mm_mlp_adapter:
-        model.get_input_embeddings().requires_grad_(start_end)
+        # in this order: MPT has one table for both
         model.get_output_embeddings().requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(start_end)
     if start_end and model_args.pretrain_mm_mlp_adapter and num_new:
         path = model_args.pretrain_mm_mlp_adapter
         copy_token_rows(model, read_tensors(path), num_new, path)
@@ -88,13 +91,15 @@ def copy_token_rows(model: Any, tensors: dict[str, Tensor], num_new: int, where:
         CheckpointError: another shape or number.
     """
     rows = next((v for k, v in tensors.items() if k.endswith("embed_tokens.weight")), None)
-    table = model.get_input_embeddings().weight
+    table = model.get_input_embeddings()
     if rows is None:
         return
-    if num_new != 2 or (rows.shape != table.shape and tuple(rows.shape) != (2, table.shape[1])):
+    whole, pair = (table.num_embeddings, table.embedding_dim), (2, table.embedding_dim)
+    if num_new != 2 or tuple(rows.shape) not in (whole, pair):
         raise CheckpointError(
             f"{where}: embeddings of shape {tuple(rows.shape)} for {num_new} new token(s), "
-            f"expected 2 new tokens and {tuple(table.shape)} or {(2, table.shape[1])}"
+            f"expected 2 new tokens and {whole} or {pair}"
         )
-    with torch.no_grad():
-        table[-2:] = rows[-2:].to(table)
+    with gathered([table.weight]), torch.no_grad():
+        if table.weight.numel():
+            table.weight[-2:] = rows[-2:].to(table.weight)

@@ -277,11 +277,6 @@ def _add_vision_tokens(model: Any, tokenizer: Any, model_args: ModelArguments) -
     """
     if not (model_args.mm_use_im_patch_token or model_args.mm_use_im_start_end):
         return
-    if hasattr(model.get_input_embeddings().weight, "ds_id"):
-        raise ConfigError(
-            "--mm_use_im_patch_token and --mm_use_im_start_end do not work under ZeRO-3: set both "
-            "to False (as all recipes since LLaVA 1.0 do) or use scripts/zero2.json"
-        )
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 

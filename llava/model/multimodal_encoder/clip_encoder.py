@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, ConfigError
+from llava.model.checkpoint_files import read_config
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class CLIPVisionTower(nn.Module):
             raise ConfigError(
                 f"Unexpected select feature: {self.select_feature!r}. Choices: patch, cls_patch"
             )
+        _check_kind(vision_tower)
         self.register_load_state_dict_pre_hook(_accept_old_level)
         if not delay_load or getattr(args, "unfreeze_mm_vision_tower", False):
             self.load_model()
@@ -72,9 +74,7 @@ class CLIPVisionTower(nn.Module):
         if torch.get_default_device().type == "meta":
             self.vision_tower = CLIPVisionModel(self._read(CLIPVisionConfig))
         else:
-            self.vision_tower = self._read(
-                CLIPVisionModel, device_map=device_map, dtype=dtype or torch.float32
-            )
+            self.vision_tower = self._read_weights(device_map, dtype or torch.float32)
         self.vision_tower.requires_grad_(False).eval()
         self.is_loaded = True
 
@@ -85,6 +85,29 @@ class CLIPVisionTower(nn.Module):
             raise CheckpointError(
                 f"vision tower {self.vision_tower_name!r}: cannot read its {kind.__name__}: {error}"
             ) from error
+
+    def _read_weights(self, device_map: Any, dtype: torch.dtype) -> CLIPVisionModel:
+        """Load the CLIP model.
+
+        Raises:
+            CheckpointError: weights are missing or of another shape.
+        """
+        # mismatches are not ignored: so that the error below can name them
+        model, info = self._read(
+            CLIPVisionModel,
+            device_map=device_map,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        gaps = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        if gaps:
+            raise CheckpointError(
+                f"vision tower {self.vision_tower_name!r}: {len(gaps)} weights are missing or of "
+                f"another shape, e.g. {gaps[:3]}; its files are incomplete or its config.json is "
+                "another model's"
+            )
+        return model
 
     @property
     def is_frozen(self) -> bool:
@@ -186,6 +209,19 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of an image (P with select feature `patch`)."""
         return self.num_patches_per_side**2
+
+
+def _check_kind(vision_tower: str) -> None:
+    """Refuse what is no CLIP model; transformers would begin with random weights.
+
+    Raises:
+        ConfigError: `config.json` says so.
+    """
+    kind = (read_config(vision_tower) or {}).get("model_type")
+    if kind not in (None, "clip", "clip_vision_model"):
+        raise ConfigError(
+            f"vision tower {vision_tower!r} is a {kind!r} model; only CLIP models are supported"
+        )
 
 
 def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

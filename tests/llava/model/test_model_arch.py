@@ -1,9 +1,11 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPConfig, CLIPModel
 
 from llava.errors import CheckpointError, ConfigError
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
@@ -113,6 +115,35 @@ def test_tower_errors(models, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot read its"):
         CLIPVisionTower(str(tmp_path), args=model_args(models))
+
+
+def test_towers_that_are_no_clip_or_have_gaps(models, tmp_path):
+    clip = shutil.copytree(models / "tiny-clip", tmp_path / "tower")
+    config = json.loads((clip / "config.json").read_text())
+    (clip / "config.json").write_text(json.dumps({**config, "model_type": "siglip_vision_model"}))
+    with pytest.raises(ConfigError, match="'siglip_vision_model' model; only CLIP"):
+        build_vision_tower(model_args(models, vision_tower=str(clip)), delay_load=True)
+    (clip / "config.json").write_text(json.dumps({**config, "intermediate_size": 16}))
+    with pytest.raises(CheckpointError, match="tower'.*another shape.*mlp"):
+        build_vision_tower(model_args(models, vision_tower=str(clip)))
+    (clip / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match=r"16 weights are missing.*layers\.3\."):
+        build_vision_tower(model_args(models, vision_tower=str(clip)))
+
+
+def test_a_whole_clip_model_gives_its_vision_part(models, pixels, tmp_path):
+    plain = build_vision_tower(model_args(models))
+    config = CLIPConfig(
+        vision_config=plain.config.to_dict(),
+        text_config={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                     "num_attention_heads": 2, "vocab_size": 9},
+    )  # fmt: skip
+    whole = CLIPModel(config)
+    whole.vision_model.load_state_dict(plain.vision_tower.state_dict())
+    whole.save_pretrained(tmp_path)
+    plain.image_processor.save_pretrained(tmp_path)
+    found = build_vision_tower(model_args(models, vision_tower=str(tmp_path)))
+    torch.testing.assert_close(found(pixels), plain(pixels))
 
 
 def test_vision_modules_are_added_and_recorded(text_model, models, pixels):
