@@ -74,9 +74,24 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 
 def _pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
-    if isinstance(grid_pinpoints, str):
-        grid_pinpoints = ast.literal_eval(grid_pinpoints)
-    return [(int(width), int(height)) for width, height in grid_pinpoints]
+    """Read the list, or its text.
+
+    Raises:
+        ConfigError: It is no list of pairs of whole numbers above 0.
+    """
+    try:
+        given = (
+            ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
+        )
+        pairs = [(int(width), int(height)) for width, height in given]
+    except (ValueError, TypeError, SyntaxError):
+        pairs = []
+    if not pairs or min(min(pair) for pair in pairs) < 1:
+        raise ConfigError(
+            f"image_grid_pinpoints is {grid_pinpoints!r}; expected a list of [width, height] in "
+            "pixels, such as [[336, 672], [672, 336]]"
+        )
+    return pairs
 
 
 def get_anyres_image_grid_shape(

@@ -292,13 +292,23 @@ class LlavaMetaForCausalLM(ABC):
                 f"several tiles with image_aspect_ratio {settings.image_aspect_ratio!r}; "
                 "the spatial merge types need 'anyres'"
             )
-        if image_sizes is None:
-            raise DataError("the spatial merge types need image_sizes, (width, height) per image")
+        if image_sizes is None or index >= len(image_sizes):
+            raise DataError(
+                "the spatial merge types need image_sizes, (width, height) per image; found "
+                f"{image_sizes}, which lacks image {index + 1}"
+            )
         grid = get_anyres_image_grid_shape(
             image_sizes[index],
             settings.image_grid_pinpoints,
             self.get_vision_tower().input_size,
         )
+        if len(features) != 1 + grid[0] * grid[1]:
+            raise ConfigError(
+                f"image {index + 1} has {len(features) - 1} tiles, expected {grid[0]} x {grid[1]}: "
+                f"image_grid_pinpoints {settings.image_grid_pinpoints} must be multiples of "
+                f"{self.get_vision_tower().input_size}, the tower's side, and those that the "
+                "pictures were prepared with"
+            )
         return merge_spatial(features, grid, image_sizes[index], newline)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:

@@ -56,6 +56,13 @@ def test_anyres_without_pinpoints_is_an_error(processor, images):
         mm_utils.process_images(images, processor, SimpleNamespace(image_aspect_ratio="anyres"))
 
 
+@pytest.mark.parametrize("pinpoints", ["[[28, 56]", "all", 28, [[28]], [[0, 28]], [28, 56], [[]]])
+def test_pinpoints_that_are_none(processor, images, pinpoints):
+    config = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
+    with pytest.raises(ConfigError, match="expected a list of"):
+        mm_utils.process_images(images, processor, config)
+
+
 @pytest.mark.parametrize("config", [SimpleNamespace(), SimpleNamespace(image_aspect_ratio="x")])
 def test_any_other_ratio_is_the_processors_own_crop(processor, images, config):
     pixels = mm_utils.process_images(images, processor, config)

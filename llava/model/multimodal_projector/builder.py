@@ -53,12 +53,17 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
         **kwargs: accepted and not used, as above.
 
     Raises:
-        ConfigError: the type is unknown.
+        ConfigError: the type is unknown, or `identity` for different sizes.
     """
     projector_type = getattr(config, "mm_projector_type", "linear")
     if projector_type == "linear":
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
     if projector_type == "identity":
+        if config.mm_hidden_size != config.hidden_size:
+            raise ConfigError(
+                f"mm_projector_type identity needs equal sizes: the tower's features have "
+                f"{config.mm_hidden_size}, the language model's embeddings {config.hidden_size}"
+            )
         return IdentityMap()
     depth = re.fullmatch(r"mlp(\d+)x_gelu", projector_type)
     if depth is None or int(depth[1]) < 1:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from llava.constants import IGNORE_INDEX
 from llava.errors import ConfigError, DataError
 from llava.mm_utils import process_images
 from llava.model import LlavaLlamaForCausalLM
@@ -46,8 +47,14 @@ def test_equals_the_golden_values(name, golden, model, inputs):
     assert mask.tolist() == case["spliced_attention_mask"]
     sums = embeds.double().sum(dim=(1, 2)).tolist()
     assert sums == pytest.approx(case["spliced_embed_sum"], rel=1e-3)
+    assert list(embeds.shape) == case["spliced_shape"]
     output = model(**inputs)
     output.loss.backward()
+    rows = [row for row in range(len(labels)) if (labels[row] != IGNORE_INDEX).any()]
+    last = [int((labels[row] != IGNORE_INDEX).nonzero()[-1]) - 1 for row in rows]
+    torch.testing.assert_close(
+        output.logits[rows, last, :16], torch.tensor(case["logits_last"]), atol=1e-4, rtol=0
+    )
     assert output.loss.item() == pytest.approx(case["loss"], abs=1e-4)
     for parameter, norm in case["grad_norms"].items():
         found = model.get_parameter(parameter).grad.norm().item()
@@ -64,6 +71,13 @@ def test_cached_features_equal_images(model, inputs):
 def test_what_the_spatial_layout_needs(model, inputs):
     with pytest.raises(DataError, match="image_sizes"):
         model(**{**inputs, "image_sizes": None})
+    with pytest.raises(DataError, match="lacks image 2"):
+        model(**{**inputs, "image_sizes": inputs["image_sizes"][:1]})
+    given = model.config.image_grid_pinpoints
+    model.config.image_grid_pinpoints = [[60, 60]]
+    with pytest.raises(ConfigError, match="tiles, expected.*multiples of 28"):
+        model(**inputs)
+    model.config.image_grid_pinpoints = given
     model.config.image_aspect_ratio = "pad"
     with pytest.raises(NotImplementedError, match="anyres"):
         model(**inputs)

@@ -56,15 +56,17 @@ def text_model():
     [
         ("linear", {"weight", "bias"}),
         ("mlp2x_gelu", {"0.weight", "0.bias", "2.weight", "2.bias"}),
+        ("mlp1x_gelu", {"0.weight", "0.bias"}),
         ("mlp3x_gelu", {f"{i}.{name}" for i in (0, 2, 4) for name in ("weight", "bias")}),
         ("identity", set()),
     ],
 )
 def test_projector_keys(kind, keys):
-    config = SimpleNamespace(mm_projector_type=kind, mm_hidden_size=6, hidden_size=4)
+    sizes = {"mm_hidden_size": 6, "hidden_size": 6 if kind == "identity" else 4}
+    config = SimpleNamespace(mm_projector_type=kind, **sizes)
     projector = build_vision_projector(config)
     assert set(projector.state_dict()) == keys
-    assert projector(torch.zeros(2, 3, 6)).shape == (2, 3, 6 if kind == "identity" else 4)
+    assert projector(torch.zeros(2, 3, 6)).shape == (2, 3, config.hidden_size)
 
 
 def test_projector_defaults_and_errors():
@@ -75,6 +77,8 @@ def test_projector_defaults_and_errors():
     for kind in ("qformer", "mlp2x_relu", "mlp0x_gelu"):
         with pytest.raises(ConfigError, match="Unknown projector type.*mlpNx_gelu"):
             build_vision_projector(SimpleNamespace(mm_projector_type=kind, **vars(config)))
+    with pytest.raises(ConfigError, match="identity needs equal sizes.*6.*4"):
+        build_vision_projector(SimpleNamespace(mm_projector_type="identity", **vars(config)))
 
 
 def test_tower_attributes(models):

@@ -51,6 +51,17 @@ def test_s2_through_a_flag(run_train, flags, tmp_path):
     assert (config["s2"], config["s2_scales"], config["mm_hidden_size"]) == (True, "28,56", 64)
 
 
+@pytest.mark.parametrize("projector", ["identity", "mlp1x_gelu", "mlp4x_gelu"])
+def test_projectors_of_any_depth_train_and_load(projector, run_train, flags, tmp_path):
+    run_train(flags(mm_projector_type=projector, max_steps=1, save_steps=50))
+    _, model, processor, _ = load_pretrained_model(str(tmp_path / "out"), None, "o", device="cpu")
+    layers = [m for m in model.get_model().mm_projector.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == {"identity": 0, "mlp1x_gelu": 1, "mlp4x_gelu": 4}[projector]
+    ids, side = torch.tensor([[1, -200, 5]]), processor.crop_size["height"]
+    logits = model(ids, images=torch.zeros(1, 3, side, side)).logits
+    assert logits.shape[1] == 2 + 16 and torch.isfinite(logits).all()
+
+
 @pytest.mark.parametrize("kind", ["gap", "cut short"])
 def test_a_base_with_gaps_is_refused(kind, tiny_llm, run_train, flags, tmp_path):
     base = shutil.copytree(tiny_llm, tmp_path / "base")
