@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 import transformers
 
 from llava.data.collator import DataCollatorForSupervisedDataset
@@ -257,12 +258,24 @@ def main(run_training: Callable[[], None] = train) -> int:
     build.set_up_logging()
     try:
         run_training()
+        _leave_ranks()
     except UserError as error:
         log.error("%s", error)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _leave_ranks() -> None:
+    """Wait for the other ranks and end the process group.
+
+    A rank that just exits may abort while its threads still talk (gloo), and the launcher then ends
+    the first rank, which may still be writing.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
