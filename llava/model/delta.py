@@ -21,9 +21,13 @@ from llava.model.model_class import model_class_of
 from llava.model.multimodal_encoder.builder import portable_tower
 
 # these tables grow by the rows of added tokens
-_RESIZED = ("model.embed_tokens.weight", "lm_head.weight")
+_RESIZED = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
 # what a language model cannot hold: copied into the delta as it is
-_NOT_IN_BASE = ("model.mm_projector.", "model.vision_tower.", "model.image_newline")
+_NOT_IN_BASE = tuple(
+    f"{inner}.{part}"
+    for inner in ("model", "transformer")
+    for part in ("mm_projector.", "vision_tower.", "image_newline")
+)
 
 
 def load_for_delta(name_or_path: str, dtype: torch.dtype) -> Any:
@@ -58,7 +62,11 @@ def add_base(model: Any, base: Any, sign: int) -> None:
         CheckpointError: a weight that the base must have is missing or of another shape.
     """
     base_weights = base.state_dict()
+    changed = set()
     for name, weight in model.state_dict().items():
+        if weight.data_ptr() in changed:
+            continue  # a head that is tied to the embeddings
+        changed.add(weight.data_ptr())
         if name not in base_weights:
             if name.startswith(_NOT_IN_BASE):
                 continue

@@ -56,6 +56,26 @@ def test_configuration_speaks_both_names():
     assert AutoConfig.for_model("llava_mpt", **SIZES).d_model == 32
 
 
+def test_configuration_of_an_old_checkpoint(models, tmp_path):
+    """With the keys that MPT's first authors and LLaVA wrote."""
+    old = {
+        **SIZES,
+        **MULTIMODAL,
+        "model_type": "llava_mpt",
+        "hidden_size": 32,
+        "attn_config": {"alibi": True, "attn_impl": "triton", "prefix_lm": False, "qk_ln": False},
+        "init_config": {"name": "kaiming_normal_", "verbose": 0},
+        "auto_map": {"AutoConfig": "configuration_mpt.MPTConfig"},
+        "torch_dtype": "float16",
+        "mm_vision_tower": str(models / "tiny-clip"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = LlavaMptConfig.from_pretrained(tmp_path)
+    assert (config.hidden_size, config.d_model, config.attn_config.alibi) == (32, 32, True)
+    model = LlavaMptForCausalLM(config).eval()
+    assert model(torch.tensor([[1, 300]])).logits.shape == (1, 2, 2000)
+
+
 def test_forward_equals_mpt_on_text(model):
     plain = MptForCausalLM(MptConfig(**SIZES)).eval()
     weights = {k: v for k, v in model.state_dict().items() if "vision_tower" not in k}

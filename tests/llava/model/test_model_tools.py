@@ -4,9 +4,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MptConfig, MptForCausalLM
 
 from llava.errors import CheckpointError
-from llava.model import apply_delta, consolidate, make_delta
+from llava.model import LlavaMptConfig, LlavaMptForCausalLM, apply_delta, consolidate, make_delta
+from llava.model.delta import add_base
 from llava.model.utils import auto_upgrade
 
 
@@ -50,6 +52,22 @@ def test_delta_there_and_back(checkpoint, base, tmp_path):
     for key, value in before.items():
         torch.testing.assert_close(after[key].float(), value, atol=2e-3, rtol=2e-3)
     assert (again / "tokenizer_config.json").is_file()
+
+
+def test_a_tied_table_is_changed_once(models):
+    config = LlavaMptConfig(
+        d_model=16, n_heads=2, n_layers=1, vocab_size=9, mm_vision_tower=str(models / "tiny-clip"),
+        mm_hidden_size=32, mm_vision_select_layer=-2,
+    )  # fmt: skip
+    target = LlavaMptForCausalLM(config)
+    base = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=7))
+    before = target.transformer.wte.weight.detach().clone()
+    projector = target.transformer.mm_projector.weight.detach().clone()
+    add_base(target, base, sign=-1)
+    after = target.transformer.wte.weight
+    torch.testing.assert_close(after[:7], before[:7] - base.transformer.wte.weight)
+    assert torch.equal(after[7:], before[7:]) and target.lm_head.weight is after
+    assert torch.equal(target.transformer.mm_projector.weight, projector)
 
 
 def test_delta_of_models_that_do_not_belong_together(checkpoint, base, capsys):
