@@ -32,6 +32,7 @@ def evaluate(
     table: bool = typer.Option(True, help="Print the tables at the end."),
 ) -> None:
     """Measure a model in all languages; what is answered already is not asked again."""
+    import transformers
     from rich.console import Console
 
     from lrm_ext.analysis.html import write_report
@@ -40,6 +41,8 @@ def evaluate(
     from lrm_ext.evaluation.score import score_run
 
     console = Console()
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
     config = EvalConfig(
         model_path=model,
         model_base=model_base,
