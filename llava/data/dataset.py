@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -26,13 +25,11 @@ from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled
-from llava.errors import ConfigError
-from llava.image_fit import central_part, expand2square, to_rgb
+from llava.errors import ConfigError, DataError
+from llava.image_file import open_image
+from llava.image_fit import central_part, expand2square
 
 log = logging.getLogger(__name__)
-
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What PIL raises on a file that is missing, cut off or no picture."""
 
 _EVENTS = ("truncated", "truncated_answer", "corrupt_image")
 _MAX_WORKERS = 64
@@ -204,12 +201,11 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             return torch.zeros(3, size["height"], size["width"])
         path = self._image_path(sample)
         try:
-            with Image.open(path) as file:
-                image = to_rgb(file)
-        except IMAGE_ERRORS as error:
+            image = open_image(path)
+        except DataError as error:
             raise SampleError(
-                f"{self._index.where(i)}, sample {sample.id!r}: the picture {path} cannot be read "
-                f"({error}). Replace it, or allow drops with max_drop_rate.",
+                f"{self._index.where(i)}, sample {sample.id!r}: {error}. Replace it, or allow "
+                "drops with max_drop_rate.",
                 "corrupt_image",
                 sample.lang,
             ) from error

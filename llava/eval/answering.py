@@ -7,7 +7,6 @@ of the coming batches are opened and resized while the model works. Files are no
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.errors import DataError
+from llava.image_file import open_image
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.mm_config import MultimodalConfig
 
@@ -179,19 +178,8 @@ class Answerer:
             return None
         if self._image_processor is None:
             raise DataError("the model is text-only: it cannot look at the picture")
-        name: str | Path = "the picture in the question file"
-        source: Path | io.BytesIO
-        if isinstance(question.image, Path):
-            name = source = question.image
-        else:
-            source = io.BytesIO(question.image)
-        try:
-            with Image.open(source) as picture:
-                image = picture.convert("RGB")
-        except UnidentifiedImageError as error:
-            raise DataError(f"{name}: not a picture that can be read") from error
-        except OSError as error:
-            raise DataError(f"{name}: cannot be opened: {error}") from error
+        name = None if isinstance(question.image, Path) else "the picture in the question file"
+        image = open_image(question.image, name)
         pixels = process_images([image], self._image_processor, self._model.config)
         return _Picture(pixels[0], image.size)
 

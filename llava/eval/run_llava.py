@@ -8,7 +8,6 @@ A URL is fetched only because the user typed it.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import requests
 import torch
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -26,6 +25,7 @@ from llava.constants import (
 )
 from llava.conversation import select_conversation
 from llava.errors import DataError, UserError
+from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.mm_config import MultimodalConfig
@@ -45,16 +45,14 @@ def load_image(image_file: str) -> Image.Image:
     Raises:
         DataError: it cannot be had or is no picture.
     """
+    if not image_file.startswith(("http://", "https://")):
+        return open_image(image_file)
     try:
-        if image_file.startswith(("http://", "https://")):
-            response = requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S)
-            response.raise_for_status()
-            return Image.open(io.BytesIO(response.content)).convert("RGB")
-        return Image.open(image_file).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise DataError(f"{image_file}: not a picture that can be read") from error
-    except (OSError, requests.RequestException) as error:
-        raise DataError(f"{image_file}: cannot be opened: {error}") from error
+        response = requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S)
+        response.raise_for_status()
+    except requests.RequestException as error:
+        raise DataError(f"cannot download the picture {image_file}: {error}") from error
+    return open_image(response.content, image_file)
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from llava.conversation import Conversation
+from llava.image_fit import to_rgb
 
 _write_lock = threading.Lock()
 
@@ -81,5 +82,5 @@ def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
         path = folder / f"{digest}.jpg"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            image.convert("RGB").save(path)
+            to_rgb(image).save(path)
     return digests

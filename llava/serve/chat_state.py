@@ -21,6 +21,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation, get_conversation
+from llava.image_fit import to_rgb
 from llava.serve.chat_log import image_digest
 
 THUMBNAIL_SIDE_PX = 512
@@ -98,7 +99,7 @@ class ChatState:
     def _thumbnail(self, image: Image.Image) -> str:
         """Return the path of a small copy; made once, as the panel is drawn for every token."""
         if id(image) not in self._thumbnails:
-            small = image.convert("RGB")
+            small = to_rgb(image)
             small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
             path = thumbnail_dir() / f"{image_digest(small)}.webp"
             small.save(path)

@@ -9,7 +9,6 @@ else on stderr. An empty line or the end of the input leaves, so questions may b
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
 from llava.errors import DataError, UserError
+from llava.image_file import open_image
 from llava.serve.engine import (
     TOO_LONG_MESSAGE,
     ContextFull,
@@ -50,19 +50,10 @@ def load_image(image_file: str) -> Image.Image:
     """
     try:
         if image_file.startswith(("http://", "https://")):
-            return _decode(io.BytesIO(_download(image_file)))
-        return _decode(Path(image_file).expanduser())
-    except FileNotFoundError:
-        raise DataError(f"no picture {image_file} (from {Path.cwd()}): check the path") from None
+            return open_image(_download(image_file), image_file)
     except requests.RequestException as error:
         raise DataError(f"cannot download the picture {image_file}: {error}") from error
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{image_file} is no readable picture: {error}") from error
-
-
-def _decode(source: Path | io.BytesIO) -> Image.Image:
-    with Image.open(source) as image:
-        return image.convert("RGB")
+    return open_image(Path(image_file).expanduser())
 
 
 def _download(url: str) -> bytes:

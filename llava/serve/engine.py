@@ -24,6 +24,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.errors import ConfigError, DataError
+from llava.image_fit import to_rgb
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.serve.model_path import check_model_path
 from llava.serve.streaming import IncrementalDecoder, StopFilter, generated_ids
@@ -192,7 +193,7 @@ class Engine:
             return None, None
         if not self.is_multimodal:
             raise DataError(f"model {self.name} takes no pictures, but {len(pictures)} were given")
-        rgb = [picture.convert("RGB") for picture in pictures]
+        rgb = [to_rgb(picture) for picture in pictures]
         images = process_images(rgb, self.image_processor, self.model.config)
         place = {"device": self.model.device, "dtype": self.model.dtype}
         if isinstance(images, list):

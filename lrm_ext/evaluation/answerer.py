@@ -34,6 +34,7 @@ from llava.conversation import (
 )
 from llava.conversation_styles import SeparatorStyle
 from llava.errors import CheckpointError, DataError
+from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from lrm_ext.languages.templates import register_templates, template_for
 
@@ -279,8 +280,7 @@ class LlavaAnswerer:
         if path is None:
             mean = tuple(round(255 * value) for value in self._image_processor.image_mean)
             return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), mean)
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        return open_image(path)
 
     def _check_room(
         self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 import lrm_ext
 from llava.conversation import conversation_to_dict
 from llava.errors import CheckpointError, ConfigError, DataError
+from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item, limit_items
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark, missing_images
@@ -188,9 +188,8 @@ def _check_images(sets: Sequence[QuestionSet]) -> None:
 
 def _is_picture(path: Path) -> bool:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, UnidentifiedImageError):
+        open_image(path)
+    except DataError:
         return False
     return True
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from llava.errors import ConfigError, DataError
+from llava.image_file import open_image
 from llava.mm_utils import process_images
 
 ASPECT_RATIOS = ("square", "pad")
@@ -45,15 +45,13 @@ class PictureLoader:
             DataError: The picture is missing or cannot be read.
         """
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except FileNotFoundError as error:
+            image = open_image(path)
+        except DataError as error:
+            if path.exists():
+                raise
             raise DataError(
-                f"{path}: there is no such picture. Unpack or copy the corpus' pictures, or give "
-                "--image_folder."
+                f"{error}. Unpack or copy the corpus' pictures, or give --image_folder."
             ) from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: the picture cannot be read: {error}") from error
         settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
         pixels: Tensor = process_images([image], self.processor, settings)[0]
         return pixels

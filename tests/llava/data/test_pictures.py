@@ -178,5 +178,5 @@ def test_unreadable_files_are_named(kind, tmp_path, train_on, monkeypatch):
         path.write_text("<html>not found</html>")
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 64 x 64 is over twice that
-    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png cannot be read"):
+    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the picture"):
         train_on("bad.png")

@@ -169,7 +169,7 @@ def test_pictures_that_are_refused(flags, write_lines, image, message):
 def test_a_picture_that_is_none(flags, write_lines, tmp_path):
     (tmp_path / "a.png").write_text("text")
     path = write_lines("q.jsonl", [{"question_id": 7, "image": "a.png", "text": "Q"}])
-    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: not a picture"):
+    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: the picture"):
         model_vqa.main(flags(question_file=path, image_folder=tmp_path))
 
 

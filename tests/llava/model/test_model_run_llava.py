@@ -62,7 +62,7 @@ def test_more_images_than_placeholders(arguments):
 
 def test_pictures_that_cannot_be_read(tmp_path, models):
     (tmp_path / "text.png").write_text("no picture")
-    for name, message in (("text.png", "not a picture"), ("none.png", "cannot be opened")):
+    for name, message in (("text.png", "cannot be read"), ("none.png", "no such picture")):
         with pytest.raises(DataError, match=message):
             run_llava.load_image(str(tmp_path / name))
     shutil.copy(models / "image0.png", tmp_path)
@@ -72,5 +72,5 @@ def test_pictures_that_cannot_be_read(tmp_path, models):
 
 
 def test_error_without_a_traceback(models, tmp_path):
-    with pytest.raises(SystemExit, match="error: .*cannot be opened"):
+    with pytest.raises(SystemExit, match="error: .*no such picture"):
         run_llava.main(["--image-file", str(tmp_path / "none.png"), "--query", "Q"])
