@@ -203,7 +203,7 @@ class Answerer:
         self, batch: Sequence[Question], pictures: Sequence[_Picture | None]
     ) -> list[str]:
         rows = [self._encode(question) for question in batch]
-        input_ids, mask = _pad_left(rows, self._pad_id)
+        input_ids, mask = pad_left(rows, self._pad_id)
         keywords = self._sampling.keywords()
         if self._image_processor is None:
             self._check_context(max(map(len, rows)))
@@ -243,7 +243,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
     return [int(token_id) for token_id in (found if isinstance(found, list) else [found])]
 
 
-def _pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad rows of ids to one length: ids and mask, both [B, T]."""
     length = max(map(len, rows))
     ids = [[pad_id] * (length - len(row)) + row for row in rows]

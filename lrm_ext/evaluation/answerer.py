@@ -34,6 +34,7 @@ from llava.conversation import (
 )
 from llava.conversation_styles import SeparatorStyle
 from llava.errors import CheckpointError, DataError
+from llava.eval.answering import pad_left
 from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from lrm_ext.languages.templates import register_templates, template_for
@@ -190,7 +191,7 @@ class LlavaAnswerer:
         rows = [self._encode(request) for request in requests]
         features, sizes = self._image_features([request.image for request in requests])
         self._check_room(requests, rows, features)
-        input_ids, mask = _pad_left(rows, self._pad_id)
+        input_ids, mask = pad_left(rows, self._pad_id)
         with _left_padding(model.config):
             generated = model.generate(
                 input_ids.to(model.device),
@@ -331,14 +332,6 @@ def _stop_text(conversation: Conversation) -> str | None:
     if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
         return conversation.sep
     return conversation.sep2
-
-
-def _pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pad rows of ids to one length: ids and mask, both [B, T]."""
-    length = max(map(len, rows))
-    ids = [[pad_id] * (length - len(row)) + row for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 @contextmanager
