@@ -73,7 +73,7 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
     ]
 
 
-def _pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
+def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
     """Read the list, or its text.
 
     Raises:
@@ -104,7 +104,7 @@ def get_anyres_image_grid_shape(
         grid_pinpoints: Allowed resolutions, a list or its text.
         patch_size: Side of a tile in pixels.
     """
-    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints))
     return width // patch_size, height // patch_size
 
 
@@ -116,7 +116,7 @@ def process_anyres_image(
     Returns:
         `[1 + tiles, 3, S, S]`; index 0 is the whole picture, squeezed to a square.
     """
-    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
     padded = resize_and_pad_image(image, resolution)
     side = processor.size["shortest_edge"]
     tiles = [image.resize((side, side)), *divide_to_patches(padded, processor.crop_size["height"])]

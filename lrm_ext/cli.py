@@ -15,6 +15,7 @@ from rich.markup import escape
 
 import lrm_ext.corpus.commands
 import lrm_ext.evaluation.commands
+import lrm_ext.export.commands
 import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
 import lrm_ext.mini.commands
@@ -36,6 +37,7 @@ for _package in (
     lrm_ext.mixture.commands,
     lrm_ext.mini.commands,
     lrm_ext.evaluation.commands,
+    lrm_ext.export.commands,
     lrm_ext.serve.commands,
 ):
     _package.register(app)

@@ -42,7 +42,8 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
     if model_type in ("llava", "llava_next") and not has_tower:
         raise ConfigError(
             f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
-            "(no mm_vision_tower in config.json): load it with transformers"
+            "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
+            "`lrm import hf`"
         )
     if model_type == "llava":  # released v1.5 and v1.6 checkpoints
         return classes[_family_of(config, model_name)]

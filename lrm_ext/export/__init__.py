@@ -1,0 +1,1 @@
+"""Checkpoints to and from transformers' own LLaVA classes, for tools that know only those."""

@@ -1,0 +1,149 @@
+"""A conversation template as Jinja, for tokenizers that carry their chat template with them.
+
+Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers, gives
+the ids that LLaVA's prompt gives. Contents may be strings or lists of parts, as processors pass
+them; `<image>` and a line break are written for each picture.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, SeparatorStyle
+from llava.errors import ConfigError
+from llava.mm_utils import tokenizer_image_token
+
+# What stands after a special token, so that the text behind it begins as LLaVA's pieces do.
+_PREFIXES = ("", " ")
+
+# Part lists to text: the pictures first, as LLaVA's prompts have them.
+_CONTENT = (
+    "{%- macro text_of(content) -%}"
+    "{%- if content is string -%}{{ content | replace('<image>', image_mark) }}"
+    "{%- else -%}"
+    "{%- for part in content if part['type'] == 'image' -%}{{ image_mark + '\\n' }}{%- endfor -%}"
+    "{%- for part in content if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}"
+    "{%- endif -%}{%- endmacro -%}"
+)
+
+
+def chat_template(conv: Conversation, tokenizer: Any) -> str:
+    """Write the Jinja template of a conversation for a tokenizer that knows `<image>`.
+
+    Args:
+        conv: The template; messages that it begins with are kept.
+        tokenizer: As it will be saved beside the template.
+
+    Raises:
+        ConfigError: The style has no chats, or no wording gives LLaVA's token ids.
+    """
+    if conv.sep_style is SeparatorStyle.PLAIN:
+        raise ConfigError(
+            "the template 'plain' drops the question: export with another --conv-mode"
+        )
+    for prefix in _PREFIXES:
+        source = _source(conv, tokenizer, prefix)
+        if all(_same_ids(source, conv, tokenizer, turns) for turns in _PROBES):
+            return source
+    raise ConfigError(
+        f"the tokenizer ({type(tokenizer).__name__}) splits text beside special tokens in a way "
+        "that a chat template cannot make up for: the exported model would see other tokens"
+    )
+
+
+def _source(conv: Conversation, tokenizer: Any, prefix: str) -> str:
+    # transformers adds no BOS where the text has one already, and servers never add one
+    begin = tokenizer.bos_token + prefix if _adds_bos(tokenizer) else ""
+    head = f"{{%- set image_mark = {_quote(DEFAULT_IMAGE_TOKEN + prefix)} -%}}{_CONTENT}"
+    if conv.sep_style is SeparatorStyle.LLAMA_2:
+        return head + _llama_2(conv, begin)
+    return head + _tagged(conv, begin)
+
+
+def _tagged(conv: Conversation, begin: str) -> str:
+    """SINGLE, TWO and MPT: a system text, then tag, text and separator by turns."""
+    is_mpt = conv.sep_style is SeparatorStyle.MPT
+    own = conv.copy().get_prompt()  # system text and, rarely, examples
+    examples = own.removeprefix(conv.system + conv.sep)
+    colon, blank = ("", "") if is_mpt else (":", " ")
+    is_two = conv.sep_style is SeparatorStyle.TWO
+    answer_end = (conv.sep2 if is_two else conv.sep) or ""
+    tags = [_quote(role + colon) for role in conv.roles]
+    return (
+        "{%- if messages[0]['role'] == 'system' -%}"
+        f"{{%- set system = text_of(messages[0]['content']) -%}}"
+        "{%- set turns = messages[1:] -%}"
+        "{%- else -%}"
+        f"{{%- set system = {_quote(conv.system)} -%}}{{%- set turns = messages -%}}"
+        "{%- endif -%}"
+        f"{{{{- {_quote(begin)} + system + {_quote(conv.sep + examples)} -}}}}"
+        "{%- for message in turns -%}"
+        "{%- if message['role'] == 'user' -%}"
+        f"{{{{- {tags[0]} + {_quote(blank)} + text_of(message['content'])"
+        f" + {_quote(conv.sep)} -}}}}"
+        "{%- else -%}"
+        f"{{{{- {tags[1]} + {_quote(blank)} + text_of(message['content'])"
+        f" + {_quote(answer_end)} -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {tags[1]} -}}}}{{%- endif -%}}"
+    )
+
+
+def _llama_2(conv: Conversation, begin: str) -> str:
+    """LLAMA_2: the system text lies inside the first question."""
+    # as in `llava.conversation_styles`: the tokenizer's BOS stands for the first separator
+    return (
+        "{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set system = text_of(messages[0]['content']) -%}{%- set turns = messages[1:] -%}"
+        "{%- else -%}"
+        f"{{%- set system = {_quote(conv.system)} -%}}{{%- set turns = messages -%}}"
+        "{%- endif -%}"
+        f"{{{{- {_quote(begin)} -}}}}"
+        "{%- for message in turns -%}"
+        "{%- if message['role'] == 'user' -%}"
+        "{%- set text = text_of(message['content']) -%}"
+        "{%- if loop.first and system -%}"
+        "{%- set text = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + text -%}"
+        "{%- endif -%}"
+        f"{{{{- ('' if loop.first else {_quote(conv.sep)}) + '[INST] ' + text + ' [/INST]' -}}}}"
+        "{%- else -%}"
+        f"{{{{- ' ' + text_of(message['content']) + ' ' + {_quote(conv.sep2 or '')} -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+
+
+_PROBES: tuple[tuple[str, ...], ...] = (
+    ("<image>\nWhat is this?",),
+    ("Hello.",),
+    ("<image>\nČije je ovo?", "Moje.", "And 这个？"),
+)
+
+
+def _same_ids(source: str, conv: Conversation, tokenizer: Any, turns: tuple[str, ...]) -> bool:
+    """Whether the template's text gives the ids of LLaVA's prompt."""
+    copy = conv.copy()
+    messages = []
+    for index, text in enumerate(turns):
+        copy.append_message(copy.roles[index % 2], text)
+        messages.append({"role": ("user", "assistant")[index % 2], "content": text})
+    copy.append_message(copy.roles[1], None)
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=source, tokenize=False, add_generation_prompt=True
+    )
+    image = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+    wanted = [
+        image if token == IMAGE_TOKEN_INDEX else token
+        for token in tokenizer_image_token(copy.get_prompt(), tokenizer)
+    ]
+    return bool(tokenizer(text, add_special_tokens=not _adds_bos(tokenizer)).input_ids == wanted)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+
+
+def _quote(text: str) -> str:
+    """A Jinja string literal; JSON's escapes are Jinja's."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,250 @@
+"""A LLaVA checkpoint as a checkpoint of transformers: `lrm export hf`.
+
+Input: any folder that `load_pretrained_model` takes. Output: a folder of
+`LlavaForConditionalGeneration`, or of `LlavaNextForConditionalGeneration` for `anyres`, with
+processor and chat template. `llava_config.json` keeps what LLaVA's own `config.json` said, so that
+`lrm import hf` gives the same checkpoint back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    MistralConfig,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import select_conversation
+from llava.errors import ConfigError
+from llava.mm_utils import get_model_name_from_path, read_pinpoints
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint_files import read_config
+from llava.model.mm_config import MultimodalConfig
+from lrm_ext.export.chat_template import chat_template
+from lrm_ext.languages.templates import register_templates
+
+log = logging.getLogger(__name__)
+
+LLAVA_CONFIG_FILE = "llava_config.json"
+TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
+# LLaVA's `patch` drops the class token
+SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+PROJECTOR_LAYERS = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
+
+
+def export_hf(
+    model_path: Path, out_dir: Path, model_base: str | None = None, conv_mode: str | None = None
+) -> None:
+    """Write a checkpoint that plain transformers loads.
+
+    Args:
+        model_path: A LLaVA checkpoint.
+        out_dir: A folder that does not exist yet.
+        model_base: The base model of a projector or of LoRA adapters.
+        conv_mode: The conversation template, if not the one that the checkpoint names.
+
+    Raises:
+        ConfigError: `out_dir` exists, or transformers' classes cannot hold this model.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    if out_dir.exists():
+        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
+    register_templates()
+    name = get_model_name_from_path(str(model_path))
+    written = read_config(model_path) or {}
+    dtype = getattr(torch, str(written.get("dtype") or written.get("torch_dtype")), torch.float32)
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        str(model_path), model_base, name, device="cpu", dtype=dtype
+    )
+    check_exportable(model, image_processor)
+    config = SimpleNamespace(**written)
+    template_name, conv = select_conversation(config, name, conv_mode)
+    image_token = add_image_token(tokenizer)
+    source = chat_template(conv, tokenizer)
+
+    hf_config = build_config(model, image_token)
+    hf_model = build_model(hf_config, model, dtype)
+    partial = out_dir.with_name(out_dir.name + ".partial")
+    hf_model.save_pretrained(partial)
+    generation_config(model, tokenizer, image_token).save_pretrained(partial)
+    ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
+    processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
+    processor.save_pretrained(partial)
+    note = {"config": model.config.to_dict(), "conversation": template_name}
+    (partial / LLAVA_CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    partial.rename(out_dir)
+    log.info("%s: %s with template %s", out_dir, type(hf_model).__name__, template_name)
+
+
+def check_exportable(model: Any, image_processor: Any) -> None:
+    """Refuse what transformers' classes cannot hold.
+
+    Raises:
+        ConfigError: naming every reason.
+    """
+    config = model.config
+    mm = MultimodalConfig.from_config(config)
+    reasons = []
+    if config.model_type not in TEXT_CONFIGS or image_processor is None:
+        reasons.append(f"model_type {config.model_type!r}: only {', '.join(TEXT_CONFIGS)} have one")
+    if getattr(config, "s2", False):
+        reasons.append("a tower at several scales (s2)")
+    if mm.mm_projector_type != "mlp2x_gelu":
+        reasons.append(f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only")
+    if mm.mm_use_im_start_end:
+        reasons.append("<im_start> and <im_end> around pictures (mm_use_im_start_end)")
+    if is_anyres(mm) != (mm.mm_patch_merge_type == "spatial_unpad"):
+        reasons.append(
+            f"image_aspect_ratio {mm.image_aspect_ratio!r} with mm_patch_merge_type "
+            f"{mm.mm_patch_merge_type!r}: it has anyres with spatial_unpad, or neither"
+        )
+    if reasons:
+        raise ConfigError("transformers has no LLaVA class with:\n  " + "\n  ".join(reasons))
+
+
+def is_anyres(mm: MultimodalConfig) -> bool:
+    """Whether pictures are cut into tiles."""
+    return mm.image_aspect_ratio == "anyres"
+
+
+def add_image_token(tokenizer: Any) -> int:
+    """Make `<image>` one token, for which processors count; returns its id."""
+    token = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
+    tokenizer.add_tokens([token], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"  # as answering in batches needs
+    return int(tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN))
+
+
+def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
+    """The configuration in transformers' words."""
+    config, tower = model.config, model.get_vision_tower()
+    mm = MultimodalConfig.from_config(config)
+    kind = TEXT_CONFIGS[config.model_type]
+    known = set(kind().to_dict()) - {"model_type", "architectures", "transformers_version"}
+    text = kind(**{key: value for key, value in config.to_dict().items() if key in known})
+    text.vocab_size = max(config.vocab_size, image_token + 1)
+    keywords: dict[str, Any] = {
+        "text_config": text,
+        "vision_config": tower.vision_tower.config,
+        "image_token_index": image_token,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": tower.select_layer,
+        "vision_feature_select_strategy": SELECT_STRATEGIES[tower.select_feature],
+        "image_seq_length": tower.num_patches,
+        "tie_word_embeddings": bool(config.tie_word_embeddings),
+    }
+    if is_anyres(mm):
+        # LLaVA writes (width, height), transformers (height, width)
+        pinpoints = [[high, wide] for wide, high in read_pinpoints(mm.image_grid_pinpoints)]
+        return LlavaNextConfig(image_grid_pinpoints=pinpoints, **keywords)
+    return LlavaConfig(**keywords)
+
+
+def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
+    """The same weights in transformers' class."""
+    kind = (
+        LlavaNextForConditionalGeneration
+        if isinstance(config, LlavaNextConfig)
+        else LlavaForConditionalGeneration
+    )
+    with torch.device("meta"):
+        hf_model = kind(config)
+    hf_model.load_state_dict(
+        {key: value.to(dtype) for key, value in renamed_weights(model, config).items()},
+        strict=not config.tie_word_embeddings,  # a tied head has no weights of its own
+        assign=True,
+    )
+    hf_model.tie_weights()
+    left = [key for key, value in hf_model.state_dict().items() if value.is_meta]
+    assert not left, left
+    return hf_model
+
+
+def renamed_weights(model: Any, config: Any) -> dict[str, Tensor]:
+    """LLaVA's weights under transformers' names; embeddings get a row for `<image>`."""
+    tower = model.get_vision_tower().vision_tower.state_dict()
+    weights = {f"model.vision_tower.{key}": value for key, value in tower.items()}
+    for key, value in model.state_dict().items():
+        if ".vision_tower." in key:
+            continue
+        if key == "lm_head.weight" or key == "model.embed_tokens.weight":
+            value = _with_rows(value, config.text_config.vocab_size)
+        if key == "lm_head.weight":
+            weights[key] = value
+        elif key == "model.image_newline":
+            weights[key] = value
+        elif ".mm_projector." in key:
+            layer = next(new for old, new in PROJECTOR_LAYERS.items() if old in key)
+            weights[f"model.multi_modal_projector.{layer}{key.rsplit('.', 1)[1]}"] = value
+        else:
+            weights[key.replace("model.", "model.language_model.", 1)] = value
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return weights
+
+
+def _with_rows(table: Tensor, num_rows: int) -> Tensor:
+    """[V, D] with mean rows behind, as LLaVA begins new tokens."""
+    num_new = num_rows - len(table)
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(num_new, -1)]) if num_new > 0 else table
+
+
+def build_processor(
+    config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
+) -> Any:
+    """Pictures and text as LLaVA prepares them; `template` is Jinja."""
+    settings = {
+        key: getattr(image_processor, key)
+        for key in ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
+    }
+    keywords: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,  # CLIP's class token
+        "chat_template": template,
+    }
+    if isinstance(config, LlavaNextConfig):
+        tiles = LlavaNextImageProcessorPil(
+            image_grid_pinpoints=config.image_grid_pinpoints, **settings
+        )
+        return LlavaNextProcessor(image_processor=tiles, **keywords)
+    if aspect_ratio == "pad":
+        flat: Any = LlavaImageProcessorPil(do_pad=True, **settings)
+    else:
+        flat = CLIPImageProcessorPil(**settings)
+    return LlavaProcessor(image_processor=flat, **keywords)
+
+
+def generation_config(model: Any, tokenizer: Any, image_token: int) -> GenerationConfig:
+    """Greedy; never answers with `<image>`, whose row means nothing."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token],
+    )
