@@ -1,0 +1,1 @@
+"""From English rows to rows in other languages: engines, protection, cache, quality, runner."""

@@ -1,0 +1,277 @@
+"""The parts of a text that translation must not touch: found, masked, restored, checked.
+
+Input: one line of English. Output: the line with placeholders in place of those parts, and, of what
+an engine sends back, the line with the parts restored to the character; None if one was lost,
+doubled or changed. There are several styles of placeholder because no engine keeps all of them.
+Line structure is not here (`frame.py`), nor is who tries what and when (`translator.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+# Longer quotations are speech, not text that is seen in a picture.
+_QUOTED = r"[^\n{0}]{{1,300}}"
+_NUMBER = r"\d+(?:[.,:/×]\d+)*"
+_SIGNED = r"[-+−]?(?:\d+(?:\.\d+)?|\.\d+)"
+
+# Where several would match at one place, the first does.
+_PATTERNS: dict[str, tuple[str, ...]] = {
+    "code": (r"```.*?(?:```|\Z)", r"`[^`\n]+`"),
+    "latex": (
+        r"\$\$.{1,2000}?\$\$",
+        r"\\\[.{1,2000}?\\\]",
+        r"\\\(.{1,2000}?\\\)",
+        r"\\begin\{(?P<_env>[a-z]+\*?)\}.{0,2000}?\\end\{(?P=_env)\}",
+        # "$5 and $10" is money: a formula has no blank inside its dollars and no digit after them,
+        # and it is one word or has what prose has not
+        r"\$(?=[^\s$])(?:[^\s$]{1,80}|(?=[^$\n]*[\\^_={}])[^$\n]{1,300})(?<=[^\s$])\$(?![\w$])",
+        r"\\[a-zA-Z]+(?:\{[^{}\n]*\})*",
+    ),
+    "image": (r"<image>", r"<im_(?:start|end|patch)>"),
+    "url": (
+        r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]'”]",
+        r"www\.[^\s<>\"]*\w",
+        r"[\w.+-]+@[\w-]+(?:\.\w+)+",
+    ),
+    "markup": (
+        r"</?[a-zA-Z][^<>\n]*>",
+        r"&#?\w+;",
+        r"!?\[(?=[^\[\]\n]*\]\()",
+        r"\]\([^)\s]+\)",
+        r"\*\*|__|~~",
+    ),
+    "box": (rf"[\[({{<]\s*{_SIGNED}(?:\s*[,;]\s*{_SIGNED})+\s*[\])}}>]",),
+    "quote": (
+        '"' + _QUOTED.format('"') + '"',
+        "“" + _QUOTED.format("”") + "”",
+        "«" + _QUOTED.format("»") + "»",
+        "„" + _QUOTED.format("“”") + "[“”]",
+        "‘" + _QUOTED.format("’") + r"’(?!\w)",
+        # an apostrophe has a letter before it, or after it inside the quotation
+        r"(?<![\w'])'[^\s'](?:[^'\n]|'\w){0,300}'(?!\w)",
+    ),
+    "ordinal": (r"(?<![\w.])\d+(?:,\d{3})*(?:st|nd|rd|th|'?s)(?![A-Za-z0-9_])",),
+    "token": (
+        r"(?<![A-Za-z0-9_.])(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*"
+        r"(?![A-Za-z0-9_])",
+    ),
+    "number": (rf"(?<![A-Za-z0-9_.])[-+−]{_NUMBER}", rf"{_NUMBER}", r"(?<!\w)\.\d+"),
+    "option": (
+        r"\([A-Ha-h]\)",
+        r"(?<!\w)[A-H](?=[.):](?:\s|\Z))",
+        r"(?:(?<=[Oo]ption )|(?<=[Cc]hoice )|(?<=answer is ))[A-H](?!\w)",
+        # any other letter by itself is a label too; "A" and "I" are words, "X-ray" is one
+        r"(?<![\w'’-])[B-HJ-Z](?![\w'’.-])",
+    ),
+}
+KINDS = tuple(_PATTERNS)
+# "1st" is translated ("1.", "primero"): only its digits can be compared.
+TRANSLATED_KINDS = frozenset({"ordinal"})
+# Most engines carry these through by themselves, and translate better where they see them.
+_VISIBLE_KINDS = frozenset({"number", "option", "token"}) | TRANSLATED_KINDS
+
+_SPANS = re.compile(
+    "|".join(f"(?P<{kind}>{'|'.join(patterns)})" for kind, patterns in _PATTERNS.items()),
+    re.DOTALL,
+)
+# There is no span without one of these, and most lines have none of them.
+_TRIGGER = re.compile(
+    r"[\d<\[{`$\\\"“«„‘&*_~@]|\([A-Ha-h]\)|(?<![\w'])'|www\.|://|(?<!\w)[A-HJ-Z](?!\w)"
+)
+_DIGITS = re.compile(r"\d+(?:[.,:/×]\d+)*")
+
+# Placeholders, by name. `{}` is a number; engines may put blanks inside and change case.
+STYLES: dict[str, str] = {
+    "brackets": "[[{}]]",
+    "angle": "⟦{}⟧",
+    "tag": "<x{}/>",
+    "braces": "{{{}}}",
+    "word": "XQ{}QX",
+    "underscores": "__{}__",
+}
+
+
+class Span(NamedTuple):
+    """A part of a text that has to come back as it is.
+
+    Attributes:
+        start: Index of its first character.
+        end: Index after its last character.
+        kind: One of `KINDS`.
+    """
+
+    start: int
+    end: int
+    kind: str
+
+
+class Masked(NamedTuple):
+    """A text with placeholders.
+
+    Attributes:
+        text: What the engine gets.
+        parts: What stands behind each placeholder, by its number.
+        style: Name of the style; "visible" masks only what engines are known to change.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    style: str
+
+
+def find_spans(text: str) -> list[Span]:
+    """Find the parts of a text that must survive translation unchanged.
+
+    Returns:
+        Spans in order, none overlapping another.
+
+    Example:
+        >>> find_spans('The sign reads "STOP" in 2 languages.')
+        [Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number')]
+    """
+    if _TRIGGER.search(text) is None:
+        return []
+    # `lastgroup` would be the environment's name inside a formula
+    return [
+        Span(m.start(), m.end(), "latex" if m.lastgroup == "_env" else str(m.lastgroup))
+        for m in _SPANS.finditer(text)
+    ]
+
+
+def mask(text: str, style: str = "visible") -> Masked | None:
+    """Put placeholders where the protected parts are.
+
+    Args:
+        text: One line.
+        style: A name of `STYLES`: everything is masked; or "visible": numbers, option letters and
+            the like stay in sight, the rest is masked as in "brackets".
+
+    Returns:
+        The masked text; None if it already has something that looks like such a placeholder.
+
+    Example:
+        >>> mask('Does it say "2 km"?', "angle")
+        Masked(text='Does it say ⟦0⟧?', parts=('"2 km"',), style='angle')
+    """
+    hidden = TRANSLATED_KINDS if style != "visible" else _VISIBLE_KINDS
+    spans = [span for span in find_spans(text) if span.kind not in hidden]
+    if not spans:
+        return Masked(text, (), style)
+    form = STYLES["brackets" if style == "visible" else style]
+    pieces: list[str] = []
+    end = 0
+    for number, span in enumerate(spans):
+        pieces += text[end : span.start], form.format(number)
+        end = span.end
+    pieces.append(text[end:])
+    if any(_placeholder(style).search(piece) for piece in pieces[::2]):
+        return None
+    return Masked("".join(pieces), tuple(text[s.start : s.end] for s in spans), style)
+
+
+def restore(masked: Masked, answer: str) -> str | None:
+    """Put the protected parts back into what an engine made of a masked text.
+
+    Returns:
+        The text; None unless every placeholder is there exactly once.
+    """
+    if not masked.parts:
+        return answer
+    seen: list[int] = []
+
+    def part(match: re.Match[str]) -> str:
+        number = int(match[1])
+        seen.append(number)
+        return masked.parts[number] if number < len(masked.parts) else ""
+
+    text = _placeholder(masked.style).sub(part, answer)
+    return text if sorted(seen) == list(range(len(masked.parts))) else None
+
+
+def damaged_parts(source: str, target: str) -> list[str]:
+    """Compare the protected parts of a text with those of its translation.
+
+    Args:
+        source: The English text.
+        target: Its translation, restored.
+
+    Returns:
+        What is missing or too much, for people to read: `missing "STOP"`, `too much 3`; empty if
+        all is well. Only digits may be too much: a language may add quotation marks, and a letter
+        by itself may be a word in it.
+    """
+    wanted: Counter[str] = Counter()
+    for span in find_spans(source):
+        if span.kind not in TRANSLATED_KINDS:
+            wanted[source[span.start : span.end]] += 1
+    short = {part: n for part, n in wanted.items() if _count(part, target) < n}
+    if short:  # a number may stand in the middle of something odd, in both
+        seen = Counter(target[span.start : span.end] for span in find_spans(target))
+        short = {part: n for part, n in short.items() if seen[part] < n}
+    faults = [f"missing {part}" for part in short]
+    allowed = Counter(_DIGITS.findall(source))
+    return faults + [f"too much {n}" for n in Counter(_DIGITS.findall(target)) - allowed]
+
+
+def split(text: str) -> list[tuple[str, bool]]:
+    """Cut a text at its protected parts, for engines that keep no placeholder.
+
+    Returns:
+        Pieces in order, and whether each is protected. Blanks around words are pieces of their
+        own, protected, since engines strip them.
+    """
+    pieces: list[tuple[str, bool]] = []
+    end = 0
+    spans = [s for s in find_spans(text) if s.kind not in TRANSLATED_KINDS]
+    for span in (*spans, Span(len(text), len(text), "")):
+        between = text[end : span.start]
+        words = between.strip(_EDGE)
+        if words and any(map(str.isalpha, words)):
+            start = between.index(words)
+            pieces += (between[:start], True), (words, False)
+            pieces.append((between[start + len(words) :], True))
+        else:
+            pieces.append((between, True))
+        pieces.append((text[span.start : span.end], True))
+        end = span.end
+    return [piece for piece in pieces if piece[0]]
+
+
+# Blanks and marks at the edge of a piece say nothing by themselves.
+_EDGE = " \t ,;:.!?()[]-–—/"
+
+
+def _count(part: str, text: str) -> int:
+    """How often a part stands in a text; "5" does not stand in "15" nor "B2" in "B27"."""
+    count = 0
+    start = text.find(part)
+    while start >= 0:
+        end = start + len(part)
+        inside = (_is_word(text[start - 1 : start]) and _is_word(part[0])) or (
+            _is_word(part[-1]) and _is_word(text[end : end + 1])
+        )
+        count += not inside
+        start = text.find(part, end if not inside else start + 1)
+    return count
+
+
+def _is_word(character: str) -> bool:
+    # Chinese has no blank between a number and a word
+    return character.isascii() and character.isalnum()
+
+
+_PLACEHOLDERS: dict[str, re.Pattern[str]] = {}
+
+
+def _placeholder(style: str) -> re.Pattern[str]:
+    """What an engine may have made of a placeholder."""
+    style = "brackets" if style == "visible" else style
+    if style not in _PLACEHOLDERS:
+        before, after = (
+            r"\s?".join(map(re.escape, half)) for half in STYLES[style].format("\0").split("\0")
+        )
+        _PLACEHOLDERS[style] = re.compile(rf"{before}\s?(\d+)\s?{after}", re.IGNORECASE)
+    return _PLACEHOLDERS[style]
