@@ -26,6 +26,8 @@ _SCHEMA: Mapping[str, Any] = {
     "spaced": bool,
     "answers": {"yes": str, "no": str},
     "prompts": {"short_answer": str, "option_letter": str},
+    "format_prompts": {},
+    "short_answers": {},
     "instructions": {
         "epvqa": str,
         "translation_marker": str,
@@ -74,6 +76,9 @@ class Language:
         no: The answer "no" as it is trained.
         short_answer: Response-format prompt for yes/no and short answers (EVAL_SPEC 6).
         option_letter: Response-format prompt for multiple choice (EVAL_SPEC 6).
+        fixed_prompts: Other requests that LLaVA's data repeats, by name. One that ends with a colon
+            is followed by what it asks about.
+        fixed_answers: Short answers that are always said the same way, by name.
         epvqa_instruction: "First translate the question into English, then answer in <this>."
         translation_marker: What an EP-VQA reply begins with.
         answer_marker: What begins the second part of an EP-VQA reply, on its own line.
@@ -92,6 +97,8 @@ class Language:
     no: str
     short_answer: str
     option_letter: str
+    fixed_prompts: Mapping[str, str]
+    fixed_answers: Mapping[str, str]
     epvqa_instruction: str
     translation_marker: str
     answer_marker: str
@@ -130,6 +137,8 @@ def load_language(path: Path) -> Language:
         no=data["answers"]["no"],
         short_answer=data["prompts"]["short_answer"],
         option_letter=data["prompts"]["option_letter"],
+        fixed_prompts=MappingProxyType(data["format_prompts"]),
+        fixed_answers=MappingProxyType(data["short_answers"]),
         epvqa_instruction=instructions["epvqa"],
         translation_marker=instructions["translation_marker"],
         answer_marker=instructions["answer_marker"],
