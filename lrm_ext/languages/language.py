@@ -36,9 +36,10 @@ _SCHEMA: Mapping[str, Any] = {
     },
     "conversation": {"system": str},
     "local": {"yes": list, "no": list, "letters": {}, "stop": list, "word_letters": list},
+    "engines": {},
 }
 # These may be empty, depending on the language.
-_MAY_BE_EMPTY = ("local.stop", "local.word_letters", "local.letters")
+_MAY_BE_EMPTY = ("local.stop", "local.word_letters", "local.letters", "engines")
 _ENGLISH_POLARITY = {"yes": "yes", "y": "yes", "no": "no", "not": "no", "n": "no"}
 
 
@@ -85,6 +86,8 @@ class Language:
         answer_in: For every language, "Answer in <it>." said in this language.
         system: System sentence of a conversation that is answered in this language.
         local: Word lists for reading answers.
+        engine_codes: What each translation engine calls the language; engines that are not there
+            do not have it.
     """
 
     code: str
@@ -105,6 +108,7 @@ class Language:
     answer_in: Mapping[str, str]
     system: str
     local: LocalWords
+    engine_codes: Mapping[str, str]
 
     @property
     def format_prompts(self) -> tuple[str, ...]:
@@ -151,6 +155,7 @@ def load_language(path: Path) -> Language:
             stop=tuple(local["stop"]),
             word_letters=tuple(local["word_letters"]),
         ),
+        engine_codes=MappingProxyType(data["engines"]),
     )
 
 
