@@ -1,5 +1,6 @@
 """A made-up data set and tiny base models, small enough that a training run takes a second."""
 
+import functools
 import json
 import shutil
 import sys
@@ -75,8 +76,8 @@ def tiny_data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def flags(tiny_llm, tiny_tower, tiny_data, tmp_path):
+@pytest.fixture(scope="session")
+def make_flags(tiny_llm, tiny_tower, tiny_data):
     """The command line of a short run; keyword arguments replace or add flags."""
 
     def make(**changes) -> list[str]:
@@ -91,7 +92,6 @@ def flags(tiny_llm, tiny_tower, tiny_data, tmp_path):
             "mm_vision_select_layer": -2,
             "mm_use_im_start_end": False,
             "mm_use_im_patch_token": False,
-            "output_dir": tmp_path / "out",
             "use_cpu": True,
             "bf16": False,
             "per_device_train_batch_size": 4,
@@ -107,6 +107,12 @@ def flags(tiny_llm, tiny_tower, tiny_data, tmp_path):
         return [word for pair in pairs for word in pair]
 
     return make
+
+
+@pytest.fixture
+def flags(make_flags, tmp_path):
+    """`make_flags` with an output folder."""
+    return functools.partial(make_flags, output_dir=tmp_path / "out")
 
 
 @pytest.fixture

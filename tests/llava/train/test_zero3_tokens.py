@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_deepspeed import ROOT, launch
+from test_distributed import ROOT, launch
 
 from llava.model.projector_file import read_tensors
 
 pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.distributed
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
