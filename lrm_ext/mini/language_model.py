@@ -1,15 +1,15 @@
-"""A Llama-shaped language model, trained on text that is mostly English, as Vicuna's is.
+"""A Llama-shaped language model, trained on text that is English more than anything else.
 
 Input: conversations of `text.py` and the tokenizer. Output: a `LlamaForCausalLM` folder in half
 precision, beside the tokenizer's files. Answers are learnt, prompts are not: two thirds of a
 prompt is chance (which things a scene shows), and learning to guess it costs what little time
-there is (measured: docs/mini.md).
+there is.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +25,6 @@ from lrm_ext.languages.templates import register_templates
 from lrm_ext.mini.progress import Progress
 from lrm_ext.mini.recipe import LanguageModelRecipe
 from lrm_ext.mini.text import iter_conversations
-
-log = logging.getLogger(__name__)
 
 TEMPLATE = "lrm_bare"
 
@@ -50,17 +48,15 @@ def model_config(recipe: LanguageModelRecipe, vocab_size: int) -> LlamaConfig:
     )
 
 
-def encode_conversations(recipe: LanguageModelRecipe, tokenizer_dir: Path) -> list[Encoded]:
-    """All conversations with the template of the `mini` preset, as ids and labels."""
+def iter_batches(recipe: LanguageModelRecipe, tokenizer_dir: Path) -> Iterator[list[Encoded]]:
+    """Batches without end of conversations with the template of the `mini` preset."""
     register_templates()
     tokenizer = load_tokenizer(str(tokenizer_dir))
     conv = get_conversation(TEMPLATE)
-    conversations = iter_conversations(recipe.num_conversations, recipe.english_share, recipe.seed)
-    encoded = [encode_turns(turns, conv, tokenizer) for turns in conversations]
-    num_tokens = sum(len(item.input_ids) for item in encoded)
-    num_learnt = sum(label != IGNORE_INDEX for item in encoded for label in item.labels)
-    log.info("%d conversations, %d tokens, %d learnt", len(encoded), num_tokens, num_learnt)
-    return encoded
+    conversations = iter_conversations(recipe.english_share, recipe.seed)
+    while True:
+        turns = itertools.islice(conversations, recipe.batch_size)
+        yield [encode_turns(conversation, conv, tokenizer) for conversation in turns]
 
 
 def collate(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -75,10 +71,22 @@ def collate(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 
 
 def answer_loss(
-    model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor
+    model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor, noise: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss over the answers' tokens, and the share of them that were foretold."""
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    """Mean loss over the answers' tokens, and the share of them that were foretold.
+
+    Args:
+        model: The model.
+        input_ids: int64 `[B, T]`.
+        labels: int64 `[B, T]`, `IGNORE_INDEX` where nothing is learnt.
+        noise: Standard deviation of what is added to each embedding, in units of its own root
+            mean square. Projected patches will be near the embedding of their word, never on it.
+    """
+    embedded = model.model.embed_tokens(input_ids)
+    if noise:
+        size = embedded.detach().square().mean(-1, keepdim=True).sqrt()
+        embedded = embedded + noise * size * torch.randn_like(embedded)
+    hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     learnt = targets != IGNORE_INDEX
     logits, targets = model.lm_head(hidden[learnt]), targets[learnt]
@@ -89,9 +97,9 @@ def answer_loss(
 def start_with_equal_queries_and_keys(model: LlamaForCausalLM, scale: float) -> None:
     """Let every head begin by attending to positions that hold the same token.
 
-    "Is there a dog?" asks whether a name occurs twice. From independent queries and keys a small
-    model does not find that in minutes (docs/mini.md); pretrained models have it, and mimetic
-    initialisation (Trockman and Kolter, arXiv 2305.09828) gives it to small ones.
+    "Is there a dog?" asks whether a name occurs twice. Pretrained models have heads for that; a
+    small one finds them sooner from here (mimetic initialisation: Trockman and Kolter, arXiv
+    2305.09828).
     """
     for layer in model.model.layers:
         attention = layer.self_attn
@@ -104,37 +112,45 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings and norms.
 
-    With AdamW alone the model had not begun to look things up in its prompt after 500 steps; with
-    Muon it had after 150 (docs/mini.md).
+    With Muon the model begins to look things up in its prompt several times sooner. Without weight
+    decay its matrices grow until neither stage of LLaVA can move them.
     """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return [
-        torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.Muon(matrices, lr=recipe.muon_learning_rate, weight_decay=0.0, momentum=0.95),
+        torch.optim.AdamW(
+            rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.muon_learning_rate,
+            weight_decay=recipe.muon_weight_decay,
+            momentum=0.95,
+        ),
     ]
+
+
+def learning_rate_factor(step: int, recipe: LanguageModelRecipe) -> float:
+    """Up in a straight line, level, down in a straight line to zero; 0 to 1."""
+    up = (step + 1) / recipe.num_warmup_steps
+    down = (recipe.num_steps - step) / (recipe.decay_share * recipe.num_steps)
+    return min(1.0, up, down)
 
 
 def train_language_model(recipe: LanguageModelRecipe, out_dir: Path) -> None:
     """Train the model and write it to `out_dir`, which holds the tokenizer already."""
     torch.manual_seed(recipe.seed)
-    rows = encode_conversations(recipe, out_dir)
     model = LlamaForCausalLM(model_config(recipe, len(load_tokenizer(str(out_dir)))))
     start_with_equal_queries_and_keys(model, recipe.query_key_scale)
     optimizers = build_optimizers(model, recipe)
     schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, optimizer.param_groups[0]["lr"], recipe.num_steps,
-            pct_start=0.05, cycle_momentum=False,
-        )
-        for optimizer in optimizers
-    ]  # fmt: skip
+        torch.optim.lr_scheduler.LambdaLR(opt, lambda step: learning_rate_factor(step, recipe))
+        for opt in optimizers
+    ]
     with Progress("language model", recipe.num_steps) as progress:
-        for step in range(recipe.num_steps):
-            first = step * recipe.batch_size
-            batch = [rows[index % len(rows)] for index in range(first, first + recipe.batch_size)]
-            loss, right = answer_loss(model, *collate(batch))
+        for batch in itertools.islice(iter_batches(recipe, out_dir), recipe.num_steps):
+            loss, right = answer_loss(model, *collate(batch), recipe.embedding_noise)
             model.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -39,19 +39,24 @@ class TowerRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelRecipe:
-    """A Llama-shaped model, trained on text that is mostly English, as Vicuna's is."""
+    """A Llama-shaped model, trained on text that is English more than anything else."""
 
     hidden_size: int = 192
     intermediate_size: int = 512
     num_layers: int = 4
     num_heads: int = 6
     max_length_tokens: int = 1024
-    english_share: float = 0.8
-    num_conversations: int = 30_400
-    batch_size: int = 16
-    num_steps: int = 1900
+    english_share: float = 0.4
+    batch_size: int = 12
+    num_steps: int = 6000
+    num_warmup_steps: int = 200
+    # the learning rate falls over this share of the steps
+    decay_share: float = 0.8
     learning_rate: float = 3e-3
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = 0.015
+    muon_weight_decay: float = 0.1
+    # see `answer_loss`
+    embedding_noise: float = 0.3
     initializer_range: float = 0.05
     # queries and keys begin equal, times this: see `start_with_equal_queries_and_keys`
     query_key_scale: float = 1.2

@@ -27,9 +27,9 @@ flags_of_preset=(
 )
 flags_of_pretrain=(
   --learning_rate 2e-3
-  --max_steps 500
+  --max_steps 1000
 )
 flags_of_finetune=(
   --learning_rate 1e-3
-  --max_steps 1250
+  --max_steps 1800
 )

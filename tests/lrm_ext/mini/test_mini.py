@@ -1,17 +1,26 @@
 import dataclasses
+import itertools
 import json
 import random
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.errors import CheckpointError
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.concepts import load_concepts
+from lrm_ext.corpus.emoji.concepts import concepts_by_id, load_concepts
 from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import combinations, sample_scene, split_of_combination
+from lrm_ext.corpus.emoji.scenes import (
+    Placed,
+    Scene,
+    combinations,
+    sample_scene,
+    split_of_combination,
+)
 from lrm_ext.mini import text, tower
 from lrm_ext.mini.build import check_base, hash_files, models_dir
+from lrm_ext.mini.language_model import answer_loss, learning_rate_factor
 from lrm_ext.mini.recipe import BaseRecipe, LanguageModelRecipe, TowerRecipe
 
 
@@ -55,7 +64,7 @@ def test_base_models_see_training_combinations_only(monkeypatch):
 
     monkeypatch.setattr(text, "sample_scene", spy)
     monkeypatch.setattr(tower, "sample_scene", spy)
-    list(text.iter_conversations(50, 0.8, seed=1))
+    list(itertools.islice(text.iter_conversations(0.4, seed=1), 50))
     list(text.iter_tokenizer_sentences(20, seed=1))
     _, index = tower.build_phrases()
     tower.draw_pictures(dataclasses.replace(TowerRecipe(), num_scenes=20), index)
@@ -64,13 +73,69 @@ def test_base_models_see_training_combinations_only(monkeypatch):
     assert splits == {"train"}
 
 
-def test_text_is_mostly_english_and_repeats_itself():
-    first = list(text.iter_conversations(300, LanguageModelRecipe.english_share, seed=3))
-    assert first == list(text.iter_conversations(300, LanguageModelRecipe.english_share, seed=3))
+def conversations(num, seed=3):
+    endless = text.iter_conversations(LanguageModelRecipe.english_share, seed)
+    return list(itertools.islice(endless, num))
+
+
+def test_text_is_english_more_than_anything_else_and_repeats_itself():
+    first = conversations(300)
+    assert first == conversations(300)
     answers = {turn.text for turns in first for turn in turns}
     assert {"Yes", "Да", "是"} <= answers
-    english = sum(any(turn.text in ("Yes", "No") for turn in turns[1::2]) for turns in first)
-    assert 0.7 < english / len(first) < 0.9
+    english = sum(any(turn.text == "Yes" for turn in turns) for turns in first)
+    share = LanguageModelRecipe.english_share
+    assert share - 0.1 < english / len(first) < share + 0.1
+
+
+def test_a_description_has_a_word_for_every_patch_and_tells_every_object():
+    recipe = TowerRecipe()
+    assert recipe.image_size_px == text.GRID * recipe.patch_size_px
+    for turns in conversations(50):
+        description, question = turns[0].text.split("\n")
+        assert len(description.split()) == text.GRID**2 and question
+    rng = random.Random(5)
+    for _ in range(200):
+        scene = sample_scene(rng, "train")
+        told = set(text.describe(scene).split())
+        names = {p.concept: concepts_by_id()[p.concept].names["en"] for p in scene.objects}
+        assert all(set(name.split()) <= told for name in names.values())
+
+
+def test_a_patch_is_told_as_the_object_that_lies_on_it():
+    dog = Placed("dog", x=0.25, y=0.25, size=0.45, mirrored=False)
+    phone = Placed("mobile_phone", x=0.75, y=0.75, size=0.3, mirrored=False)
+    scene = Scene("one", "train", "blue", (0, 0, 255), (dog, phone))
+    rows = [text.describe(scene).split()[start : start + 4] for start in range(0, 16, 4)]
+    assert rows == [
+        ["dog", "dog", "blue", "blue"],
+        ["dog", "dog", "blue", "blue"],
+        ["blue", "blue", "mobile", "phone"],
+        ["blue", "blue", "blue", "blue"],
+    ]
+
+
+def test_noise_is_in_proportion_to_the_embeddings():
+    config = LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    input_ids = torch.randint(0, 30, (2, 9))
+    plain, _ = answer_loss(model, input_ids, input_ids)
+    again, _ = answer_loss(model, input_ids, input_ids, noise=0.0)
+    noisy, _ = answer_loss(model, input_ids, input_ids, noise=0.5)
+    assert plain == again != noisy
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    recipe = dataclasses.replace(
+        LanguageModelRecipe(), num_steps=100, num_warmup_steps=10, decay_share=0.5
+    )
+    factors = [learning_rate_factor(step, recipe) for step in range(101)]
+    assert factors[0] == 0.1 and factors[9:51] == [1.0] * 42
+    assert factors[75] == 0.5 and factors[100] == 0
 
 
 def test_truth_of_phrases_is_what_the_scene_shows():
