@@ -21,6 +21,7 @@ import lrm_ext.languages.commands
 import lrm_ext.mini.commands
 import lrm_ext.mixture.commands
 import lrm_ext.serve.commands
+import lrm_ext.translation.commands
 from llava.errors import UserError
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app = typer.Typer(
 for _package in (
     lrm_ext.languages.commands,
     lrm_ext.corpus.commands,
+    lrm_ext.translation.commands,
     lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
     lrm_ext.mini.commands,

@@ -81,6 +81,8 @@ _SPANS = re.compile(
 _TRIGGER = re.compile(
     r"[\d<\[{`$\\\"“«„‘&*_~@]|\([A-Ha-h]\)|(?<![\w'])'|www\.|://|(?<!\w)[A-HJ-Z](?!\w)"
 )
+# A conversation's own marks: in a translation they would end the turn.
+_SEPARATORS = re.compile(r"<image>|</?s>|<\|[^|\n]*\|>|###|\b(?:USER|ASSISTANT):")
 _DIGITS = re.compile(r"\d+(?:[.,:/×]\d+)*")
 
 # Placeholders, by name. `{}` is a number; engines may put blanks inside and change case.
@@ -200,8 +202,8 @@ def damaged_parts(source: str, target: str) -> list[str]:
 
     Returns:
         What is missing or too much, for people to read: `missing "STOP"`, `too much 3`; empty if
-        all is well. Only digits may be too much: a language may add quotation marks, and a letter
-        by itself may be a word in it.
+        all is well. Only digits and marks that separate turns can be too much: a language may add
+        quotation marks, and a letter by itself may be a word in it.
     """
     wanted: Counter[str] = Counter()
     for span in find_spans(source):
@@ -213,7 +215,10 @@ def damaged_parts(source: str, target: str) -> list[str]:
         short = {part: n for part, n in short.items() if seen[part] < n}
     faults = [f"missing {part}" for part in short]
     allowed = Counter(_DIGITS.findall(source))
-    return faults + [f"too much {n}" for n in Counter(_DIGITS.findall(target)) - allowed]
+    extra = Counter(_DIGITS.findall(target)) - allowed
+    if _SEPARATORS.search(target):
+        extra += Counter(_SEPARATORS.findall(target)) - Counter(_SEPARATORS.findall(source))
+    return faults + [f"too much {n}" for n in extra]
 
 
 def split(text: str) -> list[tuple[str, bool]]:

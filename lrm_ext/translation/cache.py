@@ -1,0 +1,206 @@
+"""What engines answered, so that nothing is asked or paid for twice.
+
+Input: keys made of a segment and of all that decides its translation. Output: the answer given
+before. One SQLite file in WAL mode: several runs may read and write it at once, and a run that is
+killed loses nothing that was committed. Answers are committed as they arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.errors import DataError
+from lrm_ext.translation.engines.base import Engine, Segment, Usage, identity
+
+_VERSION = 1
+_LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
+_BUSY_S = 60.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    engine TEXT, target TEXT, requests INTEGER, input_tokens INTEGER, output_tokens INTEGER,
+    usd REAL, PRIMARY KEY (engine, target)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY (engine, name));
+"""
+
+
+class Answer(NamedTuple):
+    """What an engine answered: a translation, or None and why there is none for good."""
+
+    text: str | None
+    error: str | None
+
+
+class Cache:
+    """The cache file.
+
+    Args:
+        path: It is made if it is not there.
+
+    Raises:
+        DataError: The file is something else, of another version, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise DataError(
+                    f"{self.path}: cache version {version}, this code reads {_VERSION}; choose "
+                    "another file with --cache."
+                )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # what was paid for has to survive a power cut, too
+            self._db.execute("PRAGMA synchronous=FULL")
+            if version == 0:
+                with self._transaction():
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure("cannot be opened", error) from error
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Look answers up; keys without one are left out.
+
+        Raises:
+            DataError: The file is damaged or cannot be read.
+        """
+        found: dict[bytes, Answer] = {}
+        try:
+            for start in range(0, len(keys), _LOOKUP):
+                some = keys[start : start + _LOOKUP]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, text, error FROM answers WHERE key IN ({marks})"
+                for key, text, error in self._db.execute(query, some):
+                    found[key] = Answer(text, error)
+        except sqlite3.Error as error:
+            raise self._failure("cannot be read", error) from error
+        return found
+
+    def put(
+        self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
+    ) -> None:
+        """Commit answers and what they cost, all or nothing.
+
+        Raises:
+            DataError: The disk is full, or the file cannot be written.
+        """
+        rows = [(key, answer.text, answer.error) for key, answer in answers.items()]
+        spent = (
+            identity(engine),
+            target,
+            usage.requests,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.usd,
+        )
+        try:
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+                self._db.execute(
+                    "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "requests = requests + excluded.requests, "
+                    "input_tokens = input_tokens + excluded.input_tokens, "
+                    "output_tokens = output_tokens + excluded.output_tokens, "
+                    "usd = usd + excluded.usd",
+                    spent,
+                )
+        except sqlite3.Error as error:
+            raise self._failure("cannot be written", error) from error
+
+    def spent(self, engine: str, target: str | None = None) -> Usage:
+        """What an engine has cost in this cache, in all runs.
+
+        Args:
+            engine: Its name.
+            target: Only for this language; None for all.
+        """
+        rows = self._db.execute("SELECT * FROM spent").fetchall()
+        total = Usage()
+        for who, lang, *values in rows:
+            if json.loads(who)[0] == engine and target in (None, lang):
+                total += Usage(*values)
+        return total
+
+    def note(self, engine: str, name: str, value: str | None) -> None:
+        """Keep something that a later run has to know, such as a job that a service works on.
+
+        Args:
+            engine: The engine's name.
+            name: What the value is about.
+            value: None forgets it.
+        """
+        try:
+            if value is None:
+                query = "DELETE FROM jobs WHERE engine = ? AND name = ?"
+                self._db.execute(query, (engine, name))
+            else:
+                query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)"
+                self._db.execute(query, (engine, name, value))
+        except sqlite3.Error as error:
+            raise self._failure("cannot be written", error) from error
+
+    def notes(self, engine: str) -> dict[str, str]:
+        """What was kept by `note`."""
+        query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
+        return dict(self._db.execute(query, (engine,)).fetchall())
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # "immediate" takes the write lock at once: two runs wait for each other, none fails
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            # a full disk may have rolled it back by itself
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _failure(self, what: str, error: Exception) -> DataError:
+        return DataError(
+            f"{self.path}: the translation cache {what}: {error}. If the disk is full, make room "
+            "and run again: what was answered is kept. If the file is damaged, move it away."
+        )
+
+
+class Keys:
+    """Makes the keys of one engine and pair of languages.
+
+    Args:
+        engine: Its name, version and options enter the key.
+        source: Code of the source language.
+        target: Code of the target language.
+    """
+
+    def __init__(self, engine: Engine, source: str, target: str) -> None:
+        self._base = hashlib.blake2b(digest_size=16)
+        self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
+
+    def key(self, segment: Segment) -> bytes:
+        """The key of a segment: only what can change its translation enters it."""
+        digest = self._base.copy()
+        digest.update(segment.text.encode("utf-8", "surrogatepass"))
+        if segment.context or segment.terms:
+            # JSON escapes control characters, so the parts cannot run into each other
+            more = json.dumps([segment.context, segment.terms])
+            digest.update(b"\0" + more.encode())
+        return digest.digest()

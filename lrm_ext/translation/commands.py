@@ -1,0 +1,140 @@
+"""`lrm translate`: a corpus into other languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lrm_ext.translation.runner import Job, Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `lrm`."""
+    app.command("translate")(translate)
+
+
+def translate(
+    corpus: Path = typer.Argument(None, help="Folder of the corpus."),
+    to: list[str] = typer.Option([], help="Codes of languages; repeat, or use commas."),
+    engine: list[str] = typer.Option(
+        [], help="Name of an engine; several, with commas, are tried in this order."
+    ),
+    option: list[str] = typer.Option(
+        [], "--option", "-o", help="name=value, or engine.name=value; `--list` shows the names."
+    ),
+    model: str = typer.Option(None, help="Short for --option model=..."),
+    base_url: str = typer.Option(None, help="Short for --option base_url=..."),
+    glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
+    cache: Path = typer.Option(
+        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+    ),
+    replace: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
+    max_rejected: float = typer.Option(
+        None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
+    ),
+    list_engines: bool = typer.Option(False, "--list", help="Show the engines and end."),
+) -> None:
+    """Translate a corpus; run it again after an interruption and it goes on from there."""
+    from rich.console import Console
+
+    from llava.errors import ConfigError, DataError
+    from lrm_ext.translation.engines.registry import split_options
+    from lrm_ext.translation.runner import Job
+
+    console = Console(highlight=False)
+    if list_engines:
+        _print_engines(console)
+        return
+    names, languages = _names(engine), _names(to)
+    if corpus is None or not names or not languages:
+        raise ConfigError(
+            "nothing to do: expected a corpus, --to and --engine, such as "
+            "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
+        )
+    shorts = {"model": model, "base_url": base_url}
+    texts = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    options = split_options(texts, names)
+    failed: list[str] = []
+    for lang in languages:
+        job = Job(
+            corpus=corpus,
+            target=lang,
+            engines=tuple((name, options[name]) for name in names),
+            cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
+            glossary=glossary,
+            replaces=replace,
+        )
+        result = _run(job, console)
+        share = result.counts["rejected"] / max(1, sum(result.counts[s] for s in _STATUSES))
+        if max_rejected is not None and share > max_rejected:
+            failed.append(f"{lang}: {share:.1%} of the rows are rejected")
+    if failed:
+        raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
+
+
+_STATUSES = ("ok", "suspect", "rejected")
+
+
+def _run(job: Job, console: Console) -> Result:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from lrm_ext.translation.runner import translate_corpus
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(job.target)
+        result = translate_corpus(
+            job, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    _print_result(job, result, console)
+    return result
+
+
+def _print_result(job: Job, result: Result, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("rows", "number", title=f"{job.corpus} in {job.target}", title_justify="left")
+    for name in (*_STATUSES, "not translatable"):
+        table.add_row(name, f"{result.counts[name]:,}")
+        for reason, number in sorted(result.counts.items()):
+            if reason.startswith(f"{name}: "):
+                table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
+    console.print(table)
+    if result.work:
+        listed = ", ".join(f"{name} {n:,}" for name, n in sorted(result.work.items()))
+        console.print(f"this run: {listed}", soft_wrap=True)
+    usage = result.usage
+    if usage.input_tokens or usage.usd:
+        console.print(
+            f"cost: {usage.requests:,} requests, {usage.input_tokens:,} tokens in, "
+            f"{usage.output_tokens:,} out, {usage.usd:.4f} USD",
+            soft_wrap=True,
+        )
+
+
+def _print_engines(console: Console) -> None:
+    from dataclasses import fields
+
+    from rich.table import Table
+
+    from lrm_ext.translation.engines.registry import engine_names, get_spec
+
+    table = Table("engine", "what it is", "languages", "licence", "cost", "options")
+    for name in engine_names():
+        spec = get_spec(name)
+        options = " ".join(field.name for field in fields(spec.options))
+        table.add_row(
+            name, spec.summary, " ".join(spec.languages()), spec.licence, spec.cost, options
+        )
+    console.print(table)
+
+
+def _names(texts: list[str]) -> tuple[str, ...]:
+    """Split at commas; each name once, in the order given."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))

@@ -1,0 +1,213 @@
+"""A turn taken apart: what is translated, what is looked up, what is copied.
+
+Input: the text of a turn. Output: pieces that give the text again when put together. Line ends,
+list marks, headings, table bars, code blocks, `<image>`, numbers and option letters by themselves
+are copied, so no engine can lose them. LLaVA's repeated requests and fixed answers are looked up.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translation.protect import find_spans
+
+COPY, FIXED, UNIT = "copy", "fixed", "unit"
+
+# Code, formulas and tables that go over several lines.
+_BLOCK = re.compile(
+    r"```.*?(?:```|\Z)|\$\$.{1,2000}?\$\$|\\\[.{1,2000}?\\\]"
+    r"|\\begin\{([a-z]+\*?)\}.{0,2000}?\\end\{\1\}",
+    re.DOTALL,
+)
+_LINE_END = re.compile(r"(\r\n|[\n\r\v\f\x85\u2028\u2029])")
+# What stands before the words of a line: bullets, headings, quotation bars, "1.", "(a)", "A.".
+_LEAD = re.compile(
+    r"\s*(?:<image>\s*)*(?:[#>]+\s+)*(?:(?:[-*•+–]|\d{1,3}[.)]|\(?[A-Ha-h][.):]|\(\d{1,3}\))\s+)?"
+)
+_OPTION = re.compile(r"\s*\(?[A-H][.):]\s+\S")
+_TABLE_RULE = re.compile(r"(\s*\|\s*)")
+_MAX_SHORT_WORDS = 3
+
+
+class Piece(NamedTuple):
+    """A part of a turn.
+
+    Attributes:
+        text: What it is in English.
+        kind: "copy" stays, "fixed" is looked up (`fixed_text`), "unit" is translated.
+        is_option: It is an answer option of a multiple-choice question.
+    """
+
+    text: str
+    kind: str
+    is_option: bool = False
+
+
+def frame(text: str) -> list[Piece]:
+    r"""Take a turn apart.
+
+    Example:
+        >>> [(p.text, p.kind) for p in frame("<image>\n1. A red car")]
+        [('<image>', 'copy'), ('\n', 'copy'), ('1. ', 'copy'), ('A red car', 'unit')]
+    """
+    pieces: list[Piece] = []
+    end = 0
+    for block in _BLOCK.finditer(text) if "```" in text or "$$" in text or "\\" in text else ():
+        if "\n" not in block[0]:  # within a line it is a span like any other
+            continue
+        pieces += _lines(text[end : block.start()])
+        pieces.append(Piece(block[0], COPY))
+        end = block.end()
+    pieces += _lines(text[end:])
+    return pieces
+
+
+def fixed_text(text: str, target: str) -> str | None:
+    """Look a fixed request or answer up.
+
+    Args:
+        text: A piece in English.
+        target: Code of a language.
+
+    Returns:
+        How it is always said in that language; None if it is not one of them. A final full stop
+        and a first small letter are kept.
+    """
+    body = text.rstrip(".")
+    found = _fixed(target).get(body[:1].upper() + body[1:])
+    if found is None:
+        return None
+    if body[:1].islower():
+        found = found[:1].lower() + found[1:]
+    return found + full_stop(target) if text != body and found[-1].isalnum() else found
+
+
+def full_stop(lang: str) -> str:
+    """The mark that ends a sentence of the language."""
+    return "." if get_language(lang).spaced else "。"
+
+
+def is_short(text: str) -> bool:
+    """Whether a text is too short to be translated without its question."""
+    return len(text.split()) <= _MAX_SHORT_WORDS
+
+
+def question_of(text: str) -> str:
+    """The line of a human turn that its answer answers: the last question, or the last line."""
+    units = [p.text for p in frame(text) if p.kind == UNIT and not p.is_option]
+    questions = [unit for unit in units if unit.rstrip().endswith("?")]
+    return (questions or units or [""])[-1]
+
+
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9<])")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|No|Fig|Prof|Jr|Sr|approx|e\.g|i\.e|U\.S)|\b[A-Z])\.\s+\Z"
+)
+
+
+def sentences(text: str) -> list[str]:
+    """Cut a line into sentences, each with the blanks that follow it.
+
+    No cut is made inside a protected part or after an abbreviation.
+    """
+    cuts = [0]
+    spans = find_spans(text) if _SENTENCE_END.search(text) else []
+    for match in _SENTENCE_END.finditer(text):
+        at = match.end()
+        if any(s.start < at < s.end for s in spans) or _ABBREVIATION.search(text[cuts[-1] : at]):
+            continue
+        cuts.append(at)
+    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True) if a < b]
+
+
+def _lines(text: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    for i, line in enumerate(_LINE_END.split(text)):
+        if i % 2:
+            pieces.append(Piece(line, COPY))
+        elif line.lstrip().startswith("|") and line.count("|") > 1:
+            for k, cell in enumerate(_TABLE_RULE.split(line)):
+                pieces += [Piece(cell, COPY)] if k % 2 else _words(cell, is_option=False)
+        else:
+            lead = _LEAD.match(line)
+            start = lead.end() if lead else 0
+            if start:
+                pieces.append(Piece(line[:start], COPY))
+            pieces += _words(line[start:], is_option=_OPTION.match(line) is not None)
+    return [piece for piece in pieces if piece.text]
+
+
+def _words(text: str, is_option: bool) -> list[Piece]:
+    """The pieces of a line without its lead."""
+    body = text.rstrip()
+    tail = [Piece(text[len(body) :], COPY)]
+    start = len(body) - len(body.lstrip())
+    head, body = [Piece(body[:start], COPY)], body[start:]
+    if _is_wordless(body):
+        return [*head, Piece(body, COPY), *tail]
+    if fixed_text(body, ENGLISH) is not None:
+        return [*head, Piece(body, FIXED), *tail]
+    for prompt in _openings():
+        if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
+            rest = body[len(prompt) :]
+            is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
+            after = [Piece(rest, COPY)] if is_seen else _words(rest, is_option)
+            return [*head, Piece(prompt, FIXED), *after, *tail]
+    for prompt in _prompts():
+        if body.endswith(" " + prompt):
+            return [*head, *_words(body[: -len(prompt)], is_option), Piece(prompt, FIXED), *tail]
+    return [*head, Piece(body, UNIT, is_option), *tail]
+
+
+def _is_wordless(text: str) -> bool:
+    """Whether nothing is left to translate beside protected parts and marks."""
+    if not any(map(str.isalpha, text)):
+        return True
+    if len(text) == 1 and text.isascii():
+        return True  # an option letter, "A" and "I" too
+    end = 0
+    for span in find_spans(text):
+        if span.kind == "ordinal" or any(map(str.isalpha, text[end : span.start])):
+            return False
+        end = span.end
+    return not any(map(str.isalpha, text[end:]))
+
+
+@cache
+def _fixed(target: str) -> dict[str, str]:
+    """Fixed texts of the language, by the English ones without their full stop."""
+    english, other = _texts(get_language(ENGLISH)), _texts(get_language(target))
+    return {text.rstrip("."): _ended(other[k], text) for k, text in english.items() if k in other}
+
+
+def _texts(language: Language) -> dict[str, str]:
+    return {
+        "yes": language.yes,
+        "no": language.no,
+        "short_answer": language.short_answer,
+        "option_letter": language.option_letter,
+        **{f"prompt {key}": text for key, text in language.fixed_prompts.items()},
+        **{f"answer {key}": text for key, text in language.fixed_answers.items()},
+    }
+
+
+def _ended(text: str, english: str) -> str:
+    """A text without its full stop if English has one; `fixed_text` puts it back."""
+    return text.rstrip(".。") if english.endswith(".") else text
+
+
+@cache
+def _prompts() -> tuple[str, ...]:
+    english = get_language(ENGLISH)
+    closed = (p for p in english.fixed_prompts.values() if not p.endswith(":"))
+    return (english.short_answer, english.option_letter, *closed)
+
+
+@cache
+def _openings() -> tuple[str, ...]:
+    return tuple(p for p in get_language(ENGLISH).fixed_prompts.values() if p.endswith(":"))

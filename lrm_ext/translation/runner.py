@@ -1,0 +1,207 @@
+"""Translates a corpus into one language, part by part; it may be killed at any moment.
+
+Input: a corpus and a `Job`. Output: the corpus with `text/<lang>/`. What was answered is in the
+cache, what was finished is in parts (`parts.py`); running the same job again goes on from there and
+gives the same bytes. Who works on the parts is the executor's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from llava.errors import ConfigError
+from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, Text, turns_to_arrow
+from lrm_ext.corpus.store import Corpus
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translation.cache import Cache
+from lrm_ext.translation.engines.base import Usage
+from lrm_ext.translation.engines.registry import build_engine, get_spec
+from lrm_ext.translation.glossary import Glossary
+from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
+from lrm_ext.translation.rows import SEEN_TEXT, build_text, plan_row
+from lrm_ext.translation.translator import Translator
+
+log = logging.getLogger(__name__)
+
+# Goes up when framing or protection change what becomes of a row.
+PROTECTION_VERSION = 1
+_NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One corpus into one language.
+
+    Attributes:
+        corpus: Folder of the corpus.
+        target: Code of the language.
+        engines: Names and options (as text) in the order in which they are tried.
+        cache: The cache file.
+        glossary: A glossary file.
+        seen_text: Sources whose short answers are copied; see `plan_row`.
+        replaces: Replace a translation that is there already.
+    """
+
+    corpus: Path
+    target: str
+    engines: tuple[tuple[str, Mapping[str, str]], ...]
+    cache: Path
+    glossary: Path | None = None
+    seen_text: frozenset[str] = SEEN_TEXT
+    replaces: bool = False
+
+
+@dataclass
+class Result:
+    """What there is now, and what this run did.
+
+    Attributes:
+        counts: Rows of the language by status, "not translatable", and "<status>: <reason>".
+        work: What happened to units: asked, found in the cache, by which way.
+        usage: What this run cost.
+        num_parts: Parts in all.
+        num_done: Parts that were done before this run.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    work: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+    num_parts: int = 0
+    num_done: int = 0
+
+
+# Works on parts, and says after each what happened and what it cost.
+Executor = Callable[[Job, list[int]], Iterable[tuple[Counter[str], Usage]]]
+
+
+def translate_corpus(
+    job: Job,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Translate what is not translated yet.
+
+    Args:
+        job: What to do.
+        executor: Who works on the parts; this process if left out.
+        progress: Called with the numbers of parts done and in all.
+
+    Raises:
+        ConfigError: An unknown language or engine, or the corpus has the language already.
+        DataError: The corpus is damaged, the disk is full, or another run is at work on it.
+        EngineError: An engine cannot go on. Run again to go on from there.
+    """
+    corpus = Corpus.open(job.corpus)
+    if get_language(job.target).code == ENGLISH:
+        raise ConfigError("the corpus is English; choose another language to translate into.")
+    translator = build_translator(job)
+    lock = job.corpus / "text" / f".{job.target}.lock"
+    try:
+        with locked(lock, f"translation into {job.target!r}"):
+            store = PartStore(corpus, job.target, describe(job, translator))
+            if store.is_complete():
+                log.info("%s: the texts in %s are complete", job.corpus, job.target)
+                description = read_description(text_dir(job.corpus, job.target)) or {}
+                counts = Counter(description["counts"])
+                return Result(counts, num_parts=store.num_parts, num_done=store.num_parts)
+            _check_free(job, store)
+            store.begin()
+            missing = store.missing()
+            result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
+            progress(result.num_done, result.num_parts)
+            here = (translate_part(job, store, translator, number) for number in missing)
+            steps = here if executor is None else executor(job, missing)
+            for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
+                result.work += work
+                result.usage += usage
+                progress(done, result.num_parts)
+            result.counts = store.commit()
+            return result
+    finally:
+        translator.close()
+
+
+def translate_part(
+    job: Job, store: PartStore, translator: Translator, number: int
+) -> tuple[Counter[str], Usage]:
+    """Translate one part and write it.
+
+    Returns:
+        What happened to its units, and the cost.
+    """
+    translator.counts, translator.usage = Counter(), Usage()
+    plans = {
+        i: plan_row(row, job.target, job.seen_text)
+        for i, row in store.rows(number)
+        if row.translatable
+    }
+    translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
+    records = [
+        _record(build_text(plans[i], translations)) if i in plans else _NO_TEXT
+        for i in store.row_numbers(number)
+    ]
+    store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
+    return translator.counts, translator.usage
+
+
+def build_translator(job: Job) -> Translator:
+    """Make the cache, the engines and the glossary of a job; no model is loaded yet.
+
+    Raises:
+        ConfigError: An engine is unknown, or does not translate into the language.
+    """
+    glossary = Glossary.load(job.glossary, job.target)
+    cache = Cache(job.cache)
+    engines = [build_engine(name, options, job.target, cache) for name, options in job.engines]
+    return Translator(engines, cache, job.target, glossary)
+
+
+def describe(job: Job, translator: Translator) -> dict[str, Any]:
+    """All that decides what the texts will be, for people and for comparing."""
+    terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
+    rows = sorted((job.corpus / "rows").iterdir())
+    return {
+        "target": job.target,
+        "engines": [
+            {
+                "name": engine.name,
+                "version": engine.version,
+                "options": dict(engine.options),
+                "licence": get_spec(engine.name).licence,
+            }
+            for engine in translator.engines
+        ],
+        "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
+        "copied answers of": sorted(job.seen_text),
+        "protection": PROTECTION_VERSION,
+        "rows": [[path.name, path.stat().st_size] for path in rows],
+    }
+
+
+def _check_free(job: Job, store: PartStore) -> None:
+    if store.exists() and not job.replaces:
+        description = read_description(text_dir(job.corpus, job.target))
+        engines = [e["name"] for e in description["engines"]] if description else ["people"]
+        raise ConfigError(
+            f"{job.corpus} has texts in {job.target!r} already, made by {', '.join(engines)} or "
+            "with other settings. To make them anew use --replace; what is cached is not asked "
+            "again."
+        )
+
+
+def _record(text: Text) -> dict[str, Any]:
+    return {
+        "turns": turns_to_arrow(text.turns),
+        "status": text.status,
+        "engine": text.engine,
+        "reason": text.reason,
+    }
