@@ -27,7 +27,7 @@ from typing import Any
 log = logging.getLogger("screenshot")
 
 WIDTH_PX, HEIGHT_PX = 1280, 1000
-QUESTIONS = ("What is the colour of the background?", "Kakva je boja pozadine?", "背景是什么颜色？")
+QUESTIONS = ("What color is the background?", "Kakva je boja pozadine?")
 TIMEOUT_S = 60
 POLL_INTERVAL_S = 0.25
 

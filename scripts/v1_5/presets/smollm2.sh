@@ -1,30 +1,37 @@
 # shellcheck shell=bash disable=SC2034
-# A small model for one GPU; the paper's schedule.
-model=HuggingFaceTB/SmolLM2-360M
-tower=openai/clip-vit-base-patch16
+# A real pretrained language model that a CPU can adapt: SmolLM2-135M-Instruct, LoRA, built-in corpus.
+# python scripts/get_smollm2.py fetches it.
+model=playground/models/smollm2
+tower=playground/models/mini/vision_tower
 version=chatml_direct
-data_of_pretrain=playground/data/corpus/pretrain
-data_of_finetune=playground/data/corpus/finetune
+data_of_pretrain=playground/data/emoji_scenes/corpus/pretrain
+data_of_finetune=playground/data/emoji_scenes/corpus/finetune
 zero_of_pretrain=
 zero_of_finetune=
+num_gpus=1
 
 flags_of_preset=(
-  --bf16 True
-  --tf32 True
-  --model_max_length 2048
-  --gradient_accumulation_steps 1
-  --gradient_checkpointing True
+  --feature_cache auto
+  --image_aspect_ratio pad
+  --model_max_length 1024
+  --per_device_train_batch_size 8
+  --optim adamw_torch_fused
+  --max_grad_norm 1.0
   --save_strategy steps
-  --save_steps 1000
+  --save_steps 20
   --save_total_limit 1
-  --dataloader_num_workers 4
+  --logging_steps 1
+  --dataloader_num_workers 0
 )
 flags_of_pretrain=(
-  --learning_rate 1e-3
-  --per_device_train_batch_size 24
+  --learning_rate 2e-3
+  --max_steps 60
 )
 flags_of_finetune=(
-  --image_aspect_ratio pad
-  --learning_rate 1e-4
-  --per_device_train_batch_size 32
+  --lora_enable True
+  --lora_r 32
+  --lora_alpha 64
+  --learning_rate 5e-4
+  --mm_projector_lr 5e-4
+  --max_steps 100
 )
