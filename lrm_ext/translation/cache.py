@@ -31,10 +31,17 @@ CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY
 
 
 class Answer(NamedTuple):
-    """What an engine answered: a translation, or None and why there is none for good."""
+    """What an engine answered.
+
+    Attributes:
+        text: The translation; None if there is none.
+        error: Why there is none.
+        is_final: Asking again would give the same. Only such answers are in the cache.
+    """
 
     text: str | None
     error: str | None
+    is_final: bool = True
 
 
 class Cache:

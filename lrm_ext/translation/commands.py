@@ -98,6 +98,8 @@ def _run(job: Job, console: Console) -> Result:
 def _print_result(job: Job, result: Result, console: Console) -> None:
     from rich.table import Table
 
+    from lrm_ext.translation.translator import UNANSWERED
+
     table = Table("rows", "number", title=f"{job.corpus} in {job.target}", title_justify="left")
     for name in (*_STATUSES, "not translatable"):
         table.add_row(name, f"{result.counts[name]:,}")
@@ -105,6 +107,12 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
             if reason.startswith(f"{name}: "):
                 table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
     console.print(table)
+    if num := result.counts[f"rejected: {UNANSWERED}"]:
+        console.print(
+            f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
+            "again, and takes the others from the cache.",
+            soft_wrap=True,
+        )
     if result.work:
         listed = ", ".join(f"{name} {n:,}" for name, n in sorted(result.work.items()))
         console.print(f"this run: {listed}", soft_wrap=True)

@@ -24,6 +24,9 @@ from lrm_ext.translation.protect import Masked, damaged_parts, mask, restore, sp
 
 log = logging.getLogger(__name__)
 
+# The reason of what failed for reasons that may pass.
+UNANSWERED = "unanswered"
+
 # Says what is wrong with a translation, or None.
 Judge = Callable[[str, str], str | None]
 
@@ -153,7 +156,10 @@ class Translator:
                 unit
                 for unit in pending
                 if unit not in results
-                or (results[unit].text is None and not results[unit].reason.startswith("engine"))
+                or (
+                    results[unit].text is None
+                    and not results[unit].reason.startswith(("engine", UNANSWERED))
+                )
             ]
         return results
 
@@ -217,7 +223,7 @@ class Translator:
                         f"{len(missing)}; its code is at fault."
                     )
                 segment = missing[outcome.index]
-                answers[segment] = Answer(outcome.text, outcome.error)
+                answers[segment] = Answer(outcome.text, outcome.error, outcome.is_final)
                 if outcome.is_final:
                     fresh[keys[segment]] = answers[segment]
             if not engine.is_table:
@@ -242,7 +248,8 @@ class Translator:
             answer = answers.get(self._segment(engine, part, plan))
             if answer is None or not (answer.text or "").strip():
                 error = (answer.error if answer else None) or "no answer"
-                return None, f"engine: {engine.name}: {error}"
+                word = "engine" if answer and answer.is_final else UNANSWERED
+                return None, f"{word}: {engine.name}: {error}"
             if engine.is_table:
                 return answer.text, ""
             text = restore(part, _tidy(part.text, str(answer.text)))

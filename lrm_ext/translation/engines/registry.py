@@ -24,6 +24,7 @@ ENTRY_POINTS = "lrm_llava.engines"
 _OURS = {
     "memory": "memory",
     "apertium": "apertium",
+    "openai": "openai",
 }
 
 

@@ -1,0 +1,239 @@
+"""Engine `openai`: any service that speaks OpenAI's chat protocol, vLLM and SGLang included.
+
+Role: makes the requests and keeps the accounts. How they are sent and what becomes of answers is in
+`asking.py`; what the model is told, in `chat.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.errors import ConfigError
+from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.languages.registry import list_languages
+from lrm_ext.translation.engines.base import (
+    BudgetError,
+    EngineError,
+    EngineSpec,
+    Ledger,
+    OptionValue,
+    Reply,
+    Segment,
+    Usage,
+)
+from lrm_ext.translation.engines.chat import PROMPT_VERSION, messages
+
+_NAME = "openai"
+_CHARACTERS_PER_TOKEN = 3  # on the safe side, for estimates only
+_JSON_MODES = ("json_object", "json_schema", "none")
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "translations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"id": {"type": "integer"}, "text": {"type": "string"}},
+                "required": ["id", "text"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["translations"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class OpenAIOptions:
+    """Options of the engine.
+
+    Attributes:
+        model: Name of the model, as the service knows it.
+        base_url: Address of the service.
+        key_variable: Environment variable that holds the key; it may be unset for a local service.
+        style: More rules for the model, such as "Address the reader formally."
+        temperature: 0 for the likeliest answer; -1 leaves it to the service.
+        json: How JSON is asked for: json_object, json_schema, or none.
+        segments_per_request: Segments that are asked for at once.
+        concurrency: Requests under way at once.
+        timeout_s: Longest wait for one answer.
+        max_tries: Tries for one request.
+        first_wait_s: Wait before the second try; it doubles.
+        requests_per_minute: Rate limit.
+        tokens_per_minute: Rate limit.
+        usd_per_million_input: Price of tokens sent.
+        usd_per_million_output: Price of tokens received.
+        budget_usd: Stop before more is spent, counting all runs with this cache.
+        budget_tokens: Stop before more tokens are used, counting all runs with this cache.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    style: str | None = None
+    temperature: float = 0.0
+    json: str = "json_object"
+    segments_per_request: int = 8
+    concurrency: int = 16
+    timeout_s: float = 120.0
+    max_tries: int = 6
+    first_wait_s: float = 1.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    usd_per_million_input: float | None = None
+    usd_per_million_output: float | None = None
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.json not in _JSON_MODES:
+            raise ConfigError(f"json is {self.json!r}, expected one of {', '.join(_JSON_MODES)}.")
+        for name in ("segments_per_request", "concurrency", "max_tries", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
+        prices = (self.usd_per_million_input, self.usd_per_million_output)
+        if self.budget_usd is not None and None in prices:
+            raise ConfigError(
+                "budget_usd needs prices: set usd_per_million_input and usd_per_million_output, "
+                "0 if one is free."
+            )
+
+
+class OpenAIEngine:
+    """Asks a chat model."""
+
+    name = _NAME
+    context = "native"
+    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
+    is_table = False
+    is_sentence_level = False
+
+    def __init__(self, options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> None:
+        self._options = options
+        self._source, self._target = source, target
+        self._ledger = ledger
+        self._spent = Usage()
+        self._pending = Usage()
+        self.version = options.model
+        self.options: Mapping[str, OptionValue] = {
+            "prompt": PROMPT_VERSION,
+            "style": options.style,
+            "temperature": options.temperature,
+        }
+
+    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+        """Translate a batch; see `Engine.translate`."""
+        self._spent, self._pending = self._ledger.spent(self.name), Usage()
+        options = self._options
+        key = os.environ.get(options.key_variable)
+        if key is None and "api.openai.com" in options.base_url:
+            raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
+        try:
+            from lrm_ext.translation.engines.asking import ask
+            from lrm_ext.translation.engines.service import Limits, Service
+        except ImportError as error:
+            raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
+        limits = Limits(
+            timeout_s=options.timeout_s,
+            max_tries=options.max_tries,
+            first_wait_s=options.first_wait_s,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+        )
+        service = Service(options.base_url.rstrip("/"), key, limits)
+        yield from ask(self, service, segments, options.segments_per_request, options.concurrency)
+
+    def close(self) -> None:
+        """Nothing stays open between batches."""
+
+    def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        """The request that asks for some segments."""
+        options = self._options
+        body: dict[str, Any] = {
+            "model": options.model,
+            "messages": messages(segments, self._source, self._target, options.style),
+        }
+        if options.temperature >= 0:
+            body["temperature"] = options.temperature
+        if options.json == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        elif options.json == "json_schema":
+            schema = {"name": "translations", "strict": True, "schema": _SCHEMA}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    def usage_of(self, data: Mapping[str, Any]) -> Usage:
+        """What an answer cost."""
+        usage = data.get("usage")
+        counts = usage if isinstance(usage, dict) else {}
+        tokens = [counts.get(key) for key in ("prompt_tokens", "completion_tokens")]
+        sent, received = (n if isinstance(n, int) else 0 for n in tokens)
+        return Usage(1, sent, received, self._price(sent, received))
+
+    def estimate(self, body: Mapping[str, Any]) -> Usage:
+        """About what a request will cost; the answer is taken to be as long as the segments."""
+        rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in body["messages"])
+        return Usage(1, rules + asked, asked, self._price(rules + asked, asked))
+
+    def reserve(self, estimate: Usage) -> None:
+        """Set money aside for a request.
+
+        Raises:
+            BudgetError: With it, more would be spent than is allowed.
+        """
+        options = self._options
+        total = self._spent + self._pending + estimate
+        tokens = total.input_tokens + total.output_tokens
+        budgets = (
+            {f"{options.budget_tokens:,} tokens": tokens > options.budget_tokens}
+            if options.budget_tokens is not None
+            else {}
+        )
+        if options.budget_usd is not None:
+            budgets[f"{options.budget_usd:g} USD"] = total.usd > options.budget_usd
+        for budget, is_spent in budgets.items():
+            if is_spent:
+                raise BudgetError(
+                    f"the budget of {budget} is spent: {self._told()}. What was answered is in the "
+                    "cache; run again with a larger budget to go on."
+                )
+        self._pending += estimate
+
+    def settle(self, estimate: Usage, usage: Usage) -> None:
+        """Replace an estimate by what it came to."""
+        self._pending += Usage(
+            -estimate.requests, -estimate.input_tokens, -estimate.output_tokens, -estimate.usd
+        )
+        self._spent += usage
+
+    def _told(self) -> str:
+        used = self._spent
+        return (
+            f"{used.requests:,} requests used {used.input_tokens + used.output_tokens:,} tokens, "
+            f"{used.usd:.4f} USD, in all runs with this cache"
+        )
+
+    def _price(self, sent: int, received: int) -> float:
+        per_input = self._options.usd_per_million_input or 0.0
+        per_output = self._options.usd_per_million_output or 0.0
+        return (sent * per_input + received * per_output) / 1e6
+
+
+def _build(options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> OpenAIEngine:
+    return OpenAIEngine(options, source, target, ledger)
+
+
+SPEC = EngineSpec(
+    name=_NAME,
+    summary="any chat model behind OpenAI's protocol: vLLM, SGLang, hosted ones",
+    licence="the model's (EuroLLM: Apache-2.0), or the provider's terms",
+    cost="GPU time, or by the token",
+    options=OpenAIOptions,
+    build=_build,
+    languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
+    install="pip install 'lrm-llava[translate]'",
+)
