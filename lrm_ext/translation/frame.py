@@ -78,13 +78,15 @@ def fixed_text(text: str, target: str) -> str | None:
         How it is always said in that language; None if it is not one of them. A final full stop
         and a first small letter are kept.
     """
-    body = text.rstrip(".")
-    found = _fixed(target).get(body[:1].upper() + body[1:])
-    if found is None:
-        return None
-    if body[:1].islower():
+    table = _fixed(target)
+    capital = text[:1].upper() + text[1:]
+    found = table.get(capital)
+    if found is None and text.endswith("."):
+        found = table.get(capital[:-1])
+        found = found and found + full_stop(target)
+    if found is not None and text[:1].islower():
         found = found[:1].lower() + found[1:]
-    return found + full_stop(target) if text != body and found[-1].isalnum() else found
+    return found
 
 
 def full_stop(lang: str) -> str:
@@ -180,9 +182,9 @@ def _is_wordless(text: str) -> bool:
 
 @cache
 def _fixed(target: str) -> dict[str, str]:
-    """Fixed texts of the language, by the English ones without their full stop."""
+    """Fixed texts of the language, by the English ones."""
     english, other = _texts(get_language(ENGLISH)), _texts(get_language(target))
-    return {text.rstrip("."): _ended(other[k], text) for k, text in english.items() if k in other}
+    return {text: other[key] for key, text in english.items() if key in other}
 
 
 def _texts(language: Language) -> dict[str, str]:
@@ -194,11 +196,6 @@ def _texts(language: Language) -> dict[str, str]:
         **{f"prompt {key}": text for key, text in language.fixed_prompts.items()},
         **{f"answer {key}": text for key, text in language.fixed_answers.items()},
     }
-
-
-def _ended(text: str, english: str) -> str:
-    """A text without its full stop if English has one; `fixed_text` puts it back."""
-    return text.rstrip(".。") if english.endswith(".") else text
 
 
 @cache

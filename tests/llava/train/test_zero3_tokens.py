@@ -13,7 +13,7 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @pytest.mark.timeout(600)
-def test_new_rows_are_those_of_one_process(flags, tmp_path):
+def test_new_rows_are_those_of_one_process(run_train, flags, tmp_path):
     settings = {
         "mm_use_im_patch_token": True,
         "mm_use_im_start_end": True,
@@ -21,7 +21,7 @@ def test_new_rows_are_those_of_one_process(flags, tmp_path):
         "learning_rate": 0,
     }
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(1, flags(output_dir=one, per_device_train_batch_size=4, **settings))
+    run_train(flags(output_dir=one, per_device_train_batch_size=4, **settings))
     zero_3 = {"deepspeed": ROOT / "scripts" / "zero3.json", "per_device_train_batch_size": 2}
     launch(2, flags(output_dir=two, **zero_3, **settings))
     left, right = (read_tensors(folder / "model.safetensors") for folder in (one, two))

@@ -20,7 +20,9 @@ from lrm_ext.serve import answer_language, child, demo
 from lrm_ext.serve.demo import Demo, DemoOptions, run_demo
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
+# Jobs that a shell starts in the background are born deaf to Ctrl-C; the demo here must hear it.
 START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from pathlib import Path; from lrm_ext.serve.demo import DemoOptions, run_demo; "
     "run_demo(DemoOptions({model!r}, port={port}, log_dir=Path({log_dir!r})))"
 )

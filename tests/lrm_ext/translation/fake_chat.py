@@ -14,6 +14,9 @@ from typing import Any
 
 from lrm_ext.translation.engines.base import Usage
 
+PROMPT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+
 
 class NoLedger:
     """A ledger that knows nothing."""
