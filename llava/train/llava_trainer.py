@@ -26,6 +26,7 @@ from llava.data.sampler import (
 )
 from llava.errors import UserError
 from llava.train import checkpoint, weights
+from llava.train.metrics_log import MetricsLog
 from llava.train.progress import ProgressCallback
 from llava.train.weights import get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 
@@ -111,6 +112,7 @@ class LLaVATrainer(Trainer):
         self.args.logging_nan_inf_filter = False
         self._epochs = _EpochCallback()
         self.add_callback(self._epochs)
+        self.add_callback(MetricsLog())
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
             self.add_callback(ProgressCallback(getattr(self.args, "stage_name", None)))

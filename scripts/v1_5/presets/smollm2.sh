@@ -18,14 +18,14 @@ flags_of_preset=(
   --optim adamw_torch_fused
   --max_grad_norm 1.0
   --save_strategy steps
-  --save_steps 20
+  --save_steps 30
   --save_total_limit 1
   --logging_steps 1
   --dataloader_num_workers 0
 )
 flags_of_pretrain=(
   --learning_rate 2e-3
-  --max_steps 60
+  --max_steps 200
 )
 flags_of_finetune=(
   --lora_enable True
@@ -33,5 +33,5 @@ flags_of_finetune=(
   --lora_alpha 64
   --learning_rate 5e-4
   --mm_projector_lr 5e-4
-  --max_steps 100
+  --max_steps 120
 )

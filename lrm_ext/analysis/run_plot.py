@@ -1,0 +1,125 @@
+"""Draws the loss of runs over their steps, every attempt of each (`lrm plot-run`).
+
+In: output folders of training. Out: a picture. Interruptions are visible: an attempt that went on
+from a checkpoint begins with a mark, and the steps that the attempt before it had made beyond that
+checkpoint stay in the picture, so that anyone can see whether the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.errors import DataError
+from llava.train.metrics_log import METRICS_FILE, read_metrics
+
+# told apart without colour
+_STYLES = ("-", "--", ":", "-.")
+# Okabe and Ito's colours, which colour-blind people can tell apart
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a run did between a start and its end or interruption.
+
+    Attributes:
+        first_step: Steps that were done before it.
+        steps: Optimizer steps at which the loss was logged.
+        losses: The loss at those steps.
+    """
+
+    first_step: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+def read_attempts(folder: Path) -> tuple[Attempt, ...]:
+    """Read a run's attempts.
+
+    Args:
+        folder: The `--output_dir` of a training.
+
+    Raises:
+        DataError: The run logged no loss.
+    """
+    by_attempt: dict[int, list[dict[str, Any]]] = {}
+    for record in read_metrics(folder / METRICS_FILE):
+        by_attempt.setdefault(record["attempt"], []).append(record)
+    attempts = []
+    for records in by_attempt.values():
+        logged = [record for record in records if "loss" in record]
+        steps = tuple(record["step"] for record in logged)
+        losses = tuple(record["loss"] for record in logged)
+        attempts.append(Attempt(records[0]["step"], steps, losses))
+    if not any(attempt.steps for attempt in attempts):
+        raise DataError(
+            f"{folder}: no loss found in {METRICS_FILE}; expected the --output_dir of a training "
+            "that logged at least once (--logging_steps)."
+        )
+    return tuple(attempts)
+
+
+def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
+    """How far attempts disagree in the steps that more than one of them made.
+
+    Returns:
+        Number of those steps, and the largest difference of their losses.
+    """
+    seen: dict[int, float] = {}
+    differences = []
+    for attempt in attempts:
+        for step, loss in zip(attempt.steps, attempt.losses, strict=True):
+            if step in seen:
+                differences.append(abs(loss - seen[step]))
+            seen[step] = loss
+    return len(differences), max(differences, default=0.0)
+
+
+def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
+    """Draw the loss of runs.
+
+    Args:
+        folders: Output folders of trainings.
+        out: The picture (.png, .svg or .pdf).
+        smooth: Steps over which the loss is averaged; an attempt's first steps over fewer.
+
+    Raises:
+        DataError: A run logged no loss.
+    """
+    from matplotlib.figure import Figure
+
+    runs = [(folder, read_attempts(folder)) for folder in folders]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (folder, attempts) in enumerate(runs):
+        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number % len(_STYLES)]
+        for index, attempt in enumerate(attempts):
+            label = folder.name if index == 0 else None
+            losses = _moving_mean(attempt.losses, smooth)
+            axes.plot(attempt.steps, losses, color=colour, linestyle=style, label=label, lw=1.5)
+            if attempt.first_step and attempt.steps:
+                label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
+                axes.plot(
+                    attempt.steps[0], losses[0], "o", mfc="white", color=colour, ms=8, label=label
+                )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+
+
+def _smoothed(smooth: int) -> str:
+    return f",\nmean of {smooth} steps" if smooth > 1 else ""
+
+
+def _moving_mean(values: Sequence[float], width: int) -> list[float]:
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
