@@ -27,7 +27,15 @@ from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_t
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.projector_file import load_projector
-from llava.model.splice import PaddedRows, pad_rows, splice_rows, strip_padding, truncate_rows
+from llava.model.splice import (
+    PackedRows,
+    PaddedRows,
+    pack_rows,
+    pad_rows,
+    splice_rows,
+    strip_padding,
+    truncate_rows,
+)
 from llava.model.tiles import merge_flat, merge_single, merge_spatial, unpad_image
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
@@ -201,6 +209,34 @@ class LlavaMetaForCausalLM(ABC):
         new_labels = None if labels is None else rows.labels
         return None, positions, mask, past_key_values, rows.embeds, new_labels
 
+    def pack_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_features: Tensor | list[Tensor] | None = None,
+    ) -> PackedRows:
+        """As `prepare_inputs_labels_for_multimodal`, but the rows lie one after the other.
+
+        Args:
+            input_ids: [B, T] with sentinels.
+            attention_mask: [B, T] or None (all real).
+            labels: [B, T], not shifted.
+            images: as there.
+            image_sizes: as there.
+            image_features: as there.
+
+        Raises:
+            DataError: sentinels and images do not match.
+        """
+        features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
+        max_length = MultimodalConfig.from_config(self.config).tokenizer_model_max_length
+        return pack_rows(
+            *self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
+        )
+
     def _splice(
         self,
         input_ids: Tensor,
@@ -211,11 +247,27 @@ class LlavaMetaForCausalLM(ABC):
         max_length: int | None,
     ) -> PaddedRows:
         """Run the four steps of `llava.model.splice` on a batch [B, T]."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if labels is None:
             labels = torch.full_like(input_ids, IGNORE_INDEX)
+        rows = self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
+        return pad_rows(*rows, padding_side)
+
+    def _spliced_rows(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        features: Sequence[Tensor] | None,
+        max_length: int | None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Embeddings [L_b, D] and labels [L_b] of each row of a batch [B, T]."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         ids, row_labels = strip_padding(input_ids, mask.bool(), labels)
-        embeds, row_labels = splice_rows(ids, row_labels, features, self.get_input_embeddings())
+        embed = self.get_input_embeddings()
+        if features is None:
+            embeds = list(embed(torch.cat(ids)).split([len(row) for row in ids]))
+        else:
+            embeds, row_labels = splice_rows(ids, row_labels, features, embed)
         embeds, row_labels, num_cut = truncate_rows(embeds, row_labels, max_length)
         if num_cut:
             # the data layer counts what it drops; here one warning a run is enough
@@ -223,7 +275,7 @@ class LlavaMetaForCausalLM(ABC):
             self._truncation_reported = True
             text = "%d position(s) of a batch of %d rows cut off at tokenizer_model_max_length %d"
             log.log(level, text, num_cut, len(ids), max_length)
-        return pad_rows(embeds, row_labels, padding_side)
+        return embeds, row_labels
 
     def _image_sequences(
         self,

@@ -2,8 +2,9 @@
 
 In: token ids with the sentinel `IMAGE_TOKEN_INDEX`, their mask and labels, and one feature
 sequence per image slot. Out: padded embeddings with matching labels, mask and positions.
-Four pure functions, applied in this order: `strip_padding`, `splice_rows`, `truncate_rows`,
-`pad_rows`. They know no model and read no configuration; encoding images is not done here.
+Four pure functions, applied in this order: `strip_padding`, `splice_rows`, `truncate_rows`, and
+`pad_rows` or, to train without padding, `pack_rows`. They know no model and read no configuration;
+encoding images is not done here.
 
 Legend: B rows, T tokens of a row, P features of an image, L positions of a spliced row, D hidden.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -27,6 +29,16 @@ class PaddedRows(NamedTuple):
     labels: Tensor  # [B, L] long, IGNORE_INDEX on pads
     attention_mask: Tensor  # [B, L] bool, True on real positions
     position_ids: Tensor  # [B, L] long, 0..len-1 on real positions, 0 on pads
+
+
+class PackedRows(NamedTuple):
+    """A spliced batch as one row, sample after sample; L is the sum of their lengths."""
+
+    embeds: Tensor  # [1, L, D]
+    labels: Tensor  # [1, L] long, IGNORE_INDEX on the first position of each sample
+    position_ids: Tensor  # [1, L] long, from 0 in each sample
+    cu_seq_lens: Tensor  # [B + 1] int32, where samples begin, and L
+    max_length: int  # of the longest sample
 
 
 def strip_padding(
@@ -138,6 +150,32 @@ def pad_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor], side: str) -> P
         labels=torch.stack([pad(row, IGNORE_INDEX) for row in labels]),
         attention_mask=mask,
         position_ids=position_ids.masked_fill(~mask, 0),
+    )
+
+
+def pack_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedRows:
+    """Put the rows one after the other; nothing is padded.
+
+    Args:
+        embeds: B rows [L_b, D].
+        labels: B rows [L_b] long. What follows the last position of a sample is the next sample's
+            first, which no loss may ask for: that label is ignored.
+
+    Returns:
+        One row, and where its samples are, as attention within samples needs it.
+    """
+    device = labels[0].device
+    lengths = [len(row) for row in embeds]
+    joined = torch.cat(list(labels)).clone()
+    cu_seq_lens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))
+    joined[cu_seq_lens[:-1]] = IGNORE_INDEX
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return PackedRows(
+        embeds=torch.cat(list(embeds)).unsqueeze(0),
+        labels=joined.unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        cu_seq_lens=cu_seq_lens.to(torch.int32),
+        max_length=max(lengths),
     )
 
 

@@ -122,6 +122,14 @@ class TrainingArguments(transformers.TrainingArguments):
             "LLaVA's mean of the micro-batches' means."
         },
     )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Run a batch's samples as one row without padding, each by itself."},
+    )
     stage_name: str | None = field(
         default=None, metadata={"help": "What the progress display calls this run."}
     )

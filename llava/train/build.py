@@ -28,6 +28,7 @@ from llava.conversation import (
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint_files import check_complete, read_config
 from llava.model.model_class import model_class_of
+from llava.model.packed_attention import PACKED_SDPA
 from llava.model.tokenizer import load_tokenizer
 from llava.train import weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -99,6 +100,8 @@ def build_model(
         # not from the folder: transformers would warn that the base is of another type
         kept = {key: value for key, value in config.items() if key != "model_type"}
         keywords["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
+    if training_args.packing and attn_implementation in (None, "sdpa"):
+        attn_implementation = PACKED_SDPA
     if attn_implementation is not None:
         keywords["attn_implementation"] = attn_implementation
     if training_args.cache_dir is not None:

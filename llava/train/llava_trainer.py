@@ -7,7 +7,6 @@ Non-goals: which parameters are trained (`freeze.py`), how a folder becomes whol
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from llava.errors import UserError
 from llava.train import checkpoint, weights
 from llava.train.metrics_log import MetricsLog
 from llava.train.progress import ProgressCallback
+from llava.train.run_identity import identity_of, write_identity
 from llava.train.weights import get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-ORDER_FILE = "sample_order.json"
 _STATE_FILE = "trainer_state.json"
 
 
@@ -200,6 +199,8 @@ class LLaVATrainer(Trainer):
             UserError: The loss is not finite.
         """
         sample_ids = inputs.pop("sample_ids", None)
+        if getattr(self.args, "packing", False):
+            inputs["packing"] = True
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             self._refuse_loss(loss, sample_ids)
@@ -253,8 +254,7 @@ class LLaVATrainer(Trainer):
             self._note_best(output_dir, final)
             if self.args.should_save:
                 self.state.save_to_json(str(folder / _STATE_FILE))
-                order = json.dumps(self._order_settings(), indent=1) + "\n"
-                (folder / ORDER_FILE).write_text(order, encoding="utf-8")
+                write_identity(folder, self.identity())
         best = self.state.best_model_checkpoint
         if self.args.should_save:
             keep = (final, Path(best)) if best else (final,)
@@ -267,31 +267,15 @@ class LLaVATrainer(Trainer):
             if best == final or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
 
-    def _order_settings(self) -> dict[str, Any]:
-        """What decides which sample comes in which step."""
-        dataset: Any = self.train_dataset
-        return {
-            "num_samples": len(dataset),
-            "global_batch_size": self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size,
-            "seed": self._data_seed,
-        }
-
-    def check_order(self, folder: Path) -> None:
-        """Warn if a checkpoint was made with other settings of the sample order."""
-        path = folder / ORDER_FILE
-        now = self._order_settings()
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
-        changed = {key: (before.get(key), now[key]) for key in now if before.get(key) != now[key]}
-        if changed:
-            text = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-            log.warning(
-                "%s was made with other settings (%s): some samples of this epoch will be seen "
-                "twice, others not at all",
-                folder,
-                text,
-            )
+    def identity(self) -> dict[str, Any]:
+        """What must not change while this run goes on; see `run_identity`."""
+        return identity_of(
+            self.args,
+            self.train_dataset,
+            self._given_sampler,
+            self.processing_class,
+            self._data_seed,
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what this stage trains: the projector, LoRA adapters, or the whole model."""

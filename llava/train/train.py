@@ -49,6 +49,7 @@ from llava.train.checkpoint import (
 )
 from llava.train.freeze import FreezePlan, apply_freeze
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.run_identity import check_identity
 
 __all__ = [
     "IS_TOKENIZER_GREATER_THAN_0_14",
@@ -169,7 +170,8 @@ def run(trainer: LLaVATrainer) -> None:
     """Train, from the last whole checkpoint if there is one.
 
     Raises:
-        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole.
+        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole, or the one to
+            go on from is of a run with other data, tokenizer, precision or samples a step.
     """
     output_dir = Path(trainer.args.output_dir)
     start = _start_from(trainer)
@@ -179,7 +181,7 @@ def run(trainer: LLaVATrainer) -> None:
     trainer.ranks().barrier()
     if start is not None:
         log.info("going on from %s", start)
-        trainer.check_order(start)
+        check_identity(start, trainer.identity(), trainer.args)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except KeyboardInterrupt:

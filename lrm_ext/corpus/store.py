@@ -7,6 +7,7 @@ Nothing here formats, mixes, tokenises or opens pictures.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,7 @@ from llava.data.sample import Turn
 from llava.errors import DataError
 from lrm_ext.corpus.layout import (
     ENGLISH,
+    META_FILE,
     ROW_SCHEMA,
     STATUSES,
     TEXT_SCHEMA,
@@ -87,6 +89,22 @@ class Corpus:
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the corpus has texts in; English is always the first."""
         return (ENGLISH, *self._meta.counts)
+
+    def fingerprint(self) -> str:
+        """A short text that differs for corpora with other rows or texts; the same for copies.
+
+        It comes from the description, and from size and end of each file; an Arrow file ends with a
+        list of where its batches lie.
+        """
+        digest = hashlib.sha256((self.path / META_FILE).read_bytes())
+        for path in sorted(self.path.glob("*/**/*")):
+            if path.suffix in (".arrow", ".u32"):
+                size = path.stat().st_size
+                digest.update(f"{path.relative_to(self.path).as_posix()} {size} ".encode())
+                with path.open("rb") as file:
+                    file.seek(max(0, size - _END_BYTES))
+                    digest.update(file.read())
+        return digest.hexdigest()[:12]
 
     def num_texts(self, lang: str) -> int:
         """Number of rows with accepted text in `lang`; English: all rows."""
@@ -231,6 +249,8 @@ class Corpus:
         return reader
 
 
+# of a file, enough for the footer of a shard
+_END_BYTES = 1 << 16
 _OPTIONAL = ("image", "source", "task")
 
 

@@ -14,6 +14,8 @@ soon as one is a fraction they must add up to 1. Whether a corpus has the langua
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from lrm_ext.instructions.instruction import ENGLISH
 from lrm_ext.instructions.registry import get_instruction, list_instructions
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
+from lrm_ext.mixture.permutation import SCHEME_VERSION
 
 _KEYS = ("seed", "non_english_ratio", "languages", "instructions")
 _MAX_RATIO = 100
@@ -93,6 +96,15 @@ class MixtureSpec:
             for name in instructions:
                 get_instruction(name)
         return cls(seed, ratio, languages, instructions)
+
+    def fingerprint(self) -> str:
+        """A short text that differs for mixtures with other orders or shares."""
+        shares = [
+            [(name, str(share)) for name, share in table.items()]
+            for table in (self.languages, self.instructions)
+        ]
+        content = [SCHEME_VERSION, self.seed, str(self.non_english_ratio), *shares]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def num_non_english(self, num_english: int) -> int:
         """Non-English samples beside so many English ones, rounded half up."""

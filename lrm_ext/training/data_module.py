@@ -23,7 +23,7 @@ from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
 from lrm_ext.training.dataset import Limits, MixtureDataset
 from lrm_ext.training.feature_cache import FeatureCache
 from lrm_ext.training.pictures import PictureLoader
-from lrm_ext.training.sampler import LengthWindowSampler
+from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +69,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         spec = MixtureSpec.from_toml(arguments.mixture_path)
     mixture = Mixture(spec, corpus)
     dataset = _dataset(context, arguments, mixture)
-    args = context.training_args
-    seed = args.seed if args.data_seed is None else args.data_seed
-    sampler = LengthWindowSampler(
-        len(dataset),
-        args.train_batch_size * args.world_size,
-        dataset.length,
-        arguments.length_window,
-        seed,
-    )
+    sampler = _sampler(context.training_args, dataset, arguments.length_window)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     return {
         "train_dataset": dataset,
@@ -104,6 +96,14 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "--data_path into one, or leave these flags out to train on it as it is"
         )
     return default_data_module(context)
+
+
+def _sampler(args: Any, dataset: MixtureDataset, length_window: int) -> StepSampler:
+    step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if args.packing:
+        return PackedSampler(len(dataset), step_size, dataset.length, args.train_batch_size)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return LengthWindowSampler(len(dataset), step_size, dataset.length, length_window, seed)
 
 
 def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) -> MixtureDataset:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, get_conversation
 from llava.data.render import place_images
 from llava.data.sample import Sample
@@ -123,8 +124,17 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         """Samples an epoch."""
         return len(self.mixture)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples and their order, for checkpoints."""
+        return {
+            "corpus": self.mixture.corpus.fingerprint(),
+            "mixture": self.mixture.spec.fingerprint(),
+            "template": self.version,
+            "longest sample": self.limits.max_length,
+        }
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The item of an index that counts on over epochs.
+        """The item of an index that counts on over epochs; `~index` is the same, not learnt from.
 
         Returns:
             `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S] or
@@ -133,10 +143,12 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: The sample is too long and none may be dropped, or its picture is unreadable.
         """
-        encoded = self.encoded(index)
+        is_fill = index < 0
+        encoded = self.encoded(~index if is_fill else index)
+        labels = torch.from_numpy(encoded.labels.astype(np.int64))
         item: dict[str, Any] = {
             "input_ids": torch.from_numpy(encoded.input_ids.astype(np.int64)),
-            "labels": torch.from_numpy(encoded.labels.astype(np.int64)),
+            "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
         }
         if self._features is not None:
@@ -155,6 +167,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: It is too long and none, or no more, may be dropped.
         """
+        assert index >= 0
         epoch, position = divmod(index, len(self))
         for step in range(_MAX_IN_A_ROW):
             draw = self.mixture.draw((position + step) % len(self), epoch)

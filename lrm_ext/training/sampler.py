@@ -1,83 +1,175 @@
-"""The order of a mixture's samples: the mixture's own, with batches of like length.
+"""The order of a mixture's samples: which of them make an optimizer step, and how a step is dealt.
 
-Input: the lengths of samples, by index. Output: indices that count on over epochs. Inside a window
-of batches samples are sorted by length and cut into batches, whose order is shuffled; so padding is
-small and the mixture's order stays. A pure function of (seed, epoch, lengths): the same with any
-number of workers, and a resumed run skips to its place without tokenising what it skips.
+Input: the lengths of samples, by index. Output: indices that count on over epochs. What a step
+learns from is a pure function of (seed, epoch, step, samples a step); ranks, micro-batches and
+workers only deal it out. So a run may go on with another number of ranks, as long as a step takes
+as many samples, and sees no sample twice and none too few.
+
+An epoch's last step is filled up with repeats that are not learnt from (`~index`), for all ranks
+must take part in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import heapq
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
+Length = Callable[[int], int]
 
-class LengthWindowSampler(Sampler[int]):
-    """Indices of a mixture in batches of like length.
+
+class StepSampler(Sampler[int], ABC):
+    """Indices of a mixture, step after step.
 
     Args:
         num_samples: Samples an epoch.
-        batch_size: Samples that all ranks take in one micro-step.
+        step_size: Samples that all ranks learn from in one optimizer step.
         length: Length of the sample of an index, in tokens.
-        window: Batches that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the batches in a window.
+        seed: Decides what is shuffled.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        length: Callable[[int], int],
-        window: int = 64,
-        seed: int = 0,
-    ) -> None:
+    # steps that are planned together
+    window: int
+
+    def __init__(self, num_samples: int, step_size: int, length: Length, seed: int = 0) -> None:
         self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.window = window
+        self.step_size = step_size
         self.seed = seed
         self.epoch = 0
         self._length = length
         self._num_skipped: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Samples an epoch."""
-        return self.num_samples
+        """Indices an epoch, with those that fill up its last step."""
+        return -(-self.num_samples // self.step_size) * self.step_size
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides which samples make a step, for checkpoints."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def expect_skip(self, epoch: int, num_samples: int) -> None:
-        """Announce that the first samples of an epoch will be thrown away.
+        """Announce that the first indices of an epoch will be thrown away.
 
-        Windows that lie before them wholly are then yielded unsorted, which costs nothing.
+        Windows that lie before them wholly are then yielded unplanned, which costs nothing.
         """
         self._num_skipped = {epoch: num_samples}
 
     def __iter__(self) -> Iterator[int]:
-        size = self.window * self.batch_size or self.num_samples
+        size = self.window * self.step_size
         num_skipped = self._num_skipped.pop(self.epoch, 0)
         first = self.epoch * self.num_samples
-        for start in range(0, self.num_samples, size):
+        for number, start in enumerate(range(0, self.num_samples, size)):
             end = min(start + size, self.num_samples)
-            indices = range(first + start, first + end)
-            if self.window == 0 or end <= num_skipped:
-                yield from indices
-            else:
-                yield from self._sorted_window(indices, start // size)
+            if end - start == size and end <= num_skipped:
+                yield from range(first + start, first + end)
+                continue
+            for step in self._plan(range(first + start, first + end), number):
+                yield from self._deal([*step, *self._fill(step)])
 
-    def _sorted_window(self, indices: range, number: int) -> Iterator[int]:
-        """Sort a window by length, cut it into batches, shuffle those; a short one stays last."""
+    def _fill(self, step: Sequence[int]) -> list[int]:
+        """Repeats that make a short step whole; the shortest sample costs the least."""
+        missing = self.step_size - len(step)
+        return [~min(step, key=self._length)] * missing if missing else []
+
+    @abstractmethod
+    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
+        """Cut window `number` into steps; only the last step of an epoch may be short."""
+
+    @abstractmethod
+    def _deal(self, step: Sequence[int]) -> Sequence[int]:
+        """The order in which a step is cut into micro-batches and those are dealt to ranks."""
+
+    def _size(self, index: int) -> int:
+        return self._length(index if index >= 0 else ~index)
+
+
+class LengthWindowSampler(StepSampler):
+    """Steps of like length, for batches that are padded.
+
+    Inside a window samples are sorted by length and cut into steps, whose order is shuffled; so
+    padding is small and the mixture's order stays, window by window.
+
+    Args:
+        num_samples: Samples an epoch.
+        step_size: Samples that all ranks learn from in one optimizer step.
+        length: Length of the sample of an index, in tokens.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Decides the order of the steps in a window.
+    """
+
+    def __init__(
+        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__(num_samples, step_size, length, seed)
+        self.window = window or 1
+        self._sorts = window > 0
+
+    def identity(self) -> dict[str, Any]:
+        """The window; without one, steps are those of `PackedSampler`."""
+        return {"sorted steps": self.window if self._sorts else 0}
+
+    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
+        if not self._sorts:
+            yield indices
+            return
         by_length = sorted(indices, key=self._length)
-        num_whole = len(by_length) // self.batch_size
-        cut = num_whole * self.batch_size
+        num_whole, num_rest = divmod(len(by_length), self.step_size)
         rng = np.random.default_rng([self.seed, self.epoch, number])
         # the rest is taken from the whole range of lengths, not from its longest
-        rest = rng.choice(len(by_length), len(by_length) - cut, replace=False)
-        left_out = set(rest.tolist())
-        whole = [index for i, index in enumerate(by_length) if i not in left_out]
-        for batch in rng.permutation(num_whole).tolist():
-            yield from whole[batch * self.batch_size : (batch + 1) * self.batch_size]
-        yield from (by_length[i] for i in sorted(left_out))
+        rest = set(rng.choice(len(by_length), num_rest, replace=False).tolist())
+        whole = [index for i, index in enumerate(by_length) if i not in rest]
+        for step in rng.permutation(num_whole).tolist():
+            yield whole[step * self.step_size : (step + 1) * self.step_size]
+        if rest:
+            yield [by_length[i] for i in sorted(rest)]
+
+    def _deal(self, step: Sequence[int]) -> Sequence[int]:
+        # neighbours are of like length already, and go to the ranks of one micro-step
+        return step if self._sorts else list(step)
+
+
+class PackedSampler(StepSampler):
+    """Steps in the mixture's own order, dealt so that all micro-batches have as many tokens.
+
+    For samples that are packed: nothing is padded, so like lengths need not come together, and
+    what matters is that no rank waits for another.
+
+    Args:
+        num_samples: Samples an epoch.
+        step_size: Samples that all ranks learn from in one optimizer step.
+        length: Length of the sample of an index, in tokens.
+        batch_size: Samples of one rank in one micro-batch; a divisor of `step_size`.
+    """
+
+    window = 1
+
+    def __init__(self, num_samples: int, step_size: int, length: Length, batch_size: int) -> None:
+        assert step_size % batch_size == 0
+        super().__init__(num_samples, step_size, length)
+        self.batch_size = batch_size
+
+    def identity(self) -> dict[str, Any]:
+        """Nothing is sorted."""
+        return {"sorted steps": 0}
+
+    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
+        yield indices
+
+    def _deal(self, step: Sequence[int]) -> Sequence[int]:
+        """Longest first, each to the micro-batch with the fewest tokens that has room."""
+        batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
+        lightest = [(0, number) for number in range(len(batches))]
+        for index in sorted(step, key=lambda index: (-self._size(index), index)):
+            tokens, number = heapq.heappop(lightest)
+            batches[number].append(index)
+            if len(batches[number]) < self.batch_size:
+                heapq.heappush(lightest, (tokens + self._size(index), number))
+        return [index for batch in batches for index in batch]

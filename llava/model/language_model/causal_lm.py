@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from llava.errors import CheckpointError, DataError
+from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint_files import carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
+from llava.model.splice import PackedRows
 
 Images = Tensor | list[Tensor] | None
 
@@ -34,6 +35,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     lm_head: Any
     get_input_embeddings: Any
 
+    # whether positions can begin again within a row
+    supports_packing = True
     # the Trainer passes num_items_in_batch only where it is used
     accepts_loss_kwargs = True
     # buffers of old checkpoints, which are computed now
@@ -63,6 +66,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         image_features: Images = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        packing: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the model on a batch.
@@ -83,6 +87,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             image_features: [N, P, D_vision], the tower's output, in place of `images`.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             num_items_in_batch: supervised tokens of the whole optimiser step.
+            packing: run the samples one after the other as a single row without padding, each
+                attending to itself only; logits and hidden states are then [1, L, ...], L the sum
+                of the samples' lengths. Needs `input_ids` and `labels`.
             **kwargs: for the language model.
 
         Returns:
@@ -91,8 +98,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
 
         Raises:
             DataError: image sentinels and images do not match.
+            ConfigError: `packing` with a language model that has no positions to begin again.
         """
-        if inputs_embeds is None:
+        if packing:
+            self._check_packing(input_ids, labels)
+            rows = self.pack_inputs(
+                input_ids, attention_mask, labels, images, image_sizes, image_features
+            )
+            inputs_embeds, labels, position_ids = rows.embeds, rows.labels, rows.position_ids
+            # a mask or a cache would keep transformers from seeing the borders
+            input_ids, attention_mask, use_cache = None, None, False
+            kwargs |= _borders(rows)
+        elif inputs_embeds is None:
             (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels) = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images,
@@ -129,6 +146,19 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             attentions=outputs.attentions,
         )
         return result.to_tuple() if return_dict is False else result
+
+    def _check_packing(self, input_ids: Tensor | None, labels: Tensor | None) -> None:
+        """Refuse what cannot be packed.
+
+        Raises:
+            ConfigError: the language model has no position ids.
+        """
+        assert input_ids is not None and labels is not None, "packing is for training"
+        if not self.supports_packing:
+            raise ConfigError(
+                f"--packing: {type(self).__name__} has no position ids, so that attention would "
+                "cross from sample to sample; leave the flag out."
+            )
 
     @torch.no_grad()
     def generate(
@@ -232,3 +262,13 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         super().save_pretrained(
             save_directory, *args, state_dict=with_old_level(state_dict), **kwargs
         )
+
+
+def _borders(rows: PackedRows) -> dict[str, Any]:
+    """Where samples lie in a packed row, in flash-attention's words."""
+    return {
+        "cu_seq_lens_q": rows.cu_seq_lens,
+        "cu_seq_lens_k": rows.cu_seq_lens,
+        "max_length_q": rows.max_length,
+        "max_length_k": rows.max_length,
+    }

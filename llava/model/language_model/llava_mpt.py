@@ -39,6 +39,8 @@ class LlavaMptForCausalLM(LlavaCausalLM, MptForCausalLM, LlavaMetaForCausalLM):
     """MPT with images; see `LlavaCausalLM` for `forward` and `generate`."""
 
     config_class = LlavaMptConfig
+    # its attention knows distances, not positions
+    supports_packing = False
 
     def __init__(self, config: LlavaMptConfig, materialize_tower: bool = False):
         # past MPT's own __init__, which would build a text-only model first

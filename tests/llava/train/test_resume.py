@@ -95,10 +95,29 @@ def test_finished_run_takes_no_further_step(flags, run_train, tmp_path):
     assert same(before, load_file(tmp_path / "out" / "model.safetensors"))
 
 
-def test_other_settings_are_reported(flags, run_train, tmp_path, caplog):
+def test_another_run_is_refused(flags, run_train, tmp_path, caplog):
     run_train(flags(max_steps=1, save_steps=1))
-    run_train(flags(max_steps=2, save_steps=5, per_device_train_batch_size=2, seed=1))
-    assert "global_batch_size 4 -> 2, seed 42 -> 1" in caplog.text
+    changed = {"max_steps": 2, "save_steps": 5, "per_device_train_batch_size": 2, "seed": 1}
+    said = (
+        r"checkpoint-1 is of a run with other settings: samples in a step was 4, is 2, seed was 42,"
+        r" is 1.*--gradient_accumulation_steps 2 gives 4 samples a step again"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        run_train(flags(**changed))
+    run_train(flags(**changed, allow_changed_run=True))
+    assert "--allow_changed_run was given" in caplog.text
+
+
+def test_the_same_step_by_other_micro_batches_goes_on(flags, run_train, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 1}
+    run_train(flags(output_dir=tmp_path / "a", **settings))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "checkpoint-2").rename(tmp_path / "b" / "checkpoint-2")
+    deal = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    run_train(flags(output_dir=tmp_path / "b", **settings, **deal))
+    left, right = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_a_named_checkpoint_must_be_whole(flags, run_train, tmp_path):

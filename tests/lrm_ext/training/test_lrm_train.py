@@ -1,12 +1,13 @@
 """Training on a mixture, from flags to files."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.errors import ConfigError, DataError
+from llava.errors import CheckpointError, ConfigError, DataError
 from lrm_ext.training.arguments import LrmArguments
 
 
@@ -49,6 +50,39 @@ def test_resumed_run_ends_with_the_same_weights(run_lrm, tmp_path):
     (tmp_path / "b" / "checkpoint-9").rename(tmp_path / "gone")
     resumed = weights_of(run_lrm(output_dir=tmp_path / "b", max_steps=9, save_steps=100))
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def losses(folder):
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_packed_training_is_the_padded_one(run_lrm, tmp_path):
+    padded = run_lrm(output_dir=tmp_path / "a", length_window=0, max_steps=8)
+    packed = run_lrm(output_dir=tmp_path / "b", packing=True, max_steps=8)
+    assert losses(packed) == pytest.approx(losses(padded), abs=1e-5)
+    for name, value in weights_of(padded).items():
+        torch.testing.assert_close(weights_of(packed)[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_another_mixture_is_refused(run_lrm, tmp_path):
+    run_lrm(max_steps=1, save_steps=1)
+    (tmp_path / "mixture.toml").write_text("non_english_ratio = 0.5")
+    said = "samples in an epoch was 24, is 18, mixture was [0-9a-f]+, is"
+    with pytest.raises(CheckpointError, match=said):
+        run_lrm(max_steps=2, mixture_path=tmp_path / "mixture.toml")
+
+
+def test_another_corpus_is_refused(run_lrm, corpus_path, tmp_path):
+    copy = tmp_path / "copy" / "small"
+    shutil.copytree(corpus_path, copy)
+    (tmp_path / "copy" / "images").symlink_to(corpus_path.parent / "images")
+    run_lrm(max_steps=1, save_steps=1)
+    run_lrm(max_steps=2, save_steps=1, corpus_path=copy)
+    toml = copy / "corpus.toml"
+    toml.write_text(toml.read_text() + "\n")
+    with pytest.raises(CheckpointError, match="corpus was [0-9a-f]+, is"):
+        run_lrm(max_steps=3, corpus_path=copy)
 
 
 def test_too_long_samples_are_refused(run_lrm):
