@@ -84,7 +84,7 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     Args:
         folders: Output folders of trainings.
         out: The picture (.png, .svg or .pdf).
-        smooth: Steps over which the loss is averaged; an attempt's first steps over fewer.
+        smooth: Steps over which the loss is averaged, a run's first ones over fewer.
 
     Raises:
         DataError: A run logged no loss.
@@ -96,14 +96,24 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     axes = figure.add_subplot()
     for number, (folder, attempts) in enumerate(runs):
         colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number % len(_STYLES)]
+        done: dict[int, float] = {}
         for index, attempt in enumerate(attempts):
             label = folder.name if index == 0 else None
-            losses = _moving_mean(attempt.losses, smooth)
+            done = {step: loss for step, loss in done.items() if step <= attempt.first_step}
+            losses = _moving_mean([*done.values(), *attempt.losses], smooth)[len(done) :]
+            done |= zip(attempt.steps, attempt.losses, strict=True)
             axes.plot(attempt.steps, losses, color=colour, linestyle=style, label=label, lw=1.5)
             if attempt.first_step and attempt.steps:
                 label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
                 axes.plot(
-                    attempt.steps[0], losses[0], "o", mfc="white", color=colour, ms=8, label=label
+                    attempt.steps[0],
+                    losses[0],
+                    "o",
+                    mfc="none",
+                    color=colour,
+                    ms=10,
+                    mew=2,
+                    label=label,
                 )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
