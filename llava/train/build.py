@@ -47,7 +47,7 @@ def set_up_logging() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    for name in ("llava", "lrm_ext"):
+    for name in ("llava", "lrm_ext", "__main__"):  # what `python -m` runs has the last name
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.ERROR)
 
 

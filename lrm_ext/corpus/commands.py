@@ -1,14 +1,17 @@
-"""`lrm corpus ...`: the commands that make and unpack corpora."""
+"""`lrm corpus ...`: the built-in corpus; other corpora are in `data_commands.py`."""
 
 from __future__ import annotations
 
 import typer
+
+from lrm_ext.corpus import data_commands
 
 corpus_app = typer.Typer(help="Build, unpack and inspect corpora.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add `lrm corpus` to the command line."""
+    data_commands.register(corpus_app)
     app.add_typer(corpus_app, name="corpus")
 
 

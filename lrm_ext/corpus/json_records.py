@@ -1,32 +1,24 @@
-"""LLaVA's JSON in, a corpus out.
+"""The objects of a JSON array or of JSON Lines, one at a time.
 
-Input: a JSON array or JSON Lines file of LLaVA records in English, and, where there are any, files
-of the same records in other languages. Output: a corpus folder. Files are read piece by piece, so
-their size does not matter. Other formats, and the way back, are not here.
+Input: a UTF-8 file of any size. Output: decoded objects and the line on which each begins. The file
+is read piece by piece. What the objects mean is not known here.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava.data.sample import Sample
 from llava.errors import DataError
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow
-from lrm_ext.corpus.writer import CorpusWriter
-
-log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _BLANK = " \t\r\n"
-
-# Tells from an English sample whether its meaning survives translation.
-IsTranslatable = Callable[[Sample], bool]
+_BOM = b"\xef\xbb\xbf"
+# A literal or an escape sequence that a chunk border cuts gives an error before the border.
+_LONGEST_TOKEN = 16
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,128 +33,101 @@ def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: The file is missing, not UTF-8 or not JSON; it names file and line.
     """
-    path = Path(path)
-    reader = _Reader(path)
-    is_array = reader.peek() == "["
-    if is_array:
-        reader.skip(1)
-    first = True
-    while (character := reader.peek()) and not (is_array and character == "]"):
-        if is_array and not first:
-            if character != ",":
-                raise DataError(f"{reader.where}: expected ',' or ']', found {character!r}.")
-            reader.skip(1)
-            character = reader.peek()
-        where = reader.where
-        if character != "{":
-            found = repr(character) if character else "the end of the file"
-            raise DataError(f"{where}: expected an object {{...}}, found {found}.")
-        yield where, reader.read_object()
-        first = False
-    if not is_array:
-        return
-    if not character:
-        raise DataError(f"{reader.where}: the array does not end; the file is cut short.")
-    reader.skip(1)
-    if rest := reader.peek():
-        raise DataError(f"{reader.where}: found {rest!r} after the array, expected the file's end.")
+    reader = RecordReader(Path(path))
+    reader.begin()
+    while (found := reader.read()) is not None:
+        yield found
 
 
-def import_llava(
-    english: str | Path,
-    out: str | Path,
-    *,
-    translations: Mapping[str, str | Path] | None = None,
-    image_root: str = "images",
-    source: str | None = None,
-    is_translatable: IsTranslatable | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Make a corpus of LLaVA records.
+class RecordReader:
+    """Decodes a file of JSON objects piece by piece, and knows where it is.
 
     Args:
-        english: The English records.
-        out: The corpus folder to make.
-        translations: For a language, a file with the same records in the same order.
-        image_root: Folder of the pictures as seen from `out`, or absolute.
-        source: Name of the data set, for records that do not say.
-        is_translatable: Which rows may be drawn in other languages; left out, all.
-        overwrite: Replace a corpus that is at `out`.
+        path: The file.
+        offset: Byte at which to begin: 0, or where a record begins.
+        line: Line of that byte.
+        is_array: Whether that record is in an array.
 
-    Returns:
-        Number of rows.
-
-    Raises:
-        DataError: A record is not as it must be, is not English, or a translation is not of the
-            same record; it names file, line and sample. Nothing is written then.
+    Attributes:
+        is_array: Whether the objects are in an array; known after `begin`.
     """
-    files = dict(translations or {})
-    with CorpusWriter(out, files, image_root=image_root, overwrite=overwrite) as writer:
-        num_rows = 0
-        streams = [iter_records(english), *(iter_records(path) for path in files.values())]
-        for records in zip_longest(*streams):
-            if None in records:
-                names = [str(english), *map(str, files.values())]
-                short = [n for n, record in zip(names, records, strict=True) if record is None]
-                raise DataError(
-                    f"{', '.join(short)}: ends after {num_rows} records, the others go on. "
-                    "Translations need the same records in the same order."
-                )
-            samples = [Sample.from_record(record, where) for where, record in records]
-            _check_same(samples, [where for where, _ in records], tuple(files))
-            row = _row_of(samples[0], source, is_translatable)
-            turns = [sample.turns for sample in samples[1:]]
-            writer.append(row, dict(zip(files, turns, strict=True)))
-            num_rows += 1
-    log.info("%s: %d rows in en%s", out, num_rows, "".join(f", {lang}" for lang in files))
-    return num_rows
 
-
-def _row_of(
-    sample: Sample, source: str | None, is_translatable: IsTranslatable | None
-) -> CorpusRow:
-    return CorpusRow(
-        id=sample.id,
-        image=sample.image,
-        source=sample.source or source,
-        task=sample.task,
-        translatable=is_translatable is None or is_translatable(sample),
-        turns=sample.turns,
-    )
-
-
-def _check_same(samples: list[Sample], wheres: list[str], langs: tuple[str, ...]) -> None:
-    """Demand that a row's records are about the same thing, each in its language."""
-    english = samples[0]
-    for sample, where, lang in zip(samples, wheres, (ENGLISH, *langs), strict=True):
-        if sample.lang not in (None, lang):
-            raise DataError(
-                f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}."
-            )
-        if (sample.id, sample.image) != (english.id, english.image):
-            raise DataError(
-                f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected the "
-                f"translation of {english.id!r} with {english.image!r} ({wheres[0]})."
-            )
-
-
-class _Reader:
-    """Decodes a file of JSON objects piece by piece, and knows the line it is at."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0, line: int = 1, is_array: bool = False) -> None:
+        self.is_array = is_array
         self._path = path
-        self._line = 1
+        self._line = line
+        self._offset = offset  # of the buffer's first character
         self._buffer = ""
         self._position = 0
+        self._is_first = True
         self._decoder = json.JSONDecoder()
-        self._chunks = self._read_chunks()
+        self._chunks = self._read_chunks(offset)
 
     @property
     def where(self) -> str:
         """`file:line` of the next character."""
         return f"{self._path}:{self._line}"
 
-    def peek(self) -> str:
+    @property
+    def line(self) -> int:
+        """Line of the next character."""
+        return self._line
+
+    @property
+    def offset(self) -> int:
+        """Byte of the next character."""
+        return self._offset + len(self._buffer[: self._position].encode())
+
+    def begin(self) -> None:
+        """Find out at a file's beginning whether it is an array, and enter it."""
+        self.is_array = self._peek() == "["
+        if self.is_array:
+            self._position += 1
+
+    def read(self) -> tuple[str, dict[str, Any]] | None:
+        """Take the next object and what separates it from the one after it.
+
+        Returns:
+            Where it begins and the object; None at the end.
+
+        Raises:
+            DataError: Something else is there; it names file and line.
+        """
+        character = self._peek()
+        if self.is_array and character == "]" and self._is_first:
+            self._end_array()
+            return None
+        if not character and not self.is_array:
+            return None
+        where = self.where
+        if character != "{":
+            found = repr(character) if character else "the end of the file"
+            if self.is_array and not character and self._is_first:
+                raise DataError(f"{where}: the array does not end; the file is cut short.")
+            raise DataError(f"{where}: expected an object {{...}}, found {found}.")
+        value = self._read_object()
+        self._is_first = self.is_array and not self._take_comma()
+        return where, value
+
+    def _take_comma(self) -> bool:
+        """Whether another object follows; the array's end is left where it is."""
+        character = self._peek()
+        if character == ",":
+            self._position += 1
+            return True
+        if character and character != "]":
+            raise DataError(f"{self.where}: expected ',' or ']', found {character!r}.")
+        return False
+
+    def _end_array(self) -> None:
+        self._position += 1
+        if rest := self._peek():
+            raise DataError(
+                f"{self.where}: found {rest!r} after the array, expected the file's end."
+            )
+        self.is_array = False  # nothing but the end follows
+
+    def _peek(self) -> str:
         """Skip blanks and return the next character without taking it; "" at the end."""
         while True:
             start = self._position
@@ -174,11 +139,7 @@ class _Reader:
             if not self._fill():
                 return ""
 
-    def skip(self, count: int) -> None:
-        """Take characters that are not line ends."""
-        self._position += count
-
-    def read_object(self) -> dict[str, Any]:
+    def _read_object(self) -> dict[str, Any]:
         """Take the JSON object that begins at the next character."""
         while True:
             try:
@@ -200,14 +161,18 @@ class _Reader:
         chunk = next(self._chunks, "")
         if not chunk:
             return False
+        self._offset = self.offset
         self._buffer = self._buffer[self._position :] + chunk
         self._position = 0
         return True
 
-    def _read_chunks(self) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    def _read_chunks(self, offset: int) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             with self._path.open("rb") as file:
+                if offset == 0 and file.read(len(_BOM)) == _BOM:
+                    self._offset = offset = len(_BOM)
+                file.seek(offset)
                 while data := file.read(_CHUNK_BYTES):
                     if text := decoder.decode(data):
                         yield text
@@ -216,7 +181,3 @@ class _Reader:
             raise DataError(f"{self._path}: there is no such file.") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.where}: not UTF-8 from here on: {error}") from error
-
-
-# A literal or an escape sequence that a chunk border cuts gives an error before the border.
-_LONGEST_TOKEN = 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ class Corpus:
             turns=turns_from_arrow(batch.column("turns")[offset].as_py()),
         )
 
+    def row_batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows in order, as the columns of `ROW_SCHEMA`.
+
+        Raises:
+            DataError: A shard is missing or damaged.
+        """
+        for start in range(0, len(self), self._meta.rows_per_batch):
+            yield self._locate("rows", start)[0]
+
     def text(self, lang: str, index: int) -> Text | None:
         """The text of row `index` in `lang` whatever its status; None where there is none.
 
@@ -183,10 +193,21 @@ class Corpus:
         return np.memmap(path, dtype="<u4", mode="r", shape=(expected,))
 
     def image_path(self, index: int) -> Path | None:
-        """Path of the picture of row `index`; None for a text-only row."""
+        """Path of the picture of row `index`; None for a text-only row.
+
+        Raises:
+            DataError: It would lie outside of the image root.
+        """
         batch, offset = self._locate("rows", index)
         image = batch.column("image")[offset].as_py()
-        return None if image is None else self.image_root / image
+        if image is None:
+            return None
+        if image.startswith("/") or ".." in image.split("/"):
+            raise DataError(
+                f"{self.path}: row {index}: picture {image!r} lies outside of {self.image_root}; "
+                "expected a path below it."
+            )
+        return self.image_root / image
 
     def _check_language(self, lang: str) -> str:
         if lang not in self.languages:

@@ -46,6 +46,7 @@ class _ShardedFile:
         self._folder = folder
         self._schema = schema
         self._buffer: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
         self._shard = 0
         self._sink: pa.OSFile | None = None
         self._file: pa.RecordBatchFileWriter | None = None
@@ -53,15 +54,26 @@ class _ShardedFile:
     def append(self, record: dict[str, Any]) -> None:
         self._buffer.append(record)
 
+    def append_batch(self, batch: pa.RecordBatch) -> None:
+        self._end_buffer()
+        self._batches.append(batch)
+
     def flush(self) -> None:
         """Write what is buffered as one record batch."""
-        if not self._buffer:
+        self._end_buffer()
+        if not self._batches:
             return
         if self._file is None:
             self._sink = pa.OSFile(str(self._folder / shard_name(self._shard)), "wb")
             self._file = pa.ipc.new_file(self._sink, self._schema)
-        self._file.write_batch(pa.RecordBatch.from_pylist(self._buffer, schema=self._schema))
-        self._buffer.clear()
+        whole = pa.concat_batches(self._batches) if len(self._batches) > 1 else self._batches[0]
+        self._file.write_batch(whole)
+        self._batches.clear()
+
+    def _end_buffer(self) -> None:
+        if self._buffer:
+            self._batches.append(pa.RecordBatch.from_pylist(self._buffer, schema=self._schema))
+            self._buffer.clear()
 
     def end_shard(self) -> None:
         """Close the current file; the next batch starts another."""
@@ -168,6 +180,23 @@ class CorpusWriter:
         self._num_rows += 1
         if self._num_rows % self._rows_per_batch == 0:
             self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+
+    def append_rows(self, rows: pa.RecordBatch) -> None:
+        """Add many rows that have English text only.
+
+        Args:
+            rows: Columns as in `ROW_SCHEMA`; checked as samples are.
+        """
+        assert self._open and not self.languages and rows.schema == ROW_SCHEMA
+        done = 0
+        while done < len(rows):
+            room = self._rows_per_batch - self._num_rows % self._rows_per_batch
+            piece = rows.slice(done, room)
+            self._rows.append_batch(piece)
+            done += len(piece)
+            self._num_rows += len(piece)
+            if self._num_rows % self._rows_per_batch == 0:
+                self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
 
     def close(self) -> None:
         """Finish the files, write `corpus.toml` and move the folder into place."""

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava.errors import DataError
-from lrm_ext.corpus import importers
-from lrm_ext.corpus.importers import import_llava, iter_records
+from lrm_ext.corpus import json_records
+from lrm_ext.corpus.importing import import_llava
+from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.corpus.store import Corpus
 
 
@@ -96,7 +97,7 @@ def test_any_json_comes_back_however_it_is_cut(
     path = tmp_path / "a.json"
     save(path, records, lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importers, "_CHUNK_BYTES", chunk)
+        patch.setattr(json_records, "_CHUNK_BYTES", chunk)
         assert [value for _, value in iter_records(path)] == records
 
 
@@ -124,7 +125,7 @@ def test_lines_are_named(tmp_path: Path) -> None:
 def test_broken_json_is_placed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(importers, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(json_records, "_CHUNK_BYTES", chunk)
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):

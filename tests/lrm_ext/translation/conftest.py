@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_chat import ChatService, start_server
 
-from lrm_ext.corpus.importers import import_llava
+from lrm_ext.corpus.importing import import_llava
 
 
 @pytest.fixture

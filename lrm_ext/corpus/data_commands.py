@@ -1,0 +1,271 @@
+"""`lrm corpus import`, `export`, `info`, `show`, `diff` and `validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lrm_ext.corpus.importing import ImportResult
+
+
+def register(corpus_app: typer.Typer) -> None:
+    """Add the commands to `lrm corpus`."""
+    corpus_app.command("import")(import_)
+    corpus_app.command("export")(export)
+    corpus_app.command("info")(info)
+    corpus_app.command("show")(show)
+    corpus_app.command("diff")(diff)
+    corpus_app.command("validate")(validate)
+
+
+def import_(
+    sources: list[str] = typer.Argument(
+        None, help="PATH or FORMAT:PATH, one or more; --formats lists the formats."
+    ),
+    out: Path = typer.Option(None, help="Corpus folder to make."),
+    images: Path = typer.Option(Path(), help="Folder below which all pictures lie."),
+    source: str = typer.Option(None, help="Name of the data set, for rows that do not say."),
+    rules: Path = typer.Option(None, help="Your own rules on which rows stay English (TOML)."),
+    explain: bool = typer.Option(False, "--explain", help="Show what each rule caught."),
+    verify_images: bool = typer.Option(False, "--verify-images", help="Open every picture."),
+    max_drop_rate: float = typer.Option(0.0, help="Share of bad rows that may be left out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the corpus at --out."),
+    formats: bool = typer.Option(False, "--formats", help="List the formats and end."),
+) -> None:
+    """Make a corpus of English data: LLaVA JSON, Parquet, ChartQA, ..."""
+    from lrm_ext.corpus.formats.table import split_source
+    from lrm_ext.corpus.importing import Source, import_corpus
+    from lrm_ext.corpus.translatable import RULES_FILE, Rules
+
+    console = _console()
+    if formats:
+        _print_formats(console)
+        return
+    if not sources or out is None:
+        raise typer.BadParameter("expected sources and --out; lrm corpus import --help")
+    given = [Source(*split_source(text), source) for text in sources]
+    with _bar(console) as bar:
+        task = bar.add_task("rows", total=None)
+        result = import_corpus(
+            given,
+            out,
+            images=images,
+            rules=Rules.load(rules or RULES_FILE),
+            max_drop_rate=max_drop_rate,
+            verify_images=verify_images,
+            overwrite=overwrite,
+            progress=lambda num_rows: bar.update(task, completed=num_rows),
+        )
+    _print_import(result, out, console)
+    if explain:
+        _print_rules(result, rules or RULES_FILE, console)
+
+
+def export(
+    corpus: Path = typer.Argument(..., help="Folder of the corpus."),
+    lang: str = typer.Option("en", help='A language, or "all" with {lang} in --out.'),
+    out: Path = typer.Option(..., help="File to write: .json or .jsonl."),
+    with_english: bool = typer.Option(
+        False, "--with-english", help="English text where a row has none in the language."
+    ),
+) -> None:
+    """Write LLaVA JSON of a corpus, for any other tool."""
+    from lrm_ext.corpus.exporting import export_llava
+    from lrm_ext.corpus.store import Corpus
+
+    opened, console = Corpus.open(corpus), _console()
+    languages = opened.languages if lang == "all" else (lang,)
+    if lang == "all" and "{lang}" not in str(out):
+        raise typer.BadParameter(f"--lang all needs {{lang}} in --out, found {out}")
+    for code in languages:
+        path = Path(str(out).replace("{lang}", code))
+        with _bar(console) as bar:
+            task = bar.add_task(code, total=len(opened))
+            written, left_out = export_llava(
+                opened,
+                code,
+                path,
+                with_english=with_english,
+                progress=lambda done, total, task=task: bar.update(task, completed=done),  # type: ignore[misc]
+            )
+        note = f", {left_out:,} rows without accepted text in {code} left out" if left_out else ""
+        console.print(f"{path}: {written:,} records{note}")
+
+
+def info(
+    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
+) -> None:
+    """Show what a corpus holds."""
+    from rich.table import Table
+
+    from lrm_ext.corpus.describing import median_lengths, summarize
+    from lrm_ext.corpus.locate import open_corpus
+
+    opened, console = open_corpus(corpus), _console()
+    summary = summarize(opened)
+    console.print(
+        f"{opened.path}: {summary.num_rows:,} rows, {summary.num_turns:,} turns, "
+        f"{summary.num_characters:,} characters; {summary.num_text_only:,} rows without a picture, "
+        f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root}"
+    )
+    for name, counts in (("source", summary.sources), ("task", summary.tasks)):
+        table = Table(name, "rows")
+        for key, count in counts.most_common():
+            table.add_row(key, f"{count:,}")
+        console.print(table)
+    table = Table("language", "ok", "suspect", "rejected", "none", "median characters a turn")
+    lengths = median_lengths(opened)
+    for lang in opened.languages:
+        counts_of = opened.statuses(lang)
+        none = summary.num_rows - sum(counts_of.values())
+        numbers = [*(counts_of[status] for status in ("ok", "suspect", "rejected")), none]
+        table.add_row(lang, *(f"{number:,}" for number in numbers), f"{lengths[lang]:.0f}")
+    console.print(table)
+
+
+def show(
+    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
+    row: int = typer.Option(0, help="Number of the row; from the end if negative."),
+    lang: list[str] = typer.Option([], help="Languages; all if left out."),
+) -> None:
+    """Show one row in all its languages."""
+    from rich.markup import escape
+
+    from lrm_ext.corpus.locate import open_corpus
+
+    opened, console = open_corpus(corpus), _console()
+    index = row if row >= 0 else len(opened) + row
+    found = opened.row(index)
+    stays = "" if found.translatable else ", stays English"
+    console.print(
+        f"row {index}, id {found.id}, picture {found.image or 'none'}, source "
+        f"{found.source or '-'}, task {found.task or '-'}{stays}"
+    )
+    codes = [code.strip() for text in lang for code in text.split(",")] or list(opened.languages)
+    for code in codes:
+        text = opened.text(code, index)
+        if text is None:
+            console.print(f"[bold]{code}[/]  no text")
+            continue
+        about = ", ".join(filter(None, (text.status, text.engine, text.reason)))
+        console.print(f"[bold]{code}[/]  [dim]{escape(about)}[/]")
+        for turn in text.turns:
+            console.print(f"    {turn.role:>5}: {escape(turn.text)}")
+
+
+def diff(
+    left: Path = typer.Argument(..., help="A corpus."),
+    right: Path = typer.Argument(..., help="Another, made of the same rows."),
+    lang: str = typer.Option("en", help="Language to compare; en compares the rows themselves."),
+    limit: int = typer.Option(20, help="Show so many differences; all are counted."),
+) -> None:
+    """Compare two corpora, such as translations by two engines; exit status 1 if they differ."""
+    from collections import Counter
+
+    from rich.markup import escape
+
+    from lrm_ext.corpus.describing import differences
+    from lrm_ext.corpus.store import Corpus
+
+    console, counts = _console(), Counter[str]()
+    for found in differences(Corpus.open(left), Corpus.open(right), lang):
+        counts[found.what] += 1
+        if counts.total() <= limit:
+            console.print(f"row {found.index} ({escape(found.id)}): {found.what}")
+            console.print(f"  [red]- {escape(str(found.left))}[/]")
+            console.print(f"  [green]+ {escape(str(found.right))}[/]")
+    listed = ", ".join(f"{what} {number:,}" for what, number in counts.items())
+    console.print(f"{counts.total():,} rows differ" + (f": {listed}" if listed else ""))
+    raise typer.Exit(1 if counts else 0)
+
+
+def validate(
+    corpus: Path = typer.Argument(..., help="Folder of the corpus."),
+    images: bool = typer.Option(False, "--images", help="Open every picture."),
+) -> None:
+    """Look for errors and oddities in every row; exit status 1 if there are errors."""
+    from rich.markup import escape
+
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.corpus.validating import ERRORS, REMARKS
+    from lrm_ext.corpus.validating import validate as look
+
+    opened, console = Corpus.open(corpus), _console()
+    with _bar(console) as bar:
+        task = bar.add_task("rows", total=len(opened))
+        findings = look(
+            opened,
+            with_pictures=images,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+    for title, kinds, colour in (("error", ERRORS, "red"), ("remark", REMARKS, "yellow")):
+        for kind, meaning in kinds.items():
+            if count := findings.counts[kind]:
+                console.print(f"[{colour}]{title}[/] {count:,} x {escape(meaning)}")
+                for example in findings.examples[kind]:
+                    console.print(f"    {escape(example)}")
+    console.print(
+        f"{findings.num_rows:,} rows in {', '.join(opened.languages)}: {findings.num_errors:,} "
+        f"errors, {findings.counts.total() - findings.num_errors:,} remarks"
+        + ("" if images else "; pictures were not opened (--images)")
+    )
+    raise typer.Exit(1 if findings.num_errors else 0)
+
+
+def _print_import(result: ImportResult, out: Path, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("source", "rows", "without a picture")
+    for name, count in result.rows.most_common():
+        table.add_row(name or "-", f"{count:,}", f"{result.without_picture[name]:,}")
+    console.print(table)
+    report = result.report
+    if report.num_dropped or report.notes:
+        console.print(report.table(), markup=False)
+    console.print(
+        f"{out}: {sum(result.rows.values()):,} rows, {result.rules.num_english:,} of them stay "
+        "English (--explain shows why)"
+    )
+
+
+def _print_rules(result: ImportResult, path: Path, console: Console) -> None:
+    from rich.markup import escape
+
+    console.print(f"rules of {path}:")
+    for rule in result.rules.rules:
+        console.print(
+            f"  {result.rules.caught[rule.name]:>8,}  {rule.name} ({rule.field})", highlight=False
+        )
+        for example in result.rules.examples.get(rule.name, ()):
+            console.print(f"            {escape(example)}")
+
+
+def _print_formats(console: Console) -> None:
+    from rich.table import Table
+
+    from lrm_ext.corpus.formats.table import FORMATS
+
+    table = Table("format", "what it looks like", "pictures")
+    for name, found in FORMATS.items():
+        where = "below --images" if found.pictures is None else f"{found.pictures}/ beside it"
+        table.add_row(name, found.summary, where)
+    console.print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)

@@ -1,0 +1,1 @@
+"""What people have: one small reader a format, and a table of them."""

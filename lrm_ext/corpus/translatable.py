@@ -1,0 +1,118 @@
+"""Which rows stay English: rules from a file, applied to whole batches.
+
+Input: a TOML file of rules and batches of rows. Output: the batches with their column
+`translatable`, and an account of what each rule caught.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llava.errors import ConfigError
+from lrm_ext.corpus.layout import ROW_SCHEMA
+from lrm_ext.languages._toml import load_toml
+
+RULES_FILE = Path(__file__).with_name("translatable.toml")
+FIELDS = ("source", "task", "question", "answer")
+_MAX_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason for a row to stay English."""
+
+    name: str
+    field: str
+    pattern: str
+
+
+@dataclass
+class Rules:
+    """All of them, and what they have caught.
+
+    Attributes:
+        rules: In the order of the file.
+        caught: Rows by rule; a row that two rules match counts in both.
+        examples: The first few rows of each rule: id and beginning of the question.
+        num_english: Rows that stay English.
+    """
+
+    rules: tuple[Rule, ...]
+    caught: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    num_english: int = 0
+
+    @classmethod
+    def load(cls, path: Path = RULES_FILE) -> Rules:
+        """Read a file of rules.
+
+        Raises:
+            ConfigError: The file is missing, not TOML, or a rule is not as it must be.
+        """
+        data = load_toml(path)
+        rules = []
+        for number, raw in enumerate(data.get("rules", ()), start=1):
+            where = f"{path}: rule {number}"
+            if not isinstance(raw, dict) or set(raw) != {"name", "field", "pattern"}:
+                raise ConfigError(f"{where} is {raw!r}, expected name, field and pattern.")
+            if raw["field"] not in FIELDS:
+                raise ConfigError(
+                    f"{where}: field is {raw['field']!r}; choose from: {', '.join(FIELDS)}."
+                )
+            _check_pattern(raw["pattern"], where)
+            rules.append(Rule(raw["name"], raw["field"], raw["pattern"]))
+        return cls(tuple(rules))
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
+        stays = np.zeros(len(batch), dtype=bool)
+        for rule in self.rules:
+            found = _matches(batch, rule)
+            if found.any():
+                self._note(rule, batch, found)
+                stays |= found
+        if not stays.any():
+            return batch
+        self.num_english += int(stays.sum())
+        column = pa.array(~stays & batch.column("translatable").to_numpy(zero_copy_only=False))
+        index = ROW_SCHEMA.get_field_index("translatable")
+        return batch.set_column(index, ROW_SCHEMA.field(index), column)
+
+    def _note(self, rule: Rule, batch: pa.RecordBatch, found: npt.NDArray[np.bool_]) -> None:
+        self.caught[rule.name] += int(found.sum())
+        kept = self.examples.setdefault(rule.name, [])
+        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)]:
+            row: dict[str, Any] = batch.slice(int(i), 1).to_pylist()[0]
+            kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
+
+
+def _matches(batch: pa.RecordBatch, rule: Rule) -> npt.NDArray[np.bool_]:
+    if rule.field in ("source", "task"):
+        found = pc.match_substring_regex(batch.column(rule.field), rule.pattern)
+        return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+    turns = batch.column("turns")
+    flat = turns.flatten()
+    role = "human" if rule.field == "question" else "gpt"
+    found = pc.match_substring_regex(pc.struct_field(flat, "text"), rule.pattern)
+    found = pc.and_(found, pc.equal(pc.struct_field(flat, "role"), role))
+    offsets = turns.offsets.to_numpy()
+    sums = np.concatenate([[0], np.cumsum(found.to_numpy(zero_copy_only=False))])
+    starts, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
+    return sums[ends] > sums[starts]
+
+
+def _check_pattern(pattern: Any, where: str) -> None:
+    try:
+        re.compile(pattern)
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except (re.error, pa.ArrowInvalid, TypeError) as error:
+        raise ConfigError(f"{where}: pattern {pattern!r} is not usable: {error}") from error
