@@ -88,6 +88,8 @@ class Language:
         local: Word lists for reading answers.
         engine_codes: What each translation engine calls the language; engines that are not there
             do not have it.
+        quality: What is normal for translations into it, where that is known; read and checked by
+            `lrm_ext.translation.quality.thresholds`.
     """
 
     code: str
@@ -109,6 +111,7 @@ class Language:
     system: str
     local: LocalWords
     engine_codes: Mapping[str, str]
+    quality: Mapping[str, Any]
 
     @property
     def format_prompts(self) -> tuple[str, ...]:
@@ -124,6 +127,7 @@ def load_language(path: Path) -> Language:
             file's name; or a word means both yes and no.
     """
     data = load_toml(path)
+    quality = data.pop("quality", {})
     _check_table(data, _SCHEMA, path, prefix="")
     if data["code"] != path.stem:
         raise ConfigError(f"{path}: code is {data['code']!r}, expected the file's name.")
@@ -156,6 +160,7 @@ def load_language(path: Path) -> Language:
             word_letters=tuple(local["word_letters"]),
         ),
         engine_codes=MappingProxyType(data["engines"]),
+        quality=MappingProxyType(quality),
     )
 
 

@@ -1,0 +1,26 @@
+"""How good a translation is, as far as a program can tell: figures, and findings where one fails.
+
+Input: a text or a row in two languages. Output: a `Verdict`. Each check is one small file and one
+number, larger is worse; what passes is in the language's file (`thresholds.py`). Nothing here
+decides what becomes of a row.
+"""
+
+from __future__ import annotations
+
+from lrm_ext.translation.quality.checking import CHECKS, check_text, check_turns
+from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
+from lrm_ext.translation.quality.verdict import Finding, Verdict
+
+# Goes up when the same text may get another verdict; parts of a translation remember it.
+QUALITY_VERSION = 1
+
+__all__ = [
+    "CHECKS",
+    "QUALITY_VERSION",
+    "Finding",
+    "Thresholds",
+    "Verdict",
+    "check_text",
+    "check_turns",
+    "get_thresholds",
+]

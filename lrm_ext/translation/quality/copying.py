@@ -1,0 +1,26 @@
+"""Check `copy`: what came back untranslated."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lrm_ext.translation.quality.pair import Pair
+from lrm_ext.translation.quality.thresholds import Thresholds
+from lrm_ext.translation.quality.verdict import Measured
+
+# "hamburger", "New York" and "Mona Lisa" are the same in many languages; a sentence is not.
+_MIN_WORDS = 3
+
+
+def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
+    """The share of the text's words that are in the translation as they were; None if too short.
+
+    Words with a capital inside a sentence are names and not counted.
+    """
+    names = {word.casefold() for word in pair.source_prose.split()[1:] if word[:1].isupper()}
+    source = Counter(word for word in pair.source_words if word not in names)
+    total = source.total()
+    if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
+        return None
+    same = (source & Counter(pair.target_words)).total()
+    return Measured(same / total, f"{same} of {total} words are those of the text")

@@ -1,0 +1,72 @@
+"""A text and its translation, with what several checks need of them made once.
+
+Input: two strings and their languages. Output: a `Pair` whose parts are made when first asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translation.protect import find_spans
+
+_WORD = re.compile(r"[^\W\d_]+")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+class Pair:
+    """A text and its translation.
+
+    Args:
+        source: The text.
+        target: Its translation.
+        source_lang: Code of the text's language.
+        target_lang: Code of the translation's language.
+    """
+
+    def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
+        self.source = source
+        self.target = target
+        self.source_lang = source_lang
+        self.target_lang = target_lang
+
+    @cached_property
+    def source_prose(self) -> str:
+        """The text with a blank in place of each protected part."""
+        return prose(self.source)
+
+    @cached_property
+    def target_prose(self) -> str:
+        """The translation with a blank in place of each protected part."""
+        return prose(self.target)
+
+    @cached_property
+    def source_words(self) -> list[str]:
+        """Words of the text, folded; protected parts are no words."""
+        return words(self.source_prose, self.source_lang)
+
+    @cached_property
+    def target_words(self) -> list[str]:
+        """Words of the translation, folded; letters where no blanks separate words."""
+        return words(self.target_prose, self.target_lang)
+
+
+def prose(text: str) -> str:
+    """A text with a blank in place of each protected part."""
+    spans = find_spans(text)
+    if not spans:
+        return text
+    pieces: list[str] = []
+    end = 0
+    for span in spans:
+        pieces.append(text[end : span.start])
+        end = span.end
+    pieces.append(text[end:])
+    return " ".join(pieces)
+
+
+def words(text: str, lang: str) -> list[str]:
+    """Words of a text, folded; single letters in a language without blanks between words."""
+    pattern = _WORD if get_language(lang).spaced else _LETTER
+    return pattern.findall(text.casefold())
