@@ -17,13 +17,14 @@ from llava.errors import ConfigError
 from lrm_ext.languages._toml import load_toml
 
 # Every key must be there, and no other; `{}` stands for a table of strings with free keys.
-_SCHEMA: Mapping[str, Any] = {
+SCHEMA: Mapping[str, Any] = {
     "code": str,
     "name": str,
     "native_name": str,
     "paper_label": str,
     "script": str,
     "spaced": bool,
+    "punctuation": {"full_stop": str},
     "answers": {"yes": str, "no": str},
     "prompts": {"short_answer": str, "option_letter": str},
     "format_prompts": {},
@@ -33,13 +34,28 @@ _SCHEMA: Mapping[str, Any] = {
         "translation_marker": str,
         "answer_marker": str,
         "answer_in": {},
+        "named_by": {},
     },
     "conversation": {"system": str},
     "local": {"yes": list, "no": list, "letters": {}, "stop": list, "word_letters": list},
     "engines": {},
+    "ui": {},
+    "quality": {},
 }
+# These may be left out.
+OPTIONAL = ("instructions.named_by", "ui", "quality")
 # These may be empty, depending on the language.
-_MAY_BE_EMPTY = ("local.stop", "local.word_letters", "local.letters", "engines")
+_MAY_BE_EMPTY = (
+    "punctuation.full_stop",
+    "local.stop",
+    "local.word_letters",
+    "local.letters",
+    "engines",
+)
+# Read and checked by those who use it.
+_ELSEWHERE = ("quality",)
+# A value that begins so waits for its translation (`lrm languages add` writes such values).
+PENDING = "TODO"
 _ENGLISH_POLARITY = {"yes": "yes", "y": "yes", "no": "no", "not": "no", "n": "no"}
 
 
@@ -73,6 +89,7 @@ class Language:
         paper_label: Column label in the paper's tables.
         script: ISO 15924 code.
         spaced: Whether white space separates words.
+        full_stop: What ends a sentence; "" if nothing does, as in Thai.
         yes: The answer "yes" as it is trained.
         no: The answer "no" as it is trained.
         short_answer: Response-format prompt for yes/no and short answers (EVAL_SPEC 6).
@@ -83,13 +100,17 @@ class Language:
         epvqa_instruction: "First translate the question into English, then answer in <this>."
         translation_marker: What an EP-VQA reply begins with.
         answer_marker: What begins the second part of an EP-VQA reply, on its own line.
-        answer_in: For every language, "Answer in <it>." said in this language.
+        answer_in: For other languages and this one, "Answer in <it>." said in this language. For
+            itself and English it is always there (see `registry.get_language`).
+        named_by: "Answer in <this language>." said in other languages, for their `answer_in`.
         system: System sentence of a conversation that is answered in this language.
         local: Word lists for reading answers.
         engine_codes: What each translation engine calls the language; engines that are not there
             do not have it.
+        ui: Texts of the demo's page, by name; those that are not there stay English.
         quality: What is normal for translations into it, where that is known; read and checked by
             `lrm_ext.translation.quality.thresholds`.
+        path: Its file, for messages.
     """
 
     code: str
@@ -98,6 +119,7 @@ class Language:
     paper_label: str
     script: str
     spaced: bool
+    full_stop: str
     yes: str
     no: str
     short_answer: str
@@ -108,10 +130,13 @@ class Language:
     translation_marker: str
     answer_marker: str
     answer_in: Mapping[str, str]
+    named_by: Mapping[str, str]
     system: str
     local: LocalWords
     engine_codes: Mapping[str, str]
+    ui: Mapping[str, str]
     quality: Mapping[str, Any]
+    path: Path
 
     @property
     def format_prompts(self) -> tuple[str, ...]:
@@ -127,8 +152,7 @@ def load_language(path: Path) -> Language:
             file's name; or a word means both yes and no.
     """
     data = load_toml(path)
-    quality = data.pop("quality", {})
-    _check_table(data, _SCHEMA, path, prefix="")
+    _check_table(data, SCHEMA, path, prefix="")
     if data["code"] != path.stem:
         raise ConfigError(f"{path}: code is {data['code']!r}, expected the file's name.")
     local = data["local"]
@@ -141,6 +165,7 @@ def load_language(path: Path) -> Language:
         paper_label=data["paper_label"],
         script=data["script"],
         spaced=data["spaced"],
+        full_stop=data["punctuation"]["full_stop"],
         yes=data["answers"]["yes"],
         no=data["answers"]["no"],
         short_answer=data["prompts"]["short_answer"],
@@ -151,6 +176,7 @@ def load_language(path: Path) -> Language:
         translation_marker=instructions["translation_marker"],
         answer_marker=instructions["answer_marker"],
         answer_in=MappingProxyType(instructions["answer_in"]),
+        named_by=MappingProxyType(instructions.get("named_by", {})),
         system=data["conversation"]["system"],
         local=LocalWords(
             yes=tuple(local["yes"]),
@@ -160,7 +186,9 @@ def load_language(path: Path) -> Language:
             word_letters=tuple(local["word_letters"]),
         ),
         engine_codes=MappingProxyType(data["engines"]),
-        quality=MappingProxyType(quality),
+        ui=MappingProxyType(data.get("ui", {})),
+        quality=MappingProxyType(data.get("quality", {})),
+        path=path,
     )
 
 
@@ -169,7 +197,8 @@ def _check_table(table: Any, schema: Mapping[str, Any], path: Path, prefix: str)
     where = prefix.rstrip(".") or "top level"
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: {where} is {type(table).__name__}, expected a table.")
-    missing = sorted(set(schema) - set(table))
+    optional = {key for key in schema if prefix + key in OPTIONAL}
+    missing = sorted(set(schema) - set(table) - optional)
     unknown = sorted(set(table) - set(schema))
     if missing or unknown:
         faults = [f"{prefix}{key} is missing" for key in missing]
@@ -177,7 +206,12 @@ def _check_table(table: Any, schema: Mapping[str, Any], path: Path, prefix: str)
         raise ConfigError(f"{path}: {'; '.join(faults)}. Known at {where}: {', '.join(schema)}.")
     for key, kind in schema.items():
         name = prefix + key
-        if isinstance(kind, Mapping):
+        if key not in table:
+            continue
+        if name in _ELSEWHERE:
+            if not isinstance(table[key], dict):
+                raise ConfigError(f"{path}: {name} is {table[key]!r}, expected a table.")
+        elif isinstance(kind, Mapping):
             if kind:
                 _check_table(table[key], kind, path, f"{name}.")
             else:
@@ -198,6 +232,8 @@ def _check_value(value: Any, kind: type, path: Path, name: str) -> None:
         raise ConfigError(
             f"{path}: {name} is {value!r} ({type(value).__name__}), expected {kind.__name__}."
         )
+    if isinstance(value, str) and value.startswith(PENDING):
+        raise ConfigError(f"{path}: {name} is not translated yet: {value!r}.")
     if isinstance(value, str) and value != value.strip():
         raise ConfigError(f"{path}: {name} is {value!r}: white space around it.")
     if value in ("", []) and name not in _MAY_BE_EMPTY:

@@ -9,7 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lrm_ext.instructions.prompt import insert_instruction
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.registry import (
+    ENGLISH,
+    answer_request,
+    get_language,
+    list_languages,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +42,8 @@ def with_answer_language(text: str, question_lang: str, answer_lang: str) -> str
     """
     if answer_lang in (SAME, question_lang):
         return text
-    get_language(answer_lang)
-    asking = get_language(question_lang)
-    return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
+    request = answer_request(question_lang, answer_lang)
+    return insert_instruction(text, request, get_language(question_lang).format_prompts)
 
 
 def answer_language_control() -> PromptControl:
@@ -53,9 +57,13 @@ def _build() -> Sequence[gr.components.Component]:
     import gradio as gr
 
     names = [(get_language(code).native_name, code) for code in list_languages()]
+    texts = get_language(ENGLISH).ui  # the page is in English
     with gr.Row():
-        question = gr.Dropdown(names, value="en", label="I ask in", min_width=120)
+        question = gr.Dropdown(names, value=ENGLISH, label=texts["ask_in"], min_width=120)
         answer = gr.Dropdown(
-            [("as I ask", SAME), *names], value=SAME, label="Answer in", min_width=120
+            [(texts["same_language"], SAME), *names],
+            value=SAME,
+            label=texts["answer_in"],
+            min_width=120,
         )
     return question, answer

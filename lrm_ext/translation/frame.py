@@ -90,8 +90,8 @@ def fixed_text(text: str, target: str) -> str | None:
 
 
 def full_stop(lang: str) -> str:
-    """The mark that ends a sentence of the language."""
-    return "." if get_language(lang).spaced else "。"
+    """The mark that ends a sentence of the language; "" if it has none."""
+    return get_language(lang).full_stop
 
 
 def is_short(text: str) -> bool:

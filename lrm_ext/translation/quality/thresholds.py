@@ -74,7 +74,8 @@ def get_thresholds(lang: str) -> Thresholds:
     Raises:
         ConfigError: There is no such language, or its [quality] section is at fault.
     """
-    return parse_thresholds(get_language(lang).quality, f"languages/data/{lang}.toml: quality")
+    language = get_language(lang)
+    return parse_thresholds(language.quality, f"{language.path}: quality")
 
 
 def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:

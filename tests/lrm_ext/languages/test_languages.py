@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llava.errors import ConfigError
-from lrm_ext.languages import check_languages, get_language, list_languages
+from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.checking import check_languages
 from lrm_ext.languages.language import load_language
 from lrm_ext.languages.registry import DATA_DIR
 

@@ -1,0 +1,176 @@
+"""What is wrong with a language's file: missing, untranslated, or not to be read back.
+
+Input: a code. Output: `Fault`s; a note is worth knowing, anything else must be mended. The loader
+(`language.py`) has refused what cannot be used at all; here is what can be used and misleads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.errors import ConfigError
+from lrm_ext.languages import readback, wording
+from lrm_ext.languages.language import PENDING, Language
+from lrm_ext.languages.registry import (
+    ENGLISH,
+    get_language,
+    is_draft,
+    language_files,
+    list_languages,
+    reload_languages,
+)
+
+_TABLE = re.compile(r"\[([\w.-]+)\]")
+_KEY = re.compile(r'\s*"?([\w-]+)"?\s*=')
+
+
+class Fault(NamedTuple):
+    """Something about a language's file.
+
+    Attributes:
+        path: The file.
+        text: What was found, where, and what was expected.
+        is_note: It may stay so.
+    """
+
+    path: Path
+    text: str
+    is_note: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+def check_languages(codes: tuple[str, ...] = ()) -> list[Fault]:
+    """Check the files of some languages; of all, drafts included, if none is given.
+
+    Raises:
+        ConfigError: There is no file for one of them.
+    """
+    reload_languages()
+    files = language_files()
+    if unknown := [code for code in codes if code not in files]:
+        raise ConfigError(
+            f"unknown language {', '.join(unknown)}; choose from: {', '.join(files)}. "
+            "`lrm languages add CODE` begins a new one."
+        )
+    return [fault for code in codes or tuple(files) for fault in check_language(code)]
+
+
+def check_language(code: str) -> list[Fault]:
+    """Check the file of one language."""
+    path = language_files()[code]
+    if is_draft(path):
+        return [Fault(path, text) for text in pending(path)]
+    try:
+        language = get_language(code)
+        others = [get_language(other) for other in list_languages() if other != code]
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        return [Fault(path, text)]
+    english = get_language(ENGLISH)
+    faults = [Fault(path, text) for check in _CHECKS for text in check(language, english)]
+    faults += [Fault(path, text) for text in wording.check_distinct(language, others)]
+    faults += [Fault(path, text) for text in check_neighbours(language, others)]
+    return faults + [Fault(path, text, is_note=True) for text in notes(language, english, others)]
+
+
+def pending(path: Path) -> Iterator[str]:
+    """The lines of a draft that wait for translation, and whether it is TOML at all."""
+    from lrm_ext.languages._toml import load_toml
+
+    try:
+        load_toml(path)
+    except ConfigError as error:
+        yield str(error).removeprefix(f"{path}: ")
+    table = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if match := _TABLE.fullmatch(line.strip()):
+            table = match[1] + "."
+        elif f'"{PENDING}' in line and not line.lstrip().startswith("#"):
+            match = _KEY.match(line)
+            name = table + (match[1] if match else "")
+            yield f"line {number}: {name} is not translated yet."
+
+
+def check_keys(language: Language, english: Language) -> Iterator[str]:
+    """Tables with free keys have the keys that English has."""
+    for table, own, theirs in (
+        ("format_prompts", language.fixed_prompts, english.fixed_prompts),
+        ("short_answers", language.fixed_answers, english.fixed_answers),
+    ):
+        for key in theirs:
+            if key not in own:
+                yield f"{table}.{key} is missing; in English: {theirs[key]!r}."
+        for key in own:
+            if key not in theirs:
+                yield f"{table}.{key} is unknown; known: {', '.join(theirs)}."
+    for key in language.ui:
+        if key not in english.ui:
+            yield f"ui.{key} is unknown; known: {', '.join(english.ui)}."
+
+
+def check_quality(language: Language, english: Language) -> Iterator[str]:
+    """The thresholds can be read."""
+    from lrm_ext.translation.quality.thresholds import parse_thresholds
+
+    try:
+        parse_thresholds(language.quality, "quality")
+    except ConfigError as error:
+        yield str(error)
+
+
+def check_engines(language: Language, english: Language) -> Iterator[str]:
+    """Every engine that has a code is one that there is, or that a shipped file names."""
+    from lrm_ext.translation.engines.registry import engine_names
+
+    known = {*engine_names(), *english.engine_codes, "apertium", "opus-mt"}
+    for engine in language.engine_codes:
+        if engine not in known:
+            yield f"engines.{engine}: there is no such engine; known: {', '.join(sorted(known))}."
+
+
+def check_neighbours(language: Language, others: list[Language]) -> Iterator[str]:
+    """What two files say of the same request is the same."""
+    for other in others:
+        mine = language.answer_in.get(other.code)
+        theirs = other.named_by.get(language.code)
+        if theirs and mine != theirs:
+            yield (
+                f"instructions.answer_in.{other.code} is {mine!r}, but {other.path} says {theirs!r}"
+                f" (instructions.named_by.{language.code}); make them the same or delete one."
+            )
+
+
+def notes(language: Language, english: Language, others: list[Language]) -> Iterator[str]:
+    """What may stay as it is, and what follows from it."""
+    codes = [other.code for other in others]
+    if missing := [code for code in codes if code not in language.answer_in]:
+        yield (
+            f"instructions.answer_in has no {', '.join(missing)}: for an answer in "
+            "those languages the demo asks in English."
+        )
+    named = {*language.answer_in, *language.named_by}
+    if unknown := sorted(named - {*codes, language.code}):
+        yield f"instructions name languages that there are no files for: {', '.join(unknown)}."
+    if missing := [key for key in english.ui if key not in language.ui]:
+        yield f"ui lacks {', '.join(missing)}: they stay English on the demo's page."
+    if not language.engine_codes:
+        yield "engines is empty: only engines that need no code can translate into it."
+
+
+_CHECKS: tuple[Callable[[Language, Language], Iterator[str]], ...] = (
+    check_keys,
+    check_engines,
+    check_quality,
+    wording.check_untranslated,
+    wording.check_script,
+    wording.check_identity,
+    readback.check_short_answers,
+    readback.check_prompts,
+    readback.check_instructions,
+    readback.check_option_letters,
+)
