@@ -112,7 +112,7 @@ def info(
     console.print(
         f"{opened.path}: {summary.num_rows:,} rows, {summary.num_turns:,} turns, "
         f"{summary.num_characters:,} characters; {summary.num_text_only:,} rows without a picture, "
-        f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root}"
+        f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root.resolve()}"
     )
     for name, counts in (("source", summary.sources), ("task", summary.tasks)):
         table = Table(name, "rows")
@@ -225,9 +225,9 @@ def _print_import(result: ImportResult, out: Path, console: Console) -> None:
     for name, count in result.rows.most_common():
         table.add_row(name or "-", f"{count:,}", f"{result.without_picture[name]:,}")
     console.print(table)
-    report = result.report
-    if report.num_dropped or report.notes:
-        console.print(report.table(), markup=False)
+    for path, report in result.reports.items():
+        if report.num_dropped or report.notes:
+            console.print(f"{path}: {report.table()}", markup=False)
     console.print(
         f"{out}: {sum(result.rows.values()):,} rows, {result.rules.num_english:,} of them stay "
         "English (--explain shows why)"

@@ -61,14 +61,14 @@ class ImportResult:
     """What was imported.
 
     Attributes:
+        rules: What stays English, and why.
+        reports: What was read and left out, by the path that was given.
         rows: Rows by source.
         without_picture: Rows that are text only, by source.
-        report: What was read and left out.
-        rules: What stays English, and why.
     """
 
-    report: DropReport
     rules: Rules
+    reports: dict[Path, DropReport] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     without_picture: Counter[str] = field(default_factory=Counter)
 
@@ -91,7 +91,8 @@ def import_corpus(
         out: The corpus folder to make.
         images: Folder below which all pictures lie; rows refer to them relative to it.
         rules: Which rows stay English; the project's own rules if left out.
-        max_drop_rate: Share of the rows that may be left out; at 0 the first bad one raises.
+        max_drop_rate: Share of the rows of each source that may be left out, so that none vanishes
+            among the others; at 0 the first bad one raises.
         verify_images: Open each picture.
         overwrite: Replace a corpus that is at `out`.
         progress: Called with the number of rows written so far.
@@ -101,8 +102,7 @@ def import_corpus(
         DataError: A record, a picture or a file is not as it must be, or too many are left out.
     """
     rules = Rules.load() if rules is None else rules
-    policy = DropPolicy(max_drop_rate)
-    result = ImportResult(policy.report, rules)
+    result = ImportResult(rules)
     root = os.path.relpath(images.resolve(), out.resolve())
     with (
         PictureCheck(images) if verify_images else _NoCheck() as check,
@@ -110,13 +110,15 @@ def import_corpus(
     ):
         num_rows = 0
         for source in sources:
+            policy = DropPolicy(max_drop_rate)
+            result.reports[source.path] = policy.report
             for batch in _batches(source, images, policy):
                 batch = rules.apply(check(batch, policy))
                 writer.append_rows(batch)
                 _count(batch, result)
                 num_rows += len(batch)
                 progress(num_rows)
-        policy.finish()
+            policy.finish()
         if not num_rows:
             raise DataError("no rows were found; nothing is written.")
     return result
@@ -168,6 +170,7 @@ def _samples(source: Source, prefix: str, policy: DropPolicy) -> Iterator[Sample
             sample = Sample.from_record(record, where)
             check_sample(sample, where, ENGLISH)
         except SampleError as error:
+            error.lang = ENGLISH
             policy.drop(error)
             continue
         policy.keep(ENGLISH)

@@ -213,6 +213,7 @@ def _one(
         sample = Sample.from_record(record, where)
         check_sample(sample, where, lang)
     except SampleError as error:
+        error.lang = lang  # what the others are counted as
         policy.drop(error)
         return None
     policy.keep(lang)
@@ -231,7 +232,6 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
         raise SampleError(
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",
-            sample.lang,
         )
     for number, turn in enumerate(sample.turns, start=1):
         try:
@@ -256,15 +256,17 @@ def _slow(
     return samples
 
 
-def _decode(body: bytes, is_array: bool) -> list[_Record] | None:
+def _decode(body: bytes | None, is_array: bool) -> list[_Record] | None:
     """Decode whole records; None if they are not as usual."""
+    if body is None:
+        return None
     try:
         return _decode_array(b"[" + body + b"]") if is_array else _decode_lines(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, int]:
+def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes | None, int]:
     """The records that are whole in a piece of a file, as far as can be told quickly.
 
     Args:
@@ -273,12 +275,17 @@ def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, i
         is_last: Whether the file ends with it.
 
     Returns:
-        The records, and how many bytes of `data` they take with what separates them from the next.
+        The records, None if they are not found; and how many bytes of `data` they take with what
+        separates them from the next.
     """
     if is_last:
         body = data.rstrip(_BLANK)
+        if is_array and not body.endswith(b"]"):
+            return None, len(data)
         return (body.removesuffix(b"]") if is_array else body), len(data)
     cut = _border(data) if is_array else data.rfind(b"\n") + 1
+    if cut == 0:
+        return None, 0
     body = data[:cut].rstrip(_BLANK)
     return (body.removesuffix(b",") if is_array else body), cut
 

@@ -113,7 +113,7 @@ def validate(
     findings.num_rows = len(corpus)
     _repeated(corpus, ids, asked, findings)
     for lang, counts in statuses.items():
-        if lang != ENGLISH and dict(corpus.statuses(lang)) != dict(counts):
+        if lang != ENGLISH and Counter(corpus.statuses(lang)) != counts:
             stated = dict(corpus.statuses(lang))
             findings.add("wrong count", f"{lang}: stated {stated}, found {dict(counts)}")
     return findings
