@@ -51,6 +51,13 @@ class Rules:
     examples: dict[str, list[str]] = field(default_factory=dict)
     num_english: int = 0
 
+    def __post_init__(self) -> None:
+        """Prepare one pattern a field, which matches what any of its rules matches."""
+        patterns: dict[str, list[str]] = {}
+        for rule in self.rules:
+            patterns.setdefault(rule.field, []).append(f"(?:{rule.pattern})")
+        self._together = {name: "|".join(parts) for name, parts in patterns.items()}
+
     @classmethod
     def load(cls, path: Path = RULES_FILE) -> Rules:
         """Read a file of rules.
@@ -75,19 +82,21 @@ class Rules:
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
         stays = np.zeros(len(batch), dtype=bool)
-        for rule in self.rules:
-            found = _matches(batch, rule)
-            if found.any():
-                self._note(rule, batch, found)
-                stays |= found
+        for name, any_of in self._together.items():
+            stays |= _matches(batch, name, any_of)
         if not stays.any():
             return batch
-        self.num_english += int(stays.sum())
+        caught = batch.filter(pa.array(stays))
+        for rule in self.rules:
+            self._note(rule, caught, _matches(caught, rule.field, rule.pattern))
+        self.num_english += len(caught)
         column = pa.array(~stays & batch.column("translatable").to_numpy(zero_copy_only=False))
         index = ROW_SCHEMA.get_field_index("translatable")
         return batch.set_column(index, ROW_SCHEMA.field(index), column)
 
     def _note(self, rule: Rule, batch: pa.RecordBatch, found: npt.NDArray[np.bool_]) -> None:
+        if not found.any():
+            return
         self.caught[rule.name] += int(found.sum())
         kept = self.examples.setdefault(rule.name, [])
         for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)]:
@@ -95,17 +104,20 @@ class Rules:
             kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
 
 
-def _matches(batch: pa.RecordBatch, rule: Rule) -> npt.NDArray[np.bool_]:
-    if rule.field in ("source", "task"):
-        found = pc.match_substring_regex(batch.column(rule.field), rule.pattern)
+def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> npt.NDArray[np.bool_]:
+    """Rows of which a field matches."""
+    if name in ("source", "task"):
+        found = pc.match_substring_regex(batch.column(name), pattern)
         return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
     turns = batch.column("turns")
     flat = turns.flatten()
-    role = "human" if rule.field == "question" else "gpt"
-    found = pc.match_substring_regex(pc.struct_field(flat, "text"), rule.pattern)
-    found = pc.and_(found, pc.equal(pc.struct_field(flat, "role"), role))
+    role = pc.equal(pc.struct_field(flat, "role"), "human" if name == "question" else "gpt")
+    texts = pc.struct_field(flat, "text").filter(role)
+    of_role = role.to_numpy(zero_copy_only=False)
+    found = np.zeros(len(flat), dtype=bool)
+    found[of_role] = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
     offsets = turns.offsets.to_numpy()
-    sums = np.concatenate([[0], np.cumsum(found.to_numpy(zero_copy_only=False))])
+    sums = np.concatenate([[0], np.cumsum(found)])
     starts, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
     return sums[ends] > sums[starts]
 
