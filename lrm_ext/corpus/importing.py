@@ -237,7 +237,9 @@ def import_llava(
                     "Translations need the same records in the same order."
                 )
             samples = [Sample.from_record(record, where) for where, record in records]
-            _check_same(samples, [where for where, _ in records], tuple(files))
+            for sample, (where, _), lang in zip(samples, records, (ENGLISH, *files), strict=True):
+                check_sample(sample, where, lang)
+            _check_same(samples, [where for where, _ in records])
             row = _row_of(samples[0], source, is_translatable)
             turns = [sample.turns for sample in samples[1:]]
             writer.append(row, dict(zip(files, turns, strict=True)))
@@ -259,14 +261,10 @@ def _row_of(
     )
 
 
-def _check_same(samples: list[Sample], wheres: list[str], langs: tuple[str, ...]) -> None:
-    """Demand that a row's records are about the same thing, each in its language."""
+def _check_same(samples: list[Sample], wheres: list[str]) -> None:
+    """Demand that a row's records are about the same thing."""
     english = samples[0]
-    for sample, where, lang in zip(samples, wheres, (ENGLISH, *langs), strict=True):
-        if sample.lang not in (None, lang):
-            raise DataError(
-                f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}."
-            )
+    for sample, where in zip(samples, wheres, strict=True):
         if (sample.id, sample.image) != (english.id, english.image):
             raise DataError(
                 f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected the "

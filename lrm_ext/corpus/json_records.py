@@ -1,7 +1,9 @@
 """The objects of a JSON array or of JSON Lines, one at a time.
 
 Input: a UTF-8 file of any size. Output: decoded objects and the line on which each begins. The file
-is read piece by piece. What the objects mean is not known here.
+is read piece by piece. What the objects mean is not known here. A byte that is not UTF-8 comes out
+as a lone surrogate (Python's `surrogateescape`), so that it spoils one record and not the file:
+`llava_columns.check_sample` names it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from llava.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
 _BLANK = " \t\r\n"
-_BOM = b"\xef\xbb\xbf"
+_ESCAPE = "surrogateescape"
 # A literal or an escape sequence that a chunk border cuts gives an error before the border.
 _LONGEST_TOKEN = 16
 
@@ -31,7 +33,7 @@ def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         `file:line` where the object begins, and the object.
 
     Raises:
-        DataError: The file is missing, not UTF-8 or not JSON; it names file and line.
+        DataError: The file is missing or not JSON; it names file and line.
     """
     reader = RecordReader(Path(path))
     reader.begin()
@@ -56,7 +58,8 @@ class RecordReader:
         self.is_array = is_array
         self._path = path
         self._line = line
-        self._offset = offset  # of the buffer's first character
+        self._offset = offset  # of the character at `_counted` in the buffer
+        self._counted = 0
         self._buffer = ""
         self._position = 0
         self._is_first = True
@@ -76,7 +79,10 @@ class RecordReader:
     @property
     def offset(self) -> int:
         """Byte of the next character."""
-        return self._offset + len(self._buffer[: self._position].encode())
+        passed = self._buffer[self._counted : self._position]
+        self._offset += len(passed.encode("utf-8", _ESCAPE))
+        self._counted = self._position
+        return self._offset
 
     def begin(self) -> None:
         """Find out at a file's beginning whether it is an array, and enter it."""
@@ -161,23 +167,25 @@ class RecordReader:
         chunk = next(self._chunks, "")
         if not chunk:
             return False
-        self._offset = self.offset
+        assert self.offset >= 0  # counts what leaves the buffer
         self._buffer = self._buffer[self._position :] + chunk
-        self._position = 0
+        self._position = self._counted = 0
         return True
 
     def _read_chunks(self, offset: int) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
         try:
             with self._path.open("rb") as file:
-                if offset == 0 and file.read(len(_BOM)) == _BOM:
-                    self._offset = offset = len(_BOM)
+                head = file.read(len(codecs.BOM_UTF8)) if offset == 0 else b""
+                if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(f"{self._path}: UTF-16, expected UTF-8; convert it (iconv).")
+                if head == codecs.BOM_UTF8:
+                    self._offset = offset = len(head)
                 file.seek(offset)
                 while data := file.read(_CHUNK_BYTES):
                     if text := decoder.decode(data):
                         yield text
-                decoder.decode(b"", final=True)
+                if rest := decoder.decode(b"", final=True):
+                    yield rest
         except FileNotFoundError as error:
             raise DataError(f"{self._path}: there is no such file.") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.where}: not UTF-8 from here on: {error}") from error

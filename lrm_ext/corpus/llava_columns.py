@@ -32,6 +32,7 @@ _LONGEST_BORDER = 64
 _BLANK = b" \t\r\n"
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
 _IMAGE = re.compile(re.escape(DEFAULT_IMAGE_TOKEN.encode()))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_KEY = re.compile(rb'\{\s*"([^"]*)"')
 
 
@@ -81,14 +82,16 @@ def iter_row_batches(
         while offset < size:
             file.seek(offset)
             data = file.read(CHUNK_BYTES)
-            body, taken = _whole_records(data, is_array, is_last=offset + len(data) == size)
+            is_last = offset + len(data) == size
+            body, taken = _whole_records(data, is_array, is_last)
             records = _decode(body, is_array)
             reader = RecordReader(path, offset, line, is_array)
             if records is not None:
                 batch = _fast(records, reader, source, policy, lang)
                 offset, line = offset + taken, line + data.count(b"\n", 0, taken)
             else:  # unusual, or cut in the wrong place: the slow way finds out
-                samples = _slow(reader, offset + max(taken, 1), source, policy, lang)
+                until = None if is_last else offset + max(taken, 1)
+                samples = _slow(reader, until, source, policy, lang)
                 batch = batch_of(samples)
                 offset, line = reader.offset, reader.line
             if batch.num_rows:
@@ -249,23 +252,26 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",
         )
-    for number, turn in enumerate(sample.turns, start=1):
-        try:
-            turn.text.encode()
-        except UnicodeEncodeError as error:
+    parts = {"id": sample.id, "image": sample.image, "source": sample.source, "task": sample.task}
+    parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
+    for name, text in parts.items():
+        if text is not None and (found := _SURROGATE.search(text)):
+            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `json_records` lets bytes through
+            what = "a byte that is not UTF-8" if is_byte else "half of a character"
+            shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
             raise SampleError(
-                f"{where}, sample {sample.id!r}: turn {number} holds half of a character "
-                f"({error.object[error.start]!r} at {error.start}); it cannot be stored as UTF-8.",
-                "half_character",
-            ) from error
+                f"{where}, sample {sample.id!r}: {name} holds {what} ({shown} at {found.start()}); "
+                "write the file as UTF-8.",
+                "invalid_utf8" if is_byte else "half_character",
+            )
 
 
 def _slow(
-    reader: RecordReader, until: int, source: str | None, policy: DropPolicy, lang: str
+    reader: RecordReader, until: int | None, source: str | None, policy: DropPolicy, lang: str
 ) -> list[Sample]:
-    """Check records one by one, up to one that begins at byte `until` or later."""
+    """Check records one by one, up to one that begins at byte `until` or later, or the end."""
     samples = []
-    while reader.offset < until and (found := reader.read()) is not None:
+    while (until is None or reader.offset < until) and (found := reader.read()) is not None:
         where, record = found
         if (sample := _one(record, where, source, policy, lang)) is not None:
             samples.append(sample)

@@ -42,7 +42,7 @@ def _record(raw: dict[str, Any], where: str, requests: list[str]) -> dict[str, A
 
 def _tsv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             missing = {"image", "caption"} - set(reader.fieldnames or ())
             if missing:

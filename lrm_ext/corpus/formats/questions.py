@@ -99,8 +99,8 @@ def _geoqa(raw: Record, where: str, sample_id: str) -> Record:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error

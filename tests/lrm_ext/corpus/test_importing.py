@@ -97,6 +97,11 @@ odd_records = st.one_of(
     st.just({"id": "s", "conversations": talk("x", "   ")}),
     st.just({"id": "r", "conversations": [{"from": "system", "value": "x"}]}),
     st.just({"id": "h", "conversations": talk("x", "\ud800")}),
+    st.just({"id": "BYTE", "conversations": talk("x", "y")}),
+    st.just({"id": "b", "other": "BYTE", "conversations": talk("x", "y")}),
+    st.just({"id": "w", "conversations": talk("x", "\u3000\u00a0")}),
+    st.just({"id": "n", "conversations": talk("x<image", ">")}),
+    st.just({"id": "long", "conversations": talk("x", "y" * 900)}),
     st.just({"id": "o", "lang": "cs", "conversations": talk("x", "y")}),
 )
 
@@ -109,16 +114,23 @@ odd_records = st.one_of(
     chunk=st.integers(64, 700),
     lines=st.booleans(),
     indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
 )
 def test_columns_give_what_single_samples_give(
-    tmp_path: Path, records: list[Any], chunk: int, lines: bool, indent: int | None
+    tmp_path: Path,
+    records: list[Any],
+    chunk: int,
+    lines: bool,
+    indent: int | None,
+    ascii_only: bool,
 ) -> None:
     """However the file is cut: the same rows, and the same rows left out for the same reasons."""
     path = tmp_path / "a.json"
     if lines:
-        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        text = "".join(json.dumps(r, ensure_ascii=ascii_only) + "\n" for r in records)
     else:
-        path.write_text(json.dumps(records, indent=indent))
+        text = json.dumps(records, indent=indent, ensure_ascii=ascii_only)
+    path.write_bytes(text.encode("utf-8", "surrogatepass").replace(b"BYTE", b"caf\xe9"))
     expected, errors = [], []
     for where, raw in iter_records(path):
         try:
@@ -168,6 +180,14 @@ def test_a_bad_record_is_named_or_counted(tmp_path: Path, bad: Any, message: str
         load(tmp_path, "llava", path, max_drop_rate=0.05)
 
 
+def test_a_byte_that_is_not_utf8_spoils_one_record(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jsonl", [record(i) for i in range(20)])
+    path.write_bytes(path.read_bytes().replace(b"Answer 4.", b"caf\xe9"))
+    with pytest.raises(DataError, match=r"a\.jsonl:5, sample 'r4': turn 2 holds a byte.*0xE9 at 3"):
+        load(tmp_path, "llava", path)
+    assert len(load(tmp_path, "llava", path, max_drop_rate=0.1)) == 19
+
+
 @pytest.mark.parametrize("text", ["", "[]", "  \n"])
 def test_an_empty_file_is_no_corpus(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
@@ -178,9 +198,11 @@ def test_an_empty_file_is_no_corpus(tmp_path: Path, text: str) -> None:
 
 def test_a_file_cut_short_gives_no_corpus(tmp_path: Path) -> None:
     path = save(tmp_path / "a.json", [record(i) for i in range(50)])
-    path.write_text(path.read_text()[:-40])
-    with pytest.raises(DataError, match=r"a\.json:1: not valid JSON"):
-        load(tmp_path, "llava", path)
+    whole = path.read_text()
+    for cut in (1, 2, 40):
+        path.write_text(whole[:-cut])
+        with pytest.raises(DataError, match=r"a\.json:1: (not valid JSON|the array does not end)"):
+            load(tmp_path, "llava", path)
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path, "llava", tmp_path / "none.json")
     assert not (tmp_path / "corpus").exists()

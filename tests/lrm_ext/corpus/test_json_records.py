@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llava.errors import DataError
 from lrm_ext.corpus import json_records
 from lrm_ext.corpus.importing import import_llava
-from lrm_ext.corpus.json_records import iter_records
+from lrm_ext.corpus.json_records import RecordReader, iter_records
 from lrm_ext.corpus.store import Corpus
 
 
@@ -136,6 +136,18 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         list(iter_records(tmp_path / "none.json"))
     path = tmp_path / "a.json"
-    path.write_bytes(b'["caf\xe9"]')
-    with pytest.raises(DataError, match="not UTF-8"):
+    path.write_text("[{}]", encoding="utf-16")
+    with pytest.raises(DataError, match="UTF-16, expected UTF-8"):
         list(iter_records(path))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+def test_where_a_reader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(json_records, "_CHUNK_BYTES", chunk)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xc4\x8d"}\n{"a": "caf\xe9"}\n\n{"a": "\xe5\x8f"}')
+    reader, found = RecordReader(path), []
+    reader.begin()
+    while (read := reader.read()) is not None:
+        found.append((read[1]["a"], reader.line, reader.offset))
+    assert found == [("\u010d", 1, 14), ("caf\udce9", 2, 28), ("\udce5\udc8f", 4, 41)]
