@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from lrm_ext.corpus.importing import ImportResult
+    from lrm_ext.corpus.validating import Findings
 
 
 def register(corpus_app: typer.Typer) -> None:
@@ -186,36 +187,57 @@ def diff(
 
 
 def validate(
-    corpus: Path = typer.Argument(..., help="Folder of the corpus."),
-    images: bool = typer.Option(False, "--images", help="Open every picture."),
+    path: str = typer.Argument(..., help="A corpus folder; or PATH or FORMAT:PATH of a data set."),
+    images: Path = typer.Option(
+        Path(), help="Folder of a data set's pictures; a corpus knows its own."
+    ),
+    verify_images: bool = typer.Option(False, "--verify-images", help="Open every picture."),
 ) -> None:
     """Look for errors and oddities in every row; exit status 1 if there are errors."""
-    from rich.markup import escape
-
+    from lrm_ext.corpus.formats.table import split_source
+    from lrm_ext.corpus.importing import Source
+    from lrm_ext.corpus.layout import META_FILE
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.corpus.validating import ERRORS, REMARKS
     from lrm_ext.corpus.validating import validate as look
+    from lrm_ext.corpus.validating import validate_source
 
-    opened, console = Corpus.open(corpus), _console()
+    console = _console()
     with _bar(console) as bar:
-        task = bar.add_task("rows", total=len(opened))
-        findings = look(
-            opened,
-            with_pictures=images,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
-    for title, kinds, colour in (("error", ERRORS, "red"), ("remark", REMARKS, "yellow")):
-        for kind, meaning in kinds.items():
-            if count := findings.counts[kind]:
-                console.print(f"[{colour}]{title}[/] {count:,} x {escape(meaning)}")
-                for example in findings.examples[kind]:
-                    console.print(f"    {escape(example)}")
+        task = bar.add_task("rows", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if (Path(path) / META_FILE).is_file():
+            opened = Corpus.open(path)
+            findings = look(opened, with_pictures=verify_images, progress=progress)
+        else:
+            source = Source(*split_source(path))
+            findings = validate_source(
+                source, images, with_pictures=verify_images, progress=progress
+            )
+    _print_findings(findings, console)
     console.print(
-        f"{findings.num_rows:,} rows in {', '.join(opened.languages)}: {findings.num_errors:,} "
-        f"errors, {findings.counts.total() - findings.num_errors:,} remarks"
-        + ("" if images else "; pictures were not opened (--images)")
+        f"{path}: {findings.num_rows:,} rows, {findings.num_errors:,} errors, "
+        f"{findings.counts.total() - findings.num_errors:,} remarks"
+        + ("" if verify_images else "; pictures were not opened (--verify-images)")
     )
     raise typer.Exit(1 if findings.num_errors else 0)
+
+
+def _print_findings(findings: Findings, console: Console) -> None:
+    from rich.markup import escape
+
+    from lrm_ext.corpus.validating import ERRORS, REMARKS
+
+    for kind, count in sorted(findings.counts.items(), key=lambda found: found[0] in REMARKS):
+        meaning = {**ERRORS, **REMARKS}.get(kind, kind)
+        title = "[yellow]remark[/]" if kind in REMARKS else "[red]error[/]"
+        console.print(f"{title} {count:,} x {escape(meaning)}")
+        for example in findings.examples[kind]:
+            console.print(f"    {escape(example)}")
+        if count > len(findings.examples[kind]):
+            console.print("    ...")
 
 
 def _print_import(result: ImportResult, out: Path, console: Console) -> None:

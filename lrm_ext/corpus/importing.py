@@ -112,7 +112,7 @@ def import_corpus(
         for source in sources:
             policy = DropPolicy(max_drop_rate)
             result.reports[source.path] = policy.report
-            for batch in _batches(source, images, policy):
+            for batch in row_batches(source, images, policy):
                 batch = rules.apply(check(batch, policy))
                 writer.append_rows(batch)
                 _count(batch, result)
@@ -145,7 +145,21 @@ def _count(batch: pa.RecordBatch, result: ImportResult) -> None:
         )
 
 
-def _batches(source: Source, images: Path, policy: DropPolicy) -> Iterator[pa.RecordBatch]:
+def row_batches(source: Source, images: Path, policy: DropPolicy) -> Iterator[pa.RecordBatch]:
+    """Read a data set as rows of a corpus.
+
+    Args:
+        source: The data set, in English.
+        images: Folder below which its pictures lie.
+        policy: What happens to a record that cannot be used.
+
+    Yields:
+        Batches of `ROW_SCHEMA`, all rows translatable.
+
+    Raises:
+        ConfigError: The pictures do not lie below `images`.
+        DataError: The data set cannot be read, or as `policy` raises.
+    """
     if source.format.read is None:
         yield from iter_row_batches(source.path, source.source, policy)
         return

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
 from llava.data.sample import ROLES, Sample, SampleError, Turn, has_leading_answer
+from lrm_ext.corpus.columns import Turns, holds_image, is_blank, leaves_root, to_flags
 from lrm_ext.corpus.json_records import RecordReader
 from lrm_ext.corpus.layout import ROW_SCHEMA
 
@@ -31,7 +31,6 @@ _SEARCHED_BYTES = 1 << 16
 _LONGEST_BORDER = 64
 _BLANK = b" \t\r\n"
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
-_IMAGE = re.compile(re.escape(DEFAULT_IMAGE_TOKEN.encode()))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_KEY = re.compile(rb'\{\s*"([^"]*)"')
 
@@ -158,37 +157,15 @@ def _good_rows(
     lengths: Sequence[int], roles: pa.StringArray, texts: pa.StringArray, images: Sequence[Any]
 ) -> npt.NDArray[np.bool_]:
     """Which rows are plainly right; the same conditions as `Sample.from_record` demands."""
-    sizes = np.asarray(lengths)
-    good = sizes >= 2
-    if not len(sizes) or not sizes.all():  # an empty conversation has no place in what follows
-        return np.zeros(len(sizes), dtype=bool) if len(sizes) else good
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    is_human_place = (np.arange(len(roles)) - np.repeat(starts, sizes)) % 2 == 0
-    is_human, is_answer = (pc.equal(roles, role).to_numpy(zero_copy_only=False) for role in ROLES)
-    is_right = np.where(is_human_place, is_human, is_answer)
-    is_blank = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
-    is_right &= ~is_blank.to_numpy(zero_copy_only=False)
-    holds = _holds_image(texts)
-    is_right &= ~(holds & ~is_human_place)
-    has_image = np.fromiter((image is not None for image in images), bool, len(sizes))
-    has_name = np.fromiter((image != "" for image in images), bool, len(sizes))
-    good &= np.logical_and.reduceat(is_right, starts) & has_name
-    good &= np.add.reduceat(holds, starts, dtype=np.int64) == has_image
-    return good
-
-
-def _holds_image(texts: pa.StringArray) -> npt.NDArray[np.bool_]:
-    """Which texts hold `<image>`: one search through all of them, as they lie end to end."""
-    _, borders, data = texts.buffers()
-    offsets = np.frombuffer(borders, np.int32, len(texts) + 1, texts.offset * 4)
-    first = int(offsets[0])
-    found = [match.start() for match in _IMAGE.finditer(data, first, int(offsets[-1]))]
-    starts = np.asarray(found, dtype=np.int64)
-    number = np.searchsorted(offsets, starts, side="right") - 1
-    is_within = starts + len(DEFAULT_IMAGE_TOKEN) <= offsets[number + 1]
-    holds = np.zeros(len(texts), dtype=bool)
-    holds[number[is_within]] = True
-    return holds
+    turns = Turns(roles, texts, np.asarray(lengths, dtype=np.int64))
+    is_human_place = turns.places % 2 == 0
+    is_right = np.where(is_human_place, *(turns.of_role(role) for role in ROLES))
+    holds = holds_image(texts)
+    is_wrong = ~is_right | is_blank(texts) | (holds & ~is_human_place)
+    column = pa.array(images, pa.string())
+    has_image = to_flags(pc.is_valid(column))
+    good = (turns.sizes >= 2) & ~turns.any(is_wrong) & (turns.count(holds) == has_image)
+    return good & ~to_flags(pc.equal(column, "")) & ~leaves_root(column)
 
 
 def _batch(
@@ -245,7 +222,8 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
     """Check what a corpus demands beyond `Sample.from_record`.
 
     Raises:
-        SampleError: The sample is in another language, or its text cannot be stored.
+        SampleError: The sample is in another language, its text cannot be stored, or its picture
+            would lie outside of the pictures' folder.
     """
     if sample.lang not in (None, lang):
         raise SampleError(
@@ -264,6 +242,12 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
                 "write the file as UTF-8.",
                 "invalid_utf8" if is_byte else "half_character",
             )
+    if sample.image is not None and leaves_root(pa.array([sample.image]))[0]:
+        raise SampleError(
+            f"{where}, sample {sample.id!r}: picture {sample.image!r} would lie outside of the "
+            "pictures' folder; expected a path below it.",
+            "outside_root",
+        )
 
 
 def _slow(

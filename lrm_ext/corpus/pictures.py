@@ -7,9 +7,11 @@ happens to those is the drop policy's business.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +20,21 @@ from llava.data.drop import DropPolicy
 from llava.data.sample import SampleError
 from llava.errors import DataError
 from llava.image_file import open_image
+from lrm_ext.corpus.layout import ENGLISH
 
 _MAX_REMEMBERED = 1_000_000
+
+
+class Problem(NamedTuple):
+    """Why a picture cannot be used.
+
+    Attributes:
+        reason: "outside_root", "missing_picture" or "broken_picture".
+        message: What was found, with its path.
+    """
+
+    reason: str
+    message: str
 
 
 class PictureCheck:
@@ -32,8 +47,9 @@ class PictureCheck:
 
     def __init__(self, root: Path, num_threads: int | None = None) -> None:
         self.root = root
+        self._resolved = root.resolve()
         self._pool = ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)))
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, Problem | None] = {}
 
     def __enter__(self) -> PictureCheck:
         return self
@@ -52,31 +68,39 @@ class PictureCheck:
         Raises:
             DataError: As `policy` raises.
         """
-        names = batch.column("image").to_pylist()
-        self._look_at({name for name in names if name is not None})
-        problems = [None if name is None else self._known[name] for name in names]
+        problems = self.problems(batch.column("image").to_pylist())
         bad = [i for i, problem in enumerate(problems) if problem is not None]
         for i in bad:
-            sample_id = batch.column("id")[i].as_py()
-            policy.report.read["en"] -= 1  # counted again as dropped
-            reason = "missing_picture" if "no such" in str(problems[i]) else "broken_picture"
-            policy.drop(SampleError(f"sample {sample_id!r}: {problems[i]}", reason, "en"))
+            problem, sample_id = problems[i], batch.column("id")[i].as_py()
+            assert problem is not None
+            policy.report.read[ENGLISH] -= 1  # counted again as dropped
+            text = f"sample {sample_id!r}: {problem.message}"
+            policy.drop(SampleError(text, problem.reason, ENGLISH))
         return batch if not bad else batch.take(np.setdiff1d(np.arange(len(batch)), bad))
 
-    def _look_at(self, names: set[str]) -> None:
+    def problems(self, names: Sequence[str | None]) -> list[Problem | None]:
+        """Open pictures, several at a time.
+
+        Args:
+            names: Paths relative to the root; None for a row without a picture.
+
+        Returns:
+            For each what is wrong with it; None if nothing is.
+        """
         if len(self._known) > _MAX_REMEMBERED:
             self._known.clear()
-        new = [name for name in sorted(names) if name not in self._known]
+        new = sorted({name for name in names if name is not None} - self._known.keys())
         self._known.update(zip(new, self._pool.map(self._problem, new), strict=True))
+        return [None if name is None else self._known[name] for name in names]
 
-    def _problem(self, name: str) -> str | None:
+    def _problem(self, name: str) -> Problem | None:
         path = self.root / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            return f"picture {name!r} lies outside of {self.root}"
+        if not path.resolve().is_relative_to(self._resolved):
+            return Problem("outside_root", f"picture {name!r} lies outside of {self.root}")
         if not path.is_file():
-            return f"no such picture: {path}"
+            return Problem("missing_picture", f"no such picture: {path}")
         try:
             open_image(path).close()
         except DataError as error:
-            return str(error)
+            return Problem("broken_picture", str(error))
         return None

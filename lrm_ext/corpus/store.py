@@ -143,6 +143,16 @@ class Corpus:
         for start in range(0, len(self), self._meta.rows_per_batch):
             yield self._locate("rows", start)[0]
 
+    def text_batches(self, lang: str) -> Iterator[pa.RecordBatch]:
+        """All texts in a language other than English in order, as columns; see `row_batches`.
+
+        Raises:
+            DataError: No such language, or a shard is missing or damaged.
+        """
+        assert self._check_language(lang) != ENGLISH
+        for start in range(0, len(self), self._meta.rows_per_batch):
+            yield self._locate(f"text/{lang}", start)[0]
+
     def text(self, lang: str, index: int) -> Text | None:
         """The text of row `index` in `lang` whatever its status; None where there is none.
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.errors import ConfigError
+from lrm_ext.corpus.columns import Flags, Turns, to_flags
 from lrm_ext.corpus.layout import ROW_SCHEMA
 from lrm_ext.languages._toml import load_toml
 
@@ -94,7 +94,7 @@ class Rules:
         index = ROW_SCHEMA.get_field_index("translatable")
         return batch.set_column(index, ROW_SCHEMA.field(index), column)
 
-    def _note(self, rule: Rule, batch: pa.RecordBatch, found: npt.NDArray[np.bool_]) -> None:
+    def _note(self, rule: Rule, batch: pa.RecordBatch, found: Flags) -> None:
         if not found.any():
             return
         self.caught[rule.name] += int(found.sum())
@@ -104,22 +104,16 @@ class Rules:
             kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
 
 
-def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> npt.NDArray[np.bool_]:
+def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
     """Rows of which a field matches."""
     if name in ("source", "task"):
-        found = pc.match_substring_regex(batch.column(name), pattern)
-        return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
-    turns = batch.column("turns")
-    flat = turns.flatten()
-    role = pc.equal(pc.struct_field(flat, "role"), "human" if name == "question" else "gpt")
-    texts = pc.struct_field(flat, "text").filter(role)
-    of_role = role.to_numpy(zero_copy_only=False)
-    found = np.zeros(len(flat), dtype=bool)
-    found[of_role] = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
-    offsets = turns.offsets.to_numpy()
-    sums = np.concatenate([[0], np.cumsum(found)])
-    starts, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
-    return sums[ends] > sums[starts]
+        return to_flags(pc.match_substring_regex(batch.column(name), pattern))
+    turns = Turns.of(batch.column("turns"))
+    of_role = turns.of_role("human" if name == "question" else "gpt")
+    texts = turns.texts.filter(pa.array(of_role))
+    flags = np.zeros(len(of_role), dtype=bool)
+    flags[of_role] = to_flags(pc.match_substring_regex(texts, pattern))
+    return turns.any(flags)
 
 
 def _check_pattern(pattern: Any, where: str) -> None:

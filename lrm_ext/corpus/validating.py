@@ -1,52 +1,80 @@
 """Looks for what is wrong with a corpus, or only looks wrong.
 
-Input: an open corpus. Output: findings by kind, with examples: errors, which training or
-translation would trip over, and remarks, which a person should know of.
+Input: an open corpus, or a data set before it is imported. Output: findings by kind, with examples:
+errors, which training or translation would trip over, and remarks, which a person should know of.
+Memory: 24 bytes a row, for what is compared between rows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.sample import ROLES, Turn
-from llava.errors import DataError
-from llava.image_file import open_image
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow
+from llava.data.drop import DropPolicy
+from llava.data.sample import ROLES, SampleError
+from lrm_ext.corpus.columns import Flags, Turns, holds_image, is_blank, leaves_root, to_flags
+from lrm_ext.corpus.importing import Source, row_batches
+from lrm_ext.corpus.pictures import PictureCheck
 from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.writer import CorpusWriter
 
 MAX_EXAMPLES = 5
-LONG_ANSWER = 20_000  # characters; LLaVA's context holds about 8,000
-# what a text should not hold, though it can be stored
-_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
+LONG_ANSWER = 20_000  # characters; LLaVA's context of 2,048 tokens holds about 8,000 of English
+# what a text should not hold, though it can be stored (RE2)
+_MARKS = "[\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_CONTROL = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]|\\x00"
 
+# records that cannot become rows; they are found in a data set, not in a corpus
+UNUSABLE = {
+    "structure": "a record that is not built as it must be, or has no turns",
+    "no_answer": "a record with a question only",
+    "turn_order": "turns that do not alternate, beginning with human",
+    "unknown_role": "a turn that is neither by human nor by gpt",
+    "empty_turn": "a turn without text",
+    "image_mismatch": "<image> where there is no picture, or not just one where there is",
+    "outside_root": "a picture path that leaves the pictures' folder",
+    "other_language": "a record in another language than English",
+    "invalid_utf8": "a byte that is not UTF-8",
+    "half_character": "half of a character",
+    "embedded_picture": "a picture that is in the file, not beside it",
+}
 ERRORS = {
+    **UNUSABLE,
     "no turns": "a row without turns",
-    "roles": "turns that do not alternate, beginning with human",
-    "empty turn": "a turn without text",
-    "placeholder": "<image> where there is no picture, or not just one where there is",
-    "outside": "a picture path that leaves the image root",
+    "unknown role": UNUSABLE["unknown_role"],
+    "roles": UNUSABLE["turn_order"],
+    "empty turn": UNUSABLE["empty_turn"],
+    "placeholder": UNUSABLE["image_mismatch"],
+    "outside": UNUSABLE["outside_root"],
     "missing picture": "a picture that is not there",
     "broken picture": "a picture that cannot be opened",
     "shape": "an accepted text whose turns or placeholders are not those of the row",
-    "wrong count": "counts in corpus.toml that are not those of the texts",
+    "wrong count": "numbers of texts that are not those in corpus.toml or usable.u32",
 }
 REMARKS = {
     "duplicate id": "an id that an earlier row has",
+    "repeated row": "a row with picture and text of an earlier one",
     "same picture, same question": "two rows that ask the same of a picture and are answered "
     "otherwise",
     "direction mark": "a right-to-left or left-to-right mark",
     "control character": "a control character, or the mark of a character that was lost",
     "long answer": f"an answer of more than {LONG_ANSWER:,} characters",
     "ends with a question": "a conversation whose last turn is not learnt from",
+}
+_OF_PICTURE = {
+    "outside_root": "outside",
+    "missing_picture": "missing picture",
+    "broken_picture": "broken picture",
 }
 
 
@@ -67,15 +95,45 @@ class Findings:
     @property
     def num_errors(self) -> int:
         """Findings that are errors."""
-        return sum(count for kind, count in self.counts.items() if kind in ERRORS)
+        return sum(count for kind, count in self.counts.items() if kind not in REMARKS)
 
-    def add(self, kind: str, where: str) -> None:
-        """Count a finding."""
-        assert kind in ERRORS or kind in REMARKS
-        self.counts[kind] += 1
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        """Count a finding, or several of which `where` is the first."""
+        self.counts[kind] += count
         kept = self.examples.setdefault(kind, [])
         if len(kept) < MAX_EXAMPLES:
             kept.append(where)
+
+
+class _Collector(DropPolicy):
+    """Makes findings of records that cannot be used; never raises."""
+
+    def __init__(self, findings: Findings) -> None:
+        super().__init__()
+        self._findings = findings
+
+    def drop(self, error: SampleError) -> None:
+        self._findings.add(error.reason, str(error))
+
+
+def validate_source(source: Source, images: Path, **options: object) -> Findings:
+    """Look at a data set as it would be as a corpus; its rows are written to a temporary folder.
+
+    Args:
+        source: The data set.
+        images: Folder of the pictures.
+        **options: As for `validate`.
+
+    Raises:
+        DataError: The data set cannot be read any further; it names file and line.
+    """
+    findings = Findings()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus"
+        with CorpusWriter(path, (), image_root=str(images.resolve())) as writer:
+            for batch in row_batches(source, images, _Collector(findings)):
+                writer.append_rows(batch)
+        return validate(Corpus.open(path), findings=findings, **options)  # type: ignore[arg-type]
 
 
 def validate(
@@ -83,131 +141,172 @@ def validate(
     *,
     with_pictures: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    findings: Findings | None = None,
 ) -> Findings:
     """Look at every row and text.
 
     Args:
         corpus: What to look at.
         with_pictures: Open each picture, too.
-        progress: Called with rows done and in all.
+        progress: Called with rows done and in all; each language is one more pass.
+        findings: Findings to add to.
 
     Raises:
         DataError: A file of the corpus is damaged, so that its rows cannot be read.
     """
-    findings = Findings()
-    ids = np.empty(len(corpus), dtype=np.uint64)
-    asked = np.empty((len(corpus), 2), dtype=np.uint64)
-    statuses: dict[str, Counter[str]] = {lang: Counter() for lang in corpus.languages}
-    known: dict[Path, str | None] = {}
-    for index in range(len(corpus)):
-        row = corpus.row(index)
-        where = f"row {index} ({row.id})"
-        ids[index] = _hash(row.id)
-        question = row.turns[0].text if row.turns else ""
-        asked[index] = _hash(f"{row.image}\n{question}"), _hash(str(row.turns))
-        for kind in {*_of_row(row), *_of_picture(corpus, index, row, with_pictures, known)}:
-            findings.add(kind, where)
-        _check_texts(corpus, index, row, findings, statuses)
-        if index % 1000 == 999 or index + 1 == len(corpus):
-            progress(index + 1, len(corpus))
+    findings = Findings() if findings is None else findings
+    hashes = np.empty((3, len(corpus)), dtype=np.int64)
+    languages = corpus.languages[1:]
+    total = len(corpus) * (1 + len(languages))
+    first = 0
+    with ExitStack() as stack:
+        pictures = stack.enter_context(PictureCheck(corpus.image_root)) if with_pictures else None
+        for batch in corpus.row_batches():
+            here = slice(first, first + len(batch))
+            _note(findings, _of_rows(batch, pictures), batch, first)
+            hashes[:, here] = _hashes(batch)
+            first = here.stop
+            progress(first, total)
+    _repeated(corpus, hashes, findings)
+    for number, lang in enumerate(languages, start=1):
+        done = number * len(corpus)
+        _look_at_language(corpus, lang, findings, lambda n, done=done: progress(done + n, total))  # type: ignore[misc]
     findings.num_rows = len(corpus)
-    _repeated(corpus, ids, asked, findings)
-    for lang, counts in statuses.items():
-        if lang != ENGLISH and Counter(corpus.statuses(lang)) != counts:
-            stated = dict(corpus.statuses(lang))
-            findings.add("wrong count", f"{lang}: stated {stated}, found {dict(counts)}")
     return findings
 
 
-def _of_row(row: CorpusRow) -> Iterator[str]:
-    if not row.turns:
-        yield "no turns"
-        return
-    if any(turn.role != ROLES[i % 2] for i, turn in enumerate(row.turns)):
-        yield "roles"
-    if any(not turn.text.strip() for turn in row.turns):
-        yield "empty turn"
-    holders = [turn for turn in row.turns if DEFAULT_IMAGE_TOKEN in turn.text]
-    if len(holders) != (row.image is not None) or any(t.role != "human" for t in holders):
-        yield "placeholder"
-    if len(row.turns) % 2:
-        yield "ends with a question"
-    yield from _of_texts(row.turns)
-
-
-def _of_texts(turns: tuple[Turn, ...]) -> Iterator[str]:
-    for turn in turns:
-        if _MARKS.search(turn.text):
-            yield "direction mark"
-        if _CONTROL.search(turn.text):
-            yield "control character"
-        if turn.role == "gpt" and len(turn.text) > LONG_ANSWER:
-            yield "long answer"
-
-
-def _of_picture(
-    corpus: Corpus, index: int, row: CorpusRow, opens: bool, known: dict[Path, str | None]
-) -> Iterator[str]:
-    if row.image is None:
-        return
-    try:
-        path = corpus.image_path(index)
-    except DataError:
-        yield "outside"
-        return
-    if path is None or not opens:
-        return
-    if path not in known:
-        known[path] = _problem(path)
-    if (problem := known[path]) is not None:
-        yield problem
-
-
-def _problem(path: Path) -> str | None:
-    if not path.is_file():
-        return "missing picture"
-    try:
-        open_image(path).close()
-    except DataError:
-        return "broken picture"
-    return None
-
-
-def _check_texts(
-    corpus: Corpus,
-    index: int,
-    row: CorpusRow,
+def _note(
     findings: Findings,
-    statuses: dict[str, Counter[str]],
+    found: Iterator[tuple[str, Flags]],
+    batch: pa.RecordBatch,
+    first: int,
+    lang: str = "",
 ) -> None:
-    for lang in corpus.languages:
-        if lang == ENGLISH or (text := corpus.text(lang, index)) is None:
-            continue
-        statuses[lang][text.status] += 1
-        where = f"row {index} ({row.id}), {lang}"
-        for kind in set(_of_texts(text.turns)):
-            findings.add(kind, where)
-        if text.status == "ok" and _shape(text.turns) != _shape(row.turns):
-            findings.add("shape", where)
+    for kind, flags in found:
+        for i in np.flatnonzero(flags).tolist():
+            name = batch.column("id")[i].as_py() if findings.counts[kind] < MAX_EXAMPLES else ""
+            findings.add(kind, f"row {first + i} ({name}){lang}")
 
 
-def _repeated(corpus: Corpus, ids: np.ndarray, asked: np.ndarray, findings: Findings) -> None:
-    _, first = np.unique(ids, return_index=True)
-    for index in np.setdiff1d(np.arange(len(ids)), first).tolist():
-        findings.add("duplicate id", f"row {index} ({corpus.row(index).id})")
-    order = np.lexsort((np.arange(len(asked)), asked[:, 0]))
-    same = asked[order[1:], 0] == asked[order[:-1], 0]
-    other = asked[order[1:], 1] != asked[order[:-1], 1]
-    for position in np.flatnonzero(same & other).tolist():
-        left, right = int(order[position]), int(order[position + 1])
-        if corpus.row(right).image is not None:
-            findings.add("same picture, same question", f"rows {left} and {right}")
+def _of_rows(batch: pa.RecordBatch, pictures: PictureCheck | None) -> Iterator[tuple[str, Flags]]:
+    turns = Turns.of(batch.column("turns"))
+    is_human_place = turns.places % 2 == 0
+    human, answer = (turns.of_role(role) for role in ROLES)
+    holds = holds_image(turns.texts)
+    has_image = to_flags(pc.is_valid(batch.column("image")))
+    no_turns = turns.sizes == 0
+    yield "no turns", no_turns
+    yield "unknown role", turns.any(~human & ~answer)
+    yield "roles", turns.any(np.where(is_human_place, answer, human))
+    yield "empty turn", turns.any(is_blank(turns.texts))
+    is_misplaced = (turns.count(holds) != has_image) & ~no_turns
+    yield "placeholder", is_misplaced | turns.any(holds & ~human)
+    yield "ends with a question", turns.sizes % 2 == 1
+    yield from _of_texts(turns)
+    reasons = {"outside_root": leaves_root(batch.column("image"))}
+    if pictures is not None:
+        found = pictures.problems(batch.column("image").to_pylist())
+        for reason in _OF_PICTURE:
+            flags = np.array(
+                [problem is not None and problem.reason == reason for problem in found]
+            )
+            reasons[reason] = reasons.get(reason, flags) | flags
+    for reason, flags in reasons.items():
+        yield _OF_PICTURE[reason], flags
 
 
-def _shape(turns: tuple[Turn, ...]) -> list[tuple[str, int]]:
-    return [(turn.role, turn.text.count(DEFAULT_IMAGE_TOKEN)) for turn in turns]
+def _of_texts(turns: Turns) -> Iterator[tuple[str, Flags]]:
+    yield "direction mark", turns.any(to_flags(pc.match_substring_regex(turns.texts, _MARKS)))
+    yield "control character", turns.any(to_flags(pc.match_substring_regex(turns.texts, _CONTROL)))
+    is_long = to_flags(pc.greater(pc.utf8_length(turns.texts), LONG_ANSWER))
+    yield "long answer", turns.any(is_long & turns.of_role("gpt"))
 
 
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """For each row hashes of its id, of its picture and first question, and of all of it."""
+    turns = Turns.of(batch.column("turns"))
+    texts, ends = turns.texts.to_pylist(), np.cumsum(turns.sizes).tolist()
+    found = np.empty((3, len(batch)), dtype=np.int64)
+    start = 0
+    columns = (batch.column(name).to_pylist() for name in ("id", "image"))
+    for i, (name, image, end) in enumerate(zip(*columns, ends, strict=True)):
+        said = tuple(texts[start:end])
+        found[:, i] = hash(name), hash((image, said[:1])), hash((image, said))
+        start = end
+    return found
+
+
+def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings) -> None:
+    """Compare rows with each other; equal hashes of 64 bits count as equal."""
+    ids, asked, said = hashes
+    order = np.argsort(ids, kind="stable")
+    repeats = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+    _note_pairs(corpus, findings, "duplicate id", order, repeats)
+    order = np.lexsort((said, asked))  # stable: of equal ones the earlier row comes first
+    same_question = asked[order[1:]] == asked[order[:-1]]
+    same = said[order[1:]] == said[order[:-1]]
+    _note_pairs(corpus, findings, "repeated row", order, np.flatnonzero(same_question & same))
+    otherwise = np.flatnonzero(same_question & ~same)
+    has_image = np.array([corpus.row(int(order[i])).image is not None for i in otherwise], bool)
+    _note_pairs(corpus, findings, "same picture, same question", order, otherwise[has_image])
+
+
+def _note_pairs(
+    corpus: Corpus,
+    findings: Findings,
+    kind: str,
+    order: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> None:
+    """Count neighbours in `order`; those that come first in the corpus are the examples."""
+    pairs = np.sort(np.stack([order[positions], order[positions + 1]]), axis=0)
+    pairs = pairs[:, np.argsort(pairs[1], kind="stable")]
+    for left, right in pairs[:, :MAX_EXAMPLES].T.tolist():
+        names = dict.fromkeys((corpus.row(left).id, corpus.row(right).id))
+        findings.add(kind, f"rows {left} and {right} ({', '.join(names)})")
+    if pairs.shape[1] > MAX_EXAMPLES:
+        findings.add(kind, "", pairs.shape[1] - MAX_EXAMPLES)
+
+
+def _look_at_language(
+    corpus: Corpus, lang: str, findings: Findings, progress: Callable[[int], None]
+) -> None:
+    """Check the texts in a language, and the account of them."""
+    statuses: Counter[str] = Counter()
+    usable = [np.zeros(0, dtype=np.int64)]
+    first = 0
+    for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
+        status = texts.column("status")
+        for entry in pc.value_counts(status.drop_null()).to_pylist():
+            statuses[entry["values"]] += entry["counts"]
+        turns = Turns.of(texts.column("turns"))
+        is_ok = to_flags(pc.equal(status, "ok"))
+        found = [*_of_texts(turns), ("shape", is_ok & _differ(turns, rows))]
+        _note(findings, iter(found), rows, first, f", {lang}")
+        usable.append(first + np.flatnonzero(is_ok & to_flags(rows.column("translatable"))))
+        first += len(rows)
+        progress(first)
+    if Counter(corpus.statuses(lang)) != statuses:
+        stated = corpus.statuses(lang)
+        findings.add("wrong count", f"{lang}: corpus.toml has {stated}, found {dict(statuses)}")
+    if not np.array_equal(corpus.usable_rows(lang), np.concatenate(usable)):
+        findings.add("wrong count", f"{lang}: usable.u32 does not list the rows that are usable")
+
+
+def _differ(texts: Turns, rows: pa.RecordBatch) -> Flags:
+    """Which texts have other roles or placeholders than the row."""
+    turns = Turns.of(rows.column("turns"))
+    differ = texts.sizes != turns.sizes
+    # those of equal size lie side by side once the others are out
+    left, right = (np.repeat(~differ, side.sizes) for side in (texts, turns))
+    is_other = np.zeros(len(left), dtype=bool)
+    signs = [
+        (side.roles.filter(pa.array(kept)), _count_images(side.texts.filter(pa.array(kept))))
+        for side, kept in ((texts, left), (turns, right))
+    ]
+    is_other[left] = to_flags(pc.not_equal(signs[0][0], signs[1][0])) | (signs[0][1] != signs[1][1])
+    return differ | texts.any(is_other)
+
+
+def _count_images(texts: pa.StringArray) -> npt.NDArray[np.int32]:
+    return pc.count_substring(texts, DEFAULT_IMAGE_TOKEN).to_numpy(zero_copy_only=False)

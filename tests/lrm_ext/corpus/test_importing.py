@@ -99,6 +99,7 @@ odd_records = st.one_of(
     st.just({"id": "h", "conversations": talk("x", "\ud800")}),
     st.just({"id": "BYTE", "conversations": talk("x", "y")}),
     st.just({"id": "b", "other": "BYTE", "conversations": talk("x", "y")}),
+    st.just({"id": "u", "image": "a/../b", "conversations": talk("<image>", "y")}),
     st.just({"id": "w", "conversations": talk("x", "\u3000\u00a0")}),
     st.just({"id": "n", "conversations": talk("x<image", ">")}),
     st.just({"id": "long", "conversations": talk("x", "y" * 900)}),
@@ -331,10 +332,12 @@ def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     rows = [record(0), record(1), record(2), {"id": "t", "conversations": talk("a", "b")}]
-    rows.append({**record(3), "image": "../3.png"})
     path = save(tmp_path / "a.json", rows)
     with pytest.raises(DataError, match=r"sample 'r1': no such picture"):
         load(tmp_path, "llava", path, verify_images=True)
+    save(path, [*rows, {**record(3), "image": "../3.png"}])
+    with pytest.raises(DataError, match=r"'\.\./3.png' would lie outside of the pictures' folder"):
+        load(tmp_path, "llava", path)
     result = import_corpus(
         [Source(FORMATS["llava"], path)],
         tmp_path / "corpus",
@@ -344,7 +347,7 @@ def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
     )
     report = result.reports[path]
     reasons = {reason: count for (reason, _), count in report.dropped.items()}
-    assert reasons == {"missing_picture": 1, "broken_picture": 2}
+    assert reasons == {"missing_picture": 1, "broken_picture": 1, "outside_root": 1}
     assert report.num_read == 5 and sum(result.rows.values()) == 2
     assert [row[0] for row in questions(Corpus.open(tmp_path / "corpus"))] == ["r0", "t"]
 
