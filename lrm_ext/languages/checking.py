@@ -15,6 +15,7 @@ from llava.errors import ConfigError
 from lrm_ext.languages import readback, wording
 from lrm_ext.languages.language import PENDING, Language
 from lrm_ext.languages.registry import (
+    DATA_DIR,
     ENGLISH,
     get_language,
     is_draft,
@@ -72,6 +73,8 @@ def check_language(code: str) -> list[Fault]:
         text = str(error).removeprefix(f"{path}: ")
         return [Fault(path, text)]
     english = get_language(ENGLISH)
+    if ships(language):  # what a user's language does to it is said of the user's file
+        others = [other for other in others if ships(other)]
     faults = [Fault(path, text) for check in _CHECKS for text in check(language, english)]
     faults += [Fault(path, text) for text in wording.check_distinct(language, others)]
     faults += [Fault(path, text) for text in check_neighbours(language, others)]
@@ -133,9 +136,16 @@ def check_engines(language: Language, english: Language) -> Iterator[str]:
             yield f"engines.{engine}: there is no such engine; known: {', '.join(sorted(known))}."
 
 
+def ships(language: Language) -> bool:
+    """Whether a language's file is the project's own."""
+    return language.path.parent == DATA_DIR
+
+
 def check_neighbours(language: Language, others: list[Language]) -> Iterator[str]:
-    """What two files say of the same request is the same."""
+    """What two files say of the same request is the same; the shipped files know each other."""
     for other in others:
+        if ships(language) and other.code not in language.answer_in:
+            yield f"instructions.answer_in.{other.code} is missing."
         mine = language.answer_in.get(other.code)
         theirs = other.named_by.get(language.code)
         if theirs and mine != theirs:
@@ -150,11 +160,16 @@ def notes(language: Language, english: Language, others: list[Language]) -> Iter
     codes = [other.code for other in others]
     if missing := [code for code in codes if code not in language.answer_in]:
         yield (
-            f"instructions.answer_in has no {', '.join(missing)}: for an answer in "
-            "those languages the demo asks in English."
+            f"instructions.answer_in lacks {', '.join(missing)}: for an answer in that "
+            "language the demo asks in English."
+        )
+    if missing := [other.code for other in others if language.code not in other.answer_in]:
+        yield (
+            f"instructions.named_by lacks {', '.join(missing)}: who asks in that language is "
+            f"answered in {language.code} by a request in English."
         )
     named = {*language.answer_in, *language.named_by}
-    if unknown := sorted(named - {*codes, language.code}):
+    if unknown := sorted(named - set(list_languages())):
         yield f"instructions name languages that there are no files for: {', '.join(unknown)}."
     if missing := [key for key in english.ui if key not in language.ui]:
         yield f"ui lacks {', '.join(missing)}: they stay English on the demo's page."

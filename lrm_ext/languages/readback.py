@@ -46,15 +46,15 @@ def check_short_answers(language: Language, english: Language) -> Iterator[str]:
                 "found; give its first word, if that decides."
             )
             continue
-        for rule in rules:
-            read = parse_yes_no(word, words, rule)
-            if read.label != label or read.by_default:
-                yield f"{key} has {word!r}, which rule {rule} reads as {read.label!r}."
-            elif key.startswith("answers.") and read.answer_lang not in (language.code, "letter"):
-                yield (
-                    f"{key} is {word!r}, which is read as {read.answer_lang!r}; add it to local."
-                    f"{label}."
-                )
+        reads = [parse_yes_no(word, words, rule) for rule in rules]
+        if wrong := [read.label for read in reads if read.label != label or read.by_default]:
+            found = "neither" if "other" in wrong else repr(wrong[0])
+            yield f"{key} has {word!r}, which is read as {found}; is it in local.{label}?"
+        elif key.startswith("answers.") and reads[0].answer_lang not in (language.code, "letter"):
+            yield (
+                f"{key} is {word!r}, which is read as {reads[0].answer_lang!r}; add it to local."
+                f"{label}."
+            )
     if collisions := sorted({*words.stop} & {*words.yes, *words.no}):
         yield f"local.stop has {', '.join(collisions)}, which also means yes or no."
 

@@ -21,7 +21,7 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "Jpan": frozenset({"Hani", "Hira", "Kana"}),
     "Kore": frozenset({"Hang", "Hani"}),
 }
-_NEUTRAL = frozenset({"Zyyy", "Zinh"})
+_NEUTRAL = frozenset({"Zyyy", "Zinh", "Zzzz"})
 # Old standards that hold the characters of one way of writing Chinese only.
 _CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
 # A share of 0.9 for another language is no doubt where all sentences are looked at together.
@@ -65,7 +65,11 @@ def check_script(language: Language, english: Language) -> Iterator[str]:
 
     What the English text has too ("OCR") may stay.
     """
-    yield from _check_script_code(language)
+    from fontTools.unicodedata import Scripts
+
+    if language.script not in {*Scripts.NAMES, *_PARTS} - _NEUTRAL:
+        yield f"script is {language.script!r}, expected an ISO 15924 code such as Latn or Cyrl."
+        return
     allowed = _PARTS.get(language.script, frozenset({language.script}))
     theirs = texts(english)
     words = {"answers.yes": language.yes, "answers.no": language.no}
@@ -74,13 +78,15 @@ def check_script(language: Language, english: Language) -> Iterator[str]:
         if text != unicodedata.normalize("NFC", text):
             yield f"{key} is not in Unicode's form NFC; type it anew."
         same = set(_WORD.findall(theirs.get(key, "") or english.ui.get(key[3:], "")))
-        for word in _WORD.findall(text):
-            found = {script_of(letter) for letter in word} - _NEUTRAL - allowed
-            if found and word not in same:
-                yield (
-                    f"{key} has {word!r}, with letters of script {', '.join(sorted(found))}; "
-                    f"expected {language.script}."
-                )
+        foreign = {
+            word: found for word in _WORD.findall(text) if (found := _scripts(word) - allowed)
+        }
+        if wrong_words := [word for word in foreign if word not in same]:
+            found = frozenset().union(*(foreign[word] for word in wrong_words))
+            yield (
+                f"{key} has {', '.join(wrong_words)} with letters of script "
+                f"{', '.join(sorted(found))}; expected {language.script}."
+            )
         if wrong := [letter for letter in text if _is_other_chinese(letter, language.script)]:
             yield f"{key} has {''.join(wrong)!r}, which is not written so in {language.script}."
 
@@ -130,12 +136,8 @@ def check_distinct(language: Language, others: Sequence[Language]) -> Iterator[s
             yield f"{name} is {own!r}, the same as in {', '.join(same)}; the two must differ."
 
 
-def _check_script_code(language: Language) -> Iterator[str]:
-    from fontTools.unicodedata import Scripts
-
-    known = {*Scripts.NAMES, *_PARTS} - {"Zyyy", "Zinh", "Zzzz"}
-    if language.script not in known:
-        yield f"script is {language.script!r}, expected an ISO 15924 code such as Latn or Cyrl."
+def _scripts(word: str) -> frozenset[str]:
+    return frozenset(map(script_of, word)) - _NEUTRAL
 
 
 def _is_other_chinese(character: str, script: str) -> bool:
