@@ -1,12 +1,15 @@
 """Fixtures that tests of both packages use."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+# Whoever runs the tests may have languages of their own; this folder has none.
+os.environ["LRM_LANGUAGES_DIR"] = str(GOLDEN)
 
 
 @pytest.fixture(scope="session")

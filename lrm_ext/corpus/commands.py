@@ -53,7 +53,7 @@ def build_emoji(
 def unpack_emoji(
     force: bool = typer.Option(False, help="Start over even if it is complete."),
 ) -> None:
-    """Unpack the built-in corpus: pictures, conversations and benchmarks in ten languages."""
+    """Unpack the built-in corpus: pictures, conversations and benchmarks in all languages."""
     from rich.console import Console
     from rich.table import Table
 

@@ -58,7 +58,9 @@ def check_languages(codes: tuple[str, ...] = ()) -> list[Fault]:
             f"unknown language {', '.join(unknown)}; choose from: {', '.join(files)}. "
             "`lrm languages add CODE` begins a new one."
         )
-    return [fault for code in codes or tuple(files) for fault in check_language(code)]
+    found = [fault for code in codes or tuple(files) for fault in check_language(code)]
+    # a file that cannot be loaded is a fault of every language, for they know each other
+    return list(dict.fromkeys(found))
 
 
 def check_language(code: str) -> list[Fault]:
@@ -70,8 +72,10 @@ def check_language(code: str) -> list[Fault]:
         language = get_language(code)
         others = [get_language(other) for other in list_languages() if other != code]
     except ConfigError as error:
-        text = str(error).removeprefix(f"{path}: ")
-        return [Fault(path, text)]
+        at_fault = next(
+            (p for p in language_files().values() if str(error).startswith(f"{p}: ")), path
+        )
+        return [Fault(at_fault, str(error).removeprefix(f"{at_fault}: "))]
     english = get_language(ENGLISH)
     if ships(language):  # what a user's language does to it is said of the user's file
         others = [other for other in others if ships(other)]

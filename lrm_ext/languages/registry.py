@@ -36,6 +36,12 @@ def user_dir() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "lrm" / "languages"
 
 
+def shipped_languages() -> tuple[str, ...]:
+    """Codes of the languages whose files are part of the project, in `list_languages`' order."""
+    there = {path.stem for path in DATA_DIR.glob("*.toml")}
+    return (*(code for code in _ORDER if code in there), *sorted(there - set(_ORDER)))
+
+
 def list_languages() -> tuple[str, ...]:
     """Codes of all languages: the paper's ten in its order, then any others, without drafts.
 
@@ -53,7 +59,7 @@ def language_files() -> Mapping[str, Path]:
     Raises:
         ConfigError: As `list_languages`.
     """
-    ours = {path.stem: path for path in DATA_DIR.glob("*.toml")}
+    ours = {code: DATA_DIR / f"{code}.toml" for code in shipped_languages()}
     theirs = _user_files()
     if both := sorted(set(ours) & set(theirs)):
         raise ConfigError(
@@ -61,10 +67,7 @@ def language_files() -> Mapping[str, Path]:
             "that it means the same everywhere. Give a variant a code of its own: "
             f"{both[0]}-x-ours."
         )
-    others = {**ours, **theirs}
-    order = [code for code in _ORDER if code in ours]
-    order += sorted(set(others) - set(order))
-    return MappingProxyType({code: others[code] for code in order})
+    return MappingProxyType(ours | {code: theirs[code] for code in sorted(theirs)})
 
 
 def reload_languages() -> None:

@@ -1,4 +1,4 @@
-"""A SentencePiece BPE tokenizer with Llama's settings, trained on all ten languages evenly.
+"""A SentencePiece BPE tokenizer with Llama's settings, trained on all languages evenly.
 
 Output: `tokenizer.model` and `tokenizer_config.json`, as a Llama checkpoint holds them, with the
 settings that decide about ids stated explicitly (transformers changed their defaults).

@@ -1,1 +1,1 @@
-"""The built-in corpus: scenes of emoji pictures with questions in ten languages."""
+"""The built-in corpus: scenes of emoji pictures with questions in many languages."""

@@ -1,4 +1,4 @@
-"""The things that scenes are made of: their names in ten languages, categories and pictures.
+"""The things that scenes are made of: their names in all languages, categories and pictures.
 
 Input: `data/concepts.toml` (which emoji, in which category) and the packed `concepts.json` and
 sprites. Output: `Concept` records and RGBA pictures. Knows nothing of scenes or sentences.

@@ -1,7 +1,7 @@
 """Where the built-in corpus lies, and what its packed form consists of.
 
 The packed form is committed under `playground/data/emoji_scenes/`: one PNG a concept, the names
-in ten languages and the recipes of all scenes. `build.py` makes it, `unpack.py` turns it into
+in all its languages and the recipes of all scenes. `build.py` makes it, `unpack.py` turns it into
 pictures and conversations in the git-ignored `corpus/` beside it.
 """
 
@@ -13,14 +13,15 @@ from typing import Any
 
 from llava.errors import DataError
 from lrm_ext.languages import _toml
-
-LANGUAGES = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
+from lrm_ext.languages.registry import shipped_languages
 
 SPRITES_DIR = "sprites"
 CONCEPTS_FILE = "concepts.json"
 SCENES_FILE = "scenes.tsv"
 
 _DATA_DIR = Path(__file__).parent / "data"
+# English first: those that have a file of words and sentence patterns here.
+LANGUAGES = tuple(code for code in shipped_languages() if (_DATA_DIR / f"{code}.toml").is_file())
 
 
 def packed_dir() -> Path:

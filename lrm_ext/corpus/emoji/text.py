@@ -1,4 +1,4 @@
-"""Questions about a scene, and their sentences in ten languages.
+"""Questions about a scene, and their sentences in any language.
 
 A question is drawn once per scene, without a language; `render_question` then says it in any
 language, with pattern k of a question meaning the same in each. Words and patterns come from

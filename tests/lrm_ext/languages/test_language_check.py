@@ -1,0 +1,101 @@
+"""`lrm languages check`: one thing wrong at a time, in a file that is right otherwise."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from lrm_ext.cli import app
+from lrm_ext.languages import list_languages
+from lrm_ext.languages.checking import check_language, check_languages
+from lrm_ext.languages.registry import DATA_DIR, reload_languages
+from lrm_ext.translation.quality import language_id
+
+
+@pytest.mark.parametrize("code", list_languages())
+def test_the_languages_that_ship_are_right(code):
+    assert check_language(code) == []
+
+
+def test_so_is_slovak(slovak):
+    language_id._identifier.cache_clear()  # it prepares for the languages that there are
+    assert check_languages() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"Stručne opíšte obrázok."', '"Describe the image concisely."', "as in English"),
+        ('"Odpoveď:"', '"Answer:"', "answer_marker is 'Answer:', as in English"),
+        ('"Zhrňte ', '"\u0417hrňte ', "image_summary has \u0417hrňte with letters of script Cyrl"),
+        ('yes = "Áno"', 'yes = "A\u0301no"', "answers.yes is not in Unicode's form NFC"),
+        ('script = "Latn"', 'script = "Latin"', "expected an ISO 15924 code"),
+        ('"Odpoveď:"', '"Odpoveď"', "expected a colon at its end"),
+        ('"Odpoveď:"', '"English: Odpoveď:"', "begin alike"),
+        ('marker = "English:"', 'marker = "Anglicky:"', "the translation is always English"),
+        ('en = "Odpovedzte po anglicky."', 'en = "Odpovedzte po slovensky."', "same as for 'en'"),
+        ('sk = "Odpovedzte po slovensky."', 'sk = "Odpovězte česky."', "the same as in cs"),
+        ('cs = "Odpovězte slovensky."\n', "", "named_by lacks cs: who asks in that language"),
+        ('cs = "Odpovedzte po česky."\n', "", "answer_in lacks cs"),
+        ('zh = "请用斯洛', 'pl = "x"\nzh = "请用斯洛', "there are no files for: pl"),
+        ('yes = ["áno", ', 'yes = ["tak áno", "áno", ', "the first word of an answer decides"),
+        ('yes = ["áno", ', "yes = [", "answers.yes has 'Áno', which is read as neither"),
+        ('"nie", "niet"', '"nie", "hej"', "would mean both yes and no"),
+        ("stop = []", 'stop = ["nie"]', "local.stop has nie, which also means yes or no"),
+        ('{ a = "yes"', '{ ano = "yes"', "expected one letter"),
+        ('word_letters = ["A"]', 'word_letters = ["a"]', "expected one capital letter"),
+        ('yes = ["áno", ', 'yes = ["áno", "b", ', "which is an option's letter too"),
+        ('option_letter = "Odpovedzte ', 'option_letter = "Answer\\n', "not found again"),
+        ("tejto oblasti:", "tejto oblasti.", "expected a colon at its end"),
+        ('"Čo je to?"', '"Stručne opíšte obrázok."', "the same as format_prompts.image_concise"),
+        ('able = "Nedá sa odpovedať"', 'able = "Neviem"', "does not quote short_answers"),
+        ('image_what = "Čo je to?"\n', "", "format_prompts.image_what is missing"),
+        ("nllb =", "nlb =", "engines.nlb: there is no such engine; known: "),
+        ("foreign_letters", "foreign_leters", "foreign_leters unknown; known: near"),
+        ("send =", "sned =", "ui.sned is unknown; known: intro"),
+        ('send = "Odoslať"\n', "", "ui lacks send"),
+        ('native_name = "', 'nativ_name = "', "native_name is missing; nativ_name is unknown"),
+        ('code = "sk"', 'code = "cs"', "expected the file's name"),
+        ("[answers]", "[answers", "cannot be read as TOML"),
+    ],
+)
+def test_each_fault_is_found_and_named(slovak_file, old, new, message):
+    text = slovak_file.read_text(encoding="utf-8")
+    assert old in text
+    slovak_file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    reload_languages()
+    found = [str(fault) for fault in check_language("sk")]
+    assert any(message in line and "sk.toml" in line for line in found), found
+    elsewhere = [fault for code in ("en", "cs", "zh") for fault in check_language(code)]
+    assert all(fault.path == slovak_file for fault in elsewhere)
+    assert len(check_languages()) == len(found)
+
+
+def test_another_languages_texts_are_noticed(slovak_file):
+    """Somebody copied the Czech file and changed the names."""
+    text = (DATA_DIR / "cs.toml").read_text(encoding="utf-8").replace('code = "cs"', 'code = "sk"')
+    named = '[instructions.named_by]\nen = "Answer in Slovak."\n\n[instructions.answer_in]\n'
+    own = 'sk = "Odpovězte slovensky."\n'
+    text = text.replace("[instructions.answer_in]\n", named + own)
+    slovak_file.write_text(text, encoding="utf-8")
+    reload_languages()
+    language_id._identifier.cache_clear()
+    found = "\n".join(map(str, check_language("sk")))
+    assert "the texts look like language 'cs', not 'sk'" in found
+    assert "instructions.epvqa is" in found and "conversation.system is" in found
+
+
+def test_notes_alone_are_no_failure(slovak_file):
+    text = slovak_file.read_text(encoding="utf-8")
+    slovak_file.write_text(text.replace('send = "Odoslať"\n', ""), encoding="utf-8")
+    result = CliRunner().invoke(app, ["languages", "check", "sk"])
+    assert result.exit_code == 0
+    assert "note" in result.output and "nothing wrong" in result.output
+
+
+def test_a_fault_is_a_failure(slovak_file):
+    text = slovak_file.read_text(encoding="utf-8")
+    slovak_file.write_text(text.replace('"Odpoveď:"', '"Odpoveď"'), encoding="utf-8")
+    result = CliRunner().invoke(app, ["languages", "check"])
+    assert result.exit_code == 1
+    assert "fault" in result.output and "11 language files: 1 fault." in result.output

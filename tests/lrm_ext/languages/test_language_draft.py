@@ -1,0 +1,165 @@
+"""`lrm languages add`: the file of a new language, before anybody has translated it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from llava.errors import ConfigError
+from lrm_ext.cli import app
+from lrm_ext.languages import list_languages
+from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages.drafting import write_draft
+from lrm_ext.languages.language import PENDING, load_language
+from lrm_ext.languages.registry import FOLDER_VARIABLE
+
+OWN = Path(__file__).parent / "own"
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.fixture
+def draft(tmp_path):
+    return write_draft("sk", tmp_path / "new")
+
+
+def test_it_has_every_entry_that_a_finished_file_has(draft):
+    ours, theirs = dict(leaves(load_toml(draft))), dict(leaves(load_toml(OWN / "sk.toml")))
+    own_choice = ("quality.", "engines.", "local.letters.", "instructions.named_by.")
+    assert {key for key in theirs if not key.startswith(own_choice)} == {
+        key for key in ours if not key.startswith(own_choice)
+    }
+
+
+def test_what_cldr_and_the_engines_say_is_written(draft):
+    values = dict(leaves(load_toml(draft)))
+    theirs = dict(leaves(load_toml(OWN / "sk.toml")))
+    certain = {key for key, value in values.items() if PENDING not in str(value)}
+    assert certain == {
+        "code",
+        "name",
+        "native_name",
+        "paper_label",
+        "script",
+        "spaced",
+        "punctuation.full_stop",
+        "instructions.translation_marker",
+        "instructions.named_by.en",
+        "engines.nllb",
+        "engines.m2m100",
+    }
+    for key in certain:
+        assert values[key] == theirs[key]
+
+
+def test_the_english_text_stands_after_the_mark(draft):
+    values = dict(leaves(load_toml(draft)))
+    assert values["prompts.short_answer"].startswith("TODO Answer the question using a single")
+    assert values["instructions.epvqa"].endswith("then answer it in Slovak.")
+    assert values["conversation.system"].endswith("The assistant answers in Slovak.")
+
+
+def test_every_table_and_entry_is_explained(draft):
+    """A comment stands before each table and each entry of its own, or in the table."""
+    lines = draft.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\[[\w.]+\]", line):
+            assert lines[number - 1].startswith("#") or lines[number + 1].startswith("#"), line
+    text = "\n".join(lines)
+    for key in ("code", "script", "spaced", "epvqa", "letters", "word_letters"):
+        assert re.search(rf"^#.*\n{key} = ", text, re.MULTILINE), key
+
+
+def test_filled_in_it_is_a_language(draft):
+    """Line by line: what is marked gets its value from the finished file."""
+    values = dict(leaves(load_toml(OWN / "sk.toml")))
+    table, filled = "", []
+    for line in draft.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\[([\w.]+)\]", line):
+            table = match[1] + "."
+        match = re.match(r"(\w+) = ", line)
+        if match and PENDING in line:
+            value = values.get(table + match[1], {})
+            # a Python list or string of these is TOML too
+            line = f"{match[1]} = {value if value != {} else '{}'}"
+            if isinstance(value, str):
+                line = f'{match[1]} = "{value}"'
+        filled.append(line)
+    draft.write_text("\n".join(filled), encoding="utf-8")
+    ours, theirs = load_language(draft), load_language(OWN / "sk.toml")
+    for field in ("yes", "fixed_prompts", "answer_in", "system", "ui", "native_name"):
+        assert getattr(ours, field) == getattr(theirs, field)
+
+
+def test_a_language_without_a_name_in_cldr_is_all_to_do(tmp_path):
+    values = dict(leaves(load_toml(write_draft("qaa", tmp_path))))
+    for key in ("name", "native_name", "script", "instructions.named_by.en"):
+        assert values[key].startswith(PENDING)
+    assert values.get("engines.nllb") is None
+
+
+def test_a_script_without_blanks_between_words(tmp_path):
+    values = dict(leaves(load_toml(write_draft("th", tmp_path))))
+    assert values["spaced"] is False
+    assert values["punctuation.full_stop"].startswith(PENDING)
+
+
+@pytest.mark.parametrize("code", ["../sk", "/tmp/sk", "sk/x", "", ".", "..", "sk.toml", "s k"])
+def test_a_code_that_is_none_writes_nothing(tmp_path, code):
+    folder = tmp_path / "a" / "new"
+    with pytest.raises(ConfigError, match="BCP-47"):
+        write_draft(code, folder)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(("code", "message"), [("slk", "'sk'"), ("hr", "is there already")])
+def test_a_code_that_there_is_is_not_written_again(tmp_path, code, message):
+    with pytest.raises(ConfigError, match=message):
+        write_draft(code, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_never_overwritten(draft):
+    draft.write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"sk\.toml is there already"):
+        write_draft("sk", draft.parent)
+    assert draft.read_text(encoding="utf-8") == "mine"
+
+
+def test_the_commands(tmp_path, use_folder):
+    """What a user types, one after the other."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    use_folder(folder)
+    added = CliRunner().invoke(app, ["languages", "add", "sk"])
+    assert added.exit_code == 0 and "lrm languages check sk" in added.output
+    unfinished = CliRunner().invoke(app, ["languages", "check", "sk"])
+    assert unfinished.exit_code == 1
+    marks = (folder / "sk.toml").read_text(encoding="utf-8").count(f'"{PENDING}')
+    assert unfinished.output.count("is not translated yet") == marks > 40
+    assert re.search(r"sk\.toml: line \d+: local\.yes is not translated yet", unfinished.output)
+    assert "sk" not in list_languages()
+    (folder / "sk.toml").write_bytes((OWN / "sk.toml").read_bytes())
+    finished = CliRunner().invoke(app, ["languages", "check", "sk"])
+    assert finished.exit_code == 0 and "1 language file: nothing wrong." in finished.output
+    listed = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["languages"])
+    assert "sk (yours)" in listed.output and "slovenčina" in listed.output
+
+
+def test_another_folder_says_how_to_have_it_used(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(OWN))
+    result = CliRunner().invoke(app, ["languages", "add", "uk", "--dir", str(tmp_path / "new")])
+    assert result.exit_code == 0
+    assert f"export {FOLDER_VARIABLE}={tmp_path / 'new'}" in result.output
+    assert (tmp_path / "new" / "uk.toml").is_file()
