@@ -105,14 +105,16 @@ def info(
     """Show what a corpus holds."""
     from rich.table import Table
 
-    from lrm_ext.corpus.describing import median_lengths, summarize
+    from lrm_ext.corpus.describing import count_engines, median_lengths, summarize
+    from lrm_ext.corpus.layout import STATUSES
     from lrm_ext.corpus.locate import open_corpus
 
     opened, console = open_corpus(corpus), _console()
     summary = summarize(opened)
     console.print(
         f"{opened.path}: {summary.num_rows:,} rows, {summary.num_turns:,} turns, "
-        f"{summary.num_characters:,} characters; {summary.num_text_only:,} rows without a picture, "
+        f"{summary.num_characters:,} characters; {summary.num_pictures:,} pictures, "
+        f"{summary.num_text_only:,} rows without one, "
         f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root.resolve()}"
     )
     for name, counts in (("source", summary.sources), ("task", summary.tasks)):
@@ -120,14 +122,22 @@ def info(
         for key, count in counts.most_common():
             table.add_row(key, f"{count:,}")
         console.print(table)
-    table = Table("language", "ok", "suspect", "rejected", "none", "median characters a turn")
+    table = Table("language", *STATUSES, "none", "median characters a turn")
     lengths = median_lengths(opened)
     for lang in opened.languages:
         counts_of = opened.statuses(lang)
         none = summary.num_rows - sum(counts_of.values())
-        numbers = [*(counts_of[status] for status in ("ok", "suspect", "rejected")), none]
+        numbers = [*(counts_of[status] for status in STATUSES), none]
         table.add_row(lang, *(f"{number:,}" for number in numbers), f"{lengths[lang]:.0f}")
     console.print(table)
+    engines = {lang: count_engines(opened, lang) for lang in opened.languages[1:]}
+    if any(name != "-" for counts in engines.values() for name, _ in counts):
+        table = Table("language", "engine", *STATUSES)
+        for lang, made in engines.items():
+            for name in sorted({name for name, _ in made}):
+                numbers = [made[name, status] for status in STATUSES]
+                table.add_row(lang, name, *(f"{number:,}" for number in numbers))
+        console.print(table)
 
 
 def show(
@@ -162,20 +172,30 @@ def show(
 
 def diff(
     left: Path = typer.Argument(..., help="A corpus."),
-    right: Path = typer.Argument(..., help="Another, made of the same rows."),
-    lang: str = typer.Option("en", help="Language to compare; en compares the rows themselves."),
+    right: Path = typer.Argument(None, help="Another of the same rows; left out: the same one."),
+    lang: str = typer.Option(
+        "en", help="Language to compare (en: the rows themselves), or two of them, as in cs,sk."
+    ),
     limit: int = typer.Option(20, help="Show so many differences; all are counted."),
 ) -> None:
-    """Compare two corpora, such as translations by two engines; exit status 1 if they differ."""
+    """Compare two corpora, such as by two engines, or two languages; exit status 1 if they differ.
+
+    Of two languages those rows are shown that one lacks, that only one accepts, or that say the
+    same in both.
+    """
     from collections import Counter
 
     from rich.markup import escape
 
-    from lrm_ext.corpus.describing import differences
+    from lrm_ext.corpus.describing import Side, differences
     from lrm_ext.corpus.store import Corpus
 
+    langs = [code.strip() for code in lang.split(",")]
+    if len(langs) > 2 or (right is None and len(langs) != 2):
+        raise typer.BadParameter("expected two corpora, or two languages (--lang cs,sk)")
+    sides = (Side(Corpus.open(left), langs[0]), Side(Corpus.open(right or left), langs[-1]))
     console, counts = _console(), Counter[str]()
-    for found in differences(Corpus.open(left), Corpus.open(right), lang):
+    for found in differences(*sides):
         counts[found.what] += 1
         if counts.total() <= limit:
             console.print(f"row {found.index} ({escape(found.id)}): {found.what}")

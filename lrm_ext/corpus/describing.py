@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.corpus.store import Corpus
 
 
@@ -25,6 +27,7 @@ class Summary:
     Attributes:
         num_rows: Rows.
         num_text_only: Rows without a picture.
+        num_pictures: Different pictures.
         num_english_only: Rows that are not to be translated.
         sources: Rows by source.
         tasks: Rows by task.
@@ -34,6 +37,7 @@ class Summary:
 
     num_rows: int = 0
     num_text_only: int = 0
+    num_pictures: int = 0
     num_english_only: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -48,21 +52,45 @@ def summarize(corpus: Corpus) -> Summary:
         DataError: The corpus is damaged.
     """
     summary = Summary()
+    hashes = [np.zeros(0, dtype=np.int64)]  # names would take more memory
     for batch in corpus.row_batches():
         summary.num_rows += len(batch)
         summary.num_text_only += batch.column("image").null_count
         summary.num_english_only += int(pc.sum(pc.invert(batch.column("translatable"))).as_py())
         _count(summary.sources, batch.column("source"))
         _count(summary.tasks, batch.column("task"))
+        images = batch.column("image").drop_null().to_pylist()
+        hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
         texts = pc.struct_field(batch.column("turns").flatten(), "text")
         summary.num_turns += len(texts)
         summary.num_characters += int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
+    summary.num_pictures = len(np.unique(np.concatenate(hashes)))
     return summary
 
 
 def _count(counter: Counter[str], column: pa.Array) -> None:
     for entry in pc.value_counts(column).to_pylist():
         counter[entry["values"] or "-"] += entry["counts"]
+
+
+def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
+    """How many texts in a language each engine made, by (engine, status); "-" is human text."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in corpus.text_batches(lang):
+        there = batch.filter(batch.column("turns").is_valid())
+        table = pa.Table.from_batches([there]).select(["engine", "status"])
+        for entry in (
+            table.group_by(["engine", "status"]).aggregate([([], "count_all")]).to_pylist()
+        ):
+            counts[entry["engine"] or "-", entry["status"]] += entry["count_all"]
+    return counts
+
+
+class Side(NamedTuple):
+    """A language of a corpus."""
+
+    corpus: Corpus
+    lang: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +100,8 @@ class Difference:
     Attributes:
         index: Row number.
         id: Its id.
-        what: "text", "status", "row", "only left" or "only right".
+        what: "only left", "only right", "status" or, of one language, "row" or "text"; of two
+            languages "same text", which may be a text that was not translated.
         left: The one side; None if it has nothing there.
         right: The other.
     """
@@ -84,61 +113,94 @@ class Difference:
     right: str | None
 
 
-def differences(left: Corpus, right: Corpus, lang: str) -> Iterator[Difference]:
-    """Compare two corpora row by row, in one language.
+def differences(left: Side, right: Side) -> Iterator[Difference]:
+    """Compare row by row two corpora in one language, or two languages.
 
     Args:
-        left: A corpus.
-        right: One made from the same rows, such as by another engine.
-        lang: Language to compare; "en" compares the rows themselves.
+        left: A corpus and a language.
+        right: Another, made from the same rows, such as by another engine; or another language.
+            English on both sides compares the rows themselves.
 
     Yields:
-        Rows that differ.
+        Rows that differ, or of two languages those that should.
 
     Raises:
         DataError: They are not of the same rows.
     """
-    if len(left) != len(right) and lang != ENGLISH:
+    if left.lang == right.lang == ENGLISH:
+        yield from _row_differences(left.corpus, right.corpus)
+        return
+    if len(left.corpus) != len(right.corpus):
         raise DataError(
-            f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
-            "compared row by row. Compare the rows with --lang en."
+            f"{left.corpus.path} has {len(left.corpus)} rows, {right.corpus.path} "
+            f"{len(right.corpus)}; texts can only be compared row by row. Compare the rows with "
+            "--lang en."
         )
-    for index in range(max(len(left), len(right))):
-        one = left.row(index) if index < len(left) else None
-        other = right.row(index) if index < len(right) else None
-        if one is None or other is None:
-            row = one or other
-            assert row is not None
-            sides = (None, _shown(row)) if one is None else (_shown(row), None)
-            yield Difference(index, row.id, "only right" if one is None else "only left", *sides)
-        elif lang == ENGLISH:
-            if one != other:
-                yield Difference(index, one.id, "row", _shown(one), _shown(other))
-        else:
-            yield from _text_difference(index, one, left.text(lang, index), right.text(lang, index))
+    sides = (_rows(left.corpus), _texts(left), _rows(right.corpus), _texts(right))
+    for index, (row, one, other_row, other) in enumerate(zip(*sides, strict=True)):
+        if row["id"] != other_row["id"]:
+            raise DataError(
+                f"row {index} is {row['id']!r} in {left.corpus.path}, {other_row['id']!r} in "
+                f"{right.corpus.path}; texts can only be compared row by row."
+            )
+        what = _what_differs(one, other, left.lang == right.lang, row["translatable"])
+        if what == "status":
+            yield Difference(index, row["id"], what, _status(one), _status(other))
+        elif what is not None:
+            yield Difference(index, row["id"], what, _said(one), _said(other))
 
 
-def _text_difference(
-    index: int, row: CorpusRow, left: Text | None, right: Text | None
-) -> Iterator[Difference]:
-    if left is None or right is None:
-        if left is not right:
-            what = "only left" if right is None else "only right"
-            yield Difference(index, row.id, what, _said(left), _said(right))
-    elif left.turns != right.turns:
-        yield Difference(index, row.id, "text", _said(left), _said(right))
-    elif left.status != right.status:
-        yield Difference(index, row.id, "status", left.status, right.status)
+def _what_differs(
+    left: dict[str, Any], right: dict[str, Any], is_same_lang: bool, is_translatable: bool
+) -> str | None:
+    if left["turns"] is None or right["turns"] is None:
+        if left["turns"] is right["turns"]:
+            return None
+        return "only left" if right["turns"] is None else "only right"
+    if left["status"] != right["status"]:
+        return "status"
+    if is_same_lang:
+        return "text" if left["turns"] != right["turns"] else None
+    is_same = is_translatable and left["turns"] == right["turns"]
+    return "same text" if is_same and left["status"] == "ok" else None
 
 
-def _shown(row: CorpusRow) -> str:
-    text = " / ".join(turn.text for turn in row.turns)
-    about = [row.image or "no picture", row.source or "-", row.task or "-"]
-    return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {text}"
+def _row_differences(left: Corpus, right: Corpus) -> Iterator[Difference]:
+    for index, (one, other) in enumerate(zip_longest(_rows(left), _rows(right))):
+        if one == other:
+            continue
+        what = "only left" if other is None else "only right" if one is None else "row"
+        yield Difference(index, (one or other)["id"], what, _shown(one), _shown(other))
 
 
-def _said(text: Text | None) -> str | None:
-    return None if text is None else " / ".join(turn.text for turn in text.turns)
+def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    for batch in corpus.row_batches():
+        yield from batch.to_pylist()
+
+
+def _texts(side: Side) -> Iterator[dict[str, Any]]:
+    if side.lang == ENGLISH:
+        for row in _rows(side.corpus):
+            yield {"turns": row["turns"], "status": "ok", "engine": None, "reason": None}
+        return
+    for batch in side.corpus.text_batches(side.lang):
+        yield from batch.select(["turns", "status", "engine", "reason"]).to_pylist()
+
+
+def _shown(row: dict[str, Any] | None) -> str | None:
+    if row is None:
+        return None
+    about = [row["image"] or "no picture", row["source"] or "-", row["task"] or "-"]
+    return f"[{', '.join(about)}{'' if row['translatable'] else ', English only'}] {_said(row)}"
+
+
+def _said(text: dict[str, Any]) -> str | None:
+    return None if text["turns"] is None else " / ".join(turn["text"] for turn in text["turns"])
+
+
+def _status(text: dict[str, Any]) -> str:
+    about = filter(None, (text["status"], text["engine"], text["reason"]))
+    return f"[{', '.join(about)}] {_said(text)}"
 
 
 def median_lengths(corpus: Corpus) -> dict[str, float]:

@@ -1,21 +1,23 @@
 """A corpus back into plain LLaVA JSON, for any other tool.
 
-Input: a corpus and a language. Output: a JSON array (`.json`) or JSON Lines (`.jsonl`), written row
-by row; it appears when it is whole.
+Input: a corpus and a language. Output: a JSON array (`.json`) or JSON Lines (`.jsonl`), written
+batch by batch; it appears when it is whole.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llava.data.sample import Sample
+import msgspec
+
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.corpus.store import Corpus
+
+_encode = msgspec.json.encode
 
 
 def export_llava(
@@ -49,36 +51,57 @@ def export_llava(
             f"{corpus.path}: there is no text in {lang!r}; it has: {', '.join(corpus.languages)}."
         )
     is_array = out.suffix == ".json"
-    num_written = 0
+    num_done = num_written = 0
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write("[\n" if is_array else "")
-        for number, record in enumerate(_records(corpus, lang, with_english), start=1):
-            if record is not None:
-                file.write(",\n" if is_array and num_written else "")
-                file.write(json.dumps(record, ensure_ascii=False))
-                file.write("" if is_array else "\n")
-                num_written += 1
-            if number % 1000 == 0 or number == len(corpus):
-                progress(number, len(corpus))
-        file.write("\n]\n" if is_array else "")
+    with partial.open("wb") as file:
+        file.write(b"[\n" if is_array else b"")
+        for rows in _batches(corpus, lang, with_english):
+            encoded = [_encode(record) for record in rows if record is not None]
+            if encoded:
+                file.write(b",\n" if is_array and num_written else b"")
+                file.write((b",\n" if is_array else b"\n").join(encoded))
+                file.write(b"" if is_array else b"\n")
+            num_done, num_written = num_done + len(rows), num_written + len(encoded)
+            progress(num_done, len(corpus))
+        file.write(b"\n]\n" if is_array else b"")
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(out)
+    partial.replace(out)
     return num_written, len(corpus) - num_written
 
 
-def _records(corpus: Corpus, lang: str, with_english: bool) -> Iterator[dict[str, Any] | None]:
-    for index in range(len(corpus)):
-        row = corpus.row(index)
-        turns, used = row.turns, ENGLISH
-        if lang != ENGLISH:
-            text = corpus.text(lang, index)
-            if text is not None and text.status == "ok":
-                turns, used = text.turns, lang
-            elif not with_english:
-                yield None
-                continue
-        marked = used if used != ENGLISH else None
-        yield Sample(row.id, row.image, turns, marked, row.task, row.source).to_record()
+def _batches(
+    corpus: Corpus, lang: str, with_english: bool
+) -> Iterator[list[dict[str, Any] | None]]:
+    """Records of one batch of rows after the other; None for a row that is left out."""
+    if lang == ENGLISH:
+        for rows in corpus.row_batches():
+            yield [_record(row, row["turns"], None) for row in rows.to_pylist()]
+        return
+    for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
+        columns = (texts.column(name).to_pylist() for name in ("status", "turns"))
+        records: list[dict[str, Any] | None] = []
+        for row, status, turns in zip(rows.to_pylist(), *columns, strict=True):
+            if status == "ok":
+                records.append(_record(row, turns, lang))
+            else:
+                records.append(_record(row, row["turns"], None) if with_english else None)
+        yield records
+
+
+def _record(row: dict[str, Any], turns: list[dict[str, Any]], lang: str | None) -> dict[str, Any]:
+    """A LLaVA record, as `Sample.to_record` makes it."""
+    record = {"id": row["id"]}
+    if row["image"] is not None:
+        record["image"] = row["image"]
+    record["conversations"] = [
+        {"from": turn["role"], "value": turn["text"]}
+        if turn["supervised"]
+        else {"from": turn["role"], "value": turn["text"], "supervised": False}
+        for turn in turns
+    ]
+    for key, value in (("lang", lang), ("task", row["task"]), ("source", row["source"])):
+        if value is not None:
+            record[key] = value
+    return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lrm_ext.languages.fertility import Fertility
 
 languages_app = typer.Typer(
     help="List the languages, begin a new one, check their files, compare tokenizers.",
@@ -94,6 +97,81 @@ def check(
         console.print(f"[{style}]{word}[/] {escape(str(fault))}")
     console.print(_summary(len(faults), tuple(codes or ())))
     raise typer.Exit(1 if faults else 0)
+
+
+@languages_app.command("fertility")
+def fertility(
+    tokenizers: list[str] = typer.Option(
+        [],
+        "--tokenizer",
+        help="Folder, tokenizer.json, SentencePiece model or name; repeat to compare. Default: "
+        "that of the mini preset.",
+    ),
+    corpus: Path = typer.Option(None, help="A corpus; default: the built-in parallel text."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count, by language."),
+    out: Path = typer.Option(None, help="Draw bars into this file: .png, .svg or .pdf."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON in place of a table."),
+) -> None:
+    """Count the tokens that each language needs for the same sentences, relative to English."""
+    import dataclasses
+    import json
+
+    from llava.errors import ConfigError
+    from lrm_ext.instructions.commands import MINI_TOKENIZER
+    from lrm_ext.languages.fertility import load_counters, measure
+    from lrm_ext.languages.fertility_plot import MAX_TOKENIZERS, plot_fertility
+    from lrm_ext.languages.parallel_text import built_in_pairs, corpus_pairs, in_common
+    from lrm_ext.languages.registry import list_languages
+
+    sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
+    if out is not None and len(sources) > MAX_TOKENIZERS:
+        raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
+    codes = tuple(code.strip() for text in languages for code in text.split(",") if code.strip())
+    counters = load_counters(sources)
+    if corpus is None:
+        pairs = in_common(built_in_pairs(codes or list_languages()))
+    else:
+        pairs = in_common(corpus_pairs(corpus, codes or None, limit))
+    results = [result for counter in counters for result in measure(counter, pairs)]
+    console = _console()
+    if as_json:
+        console.print(json.dumps([dataclasses.asdict(r) for r in results], indent=1), markup=False)
+    else:
+        _print_fertility(results, console)
+    if out is not None:
+        plot_fertility(results, out)
+        if not as_json:
+            console.print(f"saved to {out}")
+
+
+def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
+    from rich.table import Table
+
+    from lrm_ext.languages.registry import get_language
+
+    for name in dict.fromkeys(result.tokenizer for result in results):
+        own = [result for result in results if result.tokenizer == name]
+        table = Table(
+            title=f"tokenizer {name}, {own[0].num_sentences:,} sentences", title_justify="left"
+        )
+        table.add_column("language")
+        for heading in (
+            "tokens a sentence",
+            "relative to English",
+            "characters a token",
+            "unknown",
+        ):
+            table.add_column(heading, justify="right")
+        for result in own:
+            table.add_row(
+                get_language(result.lang).name,
+                f"{result.tokens_per_sentence:.1f}",
+                f"{result.relative:.2f}",
+                f"{result.characters_per_token:.2f}",
+                f"{result.unknown_share:.1%}" if result.unknown_share else "none",
+            )
+        console.print(table)
 
 
 def _summary(num_faults: int, codes: tuple[str, ...]) -> str:
