@@ -95,7 +95,8 @@ def check_turns(
         pair = Pair(source, target, source_lang, target_lang)
         _keep_worst(worst, _measure(pair, limits, CHECKS))
     if len(texts) > 1:
-        pair = Pair(*map("\n".join, zip(*texts, strict=True)), source_lang, target_lang)
+        sources, targets = zip(*texts, strict=True)
+        pair = Pair("\n".join(sources), "\n".join(targets), source_lang, target_lang)
         _keep_worst(worst, _measure(pair, limits, _OF_ROWS))
     return _verdict(worst, limits)
 

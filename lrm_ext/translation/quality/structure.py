@@ -1,4 +1,4 @@
-"""Check `structure`: turns, roles, lines, `<image>`, option letters and blanks come back as sent."""
+"""Check `structure`: turns, roles, lines, `<image>` and option letters come back."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
-_LEAD = re.compile(
-    r"[ \t]*(\(?[A-Ha-h][.):](?=\s)|\(?\d{1,3}[.)](?=\s)|[-*•](?=\s)|#+(?=\s))", re.M
-)
+_LEAD = re.compile(r"^[ \t]*(\(?[A-Ha-h][.):]|\(?\d{1,3}[.)]|[-*•]|#+)(?=\s)", re.M)
 _LETTER = re.compile(r"\(?([A-H])[.)]?\Z")
 
 
