@@ -120,13 +120,15 @@ def fertility(
     from llava.errors import ConfigError
     from lrm_ext.instructions.commands import MINI_TOKENIZER
     from lrm_ext.languages.fertility import load_counters, measure
-    from lrm_ext.languages.fertility_plot import MAX_TOKENIZERS, plot_fertility
+    from lrm_ext.languages.fertility_plot import ENDINGS, MAX_TOKENIZERS, plot_fertility
     from lrm_ext.languages.parallel_text import built_in_pairs, corpus_pairs, in_common
     from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
     if out is not None and len(sources) > MAX_TOKENIZERS:
         raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
+    if out is not None and out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(ENDINGS)}.")
     codes = tuple(code.strip() for text in languages for code in text.split(",") if code.strip())
     counters = load_counters(sources)
     if corpus is None:

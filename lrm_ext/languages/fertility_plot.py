@@ -15,7 +15,10 @@ from lrm_ext.languages.registry import get_language
 _SHADES = ("#4d4d4d", "#c6c6c6", "#8c8c8c", "#ededed")
 _HATCHES = ("", "///", "...", "xxx")
 MAX_TOKENIZERS = len(_SHADES)
+ENDINGS = (".png", ".svg", ".pdf")
 _BAR_HEIGHT_IN = 0.24
+_LEGEND_CHARACTERS = 60  # names that lie side by side
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _GAP = 0.25  # between languages, of the place of one
 
 
@@ -24,7 +27,7 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
 
     Args:
         results: At most `MAX_TOKENIZERS` tokenizers, with the same languages.
-        out: The picture (.png, .svg or .pdf).
+        out: The picture; its name ends in one of `ENDINGS`.
     """
     from matplotlib.figure import Figure
 
@@ -47,10 +50,12 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
             linewidth=0.6,
             label=name,
         )
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-    axes.axvline(1.0, color="black", linestyle="--", linewidth=1)
+        # on white: near 1 the line would run through the figures
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9, bbox=_ON_WHITE, zorder=3)
+    axes.axvline(1.0, color="black", linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(languages)), [get_language(lang).name for lang in languages])
     axes.invert_yaxis()
+    axes.margins(y=0.02)
     axes.set_xlim(0, 1.12 * max(values.values()))
     axes.set_xlabel("tokens for the same sentences, English = 1")
     axes.spines[["top", "right"]].set_visible(False)
@@ -59,6 +64,8 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
         axes.set_title(f"{title}: tokenizer {tokenizers[0]}", loc="left")
     else:
         axes.set_title(title, loc="left")
-        figure.legend(title="tokenizer", loc="outside lower center", ncols=len(tokenizers))
+        fits = sum(map(len, tokenizers)) < _LEGEND_CHARACTERS
+        columns = len(tokenizers) if fits else 1
+        figure.legend(title="tokenizer", loc="outside lower center", ncols=columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
