@@ -12,12 +12,11 @@ import logging
 import mimetypes
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Final
 
 from lrm_ext.analysis.charts import Bar, bar_chart, legend, loss_curve
+from lrm_ext.analysis.page import render_page, section
 from lrm_ext.analysis.tables import interval, main_group, percent, printable, remarks
 from lrm_ext.analysis.training import StageCurve, training_stages
 from lrm_ext.evaluation.predictions import write_atomically
@@ -34,7 +33,6 @@ from lrm_ext.evaluation.report import (
 log = logging.getLogger(__name__)
 
 PAGE_FILE: Final = "report.html"
-_TEMPLATE_FILE: Final = "report.html"
 
 
 def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
@@ -55,11 +53,10 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
 
 def render(report: EvalReport, folder: Path, stages: Sequence[StageCurve]) -> str:
     """Render the page as text."""
-    template = files("lrm_ext.analysis").joinpath(_TEMPLATE_FILE).read_text(encoding="utf-8")
     sections = [
-        section
+        part
         for benchmark in report.benchmarks
-        for section in (
+        for part in (
             _languages_section(benchmark),
             _tasks_section(benchmark),
             _examples_section(benchmark, folder),
@@ -67,11 +64,8 @@ def render(report: EvalReport, folder: Path, stages: Sequence[StageCurve]) -> st
         )
     ]
     sections += [_training_section(stages), _method_section(report)]
-    return Template(template).substitute(
-        title=escape(f"{report.model_id} in {_languages_in_words(report)}"),
-        lead=_lead(report.benchmarks[0]),
-        sections="\n".join(filter(None, sections)),
-    )
+    title = f"{report.model_id} in {_languages_in_words(report)}"
+    return render_page(title, _lead(report.benchmarks[0]), *sections)
 
 
 def _languages_in_words(report: EvalReport) -> str:
@@ -108,10 +102,6 @@ def _kind(benchmark: BenchmarkResult) -> str:
     return "Yes/no questions" if any(r.yesno for r in benchmark.languages) else "Questions"
 
 
-def _section(heading: str, *content: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{''.join(content)}\n</section>"
-
-
 def _languages_section(benchmark: BenchmarkResult) -> str:
     bars = [
         _bar(main_group(result), result.name, result.native_name, result.lang)
@@ -119,7 +109,7 @@ def _languages_section(benchmark: BenchmarkResult) -> str:
     ]
     num = {main_group(result).num_questions for result in benchmark.languages}
     each = f"{max(num):,} questions in each" if len(num) == 1 else f"up to {max(num):,} questions"
-    return _section(
+    return section(
         f"{_kind(benchmark)}, by language",
         f'<p class="soft">Share of right answers in percent, benchmark '
         f"<code>{escape(benchmark.name)}</code>, {each}.</p>",
@@ -154,7 +144,7 @@ def _tasks_section(benchmark: BenchmarkResult) -> str:
             label = others[0].name if len(others) == 1 else f"{len(groups)} others"
             bars.append(_mean_bar(groups, label))
         charts.append(f"<h3>{escape(task.capitalize())}</h3>{bar_chart(bars)}")
-    return _section(
+    return section(
         "By task",
         '<p class="soft">English with its 95 % interval; the mean of the other languages '
         "(outlined) with the range from the lowest to the highest of them.</p>",
@@ -184,7 +174,7 @@ def _mean(values: Iterable[float]) -> float:
 def _examples_section(benchmark: BenchmarkResult, folder: Path) -> str:
     if not benchmark.examples:
         return ""
-    return _section(
+    return section(
         "What it says",
         '<p class="soft">The first yes/no question of the benchmark and the first of another '
         "kind; not chosen by how well they went.</p>",
@@ -238,7 +228,7 @@ def _figures_section(benchmark: BenchmarkResult) -> str:
         for remark in remarks(benchmark)
     )
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    return _section(
+    return section(
         "All figures",
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         f"</div>{notes}",
@@ -267,7 +257,7 @@ def _training_section(stages: Sequence[StageCurve]) -> str:
         f"<figcaption>{_stage_caption(stage)}</figcaption></figure>"
         for stage in stages
     )
-    return _section(
+    return section(
         "Training",
         '<p class="soft">Loss over the steps of each stage, on a logarithmic axis.</p>',
         f'<div class="stages">{figures}</div>',
@@ -293,7 +283,7 @@ def _method_section(report: EvalReport) -> str:
     )
     versions = ", ".join(f"{name} {number}" for name, number in report.environment.items())
     limit = "all questions" if report.limit is None else f"about {report.limit:,} questions each"
-    return _section(
+    return section(
         "How this was measured",
         f"<p>Greedy answers, {limit}, read by mode <code>{escape(report.mode)}</code>: a yes/no "
         "answer must begin with a yes or a no of its language (or of English), any other must "

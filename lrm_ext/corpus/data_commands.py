@@ -1,4 +1,4 @@
-"""`lrm corpus import`, `export`, `info`, `show`, `diff` and `validate`."""
+"""`lrm corpus import`, `export`, `info`, `show`, `diff`, `validate` and `report`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(corpus_app: typer.Typer) -> None:
     corpus_app.command("show")(show)
     corpus_app.command("diff")(diff)
     corpus_app.command("validate")(validate)
+    corpus_app.command("report")(report)
 
 
 def import_(
@@ -243,6 +244,38 @@ def validate(
         + ("" if verify_images else "; pictures were not opened (--verify-images)")
     )
     raise typer.Exit(1 if findings.num_errors else 0)
+
+
+def report(
+    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
+    out: Path = typer.Option(Path("report.html"), help="Page to write."),
+    pictures: bool = typer.Option(False, "--pictures", help="Small pictures beside examples."),
+    examples: int = typer.Option(
+        20, min=0, help="Examples of kept texts, and of others, in each language."
+    ),
+    seed: int = typer.Option(0, help="Of the draw of examples."),
+    cache: Path = typer.Option(
+        None, help="File of answers, for costs; translation-cache.sqlite beside the corpus."
+    ),
+) -> None:
+    """Write a page: what was kept, what was not and why, engines, costs, quality, examples."""
+    from llava.errors import ConfigError
+    from lrm_ext.analysis.corpus_account import take_account
+    from lrm_ext.analysis.corpus_page import render_account
+    from lrm_ext.corpus.locate import open_corpus
+    from lrm_ext.evaluation.predictions import write_atomically
+
+    opened, console = open_corpus(corpus), _console()
+    usual = opened.path.resolve().parent / "translation-cache.sqlite"
+    if cache is not None and not cache.is_file():
+        raise ConfigError(f"--cache {cache}: there is no such file.")
+    found = cache or (usual if usual.is_file() else None)
+    account = take_account(opened, cache=found, num_examples=examples, seed=seed)
+    command = f"lrm corpus report {opened.path} --examples {examples} --seed {seed}"
+    command += " --pictures" if pictures else ""
+    page = render_account(account, command=command, with_pictures=pictures)
+    write_atomically(out, page)
+    console.print(f"{out}: {len(page.encode()) / 1024:,.0f} KiB")
 
 
 def _print_findings(findings: Findings, console: Console) -> None:

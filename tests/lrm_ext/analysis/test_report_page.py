@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_page import Page
 from make_report import make_report
 from rich.console import Console
 
@@ -13,32 +13,6 @@ from llava.errors import DataError
 from lrm_ext.analysis.html import write_report
 from lrm_ext.analysis.tables import print_report
 from lrm_ext.evaluation.report import EvalReport
-
-
-class Page(HTMLParser):
-    """Collects text and attributes, and checks that tags are closed in order."""
-
-    VOID = {"meta", "img", "br"}
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.attributes, self.text = [], [], ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, *attr) for attr in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += [(tag, *attr) for attr in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture
