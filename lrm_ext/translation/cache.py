@@ -162,6 +162,21 @@ class Cache:
         query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
         return dict(self._db.execute(query, (engine,)).fetchall())
 
+    def claim(self, keys: Sequence[bytes]) -> frozenset[bytes]:
+        """Say which of the keys without an answer are now to be asked for.
+
+        One process has no rivals: all. Workers that share a cache leave out what another one is
+        asking for (`ray_executor.py`).
+        """
+        return frozenset(keys)
+
+    def wait(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Wait for answers that others ask for; who asked in vain gives none."""
+        return {}
+
+    def release(self) -> None:
+        """Give back the claims that were not answered."""
+
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lrm_ext.translation.runner import Job, Result
+    from lrm_ext.translation.runner import Executor, Job, Result
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +37,15 @@ def translate(
     max_rejected: float = typer.Option(
         None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
     ),
+    executor: str = typer.Option(
+        "process", help="Who does the work: process (this one) or ray (many, see docs/scaling.md)."
+    ),
+    num_workers: int = typer.Option(
+        None, min=1, help="Workers of --executor ray; as many as fit by default."
+    ),
+    gpus_per_worker: float = typer.Option(
+        0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
+    ),
     list_engines: bool = typer.Option(False, "--list", help="Show the engines and end."),
 ) -> None:
     """Translate a corpus; run it again after an interruption and it goes on from there."""
@@ -59,6 +68,7 @@ def translate(
     shorts = {"model": model, "base_url": base_url}
     texts = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
     options = split_options(texts, names)
+    works = _executor(executor, num_workers, gpus_per_worker)
     failed: list[str] = []
     for lang in languages:
         job = Job(
@@ -69,7 +79,7 @@ def translate(
             glossary=glossary,
             replaces=replace,
         )
-        result = _run(job, console)
+        result = _run(job, works, console)
         share = result.counts["rejected"] / max(1, sum(result.counts[s] for s in _STATUSES))
         if max_rejected is not None and share > max_rejected:
             failed.append(f"{lang}: {share:.1%} of the rows are rejected")
@@ -80,7 +90,21 @@ def translate(
 _STATUSES = ("ok", "suspect", "rejected")
 
 
-def _run(job: Job, console: Console) -> Result:
+def _executor(name: str, num_workers: int | None, gpus_per_worker: float) -> Executor | None:
+    from llava.errors import ConfigError
+
+    if name == "process":
+        if num_workers is not None or gpus_per_worker:
+            raise ConfigError("--num-workers and --gpus-per-worker are for --executor ray.")
+        return None
+    if name != "ray":
+        raise ConfigError(f"unknown --executor {name!r}; choose from: process, ray.")
+    from lrm_ext.translation.ray_executor import RayExecutor
+
+    return RayExecutor(num_workers, gpus_per_worker)
+
+
+def _run(job: Job, executor: Executor | None, console: Console) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from lrm_ext.translation.runner import translate_corpus
@@ -89,7 +113,9 @@ def _run(job: Job, console: Console) -> Result:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job.target)
         result = translate_corpus(
-            job, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            job,
+            executor,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _print_result(job, result, console)
     return result

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -110,7 +111,11 @@ class PartStore:
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not done."""
-        return [n for n in range(self.num_parts) if not self._part(n).is_file()]
+        return [n for n in range(self.num_parts) if not self.is_done(n)]
+
+    def is_done(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._part(number).is_file()
 
     def row_numbers(self, number: int) -> range:
         """The rows of a part."""
@@ -129,7 +134,8 @@ class PartStore:
         """
         assert batch.num_rows == len(self.row_numbers(number))
         path = self._part(number)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        # workers on several machines may have the same process number
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         with _disk_errors(path):
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
                 file.write_batch(batch)

@@ -153,14 +153,18 @@ def translate_part(
     return translator.counts, translator.usage
 
 
-def build_translator(job: Job) -> Translator:
-    """Make the cache, the engines and the glossary of a job; no model is loaded yet.
+def build_translator(job: Job, cache: Cache | None = None) -> Translator:
+    """Make the engines and the glossary of a job; no model is loaded yet.
+
+    Args:
+        job: The job.
+        cache: Where answers are kept; the job's file if left out.
 
     Raises:
         ConfigError: An engine is unknown, or does not translate into the language.
     """
     glossary = Glossary.load(job.glossary, job.target)
-    cache = Cache(job.cache)
+    cache = Cache(job.cache) if cache is None else cache
     engines = [build_engine(name, options, job.target, cache) for name, options in job.engines]
     return Translator(engines, cache, job.target, glossary)
 

@@ -212,8 +212,32 @@ class Translator:
             answers = {segment: found[key] for segment, key in keys.items() if key in found}
             self.counts[f"{engine.name}: from the cache"] += len(answers)
         missing = [segment for segment in segments if segment not in answers]
+        while missing:
+            wanted = [keys[segment] for segment in missing]
+            ours = frozenset(wanted) if engine.is_table else self._cache.claim(wanted)
+            try:
+                self._ask_for([s for s in missing if keys[s] in ours], engine, keys, answers)
+            finally:
+                self._cache.release()
+            # what other workers are asking for; if one did so in vain, it is our turn
+            missing = [segment for segment in missing if keys[segment] not in ours]
+            if missing:
+                found = self._cache.wait([keys[segment] for segment in missing])
+                self.counts[f"{engine.name}: from another worker"] += len(found)
+                answers.update({s: found[keys[s]] for s in missing if keys[s] in found})
+                missing = [segment for segment in missing if segment not in answers]
+        return answers
+
+    def _ask_for(
+        self,
+        missing: Sequence[Segment],
+        engine: Engine,
+        keys: dict[Segment, bytes],
+        answers: dict[Segment, Answer],
+    ) -> None:
+        """Have the engine translate segments; what it answers goes into the cache at once."""
         if not missing:
-            return answers
+            return
         for reply in engine.translate(missing):
             fresh: dict[bytes, Answer] = {}
             for outcome in reply.outcomes:
@@ -230,7 +254,6 @@ class Translator:
                 self._cache.put(fresh, engine, self.target, reply.usage)
             self.usage += reply.usage
             self.counts[f"{engine.name}: asked"] += len(reply.outcomes)
-        return answers
 
     def _segment(self, engine: Engine, part: Masked, plan: _Plan) -> Segment:
         terms = self._glossary.terms_in(part.text) if engine.context == "native" else ()
