@@ -47,6 +47,11 @@ def translate(
         0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
     ),
     list_engines: bool = typer.Option(False, "--list", help="Show the engines and end."),
+    plan: bool = typer.Option(
+        False, "--plan", help="Reckon hours and money of each engine, and end; needs no corpus."
+    ),
+    assumptions: Path = typer.Option(None, help="What --plan reckons with: your plan.toml."),
+    rows: int = typer.Option(None, min=1, help="Let --plan reckon so many rows."),
 ) -> None:
     """Translate a corpus; run it again after an interruption and it goes on from there."""
     from rich.console import Console
@@ -60,6 +65,12 @@ def translate(
         _print_engines(console)
         return
     names, languages = _names(engine), _names(to)
+    if plan:
+        from lrm_ext.translation.planning import plan as reckon
+
+        found = reckon(languages, corpus=corpus, assumptions=assumptions, rows=rows)
+        console.print(found, markup=False, soft_wrap=True)
+        return
     if corpus is None or not names or not languages:
         raise ConfigError(
             "nothing to do: expected a corpus, --to and --engine, such as "
