@@ -36,6 +36,9 @@ def import_(
     rules: Path = typer.Option(None, help="Your own rules on which rows stay English (TOML)."),
     explain: bool = typer.Option(False, "--explain", help="Show what each rule caught."),
     verify_images: bool = typer.Option(False, "--verify-images", help="Open every picture."),
+    copy_images: bool = typer.Option(
+        False, "--copy-images", help="Copy every picture into the corpus; embedded ones, too."
+    ),
     max_drop_rate: float = typer.Option(0.0, help="Share of bad rows that may be left out."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the corpus at --out."),
     formats: bool = typer.Option(False, "--formats", help="List the formats and end."),
@@ -61,6 +64,7 @@ def import_(
             rules=Rules.load(rules or RULES_FILE),
             max_drop_rate=max_drop_rate,
             verify_images=verify_images,
+            copy_images=copy_images,
             overwrite=overwrite,
             progress=lambda num_rows: bar.update(task, completed=num_rows),
         )

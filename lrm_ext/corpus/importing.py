@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +26,7 @@ from lrm_ext.corpus.formats.table import Format
 from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.corpus.layout import ENGLISH, CorpusRow
 from lrm_ext.corpus.llava_columns import batch_of, check_sample, iter_row_batches
-from lrm_ext.corpus.pictures import PictureCheck
+from lrm_ext.corpus.pictures import PictureCheck, PictureCopy
 from lrm_ext.corpus.translatable import Rules
 from lrm_ext.corpus.writer import CorpusWriter
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 _BATCH_ROWS = 2048
 # Tells from an English sample whether its meaning survives translation.
 IsTranslatable = Callable[[Sample], bool]
+# Writes a picture that is embedded in a data set, of which it is told where that is.
+SaveEmbedded = Callable[[dict[str, Any], str], str]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def import_corpus(
     rules: Rules | None = None,
     max_drop_rate: float = 0.0,
     verify_images: bool = False,
+    copy_images: bool = False,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda num_rows: None,
 ) -> ImportResult:
@@ -94,6 +98,8 @@ def import_corpus(
         max_drop_rate: Share of the rows of each source that may be left out, so that none vanishes
             among the others; at 0 the first bad one raises.
         verify_images: Open each picture.
+        copy_images: Copy each picture into the corpus, opening it; and write out those that are
+            embedded in a source, which are refused otherwise.
         overwrite: Replace a corpus that is at `out`.
         progress: Called with the number of rows written so far.
 
@@ -103,16 +109,17 @@ def import_corpus(
     """
     rules = Rules.load() if rules is None else rules
     result = ImportResult(rules)
-    root = os.path.relpath(images.resolve(), out.resolve())
+    root = "images" if copy_images else os.path.relpath(images.resolve(), out.resolve())
     with (
-        PictureCheck(images) if verify_images else _NoCheck() as check,
         CorpusWriter(out, (), image_root=root, overwrite=overwrite) as writer,
+        _check(images, verify_images, writer.work_dir / "images" if copy_images else None) as check,
     ):
         num_rows = 0
         for source in sources:
             policy = DropPolicy(max_drop_rate)
             result.reports[source.path] = policy.report
-            for batch in row_batches(source, images, policy):
+            save = check.save_embedded if isinstance(check, PictureCopy) else refuse_embedded
+            for batch in row_batches(source, images, policy, save):
                 batch = rules.apply(check(batch, policy))
                 writer.append_rows(batch)
                 _count(batch, result)
@@ -122,6 +129,12 @@ def import_corpus(
         if not num_rows:
             raise DataError("no rows were found; nothing is written.")
     return result
+
+
+def _check(images: Path, verifies: bool, copies_to: Path | None) -> PictureCheck | _NoCheck:
+    if copies_to is not None:
+        return PictureCopy(images, copies_to)
+    return PictureCheck(images) if verifies else _NoCheck()
 
 
 class _NoCheck:
@@ -145,13 +158,30 @@ def _count(batch: pa.RecordBatch, result: ImportResult) -> None:
         )
 
 
-def row_batches(source: Source, images: Path, policy: DropPolicy) -> Iterator[pa.RecordBatch]:
+def refuse_embedded(image: dict[str, Any], where: str) -> str:
+    """Refuse a picture that is in the file, not beside it.
+
+    Raises:
+        SampleError: Always.
+    """
+    raise SampleError(
+        f"{where}: the picture is embedded in the file; a corpus refers to pictures by path. "
+        "Import with --copy-images, which writes it to a file.",
+        "embedded_picture",
+    )
+
+
+def row_batches(
+    source: Source, images: Path, policy: DropPolicy, save_embedded: SaveEmbedded = refuse_embedded
+) -> Iterator[pa.RecordBatch]:
     """Read a data set as rows of a corpus.
 
     Args:
         source: The data set, in English.
         images: Folder below which its pictures lie.
         policy: What happens to a record that cannot be used.
+        save_embedded: Writes a picture that is embedded in the data set to a file, and gives its
+            path below the corpus' pictures.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
@@ -165,7 +195,7 @@ def row_batches(source: Source, images: Path, policy: DropPolicy) -> Iterator[pa
         return
     prefix = _picture_prefix(source, images)
     samples: list[Sample] = []
-    for sample in _samples(source, prefix, policy):
+    for sample in _samples(source, prefix, policy, save_embedded):
         samples.append(sample)
         if len(samples) == _BATCH_ROWS:
             yield batch_of(samples)
@@ -174,12 +204,16 @@ def row_batches(source: Source, images: Path, policy: DropPolicy) -> Iterator[pa
         yield batch_of(samples)
 
 
-def _samples(source: Source, prefix: str, policy: DropPolicy) -> Iterator[Sample]:
+def _samples(
+    source: Source, prefix: str, policy: DropPolicy, save_embedded: SaveEmbedded
+) -> Iterator[Sample]:
     assert source.format.read is not None
     for where, make in source.format.read(source.path):
         try:
             record = make()
-            if prefix and record.get("image"):
+            if isinstance(record.get("image"), dict):
+                record["image"] = save_embedded(record["image"], where)
+            elif prefix and record.get("image"):
                 record["image"] = f"{prefix}/{record['image']}"
             sample = Sample.from_record(record, where)
             check_sample(sample, where, ENGLISH)

@@ -1,20 +1,25 @@
 """Opens the pictures of rows, many at a time, to find those that are missing or broken.
 
 Input: batches of rows. Output: the batches without the rows whose picture cannot be used; what
-happens to those is the drop policy's business.
+happens to those is the drop policy's business. If asked, the pictures are copied on the way.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from collections.abc import Sequence
+import shutil
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from llava.data.drop import DropPolicy
 from llava.data.sample import SampleError
@@ -104,3 +109,67 @@ class PictureCheck:
         except DataError as error:
             return Problem("broken_picture", str(error))
         return None
+
+
+class PictureCopy(PictureCheck):
+    """Checks each picture and copies it; those that are embedded in a source are written out.
+
+    Args:
+        root: Folder of the pictures that sources refer to.
+        out: Folder to copy into; paths below it are those below `root`.
+        num_threads: How many are opened at once.
+    """
+
+    def __init__(self, root: Path, out: Path, num_threads: int | None = None) -> None:
+        super().__init__(root, num_threads)
+        self._out = out
+
+    def save_embedded(self, image: dict[str, Any], where: str) -> str:
+        """Write a picture of a table to a file named by its content.
+
+        Args:
+            image: Has the file's content as `bytes`.
+            where: For messages.
+
+        Returns:
+            Its path below `out`.
+
+        Raises:
+            SampleError: It is no picture.
+        """
+        data = image["bytes"]
+        try:
+            open_image(data, where).close()
+        except DataError as error:
+            raise SampleError(str(error), "broken_picture") from error
+        with Image.open(io.BytesIO(data)) as picture:
+            ending = (picture.format or "img").lower()
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        name = f"embedded/{digest[:2]}/{digest}.{ending}"
+        if not (self._out / name).is_file():
+            _write(self._out / name, lambda path: path.write_bytes(data))
+        return name
+
+    def _problem(self, name: str) -> Problem | None:
+        target = self._out / name
+        if target.is_file():  # embedded ones, too
+            return None
+        problem = super()._problem(name)
+        if problem is None:
+            _write(target, lambda path: shutil.copyfile(self.root / name, path))
+        return problem
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is there when it is whole; several threads may write the same.
+
+    Raises:
+        DataError: The disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error

@@ -142,6 +142,11 @@ class CorpusWriter:
     def __enter__(self) -> CorpusWriter:
         return self
 
+    @property
+    def work_dir(self) -> Path:
+        """Where the folder lies until it is whole; what else is written there moves with it."""
+        return self._partial
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -1,7 +1,8 @@
 """Pictures and their captions.
 
-Input: a JSON array, JSON Lines, or a TSV file with a header; with `image` and `caption`. Output:
-LLaVA records that ask for a description in LLaVA's words, always the same for the same picture.
+Input: a JSON array, JSON Lines, or a TSV or CSV file with a header; with `image` and `caption`.
+Output: LLaVA records that ask for a description in LLaVA's words, always the same for the same
+picture.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def read_captions(path: Path) -> Records:
     """`image`, `caption` and perhaps `id`, in objects or columns.
 
     Raises:
-        DataError: The file is missing, or a TSV file lacks a column.
+        DataError: The file is missing, or a TSV or CSV file lacks a column.
     """
     prompts = get_language("en").fixed_prompts
     requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
-    rows = _tsv(path) if path.suffix.lower() == ".tsv" else iter_records(path)
+    is_table = path.suffix.lower() in (".tsv", ".csv")
+    rows = _table(path) if is_table else iter_records(path)
     for where, raw in rows:
         yield where, partial(_record, raw, where, requests)
 
@@ -40,10 +42,13 @@ def _record(raw: dict[str, Any], where: str, requests: list[str]) -> dict[str, A
     return caption(raw.get("id", image), image, request, field(raw, "caption", where))
 
 
-def _tsv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if path.suffix.lower() == ".csv":
+                reader = csv.DictReader(file)
+            else:
+                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             missing = {"image", "caption"} - set(reader.fieldnames or ())
             if missing:
                 raise DataError(

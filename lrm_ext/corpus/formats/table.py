@@ -44,9 +44,9 @@ FORMATS = {
     for format in (
         Format("llava", "JSON array or JSON Lines of LLaVA records; LLaVA-1.5's mix"),
         Format("sharegpt4v", "ShareGPT4V, ShareGPT4V-PT (LLaVA records)", source="sharegpt4v"),
-        Format("parquet", "columns id, image, conversations", tables.read_parquet),
+        Format("parquet", "columns image; conversations, messages or texts", tables.read_parquet),
         Format("hf", "folder of Dataset.save_to_disk, same columns", tables.read_dataset),
-        Format("captions", "JSON, JSON Lines or TSV of image and caption", captions.read_captions),
+        Format("captions", "JSON, JSONL, TSV or CSV of image and caption", captions.read_captions),
         Format("chartqa", "array of imgname, query, label",
                questions.read_chartqa, "png", "chartqa"),
         Format("docvqa", "data: question, answers, image", questions.read_docvqa, ".", "docvqa"),
@@ -57,7 +57,13 @@ FORMATS = {
     )
 }  # fmt: skip
 
-_SUFFIXES = {".json": "llava", ".jsonl": "llava", ".parquet": "parquet", ".tsv": "captions"}
+_SUFFIXES = {
+    ".json": "llava",
+    ".jsonl": "llava",
+    ".parquet": "parquet",
+    ".tsv": "captions",
+    ".csv": "captions",
+}
 
 
 def split_source(text: str) -> tuple[Format, Path]:
