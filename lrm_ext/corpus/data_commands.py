@@ -168,6 +168,9 @@ def show(
         console.print(f"[bold]{code}[/]  [dim]{escape(about)}[/]")
         for turn in text.turns:
             console.print(f"    {turn.role:>5}: {escape(turn.text)}")
+        if text.quality:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in text.quality.items())
+            console.print(f"    [dim]{escape(figures)}[/]")
 
 
 def diff(

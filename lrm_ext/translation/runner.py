@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, Text, turns_to_arrow
+from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
@@ -146,7 +146,7 @@ def translate_part(
     }
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
     records = [
-        _record(build_text(plans[i], translations)) if i in plans else _NO_TEXT
+        build_text(plans[i], translations).to_arrow() if i in plans else _NO_TEXT
         for i in store.row_numbers(number)
     ]
     store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
@@ -196,12 +196,3 @@ def _check_free(job: Job, store: PartStore) -> None:
             "with other settings. To make them anew use --replace; what is cached is not asked "
             "again."
         )
-
-
-def _record(text: Text) -> dict[str, Any]:
-    return {
-        "turns": turns_to_arrow(text.turns),
-        "status": text.status,
-        "engine": text.engine,
-        "reason": text.reason,
-    }
