@@ -78,7 +78,9 @@ def export(
     lang: str = typer.Option("en", help='A language, or "all" with {lang} in --out.'),
     out: Path = typer.Option(..., help="File to write: .json or .jsonl."),
     with_english: bool = typer.Option(
-        False, "--with-english", help="English text where a row has none in the language."
+        False,
+        "--with-english",
+        help="English where a row has no accepted text in the language; else it is left out.",
     ),
 ) -> None:
     """Write LLaVA JSON of a corpus, for any other tool."""
@@ -93,15 +95,17 @@ def export(
         path = Path(str(out).replace("{lang}", code))
         with _bar(console) as bar:
             task = bar.add_task(code, total=len(opened))
-            written, left_out = export_llava(
+            exported = export_llava(
                 opened,
                 code,
                 path,
                 with_english=with_english,
                 progress=lambda done, total, task=task: bar.update(task, completed=done),  # type: ignore[misc]
             )
-        note = f", {left_out:,} rows without accepted text in {code} left out" if left_out else ""
-        console.print(f"{path}: {written:,} records{note}")
+        listed = ", ".join(f"{number:,} {name}" for name, number in exported.not_accepted.items())
+        fate = "are in English" if with_english else "are left out"
+        note = f"; rows without accepted text in {code} {fate}: {listed}" if listed else ""
+        console.print(f"{path}: {exported.num_records:,} records{note}")
 
 
 def info(
@@ -173,6 +177,9 @@ def show(
         console.print(f"[bold]{code}[/]  [dim]{escape(about)}[/]")
         for turn in text.turns:
             console.print(f"    {turn.role:>5}: {escape(turn.text)}")
+        if text.quality:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in text.quality.items())
+            console.print(f"    [dim]{escape(figures)}[/]")
 
 
 def diff(

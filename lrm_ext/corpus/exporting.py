@@ -7,7 +7,9 @@ batch by batch; it appears when it is whole.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,22 @@ from lrm_ext.corpus.store import Corpus
 _encode = msgspec.json.encode
 
 
+@dataclass
+class Exported:
+    """What was written of a language.
+
+    Attributes:
+        num_records: Records in the file.
+        num_english: Those of them that are in English for want of an accepted text.
+        not_accepted: Rows without accepted text in the language, by status; "no text" where there
+            is none. They are in English in the file or not there at all, as was asked for.
+    """
+
+    num_records: int = 0
+    num_english: int = 0
+    not_accepted: Counter[str] = field(default_factory=Counter)
+
+
 def export_llava(
     corpus: Corpus,
     lang: str,
@@ -27,19 +45,19 @@ def export_llava(
     *,
     with_english: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[int, int]:
+) -> Exported:
     """Write one language.
 
     Args:
         corpus: What to write.
         lang: Its language; records in another one than English carry `lang`.
         out: File to write, `.json` or `.jsonl`.
-        with_english: Write the English text of rows that have none, or none that was accepted, in
-            the language; else such rows are left out.
+        with_english: Write the English text of rows that have none, or none that was accepted
+            (status "suspect" or "rejected"), in the language; else such rows are left out.
         progress: Called with rows done and in all.
 
     Returns:
-        Numbers of records written and of rows left out.
+        What was written and what was not accepted.
 
     Raises:
         ConfigError: The ending is neither, or the corpus does not have the language.
@@ -51,28 +69,31 @@ def export_llava(
             f"{corpus.path}: there is no text in {lang!r}; it has: {', '.join(corpus.languages)}."
         )
     is_array = out.suffix == ".json"
-    num_done = num_written = 0
+    exported, num_done = Exported(), 0
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("wb") as file:
         file.write(b"[\n" if is_array else b"")
-        for rows in _batches(corpus, lang, with_english):
+        for rows in _batches(corpus, lang, with_english, exported):
             encoded = [_encode(record) for record in rows if record is not None]
             if encoded:
-                file.write(b",\n" if is_array and num_written else b"")
+                file.write(b",\n" if is_array and exported.num_records else b"")
                 file.write((b",\n" if is_array else b"\n").join(encoded))
                 file.write(b"" if is_array else b"\n")
-            num_done, num_written = num_done + len(rows), num_written + len(encoded)
+            num_done, exported.num_records = (
+                num_done + len(rows),
+                exported.num_records + len(encoded),
+            )
             progress(num_done, len(corpus))
         file.write(b"\n]\n" if is_array else b"")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(out)
-    return num_written, len(corpus) - num_written
+    return exported
 
 
 def _batches(
-    corpus: Corpus, lang: str, with_english: bool
+    corpus: Corpus, lang: str, with_english: bool, exported: Exported
 ) -> Iterator[list[dict[str, Any] | None]]:
     """Records of one batch of rows after the other; None for a row that is left out."""
     if lang == ENGLISH:
@@ -85,8 +106,10 @@ def _batches(
         for row, status, turns in zip(rows.to_pylist(), *columns, strict=True):
             if status == "ok":
                 records.append(_record(row, turns, lang))
-            else:
-                records.append(_record(row, row["turns"], None) if with_english else None)
+                continue
+            exported.not_accepted[status or "no text"] += 1
+            exported.num_english += with_english
+            records.append(_record(row, row["turns"], None) if with_english else None)
         yield records
 
 

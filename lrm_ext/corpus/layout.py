@@ -2,7 +2,7 @@
 
     corpus.toml              sizes, languages and counts; written last
     rows/00000.arrow …       id, image, source, task, translatable, English turns
-    text/cs/00000.arrow …    the same rows in Czech: turns, status, engine, reason
+    text/cs/00000.arrow …    the same rows in Czech: turns, status, engine, reason, quality
     text/cs/usable.u32       numbers of the rows that may be drawn in Czech
 
 Row `i` lies in shard `i // rows_per_shard`, batch `i % rows_per_shard // rows_per_batch`, so that
@@ -48,9 +48,18 @@ ROW_SCHEMA = pa.schema(
         ("turns", _TURNS),
     ]
 )
+# A map, since checks come and go, and people bring scores of their own.
 TEXT_SCHEMA = pa.schema(
-    [("turns", _TURNS), ("status", pa.string()), ("engine", pa.string()), ("reason", pa.string())]
+    [
+        ("turns", _TURNS),
+        ("status", pa.string()),
+        ("engine", pa.string()),
+        ("reason", pa.string()),
+        ("quality", pa.map_(pa.string(), pa.float32())),
+    ]
 )
+# Texts that were written before figures of quality were kept; they are read as having none.
+OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,24 @@ class Text:
         status: "ok", "suspect" or "rejected"; only "ok" is ever trained on.
         engine: What translated it, with its version; None for human text.
         reason: Why it is not "ok".
+        quality: What each check and score measured, by name; None if nothing was measured.
     """
 
     turns: tuple[Turn, ...]
     status: str = "ok"
     engine: str | None = None
     reason: str | None = None
+    quality: Mapping[str, float] | None = None
+
+    def to_arrow(self) -> dict[str, Any]:
+        """The plain values of the Arrow columns."""
+        return {
+            "turns": turns_to_arrow(self.turns),
+            "status": self.status,
+            "engine": self.engine,
+            "reason": self.reason,
+            "quality": None if self.quality is None else list(self.quality.items()),
+        }
 
 
 @dataclass(frozen=True)
@@ -175,3 +196,11 @@ def turns_to_arrow(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     """Inverse of `turns_to_arrow`."""
     return tuple(Turn(v["role"], v["text"], v["supervised"]) for v in values)
+
+
+def quality_from_arrow(values: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
+    """Figures of quality as they were, as far as 32 bits hold them."""
+    return None if values is None else {name: round(value, _DECIMALS) for name, value in values}
+
+
+_DECIMALS = 4

@@ -23,12 +23,14 @@ from llava.errors import DataError
 from lrm_ext.corpus.layout import (
     ENGLISH,
     META_FILE,
+    OLD_TEXT_SCHEMA,
     ROW_SCHEMA,
     STATUSES,
     TEXT_SCHEMA,
     CorpusRow,
     Meta,
     Text,
+    quality_from_arrow,
     shard_name,
     turns_from_arrow,
 )
@@ -165,10 +167,10 @@ class Corpus:
         turns = batch.column("turns")[offset].as_py()
         if turns is None:
             return None
-        status, engine, reason = (
-            batch.column(name)[offset].as_py() for name in ("status", "engine", "reason")
+        status, engine, reason, quality = (
+            batch.column(name)[offset].as_py() for name in ("status", "engine", "reason", "quality")
         )
-        return Text(turns_from_arrow(turns), status, engine, reason)
+        return Text(turns_from_arrow(turns), status, engine, reason, quality_from_arrow(quality))
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
         """The accepted turns of row `index` in `lang`; None if there are none.
@@ -246,6 +248,9 @@ class Corpus:
                     f"{batch.num_rows} rows, expected {num_rows}. The corpus is damaged; build or "
                     "unpack it again."
                 )
+            if batch.schema == OLD_TEXT_SCHEMA:
+                none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
+                batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
             _remember(self._batches, key, batch, _MAX_CACHED_BATCHES)
         return batch, offset
 
@@ -261,7 +266,7 @@ class Corpus:
         meta = self._meta
         num_rows = min(meta.rows_per_shard, meta.num_rows - number * meta.rows_per_shard)
         expected = -(-num_rows // meta.rows_per_batch)
-        schema = ROW_SCHEMA if folder == "rows" else TEXT_SCHEMA
+        schemas = (ROW_SCHEMA,) if folder == "rows" else (TEXT_SCHEMA, OLD_TEXT_SCHEMA)
         advice = "The corpus is damaged; build or unpack it again."
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -272,7 +277,7 @@ class Corpus:
                 f"{path}: truncated or not an Arrow file: {path.stat().st_size} bytes found, a "
                 f"shard of {num_rows} rows expected ({error}). {advice}"
             ) from error
-        if reader.num_record_batches != expected or reader.schema != schema:
+        if reader.num_record_batches != expected or reader.schema not in schemas:
             raise DataError(
                 f"{path}: expected {expected} batches for {num_rows} rows, found "
                 f"{reader.num_record_batches} with columns {reader.schema.names}. {advice}"

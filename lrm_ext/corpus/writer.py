@@ -245,12 +245,7 @@ class CorpusWriter:
         if text.status == "ok" and row.translatable:
             counts["usable"] += 1
             self._usable[lang].write(self._num_rows.to_bytes(4, "little"))
-        return {
-            "turns": turns_to_arrow(text.turns),
-            "status": text.status,
-            "engine": text.engine,
-            "reason": text.reason,
-        }
+        return text.to_arrow()
 
     def _check_text(self, row: CorpusRow, lang: str, text: Text) -> None:
         where = f"{self.path}: row {self._num_rows} (id {row.id!r}), language {lang!r}"

@@ -33,6 +33,10 @@ def translate(
     cache: Path = typer.Option(
         None, help="File of answers; translation-cache.sqlite beside the corpus by default."
     ),
+    check: bool = typer.Option(True, help="Check translations; what fails is not trained on."),
+    limit: list[str] = typer.Option(
+        [], help="check=value: what passes, such as length=5; docs/translation-quality.md."
+    ),
     replace: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
     max_rejected: float = typer.Option(
         None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
@@ -88,6 +92,8 @@ def translate(
             engines=tuple((name, options[name]) for name in names),
             cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
             glossary=glossary,
+            checks=check,
+            limits=_limits(limit),
             replaces=replace,
         )
         result = _run(job, works, console)
@@ -144,6 +150,12 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
             if reason.startswith(f"{name}: "):
                 table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
     console.print(table)
+    if num := result.counts["suspect"] + result.counts["rejected"]:
+        console.print(
+            f"{num:,} rows are not accepted: a mixture draws others, `lrm corpus export` leaves "
+            "them out or, with --with-english, writes them in English.",
+            soft_wrap=True,
+        )
     if num := result.counts[f"rejected: {UNANSWERED}"]:
         console.print(
             f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
@@ -177,6 +189,21 @@ def _print_engines(console: Console) -> None:
             name, spec.summary, " ".join(spec.languages()), spec.licence, spec.cost, options
         )
     console.print(table)
+
+
+def _limits(texts: list[str]) -> dict[str, float]:
+    from llava.errors import ConfigError
+
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"--limit {text}: expected check=number, such as length=5 or ending=1."
+            ) from None
+    return limits
 
 
 def _names(texts: list[str]) -> tuple[str, ...]:

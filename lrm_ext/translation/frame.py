@@ -16,7 +16,7 @@ from lrm_ext.languages.language import Language
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.protect import find_spans
 
-COPY, FIXED, UNIT = "copy", "fixed", "unit"
+COPY, FIXED, SEEN, UNIT = "copy", "fixed", "seen", "unit"
 
 # Code, formulas and tables that go over several lines.
 _BLOCK = re.compile(
@@ -39,7 +39,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: What it is in English.
-        kind: "copy" stays, "fixed" is looked up (`fixed_text`), "unit" is translated.
+        kind: "copy" stays, "fixed" is looked up (`fixed_text`), "seen" is text in the picture and
+            stays, "unit" is translated.
         is_option: It is an answer option of a multiple-choice question.
     """
 
@@ -158,7 +159,7 @@ def _words(text: str, is_option: bool) -> list[Piece]:
         if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
-            after = [Piece(rest, COPY)] if is_seen else _words(rest, is_option)
+            after = [Piece(rest, SEEN)] if is_seen else _words(rest, is_option)
             return [*head, Piece(prompt, FIXED), *after, *tail]
     for prompt in _prompts():
         if body.endswith(" " + prompt):

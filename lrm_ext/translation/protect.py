@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # Longer quotations are speech, not text that is seen in a picture.
@@ -193,12 +194,13 @@ def restore(masked: Masked, answer: str) -> str | None:
     return text if sorted(seen) == list(range(len(masked.parts))) else None
 
 
-def damaged_parts(source: str, target: str) -> list[str]:
+def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None) -> list[str]:
     """Compare the protected parts of a text with those of its translation.
 
     Args:
         source: The English text.
         target: Its translation, restored.
+        spans: What `find_spans` says of the source, if that is known already.
 
     Returns:
         What is missing or too much, for people to read: `missing "STOP"`, `too much 3`; empty if
@@ -206,7 +208,7 @@ def damaged_parts(source: str, target: str) -> list[str]:
         quotation marks, and a letter by itself may be a word in it.
     """
     wanted: Counter[str] = Counter()
-    for span in find_spans(source):
+    for span in find_spans(source) if spans is None else spans:
         if span.kind not in TRANSLATED_KINDS:
             wanted[source[span.start : span.end]] += 1
     short = {part: n for part, n in wanted.items() if _count(part, target) < n}

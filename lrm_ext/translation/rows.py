@@ -1,19 +1,28 @@
 """Rows of the corpus: taken apart into units, put together again, judged.
 
 Input: an English row. Output: units to translate, and then the row's text in the other language
-with a status. Whatever cannot be translated stays English in a row that is "rejected" with its
-reason; nothing is left out in silence.
+with status and figures. Whatever cannot be translated stays English in a row that is "rejected"
+with its reason; nothing is left out in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from llava.data.sample import Turn
 from lrm_ext.corpus.layout import CorpusRow, Text
-from lrm_ext.translation.frame import FIXED, UNIT, fixed_text, frame, is_short, question_of
+from lrm_ext.translation.frame import (
+    COPY,
+    FIXED,
+    SEEN,
+    fixed_text,
+    frame,
+    is_short,
+    question_of,
+)
+from lrm_ext.translation.quality.verdict import Verdict
 from lrm_ext.translation.translator import Translated, Unit
 
 # Answers of these sets are text that stands in the picture: it stays as it is seen.
@@ -22,17 +31,31 @@ SEEN_TEXT = frozenset(
 )
 
 
+class Given(NamedTuple):
+    """A part whose text is right as it is: looked up, or seen in the picture.
+
+    Attributes:
+        text: What stands in the translation.
+    """
+
+    text: str
+
+
+# A unit is translated, a string copied.
+Part = str | Unit | Given
+
+
 class RowPlan(NamedTuple):
     """A row taken apart.
 
     Attributes:
         row: The row.
-        turns: For each turn its parts, units to translate or text as it will stand.
+        turns: For each turn its parts.
         options: The answer options of each turn.
     """
 
     row: CorpusRow
-    turns: tuple[tuple[str | Unit, ...], ...]
+    turns: tuple[tuple[Part, ...], ...]
     options: tuple[tuple[Unit, ...], ...]
 
     @property
@@ -41,14 +64,8 @@ class RowPlan(NamedTuple):
         return (part for turn in self.turns for part in turn if isinstance(part, Unit))
 
 
-class CheckTurns(Protocol):
-    """Judges a row: what is wrong with it, and figures to keep."""
-
-    def __call__(
-        self, source: Sequence[Turn], target: Sequence[Turn]
-    ) -> tuple[list[str], Mapping[str, float]]:
-        """Return one line per fault ("check: details"), and the figures of the row."""
-        ...
+# Judges pairs of a text and its translation, one for each turn.
+CheckTexts = Callable[[Sequence[tuple[str, str]]], Verdict]
 
 
 def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT) -> RowPlan:
@@ -60,7 +77,7 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
         seen_text: Sources, tasks or first folders of pictures whose short answers are text in the
             picture, which is copied.
     """
-    turns: list[tuple[str | Unit, ...]] = []
+    turns: list[tuple[Part, ...]] = []
     options: list[tuple[Unit, ...]] = []
     keeps_answers = not seen_text.isdisjoint(_names(row))
     question = ""
@@ -68,41 +85,41 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
         is_answer = turn.role != "human"
         if not is_answer:
             question = question_of(turn.text)
-        parts: list[str | Unit] = []
+        parts: list[Part] = []
         chosen: list[Unit] = []
         for piece in frame(turn.text):
             fixed = fixed_text(piece.text, target) if piece.kind == FIXED else None
-            if fixed is not None:
-                parts.append(fixed)
-            elif piece.kind == UNIT or piece.kind == FIXED:
-                needs_context = (is_answer or piece.is_option) and is_short(piece.text)
-                if is_answer and keeps_answers and needs_context:
-                    parts.append(piece.text)
-                    continue
+            needs_context = (is_answer or piece.is_option) and is_short(piece.text)
+            if piece.kind == COPY:
+                parts.append(piece.text)
+            elif fixed is not None:
+                parts.append(Given(fixed))
+            elif piece.kind == SEEN or (is_answer and keeps_answers and needs_context):
+                parts.append(Given(piece.text))
+            else:
                 unit = Unit(piece.text, question if needs_context else "")
                 parts.append(unit)
                 if piece.is_option:
                     chosen.append(unit)
-            else:
-                parts.append(piece.text)
         turns.append(tuple(parts))
         options.append(tuple(chosen))
     return RowPlan(row, tuple(turns), tuple(options))
 
 
 def build_text(
-    plan: RowPlan, translations: Mapping[Unit, Translated], check: CheckTurns | None = None
+    plan: RowPlan, translations: Mapping[Unit, Translated], check: CheckTexts | None = None
 ) -> Text:
     """Put a row together in the other language.
 
     Args:
         plan: The row taken apart.
         translations: What became of its units.
-        check: Judges the row if it is complete.
+        check: Judges the row if it is complete. It does not see what is right as it is, which
+            would say much of the row's language and nothing of the engine.
 
     Returns:
-        The text. Status "rejected" if a unit has no translation, two options became the same, or a
-        check failed.
+        The text. Status "rejected" if a unit has no translation or two options became the same;
+        else as the check says.
     """
     faults: dict[str, None] = {}
     engines: dict[str, None] = {}
@@ -110,8 +127,8 @@ def build_text(
     for turn, parts in zip(plan.row.turns, plan.turns, strict=True):
         texts: list[str] = []
         for part in parts:
-            if isinstance(part, str):
-                texts.append(part)
+            if not isinstance(part, Unit):
+                texts.append(part if isinstance(part, str) else part.text)
                 continue
             result = translations[part]
             if result.text is None:
@@ -123,15 +140,33 @@ def build_text(
     for units in plan.options:
         if same := _same_options(units, translations):
             faults[f"options: {same}"] = None
+    status, quality = "rejected" if faults else "ok", None
     if check is not None and not faults:
-        found, _ = check(plan.row.turns, turns)
-        faults.update(dict.fromkeys(found))
+        verdict = check(_judged(plan, translations))
+        status, quality = verdict.status, verdict.figures
+        faults = dict.fromkeys(verdict.reasons)
     return Text(
         turns=tuple(turns),
-        status="rejected" if faults else "ok",
+        status=status,
         engine=" + ".join(sorted(engines)) or "fixed texts",
         reason="; ".join(faults) or None,
+        quality=quality,
     )
+
+
+def _judged(plan: RowPlan, translations: Mapping[Unit, Translated]) -> list[tuple[str, str]]:
+    """The turns that have something to judge, in both languages."""
+    pairs: list[tuple[str, str]] = []
+    for parts in plan.turns:
+        if any(isinstance(part, Unit) for part in parts):
+            source, target = "", ""
+            for part in parts:
+                if isinstance(part, Unit):
+                    source, target = source + part.text, target + str(translations[part].text)
+                elif isinstance(part, str):
+                    source, target = source + part, target + part
+            pairs.append((source, target))
+    return pairs
 
 
 def _same_options(units: Sequence[Unit], translations: Mapping[Unit, Translated]) -> str | None:

@@ -12,14 +12,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, Text, turns_to_arrow
+from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
@@ -27,8 +27,9 @@ from lrm_ext.translation.engines.base import Usage
 from lrm_ext.translation.engines.registry import build_engine, get_spec
 from lrm_ext.translation.glossary import Glossary
 from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
+from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translation.rows import SEEN_TEXT, build_text, plan_row
-from lrm_ext.translation.translator import Translator
+from lrm_ext.translation.translator import Judge, Translator
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Job:
         cache: The cache file.
         glossary: A glossary file.
         seen_text: Sources whose short answers are copied; see `plan_row`.
+        checks: Whether translations are checked.
+        limits: What passes a check, where that is not what the language's file says.
         replaces: Replace a translation that is there already.
     """
 
@@ -57,7 +60,20 @@ class Job:
     cache: Path
     glossary: Path | None = None
     seen_text: frozenset[str] = SEEN_TEXT
+    checks: bool = True
+    limits: Mapping[str, float] = field(default_factory=dict)
     replaces: bool = False
+
+    def checker(self) -> Checker | None:
+        """What checks the translations.
+
+        Raises:
+            ConfigError: There is no such language or check.
+        """
+        if not self.checks:
+            return None
+        thresholds = get_thresholds(self.target).with_limits(self.limits)
+        return Checker(ENGLISH, self.target, thresholds)
 
 
 @dataclass
@@ -145,8 +161,10 @@ def translate_part(
         if row.translatable
     }
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
+    checker = job.checker()
+    check = checker.check_texts if checker else None
     records = [
-        _record(build_text(plans[i], translations)) if i in plans else _NO_TEXT
+        build_text(plans[i], translations, check).to_arrow() if i in plans else _NO_TEXT
         for i in store.row_numbers(number)
     ]
     store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
@@ -166,7 +184,19 @@ def build_translator(job: Job, cache: Cache | None = None) -> Translator:
     glossary = Glossary.load(job.glossary, job.target)
     cache = Cache(job.cache) if cache is None else cache
     engines = [build_engine(name, options, job.target, cache) for name, options in job.engines]
-    return Translator(engines, cache, job.target, glossary)
+    checker = job.checker()
+    judge = _judge(checker) if checker and len(engines) > 1 else None
+    return Translator(engines, cache, job.target, glossary, judge)
+
+
+def _judge(checker: Checker) -> Judge:
+    """Has the next engine tried if a check fails."""
+
+    def judge(source: str, target: str) -> str | None:
+        reasons = checker.check_text(source, target).reasons
+        return reasons[0] if reasons else None
+
+    return judge
 
 
 def describe(job: Job, translator: Translator) -> dict[str, Any]:
@@ -187,7 +217,21 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
         "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
         "copied answers of": sorted(job.seen_text),
         "protection": PROTECTION_VERSION,
+        "checks": _describe_checks(job),
         "rows": [[path.name, path.stat().st_size] for path in rows],
+    }
+
+
+def _describe_checks(job: Job) -> dict[str, Any] | None:
+    checker = job.checker()
+    if checker is None:
+        return None
+    # JSON has no tuples and no frozen mappings; what was read back is compared with this
+    values = json.dumps(asdict(replace(checker.thresholds, limits={})))
+    return {
+        "version": QUALITY_VERSION,
+        "limits": dict(checker.thresholds.limits),
+        "thresholds": json.loads(values),
     }
 
 
@@ -200,12 +244,3 @@ def _check_free(job: Job, store: PartStore) -> None:
             "with other settings. To make them anew use --replace; what is cached is not asked "
             "again."
         )
-
-
-def _record(text: Text) -> dict[str, Any]:
-    return {
-        "turns": turns_to_arrow(text.turns),
-        "status": text.status,
-        "engine": text.engine,
-        "reason": text.reason,
-    }

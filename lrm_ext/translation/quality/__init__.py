@@ -1,22 +1,24 @@
 """How good a translation is, as far as a program can tell: figures, and findings where one fails.
 
 Input: a text or a row in two languages. Output: a `Verdict`. Each check is one small file and one
-number, larger is worse; what passes is in the language's file (`thresholds.py`). Nothing here
-decides what becomes of a row.
+number, larger is worse; what passes is in the language's file (`thresholds.py`). A check that finds
+what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
 """
 
 from __future__ import annotations
 
-from lrm_ext.translation.quality.checking import CHECKS, check_text, check_turns
+from lrm_ext.translation.quality.checking import CHECKS, Checker, check_text, check_turns
 from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
-from lrm_ext.translation.quality.verdict import Finding, Verdict
+from lrm_ext.translation.quality.verdict import DOUBTS, Finding, Verdict
 
-# Goes up when the same text may get another verdict; parts of a translation remember it.
+# Goes up when the same text may get another verdict; translations remember it.
 QUALITY_VERSION = 1
 
 __all__ = [
     "CHECKS",
+    "DOUBTS",
     "QUALITY_VERSION",
+    "Checker",
     "Finding",
     "Thresholds",
     "Verdict",

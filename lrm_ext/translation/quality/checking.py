@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from llava.data.sample import Turn
 from lrm_ext.translation.quality.answer import check_answer
 from lrm_ext.translation.quality.copying import check_copy
 from lrm_ext.translation.quality.language_id import check_language
 from lrm_ext.translation.quality.length import check_ending, check_length
+from lrm_ext.translation.quality.meaning import check_meaning
 from lrm_ext.translation.quality.mojibake import check_mojibake
 from lrm_ext.translation.quality.near import check_near
 from lrm_ext.translation.quality.pair import Pair
@@ -35,12 +38,105 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "numbers": check_numbers,
         "answer": check_answer,
         "repetition": check_repetition,
+        "meaning": check_meaning,
         "length": check_length,
         "ending": check_ending,
     }
 )
 # Turns are short; these see more in all turns of a row together.
-_OF_ROWS = ("language", "near", "length")
+_OF_ROWS = ("language", "near", "length", "meaning")
+# Questions and answers repeat within a data set; so many pairs are remembered.
+_MAX_KNOWN = 1 << 13
+
+
+class _Looked(NamedTuple):
+    """A pair of texts and what was measured of it."""
+
+    pair: Pair
+    measured: Mapping[str, Measured]
+
+
+class Checker:
+    """Checks translations from one language into another.
+
+    Args:
+        source_lang: Code of the language of the texts.
+        target_lang: Code of the language of the translations.
+        thresholds: What passes; the language's own if left out.
+
+    Raises:
+        ConfigError: A language is unknown.
+    """
+
+    def __init__(
+        self, source_lang: str, target_lang: str, thresholds: Thresholds | None = None
+    ) -> None:
+        self.source_lang = source_lang
+        self.target_lang = target_lang
+        self.thresholds = thresholds or get_thresholds(target_lang)
+        self._known: OrderedDict[tuple[str, str], _Looked] = OrderedDict()
+
+    def check_text(self, source: str, target: str) -> Verdict:
+        """Check one text.
+
+        Raises:
+            ConfigError: What a check needs is not installed.
+        """
+        return self._verdict(self._look(source, target).measured)
+
+    def check_texts(self, texts: Iterable[tuple[str, str]]) -> Verdict:
+        """Check texts that belong together, such as the turns of a row: each, and all together.
+
+        Args:
+            texts: Pairs of a text and its translation.
+
+        Raises:
+            ConfigError: What a check needs is not installed.
+        """
+        return self._verdict(self._worst(texts, {}))
+
+    def check_turns(self, source: Sequence[Turn], target: Sequence[Turn]) -> Verdict:
+        """Check one row: the order of its turns, every turn, and all turns together.
+
+        Raises:
+            ConfigError: What a check needs is not installed.
+        """
+        texts = zip((turn.text for turn in source), (turn.text for turn in target), strict=False)
+        return self._verdict(self._worst(texts, {"structure": check_order(source, target)}))
+
+    def _worst(
+        self, texts: Iterable[tuple[str, str]], worst: dict[str, Measured]
+    ) -> dict[str, Measured]:
+        looked = [self._look(source, target) for source, target in texts]
+        for _, measured in looked:
+            _keep_worst(worst, measured)
+        if len(looked) > 1:
+            whole = Pair.of_all([pair for pair, _ in looked])
+            _keep_worst(worst, _measure(whole, self.thresholds, _OF_ROWS))
+        return worst
+
+    def _look(self, source: str, target: str) -> _Looked:
+        key = source, target
+        found = self._known.get(key)
+        if found is None:
+            pair = Pair(source, target, self.source_lang, self.target_lang)
+            found = _Looked(pair, _measure(pair, self.thresholds, CHECKS))
+            self._known[key] = found
+            if len(self._known) > _MAX_KNOWN:
+                self._known.popitem(last=False)
+        return found
+
+    def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
+        limits = self.thresholds.limits
+        findings = tuple(
+            Finding(name, measured[name].value, limits[name], measured[name].message)
+            for name in CHECKS
+            if name in measured and measured[name].value > limits[name]
+        )
+        figures = {
+            name: round(float(measured[name].value), 4) for name in CHECKS if name in measured
+        }
+        return Verdict(findings, figures)
 
 
 def check_text(
@@ -51,7 +147,7 @@ def check_text(
     *,
     thresholds: Thresholds | None = None,
 ) -> Verdict:
-    """Check one text.
+    """Check one text; a `Checker` is faster for many.
 
     Args:
         source: The text.
@@ -63,9 +159,7 @@ def check_text(
     Raises:
         ConfigError: A language is unknown, or what a check needs is not installed.
     """
-    limits = thresholds or get_thresholds(target_lang)
-    pair = Pair(source, target, source_lang, target_lang)
-    return _verdict(_measure(pair, limits, CHECKS), limits)
+    return Checker(source_lang, target_lang, thresholds).check_text(source, target)
 
 
 def check_turns(
@@ -76,7 +170,7 @@ def check_turns(
     *,
     thresholds: Thresholds | None = None,
 ) -> Verdict:
-    """Check one row: every turn, and all turns together.
+    """Check one row; a `Checker` is faster for many.
 
     Args:
         source_turns: The row's turns.
@@ -88,34 +182,19 @@ def check_turns(
     Raises:
         ConfigError: A language is unknown, or what a check needs is not installed.
     """
-    limits = thresholds or get_thresholds(target_lang)
-    worst = {"structure": check_order(source_turns, target_turns)}
-    texts = [(s.text, t.text) for s, t in zip(source_turns, target_turns, strict=False)]
-    for source, target in texts:
-        pair = Pair(source, target, source_lang, target_lang)
-        _keep_worst(worst, _measure(pair, limits, CHECKS))
-    if len(texts) > 1:
-        sources, targets = zip(*texts, strict=True)
-        pair = Pair("\n".join(sources), "\n".join(targets), source_lang, target_lang)
-        _keep_worst(worst, _measure(pair, limits, _OF_ROWS))
-    return _verdict(worst, limits)
+    return Checker(source_lang, target_lang, thresholds).check_turns(source_turns, target_turns)
 
 
 def _measure(pair: Pair, thresholds: Thresholds, names: Iterable[str]) -> dict[str, Measured]:
-    found = ((name, CHECKS[name](pair, thresholds)) for name in names)
-    return {name: measured for name, measured in found if measured is not None}
+    found = {}
+    for name in names:
+        measured = CHECKS[name](pair, thresholds)
+        if measured is not None:
+            found[name] = measured
+    return found
 
 
 def _keep_worst(worst: dict[str, Measured], found: Mapping[str, Measured]) -> None:
     for name, measured in found.items():
         if name not in worst or measured.value > worst[name].value:
             worst[name] = measured
-
-
-def _verdict(measured: Mapping[str, Measured], thresholds: Thresholds) -> Verdict:
-    findings = tuple(
-        Finding(name, measured[name].value, thresholds.limits[name], measured[name].message)
-        for name in CHECKS
-        if name in measured and measured[name].value > thresholds.limits[name]
-    )
-    return Verdict(findings, {name: round(float(m.value), 4) for name, m in measured.items()})

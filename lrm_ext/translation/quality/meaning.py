@@ -7,10 +7,22 @@ little (there are synonyms); many that are missing, and none found, say that row
 from __future__ import annotations
 
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.quality.lexicon import get_lexicon
+from lrm_ext.translation.quality.lexicon import english_key, get_lexicon
 from lrm_ext.translation.quality.pair import Pair
 from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
+
+# Every text about a picture has these; they do not tell one from another. Words of places ("top",
+# "left") are left out as well: languages say those in ways that names do not teach.
+_SAY_NOTHING = frozenset(
+    "a an the and or not no yes do doe did is are was were be been has have had can could "
+    "will would may might should must there here this that these those it its he she they you "
+    "your we our i my what which who where when how why any some all one two three see seen "
+    "show shown look visible appear contain feature depict picture image photo photograph "
+    "scene view please describe short brief sentence word answer question top bottom left "
+    "right upper lower up down in on at of to from with by for as into over under out off so "
+    "than then too very also only just more most other such like about".split()
+)
 
 
 def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
@@ -23,7 +35,8 @@ def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
     lexicon = get_lexicon(pair.target_lang, get_language(pair.target_lang).spaced)
     if lexicon is None:
         return None
-    found = lexicon.look_up(pair.source_words, pair.target_words)
+    told = [word for word in pair.source_words if english_key(word) not in _SAY_NOTHING]
+    found = lexicon.look_up(told, pair.target_words)
     if not found:
         return None
     missing = sorted(key for key, is_there in found.items() if not is_there)

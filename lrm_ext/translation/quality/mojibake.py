@@ -14,7 +14,7 @@ from lrm_ext.translation.quality.verdict import Measured
 
 _ENCODINGS = ("cp1252", "latin-1", "cp1250", "cp1251")
 _RUN = re.compile(r"[^\x00-\x7f]{2,}")
-_LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|(?<=\w)\?(?=[^\W\d_])")
+_LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
 
 
 def check_mojibake(pair: Pair, thresholds: Thresholds) -> Measured | None:

@@ -6,10 +6,11 @@ Input: two strings and their languages. Output: a `Pair` whose parts are made wh
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.protect import find_spans
+from lrm_ext.translation.protect import Span, find_spans
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -31,15 +32,43 @@ class Pair:
         self.source_lang = source_lang
         self.target_lang = target_lang
 
+    @classmethod
+    def of_all(cls, pairs: Sequence[Pair]) -> Pair:
+        """All of a row as one text, a line each; what is known of its parts is taken over."""
+        whole = cls(
+            "\n".join(pair.source for pair in pairs),
+            "\n".join(pair.target for pair in pairs),
+            pairs[0].source_lang,
+            pairs[0].target_lang,
+        )
+        # set before they are asked for, these take the place of the properties
+        whole.__dict__.update(
+            source_words=[word for pair in pairs for word in pair.source_words],
+            target_words=[word for pair in pairs for word in pair.target_words],
+            target_prose="\n".join(pair.target_prose for pair in pairs),
+            parts=tuple(pair.target_prose for pair in pairs),
+        )
+        return whole
+
+    @cached_property
+    def source_spans(self) -> list[Span]:
+        """The protected parts of the text."""
+        return find_spans(self.source)
+
     @cached_property
     def source_prose(self) -> str:
         """The text with a blank in place of each protected part."""
-        return prose(self.source)
+        return prose(self.source, self.source_spans)
 
     @cached_property
     def target_prose(self) -> str:
         """The translation with a blank in place of each protected part."""
-        return prose(self.target)
+        return prose(self.target, find_spans(self.target))
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The prose of the translation, of a whole row one for each turn."""
+        return (self.target_prose,)
 
     @cached_property
     def source_words(self) -> list[str]:
@@ -52,9 +81,8 @@ class Pair:
         return words(self.target_prose, self.target_lang)
 
 
-def prose(text: str) -> str:
-    """A text with a blank in place of each protected part."""
-    spans = find_spans(text)
+def prose(text: str, spans: Sequence[Span]) -> str:
+    """A text with a blank in place of each of its protected parts."""
     if not spans:
         return text
     pieces: list[str] = []

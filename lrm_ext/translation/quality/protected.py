@@ -8,9 +8,10 @@ and separates thousands is forgiven.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 
-from lrm_ext.translation.protect import damaged_parts, find_spans
+from lrm_ext.translation.protect import damaged_parts
 from lrm_ext.translation.quality.pair import Pair
 from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
@@ -18,8 +19,9 @@ from lrm_ext.translation.quality.verdict import Measured
 _DIGITS = re.compile(r"\d+(?:[.,:/×\u00a0\u202f ]\d{3})*(?:[.,:/×]\d+)*")
 _SEPARATORS = re.compile(r"\D")
 _QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
-# their letters may change with the sentence: "the 1st", and labels are words in some languages
-_LOOSE = frozenset({"number", "ordinal", "quote", "option"})
+_NUMERIC = frozenset({"number", "ordinal"})
+# the marks around them are the language's
+_LOOSE = frozenset({"quote", "option"})
 
 
 def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
@@ -27,6 +29,8 @@ def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
     source, target = _numbers(pair.source), _numbers(pair.target)
     if not source and not target:
         return None
+    if source != target:  # digits of full width are the same digits
+        target = _numbers(unicodedata.normalize("NFKC", pair.target))
     missing, extra = source - target, target - source
     listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
     return Measured(missing.total() + extra.total(), ", ".join(listed))
@@ -34,23 +38,26 @@ def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
 
 def check_protected(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """How many protected parts other than numbers are missing or too much."""
-    spans = find_spans(pair.source)
+    spans = pair.source_spans
     faults = []
     if spans or "<" in pair.target or "#" in pair.target or ":" in pair.target:
-        loose = {pair.source[span.start : span.end] for span in spans if span.kind in _LOOSE}
-        for fault in damaged_parts(pair.source, pair.target):
+        kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
+        for fault in damaged_parts(pair.source, pair.target, spans):
             part = fault.removeprefix("missing ").removeprefix("too much ")
-            if part in loose and part.strip(_QUOTES) in pair.target:
+            kind = kinds.get(part)
+            if kind in _NUMERIC or (kind is None and part[:1].isdigit()):
+                continue  # those are counted by the check of numbers
+            if kind in _LOOSE and part.strip(_QUOTES) in pair.target:
                 continue
-            if not (part in loose and _DIGITS.fullmatch(part)) and not part[:1].isdigit():
-                faults.append(fault)
+            faults.append(fault)
     elif not spans:
         return None
     return Measured(len(faults), ", ".join(faults))
 
 
 def _numbers(text: str) -> Counter[str]:
-    """Numbers without what separates their digits, so that 1,000.5 is 1.000,5."""
+    """Numbers without what separates their digits, so that 1,000.5 is 1.000,5 and .5 is 0,5."""
     if not any(map(str.isdigit, text)):
         return Counter()
-    return Counter(_SEPARATORS.sub("", number) for number in _DIGITS.findall(text))
+    numbers = (_SEPARATORS.sub("", number) for number in _DIGITS.findall(text))
+    return Counter(number.lstrip("0") or "0" for number in numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import cache
 
 from lrm_ext.languages.registry import get_language
@@ -40,10 +41,14 @@ def check_script(pair: Pair, thresholds: Thresholds) -> Measured | None:
     if not letters:
         return None
     foreign = _foreign(script).findall(letters)
+    if foreign:  # letters of full width are the same letters
+        words = _WORD.findall(unicodedata.normalize("NFKC", pair.target_prose))
+        letters = "".join(w for w in words if w.casefold() not in kept)
+        foreign = _foreign(script).findall(letters)
     if script in ("Hans", "Hant"):
         foreign += [c for c in letters if _is_other_chinese(c, script)]
     listed = "".join(dict.fromkeys(foreign))[:20]
-    return Measured(len(foreign) / len(letters), f"letters that are not {script}: {listed}")
+    return Measured(len(foreign) / max(1, len(letters)), f"letters that are not {script}: {listed}")
 
 
 _WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")

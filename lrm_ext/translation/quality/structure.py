@@ -21,7 +21,7 @@ def check_structure(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """How many marks of structure of one text are missing or too much."""
     source, target = pair.source, pair.target
     faults: list[str] = []
-    if not target.strip():
+    if source.strip() and not target.strip():
         faults.append("it is empty")
     if source.count("\n") != target.count("\n"):
         faults.append(f"{target.count(chr(10)) + 1} lines, expected {source.count(chr(10)) + 1}")
@@ -33,7 +33,7 @@ def check_structure(pair: Pair, thresholds: Thresholds) -> Measured | None:
         faults += [f"no line begins with {lead}" for lead in wanted - found]
         faults += [f"a line begins with {lead}" for lead in found - wanted]
     letter = _LETTER.match(source)
-    if letter and not re.search(rf"(?<!\w){letter[1]}(?!\w)", target):
+    if letter and len(re.findall(rf"(?<!\w){letter[1]}(?!\w)", target)) != 1:
         faults.append(f"the answer was option {letter[1]}")
     return Measured(len(faults), "; ".join(faults))
 

@@ -25,7 +25,7 @@ DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
         "answer": 0.0,
         "script": 0.2,
         "near": 0.1,
-        "language": 0.95,
+        "language": 3.0,
         "copy": 0.7,
         "repetition": 0.3,
         "length": 4.0,

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# What these find is a matter of degree, and people translate freely, too: look before you use it.
+# What the others find is wrong.
+DOUBTS = frozenset({"near", "meaning", "length", "ending"})
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -44,6 +48,18 @@ class Verdict:
     def ok(self) -> bool:
         """Whether no check failed."""
         return not self.findings
+
+    @property
+    def status(self) -> str:
+        """What a row becomes: "rejected"; "suspect" if there are only doubts; "ok"."""
+        if self.ok:
+            return "ok"
+        return "suspect" if all(f.check in DOUBTS for f in self.findings) else "rejected"
+
+    @property
+    def reasons(self) -> list[str]:
+        """The findings as lines of text, what is wrong before what is doubtful."""
+        return [str(f) for f in sorted(self.findings, key=lambda f: f.check in DOUBTS)]
 
 
 class Measured(NamedTuple):

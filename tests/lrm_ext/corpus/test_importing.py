@@ -19,7 +19,7 @@ from llava.data.sample import Sample, SampleError
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus import json_records, llava_columns
-from lrm_ext.corpus.exporting import export_llava
+from lrm_ext.corpus.exporting import Exported, export_llava
 from lrm_ext.corpus.formats.table import FORMATS, split_source
 from lrm_ext.corpus.importing import Source, import_corpus
 from lrm_ext.corpus.json_records import iter_records
@@ -404,7 +404,7 @@ def test_the_way_back_is_exact(tmp_path: Path, ending: str) -> None:
     rows.append({"id": "t", "conversations": talk("a", "b"), "source": "s"})
     corpus = load(tmp_path, "llava", save(tmp_path / "a.json", rows))
     out = tmp_path / f"out.{ending}"
-    assert export_llava(corpus, "en", out) == (3, 0)
+    assert export_llava(corpus, "en", out) == Exported(num_records=3)
     assert [raw for _, raw in iter_records(out)] == rows
     assert not list(tmp_path.glob("*.partial"))
 

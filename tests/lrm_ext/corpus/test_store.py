@@ -4,10 +4,12 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from llava.data.sample import Turn
 from llava.errors import DataError
+from lrm_ext.corpus.layout import TEXT_SCHEMA
 from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
 
 
@@ -55,6 +57,29 @@ def test_only_accepted_text_is_returned_and_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(corpus.usable_rows("cs"), usable)
     assert len(corpus.usable_rows("hr")) == 0
     assert len(corpus.usable_rows("en")) == 23
+
+
+def test_figures_of_quality_come_back(tmp_path: Path) -> None:
+    row, figures = make_row(1), {"length": 1.25, "language": 0.0333, "chrf": 71.4}
+    with CorpusWriter(tmp_path / "corpus", ["cs"]) as writer:
+        writer.append(row, {"cs": Text(czech(1), quality=figures)})
+        writer.append(row, {"cs": Text(czech(1), quality={})})
+        writer.append(row, {"cs": czech(1)})
+    corpus = Corpus.open(tmp_path / "corpus")
+    found = [corpus.text("cs", i) for i in range(3)]
+    assert [text and text.quality for text in found] == [figures, {}, None]
+
+
+def test_texts_of_before_figures_of_quality_still_open(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus")
+    for path in (tmp_path / "corpus" / "text").rglob("*.arrow"):
+        table = pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["quality"])
+        with pa.ipc.new_file(str(path), table.schema) as file:
+            for batch in table.to_batches():
+                file.write_batch(batch)
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert corpus.text("cs", 4) == Text(czech(4), "suspect", "nllb", "digits")
+    assert all(batch.schema == TEXT_SCHEMA for batch in corpus.text_batches("cs"))
 
 
 def test_travels_to_a_worker(tmp_path: Path) -> None:

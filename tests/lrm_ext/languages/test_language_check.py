@@ -18,7 +18,7 @@ def test_the_languages_that_ship_are_right(code):
 
 
 def test_so_is_slovak(slovak):
-    language_id._identifier.cache_clear()  # it prepares for the languages that there are
+    language_id.forget()  # it prepares for the languages that there are
     assert check_languages() == []
 
 
@@ -79,7 +79,7 @@ def test_another_languages_texts_are_noticed(slovak_file):
     text = text.replace("[instructions.answer_in]\n", named + own)
     slovak_file.write_text(text, encoding="utf-8")
     reload_languages()
-    language_id._identifier.cache_clear()
+    language_id.forget()
     found = "\n".join(map(str, check_language("sk")))
     assert "the texts look like language 'cs', not 'sk'" in found
     assert "instructions.epvqa is" in found and "conversation.system is" in found
