@@ -24,6 +24,10 @@ ENTRY_POINTS = "lrm_llava.engines"
 _OURS = {
     "memory": "memory",
     "apertium": "apertium",
+    "madlad": "madlad",
+    "nllb": "nllb",
+    "m2m100": "m2m100",
+    "opus-mt": "opus_mt",
     "openai": "openai",
 }
 
