@@ -1,0 +1,262 @@
+"""Format, tokenise and mask labels, against LLaVA's way, per core.
+
+Usage: python scripts/bench/preprocess.py [--samples 1000] [--tokenizer FOLDER] [--json FILE]
+
+Two inputs: the built-in corpus (one round, ten languages, all instructions), and records shaped
+like LLaVA-1.5's mix (one to nine rounds in English, one in sixteen without a picture). "peer" is
+LLaVA's way, in our words: a slow tokenizer; the prompt encoded once, then each round and each
+question encoded again by itself to find how many labels to mask, on tensors. "ours" is
+`llava.data.tokenize.encode_turns`. Both begin with conversations in memory and end with ids and
+labels, and must agree in every one. "from the corpus" adds to ours what the mixture does before:
+draw, read the row, format it.
+
+The slow tokenizer is transformers' own (`SentencePieceBackend`), or, in rows of their own, bare
+SentencePiece without transformers around it, which nobody trains with, but is the least that any
+slow tokenizer takes. One process, one thread, seconds of the processor, the best of three runs. The
+default vocabulary is the small one of the tests; with a folder that holds a Llama `tokenizer.model`
+sequences are as long as they are in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, get_conversation
+from llava.data.render import place_images
+from llava.data.sample import Sample
+from llava.data.tokenize import encode_turns
+
+ROOT = Path(__file__).parents[2]
+_ROUNDS = (1, 1, 1, 1, 3, 3, 5, 5, 7, 9)
+_WORDS = (
+    "the a of in on is are and with to what who where which how many picture image man woman dog "
+    "table street building people standing holding large small red white behind near front side "
+    "background scene appears suggests atmosphere because several visible number text shown"
+).split()
+
+Ids = tuple[list[int], list[int]]
+
+
+def main() -> None:
+    """Measure both sides on both inputs, print and perhaps save the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument(
+        "--tokenizer", type=Path, default=ROOT / "tests" / "golden" / "llava",
+        help="folder with a Llama tokenizer.model",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    fast = fast_tokenizer(arguments.tokenizer)
+    slow = {
+        "slow tokenizer": slow_tokenizer(arguments.tokenizer),
+        "bare SentencePiece": BareLlama(arguments.tokenizer),
+    }
+    mixture = open_mixture()
+    indices = range(arguments.samples)
+    found = []
+    for name, records in (
+        ("built-in corpus", [mixture.sample(i).to_record() for i in indices]),
+        ("like LLaVA's mix", [_record(number) for number in indices]),
+    ):
+        samples = [Sample.from_record(record, name) for record in records]
+        conv = get_conversation("v1")
+        ours, our_rate = measure(lambda s: encode_ours(s, conv, fast), samples)
+        length = sum(len(ids) for ids, _ in ours) / len(ours)
+        title = f"{name}, {length:.0f} tokens"
+        for peer_name, tokenizer in slow.items():
+            theirs, rate = measure(lambda r, t=tokenizer: encode_peer(r, t), records)
+            found.append(_entry(f"{title}: {peer_name}", our_rate, rate, ours == theirs))
+        if name == "built-in corpus":
+            drawn, rate_drawn = measure(
+                lambda i: encode_ours(mixture.sample(i), conv, fast), list(indices)
+            )
+            peer = found[0]["peer"]
+            found.append(
+                _entry(f"{title}: slow tokenizer, ours from the corpus", rate_drawn, peer,
+                       drawn == ours)
+            )  # fmt: skip
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _entry(name: str, ours: float, peer: float, equal: bool) -> dict[str, Any]:
+    return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": "samples/s",
+            "equal": equal}  # fmt: skip
+
+
+def show(entries: list[dict[str, Any]]) -> None:
+    """Print the figures as a table."""
+    table = Table("measured", "ours", "LLaVA's way", "times better", "same ids and labels")
+    for entry in entries:
+        sides = (f"{entry[side]:,.0f} {entry['unit']}" for side in ("ours", "peer"))
+        table.add_row(
+            entry["name"], *sides, f"{entry['ratio']:.1f}", "yes" if entry["equal"] else "NO"
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def measure(encode: Callable[[Any], Ids], inputs: Sequence[Any]) -> tuple[list[Ids], float]:
+    """Results, and samples a second."""
+    results = [encode(each) for each in inputs]
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        for each in inputs:
+            encode(each)
+        seconds.append(time.process_time() - start)
+    return results, len(inputs) / min(seconds)
+
+
+def encode_ours(sample: Sample, conv: Conversation, tokenizer: Any) -> Ids:
+    """Render, tokenise once, map spans to tokens."""
+    has_image = sample.image is not None
+    turns = place_images(sample.turns, conv) if has_image else sample.turns
+    encoded = encode_turns(turns, conv, tokenizer, has_image)
+    return encoded.input_ids, encoded.labels
+
+
+def encode_peer(record: dict[str, Any], tokenizer: Any) -> Ids:
+    """LLaVA's way for a Vicuna-v1 template: count the tokens of every piece by itself."""
+    conv = get_conversation("v1")
+    has_image = "image" in record
+    turns = copy.deepcopy(record["conversations"])
+    for turn in turns:
+        if has_image and "<image>" in turn["value"]:
+            turn["value"] = turn["value"].replace("<image>", "").strip()
+            turn["value"] = ("<image>\n" + turn["value"]).strip()
+    conv.messages = []
+    for i, turn in enumerate(turns):
+        conv.append_message(conv.roles[i % 2], turn["value"])
+    prompt = conv.get_prompt()
+
+    def count(text: str) -> int:
+        return len(_with_sentinels(text, tokenizer) if has_image else tokenizer(text).input_ids)
+
+    if has_image:
+        ids = torch.tensor(_with_sentinels(prompt, tokenizer), dtype=torch.long)
+    else:
+        ids = torch.tensor(tokenizer(prompt).input_ids[: tokenizer.model_max_length])
+    labels = ids.clone()
+    separator = conv.sep + conv.roles[1] + ": "
+    labels[:1] = IGNORE_INDEX
+    cursor = 1
+    for round_text in prompt.split(conv.sep2):
+        parts = round_text.split(separator)
+        if not round_text or len(parts) != 2:
+            break
+        num_asked = count(parts[0] + separator) - 2
+        labels[cursor : cursor + num_asked] = IGNORE_INDEX
+        cursor += count(round_text)
+    labels[cursor:] = IGNORE_INDEX
+    if cursor < tokenizer.model_max_length and cursor != int(ids.ne(tokenizer.pad_token_id).sum()):
+        labels[:] = IGNORE_INDEX
+    return ids.tolist(), labels.tolist()
+
+
+def _with_sentinels(prompt: str, tokenizer: Any) -> list[int]:
+    """Encode the chunks around each `<image>`, and put the sentinel between them."""
+    chunks = [tokenizer(chunk).input_ids for chunk in prompt.split("<image>")]
+    ids = [tokenizer.bos_token_id]
+    for i, chunk in enumerate(chunks):
+        if i:
+            ids.append(IMAGE_TOKEN_INDEX)
+        ids += chunk[1:]
+    return ids
+
+
+def fast_tokenizer(folder: Path) -> Any:
+    """Load what `llava` trains with."""
+    from transformers import LlamaTokenizer
+
+    return LlamaTokenizer.from_pretrained(
+        folder, legacy=True, add_bos_token=True, add_eos_token=False, pad_token="<unk>",
+        model_max_length=2048,
+    )  # fmt: skip
+
+
+def slow_tokenizer(folder: Path) -> Any:
+    """Make transformers' slow tokenizer of the same file, as LLaVA's `use_fast=False` gives."""
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    class SlowLlama(SentencePieceBackend):
+        def build_inputs_with_special_tokens(
+            self, token_ids_0: list[int], token_ids_1: Any = None
+        ) -> list[int]:
+            return [self.bos_token_id, *token_ids_0]
+
+    return SlowLlama(
+        vocab_file=str(folder / "tokenizer.model"), legacy=True, bos_token="<s>",
+        eos_token="</s>", unk_token="<unk>", pad_token="<unk>", model_max_length=2048,
+    )  # fmt: skip
+
+
+class BareLlama:
+    """SentencePiece, and special tokens apart; nothing else that a tokenizer of transformers does."""
+
+    bos_token_id, pad_token_id, model_max_length = 1, 0, 2048
+
+    def __init__(self, folder: Path) -> None:
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(
+            model_file=str(folder / "tokenizer.model")
+        )
+
+    def __call__(self, text: str) -> Any:
+        ids = [1]
+        for i, part in enumerate(re.split("(<s>|</s>|<unk>)", text)):
+            if part:
+                ids += [self._model.piece_to_id(part)] if i % 2 else self._model.encode(part)
+        return _Ids(ids)
+
+
+class _Ids:
+    def __init__(self, input_ids: list[int]) -> None:
+        self.input_ids = input_ids
+
+
+def open_mixture() -> Any:
+    """All languages and instructions of the built-in corpus."""
+    from lrm_ext.corpus.locate import open_corpus
+    from lrm_ext.mixture import Mixture, MixtureSpec
+
+    return Mixture(MixtureSpec(), open_corpus(None))
+
+
+def _record(number: int) -> dict[str, Any]:
+    rng = random.Random(number)
+    has_image = rng.random() >= 1 / 16
+    conversations = []
+    for round_number in range(rng.choice(_ROUNDS)):
+        start = "<image>\n" if round_number == 0 and has_image else ""
+        conversations.append({"from": "human", "value": f"{start}{_sentence(rng, 4, 14)}?"})
+        conversations.append({"from": "gpt", "value": f"{_sentence(rng, 1, 40)}."})
+    image = {"image": f"coco/{number:012d}.jpg"} if has_image else {}
+    return {"id": str(number), **image, "conversations": conversations}
+
+
+def _sentence(rng: random.Random, shortest: int, longest: int) -> str:
+    return " ".join(rng.choices(_WORDS, k=rng.randint(shortest, longest))).capitalize()
+
+
+if __name__ == "__main__":
+    main()
