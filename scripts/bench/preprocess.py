@@ -12,7 +12,7 @@ draw, read the row, format it.
 
 The slow tokenizer is transformers' own (`SentencePieceBackend`), or, in rows of their own, bare
 SentencePiece without transformers around it, which nobody trains with, but is the least that any
-slow tokenizer takes. One process, one thread, seconds of the processor, the best of three runs. The
+slow tokenizer takes. One process, one thread, seconds of the processor, the best of five turns. The
 default vocabulary is the small one of the tests; with a folder that holds a Llama `tokenizer.model`
 sequences are as long as they are in training.
 """
@@ -51,6 +51,7 @@ _WORDS = (
 ).split()
 
 Ids = tuple[list[int], list[int]]
+Side = tuple[Callable[[Any], Ids], Sequence[Any]]
 
 
 def main() -> None:
@@ -71,36 +72,31 @@ def main() -> None:
     }
     mixture = open_mixture()
     indices = range(arguments.samples)
+    conv = get_conversation("v1")
     found = []
     for name, records in (
         ("built-in corpus", [mixture.sample(i).to_record() for i in indices]),
         ("like LLaVA's mix", [_record(number) for number in indices]),
     ):
         samples = [Sample.from_record(record, name) for record in records]
-        conv = get_conversation("v1")
-        ours, our_rate = measure(lambda s: encode_ours(s, conv, fast), samples)
-        length = sum(len(ids) for ids, _ in ours) / len(ours)
-        title = f"{name}, {length:.0f} tokens"
-        for peer_name, tokenizer in slow.items():
-            theirs, rate = measure(lambda r, t=tokenizer: encode_peer(r, t), records)
-            found.append(_entry(f"{title}: {peer_name}", our_rate, rate, ours == theirs))
+        sides: dict[str, Side] = {"ours": (lambda s: encode_ours(s, conv, fast), samples)}
+        for peer, tokenizer in slow.items():
+            sides[peer] = (lambda r, t=tokenizer: encode_peer(r, t), records)
         if name == "built-in corpus":
-            drawn, rate_drawn = measure(
-                lambda i: encode_ours(mixture.sample(i), conv, fast), list(indices)
-            )
-            peer = found[0]["peer"]
-            found.append(
-                _entry(f"{title}: slow tokenizer, ours from the corpus", rate_drawn, peer,
-                       drawn == ours)
-            )  # fmt: skip
+            sides["drawn"] = (lambda i: encode_ours(mixture.sample(i), conv, fast), indices)
+        results, rates = measure(sides)
+        length = sum(len(ids) for ids, _ in results["ours"]) / len(samples)
+        for mine, peer in [("ours", peer) for peer in slow] + [("drawn", "slow tokenizer")]:
+            if mine in sides:
+                title = f"{name}, {length:.0f} tokens: {peer}"
+                found.append(
+                    {"name": title if mine == "ours" else f"{title}, ours from the corpus",
+                     "ours": rates[mine], "peer": rates[peer], "ratio": rates[mine] / rates[peer],
+                     "unit": "samples/s", "equal": results[mine] == results[peer]}
+                )  # fmt: skip
     show(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def _entry(name: str, ours: float, peer: float, equal: bool) -> dict[str, Any]:
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "unit": "samples/s",
-            "equal": equal}  # fmt: skip
 
 
 def show(entries: list[dict[str, Any]]) -> None:
@@ -114,16 +110,17 @@ def show(entries: list[dict[str, Any]]) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def measure(encode: Callable[[Any], Ids], inputs: Sequence[Any]) -> tuple[list[Ids], float]:
-    """Results, and samples a second."""
-    results = [encode(each) for each in inputs]
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        for each in inputs:
-            encode(each)
-        seconds.append(time.process_time() - start)
-    return results, len(inputs) / min(seconds)
+def measure(sides: dict[str, Side]) -> tuple[dict[str, list[Ids]], dict[str, float]]:
+    """Results of each side, and samples a second; the sides take turns, the best turn counts."""
+    results = {name: [encode(each) for each in inputs] for name, (encode, inputs) in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(5):
+        for name, (encode, inputs) in sides.items():
+            start = time.process_time()
+            for each in inputs:
+                encode(each)
+            seconds[name].append(time.process_time() - start)
+    return results, {name: len(results[name]) / min(seconds[name]) for name in sides}
 
 
 def encode_ours(sample: Sample, conv: Conversation, tokenizer: Any) -> Ids:
@@ -210,7 +207,7 @@ def slow_tokenizer(folder: Path) -> Any:
 
 
 class BareLlama:
-    """SentencePiece, and special tokens apart; nothing else that a tokenizer of transformers does."""
+    """SentencePiece, and special tokens apart; nothing of what transformers puts around it."""
 
     bos_token_id, pad_token_id, model_max_length = 1, 0, 2048
 
@@ -222,6 +219,7 @@ class BareLlama:
         )
 
     def __call__(self, text: str) -> Any:
+        """Encode a text with BOS; the result has `input_ids`."""
         ids = [1]
         for i, part in enumerate(re.split("(<s>|</s>|<unk>)", text)):
             if part:
