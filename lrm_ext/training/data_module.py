@@ -117,7 +117,9 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
     loader = features = None
     if tower is not None:
         num_image_tokens = tower.num_patches + (tower.select_feature == "cls_patch")
-        loader = PictureLoader(context.image_processor, context.data_args.image_aspect_ratio)
+        loader = PictureLoader(
+            context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
+        )
         features = _features(context, arguments, mixture.corpus, tower, loader)
     return MixtureDataset(
         mixture,
