@@ -4,15 +4,19 @@ Role: `encode_turns` is what datasets call; `encode_prompt` turns text with `<im
 the sentinel -200 and is also what `llava.mm_utils.tokenizer_image_token` returns.
 A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
-slow one. Labels are not shifted.
+slow one. What stands before the first image is mostly the same text; its tokens are kept. Labels
+are not shifted.
 Non-goals: truncation and padding (`dataset.py`, `collator.py`), templates.
 """
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
@@ -20,10 +24,12 @@ from llava.data.render import GENERIC_SIGNAL, Rendered, Span, V0Piece, generic_t
 from llava.data.sample import Turn
 from llava.errors import TemplateError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 __all__ = [
     "GENERIC_SIGNAL",
     "Encoded",
-    "TokenizedText",
     "encode_chunks",
     "encode_prompt",
     "encode_rendered",
@@ -48,18 +54,6 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
-
-
-class TokenizedText(NamedTuple):
-    """A text's ids and where each token lies in it.
-
-    Attributes:
-        input_ids: Ids; the image sentinel stands for each `<image>`.
-        offsets: A half-open character range a token; empty at 0 for BOS and its like.
-    """
-
-    input_ids: list[int]
-    offsets: list[tuple[int, int]]
 
 
 def encode_turns(
@@ -98,9 +92,7 @@ def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) 
             for piece in rendered.v0_pieces
         ]
         return Encoded(input_ids, _labels_of_v0(input_ids, rendered.v0_pieces, lengths))
-    borders = [border for span in rendered.spans for border in span]
-    tokens = _tokenize(rendered.text, tokenizer, borders, has_image)
-    return Encoded(tokens.input_ids, _labels_of_spans(tokens, rendered.spans))
+    return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
 
 
 def encode_prompt(
@@ -167,44 +159,82 @@ def _labels_of_v0(
     return [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
 
 
-def _labels_of_spans(tokens: TokenizedText, spans: Sequence[Span]) -> list[int]:
-    """Label the tokens that share a character with a span; both run from left to right."""
-    labels = ignore_all(len(tokens.input_ids))
-    pending = list(reversed(spans))
-    for i, (start, end) in enumerate(tokens.offsets):
-        while pending and pending[-1].end <= start:
-            pending.pop()
-        if not pending:
-            break
-        if start < pending[-1].end and end > pending[-1].start:
-            labels[i] = tokens.input_ids[i]
-    return labels
-
-
-def _tokenize(
-    text: str, tokenizer: Any, borders: Sequence[int], has_image: bool = True
-) -> TokenizedText:
-    """Tokenise a text and place each token; `borders` are where a slow tokenizer must be asked."""
+def _encode_spans(
+    text: str, spans: Sequence[Span], tokenizer: Any, has_image: bool = True
+) -> Encoded:
+    """Tokenise a text, and label the tokens that share a character with a span."""
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
-    ids, offsets = encode_chunks(chunks, tokenizer, with_offsets=True)
+    ids, offsets = _encode_and_keep_first(chunks, tokenizer)
     drop = num_bos(ids, tokenizer, chunks[0])
-    input_ids, placed = ids[0][:drop], [(0, 0)] * drop
+    input_ids = ids[0][:drop]
+    labels = ignore_all(drop)
     position = 0
     for i, chunk in enumerate(chunks):
         if i:
-            end = position + len(DEFAULT_IMAGE_TOKEN)
             input_ids.append(IMAGE_TOKEN_INDEX)
-            placed.append((position, end))
-            position = end
-        if offsets is None:
-            inner = [b - position for b in borders if position <= b <= position + len(chunk)]
-            in_chunk = _offsets_by_prefix(chunk, ids[i], inner, tokenizer)
+            labels.append(IGNORE_INDEX)
+            position += len(DEFAULT_IMAGE_TOKEN)
+        end = position + len(chunk)
+        inner = [
+            (max(span.start - position, 0), min(span.end, end) - position)
+            for span in spans
+            if span.start < end and span.end > position
+        ]
+        if offsets is None and inner:
+            borders = [border for span in inner for border in span]
+            in_chunk = _offsets_by_prefix(chunk, ids[i], borders, tokenizer)
         else:
-            in_chunk = offsets[i]
-        input_ids.extend(ids[i][drop:])
-        placed.extend((position + start, position + end) for start, end in in_chunk[drop:])
-        position += len(chunk)
-    return TokenizedText(input_ids, placed)
+            in_chunk = offsets[i] if offsets is not None else []
+        chunk_labels = _labels_in_chunk(ids[i], in_chunk, inner)
+        input_ids += ids[i][drop:]
+        labels += chunk_labels[drop:]
+        position = end
+    return Encoded(input_ids, labels)
+
+
+def _labels_in_chunk(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Labels of a chunk's tokens, of which each has a range of characters."""
+    labels = ignore_all(len(ids))
+    if not spans:
+        return labels
+    starts, ends = zip(*offsets, strict=True)
+    if list(ends) == sorted(ends) and list(starts) == sorted(starts):
+        for start, end in spans:
+            first, last = bisect_right(ends, start), bisect_left(starts, end)
+            labels[first:last] = ids[first:last]
+        return labels
+    # a token that stands for no text (an EOS that the tokenizer adds) lies before all
+    for i, (start, end) in enumerate(offsets):
+        if any(start < span[1] and end > span[0] for span in spans):
+            labels[i] = ids[i]
+    return labels
+
+
+# what stands before the first image, and its ids and offsets; for each tokenizer
+_FIRST_CHUNKS: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+_MAX_FIRST_CHUNKS = 256
+
+
+def _encode_and_keep_first(
+    chunks: Sequence[str], tokenizer: Any
+) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
+    """Encode chunks as `encode_chunks` does; the first of several is looked up."""
+    if len(chunks) == 1 or _backend(tokenizer) is None:
+        return encode_chunks(chunks, tokenizer, with_offsets=True)
+    known = _FIRST_CHUNKS.setdefault(tokenizer, {})
+    # it may be given more tokens, or other settings
+    settings = (tokenizer.split_special_tokens, getattr(tokenizer, "add_bos_token", None))
+    key = (chunks[0], len(tokenizer), *settings)
+    if key not in known:
+        if len(known) >= _MAX_FIRST_CHUNKS:
+            known.clear()
+        known[key] = encode_chunks(chunks[:1], tokenizer, with_offsets=True)
+    (first_ids,), (first_offsets,) = known[key]
+    ids, offsets = encode_chunks(chunks[1:], tokenizer, with_offsets=True)
+    assert offsets is not None
+    return [first_ids, *ids], [first_offsets, *offsets]
 
 
 def encode_chunks(
@@ -214,16 +244,44 @@ def encode_chunks(
     shift = _prefix_shift(tokenizer)
     texts = [" " + chunk if shift and chunk[:1] == " " else chunk for chunk in chunks]
     with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
-    options = {"return_offsets_mapping": True} if with_offsets else {}
-    encoding = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
-    ids = [list(chunk_ids) for chunk_ids in encoding["input_ids"]]
-    if not with_offsets:
+    backend = _backend(tokenizer)
+    if backend is None:
+        options = {"return_offsets_mapping": True} if with_offsets else {}
+        encoding = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+        ids = [list(chunk_ids) for chunk_ids in encoding["input_ids"]]
+        found = encoding["offset_mapping"] if with_offsets else None
+    else:
+        encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
+        encodings = [backend.encode(texts[0])] if len(texts) == 1 else encode(texts)
+        ids = [each.ids for each in encodings]
+        found = [each.offsets for each in encodings] if with_offsets else None
+    if found is None:
         return ids, None
     offsets = [
         [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans] if text != chunk else spans
-        for spans, text, chunk in zip(encoding["offset_mapping"], texts, chunks, strict=True)
+        for spans, text, chunk in zip(found, texts, chunks, strict=True)
     ]
     return ids, offsets
+
+
+def _backend(tokenizer: Any) -> Tokenizer | None:
+    """What a fast tokenizer asks, set as a plain call sets it; a fifth of a call is around it.
+
+    None for a tokenizer that has a way of its own.
+    """
+    # which takes seconds to import, and without which there is no such tokenizer
+    module = sys.modules.get("transformers.tokenization_utils_tokenizers")
+    encode = getattr(type(tokenizer), "_encode_plus", None)
+    if module is None or encode is not module.TokenizersBackend._encode_plus:
+        return None
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def _prefix_shift(tokenizer: Any) -> bool:

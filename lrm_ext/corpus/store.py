@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from lrm_ext.corpus.layout import (
     shard_name,
     turns_from_arrow,
 )
+from lrm_ext.corpus.row_list import RowList
 from lrm_ext.corpus.writer import CorpusWriter
 
 __all__ = ["Corpus", "CorpusRow", "CorpusWriter", "Text"]
@@ -191,18 +192,26 @@ class Corpus:
         """
         if self._check_language(lang) == ENGLISH:
             return np.arange(len(self), dtype=np.uint32)
-        expected = self._meta.counts[lang]["usable"]
-        path = self.path / "text" / lang / "usable.u32"
-        size = path.stat().st_size if path.is_file() else -1
-        if size != expected * 4:
-            found = "it is missing" if size < 0 else f"it has {size}"
-            raise DataError(
-                f"{path}: expected {expected * 4} bytes ({expected} rows), {found}. The corpus is "
-                "damaged; build or unpack it again."
-            )
-        if expected == 0:
+        rows = self._row_list(lang)
+        if not len(rows):
             return np.zeros(0, dtype=np.uint32)
-        return np.memmap(path, dtype="<u4", mode="r", shape=(expected,))
+        return np.memmap(rows.path, dtype="<u4", mode="r", shape=(len(rows),))
+
+    def usable(self, lang: str) -> Sequence[int]:
+        """The same as `usable_rows`, in constant memory: each number is read when asked for.
+
+        Raises:
+            DataError: No such language, or its list is damaged.
+        """
+        if self._check_language(lang) == ENGLISH:
+            return range(len(self))
+        rows = self._row_list(lang)
+        # ascending and different, so all of them are 0 .. len - 1
+        return range(len(self)) if len(rows) == len(self) else rows
+
+    def _row_list(self, lang: str) -> RowList:
+        path = self.path / "text" / lang / "usable.u32"
+        return RowList(path, self._meta.counts[lang]["usable"])
 
     def image_path(self, index: int) -> Path | None:
         """Path of the picture of row `index`; None for a text-only row.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from llava.data.sample import Sample
     from lrm_ext.mixture.mixture import Mixture
-    from lrm_ext.mixture.table import TableRow
+    from lrm_ext.mixture.table import CountTokens, TableRow
 
 mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
 
@@ -31,7 +31,9 @@ def _group() -> None:
 @mixture_app.command("show")
 def show(
     mixture: str = typer.Option("finetune", help="A TOML file, or the name of one that ships."),
-    corpus: Path | None = typer.Option(None, help="A corpus folder; default: the built-in one."),
+    corpus: Path | None = typer.Option(
+        None, help="A corpus folder; default: those of the mixture, or the built-in one."
+    ),
     tokenizer: Path | None = typer.Option(
         None, help="Folder of a tokenizer; adds mean lengths and shares of tokens."
     ),
@@ -39,24 +41,37 @@ def show(
     num_measured: int = typer.Option(
         100, min=1, help="Samples to measure per language and instruction."
     ),
+    epoch: int = typer.Option(0, min=0, help="Which epoch of a curriculum the table is of."),
+    simulate: bool = typer.Option(
+        False, help="What each language gets over --epochs: tokens, rows, repeated rows."
+    ),
+    epochs: int = typer.Option(1, min=1, help="Epochs to simulate, the first ones."),
 ) -> None:
     """Print the samples per language and instruction, their shares, and the rows they use."""
     from rich.console import Console
 
+    from lrm_ext.corpus.joined import parts_of
     from lrm_ext.corpus.locate import open_corpus
     from lrm_ext.mixture.files import mixture_path
     from lrm_ext.mixture.mixture import Mixture
     from lrm_ext.mixture.spec import MixtureSpec
+    from lrm_ext.mixture.table import make_table
 
     path = mixture_path(mixture)
     spec = MixtureSpec.from_toml(path)
     count_tokens = _token_counter(tokenizer, template) if tokenizer is not None else None
     stage = "pretrain" if path.stem == "pretrain" else "finetune"
-    mixed = Mixture(spec, open_corpus(corpus, stage))
+    names_none = corpus is None and spec.corpora
+    mixed = Mixture.open(spec, None if names_none else open_corpus(corpus, stage))
     console = Console(highlight=False)
     console.print(f"mixture {path}", soft_wrap=True, markup=False)
-    console.print(f"corpus  {mixed.corpus.path}", soft_wrap=True, markup=False)
-    console.print(_render(mixed, mixed.table(count_tokens, num_measured)))
+    for part in parts_of(mixed.corpus):
+        console.print(f"corpus  {part.path}", soft_wrap=True, markup=False)
+    if simulate:
+        console.print(_render_simulated(mixed, epochs, count_tokens, num_measured))
+        console.print(_notes_on_simulation(epochs, count_tokens is not None), markup=False)
+        return
+    console.print(_render(mixed, make_table(mixed, count_tokens, num_measured, epoch), epoch))
     console.print(_notes(mixed, count_tokens is not None), markup=False)
 
 
@@ -78,10 +93,13 @@ def _notes(mixture: Mixture, measured: bool) -> str:
     return "\n".join(lines)
 
 
-def _render(mixture: Mixture, rows: Sequence[TableRow]) -> Table:
+def _render(mixture: Mixture, rows: Sequence[TableRow], epoch: int) -> Table:
     """One line a language, one column an instruction."""
     from rich.table import Table
 
+    from lrm_ext.mixture.table import rows_by_language
+
+    rows_used = rows_by_language(mixture, epoch)
     names = tuple(dict.fromkeys(row.instruction for row in rows))
     measured = rows[0].tokens is not None
     table = Table("language", show_footer=True)
@@ -102,9 +120,9 @@ def _render(mixture: Mixture, rows: Sequence[TableRow]) -> Table:
         of_lang = [row for row in rows if row.lang == lang]
         counts = {row.instruction: row.count for row in of_lang}
         count = sum(counts.values())
-        usable = of_lang[0].num_usable
+        used, usable = rows_used[lang]
         cells = [lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
-        cells += [f"{count:,}", _percent(count / total), f"{min(count, usable):,} of {usable:,}"]
+        cells += [f"{count:,}", _percent(count / total), f"{used:,} of {usable:,}"]
         if measured:
             characters = sum((row.characters or 0) * row.count for row in of_lang)
             tokens = sum((row.tokens or 0) * row.count for row in of_lang)
@@ -112,6 +130,52 @@ def _render(mixture: Mixture, rows: Sequence[TableRow]) -> Table:
             cells += [*mean, _percent(tokens / all_tokens)]
         table.add_row(*cells)
     return table
+
+
+def _render_simulated(
+    mixture: Mixture, num_epochs: int, count_tokens: CountTokens | None, num_measured: int
+) -> Table:
+    """One line a language, over epochs."""
+    from rich.table import Table
+
+    from lrm_ext.mixture.table import simulate
+
+    found = simulate(mixture, num_epochs, count_tokens, num_measured)
+    total = sum(each.count for each in found)
+    all_tokens = sum(each.tokens or 0 for each in found)
+    table = Table("language", show_footer=True)
+    table.columns[0].footer = "all"
+    table.add_column("samples", justify="right", footer=f"{total:,}")
+    table.add_column("share", justify="right", footer="100.0 %")
+    table.add_column("rows", justify="right")
+    repeats = sum(each.num_repeats for each in found)
+    table.add_column("repeated", justify="right", footer=f"{repeats:,}")
+    table.add_column("most often", justify="right")
+    if count_tokens is not None:
+        table.add_column("tokens", justify="right", footer=f"{all_tokens:,.0f}")
+        table.add_column("token share", justify="right", footer="100.0 %")
+    for each in found:
+        cells = [each.lang, f"{each.count:,}", _percent(each.count / total)]
+        cells += [f"{each.num_rows:,} of {each.num_usable:,}", f"{each.num_repeats:,}"]
+        cells.append(f"{each.most_often} x")
+        if each.tokens is not None:
+            cells += [f"{each.tokens:,.0f}", _percent(each.tokens / all_tokens)]
+        table.add_row(*cells)
+    return table
+
+
+def _notes_on_simulation(num_epochs: int, measured: bool) -> str:
+    epochs = f"{num_epochs} epochs" if num_epochs > 1 else "one epoch"
+    lines = [
+        f"Over {epochs}. Repeated: samples of a row that came before; most often: how often the "
+        "row comes that comes most often."
+    ]
+    if measured:
+        lines.append(
+            "Tokens are means over a part of the samples, times the exact counts; a picture counts "
+            "as one."
+        )
+    return "\n".join(lines)
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,10 @@ items are taken to be formatted already.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +18,8 @@ from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
 from lrm_ext.instructions.instruction import ENGLISH
-from lrm_ext.mixture.mixture import ORDER_STREAM, Block, make_blocks
 from lrm_ext.mixture.permutation import Permutation
+from lrm_ext.mixture.plan import ORDER_STREAM, Block, LanguagePlan
 from lrm_ext.mixture.spec import MixtureSpec
 
 
@@ -28,7 +31,8 @@ class LanguageMixSampler(Sampler[int]):
 
     Args:
         langs: Language code of each item of the data set.
-        spec: Ratio, shares of languages and seed; its instructions are not used.
+        spec: Ratio, shares of languages, curriculum and seed; its instructions and corpora are not
+            used.
         epoch: Epoch to begin with.
         start: Position in that epoch to begin at, to resume.
 
@@ -55,7 +59,8 @@ class LanguageMixSampler(Sampler[int]):
         self._seed = spec.seed
         self._epoch = epoch
         self._start = start
-        self._blocks = self._lay_out(codes, there, spec)
+        self._num_others = spec.num_non_english(len(self._english))
+        self._plan = self._make_plan(codes, there, spec)
 
     def __len__(self) -> int:
         """Indices that an epoch has left."""
@@ -69,37 +74,38 @@ class LanguageMixSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = Permutation(self._size, (self._seed, ORDER_STREAM, self._epoch))
+        blocks = self._plan.blocks(self._epoch) if self._plan is not None else []
+        starts = [block.start for block in blocks]
         for i in range(self._start, self._size):
-            yield self._item(order[i])
+            yield self._item(order[i], blocks, starts)
 
     @property
     def _size(self) -> int:
-        return len(self._english) + sum(block.count for block in self._blocks)
+        return len(self._english) + self._num_others
 
-    def _item(self, position: int) -> int:
+    def _item(self, position: int, blocks: Sequence[Block], starts: Sequence[int]) -> int:
         if position < len(self._english):
             return int(self._english[position])
         position -= len(self._english)
-        block = next(b for b in self._blocks if position < b.start + b.count)
-        return block.row(position, self._epoch)
+        return int(blocks[bisect_right(starts, position) - 1].row(position))
 
-    def _lay_out(
+    def _make_plan(
         self, codes: npt.NDArray[np.str_], there: tuple[str, ...], spec: MixtureSpec
-    ) -> list[Block]:
-        total = spec.num_non_english(len(self._english))
-        if not total:
-            return []
+    ) -> LanguagePlan | None:
+        if not self._num_others:
+            return None
         languages = spec.languages_in(there)
         rows = {lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages}
         if empty := [lang for lang in rows if not len(rows[lang])]:
             listed = ", ".join(f"{lang} {len(items)}" for lang, items in rows.items())
             raise ConfigError(
-                f"no item in {', '.join(empty)}, but {total} non-English samples are asked for. "
-                f"Items: {listed}. Take the language out of the mixture or add items."
+                f"no item in {', '.join(empty)}, but {self._num_others} non-English samples are "
+                f"asked for. Items: {listed}. Take the language out of the mixture or add items."
             )
         if not languages:
             raise ConfigError(
-                f"{total} non-English samples are asked for, but all items are English. Set "
-                "non_english_ratio = 0."
+                f"{self._num_others} non-English samples are asked for, but all items are English. "
+                "Set non_english_ratio = 0."
             )
-        return make_blocks(total, languages, rows, spec.seed)
+        sequences: dict[str, list[Any]] = {lang: [items] for lang, items in rows.items()}
+        return LanguagePlan(spec, self._num_others, sequences, [Fraction(1)])

@@ -40,6 +40,14 @@ class LrmArguments:
         default=100_000, metadata={"help": "Tokenised samples that are kept in memory."}
     )
 
+    jpeg_draft: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode JPEG files of at least four times the tower's side at a fraction of "
+            "their size: faster, but not the same pixels."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Check the values.
 

@@ -17,6 +17,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.errors import ConfigError
 from llava.train.arguments import DataContext
 from llava.train.train import default_data_module
+from lrm_ext.corpus.joined import AnyCorpus
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
@@ -57,17 +58,20 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         DataError: The corpus or a picture cannot be read.
     """
     (arguments,) = (extra for extra in context.extra if isinstance(extra, LrmArguments))
-    if arguments.corpus_path is None:
+    has_data_path = context.data_args.data_path is not None
+    if arguments.corpus_path is None and (has_data_path or arguments.mixture_path is None):
         return _plain_data_module(context, arguments)
-    if context.data_args.data_path is not None:
+    if has_data_path:
         raise ConfigError(
             "--corpus_path and --data_path exclude each other: a mixture is drawn from a corpus"
         )
-    corpus = Corpus.open(arguments.corpus_path, image_root=context.data_args.image_folder)
     spec = MixtureSpec()
     if arguments.mixture_path is not None:
         spec = MixtureSpec.from_toml(arguments.mixture_path)
-    mixture = Mixture(spec, corpus)
+    images = context.data_args.image_folder
+    given = arguments.corpus_path and Corpus.open(arguments.corpus_path, image_root=images)
+    mixture = Mixture.open(spec, given or None, images)
+    corpus = mixture.corpus
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments.length_window)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
@@ -88,7 +92,8 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
     """
     if context.data_args.data_path is None:
         raise ConfigError(
-            "no data: give --corpus_path (a parallel corpus) or --data_path (LLaVA JSON)"
+            "no data: give --corpus_path (a parallel corpus), --mixture_path with [[corpora]] in "
+            "it, or --data_path (LLaVA JSON)"
         )
     if arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE:
         raise ConfigError(
@@ -112,7 +117,9 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
     loader = features = None
     if tower is not None:
         num_image_tokens = tower.num_patches + (tower.select_feature == "cls_patch")
-        loader = PictureLoader(context.image_processor, context.data_args.image_aspect_ratio)
+        loader = PictureLoader(
+            context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
+        )
         features = _features(context, arguments, mixture.corpus, tower, loader)
     return MixtureDataset(
         mixture,
@@ -133,7 +140,7 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
 def _features(
     context: DataContext,
     arguments: LrmArguments,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     tower: Any,
     loader: PictureLoader,
 ) -> FeatureCache | None:

@@ -137,8 +137,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         """The item of an index that counts on over epochs; `~index` is the same, not learnt from.
 
         Returns:
-            `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S] or
-            `image_features` [P, D]; zeros for a text-only sample.
+            `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S]
+            (bytes, if the processor allows it) or `image_features` [P, D]; zeros for a text-only
+            sample.
 
         Raises:
             DataError: The sample is too long and none may be dropped, or its picture is unreadable.
@@ -247,8 +248,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     def _pixels(self, item: EncodedItem) -> Tensor:
         assert self._loader is not None
         if not item.has_image:
-            size = self._loader.processor.crop_size
-            return torch.zeros(3, size["height"], size["width"])
+            return self._loader.empty
         return self._loader(self._image_path(item))
 
 

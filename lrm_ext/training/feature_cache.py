@@ -182,6 +182,7 @@ def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
         "processor": loader.processor.to_dict(),
         "aspect_ratio": loader.aspect_ratio,
         "dtype": dtype,
+        **({"draft": True} if loader.uses_draft else {}),
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(tower.state_dict().items()):

@@ -39,6 +39,8 @@ set_flags_of_stage() {
     --vision_tower "${VISION_TOWER:-$tower}"
   if [[ $data == *.json || $data == *.jsonl ]]; then
     set_flags --data_path "$data"
+  elif [[ -z ${DATA_PATH:-} && -n ${MIXTURE:-} ]] && grep -qs '^\[\[corpora\]\]' "$MIXTURE"; then
+    set_flags --mixture_path "$MIXTURE" # it names its corpora
   else
     set_flags --corpus_path "$data" --mixture_path "${MIXTURE:-scripts/v1_5/mixtures/$stage.toml}"
   fi

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, ConfigError
+from llava.image_bytes import byte_table, to_floats
 from llava.model.checkpoint_files import read_config
 
 log = logging.getLogger(__name__)
@@ -129,18 +130,31 @@ class CLIPVisionTower(nn.Module):
         """Encode images.
 
         Args:
-            images: [N, 3, S, S], or a list of [3, S, S] that are run one by one.
+            images: [N, 3, S, S], or a list of [3, S, S] that are run one by one. Bytes (uint8) are
+                resized pictures, whose values are prepared here.
 
         Returns:
-            [N, P, D] in the dtype of the images, or a list of [1, P, D].
+            [N, P, D] in the dtype of the images (for bytes the tower's), or a list of [1, P, D].
         """
         if isinstance(images, list):
             return [self._encode(image.unsqueeze(0)) for image in images]
         return self._encode(images)
 
     def _encode(self, images: Tensor) -> Tensor:
+        dtype = images.dtype
+        images = images.to(device=self.device)
+        if dtype == torch.uint8:
+            dtype = self.dtype
+            images = to_floats(images, self._byte_table(images.device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            return self._features(images.to(device=self.device)).to(images.dtype)
+            return self._features(images).to(dtype)
+
+    def _byte_table(self, device: torch.device) -> Tensor:
+        # no buffer: checkpoints do not have it
+        table: Tensor | None = self.__dict__.get("_table")
+        if table is None or table.device != device:
+            table = self.__dict__["_table"] = byte_table(self.image_processor).to(device)
+        return table
 
     def _features(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] in any dtype -> [N, P, D] in the tower's."""

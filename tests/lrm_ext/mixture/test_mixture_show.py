@@ -71,6 +71,34 @@ def test_a_file_of_ones_own(corpus: Path, tmp_path: Path) -> None:
     assert "(1 : 0.5)" in output
 
 
+def test_simulation_over_epochs(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('languages = ["cs", "hr"]\n[[corpora]]\npath = "show"\nepochs = 1.5\n')
+    (tmp_path / "show").symlink_to(corpus)
+    monkeypatch.setattr(commands, "_token_counter", lambda folder, template: lambda sample: 10)
+    output = run("--mixture", path, "--simulate", "--epochs", "3", "--tokenizer", "anything")
+    # 81 English samples an epoch of 54 rows; 41 and 40 of each language
+    assert cells(output, "en") == [
+        "en", "243", "50.0 %", "54 of 54", "189", "5 x", "2,430", "50.0 %",
+    ]  # fmt: skip
+    assert cells(output, "cs")[1:6] == ["123", "25.3 %", "54 of 54", "69", "3 x"]
+    assert cells(output, "all") == ["all", "486", "100.0 %", "", "324", "", "4,860", "100.0 %"]
+    assert "Over 3 epochs." in output
+
+
+def test_an_epoch_of_a_curriculum(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[languages]\ncs = 1\nhr = 2\n[[curriculum]]\nsampling = 'shares'\n"
+        "[[curriculum]]\nfrom_epoch = 1\nsampling = 'unimax'\nmax_epochs = 1\n"
+    )
+    shown = ("--corpus", corpus, "--mixture", path)
+    assert cells(run(*shown), "hr")[4] == "36"
+    assert cells(run(*shown, "--epoch", "1"), "hr")[4] == "27"
+
+
 def test_unknown_mixture_lists_those_that_ship() -> None:
     with pytest.raises(ConfigError, match=r"'nonsense'.*finetune, pretrain"):
         mixture_path("nonsense")

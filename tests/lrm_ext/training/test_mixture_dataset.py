@@ -114,3 +114,21 @@ def test_cached_features_replace_pictures(make, corpus, tiny_tower, tmp_path):
     assert kinds == {True, False}
     assert all(item[i]["image_features"].shape == (16, 32) for i in range(24))
     assert "image" not in item[0]
+
+
+def test_pictures_travel_as_bytes(make, corpus, tiny_tower):
+    from types import SimpleNamespace
+
+    from llava.image_file import open_image
+    from llava.mm_utils import process_images
+
+    dataset = make()
+    settings = SimpleNamespace(image_aspect_ratio="pad")
+    processor = tiny_tower.image_processor
+    for i in range(24):
+        item = dataset[i]
+        assert item["image"].dtype == torch.uint8
+        path = corpus.image_path(dataset.encoded(i).row)
+        if path is not None:
+            floats = process_images([open_image(path)], processor, settings)
+            assert torch.equal(tiny_tower(item["image"][None]), tiny_tower(floats))
