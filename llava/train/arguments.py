@@ -126,6 +126,12 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
     )
+    liger_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."
+        },
+    )
     max_skipped_steps: int = field(
         default=0,
         metadata={
