@@ -9,7 +9,9 @@ Legend: B rows, L positions, D hidden, V vocabulary, N supervised positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import os
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ def causal_lm_loss(
     lm_head: nn.Linear,
     num_items_in_batch: Tensor | int | None = None,
     max_chunk_logits: int = MAX_CHUNK_LOGITS,
+    use_liger: bool = False,
 ) -> Tensor:
     """Cross entropy of the next token, over supervised positions.
 
@@ -38,6 +41,7 @@ def causal_lm_loss(
         num_items_in_batch: supervised tokens of the whole optimiser step (over accumulation and
             ranks); None takes those of this batch.
         max_chunk_logits: N * V beyond which the loss is computed in chunks.
+        use_liger: Compute it with Liger's fused kernel, which holds no logits at all.
 
     Returns:
         Sum of token losses / `num_items_in_batch`, float32. A batch with no supervised position
@@ -48,25 +52,53 @@ def causal_lm_loss(
     if len(supervised) == 0:
         return 0.0 * lm_head(hidden_states[:1, -1]).float().sum()
     selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
-    total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
+    if use_liger and not _is_partitioned(lm_head):
+        total = _liger_loss(selected, targets[supervised], lm_head)
+    else:
+        total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
     count = len(supervised) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
 def _summed_loss(
-    hidden: Tensor, targets: Tensor, lm_head: Callable[[Tensor], Tensor], max_chunk_logits: int
+    hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> Tensor:
     """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
         return F.cross_entropy(lm_head(chunk).float(), chunk_targets, reduction="sum")
 
-    weight = lm_head.weight if isinstance(lm_head, nn.Linear) else None
     # ranks would gather a partitioned weight a different number of times, and hang
-    partitioned = weight is None or hasattr(weight, "ds_id")
-    if partitioned or len(hidden) * weight.shape[0] <= max_chunk_logits:
+    if _is_partitioned(lm_head):
         return chunk_loss(hidden, targets)
-    size = max(max_chunk_logits // weight.shape[0], 1)
+    vocab_size = lm_head.weight.shape[0]
+    if len(hidden) * vocab_size <= max_chunk_logits:
+        return chunk_loss(hidden, targets)
+    size = max(max_chunk_logits // vocab_size, 1)
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
     losses = [checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in pieces]
     return torch.stack(losses).sum()
+
+
+@lru_cache(maxsize=1)
+def has_liger() -> bool:
+    """Whether Liger's kernels can run: the package, and a GPU or Triton's interpreter."""
+    can_run = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+    return can_run and importlib.util.find_spec("liger_kernel") is not None
+
+
+def _liger_loss(hidden: Tensor, targets: Tensor, lm_head: nn.Module) -> Tensor:
+    """As `_summed_loss`; its gradients are computed in the forward pass, chunk by chunk."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    # other reductions than "sum" have had wrong gradients
+    return liger_fused_linear_cross_entropy(
+        hidden, lm_head.weight, targets, bias=lm_head.bias, reduction="sum"
+    )
+
+
+def _is_partitioned(lm_head: nn.Module) -> bool:
+    """Whether the weight can be had by calling the module only (ZeRO-3, FSDP2, adapters)."""
+    if not isinstance(lm_head, nn.Linear):
+        return True
+    return hasattr(lm_head.weight, "ds_id") or hasattr(lm_head.weight, "device_mesh")

@@ -126,6 +126,33 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
     )
+    liger_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."
+        },
+    )
+    max_skipped_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps with a loss that is not finite, or a spike, that are left out and "
+            "counted; at one more the run ends. 0: it ends at the first."
+        },
+    )
+    loss_spike_factor: float = field(
+        default=0.0,
+        metadata={
+            "help": "A loss this many times the median of the last 64 steps counts as a spike; "
+            "0: never."
+        },
+    )
+    async_save: bool = field(
+        default=True,
+        metadata={
+            "help": "Training goes on while a checkpoint is written; takes RAM of the size of "
+            "weights and optimiser state. Without effect under DeepSpeed and FSDP."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={"help": "Run a batch's samples as one row without padding, each by itself."},
@@ -176,6 +203,9 @@ class TrainingArguments(transformers.TrainingArguments):
         """Bring flags that transformers dropped into their present form."""
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
+            # --save_total_limit then keeps the best checkpoint besides the last ones
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ConfigError(
@@ -224,6 +254,16 @@ class TrainingArguments(transformers.TrainingArguments):
         _check_choice("--lora_bias", self.lora_bias, ("none", "all", "lora_only"))
         _check_choice("--quant_type", self.quant_type, ("fp4", "nf4"))
         _check_choice("--loss_normalization", self.loss_normalization, LOSS_NORMALIZATIONS)
+        if self.max_skipped_steps < 0 or (self.loss_spike_factor and self.loss_spike_factor <= 1):
+            raise ConfigError(
+                f"--max_skipped_steps is {self.max_skipped_steps}, expected 0 or more; "
+                f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1"
+            )
+        if self.max_skipped_steps and (self.deepspeed or self.fp16):
+            raise ConfigError(
+                "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
+                "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
+            )
         if self.bits < 16:
             _need("bitsandbytes", f"--bits {self.bits}", "gpu")
         if self.lora_enable:

@@ -114,6 +114,7 @@ def build_model(
     model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
     _refuse_gaps(path, info["missing_keys"])
     model.config.use_cache = False
+    model.liger_loss = training_args.liger_loss
     if training_args.bits < 16:
         from peft import prepare_model_for_kbit_training
 

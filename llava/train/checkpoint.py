@@ -1,8 +1,10 @@
 """Checkpoints that are there wholly or not at all.
 
 A folder is written beside its place, flushed to the disk, marked `COMPLETE` (a list of its files
-with their sizes) and renamed; what is read back must carry the mark and have these sizes. So a run
-that is killed, or whose disk fills up, leaves the earlier checkpoint as the last one.
+with their sizes and checksums) and renamed; what is read back must carry the mark and be what it
+says. So a run that is killed, or whose disk fills up or errs, leaves the earlier checkpoint as the
+last one. CRC-32 finds what disks and networks do to a file, at several GB a second; it is no
+protection against people.
 Input: a function that writes. Output: folders `checkpoint-<step>` and the final files of a run.
 Non-goals: what is in a checkpoint (`llava_trainer.py`, `weights.py`).
 """
@@ -15,7 +17,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +36,9 @@ from llava.train.weights import (
 __all__ = [
     "COMPLETE_FILE",
     "Ranks",
+    "begin_folder",
     "find_last_checkpoint",
+    "finish_folder",
     "get_mm_adapter_state_maybe_zero_3",
     "get_peft_state_maybe_zero_3",
     "get_peft_state_non_lora_maybe_zero_3",
@@ -57,6 +63,8 @@ _WEIGHTS = re.compile(
 )
 # less free space than this after a failed write means that the disk was full
 _FULL_BELOW_BYTES = 16 * 2**20
+_CHECKSUM_BYTES = 2**22
+_CHECKSUM_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,42 @@ def writing_folder(final: Path, ranks: Ranks) -> Iterator[Path]:
         shutil.rmtree(saving, ignore_errors=True)
 
 
+def begin_folder(final: Path, ranks: Ranks) -> Path:
+    """Make the folder that a checkpoint is written into, for `finish_folder`.
+
+    Args:
+        final: Where the checkpoint will be.
+        ranks: All processes must come here.
+
+    Returns:
+        An empty folder with the same name, in a temporary parent.
+    """
+    folder = final.parent / _SAVING / final.name
+    _make_empty(folder, ranks)
+    return folder
+
+
+def finish_folder(final: Path, parts: Sequence[Callable[[], None]]) -> None:
+    """Write what is still missing in a folder of `begin_folder`, and put it into its place.
+
+    One process of those that share the folder does this, on whichever thread.
+
+    Args:
+        final: As there.
+        parts: Each writes some files.
+
+    Raises:
+        CheckpointError: The disk is full.
+    """
+    saving = final.parent / _SAVING
+    with _explained(final.parent):
+        for write in parts:
+            write()
+        _seal(saving / final.name)
+        _replace_folder(saving / final.name, final)
+    shutil.rmtree(saving, ignore_errors=True)
+
+
 @contextmanager
 def writing_final(output_dir: Path, ranks: Ranks) -> Iterator[Path]:
     """Write the final files of a run; they move into `output_dir` when all are on the disk.
@@ -137,10 +181,17 @@ def is_whole(folder: Path) -> bool:
     return problem_of(folder) is None
 
 
-def problem_of(folder: Path) -> str | None:
-    """Say why a folder is no whole checkpoint; None if it is one."""
+def problem_of(folder: Path, read_all: bool = False) -> str | None:
+    """Say why a folder is no whole checkpoint; None if it is one.
+
+    Args:
+        folder: A checkpoint, or a finished run.
+        read_all: Compare the files' content with the checksums, too. A mark of an older version has
+            none.
+    """
     try:
-        sizes = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
+        mark = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))
+        sizes, checksums = mark["files"], mark.get("crc32", {})
     except FileNotFoundError:
         return f"it has no {COMPLETE_FILE} file"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -150,15 +201,27 @@ def problem_of(folder: Path) -> str | None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             return f"{name} should have {size} bytes, found {found}"
+    if not read_all:
+        return None
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as threads:
+        found_sums = threads.map(_checksum, [folder / name for name in checksums])
+        for (name, checksum), found_sum in zip(checksums.items(), found_sums, strict=True):
+            if found_sum != checksum:
+                return f"{name} is damaged: its checksum should be {checksum}, found {found_sum}"
     return None
 
 
-def find_last_checkpoint(output_dir: str | Path) -> Path | None:
-    """Find the whole checkpoint with the most steps; others are named in the log and left out."""
+def find_last_checkpoint(output_dir: str | Path, read_all: bool = False) -> Path | None:
+    """Find the whole checkpoint with the most steps; others are named in the log and left out.
+
+    Args:
+        output_dir: Folder of a run; it need not exist.
+        read_all: As for `problem_of`; to go on from a checkpoint, not only to name it.
+    """
     folder = Path(output_dir)
     found = [(step, path) for path in _entries(folder) if (step := _step(path)) is not None]
     for _, path in sorted(found, reverse=True):
-        problem = problem_of(path)
+        problem = problem_of(path, read_all)
         if problem is None:
             return path
         log.warning("%s is not used: %s", path, problem)
@@ -207,12 +270,28 @@ def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    content = {
+        "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
+        "crc32": {name: _checksum(path) for name, path in zip(names, files, strict=True)},
+    }
     mark = folder / COMPLETE_FILE
-    mark.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
+    mark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _sync(mark)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         _sync(path)
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file in hexadecimal; an unreadable sector gives an error's name."""
+    value = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_CHECKSUM_BYTES):
+                value = zlib.crc32(block, value)
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    return f"{value:08x}"
 
 
 def _replace_folder(source: Path, final: Path) -> None:

@@ -1,8 +1,8 @@
-"""The trainer: LLaVA's sampling, parameter groups and saving on top of transformers' `Trainer`.
+"""The trainer: LLaVA's sampling, parameter groups and steps on top of transformers' `Trainer`.
 
 Input: a model, its arguments, and what a data module made. Output: whole checkpoints in
 `output_dir`, from which a killed run goes on with the same order of samples.
-Non-goals: which parameters are trained (`freeze.py`), how a folder becomes whole (`checkpoint.py`).
+Non-goals: which parameters are trained (`freeze.py`), saving (`saving.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, RandomSampler, Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from llava.data.sampler import (
     LengthGroupedSampler,
@@ -24,10 +24,12 @@ from llava.data.sampler import (
     split_to_even_chunks,
 )
 from llava.errors import UserError
-from llava.train import checkpoint, weights
+from llava.train import checkpoint
+from llava.train.guard import StepGuard
 from llava.train.metrics_log import MetricsLog
+from llava.train.out_of_memory import describe_batch, is_out_of_memory, out_of_memory
 from llava.train.progress import ProgressCallback
-from llava.train.run_identity import identity_of, write_identity
+from llava.train.saving import CheckpointSaving
 from llava.train.weights import get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 
 __all__ = [
@@ -42,8 +44,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_STATE_FILE = "trainer_state.json"
 
 
 class SeededSampler(Sampler[int]):
@@ -86,7 +86,7 @@ class _EpochCallback(TrainerCallback):
             self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class LLaVATrainer(Trainer):
+class LLaVATrainer(CheckpointSaving):
     """transformers' trainer for LLaVA models.
 
     `args` may carry LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save the projector only) and
@@ -103,14 +103,21 @@ class LLaVATrainer(Trainer):
         if "tokenizer" in kwargs:
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         self._given_sampler = train_sampler
-        self._saving_dir: Path | None = None
         super().__init__(*args, **kwargs)
         if getattr(self.args, "loss_normalization", "global") == "micro_batch":
             self.model_accepts_loss_kwargs = False
-        # a loss that is not finite ends the run (see training_step); the filter would hide it
+        # the guard sees to losses that are not finite; the filter would hide them
         self.args.logging_nan_inf_filter = False
         self._epochs = _EpochCallback()
         self.add_callback(self._epochs)
+        self.guard = StepGuard(
+            self._last_checkpoint,
+            getattr(self.args, "max_skipped_steps", 0),
+            getattr(self.args, "loss_spike_factor", 0.0),
+        )
+        self._last_batch: dict[str, Any] | None = None
+        self._sample_ids: list[str] = []
+        self.add_callback(self.guard)
         self.add_callback(MetricsLog())
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
@@ -147,18 +154,23 @@ class LLaVATrainer(Trainer):
             self._epochs.sampler.expect_skip(epoch, num_samples)
         return epoch, num_batches
 
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
     # --- steps ---
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, but a run that had all its steps before does not take one more."""
+        """As in `Trainer`, but a run that had all its steps before does not take one more.
+
+        Raises:
+            UserError: There is not enough memory.
+        """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self._last_batch is None:
+                raise
+            raise self._explain_memory(error) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser; with `mm_projector_lr` the projector has groups of its own."""
@@ -196,139 +208,47 @@ class LLaVATrainer(Trainer):
             num_items_in_batch: Supervised tokens of the optimiser step.
 
         Raises:
-            UserError: The loss is not finite.
+            UserError: The loss is not finite, or there is not enough memory.
         """
-        sample_ids = inputs.pop("sample_ids", None)
+        self._writer.check()
+        self._sample_ids = inputs.pop("sample_ids", None) or []
+        self._last_batch = {**inputs}
         if getattr(self.args, "packing", False):
             inputs["packing"] = True
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss).all():
-            self._refuse_loss(loss, sample_ids)
+        self.guard.note(loss.detach(), self._sample_ids)
         return loss
 
-    def _refuse_loss(self, loss: Tensor, sample_ids: list[str] | None) -> None:
-        """Stop at a loss that is not finite.
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        """As in `Trainer`; in training a loss that is not finite ends the run.
 
         Raises:
-            UserError: naming the samples, where they are known.
+            UserError: It names the samples.
         """
-        last = checkpoint.find_last_checkpoint(self.args.output_dir)
-        samples = f", samples {', '.join(sample_ids)}" if sample_ids else ""
-        raise UserError(
-            f"the loss is {loss.item()} in step {self.state.global_step + 1}{samples}. The weights "
-            f"were not changed by this step; the last whole checkpoint is {last or 'none'}. Lower "
-            "--learning_rate, lengthen the warm-up, or look at these samples."
-        )
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            loss = result[0] if isinstance(result, tuple) else result
+            self.guard.check_before_backward(loss, self._sample_ids, self.state.global_step + 1)
+        return result
 
-    # --- saving ---
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not self.args.fp16:  # fp16's scaler steps over overflows itself
+            self.guard.gradient_norm = float(norm)
+        return norm
 
-    def ranks(self) -> checkpoint.Ranks:
-        """This process among the others, as `checkpoint` wants it."""
-        return checkpoint.Ranks(
-            is_writer=self.is_world_process_zero(),
-            is_local_writer=self.is_local_process_zero(),
-            barrier=self.accelerator.wait_for_everyone,
-        )
+    def _last_checkpoint(self) -> Path | None:
+        self.wait_for_save()
+        return checkpoint.find_last_checkpoint(self.args.output_dir)
 
-    @property
-    def _saves_adapter_only(self) -> bool:
-        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
-
-    @property
-    def _saves_lora(self) -> bool:
-        return bool(getattr(self.args, "lora_enable", False))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_dir or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-<step>` with all that a run needs to go on, wholly or not at all."""
-        output_dir = Path(self.args.output_dir)
-        final = output_dir / f"checkpoint-{self.state.global_step}"
-        with checkpoint.writing_folder(final, self.ranks()) as folder:
-            self._saving_dir = folder.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._saving_dir = None
-            self._note_best(output_dir, final)
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / _STATE_FILE))
-                write_identity(folder, self.identity())
-        best = self.state.best_model_checkpoint
-        if self.args.should_save:
-            keep = (final, Path(best)) if best else (final,)
-            checkpoint.rotate(output_dir, self.args.save_total_limit, keep)
-
-    def _note_best(self, output_dir: Path, final: Path) -> None:
-        """Name the best checkpoint by its final place, not by the temporary one."""
-        if self.state.best_global_step:
-            best = output_dir / f"checkpoint-{self.state.best_global_step}"
-            if best == final or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change while this run goes on; see `run_identity`."""
-        return identity_of(
-            self.args,
-            self.train_dataset,
-            self._given_sampler,
-            self.processing_class,
-            self._data_seed,
-        )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what this stage trains: the projector, LoRA adapters, or the whole model."""
-        folder = Path(output_dir or self.args.output_dir)
-        if self._saves_adapter_only:
-            self._save_adapter(folder)
-            return
-        super().save_model(str(folder), _internal_call)
-        if self._saves_lora:
-            model = self.accelerator.unwrap_model(self.model)
-            weights.save_non_lora(model, folder, self.args.should_save)
-
-    def save_result(self, folder: Path) -> None:
-        """Write the final files of a run: the model, the projector by itself, the run's history."""
-        self.save_model(str(folder))
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if not self._saves_adapter_only and getattr(model.config, "mm_vision_tower", None):
-            weights.save_projector(
-                model, folder / weights.PROJECTOR_FILE, False, self.args.should_save
-            )
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / _STATE_FILE))
+    def _explain_memory(self, error: Exception) -> UserError:
+        tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", lambda: None)
+        num_positions = getattr(tower(), "num_patches", 0)
+        batch = describe_batch(self._last_batch, num_positions)
+        return out_of_memory(error, batch, self.args, self.state.global_step + 1)
 
     def close_progress(self) -> None:
         """Remove the progress bar, also of a run that stopped early."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback):
                 callback.close()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self._saves_adapter_only:
-            self._save_adapter(Path(output_dir or self.args.output_dir))
-        else:
-            super()._save(output_dir, state_dict)
-
-    def _save_adapter(self, folder: Path) -> None:
-        """Write `config.json` and `mm_projector.bin`."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            model.config.save_pretrained(folder)
-        with_embeddings = bool(getattr(self.args, "use_im_start_end", False))
-        weights.save_projector(
-            model, folder / weights.PROJECTOR_FILE, with_embeddings, self.args.should_save
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load what `save_model` wrote into the model that goes on."""
-        folder = Path(resume_from_checkpoint)
-        loaded = self.model if model is None else model
-        if self._saves_adapter_only:
-            weights.load_adapter_state(self.accelerator.unwrap_model(loaded), folder)
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._saves_lora:
-            weights.load_non_lora(self.accelerator.unwrap_model(loaded), folder)

@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
@@ -32,7 +33,7 @@ from llava.data.preprocess import (
     preprocess_v1,
 )
 from llava.errors import CheckpointError, ConfigError, UserError
-from llava.train import build, checkpoint
+from llava.train import build, checkpoint, last_words
 from llava.train.arguments import (
     DataArguments,
     DataContext,
@@ -48,6 +49,7 @@ from llava.train.checkpoint import (
     maybe_zero_3,
 )
 from llava.train.freeze import FreezePlan, apply_freeze
+from llava.train.guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_identity import check_identity
 
@@ -172,6 +174,7 @@ def run(trainer: LLaVATrainer) -> None:
     Raises:
         CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole, or the one to
             go on from is of a run with other data, tokenizer, precision or samples a step.
+        RunStoppedError: A signal asked for it; everything is saved.
     """
     output_dir = Path(trainer.args.output_dir)
     start = _start_from(trainer)
@@ -183,8 +186,11 @@ def run(trainer: LLaVATrainer) -> None:
         log.info("going on from %s", start)
         check_identity(start, trainer.identity(), trainer.args)
     try:
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        with stop_signals(trainer.guard):
+            trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        trainer.wait_for_save()
     except KeyboardInterrupt:
+        _finish_save(trainer)
         last = checkpoint.find_last_checkpoint(output_dir)
         log.warning(
             "stopped in step %d. %s",
@@ -192,11 +198,30 @@ def run(trainer: LLaVATrainer) -> None:
             f"The same command goes on from {last}" if last else "No checkpoint was written yet",
         )
         raise
+    except Exception:
+        _finish_save(trainer)
+        raise
     finally:
         trainer.close_progress()
         report = getattr(trainer.train_dataset, "report", None)
         if report is not None:
             log.info("data: %s", report())
+        if trainer.guard.num_skipped:
+            log.warning("%d steps were left out (see above)", trainer.guard.num_skipped)
+    if trainer.guard.is_stopped:
+        raise RunStoppedError(
+            f"{trainer.guard.signal or 'a signal to another rank'} stopped the run after step "
+            f"{trainer.state.global_step}; the same command goes on from "
+            f"{checkpoint.find_last_checkpoint(output_dir)}"
+        )
+
+
+def _finish_save(trainer: LLaVATrainer) -> None:
+    """Wait for a checkpoint without hiding the error that ends the run."""
+    try:
+        trainer.wait_for_save()
+    except Exception as error:
+        log.error("a checkpoint could not be written, too: %s", error)
 
 
 def _start_from(trainer: LLaVATrainer) -> Path | None:
@@ -206,12 +231,15 @@ def _start_from(trainer: LLaVATrainer) -> Path | None:
         CheckpointError: The one that is asked for is not whole.
     """
     asked = trainer.args.resume_from_checkpoint
-    if asked in (None, "True", "true"):
-        return checkpoint.find_last_checkpoint(str(trainer.args.output_dir))
-    problem = checkpoint.problem_of(Path(asked))
-    if problem is not None:
-        raise CheckpointError(f"--resume_from_checkpoint {asked}: {problem}")
-    return Path(asked)
+    if asked not in (None, "True", "true"):
+        problem = checkpoint.problem_of(Path(asked), read_all=trainer.is_local_process_zero())
+        if problem is not None:
+            raise CheckpointError(f"--resume_from_checkpoint {asked}: {problem}")
+        return Path(asked)
+    found = None
+    if trainer.is_world_process_zero():  # one reads it all, and decides for all
+        found = checkpoint.find_last_checkpoint(str(trainer.args.output_dir), read_all=True)
+    return broadcast_object_list([found])[0]
 
 
 def save_final(trainer: LLaVATrainer) -> None:
@@ -255,7 +283,8 @@ def main(run_training: Callable[[], None] = train) -> int:
     """Run a training entry point from the command line.
 
     Returns:
-        The exit code: 1 for an error that the user can mend, 130 after Ctrl-C.
+        The exit code: 1 for an error that the user can mend, 75 (`EX_TEMPFAIL`) after a signal that
+        stopped the run with everything saved, 130 after Ctrl-C.
     """
     build.set_up_logging()
     try:
@@ -263,9 +292,21 @@ def main(run_training: Callable[[], None] = train) -> int:
         _leave_ranks()
     except UserError as error:
         log.error("%s", error)
+        last_words.leave(str(error))
         return 1
+    except RunStoppedError as stop:
+        log.warning("%s", stop)
+        _leave_ranks()
+        return STOPPED_EXIT_CODE
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        reason = last_words.explain_loss_of_contact(error)
+        if reason is None:
+            last_words.leave(repr(error))
+            raise
+        log.error("%s", reason)
+        return 1
     return 0
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint_files import carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.loss import causal_lm_loss
+from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
 from llava.model.splice import PackedRows
 
@@ -39,6 +39,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     supports_packing = True
     # the Trainer passes num_items_in_batch only where it is used
     accepts_loss_kwargs = True
+    # the loss by Liger's kernel, where it can run
+    liger_loss = True
     # buffers of old checkpoints, which are computed now
     _keys_to_ignore_on_load_unexpected = [
         r"vision_tower\..*position_ids",
@@ -133,7 +135,10 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         loss = logits = None
         hidden = outputs.last_hidden_state
         if labels is not None:
-            loss = causal_lm_loss(hidden, labels, self.lm_head, num_items_in_batch)
+            loss = causal_lm_loss(
+                hidden, labels, self.lm_head, num_items_in_batch,
+                use_liger=self.liger_loss and has_liger(),
+            )  # fmt: skip
         if labels is None or not self.training:
             kept = slice(-logits_to_keep or None, None)
             kept = kept if isinstance(logits_to_keep, int) else logits_to_keep

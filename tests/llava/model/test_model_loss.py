@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from llava.constants import IGNORE_INDEX
-from llava.model.loss import causal_lm_loss
+from llava.model.loss import causal_lm_loss, has_liger
 
 
 @pytest.fixture
@@ -29,7 +29,21 @@ def test_equals_plain_cross_entropy_with_its_gradients(problem, max_chunk_logits
     loss = causal_lm_loss(hidden, labels, lm_head, max_chunk_logits=max_chunk_logits)
     torch.testing.assert_close(loss, plain(*problem))
     found = torch.autograd.grad(loss, [hidden, lm_head.weight])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(not has_liger(), reason="needs liger-kernel and a GPU, or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_liger_gives_the_same_gradients(problem, is_trained):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, labels, lm_head = (part.to(device) for part in problem)
+    hidden = hidden.detach().requires_grad_()
+    lm_head.weight.requires_grad_(is_trained)
+    wanted = [hidden, lm_head.weight] if is_trained else [hidden]
+    expected = torch.autograd.grad(plain(hidden, labels, lm_head), wanted)
+    loss = causal_lm_loss(hidden, labels, lm_head, use_liger=True)
+    found = torch.autograd.grad(loss, wanted)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_only_supervised_positions_reach_the_head(problem):

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import threading
+import zlib
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.train import checkpoint
+from llava.train.background import BackgroundWriter, StateCopy
 from llava.train.checkpoint import Ranks, find_last_checkpoint, is_whole, problem_of, rotate
 from llava.train.weights import get_peft_state_maybe_zero_3
 
@@ -27,8 +30,9 @@ def write(output_dir, step, text="weights"):
 
 def test_a_folder_appears_with_its_mark(tmp_path):
     final = write(tmp_path, 5)
-    sizes = json.loads((final / "COMPLETE").read_text())["files"]
-    assert sizes == {"a.bin": 7, "sub/b.bin": 7}
+    mark = json.loads((final / "COMPLETE").read_text())
+    assert mark["files"] == {"a.bin": 7, "sub/b.bin": 7}
+    assert mark["crc32"]["a.bin"] == f"{zlib.crc32(b'weights'):08x}"
     assert is_whole(final)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
@@ -56,6 +60,69 @@ def test_a_half_written_one_is_left_out(tmp_path, caplog, harm, problem):
     assert problem in problem_of(tmp_path / "checkpoint-2")
     assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     assert problem in caplog.text
+
+
+def test_a_flipped_byte_is_found_by_reading_all(tmp_path, caplog):
+    write(tmp_path, 1)
+    damaged = write(tmp_path, 2)
+    (damaged / "sub" / "b.bin").write_text("weighus")
+    assert problem_of(damaged) is None
+    assert problem_of(damaged, read_all=True).startswith("sub/b.bin is damaged: its checksum")
+    assert find_last_checkpoint(tmp_path, read_all=True) == tmp_path / "checkpoint-1"
+    assert "checkpoint-2 is not used: sub/b.bin is damaged" in caplog.text
+
+
+def test_a_mark_without_checksums_counts(tmp_path):
+    final = write(tmp_path, 1)
+    sizes = json.loads((final / "COMPLETE").read_text())["files"]
+    (final / "COMPLETE").write_text(json.dumps({"files": sizes}))
+    assert problem_of(final, read_all=True) is None
+
+
+def test_parts_are_written_before_the_mark(tmp_path):
+    final = tmp_path / "checkpoint-4"
+    folder = checkpoint.begin_folder(final, ALONE)
+    (folder / "small.bin").write_text("now")
+    assert find_last_checkpoint(tmp_path) is None
+    checkpoint.finish_folder(final, [lambda: (folder / "large.bin").write_text("later")])
+    assert set(json.loads((final / "COMPLETE").read_text())["files"]) == {"small.bin", "large.bin"}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_the_background_writer_runs_one_at_a_time():
+    writer, go, order = BackgroundWriter(), threading.Event(), []
+    writer.start(lambda: (go.wait(10), order.append(1)))
+    writer.check()
+    threading.Timer(0.05, go.set).start()
+    writer.start(lambda: order.append(2))
+    writer.wait()
+    assert order == [1, 2]
+
+
+@pytest.mark.parametrize("ask", ["wait", "check", "start"])
+def test_what_goes_wrong_in_the_background_is_raised(ask):
+    def fail():
+        raise CheckpointError("the disk is full")
+
+    writer = BackgroundWriter()
+    writer.start(fail)
+    while not writer._running.done():
+        pass
+    with pytest.raises(CheckpointError, match="disk is full"):
+        getattr(writer, ask)(*([fail] if ask == "start" else []))
+
+
+def test_a_copy_of_the_state_does_not_change_with_it():
+    weight = torch.arange(6.0).view(2, 3)
+    state = {"a": weight, "tied": weight, "groups": [{"lr": 0.1, "params": [0]}], "none": None}
+    copy = StateCopy()
+    copied = copy("model", state)
+    assert copied["tied"] is copied["a"]
+    weight.zero_()
+    assert copied["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copied["groups"] == [{"lr": 0.1, "params": [0]}]
+    assert copied["none"] is None
+    assert copy("model", state)["a"] is copied["a"]  # the memory is used again
 
 
 def test_an_error_while_writing_leaves_nothing_behind_that_counts(tmp_path):

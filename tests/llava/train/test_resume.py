@@ -1,5 +1,7 @@
 """A run that was killed goes on and ends where it would have ended."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +14,10 @@ from safetensors.torch import load_file
 
 from llava.errors import CheckpointError
 from llava.model.projector_file import read_tensors
+from llava.train import checkpoint
 from llava.train.checkpoint import find_last_checkpoint, is_whole
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.train import default_data_module
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,6 +62,60 @@ def test_killed_run_ends_with_the_same_weights(flags, run_train, tmp_path):
     weights = [load_file(tmp_path / n / "model.safetensors") for n in ("straight", "killed")]
     assert same(*weights)
     assert is_whole(killed)
+
+
+def test_in_the_background_the_same_is_saved(flags, run_train, tmp_path):
+    for name, in_background in (("background", True), ("waits", False)):
+        run_train(flags(output_dir=tmp_path / name, async_save=in_background))
+    folders = [tmp_path / name / "checkpoint-4" for name in ("background", "waits")]
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert names[0] == names[1]
+    assert same(*(load_file(folder / "model.safetensors") for folder in folders))
+    states = [torch.load(folder / "optimizer.pt")["state"] for folder in folders]
+    assert all(same(state, states[1][key]) for key, state in states[0].items())
+
+
+def test_a_flipped_byte_costs_one_checkpoint(flags, run_train, tmp_path, caplog):
+    settings = {"max_steps": 6, "save_steps": 2, "lr_scheduler_type": "constant"}
+    run_train(flags(output_dir=tmp_path / "straight", **settings))
+    run_train(flags(**{**settings, "max_steps": 4}))
+    path = tmp_path / "out" / "checkpoint-4" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    run_train(flags(**settings))
+    assert "checkpoint-4 is not used: model.safetensors is damaged" in caplog.text
+    assert f"going on from {tmp_path / 'out' / 'checkpoint-2'}" in caplog.text
+    weights = [load_file(tmp_path / n / "model.safetensors") for n in ("straight", "out")]
+    assert same(*weights)
+
+
+def test_a_full_disk_in_the_background_ends_the_run(flags, run_train, tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_seal", full)
+    with pytest.raises(CheckpointError, match="disk is full"):
+        run_train(flags())
+
+
+def test_the_best_checkpoint_stays(flags, run_train, tmp_path, monkeypatch):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
+
+    def module(context):
+        data = default_data_module(context)
+        return {**data, "eval_dataset": data["train_dataset"]}
+
+    def evaluate(self, *args, **kwargs):
+        return {"eval_loss": losses[self.state.global_step]}
+
+    monkeypatch.setattr(LLaVATrainer, "evaluate", evaluate)
+    settings = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2}
+    run_train(flags(**settings), data_module=module)
+    kept = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert kept == {"checkpoint-2", "checkpoint-4"}
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "out" / "checkpoint-2")
 
 
 def test_stage_1_resumes(flags, run_train, tmp_path):
@@ -129,8 +188,6 @@ def test_a_named_checkpoint_must_be_whole(flags, run_train, tmp_path):
 def test_interrupt_keeps_the_checkpoint_and_says_so(
     flags, run_train, tmp_path, monkeypatch, caplog
 ):
-    from llava.train.llava_trainer import LLaVATrainer
-
     step = LLaVATrainer.training_step
 
     def interrupted(self, *args, **kwargs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import Trainer
 
 from llava.errors import UserError
 from llava.train.llava_trainer import LLaVATrainer, SeededSampler
@@ -65,13 +66,13 @@ def test_projector_has_its_own_rate(run_train, flags, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(run_train, flags, monkeypatch, tmp_path):
-    step = LLaVATrainer.compute_loss
+    step = Trainer.compute_loss
 
     def broken(self, *args, **kwargs):
         loss = step(self, *args, **kwargs)
         return loss * float("nan") if self.state.global_step == 2 else loss
 
-    monkeypatch.setattr(LLaVATrainer, "compute_loss", broken)
+    monkeypatch.setattr(Trainer, "compute_loss", broken)
     with pytest.raises(UserError, match=r"loss is nan in step 3.*checkpoint-2.*learning_rate"):
         run_train(flags())
 

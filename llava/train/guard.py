@@ -1,0 +1,244 @@
+"""Watches each optimizer step: losses that went wrong, and signals to stop.
+
+Input: the losses of micro-batches with the ids of their samples, and the process's signals. Output:
+a `UserError` that names the samples; or, if asked for, a step that is left out and counted; or the
+end of the run after a checkpoint. All ranks decide together, by one small exchange a step between
+their CPUs. Non-goals: running out of memory (`out_of_memory.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from transformers import TrainerCallback
+
+from llava.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
+# of EX_TEMPFAIL in sysexits.h: run the same command again
+STOPPED_EXIT_CODE = 75
+STATE_KEY = "step_guard"
+# steps that a spike is measured against, and how few are enough
+SPIKE_WINDOW, SPIKE_MIN_STEPS = 64, 16
+
+
+class RunStoppedError(Exception):
+    """A run saved its state and stopped because it was asked to by a signal."""
+
+
+class StepGuard(TrainerCallback):
+    """Stops at, or leaves out, steps whose loss or gradient is not finite, or loss much too high.
+
+    Args:
+        last_checkpoint: Finds what the run could go on from, for messages.
+        max_skipped_steps: Bad steps of a run that are left out and counted; at one more it stops.
+        spike_factor: A loss is bad that is more than this factor over the median of the last steps;
+            0 is off.
+    """
+
+    def __init__(
+        self,
+        last_checkpoint: Callable[[], Path | None],
+        max_skipped_steps: int = 0,
+        spike_factor: float = 0.0,
+    ) -> None:
+        self._last_checkpoint = last_checkpoint
+        self.max_skipped_steps = max_skipped_steps
+        self.spike_factor = spike_factor
+        self.num_skipped = 0
+        self.signal: str | None = None
+        self.is_stopped = False
+        self.gradient_norm: float | None = None
+        self._recent: list[float] = []
+        self._step_losses: list[Tensor] = []
+        self._step_ids: list[list[str]] = []
+        self._must_stop = False
+        self._exchange = _Exchange()
+
+    # --- what the trainer tells ---
+
+    def check_before_backward(self, loss: Tensor, sample_ids: list[str], step: int) -> None:
+        """Stop at a micro-batch's loss that is not finite, unless steps may be left out.
+
+        Raises:
+            UserError: It names the samples.
+        """
+        if not self.max_skipped_steps and not torch.isfinite(loss).all():
+            raise UserError(
+                f"the loss is {loss.item()} in step {step}{_named(sample_ids)}. The weights were "
+                f"not changed by this step; {self._advice()}"
+            )
+
+    def note(self, loss: Tensor, sample_ids: list[str]) -> None:
+        """Take note of a micro-batch's share of the step's loss; it is not waited for here."""
+        self._step_losses.append(loss)
+        self._step_ids.append(sample_ids)
+
+    # --- what transformers' trainer calls ---
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on from what a checkpoint keeps."""
+        kept = state.stateful_callbacks.get(STATE_KEY, {}) if state.global_step else {}
+        self._recent = list(kept.get("recent", []))
+        self.num_skipped = int(kept.get("num_skipped", 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Judge the step by the losses of all ranks."""
+        losses = [loss.item() for loss in self._step_losses]
+        self._step_losses = []
+        ids, self._step_ids = self._step_ids, []
+        num_bad = sum(not math.isfinite(loss) for loss in losses)
+        own = sum(loss for loss in losses if math.isfinite(loss))
+        total_bad, total, asked = self._exchange.sum([num_bad, own, float(self.signal is not None)])
+        self._must_stop = asked > 0
+        # the trainer multiplies a rank's share by the number of ranks
+        loss = math.nan if total_bad else total / max(args.world_size, 1)
+        problem = self._problem(loss)
+        norm, self.gradient_norm = self.gradient_norm, None
+        if problem is None and norm is not None and not math.isfinite(norm):
+            problem = f"the gradient's norm is {norm}"  # of all ranks together
+        if problem is None:
+            self._recent = [*self._recent[1 - SPIKE_WINDOW :], loss]
+        else:
+            self._leave_out(problem, losses, ids, state, kwargs["optimizer"])
+        state.stateful_callbacks[STATE_KEY] = {
+            "recent": self._recent if self.spike_factor else [],
+            "num_skipped": self.num_skipped,
+        }
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and end if any rank got a signal."""
+        if self._must_stop:
+            control.should_save = control.should_training_stop = self.is_stopped = True
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Add the count to what is logged."""
+        if logs is not None and self.num_skipped:
+            logs["skipped_steps"] = self.num_skipped
+
+    # --- judging ---
+
+    def _problem(self, loss: float) -> str | None:
+        if not math.isfinite(loss):
+            return "the loss is not finite"
+        if not self.spike_factor or len(self._recent) < SPIKE_MIN_STEPS:
+            return None
+        median = statistics.median(self._recent)
+        if loss <= self.spike_factor * median:
+            return None
+        return (
+            f"the loss is {loss:.4g}, {loss / median:.1f} times the median of the last "
+            f"{len(self._recent)} steps (--loss_spike_factor {self.spike_factor:g})"
+        )
+
+    def _leave_out(
+        self, problem: str, losses: list[float], ids: list[list[str]], state: Any, optimizer: Any
+    ) -> None:
+        """Drop the gradients, so that the optimizer changes nothing, or stop.
+
+        Raises:
+            UserError: No more steps may be left out.
+        """
+        named = [
+            sample_id
+            for rank in self._exchange.gather(_suspects(losses, ids))
+            for sample_id in rank
+        ]
+        self.num_skipped += 1
+        step = state.global_step + 1
+        if self.num_skipped > self.max_skipped_steps:
+            raise UserError(
+                f"step {step}: {problem}{_named(named)}. Bad steps so far: {self.num_skipped}, "
+                f"--max_skipped_steps is {self.max_skipped_steps}; {self._advice()}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        log.warning("step %d is left out: %s%s", step, problem, _named(named))
+
+    def _advice(self) -> str:
+        return (
+            f"the last whole checkpoint is {self._last_checkpoint() or 'none'}. Lower "
+            "--learning_rate, lengthen the warm-up, look at these samples, or leave such steps out "
+            "with --max_skipped_steps."
+        )
+
+
+def _suspects(losses: list[float], ids: list[list[str]]) -> list[str]:
+    """Samples of the micro-batches that are not finite, else of the one with the highest loss."""
+    bad = [batch for loss, batch in zip(losses, ids, strict=True) if not math.isfinite(loss)]
+    if not bad and losses:
+        bad = [ids[max(range(len(losses)), key=losses.__getitem__)]]
+    return [sample_id for batch in bad for sample_id in batch]
+
+
+def _named(sample_ids: list[str]) -> str:
+    return f", samples {', '.join(sample_ids)}" if sample_ids else ""
+
+
+class _Exchange:
+    """Small values between the CPUs of all ranks."""
+
+    _group: Any = None
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks."""
+        if not _has_ranks():
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self._cpu_group())
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks."""
+        if not _has_ranks():
+            return [value]
+        found: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, value, group=self._cpu_group())
+        return found
+
+    def _cpu_group(self) -> Any:
+        if self._group is None and distributed.get_backend() != "gloo":
+            self._group = distributed.new_group(backend="gloo")
+        return self._group
+
+
+def _has_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def stop_signals(guard: StepGuard) -> Iterator[None]:
+    """Let `STOP_SIGNALS` end the run after the step that is running.
+
+    Works on the main thread only, as signals do; elsewhere it changes nothing.
+    """
+
+    def take_note(number: int, frame: Any) -> None:
+        guard.signal = signal.Signals(number).name
+        log.warning("%s: saving after this step, then ending", guard.signal)
+
+    before: dict[int, Any] = {}
+    try:
+        for name in STOP_SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGUSR1
+            if number is not None:
+                before[number] = signal.signal(number, take_note)
+    except ValueError:
+        log.debug("not the main thread: signals are left alone")
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
