@@ -20,6 +20,7 @@ import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
 import lrm_ext.mini.commands
 import lrm_ext.mixture.commands
+import lrm_ext.planning.commands
 import lrm_ext.serve.commands
 import lrm_ext.training.commands
 import lrm_ext.translation.commands
@@ -39,6 +40,7 @@ for _package in (
     lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
     lrm_ext.mini.commands,
+    lrm_ext.planning.commands,
     lrm_ext.training.commands,
     lrm_ext.evaluation.commands,
     lrm_ext.export.commands,

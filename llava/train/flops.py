@@ -1,0 +1,337 @@
+"""How large a model is and how many operations training it takes, from its shape alone.
+
+Input: `config.json` of a language model and of a CLIP tower. Output: parameters by part, and the
+floating-point operations that one sample needs, once each: what is computed again for activation
+checkpointing is left out, as MFU is defined. Non-goals: memory (`lrm_ext.planning`), time.
+
+Legend: T positions of a sample, S its supervised positions, P image features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava.errors import ConfigError
+
+GPU_FILE = Path(__file__).with_name("gpus.json")
+# what a stage trains
+PROJECTOR, ADAPTERS, ALL = "projector", "adapters", "all"
+
+
+@dataclass(frozen=True)
+class LanguageModelShape:
+    """Sizes of a decoder of the Llama, Mistral or MPT family.
+
+    Attributes:
+        vocab_size: Rows of the embedding table.
+        hidden_size: Width.
+        intermediate_size: Width of the MLP.
+        num_layers: Blocks.
+        num_heads: Heads of the queries.
+        num_kv_heads: Heads of keys and values.
+        head_dim: Width of a head.
+        is_gated: The MLP has a gate (SwiGLU), so three matrices; else two.
+        is_tied: The output matrix is the embedding table.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    is_gated: bool = True
+    is_tied: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str) -> LanguageModelShape:
+        """Read the sizes from the content of `config.json`.
+
+        Raises:
+            ConfigError: A size is missing.
+        """
+        try:
+            if "mpt" in str(config.get("model_type")):
+                width, heads = config["d_model"], config["n_heads"]
+                return cls(
+                    config["vocab_size"], width, int(config.get("expansion_ratio", 4) * width),
+                    config["n_layers"], heads, heads, width // heads, False, True,
+                )  # fmt: skip
+            heads = config["num_attention_heads"]
+            return cls(
+                vocab_size=config["vocab_size"],
+                hidden_size=config["hidden_size"],
+                intermediate_size=config["intermediate_size"],
+                num_layers=config["num_hidden_layers"],
+                num_heads=heads,
+                num_kv_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+                is_tied=bool(config.get("tie_word_embeddings", False)),
+            )
+        except KeyError as error:
+            raise ConfigError(
+                f"{where}: {error} is missing; expected the config.json of a language model of the "
+                "Llama, Mistral or MPT family"
+            ) from error
+
+    @property
+    def linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of each linear layer of a block."""
+        width, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = ((width, queries), (width, keys), (width, keys), (queries, width))
+        gate = ((width, inner),) if self.is_gated else ()
+        return (*attention, *gate, (width, inner), (inner, width))
+
+    @property
+    def num_in_matrices(self) -> int:
+        """Parameters of the blocks' matrices."""
+        return self.num_layers * sum(rows * columns for rows, columns in self.linear_sizes)
+
+    @property
+    def num_in_norms(self) -> int:
+        """Parameters of all norms."""
+        return (2 * self.num_layers + 1) * self.hidden_size
+
+    @property
+    def num_in_embeddings(self) -> int:
+        """Parameters of the embedding table and, if it has one of its own, the output matrix."""
+        return self.vocab_size * self.hidden_size * (1 if self.is_tied else 2)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters."""
+        return self.num_in_matrices + self.num_in_norms + self.num_in_embeddings
+
+    def num_in_adapters(self, rank: int) -> int:
+        """Parameters of LoRA adapters on every linear layer of the blocks."""
+        return self.num_layers * rank * sum(rows + columns for rows, columns in self.linear_sizes)
+
+    def forward_flops(self, num_positions: float, num_logits: float) -> tuple[float, float]:
+        """Operations of a forward pass over one sample.
+
+        Args:
+            num_positions: T.
+            num_logits: Positions that get logits.
+
+        Returns:
+            Those in matrices, head included, and those of causal attention, each half counted once.
+        """
+        head = self.vocab_size * self.hidden_size
+        matrices = 2.0 * (self.num_in_matrices * num_positions + head * num_logits)
+        width = self.num_heads * self.head_dim
+        return matrices, 2.0 * self.num_layers * width * num_positions**2
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """Sizes of a CLIP vision tower.
+
+    Attributes:
+        hidden_size: Width.
+        intermediate_size: Width of the MLP.
+        num_layers: Blocks it has.
+        image_size_px: Side of a picture.
+        patch_size_px: Side of a patch.
+        select_layer: Index into its hidden states; blocks after it are not run.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    image_size_px: int
+    patch_size_px: int
+    select_layer: int = -2
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], where: str, select_layer: int = -2
+    ) -> TowerShape:
+        """Read the sizes from the content of `config.json`.
+
+        Raises:
+            ConfigError: A size is missing.
+        """
+        config = config.get("vision_config", config)
+        try:
+            return cls(
+                config["hidden_size"],
+                config["intermediate_size"],
+                config["num_hidden_layers"],
+                config["image_size"],
+                config["patch_size"],
+                select_layer,
+            )
+        except KeyError as error:
+            raise ConfigError(
+                f"{where}: {error} is missing; expected the config.json of a CLIP vision model"
+            ) from error
+
+    @property
+    def num_patches(self) -> int:
+        """P, without the class token."""
+        return (self.image_size_px // self.patch_size_px) ** 2
+
+    @property
+    def num_layers_run(self) -> int:
+        """Blocks up to the selected layer."""
+        below = self.select_layer + self.num_layers + 1
+        return below if self.select_layer < 0 else self.select_layer
+
+    @property
+    def _num_in_block(self) -> int:
+        width, inner = self.hidden_size, self.intermediate_size
+        return 4 * width * width + 2 * width * inner
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, those of blocks that are not run included."""
+        width, inner = self.hidden_size, self.intermediate_size
+        biases = 4 * width + inner + width + 4 * width
+        patches = 3 * self.patch_size_px**2 * width
+        positions = (self.num_patches + 1) * width + width
+        return self.num_layers * (self._num_in_block + biases) + patches + positions + 4 * width
+
+    @property
+    def forward_flops(self) -> float:
+        """Operations for one picture, up to the selected layer."""
+        positions, width = self.num_patches + 1, self.hidden_size
+        block = 2.0 * self._num_in_block * positions + 4.0 * width * positions**2
+        return self.num_layers_run * block + 6.0 * self.patch_size_px**2 * width * self.num_patches
+
+
+class SampleFlops(NamedTuple):
+    """Operations for one sample in training, by part of the model."""
+
+    language_model: float
+    attention: float
+    tower: float
+    projector: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A language model with its tower and a two-layer projector.
+
+    Attributes:
+        language_model: Its sizes.
+        tower: Its sizes; None for a text-only model.
+    """
+
+    language_model: LanguageModelShape
+    tower: TowerShape | None
+
+    @property
+    def num_in_projector(self) -> int:
+        """Parameters of the projector `mlp2x_gelu`."""
+        if self.tower is None:
+            return 0
+        width = self.language_model.hidden_size
+        return self.tower.hidden_size * width + width * width + 2 * width
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions that a picture takes."""
+        return 0 if self.tower is None else self.tower.num_patches
+
+    def sample_flops(
+        self,
+        num_positions: float,
+        num_logits: float,
+        trained: str = ALL,
+        num_images: float = 1.0,
+        tower_runs: bool = True,
+        lora_rank: int = 0,
+    ) -> SampleFlops:
+        """Operations for one sample, forward and backward.
+
+        A trained matrix takes three products (forward, gradient of inputs, gradient of weights), a
+        frozen one that gradients pass two, the frozen tower one.
+
+        Args:
+            num_positions: T, the picture's included.
+            num_logits: Positions that get logits; S where the loss computes no others.
+            trained: PROJECTOR, ADAPTERS or ALL.
+            num_images: Pictures a sample.
+            tower_runs: False where its outputs are cached.
+            lora_rank: Of the adapters.
+        """
+        matrices, attention = self.language_model.forward_flops(num_positions, num_logits)
+        adapters = 0.0
+        if trained == ADAPTERS:
+            adapters = 6.0 * self.language_model.num_in_adapters(lora_rank) * num_positions
+        tower = 0.0
+        if self.tower is not None and tower_runs:
+            tower = self.tower.forward_flops * num_images
+        return SampleFlops(
+            (3 if trained == ALL else 2) * matrices + adapters,
+            3 * attention,
+            tower,
+            6.0 * self.num_in_projector * self.num_image_tokens * num_images,
+        )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU.
+
+    Attributes:
+        key: What commands call it.
+        name: Its name.
+        match: Words that its name in CUDA holds.
+        memory_gib: Its memory.
+        peak_tflops: Peak of dense bfloat16 matrix products, in 1e12 operations a second.
+        plan_mfu: Share of the peak that plans assume.
+        source: Where the peak is from.
+    """
+
+    key: str
+    name: str
+    match: tuple[str, ...]
+    memory_gib: float
+    peak_tflops: float
+    plan_mfu: float
+    source: str
+
+
+@cache
+def gpus() -> dict[str, Gpu]:
+    """The kinds of GPUs that are known, by key."""
+    table = json.loads(GPU_FILE.read_text(encoding="utf-8"))
+    return {
+        key: Gpu(key=key, **{**entry, "match": tuple(entry["match"])})
+        for key, entry in table.items()
+    }
+
+
+def get_gpu(key: str) -> Gpu:
+    """Look a kind of GPU up.
+
+    Raises:
+        ConfigError: There is none of that name; the choices are listed.
+    """
+    if key not in gpus():
+        raise ConfigError(f"unknown GPU {key!r}; choose from: {', '.join(gpus())}")
+    return gpus()[key]
+
+
+def peak_tflops_of(device_name: str) -> float | None:
+    """Peak of the GPU that CUDA calls so; None for one that is not known."""
+    words = device_name.replace("-", " ").upper().split()
+    for gpu in gpus().values():
+        wanted = [word.upper() for word in " ".join(gpu.match).split()]
+        # "40G" is in "40GB"; a chip's name stands for itself: an A100 is no A10
+        if all(any(w == word or w.startswith(word + "B") for w in words) for word in wanted):
+            return gpu.peak_tflops
+    return None
