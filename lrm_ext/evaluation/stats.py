@@ -1,10 +1,10 @@
-"""Figures about counts: intervals and baselines (EVAL_SPEC 9). Pure functions."""
+"""Figures about counts: intervals, tests and baselines (EVAL_SPEC 9). Pure functions."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 Z_95: Final = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -45,3 +45,34 @@ def num_majority_correct(golds: Iterable[tuple[str, str]]) -> int:
     for task, gold in golds:
         per_task.setdefault(task, Counter())[gold] += 1
     return sum(max(counts.values()) for counts in per_task.values())
+
+
+def mcnemar(num_only_a: int, num_only_b: int) -> float:
+    """Exact two-sided p-value that two systems are right equally often.
+
+    Args:
+        num_only_a: Questions that only the first gets right.
+        num_only_b: Questions that only the second gets right.
+
+    Example:
+        >>> round(mcnemar(10, 2), 6)
+        0.038574
+    """
+    discordant = num_only_a + num_only_b
+    tail = sum(math.comb(discordant, i) for i in range(min(num_only_a, num_only_b) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of several tests so that the chance of any false alarm stays the same.
+
+    Example:
+        >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted

@@ -1,0 +1,32 @@
+"""The four benchmarks of the paper, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llava.errors import ConfigError
+from lrm_ext.benchmarks.kind import Kind
+from lrm_ext.benchmarks.mmbench import MMBENCH
+from lrm_ext.benchmarks.mme import MME
+from lrm_ext.benchmarks.pope import POPE
+from lrm_ext.benchmarks.seed_bench import SEED_BENCH
+
+KINDS: Final = {kind.name: kind for kind in (MME, POPE, SEED_BENCH, MMBENCH)}
+ALIASES: Final = {"seed": "seed_bench", "seed-bench": "seed_bench", "seedbench": "seed_bench"}
+
+
+def find_kind(name: str) -> Kind | None:
+    """A benchmark of the paper; None if it is another."""
+    return KINDS.get(ALIASES.get(name, name))
+
+
+def get_kind(name: str) -> Kind:
+    """A benchmark of the paper.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    kind = find_kind(name)
+    if kind is None:
+        raise ConfigError(f"unknown benchmark {name!r}; choose from {', '.join(KINDS)}")
+    return kind
