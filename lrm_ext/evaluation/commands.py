@@ -25,7 +25,9 @@ def evaluate(
     blind: bool = typer.Option(True, help="Ask a second time without the picture."),
     max_new_tokens: int = typer.Option(32, help="Longest answer."),
     out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
-    benchmark_dir: Path = typer.Option(None, help="Your own <lang>.jsonl files."),
+    benchmark_dir: Path = typer.Option(
+        None, help="A folder of <lang>.jsonl, or of such folders by benchmark name."
+    ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
@@ -37,6 +39,7 @@ def evaluate(
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.headline import print_headlines
     from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
     from lrm_ext.evaluation.score import score_run
 
@@ -63,6 +66,7 @@ def evaluate(
     page = write_report(result, config.results_dir, model)
     if table:
         print_report(result, console)
+        print_headlines(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
@@ -75,6 +79,7 @@ def report(
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.headline import print_headlines
     from lrm_ext.evaluation.report import EvalReport
 
     console = Console()
@@ -82,6 +87,7 @@ def report(
     result = EvalReport.read(folder)
     page = write_report(result, folder, model)
     print_report(result, console)
+    print_headlines(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 

@@ -72,6 +72,7 @@ def _folder(source: Source, folder: Path) -> Questions:
     """The released folder: a file of two lines beside each picture, or in a folder of its own."""
     items: list[Item] = []
     without: list[str] = []
+    root = source.images or folder
     present = [name for name in CATEGORIES if (folder / name).is_dir()]
     if not present:
         raise DataError(
@@ -80,9 +81,9 @@ def _folder(source: Source, folder: Path) -> Questions:
         )
     for category in present:
         texts = folder / category / TEXT_FOLDER
-        pictures = folder / category / IMAGE_FOLDER
+        pictures = root / category / IMAGE_FOLDER
         texts = texts if texts.is_dir() else folder / category
-        pictures = pictures if pictures.is_dir() else folder / category
+        pictures = pictures if pictures.is_dir() else root / category
         paths = sorted(texts.glob("*.txt"))
         if not paths:
             raise DataError(f"{texts}: no .txt files with questions; is the benchmark complete?")
@@ -91,7 +92,7 @@ def _folder(source: Source, folder: Path) -> Questions:
             if image is None:
                 without.append(str(pictures / path.stem))
                 continue
-            relative = image.relative_to(folder).as_posix()
+            relative = image.relative_to(root).as_posix()
             for ordinal, (question, label) in enumerate(_two_lines(path)):
                 items.append(
                     _item(source, category, path.stem, ordinal, relative, relative, question,
@@ -102,7 +103,7 @@ def _folder(source: Source, folder: Path) -> Questions:
             f"{len(without)} pictures are missing: {', '.join(without[:NUM_SHOWN])}; expected "
             f"them with one of the endings {', '.join(IMAGE_SUFFIXES[:3])}"
         )
-    return Questions(tuple(items), folder)
+    return Questions(tuple(items), root)
 
 
 def _find_image(folder: Path, stem: str) -> Path | None:
