@@ -17,9 +17,11 @@ from typing import Any, Final
 from llava.errors import DataError
 from lrm_ext.benchmarks.items import LETTERS, Item, read_json_lines
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.kinds import find_kind
+from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.mme import bare_question
+from lrm_ext.benchmarks.parse import parse_yes_no
 from lrm_ext.benchmarks.pope import UNNAMED
+from lrm_ext.benchmarks.words import answer_words
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,19 @@ def read_answered(
     )
 
 
+def stated_kind(path: Path) -> Kind:
+    """The kind that the first line of a file of answers names; short answers where it names none.
+
+    Raises:
+        DataError: The file is empty or its first line is damaged.
+    """
+    first = next(read_json_lines(path), None)
+    if first is None:
+        raise DataError(f"{path}: no answers in it")
+    stated = first[1].get("kind") or first[1].get("benchmark")
+    return (find_kind(stated) if isinstance(stated, str) else None) or get_kind("answers")
+
+
 def _value(record: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if name in record), None)
 
@@ -219,7 +234,7 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
         category=str(category) if category else "",
         answer=gold.strip(),
         lang=lang,
-        answer_type=str(record.get("answer_type") or kind.answer_type),
+        answer_type=str(record.get("answer_type") or _type_of(gold, kind, lang)),
         options=_options(record, where),
         answers=tuple(record.get("golds") or ()),
         group=str(record.get("group") or ""),
@@ -234,6 +249,13 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
     if kind.name == "pope" and not item.category:
         item = replace(item, category=UNNAMED)
     return item
+
+
+def _type_of(gold: str, kind: Kind, lang: str) -> str:
+    """What sort of answer is expected, where the file does not say it."""
+    if kind.name == "answers" and parse_yes_no(gold, answer_words(lang)).label in ("yes", "no"):
+        return "yesno"
+    return kind.answer_type
 
 
 def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:

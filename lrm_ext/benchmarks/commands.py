@@ -77,7 +77,7 @@ def score(
     content = report.to_json()
     content["predictions"] = str(predictions)
     if intervals:
-        from lrm_ext.evaluation.headline import headline_interval
+        from lrm_ext.evaluation.intervals import headline_interval
 
         content["interval"] = headline_interval(report, seed)
     if scores is not None:

@@ -56,6 +56,7 @@ class Kind:
         maximum: The best possible headline of the whole benchmark.
         answer_type: Of its questions.
         modes: Judges by mode; `local` is for any language.
+        outcomes: Whether each question is right, where a question is more than one verdict.
         aliases: Modes that are the same as another.
         default_mode: For English; other languages are read by `local`.
         refused: Modes that cannot be had from texts, and why.
@@ -77,8 +78,17 @@ class Kind:
     check: Callable[[Sequence[Item], bool], int]
     count: Callable[[Sequence[Item], Sequence[Verdict], str], UnitCounts]
     details: Callable[[Sequence[Item], Sequence[Verdict], str], dict[str, Any]]
+    outcomes: Callable[[Sequence[Item], Sequence[Verdict]], dict[str, bool]] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def right_by_question(
+        self, items: Sequence[Item], verdicts: Sequence[Verdict]
+    ) -> dict[str, bool]:
+        """Whether each question is right, by its id."""
+        if self.outcomes is not None:
+            return self.outcomes(items, verdicts)
+        return {verdict.key: verdict.correct for verdict in verdicts}
 
     def mode_for(self, lang: str, wanted: str | None = None) -> str:
         """The mode in which answers in a language are read.

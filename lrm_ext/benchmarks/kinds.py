@@ -1,4 +1,4 @@
-"""The four benchmarks of the paper, by name."""
+"""The four benchmarks of the paper, and the kinds of the others, by name."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from llava.errors import ConfigError
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.mmbench import MMBENCH
 from lrm_ext.benchmarks.mme import MME
+from lrm_ext.benchmarks.plain import ANSWERS, CAPTIONS
 from lrm_ext.benchmarks.pope import POPE
 from lrm_ext.benchmarks.seed_bench import SEED_BENCH
 
-KINDS: Final = {kind.name: kind for kind in (MME, POPE, SEED_BENCH, MMBENCH)}
+PAPER: Final = ("mme", "pope", "seed_bench", "mmbench")
+KINDS: Final = {kind.name: kind for kind in (MME, POPE, SEED_BENCH, MMBENCH, ANSWERS, CAPTIONS)}
 ALIASES: Final = {"seed": "seed_bench", "seed-bench": "seed_bench", "seedbench": "seed_bench"}
 
 
 def find_kind(name: str) -> Kind | None:
-    """A benchmark of the paper; None if it is another."""
+    """A kind by its name; None if there is none of this name."""
     return KINDS.get(ALIASES.get(name, name))
 
 
 def get_kind(name: str) -> Kind:
-    """A benchmark of the paper.
+    """A kind by its name.
 
     Raises:
         ConfigError: There is none of this name.

@@ -136,7 +136,7 @@ def _existence_pair(scene: Scene, rng: random.Random) -> list[Say]:
 def _count_pair(scene: Scene, rng: random.Random) -> list[Say]:
     right = len(scene.objects)
     wrong = _choice(rng, [number for number in range(1, 5) if number != right])
-    return [_pattern("count", number=lambda lang, n=n: str(n)) for n in (right, wrong)]
+    return [_pattern("count", number=_number(number)) for number in (right, wrong)]
 
 
 def _color_pair(scene: Scene, rng: random.Random) -> list[Say]:
@@ -153,6 +153,10 @@ def _position_pair(scene: Scene, rng: random.Random) -> list[Say]:
         _pattern("position", thing=thing, position=_position(place))
         for place in (placed.position, elsewhere)
     ]
+
+
+def _number(number: int) -> Say:
+    return lambda lang: str(number)
 
 
 def _thing(concept: str) -> Say:
@@ -191,15 +195,17 @@ def pope_questions(scenes: Sequence[Scene]) -> Iterator[YesNoQuestion]:
         for scene in crowded[:POPE_IMAGES]:
             there = [placed.concept for placed in scene.objects][:POPE_PER_ANSWER]
             absent = _absent(scene)
-            near = sum((companions[name] for name in there), Counter[str]())
+            near: Counter[str] = Counter()
+            for name in there:
+                near.update(companions[name])
             rng = _rng("mini-pope", scene)
-            shuffled = {concept: rng.random() for concept in concept_ids()}
-            order = {
-                "random": lambda c, shuffled=shuffled: (shuffled[c], c),
-                "popular": lambda c: (-frequency[c], c),
-                "adversarial": lambda c, near=near: (-near[c], -frequency[c], c),
-            }[category]
-            not_there = sorted(absent, key=order)[:POPE_PER_ANSWER]
+            ranks: dict[str, dict[str, float]] = {
+                "random": {concept: rng.random() for concept in concept_ids()},
+                "popular": {concept: -frequency[concept] for concept in concept_ids()},
+                "adversarial": {concept: -near[concept] for concept in concept_ids()},
+            }
+            order = [(ranks[category][c], -frequency[c], c) for c in absent]
+            not_there = [concept for *_, concept in sorted(order)[:POPE_PER_ANSWER]]
             for pair in zip(there, not_there, strict=True):
                 for yes, concept in zip((True, False), pair, strict=True):
                     say = _said(Question("existence", concept, 0), scene)
@@ -251,7 +257,7 @@ def _choice_question(
     if task == "counting":
         question = counting_question(scene, rng)
         right, wrong = len(scene.objects), [n for n in range(1, 5) if n != len(scene.objects)]
-        options = [(lambda lang, n=n: str(n)) for n in (right, *_draw(rng, wrong, num_options - 1))]
+        options = [_number(number) for number in (right, *_draw(rng, wrong, num_options - 1))]
     elif task == "color":
         question = color_question(scene, rng)
         others = [color for color in backgrounds() if color != scene.background]

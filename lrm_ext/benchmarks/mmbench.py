@@ -118,6 +118,11 @@ def is_hit(rows: Sequence[tuple[Item, Verdict]]) -> bool:
     return len(rows) == expected and all(verdict.correct for _, verdict in rows)
 
 
+def outcomes(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, bool]:
+    """Whether all rotations of each question are right."""
+    return {base: is_hit(rows) for base, rows in _groups(items, verdicts).items()}
+
+
 def count(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
     """Questions with all rotations right; those on the same picture are drawn as one."""
     groups = _groups(items, verdicts)
@@ -171,4 +176,5 @@ MMBENCH: Final = Kind(
     check=check,
     count=count,
     details=details,
+    outcomes=outcomes,
 )

@@ -23,3 +23,9 @@ def option_prompt(question: str, hint: str, options: Sequence[str], language: La
     lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
     first = [hint] if hint else []
     return "\n".join([*first, question, *lines, language.option_letter])
+
+
+def prompt_for(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    """LLaVA's prompt for a question with options, or without."""
+    make = option_prompt if options else short_answer_prompt
+    return make(question, hint, options, language)

@@ -17,7 +17,7 @@ from typing import Final
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, read_description
 from lrm_ext.benchmarks.items import Item, read_items
-from lrm_ext.benchmarks.kinds import find_kind
+from lrm_ext.benchmarks.kinds import PAPER, find_kind
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
         inner = folder / name
         return open_folder(name, inner if inner.is_dir() else folder)
     if name not in BENCHMARKS:
-        if kind := find_kind(name):
+        if (kind := find_kind(name)) and kind.name in PAPER:
             raise ConfigError(
                 f"{name} does not come with the project: `lrm benchmark import {kind.name} FILES "
                 f"--out DIR/{name}`, then `lrm eval --benchmarks {name} --benchmark-dir DIR`. Its "

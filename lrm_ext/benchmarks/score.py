@@ -51,6 +51,7 @@ class Verdict:
         ambiguous: A Cyrillic letter was read by its shape and could be another by its place.
         unit: What is drawn as one in a bootstrap: the picture, or the question with its rotations.
         missing: There was no answer; it counts as wrong.
+        value: How good it is, 0 to 1, where that is more than right or wrong.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Verdict:
     ambiguous: bool = False
     unit: str = ""
     missing: bool = False
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Judgement:
     answer_lang: str
     by_default: bool = False
     ambiguous: bool = False
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,11 @@ def option_language(text: str, by: str, lang: str) -> str:
     return {"text": lang, "english": "en"}.get(by, UNDECIDED)
 
 
+def prose_language(text: str, reading: Reading) -> str:
+    """Language of free text: by the identifier, or `undecided`."""
+    return language_of_prose(text, reading.lang) if text.strip() else OTHER
+
+
 def _prose_or(text: str, lang: str, otherwise: str) -> str:
     found = language_of_prose(text, lang)
     return otherwise if found == UNDECIDED else found
@@ -288,4 +296,5 @@ def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Ve
         ambiguous=found.ambiguous,
         unit=item.unit,
         missing=text is None,
+        value=found.value,
     )

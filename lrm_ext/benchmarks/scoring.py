@@ -43,6 +43,7 @@ class ScoreReport:
         fidelity: Share of answers in the language of the question, and of how many.
         verdicts: On each question.
         units: The counts behind the headline.
+        right_by_question: Whether each question is right; with rotations, whether all of them are.
     """
 
     benchmark: str
@@ -57,6 +58,7 @@ class ScoreReport:
     fidelity: Mapping[str, Any]
     verdicts: tuple[Verdict, ...]
     units: UnitCounts
+    right_by_question: Mapping[str, bool]
 
     def to_json(self) -> dict[str, Any]:
         """The report as one flat object."""
@@ -143,6 +145,7 @@ def score_benchmark(
         fidelity=count_fidelity(verdicts, lang),
         verdicts=tuple(verdicts),
         units=units,
+        right_by_question=kind.right_by_question(items, verdicts),
     )
 
 

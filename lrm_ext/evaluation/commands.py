@@ -1,4 +1,4 @@
-"""`lrm eval` and `lrm report`: measure a model, and show what was measured."""
+"""`lrm eval`, `lrm report`, `lrm compare`: measure models, show and compare what was measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `lrm`."""
     app.command("eval")(evaluate)
     app.command("report")(report)
+    app.command("compare")(compare)
 
 
 def evaluate(
@@ -89,6 +90,46 @@ def report(
     print_report(result, console)
     print_headlines(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def compare(
+    a: Path = typer.Argument(help="A run: the model's folder, or that of its results."),
+    b: Path = typer.Argument(help="The run that is judged against it."),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    mode: str = typer.Option(None, help="How answers are read, in place of the default."),
+    seed: int = typer.Option(0, help="Of the bootstrap."),
+    replicates: int = typer.Option(10_000, help="Of the bootstrap."),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
+) -> None:
+    """Is B better than A, worse, or not distinguishable? Per language and on average."""
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.evaluation.compare import compare_runs
+    from lrm_ext.evaluation.compare_table import print_comparison
+
+    results = compare_runs(
+        a,
+        b,
+        benchmarks=_names(benchmarks),
+        languages=_names(languages),
+        mode=mode,
+        seed=seed,
+        num_replicates=replicates,
+    )
+    if as_json:
+        content = {
+            "a": str(a),
+            "b": str(b),
+            "seed": seed,
+            "replicates": replicates,
+            "benchmarks": [result.to_json() for result in results],
+        }
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        print_comparison(results, a, b, Console())
 
 
 def _names(texts: list[str]) -> tuple[str, ...]:

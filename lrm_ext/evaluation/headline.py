@@ -14,38 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import LOCAL, Kind, percentage
-from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
-from lrm_ext.evaluation.bootstrap import NUM_REPLICATES, bootstrap_interval
+from lrm_ext.benchmarks.kind import LOCAL, Kind
+from lrm_ext.benchmarks.scoring import score_benchmark
+from lrm_ext.evaluation.intervals import headline_interval
 from lrm_ext.evaluation.report import ENGLISH, BenchmarkResult, EvalReport, Headline
 from lrm_ext.evaluation.runner import QuestionSet
-from lrm_ext.evaluation.stats import wilson_interval
 
 WIDE_COLUMNS: Final = 100
-
-
-def headline_interval(report: ScoreReport, seed: int = 0) -> dict[str, Any]:
-    """95 % interval of a score, in its unit, and how it was found.
-
-    A share of questions gets Wilson's, anything else the bootstrap's.
-
-    Args:
-        report: The score.
-        seed: Of the bootstrap.
-    """
-    if report.units.combine is percentage:
-        right, total = (round(value) for value in report.units.counts.sum(axis=0))
-        low, high = wilson_interval(right, total)
-        return {"low": 100 * low, "high": 100 * high, "method": "wilson", "n": total}
-    low, high = bootstrap_interval(report.units, seed)
-    return {
-        "low": low,
-        "high": high,
-        "method": "bootstrap",
-        "n": len(report.units.units),
-        "replicates": NUM_REPLICATES,
-        "seed": seed,
-    }
 
 
 def score_headlines(

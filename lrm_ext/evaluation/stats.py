@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 Z_95: Final = 1.959964  # two-sided 95 % quantile of the normal distribution
+Z_POWER: Final = 0.841621  # its one-sided 80 % quantile
 
 
 def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
@@ -61,6 +62,30 @@ def mcnemar(num_only_a: int, num_only_b: int) -> float:
     discordant = num_only_a + num_only_b
     tail = sum(math.comb(discordant, i) for i in range(min(num_only_a, num_only_b) + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def num_needed(num: int, difference: float, standard_error: float) -> int | None:
+    """How many questions of the same sort it takes to tell a difference, four times in five.
+
+    The standard error shrinks with the square root of their number. Found is meant at the level of
+    5 percent, two-sided, for one comparison.
+
+    Args:
+        num: Questions asked.
+        difference: The difference that was measured.
+        standard_error: Of that difference, with `num` questions.
+
+    Returns:
+        None where there is no difference.
+    """
+    if difference == 0 or standard_error == 0:
+        return None
+    return math.ceil(num * (detectable(standard_error) / abs(difference)) ** 2)
+
+
+def detectable(standard_error: float) -> float:
+    """The smallest difference that is found four times in five, at the level of 5 percent."""
+    return (Z_95 + Z_POWER) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
