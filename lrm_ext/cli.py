@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import lrm_ext.benchmarks.commands
 import lrm_ext.corpus.commands
 import lrm_ext.evaluation.commands
 import lrm_ext.export.commands
@@ -42,6 +43,7 @@ for _package in (
     lrm_ext.mini.commands,
     lrm_ext.planning.commands,
     lrm_ext.training.commands,
+    lrm_ext.benchmarks.commands,
     lrm_ext.evaluation.commands,
     lrm_ext.export.commands,
     lrm_ext.serve.commands,

@@ -20,30 +20,17 @@ from llava.eval.generator import Script, answer_questions, run_main
 from llava.eval.records import field, read_tsv
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
+from llava.eval.rules import OPTION_LETTERS, get_options
+from llava.eval.rules import is_none as is_none
 
 SCRIPT = Script("model_vqa_mmbench", conv_mode="llava_v1", max_new_tokens=1024, plain_rule=True)
-LETTERS = ("A", "B", "C", "D")
+LETTERS = OPTION_LETTERS
 LETTER_INSTRUCTIONS = {
     "en": "Answer with the option's letter from the given choices directly.",
     "cn": "请直接回答选项字母。",
 }
 MAX_REFERENCE_CHARS = 64
 """An image cell of up to so many characters names the row that holds the picture."""
-
-
-def is_none(value: str) -> bool:
-    """Whether a cell counts as absent: empty, `nan` or `none`, in any case."""
-    return value.strip().lower() in ("", "nan", "none")
-
-
-def get_options(row: Mapping[str, str], letters: Sequence[str] = LETTERS) -> list[str]:
-    """The option texts of a row; they end at the first absent cell."""
-    options = []
-    for letter in letters:
-        if is_none(row.get(letter, "")):
-            break
-        options.append(row[letter])
-    return options
 
 
 def read_questions(

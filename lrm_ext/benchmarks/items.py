@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
 
-ANSWER_TYPES: Final = ("yesno", "text")
+ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
 FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")
+OPTIONAL_TEXTS: Final = ("question", "hint", "group", "image_id", "source_id", "supercategory")
+OPTIONAL_LISTS: Final = ("options", "answers")
+LETTERS: Final = ("A", "B", "C", "D", "E")
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,21 @@ class Item:
     Attributes:
         question_id: Unique within its file; the same question has the same id in every language.
         image: Picture path as in the file, relative to the benchmark's picture folder.
-        text: The question, without an image token.
+        text: What the model is asked, without an image token.
         category: The task that it belongs to.
-        answer: The expected answer in `lang`.
-        lang: Language code.
-        answer_type: `yesno` or `text`.
+        answer: The expected answer in `lang`; a letter where there are options. Empty where the
+            owner of the benchmark keeps the letters back: such a question can be asked, not scored.
+        lang: Language code of the question.
+        answer_type: `yesno`, `text`, `letter` or `caption`.
+        options: Texts of the options A, B, ...
+        answers: Every accepted answer of a free question, where there are several.
+        question: The question alone, where `text` has options and an instruction, too.
+        hint: What is said before the question.
+        group: What the rotations of one question share.
+        image_id: What questions on the same picture share; `image` if empty.
+        source_id: Its id in the benchmark's own files, where that is not unique.
+        supercategory: The group of categories that its category belongs to.
+        answer_lang: Language that the answer is expected in; `lang` if empty.
     """
 
     question_id: str
@@ -40,6 +53,29 @@ class Item:
     answer: str
     lang: str
     answer_type: str
+    options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    question: str = ""
+    hint: str = ""
+    group: str = ""
+    image_id: str = ""
+    source_id: str = ""
+    supercategory: str = ""
+    answer_lang: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is drawn as one in a bootstrap: the picture, else the question."""
+        return self.image_id or self.image or self.group or self.question_id
+
+    def lettered(self) -> dict[str, str]:
+        """Option texts by letter."""
+        return dict(zip(LETTERS, self.options, strict=False))
+
+    def to_record(self) -> dict[str, Any]:
+        """The line of a question file; optional fields only where they say something."""
+        values = {key: value for key, value in asdict(self).items() if value or key in FIELDS}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Item:
@@ -59,7 +95,8 @@ class Item:
         if isinstance(values["question_id"], int):
             values["question_id"] = str(values["question_id"])
         for field, value in values.items():
-            if not isinstance(value, str) or not value.strip():
+            hidden = field == "answer" and record["answer_type"] == "letter" and value == ""
+            if not isinstance(value, str) or not (value.strip() or hidden):
                 raise DataError(f"{name}: {field} is {value!r}; expected text that is not empty")
         if values["answer_type"] not in ANSWER_TYPES:
             raise DataError(
@@ -70,7 +107,39 @@ class Item:
             raise DataError(
                 f"{name}: the text holds <image>; the picture is named by `image` alone"
             )
-        return cls(**values)
+        item = cls(**values, **_optional(record, name))
+        if item.answer_type == "letter":
+            check_options(item, name)
+        return item
+
+
+def _optional(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in (*OPTIONAL_TEXTS, "answer_lang"):
+        values[field] = record.get(field, "")
+        if not isinstance(values[field], str):
+            raise DataError(f"{name}: {field} is {values[field]!r}; expected text")
+    for field in OPTIONAL_LISTS:
+        found = record.get(field, [])
+        if not isinstance(found, list) or not all(isinstance(t, str) and t.strip() for t in found):
+            raise DataError(f"{name}: {field} is {found!r}; expected a list of texts")
+        values[field] = tuple(found)
+    return values
+
+
+def check_options(item: Item, name: str) -> None:
+    """Refuse a multiple-choice question that cannot be answered.
+
+    Raises:
+        DataError: There are too few options or too many, or the letter names none of them.
+    """
+    if not 2 <= len(item.options) <= len(LETTERS):
+        raise DataError(f"{name}: {len(item.options)} options; expected 2 to {len(LETTERS)}")
+    if item.answer and item.answer not in LETTERS[: len(item.options)]:
+        raise DataError(
+            f"{name}: the answer is {item.answer!r}; "
+            f"expected one of {', '.join(LETTERS[: len(item.options)])}"
+        )
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,20 +1,23 @@
 """The benchmarks by name: where their files lie and which languages they have.
 
-A benchmark is a folder with one `<lang>.jsonl` per language, and a folder of pictures.
-`scenes` is the built-in one: questions on test scenes of the emoji corpus, unpacked on first use;
-`scenes-val` has validation scenes, for choosing between models.
+A benchmark is a folder with one `<lang>.jsonl` per language, and a folder of pictures; where it has
+a `benchmark.json`, that says whose rules score it. `scenes` is the built-in one: questions on test
+scenes of the emoji corpus, unpacked on first use; `scenes-val` has validation scenes, for choosing
+between models; `mini-mme` and its like have test scenes in the shape of the four benchmarks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from llava.errors import ConfigError, DataError
+from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, read_description
 from lrm_ext.benchmarks.items import Item, read_items
+from lrm_ext.benchmarks.kinds import PAPER, find_kind
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,15 @@ class Benchmark:
         name: Its name in file names and reports.
         folder: Holds `<lang>.jsonl`.
         image_root: Folder that the picture paths in them are relative to.
+        kind: Whose rules score it (see `kinds.py`); None for accuracy by the local rules.
+        versions: What the questions of each language are called, where that is known.
     """
 
     name: str
     folder: Path
     image_root: Path
+    kind: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, lang: str) -> Path:
         """The file of one language."""
@@ -64,9 +71,34 @@ def _open_built_in(name: str) -> Benchmark:
     return Benchmark(name, root / "benchmarks" / name, root / "images")
 
 
+def _open_mini(name: str) -> Benchmark:
+    from lrm_ext.benchmarks.mini import ensure_mini
+    from lrm_ext.corpus.emoji.unpack import ensure_unpacked
+
+    return open_folder(name, ensure_mini(name, ensure_unpacked()))
+
+
+def open_folder(name: str, folder: Path) -> Benchmark:
+    """A benchmark by its folder.
+
+    Raises:
+        DataError: Its `benchmark.json` is damaged.
+    """
+    if not (folder / DESCRIPTION_FILE).is_file():
+        return Benchmark(name, folder, folder)
+    described = read_description(folder)
+    versions = {lang: str(file.get("version", "")) for lang, file in described["files"].items()}
+    root = Path(os.path.normpath(folder / described["image_root"]))
+    return Benchmark(name, folder, root, described["kind"], versions)
+
+
 BENCHMARKS: Final[dict[str, Callable[[str], Benchmark]]] = {
     "scenes": _open_built_in,
     "scenes-val": _open_built_in,
+    "mini-mme": _open_mini,
+    "mini-pope": _open_mini,
+    "mini-seed_bench": _open_mini,
+    "mini-mmbench": _open_mini,
 }
 
 
@@ -75,16 +107,25 @@ def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
 
     Args:
         name: One of `BENCHMARKS`, or any name when `folder` is given.
-        folder: A folder of `<lang>.jsonl` files of your own; picture paths are relative to it.
+        folder: A folder of `<lang>.jsonl` files of your own, or a folder of such folders; picture
+            paths are relative to it, unless its `benchmark.json` says otherwise.
 
     Raises:
         ConfigError: The name is unknown or the folder does not exist.
+        DataError: Its `benchmark.json` is damaged.
     """
     if folder is not None:
         if not folder.is_dir():
             raise ConfigError(f"no benchmark folder {folder}; expected one with <lang>.jsonl files")
-        return Benchmark(name, folder, folder)
+        inner = folder / name
+        return open_folder(name, inner if inner.is_dir() else folder)
     if name not in BENCHMARKS:
+        if (kind := find_kind(name)) and kind.name in PAPER:
+            raise ConfigError(
+                f"{name} does not come with the project: `lrm benchmark import {kind.name} FILES "
+                f"--out DIR/{name}`, then `lrm eval --benchmarks {name} --benchmark-dir DIR`. Its "
+                f"small built-in version is mini-{kind.name}"
+            )
         raise ConfigError(f"unknown benchmark {name}; choose from {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name](name)
 

@@ -1,19 +1,26 @@
-"""Decide which answers are right (mode `local`). Pure: questions and texts in, verdicts out.
+"""Decide which answers are right. Pure: questions and texts in, verdicts out.
 
-A yes/no question is read strictly (rule `mme`): an answer that does not begin with a yes or a no
-decides nothing and is wrong. Any other answer must equal the expected one.
+How an answer is read depends on its question: by yes or no, by the letter of an option, or by
+comparing texts. The rules here are the local ones, for any language (EVAL_SPEC 7): a yes/no answer
+that does not begin with a yes or a no decides nothing and is wrong. Those of the English scorers
+belong to their benchmarks (`mme.py`, `pope.py`, ...), which hand in a judge of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from llava.errors import DataError
+from lrm_ext.benchmarks.fidelity import UNDECIDED, language_of_prose
 from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.letters import has_words_beside, infer_local
 from lrm_ext.benchmarks.parse import (
+    NEUTRAL,
+    OTHER,
     AnswerWords,
+    Rule,
     matches_text,
     parse_yes_no,
     text_key,
@@ -21,6 +28,9 @@ from lrm_ext.benchmarks.parse import (
 )
 
 MODE: Final = "local"
+UNPARSED: Final = frozenset({"other", "unparsed"})
+MISSING: Final = "missing"
+NUM_SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,18 @@ class Verdict:
     Attributes:
         key: The question.
         category: Its task.
-        answer_type: `yesno` or `text`.
+        answer_type: `yesno`, `text`, `letter` or `caption`.
         gold: The expected answer, as `parsed` would say it.
-        parsed: `yes`, `no`, `other`, or the answer's `text_key`.
+        parsed: `yes`, `no`, `other`, `unparsed`, a letter, the answer's `text_key`, or `missing`.
         correct: Whether it is the expected answer.
-        answer_lang: Its language: a code, `letter` (belongs to none) or `other`.
+        answer_lang: Its language: a code, `letter` (belongs to none), `undecided` (too short to
+            tell) or `other`.
         empty: Whether there was no text at all.
+        by_default: It is `yes` only because nothing in it negates.
+        ambiguous: A Cyrillic letter was read by its shape and could be another by its place.
+        unit: What is drawn as one in a bootstrap: the picture, or the question with its rotations.
+        missing: There was no answer; it counts as wrong.
+        value: How good it is, 0 to 1, where that is more than right or wrong.
     """
 
     key: str
@@ -46,28 +62,160 @@ class Verdict:
     correct: bool
     answer_lang: str
     empty: bool
+    by_default: bool = False
+    ambiguous: bool = False
+    unit: str = ""
+    missing: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How an answer was read; see `Verdict` for the fields."""
+
+    parsed: str
+    correct: bool
+    answer_lang: str
+    by_default: bool = False
+    ambiguous: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What answers in one language are read by.
+
+    Attributes:
+        words: How it says yes and no.
+        word_letters: Option letters that are words of it.
+        native: `text_answers` of the questions in it.
+        english: `text_answers` of the English questions.
+        english_options: The English options of a question, by its id.
+    """
+
+    words: AnswerWords
+    word_letters: tuple[str, ...] = ()
+    native: frozenset[str] = frozenset()
+    english: frozenset[str] = frozenset()
+    english_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def lang(self) -> str:
+        """The language's code."""
+        return self.words.lang
+
+
+Judge = Callable[[Item, str, Reading], Judgement]
 
 
 def gold_of(item: Item, words: AnswerWords) -> str:
     """The expected answer in the form in which answers are compared.
 
     Raises:
-        DataError: The expected answer of a yes/no question is neither in the language nor English.
+        DataError: The expected answer of a yes/no question is neither in the language nor English,
+            or the letter is kept back by the benchmark's owner.
     """
-    if item.answer_type == "text":
+    if item.answer_type in ("text", "caption"):
         return text_key(item.answer)
+    if item.answer_type == "letter":
+        if not item.answer:
+            raise DataError(
+                f"question {item.question_id}: its answer is kept back by the benchmark's owner, "
+                "so it cannot be scored here; export the answers and upload them there"
+            )
+        return item.answer
     label = parse_yes_no(item.answer, words).label
     if label not in ("yes", "no"):
         raise DataError(
             f"question {item.question_id} ({item.lang}): the expected answer {item.answer!r} is "
-            f"neither yes nor no in the word lists of language {item.lang}"
+            f"neither yes nor no in the word lists of language {words.lang}"
         )
     return label
 
 
 def text_answers(items: Sequence[Item]) -> frozenset[str]:
     """Every expected free answer, as `text_key`: what the language of an answer is told by."""
-    return frozenset(text_key(item.answer) for item in items if item.answer_type == "text")
+    return frozenset(
+        text_key(answer)
+        for item in items
+        if item.answer_type == "text"
+        for answer in (item.answers or (item.answer,))
+    )
+
+
+def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -> Judgement:
+    """Read an answer by the rules for any language.
+
+    Args:
+        item: The question.
+        text: What the model wrote.
+        reading: The language of the question.
+        rule: How a yes/no answer is read whose beginning does not decide: `mme` or `pope`.
+    """
+    if item.answer_type == "letter":
+        return _judge_letter(item, text, reading)
+    if item.answer_type == "yesno":
+        answer = parse_yes_no(text, reading.words, rule)
+        correct = answer.label == gold_of(item, reading.words)
+        lang = yes_no_language(text, reading)
+        return Judgement(answer.label, correct, lang, answer.by_default)
+    accepted = item.answers or (item.answer,)
+    correct = any(matches_text(text, answer) for answer in accepted)
+    answer_lang = text_language(
+        text, item.answer_lang or item.lang, reading.native, reading.english
+    )
+    if answer_lang == OTHER:
+        answer_lang = _prose_or(text, reading.lang, OTHER)
+    return Judgement(text_key(text), correct, answer_lang)
+
+
+def yes_no_language(text: str, reading: Reading) -> str:
+    """Language of a yes/no answer: by a word of the lists, else by the identifier."""
+    lang = parse_yes_no(text, reading.words, "pope").answer_lang
+    return _prose_or(text, reading.lang, OTHER) if lang == OTHER else lang
+
+
+def _judge_letter(item: Item, text: str, reading: Reading) -> Judgement:
+    choice = infer_local(
+        text,
+        item.options,
+        reading.word_letters,
+        reading.words.spaced,
+        reading.english_options.get(item.question_id, ()),
+    )
+    return Judgement(
+        choice.letter or "other",
+        choice.letter == item.answer,
+        option_language(text, choice.by, reading.lang),
+        ambiguous=choice.ambiguous,
+    )
+
+
+def option_language(text: str, by: str, lang: str) -> str:
+    """Language of an answer to a multiple-choice question.
+
+    Args:
+        text: What the model wrote.
+        by: What told the option: `letter`, `text`, `english` or "" (see `Choice`).
+        lang: The language that was asked in.
+    """
+    if has_words_beside(text, 1):
+        found = _prose_or(text, lang, "")
+        if found:
+            return found
+    if by == "letter" or not any(character.isalpha() for character in text):
+        return NEUTRAL if text.strip() else OTHER
+    return {"text": lang, "english": "en"}.get(by, UNDECIDED)
+
+
+def prose_language(text: str, reading: Reading) -> str:
+    """Language of free text: by the identifier, or `undecided`."""
+    return language_of_prose(text, reading.lang) if text.strip() else OTHER
+
+
+def _prose_or(text: str, lang: str, otherwise: str) -> str:
+    found = language_of_prose(text, lang)
+    return otherwise if found == UNDECIDED else found
 
 
 def score_answers(
@@ -77,7 +225,7 @@ def score_answers(
     native: Collection[str],
     english: Collection[str],
 ) -> list[Verdict]:
-    """Score the answers to questions in one language.
+    """Score the answers to questions in one language by the local rules.
 
     Args:
         items: The questions.
@@ -92,35 +240,61 @@ def score_answers(
     Raises:
         DataError: A question has no answer: nothing is dropped from a denominator.
     """
-    if missing := [item.question_id for item in items if item.question_id not in texts]:
+    reading = Reading(words, native=frozenset(native), english=frozenset(english))
+    return judge_answers(items, texts, reading, judge_locally)
+
+
+def judge_answers(
+    items: Sequence[Item],
+    texts: Mapping[str, str],
+    reading: Reading,
+    judge: Judge,
+    allow_missing: bool = False,
+) -> list[Verdict]:
+    """Score the answers to questions in one language.
+
+    Args:
+        items: The questions.
+        texts: The answers by question id; answers to other questions are left alone.
+        reading: What answers in the language are read by.
+        judge: The rule.
+        allow_missing: A question without an answer is wrong, not an error.
+
+    Returns:
+        One verdict per question, in the order of `items`.
+
+    Raises:
+        DataError: A question has no answer: nothing is dropped from a denominator.
+    """
+    missing = [item.question_id for item in items if item.question_id not in texts]
+    if missing and not allow_missing:
+        shown = ", ".join(missing[:NUM_SHOWN]) + ("..." if len(missing) > NUM_SHOWN else "")
         raise DataError(
-            f"{len(missing)} of {len(items)} questions in language {words.lang} have no answer "
-            f"({', '.join(missing[:5])}...); run `lrm eval` again, it answers what is missing"
+            f"{len(missing)} of {len(items)} questions in language {reading.lang} have no answer "
+            f"({shown}); run `lrm eval` again, it answers what is missing (or count them as wrong: "
+            "`lrm benchmark score --allow-missing`)"
         )
-    return [_verdict(item, texts[item.question_id], words, native, english) for item in items]
+    return [_verdict(item, texts.get(item.question_id), reading, judge) for item in items]
 
 
-def _verdict(
-    item: Item,
-    text: str,
-    words: AnswerWords,
-    native: Collection[str],
-    english: Collection[str],
-) -> Verdict:
-    gold = gold_of(item, words)
-    if item.answer_type == "yesno":
-        answer = parse_yes_no(text, words)
-        parsed, answer_lang, correct = answer.label, answer.answer_lang, answer.label == gold
+def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Verdict:
+    gold = gold_of(item, reading.words)
+    if text is None:
+        found = Judgement(MISSING, False, MISSING)
     else:
-        parsed, correct = text_key(text), matches_text(text, item.answer)
-        answer_lang = text_language(text, item.lang, native, english)
+        found = judge(item, text, reading)
     return Verdict(
         key=item.question_id,
         category=item.category,
         answer_type=item.answer_type,
         gold=gold,
-        parsed=parsed,
-        correct=correct,
-        answer_lang=answer_lang,
-        empty=not text.strip(),
+        parsed=found.parsed,
+        correct=found.correct,
+        answer_lang=found.answer_lang,
+        empty=text is not None and not text.strip(),
+        by_default=found.by_default,
+        ambiguous=found.ambiguous,
+        unit=item.unit,
+        missing=text is None,
+        value=found.value,
     )

@@ -1,4 +1,4 @@
-"""`lrm eval` and `lrm report`: measure a model, and show what was measured."""
+"""`lrm eval`, `lrm report`, `lrm compare`: measure models, show and compare what was measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `lrm`."""
     app.command("eval")(evaluate)
     app.command("report")(report)
+    app.command("compare")(compare)
 
 
 def evaluate(
@@ -25,7 +26,9 @@ def evaluate(
     blind: bool = typer.Option(True, help="Ask a second time without the picture."),
     max_new_tokens: int = typer.Option(32, help="Longest answer."),
     out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
-    benchmark_dir: Path = typer.Option(None, help="Your own <lang>.jsonl files."),
+    benchmark_dir: Path = typer.Option(
+        None, help="A folder of <lang>.jsonl, or of such folders by benchmark name."
+    ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
@@ -37,6 +40,7 @@ def evaluate(
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.headline import print_headlines
     from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
     from lrm_ext.evaluation.score import score_run
 
@@ -63,6 +67,7 @@ def evaluate(
     page = write_report(result, config.results_dir, model)
     if table:
         print_report(result, console)
+        print_headlines(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
@@ -75,6 +80,7 @@ def report(
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
+    from lrm_ext.evaluation.headline import print_headlines
     from lrm_ext.evaluation.report import EvalReport
 
     console = Console()
@@ -82,7 +88,48 @@ def report(
     result = EvalReport.read(folder)
     page = write_report(result, folder, model)
     print_report(result, console)
+    print_headlines(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def compare(
+    a: Path = typer.Argument(help="A run: the model's folder, or that of its results."),
+    b: Path = typer.Argument(help="The run that is judged against it."),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    mode: str = typer.Option(None, help="How answers are read, in place of the default."),
+    seed: int = typer.Option(0, help="Of the bootstrap."),
+    replicates: int = typer.Option(10_000, help="Of the bootstrap."),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
+) -> None:
+    """Is B better than A, worse, or not distinguishable? Per language and on average."""
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.evaluation.compare import compare_runs
+    from lrm_ext.evaluation.compare_table import print_comparison
+
+    results = compare_runs(
+        a,
+        b,
+        benchmarks=_names(benchmarks),
+        languages=_names(languages),
+        mode=mode,
+        seed=seed,
+        num_replicates=replicates,
+    )
+    if as_json:
+        content = {
+            "a": str(a),
+            "b": str(b),
+            "seed": seed,
+            "replicates": replicates,
+            "benchmarks": [result.to_json() for result in results],
+        }
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        print_comparison(results, a, b, Console())
 
 
 def _names(texts: list[str]) -> tuple[str, ...]:

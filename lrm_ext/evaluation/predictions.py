@@ -43,6 +43,7 @@ class Prediction:
         blind: Whether the picture was withheld.
         num_new_tokens: Length of the answer, the end token not counted.
         finish_reason: `stop`, or `length` if it was cut off.
+        extra: Further keys, so that the answers can be scored without the benchmark's files.
     """
 
     question_id: str
@@ -60,12 +61,14 @@ class Prediction:
     num_new_tokens: int
     finish_reason: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_line(self) -> str:
         """One line of JSON, LLaVA's keys first."""
         first = ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
         values = asdict(self)
-        ordered = {name: values.pop(name) for name in first} | values
+        extra = values.pop("extra")
+        ordered = {name: values.pop(name) for name in first} | values | extra
         return json.dumps(ordered, ensure_ascii=False) + "\n"
 
 

@@ -51,6 +51,31 @@ class GroupScore:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The figure of the paper's tables, in its unit.
+
+    Attributes:
+        name: What it is, such as perception.
+        mode: How answers were read.
+        value: The figure.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        method: How the interval was found.
+        blind: The same without the picture; None if that was not run.
+        details: All other figures, as `lrm benchmark score --json` prints them.
+    """
+
+    name: str
+    mode: str
+    value: float
+    low: float
+    high: float
+    method: str
+    blind: float | None
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class LanguageResult:
     """One language's scores.
 
@@ -64,6 +89,8 @@ class LanguageResult:
         text: Over the others; None if there are none.
         tasks: By task.
         yesno_tasks: The tasks that are answered by yes or no.
+        headlines: The figure of the paper's tables, in each mode of reading; empty for a benchmark
+            that has none but accuracy.
     """
 
     lang: str
@@ -75,6 +102,7 @@ class LanguageResult:
     text: GroupScore | None
     tasks: Mapping[str, GroupScore]
     yesno_tasks: tuple[str, ...]
+    headlines: tuple[Headline, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +219,9 @@ def _language(data: dict[str, Any]) -> LanguageResult:
     groups = {name: data[name] and GroupScore(**data[name]) for name in ("total", "yesno", "text")}
     tasks = {task: GroupScore(**group) for task, group in data["tasks"].items()}
     yesno_tasks = tuple(data["yesno_tasks"])
-    return LanguageResult(**{**data, **groups, "tasks": tasks, "yesno_tasks": yesno_tasks})
+    headlines = tuple(Headline(**headline) for headline in data.get("headlines", ()))
+    tuples = {"yesno_tasks": yesno_tasks, "headlines": headlines}
+    return LanguageResult(**{**data, **groups, "tasks": tasks, **tuples})
 
 
 def mean_accuracy(groups: Sequence[GroupScore | None]) -> float | None:

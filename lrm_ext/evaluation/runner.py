@@ -66,7 +66,8 @@ class EvalConfig:
         blind: Ask a second time without the picture.
         max_new_tokens: Longest answer.
         out_dir: Folder of the results; `<model_path>/eval` by default.
-        benchmark_dir: Folder of `<lang>.jsonl` files in place of the built-in benchmark.
+        benchmark_dir: Folder of `<lang>.jsonl` files in place of the built-in benchmark, or a
+            folder of such folders, each with a benchmark's name.
         conv_mode: Template in place of the checkpoint's own.
         device: `cpu` or `cuda`; by default a GPU where there is one.
         fresh: Delete the answers of an earlier run first.
@@ -112,7 +113,12 @@ class EvalConfig:
                 f"unknown language {', '.join(unknown)}; choose from {', '.join(known)}"
             )
         if self.benchmark_dir is not None and len(self.benchmarks) != 1:
-            raise ConfigError("--benchmark-dir holds one benchmark; name just one of them")
+            without = [n for n in self.benchmarks if not (self.benchmark_dir / n).is_dir()]
+            if without:
+                raise ConfigError(
+                    f"--benchmark-dir {self.benchmark_dir} has no folder {', '.join(without)}; "
+                    "with several benchmarks it holds a folder for each of them"
+                )
 
 
 @dataclass(frozen=True)
@@ -288,7 +294,7 @@ def _answer_items(
         for batch in _batches(groups, config.batch_size):
             answers = answerer.answer([asked for asked, _ in batch])
             predictions = [
-                _prediction(item, answer, qs.benchmark.name, model_id, blind)
+                _prediction(item, answer, qs.benchmark, model_id, blind)
                 for (_, same), answer in zip(batch, answers, strict=True)
                 for item in same
             ]
@@ -302,17 +308,17 @@ def _batches(groups: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _prediction(
-    item: Item, answer: Answer, benchmark: str, model_id: str, blind: bool
+    item: Item, answer: Answer, benchmark: Benchmark, model_id: str, blind: bool
 ) -> Prediction:
-    name = "\n".join((model_id, benchmark, item.lang, item.question_id, str(blind)))
+    name = "\n".join((model_id, benchmark.name, item.lang, item.question_id, str(blind)))
     return Prediction(
-        question_id=item.question_id,
+        question_id=item.source_id or item.question_id,
         prompt=item.text,
         text=answer.text,
         answer_id=hashlib.sha256(name.encode()).hexdigest()[:22],
         model_id=model_id,
         key=item.question_id,
-        benchmark=benchmark,
+        benchmark=benchmark.name,
         lang=item.lang,
         category=item.category,
         image=item.image,
@@ -320,7 +326,28 @@ def _prediction(
         blind=blind,
         num_new_tokens=answer.num_new_tokens,
         finish_reason=answer.finish_reason,
+        extra=_described(item, benchmark),
     )
+
+
+def _described(item: Item, benchmark: Benchmark) -> dict[str, Any]:
+    """What of a question its answer is scored by."""
+    described: dict[str, Any] = {
+        "answer_type": item.answer_type,
+        "kind": benchmark.kind,
+        "version": benchmark.versions.get(item.lang),
+        "prompt_id": f"llava/{item.answer_type}/{item.lang}" if benchmark.kind else None,
+        "image_id": item.image_id,
+        "group": item.group,
+        "golds": list(item.answers),
+        "supercategory": item.supercategory,
+        "answer_lang": item.answer_lang,
+    }
+    if item.options:
+        described["options"] = list(item.options)
+        described["option_char"] = list(item.lettered())
+        described["round_id"] = 0
+    return {key: value for key, value in described.items() if value not in (None, "", [])}
 
 
 def sha256_of(*paths: Path) -> str:

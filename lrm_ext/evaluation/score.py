@@ -19,10 +19,12 @@ from typing import Final
 
 import lrm_ext
 from llava.mm_utils import get_model_name_from_path
+from lrm_ext.benchmarks.fidelity import fidelity
 from lrm_ext.benchmarks.items import Item, read_json_lines
-from lrm_ext.benchmarks.parse import NEUTRAL
-from lrm_ext.benchmarks.score import MODE, Verdict, score_answers, text_answers
-from lrm_ext.benchmarks.words import answer_words
+from lrm_ext.benchmarks.kinds import find_kind
+from lrm_ext.benchmarks.score import MODE, UNPARSED, Verdict, judge_answers, judge_locally
+from lrm_ext.benchmarks.scoring import reading_of
+from lrm_ext.evaluation.headline import score_headlines
 from lrm_ext.evaluation.predictions import read_predictions, write_atomically
 from lrm_ext.evaluation.report import (
     ENGLISH,
@@ -38,6 +40,7 @@ from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
 from lrm_ext.languages import get_language
 
 SCORES_FILE: Final = "scores.jsonl"
+CLOSED: Final = ("yesno", "letter")
 EXAMPLES_DIR: Final = "examples"
 EXAMPLE_LANGUAGES: Final[tuple[str, ...]] = ("en", "hr", "zh")
 NUM_EXAMPLE_LANGUAGES: Final = 3
@@ -86,17 +89,19 @@ def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> 
 def _score_language(
     config: EvalConfig, qs: QuestionSet
 ) -> tuple[LanguageResult, list[Verdict], list[Verdict] | None]:
-    words = answer_words(qs.lang)
-    native = text_answers(qs.benchmark.read(qs.lang))
     has_english = ENGLISH in qs.benchmark.languages()
-    english = text_answers(qs.benchmark.read(ENGLISH)) if has_english else frozenset()
+    english = qs.benchmark.read(ENGLISH) if has_english else []
+    reading = reading_of(qs.lang, qs.benchmark.read(qs.lang), english)
+    kind = find_kind(qs.benchmark.kind or "")
+    judge = kind.modes[MODE] if kind else judge_locally
     path = qs.path(config.predictions_dir, blind=False)
-    verdicts = score_answers(qs.items, read_predictions(path), words, native, english)
+    texts = read_predictions(path)
+    verdicts = judge_answers(qs.items, texts, reading, judge)
     blind_texts = read_predictions(qs.path(config.predictions_dir, blind=True))
     blind_verdicts = None
     # A blind run that was interrupted says nothing yet.
     if all(item.question_id in blind_texts for item in qs.items):
-        blind_verdicts = score_answers(qs.items, blind_texts, words, native, english)
+        blind_verdicts = judge_answers(qs.items, blind_texts, reading, judge)
     cut = _cut_keys(path)
 
     def group(keep: Iterable[bool]) -> GroupScore | None:
@@ -128,6 +133,7 @@ def _score_language(
             if (score := group(v.category == task for v in verdicts)) is not None
         },
         yesno_tasks=tuple(dict.fromkeys(v.category for v in verdicts if v.answer_type == "yesno")),
+        headlines=score_headlines(qs, kind, texts, blind_texts, english, cut) if kind else (),
     )
     return result, verdicts, blind_verdicts
 
@@ -149,7 +155,7 @@ def tally(
     n = len(verdicts)
     num_correct = sum(verdict.correct for verdict in verdicts)
     low, high = wilson_interval(num_correct, n)
-    languages = [v.answer_lang for v in verdicts if v.answer_lang != NEUTRAL]
+    own, decided = fidelity((verdict.answer_lang for verdict in verdicts), lang)
     return GroupScore(
         num_questions=n,
         accuracy=num_correct / n,
@@ -157,10 +163,10 @@ def tally(
         high=high,
         blind_accuracy=None if blind is None else sum(v.correct for v in blind) / n,
         majority=num_majority_correct((v.category, v.gold) for v in verdicts) / n,
-        num_unparsed=sum(v.answer_type == "yesno" and v.parsed == "other" for v in verdicts),
+        num_unparsed=sum(v.answer_type in CLOSED and v.parsed in UNPARSED for v in verdicts),
         num_empty=sum(verdict.empty for verdict in verdicts),
         num_cut=sum(verdict.key in cut_keys for verdict in verdicts),
-        fidelity=languages.count(lang) / len(languages) if languages else None,
+        fidelity=own / decided if decided else None,
     )
 
 

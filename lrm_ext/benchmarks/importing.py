@@ -1,0 +1,206 @@
+"""From a benchmark's official files to a folder that `lrm eval` asks.
+
+The folder holds `<lang>.jsonl`, one question a line with what the model is asked (LLaVA's prompt in
+that language) and its parts beside it; `benchmark.json`, which says whose rules score it and which
+version it is; and the pictures that came inside a table. Other pictures stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, IMAGES_DIR, read_description
+from lrm_ext.benchmarks.items import Item, read_items
+from lrm_ext.benchmarks.kind import Kind
+from lrm_ext.benchmarks.kinds import get_kind
+from lrm_ext.benchmarks.official import mmbench, mme, pope, seed_bench
+from lrm_ext.benchmarks.official.source import Questions, Source
+from lrm_ext.benchmarks.pictures import PictureStore
+
+READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
+    "mme": mme.read,
+    "pope": pope.read,
+    "seed_bench": seed_bench.read,
+    "mmbench": mmbench.read,
+}
+ENGLISH: Final = "en"
+_HASH_CHARS: Final = 8
+
+
+@dataclass(frozen=True)
+class OpenQuestions:
+    """Questions to score answers against.
+
+    Attributes:
+        items: The questions.
+        english: The same in English, where they are at hand.
+        lang: Their language.
+        version: What they are called.
+    """
+
+    items: tuple[Item, ...]
+    english: tuple[Item, ...]
+    lang: str
+    version: str
+
+
+def read_official(
+    name: str,
+    path: Path,
+    lang: str,
+    store: PictureStore,
+    labels: Path | None = None,
+    images: Path | None = None,
+) -> Questions:
+    """Read a benchmark's official files and check that they are whole.
+
+    Args:
+        name: The benchmark.
+        path: Its file or folder.
+        lang: The language that they are in.
+        store: Where pictures inside tables go.
+        labels: Files with the expected answers, where the questions come without.
+        images: Folder of the pictures, where it is not the usual one.
+
+    Raises:
+        ConfigError: The benchmark is unknown.
+        DataError: A file is not as it must be.
+    """
+    kind = get_kind(name)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    source = Source(kind, path, lang, store, labels, images)
+    questions = READERS[kind.name](source)
+    if not questions.items:
+        raise DataError(f"{path}: no questions in it")
+    _refuse_twice(questions, kind, path)
+    kind.check(questions.items, False)
+    return questions
+
+
+def _refuse_twice(questions: Questions, kind: Kind, path: Path) -> None:
+    seen: set[str] = set()
+    for item in questions.items:
+        if item.question_id in seen:
+            raise DataError(f"{path}: {kind.name}: question {item.question_id} is there twice")
+        seen.add(item.question_id)
+
+
+def version_of(path: Path, items: tuple[Item, ...]) -> str:
+    """What a set of questions is called: file, number of questions, and a digest of them."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr((item.question_id, item.question, item.options, item.answer)).encode())
+    stem = path.name if path.is_dir() else path.stem
+    return f"{stem}-{len(items)}-{digest.hexdigest()[:_HASH_CHARS]}"
+
+
+def import_benchmark(
+    name: str,
+    path: Path,
+    out: Path,
+    *,
+    lang: str = ENGLISH,
+    labels: Path | None = None,
+    images: Path | None = None,
+) -> OpenQuestions:
+    """Write official files as a benchmark folder, or add a language to one.
+
+    Args:
+        name: The benchmark.
+        path: Its file or folder.
+        out: The folder to write.
+        lang: The language that the files are in.
+        labels: Files with the expected answers, where the questions come without.
+        images: Folder of the pictures, where it is not the usual one.
+
+    Raises:
+        ConfigError: The benchmark or language is unknown.
+        DataError: A file is not as it must be, or the folder holds another benchmark.
+    """
+    store = PictureStore(out / IMAGES_DIR, images)
+    questions = read_official(name, path, lang, store, labels, images)
+    root = questions.image_root or out / IMAGES_DIR
+    return write_folder(out, get_kind(name).name, lang, questions.items, root, path)
+
+
+def write_folder(
+    out: Path, kind: str, lang: str, items: tuple[Item, ...], image_root: Path, source: Path
+) -> OpenQuestions:
+    """Write one language of a benchmark folder.
+
+    Raises:
+        DataError: The folder holds another benchmark, or other questions in other languages.
+    """
+    version = version_of(source, items)
+    described: dict[str, Any] = {"kind": kind, "image_root": "", "files": {}}
+    if (out / DESCRIPTION_FILE).is_file():
+        described = dict(read_description(out))
+        if described["kind"] != kind:
+            raise DataError(f"{out}: holds {described['kind']}, not {kind}; choose another folder")
+        _refuse_others(out, described, lang, items)
+    out.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(image_root.resolve(), out.resolve())
+    if described["image_root"] not in ("", relative):
+        raise DataError(
+            f"{out}: its pictures are in {described['image_root']}, those of {source} in {relative}"
+        )
+    described["image_root"] = relative
+    described["files"] = {
+        **described["files"],
+        lang: {"version": version, "source": source.name, "num_questions": len(items)},
+    }
+    lines = (json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items)
+    _write(out / f"{lang}.jsonl", "".join(lines))
+    _write(out / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    return OpenQuestions(items, (), lang, version)
+
+
+def _refuse_others(
+    out: Path, described: Mapping[str, Any], lang: str, items: tuple[Item, ...]
+) -> None:
+    """Demand that all languages of a folder have the same questions and expected answers."""
+    for other in described["files"]:
+        if other == lang:
+            continue
+        there = {i.question_id: i.answer for i in read_items(out / f"{other}.jsonl", other)}
+        here = {i.question_id: i.answer for i in items}
+        closed = any(item.answer_type != "text" for item in items)
+        if there.keys() != here.keys() or (closed and there != here):
+            raise DataError(
+                f"{out}: the questions in {lang} are not those in {other} "
+                f"({len(here)} and {len(there)}; ids and expected answers must be equal)"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def open_questions(name: str, path: Path, lang: str) -> OpenQuestions:
+    """Questions of a benchmark folder, or of official files as they are.
+
+    Raises:
+        ConfigError: The benchmark is unknown.
+        DataError: They are not as they must be, or the folder has not this language.
+    """
+    if not (path / DESCRIPTION_FILE).is_file():
+        items = read_official(name, path, lang, PictureStore(None)).items
+        return OpenQuestions(items, (), lang, version_of(path, items))
+    described = read_description(path)
+    kind = get_kind(name).name
+    if described["kind"] != kind:
+        raise ConfigError(f"{path} holds {described['kind']}, not {kind}")
+    items = tuple(read_items(path / f"{lang}.jsonl", lang))
+    has_english = lang != ENGLISH and (path / f"{ENGLISH}.jsonl").is_file()
+    english = tuple(read_items(path / f"{ENGLISH}.jsonl", ENGLISH)) if has_english else ()
+    return OpenQuestions(items, english, lang, str(described["files"][lang]["version"]))

@@ -1,0 +1,93 @@
+"""Pictures that come inside a table: as bytes, base64, or a name in a folder.
+
+In: a cell. Out: a file named by its content, so that a picture that serves many questions is
+written once, and a path relative to the folder. No picture is decoded here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import DataError
+
+_MAGIC: Final = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"GIF8", ".gif"),
+    (b"RIFF", ".webp"),
+    (b"BM", ".bmp"),
+)
+_HASH_CHARS: Final = 20
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Where pictures go.
+
+    Attributes:
+        folder: The folder; None to name them only, when nothing is to be asked.
+        source: A folder that names in cells are relative to.
+    """
+
+    folder: Path | None
+    source: Path | None = None
+
+    def put(self, cell: Any, where: str) -> str:
+        """Store the picture of a cell.
+
+        Args:
+            cell: Bytes, base64 text, a name, an object of `bytes` and `path` as Parquet has, or a
+                list of one of these.
+            where: For messages.
+
+        Returns:
+            Path relative to the folder; for a name, its absolute path.
+
+        Raises:
+            DataError: The cell holds no picture, or several.
+        """
+        if isinstance(cell, (list, tuple)):
+            if len(cell) != 1:
+                raise DataError(f"{where}: {len(cell)} pictures; expected one")
+            return self.put(cell[0], where)
+        if isinstance(cell, dict):
+            if cell.get("bytes"):
+                return self._write(cell["bytes"])
+            return self.put(cell.get("path"), where)
+        if isinstance(cell, bytes) and cell:
+            return self._write(cell)
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(f"{where}: no picture, found {str(cell)[:40]!r}")
+        if named := self._named(cell):
+            return named
+        try:
+            return self._write(base64.b64decode(cell, validate=True))
+        except binascii.Error as error:
+            raise DataError(
+                f"{where}: the picture {cell[:40]!r} is neither a file in "
+                f"{self.source or 'the folder of pictures (--images)'} nor base64 ({error})"
+            ) from error
+
+    def _named(self, name: str) -> str | None:
+        if self.source is None or len(name) > 255 or "://" in name:
+            return None
+        path = (self.source / name).resolve()
+        inside = path.is_relative_to(self.source.resolve())
+        return str(path) if inside and path.is_file() else None
+
+    def _write(self, content: bytes) -> str:
+        suffix = next((s for magic, s in _MAGIC if content.startswith(magic)), ".img")
+        name = hashlib.sha256(content).hexdigest()[:_HASH_CHARS] + suffix
+        if self.folder is not None:
+            path = self.folder / name
+            if not path.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(content)
+                partial.replace(path)
+        return name
