@@ -32,7 +32,6 @@ from llava.serve.streaming import IncrementalDecoder, StopFilter, generated_ids
 log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LEN = 2048
-TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, thanks."
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,18 @@ from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.errors import DataError, UserError
 from llava.mm_utils import load_image_from_base64
 from llava.serve.engine import (
-    TOO_LONG_MESSAGE,
     ContextFull,
     Engine,
     GenerationRequest,
     load_engine,
 )
-from llava.serve.protocol import CONNECT_TIMEOUT_S, GENERATION_FAILED, encode_chunk, encode_error
+from llava.serve.protocol import (
+    CONNECT_TIMEOUT_S,
+    GENERATION_FAILED,
+    TOO_LONG_MESSAGE,
+    encode_chunk,
+    encode_error,
+)
 from llava.serve.web import ClosingStream, check_port_is_free, run_command, run_server
 from llava.utils import build_logger
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,32 +61,34 @@ class IncrementalDecoder:
 
 
 class StopFilter:
-    """Pass text through up to a stop string, which may come in several pieces."""
+    """Pass text through up to the first of some stop strings, which may come in several pieces."""
 
-    def __init__(self, stop: str | None) -> None:
-        self._stop = stop or ""
+    def __init__(self, stop: str | Sequence[str] | None) -> None:
+        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
+        self._stops = [text for text in self._stops if text]
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; return what is certainly before the stop string."""
+        """Add text; return what is certainly before a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
-        if not self._stop:
-            return text
-        before, found, _ = text.partition(self._stop)
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return before
-        num_held = next(
-            (n for n in range(len(self._stop) - 1, 0, -1) if text.endswith(self._stop[:n])), 0
-        )
+            return text[: min(found)]
+        num_held = max((self._num_begun(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
+    @staticmethod
+    def _num_begun(text: str, stop: str) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+
     def flush(self) -> str:
-        """Return text that looked like the beginning of the stop string and was not."""
+        """Return text that looked like the beginning of a stop string and was not."""
         held, self._held = self._held, ""
         return held
 
