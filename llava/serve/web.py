@@ -120,20 +120,40 @@ def check_port_is_free(host: str, port: int) -> None:
             ) from None
 
 
-def build_server(app: FastAPI, host: str, port: int, **options: Any) -> uvicorn.Server:
-    """Build a server that is not running yet."""
+class _Server(uvicorn.Server):
+    """A server that does something of its own before it closes its connections."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections."""
+        if self._on_stop is not None:
+            await run_in_threadpool(self._on_stop)
+        await super().shutdown(sockets)
+
+
+def build_server(
+    app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
+) -> uvicorn.Server:
+    """Build a server that is not running yet; see `run_server`."""
     options.setdefault("timeout_graceful_shutdown", SHUTDOWN_TIMEOUT_S)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", **options)
-    return uvicorn.Server(config)
+    return _Server(config, on_stop)
 
 
-def run_server(app: FastAPI, host: str, port: int, **options: Any) -> None:
+def run_server(
+    app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         app: What to serve.
         host: Where to listen.
         port: Where to listen.
+        on_stop: Called, in a thread, when the server is told to stop; it may take its time to
+            finish what runs, and connections are open meanwhile.
         options: For `uvicorn.Config`.
 
     Raises:
@@ -142,6 +162,6 @@ def run_server(app: FastAPI, host: str, port: int, **options: Any) -> None:
     check_port_is_free(host, port)
     log.info("listening on http://%s:%d", host, port)
     try:
-        build_server(app, host, port, **options).run()
+        build_server(app, host, port, on_stop, **options).run()
     except KeyboardInterrupt:
         log.info("stopped")

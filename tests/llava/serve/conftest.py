@@ -198,7 +198,7 @@ def start_worker(start):
 
     yield make
     for worker in workers:
-        worker.stop()
+        worker.close()
 
 
 @pytest.fixture
