@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from llava.errors import ConfigError, DataError
 from llava.image_fit import to_rgb
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.serve.model_path import check_model_path
-from llava.serve.streaming import IncrementalDecoder, StopFilter, generated_ids
+from llava.serve.sampling import GREEDY_BELOW
+from llava.serve.streaming import AnswerText, generated_ids
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LEN = 2048
-TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, thanks."
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class GenerationRequest:
         top_p: Nucleus sampling; ignored when greedy.
         max_new_tokens: Upper bound; the context may allow less.
         stop: Text that ends the answer and is cut from it.
+        seed: Of the sampling, where requests run in a batch; None for another one each time.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class GenerationRequest:
     top_p: float = 1.0
     max_new_tokens: int = 256
     stop: str | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -115,23 +117,16 @@ class Engine:
             DataError: Pictures were given to a model that takes none.
         """
         images, image_sizes = self._prepare_images(request.images)
-        prompt = request.prompt
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-        input_ids = tokenizer_image_token(
-            prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
-        )
-        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
-        room = self.context_len - num_text - self._num_image_tokens(images)
-        max_new_tokens = min(request.max_new_tokens, room)
-        if max_new_tokens < 1:
-            raise ContextFull
+        input_ids = self.prompt_ids(request)
+        num_tiles = [
+            len(image) if image.ndim == 4 else 1 for image in (() if images is None else images)
+        ]
+        max_new_tokens = self.room(request, input_ids, num_tiles)
         arguments: dict[str, Any] = {
             "inputs": input_ids.unsqueeze(0).to(self.model.device),
             "max_new_tokens": max_new_tokens,
             "use_cache": True,
-            "do_sample": request.temperature > 0.001,
+            "do_sample": request.temperature > GREEDY_BELOW,
         }
         if arguments["do_sample"]:
             arguments |= {"temperature": request.temperature, "top_p": request.top_p}
@@ -160,23 +155,60 @@ class Engine:
         """
         cancel = cancel or threading.Event()
         arguments = self.prepare(request)
-        decoder = IncrementalDecoder(self.tokenizer)
-        stop_filter = StopFilter(request.stop)
-        stop_id = self._stop_id(request.stop)
+        text = self.answer_text(request, arguments["max_new_tokens"])
         try:
             for ids in generated_ids(self.model, arguments, cancel):
-                stopped = stop_id is not None and stop_id in ids
-                text = decoder.push(ids[: ids.index(stop_id)] if stopped else ids)
-                piece = stop_filter.push(text)
-                if piece:
-                    yield piece
-                if stopped or stop_filter.stopped:
+                for token_id in ids:
+                    if text.finish_reason is None and (piece := text.push(token_id)):
+                        yield piece
+                if text.finish_reason is not None:
                     break
-            tail = stop_filter.push(decoder.flush()) + stop_filter.flush()
-            if tail:
+            if tail := text.flush():
                 yield tail
         finally:
             cancel.set()
+
+    def answer_text(self, request: GenerationRequest, max_new_tokens: int) -> AnswerText:
+        """Return what turns the ids of an answer into text and finds its end."""
+        return AnswerText(
+            self.tokenizer, request.stop, self._stop_id(request.stop), self.end_ids, max_new_tokens
+        )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, as the checkpoint says."""
+        config = getattr(self.model, "generation_config", None)
+        end = getattr(config, "eos_token_id", None)
+        if end is None:
+            return frozenset()
+        return frozenset([end] if isinstance(end, int) else end)
+
+    def prompt_ids(self, request: GenerationRequest) -> torch.Tensor:
+        """Return the ids [T] of a prompt, with one sentinel for each picture."""
+        prompt = request.prompt
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        return tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
+
+    def room(
+        self, request: GenerationRequest, input_ids: torch.Tensor, num_tiles: Sequence[int]
+    ) -> int:
+        """Return how many tokens the answer may have.
+
+        Args:
+            request: What is asked for.
+            input_ids: [T], with sentinels.
+            num_tiles: Of each picture; 1 for one that is not cut.
+
+        Raises:
+            ContextFull: Prompt and pictures fill the context.
+        """
+        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
+        room = self.context_len - num_text - self._num_image_tokens(num_tiles)
+        if room < 1:
+            raise ContextFull
+        return min(request.max_new_tokens, room)
 
     def _stop_id(self, stop: str | None) -> int | None:
         """Return the id of a stop string that is one token: decoding would hide a special one."""
@@ -202,17 +234,16 @@ class Engine:
             images = images.to(**place)
         return images, [picture.size for picture in rgb]
 
-    def _num_image_tokens(self, images: Any) -> int:
+    def _num_image_tokens(self, num_tiles: Sequence[int]) -> int:
         """Positions that the pictures take; an upper bound for pictures cut into tiles."""
-        if images is None:
+        if not num_tiles:
             return 0
         tower = self.model.get_vision_tower()
         num_tokens = 0
-        for image in images:  # [3, S, S], or [1 + tiles, 3, S, S]
-            num_tiles = image.shape[0] if image.ndim == 4 else 1
-            num_tokens += num_tiles * tower.num_patches
-            if num_tiles > 1:  # a newline token ends each row of patches
-                num_tokens += num_tiles * tower.num_patches_per_side
+        for number in num_tiles:
+            num_tokens += number * tower.num_patches
+            if number > 1:  # a newline token ends each row of patches
+                num_tokens += number * tower.num_patches_per_side
         return num_tokens
 
 

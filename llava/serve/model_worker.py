@@ -1,8 +1,9 @@
 """Serves one model: status, streamed generation, registration and heartbeats.
 
 In: `/worker_generate_stream` with a templated prompt and base64 pictures. Out: the NUL-delimited
-stream of `llava.serve.protocol`. Requests beyond `--limit-model-concurrency` wait. The model itself
-is in `llava.serve.engine`.
+stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are answered in one
+batch, up to `--max-waiting` wait, the others are told that the worker is busy. The model itself is
+in `llava.serve.engine`, the batch in `llava.serve.batch`.
 
     python -m llava.serve.model_worker --model-path runs/mini
 """
@@ -15,38 +16,43 @@ import logging
 import math
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
-import requests
-import torch
-from fastapi import APIRouter, FastAPI, Request
 from PIL import Image, UnidentifiedImageError
-from starlette.responses import Response
+from starlette.concurrency import run_in_threadpool
 
-from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.errors import DataError, UserError
+from llava.errors import ConfigError, DataError
 from llava.mm_utils import load_image_from_base64
-from llava.serve.engine import (
-    TOO_LONG_MESSAGE,
-    ContextFull,
-    Engine,
-    GenerationRequest,
-    load_engine,
+from llava.serve.batch_scheduler import build_scheduler
+from llava.serve.engine import Engine, GenerationRequest, load_engine
+from llava.serve.scheduler import Event, Failed
+from llava.serve.stream_encoder import StreamEncoder
+from llava.serve.web import check_port_is_free, run_command
+from llava.serve.worker_base import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_WAITING,
+    WorkerBase,
+    add_worker_flags,
+    create_app,
+    heart_beat_worker,
+    new_worker_id,
+    serve,
 )
-from llava.serve.protocol import CONNECT_TIMEOUT_S, GENERATION_FAILED, encode_chunk, encode_error
-from llava.serve.web import ClosingStream, check_port_is_free, run_command, run_server
 from llava.utils import build_logger
+
+__all__ = ["ModelWorker", "app", "heart_beat_worker", "release_model_semaphore"]
 
 log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
-RETRY_INTERVAL_S = 5.0
-DEFAULT_CONCURRENCY = 5
+MAX_IMAGES = 32
+# Pieces that a reader may be behind with before it gets several in one object.
+MAX_BACKLOG = 16
+WARM_UP_PROMPT = "USER: {}Hello. ASSISTANT:"
 
 
-class ModelWorker:
+class ModelWorker(WorkerBase):
     """One model behind the wire protocol.
 
     Args:
@@ -62,7 +68,9 @@ class ModelWorker:
         device: Where to run.
         use_flash_attn: Use flash-attention 2.
         engine: A loaded model, in place of loading `model_path`.
-        limit_model_concurrency: Requests that generate at the same time.
+        limit_model_concurrency: Requests that are answered at the same time.
+        max_waiting: Requests that may wait beyond those.
+        request_timeout_s: How long a request may take; None for any time.
     """
 
     def __init__(
@@ -81,11 +89,10 @@ class ModelWorker:
         *,
         engine: Engine | None = None,
         limit_model_concurrency: int = DEFAULT_CONCURRENCY,
+        max_waiting: int = DEFAULT_WAITING,
+        request_timeout_s: float | None = None,
     ) -> None:
-        self.controller_addr = controller_addr
-        self.worker_addr = worker_addr
-        self.worker_id = worker_id
-        self.no_register = no_register
+        super().__init__(controller_addr, worker_addr, worker_id, no_register)
         self.engine = engine or load_engine(
             model_path,
             model_base,
@@ -96,93 +103,45 @@ class ModelWorker:
             use_flash_attn=use_flash_attn,
         )
         self.model_name = model_name or self.engine.name
-        self.semaphore = asyncio.Semaphore(limit_model_concurrency)
-        self._num_requests = 0
-        self._stopped = threading.Event()
-        self._beat_now = threading.Event()
-
-    def start(self) -> None:
-        """Register with the controller and send heartbeats from a thread, unless told not to."""
-        if self.no_register:
-            return
-        threading.Thread(target=heart_beat_worker, args=(self,), daemon=True).start()
-
-    def stop(self) -> None:
-        """End the heartbeats."""
-        self._stopped.set()
-        self._beat_now.set()
-
-    def register_to_controller(self) -> None:
-        """Tell the controller of this worker.
-
-        Raises:
-            requests.RequestException: The controller does not answer.
-        """
-        body = {
-            "worker_name": self.worker_addr,
-            "check_heart_beat": True,
-            "worker_status": self.get_status(),
-        }
-        response = requests.post(
-            self.controller_addr + "/register_worker", json=body, timeout=CONNECT_TIMEOUT_S
+        self.scheduler = build_scheduler(
+            self.engine, limit_model_concurrency, max_waiting, request_timeout_s, self.beat_soon
         )
-        response.raise_for_status()
-        log.info("registered %s with %s", self.model_name, self.controller_addr)
-
-    def send_heart_beat(self) -> bool:
-        """Send one heartbeat; False when the controller does not know this worker.
-
-        Raises:
-            requests.RequestException: The controller does not answer.
-        """
-        body = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
-        response = requests.post(
-            self.controller_addr + "/receive_heart_beat", json=body, timeout=CONNECT_TIMEOUT_S
-        )
-        response.raise_for_status()
-        return bool(response.json()["exist"])
 
     def get_queue_length(self) -> int:
         """Return how many requests generate or wait."""
-        return self._num_requests
+        return self.scheduler.num_requests
 
     def get_status(self) -> dict[str, Any]:
-        """Return the status; `conversation` and `context_len` are additions to LLaVA's keys."""
+        """Return the status; the last three keys are additions to LLaVA's."""
         config = self.engine.model.config
         return {
-            "model_names": [self.model_name],
-            "speed": 1,
-            "queue_length": self.get_queue_length(),
+            **super().get_status(),
             "conversation": getattr(config, "conversation", None),
             "context_len": self.engine.context_len,
             "multimodal": self.engine.is_multimodal,
         }
 
-    async def acquire(self) -> None:
-        """Wait for a slot to generate in."""
-        self._num_requests += 1
-        self._beat_now.set()
-        try:
-            await self.semaphore.acquire()
-        except BaseException:
-            self._num_requests -= 1
-            raise
+    def drain(self, timeout_s: float) -> bool:
+        """Take nothing new and wait until all requests are answered; whether they were."""
+        return self.scheduler.drain(timeout_s)
 
-    def release(self) -> None:
-        """Give the slot back."""
-        self._num_requests -= 1
-        self.semaphore.release()
-        self._beat_now.set()
+    def close(self) -> None:
+        """End the heartbeats and the scheduler."""
+        self.stop()
+        self.scheduler.close()
 
-    def wait_for_next_beat(self, seconds: float) -> bool:
-        """Wait until a heartbeat is due, by time or by a change of the queue.
+    def warm_up(self) -> None:
+        """Answer a tiny request, so that the first user does not wait for what is only done once.
 
-        Returns:
-            False when the worker has been stopped.
+        Raises:
+            Exception: What the model raises: better now than at the first request.
         """
-        self._beat_now.wait(seconds)
-        self._beat_now.clear()
-        return not self._stopped.is_set()
+        pictures = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
+        prompt = WARM_UP_PROMPT.format("<image>\n" * len(pictures))
+        request = GenerationRequest(prompt, pictures, temperature=0, max_new_tokens=2)
+        for event in self.scheduler.stream(request):
+            if isinstance(event, Failed):
+                raise event.error
 
     def generate_stream(
         self, params: dict[str, Any], cancel: threading.Event | None = None
@@ -196,42 +155,40 @@ class ModelWorker:
         Yields:
             Encoded objects, each with the prompt and everything generated so far.
         """
+        encoder = StreamEncoder(params)
         try:
-            request = parse_request(params)
-            text = request.prompt
-            for piece in self.engine.stream(request, cancel):
-                text += piece
-                yield encode_chunk(text)
-            if text == request.prompt:  # an empty answer is an answer
-                yield encode_chunk(text)
-        except ContextFull:
-            yield encode_chunk(request.prompt + TOO_LONG_MESSAGE)
-        except UserError as error:
-            log.error("refused a request: %s", error)
-            yield encode_error(GENERATION_FAILED, str(error))
-        except torch.OutOfMemoryError:
-            log.exception("out of memory")
-            yield encode_error(GENERATION_FAILED, "the worker ran out of memory")
+            for event in self.scheduler.stream(parse_request(params), cancel):
+                if chunk := encoder.encode([event]):
+                    yield chunk
         except Exception as error:
-            log.exception("the generation failed")
-            reason = f"the generation failed ({type(error).__name__}); see the worker's log"
-            yield encode_error(GENERATION_FAILED, reason)
+            yield encoder.encode([Failed(error)])
 
+    async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """As `generate_stream`, without a thread; closing the generator cancels the request."""
+        encoder = StreamEncoder(params)
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-def heart_beat_worker(worker: ModelWorker) -> None:
-    """Keep a worker registered until it is stopped; run it in a daemon thread."""
-    registered = False
-    while True:
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        ticket = None
         try:
-            if not registered or not worker.send_heart_beat():
-                worker.register_to_controller()
-            registered = True
-            pause_s = float(WORKER_HEART_BEAT_INTERVAL)
-        except (requests.RequestException, ValueError, KeyError) as error:
-            log.error("no contact to the controller %s: %s", worker.controller_addr, error)
-            pause_s = RETRY_INTERVAL_S
-        if not worker.wait_for_next_beat(pause_s):
-            return
+            request = await run_in_threadpool(parse_request, params)
+            ticket = self.scheduler.ticket(request, sink)
+            await run_in_threadpool(self.scheduler.submit, ticket)
+            while not encoder.is_complete:
+                ready = [await events.get()]
+                if events.qsize() > MAX_BACKLOG:
+                    # A reader that is slow gets all that has come meanwhile at once.
+                    ready += [events.get_nowait() for _ in range(events.qsize())]
+                if chunk := encoder.encode(ready):
+                    yield chunk
+        except Exception as error:
+            yield encoder.encode([Failed(error)])
+        finally:
+            if ticket is not None:
+                ticket.cancel()
 
 
 def parse_request(params: dict[str, Any]) -> GenerationRequest:
@@ -239,7 +196,7 @@ def parse_request(params: dict[str, Any]) -> GenerationRequest:
 
     Args:
         params: `prompt`, and optionally `images` (base64), `temperature`, `top_p`,
-            `max_new_tokens`, `stop`.
+            `max_new_tokens`, `stop`, `seed`.
 
     Returns:
         The request, with `max_new_tokens` capped at 1024.
@@ -256,6 +213,11 @@ def parse_request(params: dict[str, Any]) -> GenerationRequest:
     encoded = params.get("images") or []
     if not isinstance(encoded, list):
         raise DataError(f"images is {type(encoded).__name__}; expected a list of base64 texts")
+    if len(encoded) > MAX_IMAGES:
+        raise DataError(f"images has {len(encoded)} entries; expected up to {MAX_IMAGES}")
+    seed = params.get("seed")
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise DataError(f"seed is {seed!r:.80}; expected a whole number from 0 to 2**63 - 1")
     return GenerationRequest(
         prompt=prompt,
         images=tuple(_decode_image(image, index) for index, image in enumerate(encoded)),
@@ -263,6 +225,7 @@ def parse_request(params: dict[str, Any]) -> GenerationRequest:
         top_p=_number(params, "top_p", 1.0),
         max_new_tokens=min(int(_number(params, "max_new_tokens", 256)), MAX_NEW_TOKENS),
         stop=stop,
+        seed=seed,
     )
 
 
@@ -273,7 +236,7 @@ def _number(params: dict[str, Any], name: str, default: float) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{name} is {value!r}; expected a number")
+        raise DataError(f"{name} is {value!r:.80}; expected a number")
     return number
 
 
@@ -292,43 +255,11 @@ def _decode_image(encoded: Any, index: int) -> Image.Image:
     return image
 
 
-router = APIRouter()
-
-
-@router.post("/worker_generate_stream")
-async def generate_stream(params: dict[str, Any], request: Request) -> Response:
-    """Generate; the generation ends when the client goes."""
-    worker: ModelWorker = request.app.state.worker
-    await worker.acquire()
-    cancel = threading.Event()
-
-    def close() -> None:
-        cancel.set()
-        worker.release()
-
-    return ClosingStream(worker.generate_stream(params, cancel), on_close=close)
-
-
-@router.post("/worker_get_status")
-async def get_status(request: Request) -> dict[str, Any]:
-    """Return the status."""
-    return request.app.state.worker.get_status()
-
-
-def create_app(worker: ModelWorker | None = None) -> FastAPI:
-    """Build the web application around a worker; `main` sets `app.state.worker` later."""
-    application = FastAPI(title="LLaVA model worker")
-    application.include_router(router)
-    application.state.worker = worker
-    return application
-
-
 app = create_app()
 
 
 def release_model_semaphore(fn: Callable[[], None] | None = None) -> None:
-    """Give back the slot of the worker of `app`, then call `fn`."""
-    app.state.worker.release()
+    """Call `fn`; requests are counted by the scheduler, there is nothing to give back."""
     if fn is not None:
         fn()
 
@@ -336,27 +267,30 @@ def release_model_semaphore(fn: Callable[[], None] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.model_worker", description=__doc__)
-    parser.add_argument("--host", default="localhost")
-    parser.add_argument("--port", type=int, default=21002)
-    parser.add_argument("--worker-address", default="http://localhost:21002")
-    parser.add_argument("--controller-address", default="http://localhost:21001")
+    add_worker_flags(parser)
     parser.add_argument("--model-path", default="facebook/opt-350m")
     parser.add_argument("--model-base")
-    parser.add_argument("--model-name")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--multi-modal", action="store_true", help="deprecated, has no effect")
-    parser.add_argument("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY)
-    parser.add_argument("--stream-interval", type=int, default=1, help="has no effect")
-    parser.add_argument("--no-register", action="store_true")
     parser.add_argument("--load-8bit", action="store_true")
     parser.add_argument("--load-4bit", action="store_true")
     parser.add_argument("--use-flash-attn", action="store_true")
+    parser.add_argument(
+        "--max-waiting", type=int, default=DEFAULT_WAITING, help="requests that may wait"
+    )
+    parser.add_argument(
+        "--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any"
+    )
     return parser
 
 
 def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
     """Load the model and serve it until interrupted."""
     check_port_is_free(args.host, args.port)
+    for flag, least in (("limit_model_concurrency", 1), ("max_waiting", 0), ("request_timeout", 0)):
+        if getattr(args, flag) < least:
+            name = "--" + flag.replace("_", "-")
+            raise ConfigError(f"{name} is {getattr(args, flag)}; expected {least} or more")
     if args.multi_modal:
         log.warning("--multi-modal is deprecated: the checkpoint itself says what it takes")
     started = time.monotonic()
@@ -373,16 +307,18 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         args.device,
         args.use_flash_attn,
         limit_model_concurrency=args.limit_model_concurrency,
+        max_waiting=args.max_waiting,
+        request_timeout_s=args.request_timeout or None,
     )
-    log.info("loaded %s in %.1f s", worker.model_name, time.monotonic() - started)
-    app.state.worker = worker
-    worker.start()
-    run_server(app, args.host, args.port)
-
-
-def new_worker_id() -> str:
-    """Return a short random name for a worker."""
-    return uuid.uuid4().hex[:6]
+    loaded = time.monotonic()
+    worker.warm_up()
+    log.info(
+        "loaded %s in %.1f s, warmed up in %.1f s",
+        worker.model_name,
+        loaded - started,
+        time.monotonic() - loaded,
+    )
+    serve(app, worker, args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

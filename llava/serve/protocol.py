@@ -20,6 +20,14 @@ GENERATION_FAILED = 1
 NO_WORKER = 2
 WORKER_UNREACHABLE = 3
 
+# Causes of a failed generation, as `kind` beside the code; clients of LLaVA ignore them.
+INVALID_REQUEST = "invalid_request"
+BUSY = "busy"
+DEADLINE = "deadline"
+STOPPING = "stopping"
+
+TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, thanks."
+
 DELIMITER = b"\0"
 CLIENT_HEADERS = {"User-Agent": "LLaVA Client"}
 
@@ -42,9 +50,10 @@ def encode_chunk(text: str, error_code: int = OK, **extra: Any) -> bytes:
     return json.dumps({"text": text, "error_code": error_code, **extra}).encode() + DELIMITER
 
 
-def encode_error(error_code: int, reason: str) -> bytes:
+def encode_error(error_code: int, reason: str, kind: str | None = None) -> bytes:
     """Encode an error: LLaVA's fixed text, and the cause in words as `reason`."""
-    return encode_chunk(server_error_msg, error_code, reason=reason)
+    extra = {} if kind is None else {"kind": kind}
+    return encode_chunk(server_error_msg, error_code, reason=reason, **extra)
 
 
 def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:

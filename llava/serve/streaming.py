@@ -1,15 +1,16 @@
 """From token ids that a generating thread produces to text that a reader may show.
 
 In: a model and the arguments of `generate`. Out: ids as they come (`generated_ids`), text without
-unfinished characters (`IncrementalDecoder`), text up to a stop string (`StopFilter`). transformers'
-own text streamer blocks its reader for ever when the generation fails; this one raises.
+unfinished characters (`IncrementalDecoder`), text up to a stop string (`StopFilter`), and all of
+that together with the end of an answer (`AnswerText`). transformers' own text streamer blocks its
+reader for ever when the generation fails; this one raises.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,34 +62,85 @@ class IncrementalDecoder:
 
 
 class StopFilter:
-    """Pass text through up to a stop string, which may come in several pieces."""
+    """Pass text through up to the first of some stop strings, which may come in several pieces."""
 
-    def __init__(self, stop: str | None) -> None:
-        self._stop = stop or ""
+    def __init__(self, stop: str | Sequence[str] | None) -> None:
+        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
+        self._stops = [text for text in self._stops if text]
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; return what is certainly before the stop string."""
+        """Add text; return what is certainly before a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
-        if not self._stop:
-            return text
-        before, found, _ = text.partition(self._stop)
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return before
-        num_held = next(
-            (n for n in range(len(self._stop) - 1, 0, -1) if text.endswith(self._stop[:n])), 0
-        )
+            return text[: min(found)]
+        num_held = max((self._num_begun(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
+    @staticmethod
+    def _num_begun(text: str, stop: str) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+
     def flush(self) -> str:
-        """Return text that looked like the beginning of the stop string and was not."""
+        """Return text that looked like the beginning of a stop string and was not."""
         held, self._held = self._held, ""
         return held
+
+
+class AnswerText:
+    """Text and end of one answer, from the ids as they come.
+
+    Args:
+        tokenizer: The model's.
+        stop: Text that ends the answer and is cut from it.
+        stop_id: The id of `stop` where it is one token: decoding would hide a special one.
+        end_ids: Ids that end an answer.
+        max_new_tokens: How many ids there may be.
+
+    Attributes:
+        num_tokens: Ids so far.
+        finish_reason: `stop` or `length` once the answer is complete, else None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: str | None,
+        stop_id: int | None,
+        end_ids: frozenset[int],
+        max_new_tokens: int,
+    ) -> None:
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._stop_filter = StopFilter(stop)
+        self._end_ids = end_ids if stop_id is None else end_ids | {stop_id}
+        self._max_new_tokens = max_new_tokens
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+
+    def push(self, token_id: int) -> str:
+        """Add an id; return the text that is certain now, with all that was held at the end."""
+        self.num_tokens += 1
+        piece = ""
+        if token_id in self._end_ids:
+            self.finish_reason = "stop"
+        else:
+            piece = self._stop_filter.push(self._decoder.push([token_id]))
+            if self._stop_filter.stopped:
+                self.finish_reason = "stop"
+            elif self.num_tokens >= self._max_new_tokens:
+                self.finish_reason = "length"
+        return piece + self.flush() if self.finish_reason else piece
+
+    def flush(self) -> str:
+        """Return what was held back: of a cut character, and of what might have been a stop."""
+        return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
 
 
 class CancelCriteria(StoppingCriteria):

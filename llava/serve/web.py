@@ -6,14 +6,15 @@ that whatever feeds it (a generation, a request to a worker) can stop.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -22,15 +23,30 @@ from llava.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # Seconds that open streams get to finish when a server is told to stop.
 SHUTDOWN_TIMEOUT_S = 3
 
 
 class ClosingStream(StreamingResponse):
-    """Streams an iterator and closes it in the end, also when the client has gone."""
+    """Streams an iterator and closes it in the end, also when the client has gone.
 
-    def __init__(self, chunks: Iterator[bytes], on_close: Callable[[], None] | None = None) -> None:
-        super().__init__(chunks)
+    Args:
+        chunks: The body, from an ordinary or an asynchronous iterator.
+        on_close: Called once at the end, also where the iterator never began.
+        headers: Of the answer.
+        media_type: Of the answer.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterator[bytes] | AsyncIterator[bytes],
+        on_close: Callable[[], Awaitable[None] | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+    ) -> None:
+        super().__init__(chunks, headers=headers, media_type=media_type)
         self._chunks = chunks
         self._on_close = on_close
 
@@ -40,10 +56,40 @@ class ClosingStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             if self._on_close is not None:
-                self._on_close()
-            close = getattr(self._chunks, "close", None)
-            if close is not None:
-                await run_in_threadpool(close)
+                waiting = self._on_close()
+                if waiting is not None:
+                    await waiting
+            if hasattr(self._chunks, "aclose"):
+                await self._chunks.aclose()
+            elif hasattr(self._chunks, "close"):
+                await run_in_threadpool(self._chunks.close)
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def until_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for something, but no longer than the client does.
+
+    Raises:
+        ClientGone: The client hung up; the work has been cancelled.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -74,21 +120,41 @@ def check_port_is_free(host: str, port: int) -> None:
             ) from None
 
 
-def build_server(app: FastAPI, host: str, port: int, **options: Any) -> uvicorn.Server:
-    """Build a server that is not running yet."""
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
-        **options,
-    )
-    return uvicorn.Server(config)
+class _Server(uvicorn.Server):
+    """A server that does something of its own before it closes its connections."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections."""
+        if self._on_stop is not None:
+            await run_in_threadpool(self._on_stop)
+        await super().shutdown(sockets)
 
 
-def run_server(app: FastAPI, host: str, port: int) -> None:
+def build_server(
+    app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
+) -> uvicorn.Server:
+    """Build a server that is not running yet; see `run_server`."""
+    options.setdefault("timeout_graceful_shutdown", SHUTDOWN_TIMEOUT_S)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", **options)
+    return _Server(config, on_stop)
+
+
+def run_server(
+    app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
+) -> None:
     """Serve until SIGINT or SIGTERM.
+
+    Args:
+        app: What to serve.
+        host: Where to listen.
+        port: Where to listen.
+        on_stop: Called, in a thread, when the server is told to stop; it may take its time to
+            finish what runs, and connections are open meanwhile.
+        options: For `uvicorn.Config`.
 
     Raises:
         ConfigError: The port is taken.
@@ -96,6 +162,6 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
     check_port_is_free(host, port)
     log.info("listening on http://%s:%d", host, port)
     try:
-        build_server(app, host, port).run()
+        build_server(app, host, port, on_stop, **options).run()
     except KeyboardInterrupt:
         log.info("stopped")

@@ -198,16 +198,42 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             raise NotImplementedError("`inputs_embeds` is not supported; pass token ids")
         if inputs is None:
             raise DataError("generate() needs `inputs`, the prompt's token ids")
-        features = self._image_sequences(inputs, None, images, image_sizes, image_features)
-        if features is None:
-            embeds = self.get_input_embeddings()(inputs)
-            mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
-        else:
-            # new tokens go to the right of a row, so its padding must be on the left
-            rows = self._splice(inputs, attention_mask, None, features, "left", None)
-            embeds, mask = rows.embeds, rows.attention_mask.long()
+        embeds, mask = self.embed_prompts(
+            inputs, attention_mask, images, image_sizes, image_features
+        )
         self._check_context(int(mask.sum(dim=1).max()))
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+    def embed_prompts(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        images: Images = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_features: Images = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed prompts with their images, ready to be continued.
+
+        Args:
+            inputs: [B, T] prompts with image sentinels.
+            attention_mask: [B, T], or None (all real).
+            images: as for `forward`.
+            image_sizes: as for `forward`.
+            image_features: as for `forward`.
+
+        Returns:
+            Embeddings [B, L, D] and their mask [B, L]; padding is on the left.
+
+        Raises:
+            DataError: images do not match the sentinels.
+        """
+        features = self._image_sequences(inputs, None, images, image_sizes, image_features)
+        if features is None:
+            mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
+            return self.get_input_embeddings()(inputs), mask
+        # new tokens go to the right of a row, so its padding must be on the left
+        rows = self._splice(inputs, attention_mask, None, features, "left", None)
+        return rows.embeds, rows.attention_mask.long()
 
     def _check_context(self, num_positions: int) -> None:
         """Refuse a prompt that leaves no room for an answer.

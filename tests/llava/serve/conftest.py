@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import BatchEncoding
 
 from llava.serve import controller as controller_module
-from llava.serve import model_worker
+from llava.serve import model_worker, openai_api
 from llava.serve.engine import Engine
+from llava.serve.openai_settings import ApiSettings
 from llava.serve.web import build_server
 
 EOS = 256
@@ -137,6 +138,18 @@ def running(app, port):
         assert not thread.is_alive()
 
 
+@pytest.fixture(scope="module")
+def lonely_api():
+    """An API whose controller knows a model of a worker that nobody can reach."""
+    known = controller_module.Controller()
+    status = {"model_names": ["llava-v1-stub"], "speed": 1, "queue_length": 0}
+    known.register_worker("http://127.0.0.1:9", False, status)
+    with running(controller_module.create_app(known), free_port()) as address:
+        settings = ApiSettings(address, max_body_bytes=2**20)
+        with running(openai_api.create_app(settings), free_port()) as api:
+            yield api
+
+
 @pytest.fixture
 def start():
     """Start apps on the loopback; all stop when the test ends."""
@@ -185,7 +198,7 @@ def start_worker(start):
 
     yield make
     for worker in workers:
-        worker.stop()
+        worker.close()
 
 
 @pytest.fixture

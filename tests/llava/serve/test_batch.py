@@ -1,0 +1,360 @@
+"""Requests in one batch get what they get alone."""
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import DynamicCache
+
+from llava.errors import DataError
+from llava.serve import batch as batch_module
+from llava.serve.batch import Batch, why_not
+from llava.serve.batch_scheduler import BatchScheduler, build_scheduler
+from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
+from llava.serve.feature_cache import FeatureCache, picture_key
+from llava.serve.kv_rows import BLOCK, KVRows
+from llava.serve.sampling import Sampler
+from llava.serve.scheduler import (
+    Busy,
+    DeadlineExceeded,
+    Done,
+    Failed,
+    Stopping,
+    Text,
+    ThreadScheduler,
+)
+
+MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
+WORDS = "what is in the picture and how many of them are there".split()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return load_engine(str(MODELS / "tiny-llava"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def anyres_engine(engine):
+    from llava.model import LlavaLlamaForCausalLM
+
+    model = LlavaLlamaForCausalLM.from_pretrained(MODELS / "tiny-llava-anyres-unpad").eval()
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+    return Engine(engine.tokenizer, model, tower.image_processor, "anyres")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [Image.open(MODELS / f"image{i}.png").convert("RGB") for i in range(3)]
+
+
+@pytest.fixture
+def scheduler(engine):
+    made = []
+
+    def make(max_running=16, max_waiting=64, timeout_s=None, engine=engine, **options):
+        made.append(BatchScheduler(engine, max_running, max_waiting, timeout_s, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def requests_of(pictures, number=16, **options):
+    rng = random.Random(0)
+    found = []
+    for index in range(number):
+        num_pictures = (0, 1, 0, 2)[index % 4]
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
+        found.append(
+            GenerationRequest(
+                "USER: " + "<image>\n" * num_pictures + f"{text}? ASSISTANT:",
+                tuple(pictures[(index + i) % 3] for i in range(num_pictures)),
+                max_new_tokens=rng.randint(1, 40),
+                **{"temperature": 0, **options},
+            )
+        )
+    return found
+
+
+def text_of(events):
+    return "".join(event.text for event in events if isinstance(event, Text))
+
+
+def answer_all(scheduler, requests, seed=0):
+    """Ask from threads that begin at random times; return the events of each."""
+    rng = random.Random(seed)
+    found = [None] * len(requests)
+
+    def ask(index, delay):
+        time.sleep(delay)
+        found[index] = list(scheduler.stream(requests[index]))
+
+    threads = [
+        threading.Thread(target=ask, args=(index, rng.random() * 0.1))
+        for index in range(len(requests))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return found
+
+
+def test_greedy_answers_are_those_of_generate(engine, scheduler, pictures):
+    requests = requests_of(pictures)
+    alone = ["".join(engine.stream(request)) for request in requests]
+    running = scheduler()
+    for seed in range(2):
+        events = answer_all(running, requests, seed)
+        assert [text_of(each) for each in events] == alone
+        for request, each in zip(requests, events, strict=True):
+            assert isinstance(each[-1], Done)
+            assert each[-1].usage[1] <= request.max_new_tokens
+            if each[-1].finish_reason == "length":
+                assert each[-1].usage[1] == request.max_new_tokens
+    assert running.num_requests == 0
+    assert running.batch._kv.num_bytes == 0
+    assert len(set(alone)) > 10  # the answers can be told from each other
+
+
+def test_a_narrow_batch_gives_the_same(engine, scheduler, pictures):
+    requests = requests_of(pictures)
+    alone = ["".join(engine.stream(request)) for request in requests]
+    assert [text_of(e) for e in answer_all(scheduler(max_running=3), requests)] == alone
+
+
+def test_tiled_pictures_in_a_batch(anyres_engine, scheduler, pictures):
+    requests = requests_of(pictures, 8)
+    alone = ["".join(anyres_engine.stream(request)) for request in requests]
+    running = scheduler(engine=anyres_engine)
+    for _ in range(2):  # the second time from the cache of features
+        assert [text_of(e) for e in answer_all(running, requests)] == alone
+    assert running.batch.features.num_hits > 0
+
+
+def test_usage_counts_pictures(engine, scheduler, pictures):
+    request = GenerationRequest("USER: <image>\nA ASSISTANT:", (pictures[0],), temperature=0)
+    done = list(scheduler().stream(request))[-1]
+    ids = engine.prompt_ids(request)
+    num_patches = engine.model.get_vision_tower().num_patches
+    assert done.usage[0] == len(ids) - 1 + num_patches
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(scheduler, pictures):
+    running = scheduler()
+    mine = GenerationRequest("USER: hello ASSISTANT:", temperature=1.0, seed=5, max_new_tokens=20)
+    alone = text_of(running.stream(mine))
+    crowd = requests_of(pictures, 8, temperature=1.0)
+    assert text_of(answer_all(running, [*crowd, mine])[-1]) == alone
+    other = GenerationRequest("USER: hello ASSISTANT:", temperature=1.0, seed=6, max_new_tokens=20)
+    assert text_of(running.stream(other)) != alone
+
+
+def test_stop_strings_belong_to_their_request(engine, scheduler):
+    plain = GenerationRequest("USER: hello ASSISTANT:", temperature=0, max_new_tokens=30)
+    whole = "".join(engine.stream(plain))
+    stop = whole[8:11]
+    stopping = GenerationRequest(
+        "USER: hello ASSISTANT:", temperature=0, max_new_tokens=30, stop=stop
+    )
+    first, second = answer_all(scheduler(), [plain, stopping])
+    assert text_of(first) == whole
+    assert text_of(second) == whole[: whole.index(stop)]
+    assert second[-1].finish_reason == "stop"
+    assert second[-1].usage[1] < first[-1].usage[1]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 50, 0.9), (1.3, 0, 0.5)])
+def test_probabilities_are_those_of_transformers(temperature, top_k, top_p):
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3
+    sampler = Sampler(temperature, top_p, top_k, 0, torch.device("cpu"))
+    chances, ids = sampler.probabilities(logits)
+    ours = torch.zeros(1000).index_put((ids,), chances)
+    scores = TemperatureLogitsWarper(temperature)(None, logits[None])
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    theirs = torch.softmax(TopPLogitsWarper(top_p)(None, scores), dim=-1)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_top_p_of_zero_is_the_most_probable():
+    sampler = Sampler(1.0, 0.0, 50, 0, torch.device("cpu"))
+    assert sampler.draw(torch.tensor([0.1, 2.0, 1.9])) == 1
+
+
+def test_a_request_that_is_cancelled_leaves_the_others_alone(engine, scheduler, pictures):
+    running = scheduler()
+    requests = requests_of(pictures, 4)
+    alone = ["".join(engine.stream(request)) for request in requests]
+    endless = running.stream(GenerationRequest("USER: a ASSISTANT:", max_new_tokens=240))
+    next(endless)
+    endless.close()
+    assert [text_of(each) for each in answer_all(running, requests)] == alone
+    assert running.drain(10)
+
+
+def test_full_queue_says_so_and_forgets_nobody(scheduler):
+    running = scheduler(max_running=1, max_waiting=1)
+    long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=200)
+    first, second = running.stream(long), running.stream(long)
+    next(first)
+    thread = threading.Thread(target=list, args=(second,))
+    thread.start()
+    deadline = time.monotonic() + 10
+    while running.num_requests < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with pytest.raises(Busy, match="1 requests are being answered and 1 wait"):
+        list(running.stream(long))
+    list(first)
+    thread.join(timeout=20)
+    assert isinstance(list(running.stream(long))[-1], Done)
+
+
+def test_deadlines_hold_for_those_who_wait_and_those_who_run(scheduler):
+    running = scheduler(max_running=1, timeout_s=0.05)
+    long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=230)
+    for events in answer_all(running, [long] * 3):
+        if isinstance(events[-1], Failed):
+            assert isinstance(events[-1].error, DeadlineExceeded)
+    late = running.ticket(long, lambda event: seen.append(event))
+    seen = []
+    late.deadline = time.monotonic() - 1
+    running.submit(late)
+    assert running.drain(10)
+    assert isinstance(seen[-1].error, DeadlineExceeded)
+
+
+def test_draining_finishes_what_was_taken_and_takes_nothing_new(engine, scheduler):
+    running = scheduler()
+    request = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=50)
+    stream = running.stream(request)
+    first = next(stream)
+    assert running.drain(20)
+    with pytest.raises(Stopping):
+        list(running.stream(request))
+    assert first.text + text_of(stream) == "".join(engine.stream(request))
+
+
+def test_a_failing_step_fails_its_requests_only(scheduler, monkeypatch):
+    running = scheduler()
+    request = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=30)
+    good = text_of(running.stream(request))
+    calls = []
+
+    def step(self):
+        calls.append(1)
+        raise torch.OutOfMemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "step", step)
+        assert isinstance(list(running.stream(request))[-1].error, torch.OutOfMemoryError)
+    assert len(calls) == 1
+    assert text_of(running.stream(request)) == good
+
+
+def test_a_failing_prompt_fails_its_request_only(engine, scheduler, pictures, monkeypatch):
+    running = scheduler()
+    whole = Batch._embed
+
+    def embed(self, prepared):
+        if prepared.keys:
+            raise RuntimeError("the tower burns")
+        return whole(self, prepared)
+
+    monkeypatch.setattr(batch_module.Batch, "_embed", embed)
+    for request, events in zip(
+        requests_of(pictures, 4), answer_all(running, requests_of(pictures, 4)), strict=True
+    ):
+        assert isinstance(events[-1], Failed if request.images else Done)
+
+
+def test_what_cannot_be_taken_is_refused_at_once(engine, scheduler, pictures):
+    running = scheduler()
+    with pytest.raises(ContextFull):
+        list(running.stream(GenerationRequest("USER: " + "word " * 400)))
+    textual = scheduler(engine=Engine(engine.tokenizer, engine.model, None, "text"))
+    with pytest.raises(DataError, match="takes no pictures"):
+        list(textual.stream(GenerationRequest("<image>", (pictures[0],))))
+    assert running.num_requests == textual.num_requests == 0
+
+
+def test_which_models_share_a_batch(engine, make_engine, monkeypatch):
+    assert why_not(engine) is None
+    scheduler = build_scheduler(make_engine("a"), 1, 1)
+    assert isinstance(scheduler, ThreadScheduler)
+    scheduler.close()
+    monkeypatch.setattr(engine.model.generation_config, "repetition_penalty", 1.2)
+    assert "repetition_penalty" in why_not(engine)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine.model.config, "sliding_window", 16, raising=False)
+    assert "16 positions" in why_not(engine)
+
+
+def prompt_cache(length, value):
+    cache = DynamicCache()
+    for layer in range(2):
+        states = torch.full((1, 2, length, 4), float(value))
+        cache.update(states, states + 1, layer)
+    return cache
+
+
+def test_rows_join_grow_and_leave():
+    kv = KVRows(3)
+    for length, value in ((3, 10), (BLOCK - 1, 20), (5, 30)):
+        kv.join(prompt_cache(length, value))
+    positions, visible = kv.begin_step()
+    assert positions[:, 0].tolist() == [3, BLOCK - 1, 5]
+    assert visible.sum(dim=-1).flatten().tolist() == [4, BLOCK, 6]
+    new = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 2, 1, 4)
+    keys, _ = kv.update(new, new, 1)
+    assert keys.shape == (3, 2, BLOCK, 4)
+    assert [keys[row, 0, end, 0].item() for row, end in enumerate((3, BLOCK - 1, 5))] == [0, 1, 2]
+    kv.leave(0)  # the last row takes its place
+    positions, visible = kv.begin_step()
+    assert positions[:, 0].tolist() == [6, BLOCK]  # beyond the first block
+    keys, _ = kv.update(new[:2] + 7, new[:2], 1)
+    assert keys[0, 0, :8, 0].tolist() == [30, 30, 30, 30, 30, 2, 7, 0]
+    assert keys[1, 0, 0, 0] == 20
+    kv.leave(0)
+    kv.leave(0)
+    assert (kv.num_rows, kv.num_bytes) == (0, 0)
+
+
+def test_what_an_earlier_row_left_is_gone():
+    kv = KVRows(2)
+    kv.join(prompt_cache(8, float("nan")))
+    kv.join(prompt_cache(8, 1))
+    kv.leave(0)
+    kv.join(prompt_cache(2, 3))
+    kv.begin_step()
+    one = torch.ones(2, 2, 1, 4)
+    keys, values = kv.update(one, one, 0)
+    assert torch.isfinite(keys).all()
+    assert torch.isfinite(values).all()
+
+
+def test_features_are_bounded_and_the_oldest_go():
+    cache = FeatureCache(max_bytes=100)
+    cache.put("a", torch.zeros(10))
+    cache.put("b", torch.zeros(10))
+    assert cache.get("a") is not None
+    cache.put("c", torch.zeros(10))
+    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
+    cache.put("large", torch.zeros(1000))
+    assert cache.get("large") is None
+    assert cache.num_bytes == 80
+
+
+def test_pictures_are_told_apart_by_pixels_and_shape():
+    pictures = [Image.new("RGB", (4, 6)), Image.new("RGB", (6, 4)), Image.new("L", (4, 6))]
+    pictures.append(Image.new("RGB", (4, 6), (0, 0, 1)))
+    assert len({picture_key(picture) for picture in pictures}) == 4
+    assert picture_key(pictures[0].copy()) == picture_key(pictures[0])
