@@ -128,9 +128,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     liger_loss: bool = field(
         default=True,
-        metadata={
-            "help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."
-        },
+        metadata={"help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."},
     )
     max_skipped_steps: int = field(
         default=0,

@@ -210,6 +210,10 @@ class LlavaAnswerer:
             )
         return [self._decode(ids) for ids in generated.tolist()]
 
+    def forget_pictures(self) -> None:
+        """Drop what the tower made of pictures; the next question about one runs it again."""
+        self._features = _FeatureCache(FEATURE_CACHE_BYTES)
+
     @property
     def _pad_id(self) -> int:
         pad_id = self._tokenizer.pad_token_id

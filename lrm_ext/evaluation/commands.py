@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Path = typer.Option(..., help="Folder of the checkpoint."),
+    model: Path = typer.Option(
+        ..., help="Folder of a checkpoint (LLaVA's or transformers'), or a name on the hub."
+    ),
     model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
     benchmarks: list[str] = typer.Option(["scenes"], help="Names; repeat, or use commas."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
@@ -25,22 +27,31 @@ def evaluate(
     batch_size: int = typer.Option(64, help="Questions asked at once."),
     blind: bool = typer.Option(True, help="Ask a second time without the picture."),
     max_new_tokens: int = typer.Option(32, help="Longest answer."),
-    out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
+    out: Path = typer.Option(
+        None, help="Folder of the results; <model>/eval, or runs/eval/<name>, by default."
+    ),
     benchmark_dir: Path = typer.Option(
         None, help="A folder of <lang>.jsonl, or of such folders by benchmark name."
     ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    base_url: str = typer.Option(
+        None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
+    ),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
     table: bool = typer.Option(True, help="Print the tables at the end."),
 ) -> None:
-    """Measure a model in all languages; what is answered already is not asked again."""
+    """Measure a model in all languages; what is answered already is not asked again.
+
+    On several GPUs: torchrun --nproc_per_node 8 -m lrm_ext.cli eval --model ...
+    """
     import transformers
     from rich.console import Console
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
     from lrm_ext.evaluation.headline import print_headlines
+    from lrm_ext.evaluation.ranks import Ranks
     from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
     from lrm_ext.evaluation.score import score_run
 
@@ -61,8 +72,12 @@ def evaluate(
         conv_mode=conv_mode,
         device=device,
         fresh=fresh,
+        base_url=base_url,
     )
-    sets = run_evaluation(config, console)
+    ranks = Ranks.from_environment()
+    sets = run_evaluation(config, console, ranks=ranks)
+    if not ranks.is_first:
+        return
     result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
     page = write_report(result, config.results_dir, model)
     if table:
@@ -82,9 +97,10 @@ def report(
     from lrm_ext.analysis.tables import print_report
     from lrm_ext.evaluation.headline import print_headlines
     from lrm_ext.evaluation.report import EvalReport
+    from lrm_ext.evaluation.runner import default_results_dir
 
     console = Console()
-    folder = out or model / "eval"
+    folder = out or default_results_dir(model)
     result = EvalReport.read(folder)
     page = write_report(result, folder, model)
     print_report(result, console)

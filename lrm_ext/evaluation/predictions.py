@@ -129,6 +129,36 @@ def read_predictions(path: Path) -> dict[str, str]:
     return texts
 
 
+def read_lines(path: Path) -> dict[str, str]:
+    """The lines of a file of answers by question key, as they stand; empty without a file."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return {str(json.loads(line)["key"]): line for line in lines}
+
+
+def add_lines(path: Path, lines: Mapping[str, str]) -> None:
+    """Append those lines whose question has no answer in a file yet; all of them or none."""
+    cut_unfinished_line(path)
+    there = read_lines(path)
+    if new := [line for key, line in lines.items() if key not in there]:
+        write_atomically(path, "".join([*there.values(), *new]))
+
+
+def sort_lines(path: Path, keys: Sequence[str]) -> None:
+    """Bring the answers of a file into an order that does not depend on who wrote them when.
+
+    Args:
+        path: The file; it is left alone if it is in order.
+        keys: Question keys; answers to other questions come last, as they stand.
+    """
+    lines = read_lines(path)
+    place = {key: number for number, key in enumerate(keys)}
+    ordered = sorted(lines, key=lambda key: place.get(key, len(place)))
+    if ordered != list(lines):
+        write_atomically(path, "".join(lines[key] for key in ordered))
+
+
 def check_keys(path: Path, texts: Mapping[str, str], known: Iterable[str]) -> None:
     """Refuse answers to questions that the benchmark does not have.
 
@@ -204,7 +234,7 @@ def clear_run(folder: Path) -> None:
     """Delete all answers in a folder and its `run.json`, and nothing else."""
     if not folder.is_dir():
         return
-    for path in [*folder.glob("*.jsonl"), folder / RUN_FILE]:
+    for path in [*folder.glob("**/*.jsonl"), folder / RUN_FILE]:
         path.unlink(missing_ok=True)
 
 

@@ -11,27 +11,20 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import lrm_ext
-from llava.conversation import conversation_to_dict
-from llava.errors import CheckpointError, ConfigError, DataError
+from llava.errors import ConfigError, DataError
 from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item, limit_items
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark, missing_images
-from lrm_ext.evaluation.answerer import (
-    Answer,
-    Answerer,
-    Request,
-    Templates,
-    load_answerer,
-)
+from lrm_ext.evaluation.answerer import Answer, Answerer, Request
+from lrm_ext.evaluation.backend import choose_backend, sha256_of
 from lrm_ext.evaluation.predictions import (
     Prediction,
     PredictionWriter,
@@ -41,15 +34,17 @@ from lrm_ext.evaluation.predictions import (
     open_run,
     prediction_path,
     read_predictions,
+    sort_lines,
 )
 from lrm_ext.evaluation.progress import Reporter, show_progress
+from lrm_ext.evaluation.ranks import Ranks, gather_parts
 from lrm_ext.languages import list_languages
 
 log = logging.getLogger(__name__)
 
 NUM_SHOWN_IMAGES = 20
-_HASH_CHUNK_BYTES = 1 << 20
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+# where results go of models that have no folder here
+RESULTS_ROOT = Path("runs") / "eval"
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,8 @@ class EvalConfig:
     """What to evaluate, and how.
 
     Attributes:
-        model_path: Folder of the checkpoint.
+        model_path: Folder of the checkpoint, a name on the Hugging Face hub, or with `base_url` the
+            name that a service knows.
         model_base: Base model of a LoRA or projector-only checkpoint.
         benchmarks: Names of benchmarks.
         languages: Language codes; empty for all that a benchmark has a file for.
@@ -71,6 +67,8 @@ class EvalConfig:
         conv_mode: Template in place of the checkpoint's own.
         device: `cpu` or `cuda`; by default a GPU where there is one.
         fresh: Delete the answers of an earlier run first.
+        base_url: Address of a service with OpenAI's chat interface, which is asked in place of a
+            model that is loaded here.
     """
 
     model_path: Path
@@ -86,11 +84,12 @@ class EvalConfig:
     conv_mode: str | None = None
     device: str | None = None
     fresh: bool = False
+    base_url: str | None = None
 
     @property
     def results_dir(self) -> Path:
         """Folder of scores and reports."""
-        return self.out_dir or self.model_path / "eval"
+        return self.out_dir or default_results_dir(self.model_path)
 
     @property
     def predictions_dir(self) -> Path:
@@ -119,6 +118,11 @@ class EvalConfig:
                     f"--benchmark-dir {self.benchmark_dir} has no folder {', '.join(without)}; "
                     "with several benchmarks it holds a folder for each of them"
                 )
+
+
+def default_results_dir(model_path: Path) -> Path:
+    """Where results go if nothing else is said: into the model's folder, if it has one here."""
+    return model_path / "eval" if model_path.is_dir() else RESULTS_ROOT / model_path.name
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,9 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
             items = benchmark.read(lang)
             keys = frozenset(item.question_id for item in items)
             chosen = tuple(limit_items(items, config.limit))
-            sets.append(QuestionSet(benchmark, lang, chosen, keys, sha256_of(benchmark.path(lang))))
+            sets.append(
+                QuestionSet(benchmark, lang, chosen, keys, sha256_of([benchmark.path(lang)]))
+            )
     _check_images(sets)
     return sets
 
@@ -204,14 +210,16 @@ def run_evaluation(
     config: EvalConfig,
     console: Console,
     make_answerer: Callable[[], Answerer] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[QuestionSet]:
     """Answer all questions that have no answer yet.
 
     Args:
         config: What to do.
         console: Where the progress is shown.
-        make_answerer: Loads the model, called only if there is something to ask; by default the
-            checkpoint that `config` names.
+        make_answerer: Loads the model, called only if there is something to ask; by default that
+            which `config` names.
+        ranks: Who answers together; this process alone if left out.
 
     Returns:
         The questions; their answers are in the files below `config.predictions_dir`.
@@ -221,20 +229,12 @@ def run_evaluation(
         ConfigError: A setting is wrong, or the answers there are of another run.
         DataError: A question, picture or earlier answer is not as it must be.
     """
+    ranks = ranks or Ranks()
     sets = load_questions(config)
-    templates = Templates.of_checkpoint(config.model_path, config.conv_mode)
-    identity = {
-        **_model_identity(config),
-        "template": templates.name,
-        "conversation": conversation_to_dict(templates.conversation),
-        "generation": {"do_sample": False, "max_new_tokens": config.max_new_tokens},
-        "blind": "canvas in the image processor's mean colour",
-        "code_version": lrm_ext.__version__,
-    }
-    if config.fresh:
-        clear_run(config.predictions_dir)
-    data = {f"{qs.benchmark.name}/{qs.lang}.jsonl": qs.sha256 for qs in sets}
-    open_run(config.predictions_dir, identity, data)
+    backend = choose_backend(replace(config, device=ranks.device(config.device)))
+    if ranks.is_first:
+        _open_run(config, sets, backend.identity())
+    ranks.barrier()
     pending = [
         (qs, blind, items)
         for blind in ((False, True) if config.blind else (False,))
@@ -244,20 +244,38 @@ def run_evaluation(
     if not pending:
         log.info("%s: every question is answered already", config.predictions_dir)
         return sets
-    make_answerer = make_answerer or partial(
-        load_answerer,
-        config.model_path,
-        config.model_base,
-        templates,
-        config.max_new_tokens,
-        config.device,
-    )
-    answerer = make_answerer()
-    with show_progress(console, sum(len(items) for *_, items in pending)) as reporter:
+    # nobody may put files together while others still look what is in them
+    ranks.barrier()
+    answerer = (make_answerer or backend.load)()
+    shown = console if ranks.is_first else Console(quiet=True)
+    num_questions = sum(len(items) for *_, items in pending)
+    with show_progress(shown, num_questions // ranks.world_size) as reporter:
         for qs, blind, items in pending:
             reporter.stage(f"{qs.benchmark.name} {qs.lang}{' blind' if blind else ''}")
-            _answer_items(config, answerer, qs, blind, items, reporter)
+            _answer_items(config, answerer, qs, blind, items, reporter, ranks)
+    ranks.barrier()
+    if ranks.is_first:
+        gather_parts(config.predictions_dir)
+        for qs, blind, _ in pending:
+            order = sorted(qs.items, key=_asking_order(answerer, qs, blind))
+            keys = [item.question_id for item in order]
+            sort_lines(qs.path(config.predictions_dir, blind), keys)
+    ranks.barrier()
     return sets
+
+
+def _open_run(config: EvalConfig, sets: Sequence[QuestionSet], identity: dict[str, Any]) -> None:
+    """Make sure that the answers in the folder are of this very run, and are all in place."""
+    if config.fresh:
+        clear_run(config.predictions_dir)
+    settings = {
+        "generation": {"do_sample": False, "max_new_tokens": config.max_new_tokens},
+        "blind": "canvas in the image processor's mean colour",
+        "code_version": lrm_ext.__version__,
+    }
+    data = {f"{qs.benchmark.name}/{qs.lang}.jsonl": qs.sha256 for qs in sets}
+    open_run(config.predictions_dir, {**identity, **settings}, data)
+    gather_parts(config.predictions_dir)
 
 
 def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
@@ -268,6 +286,22 @@ def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
     return [item for item in qs.items if item.question_id not in answered]
 
 
+def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
+    return Request(item.text, item.lang, None if blind else qs.benchmark.image_path(item.image))
+
+
+def _asking_order(
+    answerer: Answerer, qs: QuestionSet, blind: bool
+) -> Callable[[Item], tuple[int, str, str, str]]:
+    """Longest first, and equal questions one after the other."""
+
+    def key(item: Item) -> tuple[int, str, str, str]:
+        length = answerer.num_tokens(_request(item, qs, blind))
+        return -length, item.text, item.image, item.question_id
+
+    return key
+
+
 def _answer_items(
     config: EvalConfig,
     answerer: Answerer,
@@ -275,23 +309,17 @@ def _answer_items(
     blind: bool,
     items: Sequence[Item],
     reporter: Reporter,
+    ranks: Ranks,
 ) -> None:
-    """Answer one file's questions, longest first; equal questions are asked once."""
-
-    def request(item: Item) -> Request:
-        image = None if blind else qs.benchmark.image_path(item.image)
-        return Request(item.text, item.lang, image)
-
-    def order(item: Item) -> tuple[int, str, str, str]:
-        return -answerer.num_tokens(request(item)), item.text, item.image, item.question_id
-
+    """Answer this process's share of a file's questions; equal questions are asked once."""
+    ordered = sorted(items, key=_asking_order(answerer, qs, blind))
     groups = [
         (asked, list(same))
-        for asked, same in itertools.groupby(sorted(items, key=order), key=request)
+        for asked, same in itertools.groupby(ordered, key=lambda item: _request(item, qs, blind))
     ]
     model_id = get_model_name_from_path(str(config.model_path))
-    with PredictionWriter(qs.path(config.predictions_dir, blind)) as writer:
-        for batch in _batches(groups, config.batch_size):
+    with PredictionWriter(ranks.path(qs.path(config.predictions_dir, blind))) as writer:
+        for batch in ranks.share(list(_batches(groups, config.batch_size))):
             answers = answerer.answer([asked for asked, _ in batch])
             predictions = [
                 _prediction(item, answer, qs.benchmark, model_id, blind)
@@ -348,30 +376,3 @@ def _described(item: Item, benchmark: Benchmark) -> dict[str, Any]:
         described["option_char"] = list(item.lettered())
         described["round_id"] = 0
     return {key: value for key, value in described.items() if value not in (None, "", [])}
-
-
-def sha256_of(*paths: Path) -> str:
-    """SHA-256 of the content of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _model_identity(config: EvalConfig) -> dict[str, Any]:
-    weights = sorted(
-        path
-        for path in config.model_path.iterdir()
-        if path.suffix in _WEIGHT_SUFFIXES and path.name != "training_args.bin"
-    )
-    if not weights:
-        raise CheckpointError(
-            f"{config.model_path} holds no weights; expected {' or '.join(_WEIGHT_SUFFIXES)} files"
-        )
-    return {
-        "model_id": get_model_name_from_path(str(config.model_path)),
-        "model_base": config.model_base,
-        "weights_sha256": sha256_of(*weights),
-    }

@@ -79,7 +79,7 @@ class StageSettings:
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of a number in the residual stream, r: float32 where autocast has float32 weights."""
+        """Bytes of a number in the residual stream, r: float32 if autocast has float32 weights."""
         autocast = self.half and not self.zero_stage and self.trained == ALL
         return 4 if autocast else self.compute_bytes
 

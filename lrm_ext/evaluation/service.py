@@ -1,0 +1,184 @@
+"""Ask a model behind OpenAI's chat interface: vLLM, SGLang, our own server, or somebody else's.
+
+In: an address and a model's name. Out: answers as `LlavaAnswerer` gives them. A batch is asked all
+at once, so that the service can batch it in its own way; what may pass (time-outs, 429, 5xx) is
+tried again. Pictures go as data URLs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from PIL import Image
+
+from llava.errors import CheckpointError, ConfigError, DataError
+from llava.image_file import open_image
+from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
+from lrm_ext.translation.engines.service import ExhaustedError, Limits, RejectedError, Service
+
+if TYPE_CHECKING:
+    from lrm_ext.evaluation.runner import EvalConfig
+
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
+_NUM_KEPT_PICTURES: Final = 256
+_GREY: Final = (127, 127, 127)
+_KINDS: Final = {"JPEG": "image/jpeg", "PNG": "image/png"}
+
+
+@dataclass(frozen=True)
+class ServiceBackend:
+    """A model behind an address.
+
+    Attributes:
+        base_url: Up to and with `/v1`.
+        model: The name that the service knows.
+        max_new_tokens: Longest answer.
+    """
+
+    base_url: str
+    model: str
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, config: EvalConfig) -> ServiceBackend:
+        """The backend that a configuration names.
+
+        Raises:
+            ConfigError: The address is none, or a setting is for models that are loaded here.
+        """
+        url = str(config.base_url).rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--base-url is {config.base_url!r}; expected an address such as "
+                "http://127.0.0.1:8000/v1"
+            )
+        given = [
+            name
+            for name in ("model_base", "conv_mode", "device")
+            if getattr(config, name) is not None
+        ]
+        if given:
+            raise ConfigError(
+                f"--base-url asks a service; leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in given)}, which are for "
+                "models that are loaded here"
+            )
+        return cls(url, config.model_path.as_posix(), config.max_new_tokens)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Backend`; whether the weights behind the name changed cannot be seen from here."""
+        return {"model_id": self.model, "base_url": self.base_url, "template": "the service's own"}
+
+    def load(self) -> Answerer:
+        """See `Backend`."""
+        return ServiceAnswerer(self, os.environ.get(KEY_VARIABLE))
+
+
+class ServiceAnswerer:
+    """Answers by asking a service.
+
+    Args:
+        backend: What to ask.
+        key: Sent as a bearer token; None for none.
+        limits: How the service may be asked.
+    """
+
+    def __init__(
+        self, backend: ServiceBackend, key: str | None, limits: Limits | None = None
+    ) -> None:
+        self._backend = backend
+        self._key = key
+        self._limits = limits or Limits()
+        self._picture_url = lru_cache(_NUM_KEPT_PICTURES)(picture_url)
+
+    def num_tokens(self, request: Request) -> int:
+        """Length in characters: the tokenizer is not here, and only the order matters."""
+        return len(request.text)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `Answerer`.
+
+        Raises:
+            CheckpointError: The service does not answer, or does not know the model.
+            DataError: It does not take a question.
+        """
+        return asyncio.run(self._ask_all(requests))
+
+    async def _ask_all(self, requests: Sequence[Request]) -> list[Answer]:
+        service = Service(self._backend.base_url, self._key, self._limits)
+        try:
+            return list(await asyncio.gather(*(self._ask(service, r) for r in requests)))
+        finally:
+            await service.close()
+
+    async def _ask(self, service: Service, request: Request) -> Answer:
+        body = {
+            "model": self._backend.model,
+            "messages": [{"role": "user", "content": self._content(request)}],
+            "max_tokens": self._backend.max_new_tokens,
+            "temperature": 0,
+        }
+        try:
+            data = await service.post("/chat/completions", body, num_tokens=len(request.text))
+        except RejectedError as error:
+            raise DataError(f"the service does not take {request.text[:80]!r}: {error}") from error
+        except ExhaustedError as error:
+            raise CheckpointError(
+                f"{self._backend.base_url} does not answer: {error}. What was answered before is "
+                "kept; run the same command again to go on"
+            ) from error
+        return _read(data, self._backend.base_url)
+
+    def _content(self, request: Request) -> list[dict[str, Any]]:
+        picture = {"type": "image_url", "image_url": {"url": self._picture_url(request.image)}}
+        return [picture, {"type": "text", "text": request.text}]
+
+
+def picture_url(path: Path | None) -> str:
+    """A picture as a data URL: PNG and JPEG files as they are, others as PNG, None as plain grey.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if path is None:
+        return _as_png(Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), _GREY))
+    picture = open_image(path)
+    try:
+        with Image.open(path) as file:
+            kind = _KINDS.get(file.format or "")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the picture cannot be read: {error}") from error
+    return _as_png(picture) if kind is None else _data_url(kind, content)
+
+
+def _as_png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG")
+    return _data_url("image/png", buffer.getvalue())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _read(data: dict[str, Any], base_url: str) -> Answer:
+    try:
+        choice = data["choices"][0]
+        text = str(choice["message"]["content"] or "")
+    except (KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{base_url}: expected a chat completion, found {str(data)[:200]}"
+        ) from error
+    usage = data.get("usage") or {}
+    stopped = choice.get("finish_reason") != "length"
+    num_new_tokens = int(usage.get("completion_tokens") or 0)
+    return Answer(text.strip(), num_new_tokens, "stop" if stopped else "length")

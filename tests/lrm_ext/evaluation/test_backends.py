@@ -1,0 +1,180 @@
+"""Models of other kinds answer through the same runner: transformers' own, and services."""
+
+import base64
+import dataclasses
+import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from tiny_models import write_instructblip, write_qwen2_vl
+
+from llava.errors import CheckpointError, ConfigError
+from lrm_ext.evaluation.answerer import Request
+from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
+from lrm_ext.evaluation.runner import run_evaluation
+from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend
+from lrm_ext.evaluation.transformers_models import TransformersBackend
+from lrm_ext.export.to_hf import export_hf
+from lrm_ext.translation.engines.service import Limits
+
+
+def texts(config):
+    records = [
+        json.loads(line)
+        for path in sorted(config.predictions_dir.glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return {(r["benchmark"], r["lang"], r["key"], r["blind"]): r["text"] for r in records}
+
+
+@pytest.mark.parametrize("write", [write_instructblip, write_qwen2_vl])
+def test_the_batch_size_does_not_change_an_answer(write, config, tmp_path, benchmark_dir):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    backend = choose_backend(dataclasses.replace(config, model_path=write(folder)))
+    assert isinstance(backend, TransformersBackend)
+    answerer = backend.load()
+    requests = [
+        Request(text, "hr", image)
+        for text in ("Vidi li se pas na slici ili se ne vidi?", "Is there?")
+        for image in (benchmark_dir / "0.png", benchmark_dir / "1.png", None)
+    ]
+    answers = answerer.answer(requests)
+    assert answers == [answerer.answer([request])[0] for request in requests]
+    assert len({answer.text for answer in answers}) > 1
+    assert all(0 < answer.num_new_tokens <= 8 for answer in answers)
+
+
+def test_an_exported_checkpoint_answers_as_the_original(config, console, tmp_path):
+    config = dataclasses.replace(config, conv_mode="vicuna_v1")
+    run_evaluation(config, console)
+    export_hf(config.model_path, tmp_path / "exported", conv_mode="vicuna_v1")
+    exported = dataclasses.replace(config, model_path=tmp_path / "exported", conv_mode=None)
+    run_evaluation(exported, console)
+    assert texts(exported) == texts(config)
+
+
+def test_a_folder_says_itself_what_it_is(config, tmp_path):
+    assert isinstance(choose_backend(config), LlavaBackend)
+    folder = tmp_path / "blip"
+    folder.mkdir()
+    write_instructblip(folder)
+    other = dataclasses.replace(config, model_path=folder, conv_mode="vicuna_v1")
+    with pytest.raises(CheckpointError, match="leave out --conv-mode"):
+        choose_backend(other)
+
+
+def test_a_name_that_is_no_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a folder; expected .* such as runs/mini"):
+        local_folder(tmp_path / "nothing" / "here")
+
+
+class ChatServer:
+    """Answers with what it was asked, or what it is told to send."""
+
+    def __init__(self):
+        self.bodies = []
+        self.replies = []
+        self.lock = threading.Lock()
+
+    def handle(self, body, headers):
+        with self.lock:
+            self.bodies.append((body, headers))
+            status, data = self.replies.pop(0) if self.replies else (200, self.good(body))
+        return status, json.dumps(data).encode()
+
+    def good(self, body):
+        (message,) = body["messages"]
+        text = f" {message['content'][1]['text']} "
+        return {
+            "choices": [{"message": {"content": text}, "finish_reason": "length"}],
+            "usage": {"completion_tokens": 7},
+        }
+
+
+@pytest.fixture
+def chat():
+    server = ChatServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status, content = server.handle(
+                body, {name.lower(): value for name, value in self.headers.items()}
+            )
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=partial(http.serve_forever, 0.02), daemon=True).start()
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield server
+    http.shutdown()
+
+
+def test_a_service_is_asked_with_picture_and_question(chat, benchmark_dir, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    answerer = ServiceBackend(chat.url, "mini", 9).load()
+    image = benchmark_dir / "0.png"
+    answers = answerer.answer([Request("Što?", "hr", image), Request("Blind?", "en", None)])
+    assert [dataclasses.astuple(a) for a in answers] == [
+        ("Što?", 7, "length"),
+        ("Blind?", 7, "length"),
+    ]
+    by_text = {b["messages"][0]["content"][1]["text"]: (b, h) for b, h in chat.bodies}
+    body, headers = by_text["Što?"]
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("mini", 9, 0)
+    assert headers["authorization"] == "Bearer secret"
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    kind, _, content = url.partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(content) == image.read_bytes()
+    blind = by_text["Blind?"][0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert blind != url
+
+
+def test_what_may_pass_is_tried_again(chat, benchmark_dir):
+    chat.replies = [(429, {"error": "slow down"}), (503, {"error": "busy"})]
+    backend = ServiceBackend(chat.url, "mini", 9)
+    answerer = ServiceAnswerer(backend, None, Limits(first_wait_s=0.01))
+    (answer,) = answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
+    assert answer.text == "Da?" and len(chat.bodies) == 3
+
+
+def test_a_service_that_is_down_says_so(benchmark_dir):
+    backend = ServiceBackend("http://127.0.0.1:1/v1", "mini", 9)
+    answerer = ServiceAnswerer(backend, None, Limits(first_wait_s=0.01, max_tries=2))
+    with pytest.raises(CheckpointError, match="does not answer"):
+        answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
+
+
+def test_something_else_than_a_chat_completion(chat, benchmark_dir):
+    chat.replies = [(200, {"hello": 1})]
+    with pytest.raises(CheckpointError, match="expected a chat completion, found"):
+        ServiceBackend(chat.url, "mini", 9).load().answer(
+            [Request("Da?", "hr", benchmark_dir / "0.png")]
+        )
+
+
+def test_a_run_with_a_service(chat, config, console, tmp_path):
+    service = dataclasses.replace(
+        config,
+        model_path=config.model_path.relative_to(config.model_path.parent),
+        base_url=chat.url,
+        device=None,
+        out_dir=tmp_path / "out",
+    )
+    run_evaluation(service, console)
+    assert len(texts(service)) == 36
+    before = len(chat.bodies)
+    run_evaluation(service, console)
+    assert len(chat.bodies) == before
+    with pytest.raises(ConfigError, match="leave out --device"):
+        choose_backend(dataclasses.replace(service, device="cpu"))
+    with pytest.raises(ConfigError, match="expected an address"):
+        choose_backend(dataclasses.replace(service, base_url="localhost"))
