@@ -8,7 +8,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tiny_models import write_instructblip, write_qwen2_vl
+from hub_models import write_instructblip, write_qwen2_vl
 
 from llava.errors import CheckpointError, ConfigError
 from lrm_ext.evaluation.answerer import Request
