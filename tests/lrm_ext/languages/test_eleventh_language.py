@@ -1,6 +1,7 @@
 """Slovak, which the project does not ship, from English data to a measured model.
 
-One file is added (`own/sk.toml`) and no code; every step is the command that a user types.
+One file is added and no code; every step is the command that a user types. The file is a finished
+one (`own/sk.toml`), or what `lrm languages add` writes with only the marked values translated.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from drafted import fill
 from typer.testing import CliRunner
 
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.instructions import get_instruction
 
+OWN = Path(__file__).parent / "own"
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 SHORT = "\nAnswer the question using a single word or phrase."
 # English question and answer, Slovak ones
@@ -35,6 +38,21 @@ def lrm(*arguments: str | Path) -> str:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
+
+
+@pytest.fixture(params=["a finished file", "lrm languages add"])
+def slovak(request, tmp_path, use_folder) -> str:
+    if request.param == "a finished file":
+        use_folder(OWN)
+        return "sk"
+    folder = tmp_path / "languages"
+    folder.mkdir()
+    use_folder(folder)
+    lrm("languages", "add", "sk")
+    fill(folder / "sk.toml", OWN / "sk.toml")
+    use_folder(folder)  # its files are read again
+    assert "nothing wrong" in lrm("languages", "check", "sk")
+    return "sk"
 
 
 @pytest.fixture

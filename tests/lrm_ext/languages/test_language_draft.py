@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from drafted import fill, leaves
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError
@@ -19,14 +18,6 @@ from lrm_ext.languages.language import PENDING, load_language
 from lrm_ext.languages.registry import FOLDER_VARIABLE
 
 OWN = Path(__file__).parent / "own"
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 @pytest.fixture
@@ -83,20 +74,7 @@ def test_every_table_and_entry_is_explained(draft):
 
 def test_filled_in_it_is_a_language(draft):
     """Line by line: what is marked gets its value from the finished file."""
-    values = dict(leaves(load_toml(OWN / "sk.toml")))
-    table, filled = "", []
-    for line in draft.read_text(encoding="utf-8").splitlines():
-        if match := re.fullmatch(r"\[([\w.]+)\]", line):
-            table = match[1] + "."
-        match = re.match(r"(\w+) = ", line)
-        if match and PENDING in line:
-            value = values.get(table + match[1], {})
-            # a Python list or string of these is TOML too
-            line = f"{match[1]} = {value if value != {} else '{}'}"
-            if isinstance(value, str):
-                line = f'{match[1]} = "{value}"'
-        filled.append(line)
-    draft.write_text("\n".join(filled), encoding="utf-8")
+    fill(draft, OWN / "sk.toml")
     ours, theirs = load_language(draft), load_language(OWN / "sk.toml")
     for field in ("yes", "fixed_prompts", "answer_in", "system", "ui", "native_name"):
         assert getattr(ours, field) == getattr(theirs, field)
