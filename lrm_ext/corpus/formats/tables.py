@@ -66,7 +66,10 @@ def read_dataset(path: Path) -> Records:
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a folder of Dataset.save_to_disk: {error}") from error
+        raise DataError(
+            f"{path}: not a folder of Dataset.save_to_disk: {error}. A data set of the hub is "
+            "fetched once by datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER)."
+        ) from error
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path}: it holds splits; name one: {', '.join(map(str, loaded))}.")
     columns = _check_columns(loaded.column_names, path)

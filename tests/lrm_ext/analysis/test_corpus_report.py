@@ -190,6 +190,11 @@ def test_costs_are_those_of_the_cache(tmp_path):
         report(corpus, tmp_path / "r.html", "--cache", str(tmp_path / "none.sqlite"))
 
 
+def test_a_translation_has_figures(tmp_path):
+    (croatian,) = take_account(Corpus.open(translated(tmp_path))).languages
+    assert croatian.figures and all(len(v) == 3 for v in croatian.figures.values())
+
+
 def test_without_a_cache_costs_are_not_known(tmp_path):
     corpus = translated(tmp_path, "--cache", str(tmp_path / "elsewhere" / "c.sqlite"))
     assert "what it cost is not known" in Page(report(corpus, tmp_path / "report.html")).text

@@ -114,9 +114,9 @@ def test_two_workers_give_the_same_bytes_and_ask_once(tmp_path, cluster, service
     assert done == [(n, 10) for n in range(11)]
     assert set(service.answered.values()) == {1}
     assert service.most_under_way > 1
-    assert result.usage.requests > 0 and result.counts["ok"] == sum(
-        Corpus.open(corpus).statuses("cs").values()
-    )
+    assert result.usage.requests > 0
+    # "[...]" is no Czech: that the checks say so shows that workers run them
+    assert Corpus.open(corpus).statuses("cs")["rejected"] == result.counts["rejected"] > 0
     # the ledger of the shared file is complete
     cache = Cache(corpus.with_suffix(".sqlite"))
     assert cache.spent("openai", "cs") == result.usage
@@ -131,7 +131,7 @@ def test_what_a_worker_raises_is_raised(tmp_path, cluster, service):
     # and what was missing is done by the next run
     service.behave = lambda number, segments: None
     translate_corpus(job(corpus, service), RayExecutor(1))
-    assert Corpus.open(corpus).statuses("cs")["ok"] > 0
+    assert sum(Corpus.open(corpus).statuses("cs").values()) > 0
 
 
 @pytest.mark.slow
