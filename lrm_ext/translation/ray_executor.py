@@ -66,6 +66,8 @@ class RayExecutor:
             UserError: What a worker raised.
             DataError: Workers died again and again over one part.
         """
+        if not missing:
+            return
         ray = _import_ray()
         with _cluster(ray):
             num_workers = min(self._num_workers(ray), len(missing))

@@ -12,7 +12,8 @@ from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.translation.cache import Answer
 from lrm_ext.translation.engines.base import Usage
-from lrm_ext.translation.ray_executor import CacheActor
+from lrm_ext.translation.ray_executor import CacheActor, RayExecutor
+from lrm_ext.translation.runner import Job
 
 RECORD = {
     "id": "a",
@@ -37,6 +38,13 @@ def test_without_ray_it_is_said_how_to_get_it(make_corpus, monkeypatch):
     with pytest.raises(ConfigError, match=r"needs Ray: pip install 'lrm-llava\[ray\]'"):
         translate(corpus, "--executor", "ray")
     translate(corpus)  # one process needs none, and takes over what was begun
+
+
+def test_nothing_to_do_starts_no_cluster(tmp_path, monkeypatch):
+    """As after a kill between the last part and the shards."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    job = Job(tmp_path, "hr", (), tmp_path / "c.sqlite")
+    assert list(RayExecutor(2)(job, [])) == []
 
 
 def test_options_that_do_not_fit(make_corpus):
