@@ -8,10 +8,10 @@ paper gives them, text lengths made up for this benchmark (log-normal, see `PART
 picture, cut at 2048.
 
 `share`: real positions of all that are computed until the slowest rank of each micro-step is
-done, for 8 ranks of 16 samples. A packed row has no padding, but ranks wait for the longest row;
-that counts as padding here. "ours" is `PackedSampler`; "grouped" pads LLaVA's
-`group_by_modality_length`, "in order" pads the mixture as it comes. `equal`: every sample comes
-once.
+done, for 8 ranks of 16 samples, and of 4 with `--pack_window 16`. A packed row has no padding, but
+ranks wait for the longest row; that counts as padding here. "ours" is `PackedSampler`; "grouped"
+pads LLaVA's `group_by_modality_length`, "in order" pads the mixture as it comes. `equal`: every
+sample comes once, and a run that is stopped half-way goes on in the same order.
 
 `step`: forward, backward and AdamW of a small model (2 layers of 192, features in place of a
 tower), 16 samples a step, the same samples in the same order for "packed" and "in order"; one
@@ -41,7 +41,7 @@ from lrm_ext.training.sampler import PackedSampler
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "llava"
-RANKS, BATCH, STEP_BATCH = 8, 16, 16
+RANKS, STEP_BATCH = 8, 16
 # part of LLaVA-1.5's mix: thousands of samples, whether they have a picture, and text tokens:
 # median and spread (standard deviation of the logarithm)
 PARTS = (
@@ -72,7 +72,8 @@ def main() -> None:
         ("built-in corpus", corpus_lengths(arguments.samples)),
         ("like LLaVA's 665k", mix_lengths(arguments.samples)),
     ):
-        found += share_entries(name, lengths)
+        found += share_entries(name, lengths, 16, 0)
+        found += share_entries(name, lengths, 4, 16)
         is_long = name != "built-in corpus"
         found += step_entries(
             f"{name}{' / 8' if is_long else ''}", lengths, arguments.steps, is_long
@@ -124,36 +125,44 @@ def mix_lengths(number: int) -> list[int]:
     return lengths
 
 
-def share_entries(name: str, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def share_entries(
+    name: str, lengths: Sequence[int], batch_size: int, window: int
+) -> list[dict[str, Any]]:
     """Shares of real positions, ours against both ways to pad."""
-    whole = len(lengths) // (RANKS * BATCH) * RANKS * BATCH
+    step_size = RANKS * batch_size
+    whole = len(lengths) // (2 * step_size) * 2 * step_size
     lengths = lengths[:whole]
     sizes = [abs(length) for length in lengths]
-    sampler = PackedSampler(whole, RANKS * BATCH, sizes.__getitem__, BATCH)
+    sampler = PackedSampler(whole, step_size, sizes.__getitem__, batch_size, window)
     packed = list(sampler)
-    sampler.expect_skip(0, whole // 2)  # a run that was stopped half-way
+    sampler.expect_skip(0, whole // 2)
     is_resumed = list(sampler)[whole // 2 :] == packed[whole // 2 :]
     torch.manual_seed(0)
-    grouped = get_modality_length_grouped_indices(lengths, BATCH, RANKS)
-    # LLaVA's order leaves what does not fill a step to the end
-    ours = _share(packed, sizes, sum)
+    grouped = get_modality_length_grouped_indices(lengths, batch_size, RANKS)
+    ours = share_of(packed, sizes, batch_size, sum)
     entries = []
     for peer, order in (("grouped", grouped), ("in order", list(range(whole)))):
-        theirs = _share(order, sizes, lambda batch: len(batch) * max(batch))
+        theirs = share_of(order, sizes, batch_size, lambda batch: len(batch) * max(batch))
         equal = sorted(packed) == sorted(order) == list(range(whole)) and is_resumed
         entries.append(
-            {"name": f"share of real positions, {name}: {peer}", "ours": 100 * ours,
-             "peer": 100 * theirs, "ratio": ours / theirs, "unit": "%", "equal": equal}
+            {"name": f"share of real positions, {RANKS} x {batch_size}, {name}: {peer}",
+             "ours": 100 * ours, "peer": 100 * theirs, "ratio": ours / theirs, "unit": "%",
+             "equal": equal}
         )  # fmt: skip
     return entries
 
 
-def _share(order: Sequence[int], sizes: Sequence[int], cost: Callable[[list[int]], int]) -> float:
+def share_of(
+    order: Sequence[int],
+    sizes: Sequence[int],
+    batch_size: int,
+    cost: Callable[[list[int]], int],
+) -> float:
     """Real positions, of all that the ranks could have computed until the slowest is done."""
     real = computed = 0
-    for start in range(0, len(order), RANKS * BATCH):
-        step = [sizes[i] for i in order[start : start + RANKS * BATCH]]
-        batches = [step[k : k + BATCH] for k in range(0, len(step), BATCH)]
+    for start in range(0, len(order), RANKS * batch_size):
+        step = [sizes[i] for i in order[start : start + RANKS * batch_size]]
+        batches = [step[k : k + batch_size] for k in range(0, len(step), batch_size)]
         real += sum(step)
         computed += RANKS * max(cost(batch) for batch in batches)
     return real / computed
