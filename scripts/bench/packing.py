@@ -15,7 +15,7 @@ sample comes once, and a run that is stopped half-way goes on in the same order.
 
 `step`: forward, backward and AdamW of a small model (2 layers of 192, features in place of a
 tower), 16 samples a step, the same samples in the same order for "packed" and "in order"; one
-thread, seconds of the processor, the best of three turns. Lengths like the 665k's are divided by
+thread, seconds of the processor, the better of two turns. Lengths like the 665k's are divided by
 eight. `equal`: the losses of all steps agree to 1e-5.
 """
 
@@ -184,7 +184,7 @@ def step_entries(
     model = make_model()
     rates: dict[str, list[float]] = {"packed": [], "in order": [], "grouped": []}
     losses: dict[str, list[float]] = {}
-    for _ in range(3):
+    for _ in range(2):
         for side in rates:
             order = grouped if side == "grouped" else range(number)
             batches = list(make_batches(order, sizes, flags, picture))
