@@ -31,7 +31,7 @@ from llava.image_fit import central_part, expand2square
 
 log = logging.getLogger(__name__)
 
-_EVENTS = ("truncated", "truncated_answer", "corrupt_image")
+_EVENTS = ("truncated", "truncated_answer", "nothing_learnt", "corrupt_image")
 _MAX_WORKERS = 64
 
 
@@ -229,6 +229,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         if len(encoded.input_ids) > num_kept:
             lost = is_labelled(encoded.labels[num_kept:])
             self._count("truncated_answer" if lost else "truncated", sample.lang)
+            if lost and not is_labelled(encoded.labels[:num_kept]):
+                self._count("nothing_learnt", sample.lang)
+                text = "nothing is learnt from sample %r: its first answer lies beyond %d tokens"
+                log.warning(text, sample.id, num_kept)
         return {"input_ids": torch.tensor(input_ids), "labels": torch.tensor(labels)}
 
     def _uses_start_end(self) -> bool:

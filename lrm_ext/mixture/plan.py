@@ -48,7 +48,7 @@ class Block:
         """Row that is drawn at a position."""
         # any len(rows) consecutive steps are different rows
         step = (position - self.start + self.first_step) % len(self.rows)
-        return self.rows[self.order[step]]
+        return int(self.rows[self.order[step]])
 
 
 class LanguagePlan:

@@ -87,7 +87,7 @@ class LanguageMixSampler(Sampler[int]):
         if position < len(self._english):
             return int(self._english[position])
         position -= len(self._english)
-        return int(blocks[bisect_right(starts, position) - 1].row(position))
+        return blocks[bisect_right(starts, position) - 1].row(position)
 
     def _make_plan(
         self, codes: npt.NDArray[np.str_], there: tuple[str, ...], spec: MixtureSpec

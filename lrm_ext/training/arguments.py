@@ -36,6 +36,13 @@ class LrmArguments:
         default=64,
         metadata={"help": "Batches among which samples are sorted by length; 0: not at all."},
     )
+    pack_window: int = field(
+        default=0,
+        metadata={
+            "help": "With --packing: steps among which samples are sorted by length, so that few "
+            "samples a rank can be dealt evenly; 0: the mixture's order."
+        },
+    )
     encode_cache: int = field(
         default=100_000, metadata={"help": "Tokenised samples that are kept in memory."}
     )
@@ -59,8 +66,10 @@ class LrmArguments:
                 f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
                 f"{', '.join(CACHE_DTYPES)}"
             )
-        if self.length_window < 0 or self.encode_cache < 0:
-            raise ConfigError("--length_window and --encode_cache must not be negative")
+        if min(self.length_window, self.pack_window, self.encode_cache) < 0:
+            raise ConfigError(
+                "--length_window, --pack_window and --encode_cache must not be negative"
+            )
         # what a switch would be called with
         switches = {"true": AUTO_CACHE, "false": NO_CACHE, "": NO_CACHE}
         self.feature_cache = switches.get(self.feature_cache.lower(), self.feature_cache)

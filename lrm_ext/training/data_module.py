@@ -73,7 +73,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     mixture = Mixture.open(spec, given or None, images)
     corpus = mixture.corpus
     dataset = _dataset(context, arguments, mixture)
-    sampler = _sampler(context.training_args, dataset, arguments.length_window)
+    sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     return {
         "train_dataset": dataset,
@@ -103,12 +103,13 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
     return default_data_module(context)
 
 
-def _sampler(args: Any, dataset: MixtureDataset, length_window: int) -> StepSampler:
+def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> StepSampler:
     step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    if args.packing:
-        return PackedSampler(len(dataset), step_size, dataset.length, args.train_batch_size)
     seed = args.seed if args.data_seed is None else args.data_seed
-    return LengthWindowSampler(len(dataset), step_size, dataset.length, length_window, seed)
+    common = (len(dataset), step_size, dataset.length)
+    if args.packing:
+        return PackedSampler(*common, args.train_batch_size, arguments.pack_window, seed)
+    return LengthWindowSampler(*common, arguments.length_window, seed)
 
 
 def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) -> MixtureDataset:

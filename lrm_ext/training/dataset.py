@@ -9,7 +9,8 @@ Non-goals: the order of the items (`sampler.py`), padding (`llava.data.collator`
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +25,12 @@ from torch.utils.data import Dataset
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, get_conversation
 from llava.data.render import place_images
-from llava.data.sample import Sample
+from llava.data.sample import Sample, Turn
 from llava.data.tokenize import encode_turns
 from llava.errors import DataError
 from lrm_ext.languages.templates import template_for
 from lrm_ext.mixture import Draw, Mixture
+from lrm_ext.training.account import BROKEN, CUT, ENCODED, READ, TOO_LONG, Account
 from lrm_ext.training.feature_cache import FeatureCache
 from lrm_ext.training.pictures import PictureLoader
 
@@ -36,8 +38,6 @@ log = logging.getLogger(__name__)
 
 # how many samples in a row may be too long before the mixture is hopeless
 _MAX_IN_A_ROW = 1000
-# a drop rate says little about fewer samples than this
-_MIN_SEEN = 200
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Limits:
     Attributes:
         max_length: Positions in the model, the picture's included.
         num_image_tokens: Positions that a picture takes.
-        max_drop_rate: Share of the samples, overall and in each language, that may be left out for
-            being too long; at 0 the first one raises.
+        max_drop_rate: Share of the samples, overall and in each language, that may be left out
+            because even their first round is too long, or because their picture is broken; at 0
+            the first one raises.
     """
 
     max_length: int
@@ -63,6 +64,7 @@ class EncodedItem:
     Attributes:
         id: The sample's id.
         row: Its row in the corpus.
+        lang: Its language in the mixture.
         has_image: Whether it has a picture.
         input_ids: [T] int32, -200 for the picture.
         labels: [T] int32, not shifted.
@@ -71,6 +73,7 @@ class EncodedItem:
 
     id: str
     row: int
+    lang: str
     has_image: bool
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
@@ -113,8 +116,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self._start_end = mm_use_im_start_end
         self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
         self._cache_size = cache_size
-        self.num_seen: Counter[str] = Counter()
-        self.num_dropped: Counter[str] = Counter()
+        layout = mixture.layout()
+        languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
+        self.account = Account(tuple(languages), limits.max_drop_rate)
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker fills a cache of its own
@@ -142,7 +146,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             sample.
 
         Raises:
-            DataError: The sample is too long and none may be dropped, or its picture is unreadable.
+            DataError: The sample is too long, or its picture is broken, and none may be lost.
         """
         is_fill = index < 0
         encoded = self.encoded(~index if is_fill else index)
@@ -155,15 +159,34 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         if self._features is not None:
             item["image_features"] = self._picture_features(encoded)
         elif self._loader is not None:
-            item["image"] = self._pixels(encoded)
+            self.account.count(READ, encoded.lang)
+            try:
+                item["image"] = self._pixels(encoded)
+            except DataError as error:
+                self._lose_picture(encoded, error)
+                item["image"] = self._loader.empty
+                item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         return item
+
+    def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
+        """Count a picture that broke: its sample keeps its place in the step, but is not learnt.
+
+        Another sample in its place would come twice in the epoch.
+        """
+        reason = str(error).rstrip(".")
+        what = f"{self.mixture.corpus.path}: sample {item.id!r} ({item.lang}): {reason}"
+        self.account.lose(BROKEN, item.lang, what, "Mend it")
+        log.warning("%s; nothing is learnt from it", what)
 
     def length(self, index: int) -> int:
         """Positions that the item of an index takes in the model."""
         return self.encoded(index).length
 
     def encoded(self, index: int) -> EncodedItem:
-        """The sample of an index in tokens; one that is too long is replaced by the next.
+        """The sample of an index in tokens.
+
+        Of one that is too long the last rounds are left out; if its first is too long already, the
+        next sample is in its place.
 
         Raises:
             DataError: It is too long and none, or no more, may be dropped.
@@ -183,55 +206,60 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         )
 
     def report(self) -> str:
-        """How many samples were encoded, and dropped for being too long, per language."""
-        total, dropped = sum(self.num_seen.values()), sum(self.num_dropped.values())
-        lines = [f"{total} samples encoded, {dropped} too long"]
-        lines += [
-            f"  too long {lang:<4} {count:>8} of {self.num_seen[lang]}"
-            for lang, count in sorted(self.num_dropped.items())
-        ]
-        return "\n".join(lines)
+        """Samples that were encoded, cut, too long, or had a broken picture, per language."""
+        return self.account.report()
 
     def _encode(self, draw: Draw) -> EncodedItem:
         sample = self.mixture.make_sample(draw)
         conv = _conversation(self.version, sample.lang)
         turns = place_images(sample.turns, conv, self._start_end)
-        encoded = encode_turns(turns, conv, self.tokenizer, sample.image is not None)
-        has_image = sample.image is not None
-        item = EncodedItem(
-            id=sample.id,
-            row=draw.row,
-            has_image=has_image,
-            input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
-            labels=np.asarray(encoded.labels, dtype=np.int32),
-            length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
-        )
-        self._count(sample, item, draw)
+        item = self._encode_turns(sample, draw, conv, turns)
+        self.account.count(ENCODED, draw.lang)
+        if item.length > self.limits.max_length:
+            item = self._cut(sample, draw, conv, turns) or item
+        if item.length > self.limits.max_length:
+            what = (
+                f"{self.mixture.corpus.path}: sample {sample.id!r} ({draw.lang}, "
+                f"{draw.instruction}) takes {item.length} positions with its picture, "
+                f"--model_max_length is {self.limits.max_length}"
+            )
+            self.account.lose(TOO_LONG, draw.lang, what, "Raise it")
+            log.debug("%s; left out", what)
         self._cache[draw] = item
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return item
 
-    def _count(self, sample: Sample, item: EncodedItem, draw: Draw) -> None:
-        lang = draw.lang
-        self.num_seen[lang] += 1
-        if item.length <= self.limits.max_length:
-            return
-        self.num_dropped[lang] += 1
-        rate = self.limits.max_drop_rate
-        what = (
-            f"{self.mixture.corpus.path}: sample {sample.id!r} ({lang}, {draw.instruction}) takes "
-            f"{item.length} positions with its picture, --model_max_length is "
-            f"{self.limits.max_length}"
+    def _encode_turns(
+        self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
+    ) -> EncodedItem:
+        has_image = sample.image is not None
+        encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+        return EncodedItem(
+            id=sample.id,
+            row=draw.row,
+            lang=draw.lang,
+            has_image=has_image,
+            input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
+            labels=np.asarray(encoded.labels, dtype=np.int32),
+            length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
         )
-        if rate == 0:
-            raise DataError(f"{what}. Raise it, or tolerate a share of such with --max_drop_rate.")
-        log.debug("%s; left out", what)
-        total, dropped = sum(self.num_seen.values()), sum(self.num_dropped.values())
-        of_all, of_lang = dropped / total, self.num_dropped[lang] / self.num_seen[lang]
-        is_known = self.num_seen[lang] >= _MIN_SEEN
-        if is_known and max(of_all, of_lang) > rate:
-            raise DataError(f"{what}; more than --max_drop_rate {rate:.1%}\n{self.report()}")
+
+    def _cut(
+        self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
+    ) -> EncodedItem | None:
+        """The sample with as many of its first rounds as fit; None if no answer is left then."""
+        for end in range(len(turns) - 2, 0, -2):
+            item = self._encode_turns(sample, draw, conv, turns[:end])
+            if item.length <= self.limits.max_length:
+                if not (item.labels != IGNORE_INDEX).any():
+                    return None
+                self.account.count(CUT, draw.lang)
+                text = "%s: sample %r (%s): %d of its %d turns do not fit"
+                where = self.mixture.corpus.path
+                log.debug(text, where, sample.id, draw.lang, len(turns) - end, len(turns))
+                return item
+        return None
 
     def _image_path(self, item: EncodedItem) -> Path:
         path = self.mixture.corpus.image_path(item.row)

@@ -136,32 +136,35 @@ class LengthWindowSampler(StepSampler):
         return step if self._sorts else list(step)
 
 
-class PackedSampler(StepSampler):
-    """Steps in the mixture's own order, dealt so that all micro-batches have as many tokens.
+class PackedSampler(LengthWindowSampler):
+    """Steps that are dealt so that all micro-batches have as many tokens.
 
     For samples that are packed: nothing is padded, so like lengths need not come together, and
-    what matters is that no rank waits for another.
+    what matters is that no rank waits for another. Steps are the mixture's own; where a rank has
+    few samples in a micro-batch they cannot be dealt evenly, and a window, whose steps are of like
+    length each, helps.
 
     Args:
         num_samples: Samples an epoch.
         step_size: Samples that all ranks learn from in one optimizer step.
         length: Length of the sample of an index, in tokens.
         batch_size: Samples of one rank in one micro-batch; a divisor of `step_size`.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Decides the order of the steps in a window.
     """
 
-    window = 1
-
-    def __init__(self, num_samples: int, step_size: int, length: Length, batch_size: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        step_size: int,
+        length: Length,
+        batch_size: int,
+        window: int = 0,
+        seed: int = 0,
+    ) -> None:
         assert step_size % batch_size == 0
-        super().__init__(num_samples, step_size, length)
+        super().__init__(num_samples, step_size, length, window, seed)
         self.batch_size = batch_size
-
-    def identity(self) -> dict[str, Any]:
-        """Nothing is sorted."""
-        return {"sorted steps": 0}
-
-    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
-        yield indices
 
     def _deal(self, step: Sequence[int]) -> Sequence[int]:
         """Longest first, each to the micro-batch with the fewest tokens that has room."""

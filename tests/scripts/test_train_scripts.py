@@ -224,6 +224,16 @@ def test_variables_and_then_the_command_line_win() -> None:
     assert "deepspeed" not in flags
 
 
+def test_a_mixture_that_names_its_corpora_needs_no_other(tmp_path: Path) -> None:
+    mixture = tmp_path / "m.toml"
+    mixture.write_text('[[corpora]]\npath = "chats"\n')
+    variables = {"PRESET": "vicuna-7b", "NUM_GPUS": "0", "MIXTURE": str(mixture)}
+    _, flags = dry_run("lrm_finetune", **variables)
+    assert flags["mixture_path"] == str(mixture) and "corpus_path" not in flags
+    _, flags = dry_run("lrm_finetune", DATA_PATH="other", **variables)
+    assert flags["corpus_path"] == "other"
+
+
 def test_llava_json_trains_without_a_mixture() -> None:
     _, flags = dry_run("lrm_finetune", PRESET="vicuna-7b", NUM_GPUS="0", DATA_PATH="a/data.json")
     assert flags["data_path"] == "a/data.json"

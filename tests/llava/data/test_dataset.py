@@ -169,7 +169,7 @@ def test_a_corrupt_picture_raises_or_is_replaced_and_counted(build, num_workers)
                for line in dataset.report().splitlines())  # fmt: skip
 
 
-def test_cut_samples_are_counted(build, llama_tokenizer):
+def test_cut_samples_are_counted(build, llama_tokenizer, caplog):
     tokenizer = llama_tokenizer()
     dataset = build([TEXT_ONLY])
     tokenizer.model_max_length = 20
@@ -178,6 +178,8 @@ def test_cut_samples_are_counted(build, llama_tokenizer):
     finally:
         tokenizer.model_max_length = 2048
     assert "truncated_answer" in dataset.report()
+    assert "nothing_learnt" in dataset.report()
+    assert "nothing is learnt from sample" in caplog.text
 
 
 def test_lengths_are_token_counts_with_llavas_signs(build):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import modeling_flash_attention_utils
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
@@ -75,6 +76,73 @@ def test_gradients_are_those_of_the_padded_batch(attention, batch, models):
             torch.testing.assert_close(right.grad, left.grad, atol=1e-6, rtol=1e-4, msg=name)
             compared += 1
     assert compared > 10
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """Flash-attention's varlen kernel as its documentation has it, on the CPU; calls are kept."""
+    calls = []
+
+    def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+        calls.append((q.shape, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, options))
+        assert options["causal"]
+        borders = cu_seqlens_q.tolist()
+        outputs = []
+        for start, end in zip(borders, borders[1:], strict=False):
+            rows = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    *rows, is_causal=True, scale=options["softmax_scale"], enable_gqa=True
+                ).transpose(0, 1)
+            )
+        return torch.cat(outputs)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a packed row must take the varlen kernel")
+
+    accepted = ("causal", "softmax_scale")
+
+    def options(*args, is_causal, softmax_scale, max_seqlen_q, max_seqlen_k, **kwargs):
+        lengths = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
+        return {**lengths, **dict(zip(accepted, (is_causal, softmax_scale), strict=True))}
+
+    functions = ((refuse, varlen, refuse, refuse, refuse), (options, refuse))
+    monkeypatch.setattr(
+        modeling_flash_attention_utils, "lazy_import_flash_attention", lambda _: functions
+    )
+    return calls
+
+
+def test_flash_attention_gets_the_borders(flash, batch, models):
+    reference = build(models, "eager")
+    model = build(models, "sdpa")
+    # `set_attn_implementation` would ask for the kernel
+    model.config._attn_implementation = "flash_attention_2"
+    torch.testing.assert_close(
+        packed_losses(model, batch), sample_losses(reference, batch), atol=1e-5, rtol=1e-5
+    )
+    rows = model.pack_inputs(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], batch["images"]
+    )
+    assert len(flash) == model.config.num_hidden_layers
+    for shape, queries, keys, longest_query, longest_key, _ in flash:
+        assert shape[0] == rows.embeds.shape[1] == queries[-1]
+        assert queries is keys and queries.dtype == torch.int32
+        assert torch.equal(queries, rows.cu_seq_lens)
+        assert longest_query == longest_key == rows.max_length
+        assert type(longest_query) is int  # no wait for the device in every layer
+
+
+def test_other_samples_do_not_matter(batch, models):
+    """Not by a bit: a sample's loss is the same whatever it is packed with."""
+    model = build(models, PACKED_SDPA)
+    before = packed_losses(model, batch)
+    changed = {**batch, "images": batch["images"].clone(), "input_ids": batch["input_ids"].clone()}
+    changed["images"][0] += 1
+    changed["input_ids"][0, 1:5] = 7
+    after = packed_losses(model, changed)
+    assert after[0] != before[0]
+    assert torch.equal(after[1:], before[1:])
 
 
 def test_a_row_is_as_long_as_its_samples(batch, models):

@@ -1,5 +1,8 @@
 """The order of a mixture's samples: every one once an epoch, dealt to any number of ranks."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +100,27 @@ def test_packed_steps_are_those_of_the_mixture_and_balanced():
         assert max(tokens) < 1.2 * min(tokens)
 
 
+@pytest.fixture(scope="module")
+def bench():
+    """`scripts/bench/packing.py`, which has lengths shaped like those of LLaVA-1.5's mix."""
+    path = Path(__file__).parents[3] / "scripts" / "bench" / "packing.py"
+    spec = importlib.util.spec_from_file_location("bench_packing", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("batch_size", "window"), [(16, 0), (4, 16), (2, 16)])
+def test_nearly_all_positions_are_real(bench, batch_size, window):
+    """Waiting for the longest row of a micro-step counts as padding."""
+    lengths = [abs(length) for length in bench.mix_lengths(4096)]
+    sampler = PackedSampler(4096, 8 * batch_size, lengths.__getitem__, batch_size, window)
+    order = list(sampler)
+    assert bench.share_of(order, lengths, batch_size, sum) > 0.95
+    padded = bench.share_of(range(4096), lengths, batch_size, lambda b: len(b) * max(b))
+    assert padded < 0.7
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     num_samples=st.integers(1, 500),
@@ -104,18 +128,19 @@ def test_packed_steps_are_those_of_the_mixture_and_balanced():
     other=st.sampled_from([(8, 3, 1), (4, 1, 6), (2, 12, 1), (3, 8, 1), (12, 1, 2)]),
     cut=st.floats(0, 1),
     is_packed=st.booleans(),
+    window=st.sampled_from([0, 3]),
 )
 def test_going_on_with_other_ranks_loses_and_repeats_nothing(
-    num_samples, deal, other, cut, is_packed
+    num_samples, deal, other, cut, is_packed, window
 ):
     """Ranks take batches in turn, as accelerate deals them; 24 samples make a step."""
 
     def steps(batch_size, ranks, accumulated):
         assert batch_size * ranks * accumulated == 24
         if is_packed:
-            sampler = PackedSampler(num_samples, 24, length, batch_size)
+            sampler = PackedSampler(num_samples, 24, length, batch_size, window)
         else:
-            sampler = LengthWindowSampler(num_samples, 24, length, window=3)
+            sampler = LengthWindowSampler(num_samples, 24, length, window)
         order = list(sampler)
         batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
         assert len(batches) % ranks == 0
