@@ -211,11 +211,15 @@ class Keys:
         engine: Its name, version and options enter the key.
         source: Code of the source language.
         target: Code of the target language.
+
+    Attributes:
+        name: Short and the same for the same three.
     """
 
     def __init__(self, engine: Engine, source: str, target: str) -> None:
         self._base = hashlib.blake2b(digest_size=16)
         self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
+        self.name = self._base.hexdigest()[:12]
 
     def key(self, segment: Segment) -> bytes:
         """The key of a segment: only what can change its translation enters it."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llava.errors import UserError
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Answer
 
 OptionValue = str | int | float | bool | None
 
@@ -96,6 +99,16 @@ class Reply:
 class Ledger(Protocol):
     """What an engine may know of earlier runs; the cache keeps it."""
 
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Look answers up; keys without one are left out."""
+        ...
+
+    def put(
+        self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
+    ) -> None:
+        """Keep answers that were not asked for in this call, and what they cost."""
+        ...
+
     def spent(self, engine: str, target: str | None = None) -> Usage:
         """What the engine has cost in all runs."""
         ...
@@ -150,6 +163,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free processes, connections and memory; it may be called twice."""
         ...
+
+
+@runtime_checkable
+class AheadEngine(Protocol):
+    """An engine that wants much at once, because its answers take hours.
+
+    Attributes:
+        rows_ahead: Rows of the corpus that it is asked about before the first of them is written;
+            0 if, with these options, it is an engine like any other.
+    """
+
+    rows_ahead: int
 
 
 @dataclass(frozen=True)
