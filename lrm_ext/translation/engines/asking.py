@@ -18,13 +18,15 @@ from typing import Any, NamedTuple, Protocol
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
+    ExhaustedError,
     Outcome,
+    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import read_answer
-from lrm_ext.translation.engines.service import ExhaustedError, RejectedError, Service
+from lrm_ext.translation.engines.service import Service
 
 # Requests in a row that nobody answers before the service is taken to be down.
 _MAX_SILENT = 3

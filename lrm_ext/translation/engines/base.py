@@ -31,6 +31,14 @@ class BudgetError(EngineError):
     """The budget is spent."""
 
 
+class RejectedError(Exception):
+    """The service will not take this request, and others perhaps yes."""
+
+
+class ExhaustedError(Exception):
+    """All tries failed for reasons that may pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """What an engine is asked to translate.
@@ -131,8 +139,9 @@ class Engine(Protocol):
         name: The engine's name; part of the cache key.
         version: Of the model or program, as exact as can be had; part of the cache key.
         options: All settings that change a translation, and no others; part of the cache key.
-        context: How it takes the question of a short answer: "native" (reads `Segment.context`),
-            "joined" (is sent question and answer as one text), or "none".
+        context: How it takes the question of a short answer: "native" (reads `Segment.context` and
+            `Segment.terms`), "question" (reads `Segment.context` only), "joined" (is sent question
+            and answer as one text), or "none".
         mask_styles: Names of `protect.STYLES` in the order in which they are tried.
         is_table: A table of human translations: gets text as it is, is trusted, is not cached.
         is_sentence_level: It loses sentences of longer texts and is sent one at a time.

@@ -23,19 +23,16 @@ from lrm_ext.translation.engines.base import (
     BudgetError,
     Engine,
     EngineError,
+    ExhaustedError,
     Ledger,
     Outcome,
+    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import read_answer
-from lrm_ext.translation.engines.service import (
-    ExhaustedError,
-    NotFoundError,
-    RejectedError,
-    Service,
-)
+from lrm_ext.translation.engines.service import NotFoundError, Service
 
 log = logging.getLogger(__name__)
 

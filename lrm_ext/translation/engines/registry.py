@@ -29,6 +29,8 @@ _OURS = {
     "m2m100": "m2m100",
     "opus-mt": "opus_mt",
     "openai": "openai",
+    "google": "google",
+    "deepl": "deepl",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from lrm_ext.translation.engines.base import EngineError
+from lrm_ext.translation.engines.base import EngineError, ExhaustedError, RejectedError
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,6 @@ _MAX_WAIT_S = 60.0
 
 class NotFoundError(EngineError):
     """What is asked for is not there."""
-
-
-class RejectedError(Exception):
-    """The service will not take this request, and others perhaps yes."""
-
-
-class ExhaustedError(Exception):
-    """All tries failed for reasons that may pass."""
 
 
 @dataclass(frozen=True)
