@@ -92,7 +92,11 @@ def _connect(options: GoogleOptions, source: str, target: str) -> Client:
             raise MayPassError(f"Google: {error}") from error
         except GoogleAuthError as error:
             raise EngineError(f"Google: the credentials are refused: {error}") from error
-        except (OSError, ValueError, ParseError) as error:  # no connection, or a page in place of JSON
+        except (
+            OSError,
+            ValueError,
+            ParseError,
+        ) as error:  # no connection, or a page in place of JSON
             raise MayPassError(f"{type(error).__name__}: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
         return Translated(answers, sum(map(len, texts)))
