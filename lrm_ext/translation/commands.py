@@ -179,14 +179,22 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
 def _print_engines(names: tuple[str, ...], console: Console) -> None:
     from rich.table import Table
 
+    from llava.errors import ConfigError
     from lrm_ext.translation.engines.registry import engine_names, get_spec
 
     table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
+    faults: list[str] = []
     for name in names or engine_names():
-        spec = get_spec(name)
+        try:
+            spec = get_spec(name)
+        except ConfigError as error:  # another package's does not keep ours from being shown
+            faults.append(str(error))
+            continue
         languages = " ".join(sorted(spec.languages())) or "none"
         table.add_row(name, spec.summary, languages, spec.licence, spec.cost)
     console.print(table)
+    for fault in faults:
+        console.print(fault, soft_wrap=True, markup=False)
     for name in names:
         _print_options(name, console)
     if not names:

@@ -123,10 +123,9 @@ def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
     meanings: dict[str, str] = {}
     for kind in reversed(spec.options.__mro__[:-1]):
         _, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
-        for line in re.sub(r"\n\s{4,}", " ", inspect.cleandoc(attributes)).split("\n"):
-            name, colon, meaning = line.strip().partition(": ")
-            if colon:
-                meanings[name] = meaning.strip()
+        for entry in re.split(r"\n {4}(?! )", "\n" + attributes)[1:]:
+            name, _, meaning = entry.partition(": ")
+            meanings[name] = " ".join(meaning.split())
     found: list[tuple[str, str, str]] = []
     for option in fields(spec.options):
         default = "" if option.default in (MISSING, None, "") else str(option.default)
