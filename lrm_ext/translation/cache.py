@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from typing import NamedTuple
 from llava.errors import DataError
 from lrm_ext.translation.claims import Claims
 from lrm_ext.translation.engines.base import Engine, Segment, Usage, identity
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
@@ -190,6 +193,7 @@ class Cache:
         Raises:
             DataError: The file is damaged, or cannot be written.
         """
+        is_said = False
         while True:
             try:
                 with self._transaction():
@@ -199,6 +203,9 @@ class Cache:
                 raise self._failure("cannot be read", error) from error
             if not is_pending or len(found) == len(keys):
                 return found
+            if not is_said:
+                log.info("waiting for %d texts that another run is asking for", len(keys))
+                is_said = True
             time.sleep(_POLL_S)
 
     def release(self) -> None:

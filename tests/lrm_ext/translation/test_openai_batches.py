@@ -11,11 +11,14 @@ import pytest
 from fake_batches import BatchService
 from fake_chat import Answer, ChatService, chat_answer
 
+from llava.data.sample import Turn
 from llava.errors import DataError
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
 from lrm_ext.translation.cache import Answer as Kept
 from lrm_ext.translation.cache import Cache, Keys
 from lrm_ext.translation.engines.base import BudgetError, EngineError, Outcome, Segment, Usage
 from lrm_ext.translation.engines.openai import OpenAIEngine, OpenAIOptions
+from lrm_ext.translation.runner import Job, Result, translate_corpus
 
 TEXTS = [f"text {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(40)]
 TABLE = {text: text.upper() for text in TEXTS}
@@ -238,3 +241,26 @@ def test_a_full_disk_loses_no_job(
     monkeypatch.undo()
     assert len(run(make(service, cache), cache)) == 40
     assert len(service.jobs) == 1
+
+
+def test_a_corpus_of_many_parts_takes_few_jobs(service: BatchService, tmp_path: Path) -> None:
+    """And gives the texts and costs the requests of a run without batch mode."""
+
+    def translate(name: str, **options: str) -> tuple[Corpus, Result]:
+        folder = tmp_path / name
+        with CorpusWriter(folder, [], rows_per_batch=5, rows_per_shard=10) as writer:
+            for i in range(40):
+                turns = (Turn("human", f"What is thing {i} made of?"), Turn("gpt", f"Of wood {i}."))
+                writer.append(CorpusRow(str(i), None, None, None, True, turns), {})
+        settings = {"base_url": service.url, "model": "m", "poll_s": "0.01", **options}
+        job = Job(folder, "cs", (("openai", settings),), tmp_path / f"{name}.db", checks=False)
+        result = translate_corpus(job)
+        return Corpus.open(folder), result
+
+    ours, result = translate("ours", batch="true", batch_fewest="5", batch_rows="1000")
+    assert len(service.jobs) == 1 and len(service.requests) == 10
+    theirs, other = translate("theirs")
+    assert [ours.turns("cs", i) for i in range(40)] == [theirs.turns("cs", i) for i in range(40)]
+    assert result.counts == other.counts and result.counts["ok"] == 40
+    assert result.work["openai: asked"] == other.work["openai: asked"] == 80
+    assert result.usage.output_tokens == 10 * 20 and result.work["units"] == other.work["units"]
