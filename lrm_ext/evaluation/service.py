@@ -22,7 +22,8 @@ from PIL import Image
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.image_file import open_image
 from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
-from lrm_ext.translation.engines.service import ExhaustedError, Limits, RejectedError, Service
+from lrm_ext.translation.engines.base import ExhaustedError, RejectedError
+from lrm_ext.translation.engines.service import Limits, Service
 
 if TYPE_CHECKING:
     from lrm_ext.evaluation.runner import EvalConfig

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
+from lrm_ext.translation.claims import Claims
 from lrm_ext.translation.engines.base import Engine, Segment, Usage, identity
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
 _BUSY_S = 60.0
+_POLL_S = 0.1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
@@ -73,6 +79,7 @@ class Cache:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
+            self._claims = Claims(self._db, self.path)
         except (sqlite3.Error, OSError) as error:
             raise self._failure("cannot be opened", error) from error
 
@@ -163,25 +170,57 @@ class Cache:
         return dict(self._db.execute(query, (engine,)).fetchall())
 
     def claim(self, keys: Sequence[bytes]) -> frozenset[bytes]:
-        """Say which of the keys without an answer are now to be asked for.
+        """Say which of the keys are now to be asked for.
 
-        One process has no rivals: all. Workers that share a cache leave out what another one is
-        asking for (`ray_executor.py`).
+        Left out is what another run on this file, or another worker (`ray_executor.py`), is asking
+        for, and what has been answered in the meantime.
+
+        Raises:
+            DataError: The file is damaged, or cannot be written.
         """
-        return frozenset(keys)
+        try:
+            with self._transaction():
+                known = self.get_many(keys)
+                return self._claims.take([key for key in keys if key not in known])
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure("cannot be written", error) from error
 
     def wait(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
-        """Wait for answers that others ask for; who asked in vain gives none."""
-        return {}
+        """Wait for answers that others ask for; who asked in vain gives none.
+
+        Nobody waits before having given back its own claims, so none waits forever.
+
+        Raises:
+            DataError: The file is damaged, or cannot be written.
+        """
+        is_said = False
+        while True:
+            try:
+                with self._transaction():
+                    is_pending = self._claims.are_pending(keys)
+                    found = self.get_many(keys)
+            except sqlite3.Error as error:
+                raise self._failure("cannot be read", error) from error
+            if not is_pending or len(found) == len(keys):
+                return found
+            if not is_said:
+                log.info("waiting for %d texts that another run is asking for", len(keys))
+                is_said = True
+            time.sleep(_POLL_S)
 
     def release(self) -> None:
-        """Give back the claims that were not answered."""
+        """Give back this run's claims."""
+        try:
+            self._claims.release()
+        except sqlite3.Error as error:
+            raise self._failure("cannot be written", error) from error
 
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
+        self._claims.close()
         self._db.close()
 
     @contextmanager
@@ -211,11 +250,15 @@ class Keys:
         engine: Its name, version and options enter the key.
         source: Code of the source language.
         target: Code of the target language.
+
+    Attributes:
+        name: Short and the same for the same three.
     """
 
     def __init__(self, engine: Engine, source: str, target: str) -> None:
         self._base = hashlib.blake2b(digest_size=16)
         self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
+        self.name = self._base.hexdigest()[:12]
 
     def key(self, segment: Segment) -> bytes:
         """The key of a segment: only what can change its translation enters it."""

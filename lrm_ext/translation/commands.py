@@ -50,7 +50,9 @@ def translate(
     gpus_per_worker: float = typer.Option(
         0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
     ),
-    list_engines: bool = typer.Option(False, "--list", help="Show the engines and end."),
+    list_engines: bool = typer.Option(
+        False, "--list", help="Show the engines, with --engine one and its options, and end."
+    ),
     plan: bool = typer.Option(
         False, "--plan", help="Reckon hours and money of each engine, and end; needs no corpus."
     ),
@@ -65,10 +67,10 @@ def translate(
     from lrm_ext.translation.runner import Job
 
     console = Console(highlight=False)
-    if list_engines:
-        _print_engines(console)
-        return
     names, languages = _names(engine), _names(to)
+    if list_engines:
+        _print_engines(names, console)
+        return
     if plan:
         from lrm_ext.translation.planning import plan as reckon
 
@@ -174,21 +176,43 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
         )
 
 
-def _print_engines(console: Console) -> None:
-    from dataclasses import fields
-
+def _print_engines(names: tuple[str, ...], console: Console) -> None:
     from rich.table import Table
 
+    from llava.errors import ConfigError
     from lrm_ext.translation.engines.registry import engine_names, get_spec
 
-    table = Table("engine", "what it is", "languages", "licence", "cost", "options")
-    for name in engine_names():
-        spec = get_spec(name)
-        options = " ".join(field.name for field in fields(spec.options))
-        table.add_row(
-            name, spec.summary, " ".join(spec.languages()), spec.licence, spec.cost, options
-        )
+    table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
+    faults: list[str] = []
+    for name in names or engine_names():
+        try:
+            spec = get_spec(name)
+        except ConfigError as error:  # another package's does not keep ours from being shown
+            faults.append(str(error))
+            continue
+        languages = " ".join(sorted(spec.languages())) or "none"
+        table.add_row(name, spec.summary, languages, spec.licence, spec.cost)
     console.print(table)
+    for fault in faults:
+        console.print(fault, soft_wrap=True, markup=False)
+    for name in names:
+        _print_options(name, console)
+    if not names:
+        console.print("Options of one: lrm translate --list --engine NAME", soft_wrap=True)
+
+
+def _print_options(name: str, console: Console) -> None:
+    from rich.table import Table
+
+    from lrm_ext.translation.engines.registry import describe_options, get_spec
+
+    table = Table("option", "default", "meaning", title=name, title_justify="left")
+    for option, default, meaning in describe_options(get_spec(name)):
+        table.add_row(option, default, meaning)
+    if table.row_count:
+        console.print(table)
+    if install := get_spec(name).install:
+        console.print(f"{name} needs: {install}", soft_wrap=True, markup=False)
 
 
 def _limits(texts: list[str]) -> dict[str, float]:

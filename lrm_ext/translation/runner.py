@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
-from lrm_ext.translation.engines.base import Usage
+from lrm_ext.translation.engines.base import AheadEngine, Usage
 from lrm_ext.translation.engines.registry import build_engine, get_spec
 from lrm_ext.translation.glossary import Glossary
 from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
-from lrm_ext.translation.rows import SEEN_TEXT, build_text, plan_row
+from lrm_ext.translation.rows import SEEN_TEXT, RowPlan, build_text, plan_row
 from lrm_ext.translation.translator import Judge, Translator
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def translate_corpus(
             missing = store.missing()
             result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
             progress(result.num_done, result.num_parts)
-            here = (translate_part(job, store, translator, number) for number in missing)
+            here = _translate_here(job, store, translator, missing)
             steps = here if executor is None else executor(job, missing)
             for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
                 result.work += work
@@ -146,6 +146,37 @@ def translate_corpus(
         translator.close()
 
 
+def _translate_here(
+    job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
+) -> Iterator[tuple[Counter[str], Usage]]:
+    """Translate parts in this process; an engine that takes hours is asked about many at once."""
+    rows = max(e.rows_ahead if isinstance(e, AheadEngine) else 0 for e in translator.engines)
+    size = max(1, rows // max(1, len(store.row_numbers(0))))
+    for start in range(0, len(numbers), size):
+        group = numbers[start : start + size]
+        work: Counter[str] = Counter()
+        usage = Usage()
+        if rows:
+            translator.counts, translator.usage = Counter(), Usage()
+            plans = (plan for number in group for plan in _plans(job, store, number).values())
+            translator.translate(unit for plan in plans for unit in plan.units)
+            # found again below: all but what was asked is counted there
+            asked = {k: n for k, n in translator.counts.items() if k.endswith(": asked")}
+            work, usage = Counter(asked), translator.usage
+        for number in group:
+            more_work, more_usage = translate_part(job, store, translator, number)
+            yield work + more_work, usage + more_usage
+            work, usage = Counter(), Usage()
+
+
+def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
+    return {
+        i: plan_row(row, job.target, job.seen_text)
+        for i, row in store.rows(number)
+        if row.translatable
+    }
+
+
 def translate_part(
     job: Job, store: PartStore, translator: Translator, number: int
 ) -> tuple[Counter[str], Usage]:
@@ -155,11 +186,7 @@ def translate_part(
         What happened to its units, and the cost.
     """
     translator.counts, translator.usage = Counter(), Usage()
-    plans = {
-        i: plan_row(row, job.target, job.seen_text)
-        for i, row in store.rows(number)
-        if row.translatable
-    }
+    plans = _plans(job, store, number)
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
     checker = job.checker()
     check = checker.check_texts if checker else None

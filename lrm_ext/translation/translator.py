@@ -167,7 +167,7 @@ class Translator:
         if engine.is_table:
             yield "table", lambda unit: _Plan((Masked(unit.text, (), "visible"),))
             return
-        context = engine.context == "native"
+        context = engine.context in ("native", "question")
         if engine.context == "joined":
             yield "with its question", _joined_plan
         for style in ("visible", *engine.mask_styles):

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple, Protocol
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
+    ExhaustedError,
     Outcome,
+    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import read_answer
-from lrm_ext.translation.engines.service import ExhaustedError, RejectedError, Service
+from lrm_ext.translation.engines.service import Service
 
 # Requests in a row that nobody answers before the service is taken to be down.
 _MAX_SILENT = 3
@@ -183,7 +185,7 @@ class _Asking:
 
     def _read(self, work: _Work, data: Mapping[str, Any], usage: Usage) -> None:
         """Hand on what was answered, and ask again for the rest."""
-        content, refusal = _content(data)
+        content, refusal = content_of(data)
         found = {} if refusal else read_answer(content, len(work.indices))
         outcomes = [Outcome(work.indices[k], text) for k, text in found.items()]
         rest = tuple(i for k, i in enumerate(work.indices) if k not in found)
@@ -213,7 +215,7 @@ class _Asking:
         self._work.append(_Work(indices[middle:], num_useless))
 
 
-def _content(data: Mapping[str, Any]) -> tuple[str, str | None]:
+def content_of(data: Mapping[str, Any]) -> tuple[str, str | None]:
     """What the model said, and why it refused if it did."""
     try:
         choice = data["choices"][0]

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llava.errors import UserError
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Answer
 
 OptionValue = str | int | float | bool | None
 
@@ -26,6 +29,14 @@ class EngineError(UserError):
 
 class BudgetError(EngineError):
     """The budget is spent."""
+
+
+class RejectedError(Exception):
+    """The service will not take this request, and others perhaps yes."""
+
+
+class ExhaustedError(Exception):
+    """All tries failed for reasons that may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,16 @@ class Reply:
 class Ledger(Protocol):
     """What an engine may know of earlier runs; the cache keeps it."""
 
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Look answers up; keys without one are left out."""
+        ...
+
+    def put(
+        self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
+    ) -> None:
+        """Keep answers that were not asked for in this call, and what they cost."""
+        ...
+
     def spent(self, engine: str, target: str | None = None) -> Usage:
         """What the engine has cost in all runs."""
         ...
@@ -118,8 +139,9 @@ class Engine(Protocol):
         name: The engine's name; part of the cache key.
         version: Of the model or program, as exact as can be had; part of the cache key.
         options: All settings that change a translation, and no others; part of the cache key.
-        context: How it takes the question of a short answer: "native" (reads `Segment.context`),
-            "joined" (is sent question and answer as one text), or "none".
+        context: How it takes the question of a short answer: "native" (reads `Segment.context` and
+            `Segment.terms`), "question" (reads `Segment.context` only), "joined" (is sent question
+            and answer as one text), or "none".
         mask_styles: Names of `protect.STYLES` in the order in which they are tried.
         is_table: A table of human translations: gets text as it is, is trusted, is not cached.
         is_sentence_level: It loses sentences of longer texts and is sent one at a time.
@@ -150,6 +172,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free processes, connections and memory; it may be called twice."""
         ...
+
+
+@runtime_checkable
+class AheadEngine(Protocol):
+    """An engine that wants much at once, because its answers take hours.
+
+    Attributes:
+        rows_ahead: Rows of the corpus that it is asked about before the first of them is written;
+            0 if, with these options, it is an engine like any other.
+    """
+
+    rows_ahead: int
 
 
 @dataclass(frozen=True)

@@ -129,11 +129,13 @@ def load(found: Found, options: Seq2SeqOptions, naming: Naming) -> Runner:
     """
     tokenizer = _load_tokenizer(found, options, naming)
     if options.ct2_model is not None:
-        return _CTranslate2Runner(tokenizer, options, naming)
-    return _TorchRunner(tokenizer, found, options, naming)
+        return CTranslate2Runner(tokenizer, options, naming)
+    return TorchRunner(tokenizer, found, options, naming)
 
 
-class _TorchRunner:
+class TorchRunner:
+    """A model in transformers."""
+
     def __init__(
         self, tokenizer: Any, found: Found, options: Seq2SeqOptions, naming: Naming
     ) -> None:
@@ -146,22 +148,22 @@ class _TorchRunner:
         dtype = _dtype(torch, options.dtype, self._device)
         log.info("loading %s on %s, %s", found.version, self._device, dtype)
         try:
-            self._model = AutoModelForSeq2SeqLM.from_pretrained(
+            self.model = AutoModelForSeq2SeqLM.from_pretrained(
                 found.name,
                 revision=found.revision,
                 local_files_only=options.local_files_only,
                 dtype=dtype,
             )
-            self._model = self._model.to(self._device).eval()
+            self.model = self.model.to(self._device).eval()
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise EngineError(
                 f"model {found.name!r} cannot be loaded: {_first_line(error)}"
             ) from error
-        config = self._model.config
+        config = self.model.config
         self.max_positions = getattr(config, "max_position_embeddings", None)
         self._end, self._pad = config.eos_token_id, config.pad_token_id
         self._first = tokenizer.convert_tokens_to_ids(naming.first) if naming.first else None
-        settings = self._model.generation_config
+        settings = self.model.generation_config
         # a forced end would make a text that was cut look complete; limits are given with each call
         settings.forced_eos_token_id = None
         settings.max_length = None
@@ -179,7 +181,7 @@ class _TorchRunner:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         with torch.inference_mode():
-            answers = self._model.generate(
+            answers = self.model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 max_new_tokens=limit,
@@ -194,7 +196,7 @@ class _TorchRunner:
 
     def close(self) -> None:
         """Give back all memory."""
-        del self._model
+        del self.model
         self.free()
 
     def _read(self, ids: list[int]) -> Answered:
@@ -203,7 +205,9 @@ class _TorchRunner:
         return Answered(ids[ids[:1] == [self._first] :], is_ended)
 
 
-class _CTranslate2Runner:
+class CTranslate2Runner:
+    """A converted model in CTranslate2."""
+
     def __init__(self, tokenizer: Any, options: Seq2SeqOptions, naming: Naming) -> None:
         try:
             import ctranslate2
@@ -217,7 +221,7 @@ class _CTranslate2Runner:
         self._beams, self._no_repeat = options.beams, options.no_repeat_ngram
         kind, _, index = options.device.partition(":")
         try:
-            self._model = ctranslate2.Translator(
+            self.model = ctranslate2.Translator(
                 str(options.ct2_model),
                 device=kind,
                 device_index=int(index or 0),
@@ -230,7 +234,7 @@ class _CTranslate2Runner:
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
         """Translate token ids; see `Runner`."""
-        results = self._model.translate_batch(
+        results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
             target_prefix=None if self._first is None else [self._first] * len(batch),
             beam_size=self._beams,
@@ -245,7 +249,7 @@ class _CTranslate2Runner:
 
     def close(self) -> None:
         """Give back all memory."""
-        self._model.unload_model()
+        self.model.unload_model()
 
     def _read(self, tokens: list[str]) -> Answered:
         is_ended = tokens[-1:] == [self.tokenizer.eos_token]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.languages.registry import list_languages
+from lrm_ext.translation.cache import Keys
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
@@ -67,6 +69,12 @@ class OpenAIOptions:
         tokens_per_minute: Rate limit.
         usd_per_million_input: Price of tokens sent.
         usd_per_million_output: Price of tokens received.
+        batch: Use the service's batch mode: cheaper, and answers within a day. The prices are those
+            of batch mode then; a small rest is asked directly all the same.
+        batch_rows: Rows that are asked about at once in batch mode.
+        batch_requests: Most requests in one job of batch mode.
+        batch_fewest: Fewer segments than these are asked directly.
+        poll_s: Time between two looks at a job of batch mode.
         budget_usd: Stop before more is spent, counting all runs with this cache.
         budget_tokens: Stop before more tokens are used, counting all runs with this cache.
     """
@@ -86,13 +94,19 @@ class OpenAIOptions:
     tokens_per_minute: float | None = None
     usd_per_million_input: float | None = None
     usd_per_million_output: float | None = None
+    batch: bool = False
+    batch_rows: int = 50_000
+    batch_requests: int = 10_000
+    batch_fewest: int = 100
+    poll_s: float = 30.0
     budget_usd: float | None = None
     budget_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.json not in _JSON_MODES:
             raise ConfigError(f"json is {self.json!r}, expected one of {', '.join(_JSON_MODES)}.")
-        for name in ("segments_per_request", "concurrency", "max_tries", "timeout_s"):
+        counts = ("segments_per_request", "concurrency", "max_tries", "timeout_s")
+        for name in (*counts, "batch_rows", "batch_requests", "batch_fewest", "poll_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
@@ -119,6 +133,7 @@ class OpenAIEngine:
         self._spent = Usage()
         self._pending = Usage()
         self.version = options.model
+        self.rows_ahead = options.batch_rows if options.batch else 0
         self.options: Mapping[str, OptionValue] = {
             "prompt": PROMPT_VERSION,
             "style": options.style,
@@ -134,6 +149,7 @@ class OpenAIEngine:
             raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
         try:
             from lrm_ext.translation.engines.asking import ask
+            from lrm_ext.translation.engines.jobs import Plan, ask_in_jobs
             from lrm_ext.translation.engines.service import Limits, Service
         except ImportError as error:
             raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
@@ -144,8 +160,23 @@ class OpenAIEngine:
             requests_per_minute=options.requests_per_minute,
             tokens_per_minute=options.tokens_per_minute,
         )
-        service = Service(options.base_url.rstrip("/"), key, limits)
-        yield from ask(self, service, segments, options.segments_per_request, options.concurrency)
+        url = options.base_url.rstrip("/")
+        size, concurrency = options.segments_per_request, options.concurrency
+        if not options.batch:
+            yield from ask(self, Service(url, key, limits), segments, size, concurrency)
+            return
+        keys = Keys(self, self._source, self._target)
+        plan = Plan(
+            scope=f"batch {url} {self._target} {keys.name}",
+            target=self._target,
+            segments_per_request=size,
+            requests_per_job=options.batch_requests,
+            fewest=options.batch_fewest,
+            poll_s=options.poll_s,
+            concurrency=concurrency,
+        )
+        connect = partial(Service, url, key, limits)
+        yield from ask_in_jobs(self, connect, self._ledger, keys, segments, plan)
 
     def close(self) -> None:
         """Nothing stays open between batches."""
@@ -201,6 +232,10 @@ class OpenAIEngine:
                     f"the budget of {budget} is spent: {self._told()}. What was answered is in the "
                     "cache; run again with a larger budget to go on."
                 )
+        self.hold(estimate)
+
+    def hold(self, estimate: Usage) -> None:
+        """Set money aside that is spent already."""
         self._pending += estimate
 
     def settle(self, estimate: Usage, usage: Usage) -> None:

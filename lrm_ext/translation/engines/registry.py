@@ -9,6 +9,8 @@ Input: a name and options as text. Output: an engine. A package adds its own by 
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -29,6 +31,8 @@ _OURS = {
     "m2m100": "m2m100",
     "opus-mt": "opus_mt",
     "openai": "openai",
+    "google": "google",
+    "deepl": "deepl",
 }
 
 
@@ -112,6 +116,23 @@ def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
             f"engine {spec.name!r} needs {', '.join(f'--option {name}=...' for name in missing)}."
         )
     return spec.options(**values)
+
+
+def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of an engine's options; docstrings say what they mean."""
+    meanings: dict[str, str] = {}
+    for kind in reversed(spec.options.__mro__[:-1]):
+        _, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+        for entry in re.split(r"\n {4}(?! )", "\n" + attributes)[1:]:
+            name, _, meaning = entry.partition(": ")
+            meanings[name] = " ".join(meaning.split())
+    found: list[tuple[str, str, str]] = []
+    for option in fields(spec.options):
+        default = "" if option.default in (MISSING, None, "") else str(option.default)
+        needed = option.default is MISSING and option.default_factory is MISSING
+        shown = "must be given" if needed else default
+        found.append((option.name, shown, meanings.get(option.name, "")))
+    return found
 
 
 def split_options(texts: Iterable[str], engines: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -8,17 +8,18 @@ what is the request's own fault is a `RejectedError`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from lrm_ext.translation.engines.base import EngineError
+from lrm_ext.translation.engines.base import EngineError, ExhaustedError, RejectedError
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,8 @@ _FATAL = {401: "the key is refused", 403: "access is refused", 404: "no such mod
 _MAX_WAIT_S = 60.0
 
 
-class RejectedError(Exception):
-    """The service will not take this request, and others perhaps yes."""
-
-
-class ExhaustedError(Exception):
-    """All tries failed for reasons that may pass."""
+class NotFoundError(EngineError):
+    """What is asked for is not there."""
 
 
 @dataclass(frozen=True)
@@ -75,45 +72,75 @@ class Service:
         )
         self._pace = _Pace(limits)
 
-    async def post(self, path: str, body: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        num_tokens: int,
+        max_tries: int | None = None,
+    ) -> dict[str, Any]:
         """Post JSON until it is answered.
 
         Args:
             path: Below the service's address.
             body: What to send.
             num_tokens: About how many tokens it costs, for the rate limit.
+            max_tries: Other than the service's limits say.
 
         Raises:
             EngineError: The service cannot be used at all.
             RejectedError: It does not take this request.
             ExhaustedError: It did not answer in `max_tries` tries.
         """
+        tries = max_tries or self._limits.max_tries
+        return _json(await self._ask("POST", path, _object, num_tokens, tries, json=body))
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Get JSON; raises as `post` does."""
+        return _json(await self._ask("GET", path, _object))
+
+    async def get_lines(self, path: str) -> list[dict[str, Any]]:
+        """Get a file of JSON lines, whole; raises as `post` does."""
+        response = await self._ask("GET", path, lambda response: _lines(response) is not None)
+        return _lines(response) or []
+
+    async def upload(self, path: str, fields: Mapping[str, str], file: bytes) -> dict[str, Any]:
+        """Post a form with a file of JSON lines; raises as `post` does."""
+        files = {"file": ("requests.jsonl", file, "application/jsonl")}
+        return _json(await self._ask("POST", path, _object, data=fields, files=files))
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        is_good: Callable[[httpx.Response], bool],
+        num_tokens: int = 0,
+        max_tries: int | None = None,
+        **body: Any,
+    ) -> httpx.Response:
         fault = ""
+        max_tries = max_tries or self._limits.max_tries
         asked_wait_s: float | None = None
-        for attempt in range(self._limits.max_tries):
+        for attempt in range(max_tries):
             if attempt:
                 await asyncio.sleep(self._wait_s(attempt, asked_wait_s))
             await self._pace.take(num_tokens)
             asked_wait_s = None
             try:
-                response = await self._client.post(self._url + path, json=body)
+                response = await self._client.request(method, self._url + path, **body)
             except httpx.HTTPError as error:
                 fault = f"{type(error).__name__} {error}".strip()
                 continue
             asked_wait_s = _retry_after(response)
             if response.status_code == 200:
-                try:
-                    data = response.json()
-                except ValueError:
-                    data = None
-                if isinstance(data, dict):
+                if is_good(response):
                     self.num_answered += 1
-                    return data
+                    return response
                 fault = f"no JSON but {_shown(response)}"
                 continue
             fault = f"HTTP {response.status_code}: {_shown(response)}"
             self._raise_for(response, fault)
-        raise ExhaustedError(f"{fault} ({self._limits.max_tries} tries)")
+        raise ExhaustedError(f"{fault} ({max_tries} tries)")
 
     async def close(self) -> None:
         """Close connections."""
@@ -122,7 +149,8 @@ class Service:
     def _raise_for(self, response: httpx.Response, fault: str) -> None:
         status = response.status_code
         if status in _FATAL:
-            raise EngineError(f"{self._url}: {_FATAL[status]}: {fault}")
+            kind = NotFoundError if status == 404 else EngineError
+            raise kind(f"{self._url}: {_FATAL[status]}: {fault}")
         if status == 402 or "insufficient_quota" in response.text[:2000]:
             raise EngineError(f"{self._url}: the account has no money left: {fault}")
         if status not in _MAY_PASS:
@@ -148,6 +176,27 @@ class _Pace:
         start = max(now, self._free_at)
         self._free_at = start + max(self._per_request, self._per_token * num_tokens)
         await asyncio.sleep(start - now)
+
+
+def _object(response: httpx.Response) -> bool:
+    try:
+        return isinstance(response.json(), dict)
+    except ValueError:
+        return False
+
+
+def _lines(response: httpx.Response) -> list[dict[str, Any]] | None:
+    """The objects of a file of JSON lines; None if it is something else."""
+    try:
+        lines = [json.loads(line) for line in response.content.splitlines() if line.strip()]
+    except ValueError:
+        return None
+    return lines if all(isinstance(line, dict) for line in lines) else None
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    data: dict[str, Any] = response.json()
+    return data
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -64,6 +64,10 @@ class ChatService:
         items = [{"id": s["id"], "text": self.translation(s["text"])} for s in segments]
         return chat_answer(json.dumps({"translations": items}))
 
+    def request(self, method: str, path: str, data: bytes, headers: dict[str, str]) -> Answer:
+        """Answer any request; `handle` answers those for chat."""
+        return self.handle(json.loads(data), headers)
+
     def handle(self, body: dict[str, Any], headers: dict[str, str]) -> Answer:
         segments = json.loads(body["messages"][1]["content"])["segments"]
         with self.lock:
@@ -97,10 +101,14 @@ def start_server(service: ChatService) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            length = int(self.headers["content-length"])
-            body = json.loads(self.rfile.read(length))
-            answer = service.handle(body, {k.lower(): v for k, v in self.headers.items()})
+            length = int(self.headers.get("content-length", 0))
+            data = self.rfile.read(length)
+            headers = {k.lower(): v for k, v in self.headers.items()}
+            answer = service.request(self.command, self.path, data, headers)
             time.sleep(answer.wait_s)
             try:
                 if answer.hangs_up:

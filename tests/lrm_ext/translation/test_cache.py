@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,52 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be opened"):
         Cache(tmp_path / "file" / "c.sqlite")
+
+
+def test_what_one_run_asks_for_another_waits_for(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    first, second = Cache(path), Cache(path)
+    a, b, c = (key(text) for text in "abc")
+    assert first.claim([a, b]) == {a, b}
+    assert second.claim([b, c]) == {c}
+    second.release()
+    first.put({a: Answer("x", None)}, Engine(), "cs", Usage())
+    found: list[dict[bytes, Answer]] = []
+    thread = threading.Thread(target=lambda: found.append(waiter(path, [a, b])))
+    thread.start()
+    time.sleep(0.2)
+    assert found == []
+    first.release()  # b was asked for in vain
+    thread.join(timeout=20)
+    assert found == [{a: Answer("x", None)}]
+    assert second.claim([a, b]) == {b}
+    first.close()
+    second.close()
+    assert list(tmp_path.glob("*-run-*")) == []
+
+
+def waiter(path: Path, keys: list[bytes]) -> dict[bytes, Answer]:
+    cache = Cache(path)
+    try:
+        return cache.wait(keys)
+    finally:
+        cache.close()
+
+
+def test_claims_of_a_run_that_was_killed_count_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    code = f"""
+import os, signal
+from test_cache import *
+Cache({str(path)!r}).claim([key("a"), key("b")])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
+    assert process.returncode == -9
+    assert len(list(tmp_path.glob("*-run-*"))) == 1
+    cache = Cache(path)
+    assert cache.wait([key("a")]) == {}
+    assert cache.claim([key("a"), key("b")]) == {key("a"), key("b")}
+    cache.close()
+    assert list(tmp_path.glob("*-run-*")) == []
