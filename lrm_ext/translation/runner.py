@@ -227,7 +227,7 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
     if checker is None:
         return None
     # JSON has no tuples and no frozen mappings; what was read back is compared with this
-    values = json.dumps(asdict(replace(checker.thresholds, limits={})))
+    values = json.dumps(asdict(replace(checker.thresholds, limits={})), default=sorted)
     return {
         "version": QUALITY_VERSION,
         "limits": dict(checker.thresholds.limits),
