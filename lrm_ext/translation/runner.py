@@ -238,7 +238,8 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
 def _check_free(job: Job, store: PartStore) -> None:
     if store.exists() and not job.replaces:
         description = read_description(text_dir(job.corpus, job.target))
-        engines = [e["name"] for e in description["engines"]] if description else ["people"]
+        engines = [e["name"] for e in description["engines"]] if description else []
+        engines = engines or ["people"]
         raise ConfigError(
             f"{job.corpus} has texts in {job.target!r} already, made by {', '.join(engines)} or "
             "with other settings. To make them anew use --replace; what is cached is not asked "
