@@ -137,7 +137,7 @@ class Labse:
         for start in range(0, len(texts), _BATCH):
             some = [texts[i] for i in order[start : start + _BATCH]]
             vectors |= zip(some, self._embed(some), strict=True)
-        return [1 - float(torch.dot(vectors[a], vectors[b])) for a, b in pairs]
+        return [max(0.0, 1 - float(torch.dot(vectors[a], vectors[b]))) for a, b in pairs]
 
     def _embed(self, texts: list[str]) -> Any:
         """Unit vectors, `[len(texts), D]`, float32."""
