@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lrm_ext.corpus.commands import corpus_app
+from lrm_ext.translation import score_commands
+
 if TYPE_CHECKING:
+    from collections import Counter
+
     from rich.console import Console
 
     from lrm_ext.translation.runner import Executor, Job, Result
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `lrm`."""
+    """Add the commands to `lrm`."""
     app.command("translate")(translate)
+    score_commands.register(corpus_app)
 
 
 def translate(
@@ -67,7 +73,7 @@ def translate(
     from lrm_ext.translation.runner import Job
 
     console = Console(highlight=False)
-    names, languages = _names(engine), _names(to)
+    names, languages = split_names(engine), split_names(to)
     if list_engines:
         _print_engines(names, console)
         return
@@ -95,7 +101,7 @@ def translate(
             cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
             glossary=glossary,
             checks=check,
-            limits=_limits(limit),
+            limits=parse_limits(limit),
             replaces=replace,
         )
         result = _run(job, works, console)
@@ -141,23 +147,9 @@ def _run(job: Job, executor: Executor | None, console: Console) -> Result:
 
 
 def _print_result(job: Job, result: Result, console: Console) -> None:
-    from rich.table import Table
-
     from lrm_ext.translation.translator import UNANSWERED
 
-    table = Table("rows", "number", title=f"{job.corpus} in {job.target}", title_justify="left")
-    for name in (*_STATUSES, "not translatable"):
-        table.add_row(name, f"{result.counts[name]:,}")
-        for reason, number in sorted(result.counts.items()):
-            if reason.startswith(f"{name}: "):
-                table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
-    console.print(table)
-    if num := result.counts["suspect"] + result.counts["rejected"]:
-        console.print(
-            f"{num:,} rows are not accepted: a mixture draws others, `lrm corpus export` leaves "
-            "them out or, with --with-english, writes them in English.",
-            soft_wrap=True,
-        )
+    print_counts(f"{job.corpus} in {job.target}", result.counts, console)
     if num := result.counts[f"rejected: {UNANSWERED}"]:
         console.print(
             f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
@@ -172,6 +164,25 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
         console.print(
             f"cost: {usage.requests:,} requests, {usage.input_tokens:,} tokens in, "
             f"{usage.output_tokens:,} out, {usage.usd:.4f} USD",
+            soft_wrap=True,
+        )
+
+
+def print_counts(title: str, counts: Counter[str], console: Console) -> None:
+    """Print rows by status and reason, and what becomes of those that are not accepted."""
+    from rich.table import Table
+
+    table = Table("rows", "number", title=title, title_justify="left")
+    for name in (*_STATUSES, "not translatable"):
+        table.add_row(name, f"{counts[name]:,}")
+        for reason, number in sorted(counts.items()):
+            if reason.startswith(f"{name}: "):
+                table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
+    console.print(table)
+    if num := counts["suspect"] + counts["rejected"]:
+        console.print(
+            f"{num:,} rows are not accepted: a mixture draws others, `lrm corpus export` leaves "
+            "them out or, with --with-english, writes them in English.",
             soft_wrap=True,
         )
 
@@ -215,7 +226,12 @@ def _print_options(name: str, console: Console) -> None:
         console.print(f"{name} needs: {install}", soft_wrap=True, markup=False)
 
 
-def _limits(texts: list[str]) -> dict[str, float]:
+def parse_limits(texts: list[str]) -> dict[str, float]:
+    """Read `check=number`.
+
+    Raises:
+        ConfigError: It is of another form.
+    """
     from llava.errors import ConfigError
 
     limits: dict[str, float] = {}
@@ -230,7 +246,7 @@ def _limits(texts: list[str]) -> dict[str, float]:
     return limits
 
 
-def _names(texts: list[str]) -> tuple[str, ...]:
+def split_names(texts: list[str]) -> tuple[str, ...]:
     """Split at commas; each name once, in the order given."""
     names = (name.strip() for text in texts for name in text.split(","))
     return tuple(dict.fromkeys(filter(None, names)))

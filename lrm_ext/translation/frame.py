@@ -8,6 +8,7 @@ are copied, so no engine can lose them. LLaVA's repeated requests and fixed answ
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -102,7 +103,12 @@ def is_short(text: str) -> bool:
 
 def question_of(text: str) -> str:
     """The line of a human turn that its answer answers: the last question, or the last line."""
-    units = [p.text for p in frame(text) if p.kind == UNIT and not p.is_option]
+    return question_among(frame(text))
+
+
+def question_among(pieces: Iterable[Piece]) -> str:
+    """The same, of a turn that was taken apart."""
+    units = [p.text for p in pieces if p.kind == UNIT and not p.is_option]
     questions = [unit for unit in units if unit.rstrip().endswith("?")]
     return (questions or units or [""])[-1]
 
@@ -155,13 +161,13 @@ def _words(text: str, is_option: bool) -> list[Piece]:
         return [*head, Piece(body, COPY), *tail]
     if fixed_text(body, ENGLISH) is not None:
         return [*head, Piece(body, FIXED), *tail]
-    for prompt in _openings():
+    for prompt in _openings() if ": " in body else ():
         if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
             after = [Piece(rest, SEEN)] if is_seen else _words(rest, is_option)
             return [*head, Piece(prompt, FIXED), *after, *tail]
-    for prompt in _prompts():
+    for prompt in _prompts() if body.endswith(_prompts()) else ():
         if body.endswith(" " + prompt):
             return [*head, *_words(body[: -len(prompt)], is_option), Piece(prompt, FIXED), *tail]
     return [*head, Piece(body, UNIT, is_option), *tail]

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +169,7 @@ class PartStore:
 
     def _assemble(self, out: Path) -> Counter[str]:
         counts: Counter[str] = Counter({**dict.fromkeys(STATUSES, 0), "usable": 0})
+        rows = self.corpus.row_batches()
         with (out / "usable.u32").open("wb") as usable:
             for first in range(0, self.num_parts, self._per_shard):
                 path = out / shard_name(first // self._per_shard)
@@ -177,7 +178,8 @@ class PartStore:
                     for number in range(first, last):
                         batch = self._read(number)
                         file.write_batch(batch)
-                        numbers = _count(batch, counts) + self.row_numbers(number).start
+                        flags = next(rows).column("translatable").to_pylist()
+                        numbers = _count(batch, flags, counts) + self.row_numbers(number).start
                         usable.write(numbers.astype("<u4").tobytes())
                 _sync(path)
             usable.flush()
@@ -213,14 +215,15 @@ class PartStore:
         return self._work / "parts" / shard_name(number)
 
 
-def _count(batch: pa.RecordBatch, counts: Counter[str]) -> Any:
-    """Count a part's rows; return the offsets of those that are "ok", as an array."""
+def _count(batch: pa.RecordBatch, is_translatable: Sequence[bool], counts: Counter[str]) -> Any:
+    """Count a part's rows; return the offsets of those that are usable, as an array."""
     statuses = batch.column("status").to_pylist()
     for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
         counts[status or NOT_TRANSLATABLE] += 1
         if status not in (None, "ok"):
             counts[f"{status}: {(reason or '').partition(':')[0]}"] += 1
-    offsets = np.array([i for i, status in enumerate(statuses) if status == "ok"], dtype=np.int64)
+    usable = [s == "ok" and may_be for s, may_be in zip(statuses, is_translatable, strict=True)]
+    offsets = np.flatnonzero(usable)
     counts["usable"] += len(offsets)
     return offsets
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 # Longer quotations are speech, not text that is seen in a picture.
@@ -74,14 +75,23 @@ TRANSLATED_KINDS = frozenset({"ordinal"})
 # Most engines carry these through by themselves, and translate better where they see them.
 _VISIBLE_KINDS = frozenset({"number", "option", "token"}) | TRANSLATED_KINDS
 
-_SPANS = re.compile(
-    "|".join(f"(?P<{kind}>{'|'.join(patterns)})" for kind, patterns in _PATTERNS.items()),
-    re.DOTALL,
-)
-# There is no span without one of these, and most lines have none of them.
-_TRIGGER = re.compile(
-    r"[\d<\[{`$\\\"“«„‘&*_~@]|\([A-Ha-h]\)|(?<![\w'])'|www\.|://|(?<!\w)[A-HJ-Z](?!\w)"
-)
+# A kind can only match where one of these stands. Most lines have none of them, and the others few:
+# looking for all kinds at each letter would take five times as long.
+_TRIGGERS: dict[str, str] = {
+    "code": r"`",
+    "latex": r"[\\$]",
+    "image": r"<i",
+    "url": r"://|www\.|@",
+    "markup": r"[<&\[\]*_~]",
+    "box": r"[\[({<]\s*[-+−.\d]",
+    "quote": r"[\"“«„‘']",
+    "ordinal": r"\d['snrt]",
+    "token": r"\d",
+    "number": r"\d",
+    "option": r"\([A-Ha-h]\)|[A-HJ-Z](?![a-z])",
+}
+_TRIGGER = re.compile(r"[\d<\[\]{(`$\\\"“«„‘'&*_~@]|www\.|://|[A-HJ-Z](?![a-z])")
+_TRIGGER_OF = {kind: re.compile(trigger) for kind, trigger in _TRIGGERS.items()}
 # A conversation's own marks: in a translation they would end the turn.
 _SEPARATORS = re.compile(r"<image>|</?s>|<\|[^|\n]*\|>|###|\b(?:USER|ASSISTANT):")
 _DIGITS = re.compile(r"\d+(?:[.,:/×]\d+)*")
@@ -125,7 +135,7 @@ class Masked(NamedTuple):
     style: str
 
 
-def find_spans(text: str) -> list[Span]:
+def find_spans(text: str) -> tuple[Span, ...]:
     """Find the parts of a text that must survive translation unchanged.
 
     Returns:
@@ -133,15 +143,37 @@ def find_spans(text: str) -> list[Span]:
 
     Example:
         >>> find_spans('The sign reads "STOP" in 2 languages.')
-        [Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number')]
+        (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
     """
     if _TRIGGER.search(text) is None:
-        return []
+        return ()
+    return _known(text) if len(text) <= _MAX_KNOWN_LENGTH else _find(text)
+
+
+_MAX_KNOWN_LENGTH = 1000
+
+
+# a line is masked, compared and checked, one after the other
+@lru_cache(maxsize=1 << 12)
+def _known(text: str) -> tuple[Span, ...]:
+    return _find(text)
+
+
+def _find(text: str) -> tuple[Span, ...]:
+    kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
+    if not kinds:
+        return ()
     # `lastgroup` would be the environment's name inside a formula
-    return [
+    return tuple(
         Span(m.start(), m.end(), "latex" if m.lastgroup == "_env" else str(m.lastgroup))
-        for m in _SPANS.finditer(text)
-    ]
+        for m in _pattern(kinds).finditer(text)
+    )
+
+
+@cache
+def _pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
+    groups = (f"(?P<{kind}>{'|'.join(_PATTERNS[kind])})" for kind in kinds)
+    return re.compile("|".join(groups), re.DOTALL)
 
 
 def mask(text: str, style: str = "visible") -> Masked | None:
@@ -207,20 +239,20 @@ def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None)
         all is well. Only digits and marks that separate turns can be too much: a language may add
         quotation marks, and a letter by itself may be a word in it.
     """
-    wanted: Counter[str] = Counter()
+    wanted: dict[str, int] = {}
     for span in find_spans(source) if spans is None else spans:
         if span.kind not in TRANSLATED_KINDS:
-            wanted[source[span.start : span.end]] += 1
+            part = source[span.start : span.end]
+            wanted[part] = wanted.get(part, 0) + 1
     short = {part: n for part, n in wanted.items() if _count(part, target) < n}
     if short:  # a number may stand in the middle of something odd, in both
         seen = Counter(target[span.start : span.end] for span in find_spans(target))
         short = {part: n for part, n in short.items() if seen[part] < n}
     faults = [f"missing {part}" for part in short]
-    allowed = Counter(_DIGITS.findall(source))
-    extra = Counter(_DIGITS.findall(target)) - allowed
-    if _SEPARATORS.search(target):
-        extra += Counter(_SEPARATORS.findall(target)) - Counter(_SEPARATORS.findall(source))
-    return faults + [f"too much {n}" for n in extra]
+    for pattern in (_DIGITS, _SEPARATORS):
+        if (found := pattern.findall(target)) and found != (allowed := pattern.findall(source)):
+            faults += [f"too much {n}" for n in Counter(found) - Counter(allowed)]
+    return faults
 
 
 def split(text: str) -> list[tuple[str, bool]]:

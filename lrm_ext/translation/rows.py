@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.corpus.layout import CorpusRow, Text
 from lrm_ext.translation.frame import (
@@ -20,7 +21,7 @@ from lrm_ext.translation.frame import (
     fixed_text,
     frame,
     is_short,
-    question_of,
+    question_among,
 )
 from lrm_ext.translation.quality.verdict import Verdict
 from lrm_ext.translation.translator import Translated, Unit
@@ -29,6 +30,9 @@ from lrm_ext.translation.translator import Translated, Unit
 SEEN_TEXT = frozenset(
     "ocrvqa ocr_vqa textvqa docvqa chartqa dvqa infovqa infographicvqa stvqa st_vqa ocr".split()
 )
+
+
+_IMAGE = f"{DEFAULT_IMAGE_TOKEN}\n"
 
 
 class Given(NamedTuple):
@@ -83,11 +87,12 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
     question = ""
     for turn in row.turns:
         is_answer = turn.role != "human"
+        pieces = frame(turn.text)
         if not is_answer:
-            question = question_of(turn.text)
+            question = question_among(pieces)
         parts: list[Part] = []
         chosen: list[Unit] = []
-        for piece in frame(turn.text):
+        for piece in pieces:
             fixed = fixed_text(piece.text, target) if piece.kind == FIXED else None
             needs_context = (is_answer or piece.is_option) and is_short(piece.text)
             if piece.kind == COPY:
@@ -165,7 +170,8 @@ def _judged(plan: RowPlan, translations: Mapping[Unit, Translated]) -> list[tupl
                     source, target = source + part.text, target + str(translations[part].text)
                 elif isinstance(part, str):
                     source, target = source + part, target + part
-            pairs.append((source, target))
+            # it was copied, and would have each text searched for mark-up
+            pairs.append((source.removeprefix(_IMAGE), target.removeprefix(_IMAGE)))
     return pairs
 
 

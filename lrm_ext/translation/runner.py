@@ -254,7 +254,7 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
     if checker is None:
         return None
     # JSON has no tuples and no frozen mappings; what was read back is compared with this
-    values = json.dumps(asdict(replace(checker.thresholds, limits={})))
+    values = json.dumps(asdict(replace(checker.thresholds, limits={})), default=sorted)
     return {
         "version": QUALITY_VERSION,
         "limits": dict(checker.thresholds.limits),
@@ -265,7 +265,8 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
 def _check_free(job: Job, store: PartStore) -> None:
     if store.exists() and not job.replaces:
         description = read_description(text_dir(job.corpus, job.target))
-        engines = [e["name"] for e in description["engines"]] if description else ["people"]
+        engines = [e["name"] for e in description["engines"]] if description else []
+        engines = engines or ["people"]
         raise ConfigError(
             f"{job.corpus} has texts in {job.target!r} already, made by {', '.join(engines)} or "
             "with other settings. To make them anew use --replace; what is cached is not asked "

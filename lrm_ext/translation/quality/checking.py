@@ -10,7 +10,7 @@ from typing import NamedTuple
 from llava.data.sample import Turn
 from lrm_ext.translation.quality.answer import check_answer
 from lrm_ext.translation.quality.copying import check_copy
-from lrm_ext.translation.quality.language_id import check_language
+from lrm_ext.translation.quality.language_id import check_language, is_too_short
 from lrm_ext.translation.quality.length import check_ending, check_length
 from lrm_ext.translation.quality.meaning import check_meaning
 from lrm_ext.translation.quality.mojibake import check_mojibake
@@ -43,10 +43,12 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "ending": check_ending,
     }
 )
-# Turns are short; these see more in all turns of a row together.
-_OF_ROWS = ("language", "near", "length", "meaning")
-# Questions and answers repeat within a data set; so many pairs are remembered.
+# Turns are short; these see more in all turns of a row together. The language is judged of those
+# together that are too short to be judged alone.
+_OF_ROWS = ("near", "meaning", "length")
+# Questions and answers repeat within a data set; so many pairs are remembered, if they are short.
 _MAX_KNOWN = 1 << 13
+_MAX_KNOWN_LENGTH = 1000
 
 
 class _Looked(NamedTuple):
@@ -111,8 +113,11 @@ class Checker:
         for _, measured in looked:
             _keep_worst(worst, measured)
         if len(looked) > 1:
-            whole = Pair.of_all([pair for pair, _ in looked])
-            _keep_worst(worst, _measure(whole, self.thresholds, _OF_ROWS))
+            pairs = [pair for pair, _ in looked]
+            _keep_worst(worst, _measure(Pair.of_all(pairs), self.thresholds, _OF_ROWS))
+            if short := [pair for pair in pairs if is_too_short(pair)]:
+                whole = Pair.of_all(short)
+                _keep_worst(worst, _measure(whole, self.thresholds, ("language",)))
         return worst
 
     def _look(self, source: str, target: str) -> _Looked:
@@ -121,6 +126,8 @@ class Checker:
         if found is None:
             pair = Pair(source, target, self.source_lang, self.target_lang)
             found = _Looked(pair, _measure(pair, self.thresholds, CHECKS))
+            if len(source) + len(target) > _MAX_KNOWN_LENGTH:
+                return found
             self._known[key] = found
             if len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)

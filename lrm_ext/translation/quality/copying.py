@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lrm_ext.translation.quality.pair import Pair
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translation.quality.pair import Pair, words
 from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
 
@@ -17,10 +18,18 @@ def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
 
     Words with a capital inside a sentence are names and not counted.
     """
+    total = len(pair.source_words)
+    if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
+        return None
+    target = pair.target_words
+    if not get_language(pair.target_lang).spaced:  # they are letters; English words may stand there
+        target = words(pair.target_prose, pair.source_lang)
+    if set(pair.source_words).isdisjoint(target):
+        return Measured(0.0, "")
     names = {word.casefold() for word in pair.source_prose.split()[1:] if word[:1].isupper()}
     source = Counter(word for word in pair.source_words if word not in names)
     total = source.total()
-    if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
+    if total < _MIN_WORDS:
         return None
-    same = (source & Counter(pair.target_words)).total()
+    same = (source & Counter(target)).total()
     return Measured(same / total, f"{same} of {total} words are those of the text")

@@ -20,26 +20,51 @@ from lrm_ext.translation.quality.verdict import Measured
 
 MIN_WORDS = 4
 MIN_LETTERS_UNSPACED = 6
-_LEAST = 1e-30
+_MAX_KNOWN_LENGTH = 1000
+
+
+def is_too_short(pair: Pair) -> bool:
+    """Whether the language of a translation cannot be told from it alone."""
+    return len(pair.target_words) < _minimum(pair.target_lang)
+
+
+@cache
+def _others_of_script(lang: str) -> bool:
+    script = get_language(lang).script
+    return any(get_language(code).script == script for code in list_languages() if code != lang)
+
+
+def _is_told_by_script(lang: str, thresholds: Thresholds) -> bool:
+    """Whether no other candidate is written like the language: the check of script is enough."""
+    return not (thresholds.near or thresholds.rivals or _others_of_script(lang))
+
+
+def _minimum(lang: str) -> int:
+    return MIN_WORDS if get_language(lang).spaced else MIN_LETTERS_UNSPACED
 
 
 def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """How much likelier another language is, as a power of e; None if too short.
 
-    0 if the translation's own language is the likeliest; 3 if it has a share of 5 %.
+    0 if the translation's own language is the likeliest, or one that cannot be told from it.
     """
-    minimum = MIN_WORDS if get_language(pair.target_lang).spaced else MIN_LETTERS_UNSPACED
-    if len(pair.target_words) < minimum:
+    if is_too_short(pair) or _is_told_by_script(pair.target_lang, thresholds):
         return None
-    shares = _shares(pair.parts, candidates(pair.target_lang, thresholds))
-    own = sum(shares.get(code, 0.0) for code in (pair.target_lang, *thresholds.near))
-    best = max(shares, key=shares.__getitem__, default="")
-    if pair.target_lang not in shares:
+    scores = _total(pair.parts)
+    if pair.target_lang not in scores:
         return None  # the identifier does not know the language
-    odds = (1.0 - own) / max(own, _LEAST)
-    return Measured(
-        max(0.0, math.log(max(odds, 1.0))), f"looks like {best!r}, expected {pair.target_lang!r}"
-    )
+    own = max([scores[code] for code in (pair.target_lang, *thresholds.near) if code in scores])
+    best, foreign = pair.target_lang, own
+    for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
+        if scores.get(code, own) > foreign:
+            best, foreign = code, scores[code]
+    return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+
+
+@cache
+def _foreign(lang: str, near: tuple[str, ...], rivals: tuple[str, ...]) -> tuple[str, ...]:
+    others = dict.fromkeys((*list_languages(), *rivals))
+    return tuple(code for code in others if code != lang and code not in near)
 
 
 @cache
@@ -62,15 +87,8 @@ def probabilities(text: str, among: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: py3langid is not installed.
     """
-    return _shares((text,), tuple(among))
-
-
-def _shares(parts: Sequence[str], among: tuple[str, ...]) -> dict[str, float]:
-    # the identifier adds up what each few letters say, so the parts' scores add up to the whole's
-    ranks = [_scores(part) for part in parts if any(map(str.isalpha, part))]
-    if not ranks:
-        return {}
-    scores = {code: sum(rank[code] for rank in ranks) for code in among if code in ranks[0]}
+    found = _total((text,))
+    scores = {code: found[code] for code in among if code in found}
     if not scores:
         return {}
     top = max(scores.values())
@@ -79,10 +97,25 @@ def _shares(parts: Sequence[str], among: tuple[str, ...]) -> dict[str, float]:
     return {code: value / total for code, value in odds.items()}
 
 
+def _total(parts: Sequence[str]) -> Mapping[str, float]:
+    ranks = [_scores(part) if len(part) <= _MAX_KNOWN_LENGTH else _rank(part) for part in parts]
+    ranks = [rank for rank in ranks if rank]
+    if len(ranks) < 2:
+        return ranks[0] if ranks else {}
+    # the identifier adds up what each few letters say, so the parts' scores add up to the whole's
+    return {code: sum([rank[code] for rank in ranks]) for code in ranks[0]}
+
+
 # questions and answers repeat
 @lru_cache(maxsize=1 << 14)
 def _scores(text: str) -> Mapping[str, float]:
+    return _rank(text)
+
+
+def _rank(text: str) -> Mapping[str, float]:
     """Log probability of a text in each language that some language may be mistaken for."""
+    if not any(map(str.isalpha, text)):
+        return {}
     # it reads capitals as names of another language
     return dict(_identifier().rank(text.lower()))
 
@@ -105,5 +138,5 @@ def _identifier() -> Any:
 
 def forget() -> None:
     """Prepare again for the languages that there are, after one was added or taken away."""
-    for cached in (_identifier, _scores, _candidates):
+    for cached in (_identifier, _scores, _candidates, _foreign, _others_of_script):
         cached.cache_clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 DATA_DIR = Path(__file__).parent / "data"
@@ -37,17 +37,17 @@ class Lexicon:
     def __contains__(self, key: str) -> bool:
         return key in self._stems
 
-    def look_up(self, source: Iterable[str], target: Iterable[str]) -> dict[str, bool]:
+    def look_up(self, keys: Iterable[str], target: Iterable[str]) -> dict[str, bool]:
         """Say which known words of a text are in its translation.
 
         Args:
-            source: Folded English words.
+            keys: Folded English words as `english_key` gives them.
             target: Folded words of the translation; letters if it has no blanks between words.
 
         Returns:
             For each known word of the text, by its key, whether the translation has it.
         """
-        known = {key for word in source if (key := english_key(word)) in self._stems}
+        known = sorted(key for key in keys if key in self._stems)
         if not known:
             return {}
         there = set(units(target, self._is_spaced))
@@ -63,6 +63,7 @@ def get_lexicon(lang: str, is_spaced: bool) -> Lexicon | None:
     return Lexicon(json.loads(path.read_text(encoding="utf-8")), is_spaced)
 
 
+@lru_cache(maxsize=1 << 15)
 def english_key(word: str) -> str:
     """A folded English word without its plural's ending.
 

@@ -35,8 +35,10 @@ def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
     lexicon = get_lexicon(pair.target_lang, get_language(pair.target_lang).spaced)
     if lexicon is None:
         return None
-    told = [word for word in pair.source_words if english_key(word) not in _SAY_NOTHING]
-    found = lexicon.look_up(told, pair.target_words)
+    found = pair.known_words
+    if found is None:
+        keys = set(map(english_key, pair.source_words)) - _SAY_NOTHING
+        found = pair.known_words = lexicon.look_up(keys, pair.target_words)
     if not found:
         return None
     missing = sorted(key for key, is_there in found.items() if not is_there)

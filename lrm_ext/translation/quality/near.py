@@ -18,12 +18,11 @@ def check_near(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """
     if not pair.target_words or not (thresholds.foreign_letters or thresholds.foreign_words):
         return None
-    letters = set(thresholds.foreign_letters)
-    kept = set(pair.source_words)
-    foreign = [
-        word
-        for word in pair.target_words
-        if (word in thresholds.foreign_words or not letters.isdisjoint(word)) and word not in kept
-    ]
+    found = thresholds.foreign_words.intersection(pair.target_words)
+    text = pair.target_prose.casefold()
+    if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
+        found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
+    found = found.difference(pair.source_words)
+    foreign = [word for word in pair.target_words if word in found] if found else []
     listed = ", ".join(dict.fromkeys(foreign))
     return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")

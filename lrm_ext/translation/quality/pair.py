@@ -1,13 +1,12 @@
 """A text and its translation, with what several checks need of them made once.
 
-Input: two strings and their languages. Output: a `Pair` whose parts are made when first asked for.
+Input: two strings and their languages. Output: a `Pair`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.protect import Span, find_spans
@@ -19,66 +18,56 @@ _LETTER = re.compile(r"[^\W\d_]")
 class Pair:
     """A text and its translation.
 
-    Args:
+    Attributes:
         source: The text.
         target: Its translation.
         source_lang: Code of the text's language.
         target_lang: Code of the translation's language.
+        source_spans: The protected parts of the text.
+        source_prose: The text with a blank in place of each protected part.
+        target_prose: The same of the translation.
+        source_words: Words of the text, folded; protected parts are no words.
+        target_words: The same of the translation; letters where no blanks separate words.
+        parts: The prose of the translation; of a whole row that of each turn.
+        known_words: Which words of the text the lexicon knows, and whether the translation has
+            them, by key; None until the check of meaning has looked.
     """
 
+    # plain attributes: properties that are made when asked for cost more than what they save
     def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
         self.source = source
         self.target = target
         self.source_lang = source_lang
         self.target_lang = target_lang
+        self.source_spans = find_spans(source)
+        self.source_prose = prose(source, self.source_spans)
+        self.target_prose = prose(target, find_spans(target))
+        self.source_words = words(self.source_prose, source_lang)
+        self.target_words = words(self.target_prose, target_lang)
+        self.parts: tuple[str, ...] = (self.target_prose,)
+        self.known_words: dict[str, bool] | None = None
 
     @classmethod
     def of_all(cls, pairs: Sequence[Pair]) -> Pair:
         """All of a row as one text, a line each; what is known of its parts is taken over."""
-        whole = cls(
-            "\n".join(pair.source for pair in pairs),
-            "\n".join(pair.target for pair in pairs),
-            pairs[0].source_lang,
-            pairs[0].target_lang,
-        )
-        # set before they are asked for, these take the place of the properties
-        whole.__dict__.update(
-            source_words=[word for pair in pairs for word in pair.source_words],
-            target_words=[word for pair in pairs for word in pair.target_words],
-            target_prose="\n".join(pair.target_prose for pair in pairs),
-            parts=tuple(pair.target_prose for pair in pairs),
-        )
+        whole = cls.__new__(cls)
+        whole.source = "\n".join([pair.source for pair in pairs])
+        whole.target = "\n".join([pair.target for pair in pairs])
+        whole.source_lang, whole.target_lang = pairs[0].source_lang, pairs[0].target_lang
+        whole.source_spans = ()
+        whole.source_prose = "\n".join([pair.source_prose for pair in pairs])
+        whole.target_prose = "\n".join([pair.target_prose for pair in pairs])
+        whole.source_words = [word for pair in pairs for word in pair.source_words]
+        whole.target_words = [word for pair in pairs for word in pair.target_words]
+        whole.parts = tuple([pair.target_prose for pair in pairs])
+        whole.known_words = None
+        if all([pair.known_words is not None for pair in pairs]):
+            found: dict[str, bool] = {}
+            for pair in pairs:
+                for key, is_there in (pair.known_words or {}).items():
+                    found[key] = is_there or found.get(key, False)
+            whole.known_words = found
         return whole
-
-    @cached_property
-    def source_spans(self) -> list[Span]:
-        """The protected parts of the text."""
-        return find_spans(self.source)
-
-    @cached_property
-    def source_prose(self) -> str:
-        """The text with a blank in place of each protected part."""
-        return prose(self.source, self.source_spans)
-
-    @cached_property
-    def target_prose(self) -> str:
-        """The translation with a blank in place of each protected part."""
-        return prose(self.target, find_spans(self.target))
-
-    @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """The prose of the translation, of a whole row one for each turn."""
-        return (self.target_prose,)
-
-    @cached_property
-    def source_words(self) -> list[str]:
-        """Words of the text, folded; protected parts are no words."""
-        return words(self.source_prose, self.source_lang)
-
-    @cached_property
-    def target_words(self) -> list[str]:
-        """Words of the translation, folded; letters where no blanks separate words."""
-        return words(self.target_prose, self.target_lang)
 
 
 def prose(text: str, spans: Sequence[Span]) -> str:

@@ -17,6 +17,7 @@ from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
 
 _DIGITS = re.compile(r"\d+(?:[.,:/×\u00a0\u202f ]\d{3})*(?:[.,:/×]\d+)*")
+_DIGIT = re.compile(r"\d")
 _SEPARATORS = re.compile(r"\D")
 _QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
 _NUMERIC = frozenset({"number", "ordinal"})
@@ -26,9 +27,9 @@ _LOOSE = frozenset({"quote", "option"})
 
 def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """How many numbers are missing or too much; None if there are none on either side."""
-    source, target = _numbers(pair.source), _numbers(pair.target)
-    if not source and not target:
+    if not _DIGIT.search(pair.source) and not _DIGIT.search(pair.target):
         return None
+    source, target = _numbers(pair.source), _numbers(pair.target)
     if source != target:  # digits of full width are the same digits
         target = _numbers(unicodedata.normalize("NFKC", pair.target))
     missing, extra = source - target, target - source
@@ -57,7 +58,5 @@ def check_protected(pair: Pair, thresholds: Thresholds) -> Measured | None:
 
 def _numbers(text: str) -> Counter[str]:
     """Numbers without what separates their digits, so that 1,000.5 is 1.000,5 and .5 is 0,5."""
-    if not any(map(str.isdigit, text)):
-        return Counter()
     numbers = (_SEPARATORS.sub("", number) for number in _DIGITS.findall(text))
     return Counter(number.lstrip("0") or "0" for number in numbers)

@@ -15,7 +15,9 @@ def check_repetition(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """The share of a translation that repeats itself, beyond what the text repeats."""
     if not pair.target_words:
         return None
-    value = max(0.0, repeated_share(pair.target_words) - repeated_share(pair.source_words))
+    value = repeated_share(pair.target_words)
+    if value:
+        value = max(0.0, value - repeated_share(pair.source_words))
     return Measured(value, f"{value:.0%} more is said twice than in the text")
 
 
@@ -30,7 +32,7 @@ def repeated_share(words: Sequence[str]) -> float:
         0.5
     """
     num = len(words)
-    if num < 2:
+    if num < 2 or len(set(words)) == num:
         return 0.0
     half = num // 2
     if num % 2 == 0 and words[:half] == words[half:]:

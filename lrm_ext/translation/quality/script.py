@@ -36,6 +36,13 @@ def check_script(pair: Pair, thresholds: Thresholds) -> Measured | None:
     script = get_language(pair.target_lang).script
     if script not in _RANGES:
         return None
+    if not pair.target_words:
+        return None
+    if not _other_letters(script).search(pair.target_prose) and not (
+        script in ("Hans", "Hant")
+        and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
+    ):
+        return Measured(0.0, "")
     kept = set(pair.source_words)
     letters = "".join(w for w in _WORD.findall(pair.target_prose) if w.casefold() not in kept)
     if not letters:
@@ -52,6 +59,12 @@ def check_script(pair: Pair, thresholds: Thresholds) -> Measured | None:
 
 
 _WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")
+
+
+@cache
+def _other_letters(script: str) -> re.Pattern[str]:
+    """Letters of other scripts; `_foreign` finds marks and blanks as well."""
+    return re.compile(f"[^\\W\\d_{_RANGES[script]}]")
 
 
 @cache

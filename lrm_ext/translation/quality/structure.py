@@ -15,6 +15,7 @@ from lrm_ext.translation.quality.verdict import Measured
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
 _LEAD = re.compile(r"^[ \t]*(\(?[A-Ha-h][.):]|\(?\d{1,3}[.)]|[-*•]|#+)(?=\s)", re.M)
 _LETTER = re.compile(r"\(?([A-H])[.)]?\Z")
+_LONGEST_LETTER = len("(A).")
 
 
 def check_structure(pair: Pair, thresholds: Thresholds) -> Measured | None:
@@ -28,11 +29,12 @@ def check_structure(pair: Pair, thresholds: Thresholds) -> Measured | None:
     if source.count(DEFAULT_IMAGE_TOKEN) != target.count(DEFAULT_IMAGE_TOKEN):
         num = source.count(DEFAULT_IMAGE_TOKEN)
         faults.append(f"{target.count(DEFAULT_IMAGE_TOKEN)} {DEFAULT_IMAGE_TOKEN}, expected {num}")
-    wanted, found = Counter(_LEAD.findall(source)), Counter(_LEAD.findall(target))
-    if wanted != found:
+    leads, others = _LEAD.findall(source), _LEAD.findall(target)
+    if leads != others:
+        wanted, found = Counter(leads), Counter(others)
         faults += [f"no line begins with {lead}" for lead in wanted - found]
         faults += [f"a line begins with {lead}" for lead in found - wanted]
-    letter = _LETTER.match(source)
+    letter = _LETTER.match(source) if len(source) <= _LONGEST_LETTER else None
     if letter and len(re.findall(rf"(?<!\w){letter[1]}(?!\w)", target)) != 1:
         faults.append(f"the answer was option {letter[1]}")
     return Measured(len(faults), "; ".join(faults))

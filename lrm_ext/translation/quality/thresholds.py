@@ -52,7 +52,7 @@ class Thresholds:
     near: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
     foreign_letters: str = ""
-    foreign_words: tuple[str, ...] = ()
+    foreign_words: frozenset[str] = frozenset()
     length_ratio: float = 1.1
     length_spread: float = 1.2
     limits: Mapping[str, float] = field(default_factory=lambda: DEFAULT_LIMITS)
@@ -108,7 +108,7 @@ def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
         else:
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise ConfigError(f"{where}.{key} is {value!r}, expected a list of strings.")
-            values[key] = tuple(value)
+            values[key] = frozenset(value) if key == "foreign_words" else tuple(value)
     return Thresholds(**values)
 
 
