@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -119,6 +120,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self._start_end = mm_use_im_start_end
         self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
         self._cache_size = cache_size
+        # adds entries to items
+        self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
         self.num_seen: Counter[str] = Counter()
         self.num_dropped: Counter[str] = Counter()
 
@@ -168,6 +171,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 "byte": 0 if is_fill else encoded.num_bytes,
             },
         }
+        if self.extend is not None:
+            item |= self.extend(encoded)
         if self._features is not None:
             item["image_features"] = self._picture_features(encoded)
         elif self._loader is not None:
