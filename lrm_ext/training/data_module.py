@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ from llava.train.train import default_data_module
 from lrm_ext.corpus.joined import AnyCorpus
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
+from lrm_ext.training.alignment import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
 from lrm_ext.training.dataset import Limits, MixtureDataset
 from lrm_ext.training.feature_cache import FeatureCache
+from lrm_ext.training.holdout import split_corpus
 from lrm_ext.training.pictures import PictureLoader
 from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
+from lrm_ext.training.validation import (
+    MarkBest,
+    Questions,
+    StopEarly,
+    ValidationSet,
+    check_validation_flags,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +42,24 @@ FEATURE_DIR = "features"
 
 @dataclass
 class MixtureCollator:
-    """LLaVA's collator, which also passes the samples' ids on, for messages."""
+    """LLaVA's collator, which also passes on what samples are called and belong to.
+
+    The trainer takes out `sample_ids`, for messages, and `groups` and `units`, for figures by
+    language and instruction and by character and byte of the answers.
+    """
 
     collator: DataCollatorForSupervisedDataset
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Build a batch; `sample_ids` is taken out by the trainer."""
+        """Build a batch."""
         batch: dict[str, Any] = dict(self.collator(items))
         batch["sample_ids"] = [item["id"] for item in items]
+        batch["groups"] = [item["groups"] for item in items]
+        batch["units"] = {
+            unit: [item["units"][unit] for item in items] for unit in items[0]["units"]
+        }
+        if "english" in items[0]:
+            batch |= collate_renderings(items)
         return batch
 
 
@@ -72,16 +91,76 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     given = arguments.corpus_path and Corpus.open(arguments.corpus_path, image_root=images)
     mixture = Mixture.open(spec, given or None, images)
     corpus = mixture.corpus
+    held_out: AnyCorpus | None = None
+    if arguments.eval_share:
+        corpus, held_out = split_corpus(corpus, arguments.eval_share)
+        mixture = Mixture(spec, corpus)
+    elif arguments.eval_corpus_path is not None:
+        held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
+        spec = replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     return {
         "train_dataset": dataset,
-        "eval_dataset": None,
         "data_collator": MixtureCollator(DataCollatorForSupervisedDataset(context.tokenizer)),
         "train_sampler": sampler,
         "conversation": get_conversation(str(context.model_args.version)),
+        **_validation(context, arguments, spec, held_out),
+        **_alignment(context, arguments, dataset),
     }
+
+
+def _alignment(
+    context: DataContext, arguments: LrmArguments, dataset: MixtureDataset
+) -> dict[str, Any]:
+    """The alignment loss, if it is asked for.
+
+    Raises:
+        ConfigError: The model sees no pictures, or its weights are dealt out.
+    """
+    if not arguments.alignment_loss:
+        return {}
+    if not context.data_args.is_multimodal:
+        raise ConfigError("--alignment_loss needs a --vision_tower: there is nothing to align")
+    dataset.extend = Renderings(dataset.mixture.corpus, context.tokenizer)
+    projector = context.model.get_model().mm_projector
+    loss = AlignmentLoss(arguments.alignment_loss, projector, context.training_args)
+    return {"extra_loss": loss}
+
+
+def _validation(
+    context: DataContext, arguments: LrmArguments, spec: MixtureSpec, corpus: AnyCorpus | None
+) -> dict[str, Any]:
+    """The validation set, and what goes with it.
+
+    Raises:
+        ConfigError: Flags contradict each other.
+    """
+    args = context.training_args
+    check_validation_flags(arguments, args)
+    if corpus is None:
+        return {"eval_dataset": None}
+    dataset = ValidationSet(
+        _dataset(context, arguments, Mixture(spec, corpus)), arguments.eval_samples
+    )
+    counts = ", ".join(f"{lang} {count}" for lang, count in dataset.counts.items())
+    log.info("validation on %d samples of %s: %s", len(dataset), corpus.path, counts)
+    result: dict[str, Any] = {"eval_dataset": dataset, "callbacks": [MarkBest()]}
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+    if arguments.early_stop_patience:
+        result["callbacks"].append(StopEarly(arguments.early_stop_patience))
+    if arguments.eval_questions:
+        result["extra_evaluation"] = Questions(
+            arguments.eval_benchmark,
+            arguments.eval_questions,
+            corpus.languages,
+            context.tokenizer,
+            context.image_processor,
+            str(context.model_args.version),
+        )
+    return result
 
 
 def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
@@ -95,10 +174,11 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "no data: give --corpus_path (a parallel corpus), --mixture_path with [[corpora]] in "
             "it, or --data_path (LLaVA JSON)"
         )
-    if arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE:
+    wants = arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE
+    if wants or arguments.validates:
         raise ConfigError(
-            "--mixture_path and --feature_cache need a parallel corpus: import the data of "
-            "--data_path into one, or leave these flags out to train on it as it is"
+            "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
+            "data of --data_path into one, or leave these flags out to train on it as it is"
         )
     return default_data_module(context)
 

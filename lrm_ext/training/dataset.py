@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +69,9 @@ class EncodedItem:
         input_ids: [T] int32, -200 for the picture.
         labels: [T] int32, not shifted.
         length: Positions in the model, the picture's included.
+        groups: Names under which figures of training are collected.
+        num_characters: Of its answers.
+        num_bytes: Of its answers, in UTF-8.
     """
 
     id: str
@@ -78,6 +81,9 @@ class EncodedItem:
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
     length: int
+    groups: tuple[str, ...] = ()
+    num_characters: int = 0
+    num_bytes: int = 0
 
 
 class MixtureDataset(Dataset[dict[str, Any]]):
@@ -119,6 +125,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         layout = mixture.layout()
         languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
         self.account = Account(tuple(languages), limits.max_drop_rate)
+        # adds entries to items
+        self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker fills a cache of its own
@@ -127,6 +135,11 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         """Samples an epoch."""
         return len(self.mixture)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether items hold the tower's outputs in place of pictures."""
+        return self._features is not None
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples and their order, for checkpoints."""
@@ -155,7 +168,14 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "input_ids": torch.from_numpy(encoded.input_ids.astype(np.int64)),
             "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
+            "groups": encoded.groups,
+            "units": {
+                "character": 0 if is_fill else encoded.num_characters,
+                "byte": 0 if is_fill else encoded.num_bytes,
+            },
         }
+        if self.extend is not None:
+            item |= self.extend(encoded)
         if self._features is not None:
             item["image_features"] = self._picture_features(encoded)
         elif self._loader is not None:
@@ -166,6 +186,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 self._lose_picture(encoded, error)
                 item["image"] = self._loader.empty
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
+                item["units"] = dict.fromkeys(item["units"], 0)
         return item
 
     def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
@@ -235,6 +256,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     ) -> EncodedItem:
         has_image = sample.image is not None
         encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+        answers = "".join(turn.text for turn in turns if turn.role == "gpt")
         return EncodedItem(
             id=sample.id,
             row=draw.row,
@@ -243,6 +265,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
             labels=np.asarray(encoded.labels, dtype=np.int32),
             length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
+            groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
+            num_characters=len(answers),
+            num_bytes=len(answers.encode()),
         )
 
     def _cut(
