@@ -142,7 +142,7 @@ def score_benchmark(
         headline_name=kind.headline,
         details=kind.details(items, verdicts, mode),
         counts=count_answers(verdicts, num_missing, cut_keys),
-        fidelity=count_fidelity(verdicts, lang),
+        fidelity=count_fidelity(verdicts, items[0].answer_lang or lang),
         verdicts=tuple(verdicts),
         units=units,
         right_by_question=kind.right_by_question(items, verdicts),

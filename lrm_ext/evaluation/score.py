@@ -154,11 +154,16 @@ def tally(
     """
     n = len(verdicts)
     num_correct = sum(verdict.correct for verdict in verdicts)
+    accuracy = num_correct / n
     low, high = wilson_interval(num_correct, n)
+    graded = [verdict.value for verdict in verdicts if verdict.value is not None]
+    if graded:
+        # captions are neither right nor wrong; their interval is in the headline
+        low = high = accuracy = sum(graded) / n
     own, decided = fidelity((verdict.answer_lang for verdict in verdicts), lang)
     return GroupScore(
         num_questions=n,
-        accuracy=num_correct / n,
+        accuracy=accuracy,
         low=low,
         high=high,
         blind_accuracy=None if blind is None else sum(v.correct for v in blind) / n,
