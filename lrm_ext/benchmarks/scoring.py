@@ -104,7 +104,7 @@ def score_benchmark(
     lang: str,
     mode: str | None = None,
     english: Sequence[Item] = (),
-    allow_missing: bool = False,
+    allow_missing: bool | Collection[str] = False,
     cut_keys: Collection[str] = (),
     version: str = "",
     name: str = "",
@@ -118,7 +118,7 @@ def score_benchmark(
         lang: The language of the questions.
         mode: How to read answers; by default the kind's own for English, `local` otherwise.
         english: The questions in English, where they are at hand.
-        allow_missing: Count questions without an answer as wrong.
+        allow_missing: Count questions without an answer as wrong: any, or these.
         cut_keys: Questions whose answer reached the length limit.
         version: Of the questions.
         name: Of the benchmark, where it is not the kind's.
@@ -128,7 +128,7 @@ def score_benchmark(
         DataError: The questions are not as the benchmark needs them, or one has no answer.
     """
     mode = kind.mode_for(lang, mode)
-    num_missing = kind.check(items, allow_missing)
+    num_missing = kind.check(items, bool(allow_missing))
     reading = reading_of(lang, items, english)
     verdicts = judge_answers(items, texts, reading, kind.modes[mode], allow_missing)
     units = kind.count(items, verdicts, mode)

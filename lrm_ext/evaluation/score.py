@@ -26,6 +26,7 @@ from lrm_ext.benchmarks.score import MODE, UNPARSED, Verdict, judge_answers, jud
 from lrm_ext.benchmarks.scoring import reading_of
 from lrm_ext.evaluation.headline import score_headlines
 from lrm_ext.evaluation.predictions import read_predictions, write_atomically
+from lrm_ext.evaluation.questions import QuestionSet
 from lrm_ext.evaluation.report import (
     ENGLISH,
     BenchmarkResult,
@@ -35,7 +36,7 @@ from lrm_ext.evaluation.report import (
     GroupScore,
     LanguageResult,
 )
-from lrm_ext.evaluation.runner import EvalConfig, QuestionSet
+from lrm_ext.evaluation.runner import EvalConfig
 from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
 from lrm_ext.languages import get_language
 
@@ -96,12 +97,12 @@ def _score_language(
     judge = kind.modes[MODE] if kind else judge_locally
     path = qs.path(config.predictions_dir, blind=False)
     texts = read_predictions(path)
-    verdicts = judge_answers(qs.items, texts, reading, judge)
+    verdicts = judge_answers(qs.items, texts, reading, judge, qs.unasked)
     blind_texts = read_predictions(qs.path(config.predictions_dir, blind=True))
     blind_verdicts = None
     # A blind run that was interrupted says nothing yet.
-    if all(item.question_id in blind_texts for item in qs.items):
-        blind_verdicts = judge_answers(qs.items, blind_texts, reading, judge)
+    if all(i.question_id in blind_texts or i.question_id in qs.unasked for i in qs.items):
+        blind_verdicts = judge_answers(qs.items, blind_texts, reading, judge, qs.unasked)
     cut = _cut_keys(path)
 
     def group(keep: Iterable[bool]) -> GroupScore | None:
@@ -171,6 +172,7 @@ def tally(
         num_unparsed=sum(v.answer_type in CLOSED and v.parsed in UNPARSED for v in verdicts),
         num_empty=sum(verdict.empty for verdict in verdicts),
         num_cut=sum(verdict.key in cut_keys for verdict in verdicts),
+        num_missing=sum(verdict.missing for verdict in verdicts),
         fidelity=own / decided if decided else None,
     )
 
@@ -207,7 +209,11 @@ def _examples(
     chosen: list[Item] = []
     for answer_type in ("yesno", "text"):
         seen = {item.image for item in chosen}
-        candidates = [item for item in first.items if item.answer_type == answer_type]
+        candidates = [
+            item
+            for item in first.items
+            if item.answer_type == answer_type and item.question_id not in first.unasked
+        ]
         chosen += [item for item in candidates if item.image not in seen][:1]
     return tuple(
         _example(config, item, number, [by_lang[lang] for lang in languages], verdicts)
