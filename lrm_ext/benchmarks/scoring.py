@@ -44,6 +44,7 @@ class ScoreReport:
         verdicts: On each question.
         units: The counts behind the headline.
         right_by_question: Whether each question is right; with rotations, whether all of them are.
+        prompt_id: Which prompt the questions were asked with, as far as it is known.
     """
 
     benchmark: str
@@ -59,6 +60,7 @@ class ScoreReport:
     verdicts: tuple[Verdict, ...]
     units: UnitCounts
     right_by_question: Mapping[str, bool]
+    prompt_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one flat object."""
@@ -66,6 +68,7 @@ class ScoreReport:
             "benchmark": self.benchmark,
             "kind": self.kind,
             "version": self.version,
+            "prompt_id": self.prompt_id,
             "lang": self.lang,
             "mode": self.mode,
             "headline": self.headline,

@@ -65,7 +65,7 @@ def score_file(
         name=name,
     )
     counts = {**report.counts, "answered_twice": answered.num_twice}
-    return replace(report, counts=counts)
+    return replace(report, counts=counts, prompt_id=answered.prompt_id)
 
 
 def _stated_lang(predictions: Path) -> str:

@@ -61,6 +61,22 @@ def test_equal_answers_count_once_and_the_last_may_win(tmp_path):
     assert (report.headline, report.counts["questions"]) == (50, 2)
 
 
+def test_mmes_two_questions_are_told_apart_without_a_key(tmp_path):
+    rows = [{key: value for key, value in row.items() if key != "key"} for row in PAIR]
+    for prompt in (None, "", "q"):
+        assert score(tmp_path, [{**row, "prompt": prompt} for row in rows]).headline == 200
+    report = score(tmp_path, [*rows, rows[0]])
+    assert (report.headline, report.counts["answered_twice"]) == (200, 1)
+
+
+def test_popes_category_may_be_in_the_key(tmp_path):
+    rows = [{"key": f"popular/{n}", "question_id": n, "text": "yes", "gold": "yes"}
+            for n in range(2)]  # fmt: skip
+    report = score(tmp_path, rows, "pope")
+    assert report.details["per_category"] == {"popular": 1}
+    assert report.details["num_categories_expected"] == 3
+
+
 def test_missing_answers_are_wrong_where_they_are_allowed(tmp_path):
     other = [mme("existence/2#0", "Yes", "Yes"), mme("existence/2#1", "No", "No")]
     report = score(tmp_path, [*PAIR, *other[:1]], allow_missing=True)

@@ -234,6 +234,9 @@ def test_damaged_pope(tmp_path):
     labels.write_text(labels.read_text().replace('"label": "no"', '"label": "perhaps"'))
     with pytest.raises(DataError, match=r"random\.json:2: the label is 'perhaps'"):
         read("pope", path)
+    labels.write_text("".join(2 * [json.dumps({**extra, "question_id": n}) + "\n" for n in (1, 2)]))
+    with pytest.raises(DataError, match="question random/1 is there twice|asked twice in their"):
+        read("pope", labels)
     with pytest.raises(DataError, match=r"no coco_pope_<category>\.json"):
         read("pope", tmp_path)
 
