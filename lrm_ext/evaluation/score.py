@@ -112,7 +112,7 @@ def _score_language(
         return tally(
             list(itertools.compress(verdicts, chosen)),
             None if blind_verdicts is None else list(itertools.compress(blind_verdicts, chosen)),
-            qs.lang,
+            qs.items[0].answer_lang or qs.lang,
             cut,
         )
 
@@ -150,7 +150,7 @@ def tally(
     Args:
         verdicts: At least one.
         blind: The verdicts on the same questions without the picture.
-        lang: The language that was asked in.
+        lang: The language that answers are expected in.
         cut_keys: Questions whose answer reached the length limit.
     """
     n = len(verdicts)
