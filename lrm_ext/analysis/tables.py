@@ -130,6 +130,7 @@ def remarks(benchmark: BenchmarkResult) -> list[str]:
         ("that say neither yes nor no (wrong)", "num_unparsed"),
         ("without any text (wrong)", "num_empty"),
         ("cut off at the length limit", "num_cut"),
+        ("that are not there, for their picture is missing (wrong)", "num_missing"),
     ):
         counts = {r.lang: getattr(r.total, name) for r in benchmark.languages}
         shown = ", ".join(f"{lang} {count}" for lang, count in counts.items() if count)

@@ -20,6 +20,7 @@ from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.mme import bare_question
 from lrm_ext.benchmarks.parse import parse_yes_no
+from lrm_ext.benchmarks.pope import CATEGORIES as POPE_CATEGORIES
 from lrm_ext.benchmarks.pope import UNNAMED
 from lrm_ext.benchmarks.words import answer_words
 
@@ -41,6 +42,7 @@ class Answered:
         texts: Answers by question id.
         lang: Their language.
         version: Of the questions, where the file says it.
+        prompt_id: Which prompt the questions were asked with, where the file says it.
         cut_keys: Questions whose answer reached the length limit.
         num_twice: Answers that are in the file twice and equal.
     """
@@ -49,6 +51,7 @@ class Answered:
     texts: Mapping[str, str]
     lang: str
     version: str
+    prompt_id: str
     cut_keys: frozenset[str]
     num_twice: int
 
@@ -121,7 +124,13 @@ def read_answered(
         if record.get("finish_reason") == "length"
     }
     return Answered(
-        tuple(items), texts, found_lang, version or found_version, frozenset(cut), num_twice
+        items=tuple(items),
+        texts=texts,
+        lang=found_lang,
+        version=version or found_version,
+        prompt_id=_one_of(records, "prompt_id", path),
+        cut_keys=frozenset(cut),
+        num_twice=num_twice,
     )
 
 
@@ -176,9 +185,9 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
         if kind.name == "pope" and "key" not in record and record.get("category"):
             key = f"{record['category']}/{key}"
         if kind.name == "mme" and "key" not in record:
-            # the two questions about a picture share an id; their texts tell them apart
+            # the two about a picture share an id; wording and expected answer tell them apart
             asked = seen.setdefault(key, [])
-            prompt = str(record.get("prompt", len(asked)))
+            prompt = f"{record.get('prompt') or ''}\t{_value(record, _GOLD)}"
             if prompt not in asked:
                 asked.append(prompt)
             key = f"{mme_picture(key)}#{asked.index(prompt)}"
@@ -247,7 +256,8 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
         picture = item.image_id or key.rsplit("#", 1)[0]
         item = replace(item, image_id=picture, category=item.category or picture.split("/")[0])
     if kind.name == "pope" and not item.category:
-        item = replace(item, category=UNNAMED)
+        prefix = key.split("/")[0]
+        item = replace(item, category=prefix if prefix in POPE_CATEGORIES else UNNAMED)
     return item
 
 

@@ -19,23 +19,42 @@ def import_files(
     name: str = typer.Argument(help="mme, pope, seed_bench, mmbench, or a set of the list."),
     source: Path = typer.Argument(help="The official file or folder."),
     out: Path = typer.Option(..., help="The benchmark folder to write, or to add a language to."),
-    lang: str = typer.Option("en", help="The language that the files are in."),
+    lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
     labels: Path = typer.Option(None, help="Expected answers, where the questions lack them."),
     images: Path = typer.Option(None, help="Folder of the pictures, if it is not the usual one."),
 ) -> None:
     """Turn a benchmark's official files into a folder that `lrm eval` asks."""
     from rich.console import Console
 
-    from lrm_ext.benchmarks.importing import import_benchmark
+    from lrm_ext.benchmarks.importing import import_benchmark, kind_of, languages_of
 
-    questions = import_benchmark(name, source, out, lang=lang, labels=labels, images=images)
-    pictures = len({item.image for item in questions.items})
-    Console().print(
-        f"{out}: {len(questions.items)} questions about {pictures} pictures in {lang} "
-        f"({questions.version})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    kind_of(name)
+    for one in languages_of(name, source, lang):
+        questions = import_benchmark(name, source, out, lang=one, labels=labels, images=images)
+        pictures = len({item.image for item in questions.items})
+        Console().print(
+            f"{out}: {len(questions.items)} questions about {pictures} pictures in {one} "
+            f"({questions.version})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@benchmark_app.command("list")
+def list_benchmarks(
+    as_json: bool = typer.Option(False, "--json", help="Print the list as JSON."),
+) -> None:
+    """What can be asked, imported and scored."""
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.benchmarks.listing import known_benchmarks, print_benchmarks
+
+    if as_json:
+        typer.echo(json.dumps(known_benchmarks(), ensure_ascii=False, indent=1))
+    else:
+        print_benchmarks(Console())
 
 
 @benchmark_app.command("score")

@@ -19,10 +19,12 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, IMAGES_DIR, read_description
 from lrm_ext.benchmarks.items import Item, read_items
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.kinds import get_kind
+from lrm_ext.benchmarks.kinds import find_kind, get_kind
+from lrm_ext.benchmarks.mapping import find_mapping, set_names
 from lrm_ext.benchmarks.official import mmbench, mme, pope, seed_bench
 from lrm_ext.benchmarks.official.source import Questions, Source
 from lrm_ext.benchmarks.pictures import PictureStore
+from lrm_ext.benchmarks.set_reader import available_languages, read_set
 
 READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
     "mme": mme.read,
@@ -80,17 +82,53 @@ def read_official(
     questions = READERS[kind.name](source)
     if not questions.items:
         raise DataError(f"{path}: no questions in it")
-    _refuse_twice(questions, kind, path)
+    _refuse_twice(questions, kind.name, path)
     kind.check(questions.items, False)
     return questions
 
 
-def _refuse_twice(questions: Questions, kind: Kind, path: Path) -> None:
+def _refuse_twice(questions: Questions, name: str, path: Path) -> None:
     seen: set[str] = set()
     for item in questions.items:
         if item.question_id in seen:
-            raise DataError(f"{path}: {kind.name}: question {item.question_id} is there twice")
+            raise DataError(f"{path}: {name}: question {item.question_id} is there twice")
         seen.add(item.question_id)
+
+
+def languages_of(name: str, path: Path, lang: str | None) -> tuple[str, ...]:
+    """The languages to import: the one that was asked for, else all that a set's files have.
+
+    Raises:
+        DataError: A set's folder has none.
+    """
+    if lang is not None:
+        return (lang,)
+    mapping = find_mapping(name)
+    if mapping is None:
+        return (ENGLISH,)
+    found = available_languages(mapping, path) if path.is_dir() else ()
+    if not found:
+        raise DataError(
+            f"{path}: no questions of {mapping.title} in it; expected "
+            f"{', '.join(mapping.questions)} ({{lang}}: {', '.join(mapping.languages.values())}), "
+            "or a file, with its language (--lang)"
+        )
+    return found
+
+
+def kind_of(name: str) -> Kind:
+    """Whose rules score a benchmark or set.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    mapping = find_mapping(name)
+    if mapping is None and find_kind(name) is None:
+        raise ConfigError(
+            f"unknown benchmark {name!r}; choose from {', '.join((*READERS, *set_names()))}, or "
+            "name a mapping file (.toml)"
+        )
+    return get_kind(mapping.kind if mapping else name)
 
 
 def version_of(path: Path, items: tuple[Item, ...]) -> str:
@@ -126,6 +164,11 @@ def import_benchmark(
         DataError: A file is not as it must be, or the folder holds another benchmark.
     """
     store = PictureStore(out / IMAGES_DIR, images)
+    if mapping := find_mapping(name):
+        questions = read_set(mapping, path, lang, store, images)
+        _refuse_twice(questions, mapping.name, path)
+        root = questions.image_root or out / IMAGES_DIR
+        return write_folder(out, mapping.kind, lang, questions.items, root, path)
     questions = read_official(name, path, lang, store, labels, images)
     root = questions.image_root or out / IMAGES_DIR
     return write_folder(out, get_kind(name).name, lang, questions.items, root, path)
@@ -145,7 +188,8 @@ def write_folder(
         described = dict(read_description(out))
         if described["kind"] != kind:
             raise DataError(f"{out}: holds {described['kind']}, not {kind}; choose another folder")
-        _refuse_others(out, described, lang, items)
+        if kind in READERS:
+            _refuse_others(out, described, lang, items)
     out.mkdir(parents=True, exist_ok=True)
     relative = os.path.relpath(image_root.resolve(), out.resolve())
     if described["image_root"] not in ("", relative):
@@ -194,10 +238,13 @@ def open_questions(name: str, path: Path, lang: str) -> OpenQuestions:
         DataError: They are not as they must be, or the folder has not this language.
     """
     if not (path / DESCRIPTION_FILE).is_file():
-        items = read_official(name, path, lang, PictureStore(None)).items
+        if mapping := find_mapping(name):
+            items = read_set(mapping, path, lang, PictureStore(None)).items
+        else:
+            items = read_official(name, path, lang, PictureStore(None)).items
         return OpenQuestions(items, (), lang, version_of(path, items))
     described = read_description(path)
-    kind = get_kind(name).name
+    kind = kind_of(name).name
     if described["kind"] != kind:
         raise ConfigError(f"{path} holds {described['kind']}, not {kind}")
     items = tuple(read_items(path / f"{lang}.jsonl", lang))

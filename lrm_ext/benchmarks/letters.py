@@ -118,9 +118,9 @@ def infer_local(
     only = [character for character in text if character.isalnum()]
     if len(only) == 1:
         letter = _CYRILLIC.get(only[0].upper(), only[0].upper())
-        if letter not in present:
-            return Choice(None)
-        return Choice(letter, "letter", only[0].upper() == _AMBIGUOUS_CYRILLIC)
+        if letter in present:
+            return Choice(letter, "letter", only[0].upper() == _AMBIGUOUS_CYRILLIC)
+        # a figure, or an option of one character
     firm, weak = _standing_alone(text, present, word_letters)
     strong_letters = {_CYRILLIC.get(letter, letter) for letter in firm}
     weak_letters = {_CYRILLIC.get(letter, letter) for letter in weak}

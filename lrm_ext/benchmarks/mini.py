@@ -37,7 +37,7 @@ from lrm_ext.benchmarks.mme import INSTRUCTION
 from lrm_ext.benchmarks.official.pope import PREFIX
 from lrm_ext.benchmarks.official.seed_bench import QUESTION_FILE
 from lrm_ext.corpus.emoji.scenes import load_scenes
-from lrm_ext.corpus.emoji.unpack import COMPLETE_FILE, image_name
+from lrm_ext.corpus.emoji.unpack import COMPLETE_FILE, image_name, locked
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,13 @@ def ensure_mini(name: str, corpus: Path) -> Path:
         f"{FORMAT} {(corpus / COMPLETE_FILE).read_text()} {PATTERNS_FILE.read_text()}".encode()
     ).hexdigest()
     marker = folder / COMPLETE_FILE
-    if not marker.is_file() or marker.read_text() != digest:
-        log.info("making %s", folder)
-        build_mini(name, corpus, folder)
-        marker.write_text(digest)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # several processes may answer together
+    with locked(folder.parent):
+        if not marker.is_file() or marker.read_text() != digest:
+            log.info("making %s", folder)
+            build_mini(name, corpus, folder)
+            marker.write_text(digest)
     return folder
 
 

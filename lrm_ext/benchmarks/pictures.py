@@ -1,7 +1,7 @@
 """Pictures that come inside a table: as bytes, base64, or a name in a folder.
 
 In: a cell. Out: a file named by its content, so that a picture that serves many questions is
-written once, and a path relative to the folder. No picture is decoded here.
+written once, and a path relative to the folder. Several pictures of one question become one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from PIL import Image
 
 from llava.errors import DataError
 
@@ -23,6 +27,7 @@ _MAGIC: Final = (
     (b"BM", ".bmp"),
 )
 _HASH_CHARS: Final = 20
+GAP_PX: Final = 8
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,56 @@ class PictureStore:
             raise DataError(f"{where}: no picture, found {str(cell)[:40]!r}")
         if named := self._named(cell):
             return named
+        return self._write(self._decode(cell, where))
+
+    def _decode(self, cell: str, where: str) -> bytes:
         try:
-            return self._write(base64.b64decode(cell, validate=True))
+            return base64.b64decode(cell, validate=True)
         except binascii.Error as error:
             raise DataError(
                 f"{where}: the picture {cell[:40]!r} is neither a file in "
                 f"{self.source or 'the folder of pictures (--images)'} nor base64 ({error})"
             ) from error
+
+    def put_joined(self, cells: Sequence[Any], where: str) -> str:
+        """Store the pictures of several cells as one, side by side, at the height of the highest.
+
+        Args:
+            cells: See `put`; a single one is stored as it is.
+            where: For messages.
+
+        Raises:
+            DataError: A cell holds no picture.
+        """
+        contents = [self._content(cell, where) for cell in cells]
+        if len(contents) == 1:
+            return self._write(contents[0])
+        try:
+            opened = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: a picture cannot be read ({error})") from error
+        height = max(picture.height for picture in opened)
+        sizes = [max(1, round(picture.width * height / picture.height)) for picture in opened]
+        canvas = Image.new("RGB", (sum(sizes) + GAP_PX * (len(opened) - 1), height), "white")
+        left = 0
+        for picture, width in zip(opened, sizes, strict=True):
+            canvas.paste(picture.resize((width, height)), (left, 0))
+            left += width + GAP_PX
+        joined = io.BytesIO()
+        canvas.save(joined, format="PNG")
+        return self._write(joined.getvalue())
+
+    def _content(self, cell: Any, where: str) -> bytes:
+        """The bytes of a picture, wherever they are."""
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, bytes) and cell:
+            return cell
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(f"{where}: no picture, found {str(cell)[:40]!r}")
+        if named := self._named(cell):
+            return Path(named).read_bytes()
+        return self._decode(cell, where)
 
     def _named(self, name: str) -> str | None:
         if self.source is None or len(name) > 255 or "://" in name:

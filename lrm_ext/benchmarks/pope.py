@@ -85,19 +85,12 @@ def check(items: Sequence[Item], allow_missing: bool) -> int:
     """Demand the three categories, or none at all.
 
     Raises:
-        DataError: A category is unknown, or a question is asked twice about a picture.
+        DataError: A category is unknown.
     """
     present = {item.category for item in items}
     if present != {UNNAMED} and (unknown := sorted(present - set(CATEGORIES))):
         raise DataError(
             f"pope: unknown category {', '.join(unknown)}; known: {', '.join(CATEGORIES)}"
-        )
-    asked = Counter((item.category, item.unit, item.text) for item in items if item.text)
-    if twice := [key for key, number in asked.items() if number > 1]:
-        category, image, text = twice[0]
-        raise DataError(
-            f"pope: {len(twice)} questions are asked twice in their category, such as {text!r} "
-            f"about {image} in {category}"
         )
     return 0
 

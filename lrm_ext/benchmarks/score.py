@@ -249,7 +249,7 @@ def judge_answers(
     texts: Mapping[str, str],
     reading: Reading,
     judge: Judge,
-    allow_missing: bool = False,
+    allow_missing: bool | Collection[str] = False,
 ) -> list[Verdict]:
     """Score the answers to questions in one language.
 
@@ -258,7 +258,7 @@ def judge_answers(
         texts: The answers by question id; answers to other questions are left alone.
         reading: What answers in the language are read by.
         judge: The rule.
-        allow_missing: A question without an answer is wrong, not an error.
+        allow_missing: A question without an answer is wrong, not an error: any, or these.
 
     Returns:
         One verdict per question, in the order of `items`.
@@ -266,8 +266,13 @@ def judge_answers(
     Raises:
         DataError: A question has no answer: nothing is dropped from a denominator.
     """
-    missing = [item.question_id for item in items if item.question_id not in texts]
-    if missing and not allow_missing:
+    excused = () if isinstance(allow_missing, bool) else allow_missing
+    missing = [
+        item.question_id
+        for item in items
+        if item.question_id not in texts and item.question_id not in excused
+    ]
+    if missing and allow_missing is not True:
         shown = ", ".join(missing[:NUM_SHOWN]) + ("..." if len(missing) > NUM_SHOWN else "")
         raise DataError(
             f"{len(missing)} of {len(items)} questions in language {reading.lang} have no answer "

@@ -44,6 +44,7 @@ class ScoreReport:
         verdicts: On each question.
         units: The counts behind the headline.
         right_by_question: Whether each question is right; with rotations, whether all of them are.
+        prompt_id: Which prompt the questions were asked with, as far as it is known.
     """
 
     benchmark: str
@@ -59,6 +60,7 @@ class ScoreReport:
     verdicts: tuple[Verdict, ...]
     units: UnitCounts
     right_by_question: Mapping[str, bool]
+    prompt_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one flat object."""
@@ -66,6 +68,7 @@ class ScoreReport:
             "benchmark": self.benchmark,
             "kind": self.kind,
             "version": self.version,
+            "prompt_id": self.prompt_id,
             "lang": self.lang,
             "mode": self.mode,
             "headline": self.headline,
@@ -104,7 +107,7 @@ def score_benchmark(
     lang: str,
     mode: str | None = None,
     english: Sequence[Item] = (),
-    allow_missing: bool = False,
+    allow_missing: bool | Collection[str] = False,
     cut_keys: Collection[str] = (),
     version: str = "",
     name: str = "",
@@ -118,7 +121,7 @@ def score_benchmark(
         lang: The language of the questions.
         mode: How to read answers; by default the kind's own for English, `local` otherwise.
         english: The questions in English, where they are at hand.
-        allow_missing: Count questions without an answer as wrong.
+        allow_missing: Count questions without an answer as wrong: any, or these.
         cut_keys: Questions whose answer reached the length limit.
         version: Of the questions.
         name: Of the benchmark, where it is not the kind's.
@@ -128,7 +131,7 @@ def score_benchmark(
         DataError: The questions are not as the benchmark needs them, or one has no answer.
     """
     mode = kind.mode_for(lang, mode)
-    num_missing = kind.check(items, allow_missing)
+    num_missing = kind.check(items, bool(allow_missing))
     reading = reading_of(lang, items, english)
     verdicts = judge_answers(items, texts, reading, kind.modes[mode], allow_missing)
     units = kind.count(items, verdicts, mode)
@@ -142,7 +145,7 @@ def score_benchmark(
         headline_name=kind.headline,
         details=kind.details(items, verdicts, mode),
         counts=count_answers(verdicts, num_missing, cut_keys),
-        fidelity=count_fidelity(verdicts, lang),
+        fidelity=count_fidelity(verdicts, items[0].answer_lang or lang),
         verdicts=tuple(verdicts),
         units=units,
         right_by_question=kind.right_by_question(items, verdicts),

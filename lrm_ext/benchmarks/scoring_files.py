@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lrm_ext.benchmarks.answered import read_answered
-from lrm_ext.benchmarks.importing import open_questions
+from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 
 
@@ -38,7 +37,7 @@ def score_file(
         ConfigError: The benchmark or mode is unknown.
         DataError: Answers or questions are not as they must be.
     """
-    kind = get_kind(name)
+    kind = kind_of(name)
     if data is None:
         answered = read_answered(predictions, kind, lang=lang, last_wins=last_wins)
         english: tuple[Item, ...] = ()
@@ -66,7 +65,7 @@ def score_file(
         name=name,
     )
     counts = {**report.counts, "answered_twice": answered.num_twice}
-    return replace(report, counts=counts)
+    return replace(report, counts=counts, prompt_id=answered.prompt_id)
 
 
 def _stated_lang(predictions: Path) -> str:

@@ -38,6 +38,9 @@ def evaluate(
     base_url: str = typer.Option(
         None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
     ),
+    skip_missing_images: bool = typer.Option(
+        False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
+    ),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
     table: bool = typer.Option(True, help="Print the tables at the end."),
 ) -> None:
@@ -72,6 +75,7 @@ def evaluate(
         conv_mode=conv_mode,
         device=device,
         fresh=fresh,
+        skip_missing_images=skip_missing_images,
         base_url=base_url,
     )
     ranks = Ranks.from_environment()

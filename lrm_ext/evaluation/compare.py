@@ -228,18 +228,31 @@ def _compare(
     seed: int,
     num_replicates: int,
 ) -> BenchmarkComparison:
-    drawn: dict[str, NDArray[np.float64]] = {}
-    found: dict[str, Difference] = {}
-    for report_a, report_b, _ in pairs:
-        # one seed: the same pictures are drawn in every language that asks about the same ones
-        scores = replicate([report_a.units, report_b.units], seed, num_replicates)
-        drawn[report_a.lang] = scores[1] - scores[0]
-        value = report_b.headline - report_a.headline
-        found[report_a.lang] = difference(value, drawn[report_a.lang])
+    drawn = _draw_differences(pairs, seed, num_replicates)
+    found = {
+        report_a.lang: difference(report_b.headline - report_a.headline, drawn[report_a.lang])
+        for report_a, report_b, _ in pairs
+    }
     adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
     languages = tuple(_language(*pair, found, adjusted) for pair in pairs)
     mean = _mean(pairs, drawn, languages)
     return BenchmarkComparison(name, pairs[0][0].headline_name, languages, mean, only_in)
+
+
+def _draw_differences(
+    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]], seed: int, num_replicates: int
+) -> dict[str, NDArray[np.float64]]:
+    """Differences on each draw by language; languages about the same pictures share the draws."""
+    groups: dict[tuple[str, ...], list[tuple[ScoreReport, ScoreReport]]] = {}
+    for report_a, report_b, _ in pairs:
+        groups.setdefault(report_a.units.units, []).append((report_a, report_b))
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for group in groups.values():
+        systems = [report.units for pair in group for report in pair]
+        scores = replicate(systems, seed, num_replicates)
+        for number, (report_a, _) in enumerate(group):
+            drawn[report_a.lang] = scores[2 * number + 1] - scores[2 * number]
+    return drawn
 
 
 def _language(

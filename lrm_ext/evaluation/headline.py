@@ -17,8 +17,8 @@ from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL, Kind
 from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.intervals import headline_interval
+from lrm_ext.evaluation.questions import QuestionSet
 from lrm_ext.evaluation.report import ENGLISH, BenchmarkResult, EvalReport, Headline
-from lrm_ext.evaluation.runner import QuestionSet
 
 WIDE_COLUMNS: Final = 100
 
@@ -42,10 +42,12 @@ def score_headlines(
         cut_keys: Questions whose answer reached the length limit.
     """
     modes = dict.fromkeys((kind.mode_for(qs.lang), LOCAL))
-    has_blind = all(item.question_id in blind_texts for item in qs.items)
+    has_blind = all(i.question_id in blind_texts or i.question_id in qs.unasked for i in qs.items)
     headlines: list[Headline] = []
     for mode in modes:
-        common: dict[str, Any] = {"lang": qs.lang, "mode": mode, "english": english}
+        common: dict[str, Any] = {
+            "lang": qs.lang, "mode": mode, "english": english, "allow_missing": qs.unasked,
+        }  # fmt: skip
         report = score_benchmark(
             kind, qs.items, texts, **common, cut_keys=cut_keys, name=qs.benchmark.name,
             version=qs.benchmark.versions.get(qs.lang, ""),

@@ -36,6 +36,7 @@ class GroupScore:
         num_cut: Answers that reached the length limit.
         fidelity: Share of answers in the language of the question, among those that belong to a
             language at all; None where none does (figures).
+        num_missing: Questions that were not asked, for their picture is missing; they are wrong.
     """
 
     num_questions: int
@@ -48,6 +49,7 @@ class GroupScore:
     num_empty: int
     num_cut: int
     fidelity: float | None
+    num_missing: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,19 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import lrm_ext
-from llava.errors import ConfigError, DataError
-from llava.image_file import open_image
+from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path
-from lrm_ext.benchmarks.items import Item, limit_items
-from lrm_ext.benchmarks.registry import Benchmark, get_benchmark, missing_images
+from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.evaluation.answerer import Answer, Answerer, Request
-from lrm_ext.evaluation.backend import choose_backend, sha256_of
+from lrm_ext.evaluation.backend import choose_backend
 from lrm_ext.evaluation.predictions import (
     Prediction,
     PredictionWriter,
@@ -32,17 +31,17 @@ from lrm_ext.evaluation.predictions import (
     clear_run,
     cut_unfinished_line,
     open_run,
-    prediction_path,
     read_predictions,
     sort_lines,
 )
 from lrm_ext.evaluation.progress import Reporter, show_progress
+from lrm_ext.evaluation.questions import QuestionSet as QuestionSet
+from lrm_ext.evaluation.questions import load_questions as load_questions
 from lrm_ext.evaluation.ranks import Ranks, gather_parts
 from lrm_ext.languages import list_languages
 
 log = logging.getLogger(__name__)
 
-NUM_SHOWN_IMAGES = 20
 # where results go of models that have no folder here
 RESULTS_ROOT = Path("runs") / "eval"
 
@@ -69,6 +68,8 @@ class EvalConfig:
         fresh: Delete the answers of an earlier run first.
         base_url: Address of a service with OpenAI's chat interface, which is asked in place of a
             model that is loaded here.
+        skip_missing_images: Do not ask about pictures that are missing or broken; those questions
+            are wrong, and counted.
     """
 
     model_path: Path
@@ -85,6 +86,7 @@ class EvalConfig:
     device: str | None = None
     fresh: bool = False
     base_url: str | None = None
+    skip_missing_images: bool = False
 
     @property
     def results_dir(self) -> Path:
@@ -123,87 +125,6 @@ class EvalConfig:
 def default_results_dir(model_path: Path) -> Path:
     """Where results go if nothing else is said: into the model's folder, if it has one here."""
     return model_path / "eval" if model_path.is_dir() else RESULTS_ROOT / model_path.name
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """The questions of one benchmark in one language.
-
-    Attributes:
-        benchmark: Where they are from.
-        lang: Their language.
-        items: Those to ask, in file order.
-        keys: The ids of all questions in the file, asked or not.
-        sha256: Of the file.
-    """
-
-    benchmark: Benchmark
-    lang: str
-    items: tuple[Item, ...]
-    keys: frozenset[str] = field(repr=False)
-    sha256: str
-
-    def path(self, folder: Path, blind: bool) -> Path:
-        """Where its answers are."""
-        return prediction_path(folder, self.benchmark.name, self.lang, blind)
-
-
-def load_questions(config: EvalConfig) -> list[QuestionSet]:
-    """Read the questions that a configuration asks for.
-
-    Raises:
-        ConfigError: A name is unknown.
-        DataError: A file or line is wrong, or a picture is missing or no picture.
-    """
-    config.validate()
-    sets: list[QuestionSet] = []
-    for name in config.benchmarks:
-        benchmark = get_benchmark(name, config.benchmark_dir)
-        languages = config.languages or tuple(
-            lang for lang in list_languages() if lang in benchmark.languages()
-        )
-        if not languages:
-            raise DataError(f"benchmark {name}: no <lang>.jsonl in {benchmark.folder}")
-        for lang in languages:
-            items = benchmark.read(lang)
-            keys = frozenset(item.question_id for item in items)
-            chosen = tuple(limit_items(items, config.limit))
-            sets.append(
-                QuestionSet(benchmark, lang, chosen, keys, sha256_of([benchmark.path(lang)]))
-            )
-    _check_images(sets)
-    return sets
-
-
-def _check_images(sets: Sequence[QuestionSet]) -> None:
-    """Open every picture once, before a model is loaded.
-
-    Raises:
-        DataError: With the paths of those that are missing or cannot be read.
-    """
-    missing = [
-        str(qs.benchmark.image_path(image))
-        for qs in sets
-        for image in missing_images(qs.benchmark, qs.items)
-    ]
-    bad = list(dict.fromkeys(missing))
-    if not bad:
-        paths = {qs.benchmark.image_path(item.image) for qs in sets for item in qs.items}
-        bad = [str(path) for path in sorted(paths) if not _is_picture(path)]
-    if bad:
-        more = (
-            f"\n  ... and {len(bad) - NUM_SHOWN_IMAGES} more" if len(bad) > NUM_SHOWN_IMAGES else ""
-        )
-        shown = "".join(f"\n  {path}" for path in bad[:NUM_SHOWN_IMAGES])
-        raise DataError(f"{len(bad)} pictures are missing or cannot be read:{shown}{more}")
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        open_image(path)
-    except DataError:
-        return False
-    return True
 
 
 def run_evaluation(
@@ -283,7 +204,11 @@ def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
     cut_unfinished_line(path)
     answered = read_predictions(path)
     check_keys(path, answered, qs.keys)
-    return [item for item in qs.items if item.question_id not in answered]
+    return [
+        item
+        for item in qs.items
+        if item.question_id not in answered and item.question_id not in qs.unasked
+    ]
 
 
 def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:

@@ -26,6 +26,7 @@ from lrm_ext.benchmarks.score import MODE, UNPARSED, Verdict, judge_answers, jud
 from lrm_ext.benchmarks.scoring import reading_of
 from lrm_ext.evaluation.headline import score_headlines
 from lrm_ext.evaluation.predictions import read_predictions, write_atomically
+from lrm_ext.evaluation.questions import QuestionSet
 from lrm_ext.evaluation.report import (
     ENGLISH,
     BenchmarkResult,
@@ -35,7 +36,7 @@ from lrm_ext.evaluation.report import (
     GroupScore,
     LanguageResult,
 )
-from lrm_ext.evaluation.runner import EvalConfig, QuestionSet
+from lrm_ext.evaluation.runner import EvalConfig
 from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
 from lrm_ext.languages import get_language
 
@@ -96,12 +97,12 @@ def _score_language(
     judge = kind.modes[MODE] if kind else judge_locally
     path = qs.path(config.predictions_dir, blind=False)
     texts = read_predictions(path)
-    verdicts = judge_answers(qs.items, texts, reading, judge)
+    verdicts = judge_answers(qs.items, texts, reading, judge, qs.unasked)
     blind_texts = read_predictions(qs.path(config.predictions_dir, blind=True))
     blind_verdicts = None
     # A blind run that was interrupted says nothing yet.
-    if all(item.question_id in blind_texts for item in qs.items):
-        blind_verdicts = judge_answers(qs.items, blind_texts, reading, judge)
+    if all(i.question_id in blind_texts or i.question_id in qs.unasked for i in qs.items):
+        blind_verdicts = judge_answers(qs.items, blind_texts, reading, judge, qs.unasked)
     cut = _cut_keys(path)
 
     def group(keep: Iterable[bool]) -> GroupScore | None:
@@ -111,7 +112,7 @@ def _score_language(
         return tally(
             list(itertools.compress(verdicts, chosen)),
             None if blind_verdicts is None else list(itertools.compress(blind_verdicts, chosen)),
-            qs.lang,
+            qs.items[0].answer_lang or qs.lang,
             cut,
         )
 
@@ -149,16 +150,21 @@ def tally(
     Args:
         verdicts: At least one.
         blind: The verdicts on the same questions without the picture.
-        lang: The language that was asked in.
+        lang: The language that answers are expected in.
         cut_keys: Questions whose answer reached the length limit.
     """
     n = len(verdicts)
     num_correct = sum(verdict.correct for verdict in verdicts)
+    accuracy = num_correct / n
     low, high = wilson_interval(num_correct, n)
+    graded = [verdict.value for verdict in verdicts if verdict.value is not None]
+    if graded:
+        # captions are neither right nor wrong; their interval is in the headline
+        low = high = accuracy = sum(graded) / n
     own, decided = fidelity((verdict.answer_lang for verdict in verdicts), lang)
     return GroupScore(
         num_questions=n,
-        accuracy=num_correct / n,
+        accuracy=accuracy,
         low=low,
         high=high,
         blind_accuracy=None if blind is None else sum(v.correct for v in blind) / n,
@@ -166,6 +172,7 @@ def tally(
         num_unparsed=sum(v.answer_type in CLOSED and v.parsed in UNPARSED for v in verdicts),
         num_empty=sum(verdict.empty for verdict in verdicts),
         num_cut=sum(verdict.key in cut_keys for verdict in verdicts),
+        num_missing=sum(verdict.missing for verdict in verdicts),
         fidelity=own / decided if decided else None,
     )
 
@@ -202,7 +209,11 @@ def _examples(
     chosen: list[Item] = []
     for answer_type in ("yesno", "text"):
         seen = {item.image for item in chosen}
-        candidates = [item for item in first.items if item.answer_type == answer_type]
+        candidates = [
+            item
+            for item in first.items
+            if item.answer_type == answer_type and item.question_id not in first.unasked
+        ]
         chosen += [item for item in candidates if item.image not in seen][:1]
     return tuple(
         _example(config, item, number, [by_lang[lang] for lang in languages], verdicts)

@@ -60,7 +60,10 @@ def mcnemar(num_only_a: int, num_only_b: int) -> float:
         0.038574
     """
     discordant = num_only_a + num_only_b
-    tail = sum(math.comb(discordant, i) for i in range(min(num_only_a, num_only_b) + 1))
+    ways = tail = 1
+    for i in range(min(num_only_a, num_only_b)):
+        ways = ways * (discordant - i) // (i + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**discordant)
 
 

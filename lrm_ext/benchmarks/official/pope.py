@@ -29,10 +29,23 @@ def read(source: Source) -> Questions:
         DataError: A file is not as it must be, or questions and annotations do not match.
     """
     if source.path.suffix == ".jsonl":
-        return _bundle(source)
-    if is_table(source.path):
-        return Questions(tuple(_table(source)))
-    return _annotations(source, source.path)
+        questions = _bundle(source)
+    elif is_table(source.path):
+        questions = Questions(tuple(_table(source)))
+    else:
+        questions = _annotations(source, source.path)
+    _refuse_repeated(questions, source.path)
+    return questions
+
+
+def _refuse_repeated(questions: Questions, path: Path) -> None:
+    asked = Counter((item.category, item.image_id, item.question) for item in questions.items)
+    if twice := [key for key, number in asked.items() if number > 1]:
+        category, image, question = twice[0]
+        raise DataError(
+            f"{path}: {len(twice)} questions are asked twice in their category, such as "
+            f"{question!r} about {image} in {category}"
+        )
 
 
 def mend(question: str) -> str:

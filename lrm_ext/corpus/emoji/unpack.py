@@ -80,7 +80,7 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
     root = packed_dir() / "corpus" if root is None else root
     digest = inputs_digest(limit)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(root.parent):
+    with locked(root.parent):
         if not force and _read(root / COMPLETE_FILE) == digest:
             log.info("%s is complete", root)
             return root
@@ -209,7 +209,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system drops it if the process dies."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -99,6 +99,12 @@ def read(text, lang="cs", english=()):
     return judge_locally(item(lang), text, reading)
 
 
+def test_options_of_one_character_are_no_letters():
+    assert infer_local("3", ["1", "2", "3"], ["A"]).letter == "C"
+    assert infer_local("狗。", ["猫", "狗"], ["A"], spaced=False).letter == "B"
+    assert infer_local("13", ["1", "2", "3"], ["A"]).letter is None
+
+
 def test_an_english_option_counts_by_content_and_as_english():
     english = ("a dog", "a cat", "a fish", "a horse")
     found = read("a fish", english=english)

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from llava.errors import ConfigError
-from lrm_ext.benchmarks import mme, pope
+from lrm_ext.benchmarks import commands, mme, pope
 from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.letters import infer_by_text, infer_lmms_eval, infer_vlmevalkit
 from lrm_ext.benchmarks.scoring_files import score_file
@@ -214,3 +216,30 @@ def test_modes_that_cannot_be():
     assert get_kind("mme").mode_for("cs", "lmms-eval") == "lmms-eval"
     with pytest.raises(ConfigError, match="unknown benchmark 'imagenet'; choose from mme, pope"):
         get_kind("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "field", "scale"),
+    [
+        ("mme", "mme", "perception", 1),
+        ("pope", "pope", "f1", 100),
+        ("seed_bench", "seed", "all", 100),
+        ("mmbench", "mmbench", "circular_accuracy", 100),
+    ],
+)
+def test_command_line(tmp_path, name, block, field, scale):
+    app = typer.Typer()
+    commands.register(app)
+    path = tmp_path / "answers.jsonl"
+    rows = [{"question_id": n, **row} for n, row in enumerate(GOLDEN[block]["items"])]
+    rows = [as_lrm_eval_writes(row) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["benchmark", "score", name, "--predictions", str(path)]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    content = json.loads(result.output)
+    assert content["headline"] == pytest.approx(scale * GOLDEN[block][field], abs=1e-6)
+    assert content[field] == pytest.approx(GOLDEN[block][field], abs=1e-9)
+    assert content["interval"]["low"] < content["headline"] < content["interval"]["high"]
+    assert content["counts"]["answered"] == content["counts"]["questions"] == len(rows)
+    result = CliRunner().invoke(app, [*arguments, "--no-intervals"], catch_exceptions=False)
+    assert f"{len(rows)} of {len(rows)} questions are answered" in result.output

@@ -8,6 +8,7 @@ from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from lrm_ext.evaluation.runner import run_evaluation
+from lrm_ext.evaluation.score import score_run
 
 
 def run(config, console, answerer=None):
@@ -158,6 +159,21 @@ def test_missing_and_broken_pictures_are_listed_before_anything_is_asked(
         run_evaluation(config, console, never)
     assert "1.png" in str(caught.value) and "2.png" in str(caught.value)
     assert not config.predictions_dir.exists()
+
+
+def test_questions_without_their_picture_are_wrong_where_they_are_allowed(
+    config, console, benchmark_dir
+):
+    (benchmark_dir / "1.png").unlink()
+    (benchmark_dir / "2.png").write_bytes(b"no picture")
+    skipping = dataclasses.replace(config, skip_missing_images=True)
+    answerer = FakeAnswerer()
+    sets = run_evaluation(skipping, console, lambda: answerer)
+    assert sum(map(len, answerer.batches)) == 2 * 2 * 3, "one picture, two languages, blind too"
+    report = score_run(skipping, sets, "")
+    _, croatian = report.benchmarks[0].languages
+    assert (croatian.total.num_questions, croatian.total.num_missing) == (9, 6)
+    assert croatian.total.accuracy == 3 / 9
 
 
 def test_unknown_names_list_the_choices(config, console, benchmark_dir):

@@ -1,0 +1,1 @@
+"""Further benchmarks: one mapping file each, from their own columns to questions."""
