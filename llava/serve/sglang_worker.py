@@ -130,13 +130,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m llava.serve.sglang_worker", description=__doc__
     )
     add_worker_flags(parser)
-    parser.add_argument("--sgl-endpoint", default="http://127.0.0.1:30000")
+    parser.add_argument("--sgl-endpoint", help="e.g. http://127.0.0.1:30000")
     return parser
 
 
 def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
     """Serve until interrupted."""
     check_port_is_free(args.host, args.port)
+    if not args.sgl_endpoint:
+        raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
     worker = ModelWorker(
         args.controller_address,
         args.worker_address,

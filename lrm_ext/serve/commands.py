@@ -20,9 +20,7 @@ def demo(
     model_base: str = typer.Option("", help="Base model of a LoRA or projector-only checkpoint."),
     port: int = typer.Option(7860, help="Port of the page."),
     api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
-    host: str = typer.Option(
-        "127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."
-    ),
+    host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
     device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
     log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
     start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
