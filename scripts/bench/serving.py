@@ -35,6 +35,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "playground" / "models" / "mini"
 START_TIMEOUT_S = 300.0
+NUM_SPECIAL = 3  # <unk>, <s>, </s>
 _WORDS = "what is in the picture and how many of them are red or blue or there".split()
 
 
@@ -149,8 +150,10 @@ def make_checkpoint(path: Path) -> str:
         )
     )
     model.config.image_aspect_ratio = "pad"
-    # an untrained projector ends most answers at once; these run to their full length
+    # with an untrained projector most answers would end at once; these run to their full length
     model.config.eos_token_id = model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:NUM_SPECIAL] = 0  # tied to the head
     model.save_pretrained(path)
     AutoTokenizer.from_pretrained(MINI / "llm").save_pretrained(path)
     return str(path)
