@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import logging
 import math
 import threading
@@ -27,7 +28,7 @@ from llava.mm_utils import load_image_from_base64
 from llava.serve.batch_scheduler import build_scheduler
 from llava.serve.engine import Engine, GenerationRequest, load_engine
 from llava.serve.scheduler import Event, Failed
-from llava.serve.stream_encoder import StreamEncoder
+from llava.serve.stream_encoder import Mailbox, StreamEncoder
 from llava.serve.web import check_port_is_free, run_command
 from llava.serve.worker_base import (
     DEFAULT_CONCURRENCY,
@@ -103,6 +104,7 @@ class ModelWorker(WorkerBase):
             use_flash_attn=use_flash_attn,
         )
         self.model_name = model_name or self.engine.name
+        self._mailbox: Mailbox | None = None  # made by the loop that serves
         self.scheduler = build_scheduler(
             self.engine, limit_model_concurrency, max_waiting, request_timeout_s, self.beat_soon
         )
@@ -166,12 +168,10 @@ class ModelWorker(WorkerBase):
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """As `generate_stream`, without a thread; closing the generator cancels the request."""
         encoder = StreamEncoder(params)
-        loop = asyncio.get_running_loop()
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
         events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def sink(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
+        sink = functools.partial(self._mailbox.put, events)
         ticket = None
         try:
             request = await run_in_threadpool(parse_request, params)

@@ -26,12 +26,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from llava.serve.async_client import AsyncClient
+from llava.serve.check import find_problems
 from llava.serve.openai_chat import ChatAnswer, Piece, read_pictures
 from llava.serve.openai_metrics import CONTENT_TYPE_LATEST, Metrics
 from llava.serve.openai_reply import Reply
 from llava.serve.openai_schema import ApiError, parse_chat_request
 from llava.serve.openai_settings import ApiSettings, build_parser, settings_from
-from llava.serve.web import ClientGone, ClosingStream, run_command, run_server, until_gone
+from llava.serve.web import (
+    ClientGone,
+    ClosingStream,
+    check_port_is_free,
+    run_command,
+    run_server,
+    until_gone,
+)
 from llava.utils import build_logger, moderation_msg, violates_moderation
 
 log = logging.getLogger(__name__)
@@ -317,7 +325,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
 def run(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
     proxies = args.forwarded_allow_ips
-    app = create_app(settings_from(args))
+    settings = settings_from(args)
+    app = create_app(settings)
+    check_port_is_free(args.host, args.port)
+    for problem in find_problems(settings.controller):
+        log.warning("%s", problem)
     options = {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies or None}
     run_server(app, args.host, args.port, **options)
 

@@ -1,8 +1,13 @@
-"""From the events of a request to the bytes of its stream, errors and their causes included."""
+"""From the events of a request to the bytes of its stream, errors and their causes included.
+
+`Mailbox` carries events from the thread that generates to the loop that answers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +28,37 @@ from llava.serve.protocol import (
 from llava.serve.scheduler import Busy, DeadlineExceeded, Done, Event, Failed, Stopping, Text
 
 log = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """Hands events from other threads to queues of the running event loop.
+
+    A loop is woken once for all that has come, not for each event: with a full batch, waking it for
+    each row would take longer than a small model's step.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived: deque[tuple[asyncio.Queue[Event], Event]] = deque()
+        self._is_woken = False
+
+    def put(self, events: asyncio.Queue[Event], event: Event) -> None:
+        """Hand an event over, from any thread.
+
+        Raises:
+            RuntimeError: The loop has been closed.
+        """
+        self._arrived.append((events, event))
+        # Two threads may both wake it, which does no harm; that neither does cannot happen.
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # before looking: what comes from now on wakes the loop again
+        while self._arrived:
+            events, event = self._arrived.popleft()
+            events.put_nowait(event)
 
 
 class StreamEncoder:

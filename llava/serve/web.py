@@ -102,8 +102,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def check_port_is_free(host: str, port: int) -> None:
+def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
     """Refuse a port that another program listens on.
+
+    Args:
+        host: Where to listen.
+        port: Where to listen.
+        flag: What gives another one.
 
     Raises:
         ConfigError: The port is taken or not allowed.
@@ -116,7 +121,7 @@ def check_port_is_free(host: str, port: int) -> None:
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({error.strerror}): another program may use it; "
-                "give another port with --port"
+                f"give another port with {flag}"
             ) from None
 
 

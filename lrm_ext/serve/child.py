@@ -1,4 +1,4 @@
-"""One process of the demo: controller, worker or page.
+"""One process of the demo: controller, worker, page or API.
 
 In: a role and the flags of the module in `llava.serve` that plays it. Out: that server, logging to
 stderr. It leaves when its stdin closes, so that nothing outlives a demo that was killed.
@@ -42,10 +42,18 @@ def _run_page(argv: list[str]) -> None:
     )
 
 
+def _run_api(argv: list[str]) -> None:
+    from llava.serve import openai_api
+    from llava.serve.openai_settings import build_parser
+
+    openai_api.run(build_parser().parse_args(argv))
+
+
 ROLES: dict[str, Callable[[list[str]], None]] = {
     "controller": _run_controller,
     "worker": _run_worker,
     "page": _run_page,
+    "api": _run_api,
 }
 
 

@@ -1,7 +1,7 @@
-"""Starts controller, worker and page, waits until they answer, and stops them together.
+"""Starts controller, worker, page and API, waits until they answer, and stops them together.
 
-In: a checkpoint and a port. Out: a page until Ctrl-C. Each part is a process of its own, so that a
-worker that dies takes nothing with it; each leaves when this one does.
+In: a checkpoint and ports. Out: a page, and perhaps an API, until Ctrl-C. Each part is a process of
+its own, so that a worker that dies takes nothing with it; each leaves when this one does.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rich.console import Console
 import llava
 from llava.errors import ConfigError
 from llava.serve import client
+from llava.serve.check import find_problems
 from llava.serve.model_path import check_model_path
-from llava.serve.protocol import OK
+from llava.serve.protocol import OK, READ_TIMEOUT_S
 from llava.serve.templates import stop_string, template_of_worker
 from llava.serve.web import check_port_is_free
 
@@ -37,6 +38,9 @@ POLL_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 8.0
 START_TIMEOUT_S = 120.0
 CHECK_QUESTION = "What can you do?"
+# How many people are answered at the same time; the others wait.
+CONCURRENCY = 16
+WORKER_DRAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class DemoOptions:
         model: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
         port: Port of the page.
-        host: Address that the page listens on; controller and worker stay on the loopback.
+        api_port: Port of the OpenAI-compatible API; None for no API.
+        host: Address that page and API listen on; controller and worker stay on the loopback.
         device: Where the model runs.
         log_dir: Folder for the logs of all parts and for uploaded pictures.
         start_timeout_s: How long loading the model may take.
@@ -57,6 +62,7 @@ class DemoOptions:
     model: str
     model_base: str | None = None
     port: int = 7860
+    api_port: int | None = None
     host: str = LOOPBACK
     device: str = "cuda"
     log_dir: Path = Path("runs/demo")
@@ -103,7 +109,7 @@ class Demo:
         """Start one part.
 
         Args:
-            role: `controller`, `worker` or `page`.
+            role: `controller`, `worker`, `page` or `api`.
             arguments: Its flags.
 
         Returns:
@@ -199,7 +205,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def start_parts(demo: Demo, options: DemoOptions) -> str:
-    """Start controller, worker and page.
+    """Start controller, worker, page and, if it is wanted, the API.
 
     Returns:
         The controller's address.
@@ -212,6 +218,8 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
         *("--worker-address", f"http://{LOOPBACK}:{worker_port}"),
         *("--controller-address", controller, "--device", options.device),
         *("--model-path", options.model),
+        *("--limit-model-concurrency", str(CONCURRENCY)),
+        *("--drain-timeout", str(WORKER_DRAIN_S)),
     ]
     if options.model_base:
         worker += ["--model-base", options.model_base]
@@ -221,6 +229,12 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
         *("--model-list-mode", "reload", "--log-dir", str(options.log_dir)),
     )
+    if options.api_port is not None:
+        demo.start(
+            "api",
+            *("--host", options.host, "--port", str(options.api_port)),
+            *("--controller-address", controller),
+        )
     return controller
 
 
@@ -243,13 +257,30 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
         "starting the page",
         START_TIMEOUT_S,
     )
+    if options.api_port is not None:
+        demo.wait_until(
+            lambda: requests.get(api_address(options) + "/health", timeout=5).ok,
+            "starting the API",
+            START_TIMEOUT_S,
+        )
+    problems = find_problems(controller)
+    if problems:
+        raise ConfigError("; ".join(problems))
     return client.get_model_list(controller)[0]
 
 
 def page_address(options: DemoOptions) -> str:
     """Return the address to open in a browser on this machine."""
-    host = LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
-    return f"http://{host}:{options.port}"
+    return f"http://{_local_host(options)}:{options.port}"
+
+
+def api_address(options: DemoOptions) -> str:
+    """Return the address of the API on this machine, without `/v1`."""
+    return f"http://{_local_host(options)}:{options.api_port}"
+
+
+def _local_host(options: DemoOptions) -> str:
+    return LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
 
 
 def ask_once(controller: str, model: str) -> str:
@@ -281,6 +312,43 @@ def ask_once(controller: str, model: str) -> str:
     return text[len(prompt) :].strip()
 
 
+def ask_api(options: DemoOptions, model: str) -> str:
+    """Ask the API the same question.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ConfigError: It reports an error.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": CHECK_QUESTION}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+    response = requests.post(
+        api_address(options) + "/v1/chat/completions", json=body, timeout=READ_TIMEOUT_S
+    )
+    if not response.ok:
+        raise ConfigError(f"the API failed: {response.text}")
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def check_ports(options: DemoOptions) -> None:
+    """Refuse ports that cannot be listened on, before the model is loaded.
+
+    Raises:
+        ConfigError: It names the port and the flag.
+    """
+    check_port_is_free(options.host, options.port)
+    if options.api_port is None:
+        return
+    if options.api_port == options.port:
+        raise ConfigError(f"--port and --api-port are both {options.port}; give two ports")
+    check_port_is_free(options.host, options.api_port, "--api-port")
+
+
 def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     """Run the demo until Ctrl-C, or with `check` until one question is answered.
 
@@ -290,11 +358,11 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
 
     Raises:
         CheckpointError: There is no such model folder.
-        ConfigError: The port is taken, or a part stopped.
+        ConfigError: A port is taken, or a part stopped.
     """
     console = console or Console()
     check_model_path(options.model)
-    check_port_is_free(options.host, options.port)
+    check_ports(options)
     options.log_dir.mkdir(parents=True, exist_ok=True)
     demo = Demo(options.log_dir)
     with _interrupted_by_sigterm():
@@ -304,10 +372,13 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
                 model = wait_until_ready(demo, options, controller)
             if options.check:
                 console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
+                if options.api_port is not None:
+                    console.print(f"the API answers {ask_api(options, model)!r}")
                 return
+            api = "" if options.api_port is None else f"API: {api_address(options)}/v1   "
             console.print(
                 f"[bold green]{model}[/] answers at [bold]{page_address(options)}[/]\n"
-                f"logs: {options.log_dir}   stop: Ctrl-C"
+                f"{api}logs: {options.log_dir}   stop: Ctrl-C"
             )
             while True:
                 demo.check_alive()

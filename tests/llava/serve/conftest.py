@@ -151,6 +151,12 @@ def lonely_api():
 
 
 @pytest.fixture
+def serving():
+    """Serve an app on a port as long as a `with` block lasts."""
+    return running
+
+
+@pytest.fixture
 def start():
     """Start apps on the loopback; all stop when the test ends."""
     with contextlib.ExitStack() as stack:

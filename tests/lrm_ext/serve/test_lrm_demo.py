@@ -127,10 +127,18 @@ def test_a_worker_that_cannot_load_its_model_says_why(tmp_path):
 def test_check_asks_one_question(tmp_path):
     output = io.StringIO()
     options = DemoOptions(
-        str(MODELS / "tiny-llava"), port=demo.free_port(), log_dir=tmp_path, check=True
+        str(MODELS / "tiny-llava"),
+        port=demo.free_port(),
+        api_port=demo.free_port(),
+        log_dir=tmp_path,
+        check=True,
     )
-    run_demo(options, Console(file=output))
-    assert re.search(r"What can you do\? -> '.+'", output.getvalue(), re.DOTALL)
+    run_demo(options, Console(file=output, width=1000))
+    found = re.search(
+        r"What can you do\? -> '(.+)'\nthe API answers '(.+)'\n", output.getvalue(), re.DOTALL
+    )
+    assert found is not None
+    assert found[1] == found[2]
     assert parts_of(tmp_path) == []
 
 
@@ -144,6 +152,11 @@ def test_missing_model_and_taken_port_are_said_at_once(tmp_path):
         options = DemoOptions(str(MODELS / "tiny-llava"), port=port, log_dir=tmp_path)
         with pytest.raises(ConfigError, match=f"{port}.*--port"):
             run_demo(options)
+        free = demo.free_port()
+        for own, api, reason in ((free, port, f"{port}.*--api-port"), (free, free, f"both {free}")):
+            options = DemoOptions("m", port=own, api_port=api, log_dir=tmp_path)
+            with pytest.raises(ConfigError, match=reason):
+                demo.check_ports(options)
 
 
 def test_waiting_ends_with_a_word(tmp_path):

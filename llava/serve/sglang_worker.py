@@ -1,0 +1,163 @@
+"""A worker of LLaVA's protocol in front of an SGLang server that holds the model.
+
+In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. It passes
+prompt and pictures to SGLang's `/generate`, which batches by itself; nothing of SGLang is imported.
+
+    python3 -m sglang.launch_server --model-path runs/mini-hf --port 30000
+    python -m llava.serve.sglang_worker --sgl-endpoint http://127.0.0.1:30000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import httpx
+import requests
+
+from llava.errors import ConfigError
+from llava.serve.model_worker import MAX_NEW_TOKENS, parse_request
+from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from llava.serve.web import check_port_is_free, run_command
+from llava.serve.worker_adapter import AdapterWorker
+from llava.serve.worker_base import (
+    DEFAULT_CONCURRENCY,
+    add_worker_flags,
+    create_app,
+    heart_beat_worker,
+    new_worker_id,
+    serve,
+)
+from llava.utils import build_logger
+
+__all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]
+
+log = logging.getLogger(__name__)
+
+
+def pipeline(params: dict[str, Any]) -> dict[str, Any]:
+    """Turn a request of LLaVA's protocol into the body of SGLang's `/generate`.
+
+    Raises:
+        DataError: A value is missing or wrong; the text names it.
+    """
+    request = parse_request(params)
+    sampling: dict[str, Any] = {
+        "temperature": request.temperature,
+        "top_p": request.top_p or 1e-6,  # SGLang wants more than 0
+        "max_new_tokens": request.max_new_tokens,
+    }
+    if request.stop:
+        sampling["stop"] = [request.stop]
+    # the placeholder with the line break that LLaVA's templates put around it is one token there
+    prompt = request.prompt.replace(" <image>\n", "<image>")
+    body = {"text": prompt, "sampling_params": sampling, "stream": True}
+    if request.images:
+        body["image_data"] = list(params["images"])
+    return body
+
+
+class ModelWorker(AdapterWorker):
+    """A worker whose model is in an SGLang server.
+
+    Args:
+        controller_addr: URL of the controller.
+        worker_addr: URL under which the controller and the clients reach this worker.
+        sgl_endpoint: URL of the SGLang server.
+        worker_id: Short random name for logs.
+        no_register: Stay unknown to the controller.
+        model_name: Name to serve it under; by default from the path that SGLang tells.
+        limit_model_concurrency: Requests that are passed on at the same time.
+
+    Raises:
+        ConfigError: The server does not answer.
+    """
+
+    def __init__(
+        self,
+        controller_addr: str,
+        worker_addr: str,
+        sgl_endpoint: str,
+        worker_id: str,
+        no_register: bool,
+        model_name: str | None,
+        *,
+        limit_model_concurrency: int = DEFAULT_CONCURRENCY,
+    ) -> None:
+        self.sgl_endpoint = sgl_endpoint.rstrip("/")
+        path = self._model_path()
+        super().__init__(
+            controller_addr, worker_addr, worker_id, no_register, model_name or path, path,
+            limit_model_concurrency,
+        )  # fmt: skip
+
+    def _model_path(self) -> str:
+        try:
+            response = requests.get(
+                self.sgl_endpoint + "/get_model_info", timeout=CONNECT_TIMEOUT_S
+            )
+            response.raise_for_status()
+            return str(response.json()["model_path"])
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"no SGLang server answers at {self.sgl_endpoint} ({type(error).__name__}): start "
+                "`python3 -m sglang.launch_server --model-path FOLDER --port 30000`"
+            ) from None
+
+    async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Yield the answer so far, as often as it grows."""
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        async with (
+            httpx.AsyncClient(timeout=timeout, trust_env=False) as client,
+            client.stream("POST", self.sgl_endpoint + "/generate", json=pipeline(params)) as reply,
+        ):
+            reply.raise_for_status()
+            async for line in reply.aiter_lines():
+                data = line.removeprefix("data:").strip()
+                if line.startswith("data:") and data != "[DONE]":
+                    yield str(json.loads(data)["text"])
+
+
+app = create_app()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.sglang_worker", description=__doc__
+    )
+    add_worker_flags(parser)
+    parser.add_argument("--sgl-endpoint", help="e.g. http://127.0.0.1:30000")
+    return parser
+
+
+def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
+    """Serve until interrupted."""
+    check_port_is_free(args.host, args.port)
+    if not args.sgl_endpoint:
+        raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
+    worker = ModelWorker(
+        args.controller_address,
+        args.worker_address,
+        args.sgl_endpoint,
+        worker_id or new_worker_id(),
+        args.no_register,
+        args.model_name,
+        limit_model_concurrency=args.limit_model_concurrency,
+    )
+    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    worker_id = new_worker_id()
+    build_logger("sglang_worker", f"model_worker_{worker_id}.log")
+    run(args, worker_id)
+
+
+if __name__ == "__main__":
+    run_command(main)

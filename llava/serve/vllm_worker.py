@@ -1,0 +1,151 @@
+"""A worker of LLaVA's protocol around vLLM's own engine, for exported checkpoints.
+
+In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. vLLM runs in
+this process and batches by itself; it is imported only when the worker starts.
+
+    lrm export hf --model runs/mini --out runs/mini-hf
+    python -m llava.serve.vllm_worker --model-path runs/mini-hf --tensor-parallel-size 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from llava.errors import ConfigError
+from llava.image_fit import to_rgb
+from llava.serve.model_worker import parse_request
+from llava.serve.web import check_port_is_free, run_command
+from llava.serve.worker_adapter import AdapterWorker
+from llava.serve.worker_base import add_worker_flags, create_app, new_worker_id, serve
+from llava.utils import build_logger
+
+log = logging.getLogger(__name__)
+
+
+def import_vllm() -> Any:
+    """Return vLLM.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import vllm
+    except ImportError as error:
+        raise ConfigError(
+            "vLLM is not installed: `pip install vllm` in an environment with a GPU, or use "
+            "`python -m llava.serve.model_worker`"
+        ) from error
+    return vllm
+
+
+class VllmWorker(AdapterWorker):
+    """A worker whose model is in vLLM's asynchronous engine.
+
+    Args:
+        controller_addr: URL of the controller.
+        worker_addr: URL under which the controller and the clients reach this worker.
+        worker_id: Short random name for logs.
+        no_register: Stay unknown to the controller.
+        model_path: Exported checkpoint.
+        model_name: Name to serve it under; by default from the path.
+        limit_model_concurrency: Requests that are given to the engine at the same time.
+        engine_options: Further arguments of `vllm.AsyncEngineArgs`.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        controller_addr: str,
+        worker_addr: str,
+        worker_id: str,
+        no_register: bool,
+        model_path: str,
+        model_name: str | None,
+        limit_model_concurrency: int,
+        **engine_options: Any,
+    ) -> None:
+        super().__init__(
+            controller_addr, worker_addr, worker_id, no_register, model_name or model_path,
+            model_path, limit_model_concurrency,
+        )  # fmt: skip
+        self._vllm = import_vllm()
+        engine_args = self._vllm.AsyncEngineArgs(model=model_path, **engine_options)
+        self.engine = self._vllm.AsyncLLMEngine.from_engine_args(engine_args)
+
+    async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Yield the answer so far, as often as it grows."""
+        request = parse_request(params)
+        sampling = self._vllm.SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p or 1e-6,  # vLLM wants more than 0
+            max_tokens=request.max_new_tokens,
+            stop=[request.stop] if request.stop else None,
+            seed=request.seed,
+        )
+        prompt: dict[str, Any] = {"prompt": request.prompt}
+        if request.images:
+            prompt["multi_modal_data"] = {"image": [to_rgb(image) for image in request.images]}
+        request_id = uuid.uuid4().hex
+        is_complete = False
+        try:
+            async for output in self.engine.generate(prompt, sampling, request_id):
+                yield output.outputs[0].text
+            is_complete = True
+        finally:
+            if not is_complete:
+                await self.engine.abort(request_id)
+
+
+app = create_app()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.vllm_worker", description=__doc__)
+    add_worker_flags(parser)
+    parser.set_defaults(limit_model_concurrency=256)  # vLLM itself says what fits
+    parser.add_argument("--model-path", required=True, help="an exported checkpoint")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs")
+    parser.add_argument("--pipeline-parallel-size", type=int, default=1, help="machines")
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    parser.add_argument("--max-images", type=int, default=8, help="pictures in a request")
+    return parser
+
+
+def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
+    """Load the model and serve it until interrupted."""
+    check_port_is_free(args.host, args.port)
+    worker = VllmWorker(
+        args.controller_address,
+        args.worker_address,
+        worker_id or new_worker_id(),
+        args.no_register,
+        args.model_path,
+        args.model_name,
+        args.limit_model_concurrency,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        max_model_len=args.max_model_len,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        limit_mm_per_prompt={"image": args.max_images},
+    )
+    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    worker_id = new_worker_id()
+    build_logger("vllm_worker", f"model_worker_{worker_id}.log")
+    run(args, worker_id)
+
+
+if __name__ == "__main__":
+    run_command(main)

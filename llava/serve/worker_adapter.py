@@ -1,0 +1,126 @@
+"""What the workers share that hold no model themselves but pass requests on to another engine.
+
+In: an asynchronous stream of texts from a subclass, each the answer so far. Out: LLaVA's protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from llava.errors import UserError
+from llava.mm_utils import get_model_name_from_path
+from llava.serve.protocol import (
+    BUSY,
+    GENERATION_FAILED,
+    INVALID_REQUEST,
+    STOPPING,
+    encode_chunk,
+    encode_error,
+)
+from llava.serve.worker_base import AsyncQueue, WorkerBase
+
+log = logging.getLogger(__name__)
+
+
+class AdapterWorker(WorkerBase):
+    """A worker in front of another engine.
+
+    Args:
+        controller_addr: URL of the controller.
+        worker_addr: URL under which the controller and the clients reach this worker.
+        worker_id: Short random name for logs.
+        no_register: Stay unknown to the controller.
+        model_name: Name to serve the model under; a path is shortened by LLaVA's rule.
+        model_path: Where its template may be read.
+        limit_model_concurrency: Requests that are passed on at the same time.
+    """
+
+    def __init__(
+        self,
+        controller_addr: str,
+        worker_addr: str,
+        worker_id: str,
+        no_register: bool,
+        model_name: str,
+        model_path: str,
+        limit_model_concurrency: int,
+    ) -> None:
+        super().__init__(controller_addr, worker_addr, worker_id, no_register)
+        self.model_name = get_model_name_from_path(model_name)
+        self._conversation = read_conversation(model_path)
+        self._queue = AsyncQueue(limit_model_concurrency)
+
+    @abstractmethod
+    def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Yield the answer so far, as often as it grows; closing the generator cancels it."""
+
+    def get_queue_length(self) -> int:
+        """Return how many requests are passed on or wait."""
+        return self._queue.num_requests
+
+    def get_status(self) -> dict[str, Any]:
+        """Return the status, with the checkpoint's template where this machine can read it."""
+        return {**super().get_status(), "conversation": self._conversation}
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all requests are answered; whether they were."""
+        deadline = time.monotonic() + timeout_s
+        while self._queue.num_requests and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self._queue.num_requests
+
+    async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Pass one request on and its answer back."""
+        if self.is_leaving:
+            yield encode_error(GENERATION_FAILED, "the worker is about to stop", STOPPING)
+            return
+        if self._queue.is_full:
+            yield encode_error(GENERATION_FAILED, "the queue is full, try again later", BUSY)
+            return
+        self.beat_soon()
+        prompt = str(params.get("prompt", ""))
+        seen: str | None = None
+        try:
+            async with self._queue.slot(), contextlib.aclosing(self.texts(params)) as texts:
+                async for text in texts:
+                    if text != seen:
+                        seen = text
+                        yield encode_chunk(prompt + text)
+            if seen is None:  # an empty answer is an answer
+                yield encode_chunk(prompt)
+        except UserError as error:
+            log.error("refused a request: %s", error)
+            yield encode_error(GENERATION_FAILED, str(error), INVALID_REQUEST)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("the engine behind this worker failed")
+            reason = f"the engine failed ({type(error).__name__}); see the worker's log"
+            yield encode_error(GENERATION_FAILED, reason)
+        finally:
+            self.beat_soon()
+
+
+def read_conversation(model_path: str) -> dict[str, Any] | None:
+    """Return the conversation template that a checkpoint carries, None where there is none here.
+
+    An exported checkpoint has it in `llava_config.json`, LLaVA's own in `config.json`.
+    """
+    for name in ("llava_config.json", "config.json"):
+        try:
+            config = json.loads((Path(model_path) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict):
+            config = config.get("config", config)  # an export wraps LLaVA's
+            if isinstance(found := config.get("conversation"), dict):
+                return found
+    return None

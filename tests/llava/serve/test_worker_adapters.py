@@ -1,0 +1,222 @@
+"""The workers in front of SGLang and vLLM, with stand-ins for both."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import sys
+import types
+
+import pytest
+from fastapi import FastAPI, Request
+from PIL import Image
+from starlette.responses import StreamingResponse
+
+from llava.errors import ConfigError
+from llava.serve import client, sglang_worker, vllm_worker, worker_adapter
+from llava.serve.check import find_problems, main
+
+
+def encoded(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture
+def free_address():
+    """An address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def sglang(start):
+    """A stand-in for an SGLang server; returns its address and the requests that it got."""
+    app, bodies = FastAPI(), []
+
+    @app.get("/get_model_info")
+    def info():
+        return {"model_path": "runs/llava-v1.5-tiny"}
+
+    @app.post("/generate")
+    async def generate(request: Request):
+        bodies.append(await request.json())
+
+        async def stream():
+            for text in ("Žl", "Žlut", "Žlutá"):
+                yield f"data: {json.dumps({'text': text, 'meta_info': {}})}\n\n".encode()
+                await asyncio.sleep(0.01)
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return start(app), bodies
+
+
+def serve_worker(start, module, worker):
+    return start(module.create_app(worker))
+
+
+def test_sglang_worker_speaks_the_protocol(sglang, start, picture):
+    endpoint, bodies = sglang
+    worker = sglang_worker.ModelWorker("", "", endpoint, "test", True, None)
+    address = serve_worker(start, sglang_worker, worker)
+    assert client.get_worker_status(address)["model_names"] == ["llava-v1.5-tiny"]
+    prompt = "USER: <image>\nCo? ASSISTANT:"
+    body = {
+        "prompt": prompt, "images": [encoded(picture)], "temperature": 0.2, "top_p": 0,
+        "max_new_tokens": 5000, "stop": "</s>",
+    }  # fmt: skip
+    chunks = list(client.stream_generation(address, body))
+    assert [chunk["text"] for chunk in chunks] == [prompt + t for t in ("Žl", "Žlut", "Žlutá")]
+    assert bodies[0] == {
+        "text": "USER:<image>Co? ASSISTANT:",
+        "image_data": body["images"],
+        "stream": True,
+        "sampling_params": {
+            "temperature": 0.2, "top_p": 1e-6, "max_new_tokens": 1024, "stop": ["</s>"],
+        },
+    }  # fmt: skip
+    refused = list(client.stream_generation(address, {"prompt": "<image>"}))
+    assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "invalid_request")
+    assert worker.get_queue_length() == 0
+    assert worker.drain(1)
+
+
+def test_sglang_worker_says_that_its_server_is_missing(free_address):
+    with pytest.raises(ConfigError, match="no SGLang server answers at"):
+        sglang_worker.ModelWorker("", "", free_address, "test", True, None)
+
+
+def test_sglang_server_that_dies_is_an_error_of_the_worker(sglang, start, free_address):
+    worker = sglang_worker.ModelWorker("", "", sglang[0], "test", True, "m")
+    address = serve_worker(start, sglang_worker, worker)
+    worker.sgl_endpoint = free_address
+    refused = list(client.stream_generation(address, {"prompt": "Q"}))
+    assert refused[0]["error_code"] == 1
+    assert "ConnectError" in refused[0]["reason"]
+
+
+def test_full_and_leaving_adapters_refuse(sglang):
+    worker = sglang_worker.ModelWorker("", "", sglang[0], "test", True, "m")
+    worker._queue.num_requests = 1000
+
+    async def first():
+        async for chunk in worker.answer({"prompt": "Q"}):
+            return json.loads(chunk[:-1])
+
+    assert asyncio.run(first())["kind"] == "busy"
+    worker.is_leaving = True
+    assert asyncio.run(first())["kind"] == "stopping"
+    assert worker.get_status()["model_names"] == []
+
+
+def test_sglang_flags():
+    args = sglang_worker.build_parser().parse_args(
+        ["--controller", "http://c", "--worker", "http://w", "--sgl-endpoint", "http://s"]
+    )
+    assert (args.controller_address, args.worker_address) == ("http://c", "http://w")
+    assert (args.port, args.limit_model_concurrency, args.stream_interval) == (21002, 5, 1)
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """A stand-in for the module `vllm`; returns what its engine saw."""
+    seen = {"aborted": []}
+
+    class Engine:
+        @classmethod
+        def from_engine_args(cls, args):
+            seen["args"] = args
+            return cls()
+
+        async def generate(self, prompt, sampling, request_id):
+            seen.update(prompt=prompt, sampling=sampling, id=request_id)
+            for text in ("ye", "yes"):
+                await asyncio.sleep(0)
+                yield types.SimpleNamespace(outputs=[types.SimpleNamespace(text=text)])
+
+        async def abort(self, request_id):
+            seen["aborted"].append(request_id)
+
+    module = types.ModuleType("vllm")
+    module.AsyncEngineArgs = lambda **options: options
+    module.SamplingParams = lambda **options: options
+    module.AsyncLLMEngine = Engine
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return seen
+
+
+def test_vllm_worker_speaks_the_protocol(vllm, start, picture, tmp_path):
+    conversation = {"name": "own"}
+    config = {"config": {"conversation": conversation}}
+    (tmp_path / "llava_config.json").write_text(json.dumps(config))
+    worker = vllm_worker.VllmWorker(
+        "", "", "test", True, str(tmp_path), "llava-x", 4, tensor_parallel_size=2
+    )
+    assert vllm["args"] == {"model": str(tmp_path), "tensor_parallel_size": 2}
+    address = serve_worker(start, vllm_worker, worker)
+    status = client.get_worker_status(address)
+    assert (status["model_names"], status["conversation"]) == (["llava-x"], conversation)
+    body = {"prompt": "<image>\nQ", "images": [encoded(picture)], "seed": 3, "stop": "</s>"}
+    chunks = list(client.stream_generation(address, body))
+    assert [chunk["text"] for chunk in chunks] == ["<image>\nQye", "<image>\nQyes"]
+    assert vllm["prompt"]["prompt"] == "<image>\nQ"
+    assert [image.mode for image in vllm["prompt"]["multi_modal_data"]["image"]] == ["RGB"]
+    assert vllm["sampling"] == {
+        "temperature": 1.0, "top_p": 1.0, "max_tokens": 256, "stop": ["</s>"], "seed": 3,
+    }  # fmt: skip
+    assert vllm["aborted"] == []
+
+
+def test_vllm_requests_that_nobody_waits_for_are_aborted(vllm):
+    worker = vllm_worker.VllmWorker("", "", "test", True, "m", None, 4)
+
+    async def leave_early():
+        texts = worker.answer({"prompt": "Q"})
+        await anext(texts)
+        await texts.aclose()
+
+    asyncio.run(leave_early())
+    assert vllm["aborted"] == [vllm["id"]]
+    assert worker.get_queue_length() == 0
+
+
+def test_missing_vllm_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match="pip install vllm"):
+        vllm_worker.import_vllm()
+
+
+def test_templates_of_checkpoints(tmp_path):
+    assert worker_adapter.read_conversation("org/name-on-the-hub") is None
+    (tmp_path / "config.json").write_text('{"conversation": {"name": "a"}}')
+    assert worker_adapter.read_conversation(str(tmp_path)) == {"name": "a"}
+    (tmp_path / "config.json").write_text("[]")
+    assert worker_adapter.read_conversation(str(tmp_path)) is None
+
+
+def test_check_says_what_is_missing(
+    start_controller, start_worker, make_engine, wait_for, free_address, capsys
+):
+    assert "no controller answers" in find_problems(free_address)[0]
+    known, address = start_controller()
+    assert "no worker has registered" in find_problems(address)[0]
+    assert main(["--controller-address", address]) == 1
+    assert "--model-path FOLDER" in capsys.readouterr().err
+    start_worker(make_engine("a"), address)
+    wait_for(lambda: known.list_models())
+    assert find_problems(address) == []
+    assert main(["--controller-address", address]) == 0
+    assert capsys.readouterr().out == "ready: llava-v1-stub\n"
+
+
+def test_pictures_of_any_mode_reach_the_engine(vllm, start):
+    worker = vllm_worker.VllmWorker("", "", "test", True, "m", None, 4)
+    address = serve_worker(start, vllm_worker, worker)
+    body = {"prompt": "<image>", "images": [encoded(Image.new("P", (2, 2)))]}
+    assert list(client.stream_generation(address, body))[-1]["error_code"] == 0
+    assert vllm["prompt"]["multi_modal_data"]["image"][0].mode == "RGB"
