@@ -6,12 +6,11 @@ Usage: python scripts/bench/resume.py [--size-mib 600] [--json FILE]
    the background ("ours") and while training waits ("peer", the same files). The process writes
    weights and AdamW's state of a Llama of about `--size-mib`, flushed to the disk; a median of
    three. Equal means that both checkpoints have the same tensors.
-2. The same, for the whole run: how much longer a save makes it, background work included.
-3. To the checkpoint that a run goes on from: reading all of it and comparing checksums. No peer.
-4. Going on deep in an epoch of a million samples: the sampler leaves out what was learnt ("ours")
+2. To the checkpoint that a run goes on from: reading all of it and comparing checksums. No peer.
+3. Going on deep in an epoch of a million samples: the sampler leaves out what was learnt ("ours")
    or plans it all again ("peer"). Equal means the same samples follow. The lengths cost nothing
    here; in a real run each is a sample tokenised.
-5. From the start of a process to its first step: going on from a checkpoint ("ours"), against
+4. From the start of a process to its first step: going on from a checkpoint ("ours"), against
    a fresh start ("peer"); the mini shape of `_pair.py`.
 """
 
@@ -23,7 +22,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from _pair import SHAPES, build_llava, make_items, our_batch
@@ -41,20 +40,8 @@ STEPS_A_SAVE = 4
 SAMPLES, STEP_SIZE, STEP = 1_000_000, 128, 7000
 
 
-class Saves(NamedTuple):
-    """What saving took.
-
-    Attributes:
-        waits_s: Seconds until training went on, of each save.
-        run_s: The whole run.
-    """
-
-    waits_s: list[float]
-    run_s: float
-
-
 def main() -> None:
-    """Measure all five."""
+    """Measure all four."""
     parser = parser_of(__doc__)
     parser.add_argument("--size-mib", type=int, default=600, help="of a checkpoint")
     parser.add_argument("--start", type=Path, help=argparse_hidden())
@@ -78,9 +65,9 @@ def argparse_hidden() -> str:
 def saves(size_mib: int) -> list[dict[str, Any]]:
     """Background against waiting, and reading back."""
     with tempfile.TemporaryDirectory() as folder:
-        background, waiting, without = (
+        background, waiting = (
             apart(run_with_saves, Path(folder) / name, size_mib, name)
-            for name in ("background", "waiting", "without")
+            for name in ("background", "waiting")
         )
         last = [find_last_checkpoint(Path(folder) / name) for name in ("background", "waiting")]
         is_equal = same_tensors(*last)
@@ -89,11 +76,9 @@ def saves(size_mib: int) -> list[dict[str, Any]]:
         assert problem_of(last[0], read_all=True) is None
         checked = time.perf_counter() - start
     name = f"{size:,.0f} MiB"
-    longer = [max((side.run_s - without.run_s) / NUM_SAVES, 0) for side in (background, waiting)]
-    medians = [sorted(side.waits_s)[NUM_SAVES // 2] for side in (background, waiting)]
+    medians = [sorted(waits)[NUM_SAVES // 2] for waits in (background, waiting)]
     return [
         entry(f"resume: training waits for a save, {name}", *medians, "s", is_equal, True),
-        entry(f"resume: the run is longer by, a save, {name}", *longer, "s", is_equal, True),
         entry(f"resume: reading and checking, {name}", checked, None, "s", None),
     ]
 
@@ -112,8 +97,8 @@ def same_tensors(left: Path | None, right: Path | None) -> bool:
     )  # fmt: skip
 
 
-def run_with_saves(folder: Path, size_mib: int, way: str) -> Saves:
-    """Train some steps on few tokens, and save in one of the ways, or not at all."""
+def run_with_saves(folder: Path, size_mib: int, way: str) -> list[float]:
+    """Seconds that training waits for each save, on few tokens a step."""
     # weights and AdamW's two moments, in float32: 12 bytes a parameter
     hidden = 512
     num_layers = max(round(size_mib * 2**20 / 12 / (12 * hidden**2)) - 5, 1)
@@ -124,7 +109,6 @@ def run_with_saves(folder: Path, size_mib: int, way: str) -> Saves:
     num_steps = (NUM_SAVES + 1) * STEPS_A_SAVE
     trainer = make_trainer(
         shape, folder, num_steps, batch_size=2,
-        save_strategy="no" if way == "without" else "steps",
         save_steps=STEPS_A_SAVE, save_total_limit=2, async_save=way == "background",
     )  # fmt: skip
     waits: list[float] = []
@@ -136,10 +120,9 @@ def run_with_saves(folder: Path, size_mib: int, way: str) -> Saves:
         waits.append(time.perf_counter() - start)
 
     trainer._save_checkpoint = timed
-    start = time.perf_counter()
     trainer.train()
     trainer.wait_for_save()
-    return Saves(waits[:NUM_SAVES], time.perf_counter() - start)
+    return waits[:NUM_SAVES]
 
 
 def make_trainer(shape: Any, folder: Path, num_steps: int, batch_size: int, **changes: Any) -> Any:
