@@ -126,6 +126,10 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "Compile the language model's layers: minutes once, then faster steps."},
+    )
     liger_loss: bool = field(
         default=True,
         metadata={"help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."},
@@ -261,6 +265,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ConfigError(
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
                 "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
+            )
+        if self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16):
+            raise ConfigError(
+                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits"
             )
         if self.bits < 16:
             _need("bitsandbytes", f"--bits {self.bits}", "gpu")

@@ -41,6 +41,7 @@ from _pair import (
 from _sides import entry, finish, parser_of
 
 from llava.model.packed_attention import PACKED_SDPA
+from llava.train.build import compile_layers
 from llava.train.train_mem import memory_efficient_attention
 
 NUM_PICTURES = 32
@@ -187,8 +188,7 @@ def build(
         return model, lambda items: peer_batch(items, pixels, shape)
     model.liger_loss = setting.has_liger
     if setting.compiles:
-        for layer in model.get_model().layers:
-            layer.compile(dynamic=True)
+        compile_layers(model)
 
     def batch(items: list[Item]) -> dict[str, Any]:
         made = our_batch(items, pixels, "images")
