@@ -126,6 +126,10 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "Compile the language model's layers: minutes once, then faster steps."},
+    )
     liger_loss: bool = field(
         default=True,
         metadata={"help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."},
@@ -278,6 +282,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ConfigError(f"--group_steps is {self.group_steps}, expected 1 or more")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ConfigError(f"--peak_tflops is {self.peak_tflops}, expected a positive number")
+        if self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16):
+            raise ConfigError(
+                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits"
+            )
         if self.bits < 16:
             _need("bitsandbytes", f"--bits {self.bits}", "gpu")
         if self.lora_enable:

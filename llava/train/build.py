@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llava.conversation import (
     Conversation,
@@ -282,6 +283,16 @@ def _add_vision_tokens(model: Any, tokenizer: Any, model_args: ModelArguments) -
     if not (model_args.mm_use_im_patch_token or model_args.mm_use_im_start_end):
         return
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let `torch.compile` compile each layer of the language model, for any length.
+
+    Not the model as a whole: where pictures are put between the text, shapes depend on the data.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and "vision_tower" not in name:
+            module.compile(dynamic=True)
 
 
 def find_all_linear_names(model: nn.Module) -> list[str]:

@@ -119,6 +119,9 @@ def train(
     model = build.add_lora(model, training_args)
     apply_freeze(model, FreezePlan.from_args(model_args, training_args))
 
+    if training_args.compile_layers:
+        build.compile_layers(model)
+
     context = DataContext(
         tokenizer, image_processor, model, model_args, data_args, training_args, extra, conversation
     )

@@ -128,7 +128,7 @@ def build_llava(
         mm_projector_type="mlp2x_gelu", mm_patch_merge_type="flat", pretrain_mm_mlp_adapter=None,
     )  # fmt: skip
     model.get_model().initialize_vision_modules(arguments)
-    model.to(device=device, dtype=dtype)
+    _cast(model.to(device), dtype)
     model.get_vision_tower().requires_grad_(False)
     return model
 
@@ -140,9 +140,16 @@ def to_transformers(model: LlavaLlamaForCausalLM, dtype: torch.dtype, attention:
     with _default_dtype(dtype), torch.device(model.device):
         converted = LlavaForConditionalGeneration(config)
     converted.load_state_dict(renamed_weights(model, config))
+    _cast(converted, dtype)
     converted.config.use_cache = converted.config.text_config.use_cache = False
     converted.model.vision_tower.requires_grad_(False)
     return converted
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Change the parameters' dtype; buffers (the positions' frequencies) stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

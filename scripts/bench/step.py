@@ -1,6 +1,6 @@
 """A training step against transformers' `LlavaForConditionalGeneration` with its `Trainer`.
 
-Usage: python scripts/bench/step.py [--steps 12] [--batch 16] [--json FILE]
+Usage: python scripts/bench/step.py [--steps 8] [--batch 16] [--json FILE]
 
 A model of the mini preset's shape with random weights, the same on both sides, trains on samples of
 mixed lengths (see `_pair.py`), the same ones in each step, pixels prepared beforehand. "peer" pads
@@ -33,6 +33,7 @@ from transformers import TrainerCallback
 from llava.constants import IGNORE_INDEX
 from llava.model.language_model import causal_lm
 from llava.train.arguments import TrainingArguments
+from llava.train.build import compile_layers
 from llava.train.llava_trainer import LLaVATrainer
 
 SHAPE = SHAPES["mini"]
@@ -76,13 +77,13 @@ SWITCHES = {
 def main() -> None:
     """Measure both sides, then each technique."""
     parser = parser_of(__doc__)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--compile", action="store_true", help="torch.compile, too: minutes")
     arguments = parser.parse_args()
     switches = dict(SWITCHES)
     if arguments.compile and shutil.which("g++"):
-        switches["with torch.compile"] = Setting(packs=False, compiles=True)
+        switches["with torch.compile"] = Setting(compiles=True)
 
     def measure(setting: Setting | None) -> Measured:
         sizes = (arguments.steps, arguments.batch)
@@ -193,8 +194,7 @@ def make_ours(
     if not setting.packs:
         model.set_attn_implementation("sdpa")
     if setting.compiles:
-        for layer in model.get_model().layers:
-            layer.compile(dynamic=True)
+        compile_layers(model)
     extra = {}
     if setting.checkpoints_every:
         kinds = {"every_n_layers": setting.checkpoints_every}

@@ -1,0 +1,1 @@
+"""Run the benchmarks of `scripts/bench` and write their figures into a document."""
