@@ -1,7 +1,8 @@
 """kill -9 at random moments: the same command goes on by itself and ends with the same weights.
 
-`pytest -m chaos` kills twenty times for each stage; by default it is twice. The processes are
-forked from one that has imported everything, so that a kill seldom falls into imports.
+`pytest -m chaos` kills twenty times for each stage; by default it is twice for one of them. The
+processes are forked from one that has imported everything, so that a kill seldom falls into
+imports.
 """
 
 import functools
@@ -21,8 +22,7 @@ from llava.model.projector_file import read_tensors
 from llava.train.checkpoint import is_whole
 from llava.train.metrics_log import read_metrics
 
-NUM_STEPS = 12
-SETTINGS = {"max_steps": NUM_STEPS, "save_steps": 1, "save_total_limit": 3, "warmup_steps": 3}
+SETTINGS = {"max_steps": 12, "save_steps": 1, "save_total_limit": 3, "warmup_steps": 3}
 STAGES = {"projector": {"tune_mm_mlp_adapter": True}, "whole": {"group_by_modality_length": True}}
 
 
@@ -108,10 +108,9 @@ def kill_and_go_on(forks, make_args, folder, stage, num_kills, seed):
     return in_save
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_kills(forks, make_flags, tmp_path, stage):
-    make = functools.partial(make_flags, **SETTINGS, **STAGES[stage])
-    kill_and_go_on(forks, make, tmp_path, stage, num_kills=2, seed=0)
+def test_two_kills(forks, make_flags, tmp_path):
+    make = functools.partial(make_flags, **{**SETTINGS, "max_steps": 5}, **STAGES["whole"])
+    kill_and_go_on(forks, make, tmp_path, "whole", num_kills=2, seed=0)
 
 
 @pytest.mark.chaos
