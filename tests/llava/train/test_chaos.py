@@ -42,6 +42,9 @@ def train_here(args, log_path):
 def forks():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llava.train.train", "llava.model.builder"])
+    imports = context.Process(target=len, args=((),))  # ends when all is imported
+    imports.start()
+    imports.join()
     return context
 
 
@@ -87,9 +90,12 @@ def kill_and_go_on(forks, make_args, folder, stage, num_kills, seed):
     kills = in_save = run = 0
     while kills < num_kills:
         killed = folder / f"run{run}"
+        began = time.monotonic()
         process = start(forks, make_args(output_dir=killed), killed)
         process.join(rng.uniform(0.2, 1.0) * duration)
-        if process.exitcode is None:
+        if process.exitcode is not None:  # the machine is faster now: kill sooner
+            duration = min(duration, time.monotonic() - began)
+        else:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
