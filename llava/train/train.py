@@ -52,6 +52,7 @@ from llava.train.freeze import FreezePlan, apply_freeze
 from llava.train.guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_identity import check_identity
+from llava.train.samples import NamedCollator, NamedDataset
 
 __all__ = [
     "IS_TOKENIZER_GREATER_THAN_0_14",
@@ -148,7 +149,7 @@ def default_data_module(context: DataContext) -> dict[str, Any]:
     extra = {}
     if tower is not None:
         extra["num_image_tokens"] = tower.num_patches + (tower.select_feature == "cls_patch")
-    dataset = LazySupervisedDataset(
+    dataset = NamedDataset(
         data_args.data_path,
         context.tokenizer,
         data_args,
@@ -159,7 +160,7 @@ def default_data_module(context: DataContext) -> dict[str, Any]:
     return {
         "train_dataset": dataset,
         "eval_dataset": None,
-        "data_collator": DataCollatorForSupervisedDataset(tokenizer=context.tokenizer),
+        "data_collator": NamedCollator(tokenizer=context.tokenizer),
     }
 
 

@@ -1,7 +1,8 @@
 """kill -9 at random moments: the same command goes on by itself and ends with the same weights.
 
-`pytest -m chaos` kills twenty times for each stage; by default it is twice. The processes are
-forked from one that has imported everything, so that a kill seldom falls into imports.
+`pytest -m chaos` kills twenty times for each stage; by default it is twice for one of them. The
+processes are forked from one that has imported everything, so that a kill seldom falls into
+imports.
 """
 
 import functools
@@ -21,8 +22,7 @@ from llava.model.projector_file import read_tensors
 from llava.train.checkpoint import is_whole
 from llava.train.metrics_log import read_metrics
 
-NUM_STEPS = 12
-SETTINGS = {"max_steps": NUM_STEPS, "save_steps": 1, "save_total_limit": 3, "warmup_steps": 3}
+SETTINGS = {"max_steps": 12, "save_steps": 1, "save_total_limit": 3, "warmup_steps": 3}
 STAGES = {"projector": {"tune_mm_mlp_adapter": True}, "whole": {"group_by_modality_length": True}}
 
 
@@ -42,6 +42,9 @@ def train_here(args, log_path):
 def forks():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llava.train.train", "llava.model.builder"])
+    imports = context.Process(target=len, args=((),))  # ends when all is imported
+    imports.start()
+    imports.join()
     return context
 
 
@@ -87,9 +90,12 @@ def kill_and_go_on(forks, make_args, folder, stage, num_kills, seed):
     kills = in_save = run = 0
     while kills < num_kills:
         killed = folder / f"run{run}"
+        began = time.monotonic()
         process = start(forks, make_args(output_dir=killed), killed)
         process.join(rng.uniform(0.2, 1.0) * duration)
-        if process.exitcode is None:
+        if process.exitcode is not None:  # the machine is faster now: kill sooner
+            duration = min(duration, time.monotonic() - began)
+        else:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
@@ -108,10 +114,9 @@ def kill_and_go_on(forks, make_args, folder, stage, num_kills, seed):
     return in_save
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_kills(forks, make_flags, tmp_path, stage):
-    make = functools.partial(make_flags, **SETTINGS, **STAGES[stage])
-    kill_and_go_on(forks, make, tmp_path, stage, num_kills=2, seed=0)
+def test_two_kills(forks, make_flags, tmp_path):
+    make = functools.partial(make_flags, **{**SETTINGS, "max_steps": 5}, **STAGES["whole"])
+    kill_and_go_on(forks, make, tmp_path, "whole", num_kills=2, seed=0)
 
 
 @pytest.mark.chaos

@@ -12,7 +12,7 @@ from llava.errors import ConfigError, UserError
 from llava.train.arguments import parse_arguments
 from llava.train.guard import STOPPED_EXIT_CODE, RunStoppedError
 from llava.train.metrics_log import read_metrics
-from llava.train.train import default_data_module, main
+from llava.train.train import main
 
 
 @pytest.fixture
@@ -29,43 +29,25 @@ def spoil(monkeypatch):
     return use
 
 
-def with_ids(context):
-    """LLaVA's data with the samples' places as ids, in order."""
-    data = default_data_module(context)
-
-    class Numbered(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(data["train_dataset"])
-
-        def __getitem__(self, index):
-            return {**data["train_dataset"][index], "id": f"row{index}"}
-
-    def collate(items):
-        ids = [item["id"] for item in items]
-        return {**data["data_collator"](items), "sample_ids": ids}
-
-    return {**data, "train_dataset": Numbered(), "data_collator": collate}
-
-
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "save_steps": 100}
 
 
 def test_the_samples_are_named(flags, run_train, spoil):
     spoil({1: float("inf")})
-    with pytest.raises(UserError, match=r"loss is inf in step 2, samples row4, row5, row6, row7\."):
-        run_train(flags(**SEQUENTIAL), data_module=with_ids)
+    with pytest.raises(UserError, match=r"loss is inf in step 2, samples s4, s5, s6, s7\."):
+        run_train(flags(**SEQUENTIAL))
 
 
 def test_a_bad_step_is_left_out_and_counted(flags, run_train, spoil, tmp_path, caplog):
     spoil({1: float("nan")})
     skip = {**SEQUENTIAL, "max_skipped_steps": 1, "lr_scheduler_type": "constant"}
-    run_train(flags(max_steps=2, **skip), data_module=with_ids)
-    assert "step 2 is left out: the loss is not finite, samples row4, row5" in caplog.text
+    run_train(flags(max_steps=2, **skip))
+    assert "step 2 is left out: the loss is not finite, samples s4, s5" in caplog.text
     assert "1 steps were left out" in caplog.text
     lines = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert lines[-1]["skipped_steps"] == 1
     one = tmp_path / "one"
-    run_train(flags(max_steps=1, output_dir=one, **skip), data_module=with_ids)
+    run_train(flags(max_steps=1, output_dir=one, **skip))
     left, right = (
         load_file(tmp_path / "out" / "model.safetensors"),
         load_file(one / "model.safetensors"),
@@ -76,7 +58,7 @@ def test_a_bad_step_is_left_out_and_counted(flags, run_train, spoil, tmp_path, c
 def test_too_many_bad_steps_end_the_run(flags, run_train, spoil):
     spoil({1: float("nan"), 3: float("nan")})
     with pytest.raises(UserError, match=r"step 4: the loss is not finite.*Bad steps so far: 2"):
-        run_train(flags(**SEQUENTIAL, max_skipped_steps=1), data_module=with_ids)
+        run_train(flags(**SEQUENTIAL, max_skipped_steps=1))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(flags, run_train, monkeypatch):
@@ -91,11 +73,10 @@ def test_a_spike_is_found(flags, run_train, spoil, caplog, tmp_path):
     spiky = {"learning_rate": 1e-6, "max_steps": 18, **SEQUENTIAL}
     run_train(flags(**spiky))
     assert "left out" not in caplog.text
-    said = r"step 18: the loss is .* times the median of the last 17 steps.*samples row"
+    said = r"step 18: the loss is .* times the median of the last 17 steps.*samples s"
     with pytest.raises(UserError, match=said):
         run_train(
             flags(**spiky, loss_spike_factor=4, output_dir=tmp_path / "watched"),
-            data_module=with_ids,
         )
 
 
@@ -112,6 +93,7 @@ def test_what_spikes_are_measured_against_is_in_the_checkpoint(flags, run_train,
     [
         ({"max_skipped_steps": -1}, "expected 0 or more"),
         ({"loss_spike_factor": 0.5}, "expected 0 or more than 1"),
+        ({"compile_layers": True, "torch_compile": True}, "--compile_layers"),
         ({"max_skipped_steps": 1, "fp16": True, "bf16": None, "use_cpu": None}, "--fp16"),
     ],
 )

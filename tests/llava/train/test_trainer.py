@@ -121,3 +121,12 @@ def test_given_sampler_is_used(run_train, flags):
 
     run_train(flags(max_steps=5), data_module=module)
     assert sorted(set(Sampler.epochs)) == [0, 1]
+
+
+def test_only_the_layers_of_the_language_model_are_compiled(run_train, flags, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **kwargs: compiled.append(type(self).__name__)
+    )
+    run_train(flags(max_steps=1, compile_layers=True))
+    assert compiled == ["LlamaDecoderLayer"] * 2
