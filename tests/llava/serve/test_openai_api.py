@@ -2,9 +2,11 @@ import base64
 import io
 import json
 import logging
+import re
 import socket
 import threading
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -389,3 +391,15 @@ def test_moderation_is_off_unless_asked_for(make_engine, start_api, monkeypatch)
     assert post(start_api(make_engine("a")), bad).status_code == 200
     response = post(start_api(make_engine("a"), moderate=True), bad)
     assert response.json()["error"]["code"] == "content_policy_violation"
+
+
+def test_the_client_of_the_documentation_runs(make_engine, start_api, monkeypatch, capsys):
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    api = start_api(make_engine("Crvena."))
+    assert code.count("http://localhost:8000/v1") == 1
+    monkeypatch.chdir(root)
+    # our own text, a fixed file
+    exec(compile(code.replace("http://localhost:8000", api), "docs/serving.md", "exec"), {})
+    assert capsys.readouterr().out == "Crvena.\nCrvena."
