@@ -22,6 +22,7 @@ def import_files(
     lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
     labels: Path = typer.Option(None, help="Expected answers, where the questions lack them."),
     images: Path = typer.Option(None, help="Folder of the pictures, if it is not the usual one."),
+    prompt: str = typer.Option("llava", help="How it is asked: llava, or the question alone."),
 ) -> None:
     """Turn a benchmark's official files into a folder that `lrm eval` asks."""
     from rich.console import Console
@@ -30,7 +31,9 @@ def import_files(
 
     kind_of(name)
     for one in languages_of(name, source, lang):
-        questions = import_benchmark(name, source, out, lang=one, labels=labels, images=images)
+        questions = import_benchmark(
+            name, source, out, lang=one, labels=labels, images=images, style=prompt
+        )
         pictures = len({item.image for item in questions.items})
         Console().print(
             f"{out}: {len(questions.items)} questions about {pictures} pictures in {one} "

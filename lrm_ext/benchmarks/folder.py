@@ -11,15 +11,15 @@ from llava.errors import DataError
 
 DESCRIPTION_FILE: Final = "benchmark.json"
 IMAGES_DIR: Final = "images"
-_KEYS: Final = {"kind": str, "image_root": str, "files": dict}
+_KEYS: Final = {"kind": str, "prompt": str, "image_root": str, "files": dict}
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
     """Read a folder's description.
 
     Returns:
-        `kind`; `image_root`, relative to the folder; `files`, with `version`, `source` and
-        `num_questions` of each language.
+        `kind`; `prompt`, its style; `image_root`, relative to the folder; `files`, with `version`,
+        `source` and `num_questions` of each language.
 
     Raises:
         DataError: It is not as it must be.

@@ -24,6 +24,7 @@ from lrm_ext.benchmarks.mapping import find_mapping, set_names
 from lrm_ext.benchmarks.official import mmbench, mme, pope, seed_bench
 from lrm_ext.benchmarks.official.source import Questions, Source
 from lrm_ext.benchmarks.pictures import PictureStore
+from lrm_ext.benchmarks.prompts import LLAVA, PROMPT_STYLES
 from lrm_ext.benchmarks.set_reader import available_languages, read_set
 
 READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
@@ -60,6 +61,7 @@ def read_official(
     store: PictureStore,
     labels: Path | None = None,
     images: Path | None = None,
+    style: str = LLAVA,
 ) -> Questions:
     """Read a benchmark's official files and check that they are whole.
 
@@ -70,15 +72,18 @@ def read_official(
         store: Where pictures inside tables go.
         labels: Files with the expected answers, where the questions come without.
         images: Folder of the pictures, where it is not the usual one.
+        style: Of the prompt (`PROMPT_STYLES`).
 
     Raises:
-        ConfigError: The benchmark is unknown.
+        ConfigError: The benchmark or style is unknown.
         DataError: A file is not as it must be.
     """
+    if style not in PROMPT_STYLES:
+        raise ConfigError(f"--prompt is {style!r}; expected one of {', '.join(PROMPT_STYLES)}")
     kind = get_kind(name)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    source = Source(kind, path, lang, store, labels, images)
+    source = Source(kind, path, lang, store, labels, images, style)
     questions = READERS[kind.name](source)
     if not questions.items:
         raise DataError(f"{path}: no questions in it")
@@ -148,6 +153,7 @@ def import_benchmark(
     lang: str = ENGLISH,
     labels: Path | None = None,
     images: Path | None = None,
+    style: str = LLAVA,
 ) -> OpenQuestions:
     """Write official files as a benchmark folder, or add a language to one.
 
@@ -158,24 +164,33 @@ def import_benchmark(
         lang: The language that the files are in.
         labels: Files with the expected answers, where the questions come without.
         images: Folder of the pictures, where it is not the usual one.
+        style: Of the prompt (`PROMPT_STYLES`).
 
     Raises:
-        ConfigError: The benchmark or language is unknown.
+        ConfigError: The benchmark, language or style is unknown.
         DataError: A file is not as it must be, or the folder holds another benchmark.
     """
     store = PictureStore(out / IMAGES_DIR, images)
     if mapping := find_mapping(name):
+        if style != LLAVA:
+            raise ConfigError("--prompt is for mme, pope, seed_bench and mmbench only")
         questions = read_set(mapping, path, lang, store, images)
         _refuse_twice(questions, mapping.name, path)
         root = questions.image_root or out / IMAGES_DIR
         return write_folder(out, mapping.kind, lang, questions.items, root, path)
-    questions = read_official(name, path, lang, store, labels, images)
+    questions = read_official(name, path, lang, store, labels, images, style)
     root = questions.image_root or out / IMAGES_DIR
-    return write_folder(out, get_kind(name).name, lang, questions.items, root, path)
+    return write_folder(out, get_kind(name).name, lang, questions.items, root, path, style)
 
 
 def write_folder(
-    out: Path, kind: str, lang: str, items: tuple[Item, ...], image_root: Path, source: Path
+    out: Path,
+    kind: str,
+    lang: str,
+    items: tuple[Item, ...],
+    image_root: Path,
+    source: Path,
+    style: str = LLAVA,
 ) -> OpenQuestions:
     """Write one language of a benchmark folder.
 
@@ -183,11 +198,15 @@ def write_folder(
         DataError: The folder holds another benchmark, or other questions in other languages.
     """
     version = version_of(source, items)
-    described: dict[str, Any] = {"kind": kind, "image_root": "", "files": {}}
+    described: dict[str, Any] = {"kind": kind, "prompt": style, "image_root": "", "files": {}}
     if (out / DESCRIPTION_FILE).is_file():
         described = dict(read_description(out))
         if described["kind"] != kind:
             raise DataError(f"{out}: holds {described['kind']}, not {kind}; choose another folder")
+        if described["prompt"] != style:
+            raise DataError(
+                f"{out}: its other languages are asked in style {described['prompt']}, not {style}"
+            )
         if kind in READERS:
             _refuse_others(out, described, lang, items)
     out.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,17 @@ The request at the end is looked up in the language's file, never translated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from lrm_ext.benchmarks.items import LETTERS
 from lrm_ext.languages.language import Language
+
+LLAVA: Final = "llava"
+QUESTION: Final = "question"
+PROMPT_STYLES: Final = {
+    LLAVA: "question, options and request, as LLaVA asks",
+    QUESTION: "the question alone, for models that were never trained on those requests",
+}
 
 
 def short_answer_prompt(

@@ -30,6 +30,7 @@ class Benchmark:
         image_root: Folder that the picture paths in them are relative to.
         kind: Whose rules score it (see `kinds.py`); None for accuracy by the local rules.
         versions: What the questions of each language are called, where that is known.
+        prompt: Style of the prompts, where that is known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Benchmark:
     image_root: Path
     kind: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
 
     def path(self, lang: str) -> Path:
         """The file of one language."""
@@ -89,7 +91,7 @@ def open_folder(name: str, folder: Path) -> Benchmark:
     described = read_description(folder)
     versions = {lang: str(file.get("version", "")) for lang, file in described["files"].items()}
     root = Path(os.path.normpath(folder / described["image_root"]))
-    return Benchmark(name, folder, root, described["kind"], versions)
+    return Benchmark(name, folder, root, described["kind"], versions, described["prompt"])
 
 
 BENCHMARKS: Final[dict[str, Callable[[str], Benchmark]]] = {

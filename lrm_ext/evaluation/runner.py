@@ -289,7 +289,9 @@ def _described(item: Item, benchmark: Benchmark) -> dict[str, Any]:
         "answer_type": item.answer_type,
         "kind": benchmark.kind,
         "version": benchmark.versions.get(item.lang),
-        "prompt_id": f"llava/{item.answer_type}/{item.lang}" if benchmark.kind else None,
+        "prompt_id": f"{benchmark.prompt}/{item.answer_type}/{item.lang}"
+        if benchmark.prompt
+        else None,
         "image_id": item.image_id,
         "group": item.group,
         "golds": list(item.answers),

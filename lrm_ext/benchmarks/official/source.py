@@ -11,6 +11,7 @@ from llava.errors import DataError
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.pictures import PictureStore
+from lrm_ext.benchmarks.prompts import LLAVA, QUESTION
 from lrm_ext.languages import get_language
 from lrm_ext.languages.language import Language
 
@@ -26,6 +27,7 @@ class Source:
         store: Where pictures inside tables go.
         labels: Files with the expected answers, where the questions come without.
         images: Folder of the pictures, where it is not the usual one.
+        style: Of the prompt: one of `PROMPT_STYLES`.
     """
 
     kind: Kind
@@ -34,6 +36,7 @@ class Source:
     store: PictureStore
     labels: Path | None = None
     images: Path | None = None
+    style: str = LLAVA
 
     @property
     def language(self) -> Language:
@@ -42,6 +45,8 @@ class Source:
 
     def prompt(self, question: str, hint: str = "", options: Sequence[str] = ()) -> str:
         """What the model is asked."""
+        if self.style == QUESTION:
+            return f"{hint}\n{question}" if hint else question
         return self.kind.prompt(question, hint, options, self.language)
 
 

@@ -132,6 +132,17 @@ def test_import_and_ask(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_the_question_alone(tmp_path):
+    source, out = files.mmbench_tsv(tmp_path / "m.tsv"), tmp_path / "out"
+    items = import_benchmark("mmbench", source, out, style="question").items
+    assert [item.text for item in items[:2]] == ["What is it?", "Look closely.\nIs it big?"]
+    assert get_benchmark("mmbench", out).prompt == "question"
+    with pytest.raises(DataError, match="asked in style question, not llava"):
+        import_benchmark("mmbench", source, out, lang="cs")
+    with pytest.raises(ConfigError, match="expected one of llava, question"):
+        import_benchmark("mmbench", source, out, style="chat")
+
+
 def test_pictures_beside_the_files_stay_there(tmp_path):
     import_benchmark("mme", files.mme_folder(tmp_path / "release"), tmp_path / "out")
     benchmark = get_benchmark("mme", tmp_path / "out")
