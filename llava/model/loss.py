@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llava.constants import IGNORE_INDEX
+from llava.model.token_watch import is_watched, report_tokens
 
 # 2**26 float32 logits are 256 MiB
 MAX_CHUNK_LOGITS = 2**26
@@ -54,6 +55,8 @@ def causal_lm_loss(
     selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
     if use_liger and not _is_partitioned(lm_head):
         total = _liger_loss(selected, targets[supervised], lm_head)
+        if is_watched():
+            _report_chunks(selected.detach(), targets[supervised], lm_head, max_chunk_logits)
     else:
         total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
     count = len(supervised) if num_items_in_batch is None else num_items_in_batch
@@ -66,7 +69,9 @@ def _summed_loss(
     """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
-        return F.cross_entropy(lm_head(chunk).float(), chunk_targets, reduction="sum")
+        logits = lm_head(chunk).float()
+        report_tokens(logits, chunk_targets)
+        return F.cross_entropy(logits, chunk_targets, reduction="sum")
 
     # ranks would gather a partitioned weight a different number of times, and hang
     if _is_partitioned(lm_head):
@@ -95,6 +100,16 @@ def _liger_loss(hidden: Tensor, targets: Tensor, lm_head: nn.Module) -> Tensor:
     return liger_fused_linear_cross_entropy(
         hidden, lm_head.weight, targets, bias=lm_head.bias, reduction="sum"
     )
+
+
+def _report_chunks(
+    hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
+) -> None:
+    """Make the logits that Liger does not hold once more, for those who watch tokens."""
+    size = max(max_chunk_logits // lm_head.weight.shape[0], 1)
+    with torch.no_grad():
+        for chunk, chunk_targets in zip(hidden.split(size), targets.split(size), strict=True):
+            report_tokens(lm_head(chunk).float(), chunk_targets)
 
 
 def _is_partitioned(lm_head: nn.Module) -> bool:

@@ -158,6 +158,18 @@ class TrainingArguments(transformers.TrainingArguments):
     stage_name: str | None = field(
         default=None, metadata={"help": "What the progress display calls this run."}
     )
+    group_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Least optimizer steps between figures per group of samples, as by language."
+        },
+    )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak of a device, in 1e12 operations a second, for MFU; GPUs are known."
+        },
+    )
     # gone from transformers
     evaluation_strategy: str | None = field(
         default=None, metadata={"help": "Old name of --eval_strategy."}
@@ -262,6 +274,10 @@ class TrainingArguments(transformers.TrainingArguments):
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
                 "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
             )
+        if self.group_steps < 1:
+            raise ConfigError(f"--group_steps is {self.group_steps}, expected 1 or more")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError(f"--peak_tflops is {self.peak_tflops}, expected a positive number")
         if self.bits < 16:
             _need("bitsandbytes", f"--bits {self.bits}", "gpu")
         if self.lora_enable:

@@ -25,6 +25,7 @@ from llava.data.sampler import (
 )
 from llava.errors import UserError
 from llava.train import checkpoint
+from llava.train.figures import WatchedTrainer
 from llava.train.guard import StepGuard
 from llava.train.metrics_log import MetricsLog
 from llava.train.out_of_memory import describe_batch, is_out_of_memory, out_of_memory
@@ -86,7 +87,7 @@ class _EpochCallback(TrainerCallback):
             self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class LLaVATrainer(CheckpointSaving):
+class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     """transformers' trainer for LLaVA models.
 
     `args` may carry LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save the projector only) and

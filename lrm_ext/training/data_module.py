@@ -33,14 +33,22 @@ FEATURE_DIR = "features"
 
 @dataclass
 class MixtureCollator:
-    """LLaVA's collator, which also passes the samples' ids on, for messages."""
+    """LLaVA's collator, which also passes on what samples are called and belong to.
+
+    The trainer takes out `sample_ids`, for messages, and `groups` and `units`, for figures by
+    language and instruction and by character and byte of the answers.
+    """
 
     collator: DataCollatorForSupervisedDataset
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Build a batch; `sample_ids` is taken out by the trainer."""
+        """Build a batch."""
         batch: dict[str, Any] = dict(self.collator(items))
         batch["sample_ids"] = [item["id"] for item in items]
+        batch["groups"] = [item["groups"] for item in items]
+        batch["units"] = {
+            unit: [item["units"][unit] for item in items] for unit in items[0]["units"]
+        }
         return batch
 
 

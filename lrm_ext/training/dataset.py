@@ -69,6 +69,9 @@ class EncodedItem:
         input_ids: [T] int32, -200 for the picture.
         labels: [T] int32, not shifted.
         length: Positions in the model, the picture's included.
+        groups: Names under which figures of training are collected.
+        num_characters: Of its answers.
+        num_bytes: Of its answers, in UTF-8.
     """
 
     id: str
@@ -78,6 +81,9 @@ class EncodedItem:
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
     length: int
+    groups: tuple[str, ...] = ()
+    num_characters: int = 0
+    num_bytes: int = 0
 
 
 class MixtureDataset(Dataset[dict[str, Any]]):
@@ -128,6 +134,11 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         """Samples an epoch."""
         return len(self.mixture)
 
+    @property
+    def has_features(self) -> bool:
+        """Whether items hold the tower's outputs in place of pictures."""
+        return self._features is not None
+
     def identity(self) -> dict[str, Any]:
         """What decides the samples and their order, for checkpoints."""
         return {
@@ -155,6 +166,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "input_ids": torch.from_numpy(encoded.input_ids.astype(np.int64)),
             "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
+            "groups": encoded.groups,
+            "units": {"character": encoded.num_characters, "byte": encoded.num_bytes},
         }
         if self._features is not None:
             item["image_features"] = self._picture_features(encoded)
@@ -166,6 +179,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 self._lose_picture(encoded, error)
                 item["image"] = self._loader.empty
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
+        if not (item["labels"] != IGNORE_INDEX).any():
+            item["units"] = dict.fromkeys(item["units"], 0)
         return item
 
     def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
@@ -235,6 +250,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     ) -> EncodedItem:
         has_image = sample.image is not None
         encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+        answers = "".join(turn.text for turn in turns if turn.role == "gpt")
         return EncodedItem(
             id=sample.id,
             row=draw.row,
@@ -243,6 +259,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
             labels=np.asarray(encoded.labels, dtype=np.int32),
             length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
+            groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
+            num_characters=len(answers),
+            num_bytes=len(answers.encode()),
         )
 
     def _cut(

@@ -1,0 +1,115 @@
+"""Tallies of groups and batches, against sums made by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.loss import causal_lm_loss
+from llava.model.token_watch import is_watched, watch_tokens
+from llava.train.tallies import BatchTally, GroupSums, GroupTally
+
+B, T, D, V = 3, 7, 8, 11
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    labels = torch.randint(0, V, (B, T))
+    labels[0, :4] = labels[1, :2] = labels[2] = IGNORE_INDEX
+    labels[2, 3] = 5
+    return torch.randn(B, T, D), labels, nn.Linear(D, V, bias=False)
+
+
+def watched(hidden, labels, head, **kwargs):
+    tokens = []
+    with watch_tokens(lambda *token: tokens.append(token)):
+        loss = causal_lm_loss(hidden, labels, head, **kwargs)
+    assert not is_watched()
+    return loss, *(torch.cat(parts) for parts in zip(*tokens, strict=True))
+
+
+def test_token_losses_are_those_of_the_loss(batch):
+    hidden, labels, head = batch
+    logits = head(hidden)[:, :-1].flatten(0, 1)
+    expected = F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="none")
+    for options in ({}, {"max_chunk_logits": 2 * V}):  # at once, and two tokens at a time
+        loss, losses, is_right = watched(hidden, labels, head, **options)
+        loss.backward()  # computes chunks again, which nobody may see
+        kept = labels[:, 1:].flatten() != IGNORE_INDEX
+        torch.testing.assert_close(losses, expected[kept])
+        assert torch.equal(is_right, (logits.argmax(-1) == labels[:, 1:].flatten())[kept])
+        assert losses.mean() == pytest.approx(loss.item())
+
+
+def test_watching_changes_neither_loss_nor_gradient(batch):
+    hidden, labels, head = batch
+    plain = causal_lm_loss(hidden, labels, head)
+    (gradient,) = torch.autograd.grad(plain, head.weight)
+    loss, *_ = watched(hidden, labels, head)
+    assert torch.equal(loss, plain)
+    assert torch.equal(torch.autograd.grad(loss, head.weight)[0], gradient)
+
+
+def test_groups_are_summed_over_micro_batches(batch):
+    hidden, labels, head = batch
+    _, losses, is_right = watched(hidden, labels, head)
+    counts = (labels[:, 1:] != IGNORE_INDEX).sum(1).tolist()
+    by_sample = [part.sum().item() for part in losses.split(counts)]
+    groups = [("hr", "mvqa"), ("en", "mvqa"), ("hr", "bvqa")]
+    tally = GroupTally()
+    for _ in range(2):
+        units = {"character": [4, 5, 6]}
+        tally.add(labels, losses, is_right, groups, units)
+    figures = tally.take().figures()
+    assert figures["tokens/hr"] == 2 * (counts[0] + counts[2])
+    assert figures["loss/hr"] == pytest.approx(
+        (by_sample[0] + by_sample[2]) / (counts[0] + counts[2])
+    )
+    assert figures["loss/en"] == pytest.approx(by_sample[1] / counts[1])
+    assert figures["loss_per_character/hr"] == pytest.approx(2 * (by_sample[0] + by_sample[2]) / 20)
+    right = [part.sum().item() for part in is_right.split(counts)]
+    assert figures["accuracy/mvqa"] == pytest.approx((right[0] + right[1]) / sum(counts[:2]))
+    assert tally.take().figures() == {}  # they began anew
+
+
+def test_ranks_add_up(batch):
+    hidden, labels, head = batch
+    _, losses, is_right = watched(hidden, labels, head)
+    units = {"byte": [1, 2, 3]}
+    whole, first, second = GroupTally(), GroupTally(), GroupTally()
+    groups = [("hr",), ("zh",), ("hr",)]
+    whole.add(labels, losses, is_right, groups, units)
+    cut = int((labels[:1, 1:] != IGNORE_INDEX).sum())
+    first.add(labels[:1], losses[:cut], is_right[:cut], groups[:1], {"byte": [1]})
+    second.add(labels[1:], losses[cut:], is_right[cut:], groups[1:], {"byte": [2, 3]})
+    together = sum((tally.take() for tally in (first, second)), GroupSums())
+    assert together.figures() == pytest.approx(whole.take().figures())
+
+
+def test_losses_of_samples_that_were_cut_are_noticed(batch):
+    hidden, labels, head = batch
+    _, losses, is_right = watched(hidden, labels, head)
+    tally = GroupTally()
+    tally.add(labels, losses[:-1], is_right[:-1], [("a",)] * B, {})
+    assert tally.take().num_misfits == 1
+
+
+@pytest.mark.parametrize(("packing", "padded"), [(False, 3 * 10), (True, 10 + 4 + 9)])
+def test_real_positions_and_padding(packing, padded):
+    """Three samples of 6, 4 and 5 tokens; two have a picture of 5 positions in place of one."""
+    ids = torch.zeros(3, 6, dtype=torch.long)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [5]])
+    ids[0, 1] = ids[2, 1] = IMAGE_TOKEN_INDEX
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    labels[:, 2] = 1
+    tally = BatchTally()
+    tally.add({"input_ids": ids, "attention_mask": mask, "labels": labels}, 5, packing)
+    assert tally.take() == {
+        "real": 10 + 4 + 9,
+        "padded": padded,
+        "squared": 100 + 16 + 81,
+        "supervised": 3,
+        "images": 2,
+    }
