@@ -47,14 +47,22 @@ class WatchedTrainer(Trainer):
 
     Args:
         *args: As for `Trainer`.
-        extra_loss: A term that is added to the loss, with the model and the batch's entries that
-            begin with `extra_`; None for none.
+        extra_loss: A term that is added to the loss, made of the model and the batch's entries
+            that begin with `extra_`; None for none.
+        extra_evaluation: Further figures of a validation, made of the model; all ranks call it.
         **kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *args: Any, extra_loss: ExtraLoss | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        extra_loss: ExtraLoss | None = None,
+        extra_evaluation: Callable[[nn.Module], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._extra_loss = extra_loss
+        self._extra_evaluation = extra_evaluation
         self._extra_sum: Tensor | None = None
         self._num_extra = 0
         self._tallies = {True: GroupTally(), False: GroupTally()}
@@ -237,6 +245,9 @@ class WatchedTrainer(Trainer):
         ranks = gather_object([self._tallies[False].take()])
         groups = sum(ranks, GroupSums())
         result.metrics.update(self._read(groups, f"{prefix}_"))
+        if self._extra_evaluation is not None:
+            found = self._extra_evaluation(self.accelerator.unwrap_model(self.model))
+            result.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         self._since = time.monotonic()  # validation is no training time
         return result
 

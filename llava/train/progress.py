@@ -142,7 +142,7 @@ class ProgressCallback(TrainerCallback):
         return ", ".join(form.format(seen[name]) for name, form in _MACHINE.items() if name in seen)
 
     def _groups(self) -> dict[str, tuple[float, float, float, float | None]]:
-        """Loss, accuracy, tokens and validation loss of each group; parts of others are left out."""
+        """Loss, accuracy, tokens and validation loss of each group that is no part of another."""
         names = [key.removeprefix("loss/") for key in self._seen if key.startswith("loss/")]
         shown = [name for name in names if "/" not in name][:MAX_GROUPS]
         return {

@@ -46,6 +46,34 @@ class LrmArguments:
     encode_cache: int = field(
         default=100_000, metadata={"help": "Tokenised samples that are kept in memory."}
     )
+    eval_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the corpus' pictures that are held out of training, with all their "
+            "rows, for a validation loss (--eval_strategy steps --eval_steps N)."
+        },
+    )
+    eval_corpus_path: str | None = field(
+        default=None, metadata={"help": "A corpus to validate on, in place of --eval_share."}
+    )
+    eval_samples: int = field(
+        default=500,
+        metadata={"help": "Samples of a validation, as many of every language."},
+    )
+    eval_benchmark: str = field(
+        default="scenes-val",
+        metadata={"help": "What is asked at a validation: a benchmark or a folder of questions."},
+    )
+    eval_questions: int = field(
+        default=0,
+        metadata={"help": "Questions in each language that are asked at a validation; 0: none."},
+    )
+    early_stop_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Validations without a better loss after which a run ends; 0: it never does."
+        },
+    )
 
     jpeg_draft: bool = field(
         default=False,
@@ -70,6 +98,20 @@ class LrmArguments:
             raise ConfigError(
                 "--length_window, --pack_window and --encode_cache must not be negative"
             )
+        if not 0 <= self.eval_share < 1:
+            raise ConfigError(f"--eval_share is {self.eval_share}, expected a share in [0, 1)")
+        if self.eval_share and self.eval_corpus_path is not None:
+            raise ConfigError("--eval_share and --eval_corpus_path exclude each other")
+        if self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0:
+            raise ConfigError(
+                "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience "
+                "must not be negative"
+            )
         # what a switch would be called with
         switches = {"true": AUTO_CACHE, "false": NO_CACHE, "": NO_CACHE}
         self.feature_cache = switches.get(self.feature_cache.lower(), self.feature_cache)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on."""
+        return bool(self.eval_share) or self.eval_corpus_path is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,16 @@ from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
 from lrm_ext.training.dataset import Limits, MixtureDataset
 from lrm_ext.training.feature_cache import FeatureCache
+from lrm_ext.training.holdout import split_corpus
 from lrm_ext.training.pictures import PictureLoader
 from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
+from lrm_ext.training.validation import (
+    MarkBest,
+    Questions,
+    StopEarly,
+    ValidationSet,
+    check_validation_flags,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +88,57 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     given = arguments.corpus_path and Corpus.open(arguments.corpus_path, image_root=images)
     mixture = Mixture.open(spec, given or None, images)
     corpus = mixture.corpus
+    held_out: AnyCorpus | None = None
+    if arguments.eval_share:
+        corpus, held_out = split_corpus(corpus, arguments.eval_share)
+        mixture = Mixture(spec, corpus)
+    elif arguments.eval_corpus_path is not None:
+        held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
+        spec = replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     return {
         "train_dataset": dataset,
-        "eval_dataset": None,
         "data_collator": MixtureCollator(DataCollatorForSupervisedDataset(context.tokenizer)),
         "train_sampler": sampler,
         "conversation": get_conversation(str(context.model_args.version)),
+        **_validation(context, arguments, spec, held_out),
     }
+
+
+def _validation(
+    context: DataContext, arguments: LrmArguments, spec: MixtureSpec, corpus: AnyCorpus | None
+) -> dict[str, Any]:
+    """The validation set, and what goes with it.
+
+    Raises:
+        ConfigError: Flags contradict each other.
+    """
+    args = context.training_args
+    check_validation_flags(arguments, args)
+    if corpus is None:
+        return {"eval_dataset": None}
+    dataset = ValidationSet(
+        _dataset(context, arguments, Mixture(spec, corpus)), arguments.eval_samples
+    )
+    counts = ", ".join(f"{lang} {count}" for lang, count in dataset.counts.items())
+    log.info("validation on %d samples of %s: %s", len(dataset), corpus.path, counts)
+    result: dict[str, Any] = {"eval_dataset": dataset, "callbacks": [MarkBest()]}
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+    if arguments.early_stop_patience:
+        result["callbacks"].append(StopEarly(arguments.early_stop_patience))
+    if arguments.eval_questions:
+        result["extra_evaluation"] = Questions(
+            arguments.eval_benchmark,
+            arguments.eval_questions,
+            corpus.languages,
+            context.tokenizer,
+            context.image_processor,
+            str(context.model_args.version),
+        )
+    return result
 
 
 def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
@@ -103,10 +152,11 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "no data: give --corpus_path (a parallel corpus), --mixture_path with [[corpora]] in "
             "it, or --data_path (LLaVA JSON)"
         )
-    if arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE:
+    wants = arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE
+    if wants or arguments.validates:
         raise ConfigError(
-            "--mixture_path and --feature_cache need a parallel corpus: import the data of "
-            "--data_path into one, or leave these flags out to train on it as it is"
+            "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
+            "data of --data_path into one, or leave these flags out to train on it as it is"
         )
     return default_data_module(context)
 
