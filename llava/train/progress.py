@@ -144,7 +144,7 @@ class ProgressCallback(TrainerCallback):
     def _groups(self) -> dict[str, tuple[float, float, float, float | None]]:
         """Loss, accuracy, tokens and validation loss of each group that is no part of another."""
         names = [key.removeprefix("loss/") for key in self._seen if key.startswith("loss/")]
-        shown = [name for name in names if "/" not in name][:MAX_GROUPS]
+        shown = sorted(name for name in names if "/" not in name)[:MAX_GROUPS]
         return {
             name: (
                 self._seen[f"loss/{name}"],

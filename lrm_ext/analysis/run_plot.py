@@ -1,5 +1,7 @@
 """Draws the loss of runs over their steps, every attempt of each (`lrm plot-run`).
 
+Below it, where runs logged them: the loss in every language and instruction (`run_panels.py`).
+
 In: output folders of training. Out: a picture. Interruptions are visible: an attempt that went on
 from a checkpoint begins with a mark, and the steps that the attempt before it had made beyond that
 checkpoint stay in the picture, so that anyone can see whether the two agree.
@@ -14,6 +16,13 @@ from typing import Any
 
 from llava.errors import DataError
 from llava.train.metrics_log import METRICS_FILE, read_metrics
+from lrm_ext.analysis.run_panels import (
+    VALIDATION_MARK,
+    draw_panels,
+    groups_of,
+    num_rows,
+    read_curves,
+)
 
 # told apart without colour
 _STYLES = ("-", "--", ":", "-.")
@@ -92,17 +101,26 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     from matplotlib.figure import Figure
 
     runs = [(folder, read_attempts(folder)) for folder in folders]
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (folder, attempts) in enumerate(runs):
-        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number % len(_STYLES)]
+    curves = [read_curves(folder) for folder in folders]
+    looks = [
+        {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)]}
+        for i in range(len(runs))
+    ]
+    groups = groups_of(curves)
+    heights = [4.5, 1.5 * num_rows(groups)] if groups else [4.5]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    axes = parts[0].subplots()
+    if groups:
+        draw_panels(parts[1], curves, groups, looks)
+    for (folder, attempts), curve, look in zip(runs, curves, looks, strict=True):
         done: dict[int, float] = {}
         for index, attempt in enumerate(attempts):
             label = folder.name if index == 0 else None
             done = {step: loss for step, loss in done.items() if step <= attempt.first_step}
             losses = _moving_mean([*done.values(), *attempt.losses], smooth)[len(done) :]
             done |= zip(attempt.steps, attempt.losses, strict=True)
-            axes.plot(attempt.steps, losses, color=colour, linestyle=style, label=label, lw=1.5)
+            axes.plot(attempt.steps, losses, label=label, lw=1.5, **look)
             if attempt.first_step and attempt.steps:
                 label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
                 axes.plot(
@@ -110,11 +128,14 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
                     losses[0],
                     "o",
                     mfc="none",
-                    color=colour,
+                    color=look["color"],
                     ms=10,
                     mew=2,
                     label=label,
                 )
+        if "eval_loss" in curve:
+            label = f"{folder.name}, validation"
+            axes.plot(*curve["eval_loss"], label=label, lw=0.8, **look, **VALIDATION_MARK)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
     axes.grid(alpha=0.3)

@@ -46,6 +46,13 @@ class LrmArguments:
     encode_cache: int = field(
         default=100_000, metadata={"help": "Tokenised samples that are kept in memory."}
     )
+    alignment_loss: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a contrastive term between pictures and their texts in English and "
+            "the sample's language; 0: none. Not part of the paper's recipe."
+        },
+    )
     eval_share: float = field(
         default=0.0,
         metadata={
@@ -98,6 +105,8 @@ class LrmArguments:
             raise ConfigError(
                 "--length_window, --pack_window and --encode_cache must not be negative"
             )
+        if self.alignment_loss < 0:
+            raise ConfigError(f"--alignment_loss is {self.alignment_loss}, expected 0 or more")
         if not 0 <= self.eval_share < 1:
             raise ConfigError(f"--eval_share is {self.eval_share}, expected a share in [0, 1)")
         if self.eval_share and self.eval_corpus_path is not None:

@@ -17,7 +17,10 @@ def plot_run(
     out: Path = typer.Option(Path("loss.png"), help="Picture to write: .png, .svg or .pdf."),
     smooth: int = typer.Option(1, min=1, help="Average the loss over so many logged steps."),
 ) -> None:
-    """Draw the loss of trainings; interrupted ones show where they went on."""
+    """Draw the loss of trainings, in all and in each language, and their validation.
+
+    Interrupted ones show where they went on.
+    """
     from rich.console import Console
 
     from lrm_ext.analysis.run_plot import largest_difference, plot_runs, read_attempts

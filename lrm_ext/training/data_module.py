@@ -20,6 +20,7 @@ from llava.train.train import default_data_module
 from lrm_ext.corpus.joined import AnyCorpus
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
+from lrm_ext.training.alignment import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
 from lrm_ext.training.dataset import Limits, MixtureDataset
 from lrm_ext.training.feature_cache import FeatureCache
@@ -57,6 +58,8 @@ class MixtureCollator:
         batch["units"] = {
             unit: [item["units"][unit] for item in items] for unit in items[0]["units"]
         }
+        if "english" in items[0]:
+            batch |= collate_renderings(items)
         return batch
 
 
@@ -104,7 +107,26 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         "train_sampler": sampler,
         "conversation": get_conversation(str(context.model_args.version)),
         **_validation(context, arguments, spec, held_out),
+        **_alignment(context, arguments, dataset),
     }
+
+
+def _alignment(
+    context: DataContext, arguments: LrmArguments, dataset: MixtureDataset
+) -> dict[str, Any]:
+    """The alignment loss, if it is asked for.
+
+    Raises:
+        ConfigError: The model sees no pictures, or its weights are dealt out.
+    """
+    if not arguments.alignment_loss:
+        return {}
+    if not context.data_args.is_multimodal:
+        raise ConfigError("--alignment_loss needs a --vision_tower: there is nothing to align")
+    dataset.extend = Renderings(dataset.mixture.corpus, context.tokenizer)
+    projector = context.model.get_model().mm_projector
+    loss = AlignmentLoss(arguments.alignment_loss, projector, context.training_args)
+    return {"extra_loss": loss}
 
 
 def _validation(

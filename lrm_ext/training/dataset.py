@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -125,6 +125,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         layout = mixture.layout()
         languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
         self.account = Account(tuple(languages), limits.max_drop_rate)
+        # adds entries to items
+        self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker fills a cache of its own
@@ -169,6 +171,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "groups": encoded.groups,
             "units": {"character": encoded.num_characters, "byte": encoded.num_bytes},
         }
+        if self.extend is not None:
+            item |= self.extend(encoded)
         if self._features is not None:
             item["image_features"] = self._picture_features(encoded)
         elif self._loader is not None:
@@ -181,6 +185,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         if not (item["labels"] != IGNORE_INDEX).any():
             item["units"] = dict.fromkeys(item["units"], 0)
+            if "picture" in item:
+                item["picture"] = -1
         return item
 
     def _lose_picture(self, item: EncodedItem, error: DataError) -> None:

@@ -41,6 +41,18 @@ def test_the_plot_shows_where_a_run_went_on(run, tmp_path):
         assert f"<!-- {label}" in text or label in text
 
 
+def test_there_is_a_panel_for_every_language_and_instruction(run, tmp_path):
+    more = {"attempt": 2, "step": 3, "loss/hr": 1.0, "loss/hr/mvqa": 1.0, "loss/mvqa": 2.0}
+    validated = {"attempt": 2, "step": 3, "eval_loss": 1.0, "eval_loss/zh": 1.5}
+    with (run / METRICS_FILE).open("a") as file:
+        file.write("".join("\n" + json.dumps(line) for line in (more, validated)))
+    plot_runs([run, run], tmp_path / "loss.svg")
+    text = (tmp_path / "loss.svg").read_text()
+    for label in ("a run, validation", "Croatian", "Chinese", "instruction mvqa"):
+        assert f"<!-- {label}" in text
+    assert "German" not in text and "hr/mvqa" not in text
+
+
 def test_the_command_says_how_far_attempts_disagree(run, tmp_path):
     result = CliRunner().invoke(app, ["plot-run", str(run), "--out", str(tmp_path / "a.png")])
     assert result.exit_code == 0, result.output
