@@ -25,6 +25,7 @@ import lrm_ext.planning.commands
 import lrm_ext.serve.commands
 import lrm_ext.training.commands
 import lrm_ext.translation.commands
+import lrm_ext.vocabulary.commands
 from llava.errors import UserError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ for _package in (
     lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
     lrm_ext.mini.commands,
+    lrm_ext.vocabulary.commands,
     lrm_ext.planning.commands,
     lrm_ext.training.commands,
     lrm_ext.benchmarks.commands,

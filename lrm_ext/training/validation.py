@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError

@@ -1,0 +1,1 @@
+"""More pieces for a tokenizer whose language was an afterthought (`lrm extend-vocab`)."""

@@ -1,0 +1,210 @@
+"""Writes a tokenizer, and a model, that has more pieces for a language.
+
+Input: a folder with a SentencePiece tokenizer (`tokenizer.model`), perhaps a model, and texts.
+Output: a folder of the same kind. Old pieces keep their ids, and rows of embeddings; a new piece
+begins as the mean of the old pieces that it was written in before, at the input and the output.
+Non-goals: which pieces (`learn.py`), training them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.errors import CheckpointError, ConfigError
+from llava.model.checkpoint_files import read_config
+from llava.model.multimodal_encoder.builder import resolve_tower
+from llava.model.tokenizer import load_tokenizer
+from lrm_ext.vocabulary.learn import NewPiece, learn_pieces, split_words
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "tokenizer.model"
+# the files of a tokenizer; tokenizer.json is left behind, it would be read first
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BPE = 2
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What is added to a vocabulary.
+
+    Attributes:
+        pieces: In the order of their ids.
+        first_id: Id of the first.
+        old_ids: By piece: ids of the old pieces that its text consists of.
+    """
+
+    pieces: tuple[NewPiece, ...]
+    first_id: int
+    old_ids: dict[str, tuple[int, ...]]
+
+
+def read_model(folder: Path) -> Any:
+    """Read `tokenizer.model`.
+
+    Raises:
+        ConfigError: The tokenizer is of another kind, or tokens were added behind its pieces.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder}: there is no {MODEL_FILE}; pieces can be added to SentencePiece tokenizers "
+            "(Llama 1 and 2, Vicuna, Mistral, mini), not to others"
+        )
+    model: Any = vars(protobuf)["ModelProto"]()  # a class that protobuf makes when it is imported
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's own class differs between its backends
+        raise ConfigError(f"{path}: not readable as a SentencePiece model: {error}") from error
+    if model.trainer_spec.model_type != _BPE:
+        raise ConfigError(f"{path}: expected byte-pair encoding (Llama's), found another kind")
+    num_all = len(load_tokenizer(folder))
+    if num_all > len(model.pieces):
+        raise ConfigError(
+            f"{folder}: {num_all - len(model.pieces)} tokens were added behind the "
+            f"{len(model.pieces)} pieces, where new pieces would go; extend the base model instead"
+        )
+    return model
+
+
+def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> Extension:
+    """Learn pieces from texts and put them into a SentencePiece model.
+
+    Args:
+        model: Of `read_model`; gets the pieces.
+        folder: Its tokenizer's.
+        texts: In the language that needs them.
+        num_pieces: At most so many.
+
+    Raises:
+        ConfigError: The texts yield no piece.
+    """
+    tokenizer = load_tokenizer(folder)
+    words: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        words.update(split_words(tokenizer.tokenize(text)))
+    ids = {piece.piece: number for number, piece in enumerate(model.pieces)}
+    pieces = learn_pieces(words, ids, num_pieces)
+    if not pieces:
+        raise ConfigError(
+            f"no piece is worth adding: {sum(words.values()):,} words were read; give more text"
+        )
+    first_id = len(model.pieces)
+    lowest = min(piece.score for piece in model.pieces if piece.type == piece.NORMAL)
+    old_ids: dict[str, tuple[int, ...]] = {}
+    for number, piece in enumerate(pieces, 1):
+        # joined after all that could be joined before
+        model.pieces.add(piece=piece.text, score=lowest - number)
+        old_ids[piece.text] = tuple(
+            old
+            for part in piece.parts
+            for old in (old_ids[part] if part in old_ids else (ids[part],))
+        )
+    model.trainer_spec.vocab_size = len(model.pieces)
+    return Extension(tuple(pieces), first_id, old_ids)
+
+
+def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
+    """Write the tokenizer, and check that it reads as it should.
+
+    Raises:
+        CheckpointError: An old piece has another id than before.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    (out / MODEL_FILE).write_bytes(model.SerializeToString())
+    old, new = load_tokenizer(folder), load_tokenizer(out)
+    num_old = len(old)
+    numbers = list(range(num_old))
+    if old.convert_ids_to_tokens(numbers) != new.convert_ids_to_tokens(numbers):
+        raise CheckpointError(f"{out}: old pieces have other ids than in {folder}; do not use it")
+    if len(new) != len(model.pieces):
+        raise CheckpointError(f"{out}: {len(new)} tokens are read, expected {len(model.pieces)}")
+
+
+def write_model(folder: Path, out: Path, extension: Extension) -> None:
+    """Write a model with rows for the new pieces.
+
+    Args:
+        folder: A language model or LLaVA checkpoint.
+        out: Where to; its tokenizer may be there already.
+        extension: What was added.
+
+    Raises:
+        CheckpointError: The folder holds no model.
+    """
+    model = _load(folder)
+    num_needed = extension.first_id + len(extension.pieces)
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if num_rows < num_needed:
+        model.resize_token_embeddings(num_needed, mean_resizing=False)
+    model.config.vocab_size = max(num_rows, num_needed)
+    tables = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0]:
+        tables.append(output.weight)
+    for table in tables:
+        fill_rows(table.data, extension)
+    _keep_tower(model.config, folder, out)
+    model.save_pretrained(out)
+
+
+def _keep_tower(config: Any, folder: Path, out: Path) -> None:
+    """A tower that is named by its place beside the old folder gets its full path."""
+    name = getattr(config, "mm_vision_tower", None)
+    if name is None:
+        return
+    try:
+        resolve_tower(name, out)
+    except ConfigError:
+        config.mm_vision_tower = str(Path(resolve_tower(name, folder)).resolve())
+
+
+def fill_rows(table: Tensor, extension: Extension) -> None:
+    """Fill the rows of new pieces in place with means of old rows; rows beyond get the mean of all.
+
+    Args:
+        table: [rows, D].
+        extension: What was added.
+    """
+    old = table[: extension.first_id].float()
+    table[extension.first_id :] = old.mean(dim=0).to(table.dtype)
+    for number, piece in enumerate(extension.pieces, extension.first_id):
+        rows = torch.tensor(extension.old_ids[piece.text], device=table.device)
+        table[number] = old[rows].mean(dim=0).to(table.dtype)
+
+
+def _load(folder: Path) -> Any:
+    """Load a model of any class that LLaVA knows.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from llava.model.model_class import model_class_of
+
+    config = read_config(folder)
+    if config is None:
+        raise CheckpointError(f"{folder}: there is no config.json; name a model's folder")
+    kind: Any = model_class_of(config, str(folder), folder.name) or AutoModelForCausalLM
+    return kind.from_pretrained(str(folder), dtype="auto")
+
+
+def changed_share(before: Any, after: Any, texts: Sequence[str]) -> float:
+    """Share of texts that a tokenizer cuts in another way than before."""
+    changed = sum(before.tokenize(text) != after.tokenize(text) for text in texts)
+    return changed / len(texts) if texts else 0.0
