@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRESETS = ("llama2-13b", "llama3-8b", "mini", "smollm2", "vicuna-13b", "vicuna-7b")
+PRESETS = (
+    "llama2-13b",
+    "llama3-8b",
+    "mini",
+    "smollm2",
+    "vicuna-13b-qlora",
+    "vicuna-13b",
+    "vicuna-7b-lora",
+    "vicuna-7b",
+)
 LLAVA_SCRIPTS = ("pretrain", "finetune", "finetune_lora", "finetune_task")
 VARIABLES = (
     "PRESET MODEL_NAME_OR_PATH VISION_TOWER DATA_PATH IMAGE_FOLDER OUTPUT_DIR NUM_GPUS DEEPSPEED "
@@ -137,12 +146,14 @@ def test_recipes_have_the_flags_of_llava(script: str) -> None:
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_command_parses(stage: str, preset: str, tmp_path: Path) -> None:
+def test_every_command_parses(stage: str, preset: str, tmp_path: Path, monkeypatch) -> None:
     from transformers import HfArgumentParser
 
+    from llava.train import arguments
     from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
     from lrm_ext.training.arguments import LrmArguments
 
+    monkeypatch.setattr(arguments, "_need", lambda *args: None)  # bitsandbytes is for GPUs
     _, flags = dry_run(f"lrm_{stage}", PRESET=preset, NUM_GPUS="0", OUTPUT_DIR=str(tmp_path))
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, LrmArguments))

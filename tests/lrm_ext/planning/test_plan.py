@@ -152,6 +152,19 @@ def test_what_others_do_and_cannot_do():
     assert estimate_memory(shape, alone, 1000, 300).total > 2 * limit
 
 
+@pytest.mark.parametrize("preset", ["vicuna-7b-lora", "vicuna-13b-qlora"])
+@pytest.mark.parametrize("gpu", ["rtx-3090", "rtx-4090", "a10-24g", "l4-24g"])
+def test_presets_for_one_gpu_of_24_gb_fit_it(preset, gpu):
+    plan = make_plan(preset, 1, gpu)
+    limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
+    for stage in plan.stages:
+        # 22 GiB are left of 24 where memory corrects errors: there not all samples may be longest
+        memory = stage.memory_at_limit if plan.gpu.memory_gib == 24 else stage.memory
+        assert memory.total <= limit
+    assert [stage.settings.samples_a_step for stage in plan.stages] == [192, 256]
+    assert plan.stages[1].settings.trained == ADAPTERS
+
+
 def test_flags_on_the_command_line_win():
     flags = stage_flags("vicuna-7b", "finetune", 8, ("--per_device_train_batch_size", "4"))
     assert flags["per_device_train_batch_size"] == "4"
