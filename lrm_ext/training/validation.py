@@ -197,14 +197,16 @@ class MarkBest(TrainerCallback):
     """Writes which checkpoint is the best one into `best.json`."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the file, if the best checkpoint is still there."""
+        """Write the file, if the best checkpoint is there, or is being written right now."""
         best = state.best_model_checkpoint
-        if not state.is_world_process_zero or not best or not Path(best).is_dir():
+        if not state.is_world_process_zero or not best:
+            return
+        if state.best_global_step != state.global_step and not Path(best).is_dir():
             return
         record = {
             "checkpoint": Path(best).name,
             "step": state.best_global_step,
-            args.metric_for_best_model: state.best_metric,
+            f"eval_{args.metric_for_best_model.removeprefix('eval_')}": state.best_metric,
         }
         path = Path(args.output_dir) / BEST_FILE
         partial = path.with_suffix(".partial")
