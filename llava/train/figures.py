@@ -111,12 +111,14 @@ class WatchedTrainer(Trainer):
             # logits of all positions are not looked at
             inputs.setdefault("logits_to_keep", 1)
         with watch_tokens(lambda losses, is_right: tokens.append((losses, is_right))):
-            result = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss, outputs = result
+            result = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         self._tally(model.training, inputs, notes, tokens)
-        if self._extra_loss is not None and model.training:
-            loss = loss + self._scaled_extra(model, extra, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        if self._extra_loss is None or not model.training:
+            return result
+        term = self._scaled_extra(model, extra, num_items_in_batch)
+        return (result[0] + term, result[1]) if return_outputs else result + term
 
     def _tally(
         self,

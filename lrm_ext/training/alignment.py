@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.joined import AnyCorpus
 from lrm_ext.instructions.instruction import ENGLISH
 from lrm_ext.training.dataset import EncodedItem
 
@@ -41,7 +41,7 @@ class Renderings:
         tokenizer: The model's.
     """
 
-    def __init__(self, corpus: Corpus, tokenizer: Any) -> None:
+    def __init__(self, corpus: AnyCorpus, tokenizer: Any) -> None:
         self.corpus = corpus
         self.tokenizer = tokenizer
 
