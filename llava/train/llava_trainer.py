@@ -97,7 +97,8 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         *args: As for `Trainer`.
         train_sampler: Order of the training samples; None chooses one by the arguments. Its
             `set_epoch` is called, if it has one.
-        **kwargs: As for `Trainer`; LLaVA's `tokenizer` is taken for `processing_class`.
+        **kwargs: As for `WatchedTrainer` and `Trainer`; LLaVA's `tokenizer` is taken for
+            `processing_class`.
     """
 
     def __init__(self, *args: Any, train_sampler: Sampler[int] | None = None, **kwargs: Any):

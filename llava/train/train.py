@@ -102,7 +102,8 @@ def train(
     Args:
         attn_implementation: As in transformers; None leaves the choice to it.
         data_module: Makes `train_dataset`, `eval_dataset`, `data_collator`, and where wanted
-            `train_sampler` and `conversation` (for `config.json`); None is LLaVA's own.
+            `train_sampler`, `callbacks`, `extra_loss`, `extra_evaluation` (see `LLaVATrainer`) and
+            `conversation` (for `config.json`); None is LLaVA's own.
         extra_arguments: Dataclasses of further flags, for the data module.
 
     Raises:

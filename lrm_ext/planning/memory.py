@@ -287,7 +287,7 @@ def _logits(
 
 
 def _image_bytes(shape: ModelShape, settings: StageSettings) -> float:
-    """Pictures in float32 and the tower's outputs; its own activations go before the rest comes."""
+    """Pictures, float32 at worst, and the tower's outputs; its own activations are gone by then."""
     tower = shape.tower
     if tower is None:
         return 0.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.train.flops import (
     ADAPTERS,
@@ -18,10 +19,11 @@ from llava.train.flops import (
     peak_tflops_of,
 )
 from lrm_ext.cli import app
+from lrm_ext.corpus.store import CorpusRow, CorpusWriter
 from lrm_ext.planning.estimate import GIB, Wishes, make_plan
 from lrm_ext.planning.memory import FILL_LIMIT, StageSettings, estimate_memory, largest_batch
 from lrm_ext.planning.models import load_shape
-from lrm_ext.planning.presets import list_presets, stage_flags
+from lrm_ext.planning.presets import ROOT, list_presets, stage_flags
 
 TOWER = "openai/clip-vit-large-patch14-336"
 MPT_7B = ModelShape(
@@ -171,6 +173,31 @@ def test_flags_on_the_command_line_win():
     result = command("--preset", "vicuna-7b", "--", "--per_device_train_batch_size", "4")
     assert result.exit_code == 0, result.output
     assert "4 x 1 x 8 = 32" in result.output
+
+
+def test_the_documented_plan_is_what_the_command_prints():
+    document = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    line, _, rest = document.partition("$ lrm plan ")[2].partition("\n")
+    result = CliRunner().invoke(app, ["plan", *line.split()], env={"COLUMNS": "100"})
+    printed = "\n".join(text.rstrip() for text in result.output.splitlines())
+    assert rest.partition("```")[0].strip() == printed.strip()
+
+
+def test_samples_and_lengths_are_measured_where_the_corpus_is(tmp_path):
+    turns = (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "A cat."))
+    native = (Turn("human", "<image>\nŠto je to?"), Turn("gpt", "Mačka."))
+    with CorpusWriter(tmp_path / "small", ("hr",), image_root="..") as writer:
+        for i in range(10):
+            row = CorpusRow(f"r{i}", "a.png", "made up", "naming", True, turns)
+            writer.append(row, {"hr": native})
+    (tmp_path / "mixture.toml").write_text("non_english_ratio = 1.0\n")
+    extra = ("--corpus_path", tmp_path / "small", "--mixture_path", tmp_path / "mixture.toml")
+    plan = make_plan("mini", 0, None, extra=(*map(str, extra), "--max_steps", "-1"))
+    data = plan.stages[1].data
+    assert data.num_samples == 20
+    assert 16 + 5 < data.num_positions < 16 + 80
+    assert 0 < data.num_supervised < data.num_positions - 16
+    assert data.source_of_lengths.startswith("20 samples of ")
 
 
 @pytest.mark.parametrize("preset", list_presets())
