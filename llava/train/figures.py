@@ -69,7 +69,7 @@ class WatchedTrainer(Trainer):
         self._batches = BatchTally()
         self._shape = shape_of(self.model)
         self._waited_s = 0.0
-        self._since = time.monotonic()
+        self._since: float | None = None  # the first batch
         self._last_groups = 0
         self._groups = GroupSums()
 
@@ -77,6 +77,8 @@ class WatchedTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; measures how long the data is waited for."""
+        if self._since is None:
+            self._since = time.monotonic()
         return super().get_batch_samples(self._timed(epoch_iterator), *args, **kwargs)
 
     def _timed(self, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -162,7 +164,8 @@ class WatchedTrainer(Trainer):
     def _figures(self) -> dict[str, float]:
         """Figures of all ranks since the last log entry; all ranks must ask."""
         now = time.monotonic()
-        seconds, self._since = now - self._since, now
+        seconds = 0.0 if self._since is None else now - self._since
+        self._since = now
         waited, self._waited_s = self._waited_s, 0.0
         own = (self._tallies[True].take(), self._batches.take(), waited)
         ranks = gather_object([own])
@@ -241,6 +244,7 @@ class WatchedTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; the loss is a mean over tokens, and there is one for each group."""
+        start = time.monotonic()
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._tallies[False].take()  # of a validation that did not end
         result = super().evaluation_loop(*args, **kwargs)
@@ -250,7 +254,8 @@ class WatchedTrainer(Trainer):
         if self._extra_evaluation is not None:
             found = self._extra_evaluation(self.accelerator.unwrap_model(self.model))
             result.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
-        self._since = time.monotonic()  # validation is no training time
+        if self._since is not None:  # validation is no training time
+            self._since += time.monotonic() - start
         return result
 
 

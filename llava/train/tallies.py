@@ -56,7 +56,9 @@ class GroupTally:
         by_sample = values.new_zeros(len(labels), 3).index_add_(0, sample, values)
         places = [(row, self._place(name)) for row, names in enumerate(groups) for name in names]
         self._grow(losses.device)
-        rows, columns = torch.tensor(places, device=losses.device).reshape(-1, 2).T
+        # not blocking: the host must not wait for the device in every micro-batch
+        pairs = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.contiguous()
+        rows, columns = pairs.to(losses.device, non_blocking=True)
         self._sums.index_add_(0, columns, by_sample[rows].to(self._sums.dtype))
         self._num_misfits += ends[-1] != len(losses)
         for unit, amounts in units.items():

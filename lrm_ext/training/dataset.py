@@ -169,10 +169,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
             "groups": encoded.groups,
-            "units": {
-                "character": 0 if is_fill else encoded.num_characters,
-                "byte": 0 if is_fill else encoded.num_bytes,
-            },
+            "units": {"character": encoded.num_characters, "byte": encoded.num_bytes},
         }
         if self.extend is not None:
             item |= self.extend(encoded)
@@ -186,7 +183,10 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 self._lose_picture(encoded, error)
                 item["image"] = self._loader.empty
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
-                item["units"] = dict.fromkeys(item["units"], 0)
+        if not (item["labels"] != IGNORE_INDEX).any():
+            item["units"] = dict.fromkeys(item["units"], 0)
+            if "picture" in item:
+                item["picture"] = -1
         return item
 
     def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
