@@ -180,9 +180,10 @@ def print_counts(title: str, counts: Counter[str], console: Console) -> None:
                 table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
     console.print(table)
     if num := counts["suspect"] + counts["rejected"]:
+        rows = "1 row is" if num == 1 else f"{num:,} rows are"
         console.print(
-            f"{num:,} rows are not accepted: a mixture draws others, `lrm corpus export` leaves "
-            "them out or, with --with-english, writes them in English.",
+            f"{rows} not accepted: a mixture draws others, `lrm corpus export` leaves them out or, "
+            "with --with-english, writes them in English.",
             soft_wrap=True,
         )
 
