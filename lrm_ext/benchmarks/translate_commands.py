@@ -60,6 +60,7 @@ def translate(
         read_corrections,
         write_corrections,
     )
+    from lrm_ext.benchmarks.registry import open_named
     from lrm_ext.benchmarks.translating import open_target
     from lrm_ext.translation.commands import parse_limits, split_names
     from lrm_ext.translation.engines.registry import split_options
@@ -69,7 +70,7 @@ def translate(
     names, languages = split_names(engine), split_names(to)
     others = (*names, compare_with) if compare_with else names
     options = split_options(option, tuple(dict.fromkeys(others)))
-    target = open_target(_open(benchmark), out, languages, with_english, replace)
+    target = open_target(open_named(benchmark), out, languages, with_english, replace)
     kept = out / CORRECTIONS_FILE
     known = read_corrections(kept) if kept.is_file() else []
     if corrections:
@@ -99,13 +100,6 @@ def translate(
         from llava.errors import DataError
 
         raise DataError("; ".join(faults))
-
-
-def _open(name: str) -> Benchmark:
-    from lrm_ext.benchmarks.registry import get_benchmark, open_folder
-
-    path = Path(name)
-    return open_folder(path.resolve().name, path) if path.is_dir() else get_benchmark(name)
 
 
 def _translate(target: Target, job: Job, corrections: list, console: Console) -> Translation:  # type: ignore[type-arg]
@@ -181,9 +175,10 @@ def agreement(
     from rich.console import Console
 
     from lrm_ext.benchmarks.agreement import engines_of, pairs_of_folders, shared_languages
+    from lrm_ext.benchmarks.registry import open_named
     from lrm_ext.translation.commands import split_names
 
-    first, second = _open(str(a)), _open(str(b))
+    first, second = open_named(str(a)), open_named(str(b))
     langs = shared_languages(first, second, split_names(languages))
     found = {lang: pairs_of_folders(first, second, lang) for lang in langs}
     names = (engines_of(a, langs[0]), engines_of(b, langs[0]))

@@ -27,14 +27,18 @@ def inspect(
     """Show answers beside their pictures, on a page that only this machine can open."""
     import socket
 
-    import uvicorn
     from rich.console import Console
 
     from llava.errors import ConfigError
     from lrm_ext.inspecting.rows import load_runs
-    from lrm_ext.inspecting.server import make_app
     from lrm_ext.translation.commands import split_names
 
+    try:
+        import uvicorn
+
+        from lrm_ext.inspecting.server import make_app
+    except ImportError as error:
+        raise ConfigError(f"the page needs {error.name}: pip install 'lrm-llava[serve]'") from error
     loaded = load_runs(runs, benchmark_dir, split_names(benchmarks), split_names(languages), table)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
