@@ -1,7 +1,8 @@
 """Finds the benchmark scripts and runs one.
 
 Input: `scripts/bench/*.py` of a checkout. A script counts that has `--json FILE`, into which it
-writes a list of objects `name, ours, peer, ratio, unit, equal`. Output: these.
+writes a list of objects `name, ours, peer, ratio, unit, equal`. Output: these. What a script needs
+that a checkout does not have is said in a line of its docstring: `Needs: PATH, from COMMAND`.
 Non-goals: showing them (`report.py`); what is measured (the scripts).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,8 @@ from llava.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 SCRIPTS_DIR = Path(__file__).parents[2] / "scripts" / "bench"
+ROOT = Path(__file__).parents[2]
+_NEEDS = re.compile(r"^Needs: (\S+), from (.+?)\.?$", re.MULTILINE)
 KEYS = ("name", "ours", "peer", "ratio", "unit", "equal")
 
 
@@ -34,16 +38,26 @@ class Script:
         name: The file's, without `.py`.
         path: The file.
         title: First line of its text.
+        needs: Paths within the checkout that it needs, and what makes them.
     """
 
     name: str
     path: Path
     title: str
+    needs: tuple[tuple[str, str], ...] = ()
 
     @property
     def needs_gpu(self) -> bool:
         """Whether it makes sense on a GPU only."""
         return self.name.startswith("gpu_")
+
+    def missing(self, root: Path = ROOT) -> str:
+        """What it needs and is not there, in words; "" if all is."""
+        return "; ".join(
+            f"needs {path}, which is missing: {how}"
+            for path, how in self.needs
+            if not (root / path).exists()
+        )
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,9 @@ def find_scripts(folder: Path = SCRIPTS_DIR) -> list[Script]:
     for path in sorted(folder.glob("[a-z]*.py")):
         text = path.read_text(encoding="utf-8")
         if "--json" in text:
-            title = (ast.get_docstring(ast.parse(text)) or path.stem).splitlines()[0]
-            found.append(Script(path.stem, path, title))
+            words = ast.get_docstring(ast.parse(text)) or path.stem
+            needs = tuple(_NEEDS.findall(words))
+            found.append(Script(path.stem, path, words.splitlines()[0], needs))
     return found
 
 

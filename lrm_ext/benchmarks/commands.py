@@ -6,12 +6,15 @@ from pathlib import Path
 
 import typer
 
+from lrm_ext.benchmarks import translate_commands
+
 benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `lrm`."""
     app.add_typer(benchmark_app, name="benchmark")
+    translate_commands.register(benchmark_app)
 
 
 @benchmark_app.command("import")

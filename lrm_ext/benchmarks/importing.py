@@ -191,8 +191,19 @@ def write_folder(
     image_root: Path,
     source: Path,
     style: str = LLAVA,
+    notes: Mapping[str, Any] | None = None,
 ) -> OpenQuestions:
     """Write one language of a benchmark folder.
+
+    Args:
+        out: The folder.
+        kind: Whose rules score it.
+        lang: The language.
+        items: Its questions.
+        image_root: Folder that their picture paths are relative to.
+        source: What they were made from.
+        style: Of the prompt.
+        notes: What else the folder is to say of this language.
 
     Raises:
         DataError: The folder holds another benchmark, or other questions in other languages.
@@ -218,7 +229,8 @@ def write_folder(
     described["image_root"] = relative
     described["files"] = {
         **described["files"],
-        lang: {"version": version, "source": source.name, "num_questions": len(items)},
+        lang: {"version": version, "source": source.name, "num_questions": len(items)}
+        | dict(notes or {}),
     }
     lines = (json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items)
     _write(out / f"{lang}.jsonl", "".join(lines))

@@ -132,6 +132,17 @@ def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
     return BENCHMARKS[name](name)
 
 
+def open_named(name: str) -> Benchmark:
+    """A benchmark by its folder, else one of `BENCHMARKS`.
+
+    Raises:
+        ConfigError: The name is unknown.
+        DataError: Its `benchmark.json` is damaged.
+    """
+    folder = Path(name)
+    return open_folder(folder.resolve().name, folder) if folder.is_dir() else get_benchmark(name)
+
+
 def missing_images(benchmark: Benchmark, items: Sequence[Item]) -> list[str]:
     """Paths of pictures that are not there, each once, sorted."""
     images = {item.image for item in items}

@@ -1,4 +1,4 @@
-"""`lrm export ...` and `lrm import ...`: checkpoints in other people's formats."""
+"""`lrm export ...` and `lrm import ...`: checkpoints and answers in other people's formats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
-export_app = typer.Typer(help="Checkpoints for other tools.", no_args_is_help=True)
+export_app = typer.Typer(
+    help="Checkpoints, answers and benchmarks for other tools.", no_args_is_help=True
+)
 import_app = typer.Typer(help="Checkpoints of other tools.", no_args_is_help=True)
 
 
@@ -45,6 +47,69 @@ def check(folder: Path = typer.Argument(..., help="Folder of transformers' LLaVA
     Console().print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@export_app.command("predictions")
+def predictions(
+    run: Path = typer.Argument(..., help="A run: the model's folder, or that of its results."),
+    to: str = typer.Option(..., help="lmms-eval or vlmevalkit."),
+    out: Path = typer.Option(..., help="Folder to write to."),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    benchmark_dir: Path = typer.Option(
+        None, help="The benchmarks' folders: questions in their order, all of them answered."
+    ),
+    form: str = typer.Option("xlsx", "--format", help="Of VLMEvalKit's files: xlsx or tsv."),
+) -> None:
+    """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
+    from llava.errors import ConfigError
+    from lrm_ext.export.answers import read_run
+    from lrm_ext.export.lmms_eval_logs import export_lmms_eval
+    from lrm_ext.export.vlmevalkit import export_vlmevalkit
+    from lrm_ext.translation.commands import split_names
+
+    answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
+    if to == "lmms-eval":
+        written = export_lmms_eval(answers, out)
+    elif to == "vlmevalkit":
+        written = export_vlmevalkit(answers, out, form)
+    else:
+        raise ConfigError(f"--to is {to!r}; expected lmms-eval or vlmevalkit")
+    for path in written:
+        typer.echo(path)
+
+
+@export_app.command("benchmark")
+def benchmark(
+    folder: str = typer.Argument(..., help="A benchmark folder, or mini-mme, ..."),
+    to: str = typer.Option(..., help="hf (a dataset) or lmms-eval (task files)."),
+    out: Path = typer.Option(..., help="New folder."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    dataset: str = typer.Option(
+        None, help="For lmms-eval: folder of `--to hf`, or its name on the Hub."
+    ),
+    licence: str = typer.Option("unknown", help="For the card: the benchmark's own licence."),
+) -> None:
+    """Write a benchmark as a Hugging Face dataset, or as tasks of lmms-eval on such a dataset."""
+    from llava.errors import ConfigError
+    from lrm_ext.benchmarks.registry import open_named
+    from lrm_ext.export.benchmark_dataset import export_dataset
+    from lrm_ext.export.lmms_eval_tasks import export_tasks
+    from lrm_ext.translation.commands import split_names
+
+    opened, chosen = open_named(folder), split_names(languages)
+    if to == "hf":
+        made = export_dataset(opened, out, chosen, licence)
+        typer.echo(f"{out}: {opened.name} in {', '.join(made)}")
+    elif to == "lmms-eval":
+        if dataset is None:
+            raise ConfigError("--to lmms-eval needs --dataset: the folder that --to hf wrote")
+        local = Path(dataset)
+        place = str(local.resolve()) if local.is_dir() else dataset
+        for path in export_tasks(opened, out, place, chosen):
+            typer.echo(path)
+    else:
+        raise ConfigError(f"--to is {to!r}; expected hf or lmms-eval")
 
 
 @import_app.command("hf")

@@ -228,8 +228,17 @@ def _judge(checker: Checker) -> Judge:
 
 def describe(job: Job, translator: Translator) -> dict[str, Any]:
     """All that decides what the texts will be, for people and for comparing."""
-    terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
     rows = sorted((job.corpus / "rows").iterdir())
+    return {
+        **describe_engines(job, translator),
+        "copied answers of": sorted(job.seen_text),
+        "rows": [[path.name, path.stat().st_size] for path in rows],
+    }
+
+
+def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
+    """The part of it that does not hang on what is translated."""
+    terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
     return {
         "target": job.target,
         "engines": [
@@ -242,10 +251,8 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
             for engine in translator.engines
         ],
         "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
-        "copied answers of": sorted(job.seen_text),
         "protection": PROTECTION_VERSION,
         "checks": _describe_checks(job),
-        "rows": [[path.name, path.stat().st_size] for path in rows],
     }
 
 

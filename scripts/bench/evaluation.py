@@ -1,6 +1,7 @@
 """`lrm eval`'s way of asking a model, against one question at a time; the answers must be equal.
 
 Usage: python scripts/bench/evaluation.py [--model runs/mini] [--limit 20] [--json FILE]
+Needs: runs/mini, from bash scripts/quickstart.sh.
 
 Questions are those of the built-in benchmark, on the same test pictures in every language. "peer"
 is what an evaluation script usually does: open the picture, run the tower, generate, next question.

@@ -58,7 +58,7 @@ class MemoryEngine:
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Look segments up; see `Engine.translate`."""
         if self._memory is None:
-            self._memory = _names(self._target) | _read(self._path, self._target)
+            self._memory = known_translations(self._target, self._path)
         outcomes: list[Outcome] = []
         for i, segment in enumerate(segments):
             text = self._memory.get(segment.text)
@@ -68,6 +68,19 @@ class MemoryEngine:
     def close(self) -> None:
         """Forget the table."""
         self._memory = None
+
+
+def known_translations(target: str, table: Path | None = None) -> dict[str, str]:
+    """All that the engine knows in a language, by the English.
+
+    Args:
+        target: Code of the language.
+        table: Beside the CLDR names; see `MemoryOptions`.
+
+    Raises:
+        ConfigError: The table cannot be read or contradicts itself.
+    """
+    return _names(target) | _read(table, target)
 
 
 def _names(target: str) -> dict[str, str]:

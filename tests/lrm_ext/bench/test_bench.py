@@ -95,3 +95,21 @@ def test_the_command_writes_a_table(folder, tmp_path, monkeypatch):
     assert "| fast | 3,000 rows/s" in out.read_text()
     listed = CliRunner().invoke(app, ["bench", "--list"])
     assert "What it measures." in listed.output
+
+
+def test_one_that_cannot_be_measured_does_not_stop_the_others(folder, tmp_path, monkeypatch):
+    (folder / "asks.py").write_text(
+        "'''Asks.\n\nUsage: x --json FILE\nNeeds: runs/none, from bash make.sh.\n'''\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(bench_scripts, "find_scripts", lambda: find_scripts(folder))
+    out = tmp_path / "performance.md"
+    result = CliRunner().invoke(app, ["bench", "--out", str(out)])
+    assert "| fast | 3,000 rows/s" in out.read_text()
+    assert isinstance(result.exception, DataError)
+    message = str(result.exception)
+    assert message.startswith("2 benchmarks were not measured:")
+    assert "asks needs runs/none, which is missing: bash make.sh" in message
+    assert "fails.py ended with exit code 3" in message
+    listed = CliRunner().invoke(app, ["bench", "--list"])
+    assert "needs runs/none" in listed.output

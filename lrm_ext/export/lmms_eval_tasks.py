@@ -1,0 +1,126 @@
+"""A benchmark as task files of lmms-eval: a YAML file a language, a group, and `utils.py`.
+
+Input: the dataset of `benchmark_dataset.py`, in a folder or on the Hub. Output: a folder for
+lmms-eval's `--include_path`. Answers are read and scored by this project's rules, so it must be
+installed beside lmms-eval; the figure is that of `lrm benchmark score`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from llava.errors import ConfigError
+from lrm_ext.benchmarks.registry import Benchmark
+from lrm_ext.benchmarks.translating import kind_of_folder
+from lrm_ext.evaluation.predictions import write_atomically
+
+_MAX_NEW_TOKENS: Final = 32
+
+_UTILS: Final = Template(
+    '''"""How $name is asked and scored; written by `lrm export benchmark`."""
+
+from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.kinds import get_kind
+from lrm_ext.benchmarks.scoring import score_benchmark
+
+KIND = "$kind"
+
+
+def visual(doc):
+    """The picture."""
+    return [doc["image"].convert("RGB")]
+
+
+def prompt(doc, lmms_eval_specific_kwargs=None):
+    """What the model is asked."""
+    return doc["text"]
+
+
+def target(doc):
+    """The expected answer."""
+    return doc["answer"]
+
+
+def process(doc, results):
+    """Keep the answer and all that it is scored by."""
+    record = {key: value for key, value in doc.items() if key != "image"}
+    return {"$metric": {"record": record, "text": str(results[0]).strip()}}
+
+
+def aggregate(answers):
+    """The benchmark's figure over all questions of one language."""
+    items, texts = [], {}
+    for answer in answers:
+        record = dict(answer["record"], image=answer["record"]["image_path"])
+        item = Item.from_record(record, "lmms-eval")
+        items.append(item)
+        texts[item.question_id] = answer["text"]
+    return score_benchmark(get_kind(KIND), items, texts, lang=items[0].lang).headline
+'''
+)
+
+_YAML: Final = Template("""task: $task
+dataset_path: $dataset
+dataset_name: $lang
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.prompt
+doc_to_target: !function utils.target
+process_results: !function utils.process
+generation_kwargs:
+  max_new_tokens: $max_new_tokens
+  temperature: 0
+  do_sample: false
+metric_list:
+  - metric: $metric
+    aggregation: !function utils.aggregate
+    higher_is_better: true
+metadata:
+  - version: $version
+""")
+
+
+def export_tasks(
+    benchmark: Benchmark, out: Path, dataset: str, languages: Sequence[str] = ()
+) -> list[Path]:
+    """Write the task files.
+
+    Args:
+        benchmark: The benchmark.
+        out: A new folder.
+        dataset: The dataset's folder or its name on the Hub.
+        languages: Codes; empty for all.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: The folder exists.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose a new folder")
+    kind = kind_of_folder(benchmark)
+    stem = "".join(c if c.isalnum() else "_" for c in benchmark.name).lower()
+    metric = f"{kind.name}_{kind.headline}".replace(" ", "_").replace("-", "_").lower()
+    files = {"utils.py": _UTILS.substitute(name=stem, kind=kind.name, metric=metric)}
+    tasks: list[str] = []
+    for lang in tuple(languages) or benchmark.languages():
+        tasks.append(f"{stem}_lrm_{lang}")
+        files[f"{tasks[-1]}.yaml"] = _YAML.substitute(
+            task=tasks[-1],
+            dataset=json.dumps(dataset),
+            lang=lang,
+            metric=metric,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            version=json.dumps(benchmark.versions.get(lang) or "unknown"),
+        )
+    group = "\n".join([f"group: {stem}_lrm", "task:", *(f"  - {task}" for task in tasks), ""])
+    files[f"{stem}_lrm.yaml"] = group
+    for name, text in files.items():
+        write_atomically(out / name, text)
+    return [out / name for name in files]

@@ -1,0 +1,286 @@
+"""The answers of one or several runs, question by question.
+
+Input: folders of answers. Output: one row a question with the answers of all runs, each judged as
+`lrm eval` judges it, and a filter over them. Answers to other versions of a question are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import ConfigError, DataError, UserError
+from lrm_ext.benchmarks.answered import read_answered, stated_kind
+from lrm_ext.benchmarks.registry import get_benchmark
+from lrm_ext.benchmarks.scoring import score_benchmark
+from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.inspecting.glossing import Glosses
+from lrm_ext.languages.registry import list_languages
+
+log = logging.getLogger(__name__)
+
+RIGHT: Final = "right"
+WRONG: Final = "wrong"
+DIFFERENT: Final = "different"
+STATES: Final = ("", RIGHT, WRONG, DIFFERENT)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run said.
+
+    Attributes:
+        text: The answer.
+        is_right: Whether it counts as right.
+        is_cut: It reached the length limit.
+    """
+
+    text: str
+    is_right: bool
+    is_cut: bool
+
+
+@dataclass
+class Row:
+    """A question and its answers.
+
+    Attributes:
+        benchmark: Its benchmark.
+        lang: Its language.
+        question_id: Its name.
+        category: Its task.
+        image: The picture's path as in the benchmark.
+        prompt: What was asked.
+        gold: The expected answer.
+        options: Texts of the options.
+        answers: By run; a run that did not answer it is absent.
+        prompt_in_english: What was asked in English, where a run was asked that, too.
+    """
+
+    benchmark: str
+    lang: str
+    question_id: str
+    category: str
+    image: str
+    prompt: str
+    gold: str
+    options: tuple[str, ...]
+    answers: dict[str, Answer] = field(default_factory=dict)
+    prompt_in_english: str = ""
+
+    def has(self, text: str) -> bool:
+        """Whether a text occurs in the question, an option or an answer; `text` is casefolded."""
+        asked = (self.prompt, self.prompt_in_english, *self.options)
+        texts = (*asked, self.gold, self.question_id, self.category)
+        said = (answer.text for answer in self.answers.values())
+        return any(text in one.casefold() for one in (*texts, *said))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A filter.
+
+    Attributes:
+        lang: Code; "" for all.
+        benchmark: Name; "" for all.
+        state: right, wrong (by the first run), different (not all runs are right or wrong), or "".
+        text: Must occur in the question or an answer, in any case.
+    """
+
+    lang: str = ""
+    benchmark: str = ""
+    state: str = ""
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ConfigError(f"state {self.state!r}: expected one of {', '.join(STATES[1:])}")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All rows.
+
+    Attributes:
+        names: The runs, the first being the one that right and wrong are about.
+        rows: Sorted by benchmark, language and place in the file.
+        roots: Folder of each benchmark's pictures; those that are not at hand are absent.
+        glosses: Says answers in English.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    roots: Mapping[str, Path]
+    glosses: Glosses
+
+    def find(self, wanted: Wanted) -> list[int]:
+        """Numbers of the rows that pass a filter."""
+        return list(self._find(wanted))
+
+    def _find(self, wanted: Wanted) -> Iterator[int]:
+        first, text = self.names[0], wanted.text.strip().casefold()
+        for number, row in enumerate(self.rows):
+            if wanted.lang not in ("", row.lang) or wanted.benchmark not in ("", row.benchmark):
+                continue
+            if wanted.state in (RIGHT, WRONG):
+                answer = row.answers.get(first)
+                if answer is None or answer.is_right != (wanted.state == RIGHT):
+                    continue
+            if wanted.state == DIFFERENT and len({a.is_right for a in row.answers.values()}) < 2:
+                continue
+            if not text or row.has(text):
+                yield number
+
+    def picture(self, number: int) -> Path | None:
+        """The file of a row's picture; None unless it is a file within its benchmark's folder."""
+        row = self.rows[number]
+        root = self.roots.get(row.benchmark)
+        if root is None or not row.image:
+            return None
+        path = (root / row.image).resolve()
+        inside = path.is_relative_to(root.resolve())
+        return path if inside and path.is_file() else None
+
+    def show(self, number: int) -> dict[str, Any]:
+        """A row as the page wants it."""
+        row = self.rows[number]
+        return {
+            "number": number,
+            "benchmark": row.benchmark,
+            "lang": row.lang,
+            "id": row.question_id,
+            "category": row.category,
+            "image": row.image,
+            "has_picture": self.picture(number) is not None,
+            "prompt": row.prompt,
+            "prompt_in_english": row.prompt_in_english,
+            "gold": row.gold,
+            "gold_in_english": self.glosses.of(row.gold, row.lang, row.options),
+            "options": list(row.options),
+            "answers": [
+                {
+                    "run": name,
+                    "text": answer.text,
+                    "right": answer.is_right,
+                    "cut": answer.is_cut,
+                    "in_english": self.glosses.of(answer.text, row.lang, row.options),
+                }
+                if (answer := row.answers.get(name))
+                else {"run": name, "text": None}
+                for name in self.names
+            ],
+        }
+
+
+def load_runs(
+    folders: Sequence[Path],
+    benchmark_dir: Path | None = None,
+    benchmarks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    table: str | None = None,
+) -> Runs:
+    """Read the answers of runs.
+
+    Args:
+        folders: Models' folders, or those of their results.
+        benchmark_dir: Where benchmarks of your own are, for their pictures.
+        benchmarks: Names; empty for all.
+        languages: Codes; empty for all.
+        table: Translations for the memory engine, beside the names that it knows.
+
+    Raises:
+        DataError: A folder has no answers, or two runs answered different versions of a question.
+    """
+    names = _names(folders)
+    rows: dict[tuple[str, str, str], Row] = {}
+    versions: dict[tuple[str, str], str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        for (benchmark, lang), path in answer_files(folder).items():
+            is_wanted = not benchmarks or benchmark in benchmarks
+            if is_wanted and (not languages or lang in languages):
+                _add(rows, versions, name, benchmark, lang, path)
+    if not rows:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: no answers to {', '.join(benchmarks) or 'anything'} "
+            f"in {', '.join(languages) or 'any language'}"
+        )
+    for (benchmark, lang, key), row in rows.items():
+        english = rows.get((benchmark, ENGLISH, key))
+        if english is not None and lang != ENGLISH:
+            row.prompt_in_english = english.prompt
+    known = list_languages()
+    ordered = sorted(
+        rows.values(), key=lambda row: (row.benchmark, (*known, row.lang).index(row.lang))
+    )
+    roots = _roots({row.benchmark for row in ordered}, benchmark_dir)
+    return Runs(names, tuple(ordered), roots, Glosses(table))
+
+
+def _names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Names of runs: as short as they can be told apart."""
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(resolved):
+        raise ConfigError("a run is named twice; name each once")
+    depth = 1
+    while True:
+        names = tuple("/".join(path.parts[-depth:]) for path in resolved)
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def _add(
+    rows: dict[tuple[str, str, str], Row],
+    versions: dict[tuple[str, str], str],
+    name: str,
+    benchmark: str,
+    lang: str,
+    path: Path,
+) -> None:
+    kind = stated_kind(path)
+    answered = read_answered(path, kind, lang=lang)
+    version = versions.setdefault((benchmark, lang), answered.version)
+    if version and answered.version and version != answered.version:
+        raise DataError(
+            f"{path}: answers to version {answered.version} of {benchmark} in {lang}; another run "
+            f"answered version {version}. Show one of them"
+        )
+    score = score_benchmark(kind, answered.items, answered.texts, lang=lang, name=benchmark)
+    right = {verdict.key: verdict.correct for verdict in score.verdicts}
+    for item in answered.items:
+        row = rows.setdefault(
+            (benchmark, lang, item.question_id),
+            Row(
+                benchmark, lang, item.question_id, item.category, item.image, item.text,
+                item.answer, item.options,
+            ),
+        )  # fmt: skip
+        if (row.prompt, row.gold) != (item.text, item.answer):
+            raise DataError(
+                f"{path}: question {item.question_id} was {row.prompt!r} in another run and is "
+                f"{item.text!r} here; they answered different versions of {benchmark}"
+            )
+        key = item.question_id
+        row.answers[name] = Answer(
+            answered.texts[key], right.get(key, False), key in answered.cut_keys
+        )
+
+
+def _roots(names: set[str], benchmark_dir: Path | None) -> dict[str, Path]:
+    """Folders of pictures; a benchmark that is not at hand is shown without."""
+    roots: dict[str, Path] = {}
+    for name in sorted(names):
+        try:
+            try:
+                roots[name] = get_benchmark(name).image_root
+            except ConfigError:
+                if benchmark_dir is None:
+                    raise
+                roots[name] = get_benchmark(name, benchmark_dir).image_root
+        except UserError as error:
+            log.warning("%s is shown without pictures: %s", name, error)
+    return roots

@@ -1,0 +1,196 @@
+"""Answers and benchmarks in other tools' formats say the same as ours."""
+
+import csv
+import importlib.util
+import json
+
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.benchmarks.importing import write_folder
+from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.registry import open_named
+from lrm_ext.benchmarks.scoring_files import score_file
+from lrm_ext.cli import app
+from lrm_ext.evaluation.answerer import Answer
+from lrm_ext.evaluation.runner import _prediction
+from lrm_ext.export.answers import read_run
+from lrm_ext.export.vlmevalkit import export_vlmevalkit, rows_of
+
+TEXTS = ["B", "Odpověď je A.", "=1+1", ""]
+
+
+def questions(lang="cs"):
+    """Two questions of MMBench in two rotations each."""
+    items = []
+    for number in range(2):
+        for turn, options in enumerate((("jablko", "hruška"), ("hruška", "jablko"))):
+            index = str(number + 1_000_000 * turn)
+            items.append(
+                Item(
+                    index, f"{number}.png", "Co je na stole?", "object_localization", "BA"[turn],
+                    lang, "letter", options=options, question="Co je na stole?", group=str(number),
+                    source_id=index,
+                )
+            )  # fmt: skip
+    return tuple(items)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(2):
+        Image.new("RGB", (6, 4), (200, 10, 10)).save(pictures / f"{number}.png")
+    write_folder(
+        tmp_path / "bench" / "mm", "mmbench", "cs", questions(), pictures, tmp_path / "x.tsv"
+    )
+    return tmp_path / "bench" / "mm"
+
+
+@pytest.fixture
+def run(tmp_path, folder):
+    """A run as `lrm eval` writes it."""
+    benchmark = open_named(str(folder))
+    lines = [
+        _prediction(item, Answer(text, 1, "stop"), benchmark, "a/model", False).to_line()
+        for item, text in zip(questions(), TEXTS, strict=True)
+    ]
+    path = tmp_path / "run" / "predictions" / "mm.cs.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    return tmp_path / "run"
+
+
+def invoke(*args):
+    result = CliRunner().invoke(app, ["export", *map(str, args)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_lmms_eval_samples_and_replay(run, tmp_path):
+    out = tmp_path / "logs"
+    invoke("predictions", run, "--to", "lmms-eval", "--out", out)
+    (samples,) = out.glob("a_model/*_samples_mm_cs.jsonl")
+    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    assert [row["doc_id"] for row in rows] == [0, 1, 2, 3]
+    assert [row["filtered_resps"] for row in rows] == [[text] for text in TEXTS]
+    assert rows[1]["submission"]["index"] == 1_000_000
+    assert (rows[1]["submission"]["A"], rows[1]["target"]) == ("hruška", "A")
+    (results,) = out.glob("a_model/*_results.json")
+    found = json.loads(results.read_text(encoding="utf-8"))
+    report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
+    assert found["results"]["mm_cs"]["circular_accuracy,none"] == report.headline == 50.0
+    replay = json.loads((out / "replay" / "a_model_mm_cs.json").read_text(encoding="utf-8"))
+    assert [log["resps"] for log in replay["logs"]] == [[[text]] for text in TEXTS]
+    assert replay["model_configs"] == {"task": "mm_cs"} and replay["args"]["limit"] is None
+
+
+def test_vlmevalkit_tables_give_the_answers_back(run, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    invoke("predictions", run, "--to", "vlmevalkit", "--out", tmp_path / "kit")
+    invoke("predictions", run, "--to", "vlmevalkit", "--out", tmp_path / "kit", "--format", "tsv")
+    (book,) = (tmp_path / "kit").glob("a_model/T*/a_model_mm_cs.xlsx")
+    sheet = openpyxl.load_workbook(book).active
+    assert "f" not in {cell.data_type for row in sheet.iter_rows() for cell in row}
+    head, *cells = sheet.iter_rows(values_only=True)
+    rows = [dict(zip(head, row, strict=True)) for row in cells]
+    assert [row["prediction"] or "" for row in rows] == TEXTS
+    assert [row["index"] for row in rows] == [0, 1_000_000, 1, 1_000_001]
+    assert rows[0]["B"] == "hruška" and "image" not in rows[0]
+    (table,) = (tmp_path / "kit").glob("a_model/T*/a_model_mm_cs.tsv")
+    with table.open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["prediction"] for row in read] == TEXTS
+
+
+def test_ids_that_are_no_numbers_are_counted(run):
+    (answers,) = read_run(run)
+    assert [row["index"] for row in rows_of(answers)] == [0, 1_000_000, 1, 1_000_001]
+    items = tuple(Item(f"q{n}", "a", "t", "c", "Yes", "cs", "yesno") for n in range(2))
+    named = type(answers)(**{**vars(answers), "items": items, "texts": {"q0": "", "q1": ""}})
+    assert [row["index"] for row in rows_of(named)] == [0, 1]
+
+
+def test_what_cannot_be_exported_is_said(run, folder, tmp_path):
+    path = run / "predictions" / "mm.cs.jsonl"
+    with pytest.raises(ConfigError, match="expected lmms-eval or vlmevalkit"):
+        invoke("predictions", run, "--to", "other", "--out", tmp_path / "x")
+    with pytest.raises(ConfigError, match="--format is 'csv'"):
+        export_vlmevalkit(read_run(run), tmp_path / "x", "csv")
+    with pytest.raises(DataError, match="no answers to export; it has mm cs"):
+        invoke("predictions", run, "--to", "lmms-eval", "--out", tmp_path, "--languages", "hr")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:3]), encoding="utf-8")
+    with pytest.raises(DataError, match="1 of 4 questions have no answer"):
+        list(read_run(run, benchmark_dir=folder.parent))
+    path.write_text("".join(lines).replace('"version": "x-4', '"version": "y-4'), encoding="utf-8")
+    with pytest.raises(DataError, match="the answers are to version y-4"):
+        list(read_run(run, benchmark_dir=folder.parent))
+
+
+def test_a_dataset_is_loaded_by_datasets(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "hf", "--licence", "cc-by-4.0")
+    loaded = datasets.load_dataset(
+        str(tmp_path / "hf"), "cs", split="test", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded[0]["image"].size == (6, 4)
+    records = [
+        {k: v for k, v in row.items() if k != "image"} | {"image": row["image_path"]}
+        for row in loaded
+    ]
+    assert [Item.from_record(row, "x") for row in records] == list(questions())
+    head = yaml.safe_load((tmp_path / "hf" / "README.md").read_text().split("---")[1])
+    assert [config["config_name"] for config in head["configs"]] == ["cs"]
+    assert head["license"] == "cc-by-4.0"
+
+
+def test_a_missing_picture_or_language_is_an_error(folder, tmp_path):
+    with pytest.raises(DataError, match=r"has no hr\.jsonl"):
+        invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "a", "--languages", "hr")
+    (tmp_path / "pictures" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"1 pictures are missing \(1.png\)"):
+        invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "b")
+
+
+class Tasks(yaml.SafeLoader):
+    """Reads `!function module.name` as its text."""
+
+
+Tasks.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def test_task_files_give_our_score(folder, run, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "hf")
+    args = ("--to", "lmms-eval", "--out", tmp_path / "tasks", "--dataset", tmp_path / "hf")
+    invoke("benchmark", folder, *args)
+    task = yaml.load((tmp_path / "tasks" / "mm_lrm_cs.yaml").read_text(), Tasks)
+    group = yaml.safe_load((tmp_path / "tasks" / "mm_lrm.yaml").read_text())
+    assert group["task"] == [task["task"]] == ["mm_lrm_cs"]
+    spec = importlib.util.spec_from_file_location("utils", tmp_path / "tasks" / "utils.py")
+    utils = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(utils)
+
+    def call(name, *arguments):
+        return getattr(utils, name.removeprefix("utils."))(*arguments)
+
+    docs = datasets.load_dataset(
+        task["dataset_path"], task["dataset_name"], split=task["test_split"],
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert call(task["doc_to_visual"], docs[0])[0].mode == "RGB"
+    assert call(task["doc_to_text"], docs[0]) == "Co je na stole?"
+    (metric,) = task["metric_list"]
+    kept = [
+        call(task["process_results"], doc, [text])[metric["metric"]]
+        for doc, text in zip(docs, TEXTS, strict=True)
+    ]
+    report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
+    assert call(metric["aggregation"], kept) == report.headline
