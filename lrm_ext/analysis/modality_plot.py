@@ -33,17 +33,18 @@ def gap_table(report: Mapping[str, Any]) -> Table:
     """The numbers of a model for the terminal."""
     first, last = report["layers"][0], report["layers"][-1]
     table = Table(
-        title=f"{report['model']}: pictures and texts at the input of the language model "
-        f"(CKA also after layer {last['layer']})",
-        box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1),
+        title=f"{report['model']}: pictures and texts at the input of the language model",
+        box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1), caption_justify="left",
+        caption="apart: centroids of pictures and texts, in spreads; cut: share that a straight cut "
+        "tells apart; image, English: the nearest text is that of the picture, of the English text; "
+        f"CKA of texts with images (i), with English (e), at the input and after layer {last['layer']}",
     )  # fmt: skip
     table.add_column("language", no_wrap=True)
-    heads = (
-        "centroids apart", "separable %", "image to text %", "to English %", "CKA image",
-        "CKA English", f"CKA image {last['layer']}", f"CKA English {last['layer']}",
-    )  # fmt: skip
+    number = last["layer"]
+    heads = ("apart", "cut %", "image %", "English %", "CKA i", "CKA e", f"CKA i{number}",
+             f"CKA e{number}")  # fmt: skip
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for lang, one in report["languages"].items():
         early, late = first["languages"][lang], last["languages"][lang]
         table.add_row(
@@ -125,7 +126,7 @@ def _one_language_each(
 
 def _draw(axes: Any, points: NDArray[np.float64], num: int) -> None:
     low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.12 * (high - low)
+    margin = 0.3 * (high - low)
     xs, ys = (
         np.linspace(low[i] - margin[i], high[i] + margin[i], _GRID) for i in range(2)
     )  # fmt: skip
@@ -158,6 +159,9 @@ def _levels(density: NDArray[np.float64]) -> list[float]:
 def _legend() -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
-    names = {True: "pictures, after the projector", False: "texts, as embedded"}
+    names = {
+        True: "pictures, after the projector",
+        False: "texts, as embedded (lines enclose 25, 50, 75 and 95 %)",
+    }
     lines = [Line2D([], [], color=_LOOKS[k][0], linestyle=_LOOKS[k][1]) for k in names]
     return lines, list(names.values())

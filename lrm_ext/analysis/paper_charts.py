@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name
+from lrm_ext.benchmarks.kinds import KINDS
 from lrm_ext.evaluation.report import ENGLISH
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
@@ -26,7 +27,6 @@ _HATCHES: Final = ("", "///", "...", "xx", "\\\\\\", "--")
 _LINES: Final = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _SUFFIXES: Final = (".png", ".svg", ".pdf")
-_SPREAD_NOTE: Final = "whiskers: 95 % interval of a run, standard deviation over several seeds"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -43,8 +43,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def unit_in_words(scored: ScoredBenchmark) -> str:
     """What the axis of a benchmark's score says."""
-    points = {"mme": "points, of 2,000", "captions": "points"}.get(scored.kind, "%")
+    points = "%" if _is_percent(scored) else "points"
     return f"{scored.name}: {scored.unit} ({points})"
+
+
+def _is_percent(scored: ScoredBenchmark) -> bool:
+    return KINDS[scored.kind].maximum == 100
 
 
 def languages_figure(
@@ -102,10 +106,22 @@ def _bars(axes: Axes, one: ScoredBenchmark, labels: Sequence[str]) -> None:
     axes.set_xticks(places, [language_name(lang) for lang in one.languages], rotation=30,
                     ha="right", rotation_mode="anchor")  # fmt: skip
     axes.set_ylabel(unit_in_words(one))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(_SPREAD_NOTE, fontsize=8)
+    _from_zero(axes, one)
+    axes.set_xlabel(_whiskers_in_words(one), fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _from_zero(axes: Axes, one: ScoredBenchmark) -> None:
+    """Let the axis begin at 0, so that lengths tell."""
+    axes.set_ylim(0, 100 if _is_percent(one) else None)
+
+
+def _whiskers_in_words(one: ScoredBenchmark) -> str:
+    several = [cell.spread is not None for cells in one.cells.values() for cell in cells.values()]
+    words = ["95 % interval of a run"] if not all(several) else []
+    words += ["standard deviation over seeds"] if any(several) else []
+    return f"whiskers: {', or '.join(words)}"
 
 
 def _whisker(cell: Cell) -> tuple[float, float]:
@@ -132,9 +148,11 @@ def _radar(axes: Any, one: ScoredBenchmark, labels: Sequence[str]) -> None:
     axes.tick_params(axis="x", pad=14)
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    axes.set_ylim(bottom=0)
+    _from_zero(axes, one)
     # between two spokes, where no line has its points
     axes.set_rlabel_position(180 / len(one.languages))
+    for text in axes.get_yticklabels():
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})
     axes.set_title(unit_in_words(one), pad=18, fontsize=11)
 
 
@@ -206,5 +224,5 @@ def _line(axes: Axes, xs: Sequence[float], cells: Sequence[Cell], name: str, **l
     values = [np.nan if cell.value is None else cell.value for cell in cells]
     spreads = [cell.spread or 0.0 for cell in cells]
     errors = spreads if any(spreads) and look["lw"] > 2 else None
-    axes.errorbar(xs, values, errors, label=name, capsize=3, **look)
+    axes.errorbar(xs, values, errors, label=name, capsize=3, elinewidth=1.2, **look)
     return int(np.isfinite(values).sum())

@@ -81,30 +81,56 @@ def is_best(table: PaperTable, block: Block, row: Row, column: int) -> bool:
 
 
 def print_table(table: PaperTable, console: Console) -> None:
-    """Print it."""
+    """Print it; where it is too wide, with its columns as rows."""
     numbered = _Numbered(table)
     console.print(Text(table.title, style="bold"))
     for block in table.blocks:
-        shown = Table(
-            title=Text(block.title),
-            box=box.SIMPLE_HEAD,
-            title_justify="left",
-            show_edge=False,
-            padding=0 if console.width < 140 else (0, 1),
-        )
-        for head in table.labels:
-            shown.add_column(head, overflow="fold")
-        for head in (*table.columns, COUNTS_HEAD):
-            shown.add_column(head, justify="right", no_wrap=head != COUNTS_HEAD)
-        for row in block.rows:
-            texts = [numbered.text(block, row, i) for i in range(len(table.columns))]
-            cells = [Text(text, style="bold" if best else "") for text, best in texts]
-            shown.add_row(*map(Text, row.labels), *cells, Text(row.counts))
+        heads = (*table.labels, *table.columns, COUNTS_HEAD)
+        lines = [_terminal_row(numbered, block, row, len(table.columns)) for row in block.rows]
+        columns = zip(map(Text, heads), *lines, strict=True)
+        width = sum(2 + max(text.cell_len for text in column) for column in columns)
         console.print()
-        console.print(shown)
+        if width > console.width:
+            console.print(_across(table, block, lines, console.width))
+        else:
+            shown = _empty_table(block, console.width, width)
+            for place, head in enumerate(heads):
+                is_label = place < len(table.labels)
+                shown.add_column(head, justify="left" if is_label else "right", no_wrap=True)
+            for line in lines:
+                shown.add_row(*line)
+            console.print(shown)
     console.print()
     for note in numbered.notes():
         console.print(Text(note))
+
+
+def _terminal_row(numbered: _Numbered, block: Block, row: Row, num: int) -> list[Text]:
+    texts = [numbered.text(block, row, i) for i in range(num)]
+    cells = [Text(text, style="bold" if best else "") for text, best in texts]
+    return [*map(Text, row.labels), *cells, Text(row.counts)]
+
+
+def _empty_table(block: Block, width: int, needed: int) -> Table:
+    padding = (0, 1) if needed <= width else (0, 0)
+    return Table(
+        title=Text(block.title), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False,
+        padding=padding,
+    )  # fmt: skip
+
+
+def _across(table: PaperTable, block: Block, lines: list[list[Text]], width: int) -> Table:
+    """A column a row of the table, under its labels."""
+    shown = _empty_table(block, width, 0)
+    num = len(table.labels)
+    shown.add_column(" / ".join(table.labels), no_wrap=True)
+    for line in lines:
+        head = "\n".join(text.plain for text in line[:num])
+        shown.add_column(Text(head), justify="right", overflow="fold")
+    heads = (*table.names, COUNTS_HEAD)
+    for place, head in enumerate(heads, start=num):
+        shown.add_row(head, *(line[place] for line in lines))
+    return shown
 
 
 def to_terminal(table: PaperTable, width: int = 160) -> str:

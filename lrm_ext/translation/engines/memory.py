@@ -70,6 +70,28 @@ class MemoryEngine:
         self._memory = None
 
 
+def english_by_text(table: str | None, target: str) -> dict[str, str]:
+    """The table read backwards: English by the text in a language.
+
+    Args:
+        table: As in `MemoryOptions`.
+        target: Code of the language.
+
+    Returns:
+        What has one English text only.
+
+    Raises:
+        ConfigError: The table cannot be read.
+    """
+    path = None if table is None else Path(table.replace("{lang}", target))
+    english: dict[str, str] = {}
+    ambiguous: set[str] = set()
+    for ours, other in (_names(target) | _read(path, target)).items():
+        if english.setdefault(other, ours) != ours:
+            ambiguous.add(other)
+    return {other: ours for other, ours in english.items() if other not in ambiguous}
+
+
 def _names(target: str) -> dict[str, str]:
     """CLDR's names of the things in the built-in pictures, with a small and a capital letter."""
     from lrm_ext.corpus.emoji.concepts import load_concepts
