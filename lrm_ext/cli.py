@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import lrm_ext.analysis.commands
 import lrm_ext.bench.commands
 import lrm_ext.benchmarks.commands
 import lrm_ext.corpus.commands
@@ -50,6 +51,7 @@ for _package in (
     lrm_ext.benchmarks.commands,
     lrm_ext.evaluation.commands,
     lrm_ext.inspecting.commands,
+    lrm_ext.analysis.commands,
     lrm_ext.export.commands,
     lrm_ext.serve.commands,
     lrm_ext.bench.commands,

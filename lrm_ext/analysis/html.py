@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from lrm_ext.analysis.charts import Bar, bar_chart, legend, loss_curve
+from lrm_ext.analysis.headlines import headlines_section
 from lrm_ext.analysis.page import render_page, section
 from lrm_ext.analysis.tables import interval, main_group, percent, printable, remarks
 from lrm_ext.analysis.training import StageCurve, training_stages
@@ -57,6 +58,7 @@ def render(report: EvalReport, folder: Path, stages: Sequence[StageCurve]) -> st
         part
         for benchmark in report.benchmarks
         for part in (
+            headlines_section(benchmark),
             _languages_section(benchmark),
             _tasks_section(benchmark),
             _examples_section(benchmark, folder),

@@ -75,7 +75,7 @@ def print_headlines(report: EvalReport, console: Console) -> None:
         if any(result.headlines for result in benchmark.languages):
             console.print()
             console.print(headline_table(benchmark, console.width))
-            for line in _remarks(benchmark):
+            for line in headline_remarks(benchmark):
                 console.print(line, highlight=False)
 
 
@@ -119,7 +119,8 @@ def headline_table(benchmark: BenchmarkResult, width: int) -> Table:
     return table
 
 
-def _remarks(benchmark: BenchmarkResult) -> list[str]:
+def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
+    """What the columns mean, and whether the benchmark is whole; some language has a headline."""
     details = next(h.details for result in benchmark.languages for h in result.headlines)
     lines = [
         "unread: answers that decide nothing (wrong); fidelity: answers in the language of the "

@@ -17,8 +17,8 @@ from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.glossing import Glosses
 from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.inspecting.glossing import Glosses
 from lrm_ext.languages.registry import list_languages
 
 log = logging.getLogger(__name__)

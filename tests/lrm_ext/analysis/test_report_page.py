@@ -12,7 +12,7 @@ from rich.console import Console
 from llava.errors import DataError
 from lrm_ext.analysis.html import write_report
 from lrm_ext.analysis.tables import print_report
-from lrm_ext.evaluation.report import EvalReport
+from lrm_ext.evaluation.report import EvalReport, Headline
 
 
 @pytest.fixture
@@ -122,3 +122,30 @@ def test_an_answer_cannot_steer_the_terminal(folder):
     benchmark = dataclasses.replace(benchmark, examples=(example,))
     text = printed(dataclasses.replace(report, benchmarks=(benchmark,)), 80)
     assert "\x1b" not in text and "\r" not in text and "[2Jda" in text
+
+
+def test_the_page_shows_headlines_in_the_papers_unit(folder):
+    assert "perception" not in render(folder)
+    report = make_report(folder)
+    (benchmark,) = report.benchmarks
+    details = {
+        "counts": {"answered": 2374, "questions": 2374, "unparsed": 7},
+        "fidelity": {"in_language": 2300, "decided": 2360}, "num_categories": 10,
+    }  # fmt: skip
+    values = {"en": 1534.3, "cs": 1300.0, "de": 1400.0}
+    languages = tuple(
+        dataclasses.replace(
+            result,
+            headlines=(
+                Headline("perception", "local", values[result.lang], 1200, 1600, "bootstrap", None,
+                         details),
+            ),
+        )
+        for result in benchmark.languages
+        if result.lang in values
+    )  # fmt: skip
+    benchmark = dataclasses.replace(benchmark, languages=languages)
+    report = dataclasses.replace(report, benchmarks=(benchmark,))
+    page = write_report(report, folder, folder.parent).read_text(encoding="utf-8")
+    assert "<b>1534.30</b>" in page and "2,374 of 2,374" in page and "2,300 of 2,360" in page
+    assert "<td>mean of 2</td><td>local</td><td><b>1350.00</b></td>" in page

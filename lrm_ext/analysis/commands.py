@@ -1,0 +1,122 @@
+"""`lrm table`, `lrm figure`, `lrm modality-gap`: the paper's tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `lrm`."""
+    from lrm_ext.analysis.figure_commands import figure
+
+    app.command("table")(table)
+    app.command("figure")(figure)
+    app.command("modality-gap")(modality_gap)
+
+
+def table(
+    number: int = typer.Argument(min=1, max=4, help="Of the table in the paper."),
+    runs: list[str] = typer.Argument(
+        None, help="RUN, or LABEL=RUN,RUN,... with a run a seed. Table 2: files of figures."
+    ),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    published: bool = typer.Option(True, help="Add what the paper publishes, marked as such."),
+    style: str = typer.Option(
+        "terminal", "--format", help="terminal, markdown, latex, csv or html."
+    ),
+    out: Path = typer.Option(None, help="Write it here instead of printing it."),
+) -> None:
+    """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models."""
+    from rich.console import Console
+
+    from llava.errors import ConfigError
+    from lrm_ext.analysis.paper_tables import agreement_table, models_table, summary_table
+    from lrm_ext.analysis.settings import Setting
+    from lrm_ext.analysis.table_formats import FORMATS, print_table
+    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.translation.commands import split_names
+
+    if style not in FORMATS:
+        raise ConfigError(f"--format {style}: expected one of {', '.join(FORMATS)}")
+    names, langs = split_names(benchmarks), split_names(languages)
+    if number == 2:
+        made = agreement_table([Path(path) for path in runs or ()], published)
+    else:
+        settings = [Setting.parse(text) for text in runs or ()]
+        if number == 1:
+            made = models_table(settings, names, langs, published)
+        else:
+            made = summary_table(number, settings, names, langs, published)
+    if out is not None:
+        write_atomically(out, FORMATS[style](made))
+        typer.echo(f"Table: {out}")
+    elif style == "terminal":
+        print_table(made, Console(highlight=False))
+    else:
+        typer.echo(FORMATS[style](made), nl=False)
+
+
+def modality_gap(
+    model: Path = typer.Argument(help="Folder of a checkpoint."),
+    corpus: Path = typer.Option(
+        None, help="Folder of a corpus; the built-in fine-tuning corpus by default."
+    ),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    num: int = typer.Option(5_000, min=10, help="Samples."),
+    seed: int = typer.Option(0, help="Of the samples and folds."),
+    batch_size: int = typer.Option(64, min=1, help="Pictures or texts at once."),
+    layers: str = typer.Option(None, help="Such as 0,8,16; at most nine, evenly, by default."),
+    model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    out: Path = typer.Option(..., help="FILE.npz of features; the numbers go to FILE.json."),
+) -> None:
+    """How far pictures are from texts in a model, and languages from each other (Figure 5)."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from llava.errors import ConfigError
+    from lrm_ext.analysis.modality import measure, need_scikit_learn
+    from lrm_ext.analysis.modality_features import (
+        FeatureExtractor,
+        draw_samples,
+        extract,
+        save_features,
+    )
+    from lrm_ext.analysis.modality_plot import gap_table
+    from lrm_ext.corpus.emoji.unpack import ensure_unpacked
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.translation.commands import split_names
+
+    need_scikit_learn()
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out}: expected a file that ends with .npz")
+    console = Console(highlight=False)
+    opened = Corpus.open(corpus or ensure_unpacked() / "finetune")
+    langs = dict.fromkeys(("en", *(split_names(languages) or opened.languages)))
+    samples = draw_samples(opened, tuple(langs), num, seed)
+    chosen = None if layers is None else [int(layer) for layer in layers.split(",")]
+    extractor = FeatureExtractor(model, model_base, chosen, device)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("features", total=None)
+        features = extract(
+            extractor, samples, batch_size,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    about = {
+        "model": str(model), "corpus": str(opened.path), "corpus_fingerprint": opened.fingerprint(),
+        "seed": seed, "num_samples": len(samples.rows), "num_wanted": num,
+        "left_out": samples.num_left_out, "layers": list(extractor.layers),
+    }  # fmt: skip
+    save_features(out, features, about)
+    report = {**about, **measure(features, extractor.layers, seed)}
+    write_atomically(out.with_suffix(".json"), json.dumps(report, indent=1))
+    console.print(gap_table(report))
+    left = ", ".join(f"{n:,} {why}" for why, n in samples.num_left_out.items() if n)
+    console.print(f"{len(samples.rows):,} samples of {num:,} asked for; left out: {left or 'none'}")
+    console.print(f"Features: {out}, numbers: {out.with_suffix('.json')}", soft_wrap=True)

@@ -1,0 +1,275 @@
+"""Figure 4 of the paper: pictures, questions, the answers of several models, and what they mean.
+
+In: runs that answered the same questions. Out: a picture and a page. Question ids are given or
+drawn, first among the questions on which the answers differ; how many those are is said. English
+comes from a table (the engine `memory`, and the benchmark's own questions and answers): what is not
+in it is said to be without a translation, never guessed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.analysis.settings import Setting
+from lrm_ext.analysis.tables import printable
+from lrm_ext.benchmarks.answered import Answered, read_answered, stated_kind
+from lrm_ext.benchmarks.parse import text_key
+from lrm_ext.benchmarks.registry import get_benchmark
+from lrm_ext.benchmarks.scoring import score_benchmark
+from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.glossing import Glosses
+from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.languages import list_languages
+from lrm_ext.mixture.permutation import Permutation
+
+log = logging.getLogger(__name__)
+
+NO_ENGLISH: Final = "no translation in the table"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which questions are shown.
+
+    Attributes:
+        benchmarks: One name; empty for the only one that all runs answered.
+        languages: Codes; empty for the first but English.
+        ids: Question ids; empty to draw them.
+        num: How many are drawn in each language.
+        seed: Of the draw.
+    """
+
+    benchmarks: tuple[str, ...]
+    languages: tuple[str, ...]
+    ids: tuple[str, ...]
+    num: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text and what it means.
+
+    Attributes:
+        text: As it stands.
+        english: In English; None if the table has no translation.
+    """
+
+    text: str
+    english: str | None
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What one model said; `label` names it."""
+
+    label: str
+    said: Said
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One question with its picture and answers."""
+
+    question_id: str
+    lang: str
+    picture: Path
+    question: Said
+    expected: Said
+    answers: tuple[ModelAnswer, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the figure shows.
+
+    Attributes:
+        shown: The questions.
+        caption: How they were chosen.
+    """
+
+    shown: tuple[Shown, ...]
+    caption: str
+
+
+def write_examples(
+    settings: Sequence[Setting],
+    choice: Choice,
+    out: Path,
+    benchmark_dir: Path | None = None,
+    table: str | None = None,
+) -> Path:
+    """Write the picture, and beside it a page with the same; returns the page's path.
+
+    Args:
+        settings: One run each.
+        choice: Which questions.
+        out: The picture.
+        benchmark_dir: Where the benchmark is, unless it is built in.
+        table: Of the engine `memory`.
+
+    Raises:
+        ConfigError: The choice fits no benchmark or language of the runs.
+        DataError: A question is unknown, or the runs answered different ones.
+    """
+    from lrm_ext.analysis.paper_charts import save_figure
+    from lrm_ext.analysis.qualitative_plot import examples_figure, examples_page
+    from lrm_ext.evaluation.predictions import write_atomically
+
+    examples = choose_examples(settings, choice, benchmark_dir, table)
+    save_figure(examples_figure(examples), out)
+    page = out.with_suffix(".html")
+    write_atomically(page, examples_page(examples))
+    return page
+
+
+def choose_examples(
+    settings: Sequence[Setting],
+    choice: Choice,
+    benchmark_dir: Path | None = None,
+    table: str | None = None,
+) -> Examples:
+    """Choose the questions; see `write_examples`."""
+    if any(len(setting.runs) > 1 for setting in settings):
+        raise ConfigError("figure 4 shows one run of each label")
+    files = {setting.label: answer_files(setting.runs[0]) for setting in settings}
+    if len(files) < len(settings):
+        raise ConfigError("two runs have the same label; give LABEL=RUN")
+    common = set.intersection(*(set(found) for found in files.values()))
+    name = _benchmark_name(common, choice.benchmarks)
+    langs = choice.languages or _first_language(common, name)
+    if lacking := [lang for lang in langs if (name, lang) not in common]:
+        raise ConfigError(f"not every run has answers to {name} in {', '.join(lacking)}")
+    benchmark = get_benchmark(name, benchmark_dir)
+    english = next((f[name, ENGLISH] for f in files.values() if (name, ENGLISH) in f), None)
+    shown: list[Shown] = []
+    captions: list[str] = []
+    for lang in langs:
+        answered = {label: _read(found[name, lang], lang) for label, found in files.items()}
+        right = {
+            label: _right(one, files[label][name, lang], lang) for label, one in answered.items()
+        }
+        ids, caption = _choose(answered, right, choice, lang)
+        captions.append(caption)
+        first = next(iter(answered.values()))
+        items = {item.question_id: item for item in first.items}
+        meanings = _Meanings(first, _read(english, ENGLISH) if english else None, lang, table)
+        for key in ids:
+            item = items[key]
+            answers = (
+                ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
+                for label, one in answered.items()
+            )
+            shown.append(
+                Shown(
+                    key, lang, benchmark.image_path(item.image), meanings.of_question(key),
+                    meanings.of_answer(item.answer), tuple(answers),
+                )
+            )  # fmt: skip
+    return Examples(tuple(shown), " ".join(captions))
+
+
+def _benchmark_name(common: set[tuple[str, str]], wanted: Sequence[str]) -> str:
+    there = sorted({name for name, _ in common})
+    if len(wanted) > 1 or (not wanted and len(there) != 1):
+        raise ConfigError(
+            "figure 4 is about one benchmark; choose with --benchmarks: "
+            f"{', '.join(there) or 'the runs have none in common'}"
+        )
+    if wanted and wanted[0] not in there:
+        raise ConfigError(f"not every run has answers to {wanted[0]}; all have {', '.join(there)}")
+    return wanted[0] if wanted else there[0]
+
+
+def _first_language(common: set[tuple[str, str]], name: str) -> tuple[str, ...]:
+    langs = [lang for lang in list_languages() if (name, lang) in common]
+    return tuple(sorted(langs, key=lambda lang: lang == ENGLISH)[:1])
+
+
+def _read(path: Path, lang: str) -> Answered:
+    return read_answered(path, stated_kind(path), lang=lang)
+
+
+def _right(answered: Answered, path: Path, lang: str) -> Mapping[str, bool]:
+    kind = stated_kind(path)
+    report = score_benchmark(kind, answered.items, answered.texts, lang=lang)
+    return {verdict.key: verdict.correct for verdict in report.verdicts}
+
+
+def _choose(
+    answered: Mapping[str, Answered],
+    right: Mapping[str, Mapping[str, bool]],
+    choice: Choice,
+    lang: str,
+) -> tuple[list[str], str]:
+    """Ids to show, and how they were chosen.
+
+    Raises:
+        DataError: An id is unknown, or no question is answered by all runs.
+    """
+    everywhere = set.intersection(*(set(one.texts) for one in answered.values()))
+    if choice.ids:
+        if unknown := [key for key in choice.ids if key not in everywhere]:
+            raise DataError(f"{lang}: not every run has answered {', '.join(unknown)}")
+        return list(choice.ids), f"{lang}: questions chosen by hand."
+    keys = sorted(everywhere)
+    if not keys:
+        raise DataError(f"{lang}: the runs have answered no question in common")
+    drawn = [keys[place] for place in Permutation(len(keys), (choice.seed, 2))]
+    differing = [k for k in drawn if len({one.get(k) for one in right.values()}) > 1]
+    chosen = differing[: choice.num]
+    chosen += [key for key in drawn if key not in chosen][: choice.num - len(chosen)]
+    caption = f"{lang}: {len(chosen)} drawn (seed {choice.seed})"
+    if len(answered) > 1:
+        caption += (
+            f", those first on which one model is right and another is not "
+            f"({len(differing):,} of {len(keys):,} questions)"
+        )
+    return chosen, caption + "."
+
+
+class _Meanings:
+    """English of questions (by their id) and of answers (by a table)."""
+
+    def __init__(
+        self, own: Answered, english: Answered | None, lang: str, table: str | None
+    ) -> None:
+        self._lang = lang
+        self._questions = {item.question_id: item.text for item in own.items}
+        self._english = {item.question_id: item for item in english.items} if english else {}
+        self._glosses = Glosses(table)
+        self._table: dict[str, str] = {}
+        if lang != ENGLISH:
+            pairs = {
+                (item.answer, self._english[item.question_id].answer)
+                for item in own.items
+                if item.question_id in self._english and item.answer_type in ("yesno", "text")
+            }
+            self._table = _unambiguous(pairs)
+
+    def of_question(self, key: str) -> Said:
+        text = self._questions[key]
+        if self._lang == ENGLISH:
+            return Said(text, text)
+        return Said(text, self._english[key].text if key in self._english else None)
+
+    def of_answer(self, text: str) -> Said:
+        shown = printable(text).strip()
+        if self._lang == ENGLISH:
+            return Said(shown, shown)
+        known = self._table.get(text_key(shown))
+        return Said(shown, known or self._glosses.of(shown, self._lang) or None)
+
+
+def _unambiguous(pairs: set[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, set[str]] = {}
+    for other, english in pairs:
+        found.setdefault(text_key(other), set()).add(english)
+    folded = {key: {text_key(one) for one in ways} for key, ways in found.items()}
+    return {key: min(ways) for key, ways in found.items() if len(folded[key]) == 1}
