@@ -67,11 +67,11 @@ def _summed_loss(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> Tensor:
     """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
+    # the backward pass, which nobody watches, has to compute a chunk the same way
+    watched = is_watched()
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
-        logits = lm_head(chunk).float()
-        report_tokens(logits, chunk_targets)
-        return F.cross_entropy(logits, chunk_targets, reduction="sum")
+        return _token_losses(lm_head(chunk).float(), chunk_targets, watched)
 
     # ranks would gather a partitioned weight a different number of times, and hang
     if _is_partitioned(lm_head):
@@ -83,6 +83,20 @@ def _summed_loss(
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
     losses = [checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in pieces]
     return torch.stack(losses).sum()
+
+
+def _token_losses(logits: Tensor, targets: Tensor, watched: bool) -> Tensor:
+    """Sum the cross entropies of logits [N, V]; those who watch see the tokens.
+
+    The gradient is the same with and without watchers, bit for bit: a sum's addends are seen before
+    they are added, and the only further pass over the logits looks for the largest.
+    """
+    if not watched:
+        return F.cross_entropy(logits, targets, reduction="sum")
+    log_probabilities = F.log_softmax(logits, dim=1)
+    losses = F.nll_loss(log_probabilities, targets, reduction="none")
+    report_tokens(losses, log_probabilities.detach().amax(dim=1) == -losses.detach())
+    return losses.sum()
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +123,7 @@ def _report_chunks(
     size = max(max_chunk_logits // lm_head.weight.shape[0], 1)
     with torch.no_grad():
         for chunk, chunk_targets in zip(hidden.split(size), targets.split(size), strict=True):
-            report_tokens(lm_head(chunk).float(), chunk_targets)
+            _token_losses(lm_head(chunk).float(), chunk_targets, watched=True)
 
 
 def _is_partitioned(lm_head: nn.Module) -> bool:

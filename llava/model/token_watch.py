@@ -1,8 +1,8 @@
 """Lets somebody see the loss of each token, from logits that training computes anyway.
 
-In: logits and targets of a chunk of supervised positions, reported by the loss. Out: token losses
-and whether the likeliest token was right, handed to whoever watches. Nothing is computed unless
-somebody does, and nothing enters the graph. Positions come in the order of the batch.
+In: what the loss computed for a chunk of supervised positions anyway. Out: token losses and whether
+the likeliest token was right, handed to whoever watches. Nothing enters the graph. Positions come
+in the order of the batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 # token losses [N] float32, and [N] bool, on the model's device
@@ -37,19 +36,12 @@ def is_watched() -> bool:
     return bool(_watchers)
 
 
-def report_tokens(logits: Tensor, targets: Tensor) -> None:
-    """Show logits to those who watch.
+def report_tokens(losses: Tensor, is_right: Tensor) -> None:
+    """Show tokens to those who watch.
 
     Args:
-        logits: [N, V] of supervised positions.
-        targets: [N] long.
+        losses: [N] float32 of supervised positions.
+        is_right: [N] bool, whether no other token was likelier than the target.
     """
-    if not _watchers:
-        return
-    with torch.no_grad():
-        chosen = logits.detach().float()
-        wanted = chosen.gather(1, targets.unsqueeze(1)).squeeze(1)
-        losses = chosen.logsumexp(dim=1) - wanted
-        is_right = chosen.argmax(dim=1) == targets
     for watcher in _watchers:
-        watcher(losses, is_right)
+        watcher(losses.detach(), is_right)

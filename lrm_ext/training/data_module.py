@@ -236,5 +236,6 @@ def _features(
     # the first process of a machine computes, the others then find everything there
     with args.main_process_first(desc="vision features"):
         cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
-        cache.add(paths, tower, args.dataloader_num_workers)
+        tolerates = context.data_args.max_drop_rate > 0
+        cache.add(paths, tower, args.dataloader_num_workers, tolerates)
     return cache

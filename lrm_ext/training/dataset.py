@@ -96,7 +96,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             family has one.
         limits: How long a sample may be.
         loader: Opens pictures; None for a text-only model.
-        features: Outputs of the frozen tower, in place of pictures.
+        features: Outputs of the frozen tower, in place of the loader's pictures.
         mm_use_im_start_end: Put `<im_start>` and `<im_end>` around a picture.
         cache_size: Encoded samples to keep. The sampler asks for a sample's length before the
             loader asks for the sample.
@@ -173,15 +173,14 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         }
         if self.extend is not None:
             item |= self.extend(encoded)
-        if self._features is not None:
-            item["image_features"] = self._picture_features(encoded)
-        elif self._loader is not None:
+        if self._loader is not None or self._features is not None:
+            name = "image" if self._features is None else "image_features"
             self.account.count(READ, encoded.lang)
             try:
-                item["image"] = self._pixels(encoded)
+                item[name] = self._picture(encoded) if encoded.has_image else self._no_picture
             except DataError as error:
                 self._lose_picture(encoded, error)
-                item["image"] = self._loader.empty
+                item[name] = self._no_picture
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         if not (item["labels"] != IGNORE_INDEX).any():
             item["units"] = dict.fromkeys(item["units"], 0)
@@ -291,18 +290,20 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         assert path is not None
         return path
 
-    def _picture_features(self, item: EncodedItem) -> Tensor:
-        assert self._features is not None
-        if not item.has_image:
+    def _picture(self, item: EncodedItem) -> Tensor:
+        if self._features is not None:
+            return self._features[self._image_path(item)]
+        assert self._loader is not None
+        return self._loader(self._image_path(item))
+
+    @property
+    def _no_picture(self) -> Tensor:
+        """What stands for the picture of a sample that has none: zeros."""
+        if self._features is not None:
             dtype: torch.dtype = getattr(torch, self._features.dtype)
             return torch.zeros(self._features.feature_shape, dtype=dtype)
-        return self._features[self._image_path(item)]
-
-    def _pixels(self, item: EncodedItem) -> Tensor:
         assert self._loader is not None
-        if not item.has_image:
-            return self._loader.empty
-        return self._loader(self._image_path(item))
+        return self._loader.empty
 
 
 @lru_cache(maxsize=256)

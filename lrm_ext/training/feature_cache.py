@@ -74,6 +74,8 @@ class FeatureCache:
         self._loader = loader
         self._places: dict[str, tuple[str, int, FileState]] = {}
         self._shards: dict[str, npt.NDArray[Any]] = {}
+        # not on disk: the next opening tries again
+        self._broken: dict[str, str] = {}
         self._read_lists()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,8 +89,11 @@ class FeatureCache:
         """The features of a picture, [P, D].
 
         Raises:
+            DataError: The picture could not be read.
             KeyError: They were not computed.
         """
+        if _name(path) in self._broken:
+            raise DataError(self._broken[_name(path)])
         name, row, _ = self._places[_name(path)]
         shard = self._shards.get(name)
         if shard is None:
@@ -96,20 +101,24 @@ class FeatureCache:
         return torch.from_numpy(np.array(shard[row]))
 
     def missing(self, paths: Sequence[Path]) -> list[Path]:
-        """Those pictures that are new, or have changed since their features were computed.
-
-        Raises:
-            DataError: A picture does not exist.
-        """
+        """Those pictures that are new, or have changed since their features were computed."""
         return [path for path in paths if self._is_missing(path)]
 
-    def add(self, paths: Sequence[Path], tower: Any, num_workers: int = 0) -> int:
+    def add(
+        self,
+        paths: Sequence[Path],
+        tower: Any,
+        num_workers: int = 0,
+        tolerates_broken: bool = False,
+    ) -> int:
         """Compute the features that are missing.
 
         Args:
             paths: Pictures; duplicates are computed once.
             tower: The tower that the cache was opened for.
             num_workers: Processes that open pictures.
+            tolerates_broken: A picture that cannot be read raises when its features are asked for,
+                not now.
 
         Returns:
             How many were computed.
@@ -123,20 +132,33 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         log.info("computing the vision tower's output for %d pictures", len(todo))
         pictures = _Pictures(todo, self._loader)
-        batches: DataLoader[Tensor] = DataLoader(
+        batches: DataLoader[Any] = DataLoader(
             pictures, batch_size=BATCH_SIZE, num_workers=num_workers
         )
         with _progress(len(todo)) as advance:
             rows: list[npt.NDArray[Any]] = []
-            first = num_rows = 0
-            for pixels in batches:
-                rows.append(self._encode(tower, pixels))
-                num_rows += len(pixels)
+            whole: list[Path] = []
+            num_seen = 0
+            for pixels, reasons in batches:
+                batch = todo[num_seen : num_seen + len(pixels)]
+                self._note_broken(batch, reasons, tolerates_broken)
+                kept = [i for i, reason in enumerate(reasons) if not reason]
+                rows.append(self._encode(tower, pixels)[kept])
+                whole += [batch[i] for i in kept]
+                num_seen += len(pixels)
                 advance(len(pixels))
-                if num_rows - first >= PICTURES_PER_SHARD or num_rows == len(todo):
-                    self._write(todo[first:num_rows], np.concatenate(rows))
-                    first, rows = num_rows, []
-        return len(todo)
+                if len(whole) >= PICTURES_PER_SHARD or (whole and num_seen == len(todo)):
+                    self._write(whole, np.concatenate(rows))
+                    whole, rows = [], []
+        return sum(_name(path) not in self._broken for path in todo)
+
+    def _note_broken(self, paths: Sequence[Path], reasons: Sequence[str], tolerates: bool) -> None:
+        for path, reason in zip(paths, reasons, strict=True):
+            if reason and not tolerates:
+                raise DataError(reason)
+            self._broken.pop(_name(path), None)
+            if reason:
+                self._broken[_name(path)] = reason
 
     def _encode(self, tower: Any, pixels: Tensor) -> npt.NDArray[Any]:
         with torch.no_grad(), np.errstate(over="ignore"):
@@ -169,7 +191,12 @@ class FeatureCache:
 
     def _is_missing(self, path: Path) -> bool:
         place = self._places.get(_name(path))
-        return place is None or place[2] != _state(path)
+        if place is None:
+            return True
+        try:
+            return place[2] != _state(path)
+        except DataError:
+            return True  # whoever reads it says why
 
 
 def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
@@ -191,7 +218,9 @@ def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Pictures(Dataset[Tensor]):
+class _Pictures(Dataset[tuple[Tensor, str]]):
+    """Pixels and an empty text; of a picture that cannot be read, zeros and the reason."""
+
     def __init__(self, paths: Sequence[Path], loader: PictureLoader) -> None:
         self._paths = paths
         self._loader = loader
@@ -199,8 +228,11 @@ class _Pictures(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._loader(self._paths[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        try:
+            return self._loader(self._paths[index]), ""
+        except DataError as error:
+            return self._loader.empty, str(error)
 
 
 def _num_features(tower: Any) -> int:

@@ -30,6 +30,9 @@ export_process_settings() {
   cores=$(num_cores)
   # The quickstart's matrices are too small to feed more than a few threads.
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 8 ? cores : 8))}"
+  # By default a thread that waits for the others spins, and takes the core that another program, or
+  # one of these threads, could have: beside one busy program a training step took four times as long.
+  export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-2000}"
   # The workers of a data loader are processes already.
   export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
   # glibc otherwise maps and zeroes every large temporary anew: a third of a training step on a CPU.

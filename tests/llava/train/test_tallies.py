@@ -1,5 +1,9 @@
 """Tallies of groups and batches, against sums made by hand."""
 
+import sys
+from types import ModuleType
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +54,40 @@ def test_watching_changes_neither_loss_nor_gradient(batch):
     loss, *_ = watched(hidden, labels, head)
     assert torch.equal(loss, plain)
     assert torch.equal(torch.autograd.grad(loss, head.weight)[0], gradient)
+
+
+def liger_stand_in(monkeypatch):
+    """A module with the name, signature and result of Liger's function, but plain cross entropy.
+
+    It tells that Liger's losses are watched, not that Liger's kernel is right.
+    """
+
+    def fused(hidden, weight, targets, bias=None, reduction="mean"):
+        return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction=reduction)
+
+    functional = ModuleType("liger_kernel.transformers.functional")
+    functional.liger_fused_linear_cross_entropy = Mock(side_effect=fused)
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    return functional.liger_fused_linear_cross_entropy
+
+
+@pytest.mark.parametrize("max_chunk_logits", [2**26, 2 * V])
+def test_tokens_are_seen_although_liger_holds_no_logits(batch, monkeypatch, max_chunk_logits):
+    hidden, labels, head = batch
+    hidden.requires_grad_()
+    expected = watched(hidden, labels, head)
+    gradient = torch.autograd.grad(expected[0], [hidden, head.weight])
+    kernel = liger_stand_in(monkeypatch)
+    options = {"use_liger": True, "max_chunk_logits": max_chunk_logits}
+    found = watched(hidden, labels, head, **options)
+    assert kernel.call_count == 1
+    torch.testing.assert_close(found, expected)
+    assert not found[1].requires_grad
+    torch.testing.assert_close(torch.autograd.grad(found[0], [hidden, head.weight]), gradient)
+    causal_lm_loss(hidden, labels, head, **options)  # nobody watches: no logits are made
+    assert kernel.call_count == 2
 
 
 def test_groups_are_summed_over_micro_batches(batch):

@@ -13,6 +13,7 @@ from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training import account
 from lrm_ext.training.account import Account
 from lrm_ext.training.dataset import Limits, MixtureDataset
+from lrm_ext.training.feature_cache import FeatureCache
 from lrm_ext.training.pictures import PictureLoader
 
 NUM_ROWS = 8
@@ -38,11 +39,16 @@ def chat(answer, number):
 
 @pytest.fixture
 def make(chats, tiny_tokenizer, tiny_tower):
-    def build(limit=2000, rate=0.0, instruction="mvqa"):
+    def build(limit=2000, rate=0.0, instruction="mvqa", features=None):
         loader = PictureLoader(tiny_tower.image_processor, "pad")
         spec = MixtureSpec.from_dict({"instructions": {instruction: 1}})
         return MixtureDataset(
-            Mixture(spec, chats), tiny_tokenizer, "lrm_v1", Limits(limit, 16, rate), loader
+            Mixture(spec, chats),
+            tiny_tokenizer,
+            "lrm_v1",
+            Limits(limit, 16, rate),
+            loader,
+            features,
         )
 
     return build
@@ -142,6 +148,38 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
     assert dataset.account.number("broken picture") == 2  # English and Croatian
     assert dataset.account.number("broken picture", "hr") == 1
     assert "3.png" in caplog.text and "nothing is learnt from it" in caplog.text
+
+
+def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp_path, tiny_tower):
+    before = make(rate=0.2)
+    plain = [before[i]["labels"] for i in range(len(before))]
+    break_picture(chats, 3)
+    chats.image_path(5).unlink()
+    loader = PictureLoader(tiny_tower.image_processor, "pad")
+    paths = [chats.image_path(row) for row in range(NUM_ROWS)]
+    cache = FeatureCache(tmp_path / "cache", tiny_tower, loader, "float32")
+    with pytest.raises(DataError, match=r"3\.png: the picture cannot be read"):
+        cache.add(paths, tiny_tower)
+    assert cache.add(paths, tiny_tower, tolerates_broken=True) == NUM_ROWS - 2
+    dataset = make(rate=0.3, features=cache)
+    for i, labels in enumerate(plain):
+        item, row = dataset[i], dataset.encoded(i).row
+        assert item["image_features"].shape == cache.feature_shape
+        if row in (3, 5):
+            assert (item["labels"] == IGNORE_INDEX).all() and not item["image_features"].any()
+        else:
+            assert torch.equal(item["labels"], labels)
+            assert torch.equal(item["image_features"], cache[paths[row]])
+    assert dataset.account.number("read") == len(dataset)
+    assert dataset.account.number("broken picture", "hr") == 2
+    with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Mend it, or tolerate"):
+        strict = make(features=cache)
+        for i in range(len(strict)):
+            strict[i]
+    # mended, it is read at the next opening
+    Image.new("RGB", (9, 9)).save(chats.image_path(3))
+    assert cache.add(paths, tiny_tower, tolerates_broken=True) == 1
+    assert cache[paths[3]].shape == cache.feature_shape
 
 
 def test_workers_count_into_the_same_account(make, chats):
