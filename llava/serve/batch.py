@@ -21,7 +21,7 @@ from llava.image_fit import to_rgb
 from llava.mm_utils import process_images
 from llava.serve.engine import Engine, GenerationRequest
 from llava.serve.feature_cache import FeatureCache, picture_key
-from llava.serve.kv_rows import KVRows
+from llava.serve.kv_rows import KVRows, rounded
 from llava.serve.sampling import Sampler
 from llava.serve.streaming import AnswerText
 
@@ -78,6 +78,7 @@ class Prepared:
         is_tiled: Whether pictures are cut into tiles.
         image_sizes: (width, height) of each picture.
         max_new_tokens: How many tokens the answer may have.
+        max_positions: Positions that prompt and answer may take together.
     """
 
     request: GenerationRequest
@@ -88,6 +89,7 @@ class Prepared:
     is_tiled: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
     max_new_tokens: int = 0
+    max_positions: int = 0
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Row:
         text: What has been generated.
         sampler: How the next token is chosen.
         num_prompt_tokens: Positions of the prompt, pictures included.
+        max_positions: Positions that prompt and answer may take together.
         last_id: The last token.
     """
 
@@ -106,6 +109,7 @@ class Row:
     text: AnswerText
     sampler: Sampler
     num_prompt_tokens: int
+    max_positions: int
     last_id: int = 0
 
     @property
@@ -121,12 +125,16 @@ class Batch:
         engine: The model.
         max_rows: How many requests run at the same time.
         cache_bytes: Memory for features of pictures.
+        max_kv_tokens: Positions of keys and values of all requests together; None for any number.
     """
 
-    def __init__(self, engine: Engine, max_rows: int, cache_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, max_rows: int, cache_bytes: int, max_kv_tokens: int | None = None
+    ) -> None:
         self._engine = engine
         self._max_rows = max_rows
-        self._kv = KVRows(max_rows)
+        self._max_kv_tokens = max_kv_tokens
+        self._kv = KVRows(max_rows, max_kv_tokens)
         self.features = FeatureCache(cache_bytes)
         self.rows: list[Row] = []
         top_k = getattr(engine.model.generation_config, "top_k", None)
@@ -140,12 +148,27 @@ class Batch:
         """Whether no request can join."""
         return len(self.rows) >= self._max_rows
 
+    def has_room(self, prepared: Prepared) -> bool:
+        """Whether a request can join now and end, however long its answer becomes."""
+        if self.is_full:
+            return False
+        if self._max_kv_tokens is None:
+            return True
+        longest = max([prepared.max_positions, *(row.max_positions for row in self.rows)])
+        return (len(self.rows) + 1) * rounded(longest) <= self._max_kv_tokens
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of keys and values now."""
+        return self._kv.num_bytes
+
     def prepare(self, request: GenerationRequest) -> Prepared:
         """Tokenize a prompt and prepare its pictures; any thread may do so.
 
         Raises:
             ContextFull: Prompt and pictures fill the context.
-            DataError: Pictures were given to a model that takes none.
+            DataError: Pictures were given to a model that takes none, or prompt and pictures
+                fill the memory for keys and values.
         """
         engine = self._engine
         ids = engine.prompt_ids(request)
@@ -172,7 +195,20 @@ class Batch:
             for known, pixels in zip(prepared.features, prepared.pixels, strict=True)
         ]
         prepared.max_new_tokens = engine.room(request, ids, num_tiles)
+        self._fit(prepared, engine.prompt_len(ids, num_tiles))
         return prepared
+
+    def _fit(self, prepared: Prepared, prompt_len: int) -> None:
+        """Bound an answer by the memory that there is, as the context bounds it."""
+        if self._max_kv_tokens is not None:
+            usable = self._max_kv_tokens // rounded(1) * rounded(1)
+            if prompt_len >= usable:
+                raise DataError(
+                    f"the prompt takes {prompt_len:,} positions with its pictures, but this worker "
+                    f"has memory for {usable:,} (--max-kv-tokens): ask for less"
+                )
+            prepared.max_new_tokens = min(prepared.max_new_tokens, usable - prompt_len)
+        prepared.max_positions = prompt_len + prepared.max_new_tokens
 
     @torch.inference_mode()
     def join(self, prepared: Prepared, owner: Any) -> tuple[Row, str]:
@@ -194,7 +230,7 @@ class Batch:
             request.temperature, request.top_p, self._top_k, request.seed, embeds.device
         )
         text = self._engine.answer_text(request, prepared.max_new_tokens)
-        row = Row(owner, text, sampler, embeds.shape[1])
+        row = Row(owner, text, sampler, embeds.shape[1], prepared.max_positions)
         row.last_id = sampler.draw(output.logits[0, -1])
         piece = text.push(row.last_id)
         if text.finish_reason is None:

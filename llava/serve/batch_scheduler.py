@@ -43,6 +43,8 @@ class BatchScheduler(Scheduler):
         timeout_s: As for `Scheduler`.
         on_change: As for `Scheduler`.
         cache_bytes: Memory for features of pictures.
+        max_kv_tokens: Positions of keys and values of all that run; None for any number. Requests
+            wait until there is room for the longest answer that they may get.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class BatchScheduler(Scheduler):
         timeout_s: float | None = None,
         on_change: Callable[[], None] = lambda: None,
         cache_bytes: int = CACHE_BYTES,
+        max_kv_tokens: int | None = None,
     ) -> None:
         super().__init__(engine, max_running, max_waiting, timeout_s, on_change)
-        self.batch = Batch(engine, max_running, cache_bytes)
+        self.batch = Batch(engine, max_running, cache_bytes, max_kv_tokens)
         self._waiting: deque[Ticket] = deque()
         self._thread = threading.Thread(target=self._run, name="batch", daemon=True)
         self._thread.start()
@@ -107,12 +110,12 @@ class BatchScheduler(Scheduler):
     def _admit(self) -> None:
         """Let those who wait join, as far as there is room."""
         num_tokens = 0
-        while not self.batch.is_full and num_tokens < JOIN_TOKENS:
+        while num_tokens < JOIN_TOKENS:
             with self._changed:
-                if not self._waiting:
+                # In order: a long request would wait for ever if short ones went past it.
+                if not self._waiting or not self.batch.has_room(self._waiting[0].prepared):
                     return
                 ticket = self._waiting.popleft()
-            assert ticket.prepared is not None
             try:
                 row, piece = self.batch.join(ticket.prepared, ticket)
             except Exception as error:
@@ -152,10 +155,13 @@ def build_scheduler(
     max_waiting: int,
     timeout_s: float | None = None,
     on_change: Callable[[], None] = lambda: None,
+    max_kv_tokens: int | None = None,
 ) -> Scheduler:
-    """Return the scheduler that fits a model."""
+    """Return the scheduler that fits a model; arguments as for `BatchScheduler`."""
     reason = why_not(engine)
     if reason is None:
-        return BatchScheduler(engine, max_running, max_waiting, timeout_s, on_change)
+        return BatchScheduler(
+            engine, max_running, max_waiting, timeout_s, on_change, max_kv_tokens=max_kv_tokens
+        )
     log.info("%s answers each request by itself: %s", engine.name, reason)
     return ThreadScheduler(engine, max_running, max_waiting, timeout_s, on_change)

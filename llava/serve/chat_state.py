@@ -23,6 +23,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation, get_conversation
 from llava.image_fit import to_rgb
 from llava.serve.chat_log import image_digest
+from llava.serve.retention import KEEP_DAYS
 
 THUMBNAIL_SIDE_PX = 512
 
@@ -51,6 +52,7 @@ class PageSettings:
         moderate: Refuse text that OpenAI's moderation flags.
         log_dir: Folder of conversation logs and pictures.
         control: A choice that another package adds.
+        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
     """
 
     controller_url: str = "http://localhost:21001"
@@ -59,6 +61,7 @@ class PageSettings:
     moderate: bool = False
     log_dir: Path = Path(LOGDIR)
     control: PromptControl | None = None
+    keep_days: float = KEEP_DAYS
 
 
 @dataclass

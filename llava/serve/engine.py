@@ -204,11 +204,15 @@ class Engine:
         Raises:
             ContextFull: Prompt and pictures fill the context.
         """
-        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
-        room = self.context_len - num_text - self._num_image_tokens(num_tiles)
+        room = self.context_len - self.prompt_len(input_ids, num_tiles)
         if room < 1:
             raise ContextFull
         return min(request.max_new_tokens, room)
+
+    def prompt_len(self, input_ids: torch.Tensor, num_tiles: Sequence[int]) -> int:
+        """Return how many positions a prompt takes, or a few more; arguments as for `room`."""
+        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
+        return num_text + self._num_image_tokens(num_tiles)
 
     def _stop_id(self, stop: str | None) -> int | None:
         """Return the id of a stop string that is one token: decoding would hide a special one."""

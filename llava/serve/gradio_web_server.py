@@ -12,6 +12,7 @@ import argparse
 import functools
 import inspect
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ from llava.serve.chat import (
 from llava.serve.chat_log import conv_log_path
 from llava.serve.chat_state import PageSettings, PromptControl
 from llava.serve.page import CSS, Fields, lay_out
+from llava.serve.page_settings import PageSafety, add_safety_flags, safety_from
+from llava.serve.retention import retention_notice, start_sweeper
 from llava.serve.web import run_command
 from llava.utils import build_logger
 
@@ -164,7 +167,7 @@ def build_demo(
             gr.Markdown(f"# {title}\nShow a picture and ask about it.", elem_id="title")
         fields = lay_out(settings, Path(cur_dir) if cur_dir else EXAMPLES_ROOT)
         if not embed_mode:
-            gr.Markdown(TERMS, elem_id="terms")
+            gr.Markdown(TERMS + retention_notice(settings.keep_days), elem_id="terms")
         _connect(fields, state, settings, concurrency_count)
         loader = load_demo_refresh_model_list if settings.model_list_mode == "reload" else load_demo
         demo.load(
@@ -227,8 +230,11 @@ def _connect(
         )
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(
+    safety: PageSafety | None = None, log_dir: Path = Path(LOGDIR)
+) -> dict[str, Any]:
     """Return what `Blocks.launch` needs for this page: look and limits."""
+    safety = safety or PageSafety()
     # System fonts: the page must not load anything from another server.
     theme = gr.themes.Soft(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -241,11 +247,28 @@ def launch_options() -> dict[str, Any]:
         "show_error": True,
         "ssr_mode": False,
         "quiet": True,
+        **safety.launch_options(log_dir),
     }
 
 
-def serve(demo: gr.Blocks, host: str, port: int | None, share: bool = False) -> None:
+def serve(
+    demo: gr.Blocks,
+    host: str,
+    port: int | None,
+    share: bool = False,
+    *,
+    safety: PageSafety | None = None,
+    log_dir: Path = Path(LOGDIR),
+) -> None:
     """Run a page until SIGINT or SIGTERM.
+
+    Args:
+        demo: The page.
+        host: Where to listen.
+        port: Where to listen; None finds a free one from 7860 on.
+        share: Show it through Gradio's tunnel, too.
+        safety: What it lets in and how long it keeps it.
+        log_dir: Folder of conversation logs and pictures.
 
     Raises:
         ConfigError: The port is taken.
@@ -253,18 +276,23 @@ def serve(demo: gr.Blocks, host: str, port: int | None, share: bool = False) -> 
     finished = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())
+    safety = safety or PageSafety()
+    # uvicorn, which Gradio starts, believes the own machine unless it is told
+    os.environ["FORWARDED_ALLOW_IPS"] = safety.forwarded_allow_ips
+    sweeper = start_sweeper(log_dir, safety.keep_s)
     try:
         _, url, _ = demo.queue(api_open=False).launch(
             server_name=host,
             server_port=port,
             share=share,
             prevent_thread_lock=True,
-            **launch_options(),
+            **launch_options(safety, log_dir),
         )
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
     log.info("the page is at %s", url)
     finished.wait()
+    sweeper.set()
     demo.close(verbose=False)
 
 
@@ -281,6 +309,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", action="store_true")
     parser.add_argument("--moderate", action="store_true")
     parser.add_argument("--embed", action="store_true")
+    add_safety_flags(parser)
     return parser
 
 
@@ -298,12 +327,14 @@ def run(
         title: Heading of the page.
         log_dir: Folder of conversation logs and pictures.
     """
+    safety = safety_from(args)
     settings = PageSettings(
         args.controller_url,
         args.model_list_mode,
         moderate=args.moderate,
         log_dir=log_dir,
         control=control,
+        keep_days=safety.keep_days,
     )
     settings = replace(settings, models=tuple(get_model_list(settings)))
     if not settings.models:
@@ -311,7 +342,7 @@ def run(
     demo = build_demo(
         args.embed, concurrency_count=args.concurrency_count, settings=settings, title=title
     )
-    serve(demo, args.host, args.port, args.share)
+    serve(demo, args.host, args.port, args.share, safety=safety, log_dir=log_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

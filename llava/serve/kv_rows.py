@@ -2,7 +2,8 @@
 
 In: what the attention layers compute. Out: what they attend to. A row joins with the cache of its
 prompt and leaves at any time; rows lie without gaps, so that a step costs what the longest row
-needs. Space grows with the longest row and is given back when no row is left.
+needs. Space grows with rows and with the longest one, stays within a bound, and is given back when
+no row is left.
 
 Legend: B rows, L positions of the longest row, H heads of keys, D their width.
 """
@@ -19,19 +20,27 @@ from transformers.cache_utils import Cache, DynamicCache
 BLOCK = 128
 
 
+def rounded(length: int) -> int:
+    """Return the positions that are set aside for a row of a length."""
+    return -(-length // BLOCK) * BLOCK
+
+
 class KVRows(Cache):
     """A cache for one step of all rows; transformers' layers call `update`.
 
     Args:
         max_rows: How many rows there may be.
+        max_positions: How many positions all rows have together; None for any number. Rows times
+            `rounded` length of the longest must not exceed it: the caller sees to that.
     """
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, max_positions: int | None = None) -> None:
         super().__init__(layers=[])
         self._max_rows = max_rows
+        self._max_positions = max_positions
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._visible = torch.empty(max_rows, 0, dtype=torch.bool)
+        self._visible = torch.empty(0, 0, dtype=torch.bool)
         self._rows = torch.empty(0, dtype=torch.long)
         self._ends = torch.empty(0, dtype=torch.long)
         self.lengths: list[int] = []
@@ -55,7 +64,7 @@ class KVRows(Cache):
         assert self.num_rows < self._max_rows
         layers = [(layer.keys, layer.values) for layer in prompt.layers]
         length = int(layers[0][0].shape[2])
-        self._reserve(length + 1, layers)
+        self._reserve(self.num_rows + 1, length + 1, layers)
         row = self.num_rows
         for tensors, part in ((self._keys, 0), (self._values, 1)):
             for mine, given in zip(tensors, layers, strict=True):
@@ -81,7 +90,7 @@ class KVRows(Cache):
     def clear(self) -> None:
         """Remove all rows and give their memory back."""
         self._keys, self._values, self.lengths = [], [], []
-        self._visible = torch.empty(self._max_rows, 0, dtype=torch.bool)
+        self._visible = torch.empty(0, 0, dtype=torch.bool)
 
     def begin_step(self) -> tuple[Tensor, Tensor]:
         """Make room for one position in each row.
@@ -90,7 +99,7 @@ class KVRows(Cache):
             Positions [B, 1] of the new tokens, and which positions each row sees, [B, 1, 1, L].
         """
         longest = max(self.lengths) + 1
-        self._reserve(longest, None)
+        self._reserve(self.num_rows, longest, None)
         device = self._keys[0].device
         self._rows = torch.arange(self.num_rows, device=device)
         self._ends = torch.tensor(self.lengths, device=device)
@@ -116,31 +125,44 @@ class KVRows(Cache):
         """Return the positions of the longest row."""
         return max(self.lengths, default=0)
 
-    def _reserve(self, length: int, layers: list[tuple[Tensor, Tensor]] | None) -> None:
-        """Make sure that a row of `length` positions fits."""
-        capacity = self._visible.shape[1]
-        if length <= capacity:
+    def _reserve(
+        self, num_rows: int, length: int, layers: list[tuple[Tensor, Tensor]] | None
+    ) -> None:
+        """Make sure that so many rows of `length` positions fit."""
+        rows, capacity = self._visible.shape
+        if num_rows <= rows and length <= capacity:
             return
-        new_capacity = -(-length // BLOCK) * BLOCK
+        # Of what others left behind, only what is needed now is kept: else many short rows and
+        # a long one after them would together take more than there may be.
+        capacity = rounded(max([length, *self.lengths]))
+        rows = self._row_capacity(num_rows, capacity)
         if not self._keys:
             assert layers is not None, "the first row brings the shapes"
-            self._keys = [self._like(keys, new_capacity) for keys, _ in layers]
-            self._values = [self._like(values, new_capacity) for _, values in layers]
+            self._keys = [_like(keys, rows, capacity) for keys, _ in layers]
+            self._values = [_like(values, rows, capacity) for _, values in layers]
             device = layers[0][0].device
-            self._visible = torch.zeros(
-                self._max_rows, new_capacity, dtype=torch.bool, device=device
-            )
+            self._visible = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
             return
-        extra = new_capacity - capacity
+        used, known = self.num_rows, max(self.lengths)
         # One layer after the other: old and new space of all at once may not fit.
         for tensors in (self._keys, self._values):
             for index, tensor in enumerate(tensors):
-                grown = self._like(tensor, new_capacity)
-                grown[: self.num_rows, :, :capacity] = tensor[: self.num_rows]
+                grown = _like(tensor, rows, capacity)
+                grown[:used, :, :known] = tensor[:used, :, :known]
                 tensors[index] = grown
-        self._visible = torch.nn.functional.pad(self._visible, (0, extra))
+        visible = self._visible.new_zeros(rows, capacity)
+        visible[:used, :known] = self._visible[:used, :known]
+        self._visible = visible
 
-    def _like(self, tensor: Tensor, capacity: int) -> Tensor:
-        """Zeros, because what a mask hides is still multiplied: it must be finite."""
-        _, heads, _, width = tensor.shape
-        return tensor.new_zeros(self._max_rows, heads, capacity, width)
+    def _row_capacity(self, num_rows: int, capacity: int) -> int:
+        """Return the rows to set aside: more than there are, as far as the bound allows."""
+        rows = min(self._max_rows, 1 << (num_rows - 1).bit_length())
+        if self._max_positions is not None:
+            rows = max(num_rows, min(rows, self._max_positions // capacity))
+        return rows
+
+
+def _like(tensor: Tensor, rows: int, capacity: int) -> Tensor:
+    """Return zeros, because what a mask hides is still multiplied: it must be finite."""
+    _, heads, _, width = tensor.shape
+    return tensor.new_zeros(rows, heads, capacity, width)

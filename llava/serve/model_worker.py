@@ -27,6 +27,7 @@ from llava.errors import ConfigError, DataError
 from llava.mm_utils import load_image_from_base64
 from llava.serve.batch_scheduler import build_scheduler
 from llava.serve.engine import Engine, GenerationRequest, load_engine
+from llava.serve.kv_rows import BLOCK
 from llava.serve.scheduler import Event, Failed
 from llava.serve.stream_encoder import Mailbox, StreamEncoder
 from llava.serve.web import check_port_is_free, run_command
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
+# Of keys and values: 16 requests of 2,048 positions, or 16 GiB of Vicuna-7B in float16.
+DEFAULT_KV_TOKENS = 32_768
 # Pieces that a reader may be behind with before it gets several in one object.
 MAX_BACKLOG = 16
 WARM_UP_PROMPT = "USER: {}Hello. ASSISTANT:"
@@ -72,6 +75,7 @@ class ModelWorker(WorkerBase):
         limit_model_concurrency: Requests that are answered at the same time.
         max_waiting: Requests that may wait beyond those.
         request_timeout_s: How long a request may take; None for any time.
+        max_kv_tokens: Positions of keys and values of all that run; None for any number.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class ModelWorker(WorkerBase):
         limit_model_concurrency: int = DEFAULT_CONCURRENCY,
         max_waiting: int = DEFAULT_WAITING,
         request_timeout_s: float | None = None,
+        max_kv_tokens: int | None = DEFAULT_KV_TOKENS,
     ) -> None:
         super().__init__(controller_addr, worker_addr, worker_id, no_register)
         self.engine = engine or load_engine(
@@ -106,7 +111,12 @@ class ModelWorker(WorkerBase):
         self.model_name = model_name or self.engine.name
         self._mailbox: Mailbox | None = None  # made by the loop that serves
         self.scheduler = build_scheduler(
-            self.engine, limit_model_concurrency, max_waiting, request_timeout_s, self.beat_soon
+            self.engine,
+            limit_model_concurrency,
+            max_waiting,
+            request_timeout_s,
+            self.beat_soon,
+            max_kv_tokens,
         )
 
     def get_queue_length(self) -> int:
@@ -281,16 +291,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any"
     )
+    parser.add_argument(
+        "--max-kv-tokens",
+        type=int,
+        default=DEFAULT_KV_TOKENS,
+        help="positions of keys and values of all running requests; 0: any number",
+    )
     return parser
 
 
 def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
     """Load the model and serve it until interrupted."""
     check_port_is_free(args.host, args.port)
-    for flag, least in (("limit_model_concurrency", 1), ("max_waiting", 0), ("request_timeout", 0)):
-        if getattr(args, flag) < least:
+    at_least = {
+        "limit_model_concurrency": 1, "max_waiting": 0, "request_timeout": 0, "max_kv_tokens": 0
+    }  # fmt: skip
+    for flag, least in at_least.items():
+        if not getattr(args, flag) >= least:
             name = "--" + flag.replace("_", "-")
             raise ConfigError(f"{name} is {getattr(args, flag)}; expected {least} or more")
+    if 0 < args.max_kv_tokens < BLOCK:
+        raise ConfigError(
+            f"--max-kv-tokens is {args.max_kv_tokens}; expected {BLOCK} or more, or 0"
+        )
     if args.multi_modal:
         log.warning("--multi-modal is deprecated: the checkpoint itself says what it takes")
     started = time.monotonic()
@@ -309,6 +332,7 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         limit_model_concurrency=args.limit_model_concurrency,
         max_waiting=args.max_waiting,
         request_timeout_s=args.request_timeout or None,
+        max_kv_tokens=args.max_kv_tokens or None,
     )
     loaded = time.monotonic()
     worker.warm_up()

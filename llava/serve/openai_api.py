@@ -11,7 +11,6 @@ picture and logs no contents.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import logging
@@ -33,9 +32,11 @@ from llava.serve.openai_reply import Reply
 from llava.serve.openai_schema import ApiError, parse_chat_request
 from llava.serve.openai_settings import ApiSettings, build_parser, settings_from
 from llava.serve.web import (
+    BodyRefused,
     ClientGone,
     ClosingStream,
     check_port_is_free,
+    read_body,
     run_command,
     run_server,
     until_gone,
@@ -43,9 +44,6 @@ from llava.serve.web import (
 from llava.utils import build_logger, moderation_msg, violates_moderation
 
 log = logging.getLogger(__name__)
-
-# A body that comes more slowly than this is given up.
-BODY_TIMEOUT_S = 60.0
 
 
 class Api:
@@ -101,20 +99,11 @@ async def _read_json(request: Request, limit: int) -> Any:
     Raises:
         ApiError: It is too large, too slow or not JSON.
     """
-    body = bytearray()
-
-    async def read() -> None:
-        async for piece in request.stream():
-            body.extend(piece)
-            if len(body) > limit:
-                raise ApiError(
-                    413, f"the body is larger than {limit:,} bytes", code="request_too_large"
-                )
-
     try:
-        await asyncio.wait_for(read(), BODY_TIMEOUT_S)
-    except asyncio.TimeoutError:
-        raise ApiError(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+        body = await read_body(request, limit)
+    except BodyRefused as error:
+        code = "request_too_large" if error.status == 413 else None
+        raise ApiError(error.status, str(error), code=code) from None
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON number")

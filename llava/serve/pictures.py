@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import DataError
-from llava.image_fit import shrink_image, to_base64, to_rgb
+from llava.image_fit import shrink_image, to_rgb
 
 # Vector formats are programs; what else PIL reads has had its share of holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -105,7 +105,16 @@ def _too_large(limits: PictureLimits) -> str:
 
 
 def rewrite(raw: bytes, limits: PictureLimits) -> str:
-    """Decode a picture and encode its pixels as a new PNG, without metadata.
+    """Return what `clean` makes of a picture, as base64 text.
+
+    Raises:
+        DataError: As there.
+    """
+    return base64.b64encode(clean(raw, limits)).decode()
+
+
+def clean(raw: bytes, limits: PictureLimits) -> bytes:
+    """Decode a picture, turn it as its metadata says, and encode its pixels alone as a new PNG.
 
     Raises:
         DataError: It cannot be decoded, is of another format, or has too many pixels.
@@ -119,8 +128,13 @@ def rewrite(raw: bytes, limits: PictureLimits) -> str:
                     f"{limits.max_pixels:,} in all"
                 )
             image.load()
-            pixels = shrink_image(to_rgb(image), MAX_SIDE_PX, MAX_SIDE_PX)
-            return to_base64(pixels, "PNG")
+            # A phone stores how it was held beside the pixels: once that is gone, nobody knows.
+            upright = ImageOps.exif_transpose(image)
+            pixels = to_rgb(shrink_image(to_rgb(upright), MAX_SIDE_PX, MAX_SIDE_PX))
+            pixels.info.clear()  # else PIL would write colour profile and comments again
+            buffer = io.BytesIO()
+            pixels.save(buffer, "PNG")
+            return buffer.getvalue()
     except DataError:
         raise
     except Exception as error:  # decoders raise nearly everything at a hostile file

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # Seconds that open streams get to finish when a server is told to stop.
 SHUTDOWN_TIMEOUT_S = 3
+# A body that comes more slowly than this is given up.
+BODY_TIMEOUT_S = 60.0
 
 
 class ClosingStream(StreamingResponse):
@@ -90,6 +92,40 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
         for each in (task, watcher):
             each.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+class BodyRefused(Exception):
+    """A body is too large or comes too slowly.
+
+    Args:
+        status: HTTP status: 413 or 408.
+        message: What was expected.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a bounded body.
+
+    Raises:
+        BodyRefused: It is too large or too slow.
+    """
+    body = bytearray()
+
+    async def read() -> None:
+        async for piece in request.stream():
+            body.extend(piece)
+            if len(body) > limit:
+                raise BodyRefused(413, f"the body is larger than {limit:,} bytes")
+
+    try:
+        await asyncio.wait_for(read(), BODY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise BodyRefused(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+    return bytes(body)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

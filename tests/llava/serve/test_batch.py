@@ -341,6 +341,69 @@ def test_what_an_earlier_row_left_is_gone():
     assert torch.isfinite(values).all()
 
 
+@pytest.mark.parametrize("limit", [2 * BLOCK, 5 * BLOCK])
+def test_keys_and_values_stay_within_their_bound(engine, scheduler, pictures, limit, monkeypatch):
+    requests = requests_of(pictures, number=8)
+    alone = ["".join(engine.stream(request)) for request in requests]
+    running = scheduler(max_kv_tokens=limit)
+    largest, rows = [0], set()
+    step = running.batch.step
+
+    def watched():
+        largest[0] = max(largest[0], running.batch.kv_bytes)
+        rows.add(len(running.batch.rows))
+        return step()
+
+    monkeypatch.setattr(running.batch, "step", watched)
+    assert [text_of(each) for each in answer_all(running, requests)] == alone
+    config = engine.model.config
+    heads = config.num_key_value_heads
+    position = 2 * 4 * config.num_hidden_layers * heads * config.hidden_size
+    position //= config.num_attention_heads
+    assert 0 < largest[0] <= limit * position
+    assert max(rows) <= limit // BLOCK
+    assert max(rows) > 1  # several still share a step
+
+
+def test_a_prompt_larger_than_the_memory_is_refused_and_an_answer_is_cut(engine, scheduler):
+    running = scheduler(max_kv_tokens=BLOCK)
+    words = " ".join(WORDS[index % len(WORDS)] for index in range(BLOCK))
+    with pytest.raises(DataError, match="max-kv-tokens"):
+        next(running.stream(GenerationRequest(words, temperature=0)))
+    request = GenerationRequest("USER: what ASSISTANT:", temperature=0, max_new_tokens=1000)
+    last = list(running.stream(request))[-1]
+    assert isinstance(last, Done)
+    assert sum(last.usage) <= BLOCK
+    assert running.num_requests == 0
+
+
+def test_requests_wait_for_memory_and_are_busy_beyond_the_queue(engine, scheduler):
+    running = scheduler(max_running=2, max_waiting=0, max_kv_tokens=BLOCK)
+    request = GenerationRequest("USER: what ASSISTANT:", temperature=0, max_new_tokens=90)
+    events = answer_all(running, [request] * 2)
+    assert text_of(events[0]) == text_of(events[1]) == "".join(engine.stream(request))
+    first, second = running.stream(request), running.stream(request)
+    next(first), next(second)
+    assert len(running.batch.rows) <= 1
+
+
+def test_what_short_rows_left_is_given_back_to_a_long_one():
+    kv = KVRows(8, max_positions=8 * BLOCK)
+    for _ in range(8):
+        kv.join(prompt_cache(3, 1))
+    assert kv.num_bytes == 2 * 2 * 8 * BLOCK * 2 * 4 * 4
+    for _ in range(7):
+        kv.leave(0)
+    kv.join(prompt_cache(3 * BLOCK, 2))
+    assert kv.num_bytes <= 2 * 2 * 8 * BLOCK * 2 * 4 * 4
+    positions, _ = kv.begin_step()
+    assert positions[:, 0].tolist() == [3, 3 * BLOCK]
+    one = torch.ones(2, 2, 1, 4)
+    keys, _ = kv.update(one, one, 0)
+    assert keys[0, 0, :5, 0].tolist() == [1, 1, 1, 1, 0]
+    assert keys[1, 0, 0, 0] == 2
+
+
 def test_features_are_bounded_and_the_oldest_go():
     cache = FeatureCache(max_bytes=100)
     cache.put("a", torch.zeros(10))
