@@ -21,9 +21,19 @@ from llava.errors import UserError
 from llava.serve import client
 from llava.serve.chat_log import save_images, write_record
 from llava.serve.chat_state import ChatState, PageSettings
-from llava.serve.protocol import GENERATION_FAILED, NO_WORKER, OK, WORKER_UNREACHABLE
+from llava.serve.page_text import PageError
+from llava.serve.protocol import (
+    BUSY,
+    DEADLINE,
+    GENERATION_FAILED,
+    NO_WORKER,
+    OK,
+    STOPPING,
+    TOO_LONG_MESSAGE,
+    WORKER_UNREACHABLE,
+)
 from llava.serve.templates import stop_string, template_of_worker
-from llava.utils import moderation_msg, server_error_msg, violates_moderation
+from llava.utils import server_error_msg, violates_moderation
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +42,8 @@ MAX_TEXT_LEN_WITH_IMAGE = 1200
 MAX_NEW_TOKENS = 1536
 CURSOR = "\u258c"
 NUM_BUTTONS = 6
+# The page's text for what a worker calls the kind of an error.
+REASONS = {BUSY: "error_busy", DEADLINE: "error_deadline", STOPPING: "error_stopping"}
 # What leaves state, chat panel and buttons as they are.
 NOTHING_NEW = [gr.skip()] * (2 + NUM_BUTTONS)
 
@@ -64,35 +76,72 @@ def add_text(
     state = state or ChatState()
     text = (text or "").strip()
     if state.busy:
-        raise _notice("An answer is still coming: wait for it or press Stop.")
+        raise notice(settings.say("still_answering"))
     if not text and image is None:
-        raise _notice("Type a question first.")
+        raise notice(settings.say("no_question"))
     if settings.moderate and violates_moderation(text):
-        raise _notice(moderation_msg)
+        raise notice(settings.say("moderated"))
     limit = MAX_TEXT_LEN if image is None else MAX_TEXT_LEN_WITH_IMAGE
     if len(text) > limit:
-        gr.Warning(f"Your text has {len(text)} characters; the first {limit} are sent.")
+        gr.Warning(settings.say("text_cut", length=len(text), limit=limit))
         text = text[:limit]
     if settings.control is not None and text:
-        text = settings.control.apply(text, *control_values)
-    log.info("add_text. ip: %s. len: %d", _client_ip(request), len(text))
+        try:
+            text = settings.control.apply(text, *control_values)
+        except PageError as error:
+            raise notice(settings.say(error.key)) from error
+    log.info("add_text. ip: %s. len: %d", client_ip(request), len(text))
     content: str | tuple[str, Image.Image, str] = text
     if image is not None:
         if DEFAULT_IMAGE_TOKEN not in text:
             text = text + "\n" + DEFAULT_IMAGE_TOKEN
         content = (text, image, image_process_mode)
         state = ChatState()
-    conversation = state.conversation
-    conversation.append_message(conversation.roles[0], content)
-    conversation.append_message(conversation.roles[1], None)
+    state.text = settings.text
+    _open_turn(state, content)
+    if settings.control is not None and settings.control.show is not None:
+        show = settings.control.show
+        state.shown_by[_last_index(state)] = lambda reply: show(reply, state.text, *control_values)
     return [state, state.messages(), "", None, *button_states(stop=True, clear=True)]
 
 
-def _notice(message: str) -> gr.Error:
+def _open_turn(state: ChatState, content: Any) -> None:
+    conversation = state.conversation
+    conversation.append_message(conversation.roles[0], content)
+    conversation.append_message(conversation.roles[1], None)
+
+
+def _last_index(state: ChatState) -> int:
+    return len(state.conversation.messages) - state.conversation.offset - 1
+
+
+def mirror(source: ChatState, target: ChatState | None) -> ChatState:
+    """Put the open turn of one conversation into another, for a second model.
+
+    Args:
+        source: What `add_text` returned.
+        target: The second model's conversation so far.
+
+    Returns:
+        The second conversation; a new one if the first is.
+    """
+    last = _last_index(source)
+    if target is None or last == 1:
+        target = ChatState()
+    target.text = source.text
+    _open_turn(target, source.conversation.messages[-2][1])
+    if last in source.shown_by:
+        target.shown_by[_last_index(target)] = source.shown_by[last]
+    return target
+
+
+def notice(message: str) -> gr.Error:
+    """Return an error that Gradio shows for a few seconds."""
     return gr.Error(message, duration=5, title="", print_exception=False)
 
 
-def _client_ip(request: gr.Request | None) -> str:
+def client_ip(request: gr.Request | None) -> str:
+    """Return the user's address, "" if it is not known."""
     return request.client.host if request is not None and request.client else ""
 
 
@@ -132,7 +181,8 @@ def http_bot(
         except Exception as error:
             # Nothing may leave the user with a turn that is open for ever.
             log.exception("the page failed to ask the model")
-            reason = str(error) if isinstance(error, UserError) else "see the log of the page"
+            known = isinstance(error, UserError)
+            reason = str(error) if known else settings.say("error_page")
             failure = _fail(state, GENERATION_FAILED, reason)
         _write_chat(state.conversation, model or "", started, request, settings)
         if state.abandoned:
@@ -162,7 +212,9 @@ def _answer(
     except (requests.RequestException, ValueError, KeyError) as error:
         log.error("controller %s: %s", settings.controller_url, error)
     if not address:
-        yield _fail(state, NO_WORKER, f"no worker serves {model!r}" if model else "no model runs")
+        say = settings.say
+        missing = say("error_no_worker", model=repr(model)) if model else say("error_no_model")
+        yield _fail(state, NO_WORKER, missing)
         return
     _choose_template(state, address, model)
     conversation = state.conversation
@@ -180,7 +232,7 @@ def _answer(
     try:
         for chunk in client.stream_generation(address, body):
             if chunk["error_code"] != OK:
-                yield _fail(state, chunk["error_code"], chunk.get("reason", ""), chunk["text"])
+                yield _fail_as_told(state, chunk, settings)
                 return
             text = chunk["text"][len(prompt) :].strip()
             conversation.messages[-1][1] = text + CURSOR
@@ -189,7 +241,7 @@ def _answer(
                 break
     except (requests.RequestException, ValueError, KeyError) as error:
         log.error("worker %s: %s", address, error)
-        yield _fail(state, WORKER_UNREACHABLE, "the worker is gone or does not answer")
+        yield _fail(state, WORKER_UNREACHABLE, settings.say("error_worker_gone"))
         return
     finally:
         # Also when the user has left: the log must not hold a cursor.
@@ -197,10 +249,23 @@ def _answer(
             conversation.messages[-1][1] = text
 
 
-def _fail(state: ChatState, code: int, reason: str, text: str = server_error_msg) -> int:
+def _fail(state: ChatState, code: int, reason: str, text: str = "") -> int:
     cause = f"\n\n{reason}" if reason else ""
+    text = text or state.text.say("error_server")
     state.conversation.messages[-1][1] = f"{text}{cause} (error_code: {code})"
     return code
+
+
+def _fail_as_told(state: ChatState, chunk: dict[str, Any], settings: PageSettings) -> int:
+    """Show a worker's error; what the page knows, in the user's language."""
+    text, reason = str(chunk["text"]), str(chunk.get("reason", ""))
+    if text == TOO_LONG_MESSAGE:
+        text = settings.say("error_too_long")
+    elif text == server_error_msg:
+        text = ""
+    if chunk.get("kind") in REASONS:
+        reason = settings.say(REASONS[chunk["kind"]])
+    return _fail(state, int(chunk["error_code"]), reason, text)
 
 
 def _choose_template(state: ChatState, address: str, model: str) -> None:
@@ -228,7 +293,7 @@ def _write_chat(
             "chat",
             model,
             conversation,
-            _client_ip(request),
+            client_ip(request),
             start=round(started, 4),
             finish=round(time.time(), 4),
             images=save_images(settings.log_dir, conversation.get_images(return_pil=True)),
@@ -257,10 +322,10 @@ def regenerate(
         gr.Error: There is no answer yet, or one is running.
     """
     if state is None or len(state.conversation.messages) < state.conversation.offset + 2:
-        raise _notice("There is no answer to make again.")
+        raise notice(settings.say("no_answer_yet"))
     if state.busy:
-        raise _notice("An answer is still coming: wait for it or press Stop.")
-    log.info("regenerate. ip: %s", _client_ip(request))
+        raise notice(settings.say("still_answering"))
+    log.info("regenerate. ip: %s", client_ip(request))
     conversation = state.conversation
     conversation.messages[-1][1] = None
     question = conversation.messages[-2][1]
@@ -277,52 +342,8 @@ def clear_history(
     Returns:
         State, chat panel, text field, picture field, buttons.
     """
-    log.info("clear_history. ip: %s", _client_ip(request))
+    log.info("clear_history. ip: %s", client_ip(request))
     if state is not None:
         state.abandoned = True
         state.stop.set()
     return [ChatState(), [], "", None, *button_states()]
-
-
-def vote_last_response(
-    state: ChatState, vote_type: str, model: str, request: gr.Request, *, settings: PageSettings
-) -> None:
-    """Write a vote on the last answer.
-
-    Raises:
-        gr.Error: The log cannot be written.
-    """
-    try:
-        write_record(settings.log_dir, vote_type, model, state.conversation, _client_ip(request))
-    except OSError as error:
-        log.error("a vote could not be logged: %s", error)
-        raise _notice("Your vote could not be stored: the server's disk refuses.") from error
-
-
-def upvote_last_response(
-    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
-) -> list[Any]:
-    """Vote for the answer; return text field and the vote buttons."""
-    return _vote(state, "upvote", model, request, settings)
-
-
-def downvote_last_response(
-    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
-) -> list[Any]:
-    """Vote against the answer; return text field and the vote buttons."""
-    return _vote(state, "downvote", model, request, settings)
-
-
-def flag_last_response(
-    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
-) -> list[Any]:
-    """Flag the answer; return text field and the vote buttons."""
-    return _vote(state, "flag", model, request, settings)
-
-
-def _vote(
-    state: ChatState, vote_type: str, model: str, request: gr.Request, settings: PageSettings
-) -> list[Any]:
-    vote_last_response(state, vote_type, model, request, settings=settings)
-    gr.Info("Thank you: your vote has been stored.", duration=3, title="")
-    return ["", *[gr.update(interactive=False)] * 3]

@@ -11,7 +11,7 @@ import functools
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation, get_conversation
 from llava.image_fit import to_rgb
 from llava.serve.chat_log import image_digest
+from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText
 from llava.serve.retention import KEEP_DAYS
 
 THUMBNAIL_SIDE_PX = 512
@@ -34,11 +35,17 @@ class PromptControl:
 
     Attributes:
         build: Makes the fields; called once while the page is laid out.
-        apply: Takes the user's text and the fields' values; returns the text for the model.
+        apply: Takes the user's text and the fields' values; returns the text for the model. What
+            the user must change is a `PageError`.
+        relabel: Takes the page's texts in another language; returns an update for each field.
+        show: Takes a reply, the page's texts and the fields' values as they were when the question
+            was asked; returns the Markdown to show. Without it, replies are shown as they are.
     """
 
     build: Callable[[], Sequence[gr.components.Component]]
     apply: Callable[..., str]
+    relabel: Callable[[PageText], Sequence[Any]] | None = None
+    show: Callable[..., str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class PageSettings:
         log_dir: Folder of conversation logs and pictures.
         control: A choice that another package adds.
         keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
+        languages: What the page says, by language.
+        lang: The language that a user reads.
     """
 
     controller_url: str = "http://localhost:21001"
@@ -62,6 +71,17 @@ class PageSettings:
     log_dir: Path = Path(LOGDIR)
     control: PromptControl | None = None
     keep_days: float = KEEP_DAYS
+    languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
+    lang: str = ENGLISH
+
+    @property
+    def text(self) -> PageText:
+        """The page's texts in the user's language."""
+        return self.languages.get(self.lang, ENGLISH_TEXT)
+
+    def say(self, key: str, **values: object) -> str:
+        """Return one of the page's texts in the user's language."""
+        return self.text.say(key, **values)
 
 
 @dataclass
@@ -73,12 +93,16 @@ class ChatState:
         stop: Set to end the running answer.
         busy: Whether an answer is running.
         abandoned: Set when the user begins anew: an answer that still runs is not shown.
+        text: The page's texts, in the language in which the user last asked.
+        shown_by: For replies that are not shown as they are, by their number: what shows them.
     """
 
     conversation: Conversation = field(default_factory=lambda: get_conversation("vicuna_v1"))
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
     abandoned: bool = False
+    text: PageText = ENGLISH_TEXT
+    shown_by: dict[int, Callable[[str], str]] = field(default_factory=dict, repr=False)
     _thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
 
     def messages(self) -> list[dict[str, Any]]:
@@ -90,13 +114,14 @@ class ChatState:
             role = "assistant" if index % 2 else "user"
             if isinstance(content, tuple):
                 text, image, _ = content
-                picture = {"path": self._thumbnail(image), "alt_text": "the picture asked about"}
+                picture = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
                 shown.append({"role": role, "content": picture})
                 content = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             if content:
-                shown.append({"role": role, "content": content})
+                show = self.shown_by.get(index, str)
+                shown.append({"role": role, "content": show(content)})
             elif content == "" and role == "assistant":
-                shown.append({"role": role, "content": "*(the answer is empty)*"})
+                shown.append({"role": role, "content": f"*{self.text.say('empty_answer')}*"})
         return shown
 
     def _thumbnail(self, image: Image.Image) -> str:

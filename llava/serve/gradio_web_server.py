@@ -9,13 +9,11 @@ do is in `llava.serve.chat`; another package may add one choice through `PromptC
 from __future__ import annotations
 
 import argparse
-import functools
-import inspect
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +27,22 @@ from llava.serve import client
 from llava.serve.chat import (
     add_text,
     clear_history,
-    downvote_last_response,
-    flag_last_response,
     http_bot,
     regenerate,
-    stop,
-    upvote_last_response,
-    vote_last_response,
 )
 from llava.serve.chat_log import conv_log_path
 from llava.serve.chat_state import PageSettings, PromptControl
-from llava.serve.page import CSS, Fields, lay_out
+from llava.serve.page import CSS, lay_out
+from llava.serve.page_events import connect
 from llava.serve.page_settings import PageSafety, add_safety_flags, safety_from
-from llava.serve.retention import retention_notice, start_sweeper
+from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText, preferred_language
+from llava.serve.retention import start_sweeper
+from llava.serve.votes import (
+    downvote_last_response,
+    flag_last_response,
+    upvote_last_response,
+    vote_last_response,
+)
 from llava.serve.web import run_command
 from llava.utils import build_logger
 
@@ -71,10 +72,6 @@ EXAMPLES_ROOT = Path(__file__).parents[2] / "playground" / "data" / "emoji_scene
 MAX_UPLOAD = "20mb"
 CACHE_SWEEP_S = 600
 CACHE_AGE_S = 3600
-TERMS = """
-Answers can be wrong. Questions, answers, votes and pictures are stored on the computer that runs
-this page. Do not upload what must stay private.
-"""
 READ_MODEL_FROM_URL = """
 () => new URLSearchParams(window.location.search).get("model") || ""
 """
@@ -117,21 +114,27 @@ def _model_updates(models: list[str], wanted: str) -> list[Any]:
     return [gr.update(choices=models, value=chosen), gr.update(visible=not models)]
 
 
-def _bind(handler: Callable[..., Any], settings: PageSettings) -> Callable[..., Any]:
-    """Give a handler its settings; keep its signature, which Gradio reads."""
-    if inspect.isgeneratorfunction(handler):
+def load_page(url_model: str, request: gr.Request, *, settings: PageSettings) -> list[Any]:
+    """Fill the page when somebody opens it.
 
-        @functools.wraps(handler)
-        def stream(*args: Any) -> Iterator[Any]:
-            yield from handler(*args, settings=settings)
-
-        return stream
-
-    @functools.wraps(handler)
-    def call(*args: Any) -> Any:
-        return handler(*args, settings=settings)
-
-    return call
+    Returns:
+        Updates for the model list, the notice, the second model, the choice to compare, and the
+        page's language.
+    """
+    reload = settings.model_list_mode == "reload"
+    update = load_demo_refresh_model_list if reload else load_demo
+    model, notice = update(url_model, settings=settings)
+    models = model["choices"]
+    others = [name for name in models if name != model["value"]]
+    second = others[0] if others else model["value"]
+    accepted = request.headers.get("accept-language", "") if request.headers else ""
+    return [
+        model,
+        notice,
+        gr.update(choices=models, value=second),
+        gr.update(visible=len(models) > 1),
+        preferred_language(accepted, settings.languages),
+    ]
 
 
 def build_demo(
@@ -161,73 +164,28 @@ def build_demo(
         fill_width=True,
         delete_cache=(CACHE_SWEEP_S, CACHE_AGE_S),
     ) as demo:
-        state = gr.State()
         url_model = gr.Textbox(visible=False)
-        if not embed_mode:
-            gr.Markdown(f"# {title}\nShow a picture and ask about it.", elem_id="title")
-        fields = lay_out(settings, Path(cur_dir) if cur_dir else EXAMPLES_ROOT)
-        if not embed_mode:
-            gr.Markdown(TERMS + retention_notice(settings.keep_days), elem_id="terms")
-        _connect(fields, state, settings, concurrency_count)
-        loader = load_demo_refresh_model_list if settings.model_list_mode == "reload" else load_demo
+        root = Path(cur_dir) if cur_dir else EXAMPLES_ROOT
+        fields = lay_out(settings, root, title, embed_mode)
+        connect(fields, settings, concurrency_count)
+
+        def load(wanted: str, request: gr.Request) -> list[Any]:
+            return load_page(wanted, request, settings=settings)
+
         demo.load(
-            _bind(loader, settings),
+            load,
             url_model,
-            [fields.model, fields.notice],
+            [
+                fields.sides[0].model,
+                fields.notice,
+                fields.sides[1].model,
+                fields.compare,
+                fields.language,
+            ],
             js=READ_MODEL_FROM_URL,
             show_progress="hidden",
         )
     return demo
-
-
-def _connect(
-    fields: Fields, state: gr.State, settings: PageSettings, concurrency_count: int
-) -> None:
-    upvote, downvote, flag, stop_button, again, clear = fields.buttons
-    everything = [state, fields.chatbot, fields.text, fields.image, *fields.buttons]
-    answer = {
-        "fn": _bind(http_bot, settings),
-        "inputs": [
-            state,
-            fields.model,
-            fields.temperature,
-            fields.top_p,
-            fields.max_new_tokens,
-        ],
-        "outputs": [state, fields.chatbot, *fields.buttons],
-        "concurrency_limit": concurrency_count,
-        "show_progress": "hidden",
-    }
-    gr.on(
-        [fields.text.submit, fields.send.click],
-        _bind(add_text, settings),
-        [state, fields.text, fields.image, fields.process_mode, *fields.control],
-        everything,
-        show_progress="hidden",
-    ).success(**answer)
-    again.click(_bind(regenerate, settings), [state, fields.process_mode], everything).success(
-        **answer
-    )
-    stop_button.click(stop, state, stop_button, queue=False)
-    gr.on(
-        [clear.click, fields.chatbot.clear],
-        _bind(clear_history, settings),
-        state,
-        everything,
-        queue=False,
-    )
-    votes = (
-        (upvote, upvote_last_response),
-        (downvote, downvote_last_response),
-        (flag, flag_last_response),
-    )
-    for button, handler in votes:
-        button.click(
-            _bind(handler, settings),
-            [state, fields.model],
-            [fields.text, upvote, downvote, flag],
-            show_progress="hidden",
-        )
 
 
 def launch_options(
@@ -318,6 +276,7 @@ def run(
     control: PromptControl | None = None,
     title: str = TITLE,
     log_dir: Path = Path(LOGDIR),
+    languages: Mapping[str, PageText] | None = None,
 ) -> None:
     """Run the page until interrupted.
 
@@ -326,6 +285,7 @@ def run(
         control: A choice that another package adds.
         title: Heading of the page.
         log_dir: Folder of conversation logs and pictures.
+        languages: What the page says, by language; by default English alone.
     """
     safety = safety_from(args)
     settings = PageSettings(
@@ -335,6 +295,7 @@ def run(
         log_dir=log_dir,
         control=control,
         keep_days=safety.keep_days,
+        languages=languages or {ENGLISH: ENGLISH_TEXT},
     )
     settings = replace(settings, models=tuple(get_model_list(settings)))
     if not settings.models:

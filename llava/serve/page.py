@@ -7,36 +7,39 @@ In: settings and a folder with example pictures. Out: Gradio fields, not yet con
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from llava.serve.chat_state import PageSettings
+from llava.serve.page_text import ENGLISH_TEXT, PageText
 
 EXAMPLES_PER_PAGE = 4
 DEFAULT_QUESTION = "What is in the picture?"
-NO_MODEL = (
-    "**No model is running.** Start a worker "
-    "(`python -m llava.serve.model_worker --model-path ...`) and reload this page."
-)
+# A command is the same in every language.
+WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
 CSS = """
 .gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }
 #title h1 { margin-bottom: 0; }
 #title p { margin-top: 0.25rem; }
-#buttons { gap: 8px; }
-#buttons button { min-width: 0; flex: 1 1 30%; }
+#head { align-items: end; }
+.buttons { gap: 8px; }
+.buttons button { min-width: 0; flex: 1 1 30%; }
 #terms { font-size: 0.85rem; opacity: 0.8; }
 /* no sharing, and no frames around buttons that are not there */
 button[title="Share"] { display: none !important; }
 .icon-button-wrapper:not(:has(button:not([title="Share"]))) { display: none !important; }
 footer { display: none !important; }
 @media (min-width: 641px) {
-  #buttons { flex-wrap: nowrap; }
+  .buttons { flex-wrap: nowrap; }
 }
 @media (max-width: 640px) {
   .gradio-container > main, .gradio-container main { padding: 12px !important; }
-  #chatbot { height: 440px !important; }
+  #chatbot, #second-chatbot { height: 440px !important; }
   /* picture, conversation, then what is needed less often */
   #left { display: contents; }
   #left > * { order: 1; width: 100%; }
@@ -69,38 +72,121 @@ def find_examples(root: Path) -> list[list[str]]:
 
 
 @dataclass
-class Fields:
-    """The page's fields that events read or fill; `buttons` in the order of `button_states`."""
+class Side:
+    """A model and the conversation with it; the second one is there for comparing.
 
+    Attributes:
+        state: The `ChatState`.
+        model: The list of models.
+        chatbot: The conversation.
+        votes: Upvote, Downvote, Flag.
+        panel: What holds conversation and votes.
+    """
+
+    state: gr.State
     model: gr.Dropdown
+    chatbot: gr.Chatbot
+    votes: list[gr.Button]
+    panel: gr.Column
+
+
+@dataclass
+class Fields:
+    """The page's fields that events read or fill.
+
+    `labels` has, for each field with words in it, what makes its update in another language.
+    """
+
+    language: gr.Dropdown
+    sides: tuple[Side, Side]
+    compare: gr.Checkbox
     image: gr.Image
     process_mode: gr.Radio
     temperature: gr.Slider
     top_p: gr.Slider
     max_new_tokens: gr.Slider
-    control: list[gr.components.Component]
-    chatbot: gr.Chatbot
+    control: list[Component]
     text: gr.Textbox
     send: gr.Button
-    buttons: list[gr.Button]
+    stop: gr.Button
+    again: gr.Button
+    clear: gr.Button
     notice: gr.Markdown
+    labels: list[tuple[Component, Callable[[PageText], Any]]]
 
 
-def lay_out(settings: PageSettings, examples_root: Path) -> Fields:
+@dataclass
+class _Labels:
+    """Makes fields with English words, and remembers how to say them in another language."""
+
+    known: list[tuple[Component, Callable[[PageText], Any]]] = field(default_factory=list)
+
+    def make(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
+        """Make a field.
+
+        Args:
+            kind: Its class.
+            words: For each of its properties that holds words, the name of the text.
+            options: Its other properties.
+        """
+
+        def say(text: PageText) -> dict[str, str]:
+            return {name: text.say(key) for name, key in words.items()}
+
+        made = kind(**say(ENGLISH_TEXT), **options)
+        self.known.append((made, lambda text: gr.update(**say(text))))
+        return made
+
+    def markdown(self, write: Callable[[PageText], str], **options: Any) -> gr.Markdown:
+        """Make a piece of Markdown."""
+        made = gr.Markdown(write(ENGLISH_TEXT), **options)
+        self.known.append((made, lambda text: gr.update(value=write(text))))
+        return made
+
+
+def lay_out(
+    settings: PageSettings, examples_root: Path, title: str = "", embed_mode: bool = False
+) -> Fields:
     """Make the fields, within an open `gr.Blocks`.
 
     Args:
-        settings: Models, and a choice that another package adds.
+        settings: Models, languages, and a choice that another package adds.
         examples_root: Folder with `examples/`.
+        title: Heading of the page.
+        embed_mode: Leave out heading and terms.
 
     Returns:
         The fields.
     """
-    notice = gr.Markdown(NO_MODEL, visible=False)
+    labels = _Labels()
+    with gr.Row(elem_id="head"):
+        if not embed_mode:
+            labels.markdown(lambda t: f"# {title}\n{t.say('intro')}", elem_id="title")
+        language = labels.make(
+            gr.Dropdown,
+            {"label": "page_language"},
+            choices=[(text.name, code) for code, text in settings.languages.items()],
+            value=settings.lang,
+            visible=len(settings.languages) > 1,
+            elem_id="page-language",
+            scale=0,
+            min_width=180,
+        )
+    notice = labels.markdown(
+        lambda t: f"**{t.say('no_model')}** {WORKER_COMMAND}", visible=False, elem_id="notice"
+    )
     with gr.Row():
-        with gr.Column(scale=3, min_width=300, elem_id="left"):
-            model = gr.Dropdown(list(settings.models), label="Model", interactive=True)
-            image = gr.Image(type="pil", label="Picture", height=280, buttons=["fullscreen"])
+        with gr.Column(scale=3, min_width=280, elem_id="left"):
+            models, compare = _lay_out_models(settings, labels)
+            image = labels.make(
+                gr.Image,
+                {"label": "picture", "placeholder": "picture_hint"},
+                type="pil",
+                height=280,
+                sources=["upload", "webcam", "clipboard"],
+                buttons=["fullscreen"],
+                elem_id="picture",
+            )
             process_mode = gr.Radio(
                 ["Crop", "Resize", "Pad", "Default"],
                 value="Default",
@@ -109,54 +195,138 @@ def lay_out(settings: PageSettings, examples_root: Path) -> Fields:
             )
             control = list(settings.control.build()) if settings.control else []
             examples_slot = gr.Column(elem_id="examples")
-            with gr.Accordion("Parameters", open=False, elem_id="parameters"):
-                temperature = gr.Slider(0, 1, 0.2, step=0.1, label="Temperature")
-                top_p = gr.Slider(0, 1, 0.7, step=0.1, label="Top P")
-                max_new_tokens = gr.Slider(0, 1024, 512, step=64, label="Max output tokens")
-        with gr.Column(scale=7, min_width=300, elem_id="right"):
-            chatbot = gr.Chatbot(
-                elem_id="chatbot",
-                label="LLaVA Chatbot",
-                height=650,
-                buttons=["copy"],
-                placeholder="Choose a picture or an example, then ask about it.",
-                allow_file_downloads=False,
-            )
+            with labels.make(
+                gr.Accordion, {"label": "parameters"}, open=False, elem_id="parameters"
+            ):
+                sliders = _lay_out_parameters(labels)
+        with gr.Column(scale=7, min_width=280, elem_id="right"):
+            with gr.Row():
+                sides = (
+                    _lay_out_side(labels, models[0], "chat", "chatbot"),
+                    _lay_out_side(labels, models[1], "second_chat", "second-chatbot"),
+                )
             with gr.Row(equal_height=True):
-                text = gr.Textbox(
-                    label="Your question",
-                    placeholder="Type a question and press Enter",
+                text = labels.make(
+                    gr.Textbox,
+                    {"label": "question", "placeholder": "question_hint"},
                     scale=8,
                     min_width=160,
                     autofocus=True,
+                    elem_id="question",
                 )
-                send = gr.Button("Send", variant="primary", scale=1, min_width=80)
-            with gr.Row(elem_id="buttons"):
-                buttons = [
-                    gr.Button(name, interactive=False, min_width=60, size="md")
-                    for name in ("Upvote", "Downvote", "Flag", "Stop", "Regenerate", "Clear")
-                ]
-    examples = find_examples(examples_root)
-    if examples:
-        with examples_slot:
-            gr.Examples(
-                examples,
-                [image, text],
-                label="Examples",
-                cache_examples=False,
-                examples_per_page=EXAMPLES_PER_PAGE,
-            )
+                send = labels.make(
+                    gr.Button,
+                    {"value": "send"},
+                    variant="primary",
+                    scale=1,
+                    min_width=80,
+                    elem_id="send",
+                )
+            with gr.Row(elem_classes="buttons"):
+                stop, again, clear = _lay_out_buttons(labels, ("stop", "regenerate", "clear"))
+    _add_examples(labels, examples_root, examples_slot, [image, text])
+    if not embed_mode:
+        labels.markdown(lambda t: terms(t, settings.keep_days), elem_id="terms")
     return Fields(
-        model,
+        language,
+        sides,
+        compare,
         image,
         process_mode,
-        temperature,
-        top_p,
-        max_new_tokens,
+        *sliders,
         control,
-        chatbot,
         text,
         send,
-        buttons,
+        stop,
+        again,
+        clear,
         notice,
+        labels.known,
     )
+
+
+def terms(text: PageText, keep_days: float) -> str:
+    """Return what a user should know, and how long pictures stay; 0 days is for ever."""
+    if not keep_days:
+        return f"{text.say('terms')} {text.say('pictures_kept')}"
+    return f"{text.say('terms')} {text.say('pictures_days', days=f'{keep_days:g}')}"
+
+
+def _lay_out_models(
+    settings: PageSettings, labels: _Labels
+) -> tuple[list[gr.Dropdown], gr.Checkbox]:
+    choices = list(settings.models)
+    first = labels.make(
+        gr.Dropdown, {"label": "model"}, choices=choices, interactive=True, elem_id="model"
+    )
+    compare = labels.make(
+        gr.Checkbox, {"label": "compare"}, visible=len(choices) > 1, elem_id="compare"
+    )
+    second = labels.make(
+        gr.Dropdown,
+        {"label": "second_model"},
+        choices=choices,
+        interactive=True,
+        visible=False,
+        elem_id="second-model",
+    )
+    return [first, second], compare
+
+
+def _lay_out_parameters(labels: _Labels) -> tuple[gr.Slider, gr.Slider, gr.Slider]:
+    bounds = {
+        "temperature": {"minimum": 0, "maximum": 1, "value": 0.2, "step": 0.1},
+        "top_p": {"minimum": 0, "maximum": 1, "value": 0.7, "step": 0.1},
+        "max_new_tokens": {"minimum": 0, "maximum": 1024, "value": 512, "step": 64},
+    }
+    temperature, top_p, max_new_tokens = (
+        labels.make(gr.Slider, {"label": key}, **options) for key, options in bounds.items()
+    )
+    return temperature, top_p, max_new_tokens
+
+
+def _lay_out_side(labels: _Labels, model: gr.Dropdown, label: str, name: str) -> Side:
+    is_first = name == "chatbot"
+    with gr.Column(min_width=280, visible=is_first) as panel:
+        chatbot = labels.make(
+            gr.Chatbot,
+            {"label": label, "placeholder": "empty_chat"},
+            elem_id=name,
+            height=600,
+            buttons=["copy"],
+            allow_file_downloads=False,
+        )
+        with gr.Row(elem_classes="buttons"):
+            votes = _lay_out_buttons(
+                labels, ("upvote", "downvote", "flag"), "" if is_first else "second-"
+            )
+    return Side(gr.State(), model, chatbot, votes, panel)
+
+
+def _lay_out_buttons(labels: _Labels, keys: tuple[str, ...], prefix: str = "") -> list[gr.Button]:
+    return [
+        labels.make(
+            gr.Button,
+            {"value": key},
+            interactive=False,
+            min_width=60,
+            size="md",
+            elem_id=prefix + key,
+        )
+        for key in keys
+    ]
+
+
+def _add_examples(labels: _Labels, root: Path, slot: gr.Column, fields: list[Component]) -> None:
+    examples = find_examples(root)
+    if not examples:
+        return
+    with slot:
+        made = gr.Examples(
+            examples,
+            fields,
+            label=ENGLISH_TEXT.say("examples"),
+            cache_examples=False,
+            examples_per_page=EXAMPLES_PER_PAGE,
+        )
+    labels.known.append((made.dataset, lambda text: gr.update(label=text.say("examples"))))

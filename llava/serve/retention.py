@@ -19,13 +19,6 @@ DAY_S = 86_400.0
 KEEP_DAYS = 30.0
 
 
-def retention_notice(keep_days: float) -> str:
-    """Return the sentence that tells people how long their pictures stay; 0 is for ever."""
-    if not keep_days:
-        return "Pictures are kept until somebody deletes them."
-    return f"Pictures are deleted after {keep_days:g} days."
-
-
 def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> int:
     """Delete stored pictures that are older than they may be, and folders that are empty then.
 

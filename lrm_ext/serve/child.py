@@ -32,13 +32,17 @@ def _run_worker(argv: list[str]) -> None:
 
 def _run_page(argv: list[str]) -> None:
     from llava.serve import gradio_web_server
-    from lrm_ext.serve.answer_language import answer_language_control
+    from lrm_ext.serve.answer_language import answer_language_control, page_languages
 
     parser = gradio_web_server.build_parser()
     parser.add_argument("--log-dir", type=Path, required=True)
     args = parser.parse_args(argv)
     gradio_web_server.run(
-        args, control=answer_language_control(), title="LRM-LLaVA", log_dir=args.log_dir
+        args,
+        control=answer_language_control(),
+        title="LRM-LLaVA",
+        log_dir=args.log_dir,
+        languages=page_languages(),
     )
 
 

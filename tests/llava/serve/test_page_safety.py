@@ -15,10 +15,12 @@ from llava.errors import ConfigError
 from llava.serve import gradio_web_server, web
 from llava.serve.chat_log import save_images
 from llava.serve.chat_state import PageSettings
+from llava.serve.page import terms
 from llava.serve.page_guard import GuardSettings
 from llava.serve.page_settings import PageSafety, safety_from
+from llava.serve.page_text import ENGLISH_TEXT
 from llava.serve.pictures import PictureLimits, clean
-from llava.serve.retention import DAY_S, retention_notice, start_sweeper, sweep_pictures
+from llava.serve.retention import DAY_S, start_sweeper, sweep_pictures
 
 ORIENTATION, GPS = 0x0112, 0x8825
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
@@ -357,8 +359,8 @@ def test_the_sweep_begins_with_the_page(tmp_path, wait_for):
 
 
 def test_the_notice_says_how_long(tmp_path):
-    assert "30 days" in retention_notice(30)
-    assert "7 days" in str(
+    assert "deleted: 30." in terms(ENGLISH_TEXT, 30)
+    assert "deleted: 7." in str(
         gradio_web_server.build_demo(False, settings=PageSettings(keep_days=7)).get_config_file()
     )
 

@@ -8,7 +8,7 @@ import requests
 from PIL import Image
 
 from llava.conversation import conversation_to_dict, get_conversation
-from llava.serve import chat, gradio_web_server, page
+from llava.serve import chat, gradio_web_server, page, votes
 from llava.serve.chat_state import ChatState, PageSettings, PromptControl
 from llava.serve.engine import load_engine
 from llava.serve.templates import stop_string, template_name
@@ -157,7 +157,7 @@ def test_regenerate_asks_again(serve_model, picture):
 def test_votes_are_logged(serve_model):
     engine, settings = serve_model("A.")
     state = answer(settings, send(settings, "One?"))[-1][0]
-    handlers = (chat.upvote_last_response, chat.downvote_last_response, chat.flag_last_response)
+    handlers = (votes.upvote_last_response, votes.downvote_last_response, votes.flag_last_response)
     for handler in handlers:
         updates = handler(state, engine.name, REQUEST, settings=settings)
         assert [update["interactive"] for update in updates[1:]] == [False] * 3
@@ -292,8 +292,9 @@ def test_the_page_starts_and_names_its_fields(serve_model):
     finally:
         demo.close(verbose=False)
     props = [component["props"] for component in config["components"]]
+    votes = ["Upvote", "Downvote", "Flag"]
     buttons = [p.get("value") for p in props if p.get("name") == "button"]
-    assert buttons == ["Send", "Upvote", "Downvote", "Flag", "Stop", "Regenerate", "Clear"]
+    assert buttons == [*votes, *votes, "Send", "Stop", "Regenerate", "Clear"]
     labels = {p.get("label") for p in props}
     assert {"Temperature", "Top P", "Max output tokens", "LLaVA Chatbot"} <= labels
 
