@@ -245,6 +245,11 @@ def ask_page(api, index, data):
     raise AssertionError("no answer")
 
 
+def sent(text, picture=None):
+    """What the page sends with a question: language, both sides, comparing, the question."""
+    return [ENGLISH_TEXT.code, None, None, False, text, picture, "Default"]
+
+
 def handler_index(api, name):
     config = requests.get(api.replace("gradio_api/", "config"), timeout=20).json()
     return next(d["id"] for d in config["dependencies"] if d["api_name"] == name)
@@ -276,8 +281,8 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
     for path in (uploaded, example):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}
-        index = handler_index(api, "add_text")
-        event = ask_page(api, index, [None, "What?", picture, "Default"])
+        index = handler_index(api, "send")
+        event = ask_page(api, index, sent("What?", picture))
         assert event["success"], event
         (thumbnail,) = shown_files(event)
         assert requests.get(api + "file=" + thumbnail, timeout=20).ok
@@ -287,8 +292,10 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
 def test_wrong_parameters_never_give_a_traceback(open_page, value):
     start, _ = open_page
     api = start()
-    assert ask_page(api, handler_index(api, "add_text"), [None, "Q", None, "Default"])["success"]
-    event = ask_page(api, handler_index(api, "http_bot"), [None, value, value, value, value])
+    assert ask_page(api, handler_index(api, "send"), sent("Q"))["success"]
+    event = ask_page(
+        api, handler_index(api, "answer"), [ENGLISH_TEXT.code, None, value, value, value, value]
+    )
     text = json.dumps(event)
     assert "Traceback" not in text
     assert 'File "' not in text
@@ -309,9 +316,9 @@ def test_routes_that_the_page_does_not_need_are_closed(open_page):
 def test_a_client_may_ask_only_so_often(open_page):
     start, _ = open_page
     api = start(per_minute=3)
-    ask = [join(api, [None, "Q", None, "Default"]).status_code for _ in range(3)]
+    ask = [join(api, sent("Q")).status_code for _ in range(3)]
     assert ask == [200] * 3
-    refused = join(api, [None, "Q", None, "Default"])
+    refused = join(api, sent("Q"))
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
     assert "Too many requests" in refused.json()["detail"]
