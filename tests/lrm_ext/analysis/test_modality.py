@@ -1,9 +1,12 @@
 """Numbers of the modality gap on features whose answer is known, and features of a tiny model."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.modality import (
     IMAGE,
     centroid_distance,
@@ -12,9 +15,16 @@ from lrm_ext.analysis.modality import (
     recall_at_1,
     separability,
 )
-from lrm_ext.analysis.modality_features import load_features, save_features, spaced_layers
+from lrm_ext.analysis.modality_features import (
+    FeatureExtractor,
+    load_features,
+    save_features,
+    spaced_layers,
+)
 
 pytest.importorskip("sklearn")
+
+MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 
 
 def noise(seed, n=200, d=8):
@@ -115,3 +125,26 @@ def test_the_figure_names_models_and_repeats_exactly(tmp_path):
 def test_layers_are_spaced_evenly():
     assert spaced_layers(4) == (0, 1, 2, 3, 4)
     assert spaced_layers(32) == (0, 4, 8, 12, 16, 20, 24, 28, 32)
+
+
+def test_features_of_a_model_do_not_depend_on_the_batch(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(MODELS / "tiny-clip", tmp_path / "tiny-clip")
+    shutil.copytree(MODELS / "tiny-llava", model)
+    extractor = FeatureExtractor(model, device="cpu")
+    texts = ("What is this?", "A red bird on a long branch of a tree")
+    together = extractor.texts(texts)
+    apart = np.concatenate([extractor.texts([text]) for text in texts], axis=1)
+    assert together.shape[:2] == (len(extractor.layers), 2)
+    assert np.allclose(together, apart, atol=1e-4)
+    images = [MODELS / "image0.png", MODELS / "image1.png"]
+    seen = extractor.images(images)
+    assert np.allclose(seen, np.concatenate([extractor.images([i]) for i in images], 1), atol=1e-4)
+    # layer 0 is the mean of the embedded tokens, the first of the text left out
+    ids = extractor._tokenizer(texts[0], add_special_tokens=False).input_ids
+    rows = extractor._model.get_input_embeddings().weight[ids].detach().numpy()
+    assert np.allclose(together[0, 0], rows.mean(axis=0), atol=1e-5)
+    with pytest.raises(DataError, match="0 tokens"):
+        extractor.texts([""])
+    with pytest.raises(ConfigError, match="--layers"):
+        FeatureExtractor(model, layers=[0, 99], device="cpu")
