@@ -26,7 +26,7 @@ from lrm_ext.mixture.permutation import Permutation
 _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost
 _MASSES: Final = (0.95, 0.75, 0.5, 0.25)
-_LOOKS: Final = {True: (ORANGE, "--"), False: (BLUE, "-")}
+_LOOKS: Final[dict[bool, tuple[str, Any]]] = {True: (ORANGE, "--"), False: (BLUE, "-")}
 
 
 def gap_table(report: Mapping[str, Any]) -> Table:
