@@ -26,7 +26,7 @@ from lrm_ext.mixture.permutation import Permutation
 _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost
 _MASSES: Final = (0.95, 0.75, 0.5, 0.25)
-_LOOKS: Final = {True: (ORANGE, "--"), False: (BLUE, "-")}
+_LOOKS: Final[dict[bool, tuple[str, Any]]] = {True: (ORANGE, "--"), False: (BLUE, "-")}
 
 
 def gap_table(report: Mapping[str, Any]) -> Table:
@@ -34,10 +34,12 @@ def gap_table(report: Mapping[str, Any]) -> Table:
     first, last = report["layers"][0], report["layers"][-1]
     table = Table(
         title=f"{report['model']}: pictures and texts at the input of the language model",
-        box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1), caption_justify="left",
-        caption="apart: centroids of pictures and texts, in spreads; cut: share that a straight cut "
-        "tells apart; image, English: the nearest text is that of the picture, of the English text; "
-        f"CKA of texts with images (i), with English (e), at the input and after layer {last['layer']}",
+        caption="apart: centroids of pictures and texts, in spreads; cut: share that a straight "
+        "cut tells apart; image, English: the nearest text is that of the picture, of the English "
+        "text; CKA of texts with images (i) and English (e), at the input and after layer "
+        f"{last['layer']}",
+        box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", show_edge=False,
+        padding=(0, 1),
     )  # fmt: skip
     table.add_column("language", no_wrap=True)
     number = last["layer"]

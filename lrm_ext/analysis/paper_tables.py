@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from lrm_ext.analysis.settings import (
 from lrm_ext.benchmarks.kinds import KINDS, find_kind
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.languages import get_language, list_languages
-from lrm_ext.languages._toml import tomllib
+from lrm_ext.languages._toml import load_toml
 
 PUBLISHED_FILE: Final = "paper.toml"
 AVERAGE: Final = "Avg"
@@ -104,8 +104,8 @@ class PaperTable:
 
 def published() -> dict[str, Any]:
     """The figures that the paper publishes, by table."""
-    text = files("lrm_ext.analysis").joinpath(PUBLISHED_FILE).read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    with as_file(files("lrm_ext.analysis").joinpath(PUBLISHED_FILE)) as path:
+        return load_toml(path)
 
 
 def models_table(

@@ -76,7 +76,9 @@ def examples_figure(examples: Examples) -> Figure:
         axes.set_axis_off()
         for number, (text, look) in enumerate(lines):
             y = (top - 0.1 - _LINE_INCHES * number) / total
-            figure.text(0.25, y, text, va="top", fontsize=10, fontfamily=list(fonts()), **look)
+            figure.text(
+                0.25, y, text, va="top", fontfamily=list(fonts()), **{"fontsize": 10, **look}
+            )
         top = bottom
     for number, line in enumerate(caption):
         y = (foot - 0.1 - _LINE_INCHES * number) / (sum(heights) + foot)
@@ -91,7 +93,7 @@ def _lines(shown: Shown) -> list[tuple[str, dict[str, Any]]]:
     def add(text: str, **look: Any) -> None:
         lines.extend((line, look) for line in wrap(text))
 
-    add(f"{language_name(shown.lang)}: {drawable(shown.question.text, shown.lang)}", weight="bold")
+    add(f"{language_name(shown.lang)}: {drawable(shown.question.text, shown.lang)}", fontsize=11.5)
     if shown.lang != "en":
         add(f"({_english(shown.question)})", color="#444444")
     for answer in shown.answers:

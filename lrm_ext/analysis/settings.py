@@ -300,4 +300,5 @@ def _score(
     except DataError as error:
         return Score(None, **counts, reason=str(error))
     interval = headline_interval(report)
-    return Score(report.headline, interval["low"], interval["high"], **counts)
+    low, high = interval["low"], interval["high"]
+    return Score(report.headline, low, high, len(found.texts), num_questions)
