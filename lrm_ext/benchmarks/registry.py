@@ -90,7 +90,7 @@ def open_folder(name: str, folder: Path) -> Benchmark:
         return Benchmark(name, folder, folder)
     described = read_description(folder)
     versions = {lang: str(file.get("version", "")) for lang, file in described["files"].items()}
-    root = Path(os.path.normpath(folder / described["image_root"]))
+    root = Path(os.path.normpath(folder.resolve() / described["image_root"]))
     return Benchmark(name, folder, root, described["kind"], versions, described["prompt"])
 
 

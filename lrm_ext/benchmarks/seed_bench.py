@@ -81,7 +81,7 @@ SEED_BENCH: Final = Kind(
     default_mode="lmms-eval",
     refused={
         "official": "the owner's tool reads no text, it ranks the options by their likelihood; "
-        "use lmms-eval or llava"
+        "ask with `lrm eval --rank mean`, and read those answers by lmms-eval or llava"
     },
     prompt=option_prompt,
     check=check,

@@ -9,6 +9,7 @@ benchmarks and files.
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
 )
 from llava.conversation import (
     Conversation,
@@ -51,11 +53,13 @@ class Request:
         text: Without template and image token.
         lang: Its language, which may have a template of its own.
         image: The picture; None where it is withheld.
+        options: Answers to choose from by their likelihood; empty to have it write one.
     """
 
     text: str
     lang: str
     image: Path | None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,32 @@ class LlavaAnswerer:
             )
         return [self._decode(ids) for ids in generated.tolist()]
 
+    @torch.inference_mode()
+    def token_losses(self, requests: Sequence[Request], answers: Sequence[str]) -> list[Tensor]:
+        """Negative log-likelihood of each token of given answers to a batch of questions: [K]."""
+        model = self._model
+        rows = [self._tokens(*pair) for pair in zip(requests, answers, strict=True)]
+        labels = []
+        for request, row in zip(requests, rows, strict=True):
+            start = len(os.path.commonprefix([self._encode(request), row]))
+            labels.append([IGNORE_INDEX] * start + row[start:])
+        features, sizes = self._image_features([request.image for request in requests])
+        self._check_room(requests, rows, features)
+        input_ids, mask = (part.to(model.device) for part in pad_left(rows, self._pad_id))
+        padded = pad_left(labels, IGNORE_INDEX)[0].to(model.device)
+        with _left_padding(model.config):
+            _, _, mask, _, embeds, targets = model.prepare_inputs_labels_for_multimodal(
+                input_ids, None, mask, None, padded, None, sizes, features
+            )
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        hidden = model.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state[:, :-1]
+        wanted = targets[:, 1:] != IGNORE_INDEX
+        logits = model.lm_head(hidden[wanted]).float()
+        losses = torch.nn.functional.cross_entropy(logits, targets[:, 1:][wanted], reduction="none")
+        return list(losses.cpu().split(wanted.sum(1).tolist()))
+
     def forget_pictures(self) -> None:
         """Drop what the tower made of pictures; the next question about one runs it again."""
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
@@ -232,16 +262,23 @@ class LlavaAnswerer:
         """Token ids of a question in the template, with one image sentinel."""
         key = (request.lang, request.text)
         if key not in self._ids:
-            image_token = DEFAULT_IMAGE_TOKEN
-            if getattr(self._model.config, "mm_use_im_start_end", False):
-                image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
-            conversation = self._templates.in_language(request.lang)
-            conversation.append_message(conversation.roles[0], f"{image_token}\n{request.text}")
-            conversation.append_message(conversation.roles[1], None)
-            ids = tokenizer_image_token(conversation.get_prompt(), self._tokenizer)
-            assert isinstance(ids, list)
-            self._ids[key] = ids
+            self._ids[key] = self._tokens(request, None)
         return self._ids[key]
+
+    def _tokens(self, request: Request, answer: str | None) -> list[int]:
+        """Token ids of a question and the beginning of the answer, or all of one without end."""
+        image_token = DEFAULT_IMAGE_TOKEN
+        if getattr(self._model.config, "mm_use_im_start_end", False):
+            image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
+        conversation = self._templates.in_language(request.lang)
+        conversation.append_message(conversation.roles[0], f"{image_token}\n{request.text}")
+        conversation.append_message(conversation.roles[1], answer)
+        prompt = conversation.get_prompt()
+        if answer is not None:
+            prompt = prompt[: prompt.rindex(answer) + len(answer)]
+        ids = tokenizer_image_token(prompt, self._tokenizer)
+        assert isinstance(ids, list)
+        return ids
 
     def _decode(self, ids: Sequence[int]) -> Answer:
         end = next((i for i, token_id in enumerate(ids) if token_id in self._stop_ids), None)

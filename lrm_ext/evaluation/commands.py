@@ -41,6 +41,9 @@ def evaluate(
     skip_missing_images: bool = typer.Option(
         False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
     ),
+    rank: str = typer.Option(
+        None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
+    ),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
     table: bool = typer.Option(True, help="Print the tables at the end."),
 ) -> None:
@@ -77,6 +80,7 @@ def evaluate(
         fresh=fresh,
         skip_missing_images=skip_missing_images,
         base_url=base_url,
+        rank=rank,
     )
     ranks = Ranks.from_environment()
     sets = run_evaluation(config, console, ranks=ranks)

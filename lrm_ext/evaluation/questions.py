@@ -38,6 +38,7 @@ class QuestionSet:
         keys: The ids of all questions in the file, asked or not.
         sha256: Of the file.
         unasked: Questions whose picture is missing: not asked, and wrong.
+        is_ranked: Their options are ranked by likelihood.
     """
 
     benchmark: Benchmark
@@ -46,6 +47,7 @@ class QuestionSet:
     keys: frozenset[str] = field(repr=False)
     sha256: str
     unasked: frozenset[str] = frozenset()
+    is_ranked: bool = False
 
     def path(self, folder: Path, blind: bool) -> Path:
         """Where its answers are."""

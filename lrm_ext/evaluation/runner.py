@@ -37,6 +37,7 @@ from lrm_ext.evaluation.predictions import (
 from lrm_ext.evaluation.progress import Reporter, show_progress
 from lrm_ext.evaluation.questions import QuestionSet as QuestionSet
 from lrm_ext.evaluation.questions import load_questions as load_questions
+from lrm_ext.evaluation.ranking import check_mode, ranked, without_options
 from lrm_ext.evaluation.ranks import Ranks, gather_parts
 from lrm_ext.languages import list_languages
 
@@ -70,6 +71,8 @@ class EvalConfig:
             model that is loaded here.
         skip_missing_images: Do not ask about pictures that are missing or broken; those questions
             are wrong, and counted.
+        rank: Rank options by their likelihood, by the `mean` or `sum` over their tokens; None to
+            have answers written.
     """
 
     model_path: Path
@@ -87,6 +90,7 @@ class EvalConfig:
     fresh: bool = False
     base_url: str | None = None
     skip_missing_images: bool = False
+    rank: str | None = None
 
     @property
     def results_dir(self) -> Path:
@@ -108,6 +112,7 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected 1 or more")
+        check_mode(self.rank)
         known = list_languages()
         if unknown := [lang for lang in self.languages if lang not in known]:
             raise ConfigError(
@@ -152,6 +157,8 @@ def run_evaluation(
     """
     ranks = ranks or Ranks()
     sets = load_questions(config)
+    if config.rank is not None:
+        sets = [without_options(qs) for qs in sets]
     backend = choose_backend(replace(config, device=ranks.device(config.device)))
     if ranks.is_first:
         _open_run(config, sets, backend.identity())
@@ -168,6 +175,8 @@ def run_evaluation(
     # nobody may put files together while others still look what is in them
     ranks.barrier()
     answerer = (make_answerer or backend.load)()
+    if config.rank is not None:
+        answerer = ranked(answerer, config.rank)
     shown = console if ranks.is_first else Console(quiet=True)
     num_questions = sum(len(items) for *_, items in pending)
     with show_progress(shown, num_questions // ranks.world_size) as reporter:
@@ -189,11 +198,13 @@ def _open_run(config: EvalConfig, sets: Sequence[QuestionSet], identity: dict[st
     """Make sure that the answers in the folder are of this very run, and are all in place."""
     if config.fresh:
         clear_run(config.predictions_dir)
-    settings = {
+    settings: dict[str, Any] = {
         "generation": {"do_sample": False, "max_new_tokens": config.max_new_tokens},
         "blind": "canvas in the image processor's mean colour",
         "code_version": lrm_ext.__version__,
     }
+    if config.rank is not None:
+        settings["generation"] = {"rank": config.rank}
     data = {f"{qs.benchmark.name}/{qs.lang}.jsonl": qs.sha256 for qs in sets}
     open_run(config.predictions_dir, {**identity, **settings}, data)
     gather_parts(config.predictions_dir)
@@ -212,7 +223,8 @@ def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
 
 
 def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
-    return Request(item.text, item.lang, None if blind else qs.benchmark.image_path(item.image))
+    image = None if blind else qs.benchmark.image_path(item.image)
+    return Request(item.text, item.lang, image, item.options if qs.is_ranked else ())
 
 
 def _asking_order(

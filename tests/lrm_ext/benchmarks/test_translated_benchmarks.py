@@ -333,3 +333,13 @@ def test_languages_that_are_missing_are_named(source, table, tmp_path):
     assert "has no hr.jsonl" in output
     result, output = invoke("agreement", folder, tmp_path / "out")
     assert "no language to compare" in output
+
+
+def test_pictures_are_found_through_a_link_to_the_folder(source, tmp_path):
+    from lrm_ext.benchmarks.registry import open_named
+
+    folder = source(rotations(["a red apple", "a green pear"]))
+    link = tmp_path / "deeper" / "still" / "link"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder)
+    assert open_named(str(link)).image_path("a.png") == folder.resolve() / "images" / "a.png"
