@@ -81,7 +81,7 @@ def fixed_text(text: str, target: str) -> str | None:
         and a first small letter are kept.
     """
     table = _fixed(target)
-    capital = text[:1].upper() + text[1:]
+    capital = text if text[:1].isupper() else text[:1].upper() + text[1:]
     found = table.get(capital)
     if found is None and text.endswith("."):
         found = table.get(capital[:-1])
@@ -154,9 +154,9 @@ def _lines(text: str) -> list[Piece]:
 def _words(text: str, is_option: bool) -> list[Piece]:
     """The pieces of a line without its lead."""
     body = text.rstrip()
-    tail = [Piece(text[len(body) :], COPY)]
+    tail = [Piece(text[len(body) :], COPY)] if len(body) < len(text) else []
     start = len(body) - len(body.lstrip())
-    head, body = [Piece(body[:start], COPY)], body[start:]
+    head, body = [Piece(body[:start], COPY)] if start else [], body[start:]
     if _is_wordless(body):
         return [*head, Piece(body, COPY), *tail]
     if fixed_text(body, ENGLISH) is not None:
@@ -167,7 +167,8 @@ def _words(text: str, is_option: bool) -> list[Piece]:
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
             after = [Piece(rest, SEEN)] if is_seen else _words(rest, is_option)
             return [*head, Piece(prompt, FIXED), *after, *tail]
-    for prompt in _prompts() if body.endswith(_prompts()) else ():
+    prompts = _prompts()
+    for prompt in prompts if body.endswith(prompts) else ():
         if body.endswith(" " + prompt):
             return [*head, *_words(body[: -len(prompt)], is_option), Piece(prompt, FIXED), *tail]
     return [*head, Piece(body, UNIT, is_option), *tail]
@@ -184,7 +185,7 @@ def _is_wordless(text: str) -> bool:
         if span.kind == "ordinal" or any(map(str.isalpha, text[end : span.start])):
             return False
         end = span.end
-    return not any(map(str.isalpha, text[end:]))
+    return end > 0 and not any(map(str.isalpha, text[end:]))
 
 
 @cache

@@ -145,21 +145,21 @@ def find_spans(text: str) -> tuple[Span, ...]:
         >>> find_spans('The sign reads "STOP" in 2 languages.')
         (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
     """
-    if _TRIGGER.search(text) is None:
-        return ()
     return _known(text) if len(text) <= _MAX_KNOWN_LENGTH else _find(text)
 
 
 _MAX_KNOWN_LENGTH = 1000
 
 
-# a line is masked, compared and checked, one after the other
-@lru_cache(maxsize=1 << 12)
+# a line is taken apart, masked, compared and checked; all lines of a record batch at each step
+@lru_cache(maxsize=1 << 15)
 def _known(text: str) -> tuple[Span, ...]:
     return _find(text)
 
 
 def _find(text: str) -> tuple[Span, ...]:
+    if _TRIGGER.search(text) is None:
+        return ()
     kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
     if not kinds:
         return ()

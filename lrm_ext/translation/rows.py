@@ -8,7 +8,6 @@ with its reason; nothing is left out in silence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -141,7 +140,7 @@ def build_text(
             else:
                 engines[result.engine] = None
             texts.append(part.text if result.text is None else result.text)
-        turns.append(replace(turn, text="".join(texts)))
+        turns.append(Turn(turn.role, "".join(texts), turn.supervised))
     for units in plan.options:
         if same := _same_options(units, translations):
             faults[f"options: {same}"] = None

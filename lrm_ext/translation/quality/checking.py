@@ -45,7 +45,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
 )
 # Turns are short; these see more in all turns of a row together. The language is judged of those
 # together that are too short to be judged alone.
-_OF_ROWS = ("near", "meaning", "length")
+_OF_ROWS = [(name, CHECKS[name]) for name in ("near", "meaning", "length")]
+_OF_OTHER_ROWS = _OF_ROWS[1:]
+_OF_SHORT = [("language", check_language)]
+_OF_TURNS = list(CHECKS.items())
 # Questions and answers repeat within a data set; so many pairs are remembered, if they are short.
 _MAX_KNOWN = 1 << 13
 _MAX_KNOWN_LENGTH = 1000
@@ -76,6 +79,7 @@ class Checker:
         self.source_lang = source_lang
         self.target_lang = target_lang
         self.thresholds = thresholds or get_thresholds(target_lang)
+        self._limits = [(name, self.thresholds.limits[name]) for name in CHECKS]
         self._known: OrderedDict[tuple[str, str], _Looked] = OrderedDict()
 
     def check_text(self, source: str, target: str) -> Verdict:
@@ -114,10 +118,13 @@ class Checker:
             _keep_worst(worst, measured)
         if len(looked) > 1:
             pairs = [pair for pair, _ in looked]
-            _keep_worst(worst, _measure(Pair.of_all(pairs), self.thresholds, _OF_ROWS))
+            # a word of a near language that no turn has is not in the row either
+            is_near = "near" in worst and worst["near"].value > 0
+            checks = _OF_ROWS if is_near else _OF_OTHER_ROWS
+            _keep_worst(worst, _measure(Pair.of_all(pairs), self.thresholds, checks))
             if short := [pair for pair in pairs if is_too_short(pair)]:
                 whole = Pair.of_all(short)
-                _keep_worst(worst, _measure(whole, self.thresholds, ("language",)))
+                _keep_worst(worst, _measure(whole, self.thresholds, _OF_SHORT))
         return worst
 
     def _look(self, source: str, target: str) -> _Looked:
@@ -125,7 +132,7 @@ class Checker:
         found = self._known.get(key)
         if found is None:
             pair = Pair(source, target, self.source_lang, self.target_lang)
-            found = _Looked(pair, _measure(pair, self.thresholds, CHECKS))
+            found = _Looked(pair, _measure(pair, self.thresholds, _OF_TURNS))
             if len(source) + len(target) > _MAX_KNOWN_LENGTH:
                 return found
             self._known[key] = found
@@ -134,16 +141,15 @@ class Checker:
         return found
 
     def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
-        limits = self.thresholds.limits
-        findings = tuple(
-            Finding(name, measured[name].value, limits[name], measured[name].message)
-            for name in CHECKS
-            if name in measured and measured[name].value > limits[name]
-        )
-        figures = {
-            name: round(float(measured[name].value), 4) for name in CHECKS if name in measured
-        }
-        return Verdict(findings, figures)
+        findings: list[Finding] = []
+        figures: dict[str, float] = {}
+        for name, limit in self._limits:
+            found = measured.get(name)
+            if found is not None:
+                figures[name] = round(float(found.value), 4)
+                if found.value > limit:
+                    findings.append(Finding(name, found.value, limit, found.message))
+        return Verdict(tuple(findings), figures)
 
 
 def check_text(
@@ -192,10 +198,12 @@ def check_turns(
     return Checker(source_lang, target_lang, thresholds).check_turns(source_turns, target_turns)
 
 
-def _measure(pair: Pair, thresholds: Thresholds, names: Iterable[str]) -> dict[str, Measured]:
+def _measure(
+    pair: Pair, thresholds: Thresholds, checks: Iterable[tuple[str, Check]]
+) -> dict[str, Measured]:
     found = {}
-    for name in names:
-        measured = CHECKS[name](pair, thresholds)
+    for name, check in checks:
+        measured = check(pair, thresholds)
         if measured is not None:
             found[name] = measured
     return found
@@ -203,5 +211,6 @@ def _measure(pair: Pair, thresholds: Thresholds, names: Iterable[str]) -> dict[s
 
 def _keep_worst(worst: dict[str, Measured], found: Mapping[str, Measured]) -> None:
     for name, measured in found.items():
-        if name not in worst or measured.value > worst[name].value:
+        known = worst.get(name)
+        if known is None or measured.value > known.value:
             worst[name] = measured

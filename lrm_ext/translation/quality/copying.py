@@ -24,12 +24,16 @@ def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
     target = pair.target_words
     if not get_language(pair.target_lang).spaced:  # they are letters; English words may stand there
         target = words(pair.target_prose, pair.source_lang)
-    if set(pair.source_words).isdisjoint(target):
+    common = set(pair.source_words).intersection(target)
+    if not common:
         return Measured(0.0, "")
-    names = {word.casefold() for word in pair.source_prose.split()[1:] if word[:1].isupper()}
-    source = Counter(word for word in pair.source_words if word not in names)
-    total = source.total()
+    capitals = [word for word in pair.source_prose.split()[1:] if word[0].isupper()]
+    names = set(map(str.casefold, capitals))
+    source = [word for word in pair.source_words if word not in names]
+    total = len(source)
     if total < _MIN_WORDS:
         return None
-    same = (source & Counter(target)).total()
+    ours = Counter([word for word in source if word in common])
+    theirs = Counter([word for word in target if word in common])
+    same = sum([min(num, theirs[word]) for word, num in ours.items()])
     return Measured(same / total, f"{same} of {total} words are those of the text")

@@ -9,8 +9,9 @@ stems are compared. A language without a file has no lexicon.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 DATA_DIR = Path(__file__).parent / "data"
@@ -37,7 +38,7 @@ class Lexicon:
     def __contains__(self, key: str) -> bool:
         return key in self._stems
 
-    def look_up(self, keys: Iterable[str], target: Iterable[str]) -> dict[str, bool]:
+    def look_up(self, keys: Iterable[str], target: Sequence[str]) -> dict[str, bool]:
         """Say which known words of a text are in its translation.
 
         Args:
@@ -47,10 +48,10 @@ class Lexicon:
         Returns:
             For each known word of the text, by its key, whether the translation has it.
         """
-        known = sorted(key for key in keys if key in self._stems)
+        known = sorted([key for key in keys if key in self._stems])
         if not known:
             return {}
-        there = set(units(target, self._is_spaced))
+        there = units(target, self._is_spaced)
         return {key: not self._stems[key].isdisjoint(there) for key in known}
 
 
@@ -90,20 +91,11 @@ def stem(word: str) -> str:
     return word[: min(_MAX_STEM, max(_MIN_STEM, len(word) - _BENT))]
 
 
-def units(words: Iterable[str], is_spaced: bool) -> Iterator[str]:
+def units(words: Sequence[str], is_spaced: bool) -> set[str]:
     """All that may be the stem of a word of a translation.
 
     Where blanks separate words: the beginnings of each. Else: each letter, and each two in a row.
     """
     if not is_spaced:
-        last = ""
-        for letter in words:
-            yield letter
-            yield last + letter
-            last = letter
-        return
-    for word in words:
-        for size in range(_MIN_STEM, min(_MAX_STEM, len(word)) + 1):
-            yield word[:size]
-        if len(word) < _MIN_STEM:
-            yield word
+        return {*words, *map("".join, pairwise(words))}
+    return {word[:size] for size in range(_MIN_STEM, _MAX_STEM + 1) for word in words}

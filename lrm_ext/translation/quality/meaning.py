@@ -41,7 +41,7 @@ def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
         found = pair.known_words = lexicon.look_up(keys, pair.target_words)
     if not found:
         return None
-    missing = sorted(key for key, is_there in found.items() if not is_there)
+    missing = sorted([key for key, is_there in found.items() if not is_there])
     listed = ", ".join(missing[:8])
     return Measured(
         len(missing) / (len(found) + 1), f"{len(missing)} of {len(found)} words not there: {listed}"

@@ -22,7 +22,10 @@ def check_near(pair: Pair, thresholds: Thresholds) -> Measured | None:
     text = pair.target_prose.casefold()
     if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
         found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
-    found = found.difference(pair.source_words)
-    foreign = [word for word in pair.target_words if word in found] if found else []
+    if found:
+        found = found.difference(pair.source_words)
+    if not found:
+        return Measured(0.0, "")
+    foreign = [word for word in pair.target_words if word in found]
     listed = ", ".join(dict.fromkeys(foreign))
     return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")

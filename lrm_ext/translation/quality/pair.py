@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.protect import Span, find_spans
@@ -56,16 +57,19 @@ class Pair:
         whole.source_lang, whole.target_lang = pairs[0].source_lang, pairs[0].target_lang
         whole.source_spans = ()
         whole.source_prose = "\n".join([pair.source_prose for pair in pairs])
-        whole.target_prose = "\n".join([pair.target_prose for pair in pairs])
-        whole.source_words = [word for pair in pairs for word in pair.source_words]
-        whole.target_words = [word for pair in pairs for word in pair.target_words]
         whole.parts = tuple([pair.target_prose for pair in pairs])
-        whole.known_words = None
-        if all([pair.known_words is not None for pair in pairs]):
-            found: dict[str, bool] = {}
-            for pair in pairs:
-                for key, is_there in (pair.known_words or {}).items():
-                    found[key] = is_there or found.get(key, False)
+        whole.target_prose = "\n".join(whole.parts)
+        whole.source_words = list(chain.from_iterable([pair.source_words for pair in pairs]))
+        whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
+        found: dict[str, bool] = {}
+        for pair in pairs:
+            if pair.known_words is None:
+                whole.known_words = None
+                break
+            for key, is_there in pair.known_words.items():
+                if is_there or key not in found:
+                    found[key] = is_there
+        else:
             whole.known_words = found
         return whole
 

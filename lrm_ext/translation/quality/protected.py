@@ -32,7 +32,9 @@ def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
     source, target = _numbers(pair.source), _numbers(pair.target)
     if source != target:  # digits of full width are the same digits
         target = _numbers(unicodedata.normalize("NFKC", pair.target))
-    missing, extra = source - target, target - source
+    if source == target:
+        return Measured(0.0, "")
+    missing, extra = Counter(source) - Counter(target), Counter(target) - Counter(source)
     listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
     return Measured(missing.total() + extra.total(), ", ".join(listed))
 
@@ -56,7 +58,7 @@ def check_protected(pair: Pair, thresholds: Thresholds) -> Measured | None:
     return Measured(len(faults), ", ".join(faults))
 
 
-def _numbers(text: str) -> Counter[str]:
+def _numbers(text: str) -> list[str]:
     """Numbers without what separates their digits, so that 1,000.5 is 1.000,5 and .5 is 0,5."""
-    numbers = (_SEPARATORS.sub("", number) for number in _DIGITS.findall(text))
-    return Counter(number.lstrip("0") or "0" for number in numbers)
+    numbers = [_SEPARATORS.sub("", number) for number in _DIGITS.findall(text)]
+    return [number.lstrip("0") or "0" for number in numbers]
