@@ -233,9 +233,9 @@ def test_worker_told_to_stop_finishes_first(start_controller, worker_process, wa
     assert process.wait(20) in (0, -signal.SIGTERM)
 
 
-def png_bomb():
+def png_bomb(side=60_000):
     """A valid PNG of a few kilobytes whose pixels take gigabytes."""
-    width = height = 60_000
+    width = height = side
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     data = zlib.compress(b"\0" * 1_000_000, 9)
     chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
@@ -247,7 +247,16 @@ def png_bomb():
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"<svg/>", png_bomb()], ids=len
+    "raw",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 50,
+        b"<svg/>",
+        png_bomb(),
+        png_bomb(8000),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    ],
+    ids=len,
 )
 def test_hostile_pictures_leave_the_worker_alive(make_engine, start_worker, raw):
     _, address = start_worker(make_engine("a"))
