@@ -189,14 +189,20 @@ def _nested(language: Mapping[str, Any]) -> str:
     return "\n".join([lines[0], *("    " + line for line in lines[1:])])
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, allow_none: bool = False) -> Results:
     """Read a folder of result files.
+
+    Args:
+        folder: As `lrm reproduce` writes it.
+        allow_none: Take a folder without any for results of no runs.
 
     Raises:
         DataError: There are none, or they are about different questions or of different steps.
     """
     path = folder / QUESTIONS_FILE
     files = [file for file in sorted(folder.glob("*.json")) if file.name != QUESTIONS_FILE]
+    if allow_none and not path.is_file() and not files:
+        return Results({}, {})
     if not path.is_file() or not files:
         raise DataError(
             f"{folder}: no results in it; expected {QUESTIONS_FILE} and <setting>.seed<k>.json, as "
