@@ -138,8 +138,9 @@ def renew(text: str, results: Results, study: Study, where: Path) -> str:
     for name, make in BLOCKS.items():
         begin, end = f"<!-- reproduce {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if found is None:
             raise DataError(f"{where}: no block between {begin} and {end}")
         block = f"{begin}\n\n{make(results, study)}\n\n{end}"
-        text = pattern.sub(lambda match, block=block: block, text)
+        text = text[: found.start()] + block + text[found.end() :]
     return text
