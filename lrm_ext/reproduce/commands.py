@@ -25,7 +25,9 @@ def reproduce(
     settings: list[str] = typer.Option([], help="Only these; repeat, or use commas."),
     seeds: list[int] = typer.Option([], help="Only these; repeat."),
     export: Path = typer.Option(None, help="Copy the result files there, at the end."),
-    plan: bool = typer.Option(False, "--plan", help="Print commands, hours and disk; run nothing."),
+    plan: bool = typer.Option(
+        False, "--plan", help="Print commands, hours and disk; train nothing."
+    ),
     gpus: int = typer.Option(8, min=1, help="With --plan: GPUs in all."),
     gpu: str = typer.Option("a800-80g", help="With --plan: kind of GPU."),
     samples: int = typer.Option(None, min=1, help="With --plan: samples of each stage."),

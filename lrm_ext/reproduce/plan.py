@@ -1,6 +1,7 @@
 """What the full reproduction takes: commands, hours and disk, from `lrm plan`.
 
-Input: a study and a preset. Output: lines and tables. Nothing is run.
+Input: a study and a preset. Output: lines and tables, and the mixture files that the commands name.
+Nothing is run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llava.errors import ConfigError
 from lrm_ext.planning.estimate import GIB, Plan, StagePlan, Wishes, make_plan
 from lrm_ext.planning.presets import STAGES
 from lrm_ext.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study
-from lrm_ext.reproduce.tasks import run_name
+from lrm_ext.reproduce.tasks import make_tasks, run_name, write_mixtures
 
 _BYTES_OF_WEIGHT: Final = 2  # bf16
 _BYTES_OF_CHECKPOINT: Final = 12  # float32 weights and Adam's two moments
@@ -40,6 +41,7 @@ def render_plan(
     made = make_plan(preset, gpus, gpu, Wishes(num_samples=samples))
     if made.hours is None:
         raise ConfigError(f"preset {preset}: no hours are known for it; plan with GPUs")
+    write_mixtures(make_tasks(study, out))
     commands = _commands(study, preset, out)
     table, total = _table(study, made)
     counts = made.shape.language_model.num_parameters + made.shape.num_in_projector
@@ -55,8 +57,7 @@ def render_plan(
         "peak, never measured: `lrm plan` says from what.",
         f"disk: {kept / GIB:,.0f} GiB for {runs} models in bf16, {at_work / GIB:,.0f} GiB for a "
         "checkpoint of the run at work (two while one is written); data come on top",
-        "commands, from the repository's root (mixtures: `lrm reproduce mini` writes the same "
-        "files to runs/reproduce-mini/mixtures):",
+        f"commands, from the repository's root, with the mixtures in {out / 'mixtures'}:",
         "\n".join(commands),
     ]
 
@@ -70,6 +71,12 @@ def _hours(made: Plan, stage: str, ratio: float) -> float:
 def _ratio(setting: Setting, stage: str) -> float:
     own = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
     return own if setting.steps_of_ratio is None else setting.steps_of_ratio
+
+
+def _epochs(setting: Setting, stage: str) -> float:
+    """How often a setting sees its own mixture, to train as long as it says."""
+    own = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
+    return (1 + _ratio(setting, stage)) / (1 + own)
 
 
 def _table(study: Study, made: Plan) -> tuple[Table, float]:
@@ -95,7 +102,7 @@ def _commands(study: Study, preset: str, out: Path) -> list[str]:
         for setting in study.settings:
             stage1, run = run_name(setting.stage1, seed), run_name(setting.name, seed)
             projector = out / "stage1" / stage1
-            mixtures = Path("runs/reproduce-mini/mixtures")
+            mixtures = out / "mixtures"
             for stage, folder, mixture in (
                 (PRETRAIN, projector, mixtures / f"stage1-{stage1}.pretrain.toml"),
                 (FINETUNE, out / "runs" / run, mixtures / f"{run}.finetune.toml"),
@@ -103,6 +110,9 @@ def _commands(study: Study, preset: str, out: Path) -> list[str]:
                 variables = {"PRESET": preset, "MIXTURE": mixture, "OUTPUT_DIR": folder}
                 words = [f"{name}={shlex.quote(str(text))}" for name, text in variables.items()]
                 words += ["bash", f"scripts/v1_5/lrm_{stage}.sh", "--seed", str(seed)]
+                epochs = _epochs(setting, stage)
+                if epochs != 1:
+                    words += ["--num_train_epochs", f"{epochs:g}"]
                 if stage == FINETUNE:
                     words += ["--pretrain_mm_mlp_adapter", str(projector / "mm_projector.bin")]
                 lines[" ".join(words)] = None

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -117,12 +118,18 @@ def test_other_presets_are_only_planned(tmp_path):
         run_study(STUDY, "vicuna-13b", tmp_path, Console(), jobs=1, command="")
 
 
-def test_the_plan_of_the_full_one():
-    result = CliRunner().invoke(app, ["reproduce", "--preset", "vicuna-13b", "--plan"])
+def test_the_plan_of_the_full_one(tmp_path):
+    command = ["reproduce", "--preset", "vicuna-13b", "--plan", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "hours in all:" in result.output and "GiB for 30 models" in result.output
     lines = [line for line in result.output.splitlines() if line.startswith("PRESET=vicuna-13b")]
+    named = {word[8:] for line in lines for word in line.split() if word.startswith("MIXTURE=")}
+    assert len(named) == 39 and all(Path(name).is_file() for name in named)
     # 3 seeds: 10 fine-tunings, and 3 pre-trainings that they share
     assert sum("lrm_finetune.sh" in line for line in lines) == 30
     assert sum("lrm_pretrain.sh" in line for line in lines) == 9
+    # English only, as long as the full setting: its samples twice
+    twice = [line for line in lines if "--num_train_epochs 2" in line]
+    assert len(twice) == 6 and all("english-twice" in line or "as-long" in line for line in twice)
     assert sum(line.startswith("lrm eval --model") for line in result.output.splitlines()) == 30
