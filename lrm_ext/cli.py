@@ -25,6 +25,7 @@ import lrm_ext.languages.commands
 import lrm_ext.mini.commands
 import lrm_ext.mixture.commands
 import lrm_ext.planning.commands
+import lrm_ext.reproduce.commands
 import lrm_ext.serve.commands
 import lrm_ext.training.commands
 import lrm_ext.translation.commands
@@ -52,6 +53,7 @@ for _package in (
     lrm_ext.evaluation.commands,
     lrm_ext.inspecting.commands,
     lrm_ext.analysis.commands,
+    lrm_ext.reproduce.commands,
     lrm_ext.export.commands,
     lrm_ext.serve.commands,
     lrm_ext.bench.commands,

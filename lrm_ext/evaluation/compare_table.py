@@ -95,5 +95,9 @@ def sentence(result: BenchmarkComparison, b: Path) -> str:
     unclear = [one for one in result.languages if one.verdict == UNCLEAR]
     if unclear:
         largest = max(one.detectable for one in unclear)
-        text += f". A difference of {largest:.1f} or more would have been told in any of them"
+        if largest > 0:
+            text += f". A difference of {largest:.1f} or more would have been told in any of them"
+        else:
+            # nothing differs on any picture, so there is no spread to learn from either
+            text += ". There both score the same on every picture"
     return text + "."

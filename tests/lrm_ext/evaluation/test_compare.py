@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from llava.errors import DataError
 from lrm_ext.evaluation import commands
 from lrm_ext.evaluation.compare import compare_runs
+from lrm_ext.evaluation.compare_table import sentence
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 
@@ -110,6 +111,13 @@ def test_command_line(runs, tmp_path):
     content = json.loads(result.output)
     assert content["benchmarks"][0]["languages"][0]["verdict"] == "better"
     assert content["benchmarks"][0]["mean"] is None
+
+
+def test_a_run_and_itself_are_not_told_apart(runs):
+    (result,) = compare_runs(runs[0], runs[0], num_replicates=50)
+    text = sentence(result, runs[0])
+    assert "both score the same on every picture" in text
+    assert "0.0 or more" not in text
 
 
 def test_runs_of_the_runner_are_compared(config, console, tmp_path):

@@ -1,0 +1,187 @@
+"""What `settings.toml` says: the settings, their mixtures, and how long each trains.
+
+Input: TOML. Output: a checked `Study`, and for each setting and seed the mixture files and steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import ConfigError
+from lrm_ext.instructions.registry import list_instructions
+from lrm_ext.languages._toml import load_toml
+
+SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
+PRETRAIN: Final = "pretrain"
+FINETUNE: Final = "finetune"
+_STUDY_KEYS: Final = frozenset(
+    ("seeds", "pretrain_steps", "finetune_steps", "limit", "benchmarks", "quick", "settings")
+)
+_SETTING_KEYS: Final = frozenset(
+    ("name", "words", "paper", "pretrain_ratio", "ratio", "instructions", "steps_of_ratio")
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train.
+
+    Attributes:
+        name: As on the command line and in file names.
+        words: What it is.
+        paper: Where the paper has it.
+        pretrain_ratio: Non-English samples per English one in pre-training.
+        ratio: The same in fine-tuning.
+        instructions: Of the non-English part of fine-tuning, evenly.
+        steps_of_ratio: Train as long as a setting of this ratio in both stages; None for its own.
+    """
+
+    name: str
+    words: str
+    paper: str
+    pretrain_ratio: float = 1.0
+    ratio: float = 1.0
+    instructions: tuple[str, ...] = ()
+    steps_of_ratio: float | None = None
+
+    @property
+    def stage1(self) -> str:
+        """Name of its pre-training, which settings of equal pre-training share."""
+        name = f"ratio-{100 * self.pretrain_ratio:g}"
+        longer = self.steps_of_ratio is not None and self.steps_of_ratio != self.pretrain_ratio
+        return f"{name}-as-long-as-{100 * (self.steps_of_ratio or 0):g}" if longer else name
+
+
+@dataclass(frozen=True)
+class Study:
+    """All settings and what they have in common.
+
+    Attributes:
+        seeds: Of projector, mixture and order.
+        pretrain_steps: Steps of pre-training at ratio 1.
+        finetune_steps: Steps of fine-tuning at ratio 1.
+        limit: Questions of each benchmark and language, about.
+        benchmarks: Their names.
+        settings: In the order in which they run.
+        quick: Whether this is the short form.
+    """
+
+    seeds: tuple[int, ...]
+    pretrain_steps: int
+    finetune_steps: int
+    limit: int
+    benchmarks: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    quick: bool = False
+
+    def steps(self, setting: Setting, stage: str) -> int:
+        """Optimiser steps of a setting: the same English samples whatever comes beside them."""
+        base = self.pretrain_steps if stage == PRETRAIN else self.finetune_steps
+        own = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
+        ratio = own if setting.steps_of_ratio is None else setting.steps_of_ratio
+        return round(base * (1 + ratio) / 2)
+
+    def choose(self, names: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
+        """Only these settings and seeds; empty for all.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        known = [setting.name for setting in self.settings]
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(
+                f"unknown setting {', '.join(unknown)}; choose from: {', '.join(known)}"
+            )
+        if any(seed < 0 for seed in seeds):
+            raise ConfigError(f"seeds are {', '.join(map(str, seeds))}; expected 0 or more")
+        chosen = tuple(one for one in self.settings if not names or one.name in names)
+        return replace(self, settings=chosen, seeds=tuple(seeds) or self.seeds)
+
+
+def read_study(path: Path = SETTINGS_FILE, *, quick: bool = False) -> Study:
+    """Read the settings.
+
+    Args:
+        path: The file.
+        quick: Only what its table [quick] names.
+
+    Raises:
+        ConfigError: An unknown or missing key, a name that comes twice, an unknown instruction, or
+            a number out of range.
+    """
+    data = load_toml(path)
+    _check_keys(data, _STUDY_KEYS, _STUDY_KEYS, str(path))
+    settings = tuple(_setting(entry, str(path)) for entry in data["settings"])
+    names = [setting.name for setting in settings]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: settings named twice: {', '.join(twice)}")
+    for key in ("pretrain_steps", "finetune_steps", "limit"):
+        if not isinstance(data[key], int) or data[key] < 2:
+            raise ConfigError(f"{path}: {key} is {data[key]!r}; expected a whole number from 2 on")
+    study = Study(
+        seeds=tuple(data["seeds"]),
+        pretrain_steps=data["pretrain_steps"],
+        finetune_steps=data["finetune_steps"],
+        limit=data["limit"],
+        benchmarks=tuple(data["benchmarks"]),
+        settings=settings,
+    )
+    short = data["quick"]
+    _check_keys(short, {"seeds", "settings"}, {"seeds", "settings"}, f"{path}: quick")
+    shortened = study.choose(short["settings"], short["seeds"])
+    return replace(shortened, quick=True) if quick else study
+
+
+def _setting(entry: Mapping[str, Any], where: str) -> Setting:
+    where = f"{where}: setting {entry.get('name')!r}"
+    _check_keys(entry, _SETTING_KEYS, {"name", "words", "paper"}, where)
+    for key in ("pretrain_ratio", "ratio", "steps_of_ratio"):
+        value = entry.get(key, 0)
+        if not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise ConfigError(f"{where}: {key} is {value!r}; expected 0 to 100")
+    instructions = tuple(entry.get("instructions", ()))
+    if unknown := set(instructions) - set(list_instructions()):
+        raise ConfigError(
+            f"{where}: unknown instruction {', '.join(sorted(unknown))}; choose from: "
+            f"{', '.join(list_instructions())}"
+        )
+    return Setting(**{**entry, "instructions": instructions})
+
+
+def _check_keys(
+    data: Mapping[str, Any], known: frozenset[str] | set[str], needed: Any, where: str
+) -> None:
+    if unknown := sorted(set(data) - known):
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(unknown)}; choose from: {', '.join(sorted(known))}"
+        )
+    if missing := sorted(set(needed) - set(data)):
+        raise ConfigError(f"{where}: {', '.join(missing)} is missing")
+
+
+def mixture_text(setting: Setting, stage: str, seed: int, base: Mapping[str, Any]) -> str:
+    """The mixture file of a setting: the paper's with what the setting changes.
+
+    Args:
+        setting: The setting.
+        stage: `pretrain` or `finetune`.
+        seed: Key of all orders.
+        base: The paper's mixture of that stage, as read from TOML.
+    """
+    ratio = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
+    instructions = dict(base["instructions"])
+    if stage == FINETUNE and setting.instructions:
+        instructions = dict.fromkeys(setting.instructions, 1)
+    lines = [
+        f"# {setting.name if stage == FINETUNE else setting.stage1}, seed {seed}",
+        f"seed = {seed}",
+        f"non_english_ratio = {ratio:g}",
+    ]
+    for title, shares in (("languages", base["languages"]), ("instructions", instructions)):
+        lines += ["", f"[{title}]"]
+        lines += [f"{name} = {json.dumps(share)}" for name, share in shares.items()]
+    return "\n".join(lines) + "\n"
