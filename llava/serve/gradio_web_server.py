@@ -223,7 +223,8 @@ def launch_options(
     # System fonts: the page must not load anything from another server.
     theme = gr.themes.Soft(
         primary_hue=PRIMARY,
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     )
     return {
         "theme": theme,
