@@ -1,20 +1,19 @@
-"""Make the README's picture of the demo: start it, ask about a picture, photograph the page.
+"""Make the README's pictures of the page: start the demo, use it, photograph it.
 
-In: a checkpoint. Out: a PNG. Needs `chromium` on the PATH, steered over its debugging pipe, so no
-browser driver is needed.
+In: two checkpoints. Out: `demo-desktop.png`, `demo-phone.png` (360 pixels wide, dark, in Croatian)
+and `demo-compare.png`. Needs Chromium on the PATH and the extra `browser`.
 
-    python scripts/screenshot.py --model runs/mini --out docs/images/demo.png
+    python scripts/screenshot.py --model runs/mini --compare-with runs/mini/checkpoint-1800
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import json
+import io
 import logging
-import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,182 +23,128 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
+from PIL import Image
+
 log = logging.getLogger("screenshot")
 
-WIDTH_PX, HEIGHT_PX = 1280, 1000
-QUESTIONS = ("What color is the background?", "Kakva je boja pozadine?")
-TIMEOUT_S = 60
+START_TIMEOUT_S = 300
+TIMEOUT_MS = 60_000
 POLL_INTERVAL_S = 0.25
-
-PICTURE_IS_SHOWN = """
-[...document.querySelectorAll('#left img[src*="/file="]')].some(i => !i.closest('#examples'))
-"""
-CHOOSE_EXAMPLE = "document.querySelectorAll('#examples tbody tr, #examples .gallery-item')[%d]"
-TYPE = """
-(() => {
-  const box = document.querySelector('#right textarea');
-  box.value = %s;
-  box.dispatchEvent(new Event('input', {bubbles: true}));
-})()
-"""
-SEND = "[...document.querySelectorAll('#right button')].find(b => b.innerText.trim() === 'Send')"
-# While an answer streams, only Stop can be pressed.
-IS_DONE = """
-document.querySelectorAll('#chatbot .bot.message, #chatbot [data-testid=bot]').length >= %d &&
-[...document.querySelectorAll('#buttons button')].some(
-  b => b.innerText.trim() === 'Regenerate' && !b.disabled)
-"""
-
-
-class Browser:
-    """A headless Chromium with one page.
-
-    Messages of the DevTools protocol go through two pipes, each ended by a zero byte.
-    """
-
-    def __init__(self, program: str, profile_dir: str) -> None:
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
-
-        def connect() -> None:
-            # The protocol wants exactly these two numbers; above them first, so that neither
-            # overwrites the other.
-            os.dup2(os.dup(to_browser), 63)
-            os.dup2(from_browser, 4)
-            os.dup2(63, 3)
-
-        self._process = subprocess.Popen(
-            [
-                program,
-                *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-                *("--remote-debugging-pipe", f"--user-data-dir={profile_dir}"),
-            ],
-            preexec_fn=connect,
-            close_fds=False,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._buffer = b""
-        self._num_sent = 0
-        self._session: str | None = None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        size = {"width": WIDTH_PX, "height": HEIGHT_PX, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; events in between are dropped."""
-        self._num_sent += 1
-        message: dict[str, Any] = {"id": self._num_sent, "method": method, "params": params}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self._buffer:
-                chunk = os.read(self._in, 1 << 20)
-                if not chunk:
-                    raise RuntimeError("chromium has ended")
-                self._buffer += chunk
-            text, self._buffer = self._buffer.split(b"\0", 1)
-            reply = json.loads(text)
-            if reply.get("id") == self._num_sent:
-                if "error" in reply:
-                    raise RuntimeError(f"{method}: {reply['error']}")
-                return reply["result"]
-
-    def evaluate(self, script: str) -> Any:
-        """Run JavaScript on the page and return its value."""
-        reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        if "exceptionDetails" in reply:
-            raise RuntimeError(f"{script}: {reply['exceptionDetails']}")
-        return reply["result"].get("value")
-
-    def wait_until(self, script: str) -> None:
-        """Wait until a JavaScript expression is true.
-
-        Raises:
-            TimeoutError: It did not become true in time.
-        """
-        deadline = time.monotonic() + TIMEOUT_S
-        while not self.evaluate(script):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {TIMEOUT_S} s for: {script.strip()}")
-            time.sleep(POLL_INTERVAL_S)
-
-    def close(self) -> None:
-        """End the browser."""
-        self._process.terminate()
-        self._process.wait(10)
+SETTLE_MS = 800
+NUM_COLORS = 128
+FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
 
 
 @contextlib.contextmanager
-def running_demo(model: str) -> Iterator[str]:
-    """Run `lrm demo` on a free port and give its address."""
+def running_demo(model: str, other: str) -> Iterator[str]:
+    """Start `lrm demo` on a free port; yield its address; stop it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lrm_ext.cli", "demo", "--model", model, "--port", str(port)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        # The demo says its address once the model is loaded and the page answers.
-        if not any(address in line for line in process.stdout):
-            raise SystemExit("the demo stopped; its error is above")
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryDirectory() as logs:
+        command = [sys.executable, "-m", "lrm_ext.cli", "demo", "--model", model]
+        command += ["--compare-with", other, "--port", str(port), "--log-dir", logs]
+        demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            wait_for_page(demo, address)
+            yield address
+        finally:
+            demo.send_signal(signal.SIGTERM)
+            demo.wait()
 
 
-def photograph(browser: Browser, address: str, example: int) -> bytes:
-    """Ask about an example picture and return the page as PNG bytes."""
-    browser.call("Page.navigate", url=address)
-    browser.wait_until(f"!!{CHOOSE_EXAMPLE % example} && !!{SEND}")
-    # The list of models is filled a moment after the layout.
-    browser.wait_until("!!(document.querySelector('#left input')?.value)")
-    browser.evaluate(f"{CHOOSE_EXAMPLE % example}.click()")
-    browser.wait_until(PICTURE_IS_SHOWN)
-    for number, question in enumerate(QUESTIONS, start=1):
-        browser.evaluate(TYPE % json.dumps(question))
-        browser.evaluate(f"{SEND}.click()")
-        browser.wait_until(IS_DONE % number)
-        log.info("answered: %s", question)
-    time.sleep(1)  # the page scrolls to the last answer
-    return base64.b64decode(browser.call("Page.captureScreenshot", format="png")["data"])
+def wait_for_page(demo: subprocess.Popen[str], address: str) -> None:
+    """Wait until the demo has said its address, which it does when all parts answer."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if address in line:
+            requests.get(address, timeout=START_TIMEOUT_S).raise_for_status()
+            return
+        if time.monotonic() > deadline:
+            break
+    raise SystemExit("the demo did not start")
+
+
+class Visit:
+    """One user's page."""
+
+    def __init__(self, browser: Any, address: str, size: tuple[int, int], **options: Any) -> None:
+        width, height = size
+        self._context = browser.new_context(
+            viewport={"width": width, "height": height}, reduced_motion="reduce", **options
+        )
+        self._context.set_default_timeout(TIMEOUT_MS)
+        self.tab = self._context.new_page()
+        self.tab.goto(address)
+        language = options["locale"].split("-")[0]
+        self.tab.wait_for_function("lang => document.documentElement.lang === lang", arg=language)
+        self.tab.wait_for_timeout(SETTLE_MS)
+
+    def choose_example(self, index: int) -> None:
+        """Take a built-in picture, with its question."""
+        self.tab.click(f"#examples tbody tr >> nth={index}")
+        self.tab.wait_for_selector("#picture img")
+
+    def ask(self, question: str, votes: tuple[str, ...] = ("#upvote",)) -> None:
+        """Ask, and wait for the answers."""
+        self.tab.fill("#question textarea", question)
+        self.tab.press("#question textarea", "Enter")
+        self.tab.wait_for_selector("#stop:not([disabled])")
+        for vote in votes:
+            self.tab.wait_for_selector(f"{vote}:not([disabled])")
+
+    def photograph(self, path: Path, full: bool = False) -> None:
+        """Write what is seen, in few colours, so that the file is small."""
+        self.tab.mouse.move(0, 0)
+        self.tab.wait_for_timeout(SETTLE_MS)
+        picture = Image.open(io.BytesIO(self.tab.screenshot(full_page=full))).convert("RGB")
+        picture.quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+        log.info("%s: %d KiB", path, path.stat().st_size // 1024)
+        self._context.close()
+
+
+def photograph_all(browser: Any, address: str, folder: Path) -> None:
+    """Make the three pictures."""
+    visit = Visit(browser, address, (1280, 960), locale="en-US", color_scheme="light")
+    visit.choose_example(0)
+    visit.ask("Is there an elephant in the picture?")
+    visit.ask("What is the color of the background?")
+    visit.photograph(folder / "demo-desktop.png")
+
+    visit = Visit(browser, address, (360, 740), locale="hr-HR", color_scheme="dark")
+    visit.choose_example(3)
+    visit.ask("Nalazi li se na slici zmija?")
+    visit.photograph(folder / "demo-phone.png", full=True)
+
+    visit = Visit(browser, address, (1280, 960), locale="cs", color_scheme="light")
+    visit.tab.check("#compare input")
+    visit.tab.wait_for_selector("#second-chatbot")
+    visit.choose_example(1)
+    visit.ask("Je na obr\u00e1zku postel?", ("#upvote", "#second-upvote"))
+    visit.photograph(folder / "demo-compare.png")
 
 
 def main() -> None:
-    """Read the command line, make the picture, write it."""
+    """Read the command line and make the pictures."""
+    from playwright.sync_api import sync_playwright
+
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     parser = argparse.ArgumentParser(description="Photograph the demo.")
     parser.add_argument("--model", default="runs/mini")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/demo.png"))
-    parser.add_argument("--example", type=int, default=0, help="which example picture, from 0")
+    parser.add_argument("--compare-with", default="runs/mini/checkpoint-1800")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder")
     args = parser.parse_args()
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        parser.error("chromium is not installed (apt install chromium)")
-    with (
-        running_demo(args.model) as address,
-        tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True  # the browser may still be writing
-        ) as profile_dir,
-    ):
-        browser = Browser(program, profile_dir)
-        try:
-            picture = photograph(browser, address, args.example)
-        finally:
-            browser.close()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(picture)
-    log.info("%s: %d KiB", args.out, len(picture) // 1024)
+        parser.error("chromium is not installed (apt-get install chromium)")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with running_demo(args.model, args.compare_with) as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=FLAGS)
+        photograph_all(browser, address, args.out)
+        browser.close()
 
 
 if __name__ == "__main__":

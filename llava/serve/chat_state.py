@@ -127,12 +127,17 @@ class ChatState:
     def _thumbnail(self, image: Image.Image) -> str:
         """Return the path of a small copy; made once, as the panel is drawn for every token."""
         if id(image) not in self._thumbnails:
-            small = to_rgb(image)
-            small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
-            path = thumbnail_dir() / f"{image_digest(small)}.webp"
-            small.save(path)
-            self._thumbnails[id(image)] = str(path)
+            self._thumbnails[id(image)] = thumbnail(image)
         return self._thumbnails[id(image)]
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Write a small copy of a picture where Gradio may serve it from; return its path."""
+    small = to_rgb(image)
+    small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
+    path = thumbnail_dir() / f"{image_digest(small)}.webp"
+    small.save(path)
+    return str(path)
 
 
 @functools.cache

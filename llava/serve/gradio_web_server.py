@@ -72,6 +72,33 @@ EXAMPLES_ROOT = Path(__file__).parents[2] / "playground" / "data" / "emoji_scene
 MAX_UPLOAD = "20mb"
 CACHE_SWEEP_S = 600
 CACHE_AGE_S = 3600
+# Gradio's indigo, darker where text is written with it or on it: a contrast of at least 4.5 to 1.
+PRIMARY = gr.themes.Color(
+    name="primary",
+    c50="#eef2ff",
+    c100="#e0e7ff",
+    c200="#c7d2fe",
+    c300="#a5b4fc",
+    c400="#818cf8",
+    c500="#4f46e5",
+    c600="#4338ca",
+    c700="#3730a3",
+    c800="#312e81",
+    c900="#2b2c5e",
+    c950="#24254f",
+)
+# Gradio's button around a picture in the conversation has no name; it gets the picture's label.
+NAME_BUTTONS = """
+<script>
+new MutationObserver(() => {
+  const label = document.querySelector('#picture [data-testid="block-label"]');
+  const name = label ? label.innerText.trim() : "";
+  for (const frame of document.querySelectorAll("button:not([aria-label]) > .image-frame")) {
+    if (name) frame.parentElement.setAttribute("aria-label", name);
+  }
+}).observe(document, {childList: true, subtree: true});
+</script>
+"""
 READ_MODEL_FROM_URL = """
 () => new URLSearchParams(window.location.search).get("model") || ""
 """
@@ -195,11 +222,14 @@ def launch_options(
     safety = safety or PageSafety()
     # System fonts: the page must not load anything from another server.
     theme = gr.themes.Soft(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        primary_hue=PRIMARY,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     )
     return {
         "theme": theme,
         "css": CSS,
+        "head": NAME_BUTTONS,
         "max_file_size": MAX_UPLOAD,
         "footer_links": [],
         "show_error": True,

@@ -14,8 +14,9 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from PIL import Image
 
-from llava.serve.chat_state import PageSettings
+from llava.serve.chat_state import PageSettings, thumbnail
 from llava.serve.page_text import ENGLISH_TEXT, PageText
 
 EXAMPLES_PER_PAGE = 4
@@ -27,6 +28,7 @@ CSS = """
 #title h1 { margin-bottom: 0; }
 #title p { margin-top: 0.25rem; }
 #head { align-items: end; }
+#head #title { flex: 1 1 200px; }
 .buttons { gap: 8px; }
 .buttons button { min-width: 0; flex: 1 1 30%; }
 #terms { font-size: 0.85rem; opacity: 0.8; }
@@ -224,7 +226,7 @@ def lay_out(
                 )
             with gr.Row(elem_classes="buttons"):
                 stop, again, clear = _lay_out_buttons(labels, ("stop", "regenerate", "clear"))
-    _add_examples(labels, examples_root, examples_slot, [image, text])
+    _add_examples(labels, examples_root, examples_slot, image, text)
     if not embed_mode:
         labels.markdown(lambda t: terms(t, settings.keep_days), elem_id="terms")
     return Fields(
@@ -317,16 +319,32 @@ def _lay_out_buttons(labels: _Labels, keys: tuple[str, ...], prefix: str = "") -
     ]
 
 
-def _add_examples(labels: _Labels, root: Path, slot: gr.Column, fields: list[Component]) -> None:
+def _add_examples(
+    labels: _Labels, root: Path, slot: gr.Column, image: gr.Image, text: gr.Textbox
+) -> None:
     examples = find_examples(root)
     if not examples:
         return
+
+    def words(said: PageText) -> dict[str, Any]:
+        return {
+            "label": said.say("examples"),
+            "headers": [said.say("picture"), said.say("question")],
+        }
+
+    def choose(index: int) -> tuple[Image.Image, str]:
+        path, question = examples[index]
+        with Image.open(path) as file:
+            return file.convert("RGB"), question
+
     with slot:
-        made = gr.Examples(
-            examples,
-            fields,
-            label=ENGLISH_TEXT.say("examples"),
-            cache_examples=False,
-            examples_per_page=EXAMPLES_PER_PAGE,
+        # Not gr.Examples: it puts the fields' English labels back with each example.
+        dataset = gr.Dataset(
+            components=[image, text],
+            samples=[[thumbnail(Image.open(path)), question] for path, question in examples],
+            type="index",
+            samples_per_page=EXAMPLES_PER_PAGE,
+            **words(ENGLISH_TEXT),
         )
-    labels.known.append((made.dataset, lambda text: gr.update(label=text.say("examples"))))
+    dataset.click(choose, dataset, [image, text], show_progress="hidden")
+    labels.known.append((dataset, lambda said: gr.update(**words(said))))

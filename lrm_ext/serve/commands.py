@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     model: str = typer.Option("runs/mini", help="Checkpoint folder, or a name on the Hub."),
     model_base: str = typer.Option("", help="Base model of a LoRA or projector-only checkpoint."),
+    compare_with: str = typer.Option("", help="Another checkpoint, to compare side by side."),
     port: int = typer.Option(7860, help="Port of the page."),
     api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
     host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
@@ -33,6 +34,7 @@ def demo(
         DemoOptions(
             model=model,
             model_base=model_base or None,
+            compare_with=compare_with or None,
             port=port,
             api_port=api_port or None,
             host=host,

@@ -24,12 +24,12 @@ from rich.console import Console
 
 import llava
 from llava.errors import ConfigError
+from llava.mm_utils import get_model_name_from_path
 from llava.serve import client
 from llava.serve.check import find_problems
 from llava.serve.model_path import check_model_path
-from llava.serve.protocol import OK, READ_TIMEOUT_S
-from llava.serve.templates import stop_string, template_of_worker
 from llava.serve.web import check_port_is_free
+from lrm_ext.serve.question import CHECK_QUESTION, ask_api, ask_once
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 8.0
 START_TIMEOUT_S = 120.0
-CHECK_QUESTION = "What can you do?"
 # How many people are answered at the same time; the others wait.
 CONCURRENCY = 16
 WORKER_DRAIN_S = 2.0
@@ -50,6 +49,7 @@ class DemoOptions:
     Attributes:
         model: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
+        compare_with: Another checkpoint, for the page's comparison; None for none.
         port: Port of the page.
         api_port: Port of the OpenAI-compatible API; None for no API.
         host: Address that page and API listen on; controller and worker stay on the loopback.
@@ -61,6 +61,7 @@ class DemoOptions:
 
     model: str
     model_base: str | None = None
+    compare_with: str | None = None
     port: int = 7860
     api_port: int | None = None
     host: str = LOOPBACK
@@ -115,7 +116,8 @@ class Demo:
         Returns:
             The running part.
         """
-        log_path = self.log_dir / f"{role}.log"
+        number = 1 + sum(child.role == role for child in self.children)
+        log_path = self.log_dir / (f"{role}.log" if number == 1 else f"{role}-{number}.log")
         # Found also when the packages are used from a folder that is not installed.
         root = str(Path(llava.__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -204,26 +206,35 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous[1])
 
 
+def _start_worker(
+    demo: Demo, options: DemoOptions, controller: str, model: str, model_base: str | None
+) -> None:
+    port = free_port()
+    worker = [
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--worker-address", f"http://{LOOPBACK}:{port}"),
+        *("--controller-address", controller, "--device", options.device),
+        *("--model-path", model),
+        *("--limit-model-concurrency", str(CONCURRENCY)),
+        *("--drain-timeout", str(WORKER_DRAIN_S)),
+    ]
+    if model_base:
+        worker += ["--model-base", model_base]
+    demo.start("worker", *worker)
+
+
 def start_parts(demo: Demo, options: DemoOptions) -> str:
-    """Start controller, worker, page and, if it is wanted, the API.
+    """Start controller, a worker for each model, page and, if it is wanted, the API.
 
     Returns:
         The controller's address.
     """
-    controller_port, worker_port = free_port(), free_port()
+    controller_port = free_port()
     controller = f"http://{LOOPBACK}:{controller_port}"
     demo.start("controller", "--host", LOOPBACK, "--port", str(controller_port))
-    worker = [
-        *("--host", LOOPBACK, "--port", str(worker_port)),
-        *("--worker-address", f"http://{LOOPBACK}:{worker_port}"),
-        *("--controller-address", controller, "--device", options.device),
-        *("--model-path", options.model),
-        *("--limit-model-concurrency", str(CONCURRENCY)),
-        *("--drain-timeout", str(WORKER_DRAIN_S)),
-    ]
-    if options.model_base:
-        worker += ["--model-base", options.model_base]
-    demo.start("worker", *worker)
+    _start_worker(demo, options, controller, options.model, options.model_base)
+    if options.compare_with:
+        _start_worker(demo, options, controller, options.compare_with, None)
     demo.start(
         "page",
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
@@ -247,8 +258,9 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
     Raises:
         ConfigError: A part failed or took too long.
     """
+    num_models = 2 if options.compare_with else 1
     demo.wait_until(
-        lambda: bool(client.get_model_list(controller)),
+        lambda: len(client.get_model_list(controller)) >= num_models,
         "loading the model",
         options.start_timeout_s,
     )
@@ -283,58 +295,6 @@ def _local_host(options: DemoOptions) -> str:
     return LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
 
 
-def ask_once(controller: str, model: str) -> str:
-    """Ask the model one question without a picture.
-
-    Returns:
-        The answer.
-
-    Raises:
-        ConfigError: The worker reports an error.
-    """
-    address = client.get_worker_address(controller, model)
-    conversation = template_of_worker(address, model)
-    conversation.append_message(conversation.roles[0], CHECK_QUESTION)
-    conversation.append_message(conversation.roles[1], None)
-    prompt = conversation.get_prompt()
-    text = prompt
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "temperature": 0,
-        "max_new_tokens": 16,
-        "stop": stop_string(conversation),
-    }
-    for chunk in client.stream_generation(controller, body):
-        if chunk["error_code"] != OK:
-            raise ConfigError(f"the worker failed: {chunk.get('reason', chunk['text'])}")
-        text = chunk["text"]
-    return text[len(prompt) :].strip()
-
-
-def ask_api(options: DemoOptions, model: str) -> str:
-    """Ask the API the same question.
-
-    Returns:
-        The answer.
-
-    Raises:
-        ConfigError: It reports an error.
-    """
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": CHECK_QUESTION}],
-        "temperature": 0,
-        "max_tokens": 16,
-    }
-    response = requests.post(
-        api_address(options) + "/v1/chat/completions", json=body, timeout=READ_TIMEOUT_S
-    )
-    if not response.ok:
-        raise ConfigError(f"the API failed: {response.text}")
-    return str(response.json()["choices"][0]["message"]["content"])
-
-
 def check_ports(options: DemoOptions) -> None:
     """Refuse ports that cannot be listened on, before the model is loaded.
 
@@ -362,6 +322,15 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     """
     console = console or Console()
     check_model_path(options.model)
+    if options.compare_with:
+        check_model_path(options.compare_with)
+        if get_model_name_from_path(options.compare_with) == get_model_name_from_path(
+            options.model
+        ):
+            raise ConfigError(
+                f"--model {options.model} and --compare-with {options.compare_with} have the same "
+                "name; rename one of the folders, so that the page can tell them apart"
+            )
     check_ports(options)
     options.log_dir.mkdir(parents=True, exist_ok=True)
     demo = Demo(options.log_dir)
@@ -373,7 +342,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
             if options.check:
                 console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
                 if options.api_port is not None:
-                    console.print(f"the API answers {ask_api(options, model)!r}")
+                    console.print(f"the API answers {ask_api(api_address(options), model)!r}")
                 return
             api = "" if options.api_port is None else f"API: {api_address(options)}/v1   "
             console.print(

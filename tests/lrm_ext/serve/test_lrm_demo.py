@@ -15,7 +15,8 @@ import requests
 from rich.console import Console
 
 from llava.errors import CheckpointError, ConfigError
-from lrm_ext.languages.registry import list_languages
+from llava.serve.page_text import PageError, PageText
+from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.serve import answer_language, child, demo
 from lrm_ext.serve.demo import Demo, DemoOptions, run_demo
 
@@ -186,3 +187,48 @@ def test_instruction_is_the_one_of_training():
 def test_unknown_language_lists_the_choices():
     with pytest.raises(ConfigError, match="en, cs"):
         answer_language.with_answer_language("Q?", "en", "tlh")
+
+
+def test_the_page_of_llava_says_the_same_in_english():
+    english = answer_language.page_languages()["en"].texts
+    own = PageText().texts
+    assert {key: english[key] for key in own} == own
+
+
+def test_languages_have_the_same_texts_and_the_same_places_in_them():
+    languages = answer_language.page_languages()
+    assert list(languages) == list(list_languages())
+    values = {"length": 2000, "limit": 1200, "model": "MODEL-X"}
+    for code in list_languages():
+        assert set(get_language(code).ui) == set(get_language("en").ui)
+        for key in get_language("en").ui:
+            places = [f"{value}" for value in values.values()]
+            said = languages[code].say(key, **values)
+            expected = languages["en"].say(key, **values)
+            assert [p in said for p in places] == [p in expected for p in places], (code, key)
+
+
+def test_english_needs_no_pivot():
+    with pytest.raises(PageError, match="pivot_needs_other"):
+        answer_language.with_instruction("Q?", "en", "epvqa", "hr")
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ("crvena", "crvena"),
+        ("English: What colo\u258c", "English: What colo\u258c"),
+        (
+            "English: Is 1 < 2?\nOdgovor: da\u258c",
+            "<details><summary>Pitanje na engleskom</summary>Is 1 &lt; 2?</details>\n\nda\u258c",
+        ),
+        (
+            "English: A?\nOdgovor:",
+            "<details><summary>Pitanje na engleskom</summary>A?</details>\n\n*(odgovor je prazan)*",
+        ),
+    ],
+)
+def test_the_translation_is_folded(reply, shown):
+    text = answer_language.page_languages()["hr"]
+    assert answer_language.show_reply(reply, text, "hr", "epvqa", "") == shown
+    assert answer_language.show_reply(reply, text, "hr", "mvqa", "") == reply

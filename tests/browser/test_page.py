@@ -1,0 +1,219 @@
+"""What a person does on the page, in a browser."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from urllib.parse import urlsplit
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+PHONE = (360, 740)
+QUESTION = "Kakva je boja pozadine?"
+
+
+def ask(tab, question=QUESTION, picture=None):
+    if picture is not None:
+        tab.set_input_files("#picture input[type=file]", picture)
+        tab.wait_for_selector("#picture img")
+    tab.fill("#question textarea", question)
+    tab.press("#question textarea", "Enter")
+
+
+def wait_for_answer(tab, vote="#upvote"):
+    tab.wait_for_selector(f"{vote}:not([disabled])")
+
+
+def last_answer(tab, chatbot="#chatbot"):
+    return tab.locator(f"{chatbot} [data-testid=bot]").last.inner_text().strip()
+
+
+def choose(tab, field, option):
+    tab.click(f"{field} input")
+    tab.get_by_role("option", name=option, exact=True).click()
+
+
+def button(tab, name):
+    return tab.get_by_role("button", name=name, exact=True)
+
+
+def test_a_croatian_asks_about_a_picture(visit, red_picture, log_dir):
+    tab = visit("hr-HR")
+    tab.get_by_role("button", name="Pošalji").wait_for()
+    assert tab.locator("#page-language input").input_value() == "hrvatski"
+    tab.wait_for_function("document.querySelector('#ask-in input').value === 'hrvatski'")
+    # read while it comes
+    ask(tab, picture=red_picture)
+    tab.wait_for_selector("#stop:not([disabled])")
+    wait_for_answer(tab)
+    assert last_answer(tab) == "Crvena."
+    button(tab, "Sviđa mi se").click()
+    tab.wait_for_selector("#upvote[disabled]")
+    (log,) = log_dir.glob("*-conv.json")
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [record["type"] for record in records[-2:]] == ["chat", "upvote"]
+    assert records[-1]["model"] == "stub-a"
+
+
+def test_stop_regenerate_clear(visit):
+    tab = visit(model="stub-slow")
+    ask(tab)
+    tab.wait_for_function(
+        "document.querySelector('#chatbot [data-testid=bot]')?.innerText.includes('riba riba')"
+    )
+    button(tab, "Zaustavi").click()
+    wait_for_answer(tab)
+    stopped = last_answer(tab)
+    assert set(stopped.split()) <= {"riba", "rib", "ri", "r"}
+    assert len(stopped) < 400
+    button(tab, "Ponovno izradi").click()
+    tab.wait_for_selector("#stop:not([disabled])")
+    tab.wait_for_selector("#chatbot [data-testid=bot]")
+    button(tab, "Zaustavi").click()
+    wait_for_answer(tab)
+    button(tab, "Očisti").click()
+    tab.wait_for_function("!document.querySelector('#chatbot [data-testid=bot]')")
+    assert tab.locator("#regenerate").is_disabled()
+
+
+def test_switching_the_language_keeps_the_conversation(visit):
+    tab = visit()
+    ask(tab)
+    wait_for_answer(tab)
+    choose(tab, "#page-language", "Deutsch")
+    tab.get_by_role("button", name="Senden").wait_for()
+    assert tab.evaluate("document.documentElement.lang") == "de"
+    assert tab.get_by_label("Ihre Frage").count() == 1
+    assert last_answer(tab) == "Crvena."
+    tab.press("#question textarea", "Enter")
+    tab.get_by_text("Geben Sie zuerst eine Frage ein.").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("locale", "send"),
+    [("en-US", "Send"), ("cs", "Odeslat"), ("fr-CA", "Envoyer"), ("it", "Invia")]
+    + [("ro", "Trimite"), ("ru", "Отправить"), ("es-MX", "Enviar"), ("zh-CN", "发送")],
+)
+def test_the_browser_chooses_the_language(visit, locale, send):
+    tab = visit(locale)
+    tab.get_by_role("button", name=send, exact=True).wait_for()
+
+
+def test_two_models_side_by_side(visit, red_picture):
+    tab = visit()
+    tab.get_by_label("Usporedi dva modela").check()
+    tab.wait_for_selector("#second-chatbot")
+    ask(tab, picture=red_picture)
+    wait_for_answer(tab)
+    wait_for_answer(tab, "#second-upvote")
+    assert last_answer(tab) == "Crvena."
+    assert last_answer(tab, "#second-chatbot") == "Plava."
+    ask(tab, "A boja objekta?")
+    tab.wait_for_function(
+        "document.querySelectorAll('#second-chatbot [data-testid=bot]').length === 2"
+    )
+    wait_for_answer(tab, "#second-upvote")
+    wait_for_answer(tab)
+    tab.get_by_label("Usporedi dva modela").uncheck()
+    tab.wait_for_selector("#second-chatbot", state="hidden")
+
+
+def test_the_pivots_translation_is_folded(visit):
+    tab = visit(model="stub-pivot")
+    choose(tab, "#way", "preko engleskog")
+    ask(tab)
+    wait_for_answer(tab)
+    folded = tab.locator("#chatbot details")
+    assert not folded.evaluate("element => element.open")
+    assert last_answer(tab).endswith("crvena")
+    # summary is reached and opened with the keyboard
+    folded.locator("summary").focus()
+    tab.keyboard.press("Enter")
+    assert "What color is the background?" in folded.inner_text()
+    assert "Pitanje na engleskom" in folded.inner_text()
+
+
+def test_another_answer_language_is_asked_for(visit):
+    tab = visit()
+    choose(tab, "#way", "na drugom jeziku")
+    tab.wait_for_selector("#answer-in")
+    choose(tab, "#answer-in", "Deutsch")
+    ask(tab)
+    wait_for_answer(tab)
+    asked = tab.locator("#chatbot [data-testid=user]").inner_text()
+    assert asked.strip() == QUESTION + "\nOdgovorite na njemačkom."
+
+
+def test_examples_keep_the_pages_language(visit):
+    tab = visit()
+    tab.get_by_role("button", name="Pošalji").wait_for()
+    tab.click("#examples tbody tr >> nth=1")
+    tab.wait_for_selector("#picture img")
+    assert tab.input_value("#question textarea") == "Je na obrázku postel?"
+    assert tab.get_by_label("Vaše pitanje").count() == 1
+
+
+def test_errors_are_in_the_users_language(visit):
+    tab = visit(model="stub-broken")
+    ask(tab)
+    tab.wait_for_selector("#regenerate:not([disabled])")
+    assert "Pogreška pri dohvaćanju odgovora" in last_answer(tab)
+    assert "(error_code: 1)" in last_answer(tab)
+    assert tab.locator("#upvote").is_disabled()
+
+
+def test_it_works_with_the_keyboard_alone(visit):
+    tab = visit()
+    tab.focus("#question textarea")
+    tab.keyboard.type(QUESTION)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "send"
+    tab.keyboard.press("Enter")
+    wait_for_answer(tab)
+    reached = set()
+    tab.focus("#question textarea")
+    for _ in range(4):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.id"))
+    assert {"send", "regenerate", "clear"} <= reached
+
+
+def test_nothing_is_asked_of_another_server(visit, red_picture):
+    tab = visit()
+    ask(tab, picture=red_picture)
+    wait_for_answer(tab)
+    urls = [urlsplit(url) for url in tab.requested]
+    assert urls
+    assert {url.hostname for url in urls if url.scheme not in {"data", "blob"}} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 900), PHONE])
+def test_no_serious_barrier(visit, red_picture, size, scheme):
+    pytest.importorskip("axe_core_python", reason='no axe-core: pip install -e ".[browser]"')
+    tab = visit(size=size, scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+    ask(tab, picture=red_picture)
+    wait_for_answer(tab)
+    tab.get_by_label("Usporedi dva modela").check()
+    tab.wait_for_selector("#second-chatbot")
+    ask(tab, picture=red_picture)
+    wait_for_answer(tab, "#second-upvote")
+    wait_for_answer(tab)
+    # a colour that is still changing has no contrast of its own
+    tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
+    tab.wait_for_selector("#stop[disabled]")
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    tab.evaluate(axe)
+    violations = tab.evaluate("axe.run(document)")["violations"]
+    serious = {
+        violation["id"]: [
+            (node["html"][:200], node["failureSummary"]) for node in violation["nodes"]
+        ]
+        for violation in violations
+        if violation["impact"] in {"serious", "critical"}
+    }
+    assert serious == {}
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
