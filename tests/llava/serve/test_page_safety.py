@@ -276,8 +276,8 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
     for path in (uploaded, example):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}
-        index = handler_index(api, "add_text")
-        event = ask_page(api, index, [None, "What?", picture, "Default"])
+        index = handler_index(api, "send")
+        event = ask_page(api, index, ["en", None, None, False, "What?", picture, "Default"])
         assert event["success"], event
         (thumbnail,) = shown_files(event)
         assert requests.get(api + "file=" + thumbnail, timeout=20).ok
@@ -287,8 +287,10 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
 def test_wrong_parameters_never_give_a_traceback(open_page, value):
     start, _ = open_page
     api = start()
-    assert ask_page(api, handler_index(api, "add_text"), [None, "Q", None, "Default"])["success"]
-    event = ask_page(api, handler_index(api, "http_bot"), [None, value, value, value, value])
+    assert ask_page(
+        api, handler_index(api, "send"), ["en", None, None, False, "Q", None, "Default"]
+    )["success"]
+    event = ask_page(api, handler_index(api, "answer"), ["en", None, value, value, value, value])
     text = json.dumps(event)
     assert "Traceback" not in text
     assert 'File "' not in text
