@@ -282,7 +282,7 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}
         index = handler_index(api, "send")
-        event = ask_page(api, index, sent("What?", picture))
+        event = ask_page(api, index, ["en", None, None, False, "What?", picture, "Default"])
         assert event["success"], event
         (thumbnail,) = shown_files(event)
         assert requests.get(api + "file=" + thumbnail, timeout=20).ok
@@ -292,10 +292,10 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
 def test_wrong_parameters_never_give_a_traceback(open_page, value):
     start, _ = open_page
     api = start()
-    assert ask_page(api, handler_index(api, "send"), sent("Q"))["success"]
-    event = ask_page(
-        api, handler_index(api, "answer"), [ENGLISH_TEXT.code, None, value, value, value, value]
-    )
+    assert ask_page(
+        api, handler_index(api, "send"), ["en", None, None, False, "Q", None, "Default"]
+    )["success"]
+    event = ask_page(api, handler_index(api, "answer"), ["en", None, value, value, value, value])
     text = json.dumps(event)
     assert "Traceback" not in text
     assert 'File "' not in text
