@@ -24,6 +24,7 @@ import lrm_ext
 from llava.errors import DataError
 from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.kind import LOCAL
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 from lrm_ext.evaluation.compare import answer_files
 from lrm_ext.evaluation.predictions import write_atomically
@@ -85,8 +86,15 @@ def collect(
     for (name, lang), path in answer_files(run).items():
         kind = stated_kind(path)
         answered = read_answered(path, kind, lang=lang)
+        # the small benchmarks ask without letters; a tool's own mode for English demands them
         report = score_benchmark(
-            kind, answered.items, answered.texts, lang=lang, cut_keys=answered.cut_keys, name=name
+            kind,
+            answered.items,
+            answered.texts,
+            lang=lang,
+            mode=LOCAL,
+            cut_keys=answered.cut_keys,
+            name=name,
         )
         keys = sorted(report.right_by_question)
         about = {"keys": keys, "pictures": _pictures(keys, answered.items)}
