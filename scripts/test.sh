@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM=false
 SECONDS=0
 if ((do_install)); then
   rm -rf -- "$venv"
-  bash scripts/setup.sh --venv "$venv" --extras train,serve,translate,google,deepl,dev
+  bash scripts/setup.sh --venv "$venv" --extras train,serve,translate,google,deepl,excel,figures,dev
   python=$venv/bin/python
 else
   python=$(find_python "$venv" .venv)
