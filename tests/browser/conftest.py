@@ -36,7 +36,7 @@ MODELS = {
     "stub-b": {"answer": "Plava.", "delay_s": 0.05},
     "stub-broken": {"answer": "ab", "error": RuntimeError("burns")},
     "stub-pivot": {"answer": PIVOT},
-    "stub-slow": {"answer": "riba " * 100, "delay_s": 0.05},
+    "stub-slow": {"answer": "riba " * 100, "delay_s": 0.2},
 }
 
 
