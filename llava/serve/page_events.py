@@ -88,13 +88,13 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
                 show_progress="hidden",
             ).then(settle, states, shared, show_progress="hidden")
         _connect_votes(side, fields, settings)
-    fields.stop.click(stop_all, states, fields.stop, queue=False)
+    fields.stop.click(stop_all, states, fields.stop, concurrency_limit=None)
     gr.on(
         [fields.clear.click, first.chatbot.clear, second.chatbot.clear],
         bound(clear_all),
         [fields.language, *states],
         everything,
-        queue=False,
+        concurrency_limit=None,
     )
     fields.compare.change(
         lambda on: [gr.update(visible=on)] * 2,

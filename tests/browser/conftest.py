@@ -28,7 +28,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 60_000
 PIVOT = "English: What color is the background?\nOdgovor: crvena"
 # Name of each model, what it says, and how long it takes for each byte.
 MODELS = {
@@ -36,7 +36,7 @@ MODELS = {
     "stub-b": {"answer": "Plava.", "delay_s": 0.05},
     "stub-broken": {"answer": "ab", "error": RuntimeError("burns")},
     "stub-pivot": {"answer": PIVOT},
-    "stub-slow": {"answer": "riba " * 100, "delay_s": 0.05},
+    "stub-slow": {"answer": "riba " * 100, "delay_s": 0.1},
 }
 
 
