@@ -317,7 +317,8 @@ def run(
         log_dir: Folder of conversation logs and pictures.
         languages: What the page says, by language; by default English alone.
     """
-    safety = safety_from(args)
+    languages = languages or {ENGLISH: ENGLISH_TEXT}
+    safety = safety_from(args, languages)
     settings = PageSettings(
         args.controller_url,
         args.model_list_mode,
@@ -325,7 +326,7 @@ def run(
         log_dir=log_dir,
         control=control,
         keep_days=safety.keep_days,
-        languages=languages or {ENGLISH: ENGLISH_TEXT},
+        languages=languages,
     )
     settings = replace(settings, models=tuple(get_model_list(settings)))
     if not settings.models:

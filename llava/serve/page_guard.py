@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llava.errors import DataError
 from llava.serve.admission import RateLimiter
 from llava.serve.openai_schema import ApiError
+from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText, preferred_language
 from llava.serve.pictures import PictureLimits, clean
 from llava.serve.web import BodyRefused, read_body
 
@@ -52,12 +54,14 @@ class GuardSettings:
         max_body_bytes: Size of a question with its settings.
         per_minute: Questions, clicks and uploads a minute and client; 0 for any number.
         cache: Folder in which Gradio keeps uploads, the only one that files are served from.
+        languages: What users are told, by language; the browser says which it prefers.
     """
 
     pictures: PictureLimits = field(default_factory=lambda: PictureLimits(max_pictures=4))
     max_body_bytes: int = 2**20
     per_minute: int = 120
     cache: Path = field(default_factory=lambda: Path(get_upload_folder()))
+    languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
 
 
 class Refusal(Exception):
@@ -128,7 +132,8 @@ class PageGuard:
             self._limiter.take(request.client.host if request.client else "")
         except ApiError as error:
             headers = {"Retry-After": str(error.retry_after_s)}
-            text = f"Too many requests: {error}. Wait {error.retry_after_s} s and try again."
+            said = self._say(request, "too_often", seconds=error.retry_after_s)
+            text = f"{said} ({error})"
             as_text = route == "upload"
             raise Refusal(_error(429, text, headers, as_text=as_text)) from None
 
@@ -143,12 +148,20 @@ class PageGuard:
             parts = []
             for index, raw in enumerate(files):
                 parts.append(("files", await self._rewrite(raw, index)))
-        except BodyRefused as error:
-            raise Refusal(_error(error.status, str(error), as_text=True)) from None
-        except DataError as error:
-            raise Refusal(_error(400, str(error), as_text=True)) from None
+        except (BodyRefused, DataError) as error:
+            status = error.status if isinstance(error, BodyRefused) else 400
+            megapixels = f"{limits.max_pixels / 1e6:g}"
+            said = self._say(
+                request, "picture_refused", mib=limits.max_bytes >> 20, megapixels=megapixels
+            )
+            raise Refusal(_error(status, f"{said} ({error})", as_text=True)) from None
         made = httpx.Request("POST", "http://page/upload", files=parts)
         return _with_body(request, made.read(), made.headers["content-type"])
+
+    def _say(self, request: Request, key: str, **values: object) -> str:
+        languages = self._settings.languages
+        wanted = preferred_language(request.headers.get("accept-language", ""), languages)
+        return languages[wanted].say(key, **values)
 
     async def _rewrite(self, raw: bytes, index: int) -> tuple[str, bytes, str]:
         limits = self._settings.pictures

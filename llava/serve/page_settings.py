@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.middleware import Middleware
 
 from llava.errors import ConfigError
 from llava.serve.page_guard import GuardSettings, PageGuard
+from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText
 from llava.serve.pictures import PictureLimits
 from llava.serve.retention import DAY_S, KEEP_DAYS
 
@@ -65,8 +67,14 @@ def add_safety_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def safety_from(args: argparse.Namespace) -> PageSafety:
+def safety_from(
+    args: argparse.Namespace, languages: Mapping[str, PageText] | None = None
+) -> PageSafety:
     """Turn flags into settings.
+
+    Args:
+        args: Has the flags.
+        languages: What the page says, by language; by default English alone.
 
     Raises:
         ConfigError: A number is below its least value.
@@ -86,5 +94,7 @@ def safety_from(args: argparse.Namespace) -> PageSafety:
         max_pixels=args.max_image_pixels,
         max_pictures=args.max_images,
     )
-    guard = GuardSettings(pictures, per_minute=args.rate_limit)
+    guard = GuardSettings(
+        pictures, per_minute=args.rate_limit, languages=languages or {ENGLISH: ENGLISH_TEXT}
+    )
     return PageSafety(guard, args.keep_days, args.forwarded_allow_ips)

@@ -24,6 +24,9 @@ def demo(
     host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
     device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
     log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
+    keep_days: float = typer.Option(
+        30.0, min=0, help="Days until uploaded pictures are deleted; 0: for ever."
+    ),
     start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
     check: bool = typer.Option(False, "--check", help="Start, ask one question, stop."),
 ) -> None:
@@ -40,6 +43,7 @@ def demo(
             host=host,
             device=device,
             log_dir=log_dir,
+            keep_days=keep_days,
             start_timeout_s=start_timeout,
             check=check,
         )

@@ -55,6 +55,7 @@ class DemoOptions:
         host: Address that page and API listen on; controller and worker stay on the loopback.
         device: Where the model runs.
         log_dir: Folder for the logs of all parts and for uploaded pictures.
+        keep_days: Age of uploaded pictures at which they are deleted; 0 keeps them for ever.
         start_timeout_s: How long loading the model may take.
         check: Ask one question and stop.
     """
@@ -67,6 +68,7 @@ class DemoOptions:
     host: str = LOOPBACK
     device: str = "cuda"
     log_dir: Path = Path("runs/demo")
+    keep_days: float = 30.0
     start_timeout_s: float = 900.0
     check: bool = False
 
@@ -239,6 +241,7 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
         "page",
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
         *("--model-list-mode", "reload", "--log-dir", str(options.log_dir)),
+        *("--keep-days", str(options.keep_days)),
     )
     if options.api_port is not None:
         demo.start(

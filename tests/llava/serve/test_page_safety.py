@@ -18,7 +18,7 @@ from llava.serve.chat_state import PageSettings
 from llava.serve.page import terms
 from llava.serve.page_guard import GuardSettings
 from llava.serve.page_settings import PageSafety, safety_from
-from llava.serve.page_text import ENGLISH_TEXT
+from llava.serve.page_text import ENGLISH_TEXT, PageText
 from llava.serve.pictures import PictureLimits, clean
 from llava.serve.retention import DAY_S, start_sweeper, sweep_pictures
 
@@ -277,7 +277,7 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
     (tmp_path / "shown" / "examples" / "a.png").write_bytes(png())
     api = start()
     (uploaded,) = upload(api, ("a.jpg", jpeg_with_metadata())).json()
-    example = shown_files(ask_page(api, handler_index(api, "load_example"), [0]))[0]
+    example = shown_files(ask_page(api, handler_index(api, "choose"), [0]))[0]
     for path in (uploaded, example):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}
@@ -324,6 +324,20 @@ def test_a_client_may_ask_only_so_often(open_page):
     assert "Too many requests" in refused.json()["detail"]
     # what a client says of its own address is not believed
     assert upload(api, ("a.png", png()), headers={"X-Forwarded-For": "9.9.9.9"}).status_code == 429
+
+
+def test_refusals_are_in_the_browsers_language(open_page):
+    start, _ = open_page
+    texts = {"picture_refused": "Slika do {mib} MiB.", "too_often": "Pokušajte za {seconds} s."}
+    languages = {"en": ENGLISH_TEXT, "hr": PageText("hr", "hrvatski", texts)}
+    api = start(per_minute=1, languages=languages)
+    croatian = {"Accept-Language": "hr-HR,hr;q=0.9,en;q=0.8"}
+    refused = upload(api, ("a.svg", SVG), headers=croatian)
+    assert refused.status_code == 400
+    assert refused.text.startswith("Slika do 10 MiB. (files[0]")
+    again = upload(api, ("a.svg", SVG), headers=croatian)
+    assert again.status_code == 429
+    assert again.text.startswith("Pokušajte za ")
 
 
 def test_a_trusted_proxy_says_who_the_client_is(open_page):

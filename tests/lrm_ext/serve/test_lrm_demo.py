@@ -199,6 +199,7 @@ def test_languages_have_the_same_texts_and_the_same_places_in_them():
     languages = answer_language.page_languages()
     assert list(languages) == list(list_languages())
     values = {"length": 2000, "limit": 1200, "model": "MODEL-X", "days": 77}
+    values |= {"mib": 333, "megapixels": 555, "seconds": 888}
     for code in list_languages():
         assert set(get_language(code).ui) == set(get_language("en").ui)
         for key in get_language("en").ui:
