@@ -82,7 +82,7 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
     root.parent.mkdir(parents=True, exist_ok=True)
     with locked(root.parent):
         if not force and _read(root / COMPLETE_FILE) == digest:
-            log.info("%s is complete", root)
+            log.debug("%s is complete", root)
             return root
         scenes = load_scenes(limit)
         _prepare(root, digest, keep=not force)
