@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
 _BUSY_S = 60.0
+_BUSY_POLL_S = 0.02
 _POLL_S = 0.1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
@@ -71,7 +72,7 @@ class Cache:
                     f"{self.path}: cache version {version}, this code reads {_VERSION}; choose "
                     "another file with --cache."
                 )
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             # what was paid for has to survive a power cut, too
             self._db.execute("PRAGMA synchronous=FULL")
             if version == 0:
@@ -82,6 +83,19 @@ class Cache:
             self._claims = Claims(self._db, self.path)
         except (sqlite3.Error, OSError) as error:
             raise self._failure("cannot be opened", error) from error
+
+    def _write_ahead(self) -> None:
+        """Switch to a write-ahead log; of runs that begin at once, one does, the others wait."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                # SQLite's own waiting does not cover this switch
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_BUSY_POLL_S)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """Look answers up; keys without one are left out.

@@ -88,6 +88,27 @@ def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
     assert len(cache) == 240 and cache.spent("e").requests == 240
 
 
+def test_many_runs_begin_with_a_new_cache_at_once(tmp_path: Path) -> None:
+    """Each wants to be the one that makes it; SQLite refuses all but one for a moment."""
+    faults: list[BaseException] = []
+    start = threading.Barrier(6)
+
+    def work() -> None:
+        for i in range(50):
+            start.wait(timeout=60)
+            try:
+                Cache(tmp_path / f"{i}.sqlite").close()
+            except BaseException as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+
+
 def test_a_full_disk_is_said_and_costs_only_the_last_answers(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     cache = Cache(path)
