@@ -161,40 +161,14 @@ def lay_out(
         The fields.
     """
     labels = _Labels()
-    with gr.Row(elem_id="head"):
-        if not embed_mode:
-            labels.markdown(lambda t: f"# {title}\n{t.say('intro')}", elem_id="title")
-        language = labels.make(
-            gr.Dropdown,
-            {"label": "page_language"},
-            choices=[(text.name, code) for code, text in settings.languages.items()],
-            value=settings.lang,
-            visible=len(settings.languages) > 1,
-            elem_id="page-language",
-            scale=0,
-            min_width=180,
-        )
+    language = _lay_out_head(settings, labels, "" if embed_mode else title)
     notice = labels.markdown(
         lambda t: f"**{t.say('no_model')}** {WORKER_COMMAND}", visible=False, elem_id="notice"
     )
     with gr.Row():
         with gr.Column(scale=3, min_width=280, elem_id="left"):
             models, compare = _lay_out_models(settings, labels)
-            image = labels.make(
-                gr.Image,
-                {"label": "picture", "placeholder": "picture_hint"},
-                type="pil",
-                height=280,
-                sources=["upload", "webcam", "clipboard"],
-                buttons=["fullscreen"],
-                elem_id="picture",
-            )
-            process_mode = gr.Radio(
-                ["Crop", "Resize", "Pad", "Default"],
-                value="Default",
-                label="Preprocess for non-square image",
-                visible=False,
-            )
+            image, process_mode = _lay_out_picture(labels)
             control = list(settings.control.build()) if settings.control else []
             examples_slot = gr.Column(elem_id="examples")
             with labels.make(
@@ -207,23 +181,7 @@ def lay_out(
                     _lay_out_side(labels, models[0], "chat", "chatbot"),
                     _lay_out_side(labels, models[1], "second_chat", "second-chatbot"),
                 )
-            with gr.Row(equal_height=True):
-                text = labels.make(
-                    gr.Textbox,
-                    {"label": "question", "placeholder": "question_hint"},
-                    scale=8,
-                    min_width=160,
-                    autofocus=True,
-                    elem_id="question",
-                )
-                send = labels.make(
-                    gr.Button,
-                    {"value": "send"},
-                    variant="primary",
-                    scale=1,
-                    min_width=80,
-                    elem_id="send",
-                )
+            text, send = _lay_out_question(labels)
             with gr.Row(elem_classes="buttons"):
                 stop, again, clear = _lay_out_buttons(labels, ("stop", "regenerate", "clear"))
     _add_examples(labels, examples_root, examples_slot, image, text)
@@ -245,6 +203,63 @@ def lay_out(
         notice,
         labels.known,
     )
+
+
+def _lay_out_head(settings: PageSettings, labels: _Labels, title: str) -> gr.Dropdown:
+    with gr.Row(elem_id="head"):
+        if title:
+            labels.markdown(lambda t: f"# {title}\n{t.say('intro')}", elem_id="title")
+        language: gr.Dropdown = labels.make(
+            gr.Dropdown,
+            {"label": "page_language"},
+            choices=[(text.name, code) for code, text in settings.languages.items()],
+            value=settings.lang,
+            visible=len(settings.languages) > 1,
+            elem_id="page-language",
+            scale=0,
+            min_width=180,
+        )
+    return language
+
+
+def _lay_out_picture(labels: _Labels) -> tuple[gr.Image, gr.Radio]:
+    image = labels.make(
+        gr.Image,
+        {"label": "picture", "placeholder": "picture_hint"},
+        type="pil",
+        height=280,
+        sources=["upload", "webcam", "clipboard"],
+        buttons=["fullscreen"],
+        elem_id="picture",
+    )
+    process_mode = gr.Radio(
+        ["Crop", "Resize", "Pad", "Default"],
+        value="Default",
+        label="Preprocess for non-square image",
+        visible=False,
+    )
+    return image, process_mode
+
+
+def _lay_out_question(labels: _Labels) -> tuple[gr.Textbox, gr.Button]:
+    with gr.Row(equal_height=True):
+        text = labels.make(
+            gr.Textbox,
+            {"label": "question", "placeholder": "question_hint"},
+            scale=8,
+            min_width=160,
+            autofocus=True,
+            elem_id="question",
+        )
+        send = labels.make(
+            gr.Button,
+            {"value": "send"},
+            variant="primary",
+            scale=1,
+            min_width=80,
+            elem_id="send",
+        )
+    return text, send
 
 
 def terms(text: PageText, keep_days: float) -> str:

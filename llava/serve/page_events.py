@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from PIL import Image
 
 from llava.serve import votes
@@ -36,7 +37,7 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
     first, second = fields.sides
     states = [first.state, second.state]
     shared = [fields.stop, fields.again, fields.clear]
-    everything = [
+    everything: list[Component] = [
         *states,
         first.chatbot,
         second.chatbot,
@@ -88,10 +89,19 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
                 show_progress="hidden",
             ).then(settle, states, shared, show_progress="hidden")
         _connect_votes(side, fields, settings)
+    _connect_buttons(fields, states, everything, settings)
+
+
+def _connect_buttons(
+    fields: Fields, states: list[gr.State], everything: list[Component], settings: PageSettings
+) -> None:
+    """Connect Stop, Clear, comparing and the page's language."""
+    first, second = fields.sides
+    clear = bind(clear_all, settings)
     fields.stop.click(stop_all, states, fields.stop, concurrency_limit=None)
     gr.on(
         [fields.clear.click, first.chatbot.clear, second.chatbot.clear],
-        bound(clear_all),
+        clear,
         [fields.language, *states],
         everything,
         concurrency_limit=None,
@@ -101,9 +111,9 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
         fields.compare,
         [second.model, second.panel],
         show_progress="hidden",
-    ).then(bound(clear_all), [fields.language, *states], everything, show_progress="hidden")
+    ).then(clear, [fields.language, *states], everything, show_progress="hidden")
     fields.language.change(
-        bound(relabel(fields)),
+        bind(relabel(fields), settings),
         fields.language,
         [*(field for field, _ in fields.labels), *fields.control],
         js=SET_PAGE_LANGUAGE,

@@ -85,10 +85,14 @@ def run_study(
     if study.quick:
         console.print("This was the quick form: one seed, so nothing says how much chance did.")
     if export is not None:
-        export.mkdir(parents=True, exist_ok=True)
-        for path in sorted((out / "results").glob("*.json")):
-            shutil.copyfile(path, export / path.name)
+        _export(out / "results", export)
         console.print(f"copied to {export}", markup=False)
+
+
+def _export(results: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(results.glob("*.json")):
+        shutil.copyfile(path, folder / path.name)
 
 
 def _unpack_corpus() -> None:
