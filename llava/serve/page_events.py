@@ -106,12 +106,13 @@ def _connect_buttons(
         everything,
         concurrency_limit=None,
     )
+    # in one event: what is sent once the second side is there must not be cleared after it
     fields.compare.change(
-        lambda on: [gr.update(visible=on)] * 2,
-        fields.compare,
-        [second.model, second.panel],
+        bind(switch_comparing, settings),
+        [fields.language, fields.compare, *states],
+        [second.model, second.panel, *everything],
         show_progress="hidden",
-    ).then(clear, [fields.language, *states], everything, show_progress="hidden")
+    )
     fields.language.change(
         bind(relabel(fields), settings),
         fields.language,
@@ -207,6 +208,23 @@ def clear_all(
     """Begin anew on both sides; returns what `send` does."""
     clear_history(second, request, settings=settings)
     return _for_both(clear_history(first, request, settings=settings), None)
+
+
+def switch_comparing(
+    is_on: bool,
+    first: ChatState | None,
+    second: ChatState | None,
+    request: gr.Request,
+    *,
+    settings: PageSettings,
+) -> list[Any]:
+    """Show or hide the second side, and begin anew on both.
+
+    Returns:
+        The second side's model and panel, then what `send` returns.
+    """
+    shown = gr.update(visible=is_on)
+    return [shown, shown, *clear_all(first, second, request, settings=settings)]
 
 
 def _for_both(update: list[Any], second: ChatState | None) -> list[Any]:
