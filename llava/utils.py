@@ -138,3 +138,12 @@ def pretty_print_semaphore(semaphore: Any) -> str:
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
+
+
+def duration(seconds: float) -> str:
+    """Say a time in seconds as `1 h 05 min`, `3 min 07 s` or `12 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from llava.utils import duration
+
 log = logging.getLogger(__name__)
 
 LINE_INTERVAL_S = 10.0
@@ -97,7 +99,7 @@ class ProgressCallback(TrainerCallback):
             left = (now - self._started) / done * (state.max_steps - state.global_step)
             self._line(
                 f"{self.stage}: step {state.global_step} of {state.max_steps}, "
-                f"{self._figures(args, state, now)}, {_duration(left)} left"
+                f"{self._figures(args, state, now)}, {duration(left)} left"
             )
             if machine := self._machine():
                 self._line(f"{self.stage}: {machine}")
@@ -113,7 +115,7 @@ class ProgressCallback(TrainerCallback):
         now = time.monotonic()
         self._line(
             f"{self.stage}: {state.global_step} steps, {self._figures(args, state, now)}, "
-            f"{_duration(now - self._started)}"
+            f"{duration(now - self._started)}"
         )
 
     def close(self) -> None:
@@ -171,11 +173,3 @@ def _table(groups: dict[str, tuple[float, float, float, float | None]]) -> Table
             row.append("" if validation is None else f"{validation:.3f}")
         table.add_row(*row)
     return table
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -36,7 +36,7 @@ def table(
     from lrm_ext.analysis.paper_tables import agreement_table, models_table, summary_table
     from lrm_ext.analysis.settings import Setting
     from lrm_ext.analysis.table_formats import FORMATS, print_table
-    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.files import write_atomically
     from lrm_ext.translation.commands import split_names
 
     if style not in FORMATS:
@@ -90,7 +90,7 @@ def modality_gap(
     from lrm_ext.analysis.modality_plot import gap_table
     from lrm_ext.corpus.emoji.unpack import ensure_unpacked
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.files import write_atomically
     from lrm_ext.translation.commands import split_names
 
     need_scikit_learn()

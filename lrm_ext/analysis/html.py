@@ -20,7 +20,6 @@ from lrm_ext.analysis.headlines import headlines_section
 from lrm_ext.analysis.page import render_page, section
 from lrm_ext.analysis.tables import interval, main_group, percent, printable, remarks
 from lrm_ext.analysis.training import StageCurve, training_stages
-from lrm_ext.evaluation.predictions import write_atomically
 from lrm_ext.evaluation.report import (
     BenchmarkResult,
     EvalReport,
@@ -30,6 +29,7 @@ from lrm_ext.evaluation.report import (
     LanguageResult,
     mean_accuracy,
 )
+from lrm_ext.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -120,7 +120,7 @@ def write_examples(
     """
     from lrm_ext.analysis.paper_charts import save_figure
     from lrm_ext.analysis.qualitative_plot import examples_figure, examples_page
-    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.files import write_atomically
 
     examples = choose_examples(settings, choice, benchmark_dir, table)
     save_figure(examples_figure(examples), out)

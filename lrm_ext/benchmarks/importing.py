@@ -26,6 +26,7 @@ from lrm_ext.benchmarks.official.source import Questions, Source
 from lrm_ext.benchmarks.pictures import PictureStore
 from lrm_ext.benchmarks.prompts import LLAVA, PROMPT_STYLES
 from lrm_ext.benchmarks.set_reader import available_languages, read_set
+from lrm_ext.files import write_atomically
 
 READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
     "mme": mme.read,
@@ -233,8 +234,10 @@ def write_folder(
         | dict(notes or {}),
     }
     lines = (json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items)
-    _write(out / f"{lang}.jsonl", "".join(lines))
-    _write(out / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out / f"{lang}.jsonl", "".join(lines))
+    write_atomically(
+        out / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    )
     return OpenQuestions(items, (), lang, version)
 
 
@@ -253,12 +256,6 @@ def _refuse_others(
                 f"{out}: the questions in {lang} are not those in {other} "
                 f"({len(here)} and {len(there)}; ids and expected answers must be equal)"
             )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def open_questions(name: str, path: Path, lang: str) -> OpenQuestions:

@@ -274,7 +274,7 @@ def report(
     from lrm_ext.analysis.corpus_account import take_account
     from lrm_ext.analysis.corpus_page import render_account
     from lrm_ext.corpus.locate import open_corpus
-    from lrm_ext.evaluation.predictions import write_atomically
+    from lrm_ext.files import write_atomically
 
     opened, console = open_corpus(corpus), _console()
     usual = opened.path.resolve().parent / "translation-cache.sqlite"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.items import read_json_lines
+from lrm_ext.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -236,11 +236,3 @@ def clear_run(folder: Path) -> None:
         return
     for path in [*folder.glob("**/*.jsonl"), folder / RUN_FILE]:
         path.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-    os.replace(partial, path)

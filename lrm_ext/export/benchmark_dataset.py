@@ -19,7 +19,7 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.items import Item, read_json_lines
 from lrm_ext.benchmarks.registry import Benchmark, missing_images
 from lrm_ext.benchmarks.translating import TRANSLATION_DIR, kind_of_folder
-from lrm_ext.evaluation.predictions import write_atomically
+from lrm_ext.files import write_atomically
 from lrm_ext.languages.registry import get_language
 
 CARD: Final = "README.md"

@@ -18,8 +18,8 @@ from llava.eval.rules import MME_COGNITION
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
-from lrm_ext.evaluation.predictions import write_atomically
 from lrm_ext.export.answers import Answers
+from lrm_ext.files import write_atomically
 
 # lmms-eval's own names of tasks, by kind and language; others are named after both.
 _TASKS: Final = {

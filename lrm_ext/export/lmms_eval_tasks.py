@@ -16,7 +16,7 @@ from typing import Final
 from llava.errors import ConfigError
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translating import kind_of_folder
-from lrm_ext.evaluation.predictions import write_atomically
+from lrm_ext.files import write_atomically
 
 _MAX_NEW_TOKENS: Final = 32
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.items import LETTERS, Item
-from lrm_ext.evaluation.predictions import write_atomically
 from lrm_ext.export.answers import Answers
 from lrm_ext.export.lmms_eval_logs import file_name
+from lrm_ext.files import write_atomically
 
 FORMATS: Final = ("xlsx", "tsv")
 # What the kit calls its data sets, by kind and language; others are named after both.

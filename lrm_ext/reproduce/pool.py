@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llava.errors import ConfigError, UserError
+from llava.utils import duration
 from lrm_ext.planning.presets import ROOT
 from lrm_ext.reproduce.tasks import Task
 
@@ -254,14 +255,6 @@ def _left(clock: Clock, left: Sequence[Task], running: dict[Task, _Running], job
         return "an unknown time left"
     passed = sum(time.monotonic() - one.started for one in running.values()) / jobs
     return f"{duration(max(0.0, seconds - passed))} left"
-
-
-def duration(seconds: float) -> str:
-    """`1 h 05 min`, `3 min 07 s` or `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def _stop(running: dict[Task, _Running]) -> None:

@@ -27,7 +27,7 @@ from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 from lrm_ext.evaluation.compare import answer_files
-from lrm_ext.evaluation.predictions import write_atomically
+from lrm_ext.files import write_atomically
 from lrm_ext.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study
 from lrm_ext.reproduce.tasks import run_name
 

@@ -13,8 +13,9 @@ from typing import Final
 from rich.console import Console
 
 from llava.errors import ConfigError
+from llava.utils import duration
 from lrm_ext.planning.presets import ROOT
-from lrm_ext.reproduce.pool import duration, run_tasks
+from lrm_ext.reproduce.pool import run_tasks
 from lrm_ext.reproduce.results import collect, write_result
 from lrm_ext.reproduce.settings import Study
 from lrm_ext.reproduce.tasks import ASK, Task, make_tasks, run_name, write_mixtures
