@@ -8,11 +8,12 @@ Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or to data (`l
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -332,16 +333,28 @@ def parse_arguments(
         The three dataclasses and a tuple with the further ones.
 
     Raises:
-        ConfigError: A value does not fit.
+        ConfigError: A flag is unknown, or a value does not fit.
     """
     types = (ModelArguments, DataArguments, TrainingArguments, *extra_arguments)
     # a name is written out: `--data` must not be taken for `--data_path`
     parser = HfArgumentParser(types, allow_abbrev=False)
-    model_args, data_args, training_args, *extra = parser.parse_args_into_dataclasses(
-        args=None if args is None else list(args)
+    model_args, data_args, training_args, *extra, unknown = parser.parse_args_into_dataclasses(
+        args=None if args is None else list(args), return_remaining_strings=True
     )
+    if unknown:
+        known = [f"--{each.name}" for kind in types for each in fields(kind)]
+        raise ConfigError(_name_unknown(unknown, known))
     _check_paths(model_args, data_args, training_args)
     return model_args, data_args, training_args, tuple(extra)
+
+
+def _name_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Say what stands on the command line that no flag takes, and what may have been meant."""
+    told = []
+    for word in unknown:
+        alike = difflib.get_close_matches(word.partition("=")[0], known, 1, 0.75)
+        told.append(f"{word} (did you mean {alike[0]}?)" if alike else word)
+    return f"unknown on the command line: {' '.join(told)}; --help lists all flags"
 
 
 def _check_paths(

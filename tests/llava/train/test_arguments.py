@@ -175,6 +175,8 @@ def test_a_missing_package_is_named(monkeypatch, package, flags):
 def test_unknown_flags_are_errors(capsys):
     with pytest.raises(ValueError, match="--learning_rat"):
         parse("--learning_rat", "1")
+    with pytest.raises(ConfigError, match=r"--learning_rte \(did you mean --learning_rate\?\) 1;"):
+        parse("--learning_rte", "1")
 
 
 def test_further_dataclasses_are_parsed():
