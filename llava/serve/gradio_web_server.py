@@ -43,7 +43,7 @@ from llava.serve.votes import (
     upvote_last_response,
     vote_last_response,
 )
-from llava.serve.web import run_command
+from llava.serve.web import check_port_is_free, run_command
 from llava.utils import build_logger
 
 __all__ = [
@@ -259,8 +259,10 @@ def serve(
         log_dir: Folder of conversation logs and pictures.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: The port is taken or none, or the host is unknown.
     """
+    if port is not None:
+        check_port_is_free(host, port)
     finished = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())

@@ -23,6 +23,8 @@ from llava.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
+MAX_PORT = 65_535
+
 T = TypeVar("T")
 
 # Seconds that open streams get to finish when a server is told to stop.
@@ -147,9 +149,14 @@ def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
         flag: What gives another one.
 
     Raises:
-        ConfigError: The port is taken or not allowed.
+        ConfigError: The port is taken, not allowed or none, or the host is unknown.
     """
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"{flag} is {port}; expected 0 to {MAX_PORT}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror as error:
+        raise ConfigError(f"cannot listen on {host}: {error.strerror}") from None
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -321,6 +321,21 @@ def test_port_taken(module):
             module.run(args)
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1", 99_999_999, "--port is 99999999; expected 0 to 65535"),
+        ("127.0.0.1", -1, "--port is -1; expected 0 to 65535"),
+        ("no.such.host.invalid", 0, "cannot listen on no.such.host.invalid: "),
+    ],
+)
+def test_what_is_no_address_is_named(host, port, message):
+    with pytest.raises(ConfigError, match=message):
+        web.check_port_is_free(host, port)
+    with pytest.raises(ConfigError, match=message):
+        gradio_web_server.serve(None, host, port)
+
+
 def test_model_that_does_not_load(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava_llama"}')
     for path in (tmp_path / "none", tmp_path):
