@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -32,9 +31,6 @@ log = logging.getLogger(__name__)
 # those who are being answered must not wait for a crowd of newcomers.
 JOIN_TOKENS = 2048
 CACHE_BYTES = 256 * 2**20
-# Text of one answer is sent at most this often: nobody reads faster, and each piece wakes the loop
-# and costs a chunk, which a small model's step would otherwise wait for.
-SEND_INTERVAL_S = 0.04
 
 
 class BatchScheduler(Scheduler):
@@ -91,10 +87,7 @@ class BatchScheduler(Scheduler):
             if self.batch.rows:
                 self._step()
         error = Failed(Stopping("the worker stopped"))
-        rows = self.batch.clear()
-        for row in rows:
-            self._send_held(row)
-        for ticket in [*self._waiting, *(row.owner for row in rows)]:
+        for ticket in [*self._waiting, *(row.owner for row in self.batch.clear())]:
             self._finish(ticket, error)
         self._waiting.clear()
 
@@ -103,7 +96,6 @@ class BatchScheduler(Scheduler):
         for row in list(self.batch.rows):
             if row.owner.cancelled.is_set() or row.owner.is_late:
                 self.batch.leave(row)
-                self._send_held(row)
                 self._give_up(row.owner)
         with self._changed:
             ended = [t for t in self._waiting if t.cancelled.is_set() or t.is_late]
@@ -141,27 +133,16 @@ class BatchScheduler(Scheduler):
             rows = self.batch.clear()
             self._free_memory(error)
             for row in rows:
-                self._send_held(row)
                 self._finish(row.owner, Failed(error))
             return
         for row, piece in pieces:
             self._hand_over(row, piece)
 
     def _hand_over(self, row: Row, piece: str) -> None:
-        ticket = row.owner
-        ticket.held += piece
-        is_complete = row.text.finish_reason is not None
-        if is_complete or time.monotonic() >= ticket.send_after:
-            self._send_held(row)
-        if is_complete:
-            self._finish(ticket, Done(row.text.finish_reason, row.usage))
-
-    def _send_held(self, row: Row) -> None:
-        ticket = row.owner
-        if ticket.held:
-            ticket.send(Text(ticket.held, row.usage))
-            ticket.held = ""
-            ticket.send_after = time.monotonic() + SEND_INTERVAL_S
+        if piece:
+            row.owner.send(Text(piece, row.usage))
+        if row.text.finish_reason is not None:
+            self._finish(row.owner, Done(row.text.finish_reason, row.usage))
 
     def _free_memory(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):

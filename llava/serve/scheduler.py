@@ -74,8 +74,6 @@ class Ticket:
         deadline: `time.monotonic()` after which it is given up; None for never.
         cancelled: Set when nobody waits for the answer.
         prepared: What the scheduler makes of the request before it is queued.
-        held: Text that is to be sent with the next.
-        send_after: `time.monotonic()` from which on text is sent again.
     """
 
     request: GenerationRequest
@@ -83,8 +81,6 @@ class Ticket:
     deadline: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     prepared: Any = None
-    held: str = ""
-    send_after: float = 0.0
 
     def cancel(self) -> None:
         """End it: nobody waits for the answer."""
