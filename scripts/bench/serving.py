@@ -7,8 +7,9 @@ same clients for the same greedy answers, half of them about a picture. "ours" l
 share a step as there are clients. "peer" is the same worker with one request at a time; with
 `--generate` there is a third side, LLaVA's way: one request at a time by transformers' `generate`.
 All clients ask at once and each asks `--rounds` times, after two questions that are not measured.
-"equal" says whether every answer is the same to the last character. Without `--model` it is the base
-model of the `mini` preset with an untrained projector: what it says means nothing, what it costs does.
+"equal" says whether every answer is the same to the last character. Without `--model` it is the
+base model of the `mini` preset with an untrained projector: what it says means nothing, what it
+costs does.
 """
 
 from __future__ import annotations
