@@ -1,9 +1,9 @@
 """One batch under way at a chat service: several requests at once, in a thread of its own.
 
-Input: segments and the engine that asks for them. Output: replies in a queue as they come. Parts of
-a batch that were not answered are asked for again; a request that gets no useful answer is halved
-until the segment at fault is alone. After an error nothing new is asked, and what is under way is
-waited for: it is paid.
+Input: segments and the engine that asks for them. Output: replies in a queue as they come; who was
+answered asks for more when the answer is kept. Parts of a batch that were not answered are asked
+for again; a request that gets no useful answer is halved until the segment at fault is alone. After
+an error nothing new is asked, and what is under way is waited for: it is paid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from lrm_ext.translation.engines.base import (
@@ -62,6 +62,13 @@ class _Work(NamedTuple):
     num_useless: int = 0
 
 
+class _Handed(NamedTuple):
+    """A reply, and what its worker waits for before it asks for more."""
+
+    reply: Reply
+    is_kept: asyncio.Future[None]
+
+
 def ask(
     engine: ChatEngine, service: Service, segments: Sequence[Segment], size: int, concurrency: int
 ) -> Iterator[Reply]:
@@ -82,10 +89,12 @@ def ask(
     thread = threading.Thread(target=asking.run, name="translate", daemon=True)
     thread.start()
     try:
-        while (reply := asking.replies.get()) is not None:
-            if isinstance(reply, BaseException):
-                raise reply
-            yield reply
+        while (handed := asking.replies.get()) is not None:
+            if isinstance(handed, BaseException):
+                raise handed
+            yield handed.reply
+            # who takes the next one has kept this one
+            asking.go_on(handed)
     finally:
         asking.stop()
         thread.join()
@@ -100,7 +109,7 @@ class _Asking:
         size: int,
         concurrency: int,
     ) -> None:
-        self.replies: queue.Queue[Reply | BaseException | None] = queue.Queue()
+        self.replies: queue.Queue[_Handed | BaseException | None] = queue.Queue()
         self._engine = engine
         self._service = service
         self._segments = segments
@@ -127,10 +136,23 @@ class _Asking:
 
     def stop(self) -> None:
         """Give up what is under way; nothing happens if all is done."""
+        self._in_loop(self._task.cancel)
+
+    def go_on(self, handed: _Handed) -> None:
+        """Let the worker ask for more: what it was answered cannot be lost any more."""
+        self._in_loop(handed.is_kept.set_result, None)
+
+    def _in_loop(self, do: Callable[..., object], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._loop.call_soon_threadsafe(do, *arguments)
         except RuntimeError:  # the loop is closed: all is done
             pass
+
+    async def _hand_on(self, *outcomes: Outcome, usage: Usage | None = None) -> None:
+        """Wait until a reply is kept, so that a kill loses no more than what is under way."""
+        is_kept = self._loop.create_future()
+        self.replies.put(_Handed(Reply(outcomes, usage or Usage()), is_kept))
+        await is_kept
 
     async def _all(self) -> None:
         try:
@@ -166,7 +188,7 @@ class _Asking:
         try:
             data = await self._service.post("/chat/completions", body, num_tokens)
         except RejectedError as error:
-            self._halve(work, f"rejected: {error}")
+            await self._halve(work, f"rejected: {error}")
         except ExhaustedError as error:
             self._num_silent += 1
             limit = max(_MAX_SILENT, self._concurrency)
@@ -175,15 +197,15 @@ class _Asking:
                     f"the service does not answer: {error}. What was answered before is in the "
                     "cache; run again to go on."
                 ) from error
-            self._halve(work, f"no answer: {error}")
+            await self._halve(work, f"no answer: {error}")
         else:
             self._num_silent = 0
             usage = self._engine.usage_of(data)
-            self._read(work, data, usage)
+            await self._read(work, data, usage)
             return usage
         return Usage()
 
-    def _read(self, work: _Work, data: Mapping[str, Any], usage: Usage) -> None:
+    async def _read(self, work: _Work, data: Mapping[str, Any], usage: Usage) -> None:
         """Hand on what was answered, and ask again for the rest."""
         content, refusal = content_of(data)
         found = {} if refusal else read_answer(content, len(work.indices))
@@ -193,21 +215,20 @@ class _Asking:
             error = f"refused: {refusal}" if refusal else f"useless answer: {content[:100]!r}"
             outcomes.append(Outcome(rest[0], None, error))
             rest = ()
-        self.replies.put(Reply(tuple(outcomes), usage))
         if found and rest:
             self._work.append(_Work(rest, work.num_useless))
         elif len(rest) > 1:
             self._cut(rest, work.num_useless)
         elif rest:
             self._work.append(_Work(rest, work.num_useless + 1))
+        await self._hand_on(*outcomes, usage=usage)
 
-    def _halve(self, work: _Work, fault: str) -> None:
+    async def _halve(self, work: _Work, fault: str) -> None:
         """Find the segment at fault; by itself it fails, to be asked again by another run."""
         if len(work.indices) > 1:
             self._cut(work.indices, work.num_useless)
         else:
-            outcome = Outcome(work.indices[0], None, fault, is_final=False)
-            self.replies.put(Reply((outcome,)))
+            await self._hand_on(Outcome(work.indices[0], None, fault, is_final=False))
 
     def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
         middle = len(indices) // 2

@@ -59,6 +59,15 @@ def test_asks_for_several_at_once_and_each_once(service: ChatService) -> None:
     assert 1 < service.most_under_way <= 4
 
 
+def test_asks_for_no_more_before_answers_are_kept(service: ChatService) -> None:
+    replies = make(service, concurrency=2).translate([Segment(text) for text in TEXTS])
+    texts = [TEXTS[o.index] for o in next(replies).outcomes]
+    time.sleep(0.3)  # a caller who writes slowly, and may be killed while it does
+    assert len(service.requests) <= 2
+    texts += [TEXTS[o.index] for reply in replies for o in reply.outcomes]
+    assert sorted(texts) == sorted(TEXTS) and len(service.requests) == 5
+
+
 def test_the_request_says_what_is_needed(
     service: ChatService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
