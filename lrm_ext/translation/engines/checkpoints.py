@@ -114,8 +114,11 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
         return found
     converted = Path(options.ct2_model)
     if not (converted / "model.bin").is_file():
+        fault = f"{converted} holds no CTranslate2 model (no model.bin). "
+        if options.ct2_fault:
+            raise EngineError(f"{fault}{options.ct2_fault}; leave option ct2_model out.")
         raise EngineError(
-            f"{converted} holds no CTranslate2 model (no model.bin). To make one: "
+            f"{fault}To make one: "
             f"ct2-transformers-converter --model {options.model} --output_dir {converted}"
         )
     return found._replace(version=f"{found.version} ct2 {_digest(converted)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lrm_ext.translation.engines.base import EngineSpec, Ledger
 from lrm_ext.translation.engines.checkpoints import Naming
@@ -15,6 +16,11 @@ _NAME = "m2m100"
 @dataclass(frozen=True)
 class M2M100Options(Seq2SeqOptions):
     """Options of the engine; the larger model is facebook/m2m100_1.2B."""
+
+    ct2_fault: ClassVar[str] = (
+        "Under transformers 5 its converter misses the languages of M2M100, which it looks for "
+        "among additional_special_tokens"
+    )
 
     model: str = "facebook/m2m100_418M"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llava.errors import ConfigError
 from lrm_ext.translation.engines.base import (
@@ -53,7 +54,10 @@ class Seq2SeqOptions:
         max_source_tokens: Longer segments are not translated.
         tokens_per_batch: Tokens of a batch, padding included; halved where memory runs out.
         ct2_model: Folder of the same model converted for CTranslate2.
+        ct2_fault: Why CTranslate2's own converter cannot make one; "" if it can.
     """
+
+    ct2_fault: ClassVar[str] = ""
 
     model: str
     revision: str | None = None

@@ -236,7 +236,11 @@ def test_converted_model(kind: str, model: Path, tmp_path: Path) -> None:
     engine._runner.run = lambda batch, limit: run(batch, 4)
     (cut,) = translate(engine, texts[:1])
     assert cut.text is None and "no end after" in str(cut.error)
-    with pytest.raises(EngineError, match="no CTranslate2 model.*ct2-transformers-converter"):
+
+
+def test_what_is_no_converted_model_is_told(kind: str, model: Path, tmp_path: Path) -> None:
+    how = "misses the languages" if kind == "m2m100" else "ct2-transformers-converter --model"
+    with pytest.raises(EngineError, match=f"no CTranslate2 model.*{how}"):
         make(kind, model, ct2_model=tmp_path)
 
 
