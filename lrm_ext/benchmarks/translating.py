@@ -32,7 +32,7 @@ from lrm_ext.benchmarks.translated import Parts, fields_of, put_together, take_a
 from lrm_ext.corpus.layout import ENGLISH, Text
 from lrm_ext.files import write_atomically
 from lrm_ext.translation.engines.base import AheadEngine, Usage
-from lrm_ext.translation.rows import build_text
+from lrm_ext.translation.rows import build_texts
 from lrm_ext.translation.runner import Job, build_translator, describe_engines
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def translate_items(
     matched: Matched = match(corrections, items, job.target)
     parts = [take_apart(item, kind, job.target, matched.texts) for item in items]
     checker = job.checker()
-    check = checker.check_texts if checker else None
+    check = checker.check_rows if checker else None
     translator = build_translator(job)
     try:
         ahead = (e.rows_ahead for e in translator.engines if isinstance(e, AheadEngine))
@@ -139,9 +139,10 @@ def translate_items(
         for start in range(0, len(parts), size):
             some = parts[start : start + size]
             done = translator.translate(unit for one in some for unit in one.plan.units)
-            for one in some:
+            texts = build_texts([one.plan for one in some], done, check)
+            for one, text in zip(some, texts, strict=True):
                 num = sum(field.key in matched.texts for field in one.fields)
-                outcomes.append(Outcome(one, build_text(one.plan, done, check), num))
+                outcomes.append(Outcome(one, text, num))
             progress(len(outcomes), len(parts))
         made_by = describe_engines(job, translator)
         return Translation(

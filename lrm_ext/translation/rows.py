@@ -67,8 +67,8 @@ class RowPlan(NamedTuple):
         return (part for turn in self.turns for part in turn if isinstance(part, Unit))
 
 
-# Judges pairs of a text and its translation, one for each turn.
-CheckTexts = Callable[[Sequence[tuple[str, str]]], Verdict]
+# Judges rows, each by pairs of a text and its translation, one for each turn.
+CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[Verdict]]
 
 
 def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT) -> RowPlan:
@@ -110,21 +110,36 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
     return RowPlan(row, tuple(turns), tuple(options))
 
 
-def build_text(
-    plan: RowPlan, translations: Mapping[Unit, Translated], check: CheckTexts | None = None
-) -> Text:
-    """Put a row together in the other language.
+def build_texts(
+    plans: Sequence[RowPlan],
+    translations: Mapping[Unit, Translated],
+    check: CheckRows | None = None,
+) -> list[Text]:
+    """Put rows together in the other language.
 
     Args:
-        plan: The row taken apart.
-        translations: What became of its units.
-        check: Judges the row if it is complete. It does not see what is right as it is, which
-            would say much of the row's language and nothing of the engine.
+        plans: The rows taken apart.
+        translations: What became of their units.
+        check: Judges the rows that are complete. It does not see what is right as it is, which
+            would say much of a row's language and nothing of the engine.
 
     Returns:
-        The text. Status "rejected" if a unit has no translation or two options became the same;
+        The texts. Status "rejected" if a unit has no translation or two options became the same;
         else as the check says.
     """
+    texts = [build_text(plan, translations) for plan in plans]
+    if check is not None:
+        complete = [i for i, text in enumerate(texts) if text.status == "ok"]
+        verdicts = check([_judged(plans[i], translations) for i in complete])
+        for i, verdict in zip(complete, verdicts, strict=True):
+            turns, engine = texts[i].turns, texts[i].engine
+            reason = "; ".join(dict.fromkeys(verdict.reasons)) or None
+            texts[i] = Text(turns, verdict.status, engine, reason, verdict.figures)
+    return texts
+
+
+def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
+    """Put one row together, not judged yet (`build_texts`)."""
     faults: dict[str, None] = {}
     engines: dict[str, None] = {}
     turns: list[Turn] = []
@@ -144,17 +159,11 @@ def build_text(
     for units in plan.options:
         if same := _same_options(units, translations):
             faults[f"options: {same}"] = None
-    status, quality = "rejected" if faults else "ok", None
-    if check is not None and not faults:
-        verdict = check(_judged(plan, translations))
-        status, quality = verdict.status, verdict.figures
-        faults = dict.fromkeys(verdict.reasons)
     return Text(
         turns=tuple(turns),
-        status=status,
+        status="rejected" if faults else "ok",
         engine=" + ".join(sorted(engines)) or "fixed texts",
         reason="; ".join(faults) or None,
-        quality=quality,
     )
 
 

@@ -7,11 +7,13 @@ gives the same bytes. Who works on the parts is the executor's business.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,14 @@ from lrm_ext.translation.engines.registry import build_engine, get_spec
 from lrm_ext.translation.glossary import Glossary
 from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
-from lrm_ext.translation.rows import SEEN_TEXT, RowPlan, build_text, plan_row
+from lrm_ext.translation.rows import SEEN_TEXT, RowPlan, build_texts, plan_row
 from lrm_ext.translation.translator import Judge, Translator
 
 log = logging.getLogger(__name__)
 
 # Goes up when framing or protection change what becomes of a row.
 PROTECTION_VERSION = 1
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
 
 
@@ -177,6 +180,18 @@ def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
     }
 
 
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Search for garbage less often: what is made for a row stays until its part is written."""
+    before = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@collecting_rarely()
 def translate_part(
     job: Job, store: PartStore, translator: Translator, number: int
 ) -> tuple[Counter[str], Usage]:
@@ -189,11 +204,9 @@ def translate_part(
     plans = _plans(job, store, number)
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
     checker = job.checker()
-    check = checker.check_texts if checker else None
-    records = [
-        build_text(plans[i], translations, check).to_arrow() if i in plans else _NO_TEXT
-        for i in store.row_numbers(number)
-    ]
+    check = checker.check_rows if checker else None
+    texts = dict(zip(plans, build_texts([*plans.values()], translations, check), strict=True))
+    records = [texts[i].to_arrow() if i in texts else _NO_TEXT for i in store.row_numbers(number)]
     store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
     return translator.counts, translator.usage
 

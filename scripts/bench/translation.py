@@ -40,7 +40,8 @@ from lrm_ext.translation.engines.base import Segment, Usage
 from lrm_ext.translation.engines.registry import build_engine
 from lrm_ext.translation.protect import damaged_parts, mask, restore
 from lrm_ext.translation.quality import Checker
-from lrm_ext.translation.rows import build_text, plan_row
+from lrm_ext.translation.rows import build_texts, plan_row
+from lrm_ext.translation.runner import collecting_rarely
 from lrm_ext.translation.translator import Translated, Unit
 
 _BATCH = 2048  # rows of a part; segments that are looked up at once
@@ -126,6 +127,7 @@ def bench_rows(name: str, cases: Sequence[Case], lang: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@collecting_rarely()
 def run_ours(cases: Sequence[Case], lang: str) -> list[Text]:
     """All that `lrm translate` does around an engine."""
     checker = Checker(ENGLISH, lang)
@@ -138,7 +140,7 @@ def run_ours(cases: Sequence[Case], lang: str) -> list[Text]:
             for unit in plan.units:
                 if unit not in translations:
                     translations[unit] = _translated(unit, case.answers[unit.text])
-        texts += [build_text(plan, translations, checker.check_texts) for plan in plans]
+        texts += build_texts(plans, translations, checker.check_rows)
     return texts
 
 

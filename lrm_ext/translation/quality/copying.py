@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.quality.pair import Pair, words
 from lrm_ext.translation.quality.thresholds import Thresholds
@@ -33,7 +31,13 @@ def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
     total = len(source)
     if total < _MIN_WORDS:
         return None
-    ours = Counter([word for word in source if word in common])
-    theirs = Counter([word for word in target if word in common])
-    same = sum([min(num, theirs[word]) for word, num in ours.items()])
+    left: dict[str, int] = {}
+    for word in target:
+        if word in common:
+            left[word] = left.get(word, 0) + 1
+    same = 0
+    for word in source:
+        if num := left.get(word):
+            left[word] = num - 1
+            same += 1
     return Measured(same / total, f"{same} of {total} words are those of the text")

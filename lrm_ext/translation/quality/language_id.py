@@ -8,9 +8,11 @@ file names. Languages that it cannot tell apart in a sentence (Croatian, Serbian
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
+
+import numpy as np
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import get_language, list_languages
@@ -59,6 +61,13 @@ def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
         if scores.get(code, own) > foreign:
             best, foreign = code, scores[code]
     return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+
+
+def identify(pairs: Iterable[Pair], thresholds: Thresholds) -> None:
+    """Look at the languages of many translations, so that `check_language` finds them known."""
+    for pair in pairs:
+        if not _is_told_by_script(pair.target_lang, thresholds):
+            _total(pair.parts)
 
 
 @cache
@@ -133,6 +142,8 @@ def _identifier() -> Any:
     # few candidates are scored ten times faster than all that it knows
     wanted = {code for lang in list_languages() for code in candidates(lang, get_thresholds(lang))}
     identifier.set_languages(sorted(wanted & known))
+    # a row for each few letters; across rows every language would be a miss of the cache
+    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc)
     return identifier
 
 
