@@ -33,6 +33,7 @@ from lrm_ext.corpus.writer import CorpusWriter
 log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 2048
+_NUM_PICTURES_LOOKED_FOR = 20
 # Tells from an English sample whether its meaning survives translation.
 IsTranslatable = Callable[[Sample], bool]
 # Writes a picture that is embedded in a data set, of which it is told where that is.
@@ -104,9 +105,13 @@ def import_corpus(
         progress: Called with the number of rows written so far.
 
     Raises:
-        ConfigError: A source's pictures do not lie below `images`.
+        ConfigError: There is no folder `images`, or a source's pictures do not lie below it.
         DataError: A record, a picture or a file is not as it must be, or too many are left out.
     """
+    if not images.is_dir():
+        raise ConfigError(
+            f"{images}: no such folder; expected the one below which all pictures lie (--images)."
+        )
     rules = Rules.load() if rules is None else rules
     result = ImportResult(rules)
     root = "images" if copy_images else os.path.relpath(images.resolve(), out.resolve())
@@ -134,10 +139,16 @@ def import_corpus(
 def _check(images: Path, verifies: bool, copies_to: Path | None) -> PictureCheck | _NoCheck:
     if copies_to is not None:
         return PictureCopy(images, copies_to)
-    return PictureCheck(images) if verifies else _NoCheck()
+    return PictureCheck(images) if verifies else _NoCheck(images)
 
 
 class _NoCheck:
+    """Opens no picture; says if not even the first ones are there, for then the folder is wrong."""
+
+    def __init__(self, images: Path) -> None:
+        self._images = images
+        self._is_looking = True
+
     def __enter__(self) -> _NoCheck:
         return self
 
@@ -145,6 +156,16 @@ class _NoCheck:
         pass
 
     def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
+        names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
+        if self._is_looking and names:
+            self._is_looking = False
+            if not any((self._images / name).is_file() for name in names):
+                log.warning(
+                    "none of the first %d pictures is there, such as %s; is --images right? "
+                    "`lrm corpus validate --verify-images` looks for all of them",
+                    len(names),
+                    self._images / names[0],
+                )
         return batch
 
 

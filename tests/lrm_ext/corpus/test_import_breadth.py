@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.formats.table import split_source
 from lrm_ext.corpus.importing import Source, import_corpus
@@ -286,3 +286,14 @@ def test_a_folder_of_parquet_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "shards" / "train-1.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"train-1\.parquet: damaged"):
         import_corpus([source], tmp_path / "corpus", images=tmp_path, overwrite=True)
+
+
+def test_a_wrong_folder_of_pictures_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source(*split_source(str(save(tmp_path / "a.json", MIX))))
+    with pytest.raises(ConfigError, match=r"nowhere: no such folder.*--images"):
+        import_corpus([source], tmp_path / "corpus", images=tmp_path / "nowhere")
+    assert not (tmp_path / "corpus").exists()
+    import_corpus([source], tmp_path / "corpus", images=tmp_path)
+    assert "none of the first" in caplog.text and "is --images right" in caplog.text
