@@ -64,6 +64,8 @@ for _package in (
 def main() -> None:
     """Run the command line; an error that a user can mend is printed without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # a line for each request, of which a translation makes a hundred thousand
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
     except UserError as error:

@@ -6,9 +6,10 @@ Role: makes the requests and keeps the accounts. How they are sent and what beco
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,10 @@ from lrm_ext.translation.engines.base import (
 )
 from lrm_ext.translation.engines.chat import PROMPT_VERSION, messages
 
+log = logging.getLogger(__name__)
+
 _NAME = "openai"
+_HOSTED = "https://api.openai.com/v1"
 _CHARACTERS_PER_TOKEN = 3  # on the safe side, for estimates only
 _JSON_MODES = ("json_object", "json_schema", "none")
 _SCHEMA: dict[str, Any] = {
@@ -54,7 +58,7 @@ class OpenAIOptions:
     """Options of the engine.
 
     Attributes:
-        model: Name of the model, as the service knows it.
+        model: Name of the model, as the service knows it; left out: the only one that it has.
         base_url: Address of the service.
         key_variable: Environment variable that holds the key; it may be unset for a local service.
         style: More rules for the model, such as "Address the reader formally."
@@ -79,8 +83,8 @@ class OpenAIOptions:
         budget_tokens: Stop before more tokens are used, counting all runs with this cache.
     """
 
-    model: str
-    base_url: str = "https://api.openai.com/v1"
+    model: str = ""
+    base_url: str = _HOSTED
     key_variable: str = "OPENAI_API_KEY"
     style: str | None = None
     temperature: float = 0.0
@@ -259,6 +263,19 @@ class OpenAIEngine:
 
 
 def _build(options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> OpenAIEngine:
+    if not options.model:
+        if options.base_url == _HOSTED:
+            raise ConfigError(
+                f"engine {_NAME!r} needs --model NAME, and --base-url unless it is {_HOSTED}."
+            )
+        try:
+            from lrm_ext.translation.engines.service import only_model
+        except ImportError as error:
+            raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
+        key = os.environ.get(options.key_variable)
+        model = only_model(options.base_url.rstrip("/"), key, options.timeout_s)
+        log.info("%s has one model, %s", options.base_url, model)
+        options = replace(options, model=model)
     return OpenAIEngine(options, source, target, ledger)
 
 

@@ -47,6 +47,7 @@ class ChatService:
         self.table = dict(table)
         self.behave: Behaviour = lambda number, segments: None
         self.wait_s = 0.0
+        self.models = ["m"]
         self.requests: list[list[str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -66,6 +67,9 @@ class ChatService:
 
     def request(self, method: str, path: str, data: bytes, headers: dict[str, str]) -> Answer:
         """Answer any request; `handle` answers those for chat."""
+        if method == "GET":
+            models = {"data": [{"id": name} for name in self.models]}
+            return Answer(body=json.dumps(models).encode())
         return self.handle(json.loads(data), headers)
 
     def handle(self, body: dict[str, Any], headers: dict[str, str]) -> Answer:

@@ -14,6 +14,7 @@ from llava.errors import ConfigError
 from lrm_ext.translation.engines.base import BudgetError, EngineError, Outcome, Segment, Usage
 from lrm_ext.translation.engines.chat import messages, read_answer
 from lrm_ext.translation.engines.openai import OpenAIEngine, OpenAIOptions
+from lrm_ext.translation.engines.registry import build_engine
 
 TEXTS = [f"text {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(40)]
 TABLE = {text: text.upper() for text in TEXTS}
@@ -303,3 +304,18 @@ def test_only_what_is_clear_is_believed(content: str, expected: dict[int, str]) 
 def test_rules_name_languages_from_the_registry() -> None:
     system = messages([Segment("a")], "en", "zh")[0]["content"]
     assert "from English into Chinese" in system and "Hans" in system
+
+
+def test_the_only_model_of_a_service_is_taken(service: ChatService) -> None:
+    def build(url: str) -> Any:
+        return build_engine("openai", {"base_url": url, "timeout_s": "5"}, "cs", NoLedger())
+
+    engine = build(service.url + "/")
+    assert engine.version == "m" and engine.options == make(service).options
+    service.models = ["a", "b"]
+    with pytest.raises(EngineError, match=r"2 models \(a, b\), expected one.*--model NAME"):
+        build(service.url)
+    with pytest.raises(EngineError, match="does not say which model it has.*--model NAME"):
+        build("http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="needs --model NAME, and --base-url"):
+        build_engine("openai", {}, "cs", NoLedger())
