@@ -161,9 +161,10 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
         console.print(f"this run: {listed}", soft_wrap=True)
     usage = result.usage
     if usage.input_tokens or usage.usd:
+        price = f"{usage.usd:.4f} USD" if usage.usd else "no price was given"
         console.print(
             f"cost: {usage.requests:,} requests, {usage.input_tokens:,} tokens in, "
-            f"{usage.output_tokens:,} out, {usage.usd:.4f} USD",
+            f"{usage.output_tokens:,} out, {price}",
             soft_wrap=True,
         )
 
