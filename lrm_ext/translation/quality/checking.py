@@ -170,9 +170,10 @@ class Checker:
         for name, limit in self._limits:
             found = measured.get(name)
             if found is not None:
-                figures[name] = round(float(found.value), 4)
-                if found.value > limit:
-                    findings.append(Finding(name, found.value, limit, found.message))
+                value, message = found
+                figures[name] = round(float(value), 4) if value else 0.0
+                if value > limit:
+                    findings.append(Finding(name, value, limit, message))
         return Verdict(tuple(findings), figures)
 
 
@@ -225,12 +226,11 @@ def check_turns(
 def _measure(
     pair: Pair, thresholds: Thresholds, checks: Iterable[tuple[str, Check]]
 ) -> dict[str, Measured]:
-    found = {}
-    for name, check in checks:
-        measured = check(pair, thresholds)
-        if measured is not None:
-            found[name] = measured
-    return found
+    return {
+        name: measured
+        for name, check in checks
+        if (measured := check(pair, thresholds)) is not None
+    }
 
 
 def _keep_worst(worst: dict[str, Measured], found: Mapping[str, Measured]) -> None:

@@ -60,6 +60,8 @@ def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
     for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
         if scores.get(code, own) > foreign:
             best, foreign = code, scores[code]
+    if best == pair.target_lang:
+        return Measured(0.0, "")
     return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
 
 

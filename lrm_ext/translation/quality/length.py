@@ -21,14 +21,12 @@ _CLOSERS = "\"'”’»“)]*_` "
 
 def check_length(pair: Pair, thresholds: Thresholds) -> Measured | None:
     """How many standard deviations a translation is too long or too short."""
-    source, target = pair.source.strip(), pair.target.strip()
+    source, target = len(pair.source.strip()), len(pair.target.strip())
     if not source or not pair.source_words:
         return None
-    value = abs(
-        deviation(len(source), len(target), thresholds.length_ratio, thresholds.length_spread)
-    )
-    word = "long" if len(target) > thresholds.length_ratio * len(source) else "short"
-    return Measured(value, f"{len(target)} characters for {len(source)} of the text, too {word}")
+    value = deviation(source, target, thresholds.length_ratio, thresholds.length_spread)
+    word = "long" if value > 0 else "short"
+    return Measured(abs(value), f"{target} characters for {source} of the text, too {word}")
 
 
 def deviation(source: float, target: float, ratio: float, spread: float) -> float:

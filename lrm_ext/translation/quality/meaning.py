@@ -41,6 +41,8 @@ def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
         found = pair.known_words = lexicon.look_up(keys, pair.target_words)
     if not found:
         return None
+    if all(found.values()):
+        return Measured(0.0, "")
     missing = sorted([key for key, is_there in found.items() if not is_there])
     listed = ", ".join(missing[:8])
     return Measured(

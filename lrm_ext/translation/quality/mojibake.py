@@ -13,6 +13,12 @@ from lrm_ext.translation.quality.thresholds import Thresholds
 from lrm_ext.translation.quality.verdict import Measured
 
 _ENCODINGS = ("cp1252", "latin-1", "cp1250", "cp1251")
+# what any of them can have made of a byte
+_MADE = frozenset(
+    bytes([byte]).decode(encoding, "ignore") or chr(byte)
+    for encoding in _ENCODINGS
+    for byte in range(0x80, 0x100)
+)
 _RUN = re.compile(r"[^\x00-\x7f]{2,}")
 _LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
 
@@ -36,6 +42,8 @@ def undo(run: str) -> str | None:
         >>> undo("Ã¨")
         'è'
     """
+    if not _MADE.issuperset(run):
+        return None
     for encoding in _ENCODINGS:
         raw = _encoded(run, encoding)
         if raw is None:
