@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
-from typing import Any
-
-import numpy as np
+from functools import cache
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.translation.quality.letter_scores import LetterScores
 from lrm_ext.translation.quality.pair import Pair
 from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
 from lrm_ext.translation.quality.verdict import Measured
 
 MIN_WORDS = 4
 MIN_LETTERS_UNSPACED = 6
+# questions and answers repeat
+_MAX_KNOWN = 1 << 14
 _MAX_KNOWN_LENGTH = 1000
+_known: dict[str, Mapping[str, float]] = {}
 
 
 def is_too_short(pair: Pair) -> bool:
@@ -66,10 +67,21 @@ def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
 
 
 def identify(pairs: Iterable[Pair], thresholds: Thresholds) -> None:
-    """Look at the languages of many translations, so that `check_language` finds them known."""
-    for pair in pairs:
-        if not _is_told_by_script(pair.target_lang, thresholds):
-            _total(pair.parts)
+    """Look at the languages of many translations at once, so that `check_language` knows them."""
+    parts = [
+        part
+        for pair in pairs
+        if not _is_told_by_script(pair.target_lang, thresholds)
+        for part in pair.parts
+    ]
+    fresh = [
+        part
+        for part in dict.fromkeys(parts)
+        if part not in _known and len(part) <= _MAX_KNOWN_LENGTH
+    ]
+    if len(_known) + len(fresh) > _MAX_KNOWN:
+        _known.clear()
+    _known.update(zip(fresh, _score_all(fresh), strict=True))
 
 
 @cache
@@ -109,30 +121,38 @@ def probabilities(text: str, among: Sequence[str]) -> dict[str, float]:
 
 
 def _total(parts: Sequence[str]) -> Mapping[str, float]:
-    ranks = [_scores(part) if len(part) <= _MAX_KNOWN_LENGTH else _rank(part) for part in parts]
-    ranks = [rank for rank in ranks if rank]
-    if len(ranks) < 2:
-        return ranks[0] if ranks else {}
+    scores = [score for score in map(_score, parts) if score]
+    if len(scores) < 2:
+        return scores[0] if scores else {}
     # the identifier adds up what each few letters say, so the parts' scores add up to the whole's
-    return {code: sum([rank[code] for rank in ranks]) for code in ranks[0]}
+    return {code: sum([score[code] for score in scores]) for code in scores[0]}
 
 
-# questions and answers repeat
-@lru_cache(maxsize=1 << 14)
-def _scores(text: str) -> Mapping[str, float]:
-    return _rank(text)
+def _score(text: str) -> Mapping[str, float]:
+    found = _known.get(text)
+    if found is None:
+        (found,) = _score_all([text])
+        if len(text) <= _MAX_KNOWN_LENGTH:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[text] = found
+    return found
 
 
-def _rank(text: str) -> Mapping[str, float]:
-    """Log probability of a text in each language that some language may be mistaken for."""
-    if not any(map(str.isalpha, text)):
-        return {}
-    # it reads capitals as names of another language
-    return dict(_identifier().rank(text.lower()))
+def _score_all(texts: Sequence[str]) -> list[Mapping[str, float]]:
+    """Log probability of texts in each language that some language may be mistaken for."""
+    scores: list[Mapping[str, float]] = [{}] * len(texts)
+    judged = [i for i, text in enumerate(texts) if any(map(str.isalpha, text))]
+    if judged:
+        # it reads capitals as names of another language
+        found = _letter_scores().score([texts[i].lower() for i in judged])
+        for i, score in zip(judged, found, strict=True):
+            scores[i] = score
+    return scores
 
 
 @cache
-def _identifier() -> Any:
+def _letter_scores() -> LetterScores:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
@@ -144,12 +164,11 @@ def _identifier() -> Any:
     # few candidates are scored ten times faster than all that it knows
     wanted = {code for lang in list_languages() for code in candidates(lang, get_thresholds(lang))}
     identifier.set_languages(sorted(wanted & known))
-    # a row for each few letters; across rows every language would be a miss of the cache
-    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc)
-    return identifier
+    return LetterScores(identifier)
 
 
 def forget() -> None:
     """Prepare again for the languages that there are, after one was added or taken away."""
-    for cached in (_identifier, _scores, _candidates, _foreign, _others_of_script):
+    for cached in (_letter_scores, _candidates, _foreign, _others_of_script):
         cached.cache_clear()
+    _known.clear()
