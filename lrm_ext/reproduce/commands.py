@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import typer
@@ -50,5 +48,4 @@ def reproduce(
         return
     from lrm_ext.reproduce.runner import run_study
 
-    command = "lrm " + shlex.join(sys.argv[1:])
-    run_study(study, preset, folder, console, jobs=jobs, command=command, export=export)
+    run_study(study, preset, folder, console, jobs=jobs, export=export)

@@ -32,7 +32,6 @@ def run_study(
     console: Console,
     *,
     jobs: int,
-    command: str,
     export: Path | None = None,
 ) -> None:
     """Train, ask and score every setting and seed that has no result file yet.
@@ -43,7 +42,6 @@ def run_study(
         out: Folder of everything.
         console: Where the progress is shown.
         jobs: Processes side by side.
-        command: The command line, for the result files.
         export: Folder into which the result files are copied at the end.
 
     Raises:
@@ -74,6 +72,8 @@ def run_study(
     def keep(task: Task) -> None:
         if task.kind == ASK and task.setting is not None:
             run = out / "runs" / run_name(task.setting.name, task.seed)
+            # without folders: a result does not depend on where it was made
+            command = f"lrm reproduce {preset} --settings {task.setting.name} --seeds {task.seed}"
             content, questions = collect(run, study, task.setting, task.seed, command)
             content["quick"] = study.quick
             write_result(out / "results", content, questions)

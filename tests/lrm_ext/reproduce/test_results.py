@@ -101,21 +101,22 @@ def fake_tasks(monkeypatch):
 def test_a_study_leaves_results_and_is_not_run_again(tmp_path, fake_tasks, capsys):
     out, export = tmp_path / "out", tmp_path / "export"
     console = Console(width=200)
-    run_study(STUDY, "mini", out, console, jobs=2, command="lrm reproduce mini", export=export)
+    run_study(STUDY, "mini", out, console, jobs=2, export=export)
     assert "2 tasks run in" in capsys.readouterr().out
     assert {path.name for path in export.iterdir()} == {"full.seed0.json", "questions.json"}
     kept = json.loads((export / "full.seed0.json").read_text(encoding="utf-8"))
-    assert kept["command"] == "lrm reproduce mini" and kept["quick"] is False
+    assert kept["command"] == "lrm reproduce mini --settings full --seeds 0"
+    assert kept["quick"] is False
     assert not list((out / "runs" / "full.seed0").glob("checkpoint-*"))
-    run_study(STUDY, "mini", out, console, jobs=2, command="again")
+    run_study(STUDY, "mini", out, console, jobs=2)
     assert "0 tasks run in" in capsys.readouterr().out
-    run_study(replace(STUDY, quick=True), "mini", out, console, jobs=1, command="again")
+    run_study(replace(STUDY, quick=True), "mini", out, console, jobs=1)
     assert "quick form" in capsys.readouterr().out
 
 
 def test_other_presets_are_only_planned(tmp_path):
     with pytest.raises(ConfigError, match="only mini is run by this command; add --plan"):
-        run_study(STUDY, "vicuna-13b", tmp_path, Console(), jobs=1, command="")
+        run_study(STUDY, "vicuna-13b", tmp_path, Console(), jobs=1)
 
 
 def test_the_plan_of_the_full_one(tmp_path):
