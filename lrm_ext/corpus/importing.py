@@ -136,37 +136,41 @@ def import_corpus(
     return result
 
 
-def _check(images: Path, verifies: bool, copies_to: Path | None) -> PictureCheck | _NoCheck:
+def _check(images: Path, verifies: bool, copies_to: Path | None) -> PictureCheck | _FolderCheck:
     if copies_to is not None:
         return PictureCopy(images, copies_to)
-    return PictureCheck(images) if verifies else _NoCheck(images)
+    return PictureCheck(images) if verifies else _FolderCheck(images)
 
 
-class _NoCheck:
+class _FolderCheck:
     """Opens no picture; says if not even the first ones are there, for then the folder is wrong."""
 
     def __init__(self, images: Path) -> None:
         self._images = images
         self._is_looking = True
 
-    def __enter__(self) -> _NoCheck:
+    def __enter__(self) -> _FolderCheck:
         return self
 
     def __exit__(self, *args: object) -> None:
         pass
 
     def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
-        names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
-        if self._is_looking and names:
+        if self._is_looking and batch.column("image").null_count < len(batch):
             self._is_looking = False
-            if not any((self._images / name).is_file() for name in names):
-                log.warning(
-                    "none of the first %d pictures is there, such as %s; is --images right? "
-                    "`lrm corpus validate --verify-images` looks for all of them",
-                    len(names),
-                    self._images / names[0],
-                )
+            self._look(batch)
         return batch
+
+    def _look(self, batch: pa.RecordBatch) -> None:
+        pictures = batch.column("image").drop_null()
+        names = pictures.slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
+        if not any((self._images / name).is_file() for name in names):
+            log.warning(
+                "none of the first %d pictures is there, such as %s; is --images right? "
+                "`lrm corpus validate --verify-images` looks for all of them",
+                len(names),
+                self._images / names[0],
+            )
 
 
 def _count(batch: pa.RecordBatch, result: ImportResult) -> None:

@@ -6,12 +6,13 @@ Role: makes the requests and keeps the accounts. How they are sent and what beco
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
@@ -21,13 +22,18 @@ from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
     EngineSpec,
+    ExhaustedError,
     Ledger,
     OptionValue,
+    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import PROMPT_VERSION, messages
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.engines.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -148,30 +154,19 @@ class OpenAIEngine:
         """Translate a batch; see `Engine.translate`."""
         self._spent, self._pending = self._ledger.spent(self.name), Usage()
         options = self._options
-        key = os.environ.get(options.key_variable)
-        if key is None and "api.openai.com" in options.base_url:
+        if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
             raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
-        try:
-            from lrm_ext.translation.engines.asking import ask
-            from lrm_ext.translation.engines.jobs import Plan, ask_in_jobs
-            from lrm_ext.translation.engines.service import Limits, Service
-        except ImportError as error:
-            raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
-        limits = Limits(
-            timeout_s=options.timeout_s,
-            max_tries=options.max_tries,
-            first_wait_s=options.first_wait_s,
-            requests_per_minute=options.requests_per_minute,
-            tokens_per_minute=options.tokens_per_minute,
-        )
-        url = options.base_url.rstrip("/")
+        service = _service(options)  # it says if httpx is missing
+        from lrm_ext.translation.engines.asking import ask
+        from lrm_ext.translation.engines.jobs import Plan, ask_in_jobs
+
         size, concurrency = options.segments_per_request, options.concurrency
         if not options.batch:
-            yield from ask(self, Service(url, key, limits), segments, size, concurrency)
+            yield from ask(self, service, segments, size, concurrency)
             return
         keys = Keys(self, self._source, self._target)
         plan = Plan(
-            scope=f"batch {url} {self._target} {keys.name}",
+            scope=f"batch {options.base_url.rstrip('/')} {self._target} {keys.name}",
             target=self._target,
             segments_per_request=size,
             requests_per_job=options.batch_requests,
@@ -179,7 +174,7 @@ class OpenAIEngine:
             poll_s=options.poll_s,
             concurrency=concurrency,
         )
-        connect = partial(Service, url, key, limits)
+        connect = partial(_service, options)
         yield from ask_in_jobs(self, connect, self._ledger, keys, segments, plan)
 
     def close(self) -> None:
@@ -264,19 +259,60 @@ class OpenAIEngine:
 
 def _build(options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> OpenAIEngine:
     if not options.model:
-        if options.base_url == _HOSTED:
-            raise ConfigError(
-                f"engine {_NAME!r} needs --model NAME, and --base-url unless it is {_HOSTED}."
-            )
-        try:
-            from lrm_ext.translation.engines.service import only_model
-        except ImportError as error:
-            raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
-        key = os.environ.get(options.key_variable)
-        model = only_model(options.base_url.rstrip("/"), key, options.timeout_s)
-        log.info("%s has one model, %s", options.base_url, model)
-        options = replace(options, model=model)
+        options = replace(options, model=_only_model(options))
+        log.info("%s has one model, %s", options.base_url, options.model)
     return OpenAIEngine(options, source, target, ledger)
+
+
+def _only_model(options: OpenAIOptions) -> str:
+    """Ask the service which model it has.
+
+    Raises:
+        ConfigError: The service is OpenAI's own, or it has none or several.
+        EngineError: It does not say.
+    """
+    if options.base_url == _HOSTED:
+        raise ConfigError(
+            f"engine {_NAME!r} needs --model NAME, and --base-url unless it is {_HOSTED}."
+        )
+
+    async def ask() -> dict[str, Any]:
+        service = _service(options)
+        try:
+            return await service.get("/models")
+        finally:
+            await service.close()
+
+    try:
+        data = asyncio.run(ask())
+        names = [str(entry["id"]) for entry in data["data"]]
+    except (EngineError, ExhaustedError, RejectedError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"{options.base_url} does not say which model it has ({error}); name it with "
+            "--model NAME."
+        ) from error
+    if len(names) != 1:
+        raise ConfigError(
+            f"{options.base_url} has {len(names)} models, expected one; choose with --model "
+            f"NAME: {', '.join(names[:10]) or 'it has none'}{', ...' if names[10:] else ''}"
+        )
+    return names[0]
+
+
+def _service(options: OpenAIOptions) -> Service:
+    try:
+        from lrm_ext.translation.engines.service import Limits, Service
+    except ImportError as error:
+        raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
+    limits = Limits(
+        timeout_s=options.timeout_s,
+        max_tries=options.max_tries,
+        first_wait_s=options.first_wait_s,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+    )
+    key = os.environ.get(options.key_variable)
+    return Service(options.base_url.rstrip("/"), key, limits)
 
 
 SPEC = EngineSpec(

@@ -32,36 +32,6 @@ class NotFoundError(EngineError):
     """What is asked for is not there."""
 
 
-def only_model(url: str, key: str | None, timeout_s: float) -> str:
-    """Ask an OpenAI-compatible service which model it has.
-
-    Args:
-        url: Where it is.
-        key: Sent as a bearer token; None for none.
-        timeout_s: Longest wait.
-
-    Raises:
-        EngineError: It does not say, or it has none or several.
-    """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = httpx.get(f"{url}/models", headers=headers, timeout=timeout_s)
-        entries = response.raise_for_status().json()["data"]
-        names = [str(entry["id"]) for entry in entries]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"{url} does not say which model it has ({type(error).__name__}: {error}); "
-            "name it with --model NAME."
-        ) from error
-    if len(names) != 1:
-        listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise EngineError(
-            f"{url} has {len(names)} models ({listed or 'none'}), expected one; "
-            "choose with --model NAME."
-        )
-    return names[0]
-
-
 @dataclass(frozen=True)
 class Limits:
     """How a service is asked.

@@ -52,7 +52,7 @@ _OF_TURNS = list(CHECKS.items())
 # Questions and answers repeat within a data set; so many pairs are remembered, if they are short.
 _MAX_KNOWN = 1 << 13
 _MAX_KNOWN_LENGTH = 1000
-# Rows whose languages are looked at together.
+# Rows whose languages are identified together, which costs a fraction of one text at a time.
 _ROWS_AHEAD = 512
 
 
@@ -113,7 +113,6 @@ class Checker:
         verdicts: list[Verdict] = []
         for start in range(0, len(rows), _ROWS_AHEAD):
             some = rows[start : start + _ROWS_AHEAD]
-            # the identifier's tables stay in the processor's cache while nothing else is done
             self._ahead = {
                 key: self._pair(key) for row in some for key in row if key not in self._known
             }

@@ -308,12 +308,13 @@ def test_rules_name_languages_from_the_registry() -> None:
 
 def test_the_only_model_of_a_service_is_taken(service: ChatService) -> None:
     def build(url: str) -> Any:
-        return build_engine("openai", {"base_url": url, "timeout_s": "5"}, "cs", NoLedger())
+        options = {"base_url": url, "timeout_s": "5", "first_wait_s": "0.01"}
+        return build_engine("openai", options, "cs", NoLedger())
 
     engine = build(service.url + "/")
     assert engine.version == "m" and engine.options == make(service).options
     service.models = ["a", "b"]
-    with pytest.raises(EngineError, match=r"2 models \(a, b\), expected one.*--model NAME"):
+    with pytest.raises(ConfigError, match=r"2 models, expected one; .*--model NAME: a, b$"):
         build(service.url)
     with pytest.raises(EngineError, match="does not say which model it has.*--model NAME"):
         build("http://127.0.0.1:9")
