@@ -1,7 +1,7 @@
-"""Opens picture files: the one place where what a user gave becomes pixels.
+"""Opens image files: the one place where what a user gave becomes pixels.
 
-Input: a path or the bytes of a file. Output: an RGB PIL image. Shapes and sizes are the concern of
-`image_fit` and the vision tower's processor.
+Input: a path or the bytes of a file. Output: an RGB PIL image, upright. Shapes and sizes are the
+concern of `image_fit` and the vision tower's processor.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from pathlib import Path
 from PIL import Image
 
 from llava.errors import DataError
-from llava.image_fit import to_rgb
+from llava.image_fit import apply_orientation, to_rgb
 
 # What Pillow raises for files that are cut off, foreign, damaged or too large.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def open_image(
-    source: str | Path | bytes, name: str | None = None, least_side: int | None = None
+    source: str | Path | bytes,
+    name: str | None = None,
+    least_side: int | None = None,
+    orient: bool = True,
 ) -> Image.Image:
-    """Open a picture of any mode as RGB (see `to_rgb`).
+    """Opens an image of any mode as RGB (see `to_rgb`).
 
     Args:
         source: A path, or what the file holds.
@@ -29,6 +32,8 @@ def open_image(
         least_side: A JPEG whose shorter side is at least twice that may be decoded at a half, a
             quarter or an eighth, as long as the shorter side keeps so many pixels ("draft mode").
             It takes less time and gives slightly other pixels. None: as it is.
+        orient: Turn it as its metadata says (see `apply_orientation`). LLaVA's own scripts and
+            dataset do not.
 
     Raises:
         DataError: There is no such file, or it is no picture, or one of too many pixels.
@@ -39,7 +44,7 @@ def open_image(
             if least_side is not None and picture.format == "JPEG":
                 # both sides are given; the shorter one decides
                 picture.draft(None, (least_side, least_side))
-            return to_rgb(picture)
+            return to_rgb(apply_orientation(picture) if orient else picture)
     except FileNotFoundError as error:
         raise DataError(f"{shown}: there is no such picture (looked from {Path.cwd()})") from error
     except IMAGE_ERRORS as error:

@@ -10,7 +10,7 @@ import base64
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 CLIP_MEAN_COLOUR = (122, 116, 104)
 """Mean colour of CLIP's training pictures, with which squares are filled up."""
@@ -23,17 +23,54 @@ MAX_STRETCH = 64
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB, as stored: EXIF's rotation is not applied.
+    """Converts an image of any mode to RGB; the only place that does.
 
     An animation gives its current frame, which is the first after opening. Sixteen bits a channel
-    are scaled to eight; PIL alone would cut them off at 255, and nearly all would be white. Modes
-    with transparency lose it without a background, as LLaVA's pictures do.
+    are scaled to eight, and so are floats that lie within 0 and 1; PIL alone clips at 255, so that
+    the former come out white and the latter black. Transparency is dropped, not blended, as LLaVA
+    does: what lies under it shows. The orientation is left as it is (see `apply_orientation`).
     """
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
         # `I` has 32 bits a pixel, but holds what a 16-bit PNG or TIFF had
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255 if values.max(initial=0) <= 1 else 1
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
+def apply_orientation(image: Image.Image) -> Image.Image:
+    """Turns an image as its metadata says that it was held (EXIF tag 0x0112).
+
+    No other tag is read: `ImageOps.exif_transpose` writes them all anew, and fails at a tag of an
+    odd type although the pixels are whole. A turned image loses the metadata, so that nobody turns
+    it again; any other comes back as it is.
+    """
+    image.load()  # PIL turns a TIFF itself while it decodes it
+    try:
+        transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL's reader raises nearly everything at a damaged block
+        return image
+    if transpose is None:
+        return image
+    turned = image.transpose(transpose)
+    for key in _METADATA:
+        turned.info.pop(key, None)
+    return turned
 
 
 def central_part(image: Image.Image) -> Image.Image:
@@ -115,7 +152,7 @@ def shrink_image(image: Image.Image, max_len: int, min_len: int) -> Image.Image:
 def to_base64(image: Image.Image, image_format: str) -> str:
     """Return a picture's file bytes as base64 text."""
     if image_format.upper() == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
-        image = image.convert("RGB")  # JPEG knows neither palettes nor transparency
+        image = to_rgb(image)  # JPEG knows neither palettes nor transparency
     buffer = BytesIO()
     image.save(buffer, format=image_format)
     return base64.b64encode(buffer.getvalue()).decode()

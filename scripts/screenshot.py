@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import shutil
 import signal
@@ -25,6 +24,8 @@ from typing import Any
 
 import requests
 from PIL import Image
+
+from llava.image_file import open_image
 
 log = logging.getLogger("screenshot")
 
@@ -100,7 +101,7 @@ class Visit:
         """Write what is seen, in few colours, so that the file is small."""
         self.tab.mouse.move(0, 0)
         self.tab.wait_for_timeout(SETTLE_MS)
-        picture = Image.open(io.BytesIO(self.tab.screenshot(full_page=full))).convert("RGB")
+        picture = open_image(self.tab.screenshot(full_page=full))
         picture.quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
         log.info("%s: %d KiB", path, path.stat().st_size // 1024)
         self._context.close()

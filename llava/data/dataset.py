@@ -201,7 +201,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             return torch.zeros(3, size["height"], size["width"])
         path = self._image_path(sample)
         try:
-            image = open_image(path)
+            image = open_image(path, orient=False)
         except DataError as error:
             raise SampleError(
                 f"{self._index.where(i)}, sample {sample.id!r}: {error}. Replace it, or allow "

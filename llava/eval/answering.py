@@ -179,7 +179,7 @@ class Answerer:
         if self._image_processor is None:
             raise DataError("the model is text-only: it cannot look at the picture")
         name = None if isinstance(question.image, Path) else "the picture in the question file"
-        image = open_image(question.image, name)
+        image = open_image(question.image, name, orient=False)
         pixels = process_images([image], self._image_processor, self._model.config)
         return _Picture(pixels[0], image.size)
 

@@ -46,13 +46,13 @@ def load_image(image_file: str) -> Image.Image:
         DataError: it cannot be had or is no picture.
     """
     if not image_file.startswith(("http://", "https://")):
-        return open_image(image_file)
+        return open_image(image_file, orient=False)
     try:
         response = requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S)
         response.raise_for_status()
     except requests.RequestException as error:
         raise DataError(f"cannot download the picture {image_file}: {error}") from error
-    return open_image(response.content, image_file)
+    return open_image(response.content, image_file, orient=False)
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:

@@ -45,10 +45,10 @@ def load_image(image_file: str) -> Image.Image:
     """
     try:
         if image_file.startswith(("http://", "https://")):
-            return open_image(_download(image_file), image_file)
+            return open_image(_download(image_file), image_file, orient=False)
     except requests.RequestException as error:
         raise DataError(f"cannot download the picture {image_file}: {error}") from error
-    return open_image(Path(image_file).expanduser())
+    return open_image(Path(image_file).expanduser(), orient=False)
 
 
 def _download(url: str) -> bytes:

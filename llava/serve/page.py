@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
+from llava.image_file import open_image
 from llava.serve.chat_state import PageSettings, thumbnail
 from llava.serve.page_text import ENGLISH_TEXT, PageText
 
@@ -349,14 +350,13 @@ def _add_examples(
 
     def choose(index: int) -> tuple[Image.Image, str]:
         path, question = examples[index]
-        with Image.open(path) as file:
-            return file.convert("RGB"), question
+        return open_image(path), question
 
     with slot:
         # Not gr.Examples: it puts the fields' English labels back with each example.
         dataset = gr.Dataset(
             components=[image, text],
-            samples=[[thumbnail(Image.open(path)), question] for path, question in examples],
+            samples=[[thumbnail(open_image(path)), question] for path, question in examples],
             type="index",
             samples_per_page=EXAMPLES_PER_PAGE,
             **words(ENGLISH_TEXT),

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import DataError
-from llava.image_fit import shrink_image, to_rgb
+from llava.image_fit import apply_orientation, shrink_image, to_rgb
 
 # Vector formats are programs; what else PIL reads has had its share of holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -127,10 +127,9 @@ def clean(raw: bytes, limits: PictureLimits) -> bytes:
                     f"the picture has {width} x {height} pixels; expected up to "
                     f"{limits.max_pixels:,} in all"
                 )
-            image.load()
             # A phone stores how it was held beside the pixels: once that is gone, nobody knows.
-            upright = ImageOps.exif_transpose(image)
-            pixels = to_rgb(shrink_image(to_rgb(upright), MAX_SIDE_PX, MAX_SIDE_PX))
+            upright = to_rgb(apply_orientation(image))
+            pixels = shrink_image(upright, MAX_SIDE_PX, MAX_SIDE_PX)
             pixels.info.clear()  # else PIL would write colour profile and comments again
             buffer = io.BytesIO()
             pixels.save(buffer, "PNG")

@@ -18,6 +18,7 @@ from typing import Any, Final
 from PIL import Image
 
 from llava.errors import DataError
+from llava.image_file import open_image
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", ".jpg"),
@@ -94,10 +95,7 @@ class PictureStore:
         contents = [self._content(cell, where) for cell in cells]
         if len(contents) == 1:
             return self._write(contents[0])
-        try:
-            opened = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{where}: a picture cannot be read ({error})") from error
+        opened = [open_image(content, where) for content in contents]
         height = max(picture.height for picture in opened)
         sizes = [max(1, round(picture.width * height / picture.height)) for picture in opened]
         canvas = Image.new("RGB", (sum(sizes) + GAP_PX * (len(opened) - 1), height), "white")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.image_file import open_image
+from llava.image_fit import apply_orientation
 from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
 from lrm_ext.translation.engines.base import ExhaustedError, RejectedError
 from lrm_ext.translation.engines.service import Limits, Service
@@ -144,26 +145,31 @@ class ServiceAnswerer:
 
 
 def picture_url(path: Path | None) -> str:
-    """A picture as a data URL: PNG and JPEG files as they are, others as PNG, None as plain grey.
+    """An image as a data URL; None gives plain grey.
+
+    PNG and JPEG files go as they are where a service cannot see them otherwise than our own models
+    do; those that are turned, transparent or of more than 8 bits go as the PNG of what these see.
 
     Raises:
         DataError: It cannot be read.
     """
     if path is None:
         return _as_png(Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), _GREY))
-    picture = open_image(path)
     try:
-        with Image.open(path) as file:
-            kind = _KINDS.get(file.format or "")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the picture cannot be read: {error}") from error
+    picture = open_image(content, str(path))
+    with Image.open(io.BytesIO(content)) as file:
+        is_plain = file.mode in ("L", "RGB") and "transparency" not in file.info
+        is_as_seen = is_plain and apply_orientation(file) is file
+        kind = _KINDS.get(file.format or "") if is_as_seen else None
     return _as_png(picture) if kind is None else _data_url(kind, content)
 
 
 def _as_png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return _data_url("image/png", buffer.getvalue())
 
 

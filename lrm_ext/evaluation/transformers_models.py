@@ -178,7 +178,7 @@ class TransformersAnswerer:
             mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
             color = tuple(round(255 * value) for value in mean)
             return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), color)
-        return open_image(path).convert("RGB")
+        return open_image(path)
 
     def _decode(self, ids: Sequence[int]) -> Answer:
         end = next((i for i, token_id in enumerate(ids) if token_id in self._stop_ids), None)

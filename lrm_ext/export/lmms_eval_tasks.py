@@ -23,6 +23,7 @@ _MAX_NEW_TOKENS: Final = 32
 _UTILS: Final = Template(
     '''"""How $name is asked and scored; written by `lrm export benchmark`."""
 
+from llava.image_fit import apply_orientation, to_rgb
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.scoring import score_benchmark
@@ -31,8 +32,8 @@ KIND = "$kind"
 
 
 def visual(doc):
-    """The picture."""
-    return [doc["image"].convert("RGB")]
+    """The image, as this project's own evaluation shows it."""
+    return [to_rgb(apply_orientation(doc["image"]))]
 
 
 def prompt(doc, lmms_eval_specific_kwargs=None):

@@ -35,7 +35,7 @@ from lrm_ext.training.pictures import PictureLoader
 log = logging.getLogger(__name__)
 
 # Raise it when the same tower and picture begin to give other numbers.
-FORMAT = 1
+FORMAT = 2
 PICTURES_PER_SHARD = 2048
 BATCH_SIZE = 64
 _LINE_EVERY = 4096

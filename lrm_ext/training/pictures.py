@@ -1,4 +1,4 @@
-"""Opens a training picture and shapes it for the vision tower.
+"""Opens a training picture, turned upright, and shapes it for the vision tower.
 
 Input: a path. Output: [3, S, S]; as bytes where the tower can make the same floats of them as
 LLaVA's dataset and inference do, else those floats.

@@ -51,6 +51,7 @@ from llava.conversation import Conversation, get_conversation
 from llava.data.render import place_images
 from llava.data.sample import Sample
 from llava.data.tokenize import encode_turns
+from llava.image_fit import to_rgb
 
 ROOT = Path(__file__).parents[2]
 _SIDE = 336
@@ -286,7 +287,7 @@ def measure_pictures() -> list[dict[str, Any]]:
 
 
 def _peer_picture(path: Path, processor: Any) -> torch.Tensor:
-    image = Image.open(path).convert("RGB")
+    image = to_rgb(Image.open(path))
     side = max(image.size)
     colour = tuple(int(255 * mean) for mean in processor.image_mean)
     square = Image.new("RGB", (side, side), colour)

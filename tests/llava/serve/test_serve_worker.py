@@ -7,10 +7,23 @@ import time
 
 import pytest
 import requests
+from PIL import ExifTags, Image
 
+from llava.errors import DataError
 from llava.serve import client, model_worker
 from llava.serve.model_worker import parse_request
 from llava.utils import server_error_msg
+
+
+def test_images_are_turned_as_the_api_turns_them():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    (image,) = parse_request({"prompt": "<image>", "images": [encoded]}).images
+    assert image.size == (20, 40)
+
 
 
 def encoded(picture, mode="RGB"):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import json
 import threading
 from functools import partial
@@ -9,12 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hub_models import write_instructblip, write_qwen2_vl
+from PIL import ExifTags, Image
 
 from llava.errors import CheckpointError, ConfigError
+from llava.image_file import open_image
 from lrm_ext.evaluation.answerer import Request
 from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend
+from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
 from lrm_ext.evaluation.transformers_models import TransformersBackend
 from lrm_ext.export.to_hf import export_hf
 from lrm_ext.translation.engines.service import Limits
@@ -136,6 +139,29 @@ def test_a_service_is_asked_with_picture_and_question(chat, benchmark_dir, monke
     assert kind == "data:image/png;base64" and base64.b64decode(content) == image.read_bytes()
     blind = by_text["Blind?"][0]["messages"][0]["content"][0]["image_url"]["url"]
     assert blind != url
+
+
+def _decode(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+@pytest.mark.parametrize("kind", ["turned", "16 bits", "transparent", "cmyk"])
+def test_a_service_sees_what_our_models_see(kind, tmp_path):
+    """Each service has its own way with these files."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "image"
+    if kind == "turned":
+        Image.new("RGB", (40, 20)).save(path, "JPEG", exif=exif)
+    elif kind == "16 bits":
+        Image.new("I;16", (40, 20), 20_000).save(path, "PNG")
+    elif kind == "transparent":
+        Image.new("RGBA", (40, 20), (200, 0, 0, 9)).save(path, "PNG")
+    else:
+        Image.new("CMYK", (40, 20), (9, 9, 9, 9)).save(path, "JPEG")
+    with _decode(picture_url(path)) as sent:
+        assert (sent.format, sent.mode) == ("PNG", "RGB")
+        assert sent.tobytes() == open_image(path).tobytes()
 
 
 def test_what_may_pass_is_tried_again(chat, benchmark_dir):

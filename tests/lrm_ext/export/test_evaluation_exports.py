@@ -186,6 +186,8 @@ def test_task_files_give_our_score(folder, run, tmp_path):
         cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     assert call(task["doc_to_visual"], docs[0])[0].mode == "RGB"
+    (deep,) = call(task["doc_to_visual"], {"image": Image.new("I;16", (2, 1), 20_000)})
+    assert deep.getpixel((0, 0)) == (78, 78, 78)
     assert call(task["doc_to_text"], docs[0]) == "Co je na stole?"
     (metric,) = task["metric_list"]
     kept = [

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.training import feature_cache
@@ -76,6 +76,21 @@ def test_a_changed_picture_is_computed_anew(cache, paths, tiny_tower):
     cache.add(paths, tiny_tower)
     assert not torch.equal(before, cache[paths[0]])
     assert cache.missing(paths) == []
+
+
+def test_images_are_seen_upright(cache, loader, tiny_tower, tmp_path, monkeypatch):
+    image = Image.effect_noise((40, 20), 50)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "plain.png")
+    turned, plain = tmp_path / "turned.png", tmp_path / "plain.png"
+    assert torch.equal(loader(turned), loader(plain))
+    cache.add([turned, plain], tiny_tower)
+    assert torch.equal(cache[turned], cache[plain])
+    # features of images as stored, which a cache may hold from before, are not found
+    monkeypatch.setattr(feature_cache, "FORMAT", 1)
+    assert cache_key(tiny_tower, loader, "float32") != cache.folder.name
 
 
 def test_the_key_holds_what_features_depend_on(tiny_tower, loader):

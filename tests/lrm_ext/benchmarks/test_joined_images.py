@@ -1,0 +1,29 @@
+"""Images of tables become files: joined as they are seen."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from llava.errors import DataError
+from llava.image_file import open_image
+from lrm_ext.benchmarks.pictures import PictureStore
+
+
+def content(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_joined_images_look_as_they_do_alone(tmp_path):
+    deep = content(Image.new("I;16", (30, 20), 20_000), "PNG")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = content(Image.effect_noise((20, 10), 50), "PNG", exif=exif)
+    name = PictureStore(tmp_path).put_joined([deep, turned], "here")
+    joined = np.asarray(open_image(tmp_path / name))
+    assert joined.shape == (20, 30 + 8 + 10, 3)
+    assert (joined[:, :30] == 78).all()
+    assert (joined[:, 38:] == np.asarray(open_image(turned))).all()
