@@ -9,13 +9,26 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from llava.errors import DataError
 from llava.image_fit import apply_orientation, to_rgb
 
-# What Pillow raises for files that are cut off, foreign, damaged or too large.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+class ImageError(DataError):
+    """A file that cannot be read as an image.
+
+    Attributes:
+        reason: Under which it is counted.
+    """
+
+    reason = "broken_picture"
+
+
+class TooManyPixelsError(ImageError):
+    """An image that Pillow refuses to decode because it would take gigabytes."""
+
+    reason = "too_many_pixels"
 
 
 def open_image(
@@ -36,7 +49,8 @@ def open_image(
             dataset do not.
 
     Raises:
-        DataError: There is no such file, or it is no picture, or one of too many pixels.
+        ImageError: It is damaged or no image (`TooManyPixelsError`: it has too many pixels).
+        DataError: There is no such file.
     """
     shown = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
@@ -47,5 +61,16 @@ def open_image(
             return to_rgb(apply_orientation(picture) if orient else picture)
     except FileNotFoundError as error:
         raise DataError(f"{shown}: there is no such picture (looked from {Path.cwd()})") from error
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{shown}: the picture cannot be read: {error}") from error
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(f"{shown}: the picture cannot be read: {error}") from error
+    except Exception as error:  # decoders raise nearly everything at a damaged file
+        raise ImageError(f"{shown}: the picture cannot be read: {explain(error)}") from error
+
+
+def explain(error: Exception) -> str:
+    """Says what Pillow found wrong with a file, without the name of a Python object."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is damaged, or of no format that Pillow knows"
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

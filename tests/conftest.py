@@ -1,5 +1,6 @@
 """Fixtures that tests of both packages use."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,29 @@ os.environ["LRM_LANGUAGES_DIR"] = str(GOLDEN)
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="session", params=["AVIF", "QOI"])
+def damaged_image(request) -> bytes:
+    """A damaged file at which Pillow raises something else than at a damaged PNG."""
+    from PIL import Image, features
+
+    if request.param == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((32, 24)).convert("RGB").save(buffer, request.param)
+    whole = buffer.getvalue()
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+        except Exception:
+            return bytes(content)
+    raise AssertionError("no byte matters")
 
 
 @pytest.fixture(scope="session")

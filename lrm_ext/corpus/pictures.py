@@ -24,7 +24,7 @@ from PIL import Image
 from llava.data.drop import DropPolicy
 from llava.data.sample import SampleError
 from llava.errors import DataError
-from llava.image_file import open_image
+from llava.image_file import ImageError, open_image
 from lrm_ext.corpus.layout import ENGLISH
 
 _MAX_REMEMBERED = 1_000_000
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
     """Why a picture cannot be used.
 
     Attributes:
-        reason: "outside_root", "missing_picture" or "broken_picture".
+        reason: "outside_root", "missing_picture", or that of an `ImageError`.
         message: What was found, with its path.
     """
 
@@ -106,8 +106,8 @@ class PictureCheck:
             return Problem("missing_picture", f"no such picture: {path}")
         try:
             open_image(path).close()
-        except DataError as error:
-            return Problem("broken_picture", str(error))
+        except ImageError as error:
+            return Problem(error.reason, str(error))
         return None
 
 
@@ -140,8 +140,8 @@ class PictureCopy(PictureCheck):
         data = image["bytes"]
         try:
             open_image(data, where).close()
-        except DataError as error:
-            raise SampleError(str(error), "broken_picture") from error
+        except ImageError as error:
+            raise SampleError(str(error), error.reason) from error
         with Image.open(io.BytesIO(data)) as picture:
             ending = (picture.format or "img").lower()
         digest = hashlib.sha256(data).hexdigest()[:32]

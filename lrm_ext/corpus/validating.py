@@ -58,6 +58,7 @@ ERRORS = {
     "outside": UNUSABLE["outside_root"],
     "missing picture": "a picture that is not there",
     "broken picture": "a picture that cannot be opened",
+    "too many pixels": "a picture that would take gigabytes to decode",
     "shape": "an accepted text whose turns or placeholders are not those of the row",
     "wrong count": "numbers of texts that are not those in corpus.toml or usable.u32",
 }
@@ -75,6 +76,7 @@ _OF_PICTURE = {
     "outside_root": "outside",
     "missing_picture": "missing picture",
     "broken_picture": "broken picture",
+    "too_many_pixels": "too many pixels",
 }
 
 

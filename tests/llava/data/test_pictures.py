@@ -165,6 +165,12 @@ def test_exif_rotation_is_not_applied(tmp_path, train_on):
     assert torch.equal(train_on("turned.png"), train_on("plain.png"))
 
 
+def test_damage_of_any_format_is_named(tmp_path, train_on, damaged_image):
+    (tmp_path / "bad.png").write_bytes(damaged_image)
+    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the picture"):
+        train_on("bad.png")
+
+
 @pytest.mark.parametrize("kind", ["cut off", "empty", "text", "bomb"])
 def test_unreadable_files_are_named(kind, tmp_path, train_on, monkeypatch):
     path = tmp_path / "bad.png"

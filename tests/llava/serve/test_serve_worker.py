@@ -25,6 +25,12 @@ def test_images_are_turned_as_the_api_turns_them():
     assert image.size == (20, 40)
 
 
+def test_the_message_on_a_foreign_file_names_no_object():
+    encoded = base64.b64encode(b"hello, world").decode()
+    with pytest.raises(DataError, match=r"images\[0\] is no picture") as caught:
+        parse_request({"prompt": "<image>", "images": [encoded]})
+    assert "BytesIO" not in str(caught.value)
+
 
 def encoded(picture, mode="RGB"):
     buffer = io.BytesIO()

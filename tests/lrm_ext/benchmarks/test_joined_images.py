@@ -27,3 +27,10 @@ def test_joined_images_look_as_they_do_alone(tmp_path):
     assert joined.shape == (20, 30 + 8 + 10, 3)
     assert (joined[:, :30] == 78).all()
     assert (joined[:, 38:] == np.asarray(open_image(turned))).all()
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    good = content(Image.new("RGB", (2, 2)), "PNG")
+    with pytest.raises(DataError, match="row 7") as caught:
+        PictureStore(tmp_path).put_joined([good, b"none"], "row 7")
+    assert "BytesIO" not in str(caught.value)

@@ -27,6 +27,7 @@ from lrm_ext.corpus.layout import ROW_SCHEMA
 from lrm_ext.corpus.llava_columns import batch_of, iter_row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.translatable import Rules
+from lrm_ext.corpus.validating import validate_source
 
 
 def talk(*texts: str, first: str = "human") -> list[dict[str, Any]]:
@@ -325,6 +326,25 @@ def test_pictures_must_lie_below_the_root(tmp_path: Path) -> None:
 
 
 # --- pictures, rules, the way back ---
+
+
+@pytest.mark.parametrize("option", ["verify_images", "copy_images"])
+def test_damage_of_any_format_is_counted(
+    tmp_path: Path, damaged_image: bytes, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        Image.new("L", (2001, 1000) if i == 3 else (9, 9)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(damaged_image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # an error from twice that
+    path = save(tmp_path / "a.json", [record(i) for i in range(4)])
+    source, out = Source(FORMATS["llava"], path), tmp_path / "corpus"
+    options: dict[str, Any] = {option: True}
+    result = import_corpus([source], out, images=tmp_path, max_drop_rate=0.6, **options)
+    reasons = {reason: count for (reason, _), count in result.reports[path].dropped.items()}
+    assert reasons == {"broken_picture": 1, "too_many_pixels": 1}
+    assert [row[0] for row in questions(Corpus.open(out))] == ["r0", "r2"]
+    found = validate_source(source, tmp_path, with_pictures=True)
+    assert found.counts == {"broken picture": 1, "too many pixels": 1}
 
 
 def test_pictures_are_opened_on_request(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_limit_asks_whole_pictures_and_can_be_raised(config, console):
     assert sum(map(len, answerer.batches)) == 2 * 3
 
 
+def test_damage_of_any_format_is_found_before_anything_is_asked(
+    config, console, benchmark_dir, damaged_image
+):
+    (benchmark_dir / "1.png").write_bytes(damaged_image)
+    with pytest.raises(DataError, match=r"1 pictures are missing or cannot be read:\n .*1\.png"):
+        run_evaluation(config, console, never)
+
+
 def test_missing_and_broken_pictures_are_listed_before_anything_is_asked(
     config, console, benchmark_dir
 ):

@@ -150,6 +150,13 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
     assert "3.png" in caplog.text and "nothing is learnt from it" in caplog.text
 
 
+def test_damage_of_any_format_is_counted(make, chats, damaged_image):
+    chats.image_path(3).write_bytes(damaged_image)
+    dataset = make(rate=0.2)
+    assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
+    assert dataset.account.number("broken picture") == 2
+
+
 def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp_path, tiny_tower):
     before = make(rate=0.2)
     plain = [before[i]["labels"] for i in range(len(before))]
