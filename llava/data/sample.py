@@ -7,7 +7,7 @@ Non-goals: reading files (`dataset.py`), templates (`render.py`), opening pictur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,16 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 
 ROLES: Final = ("human", "gpt")
+_SPEAKERS: Final = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+# Fields that change what a conversation means, each with the reason under which it is counted.
+UNSUPPORTED_FIELDS: Final = {
+    "video": "video",
+    "videos": "video",
+    "audio": "audio",
+    "audios": "audio",
+    "system": "system_prompt",
+}
+_PLACEHOLDERS: Final = {"<video>": "video", "<audio>": "audio"}
 
 
 class SampleError(DataError):
@@ -78,14 +88,18 @@ class Sample:
 
         Args:
             record: `{"id", "image"?, "conversations": [{"from", "value"}, ...]}`; also read are
-                `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`.
+                `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`. The image may
+                stand in a list of one, or in `images`; the turns may be `messages` of `role` and
+                `content` (text or a list of parts), or `texts`, pairs of `user` and `assistant`;
+                `user` and `assistant` are read as `human` and `gpt`.
             where: `file:line` of the record, for messages.
 
         Returns:
             The sample. One `gpt` turn before the first `human` turn is left out, as LLaVA does.
 
         Raises:
-            SampleError: Something is missing, of the wrong type, out of order or contradictory.
+            SampleError: Something is missing, of the wrong type, out of order or contradictory, or
+                the record has a video, sound or a system prompt of its own.
 
         Example:
             >>> Sample.from_record({"id": 7, "conversations": [
@@ -99,12 +113,13 @@ class Sample:
                 "`conversations`.",
                 "structure",
             )
-        sample_id = str(record.get("id", where))
+        sample_id = where if record.get("id") is None else str(record["id"])
         at = f"{where}, sample {sample_id!r}"
         fields = {key: _optional_str(record, key, at) for key in _EXTRA_FIELDS}
-        image = _optional_str(record, "image", at) or None
         try:
-            turns = _read_turns(record.get("conversations"), at)
+            _refuse_unsupported(record, at)
+            image = _read_image(record, at)
+            turns = _read_turns(_raw_turns(record), at)
             _check_placeholders(turns, image, at)
         except SampleError as error:
             error.lang = fields["lang"]
@@ -129,23 +144,89 @@ _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
 
 def has_leading_answer(record: Mapping[str, Any]) -> bool:
     """Tell whether `Sample.from_record` leaves out the record's first turn."""
-    turns = record.get("conversations")
+    turns = _raw_turns(record)
     return (
         isinstance(turns, list)
         and len(turns) > 1
         and isinstance(turns[0], Mapping)
-        and turns[0].get("from") == "gpt"
+        and turns[0].get("from", turns[0].get("role")) in ("gpt", "assistant")
     )
+
+
+def record_images(record: Mapping[str, Any]) -> list[Any]:
+    """Lists the images of a record, in whichever form its file has them.
+
+    Returns:
+        Paths, and for images that are embedded in the file, objects with `bytes`.
+    """
+    images: list[Any] = []
+    for key in ("image", "images"):
+        value = record.get(key)
+        for image in value if isinstance(value, list) else [value]:
+            if isinstance(image, bytes):
+                image = {"bytes": image}
+            elif isinstance(image, Mapping) and image.get("bytes") is None:
+                image = image.get("path")
+            if image is not None and image != "":
+                images.append(image)
+    return images
+
+
+def _read_image(record: Mapping[str, Any], at: str) -> str | None:
+    images = record_images(record)
+    if len(images) > 1:
+        raise SampleError(
+            f"{at}: {len(images)} images, expected one. One image a sample is supported; leave the "
+            "sample out, or join its images side by side.",
+            "several_images",
+        )
+    if images and not isinstance(images[0], str):
+        raise SampleError(
+            f"{at}: the image is {type(images[0]).__name__}, expected a path as a string.",
+            "structure",
+        )
+    return images[0] if images else None
+
+
+def _refuse_unsupported(record: Mapping[str, Any], at: str) -> None:
+    """Refuses fields that would be left out in silence, although the answers depend on them."""
+    for key, reason in UNSUPPORTED_FIELDS.items():
+        value = record.get(key)
+        if value is None or value == "" or value == []:
+            continue
+        what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
+        raise SampleError(
+            f"{at}: the record has {what} (`{key}`: {_describe(value)}), which is not supported. "
+            f"Leave it out, or take the field away to train without it.",
+            reason,
+        )
 
 
 def _optional_str(record: Mapping[str, Any], key: str, at: str) -> str | None:
     value = record.get(key)
     if value is None or isinstance(value, str):
         return value
-    hint = " One picture a sample is supported." if key == "image" else ""
-    raise SampleError(
-        f"{at}: `{key}` is {type(value).__name__}, expected a string.{hint}", "structure"
-    )
+    raise SampleError(f"{at}: `{key}` is {type(value).__name__}, expected a string.", "structure")
+
+
+def _raw_turns(record: Mapping[str, Any]) -> Any:
+    """Finds the turns of a record under whichever name they have."""
+    named = next((record[key] for key in ("conversations", "messages") if record.get(key)), None)
+    texts = record.get("texts")
+    if named is None and isinstance(texts, list):
+        return list(_turns_of_pairs(texts, bool(record_images(record))))
+    return named
+
+
+def _turns_of_pairs(pairs: list[Any], has_image: bool) -> Iterator[Any]:
+    """Makes turns of pairs of `user` and `assistant`, which do not say where the image goes."""
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, Mapping):
+            yield pair
+            continue
+        place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image and i == 0 else ""
+        yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
+        yield {"from": "gpt", "value": pair.get("assistant")}
 
 
 def _read_turns(value: Any, at: str) -> tuple[Turn, ...]:
@@ -172,29 +253,64 @@ def _read_turns(value: Any, at: str) -> tuple[Turn, ...]:
 
 
 def _read_turn(turn: Any, i: int, at: str) -> Turn:
-    if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
+    here = f"{at}: turn {i + 1}"
+    if not isinstance(turn, Mapping) or not (
+        {"from", "role"} & turn.keys() and {"value", "content"} & turn.keys()
+    ):
         raise SampleError(
-            f"{at}: turn {i + 1} is {_describe(turn)}, expected an object with `from` and `value`.",
+            f"{here} is {_describe(turn)}, expected an object with `from` and `value`, or `role` "
+            "and `content`.",
             "structure",
         )
-    role, text, supervised = turn["from"], turn["value"], turn.get("supervised", True)
-    if role not in ROLES:
+    speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    supervised = turn.get("supervised", True)
+    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
         raise SampleError(
-            f"{at}: turn {i + 1} is from {role!r}, expected one of {', '.join(ROLES)}.",
-            "unknown_role",
+            f"{here} is from {speaker!r}, expected one of {', '.join(_SPEAKERS)}.", "unknown_role"
         )
+    if isinstance(text, list):
+        text = "\n".join(_read_part(part, here) for part in text)
     if not isinstance(text, str) or not isinstance(supervised, bool):
         raise SampleError(
-            f"{at}: turn {i + 1}: `value` must be a string and `supervised` true or false.",
+            f"{here}: `value` must be a string and `supervised` true or false.",
             "structure",
         )
     if not text.strip():
         raise SampleError(
-            f"{at}: turn {i + 1} ({role}) is empty. Templates read an empty turn as one that is "
+            f"{here} ({role}) is empty. Templates read an empty turn as one that is "
             "still to be written; fill it or leave the sample out.",
             "empty_turn",
         )
+    if role == "human":
+        _refuse_placeholders(text, here)
     return Turn(role, text, supervised)
+
+
+def _read_part(part: Any, here: str) -> str:
+    """Reads a part of a message: text, or the place of the image."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in ("image", "image_url"):
+        return DEFAULT_IMAGE_TOKEN
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        reason = "video" if kind in ("video", "video_url") else "structure"
+        raise SampleError(
+            f"{here} holds the part {_describe(part)}, expected text or an image.", reason
+        )
+    return text
+
+
+def _refuse_placeholders(text: str, here: str) -> None:
+    """Refuses a question that begins or ends with `<video>`; elsewhere that is talk about HTML."""
+    asked = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    for placeholder, reason in _PLACEHOLDERS.items():
+        if asked.startswith(placeholder) or asked.endswith(placeholder):
+            raise SampleError(
+                f"{here} holds {placeholder}, for which nothing but text would be trained on; "
+                f"{reason} is not supported. Leave the sample out.",
+                reason,
+            )
 
 
 def _check_placeholders(turns: tuple[Turn, ...], image: str | None, at: str) -> None:

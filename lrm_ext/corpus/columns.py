@@ -17,7 +17,6 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 
 Flags = npt.NDArray[np.bool_]
 _OUTSIDE = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
-_IMAGE = re.compile(re.escape(DEFAULT_IMAGE_TOKEN.encode()))
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,17 @@ def leaves_root(images: pa.StringArray) -> Flags:
     return to_flags(pc.match_substring_regex(images, _OUTSIDE))
 
 
-def holds_image(texts: pa.StringArray) -> Flags:
-    """Which texts hold `<image>`: one search through all of them, as they lie end to end."""
+def holds(texts: pa.StringArray, word: str = DEFAULT_IMAGE_TOKEN) -> Flags:
+    """Which texts hold a word: one search through all of them, as they lie end to end."""
     if not len(texts):
         return np.zeros(0, dtype=bool)
     _, borders, data = texts.buffers()
     offsets = np.frombuffer(borders, np.int32, len(texts) + 1, texts.offset * 4)
-    found = (match.start() for match in _IMAGE.finditer(data or b"", offsets[0], offsets[-1]))
+    pattern = re.compile(re.escape(word.encode()))
+    found = (match.start() for match in pattern.finditer(data or b"", offsets[0], offsets[-1]))
     starts = np.fromiter(found, np.int64)
     number = np.searchsorted(offsets, starts, side="right") - 1
-    is_within = starts + len(DEFAULT_IMAGE_TOKEN) <= offsets[number + 1]
-    holds = np.zeros(len(texts), dtype=bool)
-    holds[number[is_within]] = True
-    return holds
+    is_within = starts + len(word.encode()) <= offsets[number + 1]
+    flags = np.zeros(len(texts), dtype=bool)
+    flags[number[is_within]] = True
+    return flags

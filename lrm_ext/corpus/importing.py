@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.data.drop import DropPolicy, DropReport
-from llava.data.sample import Sample, SampleError
+from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.formats.table import Format
 from lrm_ext.corpus.json_records import iter_records
@@ -236,10 +236,14 @@ def _samples(
     for where, make in source.format.read(source.path):
         try:
             record = make()
-            if isinstance(record.get("image"), dict):
-                record["image"] = save_embedded(record["image"], where)
-            elif prefix and record.get("image"):
-                record["image"] = f"{prefix}/{record['image']}"
+            images = record_images(record)
+            if len(images) == 1:
+                (image,) = images
+                if isinstance(image, dict):
+                    image = save_embedded(image, where)
+                elif prefix:
+                    image = f"{prefix}/{image}"
+                record = {**record, "image": image, "images": None}
             sample = Sample.from_record(record, where)
             check_sample(sample, where, ENGLISH)
         except SampleError as error:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from llava.data.drop import DropPolicy
 from llava.data.sample import ROLES, Sample, SampleError, Turn, has_leading_answer
-from lrm_ext.corpus.columns import Turns, holds_image, is_blank, leaves_root, to_flags
+from lrm_ext.corpus.columns import Turns, holds, is_blank, leaves_root, to_flags
 from lrm_ext.corpus.json_records import RecordReader
 from lrm_ext.corpus.layout import ROW_SCHEMA
 
@@ -44,10 +44,27 @@ class _Turn(msgspec.Struct, gc=False):
 class _Record(msgspec.Struct, gc=False):
     conversations: list[_Turn]
     id: str | int | None = None
-    image: str | None = None
+    image: str | list[Any] | None = None
     lang: str | None = None
     source: str | None = None
     task: str | None = None
+    images: Any = None
+    messages: Any = None
+    texts: Any = None
+    video: Any = None
+    videos: Any = None
+    audio: Any = None
+    audios: Any = None
+    system: Any = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it has nothing but what LLaVA's own records have."""
+        odd = (
+            self.images, self.messages, self.texts, self.video, self.videos, self.audio,
+            self.audios, self.system,
+        )  # fmt: skip
+        return self.id is not None and not isinstance(self.image, list) and not any(odd)
 
 
 _decode_array = msgspec.json.Decoder(list[_Record]).decode
@@ -119,11 +136,11 @@ def _fast(
     """Check and convert records column by column; only the odd ones are looked at by themselves."""
     lengths = [len(record.conversations) for record in records]
     turns = [turn for record in records for turn in record.conversations]
-    images = [record.image for record in records]
+    usual = np.fromiter((record.is_usual for record in records), bool, len(records))
+    images = [record.image if record.is_usual else None for record in records]
     roles, texts = pa.array([turn.role for turn in turns], pa.string()), _texts(turns)
     langs = [record.lang for record in records]
-    good = _good_rows(lengths, roles, texts, images)
-    good &= np.fromiter((record.id is not None for record in records), bool, len(records))
+    good = usual & _good_rows(lengths, roles, texts, images)
     good &= np.fromiter((one is None or one == lang for one in langs), bool, len(records))
     if not good.all():
         kept = [
@@ -160,11 +177,12 @@ def _good_rows(
     turns = Turns(roles, texts, np.asarray(lengths, dtype=np.int64))
     is_human_place = turns.places % 2 == 0
     is_right = np.where(is_human_place, *(turns.of_role(role) for role in ROLES))
-    holds = holds_image(texts)
-    is_wrong = ~is_right | is_blank(texts) | (holds & ~is_human_place)
+    holds_image = holds(texts)
+    is_wrong = ~is_right | is_blank(texts) | (holds_image & ~is_human_place)
+    is_wrong |= holds(texts, "<video>") | holds(texts, "<audio>")
     column = pa.array(images, pa.string())
     has_image = to_flags(pc.is_valid(column))
-    good = (turns.sizes >= 2) & ~turns.any(is_wrong) & (turns.count(holds) == has_image)
+    good = (turns.sizes >= 2) & ~turns.any(is_wrong) & (turns.count(holds_image) == has_image)
     return good & ~to_flags(pc.equal(column, "")) & ~leaves_root(column)
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
 from llava.data.sample import ROLES, SampleError
-from lrm_ext.corpus.columns import Flags, Turns, holds_image, is_blank, leaves_root, to_flags
+from lrm_ext.corpus.columns import Flags, Turns, holds, is_blank, leaves_root, to_flags
 from lrm_ext.corpus.importing import Source, row_batches
 from lrm_ext.corpus.pictures import PictureCheck
 from lrm_ext.corpus.store import Corpus
@@ -41,6 +41,10 @@ UNUSABLE = {
     "turn_order": "turns that do not alternate, beginning with human",
     "unknown_role": "a turn that is neither by human nor by gpt",
     "empty_turn": "a turn without text",
+    "several_images": "a record with several pictures",
+    "video": "a record with a video",
+    "audio": "a record with sound",
+    "system_prompt": "a record with a system prompt of its own",
     "image_mismatch": "<image> where there is no picture, or not just one where there is",
     "outside_root": "a picture path that leaves the pictures' folder",
     "other_language": "a record in another language than English",
@@ -194,15 +198,15 @@ def _of_rows(batch: pa.RecordBatch, pictures: PictureCheck | None) -> Iterator[t
     turns = Turns.of(batch.column("turns"))
     is_human_place = turns.places % 2 == 0
     human, answer = (turns.of_role(role) for role in ROLES)
-    holds = holds_image(turns.texts)
+    holds_image = holds(turns.texts)
     has_image = to_flags(pc.is_valid(batch.column("image")))
     no_turns = turns.sizes == 0
     yield "no turns", no_turns
     yield "unknown role", turns.any(~human & ~answer)
     yield "roles", turns.any(np.where(is_human_place, answer, human))
     yield "empty turn", turns.any(is_blank(turns.texts))
-    is_misplaced = (turns.count(holds) != has_image) & ~no_turns
-    yield "placeholder", is_misplaced | turns.any(holds & ~human)
+    is_misplaced = (turns.count(holds_image) != has_image) & ~no_turns
+    yield "placeholder", is_misplaced | turns.any(holds_image & ~human)
     yield "ends with a question", turns.sizes % 2 == 1
     yield from _of_texts(turns)
     reasons = {"outside_root": leaves_root(batch.column("image"))}

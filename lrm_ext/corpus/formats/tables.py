@@ -1,42 +1,46 @@
 """LLaVA records in columns: Parquet files and Hugging Face datasets on disk.
 
-Input: a `.parquet` file, a folder of them, or a folder of `Dataset.save_to_disk`, with one column
-of turns: `conversations` (list of from/value, or role/content), `messages` (role/content, whose
-content may be a list of parts), or `texts` (user/assistant). Perhaps `id`, `image` or `images`,
-`lang`, `source`, `task`. Output: LLaVA records, read batch by batch. A picture that is embedded in
-the file stays a mapping with its `bytes`; what becomes of it is the importer's business.
+Input: a `.parquet` file, several, a folder of them or of a data set of the Hub, or a folder of
+`Dataset.save_to_disk`, with one column of turns: `conversations`, `messages` or `texts`. Perhaps
+`id`, `image` or `images`, `lang`, `source`, `task`. Output: records for `Sample.from_record`, read
+batch by batch. An image that is embedded in the file stays as it is; what becomes of it is the
+importer's business.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.sample import UNSUPPORTED_FIELDS
 from llava.errors import ConfigError, DataError
 
 Records = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
+# How the Hub names files: train-00000-of-00012.parquet
+_SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-\w+)?\.parquet")
 _TURNS = ("conversations", "messages", "texts")
-_COLUMNS = ("id", "image", "images", *_TURNS, "lang", "source", "task")
-_ROLES = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt"}
+_COLUMNS = ("id", "image", "images", *_TURNS, "lang", "source", "task", *UNSUPPORTED_FIELDS)
 
 
 def read_parquet(path: Path) -> Records:
-    """One Parquet file, or all `*.parquet` of a folder in order of their names.
+    """Reads one Parquet file, several, or those of a folder, in order of their names.
+
+    Args:
+        path: A file, a pattern such as `data/train-*.parquet`, a folder of `*.parquet`, or one of
+            a data set of the Hub, whose files are in `data/`.
 
     Raises:
-        DataError: None is found, one is damaged, or a column is missing.
+        DataError: None is found, `data/` holds several splits, one is damaged, or a column is
+            missing.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise DataError(f"{path}: no Parquet file is there.")
-    for file in files:
+    for file in _find_parquet(path):
         try:
             table = pq.ParquetFile(file)
             columns = _check_columns(table.schema_arrow.names, file)
@@ -48,6 +52,21 @@ def read_parquet(path: Path) -> Records:
                     number += 1
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: damaged, or not a Parquet file: {error}") from error
+
+
+def _find_parquet(path: Path) -> list[Path]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    elif "*" in path.name:
+        files = sorted(path.parent.glob(path.name))
+    if not files or not files[0].is_file():
+        raise DataError(f"{path}: no Parquet file is there (nor in its folder data/).")
+    splits = sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))})
+    if path.is_dir() and len(splits) > 1:
+        named = files[0].parent / f"{splits[0]}-*.parquet"
+        raise DataError(f"{path}: holds the splits {', '.join(splits)}; name one, such as {named}.")
+    return files
 
 
 def read_dataset(path: Path) -> Records:
@@ -92,46 +111,8 @@ def _check_columns(names: list[str], where: Path) -> list[str]:
 
 def _record(raw: dict[str, Any], sample_id: str) -> dict[str, Any]:
     """A row as a LLaVA record; `sample_id` is for one that has none."""
-    image = raw.get("image")
-    if image is None:
-        image = raw.get("images")
-    if isinstance(image, list):
-        image = image[0] if len(image) == 1 else image or None
-    if isinstance(image, dict) and image.get("bytes") is None:
-        image = image.get("path")
-    record = {key: raw[key] for key in ("id", "lang", "source", "task") if raw.get(key) is not None}
-    record.setdefault("id", sample_id)
-    turns: list[Any] = next((raw[name] for name in _TURNS if raw.get(name)), [])
-    if raw.get("texts") and turns is raw["texts"]:
-        _set_pairs(record, turns, image is not None)
-    else:
-        record["conversations"] = [_turn(turn) for turn in turns]
-    return {**record, "image": image} if image is not None else record
-
-
-def _turn(turn: Any) -> Any:
-    if isinstance(turn, dict) and "role" in turn:
-        value = turn.get("content")
-        if isinstance(value, list):
-            value = "\n".join(map(_part, value))
-        return {"from": _ROLES.get(turn["role"], turn["role"]), "value": value}
-    return turn
-
-
-def _part(part: Any) -> str:
-    """A part of a message: a picture's place, or text."""
-    if isinstance(part, dict) and part.get("type") == "image":
-        return DEFAULT_IMAGE_TOKEN
-    return str(part.get("text") or "") if isinstance(part, dict) else str(part)
-
-
-def _set_pairs(record: dict[str, Any], texts: list[Any], has_image: bool) -> None:
-    """Turns of pairs of `user` and `assistant`, which do not say where the picture is."""
-    turns = []
-    for number, pair in enumerate(texts):
-        start = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image and number == 0 else ""
-        turns.append({"from": "human", "value": f"{start}{pair.get('user') or ''}"})
-        turns.append({"from": "gpt", "value": pair.get("assistant")})
-        if pair.get("source"):
-            record.setdefault("source", pair["source"])
-    record["conversations"] = turns
+    record = {"id": sample_id, **{key: value for key, value in raw.items() if value is not None}}
+    pairs = record.get("texts") or ()
+    if source := next((pair["source"] for pair in pairs if pair.get("source")), None):
+        record.setdefault("source", source)
+    return record

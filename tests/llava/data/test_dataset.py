@@ -113,7 +113,23 @@ def test_pad_keeps_the_whole_picture_and_square_does_not_add_colour(build):
             "turn 2 holds <image>, but the record has no",
         ),
         (_record(conversations=_turns(answer=" ")), "empty_turn", r"turn 2 \(gpt\) is empty"),
-        (_record(image=["a.png"]), "structure", "One picture a sample"),
+        (_record(image=["a.png", "b.png"]), "several_images", "2 images.*One image a sample"),
+        (_record(image=[7]), "structure", "the image is int, expected a path"),
+        (_record(video="a.mp4"), "video", "video data .`video`: 'a.mp4'"),
+        (_record(videos=["a.mp4"]), "video", "not supported"),
+        (_record(audios=["a.wav"]), "audio", "not supported"),
+        (_record(system="Be brief."), "system_prompt", "a system prompt of its own"),
+        (
+            _record(image=None, conversations=_turns("<video>\nWhat?")),
+            "video",
+            "turn 1 holds <video>",
+        ),
+        (_record(conversations=_turns("<image>\nWhat? <video>")), "video", "turn 1 holds <video>"),
+        (
+            _record(image=None, conversations=_turns([{"type": "video", "text": None}])),
+            "video",
+            "holds the part",
+        ),
         (_record(conversations=[{"from": "bot", "value": "x"}]), "unknown_role", "'bot'.*human"),
         (_record(conversations=[{"value": "x"}]), "structure", "`from` and `value`"),
         (_record(conversations={}), "structure", "expected a list"),
@@ -226,6 +242,60 @@ def test_a_long_record_crosses_the_read_window(build):
     dataset = build([long, TEXT_ONLY], as_lines=False)
     assert dataset.sample(0).turns[1].text == "é" * 1_300_000
     assert dataset.sample(1).id == "text"
+
+
+QUESTION = [{"type": "image"}, {"type": "text", "text": "What?"}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": ["a.png"], "conversations": _turns("<image>\nWhat?", "A cup.")},
+        {"images": ["a.png"], "conversations": _turns("<image>\nWhat?", "A cup.")},
+        {
+            "image": {"path": "a.png", "bytes": None},
+            "conversations": _turns("<image>\nWhat?", "A cup."),
+        },
+        {
+            "images": ["a.png"],
+            "messages": [
+                {"role": "user", "content": "<image>\nWhat?"},
+                {"role": "assistant", "content": "A cup."},
+            ],
+        },
+        {
+            "images": ["a.png"],
+            "conversations": None,
+            "messages": [
+                {"role": "user", "content": QUESTION},
+                {"role": "assistant", "content": [{"type": "text", "text": "A cup."}]},
+            ],
+        },
+        {
+            "image": "a.png",
+            "video": None,
+            "videos": [],
+            "system": "",
+            "conversations": [
+                {"from": "user", "value": "<image>\nWhat?"},
+                {"from": "assistant", "value": "A cup."},
+            ],
+        },
+        {"image": "a.png", "texts": [{"user": "What?", "assistant": "A cup."}]},
+    ],
+)
+def test_other_shapes_of_records_are_the_same_sample(record):
+    sample = Sample.from_record({"id": 7, **record}, "f:1")
+    assert sample.to_record() == {
+        "id": "7",
+        "image": "a.png",
+        "conversations": _turns("<image>\nWhat?", "A cup."),
+    }
+
+
+def test_talk_about_html_is_no_video():
+    turns = _turns("What does the <video> tag do?", "<video> shows a film.")
+    assert len(Sample.from_record({"conversations": turns}, "f:1").turns) == 2
 
 
 def test_sample_round_trip():

@@ -67,6 +67,12 @@ BAD = {
     "placeholder in the answer": (record("bad", "Hi", "<image>", image="1.png"), "image_mismatch"),
     "picture outside": (record("bad", "<image>\nHi", image="../1.png"), "outside_root"),
     "another language": (record("bad", lang="cs"), "other_language"),
+    "video": (record("bad", video="1.mp4"), "video"),
+    "videos": (record("bad", videos=["1.mp4"]), "video"),
+    "place of a video": (record("bad", "<video>\nWhat?"), "video"),
+    "sound": (record("bad", audios=["1.wav"]), "audio"),
+    "system prompt": (record("bad", system="Be brief."), "system_prompt"),
+    "two pictures": (record("bad", "<image>\nHi", image=["1.png", "2.png"]), "several_images"),
 }  # fmt: skip
 
 

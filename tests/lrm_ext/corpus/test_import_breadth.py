@@ -163,7 +163,7 @@ def test_messages_of_parts_and_pairs(tmp_path: Path) -> None:
     )
     out = tmp_path / "corpus"
     command = ("corpus", "import", tmp_path / "chat.parquet", tmp_path / "pairs.parquet")
-    with pytest.raises(DataError, match=r"row 2, sample 'chat-2': `image` is list.*One picture"):
+    with pytest.raises(DataError, match=r"row 2, sample 'chat-2': 2 images, expected one"):
         lrm(*command, "--images", tmp_path, "--out", out)
     lrm(*command, "--images", tmp_path, "--out", out, "--max-drop-rate", "0.4")
     rows = rows_of(out)
@@ -176,6 +176,55 @@ def test_messages_of_parts_and_pairs(tmp_path: Path) -> None:
     assert [turn.text for turn in rows[0].turns] == ["<image>\nWhat is it?", "A cat."]
     assert rows[2].turns[0].text == "<image>\nWhat is it?" and len(rows[2].turns) == 4
     assert rows[3].turns[0].text == "What is it?"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"id": "1", "image": picture("red"), "conversations": said("<image>\nWhat?", "It.")},
+        {"images": [picture("red")], "conversations": said("<image>\nWhat?", "It.")},
+        {"image": picture("red"), "messages": chat("What?", "It.", image=True)},
+        {"image": picture("red"), "conversations": [
+            {"from": "user", "value": "<image>\nWhat?"}, {"from": "assistant", "value": "It."}]},
+    ],
+)  # fmt: skip
+def test_pictures_as_plain_bytes(tmp_path: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.Table.from_pylist([columns]), tmp_path / "a.parquet")
+    command = ("corpus", "import", tmp_path / "a.parquet", "--images", tmp_path, "--copy-images")
+    lrm(*command, "--out", tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert [turn.text for turn in corpus.row(0).turns] == ["<image>\nWhat?", "It."]
+    path = corpus.image_path(0)
+    assert path is not None and path.read_bytes() == picture("red")
+
+
+def test_videos_and_system_prompts_in_columns(tmp_path: Path) -> None:
+    rows = [
+        {"conversations": said("Hi", "Ho"), "system": None, "videos": ["1.mp4"]},
+        {"conversations": said("Hi", "Ho"), "system": "Be brief.", "videos": None},
+        {"conversations": said("Hi", "Ho"), "system": None, "videos": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    command = ("corpus", "import", tmp_path / "a.parquet", "--images", tmp_path)
+    printed = lrm(*command, "--out", tmp_path / "corpus", "--max-drop-rate", "0.7")
+    assert "dropped  video" in printed and "dropped  system_prompt" in printed
+    assert "row 0, sample 'a-0'" in printed and len(rows_of(tmp_path / "corpus")) == 1
+
+
+def test_a_folder_of_the_hub(tmp_path: Path) -> None:
+    data = tmp_path / "hub" / "data"
+    data.mkdir(parents=True)
+    for name, question in (("train-00000-of-00002", "A"), ("train-00001-of-00002", "B")):
+        table = pa.Table.from_pylist([{"conversations": said(question, "Ho")}])
+        pq.write_table(table, data / f"{name}.parquet")
+    command = ("corpus", "import", "--images", tmp_path)
+    lrm(*command, f"parquet:{data.parent}", "--out", tmp_path / "both")
+    assert [row.turns[0].text for row in rows_of(tmp_path / "both")] == ["A", "B"]
+    pq.write_table(table, data / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"the splits test, train; name one, such as .*test-\*"):
+        lrm(*command, f"parquet:{data.parent}", "--out", tmp_path / "no")
+    lrm(*command, data / "train-*.parquet", "--out", tmp_path / "train")
+    assert len(rows_of(tmp_path / "train")) == 2
 
 
 def embedded(tmp_path: Path) -> Path:

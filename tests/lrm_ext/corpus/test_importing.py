@@ -105,6 +105,27 @@ odd_records = st.one_of(
     st.just({"id": "n", "conversations": talk("x<image", ">")}),
     st.just({"id": "long", "conversations": talk("x", "y" * 900)}),
     st.just({"id": "o", "lang": "cs", "conversations": talk("x", "y")}),
+    st.just({"id": "v", "video": "1.mp4", "conversations": talk("x", "y")}),
+    st.just({"id": "p", "conversations": talk("<video>\nx", "y")}),
+    st.just({"id": "q", "conversations": talk("what is <video> for", "y")}),
+    st.just({"id": "m", "system": "z", "conversations": talk("x", "y")}),
+    st.just({"id": "f", "system": "", "videos": [], "conversations": talk("x", "y")}),
+    st.just({"id": "d", "images": ["1.png", "2.png"], "conversations": talk("<image>", "x")}),
+    st.just(
+        {
+            "images": ["1.png"],
+            "messages": [
+                {"role": "user", "content": "<image>"},
+                {"role": "assistant", "content": "x"},
+            ],
+        }
+    ),
+    st.just(
+        {
+            "id": "a",
+            "conversations": [{"from": "user", "value": "x"}, {"from": "assistant", "value": "y"}],
+        }
+    ),
 )
 
 
