@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.image_file import open_image
+from lrm_ext.files import leaves_folder
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", ".jpg"),
@@ -122,9 +124,8 @@ class PictureStore:
     def _named(self, name: str) -> str | None:
         if self.source is None or len(name) > 255 or "://" in name:
             return None
-        path = (self.source / name).resolve()
-        inside = path.is_relative_to(self.source.resolve())
-        return str(path) if inside and path.is_file() else None
+        path = Path(os.path.abspath(self.source / name))
+        return str(path) if not leaves_folder(name) and path.is_file() else None
 
     def _write(self, content: bytes) -> str:
         suffix = next((s for magic, s in _MAGIC if content.startswith(magic)), ".img")

@@ -23,6 +23,7 @@ from lrm_ext.benchmarks.official.source import Questions
 from lrm_ext.benchmarks.pictures import PictureStore
 from lrm_ext.benchmarks.prompts import option_prompt
 from lrm_ext.benchmarks.tables import read_rows
+from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages.registry import answer_request
 
@@ -301,7 +302,7 @@ class _Reader:
             raise DataError(f"{where}: no picture; expected one in {', '.join(columns.image)}")
         named = [cell for cell in cells if isinstance(cell, str)]
         if self._images is not None and named:
-            absent = [name for name in named if not (self._images / name).is_file()]
+            absent = [n for n in named if leaves_folder(n) or not (self._images / n).is_file()]
             if absent:
                 self._missing += absent
                 return ""

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from lrm_ext.files import LEAVES_FOLDER
 
 Flags = npt.NDArray[np.bool_]
-_OUTSIDE = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def is_blank(texts: pa.StringArray) -> Flags:
 
 
 def leaves_root(images: pa.StringArray) -> Flags:
-    """Which picture paths are absolute, go upwards, or are no paths."""
-    return to_flags(pc.match_substring_regex(images, _OUTSIDE))
+    """Which picture paths leave their folder; see `leaves_folder`."""
+    return to_flags(pc.match_substring_regex(images, LEAVES_FOLDER))
 
 
 def holds(texts: pa.StringArray, word: str = DEFAULT_IMAGE_TOKEN) -> Flags:

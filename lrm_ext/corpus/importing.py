@@ -263,8 +263,12 @@ def _picture_prefix(source: Source, images: Path) -> str:
     if source.format.pictures is None:
         return ""
     folder = source.path if source.path.is_dir() else source.path.parent
-    path = Path(os.path.relpath((folder / source.format.pictures).resolve(), images.resolve()))
-    if path.parts[:1] == ("..",):
+    # as it is named, for links below `images` may lead out of it; then as it really lies
+    for real in (os.path.abspath, os.path.realpath):
+        path = Path(os.path.relpath(real(folder / source.format.pictures), real(images)))
+        if path.parts[:1] != ("..",):
+            break
+    else:
         raise ConfigError(
             f"{source.path}: the pictures of {source.format.name} are expected in "
             f"{folder / source.format.pictures}, which is not below --images {images}; name a "

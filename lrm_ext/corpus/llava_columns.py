@@ -25,6 +25,7 @@ from llava.data.sample import ROLES, Sample, SampleError, Turn, has_leading_answ
 from lrm_ext.corpus.columns import Turns, holds, is_blank, leaves_root, to_flags
 from lrm_ext.corpus.json_records import RecordReader
 from lrm_ext.corpus.layout import ROW_SCHEMA
+from lrm_ext.files import leaves_folder
 
 CHUNK_BYTES = 4 << 20
 _SEARCHED_BYTES = 1 << 16
@@ -260,7 +261,7 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
                 "write the file as UTF-8.",
                 "invalid_utf8" if is_byte else "half_character",
             )
-    if sample.image is not None and leaves_root(pa.array([sample.image]))[0]:
+    if sample.image is not None and leaves_folder(sample.image):
         raise SampleError(
             f"{where}, sample {sample.id!r}: picture {sample.image!r} would lie outside of the "
             "pictures' folder; expected a path below it.",

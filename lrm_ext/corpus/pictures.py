@@ -26,6 +26,7 @@ from llava.data.sample import SampleError
 from llava.errors import DataError
 from llava.image_file import ImageError, open_image
 from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.files import leaves_folder
 
 _MAX_REMEMBERED = 1_000_000
 
@@ -52,7 +53,6 @@ class PictureCheck:
 
     def __init__(self, root: Path, num_threads: int | None = None) -> None:
         self.root = root
-        self._resolved = root.resolve()
         self._pool = ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)))
         self._known: dict[str, Problem | None] = {}
 
@@ -100,7 +100,7 @@ class PictureCheck:
 
     def _problem(self, name: str) -> Problem | None:
         path = self.root / name
-        if not path.resolve().is_relative_to(self._resolved):
+        if leaves_folder(name):
             return Problem("outside_root", f"picture {name!r} lies outside of {self.root}")
         if not path.is_file():
             return Problem("missing_picture", f"no such picture: {path}")

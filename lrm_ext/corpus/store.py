@@ -36,6 +36,7 @@ from lrm_ext.corpus.layout import (
 )
 from lrm_ext.corpus.row_list import RowList
 from lrm_ext.corpus.writer import CorpusWriter
+from lrm_ext.files import leaves_folder
 
 __all__ = ["Corpus", "CorpusRow", "CorpusWriter", "Text"]
 
@@ -223,7 +224,7 @@ class Corpus:
         image = batch.column("image")[offset].as_py()
         if image is None:
             return None
-        if image.startswith("/") or ".." in image.split("/"):
+        if leaves_folder(image):
             raise DataError(
                 f"{self.path}: row {index}: picture {image!r} lies outside of {self.image_root}; "
                 "expected a path below it."

@@ -29,6 +29,20 @@ def test_joined_images_look_as_they_do_alone(tmp_path):
     assert (joined[:, 38:] == np.asarray(open_image(turned))).all()
 
 
+def test_names_are_read_through_links_and_do_not_leave_the_folder(tmp_path):
+    secret, source = content(Image.new("RGB", (2, 2)), "PNG"), tmp_path / "images"
+    (tmp_path / "secret.png").write_bytes(secret)
+    source.mkdir()
+    (source / "link.png").symlink_to(tmp_path / "secret.png")
+    store = PictureStore(tmp_path / "out", source)
+    assert store.put("link.png", "here") == str(source / "link.png")
+    name = store.put_joined(["link.png"], "here")
+    assert (tmp_path / "out" / name).read_bytes() == secret
+    for outside in ("../secret.png", str(tmp_path / "secret.png")):
+        with pytest.raises(DataError, match="neither a file"):
+            store.put(outside, "here")
+
+
 def test_what_is_no_image_is_named(tmp_path):
     good = content(Image.new("RGB", (2, 2)), "PNG")
     with pytest.raises(DataError, match="row 7") as caught:

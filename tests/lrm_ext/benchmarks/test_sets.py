@@ -75,7 +75,9 @@ def test_xgqa_is_asked_in_one_language_and_answered_in_english(tmp_path, importe
                "types": {"structural": "query"}},
     }  # fmt: skip
     write_json(tmp_path / "x" / "zero_shot" / "testdev_balanced_questions_de.json", questions)
-    write_pictures(tmp_path / "x" / "images", ["n1.jpg"])
+    write_pictures(tmp_path / "elsewhere", ["n1.jpg"])
+    (tmp_path / "x" / "images").mkdir()
+    (tmp_path / "x" / "images" / "n1.jpg").symlink_to(tmp_path / "elsewhere" / "n1.jpg")
     _, items = imported("xgqa", tmp_path / "x", "de")
     german = get_language("de")
     assert items[1].text == f"Was ist das?\n{german.answer_in['en']}\n{german.short_answer}"

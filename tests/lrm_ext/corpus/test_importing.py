@@ -27,7 +27,7 @@ from lrm_ext.corpus.layout import ROW_SCHEMA
 from lrm_ext.corpus.llava_columns import batch_of, iter_row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.translatable import Rules
-from lrm_ext.corpus.validating import validate_source
+from lrm_ext.corpus.validating import validate, validate_source
 
 
 def talk(*texts: str, first: str = "human") -> list[dict[str, Any]]:
@@ -347,6 +347,35 @@ def test_pictures_must_lie_below_the_root(tmp_path: Path) -> None:
 
 
 # --- pictures, rules, the way back ---
+
+
+def test_pictures_are_read_through_links(tmp_path: Path) -> None:
+    """LLaVA's data folder is filled by links; a snapshot of the Hub consists of them."""
+    blobs, data = tmp_path / "blobs", tmp_path / "data"
+    for folder in (blobs / "charts", data / "ChartQA"):
+        folder.mkdir(parents=True)
+    for name in ("0", "charts/1.png"):
+        Image.new("RGB", (4, 4)).save(blobs / name, "PNG")
+    (data / "0.png").symlink_to("../blobs/0")
+    (data / "charts").symlink_to(blobs / "charts")
+    (data / "ChartQA" / "png").symlink_to(blobs / "charts")
+    rows = [record(0), {**record(1), "image": "charts/1.png"}]
+    sources = [
+        Source(FORMATS["llava"], save(tmp_path / "a.json", rows)),
+        Source(
+            FORMATS["chartqa"],
+            save(data / "ChartQA" / "c.json", [{"imgname": "1.png", "query": "q", "label": "3"}]),
+        ),
+    ]
+    for option in ("verify_images", "copy_images"):
+        out = tmp_path / option
+        options: dict[str, Any] = {option: True}
+        import_corpus(sources, out, images=data, **options)
+        corpus = Corpus.open(out)
+        names = [corpus.row(i).image for i in range(3)]
+        assert names == ["0.png", "charts/1.png", "ChartQA/png/1.png"]
+        assert validate(corpus, with_pictures=True).num_errors == 0
+    assert not (tmp_path / "copy_images" / "images" / "0.png").is_symlink()
 
 
 @pytest.mark.parametrize("option", ["verify_images", "copy_images"])
