@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.data.drop import DropPolicy, DropReport
+from llava.data.records import iter_records
 from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.formats.table import Format
-from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.corpus.layout import ENGLISH, CorpusRow
 from lrm_ext.corpus.llava_columns import batch_of, check_sample, iter_row_batches
 from lrm_ext.corpus.pictures import PictureCheck, PictureCopy

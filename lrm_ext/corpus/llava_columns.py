@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.data.drop import DropPolicy
+from llava.data.records import RecordReader
 from llava.data.sample import ROLES, Sample, SampleError, Turn, has_leading_answer
 from lrm_ext.corpus.columns import Turns, holds, is_blank, leaves_root, to_flags
-from lrm_ext.corpus.json_records import RecordReader
 from lrm_ext.corpus.layout import ROW_SCHEMA
 from lrm_ext.files import leaves_folder
 
@@ -253,7 +253,7 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):
-            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `json_records` lets bytes through
+            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` lets bytes through
             what = "a byte that is not UTF-8" if is_byte else "half of a character"
             shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
             raise SampleError(

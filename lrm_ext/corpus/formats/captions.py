@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava.data.records import iter_records
 from llava.errors import DataError
 from lrm_ext.corpus.formats.build import caption, field
-from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.languages.registry import get_language
 
 Records = Iterator[tuple[str, Callable[[], dict[str, Any]]]]

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava.data.records import iter_records
 from llava.errors import DataError
 from lrm_ext.corpus.formats.build import choice, field, short_answer
-from lrm_ext.corpus.json_records import iter_records
 
 Record = dict[str, Any]
 Records = Iterator[tuple[str, Callable[[], Record]]]

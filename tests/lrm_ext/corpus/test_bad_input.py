@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from llava.data.records import iter_records
 from llava.errors import DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.corpus.store import Corpus
 
 LONG = "A dog and a cat are asleep. " * 3600  # more than 100,000 characters

@@ -15,14 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.data.drop import DropPolicy
+from llava.data.records import iter_records
 from llava.data.sample import Sample, SampleError
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus import json_records, llava_columns
+from lrm_ext.corpus import llava_columns
 from lrm_ext.corpus.exporting import Exported, export_llava
 from lrm_ext.corpus.formats.table import FORMATS, split_source
 from lrm_ext.corpus.importing import Source, import_corpus
-from lrm_ext.corpus.json_records import iter_records
 from lrm_ext.corpus.layout import ROW_SCHEMA
 from lrm_ext.corpus.llava_columns import batch_of, iter_row_batches
 from lrm_ext.corpus.store import Corpus
@@ -165,7 +165,7 @@ def test_columns_give_what_single_samples_give(
     policy = DropPolicy(0.99)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llava_columns, "CHUNK_BYTES", chunk)
-        patch.setattr(json_records, "_CHUNK_BYTES", chunk)
+        patch.setattr("llava.data.records._CHUNK_BYTES", chunk)
         batches = list(iter_row_batches(path, None, policy))
     found = [row for batch in batches for row in batch.to_pylist()]
     assert found == batch_of(expected).to_pylist()
