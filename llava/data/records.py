@@ -1,8 +1,10 @@
-"""Find the records of a LLaVA data file without keeping the file in memory.
+"""Reads the records of JSON files without keeping a file in memory.
 
-Role: one pass notes where each record begins; later a record costs one seek and one parse.
-Input: a JSON array (LLaVA's own form) or JSON Lines, UTF-8. Output: `Entry`s while scanning,
-decoded objects afterwards. Non-goals: what a record must hold (`sample.py`).
+Role: `iter_records` gives one object at a time; `scan_records` also where each is, so that a later
+look at it costs one seek and one parse (`RecordIndex`).
+Input: a JSON array (LLaVA's own form) or JSON Lines, UTF-8. Output: decoded objects, with line and
+bytes. A byte that is not UTF-8 comes out as a lone surrogate (Python's `surrogateescape`), so that
+it spoils one record and not the file. Non-goals: what a record must hold (`sample.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +15,13 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from llava.data.sample import SampleError
 from llava.errors import DataError
 
-_READ_BYTES = 1 << 20
-_BLANKS = " \t\r\n"
 _CHUNK_BYTES = 1 << 20
 _BLANK = " \t\r\n"
 _ESCAPE = "surrogateescape"
@@ -47,27 +47,34 @@ class Entry:
 
 
 def scan_records(path: str | Path) -> Iterator[Entry]:
-    """Read a data file from front to back, one record at a time.
-
-    A file whose first character is `[` is a JSON array, any other is JSON Lines.
+    """Reads a data file from front to back, one record at a time.
 
     Raises:
-        DataError: The file is missing or empty, or a JSON array is broken. A broken line of JSON
-            Lines comes as an `Entry` with an error, because the lines after it can be read.
+        DataError: The file is missing, empty or UTF-16, or a JSON array is broken. A broken line of
+            JSON Lines comes as an `Entry` with an error, because the lines after it can be read.
     """
-    path = Path(path)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: the data file cannot be opened ({error.strerror}).") from error
-    with file:
-        head = file.read(4096).lstrip(codecs.BOM_UTF8 + _BLANKS.encode())[:1]
-        if not head:
-            raise DataError(f"{path}: the data file is empty, expected JSON or JSON Lines.")
-        file.seek(0)
-        if file.read(3) != codecs.BOM_UTF8:
-            file.seek(0)
-        yield from _scan_array(path, file) if head == b"[" else _scan_lines(path, file)
+    reader = RecordReader(Path(path))
+    reader.begin()
+    is_array = reader.is_array
+    if not (is_array or reader.peek()):
+        raise DataError(f"{path}: the data file is empty, expected JSON or JSON Lines.")
+    while True:
+        reader.peek()
+        start, line = reader.offset, reader.line
+        try:
+            found = reader.read()
+        except DataError as error:
+            if is_array:
+                raise DataError(
+                    f"{error} Nothing after it can be read; mend the file, or write one object a "
+                    "line (JSON Lines)."
+                ) from None
+            reader.skip_line()
+            yield Entry(start, 0, line, SampleError(f"{error} Write one object a line.", "json"))
+            continue
+        if found is None:
+            return
+        yield Entry(start, reader.end - start, line, found[1])
 
 
 class RecordIndex:
@@ -116,108 +123,6 @@ class RecordIndex:
             return json.loads(file.read(size))
 
 
-def _scan_lines(path: Path, file: IO[bytes]) -> Iterator[Entry]:
-    start = file.tell()
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield Entry(start, len(line), number, _decode_line(path, line, number))
-        start += len(line)
-
-
-def _decode_line(path: Path, line: bytes, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:  # also what bytes that are not UTF-8 raise
-        return SampleError(
-            f"{path}:{number}: the line is not JSON ({error}). Expected one object a line.", "json"
-        )
-
-
-def _scan_array(path: Path, file: IO[bytes]) -> Iterator[Entry]:
-    text = _ArrayText(path, file)
-    text.expect("[")
-    if text.peek() == "]":
-        return
-    while True:
-        yield text.take_value()
-        if text.peek() == "]":
-            return
-        text.expect(",")
-
-
-class _ArrayText:
-    """A window on the text of a JSON array that moves forward value by value."""
-
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self._path, self._file = path, file
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._parse = json.JSONDecoder().raw_decode
-        self._window = ""
-        self._at = 0
-        self._byte = file.tell()
-        self._line = 1
-        self._ended = False
-
-    def peek(self) -> str:
-        """Skip blanks and return the next character, or an empty string at the end."""
-        while True:
-            to = self._at
-            while to < len(self._window) and self._window[to] in _BLANKS:
-                to += 1
-            self._advance(to)
-            if self._at < len(self._window) or self._ended:
-                return self._window[self._at : self._at + 1]
-            self._fill(_READ_BYTES)
-
-    def expect(self, character: str) -> None:
-        found = self.peek()
-        if found != character:
-            raise self._error(f"found {found or 'the end of the file'!r}, expected {character!r}")
-        self._advance(self._at + 1)
-
-    def take_value(self) -> Entry:
-        self.peek()
-        size = _READ_BYTES
-        while True:
-            try:
-                value, end = self._parse(self._window, self._at)
-                break
-            except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._window) - 16
-                if self._ended or not is_cut:
-                    raise self._error(error.msg, error.pos) from None
-                self._fill(size)
-                size *= 2  # a record that is longer than the window is parsed again from its start
-        start, line = self._byte, self._line
-        self._advance(end)
-        return Entry(start, self._byte - start, line, value)
-
-    def _advance(self, to: int) -> None:
-        passed = self._window[self._at : to]
-        self._byte += len(passed.encode())
-        self._line += passed.count("\n")
-        self._at = to
-
-    def _fill(self, num_bytes: int) -> None:
-        data = self._file.read(num_bytes)
-        self._ended = len(data) < num_bytes
-        try:
-            more = self._decode(data, self._ended)
-        except UnicodeDecodeError as error:
-            raise self._error(
-                f"the text is not UTF-8 ({error.reason})", len(self._window)
-            ) from None
-        self._window = self._window[self._at :] + more
-        self._at = 0
-
-    def _error(self, what: str, position: int | None = None) -> DataError:
-        line = self._line + self._window.count("\n", self._at, position or self._at)
-        return DataError(
-            f"{self._path}:{line}: broken JSON array: {what}. Nothing after it can be read; mend "
-            "the file, or write one object a line (JSON Lines)."
-        )
-
-
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the objects of a JSON array or of JSON Lines, one at a time.
 
@@ -247,10 +152,12 @@ class RecordReader:
 
     Attributes:
         is_array: Whether the objects are in an array; known after `begin`.
+        end: Byte after the last object.
     """
 
     def __init__(self, path: Path, offset: int = 0, line: int = 1, is_array: bool = False) -> None:
         self.is_array = is_array
+        self.end = offset
         self._path = path
         self._line = line
         self._offset = offset  # of the character at `_counted` in the buffer
@@ -281,7 +188,7 @@ class RecordReader:
 
     def begin(self) -> None:
         """Find out at a file's beginning whether it is an array, and enter it."""
-        self.is_array = self._peek() == "["
+        self.is_array = self.peek() == "["
         if self.is_array:
             self._position += 1
 
@@ -294,7 +201,7 @@ class RecordReader:
         Raises:
             DataError: Something else is there; it names file and line.
         """
-        character = self._peek()
+        character = self.peek()
         if self.is_array and character == "]" and self._is_first:
             self._end_array()
             return None
@@ -310,9 +217,18 @@ class RecordReader:
         self._is_first = self.is_array and not self._take_comma()
         return where, value
 
+    def skip_line(self) -> None:
+        """Goes on behind the next line end."""
+        while (end := self._buffer.find("\n", self._position)) < 0:
+            self._position = len(self._buffer)
+            if not self._fill():
+                return
+        self._position = end + 1
+        self._line += 1
+
     def _take_comma(self) -> bool:
         """Whether another object follows; the array's end is left where it is."""
-        character = self._peek()
+        character = self.peek()
         if character == ",":
             self._position += 1
             return True
@@ -322,13 +238,13 @@ class RecordReader:
 
     def _end_array(self) -> None:
         self._position += 1
-        if rest := self._peek():
+        if rest := self.peek():
             raise DataError(
                 f"{self.where}: found {rest!r} after the array, expected the file's end."
             )
         self.is_array = False  # nothing but the end follows
 
-    def _peek(self) -> str:
+    def peek(self) -> str:
         """Skip blanks and return the next character without taking it; "" at the end."""
         while True:
             start = self._position
@@ -355,6 +271,7 @@ class RecordReader:
                 raise DataError(f"{self._path}:{line}: not valid JSON: {error.msg}.") from error
             self._line += self._buffer.count("\n", self._position, end)
             self._position = end
+            self.end = self.offset
             assert isinstance(value, dict)
             return value
 
@@ -384,3 +301,5 @@ class RecordReader:
                     yield rest
         except FileNotFoundError as error:
             raise DataError(f"{self._path}: there is no such file.") from error
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read: {error.strerror}") from error

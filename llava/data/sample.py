@@ -7,6 +7,7 @@ Non-goals: reading files (`dataset.py`), templates (`render.py`), opening pictur
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ UNSUPPORTED_FIELDS: Final = {
     "audios": "audio",
     "system": "system_prompt",
 }
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PLACEHOLDERS: Final = {"<video>": "video", "<audio>": "audio"}
 
 
@@ -121,10 +123,12 @@ class Sample:
             image = _read_image(record, at)
             turns = _read_turns(_raw_turns(record), at)
             _check_placeholders(turns, image, at)
+            sample = cls(sample_id, image, turns, **fields)
+            _check_characters(sample, at)
         except SampleError as error:
             error.lang = fields["lang"]
             raise
-        return cls(sample_id, image, turns, **fields)
+        return sample
 
     def to_record(self) -> dict[str, Any]:
         """Return the sample as a LLaVA JSON object; fields that are None are left out."""
@@ -335,6 +339,22 @@ def _check_placeholders(turns: tuple[Turn, ...], image: str | None, at: str) -> 
             f"{at}: {DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn.",
             "image_mismatch",
         )
+
+
+def _check_characters(sample: Sample, at: str) -> None:
+    """Refuses what is no text: tokenizers fail at it, and it cannot be stored."""
+    parts = {"id": sample.id, "image": sample.image}
+    parts |= {key: getattr(sample, key) for key in _EXTRA_FIELDS}
+    parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
+    for name, text in parts.items():
+        if text is not None and (found := _SURROGATE.search(text)):
+            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` lets bytes through
+            what = "a byte that is not UTF-8" if is_byte else "half of a character"
+            shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
+            raise SampleError(
+                f"{at}: {name} holds {what} ({shown} at {found.start()}); write the file as UTF-8.",
+                "invalid_utf8" if is_byte else "half_character",
+            )
 
 
 def _turn_to_record(turn: Turn) -> dict[str, Any]:

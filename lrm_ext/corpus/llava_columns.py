@@ -32,7 +32,6 @@ _SEARCHED_BYTES = 1 << 16
 _LONGEST_BORDER = 64
 _BLANK = b" \t\r\n"
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_KEY = re.compile(rb'\{\s*"([^"]*)"')
 
 
@@ -138,7 +137,7 @@ def _fast(
     lengths = [len(record.conversations) for record in records]
     turns = [turn for record in records for turn in record.conversations]
     usual = np.fromiter((record.is_usual for record in records), bool, len(records))
-    images = [record.image if record.is_usual else None for record in records]
+    images = [r.image if is_usual else None for r, is_usual in zip(records, usual, strict=True)]
     roles, texts = pa.array([turn.role for turn in turns], pa.string()), _texts(turns)
     langs = [record.lang for record in records]
     good = usual & _good_rows(lengths, roles, texts, images)
@@ -209,6 +208,7 @@ def _batch(
 
 def _sample(record: _Record, source: str | None) -> Sample:
     """A record that was found right."""
+    assert not isinstance(record.image, list)
     turns = tuple(Turn(turn.role, turn.text, turn.supervised) for turn in record.conversations)
     return Sample(
         str(record.id),
@@ -241,26 +241,14 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
     """Check what a corpus demands beyond `Sample.from_record`.
 
     Raises:
-        SampleError: The sample is in another language, its text cannot be stored, or its picture
-            would lie outside of the pictures' folder.
+        SampleError: The sample is in another language, or its picture would lie outside of the
+            pictures' folder.
     """
     if sample.lang not in (None, lang):
         raise SampleError(
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",
         )
-    parts = {"id": sample.id, "image": sample.image, "source": sample.source, "task": sample.task}
-    parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
-    for name, text in parts.items():
-        if text is not None and (found := _SURROGATE.search(text)):
-            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` lets bytes through
-            what = "a byte that is not UTF-8" if is_byte else "half of a character"
-            shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
-            raise SampleError(
-                f"{where}, sample {sample.id!r}: {name} holds {what} ({shown} at {found.start()}); "
-                "write the file as UTF-8.",
-                "invalid_utf8" if is_byte else "half_character",
-            )
     if sample.image is not None and leaves_folder(sample.image):
         raise SampleError(
             f"{where}, sample {sample.id!r}: picture {sample.image!r} would lie outside of the "

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava.data.records import RecordReader, iter_records
+from llava.data.records import RecordIndex, RecordReader, iter_records, scan_records
+from llava.data.sample import Sample, SampleError
 from llava.errors import DataError
 
 
@@ -77,6 +78,8 @@ def test_broken_json_is_placed(
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         list(iter_records(tmp_path / "none.json"))
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        list(scan_records(tmp_path))
     path = tmp_path / "a.json"
     path.write_text("[{}]", encoding="utf-16")
     with pytest.raises(DataError, match="UTF-16, expected UTF-8"):
@@ -93,3 +96,52 @@ def test_where_a_reader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chun
     while (read := reader.read()) is not None:
         found.append((read[1]["a"], reader.line, reader.offset))
     assert found == [("\u010d", 1, 14), ("caf\udce9", 2, 28), ("\udce5\udc8f", 4, 41)]
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_scan_tells_where_records_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, lines: bool
+) -> None:
+    monkeypatch.setattr("llava.data.records._CHUNK_BYTES", chunk)
+    path, objects = tmp_path / "a.json", [{"a": "\u010d"}, {}, {"b": [1, {"c": "}\n"}]}]
+    save(path, objects, lines)
+    index = RecordIndex(path)
+    for entry in scan_records(path):
+        index.add(entry, has_image=False)
+    index.freeze()
+    assert [index.read(i) for i in range(len(index))] == objects
+    assert index.where(0) == f"{path}:{1 if lines else 2}"
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+def test_a_broken_line_does_not_end_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("llava.data.records._CHUNK_BYTES", chunk)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\nnope\n{"a": \n[2]\n{"a": 3}\n{"a": "')
+    found = [(entry.line, entry.value) for entry in scan_records(path)]
+    assert [line for line, value in found if isinstance(value, SampleError)] == [2, 3, 4, 6]
+    assert [value for _, value in found if isinstance(value, dict)] == [{"a": 1}, {"a": 3}]
+
+
+def test_a_byte_that_is_not_utf8_spoils_one_record_of_a_scan(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "BYTE"}]
+    text = json.dumps([{"conversations": turns}, {"id": "a"}])
+    (tmp_path / "a.json").write_bytes(text.encode().replace(b"BYTE", b"caf\xe9"))
+    first, second = scan_records(tmp_path / "a.json")
+    assert second.value == {"id": "a"}
+    with pytest.raises(SampleError, match=r"turn 2 holds a byte that is not UTF-8 \(0xE9 at 3\)"):
+        Sample.from_record(first.value, "a.json:1")
+    turns[1]["value"] = "half \ud83d"
+    with pytest.raises(SampleError, match="turn 2 holds half of a character"):
+        Sample.from_record({"conversations": turns}, "a.json:1")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_named_in_training(tmp_path: Path, encoding: str) -> None:
+    path, mark = tmp_path / "a.json", "" if encoding == "utf-16" else "\ufeff"
+    path.write_text(mark + "[{}]", encoding=encoding)
+    with pytest.raises(DataError, match="UTF-16, expected UTF-8"):
+        list(scan_records(path))
