@@ -17,7 +17,8 @@ from llava.eval.records import field, read_json, read_json_lines
 
 FAILED: Final = "FAILED"
 OPTIONS: Final = ("A", "B", "C", "D", "E")
-_SENTENCE: Final = re.compile(r"The answer is ([A-Z])\.")
+# LLaVA's full stop is not escaped: any one character may follow the letter, but one must
+_SENTENCE: Final = re.compile(r"The answer is ([A-Z]).")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,8 @@ def read_answers(path: str) -> dict[str, Mapping[str, Any]]:
 def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
     """Read the letter from an answer.
 
-    It is the letter alone, or begins with it and `. `, or says once `The answer is X.`
+    It is the letter alone, or begins with it and `. `, or says once `The answer is X`, followed by
+    any character, as LLaVA reads it.
 
     Returns:
         The letter, or `FAILED`.

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 VERSIONS = ("0314", "0613")
+MEAN_DECIMALS = 3
 Row = tuple[str, float, float, float]
 
 
@@ -61,10 +62,13 @@ def summarize(path: str | Path, ignored_ids: Sequence[Any] = ()) -> list[Row]:
         raise DataError(f"{path}: no review with scores")
     rows = []
     for category, pairs in sorted(scores.items()):
-        first, second = (fmean(pair[side] for pair in pairs) for side in (0, 1))
+        # LLaVA rounds the means before it divides, which shows in the last digit of the percentage
+        first, second = (
+            round(fmean(pair[side] for pair in pairs), MEAN_DECIMALS) for side in (0, 1)
+        )
         if not first:
             raise DataError(f"{path}: {category}: the first model's mean score is 0")
-        rows.append((category, 100 * second / first, 10 * first, 10 * second))
+        rows.append((category, second / first * 100, first * 10, second * 10))
     return rows
 
 

@@ -217,6 +217,19 @@ def test_summary(write_lines, tmp_path, capsys):
         summarize_gpt_review.main(["-f", str(write_lines("r.jsonl", reviews[2:3]))])
 
 
+# Sums of the fifteen pairs of LLaVA's released review of its 13B model in category "detail": the
+# means are 8.8 and 4.6333, and LLaVA prints 52.6 for 4.633 / 8.8, not 52.7 for 4.6333 / 8.8.
+RELEASED = """9 6.5, 9 6, 9 7, 8 3, 9 6, 8 4, 9 6, 9 3, 9 3, 9 3, 9 2, 8 5, 9 5, 9 6, 9 4"""
+
+
+def test_summary_rounds_the_means_first(write_lines, capsys):
+    pairs = [[float(score) for score in pair.split()] for pair in RELEASED.split(",")]
+    assert 100 * sum(p[1] for p in pairs) / sum(p[0] for p in pairs) == pytest.approx(52.6515)
+    reviews = [{"question_id": i, "category": "d", "tuple": p} for i, p in enumerate(pairs)]
+    summarize_gpt_review.main(["-f", str(write_lines("r.jsonl", reviews))])
+    assert capsys.readouterr().out.splitlines()[1:3] == ["all 52.6 88.0 46.3", "d 52.6 88.0 46.3"]
+
+
 def test_baseline(api, write_lines, tmp_path):
     asked = [{"question_id": i, "text": f"Q{i}"} for i in (10, 9)]
     api.reply = lambda body: (200 if body["messages"][1]["content"] == "Q9" else 500, "yes")
