@@ -118,6 +118,7 @@ def read_answered(
             _item(records[number][1], key, kind, found_lang, records[number][0])
             for key, number in first.items()
         ]
+        items += kind.skipped(items)
     cut = {
         key
         for key, (_, record) in zip(keys, records, strict=True)

@@ -65,6 +65,8 @@ class Kind:
             says whether missing ones are allowed (they count as wrong).
         count: From verdicts (and items beside them, and the mode) to counts.
         details: All other figures, by name, from the same arguments.
+        skipped: Questions that must exist beside some that were answered, where the answers are
+            all that is known.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Kind:
     count: Callable[[Sequence[Item], Sequence[Verdict], str], UnitCounts]
     details: Callable[[Sequence[Item], Sequence[Verdict], str], dict[str, Any]]
     outcomes: Callable[[Sequence[Item], Sequence[Verdict]], dict[str, bool]] | None = None
+    skipped: Callable[[Sequence[Item]], list[Item]] = lambda items: []
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 

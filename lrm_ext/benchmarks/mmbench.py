@@ -2,7 +2,9 @@
 
 A question counts as right only if all its rotations are. The paper's figure is the share of such
 questions, in percent. A row's index is base + k * 1,000,000 for rotation k; rotations turn in
-either direction, so each row's own letter is the expected one.
+either direction, so each row's own letter is the expected one. The rotations of a question are the
+rows that the question file has: fewer than options where a last option such as "none of these"
+stays in place.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from llava.errors import DataError
@@ -57,21 +60,21 @@ def _judge_lmms_eval(item: Item, text: str, reading: Reading) -> Judgement:
 
 
 def check(items: Sequence[Item], allow_missing: bool) -> int:
-    """Demand that all rotations of a question are there, once, and expect the same text.
+    """Demand that the rotations of a question occur once each and expect the same text.
 
     Returns:
-        How many rotations are missing; 0 unless they are allowed to be.
+        0: a rotation that is asked for and not answered is among the items.
 
     Raises:
-        DataError: A rotation is missing, extra, or does not fit the others.
+        DataError: A rotation is there twice, is one too many, or does not fit the others.
     """
     refuse_golds(items, LETTERS, "mmbench")
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[base_of(item)].append(item)
-    num_missing, equal = 0, 0
+    equal = 0
     for base, rows in groups.items():
-        num_missing += _check_rotations(base, rows, allow_missing)
+        _check_rotations(base, rows)
         golds = {text_key(row.lettered()[row.answer]) for row in rows if row.options and row.answer}
         if len(golds) > 1:
             raise DataError(
@@ -81,26 +84,39 @@ def check(items: Sequence[Item], allow_missing: bool) -> int:
         equal += any(len({*map(text_key, row.options)}) < len(row.options) for row in rows)
     if equal:
         log.warning("mmbench: %d questions have two options with the same text", equal)
-    return num_missing
+    return 0
 
 
-def _check_rotations(base: str, rows: Sequence[Item], allow_missing: bool) -> int:
+def _check_rotations(base: str, rows: Sequence[Item]) -> None:
     found = sorted(rotation_of(row) for row in rows)
-    # predictions of others may not carry the options; then only gaps can be seen
-    expected = len(rows[0].options) or found[-1] + 1
-    extra = [k for k in found if k >= expected]
-    missing = [k for k in range(expected) if k not in found]
-    if extra or len(set(found)) < len(found):
+    # the options may be unknown, or end sooner in a row where "None" is the last of them
+    most = max(len(row.options) for row in rows) or found[-1] + 1
+    if found[-1] >= most or len(set(found)) < len(found):
         raise DataError(
             f"mmbench: question {base} has the rotations {', '.join(map(str, found))}, expected "
-            f"0 to {expected - 1}, each once"
+            f"some of 0 to {most - 1}, each once"
         )
-    if missing and not allow_missing:
-        raise DataError(
-            f"mmbench: question {base} lacks rotation {', '.join(map(str, missing))} of "
-            f"{expected}; answer all of them, or count the question as wrong (--allow-missing)"
-        )
-    return len(missing)
+
+
+def skipped_rotations(items: Sequence[Item]) -> list[Item]:
+    """Rotations that answers without the question file leave out: gaps below the highest one.
+
+    Returns:
+        For each gap, a copy of another rotation under the missing one's id.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[base_of(item)].append(item)
+    skipped: list[Item] = []
+    for rows in groups.values():
+        found = {rotation_of(row) for row in rows}
+        base = int(rows[0].question_id) % ROTATION
+        skipped += [
+            replace(rows[0], question_id=str(base + k * ROTATION))
+            for k in range(max(found))
+            if k not in found
+        ]
+    return skipped
 
 
 def _groups(
@@ -113,9 +129,8 @@ def _groups(
 
 
 def is_hit(rows: Sequence[tuple[Item, Verdict]]) -> bool:
-    """Whether all rotations of a question are there and right."""
-    expected = len(rows[0][0].options) or len(rows)
-    return len(rows) == expected and all(verdict.correct for _, verdict in rows)
+    """Whether all rotations of a question are right."""
+    return all(verdict.correct for _, verdict in rows)
 
 
 def outcomes(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, bool]:
@@ -174,6 +189,7 @@ MMBENCH: Final = Kind(
     default_mode="lmms-eval",
     prompt=option_prompt,
     check=check,
+    skipped=skipped_rotations,
     count=count,
     details=details,
     outcomes=outcomes,

@@ -1,5 +1,6 @@
 """Files of answers that are not as they should be: an error or a count, never a smaller total."""
 
+import base64
 import json
 
 import official_files as files
@@ -104,14 +105,61 @@ THREE = [mmbench(5, "A", "A"), mmbench(1000005, "B", "B", ("bird", "cat", "dog")
 
 def test_rotations(tmp_path):
     assert score(tmp_path, THREE, "mmbench").headline == 100
-    with pytest.raises(DataError, match="question 5 lacks rotation 1 of 3"):
+    with pytest.raises(DataError, match=r"1 of 3 questions .* have no answer \(1000005\)"):
         score(tmp_path, [THREE[0], THREE[2]], "mmbench")
     report = score(tmp_path, [THREE[0], THREE[2]], "mmbench", allow_missing=True)
     assert (report.headline, report.counts["missing"], report.counts["questions"]) == (0, 1, 3)
     assert report.details["vanilla_accuracy"] == 1
+    assert report.details["all_rows_accuracy"] == pytest.approx(2 / 3)
     wrong = {**THREE[1], "gold": "A"}
     with pytest.raises(DataError, match="expect different texts: bird, cat"):
         score(tmp_path, [THREE[0], wrong, THREE[2]], "mmbench")
+
+
+def fewer_rotations(right):
+    """Two questions of four options in three rotations; "none of these" stays the last option."""
+    options = ["a red ball", "a blue box", "a green cup"]
+    for base, num_right in right.items():
+        for k in range(3):
+            turned = [*options[k:], *options[:k], "none of these"]
+            gold = turned.index(options[0])
+            said = "ABCD"[gold if k < num_right else 3]
+            yield mmbench(base + k * 10**6, said, "ABCD"[gold], turned)
+
+
+@pytest.mark.parametrize("mode", [None, "vlmevalkit", "local"])
+def test_fewer_rotations_than_options(tmp_path, mode):
+    """As 53 questions of MMBench's dev file of 2023-07-12: the rounds are the rows that it has."""
+    rows = list(fewer_rotations({7: 3, 8: 2}))
+    report = score(tmp_path, rows, "mmbench", mode=mode)
+    assert (report.headline, report.counts["missing"]) == (50, 0)
+    assert report.details["circular_hits"] == {"7": 1, "8": 0}
+    # on their own, answers cannot say that there was a last row
+    assert score(tmp_path, [*rows[:2], *rows[3:]], "mmbench", mode=mode).headline == 50
+    with pytest.raises(DataError, match=r"1 of 6 questions .*\(1000007\)"):
+        score(tmp_path, [rows[0], *rows[2:]], "mmbench", mode=mode)
+    with pytest.raises(DataError, match=r"1 of 6 questions .*\(7\)"):
+        score(tmp_path, rows[1:], "mmbench", mode=mode)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_the_question_file_says_which_rotations_there_are(tmp_path, lost):
+    rows = list(fewer_rotations({7: 3, 8: 3}))
+    picture = base64.b64encode(files.picture(1)).decode()
+    table = [
+        {"index": row["key"], "question": "?", **dict(zip("ABCD", row["options"], strict=True)),
+         "answer": row["gold"], "category": "x", "image": picture} for row in rows
+    ]  # fmt: skip
+    # a question may even begin with another row than its first
+    tsv = files.write_tsv(tmp_path / "q.tsv", [*table[:3], *table[4:]])
+    answers = [{"question_id": int(row["key"]), "text": row["text"]} for row in rows]
+    del answers[3]
+    assert score(tmp_path, answers, "mmbench", data=tsv).headline == 100
+    del answers[lost]
+    with pytest.raises(DataError, match=rf"1 of 5 questions .*\({rows[lost]['key']}\)"):
+        score(tmp_path, answers, "mmbench", data=tsv)
+    report = score(tmp_path, answers, "mmbench", data=tsv, allow_missing=True)
+    assert (report.headline, report.counts["missing"]) == (50, 1)
 
 
 def test_unknown_categories_and_letters(tmp_path):
