@@ -6,6 +6,7 @@ whoever scores without loading torch.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +30,7 @@ MME_COGNITION: Final = (
     "code_reasoning",
 )
 NUM_LEADING_CHARS: Final = 4
-OPTION_LETTERS: Final = ("A", "B", "C", "D")
+OPTION_LETTERS: Final = tuple(string.ascii_uppercase)
 _NO_WORDS: Final = ("No", "not", "no")
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
+from llava.eval.rules import OPTION_LETTERS
 
 ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
 FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")
 OPTIONAL_TEXTS: Final = ("question", "hint", "group", "image_id", "source_id", "supercategory")
 OPTIONAL_LISTS: Final = ("options", "answers")
-LETTERS: Final = ("A", "B", "C", "D", "E")
+LETTERS: Final = OPTION_LETTERS
 
 
 @dataclass(frozen=True)

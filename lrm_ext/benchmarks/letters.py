@@ -20,23 +20,29 @@ _LMMS_FORMS: Final = tuple(
     "{}. {}, {}: {}) {}). ({}) ({}). :{} :{}, :{}. :{}) :{}).".split()
 )  # fmt: skip
 _LMMS_MAX_WORDS_WITH_ARTICLE: Final = 3
+_LMMS_LETTERS: Final = LETTERS[:5]
 _KIT_BLANKED: Final = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _KIT_LAST_WORDS: Final = 5
 _KIT_ANSWER_IS: Final = re.compile(r"answer is ([A-Z])\b", re.IGNORECASE)
 
-# Cyrillic capitals as options: by their shape, or by their place in the Russian alphabet.
-_CYRILLIC: Final = {
-    "\u0410": "A",
-    "\u0412": "B",
-    "\u0421": "C",
-    "\u0415": "E",
-    "\u0411": "B",
-    "\u0413": "D",
-}
-_AMBIGUOUS_CYRILLIC: Final = "\u0412"  # looks like B, and is the third letter
+# Cyrillic capitals as options: by their shape, else by their place in the Russian alphabet.
+_BY_PLACE: Final = dict(
+    zip("\u0410\u0411\u0412\u0413\u0414\u0415\u0416\u0417\u0418", LETTERS, strict=False)
+)
+_BY_SHAPE: Final = dict(
+    zip(
+        "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425",
+        "ABEKMHOPCTX",
+        strict=True,
+    )
+)
+_CYRILLIC: Final = _BY_PLACE | _BY_SHAPE
+_AMBIGUOUS_CYRILLIC: Final = {c for c, letter in _BY_PLACE.items() if letter != _CYRILLIC[c]}
+# Where the options are not known: further letters are read only if they are the whole answer.
+_NUM_UNKNOWN_OPTIONS: Final = 5
 _NEIGHBOUR: Final = "A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f0-9'"
 _ALONE: Final = re.compile(
-    f"(?<![{_NEIGHBOUR}])([A-E{''.join(_CYRILLIC)}])(?![{_NEIGHBOUR}\u0300-\u036f])"
+    f"(?<![{_NEIGHBOUR}])([A-Z{''.join(_CYRILLIC)}])(?![{_NEIGHBOUR}\u0300-\u036f])"
 )
 
 
@@ -46,12 +52,12 @@ def infer_lmms_eval(text: str) -> str | None:
     Candidates are A to E, whatever the options are.
     """
     words = text.split()
-    bare = [letter for letter in LETTERS if letter in words]
+    bare = [letter for letter in _LMMS_LETTERS if letter in words]
     article = "A" in words and len(words) > _LMMS_MAX_WORDS_WITH_ARTICLE
     if len(bare) == 1 and not article:
         return bare[0]
     for form in _LMMS_FORMS:
-        found = [letter for letter in LETTERS if form.format(letter) in words]
+        found = [letter for letter in _LMMS_LETTERS if form.format(letter) in words]
         if len(found) == 1:
             return found[0]
     return None
@@ -85,7 +91,8 @@ class Choice:
         letter: The option, or None if it cannot be told.
         by: What told it: `letter`, `text` (an option in the language asked in), `english` (the
             English text of an option) or "" where nothing did.
-        ambiguous: It was a Cyrillic letter that could be the second option or the third.
+        ambiguous: It was a Cyrillic letter that is one option by its shape, and another by its
+            place in the alphabet.
     """
 
     letter: str | None
@@ -114,12 +121,12 @@ def infer_local(
         'B'
     """
     text = normalise(text)
-    present = LETTERS[: len(options)] if options else LETTERS
+    present = LETTERS[: len(options) or _NUM_UNKNOWN_OPTIONS]
     only = [character for character in text if character.isalnum()]
     if len(only) == 1:
         letter = _CYRILLIC.get(only[0].upper(), only[0].upper())
-        if letter in present:
-            return Choice(letter, "letter", only[0].upper() == _AMBIGUOUS_CYRILLIC)
+        if letter in (present if options else LETTERS):
+            return Choice(letter, "letter", only[0].upper() in _AMBIGUOUS_CYRILLIC)
         # a figure, or an option of one character
     firm, weak = _standing_alone(text, present, word_letters)
     strong_letters = {_CYRILLIC.get(letter, letter) for letter in firm}
@@ -127,7 +134,7 @@ def infer_local(
     if strong_letters:
         if len(strong_letters | weak_letters) > 1:
             return Choice(None)
-        return Choice(strong_letters.pop(), "letter", _AMBIGUOUS_CYRILLIC in firm)
+        return Choice(strong_letters.pop(), "letter", not _AMBIGUOUS_CYRILLIC.isdisjoint(firm))
     for by, texts in (("text", options), ("english", english)):
         if named := _only_contained(text, texts, spaced or by == "english"):
             return Choice(named, by)

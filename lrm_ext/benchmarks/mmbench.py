@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llava.errors import DataError
-from lrm_ext.benchmarks.items import LETTERS, Item
+from lrm_ext.benchmarks.items import LETTERS, Item, check_options
 from lrm_ext.benchmarks.kind import (
     LOCAL,
     Kind,
@@ -69,6 +69,9 @@ def check(items: Sequence[Item], allow_missing: bool) -> int:
         DataError: A rotation is there twice, is one too many, or does not fit the others.
     """
     refuse_golds(items, LETTERS, "mmbench")
+    for item in items:
+        if item.options:
+            check_options(item, f"mmbench: question {item.question_id}")
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[base_of(item)].append(item)

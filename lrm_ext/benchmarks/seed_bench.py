@@ -27,11 +27,11 @@ NUM_OPTIONS: Final = 4
 
 def _judge_lmms_eval(item: Item, text: str, reading: Reading) -> Judgement:
     first = text.strip()[:1].upper()
-    return judged_letter(item, text, reading, first if first in LETTERS else None)
+    return judged_letter(item, text, reading, first if first in LETTERS[:NUM_OPTIONS] else None)
 
 
 def _judge_llava(item: Item, text: str, reading: Reading) -> Judgement:
-    return judged_letter(item, text, reading, text if text in LETTERS else None)
+    return judged_letter(item, text, reading, text if text in LETTERS[:NUM_OPTIONS] else None)
 
 
 def judge_vlmevalkit(item: Item, text: str, reading: Reading) -> Judgement:

@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 
 _YES: Final = ("yes", "true", "1")
 _NO: Final = ("no", "false", "0")
+# A text in quotes inside a printed list, and the comma behind it, which NumPy does not print.
+_QUOTED: Final = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,?""", re.DOTALL)
+_ARRAY: Final = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
+_IMAGE_MARK: Final = re.compile(r"\s*<image>")
+_NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
 
 
 def question_files(mapping: SetMapping, source: Path, lang: str) -> list[Path]:
@@ -122,7 +127,11 @@ class _Reader:
         hint = self._text(row, columns.hint, name, optional=True)
         asked = self._text(row, columns.question, name) if columns.question else ""
         answer, answers = self._answer(row, labels, name)
-        image = self._image(row, [asked, hint, *options], name)
+        cells = self._image_cells(row, [asked, hint, *options], name)
+        image = self._image(cells, name)
+        # a single picture stands before the question; of several, numbers say which is meant
+        mark = _NUMBERED_IMAGE_MARK if len(cells) == 1 else _IMAGE_MARK
+        asked, hint = (mark.sub("", text).strip() for text in (asked, hint))
         question = self._question(asked)
         item = Item(
             question_id=number,
@@ -222,6 +231,9 @@ class _Reader:
                 if value is None or is_none(str(value)):
                     break
                 texts.append(str(value).strip())
+            later = [str(value) for value in found[len(texts) :] if value is not None]
+            if not all(map(is_none, later)):
+                raise DataError(f"{where}: an option is empty, but not the ones after it: {found}")
         else:
             texts = [str(value).strip() for value in found]
         labels = list(LETTERS[: len(texts)])
@@ -290,7 +302,7 @@ class _Reader:
             lines.append(answer_request(self._lang, self._mapping.answers_in))
         return "\n".join(line for line in [*lines, self._language.short_answer] if line)
 
-    def _image(self, row: Mapping[str, Any], texts: Sequence[str], where: str) -> str:
+    def _image_cells(self, row: Mapping[str, Any], texts: Sequence[str], where: str) -> list[Any]:
         columns = self._columns
         if columns.image_pattern:
             names = [n for text in texts for n in re.findall(columns.image_pattern, text)]
@@ -300,6 +312,9 @@ class _Reader:
             cells = [cell for cell in found if cell is not None]
         if not cells:
             raise DataError(f"{where}: no picture; expected one in {', '.join(columns.image)}")
+        return cells
+
+    def _image(self, cells: Sequence[Any], where: str) -> str:
         named = [cell for cell in cells if isinstance(cell, str)]
         if self._images is not None and named:
             absent = [n for n in named if leaves_folder(n) or not (self._images / n).is_file()]
@@ -312,12 +327,21 @@ class _Reader:
 
 
 def _as_list(text: str, where: str) -> list[Any]:
-    """A list that a table holds as text."""
+    """A list that a table holds as text, as Python or NumPy print it.
+
+    Their texts may have line ends in them, and NumPy's no commas between them.
+    """
+    text = text.strip()
+    array = _ARRAY.fullmatch(text)
+    quoted = _QUOTED.sub(
+        lambda match: match[1].replace("\n", "\\n").replace("\r", "\\r") + ",",
+        array[1] if array else text,
+    )
     try:
-        found = ast.literal_eval(text)
+        found = ast.literal_eval(quoted)
     except (ValueError, SyntaxError) as error:
         raise DataError(f"{where}: the options are no list: {text[:80]!r}") from error
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not all(isinstance(x, (str, int, float)) for x in found):
         raise DataError(f"{where}: the options are no list: {text[:80]!r}")
     return found
 

@@ -127,7 +127,7 @@ def check_option_letters(language: Language, english: Language) -> Iterator[str]
     for letter in language.local.word_letters:
         if len(letter) != 1 or not letter.isupper():
             yield f"local.word_letters has {letter!r}, expected one capital letter."
-    options = set(string.ascii_uppercase[:8])
+    options = set(string.ascii_uppercase)
     for key, texts in (("answers", (language.yes, language.no)), ("local", _words(language))):
         for text in texts:
             if text.upper() in options and text.upper() not in language.local.word_letters:

@@ -34,11 +34,12 @@ def read(source: Source) -> Questions:
     items: list[Item] = []
     images: dict[str, str] = {}
     waiting: list[tuple[int, str]] = []
-    num_named_none = 0
+    num_named_none, num_cut = 0, 0
     for where, row in read_rows(source.path):
         index = _index(row, where)
         options, named_none = options_of(row)
         num_named_none += named_none
+        num_cut += any(not is_none(text) for text in _option_cells(row)[len(options) :])
         picture = row.get("image")
         if isinstance(picture, str) and len(picture) <= MAX_REFERENCE_CHARS and picture.isdecimal():
             waiting.append((len(items), picture))
@@ -55,6 +56,11 @@ def read(source: Source) -> Questions:
         items[place] = _with_image(items[place], images[reference])
     if num_named_none:
         log.warning("%s: %d rows have an option that reads None", source.path, num_named_none)
+    if num_cut:
+        log.warning(
+            "%s: %d rows have options after an empty one; they are left out, as LLaVA does",
+            source.path, num_cut,
+        )  # fmt: skip
     return Questions(tuple(items))
 
 
@@ -67,8 +73,7 @@ def _index(row: Mapping[str, Any], where: str) -> str:
 
 def options_of(row: Mapping[str, Any]) -> tuple[list[str], bool]:
     """The option texts of a row, and whether one of them is the word for an absent cell."""
-    cells = [row.get(letter) for letter in LETTERS]
-    texts = [value if isinstance(value, str) else "" for value in cells]
+    texts = _option_cells(row)
     options: list[str] = []
     named_none = False
     for number, text in enumerate(texts):
@@ -78,6 +83,11 @@ def options_of(row: Mapping[str, Any]) -> tuple[list[str], bool]:
             named_none = True
         options.append(text)
     return options, named_none
+
+
+def _option_cells(row: Mapping[str, Any]) -> list[str]:
+    cells = [row.get(letter) for letter in LETTERS]
+    return [value if isinstance(value, str) else "" for value in cells]
 
 
 def _item(

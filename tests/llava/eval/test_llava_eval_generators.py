@@ -248,6 +248,16 @@ def test_mmbench(flags, mmbench, fake_answerer, tmp_path, read_lines):
     assert (second["question_id"], second["options"]) == (1000007, ["He", "She"])
 
 
+def test_mmbench_with_more_than_four_options(flags, mmbench, fake_answerer, tmp_path, read_lines):
+    head, row, _ = mmbench.read_text(encoding="utf-8").splitlines()
+    lines = [head + "\tE\tF", row.replace("\tNone\t", "\tgrey\t") + "\tpink\tnone of these"]
+    mmbench.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model_vqa_mmbench.main(flags(question_file=mmbench))
+    assert fake_answerer.asked[0].endswith("D. grey\nE. pink\nF. none of these")
+    (line,) = read_lines(tmp_path / "answers" / "a.jsonl")
+    assert line["option_char"] == list("ABCDEF")
+
+
 def test_mmbench_rounds(flags, mmbench, fake_answerer, tmp_path, read_lines):
     model_vqa_mmbench.main(
         flags("--all-rounds", "--single-pred-prompt", question_file=mmbench, lang="cn")

@@ -162,6 +162,21 @@ def test_the_question_file_says_which_rotations_there_are(tmp_path, lost):
     assert (report.headline, report.counts["missing"]) == (50, 1)
 
 
+@pytest.mark.parametrize("shape", ["list", "object", "columns"])
+def test_nine_options_beside_an_answer(tmp_path, shape):
+    options = dict(zip("ABCDEFGHI", map(str, range(9)), strict=True))
+    row = {"question_id": 5, "text": "I", "gold": "I"}
+    if shape == "columns":
+        row |= options
+    else:
+        row["options"] = options if shape == "object" else list(options.values())
+    for mode in ("vlmevalkit", "local"):
+        (verdict,) = score(tmp_path, [row], "mmbench", mode=mode).verdicts
+        assert (verdict.parsed, verdict.correct) == ("I", True)
+    with pytest.raises(DataError, match="question 5: the answer is 'J'; expected one of A, B, C"):
+        score(tmp_path, [{**row, "gold": "J"}], "mmbench")
+
+
 def test_unknown_categories_and_letters(tmp_path):
     row = {"question_id": "1", "text": "yes", "gold": "yes", "category": "rare"}
     with pytest.raises(DataError, match="unknown category rare; known: random, popular, adv"):

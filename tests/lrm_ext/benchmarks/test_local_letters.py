@@ -64,6 +64,45 @@ def test_letters(lang, answer, letter):
     assert choice.letter == letter
 
 
+NINE = [f"q{number}" for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("lang", "answer", "letter"),
+    [
+        ("en", "I", "I"),
+        ("en", "i.", "I"),
+        ("en", "The answer is I", "I"),
+        ("en", "I. q8", "I"),
+        ("en", "I do not know", None),
+        ("cs", "F", "F"),
+        ("cs", "Odpověď je H.", "H"),
+        ("cs", "I to je možné", None),
+        ("it", "I", "I"),
+        ("it", "I cani", None),
+        ("zh", "答案是Ｇ", "G"),
+        ("ru", "Ответ: Н", "H"),
+        ("ru", "Е", "E"),
+        ("ru", "Ж", "G"),
+        ("de", "J", None),
+        ("de", "F oder G", None),
+    ],
+)
+def test_letters_of_nine_options(lang, answer, letter):
+    language = get_language(lang)
+    choice = infer_local(answer, NINE, language.local.word_letters, language.spaced)
+    assert choice.letter == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("F", "F"), ("(i)", "I"), ("It is B", "B"), ("I think B", "B"), ("It is F", None)],
+)
+def test_letters_where_the_options_are_unknown(answer, letter):
+    """Further letters than E count only alone: in a sentence "I" is hardly ever an option."""
+    assert infer_local(answer, [], get_language("en").local.word_letters).letter == letter
+
+
 def test_cyrillic_letters_that_could_be_two_are_counted():
     language = get_language("ru")
     assert infer_local("В", FRUIT, language.local.word_letters).ambiguous

@@ -99,6 +99,32 @@ def test_an_option_that_reads_none(tmp_path, caplog):
     assert found[0].options == ("None", "dog") and "option that reads None" in caplog.text
 
 
+def six_options(**changes):
+    row = {**files.mmbench_rows()[0], "hint": "", "answer": "F"}
+    row |= dict(zip("ABCDEF", ("cat", "dog", "hen", "cow", "pig", "none of these"), strict=True))
+    return {**row, **changes}
+
+
+def test_mmbench_with_six_options(tmp_path):
+    path = files.write_tsv(tmp_path / "m.tsv", [six_options()])
+    (item,) = read("mmbench", path)
+    assert item.text.endswith(
+        "\nE. pig\nF. none of these\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    for text, modes in (("F", "vlmevalkit local"), ("None of these", "vlmevalkit local lmms-eval")):
+        for mode in modes.split():
+            answers = files.write_lines(tmp_path / "a.jsonl", [{"question_id": 7, "text": text}])
+            assert score_file("mmbench", answers, data=path, mode=mode).headline == 100
+
+
+def test_options_after_an_empty_one_are_counted(tmp_path, caplog):
+    path = files.write_tsv(tmp_path / "m.tsv", [six_options(E="", answer="A")])
+    (item,) = read("mmbench", path)
+    assert len(item.options) == 4
+    assert "1 rows have options after an empty one; they are left out, as LLaVA" in caplog.text
+
+
 @pytest.mark.parametrize("lang", ["cs", "zh"])
 def test_prompts_are_in_the_language_of_the_questions(tmp_path, lang):
     language = get_language(lang)

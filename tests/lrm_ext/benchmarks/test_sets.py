@@ -232,6 +232,83 @@ def test_pangeabench(tmp_path, imported):
     assert [(item.question_id, item.options) for item in items] == [("v1", ("un", "deux"))]
 
 
+def xmmmu(options, answer, question="<image 1> Que voit-on ?", num_images=1):
+    image = {"bytes": files.picture(1), "path": None}
+    row = {"id": "v1", "question": question, "options": options, "answer": answer,
+           "question_type": "multiple-choice", "subfield": "Art"}  # fmt: skip
+    images = {f"image_{n}": image if n <= num_images else None for n in range(1, 8)}
+    return {**row, **images}
+
+
+def test_nine_options(tmp_path, imported):
+    """MMMU has up to nine; the answers F and I occur."""
+    root = tmp_path / "p" / "data"
+    root.mkdir(parents=True)
+    options = [f"bête {n}" for n in range(9)]
+    files.write_parquet(root / "fr-0.parquet", [xmmmu(str(options), "I")])
+    _, (item,) = imported("pangeabench-xmmmu", tmp_path / "p", "fr")
+    assert item.text == "\n".join(
+        ["Que voit-on ?", *(f"{letter}. bête {n}" for n, letter in enumerate("ABCDEFGHI")),
+         get_language("fr").option_letter]
+    )  # fmt: skip
+    for text, right in (("I", 100), ("(I)", 100), ("bête 8", 100), ("La réponse est I.", 100),
+                        ("F", 0), ("J", 0), ("H ou I", 0)):  # fmt: skip
+        report = score(tmp_path, "pangeabench-xmmmu", [item], [text], "fr")
+        assert report.headline == right, text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "['un chat\nnoir', 'un chien']",
+        "['un chat\nnoir' 'un chien']",  # NumPy
+        "array(['un chat\\nnoir', 'un chien'], dtype=object)",
+        "[\"un chat\nnoir\",\n 'un chien']",
+    ],
+)
+def test_line_ends_in_and_between_options(tmp_path, imported, options):
+    (tmp_path / "p").mkdir()
+    files.write_parquet(tmp_path / "p" / "fr-0.parquet", [xmmmu(options, "B")])
+    _, (item,) = imported("pangeabench-xmmmu", tmp_path / "p", "fr")
+    assert item.options == ("un chat\nnoir", "un chien")
+
+
+@pytest.mark.parametrize("options", ["['a' 'b' ...]", "['a', 'b'", "{'a': 'b'}", "['a', None]"])
+def test_options_that_are_no_list(tmp_path, options):
+    (tmp_path / "p").mkdir()
+    files.write_parquet(tmp_path / "p" / "fr-0.parquet", [xmmmu(options, "A")])
+    with pytest.raises(DataError, match="the options are no list"):
+        import_benchmark("pangeabench-xmmmu", tmp_path / "p", tmp_path / "out", lang="fr")
+
+
+@pytest.mark.parametrize(
+    ("question", "num_images", "asked"),
+    [
+        ("<image 1> Que voit-on ?", 1, "Que voit-on ?"),
+        ("Que voit-on ?\n<image 1>", 1, "Que voit-on ?"),
+        ("Dans <image 1>, que voit-on ?", 1, "Dans, que voit-on ?"),
+        ("<image> Que voit-on ?", 1, "Que voit-on ?"),
+        ("Est-ce <image 1> ou <image 2> ?", 2, "Est-ce <image 1> ou <image 2> ?"),
+    ],
+)
+def test_marks_of_pictures_in_a_question(tmp_path, imported, question, num_images, asked):
+    """One picture stands before the text, without a mark; of several, the numbers stay."""
+    (tmp_path / "p").mkdir()
+    row = xmmmu("['<image 1>', 'rien']", "A", question, num_images)
+    files.write_parquet(tmp_path / "p" / "fr-0.parquet", [row])
+    _, (item,) = imported("pangeabench-xmmmu", tmp_path / "p", "fr")
+    assert (item.question, item.options) == (asked, ("<image 1>", "rien"))
+
+
+def test_an_option_after_an_empty_one_is_not_lost(tmp_path):
+    row = {"index": 1, "question": "?", "A": "x", "B": "", "C": "y", "D": "", "answer": "A",
+           "image": base64.b64encode(files.picture(1)).decode(), "category": "c"}  # fmt: skip
+    (tmp_path / "m").mkdir()
+    files.write_tsv(tmp_path / "m" / "mmmb_en.tsv", [row])
+    with pytest.raises(DataError, match="an option is empty, but not the ones after it"):
+        import_benchmark("mmmb", tmp_path / "m" / "mmmb_en.tsv", tmp_path / "out", lang="en")
+
+
 def test_a_mapping_of_ones_own_and_the_command_line(tmp_path):
     mapping = tmp_path / "mine.toml"
     mapping.write_text(

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -88,6 +89,14 @@ def test_lmms_eval_samples_and_replay(run, tmp_path):
     replay = json.loads((out / "replay" / "a_model_mm_cs.json").read_text(encoding="utf-8"))
     assert [log["resps"] for log in replay["logs"]] == [[[text]] for text in TEXTS]
     assert replay["model_configs"] == {"task": "mm_cs"} and replay["args"]["limit"] is None
+
+
+def test_a_column_for_each_option(run):
+    (answers,) = read_run(run)
+    first = replace(answers.items[0], options=tuple("abcdefghi"))
+    rows = rows_of(replace(answers, items=(first, *answers.items[1:])))
+    assert [rows[0][letter] for letter in "ABCDEFGHI"] == list("abcdefghi")
+    assert [rows[1][letter] for letter in "ABCDEFGHI"] == ["hruška", "jablko", *[""] * 7]
 
 
 def test_vlmevalkit_tables_give_the_answers_back(run, tmp_path):
