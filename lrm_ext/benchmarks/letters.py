@@ -22,8 +22,9 @@ _LMMS_FORMS: Final = tuple(
 _LMMS_MAX_WORDS_WITH_ARTICLE: Final = 3
 _LMMS_LETTERS: Final = LETTERS[:5]
 _KIT_BLANKED: Final = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-_KIT_LAST_WORDS: Final = 5
-_KIT_ANSWER_IS: Final = re.compile(r"answer is ([A-Z])\b", re.IGNORECASE)
+_KIT_LAST_WORDS: Final = 4
+# No word boundary: "the answer is Dog" names D.
+_KIT_ANSWER_IS: Final = re.compile(r"answer\s+is(?:\s|\*\*)+([A-Z])", re.IGNORECASE)
 
 # Cyrillic capitals as options: by their shape, else by their place in the Russian alphabet.
 _BY_PLACE: Final = dict(
@@ -70,10 +71,14 @@ def infer_by_text(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
-    """Letter as VLMEvalKit's exact matching infers it."""
+    """Letter as VLMEvalKit's exact matching infers it, without a judge.
+
+    It is the only letter among the words, if its first place is among the last four; else what
+    "answer is" names; else the only option whose text occurs in an answer that is not too long.
+    """
     words = text.translate(_KIT_BLANKED).split()
     found = [letter for letter in options if letter in words]
-    if len(found) == 1 and found[0] in words[-_KIT_LAST_WORDS:]:
+    if len(found) == 1 and words.index(found[0]) >= len(words) - _KIT_LAST_WORDS:
         return found[0]
     named = _KIT_ANSWER_IS.search(text)
     if named and named[1].upper() in options:

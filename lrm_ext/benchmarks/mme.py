@@ -6,7 +6,7 @@ answers right, each in percent. The paper's figure is perception, the sum over t
 
 from __future__ import annotations
 
-import string
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -37,7 +37,10 @@ POINTS_PER_CATEGORY: Final = 200
 NUM_PER_IMAGE: Final = 2
 CATEGORIES: Final = (*MME_PERCEPTION, *MME_COGNITION)
 _LETTERS: Final = {"y": "yes", "n": "no"}
-_NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+# What VLMEvalKit deletes or blanks; the asterisk and the colon are not among them.
+_KIT_PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER: Final = re.compile(r"\d,\d")
+_STOP_OUTSIDE_NUMBER: Final = re.compile(r"(?<!\d)\.|\.(?!\d)")
 
 
 def parse_lmms_eval(text: str) -> str:
@@ -49,8 +52,18 @@ def parse_lmms_eval(text: str) -> str:
 
 
 def parse_vlmevalkit(text: str) -> str:
-    """Read `yes`, `no` or `other` as VLMEvalKit does: a whole word, and not the other one."""
-    words = text.lower().translate(_NO_PUNCTUATION).split()
+    """Read `yes`, `no` or `other` as VLMEvalKit does: a whole word, and not the other one.
+
+    A mark that stands beside a blank anywhere in the text is deleted wherever it stands, and so is
+    every mark where a number has a comma; other marks separate words.
+    """
+    text = text.lower()
+    joins_all = _COMMA_IN_NUMBER.search(text) is not None
+    table = {
+        ord(mark): "" if joins_all or f"{mark} " in text or f" {mark}" in text else " "
+        for mark in _KIT_PUNCTUATION
+    }
+    words = _STOP_OUTSIDE_NUMBER.sub("", text.translate(table)).split()
     if ("yes" in words) == ("no" in words):
         return "other"
     return "yes" if "yes" in words else "no"

@@ -203,8 +203,82 @@ def test_vlmevalkit_rules():
     assert infer_vlmevalkit("answer is c: it is not A", FRUIT) in ("A", "C")
     assert infer_vlmevalkit("a blue plum", FRUIT) == "D"
     assert infer_vlmevalkit("a blue plum" + " and more" * 20, FRUIT) is None
-    assert mme.parse_vlmevalkit("Well, YES!") == "yes"
-    assert mme.parse_vlmevalkit("yes and no") == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("**B**", "B"),
+        ("{B}", "B"),
+        ("#B!", "B"),
+        ("b", None),
+        ("B one two three", "B"),
+        ("B one two three four", None),
+        ("B one two three or B", None),  # its first place is not among the last four
+        ("B or C", None),
+        ("It is a dog: B", "B"),
+        ("A dog sits there, on the left", None),
+        ("B-one", None),
+        ("B's", None),
+        ("E", None),  # there is no such option
+        ("The answer is C because of what is on the left side", "C"),
+        ("The answer is **C** because of what is on the left side", "C"),
+        ("The answer is   C because of what is on the left side", "C"),
+        ("the ANSWER IS c because of what is on the left side", "C"),
+        ("the answer is dog-like in most of the pictures here", "D"),  # no word boundary
+        ("the answer is not in any of the pictures that are here", None),
+        ("answer: C because of what is on the left side", None),
+        ("It is a yellow banana", "C"),
+        ("It is a yellow banana, not a green pear", None),
+        ("A yellow banana lies on the table", "C"),  # an A too far from the end; the text decides
+        ("", None),
+    ],
+)
+def test_letters_as_vlmevalkit(text, letter):
+    assert infer_vlmevalkit(text, FRUIT) == letter
+
+
+def test_vlmevalkit_knows_as_many_letters_as_there_are_options():
+    options = {letter: f"number {n}" for n, letter in enumerate("ABCDEFGHI")}
+    assert infer_vlmevalkit("(I)", options) == "I"
+    assert infer_vlmevalkit("I think it is a dog", options) is None
+    assert infer_vlmevalkit("The answer is I for all of the reasons given", options) == "I"
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("Yes", "yes"),
+        ("no.", "no"),
+        ("Well, YES!", "yes"),
+        ("yes and no", "other"),
+        ("**Yes**", "other"),
+        ("Yes: there is one.", "other"),
+        ("Yes,it is.", "yes"),
+        ("No(there is none)", "no"),
+        ("<answer>Yes</answer>", "yes"),
+        ("\\boxed{Yes}", "yes"),
+        ("Yes-there is", "yes"),
+        ("Yes - there is", "yes"),
+        ("Yes-there is - here", "other"),  # one of the hyphens is beside a blank: both are deleted
+        ("well,yes, it is", "other"),
+        ("Yes/no", "other"),
+        ("No,there are 1,000 of them", "other"),  # with a comma in a number all marks are deleted
+        ("No, there are 1,000 of them", "no"),
+        ("yes.it is", "other"),
+        ("Yes\nit is", "yes"),
+        ("Yes,\nit is", "yes"),
+        ("'Yes'", "other"),
+        ("[No]", "no"),
+        ("y", "other"),
+        ("nothing", "other"),
+        ("", "other"),
+    ],
+)
+def test_yes_and_no_as_vlmevalkit(text, label):
+    assert mme.parse_vlmevalkit(text) == label
+    assert pope._parse_vlmevalkit(text) == label.replace("other", "unparsed")
 
 
 def test_modes_that_cannot_be():
