@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lrm_ext.benchmarks.items import LETTERS
-from lrm_ext.benchmarks.parse import fold, normalise, words_of
+from lrm_ext.benchmarks.parse import fold, normalise, text_key, words_of
 
 # Affixes in the order in which lmms-eval tries them; each form must stand as a whole word.
 _LMMS_FORMS: Final = tuple(
@@ -170,7 +170,7 @@ def _standing_alone(
 def _only_contained(text: str, options: Sequence[str], spaced: bool) -> str | None:
     """Letter of the only option in a text, options that are part of another found one left out."""
     haystack = fold(text)
-    keys = [fold(normalise(option)).rstrip(".!\u3002 ") for option in options]
+    keys = [text_key(option) for option in options]
     found = [
         (letter, key)
         for letter, key in zip(LETTERS, keys, strict=False)

@@ -18,9 +18,23 @@ Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
 OTHER: Final = "other"
 
-_APOSTROPHES = "\u2018\u2019\u02bc"
-_DELETED = '*_`"\u200b\u200c\u200d\u2060\ufeff\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a'
-_TRANSLATION = {ord(c): "'" for c in _APOSTROPHES} | dict.fromkeys(map(ord, _DELETED))
+_APOSTROPHES = "\u2018\u2019\u201a\u201b\u02bc"
+_HYPHENS = "\u2010\u2011\u2012\u2013\u2212"
+_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f'
+# zero width, soft hyphen, marks of direction
+_INVISIBLE = "".join(
+    map(chr, [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+) + "\u2060\ufeff\u00ad\u061c"  # fmt: skip
+_TRANSLATION = (
+    {ord(c): "'" for c in _APOSTROPHES}
+    | {ord(c): "-" for c in _HYPHENS}
+    | dict.fromkeys(map(ord, "*_`" + _QUOTES + _INVISIBLE))
+)
+_TAG = re.compile(r"</?[a-z]+[1-6]?\s*/?>", re.IGNORECASE)
+_LINE_TAG = re.compile(r"<(?:br\s*/?|/p|/div|/li)>", re.IGNORECASE)
+_LATEX = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_LIST_MARK = re.compile(r"\A\s*(?:\d{1,2}[.)]\s*|[-\u2022]\s+)(?=\D)")
+_SINGLE_QUOTED = re.compile(r"(?<!\w)'([^'\n]+)'(?!\w)")
 _SENTENCE_END = re.compile("[.!?;\u3002\n]")
 _WORD = re.compile(r"\w+")
 _ASCII_WORD = re.compile(r"[a-z]+")
@@ -30,17 +44,26 @@ _SPACES = re.compile(r"\s+")
 def normalise(text: str, keep_newlines: bool = False) -> str:
     """Unify the ways in which the same characters can be written.
 
-    NFKC; typographic apostrophes to ASCII; zero-width characters, markup and double quotes deleted;
-    white space collapsed and stripped.
+    NFKC; typographic apostrophes and hyphens to ASCII; invisible characters, quotes and markup
+    (Markdown, HTML, LaTeX's boxes) deleted; white space collapsed and stripped.
 
     Args:
         text: Any text.
         keep_newlines: Leave line ends standing, where they end a sentence.
     """
-    text = unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
+    text = _without_markup(unicodedata.normalize("NFKC", text)).translate(_TRANSLATION)
+    text = _SINGLE_QUOTED.sub(r"\1", text)
     if keep_newlines:
         return "\n".join(_SPACES.sub(" ", line).strip() for line in text.splitlines()).strip()
     return _SPACES.sub(" ", text).strip()
+
+
+def _without_markup(text: str) -> str:
+    plain = _TAG.sub("", _LINE_TAG.sub("\n", text)) if "<" in text else text
+    while "\\" in plain and (match := _LATEX.search(plain)):
+        plain = plain[: match.start()].rstrip("$") + match[1] + plain[match.end() :].lstrip("$")
+    # a text that is nothing but a tag is about it ("<b>" as an option)
+    return plain if plain.strip() else text
 
 
 def fold(text: str) -> str:
@@ -168,7 +191,7 @@ def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
         >>> parse_yes_no("Ne, nema psa.", words)
         YesNo(label='no', answer_lang='hr', by_default=False)
     """
-    text = fold(normalise(answer, keep_newlines=True))
+    text = _LIST_MARK.sub("", fold(normalise(answer, keep_newlines=True)))
     all_words = words_of(text)
     if not all_words:
         return YesNo("other" if rule == "mme" else "unparsed", OTHER)
@@ -224,9 +247,14 @@ def text_key(text: str) -> str:
     return fold(normalise(text)).rstrip(".!\u3002 ")
 
 
+def _answer_keys(answer: str) -> set[str]:
+    """`text_key` of an answer as it stands, and without a list mark before it ("1. red")."""
+    return {text_key(answer), text_key(_LIST_MARK.sub("", answer))}
+
+
 def matches_text(answer: str, gold: str) -> bool:
     """Whether a short free answer equals the expected one; a longer answer does not."""
-    return text_key(answer) == text_key(gold) != ""
+    return text_key(gold) in _answer_keys(answer) - {""}
 
 
 def text_language(answer: str, lang: str, native: Collection[str], english: Collection[str]) -> str:
@@ -241,9 +269,10 @@ def text_language(answer: str, lang: str, native: Collection[str], english: Coll
     Returns:
         `lang`, `en`, `letter` (no letters at all: figures) or `other`.
     """
+    keys = _answer_keys(answer)
     key = text_key(answer)
     if key and not any(character.isalpha() for character in key):
         return NEUTRAL
-    if key in native:
+    if not keys.isdisjoint(native):
         return lang
-    return "en" if key in english else OTHER
+    return OTHER if keys.isdisjoint(english) else "en"

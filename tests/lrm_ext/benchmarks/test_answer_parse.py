@@ -94,6 +94,74 @@ def test_normalise_and_fold():
     assert first_sentence("...je pes. Ne.") == "...je pes"
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("T-shirt", "T\u2011shirt"),
+        ("T-shirt", "T\u2010shirt"),
+        ("t-shirt.", "T\u2212Shirt"),
+        ("Feuerwehr", "Feuer\u00adwehr"),
+        ("Feuerwehr", "Feuerwehr\u200b"),
+        ("red", "\u200ered\u200e"),
+        ("red", "\u2067red\u2069"),
+        ("red", "'red'."),
+        ("red", "\u2018red\u2019"),
+        ("rot", "\u201arot\u2018"),
+        ("红", "\u300c红\u300d"),
+        ("red", "<b>red</b>"),
+        ("red", "<p>Red</p>"),
+        ("H2O", "H<sub>2</sub>O"),
+        ("5", "\\boxed{5}"),
+        ("5", "$\\boxed{\\text{5}}$"),
+        ("red", "1. red"),
+        ("red", "1) Red."),
+        ("červená", "1.červená"),
+        ("1. Mai", "1. Mai"),
+        ("<b>", "<b>"),
+        ("dogs'", "dogs\u2019"),
+    ],
+)
+def test_the_same_short_text_in_other_characters(gold, answer):
+    assert matches_text(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [("2. Mai", "1. Mai"), ("1. red", "red"), ("5", "-5"), ("5", "1.5"), ("T-shirt", "T shirt"),
+     ("x", "x<y>z"), ("red", "<red"), ("<b>", "<i>"), ("", "''")],
+)  # fmt: skip
+def test_another_short_text(gold, answer):
+    assert not matches_text(answer, gold)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<b>{}</b>",
+        "{}<br>because",
+        "<answer>{}</answer>",
+        "\\boxed{{{}}}",
+        "$\\boxed{{{}}}$",
+        "1. {}",
+        "1) {}, it is",
+        "\u200f{}",
+        "'{}'",
+        "\u201a{}\u2018",
+        "\u300c{}\u300d",
+    ],
+)
+@pytest.mark.parametrize(("lang", "yes", "no"), [("en", "Yes", "No"), ("cs", "Ano", "Ne"),
+                                                 ("zh", "\u662f", "\u5426")])  # fmt: skip
+def test_yes_and_no_in_other_characters(form, lang, yes, no):
+    for text, label in ((yes, "yes"), (no, "no")):
+        assert parse_yes_no(form.format(text), answer_words(lang)).label == label
+
+
+def test_the_language_of_a_listed_answer():
+    assert text_language("1. rouge", "fr", ["rouge"], ["red"]) == "fr"
+    assert text_language("1. red", "fr", ["rouge"], ["red"]) == "en"
+
+
 def test_short_texts():
     assert matches_text(" Mačka.", "mačka")
     assert matches_text("MACKA", "mačka")

@@ -112,7 +112,11 @@ def test_cyrillic_letters_that_could_be_two_are_counted():
 
 @pytest.mark.parametrize("lang", list_languages())
 @pytest.mark.parametrize("letter", ["A", "B", "C", "D"])
-@pytest.mark.parametrize("form", ["{}", "{}.", "({})", "{})", "{}: x", "**{}**", "\uff08{}\uff09"])
+@pytest.mark.parametrize(
+    "form",
+    ["{}", "{}.", "({})", "{})", "{}: x", "**{}**", "\uff08{}\uff09", "<b>{}</b>", "\\boxed{{{}}}",
+     "'{}'", "1. {}", "\u200e{}"],
+)  # fmt: skip
 def test_every_letter_in_every_language(lang, letter, form):
     language = get_language(lang)
     options = ["qq", "ww", "ee", "rr"]
