@@ -62,22 +62,30 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read JSON Lines: `(file:line, object)` of each line that is not blank.
 
     Raises:
-        DataError: a line is no JSON object.
+        DataError: the file is missing, or a line is not UTF-8 or no JSON object.
     """
-    # not splitlines(): an unescaped U+2028 inside a text ends no line of JSON Lines
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: not JSON ({error.msg}); expected one object a line"
-            ) from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        yield where, record
+    try:
+        file = Path(path).expanduser().open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+    with file:
+        # read as bytes: an unescaped U+2028 inside a text ends no line of JSON Lines
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                record = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: not UTF-8 ({error}); convert it first") from error
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{where}: not JSON ({error.msg}); expected one object a line"
+                ) from error
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            yield where, record
 
 
 def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.items import Item, read_json_lines
+from llava.eval.records import read_json_lines
+from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translated import fields_of
 from lrm_ext.benchmarks.translating import TRANSLATION_DIR, Translation, kind_of_folder

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from llava.errors import DataError
-from lrm_ext.benchmarks.items import LETTERS, Item, read_json_lines
+from llava.eval.records import read_json_lines
+from lrm_ext.benchmarks.items import LETTERS, Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.mme import bare_question

@@ -26,7 +26,7 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / DESCRIPTION_FILE
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); import the benchmark again") from error
     for key, kind in _KEYS.items():

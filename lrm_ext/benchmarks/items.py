@@ -7,13 +7,13 @@ must be is an error with its file and line. Pictures are not opened here.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
+from llava.eval.records import read_json_lines
 from llava.eval.rules import OPTION_LETTERS
 
 ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
@@ -141,27 +141,6 @@ def check_options(item: Item, name: str) -> None:
             f"{name}: the answer is {item.answer!r}; "
             f"expected one of {', '.join(LETTERS[: len(item.options)])}"
         )
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the objects of a JSON Lines file.
-
-    Yields:
-        `file:line` and the object.
-
-    Raises:
-        DataError: A line is not UTF-8, not JSON, or not an object.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise DataError(f"{where}: not a line of JSON in UTF-8: {error}") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-            yield where, record
 
 
 def read_items(path: Path, lang: str) -> list[Item]:

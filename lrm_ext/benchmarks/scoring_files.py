@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from llava.errors import DataError
+from llava.eval.records import read_json_lines
 from lrm_ext.benchmarks.answered import read_answered
 from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
@@ -70,11 +72,10 @@ def score_file(
 
 def _stated_lang(predictions: Path) -> str:
     """The language that the first answer says it is to a question in."""
-    with predictions.open(encoding="utf-8") as file:
-        try:
-            stated = json.loads(file.readline() or "{}").get("lang")
-        except (ValueError, AttributeError):
-            stated = None  # read_answered names the line
+    try:
+        stated = next((record for _, record in read_json_lines(predictions)), {}).get("lang")
+    except DataError:
+        stated = None  # read_answered names the line
     return stated if isinstance(stated, str) and stated else "en"
 
 

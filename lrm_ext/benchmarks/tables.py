@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.records import read_text
-from lrm_ext.benchmarks.items import read_json_lines
+from llava.eval.records import read_json_lines, read_text
 
 Row = tuple[str, dict[str, Any]]
 
@@ -91,10 +90,10 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a file named .json holds one object a line, as POPE's do."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline()
-        second = file.readline()
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline()
+            second = file.readline()
         return isinstance(json.loads(first), dict) and (not second or second[:1] == "{")
     except ValueError:
         return False

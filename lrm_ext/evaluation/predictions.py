@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.items import read_json_lines
+from llava.eval.records import read_json_lines
 from lrm_ext.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def cut_unfinished_line(path: Path) -> None:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.decode("utf-8"))
+        json.loads(line.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError):
         return False
     return True
@@ -133,8 +133,9 @@ def read_lines(path: Path) -> dict[str, str]:
     """The lines of a file of answers by question key, as they stand; empty without a file."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return {str(json.loads(line)["key"]): line for line in lines}
+    # not splitlines(): an unescaped U+2028 inside an answer ends no line of JSON Lines
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return {str(json.loads(line)["key"]): f"{line}\n" for line in lines if line}
 
 
 def add_lines(path: Path, lines: Mapping[str, str]) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final
 
 import lrm_ext
+from llava.eval.records import read_json_lines
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.fidelity import fidelity
-from lrm_ext.benchmarks.items import Item, read_json_lines
+from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kinds import find_kind
 from lrm_ext.benchmarks.score import MODE, UNPARSED, Verdict, judge_answers, judge_locally
 from lrm_ext.benchmarks.scoring import reading_of

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import DataError
+from llava.eval.records import read_json_lines
 from lrm_ext.benchmarks.answered import read_answered, stated_kind
-from lrm_ext.benchmarks.items import Item, read_json_lines
+from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.evaluation.compare import answer_files

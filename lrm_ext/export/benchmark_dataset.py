@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.items import Item, read_json_lines
+from llava.eval.records import read_json_lines
+from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark, missing_images
 from lrm_ext.benchmarks.translating import TRANSLATION_DIR, kind_of_folder
 from lrm_ext.files import write_atomically

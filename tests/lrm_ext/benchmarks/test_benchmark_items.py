@@ -52,7 +52,7 @@ def test_errors_name_file_line_and_question(tmp_path, bad, message):
 def test_broken_json_names_its_line(tmp_path):
     path = write(tmp_path / "hr.jsonl", [record()])
     path.write_text(path.read_text() + '{"question_id"\n')
-    with pytest.raises(DataError, match=r"hr\.jsonl:2: not a line of JSON"):
+    with pytest.raises(DataError, match=r"hr\.jsonl:2: not JSON"):
         read_items(path, "hr")
 
 

@@ -83,6 +83,46 @@ def test_mmbench_in_all_shapes(tmp_path):
         assert same(found) == same(rows)
 
 
+def add_bom(folder):
+    """Save all texts as Notepad does."""
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".tsv", ".txt"):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("mme", files.mme_folder), ("mme", files.mme_bundle), ("pope", files.pope_folder),
+     ("pope", files.pope_bundle), ("seed", files.seed_bundle), ("seed", files.seed_tsv),
+     ("mmbench", files.mmbench_tsv)],
+)  # fmt: skip
+def test_byte_order_marks_in_official_files(tmp_path, name, make):
+    path = tmp_path / ("files.tsv" if "tsv" in make.__name__ else "files")
+    path = make(path)
+    items = read(name, path)
+    add_bom(tmp_path)
+    assert read(name, path) == items
+
+
+def test_byte_order_marks_in_a_folder_and_in_answers(tmp_path):
+    out = tmp_path / "out" / "mmbench"
+    items = import_benchmark("mmbench", files.mmbench_tsv(tmp_path / "m.tsv"), out, lang="cs").items
+    rows = [{"question_id": i.question_id, "text": i.answer, "lang": "cs"} for i in items]
+    answers = files.write_lines(tmp_path / "answers.jsonl", rows)
+    add_bom(tmp_path)
+    assert tuple(get_benchmark("mmbench", tmp_path / "out").read("cs")) == items
+    report = score_file("mmbench", answers, data=out)
+    assert (report.headline, report.lang) == (100, "cs"), "the first line says the language"
+
+
+def test_a_json_file_in_utf_16_is_an_error(tmp_path):
+    folder = files.pope_folder(tmp_path / "pope")
+    path = folder / "coco_pope_random.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
+    with pytest.raises(DataError, match="random.json: not UTF-8"):
+        read("pope", folder)
+
+
 def test_an_option_that_reads_none(tmp_path, caplog):
     rows = files.mmbench_rows()
     for row in rows:

@@ -7,6 +7,7 @@ import pytest
 from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
+from lrm_ext.evaluation.predictions import add_lines, cut_unfinished_line, read_predictions
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 
@@ -88,12 +89,22 @@ def test_an_unparsable_last_line_is_cut_off(config, console):
     assert files(config) == before
 
 
+def test_a_byte_order_mark_costs_no_answer(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff{"key": "1", "text": "yes"}\n', encoding="utf-8")
+    cut_unfinished_line(path)
+    assert read_predictions(path) == {"1": "yes"}
+    add_lines(path, {"1": "", "2": '{"key": "2", "text": "a\u2028b"}\n'})
+    add_lines(path, {"3": '{"key": "3", "text": ""}\n'})
+    assert read_predictions(path) == {"1": "yes", "2": "a\u2028b", "3": ""}
+
+
 def test_any_other_bad_line_is_an_error(config, console):
     run(config, console)
     path = config.predictions_dir / "toy.hr.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"oops\n", *lines[1:]]))
-    with pytest.raises(DataError, match=r"toy\.hr\.jsonl:2: not a line of JSON"):
+    with pytest.raises(DataError, match=r"toy\.hr\.jsonl:2: not JSON"):
         run_evaluation(config, console, never)
 
 
