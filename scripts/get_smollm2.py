@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from llava.errors import ConfigError, UserError
+from llava.model.checkpoint_files import add_rope_theta
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def convert(gguf: Path, out: Path) -> None:
     except ImportError as error:
         raise ConfigError("reading the weights needs gguf: pip install gguf") from error
     model.to(torch.float16).save_pretrained(partial)
+    add_rope_theta(partial)
     tokenizer.save_pretrained(partial)
     (partial / "LICENSE").write_bytes((gguf.parent / "LICENSE").read_bytes())
     partial.rename(out)

@@ -1,7 +1,8 @@
 """What a checkpoint holds, without loading its tensors.
 
 In: a folder or a Hub id. Out: the kind of checkpoint and its tensor names; an incomplete folder is
-refused before any memory is spent. Loading is `llava.model.builder`.
+refused before any memory is spent. Loading is `llava.model.builder`. `add_rope_theta` completes a
+`config.json` for readers with transformers 4, LLaVA's own code among them.
 """
 
 from __future__ import annotations
@@ -72,6 +73,39 @@ def read_config(name_or_path: str | Path, filename: str = "config.json") -> dict
     """Read a JSON file of a checkpoint; None if it has no such file."""
     path = find_file(name_or_path, filename)
     return None if path is None else read_json(path)
+
+
+def add_rope_theta(folder: str | Path) -> None:
+    """Repeat RoPE's settings in `config.json` under the keys that transformers 4 reads.
+
+    Transformers 5 writes `rope_parameters` only. Transformers 4 does not know that key and would
+    compute positions with its defaults, without an error.
+
+    Args:
+        folder: Has a `config.json`; a `text_config` in it is completed, too.
+
+    Raises:
+        CheckpointError: The file is missing or is no JSON object.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            part |= _old_rope_keys(part.get("rope_parameters") or {})
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _old_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
+    if "rope_theta" not in rope:
+        return {}
+    keys: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "dynamic"):
+        # the only kinds that 4.37 knows; it refuses any third key
+        keys["rope_scaling"] = {"type": kind, "factor": rope["factor"]}
+    elif kind != "default":
+        keys["rope_scaling"] = {key: rope[key] for key in rope if key not in ("rope_theta", "type")}
+    return keys
 
 
 def kind_of(name_or_path: str | Path) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from llava.model.checkpoint_files import add_rope_theta
 from llava.model.delta import load_for_delta, run
 from llava.model.tokenizer import load_tokenizer
 
@@ -26,6 +27,7 @@ def consolidate_ckpt(src_path: str, dst_path: str) -> None:
     model = load_for_delta(src_path, torch.float16)
     tokenizer = load_tokenizer(src_path)
     model.save_pretrained(dst_path)
+    add_rope_theta(dst_path)
     tokenizer.save_pretrained(dst_path)
     log.info("wrote %s", dst_path)
 

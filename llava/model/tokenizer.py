@@ -1,20 +1,23 @@
-"""Load the tokenizer of a checkpoint with the settings that its training had.
+"""Load the tokenizer of a checkpoint with the settings that its training had, and save it.
 
 In: a folder or Hub id. Out: a tokenizer. Why not `AutoTokenizer` alone: where a Llama folder
 leaves out `legacy`, `add_bos_token` or `padding_side`, current transformers assumes the opposite
 of what the checkpoint was trained with, and every prompt changes silently. It also leaves them out
-when it saves; what it saved is then read from `tokenizer.json`.
+when it saves; what it saved is then read from `tokenizer.json`. `LlamaTokenizer` writes them, and
+`tokenizer.model`, for LLaVA's own code.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import LlamaTokenizer as TransformersLlamaTokenizer
 
 from llava.errors import CheckpointError
 from llava.model.checkpoint_files import find_file, read_config
@@ -28,6 +31,40 @@ LLAMA_DEFAULTS = {
     "add_eos_token": False,
     "padding_side": "right",
 }
+
+
+class LlamaTokenizer(TransformersLlamaTokenizer):
+    """Llama's tokenizer of transformers 5, which saves what transformers 4 reads as well.
+
+    Transformers 5 writes `tokenizer.json` only. LLaVA's own code reads the SentencePiece model,
+    `added_tokens.json` and whether BOS and EOS are added.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # transformers builds a class without an __init__ of its own as a plain SentencePiece
+        # tokenizer, which gives other ids than Llama's
+        super().__init__(*args, **kwargs)
+
+    def _save_pretrained(
+        self,
+        save_directory: Any,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        path = Path(file_names[0])  # tokenizer_config.json
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+        if not self.can_save_slow_tokenizer:
+            log.warning("%s: tokenizer.model is not written, the base has none now", save_directory)
+            return names
+        # not Llama's but the slow tokenizers' way, which transformers keeps in the base class
+        return PreTrainedTokenizerBase._save_pretrained(
+            self, save_directory, names, None, filename_prefix
+        )
 
 
 def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
@@ -59,7 +96,11 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
     }
     settings.update(overrides)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), use_fast=False, **settings)
+        if model_file is not None:
+            # AutoTokenizer takes another class, with other ids, for a Mistral folder
+            tokenizer: Any = LlamaTokenizer.from_pretrained(str(name_or_path), **settings)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), use_fast=False, **settings)
     except StrictDataclassError as error:
         raise CheckpointError(f"{name_or_path}/config.json: {error}") from error
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.constants import IGNORE_INDEX
 from llava.conversation import get_conversation
 from llava.data.tokenize import Encoded, encode_turns
+from llava.model.checkpoint_files import add_rope_theta
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.languages.templates import register_templates
 from lrm_ext.mini.progress import Progress
@@ -159,3 +160,4 @@ def train_language_model(recipe: LanguageModelRecipe, out_dir: Path) -> None:
                 schedule.step()
             progress.advance(loss=loss.item(), right=right.item())
     model.half().save_pretrained(out_dir)
+    add_rope_theta(out_dir)

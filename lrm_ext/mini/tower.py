@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from llava.model.multimodal_encoder.clip_encoder import save_tower
 from lrm_ext.corpus.emoji.concepts import backgrounds, load_concepts, load_sprites
 from lrm_ext.corpus.emoji.render import render_scene
 from lrm_ext.corpus.emoji.scenes import Scene, sample_scene
@@ -198,5 +199,5 @@ def train_tower(recipe: TowerRecipe, out_dir: Path) -> None:
             schedule.step()
             right = ((logits > 0) & truth[rows]).sum() / truth[rows].sum()
             progress.advance(loss=loss.item(), recall=right.item())
-    model.tower.half().save_pretrained(out_dir)
+    save_tower(model.tower.half(), out_dir)
     processor.save_pretrained(out_dir)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint_files import add_rope_theta, read_config
 from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.vocabulary.learn import NewPiece, learn_pieces, split_words
@@ -160,6 +160,7 @@ def write_model(folder: Path, out: Path, extension: Extension) -> None:
         fill_rows(table.data, extension)
     _keep_tower(model.config, folder, out)
     model.save_pretrained(out)
+    add_rope_theta(out)
 
 
 def _keep_tower(config: Any, folder: Path, out: Path) -> None:

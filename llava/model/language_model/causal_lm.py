@@ -18,13 +18,22 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.errors import CheckpointError, ConfigError, DataError
-from llava.model.checkpoint_files import carries_tower
+from llava.model.checkpoint_files import add_rope_theta, carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
 from llava.model.splice import PackedRows
 
 Images = Tensor | list[Tensor] | None
+
+
+class LlavaConfigMixin:
+    """The part of a multimodal configuration that no language model changes."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write `config.json`, with RoPE's settings for transformers 4 as well."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        add_rope_theta(save_directory)
 
 
 class LlavaCausalLM(LlavaMetaForCausalLM):

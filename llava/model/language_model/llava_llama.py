@@ -11,11 +11,11 @@ from transformers import (
     LlamaModel,
 )
 
-from llava.model.language_model.causal_lm import LlavaCausalLM
+from llava.model.language_model.causal_lm import LlavaCausalLM, LlavaConfigMixin
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
-class LlavaConfig(LlamaConfig):
+class LlavaConfig(LlavaConfigMixin, LlamaConfig):
     """Llama's configuration; the multimodal keys are in `llava.model.mm_config`."""
 
     model_type = "llava_llama"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -236,6 +237,17 @@ def _check_kind(vision_tower: str) -> None:
         raise ConfigError(
             f"vision tower {vision_tower!r} is a {kind!r} model; only CLIP models are supported"
         )
+
+
+def save_tower(tower: CLIPVisionModel, folder: str | Path) -> None:
+    """Write a CLIP model as a folder whose keys have the level `vision_model.`.
+
+    Transformers 4 and vLLM know no other spelling: there, keys without it leave the tower with
+    random weights, or are refused.
+    """
+    tower.save_pretrained(
+        folder, state_dict={_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
+    )
 
 
 def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -346,4 +346,5 @@ def test_merge_lora_weights(run, models, tmp_path):
     wanted = lora.merge_and_unload().model.layers[0].self_attn.q_proj.weight
     assert torch.allclose(weight.float(), wanted, atol=1e-3)
     assert not torch.allclose(weight.float(), before, atol=1e-3)
-    assert (merged / "tokenizer_config.json").is_file()
+    assert (merged / "tokenizer.model").is_file()
+    assert json.loads((merged / "config.json").read_text())["rope_theta"] == 10000.0

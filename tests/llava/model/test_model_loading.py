@@ -1,5 +1,7 @@
 import json
 import shutil
+from filecmp import cmp
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from llava.errors import CheckpointError, ConfigError
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_mistral import LlavaMistralConfig
 from llava.model.multimodal_encoder.builder import resolve_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, save_tower
 from llava.model.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -265,13 +269,82 @@ def test_tokenizer_saved_again_gives_the_same_ids(checkpoint, tmp_path, legacy, 
         assert again.padding_side == "right"
 
 
+def test_a_saved_tokenizer_has_what_transformers_4_reads(checkpoint, tmp_path):
+    edit_json(checkpoint / "tokenizer_config.json", add_bos_token=False)
+    tokenizer = load_tokenizer(checkpoint)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "first")
+    again = load_tokenizer(tmp_path / "first")
+    again.save_pretrained(tmp_path / "second")
+    for folder in ("first", "second"):
+        saved = tmp_path / folder
+        assert cmp(saved / "tokenizer.model", checkpoint / "tokenizer.model", False)
+        added = json.loads((saved / "added_tokens.json").read_text())
+        assert added == {"[PAD]": 2000, "<im_patch>": 2001}
+        settings = json.loads((saved / "tokenizer_config.json").read_text())
+        assert settings["tokenizer_class"] == "LlamaTokenizer" and settings["legacy"] is True
+        assert settings["add_bos_token"] is False and settings["add_eos_token"] is False
+    probe = "a</s>USER<im_patch> b[PAD]"
+    assert again(probe).input_ids == tokenizer(probe).input_ids
+
+
+def test_a_tokenizer_whose_base_is_gone_is_saved_with_a_warning(checkpoint, tmp_path, caplog):
+    tokenizer = load_tokenizer(checkpoint)
+    (checkpoint / "tokenizer.model").unlink()
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert "tokenizer.model is not written" in caplog.text
+    assert load_tokenizer(tmp_path / "out")("a b").input_ids == tokenizer("a b").input_ids
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_mistral_folder_gives_the_ids_of_its_sentencepiece_model(checkpoint, legacy):
+    edit_json(checkpoint / "tokenizer_config.json", legacy=legacy)
+    probe = "a</s>USER: b"
+    wanted = load_tokenizer(checkpoint)(probe).input_ids
+    edit_json(checkpoint / "config.json", model_type="mistral")
+    assert load_tokenizer(checkpoint)(probe).input_ids == wanted
+
+
 def test_tokenizer_without_bos_is_refused(checkpoint, monkeypatch):
     from llava.model import tokenizer as module
 
-    plain = module.AutoTokenizer.from_pretrained(checkpoint, add_bos_token=False)
-    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", lambda *a, **k: plain)
+    plain = module.LlamaTokenizer.from_pretrained(checkpoint, add_bos_token=False)
+    monkeypatch.setattr(module.LlamaTokenizer, "from_pretrained", lambda *a, **k: plain)
     with pytest.raises(CheckpointError, match="expected BOS"):
         load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize("kind", [LlavaConfig, LlavaMistralConfig])
+@pytest.mark.parametrize("scaling", [None, "linear", "dynamic", "llama3"])
+def test_saved_rope_settings_are_read_by_transformers_4(kind, scaling, tmp_path):
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if scaling == "llama3" else {}
+    given = None if scaling is None else {"rope_type": scaling, "factor": 2.0, **more}
+    config = kind(rope_theta=5e5, rope_scaling=given, max_position_embeddings=64)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["rope_theta"] == 5e5
+    if scaling == "llama3":
+        more["original_max_position_embeddings"] = 64
+        assert saved["rope_scaling"] == {"rope_type": scaling, "factor": 2.0, **more}
+    else:
+        wanted = None if scaling is None else {"type": scaling, "factor": 2.0}
+        assert saved.get("rope_scaling") == wanted
+    again = kind.from_pretrained(tmp_path)
+    assert again.rope_parameters.items() >= config.rope_parameters.items()
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_tower_is_read_in_both_spellings_and_saved_in_the_old_one(old, models, tmp_path):
+    before = load_file(models / "tiny-clip" / "model.safetensors")
+    shutil.copytree(models / "tiny-clip", tmp_path / "tower")
+    state = before if old else {k.removeprefix("vision_model."): v for k, v in before.items()}
+    save_file(state, tmp_path / "tower" / "model.safetensors", metadata={"format": "pt"})
+    args = SimpleNamespace(mm_vision_select_layer=-2)
+    save_tower(CLIPVisionTower(str(tmp_path / "tower"), args).vision_tower, tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after.keys() == {k for k in before if not k.endswith("position_ids")}
+    assert all(torch.equal(before[key], value) for key, value in after.items())
 
 
 def test_saved_keys_are_those_that_were_read(checkpoint, models, tmp_path):

@@ -51,7 +51,9 @@ def test_delta_there_and_back(checkpoint, base, tmp_path):
     assert after.keys() == before.keys()
     for key, value in before.items():
         torch.testing.assert_close(after[key].float(), value, atol=2e-3, rtol=2e-3)
-    assert (again / "tokenizer_config.json").is_file()
+    for folder in (delta, again):
+        assert (folder / "tokenizer.model").is_file()
+        assert json.loads((folder / "config.json").read_text())["rope_theta"] == 10000.0
 
 
 def test_a_tied_table_is_changed_once(models):
@@ -92,7 +94,14 @@ def test_consolidate_reads_pickles_and_writes_safetensors(checkpoint, tmp_path):
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[key], weights[key].half()) for key in weights)
-    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+    assert (tmp_path / "out" / "tokenizer.model").is_file()
+
+
+def test_a_consolidated_language_model_keeps_its_rope_theta(base, tmp_path):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rope_theta": 1e6}))
+    consolidate.main(["--src", str(base), "--dst", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 1e6
 
 
 def test_consolidate_says_what_is_wrong(tmp_path):

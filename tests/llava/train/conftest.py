@@ -37,6 +37,7 @@ def tiny_llm(tmp_path_factory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
+        rope_theta=5e5,
     )
     source = GOLDEN / "tiny-llava"
     tokenizer = load_tokenizer(source)

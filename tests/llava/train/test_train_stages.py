@@ -1,6 +1,7 @@
 """The two stages end to end on tiny models: what is trained, what is written, what is loaded."""
 
 import json
+from filecmp import cmp
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def test_stage_1_config_carries_what_readers_need(stage_1, tiny_tower):
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2,
         "use_cache": True,
+        "rope_theta": 5e5,
     }
     assert {key: config[key] for key in expected} == expected
 
@@ -88,6 +90,17 @@ def test_stage_2_trains_language_model_and_projector(
     assert stored
     for name, value in stored.items():
         assert torch.equal(value, tower[f"vision_model.{name}"]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"async_save": True}, {"lora_enable": True}])
+def test_what_is_trained_has_what_transformers_4_reads(
+    settings, flags, run_train, tiny_llm, tmp_path
+):
+    out = tmp_path / "out"
+    run_train(flags(output_dir=out, max_steps=2, save_steps=1, **settings))
+    for folder in (out, out / "checkpoint-1"):
+        assert cmp(folder / "tokenizer.model", tiny_llm / "tokenizer.model", False), folder
+        assert json.loads((folder / "config.json").read_text())["rope_theta"] == 5e5, folder
 
 
 def test_stage_2_loads_and_answers(flags, run_train, tmp_path):

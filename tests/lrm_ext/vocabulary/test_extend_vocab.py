@@ -1,5 +1,6 @@
 """More pieces for a language: what is learnt, what keeps its id, what rows begin as."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -84,6 +85,11 @@ def test_transformers_and_sentencepiece_cut_alike(extended):
     plain = AutoTokenizer.from_pretrained(out)
     for _, text in SENTENCES:
         assert plain(text, add_special_tokens=False).input_ids == pieces.encode(text)
+
+
+def test_transformers_4_reads_the_extended_model(extended):
+    out, _ = extended
+    assert json.loads((out / "config.json").read_text())["rope_theta"] == 10000.0
 
 
 def test_rows_begin_as_the_mean_of_their_parts(extended):
