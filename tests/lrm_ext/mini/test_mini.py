@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.errors import CheckpointError
+from llava.model.checkpoint_files import tensor_names
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.emoji.concepts import concepts_by_id, load_concepts
 from lrm_ext.corpus.emoji.packed import LANGUAGES
@@ -28,6 +29,13 @@ def test_the_committed_models_are_the_ones_that_build_json_names():
     check_base(models_dir())
     size = sum((models_dir() / name).stat().st_size for name in hash_files(models_dir()))
     assert size <= 8_000_000
+
+
+def test_transformers_4_reads_the_committed_models():
+    config = json.loads((models_dir() / "llm" / "config.json").read_text())
+    assert config["rope_theta"] == LanguageModelRecipe().rope_theta
+    names = tensor_names(models_dir() / "vision_tower" / "model.safetensors")
+    assert all(name.startswith("vision_model.") for name in names)
 
 
 def test_a_changed_file_is_noticed(tmp_path):
