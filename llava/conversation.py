@@ -233,8 +233,9 @@ conv_llava_llama_2: Final = _template(
 )
 conv_mpt: Final = _template(wording.SYSTEM_MPT, _CHATML, _MPT, "<|im_end|>", version="mpt")
 
-default_conversation: Final = conv_vicuna_v1
-"""What LLaVA uses where nothing is said. A constant: hand a conversation on as an argument."""
+default_conversation: Conversation = conv_vicuna_v1
+"""What is used where no template is given. LLaVA's training code and its forks assign to it, so
+callers look it up in this module when they need it."""
 
 conv_templates: Final[dict[str, Conversation]] = {
     "default": conv_vicuna_v0,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from llava.conversation import Conversation, default_conversation
+from llava import conversation as conversation_lib
+from llava.conversation import Conversation
 from llava.data.drop import UNKNOWN_LANG, DropPolicy
 from llava.data.lengths import signed_length, token_lengths
 from llava.data.records import Entry, RecordIndex, scan_records
@@ -43,9 +44,11 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         tokenizer: Its `model_max_length` is where ids are cut; cut samples are counted.
         data_args: With `image_folder`, `is_multimodal`, `image_aspect_ratio` (`pad` or `square`),
             `image_processor` and `mm_use_im_start_end`, as LLaVA's training sets them.
-        conversation: The template; LLaVA's default is `vicuna_v1`.
+        conversation: The template; by default `llava.conversation.default_conversation` as it is
+            now.
         drop_policy: What a bad sample does; by default it raises.
-        num_image_tokens: Positions that a picture takes in the model (24 x 24 for LLaVA-1.5).
+        num_image_tokens: Positions that a picture takes in the model. By default what the vision
+            tower noted in its `image_processor`; 576, as in LLaVA-1.5, for another processor.
 
     Raises:
         DataError: The file cannot be read, a sample cannot be used, or too many cannot.
@@ -59,11 +62,14 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         data_args: Any,
         conversation: Conversation | None = None,
         drop_policy: DropPolicy | None = None,
-        num_image_tokens: int = 576,
+        num_image_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.data_args = data_args
-        self.conversation = conversation or default_conversation
+        self.conversation = conversation or conversation_lib.default_conversation
+        if num_image_tokens is None:
+            processor = getattr(data_args, "image_processor", None)
+            num_image_tokens = int(getattr(processor, "num_image_tokens", 576))
         self.num_image_tokens = num_image_tokens
         self._drops = drop_policy or DropPolicy()
         if data_args.is_multimodal and data_args.image_aspect_ratio not in ("pad", "square"):

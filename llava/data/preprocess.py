@@ -1,9 +1,9 @@
 """LLaVA's `preprocess` functions under their names: thin wrappers around `encode_turns`.
 
 Role: code that was written for LLaVA keeps working. Input: LLaVA's lists of turns. Output: tensors
-as LLaVA shapes them. A template is always an argument here; where LLaVA reads a module global,
-`conv=None` stands for its default, `vicuna_v1`. Where LLaVA masks a whole sample because its
-counting went wrong, the labels here are right.
+as LLaVA shapes them. Without `conv` the template is `llava.conversation.default_conversation` as it
+is at the call, so that LLaVA's idiom of assigning to it works. Where LLaVA masks a whole sample
+because its counting went wrong, the labels here are right.
 Non-goals: any logic of labels of its own.
 """
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX
-from llava.conversation import Conversation, SeparatorStyle, default_conversation, get_conversation
+from llava.conversation import Conversation, SeparatorStyle, get_conversation
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.drop import DropPolicy
@@ -42,11 +43,10 @@ def preprocess_multimodal(
     """
     if not data_args.is_multimodal:
         return sources
+    conv = conv or conversation_lib.default_conversation
     for source in sources:
         for sentence in source:
-            sentence["value"] = place_image(
-                sentence["value"], conv or default_conversation, data_args.mm_use_im_start_end
-            )
+            sentence["value"] = place_image(sentence["value"], conv, data_args.mm_use_im_start_end)
     return sources
 
 
@@ -68,7 +68,7 @@ def preprocess(
     Returns:
         `input_ids` and `labels`: [B, T], right-padded; lists of [T] for plain and v0 templates.
     """
-    conv = conv or default_conversation
+    conv = conv or conversation_lib.default_conversation
     is_plain = conv.sep_style is SeparatorStyle.PLAIN
     limit = None if has_image or is_plain else tokenizer.model_max_length
     encoded = [encode_turns(_turns(s), conv, tokenizer, has_image or is_plain) for s in sources]
@@ -88,7 +88,8 @@ def preprocess_v1(
     has_image: bool = False,
     conv: Conversation | None = None,
 ) -> Batch:
-    """Encode with a Vicuna-v1 template, `vicuna_v1` by default; see `preprocess`."""
+    """Encode with a Vicuna-v1 template, else with `vicuna_v1`; see `preprocess`."""
+    conv = conv or _default_in(SeparatorStyle.TWO, "vicuna_v1")
     return preprocess(sources, tokenizer, has_image, conv)
 
 
@@ -98,8 +99,9 @@ def preprocess_llama_2(
     has_image: bool = False,
     conv: Conversation | None = None,
 ) -> Batch:
-    """Encode with a Llama-2 template, `llava_llama_2` by default; see `preprocess`."""
-    return preprocess(sources, tokenizer, has_image, conv or get_conversation("llava_llama_2"))
+    """Encode with a Llama-2 template, else with `llava_llama_2`; see `preprocess`."""
+    conv = conv or _default_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
+    return preprocess(sources, tokenizer, has_image, conv)
 
 
 def preprocess_mpt(
@@ -108,19 +110,20 @@ def preprocess_mpt(
     has_image: bool = False,
     conv: Conversation | None = None,
 ) -> Batch:
-    """Encode with a ChatML template, `mpt` by default; see `preprocess`.
+    """Encode with a ChatML template, else with `mpt`; see `preprocess`.
 
     Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up
     all masked.
     """
-    return preprocess(sources, tokenizer, has_image, conv or get_conversation("mpt"))
+    conv = conv or _default_in(SeparatorStyle.MPT, "mpt")
+    return preprocess(sources, tokenizer, has_image, conv)
 
 
 def preprocess_plain(
     sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
 ) -> Batch:
     """Encode picture and caption; the question is thrown away, as in LLaVA's first stage."""
-    return preprocess(sources, tokenizer, True, conv or get_conversation("plain"))
+    return preprocess(sources, tokenizer, True, conv or _default_in(SeparatorStyle.PLAIN, "plain"))
 
 
 def make_supervised_data_module(
@@ -128,7 +131,7 @@ def make_supervised_data_module(
     data_args: Any,
     conversation: Conversation | None = None,
     max_drop_rate: float = 0.0,
-    num_image_tokens: int = 576,
+    num_image_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Build what LLaVA's trainer wants from one data file.
 
@@ -137,7 +140,7 @@ def make_supervised_data_module(
         data_args: With `data_path` and what `LazySupervisedDataset` reads.
         conversation: The template.
         max_drop_rate: Share of bad samples that may be left out, see `DropPolicy`.
-        num_image_tokens: Positions that a picture takes in the model.
+        num_image_tokens: See `LazySupervisedDataset`.
 
     Returns:
         `train_dataset`, `eval_dataset` (None) and `data_collator`.
@@ -155,6 +158,12 @@ def make_supervised_data_module(
         "eval_dataset": None,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer),
     }
+
+
+def _default_in(style: SeparatorStyle, name: str) -> Conversation:
+    """The default template if it has this style, else the one of this name."""
+    default = conversation_lib.default_conversation
+    return default if default.sep_style is style else get_conversation(name)
 
 
 def _turns(source: Source) -> list[Turn]:
@@ -191,7 +200,8 @@ def _add_speaker_and_signal(
     conv: Conversation | None = None,
 ) -> str:
     """Write roles and signals into the turns of a v0 text, in place, and join them."""
-    names = dict(zip(("human", "gpt"), (conv or default_conversation).roles, strict=True))
+    conv = conv or conversation_lib.default_conversation
+    names = dict(zip(("human", "gpt"), conv.roles, strict=True))
     text = header
     for sentence in source:
         role = names.get(sentence["from"].lower(), "unknown")

@@ -19,6 +19,7 @@ from typing import Any
 
 import shortuuid
 
+from llava import conversation as conversation_lib
 from llava.conversation import Conversation, get_conversation, select_conversation
 from llava.errors import ConfigError, UserError
 from llava.eval.answering import Answerer, Question, Sampling
@@ -40,13 +41,14 @@ class Script:
 
     Attributes:
         name: its name, which is part of a run's identity.
-        conv_mode: template where neither `--conv-mode` nor the checkpoint names one.
+        conv_mode: template where neither `--conv-mode` nor the checkpoint names one; None for
+            `llava.conversation.default_conversation` as it is then.
         max_new_tokens: longest answer by default.
         plain_rule: a stage-1 model (`plain` in its name) is asked with the `_mmtag` template.
     """
 
     name: str
-    conv_mode: str
+    conv_mode: str | None
     max_new_tokens: int
     plain_rule: bool = False
 
@@ -60,7 +62,7 @@ class Script:
         parser.add_argument(
             "--conv-mode",
             default=None,
-            help=f"template; by default the checkpoint's own, else {self.conv_mode}",
+            help=f"template; by default the checkpoint's own, else {self.conv_mode or 'vicuna_v1'}",
         )
         parser.add_argument("--num-chunks", type=int, default=1)
         parser.add_argument("--chunk-idx", type=int, default=0)
@@ -176,6 +178,8 @@ def choose_conversation(
     if conv_mode is None and getattr(config, "conversation", None):
         return select_conversation(config, model_id)[1]
     name = conv_mode or script.conv_mode
+    if name is None:
+        return conversation_lib.default_conversation.copy()
     is_plain = "plain" in model_id and "finetune" not in model_id.lower()
     if script.plain_rule and is_plain and "mmtag" not in name:
         log.warning("%s is a stage-1 model: the template %s_mmtag is used", model_id, name)

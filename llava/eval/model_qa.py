@@ -16,8 +16,7 @@ from llava.eval.answering import Question
 from llava.eval.generator import Script, add_run_arguments, answer_questions, run_main
 from llava.eval.records import field, read_json_lines
 
-# vicuna_v1 is the name of `llava.conversation.default_conversation`
-SCRIPT = Script("model_qa", conv_mode="vicuna_v1", max_new_tokens=1024)
+SCRIPT = Script("model_qa", conv_mode=None, max_new_tokens=1024)
 TEMPERATURE = 0.7
 
 

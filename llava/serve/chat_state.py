@@ -19,8 +19,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
-from llava.conversation import Conversation, get_conversation
+from llava.conversation import Conversation
 from llava.image_fit import to_rgb
 from llava.serve.chat_log import image_digest
 from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText
@@ -97,7 +98,9 @@ class ChatState:
         shown_by: For replies that are not shown as they are, by their number: what shows them.
     """
 
-    conversation: Conversation = field(default_factory=lambda: get_conversation("vicuna_v1"))
+    conversation: Conversation = field(
+        default_factory=lambda: conversation_lib.default_conversation.copy()
+    )
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
     abandoned: bool = False

@@ -245,7 +245,7 @@ class Engine:
         tower = self.model.get_vision_tower()
         num_tokens = 0
         for number in num_tiles:
-            num_tokens += number * tower.num_patches
+            num_tokens += number * tower.num_image_tokens
             if number > 1:  # a newline token ends each row of patches
                 num_tokens += number * tower.num_patches_per_side
         return num_tokens

@@ -20,10 +20,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llava import conversation as conversation_lib
 from llava.conversation import (
     Conversation,
     conversation_to_dict,
-    default_conversation,
     get_conversation,
 )
 from llava.errors import CheckpointError, ConfigError
@@ -176,7 +176,7 @@ def build_tokenizer(
 
     Args:
         model_args: `model_name_or_path` and `version`. The versions `v0` and `v0.5` keep
-            `vicuna_v1`, as in LLaVA.
+            `llava.conversation.default_conversation`, which is `vicuna_v1`, as in LLaVA.
         training_args: `model_max_length`.
         model: gets a row of embeddings if the pad token is new.
 
@@ -185,7 +185,8 @@ def build_tokenizer(
         CheckpointError: there is no tokenizer.
     """
     version = str(model_args.version)
-    conv = default_conversation if version in VICUNA_VERSIONS else get_conversation(version)
+    keeps_default = version in VICUNA_VERSIONS
+    conv = conversation_lib.default_conversation if keeps_default else get_conversation(version)
     cache = {} if training_args.cache_dir is None else {"cache_dir": training_args.cache_dir}
     tokenizer = load_tokenizer(
         str(model_args.model_name_or_path),

@@ -245,7 +245,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
 
     def _explain_memory(self, error: Exception) -> UserError:
         tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", lambda: None)
-        num_positions = getattr(tower(), "num_patches", 0)
+        num_positions = getattr(tower(), "num_image_tokens", 0)
         batch = describe_batch(self._last_batch, num_positions)
         return out_of_memory(error, batch, self.args, self.state.global_step + 1)
 

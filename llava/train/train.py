@@ -145,17 +145,12 @@ def default_data_module(context: DataContext) -> dict[str, Any]:
     data_args = context.data_args
     if data_args.data_path is None:
         raise ConfigError("--data_path is missing: name a LLaVA JSON or JSONL file")
-    tower = context.model.get_vision_tower() if data_args.is_multimodal else None
-    extra = {}
-    if tower is not None:
-        extra["num_image_tokens"] = tower.num_patches + (tower.select_feature == "cls_patch")
     dataset = NamedDataset(
         data_args.data_path,
         context.tokenizer,
         data_args,
         conversation=context.conversation,
         drop_policy=DropPolicy(data_args.max_drop_rate),
-        **extra,
     )
     return {
         "train_dataset": dataset,

@@ -153,7 +153,7 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
         "projector_hidden_act": "gelu",
         "vision_feature_layer": tower.select_layer,
         "vision_feature_select_strategy": SELECT_STRATEGIES[tower.select_feature],
-        "image_seq_length": tower.num_patches,
+        "image_seq_length": tower.num_image_tokens,
         "tie_word_embeddings": bool(config.tie_word_embeddings),
     }
     if is_anyres(mm):

@@ -197,7 +197,7 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
     num_image_tokens = 0
     loader = features = None
     if tower is not None:
-        num_image_tokens = tower.num_patches + (tower.select_feature == "cls_patch")
+        num_image_tokens = tower.num_image_tokens
         loader = PictureLoader(
             context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
         )

@@ -70,7 +70,7 @@ class FeatureCache:
         """
         self.dtype = dtype
         self.folder = root / cache_key(tower, loader, dtype)
-        self.feature_shape = (_num_features(tower), int(tower.hidden_size))
+        self.feature_shape = (tower.num_image_tokens, int(tower.hidden_size))
         self._loader = loader
         self._places: dict[str, tuple[str, int, FileState]] = {}
         self._shards: dict[str, npt.NDArray[Any]] = {}
@@ -233,10 +233,6 @@ class _Pictures(Dataset[tuple[Tensor, str]]):
             return self._loader(self._paths[index]), ""
         except DataError as error:
             return self._loader.empty, str(error)
-
-
-def _num_features(tower: Any) -> int:
-    return int(tower.num_patches) + (tower.select_feature == "cls_patch")
 
 
 def _name(path: Path) -> str:

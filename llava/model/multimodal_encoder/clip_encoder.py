@@ -79,6 +79,8 @@ class CLIPVisionTower(nn.Module):
             self.vision_tower = self._read_weights(device_map, dtype or torch.float32)
         self.vision_tower.requires_grad_(False).eval()
         self.is_loaded = True
+        # for datasets, which are given the processor and not the tower
+        self.image_processor.num_image_tokens = self.num_image_tokens
 
     def _read(self, kind: Any, **kwargs: Any) -> Any:
         try:
@@ -224,6 +226,11 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of an image (P with select feature `patch`)."""
         return self.num_patches_per_side**2
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions of an image in the language model: P."""
+        return self.num_patches + (self.select_feature == "cls_patch")
 
 
 def _check_kind(vision_tower: str) -> None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import get_conversation
+from llava.conversation import conv_templates, get_conversation
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.drop import DropPolicy
 from llava.data.sample import Sample, SampleError
 from llava.errors import ConfigError, DataError
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
@@ -63,7 +67,7 @@ def build(tmp_path, llama_tokenizer):
             str(path),
             llama_tokenizer(),
             SimpleNamespace(**{**settings, **args}),
-            get_conversation(template),
+            template and get_conversation(template),
             DropPolicy(max_drop_rate),
         )
 
@@ -196,6 +200,25 @@ def test_cut_samples_are_counted(build, llama_tokenizer, caplog):
     assert "truncated_answer" in dataset.report()
     assert "nothing_learnt" in dataset.report()
     assert "nothing is learnt from sample" in caplog.text
+
+
+def test_an_assigned_default_template_is_used(build, monkeypatch):
+    name = "mistral_instruct"
+    expected = build([_record()], template=name)[0]
+    monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates[name])
+    found = build([_record()], template=None)[0]
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.equal(found["labels"], expected["labels"])
+
+
+@pytest.mark.parametrize(("feature", "extra"), [("patch", 0), ("cls_patch", 1)])
+def test_a_picture_takes_the_positions_of_its_tower(build, feature, extra):
+    args = SimpleNamespace(mm_vision_select_layer=-2, mm_vision_select_feature=feature)
+    tower = CLIPVisionTower(str(GOLDEN / "llava/model/tiny-clip"), args)
+    dataset = build([_record()], image_processor=tower.image_processor)
+    assert dataset.num_image_tokens == tower.num_image_tokens == 16 + extra
+    assert dataset.lengths[0] == dataset.modality_lengths[0] + 15 + extra
+    assert build([_record()]).num_image_tokens == 576
 
 
 def test_lengths_are_token_counts_with_llavas_signs(build):

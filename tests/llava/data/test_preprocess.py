@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import get_conversation
+from llava.conversation import conv_templates, get_conversation
 from llava.data import preprocess as pre
 from llava.data.render import v0_header
 
@@ -62,6 +63,26 @@ def test_named_wrappers_use_their_templates(llama_tokenizer):
     assert plain["labels"][0].tolist()[:2] == [IGNORE_INDEX] * 2
     assert tokenizer.decode(plain["labels"][0][2:]) == "A dog.\n"
     assert "What" not in tokenizer.decode([i for i in plain["input_ids"][0].tolist() if i >= 0])
+
+
+@pytest.mark.parametrize("name", ["mistral_instruct", "chatml_direct", "llava_v1"])
+def test_an_assigned_default_template_is_used(name, llama_tokenizer, monkeypatch):
+    """LLaVA's training code chooses its template by assigning to the module."""
+    monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates[name])
+    tokenizer, conv = llama_tokenizer(), conv_templates[name]
+    source = _source("<image>\nWhat?", "A dog.")
+    expected = pre.preprocess([source], tokenizer, True, conv)
+    style = {"mistral_instruct": "llama_2", "chatml_direct": "mpt", "llava_v1": "v1"}[name]
+    for function in (pre.preprocess, getattr(pre, f"preprocess_{style}")):
+        found = function([source], tokenizer, has_image=True)
+        assert torch.equal(found["input_ids"], expected["input_ids"])
+        assert torch.equal(found["labels"], expected["labels"])
+
+
+def test_an_assigned_template_marks_its_images(monkeypatch):
+    monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates["v1_mmtag"])
+    sources = pre.preprocess_multimodal([_source("What? <image>", "A dog.")], ARGS)
+    assert sources[0][0]["value"] == "<Image><image></Image>\nWhat?"
 
 
 def test_text_only_is_cut_and_padded(llama_tokenizer):

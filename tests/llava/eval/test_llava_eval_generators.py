@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from llava import conversation as conversation_lib
+from llava.conversation import conv_templates
 from llava.errors import ConfigError, DataError, TemplateError
 from llava.eval import (
     generator,
@@ -223,6 +225,12 @@ def test_choice_of_template():
     assert choose(model_vqa.SCRIPT, SimpleNamespace(), "m-plain", "v1").version == "v1"
     with pytest.raises(TemplateError, match="Choose one of"):
         choose(script, SimpleNamespace(), "m-plain", None)
+
+
+def test_model_qa_asks_with_the_assigned_default_template(monkeypatch):
+    monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates["llava_llama_2"])
+    chosen = generator.choose_conversation(model_qa.SCRIPT, SimpleNamespace(), "m", None)
+    assert chosen.version == "llama_v2" and chosen.messages == []
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class ByteTokenizer:
 
 
 class StubTower:
-    num_patches = 4
+    num_patches = num_image_tokens = 4
     num_patches_per_side = 2
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava import conversation as conversation_lib
+from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
 from llava.model.projector_file import read_tensors
 from llava.train.checkpoint import is_whole
@@ -101,6 +103,13 @@ def test_what_is_trained_has_what_transformers_4_reads(
     for folder in (out, out / "checkpoint-1"):
         assert cmp(folder / "tokenizer.model", tiny_llm / "tokenizer.model", False), folder
         assert json.loads((folder / "config.json").read_text())["rope_theta"] == 5e5, folder
+
+
+def test_version_v0_keeps_the_assigned_default_template(flags, run_train, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates["mpt"])
+    run_train(flags(output_dir=tmp_path / "out", max_steps=1, version="v0"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["conversation"]["name"] == "mpt"
 
 
 def test_stage_2_loads_and_answers(flags, run_train, tmp_path):
