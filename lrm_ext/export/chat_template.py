@@ -1,8 +1,9 @@
 """A conversation template as Jinja, for tokenizers that carry their chat template with them.
 
-Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers, gives
-the ids that LLaVA's prompt gives. Contents may be strings or lists of parts, as processors pass
-them; `<image>` and a line break are written for each picture.
+Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers without
+special tokens, gives the ids that LLaVA's prompt gives. Contents may be strings or lists of parts,
+as processors pass them; `<image>` and a line break are written for each picture. Answers and their
+terminators stand between `{% generation %}` marks, from which TRL makes its label masks.
 """
 
 from __future__ import annotations
@@ -24,8 +25,16 @@ _CONTENT = (
     "{%- if content is string -%}{{ content | replace('<image>', image_mark) }}"
     "{%- else -%}"
     "{%- for part in content if part['type'] == 'image' -%}{{ image_mark + '\\n' }}{%- endfor -%}"
-    "{%- for part in content if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}"
+    "{%- for part in content -%}"
+    "{%- if part['type'] == 'text' -%}{{ part['text'] }}"
+    "{%- elif part['type'] != 'image' -%}"
+    "{{ raise_exception('a part of type ' ~ part['type'] ~ ': this model reads text and image') }}"
+    "{%- endif -%}{%- endfor -%}"
     "{%- endif -%}{%- endmacro -%}"
+)
+_REFUSE_ROLE = (
+    "{{- raise_exception('a message from ' ~ message['role'] ~ ': expected user or assistant, "
+    "after a first message from system or none') -}}"
 )
 
 
@@ -34,7 +43,8 @@ def chat_template(conv: Conversation, tokenizer: Any) -> str:
 
     Args:
         conv: The template; messages that it begins with are kept.
-        tokenizer: As it will be saved beside the template.
+        tokenizer: As LLaVA uses it. If it adds BOS, the template writes BOS, and the tokenizer that
+            is saved beside it must not add another.
 
     Raises:
         ConfigError: The style has no chats, or no wording gives LLaVA's token ids.
@@ -54,9 +64,16 @@ def chat_template(conv: Conversation, tokenizer: Any) -> str:
 
 
 def _source(conv: Conversation, tokenizer: Any, prefix: str) -> str:
-    # transformers adds no BOS where the text has one already, and servers never add one
-    begin = tokenizer.bos_token + prefix if _adds_bos(tokenizer) else ""
-    head = f"{{%- set image_mark = {_quote(DEFAULT_IMAGE_TOKEN + prefix)} -%}}{_CONTENT}"
+    begin = tokenizer.bos_token + prefix if adds_bos(tokenizer) else ""
+    head = (
+        f"{{%- set image_mark = {_quote(DEFAULT_IMAGE_TOKEN + prefix)} -%}}{_CONTENT}"
+        "{%- if messages and messages[0]['role'] == 'system' -%}"
+        "{%- set system = text_of(messages[0]['content']) -%}{%- set turns = messages[1:] -%}"
+        "{%- else -%}"
+        f"{{%- set system = {_quote(conv.system)} -%}}{{%- set turns = messages -%}}"
+        "{%- endif -%}"
+        "{%- if not turns -%}{{- raise_exception('there is no message from user') -}}{%- endif -%}"
+    )
     if conv.sep_style is SeparatorStyle.LLAMA_2:
         return head + _llama_2(conv, begin)
     return head + _tagged(conv, begin)
@@ -72,21 +89,16 @@ def _tagged(conv: Conversation, begin: str) -> str:
     answer_end = (conv.sep2 if is_two else conv.sep) or ""
     tags = [_quote(role + colon) for role in conv.roles]
     return (
-        "{%- if messages[0]['role'] == 'system' -%}"
-        f"{{%- set system = text_of(messages[0]['content']) -%}}"
-        "{%- set turns = messages[1:] -%}"
-        "{%- else -%}"
-        f"{{%- set system = {_quote(conv.system)} -%}}{{%- set turns = messages -%}}"
-        "{%- endif -%}"
         f"{{{{- {_quote(begin)} + system + {_quote(conv.sep + examples)} -}}}}"
         "{%- for message in turns -%}"
         "{%- if message['role'] == 'user' -%}"
         f"{{{{- {tags[0]} + {_quote(blank)} + text_of(message['content'])"
         f" + {_quote(conv.sep)} -}}}}"
-        "{%- else -%}"
-        f"{{{{- {tags[1]} + {_quote(blank)} + text_of(message['content'])"
-        f" + {_quote(answer_end)} -}}}}"
-        "{%- endif -%}{%- endfor -%}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{{{{- {tags[1]} -}}}}{{%- generation -%}}"
+        f"{{{{- {_quote(blank)} + text_of(message['content']) + {_quote(answer_end)} -}}}}"
+        "{%- endgeneration -%}"
+        f"{{%- else -%}}{_REFUSE_ROLE}{{%- endif -%}}{{%- endfor -%}}"
         f"{{%- if add_generation_prompt -%}}{{{{- {tags[1]} -}}}}{{%- endif -%}}"
     )
 
@@ -95,11 +107,8 @@ def _llama_2(conv: Conversation, begin: str) -> str:
     """LLAMA_2: the system text lies inside the first question."""
     # as in `llava.conversation_styles`: the tokenizer's BOS stands for the first separator
     return (
-        "{%- if messages[0]['role'] == 'system' -%}"
-        "{%- set system = text_of(messages[0]['content']) -%}{%- set turns = messages[1:] -%}"
-        "{%- else -%}"
-        f"{{%- set system = {_quote(conv.system)} -%}}{{%- set turns = messages -%}}"
-        "{%- endif -%}"
+        "{%- if turns[0]['role'] == 'assistant' -%}"
+        "{{- raise_exception('the first message is from assistant, expected user') -}}{%- endif -%}"
         f"{{{{- {_quote(begin)} -}}}}"
         "{%- for message in turns -%}"
         "{%- if message['role'] == 'user' -%}"
@@ -108,9 +117,10 @@ def _llama_2(conv: Conversation, begin: str) -> str:
         "{%- set text = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + text -%}"
         "{%- endif -%}"
         f"{{{{- ('' if loop.first else {_quote(conv.sep)}) + '[INST] ' + text + ' [/INST]' -}}}}"
-        "{%- else -%}"
+        "{%- elif message['role'] == 'assistant' -%}{%- generation -%}"
         f"{{{{- ' ' + text_of(message['content']) + ' ' + {_quote(conv.sep2 or '')} -}}}}"
-        "{%- endif -%}{%- endfor -%}"
+        "{%- endgeneration -%}"
+        f"{{%- else -%}}{_REFUSE_ROLE}{{%- endif -%}}{{%- endfor -%}}"
     )
 
 
@@ -137,10 +147,11 @@ def _same_ids(source: str, conv: Conversation, tokenizer: Any, turns: tuple[str,
         image if token == IMAGE_TOKEN_INDEX else token
         for token in tokenizer_image_token(copy.get_prompt(), tokenizer)
     ]
-    return bool(tokenizer(text, add_special_tokens=not _adds_bos(tokenizer)).input_ids == wanted)
+    return bool(tokenizer(text, add_special_tokens=False).input_ids == wanted)
 
 
-def _adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts BOS before a text."""
     return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
 
 

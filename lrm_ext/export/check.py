@@ -1,7 +1,8 @@
-"""What vLLM and SGLang look for in a folder, and whether it is there: `lrm export check`.
+"""What transformers and servers look for in a folder, and who can load it: `lrm export check`.
 
-Input: a folder of transformers' LLaVA classes. Output: one finding an item. Nothing is loaded but
-configuration, tokenizer and the names and shapes of weights.
+Input: a folder of transformers' LLaVA classes. Output: one finding an item, and for each server
+whether it starts with the folder. Nothing is loaded but configuration, tokenizer and the names and
+shapes of weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, UserError
 from llava.model.checkpoint_files import read_config
 
-# architectures that vLLM's and SGLang's registries name
+TOWER_ITEM = "vision tower"
+# architectures that the registries of transformers and vLLM name
 ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
 
 
@@ -34,6 +36,40 @@ class Finding:
     item: str
     ok: bool
     found: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """Whether a program can load a folder.
+
+    Attributes:
+        name: The program, with the version that was tried.
+        loads: Whether it can.
+        reason: What is known of that version.
+    """
+
+    name: str
+    loads: bool
+    reason: str
+
+
+def check_servers(findings: list[Finding]) -> list[Server]:
+    """Tell for each program whether it loads a folder with these findings.
+
+    What is said holds for the version named; other versions were not tried.
+    """
+    gaps = [finding.item for finding in findings if not finding.ok]
+    in_transformers = [item for item in gaps if item != TOWER_ITEM]
+    return [
+        _server("transformers 5.23", in_transformers, "loads it, with AutoProcessor"),
+        _server("vLLM 0.32", gaps, "serves flat images (anyres was not tried)"),
+        # its Llava class finds no CLIP model in SGLang's registry, whatever the folder holds
+        Server("SGLang 0.5.23", False, "does not start: its Llava class knows no CLIP tower"),
+    ]
+
+
+def _server(name: str, gaps: list[str], success: str) -> Server:
+    return Server(name, not gaps, f"cannot load it: {', '.join(gaps)}" if gaps else success)
 
 
 def check_folder(folder: Path) -> list[Finding]:
@@ -53,6 +89,7 @@ def check_folder(folder: Path) -> list[Finding]:
         _sub_config(config, "vision_config"),
         _image_token(config, tokens),
         _weights(shapes),
+        _tower(shapes),
         _vocabulary(config, shapes, tokens),
         _processor(folder),
         _template(folder),
@@ -79,6 +116,16 @@ def _image_token(config: dict[str, Any], tokens: dict[str, int]) -> Finding:
 def _weights(shapes: dict[str, tuple[int, ...]]) -> Finding:
     text = f"{len(shapes)} tensors in safetensors" if shapes else "no safetensors"
     return Finding("weights", bool(shapes), text)
+
+
+def _tower(shapes: dict[str, tuple[int, ...]]) -> Finding:
+    keys = [name for name in shapes if "vision_tower." in name]
+    without = [name for name in keys if "vision_tower.vision_model." not in name]
+    if without:
+        text = f"{without[0]} and {len(without) - 1} more keys lack the level vision_model."
+    else:
+        text = f"{len(keys)} keys with the level vision_model."
+    return Finding(TOWER_ITEM, bool(keys) and not without, text)
 
 
 def _vocabulary(

@@ -34,17 +34,22 @@ def export(
 
 @export_app.command("check")
 def check(folder: Path = typer.Argument(..., help="Folder of transformers' LLaVA class.")) -> None:
-    """Say whether a folder has what vLLM and SGLang look for."""
+    """Say whether a folder has what transformers and vLLM look for, and which servers load it."""
     from rich.console import Console
     from rich.table import Table
 
-    from lrm_ext.export.check import check_folder
+    from lrm_ext.export.check import check_folder, check_servers
 
     table = Table("", "item", "found", title=str(folder), title_justify="left")
     findings = check_folder(folder)
     for finding in findings:
         table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.item, finding.found)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    servers = Table("", "server", "known of this version")
+    for server in check_servers(findings):
+        servers.add_row("[green]ok[/]" if server.loads else "no", server.name, server.reason)
+    console.print(servers)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     CLIPImageProcessorPil,
+    LlamaTokenizer,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -24,8 +25,10 @@ from transformers import (
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import check_complete, read_config
+from llava.model.checkpoint_files import add_rope_theta, check_complete, read_config
+from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.model.tokenizer import load_tokenizer
+from lrm_ext.export.chat_template import adds_bos
 from lrm_ext.export.to_hf import (
     LLAVA_CONFIG_FILE,
     PROJECTOR_LAYERS,
@@ -70,11 +73,12 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
     save_torch_state_dict(weights, partial)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (partial / "config.json").write_text(text, encoding="utf-8")
+    add_rope_theta(partial)
     hf_model.generation_config.suppress_tokens = None
     hf_model.generation_config.save_pretrained(partial)
-    hf_model.model.vision_tower.save_pretrained(partial / TOWER_FOLDER)
+    save_tower(hf_model.model.vision_tower, partial / TOWER_FOLDER)
     _image_processor(hf_path).save_pretrained(partial / TOWER_FOLDER)
-    load_tokenizer(hf_path).save_pretrained(partial)
+    read_tokenizer(hf_path, note).save_pretrained(partial)
     if note is not None:
         drop_image_token(partial)
     partial.rename(out_dir)
@@ -174,6 +178,30 @@ def renamed_weights(hf_model: Any, hf_config: Any, vocab_size: int) -> dict[str,
     return weights
 
 
+def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
+    """The tokenizer with LLaVA's settings: it adds BOS where the chat template writes BOS.
+
+    Args:
+        hf_path: The folder.
+        note: What our export wrote down, None for another's folder.
+    """
+    if note is not None:
+        # exports before this key was written kept the tokenizer's BOS
+        settings = dict(note.get("tokenizer", {}))
+        has_pad = "pad_token" not in settings or settings.pop("pad_token") is not None
+        tokenizer = load_tokenizer(hf_path, **settings)
+        if not has_pad:
+            tokenizer.pad_token = None
+        return tokenizer
+    tokenizer = load_tokenizer(hf_path)
+    if isinstance(tokenizer, LlamaTokenizer) and tokenizer.chat_template:
+        asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False)
+        if prompt.startswith(tokenizer.bos_token) and not adds_bos(tokenizer):
+            tokenizer.add_bos_token = True
+    return tokenizer
+
+
 def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
     """CLIP's own processor with the settings of the folder's; padding and tiles are LLaVA's."""
     keys = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
@@ -202,6 +230,12 @@ def drop_image_token(folder: Path) -> None:
             token for token in content["added_tokens"] if token["content"] != DEFAULT_IMAGE_TOKEN
         ]
         path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    path = folder / "added_tokens.json"
+    if (added := read_config(folder, path.name)) is not None:
+        added.pop(DEFAULT_IMAGE_TOKEN, None)
+        path.write_text(json.dumps(added, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not added:
+            path.unlink()
     path = folder / "tokenizer_config.json"
     settings = read_config(folder, path.name) or {}
     settings.pop("processor_class", None)

@@ -39,15 +39,16 @@ from llava.conversation import select_conversation
 from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path, read_pinpoints
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint_files import add_rope_theta, read_config
 from llava.model.mm_config import MultimodalConfig
-from lrm_ext.export.chat_template import chat_template
+from lrm_ext.export.chat_template import adds_bos, chat_template
 from lrm_ext.languages.templates import register_templates
 
 log = logging.getLogger(__name__)
 
 LLAVA_CONFIG_FILE = "llava_config.json"
 TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
+TEXT_ARCHITECTURES = {"llava_llama": "LlamaForCausalLM", "llava_mistral": "MistralForCausalLM"}
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 PROJECTOR_LAYERS = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
@@ -80,18 +81,26 @@ def export_hf(
     check_exportable(model, image_processor)
     config = SimpleNamespace(**written)
     template_name, conv = select_conversation(config, name, conv_mode)
+    own_config = model.config.to_diff_dict()
+    own_config.pop("_name_or_path", None)
+    settings = {"padding_side": tokenizer.padding_side, "pad_token": tokenizer.pad_token}
+    note = {"config": own_config, "conversation": template_name, "tokenizer": settings}
     image_token = add_image_token(tokenizer)
     source = chat_template(conv, tokenizer)
+    if adds_bos(tokenizer):
+        # the template writes it, and processors would add a second one
+        tokenizer.add_bos_token = False
+        settings["add_bos_token"] = True
 
     hf_config = build_config(model, image_token)
     hf_model = build_model(hf_config, model, dtype)
     partial = out_dir.with_name(out_dir.name + ".partial")
-    hf_model.save_pretrained(partial)
+    hf_model.save_pretrained(partial, state_dict=with_vision_level(hf_model.state_dict()))
+    add_rope_theta(partial)
     generation_config(model, tokenizer, image_token).save_pretrained(partial)
     ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
     processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
     processor.save_pretrained(partial)
-    note = {"config": model.config.to_dict(), "conversation": template_name}
     (partial / LLAVA_CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.rename(out_dir)
     log.info("%s: %s with template %s", out_dir, type(hf_model).__name__, template_name)
@@ -143,9 +152,11 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
     config, tower = model.config, model.get_vision_tower()
     mm = MultimodalConfig.from_config(config)
     kind = TEXT_CONFIGS[config.model_type]
-    known = set(kind().to_dict()) - {"model_type", "architectures", "transformers_version"}
+    own = {"model_type", "architectures", "transformers_version", "_name_or_path"}
+    known = set(kind().to_dict()) - own
     text = kind(**{key: value for key, value in config.to_dict().items() if key in known})
     text.vocab_size = max(config.vocab_size, image_token + 1)
+    text.architectures = [TEXT_ARCHITECTURES[config.model_type]]
     keywords: dict[str, Any] = {
         "text_config": text,
         "vision_config": tower.vision_tower.config,
@@ -155,6 +166,9 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
         "vision_feature_select_strategy": SELECT_STRATEGIES[tower.select_feature],
         "image_seq_length": tower.num_image_tokens,
         "tie_word_embeddings": bool(config.tie_word_embeddings),
+        # for servers that read LLaVA's keys
+        "image_aspect_ratio": mm.image_aspect_ratio,
+        "mm_patch_merge_type": mm.mm_patch_merge_type,
     }
     if is_anyres(mm):
         # LLaVA writes (width, height), transformers (height, width)
@@ -204,6 +218,18 @@ def renamed_weights(model: Any, config: Any) -> dict[str, Tensor]:
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     return weights
+
+
+def with_vision_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spell the tower's keys with the level `vision_model.`, which vLLM needs.
+
+    Transformers removes the level when it loads.
+    """
+    tower, level = "model.vision_tower.", "model.vision_tower.vision_model."
+    return {
+        level + key.removeprefix(tower) if key.startswith(tower) else key: value
+        for key, value in state_dict.items()
+    }
 
 
 def _with_rows(table: Tensor, num_rows: int) -> Tensor:

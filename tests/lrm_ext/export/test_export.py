@@ -1,24 +1,29 @@
 import copy
 import json
 import shutil
+from filecmp import cmp
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
 )
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, get_conversation
+from llava.data.sample import Turn
+from llava.data.tokenize import encode_turns
 from llava.errors import ConfigError, UserError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from lrm_ext.export.chat_template import chat_template
-from lrm_ext.export.check import check_folder
+from lrm_ext.export.check import check_folder, check_servers
 from lrm_ext.export.from_hf import import_hf
 from lrm_ext.export.to_hf import add_image_token, export_hf
 
@@ -74,7 +79,7 @@ def logits_there(folder, kind, text, picture):
     parts = [{"type": "image"}] if picture else []
     message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(text=prompt, images=picture, add_special_tokens=False, return_tensors="pt")
+    inputs = processor(text=prompt, images=picture, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits[0]
         output = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0]
@@ -118,6 +123,13 @@ def test_what_was_exported_comes_back_bit_for_bit(name, checkpoint, tmp_path):
     ]
     assert towers[0][0]("Wie geht's?").input_ids == towers[1][0]("Wie geht's?").input_ids
     assert len(towers[0][0]) == len(towers[1][0])
+    for side in ("padding_side", "pad_token", "add_bos_token"):
+        assert getattr(towers[0][0], side) == getattr(towers[1][0], side)
+    assert cmp(folder / "tokenizer.model", tmp_path / "back" / "tokenizer.model", False)
+    assert not (tmp_path / "back" / "added_tokens.json").exists()
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_theta"] == 10000.0
+    tower_file = tmp_path / "back" / "vision_tower" / "model.safetensors"
+    assert all(key.startswith("vision_model.") for key in load_file(tower_file))
     first, second = (t[1].get_vision_tower().state_dict() for t in towers)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
@@ -132,6 +144,35 @@ def test_a_folder_of_someone_else_is_imported(checkpoint, pictures, tmp_path):
     theirs, their_answer = logits_here(tmp_path / "back", "What is this?", pictures[0])
     torch.testing.assert_close(theirs[:, : ours.shape[1]], ours, atol=1e-5, rtol=1e-5)
     assert answer == their_answer
+
+
+def test_an_export_has_what_servers_read(checkpoint, tmp_path):
+    ratio = {"image_aspect_ratio": "pad"}
+    folder = checkpoint("tiny-llava", rope_theta=5e5, **ratio)
+    export_hf(folder, tmp_path / "hf", conv_mode="v1")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["image_aspect_ratio"], config["mm_patch_merge_type"]) == ("pad", "flat")
+    assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
+    assert config["text_config"]["rope_theta"] == 5e5
+    assert str(tmp_path) not in (tmp_path / "hf" / "config.json").read_text()
+    keys = load_file(tmp_path / "hf" / "model.safetensors")
+    tower = [key for key in keys if "vision_tower" in key]
+    assert tower and all(key.startswith("vision_tower.vision_model.") for key in tower)
+    _, info = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(info.values())
+
+
+def test_the_usual_call_of_a_processor_writes_bos_once(checkpoint, pictures, tmp_path):
+    export_hf(checkpoint("tiny-llava"), tmp_path / "hf", conv_mode="v1")
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    ids = processor(images=pictures[0], text=prompt).input_ids[0]
+    assert ids.count(processor.tokenizer.bos_token_id) == 1 and prompt.startswith("<s>")
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -150,6 +191,51 @@ def test_chat_templates_give_llavas_prompts(name, legacy, llama_tokenizer):
     wanted = tokenizer_image_token(conv.get_prompt(), llama_tokenizer(legacy))
     wanted = [image if token == IMAGE_TOKEN_INDEX else token for token in wanted]
     assert tokenizer(text, add_special_tokens=False).input_ids == wanted
+
+
+# the labels of v0 lie beside the answers, as in LLaVA
+TRAINED = [n for n, c in conv_templates.items() if c.sep_style.name in ("TWO", "MPT", "LLAMA_2")]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", TRAINED)
+def test_generation_marks_are_the_supervised_labels(name, legacy, llama_tokenizer):
+    tokenizer = copy.deepcopy(llama_tokenizer(legacy))
+    image = add_image_token(tokenizer)
+    tokenizer.chat_template = chat_template(get_conversation(name), tokenizer)
+    turns = ["<image>\nWhat?", "A dog, čičak.", "Where <is> it?", "Here."]
+    messages = [
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(turns)
+    ]
+    found = tokenizer.apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
+    said = [Turn(("human", "gpt")[index % 2], text) for index, text in enumerate(turns)]
+    wanted = encode_turns(said, get_conversation(name), llama_tokenizer(legacy))
+    ids = [image if token == IMAGE_TOKEN_INDEX else token for token in wanted.input_ids]
+    assert found["input_ids"] == ids
+    assert found["assistant_masks"] == [int(label != IGNORE_INDEX) for label in wanted.labels]
+
+
+@pytest.mark.parametrize("name", ["v0", "v1", "llama_2", "mpt"])  # one of each style
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "no message from user"),
+        ([{"role": "system", "content": "Be brief."}], "no message from user"),
+        ([{"role": "user", "content": "Hi"}, {"role": "tool", "content": "3"}], "from tool"),
+        ([{"role": "user", "content": "Hi"}, {"role": "system", "content": "3"}], "from system"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "type video"),
+    ],
+)
+def test_what_a_template_cannot_say_is_refused(name, messages, message, llama_tokenizer):
+    tokenizer = copy.deepcopy(llama_tokenizer())
+    add_image_token(tokenizer)
+    source = chat_template(get_conversation(name), tokenizer)
+    with pytest.raises(TemplateError, match=message):
+        # not by the tokenizer, which refuses an empty list itself
+        render_jinja_template(conversations=[messages], chat_template=source)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -191,4 +277,20 @@ def test_the_check_names_what_is_missing(checkpoint, tmp_path):
     (tmp_path / "out" / "chat_template.jinja").unlink()
     (tmp_path / "out" / "model.safetensors").unlink()
     wrong = {finding.item for finding in check_folder(tmp_path / "out") if not finding.ok}
-    assert wrong == {"chat template", "weights", "vocabulary"}
+    assert wrong == {"chat template", "weights", "vision tower", "vocabulary"}
+
+
+def test_the_check_says_which_servers_load_a_folder(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    export_hf(checkpoint("tiny-llava"), out, conv_mode="v1")
+    loads = {server.name.split()[0]: server.loads for server in check_servers(check_folder(out))}
+    assert loads == {"transformers": True, "vLLM": True, "SGLang": False}
+    weights = load_file(out / "model.safetensors")
+    weights = {key.replace("vision_model.", ""): value for key, value in weights.items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    wrong = [finding for finding in check_folder(out) if not finding.ok]
+    assert [finding.item for finding in wrong] == ["vision tower"]
+    assert "vision_tower.embeddings.class_embedding and 54 more keys" in wrong[0].found
+    servers = {server.name.split()[0]: server for server in check_servers(wrong)}
+    assert servers["transformers"].loads and not servers["vLLM"].loads
+    assert "vision tower" in servers["vLLM"].reason
