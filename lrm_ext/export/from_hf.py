@@ -113,7 +113,14 @@ def _load(hf_path: Path, config: Any) -> Any:
         if isinstance(config, LlavaNextConfig)
         else LlavaForConditionalGeneration
     )
-    model, info = kind.from_pretrained(hf_path, dtype="auto", output_loading_info=True)
+    # the tower's level `vision_model.` may be missing, or be there twice where a script that adds
+    # it for vLLM ran on a folder that had it
+    model, info = kind.from_pretrained(
+        hf_path,
+        dtype="auto",
+        output_loading_info=True,
+        key_mapping={r"vision_tower\.(vision_model\.)+": "vision_tower."},
+    )
     if info["missing_keys"] or info["unexpected_keys"]:
         raise CheckpointError(
             f"{hf_path}: missing weights {sorted(info['missing_keys'])[:3]}, unexpected ones "
@@ -194,7 +201,8 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
             tokenizer.pad_token = None
         return tokenizer
     tokenizer = load_tokenizer(hf_path)
-    if isinstance(tokenizer, LlamaTokenizer) and tokenizer.chat_template:
+    is_llama = isinstance(tokenizer, LlamaTokenizer)
+    if is_llama and tokenizer.chat_template:
         asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
         prompt = tokenizer.apply_chat_template(asked, tokenize=False)
         if prompt.startswith(tokenizer.bos_token) and not adds_bos(tokenizer):

@@ -135,10 +135,14 @@ def test_what_was_exported_comes_back_bit_for_bit(name, checkpoint, tmp_path):
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def test_a_folder_of_someone_else_is_imported(checkpoint, pictures, tmp_path):
+@pytest.mark.parametrize("level", ["", "vision_model.", "vision_model.vision_model."])
+def test_a_folder_of_someone_else_is_imported(level, checkpoint, pictures, tmp_path):
     folder = checkpoint("tiny-llava", image_aspect_ratio="pad")
     export_hf(folder, tmp_path / "hf", conv_mode="v1")
     (tmp_path / "hf" / "llava_config.json").unlink()
+    path = tmp_path / "hf" / "model.safetensors"
+    weights = {k.replace("vision_model.", level): v for k, v in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
     import_hf(tmp_path / "hf", tmp_path / "back")
     ours, answer = logits_here(folder, "What is this?", pictures[0])
     theirs, their_answer = logits_here(tmp_path / "back", "What is this?", pictures[0])
