@@ -19,6 +19,7 @@ from typing import Any, Final
 import requests
 
 from llava.constants import LOGDIR
+from llava.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,15 @@ def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
     """Return a logger that writes to the terminal and to a file.
 
     The file lies in `LOGDIR`, in UTF-8, and a new one begins each day (UTC). The first call of a
-    process decides its name; all loggers of the process write into it. The standard streams stay
-    as they are.
+    process decides its name; all loggers of the process write into it, and it appears with the
+    first record. The standard streams stay as they are.
 
     Args:
         logger_name: Name of the logger.
         logger_filename: File name below `LOGDIR`.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
     """
     global handler
     root = logging.getLogger()
@@ -59,8 +63,13 @@ def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
     if handler is None:
         path = Path(LOGDIR) / logger_filename
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(
+                f"{path.parent.resolve()}: logs cannot be written there; start the server in a "
+                "folder that you may write to"
+            )
         handler = logging.handlers.TimedRotatingFileHandler(
-            path, when="D", utc=True, encoding="utf-8"
+            path, when="D", utc=True, encoding="utf-8", delay=True
         )
         handler.setFormatter(_FORMAT)
         root.addHandler(handler)  # every logger hands its records up to the root

@@ -8,6 +8,7 @@ import requests
 
 import llava
 from llava import utils
+from llava.errors import ConfigError
 
 
 @pytest.fixture
@@ -25,7 +26,9 @@ def own_logging(tmp_path, monkeypatch):
 
 def test_all_loggers_share_one_file_and_the_streams_stay(own_logging):
     stdout = sys.stdout
-    utils.build_logger("one", "server.log").info("Kůň")
+    logger = utils.build_logger("one", "server.log")
+    assert not list(own_logging.iterdir())  # no empty file of a server that is only asked for help
+    logger.info("Kůň")
     utils.build_logger("two", "other.log").error("bad")
     assert sys.stdout is stdout
     lines = (own_logging / "server.log").read_text(encoding="utf-8").splitlines()
@@ -34,6 +37,12 @@ def test_all_loggers_share_one_file_and_the_streams_stay(own_logging):
         ["ERROR", "two", "bad"],
     ]
     assert not (own_logging / "other.log").exists()
+
+
+def test_a_folder_without_permission_is_named(own_logging, monkeypatch):
+    monkeypatch.setattr(utils.os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="logs cannot be written there"):
+        utils.build_logger("one", "server.log")
 
 
 def test_stream_to_logger_logs_whole_lines(caplog):

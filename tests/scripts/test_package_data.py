@@ -1,4 +1,4 @@
-"""Whatever file a package needs at run time is in the wheel: named under package-data."""
+"""Whatever file a package needs at run time is in the wheel: named under package-data. No logs."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def test_all_data_files_are_package_data() -> None:
     missing = [f"{package}/{path}" for package, path in data
                if not _is_covered(path, patterns[package])]  # fmt: skip
     assert not missing
+
+
+def test_logs_are_no_part_of_the_repository() -> None:
+    def git(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
+
+    listed = git("ls-files", "*.log")
+    if listed.returncode:
+        pytest.skip("not a clone: git does not say which files are part of the project")
+    assert not listed.stdout
+    assert git("check-ignore", "controller.log", "model_worker_1.log.2026-01-01").returncode == 0
