@@ -1,8 +1,22 @@
 """Errors that a user can mend.
 
 Their text says what was found, what was expected, where, and what to do. Mistakes of our own are
-plain assertions. Entry points print a `UserError` without its traceback.
+plain assertions. Entry points run in `run_command`, which prints a `UserError` without its
+traceback, and what the system refuses (a full disk, a folder without permission) as well.
 """
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+
+from llava.files import is_disk_full
+
+
+_STDOUT = 1  # its descriptor
 
 
 class UserError(ValueError):
@@ -23,3 +37,65 @@ class CheckpointError(UserError):
 
 class TemplateError(UserError):
     """A conversation template is unknown or does not fit the tokenizer."""
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in words what a user can mend; None for a mistake of our own.
+
+    Args:
+        error: A `UserError`, or an `OSError` about a file. Libraries derive their own errors from
+            the latter, and those of connections name nobody.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError) or not error.strerror:
+        return None
+    if type(error).__module__ != "builtins":
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if is_disk_full(error):
+        return (
+            f"{where}{error.strerror}. What was whole before is kept: make room and run the same "
+            "command again"
+        )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{where}{error.strerror}; expected a folder"
+    return f"{where}{error.strerror}"
+
+
+def run_command(main: Callable[[], object], status: int = 2) -> None:
+    """Run an entry point; an error that a user can mend is printed without its traceback.
+
+    Args:
+        main: The entry point.
+        status: Exit status after such an error. It is 141 where nobody reads the output any more
+            (`| head`), as of other tools.
+    """
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            # what is left in the buffer would be written, and fail, at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+            sys.exit(128 + signal.SIGPIPE)
+        text = explain(error)
+        if text is None:
+            raise
+        is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        heading = "\x1b[1;31merror:\x1b[0m" if is_coloured else "error:"
+        if status == 1:  # what Python makes of a text; callers find it in the exception
+            sys.exit(f"{heading} {text}")
+        sys.stderr.write(f"{heading} {text}\n")
+        sys.exit(status)
+
+
+def _is_output_closed() -> bool:
+    """Whether the reader of the output is gone; a broken pipe to another process is an error."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))

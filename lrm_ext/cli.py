@@ -7,11 +7,8 @@ Each package that has commands holds them in `commands.py` with one function,
 from __future__ import annotations
 
 import logging
-import sys
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import lrm_ext.analysis.commands
 import lrm_ext.bench.commands
@@ -30,7 +27,7 @@ import lrm_ext.serve.commands
 import lrm_ext.training.commands
 import lrm_ext.translation.commands
 import lrm_ext.vocabulary.commands
-from llava.errors import UserError
+from llava.errors import run_command
 
 app = typer.Typer(
     name="lrm",
@@ -62,16 +59,11 @@ for _package in (
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is printed without a traceback."""
+    """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # a line for each request, of which a translation makes a hundred thousand
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        app()
-    except UserError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(2)
+    run_command(app)
 
 
 if __name__ == "__main__":

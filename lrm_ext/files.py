@@ -1,10 +1,17 @@
-"""Files that are there whole or not at all, and names that stay in their folder."""
+"""Names that stay in their folder, plots, and `llava.files`."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+from typing import Any, Final
+
+from llava.errors import ConfigError
+from llava.files import naming, write_atomically, writing
+
+__all__ = ["naming", "save_figure", "write_atomically", "writing"]
+
+_PLOT_SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 LEAVES_FOLDER = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
 """A name that is absolute, goes upwards, or is none; for `re` and for RE2."""
@@ -19,17 +26,15 @@ def leaves_folder(name: str) -> bool:
     return re.search(LEAVES_FOLDER, name) is not None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part.
-
-    Args:
-        path: The file; its folder is made if it is not there.
-        text: Its content; a line end is added where it lacks one.
+def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
+    """Write a figure of matplotlib.
 
     Raises:
-        OSError: It cannot be written; what was there stays.
+        ConfigError: The name does not end with .png, .svg or .pdf.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    if path.suffix not in _PLOT_SUFFIXES:
+        raise ConfigError(
+            f"--out {path}: expected a file that ends with {', '.join(_PLOT_SUFFIXES)}"
+        )
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=dpi, format=path.suffix[1:])

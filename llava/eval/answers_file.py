@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json, read_json_lines
+from llava.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,16 @@ class AnswersFile:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append an answer; it is with the operating system when this returns."""
-        self._file.write(json.dumps(record).encode("ascii") + b"\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(record).encode("ascii") + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> AnswersFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
     def _lock(self) -> None:
         try:
@@ -121,9 +123,7 @@ class AnswersFile:
                     f"({'; '.join(differing)}); {way_out}"
                 )
             return
-        partial = self.run_path.with_name(self.run_path.name + ".partial")
-        partial.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.run_path)
+        write_atomically(self.run_path, json.dumps(identity, indent=2))
 
     def _cut_unfinished_line(self) -> None:
         """Remove a last line that a killed process wrote only half of."""

@@ -21,7 +21,7 @@ import shortuuid
 
 from llava import conversation as conversation_lib
 from llava.conversation import Conversation, get_conversation, select_conversation
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError, run_command
 from llava.eval.answering import Answerer, Question, Sampling
 from llava.eval.answers_file import AnswersFile
 from llava.eval.records import refuse_missing
@@ -84,10 +84,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def run_main(action: Callable[[], object]) -> None:
     """Run a script; a mistake of the user ends it with one line and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        action()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(action, status=1)
 
 
 def answer_questions(

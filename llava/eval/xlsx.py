@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from llava.files import writing
+
 log = logging.getLogger(__name__)
 
 MAX_CELL_CHARS = 32767
@@ -59,7 +61,7 @@ def write_xlsx(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | 
     """
     lines = [_row(number, cells) for number, cells in enumerate([header, *rows], 1)]
     sheet = f'<worksheet xmlns="{_MAIN}"><sheetData>{"".join(lines)}</sheetData></worksheet>'
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with writing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {**_PARTS, "xl/worksheets/sheet1.xml": sheet}.items():
             archive.writestr(name, _XML + content)
 

@@ -7,7 +7,6 @@ given away. In: base and target (or delta). Out: the second one, changed in plac
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from llava.errors import CheckpointError, UserError
+from llava.errors import CheckpointError, run_command
 from llava.model.checkpoint_files import check_complete, kind_of, read_config
 from llava.model.model_class import model_class_of
 from llava.model.multimodal_encoder.builder import portable_tower
@@ -86,7 +85,4 @@ def add_base(model: Any, base: Any, sign: int) -> None:
 def run(function: Callable[..., None], *args: Any) -> None:
     """Run a tool from the command line; a user's error is shown without its traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        function(*args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(lambda: function(*args), status=1)

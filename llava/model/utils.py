@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from llava.files import write_atomically
 from llava.model.checkpoint_files import read_json
 
 
@@ -38,6 +39,4 @@ def auto_upgrade(config: str | Path) -> None:
         sys.exit(1)
     content["model_type"] = "llava"
     content["architectures"] = ["LlavaLlamaForCausalLM", *content.get("architectures", [])[1:]]
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(content, indent=2))

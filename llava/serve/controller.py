@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.errors import ConfigError
+from llava.errors import ConfigError, run_command
 from llava.serve.protocol import (
     CLIENT_HEADERS,
     CONNECT_TIMEOUT_S,
@@ -34,7 +34,7 @@ from llava.serve.protocol import (
     WORKER_UNREACHABLE,
     encode_error,
 )
-from llava.serve.web import ClosingStream, run_command, run_server
+from llava.serve.web import ClosingStream, run_server
 from llava.utils import build_logger
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ import gradio as gr
 import requests
 
 from llava.constants import LOGDIR
-from llava.errors import ConfigError
+from llava.errors import ConfigError, run_command
 from llava.serve import client
 from llava.serve.chat import (
     add_text,
@@ -43,7 +43,7 @@ from llava.serve.votes import (
     upvote_last_response,
     vote_last_response,
 )
-from llava.serve.web import check_port_is_free, run_command
+from llava.serve.web import check_port_is_free
 from llava.utils import build_logger
 
 __all__ = [

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from llava.errors import ConfigError, DataError
+from llava.errors import ConfigError, DataError, run_command
 from llava.image_file import explain
 from llava.image_fit import apply_orientation
 from llava.serve.batch_scheduler import build_scheduler
@@ -34,7 +34,7 @@ from llava.serve.kv_rows import BLOCK
 from llava.serve.pictures import FORMATS
 from llava.serve.scheduler import Event, Failed
 from llava.serve.stream_encoder import Mailbox, StreamEncoder
-from llava.serve.web import check_port_is_free, run_command
+from llava.serve.web import check_port_is_free
 from llava.serve.worker_base import (
     DEFAULT_CONCURRENCY,
     DEFAULT_WAITING,

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from llava.errors import run_command
 from llava.serve.async_client import AsyncClient
 from llava.serve.check import find_problems
 from llava.serve.openai_chat import ChatAnswer, Piece, read_pictures
@@ -37,7 +38,6 @@ from llava.serve.web import (
     ClosingStream,
     check_port_is_free,
     read_body,
-    run_command,
     run_server,
     until_gone,
 )

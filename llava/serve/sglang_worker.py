@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import requests
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, run_command
 from llava.serve.model_worker import MAX_NEW_TOKENS, parse_request
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from llava.serve.web import check_port_is_free, run_command
+from llava.serve.web import check_port_is_free
 from llava.serve.worker_adapter import AdapterWorker
 from llava.serve.worker_base import (
     DEFAULT_CONCURRENCY,

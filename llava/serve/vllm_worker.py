@@ -15,10 +15,10 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, run_command
 from llava.image_fit import to_rgb
 from llava.serve.model_worker import parse_request
-from llava.serve.web import check_port_is_free, run_command
+from llava.serve.web import check_port_is_free
 from llava.serve.worker_adapter import AdapterWorker
 from llava.serve.worker_base import add_worker_flags, create_app, new_worker_id, serve
 from llava.utils import build_logger

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -19,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -128,16 +127,6 @@ async def read_body(request: Request, limit: int) -> bytes:
     except asyncio.TimeoutError:
         raise BodyRefused(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)
-
-
-def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point; an error that a user can mend is printed without its traceback."""
-    try:
-        main()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    sys.exit(0)
 
 
 def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:

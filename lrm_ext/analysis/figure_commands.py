@@ -64,8 +64,9 @@ def _scores(
     out: Path,
 ) -> None:
     from llava.errors import ConfigError
-    from lrm_ext.analysis.paper_charts import languages_figure, ratio_figure, save_figure
+    from lrm_ext.analysis.paper_charts import languages_figure, ratio_figure
     from lrm_ext.analysis.settings import score_settings
+    from lrm_ext.files import save_figure
 
     scored = score_settings(settings, names, langs)
     labels = [setting.label for setting in settings]
@@ -86,7 +87,7 @@ def _scores(
 def _modality(settings: list[Setting], seed: int, out: Path) -> None:
     from llava.errors import ConfigError
     from lrm_ext.analysis.modality_plot import modality_figure
-    from lrm_ext.analysis.paper_charts import save_figure
+    from lrm_ext.files import save_figure
 
     paths = [setting.runs[0] for setting in settings]
     if any(len(setting.runs) > 1 for setting in settings):

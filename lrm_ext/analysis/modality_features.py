@@ -27,6 +27,7 @@ from llava.mm_utils import get_model_name_from_path, process_images
 from lrm_ext.analysis.modality import IMAGE
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.files import writing
 from lrm_ext.mixture.permutation import Permutation
 
 MAX_LAYERS: Final = 9
@@ -246,11 +247,11 @@ def save_features(
     path: Path, features: dict[str, NDArray[np.float32]], about: dict[str, Any]
 ) -> None:
     """Write features and what they are of; `path` ends with .npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {f"features_{name}": array for name, array in features.items()}
-    np.savez(
-        path, about=np.array(json.dumps({"format_version": FORMAT_VERSION, **about})), **content
-    )
+    content["about"] = np.array(json.dumps({"format_version": FORMAT_VERSION, **about}))
+    # an open file: to a name without its ending, numpy would add one
+    with writing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **content)
 
 
 def load_features(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,19 +25,6 @@ _COLOURS: Final = (SKY, ORANGE, GREEN, "#F0E442", "#CC79A7", "#999999")
 _HATCHES: Final = ("", "///", "...", "xx", "\\\\\\", "--")
 _LINES: Final = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-_SUFFIXES: Final = (".png", ".svg", ".pdf")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure.
-
-    Raises:
-        ConfigError: The name does not end with .png, .svg or .pdf.
-    """
-    if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"--out {path}: expected a file that ends with {', '.join(_SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def unit_in_words(scored: ScoredBenchmark) -> str:

@@ -23,6 +23,7 @@ from lrm_ext.analysis.run_panels import (
     num_rows,
     read_curves,
 )
+from lrm_ext.files import save_figure
 
 # told apart without colour
 _STYLES = ("-", "--", ":", "-.")
@@ -140,8 +141,7 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
     axes.grid(alpha=0.3)
     axes.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(figure, out, dpi=120)
 
 
 def _smoothed(smooth: int) -> str:

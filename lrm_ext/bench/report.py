@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lrm_ext.bench.scripts import Entry, Script
+from lrm_ext.files import write_atomically
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -89,8 +90,7 @@ def write_section(path: Path, name: str, text: str) -> None:
         after = pattern.sub(lambda match: block, before)
     else:
         after = f"{before.rstrip()}\n\n## {name}\n\n{block}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(after, encoding="utf-8")
+    write_atomically(path, after)
 
 
 def _figure(value: float | None, unit: str) -> str:

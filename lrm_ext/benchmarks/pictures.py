@@ -20,7 +20,7 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.image_file import open_image
-from lrm_ext.files import leaves_folder
+from lrm_ext.files import leaves_folder, writing
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", ".jpg"),
@@ -133,8 +133,6 @@ class PictureStore:
         if self.folder is not None:
             path = self.folder / name
             if not path.is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(content)
-                partial.replace(path)
+                with writing(path) as partial:
+                    partial.write_bytes(content)
         return name

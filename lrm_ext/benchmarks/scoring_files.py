@@ -12,6 +12,7 @@ from lrm_ext.benchmarks.answered import read_answered
 from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
+from lrm_ext.files import write_atomically
 
 
 def score_file(
@@ -83,4 +84,4 @@ def write_scores(report: ScoreReport, path: Path) -> None:
     """Write what was made of each answer, a line each."""
     where = {"benchmark": report.benchmark, "lang": report.lang, "mode": report.mode}
     lines = (json.dumps({**asdict(v), **where}, ensure_ascii=False) for v in report.verdicts)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(path, "\n".join(lines))

@@ -18,6 +18,7 @@ import msgspec
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.corpus.store import Corpus
+from lrm_ext.files import writing
 
 _encode = msgspec.json.encode
 
@@ -70,9 +71,7 @@ def export_llava(
         )
     is_array = out.suffix == ".json"
     exported, num_done = Exported(), 0
-    partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
+    with writing(out) as partial, partial.open("wb") as file:
         file.write(b"[\n" if is_array else b"")
         for rows in _batches(corpus, lang, with_english, exported):
             encoded = [_encode(record) for record in rows if record is not None]
@@ -88,7 +87,6 @@ def export_llava(
         file.write(b"\n]\n" if is_array else b"")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(out)
     return exported
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
-from lrm_ext.files import write_atomically
+from lrm_ext.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -175,23 +175,36 @@ def check_keys(path: Path, texts: Mapping[str, str], known: Iterable[str]) -> No
 
 
 class PredictionWriter:
-    """Appends answers to a file; each batch is on disk when `write` returns."""
+    """Appends answers to a file; each batch is on disk when `write` returns.
+
+    After an error of writing, such as a full disk, the file ends with its last whole line; one
+    without any is removed.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_unfinished_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, predictions: Sequence[Prediction]) -> None:
         """Append a batch."""
-        self._file.write("".join(prediction.to_line() for prediction in predictions))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(prediction.to_line() for prediction in predictions))
+            self._file.flush()
 
     def __enter__(self) -> PredictionWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with naming(self._path):
+                self._file.close()  # writes once more what could not be written
+        finally:
+            if kind is not None:
+                cut_unfinished_line(self._path)
+                if not self._path.stat().st_size:
+                    self._path.unlink()
 
 
 def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str]) -> None:

@@ -39,7 +39,7 @@ from lrm_ext.evaluation.report import (
 )
 from lrm_ext.evaluation.runner import EvalConfig
 from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
-from lrm_ext.files import write_atomically
+from lrm_ext.files import write_atomically, writing
 from lrm_ext.languages import get_language
 
 SCORES_FILE: Final = "scores.jsonl"
@@ -240,6 +240,6 @@ def _example(
         answers.append(ExampleAnswer(qs.lang, same.text, text, same.answer, correct))
     source = sets[0].benchmark.image_path(item.image)
     file = f"{EXAMPLES_DIR}/{sets[0].benchmark.name}-{number}{source.suffix}"
-    (config.results_dir / EXAMPLES_DIR).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, config.results_dir / file)
+    with writing(config.results_dir / file) as partial:
+        shutil.copyfile(source, partial)
     return Example(os.path.relpath(source), file, tuple(answers))

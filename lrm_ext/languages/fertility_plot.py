@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrm_ext.files import save_figure
 from lrm_ext.languages.fertility import Fertility
 from lrm_ext.languages.registry import get_language
 
@@ -67,5 +68,4 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
         fits = sum(map(len, tokenizers)) < _LEGEND_CHARACTERS
         columns = len(tokenizers) if fits else 1
         figure.legend(title="tokenizer", loc="outside lower center", ncols=columns)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(figure, out, dpi=120)

@@ -10,12 +10,11 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llava.errors import UserError
+from llava.errors import run_command
 
 
 def _run_controller(argv: list[str]) -> None:
@@ -73,8 +72,8 @@ def leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one role and return the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one role."""
     parser = argparse.ArgumentParser(prog="python -m lrm_ext.serve.child")
     parser.add_argument("role", choices=list(ROLES))
     args, rest = parser.parse_known_args(argv)
@@ -82,13 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     leave_with_parent()
-    try:
-        ROLES[args.role](rest)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    run_command(lambda: ROLES[args.role](rest))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

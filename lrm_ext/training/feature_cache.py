@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llava.errors import DataError
+from lrm_ext.files import writing
 from lrm_ext.training.pictures import PictureLoader
 
 log = logging.getLogger(__name__)
@@ -249,12 +250,10 @@ def _state(path: Path) -> FileState:
 
 
 def _write_whole(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with writing(path) as partial, partial.open("wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextmanager

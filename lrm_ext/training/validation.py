@@ -28,6 +28,7 @@ from lrm_ext.benchmarks.score import score_answers, text_answers
 from lrm_ext.benchmarks.words import answer_words
 from lrm_ext.evaluation.answerer import LlavaAnswerer, Request, Templates
 from lrm_ext.evaluation.stats import wilson_interval
+from lrm_ext.files import write_atomically
 from lrm_ext.instructions.instruction import ENGLISH
 from lrm_ext.languages import list_languages
 from lrm_ext.training.arguments import LrmArguments
@@ -209,9 +210,7 @@ class MarkBest(TrainerCallback):
             f"eval_{args.metric_for_best_model.removeprefix('eval_')}": state.best_metric,
         }
         path = Path(args.output_dir) / BEST_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(record))
 
 
 def check_validation_flags(arguments: LrmArguments, args: Any) -> None:

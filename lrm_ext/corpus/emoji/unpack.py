@@ -46,6 +46,7 @@ from lrm_ext.corpus.emoji.packed import (
 from lrm_ext.corpus.emoji.render import render_scene
 from lrm_ext.corpus.emoji.scenes import Scene, load_scenes
 from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.files import writing
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +150,9 @@ def _write_images(root: Path, scenes: Sequence[Scene], advance: Advance) -> None
     for scene in scenes:
         path = root / "images" / image_name(scene)
         if not path.is_file():
-            partial = path.with_suffix(".partial")
             image = render_scene(scene, sprites)
-            image.save(partial, format="JPEG", quality=JPEG_QUALITY)
-            partial.replace(path)
+            with writing(path) as partial:
+                image.save(partial, format="JPEG", quality=JPEG_QUALITY)
         advance()
 
 
@@ -200,12 +200,10 @@ def _read(path: Path) -> str | None:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file so that it is there wholly or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with writing(path) as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextmanager

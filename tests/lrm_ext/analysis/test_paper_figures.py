@@ -9,11 +9,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.analysis.paper_charts import languages_figure, ratio_figure, ratio_of, save_figure
+from lrm_ext.analysis.paper_charts import languages_figure, ratio_figure, ratio_of
 from lrm_ext.analysis.qualitative import Choice, choose_examples
 from lrm_ext.analysis.qualitative_plot import drawable, examples_figure, examples_page, wrap
 from lrm_ext.analysis.settings import Setting, score_settings
 from lrm_ext.cli import app
+from lrm_ext.files import save_figure
 
 
 def setting(label, *runs):
@@ -155,3 +156,14 @@ def test_the_commands_write_pictures(runs, tmp_path, benchmark):
         CliRunner().invoke(app, ["figure", "2", base, "--out", "x.png"], catch_exceptions=False)
     with pytest.raises(ConfigError, match=".svg"):
         CliRunner().invoke(app, ["figure", "1", base, "--out", "x.gif"], catch_exceptions=False)
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
+    class Broken:
+        def savefig(self, path, **options):
+            path.touch()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"f\.png"):
+        save_figure(Broken(), tmp_path / "f.png")
+    assert not list(tmp_path.iterdir())

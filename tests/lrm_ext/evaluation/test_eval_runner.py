@@ -2,12 +2,19 @@
 
 import dataclasses
 import json
+import resource
 
 import pytest
 from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
-from lrm_ext.evaluation.predictions import add_lines, cut_unfinished_line, read_predictions
+from lrm_ext.evaluation.predictions import (
+    Prediction,
+    PredictionWriter,
+    add_lines,
+    cut_unfinished_line,
+    read_predictions,
+)
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 
@@ -120,6 +127,27 @@ def test_an_interrupted_run_keeps_its_finished_batches(config, console):
     assert len(files(config)["toy.en.jsonl"].splitlines()) == 8
     answerer = run(config, console)
     assert len(answerer.batches[0]) == 1
+
+
+def test_a_full_disk_keeps_whole_lines(tmp_path):
+    answer = Prediction(
+        "q", "?", "a" * 60_000, "x", "m", "q0", "own", "en", "c", "0.png", "Yes", False, 1, "stop"
+    )
+    path = tmp_path / "own.en.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught, PredictionWriter(path) as writer:
+            writer.write([answer])
+            writer.write([dataclasses.replace(answer, key="q1")])
+        assert list(read_predictions(path)) == ["q0"] and path.read_text().endswith("\n")
+        path.unlink()
+        with pytest.raises(OSError), PredictionWriter(path) as writer:
+            writer.write([dataclasses.replace(answer, text="a" * 120_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not path.exists()  # no empty file, which no reader takes
+    assert caught.value.filename == str(path)
 
 
 def test_answers_of_another_run_are_refused(config, console, model_dir):

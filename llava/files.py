@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all, and what is said when one cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file so that a reader finds the old content or the new, never a part.
+
+    Args:
+        path: The file; its folder is made if it is not there.
+
+    Yields:
+        The path to write to. It takes the place of `path` at the end; after an error it is removed.
+
+    Raises:
+        OSError: It cannot be written; what was there stays. The error names `path`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing name its file: that of a full disk names none, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or is_disk_full(error):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file as `writing` does; a line end is added where it lacks one.
+
+    Raises:
+        OSError: It cannot be written; what was there stays.
+    """
+    with writing(path) as partial:
+        partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit of the process leaves no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
