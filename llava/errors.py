@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from llava.files import is_disk_full
 
-
 _STDOUT = 1  # its descriptor
 
 

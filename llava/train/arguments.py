@@ -14,17 +14,25 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
 from transformers import HfArgumentParser
+from transformers.integrations import integration_utils as integrations
 
 from llava.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# packages that transformers asks for by another name than that of `--report_to`
+_REPORTERS = {
+    "azure_ml": integrations.is_azureml_available,
+    "comet_ml": integrations.is_comet_available,
+    "flyte": integrations.is_flytekit_available,
+}
 LOSS_NORMALIZATIONS = ("global", "micro_batch")
 
 
@@ -373,6 +381,30 @@ def _check_paths(
         raise ConfigError("--tune_mm_mlp_adapter trains the projector: name a --vision_tower")
     if not 0 <= data_args.max_drop_rate < 1:
         raise ConfigError(f"--max_drop_rate is {data_args.max_drop_rate}, expected 0 <= rate < 1")
+
+
+def check_surroundings(training_args: TrainingArguments) -> None:
+    """Find out that results cannot be recorded here, before a model is loaded.
+
+    Raises:
+        ConfigError: A package that `--report_to` needs is missing, or the folder of the results
+            cannot be made.
+    """
+    for name in training_args.report_to:
+        is_available = _REPORTERS.get(name) or getattr(integrations, f"is_{name}_available", None)
+        if is_available is None:
+            known = ", ".join(integrations.INTEGRATION_TO_CALLBACK)
+            raise ConfigError(f"--report_to is {name!r}; choose from: none, all, {known}")
+        if not is_available():
+            raise ConfigError(
+                f"--report_to {name} needs its package, which is not installed or switched off: "
+                f"pip install {name}, or --report_to none (REPORT_TO=none for the scripts)"
+            )
+    folder = Path(training_args.output_dir)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "is not writable" if there.is_dir() else "is no folder"
+        raise ConfigError(f"--output_dir {folder} cannot be made: {there} {problem}")
 
 
 def _check_choice(flag: str, value: Any, choices: tuple[Any, ...]) -> None:

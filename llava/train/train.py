@@ -32,13 +32,14 @@ from llava.data.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
-from llava.errors import CheckpointError, ConfigError, UserError
+from llava.errors import CheckpointError, ConfigError, explain
 from llava.train import build, checkpoint, last_words
 from llava.train.arguments import (
     DataArguments,
     DataContext,
     ModelArguments,
     TrainingArguments,
+    check_surroundings,
     parse_arguments,
 )
 from llava.train.build import find_all_linear_names, smart_tokenizer_and_embedding_resize
@@ -111,6 +112,7 @@ def train(
         UserError: A flag, the data or a checkpoint is not as it must be, or the loss is not finite.
     """
     model_args, data_args, training_args, extra = parse_arguments(extra_arguments)
+    check_surroundings(training_args)
     build.set_up_logging()
     transformers.set_seed(training_args.seed)
 
@@ -290,10 +292,6 @@ def main(run_training: Callable[[], None] = train) -> int:
     try:
         run_training()
         _leave_ranks()
-    except UserError as error:
-        log.error("%s", error)
-        last_words.leave(str(error))
-        return 1
     except RunStoppedError as stop:
         log.warning("%s", stop)
         _leave_ranks()
@@ -303,8 +301,10 @@ def main(run_training: Callable[[], None] = train) -> int:
     except Exception as error:
         reason = last_words.explain_loss_of_contact(error)
         if reason is None:
-            last_words.leave(repr(error))
-            raise
+            reason = explain(error)
+            last_words.leave(reason or repr(error))
+            if reason is None:
+                raise
         log.error("%s", reason)
         return 1
     return 0

@@ -3,12 +3,15 @@
 import dataclasses
 
 import pytest
+from transformers.integrations import integration_utils as integrations
 
 from llava.errors import ConfigError
+from llava.train import arguments
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
+    check_surroundings,
     parse_arguments,
 )
 
@@ -165,11 +168,35 @@ def test_contradictions_are_refused(flags, message):
     ],
 )
 def test_a_missing_package_is_named(monkeypatch, package, flags):
-    import llava.train.arguments as arguments
-
     monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"pip install {package}"):
         parse(*flags)
+
+
+def test_what_cannot_be_recorded_is_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    def check(output_dir, *flags):
+        args = ["--output_dir", str(output_dir), "--use_cpu", "True", *flags]
+        check_surroundings(parse_arguments(args=args)[2])
+
+    monkeypatch.setattr(integrations, "is_wandb_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--report_to wandb needs .* pip install wandb"):
+        check(tmp_path, "--report_to", "wandb")
+    with pytest.raises(ConfigError, match=r"--report_to is 'wnb'; choose from: none, .* wandb"):
+        check(tmp_path, "--report_to", "wnb")
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "a" / "out"):
+        with pytest.raises(ConfigError, match=r"cannot be made: .*file is no folder"):
+            check(folder, "--report_to", "none")
+    check(tmp_path / "a" / "b", "--report_to", "none")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(arguments.os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="is not writable"):
+        check(tmp_path / "a" / "b", "--report_to", "none")
+
+
+def test_every_reporter_of_transformers_can_be_asked_for():
+    for name in integrations.INTEGRATION_TO_CALLBACK:
+        assert name in arguments._REPORTERS or hasattr(integrations, f"is_{name}_available")
 
 
 def test_unknown_flags_are_errors(capsys):

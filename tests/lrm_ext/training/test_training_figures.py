@@ -89,9 +89,10 @@ def test_tensorboard_has_the_figures(run_lrm, tmp_path):
 
 def test_wandb_gets_the_figures(run_lrm, monkeypatch):
     """W&B takes what transformers' callback hands it; nothing is sent."""
-    from transformers.integrations import WandbCallback
+    from transformers.integrations import WandbCallback, integration_utils
 
     handed = []
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: True)
     monkeypatch.setattr(WandbCallback, "__init__", lambda self: None)
     monkeypatch.setattr(WandbCallback, "setup", lambda self, *args, **kwargs: None)
     for event in ("on_train_begin", "on_train_end", "on_save", "on_predict"):
