@@ -21,8 +21,9 @@ from lrm_ext.benchmarks.answered import Answered, read_answered, stated_kind
 from lrm_ext.benchmarks.parse import text_key
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.benchmarks.scoring import score_benchmark
-from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
+from lrm_ext.evaluation.predictions import asked_benchmark
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.languages import list_languages
 from lrm_ext.mixture.permutation import Permutation
@@ -145,7 +146,10 @@ def choose_examples(
     langs = choice.languages or _first_language(common, name)
     if lacking := [lang for lang in langs if (name, lang) not in common]:
         raise ConfigError(f"not every run has answers to {name} in {', '.join(lacking)}")
-    benchmark = get_benchmark(name, benchmark_dir)
+    benchmark = None
+    if benchmark_dir is None:
+        benchmark = asked_benchmark(predictions_dir(settings[0].runs[0]), name)
+    benchmark = benchmark or get_benchmark(name, benchmark_dir)
     english = next((f[name, ENGLISH] for f in files.values() if (name, ENGLISH) in f), None)
     shown: list[Shown] = []
     captions: list[str] = []

@@ -132,6 +132,23 @@ def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
     return BENCHMARKS[name](name)
 
 
+def names_in(folder: Path) -> tuple[str, ...]:
+    """Names of the benchmarks in a folder: its own if it has questions, else its folders' that do.
+
+    Raises:
+        ConfigError: There is no such folder, or there are no questions in it.
+    """
+    if any(folder.glob("*.jsonl")):
+        return (folder.resolve().name,)
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    if names := tuple(one.name for one in inner if one.is_dir() and any(one.glob("*.jsonl"))):
+        return names
+    raise ConfigError(
+        f"no benchmark in {folder}; expected a folder with <lang>.jsonl files, or one of such "
+        "folders"
+    )
+
+
 def open_named(name: str) -> Benchmark:
     """A benchmark by its folder, else one of `BENCHMARKS`.
 

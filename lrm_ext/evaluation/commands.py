@@ -21,7 +21,9 @@ def evaluate(
         ..., help="Folder of a checkpoint (LLaVA's or transformers'), or a name on the hub."
     ),
     model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
-    benchmarks: list[str] = typer.Option(["scenes"], help="Names; repeat, or use commas."),
+    benchmarks: list[str] = typer.Option(
+        [], help="Names; repeat, or use commas. Default: all in --benchmark-dir, else scenes."
+    ),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     limit: int = typer.Option(None, help="About so many questions per benchmark and language."),
     batch_size: int = typer.Option(64, help="Questions asked at once."),
@@ -31,7 +33,7 @@ def evaluate(
         None, help="Folder of the results; <model>/eval, or runs/eval/<name>, by default."
     ),
     benchmark_dir: Path = typer.Option(
-        None, help="A folder of <lang>.jsonl, or of such folders by benchmark name."
+        None, help="A folder of <lang>.jsonl, whose name is the benchmark's, or of such folders."
     ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
+from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,12 @@ class PredictionWriter:
                     self._path.unlink()
 
 
-def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str]) -> None:
+def open_run(
+    folder: Path,
+    identity: Mapping[str, Any],
+    data: Mapping[str, str],
+    folders: Mapping[str, str] | None = None,
+) -> None:
     """Write `run.json`, or check that the answers in a folder are of this very run.
 
     Args:
@@ -215,6 +221,7 @@ def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str])
         identity: What must be equal for the answers to be comparable: model, weights, template,
             generation settings, code version.
         data: SHA-256 by question file. Further files may join a run later.
+        folders: Where benchmarks lie that are not built in, by name; not compared.
 
     Raises:
         ConfigError: `run.json` says otherwise, is unreadable, or is missing beside answers.
@@ -223,10 +230,11 @@ def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str])
     way_out = (
         "answer all questions anew with --fresh, or keep both runs by giving --out another folder"
     )
-    merged = dict(data)
+    merged, places = dict(data), dict(folders or {})
     if path.is_file():
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
+            places = {**run.pop("folders", {}), **places}
             old_data, old = run.pop("data"), run
         except (ValueError, KeyError, AttributeError) as error:
             raise ConfigError(f"{path}: unreadable ({error!r}); {way_out}") from error
@@ -241,7 +249,26 @@ def open_run(folder: Path, identity: Mapping[str, Any], data: Mapping[str, str])
         merged = {**old_data, **data}
     elif any(folder.glob("*.jsonl")):
         raise ConfigError(f"{folder} holds answers but no {RUN_FILE}; {way_out}")
-    write_atomically(path, json.dumps({**identity, "data": merged}, indent=2, ensure_ascii=False))
+    content = {**identity, "data": merged, **({"folders": places} if places else {})}
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
+    """The benchmark that a run was asked: the folder that `run.json` names, or a built-in one.
+
+    Args:
+        folder: The folder of predictions.
+        name: The benchmark's name.
+
+    Returns:
+        None if neither is there. Its questions may have changed since.
+    """
+    try:
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        place = Path(run["folders"][name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return get_benchmark(name) if name in BENCHMARKS else None
+    return open_folder(name, place) if place.is_dir() else None
 
 
 def clear_run(folder: Path) -> None:

@@ -63,7 +63,7 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
     """
     config.validate()
     sets: list[QuestionSet] = []
-    for name in config.benchmarks:
+    for name in config.names():
         benchmark = get_benchmark(name, config.benchmark_dir)
         languages = config.languages or tuple(
             lang for lang in list_languages() if lang in benchmark.languages()

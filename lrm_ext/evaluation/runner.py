@@ -21,7 +21,7 @@ import lrm_ext
 from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import Benchmark
+from lrm_ext.benchmarks.registry import Benchmark, names_in
 from lrm_ext.evaluation.answerer import Answer, Answerer, Request
 from lrm_ext.evaluation.backend import choose_backend
 from lrm_ext.evaluation.predictions import (
@@ -43,6 +43,7 @@ from lrm_ext.languages import list_languages
 
 log = logging.getLogger(__name__)
 
+DEFAULT_BENCHMARK = "scenes"
 # where results go of models that have no folder here
 RESULTS_ROOT = Path("runs") / "eval"
 
@@ -55,7 +56,7 @@ class EvalConfig:
         model_path: Folder of the checkpoint, a name on the Hugging Face hub, or with `base_url` the
             name that a service knows.
         model_base: Base model of a LoRA or projector-only checkpoint.
-        benchmarks: Names of benchmarks.
+        benchmarks: Names of benchmarks; empty for those in `benchmark_dir`, else `scenes`.
         languages: Language codes; empty for all that a benchmark has a file for.
         limit: About how many questions per benchmark and language; None for all.
         batch_size: Questions asked at once.
@@ -77,7 +78,7 @@ class EvalConfig:
 
     model_path: Path
     model_base: str | None = None
-    benchmarks: tuple[str, ...] = ("scenes",)
+    benchmarks: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     limit: int | None = None
     batch_size: int = 64
@@ -102,6 +103,16 @@ class EvalConfig:
         """Folder of answers."""
         return self.results_dir / "predictions"
 
+    def names(self) -> tuple[str, ...]:
+        """Names of the benchmarks, under which answers are filed.
+
+        Raises:
+            ConfigError: `benchmark_dir` has none.
+        """
+        if self.benchmarks or self.benchmark_dir is None:
+            return self.benchmarks or (DEFAULT_BENCHMARK,)
+        return names_in(self.benchmark_dir)
+
     def validate(self) -> None:
         """Check the numbers and names.
 
@@ -118,7 +129,7 @@ class EvalConfig:
             raise ConfigError(
                 f"unknown language {', '.join(unknown)}; choose from {', '.join(known)}"
             )
-        if self.benchmark_dir is not None and len(self.benchmarks) != 1:
+        if self.benchmark_dir is not None and len(self.benchmarks) > 1:
             without = [n for n in self.benchmarks if not (self.benchmark_dir / n).is_dir()]
             if without:
                 raise ConfigError(
@@ -206,7 +217,10 @@ def _open_run(config: EvalConfig, sets: Sequence[QuestionSet], identity: dict[st
     if config.rank is not None:
         settings["generation"] = {"rank": config.rank}
     data = {f"{qs.benchmark.name}/{qs.lang}.jsonl": qs.sha256 for qs in sets}
-    open_run(config.predictions_dir, {**identity, **settings}, data)
+    folders = {}
+    if config.benchmark_dir is not None:
+        folders = {qs.benchmark.name: str(qs.benchmark.folder.resolve()) for qs in sets}
+    open_run(config.predictions_dir, {**identity, **settings}, data, folders)
     gather_parts(config.predictions_dir)
 
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.benchmarks.answered import read_answered, stated_kind
-from lrm_ext.benchmarks.registry import get_benchmark
+from lrm_ext.benchmarks.registry import Benchmark, get_benchmark
 from lrm_ext.benchmarks.scoring import score_benchmark
-from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
+from lrm_ext.evaluation.predictions import asked_benchmark
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.languages.registry import list_languages
 
@@ -216,7 +217,7 @@ def load_runs(
     ordered = sorted(
         rows.values(), key=lambda row: (row.benchmark, (*known, row.lang).index(row.lang))
     )
-    roots = _roots({row.benchmark for row in ordered}, benchmark_dir)
+    roots = _roots(ordered, [predictions_dir(folder) for folder in folders], benchmark_dir)
     return Runs(names, tuple(ordered), roots, Glosses(table))
 
 
@@ -270,17 +271,41 @@ def _add(
         )
 
 
-def _roots(names: set[str], benchmark_dir: Path | None) -> dict[str, Path]:
-    """Folders of pictures; a benchmark that is not at hand is shown without."""
+def _roots(
+    rows: Sequence[Row], runs: Sequence[Path], benchmark_dir: Path | None
+) -> dict[str, Path]:
+    """Folders of images; a benchmark that is not at hand is shown without.
+
+    Answers may be filed under the name of another benchmark, so the folder is the first that has
+    an image of theirs.
+    """
+    images = {row.benchmark: row.image for row in reversed(rows) if row.image}
     roots: dict[str, Path] = {}
-    for name in sorted(names):
-        try:
-            try:
-                roots[name] = get_benchmark(name).image_root
-            except ConfigError:
-                if benchmark_dir is None:
-                    raise
-                roots[name] = get_benchmark(name, benchmark_dir).image_root
-        except UserError as error:
-            log.warning("%s is shown without pictures: %s", name, error)
+    for name, image in images.items():
+        found = [
+            benchmark
+            for benchmark in _candidates(name, runs, benchmark_dir)
+            if benchmark.image_path(image).is_file()
+        ]
+        if found:
+            roots[name] = found[0].image_root
+        else:
+            log.warning(
+                "%s is shown without images: %s is in no folder that is known; name the "
+                "benchmark's with --benchmark-dir", name, image,
+            )  # fmt: skip
     return roots
+
+
+def _candidates(name: str, runs: Sequence[Path], benchmark_dir: Path | None) -> Iterator[Benchmark]:
+    """Benchmarks that answers may be to, best first."""
+    if benchmark_dir is not None:
+        yield get_benchmark(name, benchmark_dir)
+    for run in runs:
+        try:
+            benchmark = asked_benchmark(run, name)
+        except UserError as error:
+            log.warning("%s: %s", run, error)
+            continue
+        if benchmark is not None:
+            yield benchmark

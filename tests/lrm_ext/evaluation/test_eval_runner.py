@@ -8,6 +8,7 @@ import pytest
 from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
+from lrm_ext.benchmarks.registry import names_in
 from lrm_ext.evaluation.predictions import (
     Prediction,
     PredictionWriter,
@@ -17,6 +18,7 @@ from lrm_ext.evaluation.predictions import (
 )
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
+from lrm_ext.inspecting.rows import load_runs
 
 
 def run(config, console, answerer=None):
@@ -221,6 +223,19 @@ def test_questions_without_their_picture_are_wrong_where_they_are_allowed(
     _, croatian = report.benchmarks[0].languages
     assert (croatian.total.num_questions, croatian.total.num_missing) == (9, 6)
     assert croatian.total.accuracy == 3 / 9
+
+
+def test_a_folder_without_a_name_is_filed_under_its_own(config, console, benchmark_dir):
+    unnamed = dataclasses.replace(config, benchmarks=(), blind=False, languages=("en",))
+    (questions,) = run_evaluation(unnamed, console, lambda: FakeAnswerer())
+    assert questions.path(config.predictions_dir, False).name == "toy.en.jsonl"
+    # and is found again by those who show its images
+    assert load_runs([config.results_dir]).roots == {"toy": questions.benchmark.image_root}
+    assert load_runs([config.results_dir], benchmark_dir).roots.keys() == {"toy"}
+    assert names_in(benchmark_dir.parent) == ("toy",)
+    assert dataclasses.replace(unnamed, benchmark_dir=None).names() == ("scenes",)
+    with pytest.raises(ConfigError, match="no benchmark in .*expected a folder with <lang>.jsonl"):
+        names_in(config.model_path)
 
 
 def test_unknown_names_list_the_choices(config, console, benchmark_dir):

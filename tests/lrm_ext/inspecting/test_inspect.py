@@ -123,6 +123,15 @@ def test_only_pictures_of_the_benchmark_are_served(client):
         assert page.get(f"/picture/{path}").status_code in (404, 422), path
 
 
+def test_answers_that_were_filed_under_another_name_find_their_images(tmp_path, benchmarks):
+    run = write_run(tmp_path / "old", [answer(0)])
+    path = run / "predictions" / "own.cs.jsonl"
+    path.rename(path.with_name("scenes.cs.jsonl"))
+    pictures = tmp_path / "pictures"
+    assert load_runs([run], benchmarks / "own").roots == {"scenes": pictures}
+    assert load_runs([run]).roots == {}  # the built-in scenes have no such image
+
+
 def test_another_host_is_refused(client):
     page = client([answer(0)])
     assert page.get("/rows", headers={"host": "example.org"}).status_code == 400
