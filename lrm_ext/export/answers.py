@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava.errors import DataError
@@ -19,6 +19,7 @@ from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.evaluation.compare import answer_files
+from lrm_ext.evaluation.predictions import asked_benchmark
 
 _NUM_SHOWN = 5
 
@@ -36,6 +37,7 @@ class Answers:
         items: The questions.
         texts: Answers by question id.
         written: When the file was last written, UTC: exports of the same file have the same name.
+        is_in_order: Whether `items` are all questions of the benchmark in its order.
     """
 
     benchmark: str
@@ -46,6 +48,7 @@ class Answers:
     items: tuple[Item, ...]
     texts: Mapping[str, str]
     written: datetime.datetime
+    is_in_order: bool = False
 
 
 def read_run(
@@ -60,7 +63,8 @@ def read_run(
         run: The model's folder, or that of its results.
         benchmarks: Names; empty for all.
         languages: Codes; empty for all.
-        benchmark_dir: The benchmarks' folders: with them, questions are complete and in order.
+        benchmark_dir: The benchmarks' folders: with them, questions are complete and in order. By
+            default the folder that `lrm eval` was given, if it is there and has the same questions.
 
     Raises:
         DataError: Nothing fits, a file is damaged, of another version, or lacks answers.
@@ -85,6 +89,8 @@ def _read(name: str, lang: str, path: Path, benchmark_dir: Path | None) -> Answe
         benchmark = get_benchmark(name, benchmark_dir)
         items, version = benchmark.read(lang), benchmark.versions.get(lang, "")
     answered = read_answered(path, kind, lang=lang, items=items, version=version)
+    if items is None and (items := _asked(path, name, lang, answered.items)):
+        answered = replace(answered, items=tuple(items))
     if missing := [i.question_id for i in answered.items if i.question_id not in answered.texts]:
         raise DataError(
             f"{path}: {len(missing)} of {len(answered.items)} questions have no answer "
@@ -101,4 +107,15 @@ def _read(name: str, lang: str, path: Path, benchmark_dir: Path | None) -> Answe
         tuple(answered.items),
         answered.texts,
         written,
+        is_in_order=items is not None,
     )
+
+
+def _asked(path: Path, name: str, lang: str, answered: Sequence[Item]) -> list[Item] | None:
+    """The benchmark's questions in its order, if they are those of a file of answers, and all."""
+    benchmark = asked_benchmark(path.parent, name)
+    if benchmark is None or not benchmark.path(lang).is_file():
+        return None
+    items = benchmark.read(lang)
+    texts = {item.question_id: item.text for item in items}
+    return items if texts == {item.question_id: item.text for item in answered} else None

@@ -1,9 +1,11 @@
-"""Answers as lmms-eval logs (EVAL_SPEC 8): samples, results, and a log that it can replay.
+"""Answers as lmms-eval logs: samples, results, and a log that it can replay.
 
 `<model>/<time>_samples_<task>.jsonl` has a line per question, `<model>/<time>_results.json` the
 scores as `lrm eval` reads them, and `replay/<model>_<task>.json` the form that lmms-eval's model
-`from_log` answers from. A question's number, `doc_id`, is its place in our file: it is lmms-eval's
-own only where the benchmark was imported from the same Parquet files.
+`from_log` answers from. The task is the one that `lmms_eval_tasks.py` writes for the benchmark; a
+benchmark that lmms-eval has itself gets a second replay log under that name. A question's number,
+`doc_id`, is its place in our file: it is lmms-eval's own only where the benchmark was imported from
+the same Parquet files.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from llava.eval.rules import MME_COGNITION
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
+from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.export.answers import Answers
+from lrm_ext.export.lmms_eval_tasks import exported_task
 from lrm_ext.files import write_atomically
 
+_LMMS_EVAL: Final = "lmms-eval"
 # lmms-eval's own names of tasks, by kind and language; others are named after both.
 _TASKS: Final = {
     ("mme", "en"): "mme",
@@ -37,7 +42,7 @@ def task_name(answers: Answers) -> str:
     own = _TASKS.get((answers.kind.name, answers.lang))
     # a small version of a benchmark is not the task of that name
     is_itself = answers.benchmark.replace("-", "_") in (answers.kind.name, own)
-    return own if own and is_itself else f"{answers.benchmark}_{answers.lang}".replace("-", "_")
+    return own if own and is_itself else exported_task(answers.benchmark, answers.lang)
 
 
 def export_lmms_eval(run: Iterable[Answers], out: Path) -> list[Path]:
@@ -63,9 +68,11 @@ def export_lmms_eval(run: Iterable[Answers], out: Path) -> list[Path]:
         )
         path = out / model / f"{stamp}_samples_{task}.jsonl"
         write_atomically(path, "".join(_samples(answers, report)))
-        replay = out / "replay" / f"{model}_{task}.json"
-        write_atomically(replay, json.dumps(_replay(answers, task), ensure_ascii=False))
-        written += [path, replay]
+        written.append(path)
+        for name in dict.fromkeys((task, exported_task(answers.benchmark, answers.lang))):
+            replay = out / "replay" / f"{model}_{name}.json"
+            write_atomically(replay, json.dumps(_replay(answers, name), ensure_ascii=False))
+            written.append(replay)
         results[task] = {
             "alias": task,
             f"{report.headline_name.replace(' ', '_')},none": report.headline,
@@ -91,7 +98,15 @@ def file_name(model: str) -> str:
 
 
 def _samples(answers: Answers, report: ScoreReport) -> Iterable[str]:
-    verdicts = {verdict.key: verdict for verdict in report.verdicts}
+    mode, verdicts = report.mode, report.verdicts
+    if answers.lang == ENGLISH and _LMMS_EVAL in answers.kind.modes:
+        # the entries are lmms-eval's, and so is how it reads an answer
+        mode = _LMMS_EVAL
+        own = score_benchmark(
+            answers.kind, answers.items, answers.texts, lang=answers.lang, mode=mode
+        )
+        verdicts = own.verdicts
+    by_key = {verdict.key: verdict for verdict in verdicts}
     entries = _ENTRIES.get(answers.kind.name, _other)
     for number, item in enumerate(answers.items):
         text = answers.texts[item.question_id]
@@ -102,7 +117,8 @@ def _samples(answers: Answers, report: ScoreReport) -> Iterable[str]:
             "target": item.answer,
             "filtered_resps": [text],
             "doc_hash": hashlib.sha256(doc.encode()).hexdigest(),
-            **entries(item, text, verdicts[item.question_id]),
+            "mode": mode,
+            **entries(item, text, by_key[item.question_id]),
         }
         yield json.dumps(record, ensure_ascii=False) + "\n"
 
@@ -115,18 +131,20 @@ def _mme(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def _pope(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
+    is_read = verdict.parsed in ("yes", "no")
     said = {
         "question_id": item.source_id or item.question_id,
         "score": float(verdict.correct),
-        "prediction": text.strip().lower(),
-        "ground_truth": item.answer.strip().lower(),
+        "prediction": verdict.parsed if is_read else text.strip().lower(),
+        "ground_truth": verdict.gold,
     }
     names = ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
     return {f"pope_{name}": said for name in names}
 
 
 def _seed(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
-    said = {"pred": text, "answer": item.answer, "question_id": item.question_id}
+    letter = verdict.parsed if len(verdict.parsed) == 1 else ""
+    said = {"pred": letter, "answer": item.answer, "question_id": item.question_id}
     return {"seed_image": said, "seed_all": said}
 
 

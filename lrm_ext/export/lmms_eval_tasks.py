@@ -53,14 +53,20 @@ def process(doc, results):
 
 
 def aggregate(answers):
-    """The benchmark's figure over all questions of one language."""
+    """The benchmark's figure over the questions of one language that were asked.
+
+    Under `--limit` the rest of a pair or of a question's rotations is missing, and wrong.
+    """
     items, texts = [], {}
     for answer in answers:
         record = dict(answer["record"], image=answer["record"]["image_path"])
         item = Item.from_record(record, "lmms-eval")
         items.append(item)
         texts[item.question_id] = answer["text"]
-    return score_benchmark(get_kind(KIND), items, texts, lang=items[0].lang).headline
+    report = score_benchmark(
+        get_kind(KIND), items, texts, lang=items[0].lang, allow_missing=True
+    )
+    return report.headline
 '''
 )
 
@@ -86,6 +92,15 @@ metadata:
 """)
 
 
+def exported_task(benchmark: str, lang: str) -> str:
+    """The task's name; answers that are exported for replay are to a task of the same name."""
+    return f"{_group(benchmark)}_{lang}"
+
+
+def _group(benchmark: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in benchmark).lower() + "_lrm"
+
+
 def export_tasks(
     benchmark: Benchmark, out: Path, dataset: str, languages: Sequence[str] = ()
 ) -> list[Path]:
@@ -106,12 +121,12 @@ def export_tasks(
     if out.exists():
         raise ConfigError(f"{out} exists; choose a new folder")
     kind = kind_of_folder(benchmark)
-    stem = "".join(c if c.isalnum() else "_" for c in benchmark.name).lower()
+    group = _group(benchmark.name)
     metric = f"{kind.name}_{kind.headline}".replace(" ", "_").replace("-", "_").lower()
-    files = {"utils.py": _UTILS.substitute(name=stem, kind=kind.name, metric=metric)}
+    files = {"utils.py": _UTILS.substitute(name=group, kind=kind.name, metric=metric)}
     tasks: list[str] = []
     for lang in tuple(languages) or benchmark.languages():
-        tasks.append(f"{stem}_lrm_{lang}")
+        tasks.append(exported_task(benchmark.name, lang))
         files[f"{tasks[-1]}.yaml"] = _YAML.substitute(
             task=tasks[-1],
             dataset=json.dumps(dataset),
@@ -120,8 +135,8 @@ def export_tasks(
             max_new_tokens=_MAX_NEW_TOKENS,
             version=json.dumps(benchmark.versions.get(lang) or "unknown"),
         )
-    group = "\n".join([f"group: {stem}_lrm", "task:", *(f"  - {task}" for task in tasks), ""])
-    files[f"{stem}_lrm.yaml"] = group
+    lines = [f"group: {group}", "task:", *(f"  - {task}" for task in tasks), ""]
+    files[f"{group}.yaml"] = "\n".join(lines)
     for name, text in files.items():
         write_atomically(out / name, text)
     return [out / name for name in files]

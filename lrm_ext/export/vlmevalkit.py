@@ -1,24 +1,26 @@
 """Answers as VLMEvalKit's files (EVAL_SPEC 8): a table with the column `prediction`.
 
 `<model>/T<time>/<model>_<dataset>.xlsx` (or `.tsv`), which the kit scores with `--mode eval
---reuse`. All columns of the benchmark but the picture are there. A question's `index` is the one of
-its own file where that is a number that occurs once, else its place.
+--reuse`. All columns of the benchmark but the image are there, with the kit's labels (`Yes`, `No`).
+A question's `index` is that of the kit's own TSV if the benchmark was imported from it. Else it is
+the benchmark's number if that is unique (MMBench), or the question's place from 0 (SEED-Bench).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.items import LETTERS, Item
+from lrm_ext.benchmarks.items import LETTERS
 from lrm_ext.export.answers import Answers
 from lrm_ext.export.lmms_eval_logs import file_name
-from lrm_ext.files import write_atomically
+from lrm_ext.files import write_atomically, writing
 
 FORMATS: Final = ("xlsx", "tsv")
 # What the kit calls its data sets, by kind and language; others are named after both.
@@ -30,6 +32,10 @@ _DATASETS: Final = {
     ("mmbench", "zh"): "MMBench_DEV_CN",
 }
 _MAX_CELL_CHARS: Final = 32_767
+# the kit compares with what it reads out of an answer, in this spelling
+_LABELS: Final = {"yes": "Yes", "no": "No"}
+
+log = logging.getLogger(__name__)
 
 
 def dataset_name(answers: Answers) -> str:
@@ -62,7 +68,13 @@ def export_vlmevalkit(run: Iterable[Answers], out: Path, form: str = "xlsx") -> 
     model = file_name(every[0].model)
     folder = out / model / f"T{max(answers.written for answers in every):%Y%m%d-%H%M%S}"
     for answers in every:
-        path = folder / f"{model}_{dataset_name(answers)}.{form}"
+        name = dataset_name(answers)
+        path = folder / f"{model}_{name}.{form}"
+        if name in _DATASETS.values() and not answers.is_in_order and not _own_numbers(answers):
+            log.warning(
+                "%s: the kit numbers the questions by their place in the benchmark, which the "
+                "answers do not tell; give --benchmark-dir", path,
+            )  # fmt: skip
         write(path, rows_of(answers))
         written.append(path)
     return written
@@ -70,7 +82,7 @@ def export_vlmevalkit(run: Iterable[Answers], out: Path, form: str = "xlsx") -> 
 
 def rows_of(answers: Answers) -> list[dict[str, Any]]:
     """The table, one question a row; every row has the same columns."""
-    numbers = _indices(answers.items)
+    numbers = _own_numbers(answers) or range(len(answers.items))
     letters = LETTERS[: max((len(item.options) for item in answers.items), default=0)]
     rows: list[dict[str, Any]] = []
     for number, item in zip(numbers, answers.items, strict=True):
@@ -79,21 +91,50 @@ def rows_of(answers: Answers) -> list[dict[str, Any]]:
         if any(one.hint for one in answers.items):
             row["hint"] = item.hint
         row |= {letter: options.get(letter, "") for letter in letters}
-        row["answer"] = item.answer
+        row["answer"] = _LABELS.get(item.answer.lower(), item.answer)
         row["category"] = item.category
         if any(one.supercategory for one in answers.items):
             row["l2-category"] = item.supercategory
         row["image_path"] = item.image
         row["prediction"] = answers.texts[item.question_id]
         rows.append(row)
-    return rows
+    return _joined(rows) if answers.kind.name == "pope" else rows
 
 
-def _indices(items: Sequence[Item]) -> list[int]:
-    own = [item.source_id or item.question_id for item in items]
-    if len(set(own)) == len(own) and all(text.isdecimal() for text in own):
-        return [int(text) for text in own]
-    return list(range(len(items)))
+def _own_numbers(answers: Answers) -> list[int]:
+    """The numbers that the questions' own file gives them; empty if they cannot be the index."""
+    own = [item.source_id or item.question_id for item in answers.items]
+    if not all(text.isdecimal() for text in own):
+        return []
+    numbers = [int(text) for text in own]
+    if answers.kind.name == "pope":
+        # in the kit's TSV, a question that several categories share is one row
+        asked = {(n, i.image_id, i.text) for n, i in zip(numbers, answers.items, strict=True)}
+        return numbers if len(asked) == len(set(numbers)) else []
+    if answers.kind.name == "seed_bench" and set(numbers) != set(range(len(numbers))):
+        # the ids of SEED-Bench.json; the kit counts the questions about images
+        return []
+    return numbers if len(set(numbers)) == len(numbers) else []
+
+
+def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for a question that several categories share, as in the kit's POPE.
+
+    Raises:
+        DataError: It has different answers.
+    """
+    by_index: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        first = by_index.setdefault(row["index"], row)
+        if first is not row:
+            if first["prediction"] != row["prediction"]:
+                raise DataError(
+                    f"question {row['index']} is answered {first['prediction']!r} in "
+                    f"{first['category']} and {row['prediction']!r} in {row['category']}; the kit "
+                    "has one row for both"
+                )
+            first["category"] += f",{row['category']}"
+    return list(by_index.values())
 
 
 def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -128,5 +169,5 @@ def _write_xlsx(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             if isinstance(value, str):
                 # a text that begins with "=" is no formula
                 cell.data_type = "s"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    book.save(path)
+    with writing(path) as partial:
+        book.save(partial)

@@ -1,6 +1,7 @@
 """Answers and benchmarks in other tools' formats say the same as ours."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 from dataclasses import replace
@@ -17,8 +18,10 @@ from lrm_ext.benchmarks.registry import open_named
 from lrm_ext.benchmarks.scoring_files import score_file
 from lrm_ext.cli import app
 from lrm_ext.evaluation.answerer import Answer
+from lrm_ext.evaluation.predictions import open_run
 from lrm_ext.evaluation.runner import _prediction
 from lrm_ext.export.answers import read_run
+from lrm_ext.export.lmms_eval_logs import export_lmms_eval
 from lrm_ext.export.vlmevalkit import export_vlmevalkit, rows_of
 
 TEXTS = ["B", "Odpověď je A.", "=1+1", ""]
@@ -52,18 +55,44 @@ def folder(tmp_path):
     return tmp_path / "bench" / "mm"
 
 
-@pytest.fixture
-def run(tmp_path, folder):
-    """A run as `lrm eval` writes it."""
+def answer(folder, lang, items, texts, out):
+    """A run as `lrm eval` writes it, the last question first."""
     benchmark = open_named(str(folder))
     lines = [
         _prediction(item, Answer(text, 1, "stop"), benchmark, "a/model", False).to_line()
-        for item, text in zip(questions(), TEXTS, strict=True)
+        for item, text in zip(items, texts, strict=True)
     ]
-    path = tmp_path / "run" / "predictions" / "mm.cs.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(lines), encoding="utf-8")
-    return tmp_path / "run"
+    path = out / "predictions" / f"{folder.name}.{lang}.jsonl"
+    open_run(path.parent, {}, {}, {folder.name: str(folder)})
+    path.write_text("".join(reversed(lines)), encoding="utf-8")
+    return out
+
+
+@pytest.fixture
+def run(tmp_path, folder):
+    return answer(folder, "cs", questions(), TEXTS, tmp_path / "run")
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """Write a benchmark in English, answer it, read the answers: `answered(kind, items, texts)`."""
+
+    def make(kind, items, texts):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        folder = tmp_path / kind
+        write_folder(folder, kind, "en", tuple(items), tmp_path / "pictures", tmp_path / "x.tsv")
+        return next(read_run(answer(folder, "en", items, texts, tmp_path / f"run-{kind}")))
+
+    return make
+
+
+def question(kind, number, gold, category, text="What?", image_id="1"):
+    letter = kind == "seed_bench"
+    return Item(
+        f"{category}/{number}", "1.png", text, category, gold, "en",
+        "letter" if letter else "yesno", options=("a", "b") if letter else (),
+        image_id=image_id, source_id=number,
+    )  # fmt: skip
 
 
 def invoke(*args):
@@ -76,7 +105,7 @@ def invoke(*args):
 def test_lmms_eval_samples_and_replay(run, tmp_path):
     out = tmp_path / "logs"
     invoke("predictions", run, "--to", "lmms-eval", "--out", out)
-    (samples,) = out.glob("a_model/*_samples_mm_cs.jsonl")
+    (samples,) = out.glob("a_model/*_samples_mm_lrm_cs.jsonl")
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     assert [row["doc_id"] for row in rows] == [0, 1, 2, 3]
     assert [row["filtered_resps"] for row in rows] == [[text] for text in TEXTS]
@@ -85,10 +114,10 @@ def test_lmms_eval_samples_and_replay(run, tmp_path):
     (results,) = out.glob("a_model/*_results.json")
     found = json.loads(results.read_text(encoding="utf-8"))
     report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
-    assert found["results"]["mm_cs"]["circular_accuracy,none"] == report.headline == 50.0
-    replay = json.loads((out / "replay" / "a_model_mm_cs.json").read_text(encoding="utf-8"))
+    assert found["results"]["mm_lrm_cs"]["circular_accuracy,none"] == report.headline == 50.0
+    replay = json.loads((out / "replay" / "a_model_mm_lrm_cs.json").read_text(encoding="utf-8"))
     assert [log["resps"] for log in replay["logs"]] == [[[text]] for text in TEXTS]
-    assert replay["model_configs"] == {"task": "mm_cs"} and replay["args"]["limit"] is None
+    assert replay["model_configs"] == {"task": "mm_lrm_cs"} and replay["args"]["limit"] is None
 
 
 def test_a_column_for_each_option(run):
@@ -110,11 +139,83 @@ def test_vlmevalkit_tables_give_the_answers_back(run, tmp_path):
     rows = [dict(zip(head, row, strict=True)) for row in cells]
     assert [row["prediction"] or "" for row in rows] == TEXTS
     assert [row["index"] for row in rows] == [0, 1_000_000, 1, 1_000_001]
+    kinds = {cell.column_letter: cell.data_type for cell in sheet[4]}
+    assert kinds["A"] == "n" and set(kinds.values()) == {"n", "s"}
     assert rows[0]["B"] == "hruška" and "image" not in rows[0]
     (table,) = (tmp_path / "kit").glob("a_model/T*/a_model_mm_cs.tsv")
     with table.open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file, delimiter="\t"))
     assert [row["prediction"] for row in read] == TEXTS
+
+
+def test_the_kits_pope_has_its_labels_and_one_row_a_question(answered, tmp_path):
+    golds = [("random", "0", "yes"), ("popular", "0", "yes"), ("popular", "1", "no")]
+    items = [
+        question("pope", number, gold, category, image_id=number, text=f"Is {number} there?")
+        for category, number, gold in golds
+    ]
+    rows = rows_of(answered("pope", items, ["Yes", "Yes", "No, not."]))
+    assert [(row["index"], row["answer"], row["category"]) for row in rows] == [
+        (0, "Yes", "random,popular"), (1, "No", "popular"),
+    ]  # fmt: skip
+    # the owner's ids begin anew in each category: they are no index
+    own = [dataclasses.replace(item, image_id=item.category, source_id="1") for item in items]
+    found = answered("pope", own, ["Yes", "No", "No"])
+    assert [row["index"] for row in rows_of(found)] == [0, 1, 2]
+
+
+def test_the_kit_counts_the_questions_of_seed_bench(answered, tmp_path, caplog):
+    items = [question("seed_bench", number, "A", "1") for number in ("101669", "7", "30")]
+    found = answered("seed_bench", items, ["A", "B", "A"])
+    assert [(row["index"], row["prediction"]) for row in rows_of(found)] == [
+        (0, "A"), (1, "B"), (2, "A"),
+    ]  # fmt: skip
+    export_vlmevalkit([found], tmp_path / "kit", "tsv")
+    assert not caplog.records
+    lost = dataclasses.replace(found, is_in_order=False)
+    (path,) = export_vlmevalkit([lost], tmp_path / "kit", "tsv")
+    assert path.name == "a_model_SEEDBench_IMG.tsv" and "give --benchmark-dir" in caplog.text
+    # its own TSV has these numbers already
+    items = [question("seed_bench", number, "A", "1") for number in ("2", "0", "1")]
+    shuffled = dataclasses.replace(found, items=tuple(items))
+    shuffled = dataclasses.replace(shuffled, texts={item.question_id: "A" for item in items})
+    assert [row["index"] for row in rows_of(shuffled)] == [2, 0, 1]
+
+
+def test_entries_of_lmms_eval_are_read_as_it_reads(answered, tmp_path):
+    items = [question("pope", str(n), "yes", "random", text=f"Is {n}?") for n in range(2)]
+    pope = answered("pope", items, ["Yes", "Yes, it is."])
+    items = [question("seed_bench", str(n), "B", "1") for n in range(2)]
+    seed = answered("seed_bench", items, ["B. Two", "Two"])
+    export_lmms_eval([pope, seed], tmp_path / "logs")
+
+    def read(task):
+        (path,) = (tmp_path / "logs").glob(f"a_model/*_samples_{task}.jsonl")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    rows = read("pope")
+    assert [row["mode"] for row in rows] == ["lmms-eval"] * 2
+    assert [row["pope_accuracy"]["score"] for row in rows] == [1.0, 0.0]
+    assert [row["pope_accuracy"]["prediction"] for row in rows] == ["yes", "yes, it is."]
+    assert [row["seed_image"]["pred"] for row in read("seedbench")] == ["B", ""]
+    (results,) = (tmp_path / "logs").glob("a_model/*_results.json")
+    found = json.loads(results.read_text(encoding="utf-8"))["results"]["pope"]
+    assert (found["mode"], found["mean_F1,none"]) == ("llava", 100.0)
+    # for lmms-eval's own task, and for the one that is exported
+    names = {path.stem for path in (tmp_path / "logs" / "replay").iterdir()}
+    assert names == {
+        "a_model_pope", "a_model_pope_lrm_en", "a_model_seedbench", "a_model_seed_bench_lrm_en",
+    }  # fmt: skip
+
+
+def test_answers_are_in_the_order_of_the_benchmark(run, folder):
+    (answers,) = read_run(run)
+    assert answers.is_in_order and answers.items == questions()
+    # another benchmark lies there now
+    path = folder / "cs.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("stole?", "zemi?"), encoding="utf-8")
+    (answers,) = read_run(run)
+    assert not answers.is_in_order and answers.items[0].question_id == "1000001"
 
 
 def test_ids_that_are_no_numbers_are_counted(run):
@@ -134,7 +235,7 @@ def test_what_cannot_be_exported_is_said(run, folder, tmp_path):
     with pytest.raises(DataError, match="no answers to export; it has mm cs"):
         invoke("predictions", run, "--to", "lmms-eval", "--out", tmp_path, "--languages", "hr")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[:3]), encoding="utf-8")
+    path.write_text("".join(lines[1:]), encoding="utf-8")
     with pytest.raises(DataError, match="1 of 4 questions have no answer"):
         list(read_run(run, benchmark_dir=folder.parent))
     path.write_text("".join(lines).replace('"version": "x-4', '"version": "y-4'), encoding="utf-8")
@@ -204,4 +305,9 @@ def test_task_files_give_our_score(folder, run, tmp_path):
         for doc, text in zip(docs, TEXTS, strict=True)
     ]
     report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
-    assert call(metric["aggregation"], kept) == report.headline
+    assert call(metric["aggregation"], kept) == report.headline == 50.0
+    # under --limit 1 the other rotation is missing, and wrong
+    assert call(metric["aggregation"], kept[:1]) == 0.0
+    invoke("predictions", run, "--to", "lmms-eval", "--out", tmp_path / "logs")
+    (replay,) = (tmp_path / "logs" / "replay").iterdir()
+    assert json.loads(replay.read_text(encoding="utf-8"))["model_configs"]["task"] == task["task"]
