@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -36,5 +37,7 @@ def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
         raise ConfigError(
             f"--out {path}: expected a file that ends with {', '.join(_PLOT_SUFFIXES)}"
         )
+    drawn = io.BytesIO()  # what cannot be drawn touches no file
+    figure.savefig(drawn, dpi=dpi, format=path.suffix[1:])
     with writing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format=path.suffix[1:])
+        partial.write_bytes(drawn.getvalue())

@@ -1,6 +1,7 @@
 """Figures 1, 4 and 6 from made-up runs: what is drawn, what is said, and what is refused."""
 
 import json
+import resource
 
 import pytest
 from answered_runs import WORDS, write_run
@@ -158,12 +159,20 @@ def test_the_commands_write_pictures(runs, tmp_path, benchmark):
         CliRunner().invoke(app, ["figure", "1", base, "--out", "x.gif"], catch_exceptions=False)
 
 
-def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
+def test_a_figure_that_cannot_be_drawn_or_written_leaves_no_file(tmp_path, monkeypatch):
     class Broken:
-        def savefig(self, path, **options):
-            path.touch()
-            raise OSError(28, "No space left on device")
+        def savefig(self, file, **options):
+            file.write(b"half")
+            raise RuntimeError("no glyph")
 
-    with pytest.raises(OSError, match=r"f\.png"):
+    with pytest.raises(RuntimeError, match="no glyph"):
         save_figure(Broken(), tmp_path / "f.png")
+    monkeypatch.setattr(Broken, "savefig", lambda self, file, **options: file.write(b"x" * 200_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"f\.png"):
+            save_figure(Broken(), tmp_path / "f.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
