@@ -8,7 +8,7 @@ one has added has the requests at once, and whatever a corpus of one's own holds
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,10 @@ def built_in_pairs(languages: Sequence[str], num_scenes: int = NUM_SCENES) -> di
 
 
 def corpus_pairs(
-    path: Path, languages: Sequence[str] | None = None, num_sentences: int | None = None
+    path: Path,
+    languages: Sequence[str] | None = None,
+    num_sentences: int | None = None,
+    is_wanted: Callable[[int], bool] = lambda row: True,
 ) -> dict[str, list[Pair]]:
     """Lines of a corpus and their translations; `<image>` and repeated lines are left out.
 
@@ -67,6 +70,7 @@ def corpus_pairs(
         path: Folder of the corpus.
         languages: Codes; None for all of the corpus.
         num_sentences: Stop after so many in each language.
+        is_wanted: Whether a row, by its number, is read.
 
     Raises:
         DataError: It is no corpus, or has no accepted text in one of the languages.
@@ -78,7 +82,7 @@ def corpus_pairs(
     for lang in languages or corpus.languages:
         found: dict[str, str] = {}
         rows = range(len(corpus)) if lang == ENGLISH else corpus.usable_rows(lang)
-        for index in map(int, rows):
+        for index in filter(is_wanted, map(int, rows)):
             if num_sentences is not None and len(found) >= num_sentences:
                 break
             for english, other in _lines(corpus, lang, index):

@@ -26,7 +26,9 @@ def extend_vocab(
     corpus: Path = typer.Option(..., help="A corpus folder with texts in the language."),
     lang: str = typer.Option(..., help="The language that needs pieces."),
     num_pieces: int = typer.Option(2000, min=1, help="At most so many new pieces."),
-    limit: int = typer.Option(100_000, min=1, help="Rows of the corpus to learn from."),
+    limit: int = typer.Option(
+        100_000, min=1, help="Rows of the corpus to learn from; every 20th is held out."
+    ),
     out: Path = typer.Option(..., help="Folder to write; must not exist."),
 ) -> None:
     """Add pieces for a language to a SentencePiece tokenizer and its model.
@@ -41,7 +43,7 @@ def extend_vocab(
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.languages.parallel_text import corpus_pairs, in_common
     from lrm_ext.vocabulary.extend import extend, read_model, write_model, write_tokenizer
-    from lrm_ext.vocabulary.texts import texts_of
+    from lrm_ext.vocabulary.texts import held_out_pairs, texts_of
 
     if (model is None) == (tokenizer is None):
         raise ConfigError("give either --model or --tokenizer")
@@ -51,7 +53,8 @@ def extend_vocab(
     assert folder is not None
     opened = Corpus.open(corpus)
     pieces = read_model(folder)
-    extension = extend(pieces, folder, texts_of(opened, lang, limit), num_pieces)
+    texts = list(texts_of(opened, lang, limit))
+    extension = extend(pieces, folder, texts, num_pieces)
     write_tokenizer(pieces, folder, out)
     if model is not None:
         write_model(model, out, extension)
@@ -61,13 +64,22 @@ def extend_vocab(
         f"{len(extension.pieces):,} new pieces from id {extension.first_id:,} on: {some} ...",
         markup=False,
     )
-    pairs = in_common(corpus_pairs(corpus, None, _NUM_COMPARED))
-    _print_fertility(console, folder, out, pairs)
+    if reason := extension.why_fewer(num_pieces):
+        console.print(reason, markup=False)
+    learnt = {*texts, *(line for text in texts for line in text.splitlines())}
+    pairs = held_out_pairs(corpus, lang, learnt, _NUM_COMPARED)
+    measured_on = "sentences that it was not learnt from"
+    if not pairs:
+        measured_on = "that it was learnt from (no others are left), so too good"
+        pairs = in_common(corpus_pairs(corpus, None, _NUM_COMPARED))
+    _print_fertility(console, folder, out, pairs, measured_on)
     _print_changes(console, load_tokenizer(folder), load_tokenizer(out), pairs)
     console.print(f"saved to {out}")
 
 
-def _print_fertility(console: Console, old: Path, new: Path, pairs: dict[str, list[Pair]]) -> None:
+def _print_fertility(
+    console: Console, old: Path, new: Path, pairs: dict[str, list[Pair]], measured_on: str
+) -> None:
     from rich.table import Table
 
     from lrm_ext.languages.fertility import load_counter, measure
@@ -77,7 +89,8 @@ def _print_fertility(console: Console, old: Path, new: Path, pairs: dict[str, li
         {result.lang: result for result in measure(load_counter(str(folder)), pairs)}
         for folder in (old, new)
     )
-    table = Table("language", title="tokens a sentence", title_justify="left")
+    title = f"tokens a sentence, over {len(next(iter(pairs.values()))):,} {measured_on}"
+    table = Table("language", title=title, title_justify="left")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
     for lang, result in before.items():

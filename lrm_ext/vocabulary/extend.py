@@ -23,7 +23,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint_files import add_rope_theta, read_config
 from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.vocabulary.learn import NewPiece, learn_pieces, split_words
+from lrm_ext.vocabulary.learn import MIN_COUNT, NewPiece, learn_pieces, split_words
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,23 @@ class Extension:
         pieces: In the order of their ids.
         first_id: Id of the first.
         old_ids: By piece: ids of the old pieces that its text consists of.
+        num_words: Words that were read.
     """
 
     pieces: tuple[NewPiece, ...]
     first_id: int
     old_ids: dict[str, tuple[int, ...]]
+    num_words: int = 0
+
+    def why_fewer(self, num_pieces: int) -> str:
+        """Why there are fewer pieces than were asked for; empty if there are not."""
+        if len(self.pieces) >= num_pieces:
+            return ""
+        return (
+            f"{len(self.pieces):,} of {num_pieces:,} pieces: in the {self.num_words:,} words that "
+            f"were read, no other two neighbouring pieces of a word occur {MIN_COUNT} times. More "
+            "text (a larger corpus, --limit) gives more pieces"
+        )
 
 
 def read_model(folder: Path) -> Any:
@@ -112,7 +124,7 @@ def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> E
             for old in (old_ids[part] if part in old_ids else (ids[part],))
         )
     model.trainer_spec.vocab_size = len(model.pieces)
-    return Extension(tuple(pieces), first_id, old_ids)
+    return Extension(tuple(pieces), first_id, old_ids, words.total())
 
 
 def write_tokenizer(model: Any, folder: Path, out: Path) -> None:

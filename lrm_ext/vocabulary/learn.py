@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 # SentencePiece's blank
 BLANK = "\u2581"
+# what is rarer is not worth a row of embeddings
+MIN_COUNT = 2
 
 Word = tuple[str, ...]
 
@@ -35,7 +37,7 @@ class NewPiece:
 
 
 def learn_pieces(
-    words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = 2
+    words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = MIN_COUNT
 ) -> list[NewPiece]:
     """Learn pieces.
 

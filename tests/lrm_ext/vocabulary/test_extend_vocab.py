@@ -1,6 +1,7 @@
 """More pieces for a language: what is learnt, what keeps its id, what rows begin as."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,10 @@ from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
 from lrm_ext.vocabulary.extend import Extension, extend, fill_rows, read_model
 from lrm_ext.vocabulary.learn import BLANK, NewPiece, learn_pieces, split_words
+from lrm_ext.vocabulary.texts import held_out_pairs, texts_of
 
 LLAVA = Path(__file__).parents[2] / "golden" / "llava" / "model" / "tiny-llava"
 SENTENCES = [
@@ -115,9 +117,35 @@ def test_rows_begin_as_the_mean_of_their_parts(extended):
 
 def test_the_command_says_what_it_brings(extended):
     _, said = extended
-    assert "40 new pieces from id 2,000 on" in said or "new pieces from id 2,000 on" in said
+    assert "new pieces from id 2,000 on" in said
+    # all sentences of this corpus are learnt from
+    assert "that it was learnt from (no others are left), so too good" in said
     assert "Croatian" in said and "-" in said
     assert "cut in another way than before: en" in said
+
+
+def test_fewer_pieces_are_explained(extended, corpus):
+    _, said = extended
+    num = int(re.search(r"(\d+) new pieces", said).group(1))
+    assert num < 40 and f"{num} of 40 pieces: in the " in said and "words that were read" in said
+    assert Extension((), 0, {}).why_fewer(0) == ""
+
+
+def test_figures_are_of_text_that_was_not_learnt_from(tmp_path):
+    with CorpusWriter(tmp_path / "c", ("hr",), image_root="..") as writer:
+        for i in range(60):
+            turns = (Turn("human", f"<image>\nQ {i % 50}"), Turn("gpt", f"A {i}"))
+            native = (Turn("human", f"<image>\nP {i % 50}"), Turn("gpt", f"O {i}"))
+            writer.append(CorpusRow(f"r{i}", "a.png", "x", "y", True, turns), {"hr": native})
+    path = tmp_path / "c"
+    texts = set(texts_of(Corpus.open(path), "hr", 1000))
+    assert not {"O 0", "O 20", "O 40"} & texts and "O 1" in texts and len(texts) == 57 + 48
+    pairs = held_out_pairs(path, "hr", texts, 100)
+    # P 0 is asked in another row, too
+    assert [text for _, text in pairs["hr"]] == ["O 0", "P 20", "O 20", "P 40", "O 40"]
+    assert [text for _, text in pairs["en"]] == ["A 0", "Q 20", "A 20", "Q 40", "A 40"]
+    assert len(set(texts_of(Corpus.open(path), "hr", 2))) == 4
+    assert held_out_pairs(path, "hr", {*texts, *(t for _, t in pairs["hr"])}, 100) == {}
 
 
 def test_rows_beyond_the_pieces_are_the_mean():
