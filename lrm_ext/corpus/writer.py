@@ -270,7 +270,9 @@ class CorpusWriter:
         if not self.path.exists():
             return
         if not self._overwrite:
-            raise DataError(f"{self.path} exists already; remove it, or write with overwrite=True.")
+            raise DataError(
+                f"{self.path} exists already; name another folder, or replace it with --overwrite"
+            )
         if not (self.path / META_FILE).is_file() and any(self.path.iterdir()):
             raise DataError(f"{self.path} exists and is not a corpus; it will not be overwritten.")
 

@@ -110,7 +110,7 @@ def test_one_bad_source_spoils_nothing_that_was_there(tmp_path: Path) -> None:
     bad = save(tmp_path / "bad.json", [{"id": "x", "conversations": []}])
     with pytest.raises(DataError, match=r"bad\.json:1, sample 'x'"):
         lrm("corpus", "import", good, bad, "--out", out, "--overwrite")
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="exists already; .* replace it with --overwrite"):
         lrm("corpus", "import", good, "--out", out)
     assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert not list(tmp_path.glob("*.partial"))
