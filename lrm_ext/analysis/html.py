@@ -276,7 +276,7 @@ def _stage_caption(stage: StageCurve) -> str:
 
 
 def _method_section(report: EvalReport) -> str:
-    commands = [report.command, f"lrm report --model {report.model_path}"]
+    commands = [report.command, f"lrm report {report.model_path}"]
     data = "".join(
         f"<tr><td>{escape(benchmark.name)}</td><td>{escape(result.lang)}</td>"
         f"<td><code>{result.sha256[:16]}</code></td></tr>"

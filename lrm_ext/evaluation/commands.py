@@ -97,21 +97,28 @@ def evaluate(
 
 
 def report(
-    model: Path = typer.Option(..., help="Folder of the checkpoint."),
+    run: Path = typer.Argument(None, help="A run: the model's folder, or that of its results."),
+    model: Path = typer.Option(None, help="The model's folder, if its results lie elsewhere."),
     out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
 ) -> None:
     """Print the tables again and render report.html, from the files of an evaluation alone."""
     from rich.console import Console
 
+    from llava.errors import ConfigError
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_report
     from lrm_ext.evaluation.headline import print_headlines
-    from lrm_ext.evaluation.report import EvalReport
+    from lrm_ext.evaluation.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluation.runner import default_results_dir
 
+    given = run or model or out
+    if given is None:
+        raise ConfigError("name a run: lrm report runs/mini")
     console = Console()
-    folder = out or default_results_dir(model)
+    has_report = (given / REPORT_FILE).is_file()
+    folder = out or (given if has_report else default_results_dir(given))
     result = EvalReport.read(folder)
+    model = model or (Path(result.model_path) if has_report else given)
     page = write_report(result, folder, model)
     print_report(result, console)
     print_headlines(result, console)

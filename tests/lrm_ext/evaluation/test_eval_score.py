@@ -8,7 +8,7 @@ import typer
 from toy_benchmark import FakeAnswerer
 from typer.testing import CliRunner
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.evaluation import commands
 from lrm_ext.evaluation.report import EvalReport, mean_accuracy
 from lrm_ext.evaluation.runner import load_questions, run_evaluation
@@ -88,7 +88,11 @@ def test_command_line(config, monkeypatch):
     assert "Croatian" in result.output and "blind" in result.output
     page = config.results_dir / "report.html"
     assert page.is_file()
-    page.unlink()
-    model = ["--model", str(config.model_path)]
-    result = CliRunner().invoke(app, ["report", *model], catch_exceptions=False)
-    assert "Croatian" in result.output and page.is_file()
+    # the folder is named as for `lrm compare` and `lrm inspect`, or as it used to be
+    model, results = str(config.model_path), str(config.results_dir)
+    for named in ([model], [results], ["--model", model], [model, "--out", results]):
+        page.unlink()
+        result = CliRunner().invoke(app, ["report", *named], catch_exceptions=False)
+        assert "Croatian" in result.output and page.is_file()
+    with pytest.raises(ConfigError, match="name a run"):
+        CliRunner().invoke(app, ["report"], catch_exceptions=False)
