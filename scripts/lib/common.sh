@@ -41,9 +41,18 @@ export_process_settings() {
   export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
 }
 
+# End the script, with what to do, if a Python lacks the project's packages; a dry run needs none.
+need_packages() {
+  ((${dry_run:-0})) && return
+  "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
+    torch transformers typer 2>/dev/null ||
+    die "$1 has not the packages of this project (torch, transformers, ...): make an environment" \
+      "with: bash scripts/setup.sh, or name one that has them: PYTHON=/path/to/bin/python"
+}
+
 # The Python that --no-install uses: $PYTHON, the active environment, then the given folders.
 find_python() {
-  local venv
+  local venv python
   if [[ -n ${PYTHON:-} ]]; then
     command -v "$PYTHON" || die "PYTHON=$PYTHON is not a program"
     return
@@ -54,7 +63,9 @@ find_python() {
       return
     fi
   done
-  command -v python3 || die "no python3 found; run without --no-install to make an environment"
+  python=$(command -v python3) || die "no python3 found: make an environment with: bash scripts/setup.sh"
+  need_packages "$python"
+  printf '%s\n' "$python"
 }
 
 # Put a Python's folder first on the PATH, so that `lrm`, `ruff` and the scripts under v1_5 find it.

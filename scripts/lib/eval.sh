@@ -23,6 +23,7 @@ set_up_eval() {
   eval_dir=${EVAL_DIR:-./playground/data/eval}
   python=$(find_python .venv)
   python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")  # some scorers run elsewhere
+  need_packages "$python"
   use_python "$python"
   model_flags=(--model-path "$model_path")
   [[ -z ${MODEL_BASE:-} ]] || model_flags+=(--model-base "$MODEL_BASE")

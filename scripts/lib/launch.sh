@@ -108,6 +108,7 @@ launch() {
     print_command "${command[@]}"
     exit 0
   fi
+  need_packages "$python"
   export_process_settings
   use_python "$python"
   exec "${command[@]}" "${flags[@]}"

@@ -74,11 +74,13 @@ default_num_gpus() {
 # Make or miss what the run reads, before Python starts. Says nothing on a dry run.
 prepare_inputs() {
   ((dry_run)) && return
-  local corpus data adapter path
+  local corpus data adapter path python
   corpus=$(flag_value --corpus_path)
   if [[ $corpus == "$built_in"/* && ! -f $corpus/corpus.toml ]]; then
+    python=$(find_python .venv)
+    need_packages "$python"
     say "Unpacking the built-in corpus."
-    "$(find_python .venv)" -m lrm_ext.cli corpus unpack-emoji
+    "$python" -m lrm_ext.cli corpus unpack-emoji
   fi
   if [[ -n $corpus && ! -f $corpus/corpus.toml ]]; then
     die "$corpus is no corpus: set DATA_PATH to a corpus folder or a LLaVA JSON file (docs/data.md)"

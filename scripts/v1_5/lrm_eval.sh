@@ -31,6 +31,7 @@ if ((dry_run)); then
   printf '\n'
   exit
 fi
+need_packages "$python"
 export_process_settings
 use_python "$python"
 exec "${command[@]}"

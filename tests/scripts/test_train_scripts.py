@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,19 @@ def test_what_is_missing_is_said_before_python_starts(tmp_path: Path) -> None:
     (tmp_path / "corpus.toml").touch()
     result = run("lrm_finetune", DATA_PATH=str(tmp_path), **variables)
     assert result.returncode == 2 and "lrm_pretrain.sh" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["lrm_pretrain", "finetune", "lrm_eval", "eval/mme"])
+def test_a_python_without_the_packages_is_named(tmp_path: Path, script: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n')
+    python.chmod(0o755)
+    result = run(script, PYTHON=str(python), NUM_GPUS="0")
+    assert result.returncode == 2 and not result.stdout.strip()
+    (line,) = result.stderr.splitlines()
+    assert f"{python} has not the packages of this project" in line and "setup.sh" in line
+    if script != "eval/mme":  # a dry run needs none
+        assert run(script, "--dry-run", PYTHON=str(python), NUM_GPUS="0").returncode == 0
 
 
 @pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
