@@ -66,10 +66,10 @@ def open_image(
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"{shown}: the picture cannot be read: {error}") from error
     except Exception as error:  # decoders raise nearly everything at a damaged file
-        raise ImageError(f"{shown}: the picture cannot be read: {explain(error)}") from error
+        raise ImageError(f"{shown}: the picture cannot be read: {image_fault(error)}") from error
 
 
-def explain(error: Exception) -> str:
+def image_fault(error: Exception) -> str:
     """Says what Pillow found wrong with a file, without the name of a Python object."""
     if isinstance(error, UnidentifiedImageError):
         return "it is damaged, or of no format that Pillow knows"

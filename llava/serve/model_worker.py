@@ -26,7 +26,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import ConfigError, DataError, run_command
-from llava.image_file import explain
+from llava.image_file import image_fault
 from llava.image_fit import apply_orientation
 from llava.serve.batch_scheduler import build_scheduler
 from llava.serve.engine import Engine, GenerationRequest, load_engine
@@ -266,7 +266,7 @@ def _decode_image(encoded: Any, index: int) -> Image.Image:
             raise ValueError(f"{num_pixels:,} pixels; expected up to {MAX_PIXELS:,}")
         return apply_orientation(image)
     except Exception as error:  # decoders raise nearly everything at a hostile file
-        raise DataError(f"images[{index}] is no picture: {explain(error)}") from error
+        raise DataError(f"images[{index}] is no picture: {image_fault(error)}") from error
 
 
 app = create_app()
