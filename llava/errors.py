@@ -38,6 +38,18 @@ class TemplateError(UserError):
     """A conversation template is unknown or does not fit the tokenizer."""
 
 
+class ServiceError(UserError):
+    """A service cannot be used: it refuses the key, does not know the model, or is down."""
+
+
+class RejectedError(Exception):
+    """A service refuses this request and may accept others."""
+
+
+class ExhaustedError(Exception):
+    """All tries failed for reasons that may pass."""
+
+
 def explain(error: BaseException) -> str | None:
     """Say in words what a user can mend; None for a mistake of our own.
 

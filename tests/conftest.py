@@ -72,3 +72,9 @@ def llama_tokenizer():
         return built[legacy]
 
     return build
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the client of chat services wait a hundredth of a second before it tries again."""
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)

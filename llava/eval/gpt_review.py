@@ -11,13 +11,17 @@ import argparse
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.errors import DataError
-from llava.eval import openai_chat
+from llava.chat_service import (
+    ChatReply,
+    Limits,
+    ask_each,
+    service_of_environment,
+)
+from llava.errors import DataError, ExhaustedError, RejectedError, ServiceError
 from llava.eval.answers_file import AnswersFile
 from llava.eval.records import field, read_json, read_json_lines, refuse_missing
 
@@ -26,7 +30,8 @@ log = logging.getLogger(__name__)
 JUDGE = "gpt-4-0314"
 TEMPERATURE = 0.2
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
-NUM_THREADS = 4
+NUM_CONCURRENT = 4
+NUM_TRIES = 10
 NO_SCORES = [-1.0, -1.0]
 
 Rules = Mapping[str, Mapping[str, str]]
@@ -192,18 +197,30 @@ def review(
         if num_done == len(contents):
             log.info("%s: all %d reviews are there", args.output, num_done)
             return
-        openai_chat.require_key()
+        service = service_of_environment(Limits(max_tries=NUM_TRIES))
+        texts: dict[int, str] = {}
 
-        def ask(content: str) -> str:
-            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
-            return openai_chat.chat(messages, args.model, TEMPERATURE, args.max_tokens)
+        def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
+            if not isinstance(outcome, ChatReply):
+                raise ServiceError(f"no review from {service.url}: {outcome}")
+            texts[num_done + position] = outcome.text
+            while (i := num_done + len(written)) in texts:
+                written.append(i)
+                reviews.write(_record(i + 1, comparisons[i], categories[i], texts[i]))
 
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            try:
-                for i, text in enumerate(pool.map(ask, contents[num_done:]), num_done):
-                    reviews.write(_record(i + 1, comparisons[i], categories[i], text))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        written: list[int] = []
+        bodies = [_body(args, content) for content in contents[num_done:]]
+        ask_each(service, bodies, NUM_CONCURRENT, keep)
+
+
+def _body(args: argparse.Namespace, content: str) -> dict[str, Any]:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+    return {
+        "model": args.model,
+        "messages": messages,
+        "max_tokens": args.max_tokens,
+        "temperature": TEMPERATURE,
+    }
 
 
 def _record(number: int, comparison: Comparison, category: str, text: str) -> dict[str, Any]:

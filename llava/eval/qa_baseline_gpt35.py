@@ -11,13 +11,13 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import shortuuid
 
-from llava.errors import DataError
-from llava.eval import openai_chat
+from llava.chat_service import ChatReply, Limits, ask_each, service_of_environment
+from llava.errors import ExhaustedError, RejectedError, ServiceError
 from llava.eval.generator import run_main
 from llava.eval.records import field, read_json_lines
 
@@ -26,42 +26,36 @@ log = logging.getLogger(__name__)
 MODEL = "gpt-3.5-turbo"
 MODEL_ID = "gpt-3.5-turbo:20230327"
 SYSTEM = "You are a helpful assistant."
-NUM_THREADS = 32
+NUM_CONCURRENT = 32
 NUM_TRIES = 3
 ERROR = "#ERROR#"
-
-
-def get_answer(question: str, max_tokens: int) -> str:
-    """Ask one question; `#ERROR#` if the server stays busy.
-
-    Raises:
-        ConfigError: there is no key, or the server refuses the request.
-    """
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    try:
-        return openai_chat.chat(messages, MODEL, None, max_tokens, NUM_TRIES)
-    except DataError as error:
-        log.warning("%s", error)
-        return ERROR
 
 
 def answer_file(question: str, output: str, max_tokens: int) -> None:
     """Answer all questions of a file.
 
     Raises:
-        ConfigError: there is no key, or the server refuses the request.
+        ConfigError: there is no key.
+        ServiceError: the service cannot be used.
         DataError: a question lacks a key.
     """
-    openai_chat.require_key()
+    service = service_of_environment(Limits(max_tries=NUM_TRIES))
     asked = {
         field(record, "question_id", where): field(record, "text", where, str)
         for where, record in read_json_lines(question)
     }
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        try:
-            texts = list(pool.map(lambda text: get_answer(text, max_tokens), asked.values()))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    texts = [ERROR] * len(asked)
+
+    def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
+        if isinstance(outcome, RejectedError):
+            raise ServiceError(f"{service.url} refuses a question: {outcome}")
+        if isinstance(outcome, ExhaustedError):
+            log.warning("no answer from %s: %s", service.url, outcome)
+        else:
+            texts[position] = outcome.text
+
+    bodies = [_body(text, max_tokens) for text in asked.values()]
+    ask_each(service, bodies, NUM_CONCURRENT, keep)
     answers = [
         {
             "answer_id": shortuuid.uuid(),
@@ -75,6 +69,11 @@ def answer_file(question: str, output: str, max_tokens: int) -> None:
     target = Path(output).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(json.dumps(answer) for answer in answers), encoding="utf-8")
+
+
+def _body(text: str, max_tokens: int) -> dict[str, Any]:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    return {"model": MODEL, "messages": messages, "max_tokens": max_tokens}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,13 +1,11 @@
 """Ask a model behind OpenAI's chat interface: vLLM, SGLang, our own server, or somebody else's.
 
 In: an address and a model's name. Out: answers as `LlavaAnswerer` gives them. A batch is asked all
-at once, so that the service can batch it in its own way; what may pass (time-outs, 429, 5xx) is
-tried again. Pictures go as data URLs.
+at once, so that the service can batch it in its own way. Pictures go as data URLs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import os
@@ -19,17 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from llava.errors import CheckpointError, ConfigError, DataError
+from llava.chat_service import KEY_VARIABLE, ChatReply, ChatService, Limits, ask_each
+from llava.errors import ConfigError, DataError, ExhaustedError, RejectedError, ServiceError
 from llava.image_file import open_image
 from llava.image_fit import apply_orientation
 from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
-from lrm_ext.translation.engines.base import ExhaustedError, RejectedError
-from lrm_ext.translation.engines.service import Limits, Service
 
 if TYPE_CHECKING:
     from lrm_ext.evaluation.runner import EvalConfig
 
-KEY_VARIABLE: Final = "OPENAI_API_KEY"
 _NUM_KEPT_PICTURES: Final = 256
 _GREY: Final = (127, 127, 127)
 _KINDS: Final = {"JPEG": "image/jpeg", "PNG": "image/png"}
@@ -97,8 +93,7 @@ class ServiceAnswerer:
         self, backend: ServiceBackend, key: str | None, limits: Limits | None = None
     ) -> None:
         self._backend = backend
-        self._key = key
-        self._limits = limits or Limits()
+        self._service = ChatService(backend.base_url, key, limits)
         self._picture_url = lru_cache(_NUM_KEPT_PICTURES)(picture_url)
 
     def num_tokens(self, request: Request) -> int:
@@ -109,35 +104,37 @@ class ServiceAnswerer:
         """See `Answerer`.
 
         Raises:
-            CheckpointError: The service does not answer, or does not know the model.
+            ServiceError: The service does not answer, or does not know the model.
             DataError: It does not take a question.
         """
-        return asyncio.run(self._ask_all(requests))
+        answers: dict[int, Answer] = {}
 
-    async def _ask_all(self, requests: Sequence[Request]) -> list[Answer]:
-        service = Service(self._backend.base_url, self._key, self._limits)
-        try:
-            return list(await asyncio.gather(*(self._ask(service, r) for r in requests)))
-        finally:
-            await service.close()
+        def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
+            answers[position] = self._read(requests[position], outcome)
 
-    async def _ask(self, service: Service, request: Request) -> Answer:
-        body = {
+        ask_each(self._service, [self._body(r) for r in requests], len(requests), keep)
+        return [answers[position] for position in range(len(requests))]
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        return {
             "model": self._backend.model,
             "messages": [{"role": "user", "content": self._content(request)}],
             "max_tokens": self._backend.max_new_tokens,
             "temperature": 0,
         }
-        try:
-            data = await service.post("/chat/completions", body, num_tokens=len(request.text))
-        except RejectedError as error:
-            raise DataError(f"the service does not take {request.text[:80]!r}: {error}") from error
-        except ExhaustedError as error:
-            raise CheckpointError(
-                f"{self._backend.base_url} does not answer: {error}. What was answered before is "
+
+    def _read(
+        self, request: Request, outcome: ChatReply | RejectedError | ExhaustedError
+    ) -> Answer:
+        if isinstance(outcome, RejectedError):
+            raise DataError(f"the service does not take {request.text[:80]!r}: {outcome}")
+        if isinstance(outcome, ExhaustedError):
+            raise ServiceError(
+                f"{self._backend.base_url} does not answer: {outcome}. What was answered before is "
                 "kept; run the same command again to go on"
-            ) from error
-        return _read(data, self._backend.base_url)
+            )
+        reason = "length" if outcome.is_cut else "stop"
+        return Answer(outcome.text.strip(), outcome.num_output_tokens, reason)
 
     def _content(self, request: Request) -> list[dict[str, Any]]:
         picture = {"type": "image_url", "image_url": {"url": self._picture_url(request.image)}}
@@ -175,17 +172,3 @@ def _as_png(picture: Image.Image) -> str:
 
 def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _read(data: dict[str, Any], base_url: str) -> Answer:
-    try:
-        choice = data["choices"][0]
-        text = str(choice["message"]["content"] or "")
-    except (KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(
-            f"{base_url}: expected a chat completion, found {str(data)[:200]}"
-        ) from error
-    usage = data.get("usage") or {}
-    stopped = choice.get("finish_reason") != "length"
-    num_new_tokens = int(usage.get("completion_tokens") or 0)
-    return Answer(text.strip(), num_new_tokens, "stop" if stopped else "length")

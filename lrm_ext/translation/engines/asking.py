@@ -15,18 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from llava.chat_service import ChatReply, ChatService
+from llava.errors import ExhaustedError, RejectedError, ServiceError
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
-    ExhaustedError,
     Outcome,
-    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import read_answer
-from lrm_ext.translation.engines.service import Service
 
 # Requests in a row that nobody answers before the service is taken to be down.
 _MAX_SILENT = 3
@@ -44,8 +43,8 @@ class ChatEngine(Protocol):
         """About what a request will cost."""
         ...
 
-    def usage_of(self, data: Mapping[str, Any]) -> Usage:
-        """What an answer cost."""
+    def usage_of(self, reply: ChatReply) -> Usage:
+        """What a reply cost."""
         ...
 
     def reserve(self, estimate: Usage) -> None:
@@ -70,13 +69,17 @@ class _Handed(NamedTuple):
 
 
 def ask(
-    engine: ChatEngine, service: Service, segments: Sequence[Segment], size: int, concurrency: int
+    engine: ChatEngine,
+    service: ChatService,
+    segments: Sequence[Segment],
+    size: int,
+    concurrency: int,
 ) -> Iterator[Reply]:
     """Have segments translated by a chat service.
 
     Args:
         engine: Makes requests and keeps the accounts.
-        service: Where they go; it is closed at the end.
+        service: Where they go; it is connected meanwhile.
         segments: What to translate.
         size: Segments in a request.
         concurrency: Requests under way at once.
@@ -104,7 +107,7 @@ class _Asking:
     def __init__(
         self,
         engine: ChatEngine,
-        service: Service,
+        service: ChatService,
         segments: Sequence[Segment],
         size: int,
         concurrency: int,
@@ -155,10 +158,8 @@ class _Asking:
         await is_kept
 
     async def _all(self) -> None:
-        try:
+        async with self._service:
             await asyncio.gather(*(self._worker() for _ in range(self._concurrency)))
-        finally:
-            await self._service.close()
 
     async def _worker(self) -> None:
         while self._work and self._fault is None:
@@ -179,6 +180,8 @@ class _Asking:
                 usage = await self._request(work, body, estimate)
             except EngineError as error:
                 self._fault = error
+            except ServiceError as error:
+                self._fault = EngineError(str(error))
             finally:
                 self._num_under_way -= 1
                 self._engine.settle(estimate, usage)
@@ -186,7 +189,7 @@ class _Asking:
     async def _request(self, work: _Work, body: Mapping[str, Any], estimate: Usage) -> Usage:
         num_tokens = estimate.input_tokens + estimate.output_tokens
         try:
-            data = await self._service.post("/chat/completions", body, num_tokens)
+            reply = await self._service.ask(body, num_tokens)
         except RejectedError as error:
             await self._halve(work, f"rejected: {error}")
         except ExhaustedError as error:
@@ -200,14 +203,14 @@ class _Asking:
             await self._halve(work, f"no answer: {error}")
         else:
             self._num_silent = 0
-            usage = self._engine.usage_of(data)
-            await self._read(work, data, usage)
+            usage = self._engine.usage_of(reply)
+            await self._read(work, reply, usage)
             return usage
         return Usage()
 
-    async def _read(self, work: _Work, data: Mapping[str, Any], usage: Usage) -> None:
+    async def _read(self, work: _Work, reply: ChatReply, usage: Usage) -> None:
         """Hand on what was answered, and ask again for the rest."""
-        content, refusal = content_of(data)
+        content, refusal = reply.text, reply.refusal
         found = {} if refusal else read_answer(content, len(work.indices))
         outcomes = [Outcome(work.indices[k], text) for k, text in found.items()]
         rest = tuple(i for k, i in enumerate(work.indices) if k not in found)
@@ -234,16 +237,3 @@ class _Asking:
         middle = len(indices) // 2
         self._work.append(_Work(indices[:middle], num_useless))
         self._work.append(_Work(indices[middle:], num_useless))
-
-
-def content_of(data: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What the model said, and why it refused if it did."""
-    try:
-        choice = data["choices"][0]
-        message = choice["message"]
-        refusal = message.get("refusal")
-        if choice.get("finish_reason") == "content_filter":
-            refusal = refusal or "content filter"
-        return str(message.get("content") or ""), str(refusal) if refusal else None
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return str(data)[:200], None

@@ -31,14 +31,6 @@ class BudgetError(EngineError):
     """The budget is spent."""
 
 
-class RejectedError(Exception):
-    """The service will not take this request, and others perhaps yes."""
-
-
-class ExhaustedError(Exception):
-    """All tries failed for reasons that may pass."""
-
-
 @dataclass(frozen=True, slots=True)
 class Segment:
     """What an engine is asked to translate.

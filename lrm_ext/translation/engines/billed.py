@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, ExhaustedError, RejectedError
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
-    ExhaustedError,
     Ledger,
     OptionValue,
     Outcome,
-    RejectedError,
     Reply,
     Segment,
     Usage,

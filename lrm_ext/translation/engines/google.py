@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrm_ext.translation.engines.base import EngineError, EngineSpec, Ledger, RejectedError
+from llava.errors import RejectedError
+from lrm_ext.translation.engines.base import EngineError, EngineSpec, Ledger
 from lrm_ext.translation.engines.billed import (
     BilledEngine,
     BilledOptions,

@@ -13,29 +13,39 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from llava.chat_service import (
+    ChatReply,
+    ChatService,
+    NotFoundError,
+    is_completion,
+    read_json_lines,
+    read_reply,
+)
+from llava.errors import ExhaustedError, RejectedError, ServiceError
 from lrm_ext.translation.cache import Answer, Keys
-from lrm_ext.translation.engines.asking import ChatEngine, ask, content_of
+from lrm_ext.translation.engines.asking import ChatEngine, ask
 from lrm_ext.translation.engines.base import (
     BudgetError,
     Engine,
     EngineError,
-    ExhaustedError,
     Ledger,
     Outcome,
-    RejectedError,
     Reply,
     Segment,
     Usage,
 )
 from lrm_ext.translation.engines.chat import read_answer
-from lrm_ext.translation.engines.service import NotFoundError, Service
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
 
+_TAG = "lrm_job"  # the key of our tag in a job's metadata
 _DONE = ("completed", "expired", "cancelled")
 _MAX_ROUNDS = 3  # jobs in which a segment may come to nothing before it is asked directly
 _T = TypeVar("_T")
@@ -103,7 +113,7 @@ class Job:
 
 def ask_in_jobs(
     engine: JobEngine,
-    make_service: Callable[[], Service],
+    service: ChatService,
     ledger: Ledger,
     keys: Keys,
     segments: Sequence[Segment],
@@ -113,7 +123,7 @@ def ask_in_jobs(
 
     Args:
         engine: Makes requests and keeps the accounts.
-        make_service: Connects to the service.
+        service: Where they go; it is connected meanwhile.
         ledger: Knows the jobs of earlier runs.
         keys: Names segments.
         segments: What to translate.
@@ -123,7 +133,7 @@ def ask_in_jobs(
         EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
             way are found again by the next run.
     """
-    working = _Working(engine, make_service(), ledger, keys, segments, plan)
+    working = _Working(engine, service, ledger, keys, segments, plan)
     try:
         yield from working.replies()
     finally:
@@ -132,7 +142,7 @@ def ask_in_jobs(
     if open_segments and working.fault is None:
         asked = [segments[i] for i in open_segments]
         size, concurrency = plan.segments_per_request, plan.concurrency
-        for reply in ask(engine, make_service(), asked, size, concurrency):
+        for reply in ask(engine, service, asked, size, concurrency):
             moved = (replace(o, index=open_segments[o.index]) for o in reply.outcomes)
             yield Reply(tuple(moved), reply.usage)
     if working.fault is not None:
@@ -143,7 +153,7 @@ class _Working:
     def __init__(
         self,
         engine: JobEngine,
-        service: Service,
+        service: ChatService,
         ledger: Ledger,
         keys: Keys,
         segments: Sequence[Segment],
@@ -157,6 +167,7 @@ class _Working:
         self._segments = segments
         self._plan = plan
         self._loop = asyncio.new_event_loop()
+        service.connect()
 
     def replies(self) -> Iterator[Reply]:
         """Wait for old jobs, and make new ones while much is open."""
@@ -223,21 +234,27 @@ class _Working:
         self, lines: Sequence[str], requests: Sequence[tuple[bytes, ...]], estimate: Usage
     ) -> Job:
         data = ("\n".join(lines) + "\n").encode()
-        uploaded = self._do(self._service.upload("/files", {"purpose": "batch"}, data))
+        client = self._service.client
+        file = ("requests.jsonl", data, "application/jsonl")
+        uploaded = self._do(client.files.create(file=file, purpose="batch"))
         job = Job(uuid.uuid4().hex, None, tuple(requests), estimate)
         self._note(job)
-        body = {
-            "input_file_id": uploaded["id"],
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-            "metadata": {"lrm_job": job.tag},
-        }
+
+        def make(client: AsyncOpenAI) -> str:
+            made = client.batches.create(
+                input_file_id=uploaded.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={_TAG: job.tag},
+            )
+            return self._do(made).id
+
         try:
-            made = self._do(self._service.post("/batches", body, 0, max_tries=1))["id"]
+            job_id = make(client.with_options(max_retries=0))
         except EngineError:
             # the answer may be what was lost, not the request
-            made = self._find(job.tag) or self._do(self._service.post("/batches", body, 0))["id"]
-        job = replace(job, id=made)
+            job_id = self._find(job.tag) or make(client)
+        job = replace(job, id=job_id)
         self._note(job)
         log.info("job %s: %d requests", job.id, len(requests))
         return job
@@ -246,32 +263,38 @@ class _Working:
         waiting = list(jobs)
         while waiting:
             for job in tuple(waiting):
-                try:
-                    state = self._do(self._service.get(f"/batches/{job.id}"))
-                except NotFoundError:
-                    log.warning("the service has forgotten job %s; it is asked again", job.id)
-                    state = {"status": "expired"}
-                if state.get("status") == "failed":
-                    self._note(job, False)
-                    raise EngineError(f"job {job.id} failed: {json.dumps(state.get('errors'))}")
-                if state.get("status") not in _DONE:
+                status, output_file = self._look_at(job)
+                if status not in _DONE:
                     continue
                 waiting.remove(job)
-                yield from self._collect(job, state)
+                yield from self._collect(job, output_file)
                 self._note(job, False)  # now what it brought is in the cache
             if waiting:
                 time.sleep(self._plan.poll_s)
 
-    def _collect(self, job: Job, state: Mapping[str, Any]) -> Iterator[Reply]:
+    def _look_at(self, job: Job) -> tuple[str, str | None]:
+        """How far a job is, and the name of the file of its answers."""
+        assert job.id is not None, "only jobs that the service has are waited for"
+        try:
+            state = self._do(self._service.client.batches.retrieve(job.id))
+        except NotFoundError:
+            log.warning("the service has forgotten job %s; it is asked again", job.id)
+            return "expired", None
+        if state.status == "failed":
+            self._note(job, False)
+            raise EngineError(f"job {job.id} failed: {json.dumps(state.to_dict().get('errors'))}")
+        return state.status, state.output_file_id
+
+    def _collect(self, job: Job, output_file: str | None) -> Iterator[Reply]:
         usage = Usage()
         answers: dict[bytes, Answer] = {}
-        name = state.get("output_file_id")
-        for line in self._do(self._service.get_lines(f"/files/{name}/content")) if name else ():
+        for line in self._lines(output_file):
             asked = job.requests[int(line["custom_id"])]
             response = line.get("response") or {}
-            if response.get("status_code") == 200 and isinstance(response.get("body"), dict):
-                usage += self._engine.usage_of(response["body"])
-                answers.update(_read(asked, response["body"]))
+            if response.get("status_code") == 200 and is_completion(response.get("body")):
+                reply = read_reply(response["body"])
+                usage += self._engine.usage_of(reply)
+                answers.update(_read(asked, reply))
         self._engine.settle(job.estimate, usage)
         # killed between the two commits, we have read this job before
         known = self._ledger.get_many(list(answers))
@@ -287,18 +310,21 @@ class _Working:
             del self.open[key]
         log.info("job %s: %d answers, %d segments are open", job.id, len(fresh), len(self.open))
 
+    def _lines(self, file: str | None) -> list[dict[str, Any]]:
+        if not file:
+            return []
+        return read_json_lines(self._do(self._service.client.files.content(file)).text)
+
     def _find(self, tag: str) -> str | None:
         """The service's name for a job that has our tag."""
-        after = ""
-        while True:
-            page = self._do(self._service.get(f"/batches?limit=100{after}"))
-            jobs = page.get("data") or []
-            for job in jobs:
-                if (job.get("metadata") or {}).get("lrm_job") == tag:
-                    return str(job["id"])
-            if not jobs or not page.get("has_more"):
-                return None
-            after = f"&after={jobs[-1]['id']}"
+
+        async def find() -> str | None:
+            async for job in self._service.client.batches.list(limit=100):
+                if (job.metadata or {}).get(_TAG) == tag:
+                    return job.id
+            return None
+
+        return self._do(find())
 
     def _note(self, job: Job, is_open: bool = True) -> None:
         name = f"{self._plan.scope} {job.tag}"
@@ -306,18 +332,20 @@ class _Working:
 
     def _do(self, request: Coroutine[Any, Any, _T]) -> _T:
         try:
-            return self._loop.run_until_complete(request)
-        except (ExhaustedError, RejectedError) as error:
+            with self._service.plain_errors():
+                return self._loop.run_until_complete(request)
+        except NotFoundError:
+            raise
+        except (ExhaustedError, RejectedError, ServiceError) as error:
             raise EngineError(
                 f"the service does not do what batch mode needs: {error}. Jobs under way are kept; "
                 "run again to go on."
             ) from error
 
 
-def _read(asked: Sequence[bytes], body: Mapping[str, Any]) -> dict[bytes, Answer]:
+def _read(asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, Answer]:
     """The answers to one request."""
-    content, refusal = content_of(body)
-    if refusal:
-        return {asked[0]: Answer(None, f"refused: {refusal}")} if len(asked) == 1 else {}
-    found = read_answer(content, len(asked))
+    if reply.refusal:
+        return {asked[0]: Answer(None, f"refused: {reply.refusal}")} if len(asked) == 1 else {}
+    found = read_answer(reply.text, len(asked))
     return {asked[position]: Answer(text, None) for position, text in found.items()}

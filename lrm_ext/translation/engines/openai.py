@@ -11,10 +11,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.languages.registry import list_languages
 from lrm_ext.translation.cache import Keys
@@ -22,10 +21,8 @@ from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
     EngineSpec,
-    ExhaustedError,
     Ledger,
     OptionValue,
-    RejectedError,
     Reply,
     Segment,
     Usage,
@@ -33,7 +30,7 @@ from lrm_ext.translation.engines.base import (
 from lrm_ext.translation.engines.chat import PROMPT_VERSION, messages
 
 if TYPE_CHECKING:
-    from lrm_ext.translation.engines.service import Service
+    from llava.chat_service import ChatReply, ChatService
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +71,8 @@ class OpenAIOptions:
         concurrency: Requests under way at once.
         timeout_s: Longest wait for one answer.
         max_tries: Tries for one request.
-        first_wait_s: Wait before the second try; it doubles.
+        first_wait_s: Without effect, for commands that set it: the wait before the second try is
+            half a second, doubles, and is what the service asks for where it says so.
         requests_per_minute: Rate limit.
         tokens_per_minute: Rate limit.
         usd_per_million_input: Price of tokens sent.
@@ -142,6 +140,7 @@ class OpenAIEngine:
         self._ledger = ledger
         self._spent = Usage()
         self._pending = Usage()
+        self._service = _service(options)
         self.version = options.model
         self.rows_ahead = options.batch_rows if options.batch else 0
         self.options: Mapping[str, OptionValue] = {
@@ -156,13 +155,12 @@ class OpenAIEngine:
         options = self._options
         if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
             raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
-        service = _service(options)  # it says if httpx is missing
         from lrm_ext.translation.engines.asking import ask
         from lrm_ext.translation.engines.jobs import Plan, ask_in_jobs
 
         size, concurrency = options.segments_per_request, options.concurrency
         if not options.batch:
-            yield from ask(self, service, segments, size, concurrency)
+            yield from ask(self, self._service, segments, size, concurrency)
             return
         keys = Keys(self, self._source, self._target)
         plan = Plan(
@@ -174,8 +172,7 @@ class OpenAIEngine:
             poll_s=options.poll_s,
             concurrency=concurrency,
         )
-        connect = partial(_service, options)
-        yield from ask_in_jobs(self, connect, self._ledger, keys, segments, plan)
+        yield from ask_in_jobs(self, self._service, self._ledger, keys, segments, plan)
 
     def close(self) -> None:
         """Nothing stays open between batches."""
@@ -196,12 +193,9 @@ class OpenAIEngine:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def usage_of(self, data: Mapping[str, Any]) -> Usage:
-        """What an answer cost."""
-        usage = data.get("usage")
-        counts = usage if isinstance(usage, dict) else {}
-        tokens = [counts.get(key) for key in ("prompt_tokens", "completion_tokens")]
-        sent, received = (n if isinstance(n, int) else 0 for n in tokens)
+    def usage_of(self, reply: ChatReply) -> Usage:
+        """What a reply cost."""
+        sent, received = reply.num_input_tokens, reply.num_output_tokens
         return Usage(1, sent, received, self._price(sent, received))
 
     def estimate(self, body: Mapping[str, Any]) -> Usage:
@@ -276,17 +270,13 @@ def _only_model(options: OpenAIOptions) -> str:
             f"engine {_NAME!r} needs --model NAME, and --base-url unless it is {_HOSTED}."
         )
 
-    async def ask() -> dict[str, Any]:
-        service = _service(options)
-        try:
-            return await service.get("/models")
-        finally:
-            await service.close()
+    async def ask() -> list[str]:
+        async with _service(options) as service:
+            return await service.models()
 
     try:
-        data = asyncio.run(ask())
-        names = [str(entry["id"]) for entry in data["data"]]
-    except (EngineError, ExhaustedError, RejectedError, KeyError, TypeError) as error:
+        names = asyncio.run(ask())
+    except (ServiceError, ExhaustedError, RejectedError) as error:
         raise EngineError(
             f"{options.base_url} does not say which model it has ({error}); name it with "
             "--model NAME."
@@ -299,20 +289,16 @@ def _only_model(options: OpenAIOptions) -> str:
     return names[0]
 
 
-def _service(options: OpenAIOptions) -> Service:
-    try:
-        from lrm_ext.translation.engines.service import Limits, Service
-    except ImportError as error:
-        raise EngineError(f"engine {_NAME!r} needs httpx: {SPEC.install}") from error
+def _service(options: OpenAIOptions) -> ChatService:
+    from llava.chat_service import ChatService, Limits
+
     limits = Limits(
         timeout_s=options.timeout_s,
         max_tries=options.max_tries,
-        first_wait_s=options.first_wait_s,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
     )
-    key = os.environ.get(options.key_variable)
-    return Service(options.base_url.rstrip("/"), key, limits)
+    return ChatService(options.base_url, os.environ.get(options.key_variable), limits)
 
 
 SPEC = EngineSpec(
@@ -323,5 +309,4 @@ SPEC = EngineSpec(
     options=OpenAIOptions,
     build=_build,
     languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
-    install="pip install 'lrm-llava[translate]'",
 )

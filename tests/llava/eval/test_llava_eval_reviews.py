@@ -14,7 +14,6 @@ from llava.eval import (
     eval_science_qa_gpt4,
     eval_science_qa_gpt4_requery,
     gpt_review,
-    openai_chat,
     qa_baseline_gpt35,
     summarize_gpt_review,
 )
@@ -33,7 +32,7 @@ class FakeApi:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                api.requests.append((self.path, self.headers["Authorization"], body))
+                api.requests.append((self.path, self.headers["authorization"], body))
                 status, text = api.reply(body)
                 data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
                 self.send_response(status)
@@ -52,14 +51,13 @@ class FakeApi:
 
 
 @pytest.fixture
-def api(monkeypatch):
+def api(monkeypatch, quick_retries):
     fake = FakeApi()
     thread = threading.Thread(target=fake.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     host, port = fake.server.server_address
     monkeypatch.setenv("OPENAI_API_BASE", f"http://{host}:{port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    monkeypatch.setattr(openai_chat, "PAUSE_S", 0.0)
     yield fake
     fake.server.shutdown()
     fake.server.server_close()
@@ -163,17 +161,17 @@ def test_answers_in_another_order(write_lines):
         gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
 
 
-def test_busy_and_refusing_server(api):
-    replies = iter([(429, ""), (503, ""), (200, "ok")])
-    api.reply = lambda body: next(replies)
-    messages = [{"role": "user", "content": "Q"}]
-    assert openai_chat.chat(messages, "m", None, 5) == "ok" and len(api.requests) == 3
+def test_busy_and_refusing_service(api, review, tmp_path):
+    replies = iter([(429, ""), (503, "")])
+    api.reply = lambda body: next(replies, (200, "8 6"))
+    review(eval_gpt_review)
+    assert len(api.requests) == 4
     api.reply = lambda body: (401, "bad key")
-    with pytest.raises(ValueError, match=r"refuses the request for model 'm' \(401: .*bad key"):
-        openai_chat.chat(messages, "m", None, 5)
+    with pytest.raises(SystemExit, match="key is refused: HTTP 401: .*bad key"):
+        review(eval_gpt_review, "--fresh")
     api.reply = lambda body: (500, "down")
-    with pytest.raises(ValueError, match="after 2 tries .500"):
-        openai_chat.chat(messages, "m", None, 5, num_tries=2)
+    with pytest.raises(SystemExit, match="no review from http.*HTTP 500: .*10 tries"):
+        review(eval_gpt_review, "--fresh")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from hub_models import write_instructblip, write_qwen2_vl
 from PIL import ExifTags, Image
 
-from llava.errors import CheckpointError, ConfigError
+from llava.chat_service import Limits
+from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.image_file import open_image
 from lrm_ext.evaluation.answerer import Request
 from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
@@ -20,7 +21,6 @@ from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
 from lrm_ext.evaluation.transformers_models import TransformersBackend
 from lrm_ext.export.to_hf import export_hf
-from lrm_ext.translation.engines.service import Limits
 
 
 def texts(config):
@@ -98,7 +98,7 @@ class ChatServer:
 
 
 @pytest.fixture
-def chat():
+def chat(quick_retries):
     server = ChatServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -167,21 +167,21 @@ def test_a_service_sees_what_our_models_see(kind, tmp_path):
 def test_what_may_pass_is_tried_again(chat, benchmark_dir):
     chat.replies = [(429, {"error": "slow down"}), (503, {"error": "busy"})]
     backend = ServiceBackend(chat.url, "mini", 9)
-    answerer = ServiceAnswerer(backend, None, Limits(first_wait_s=0.01))
+    answerer = ServiceAnswerer(backend, None)
     (answer,) = answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
     assert answer.text == "Da?" and len(chat.bodies) == 3
 
 
-def test_a_service_that_is_down_says_so(benchmark_dir):
+def test_a_service_that_is_down_says_so(benchmark_dir, quick_retries):
     backend = ServiceBackend("http://127.0.0.1:1/v1", "mini", 9)
-    answerer = ServiceAnswerer(backend, None, Limits(first_wait_s=0.01, max_tries=2))
-    with pytest.raises(CheckpointError, match="does not answer"):
+    answerer = ServiceAnswerer(backend, None, Limits(max_tries=2))
+    with pytest.raises(ServiceError, match="does not answer"):
         answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
 
 
 def test_something_else_than_a_chat_completion(chat, benchmark_dir):
-    chat.replies = [(200, {"hello": 1})]
-    with pytest.raises(CheckpointError, match="expected a chat completion, found"):
+    chat.replies = [(200, {"hello": 1})] * 6
+    with pytest.raises(ServiceError, match="expected a chat completion, found"):
         ServiceBackend(chat.url, "mini", 9).load().answer(
             [Request("Da?", "hr", benchmark_dir / "0.png")]
         )

@@ -28,7 +28,7 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[ChatService], ChatService]]:
+def serve(quick_retries: None) -> Iterator[Callable[[ChatService], ChatService]]:
     """Start a service: `serve(ChatService(table))`; its `url` is set."""
     servers: list[ThreadingHTTPServer] = []
 

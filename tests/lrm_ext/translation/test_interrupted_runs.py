@@ -141,7 +141,7 @@ def num_parts(corpus: Path, lang: str) -> int:
 
 
 def chat_options(service: ChatService, cache: Path, **options: object) -> list[str]:
-    settings = {"base_url": service.url, "model": "m", "concurrency": 2, "first_wait_s": 0.01}
+    settings = {"base_url": service.url, "model": "m", "concurrency": 2}
     texts = [f"--option={name}={value}" for name, value in {**settings, **options}.items()]
     return ["--engine", "openai", "--no-check", "--cache", str(cache), *texts]
 
@@ -225,7 +225,7 @@ def test_two_runs_on_one_corpus_take_turns(
 
 
 def run(corpus: Path, service: ChatService, cache: Path, **options: str) -> object:
-    settings = {"base_url": service.url, "model": "m", "first_wait_s": "0.01", "timeout_s": "5"}
+    settings = {"base_url": service.url, "model": "m", "timeout_s": "5"}
     return translate_corpus(
         Job(corpus, "hr", (("openai", {**settings, **options}),), cache, checks=False)
     )

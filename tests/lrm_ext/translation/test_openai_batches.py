@@ -39,7 +39,7 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 
 def make(service: BatchService, cache: Cache, **options: Any) -> OpenAIEngine:
-    settings = {"batch": True, "batch_fewest": 5, "poll_s": 0.01, "first_wait_s": 0.01, **options}
+    settings = {"batch": True, "batch_fewest": 5, "poll_s": 0.01, **options}
     return OpenAIEngine(OpenAIOptions("m", service.url, **settings), "en", "cs", cache)
 
 
@@ -225,7 +225,7 @@ def test_a_service_without_batch_mode(
     service = BatchService(TABLE)
     serve(service)
     service._POST_files = lambda name, data: Answer(405, b"no")  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match="not accepted.*405"):
+    with pytest.raises(EngineError, match="does not do what batch mode needs: .*not accepted.*405"):
         run(make(service, cache), cache)
 
 

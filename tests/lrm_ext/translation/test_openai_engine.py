@@ -43,7 +43,7 @@ def iterate(service: ChatService, texts: list[str], **options: Any):
 
 
 def make(service: ChatService, ledger: Any = None, **options: Any) -> OpenAIEngine:
-    settings = {"timeout_s": 5.0, "first_wait_s": 0.01, "concurrency": 4, **options}
+    settings = {"timeout_s": 5.0, "concurrency": 4, **options}
     chosen = OpenAIOptions("m", service.url, **settings)
     return OpenAIEngine(chosen, "en", "cs", ledger or NoLedger())
 
@@ -218,7 +218,7 @@ def test_what_will_not_pass_is_said_at_once(
     assert "secret-key" not in str(caught.value)
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(quick_retries: None) -> None:
     service = ChatService({})
     service.url = "http://127.0.0.1:9/v1"
     with pytest.raises(EngineError, match="does not answer: Connect"):
@@ -308,7 +308,7 @@ def test_rules_name_languages_from_the_registry() -> None:
 
 def test_the_only_model_of_a_service_is_taken(service: ChatService) -> None:
     def build(url: str) -> Any:
-        options = {"base_url": url, "timeout_s": "5", "first_wait_s": "0.01"}
+        options = {"base_url": url, "timeout_s": "5"}
         return build_engine("openai", options, "cs", NoLedger())
 
     engine = build(service.url + "/")

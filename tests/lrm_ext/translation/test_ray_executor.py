@@ -44,7 +44,7 @@ job = Job(Path(folder), "cs", (("openai", options),), Path(cache))
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
 translate_corpus(job, RayExecutor(2))
 """
-OPTIONS = {"model": "m", "timeout_s": "5", "first_wait_s": "0.01"}
+OPTIONS = {"model": "m", "timeout_s": "5"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,318 @@
+"""The one client of services that speak OpenAI's chat protocol, hosted ones and your own.
+
+In: requests as the protocol has them. Out: replies. The `openai` package sends them, tries again
+what may pass (time-outs, cut connections, 408, 409, 429, 5xx) and obeys Retry-After. This module
+paces requests, tells whose fault an error is, and reads replies. What a request says and what
+becomes of its reply is the caller's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+BASE_VARIABLE = "OPENAI_API_BASE"
+HOSTED = "https://api.openai.com/v1"
+_FATAL = {
+    401: "the key is refused",
+    402: "the account has no money left",
+    403: "access is refused",
+    404: "no such model or address",
+}
+_MAY_PASS = (408, 409, 425, 429)
+_NO_KEY = "none"  # the package demands one; a service that needs none ignores it
+
+
+class NotFoundError(ServiceError):
+    """The service does not have what is asked for."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a service may be asked.
+
+    Attributes:
+        timeout_s: Longest wait for one answer.
+        max_tries: Tries for one request.
+        requests_per_minute: None: no limit.
+        tokens_per_minute: None: no limit.
+    """
+
+    timeout_s: float = 120.0
+    max_tries: int = 6
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What a model replied.
+
+    Attributes:
+        text: Its answer.
+        refusal: Why it refuses to answer; None if it does not.
+        is_cut: Whether the answer reached the length limit.
+        num_input_tokens: Tokens sent, as the service counts them; 0 if it does not say.
+        num_output_tokens: Tokens received.
+    """
+
+    text: str
+    refusal: str | None
+    is_cut: bool
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+def is_completion(data: Any) -> bool:
+    """Whether JSON is a chat completion."""
+    choices = data.get("choices") if isinstance(data, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and isinstance(first.get("message"), dict)
+
+
+def read_reply(data: Mapping[str, Any]) -> ChatReply:
+    """Read a chat completion; see `is_completion`."""
+    choice = data["choices"][0]
+    message, reason = choice["message"], choice.get("finish_reason")
+    refusal = message.get("refusal") or ("content filter" if reason == "content_filter" else None)
+    usage = data.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    sent, received = (counts.get(key) for key in ("prompt_tokens", "completion_tokens"))
+    return ChatReply(
+        text=str(message.get("content") or ""),
+        refusal=str(refusal) if refusal else None,
+        is_cut=reason == "length",
+        num_input_tokens=sent if isinstance(sent, int) else 0,
+        num_output_tokens=received if isinstance(received, int) else 0,
+    )
+
+
+class ChatService:
+    """A service behind an address.
+
+    It is connected while it is used in an `async with` statement, or between `connect` and `close`;
+    what it has learned and counted stays.
+
+    Args:
+        url: The address, up to and with `/v1`.
+        key: Sent as a bearer token; None for none.
+        limits: How it may be asked.
+
+    Attributes:
+        num_answered: Requests that were answered.
+        client: The `openai` client, for files, batches and models; use it inside `plain_errors`.
+    """
+
+    client: openai.AsyncOpenAI
+
+    def __init__(self, url: str, key: str | None, limits: Limits | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.num_answered = 0
+        self._key = key
+        self._limits = limits or Limits()
+        self._pace = _Pace(self._limits)
+        self._num_tokens: ContextVar[int] = ContextVar("num_tokens", default=0)
+
+    def connect(self) -> None:
+        """Make the client; connections are opened when they are needed."""
+        hooks: dict[str, list[Any]] = {"request": [self._take_turn], "response": [_judge_response]}
+        self.client = openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._key or _NO_KEY,
+            timeout=self._limits.timeout_s,
+            max_retries=self._limits.max_tries - 1,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
+        )
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.client.close()
+
+    async def __aenter__(self) -> ChatService:
+        self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def ask(self, body: Mapping[str, Any], num_tokens: int = 0) -> ChatReply:
+        """Ask until there is a reply.
+
+        Args:
+            body: The request.
+            num_tokens: About how many tokens it costs, for the rate limit.
+
+        Raises:
+            ServiceError: The service cannot be used at all.
+            RejectedError: It refuses this request.
+            ExhaustedError: It did not answer in `max_tries` tries.
+        """
+        self._num_tokens.set(num_tokens)
+        with self.plain_errors():
+            response = await self.client.chat.completions.with_raw_response.create(**body)
+        self.num_answered += 1
+        return read_reply(response.http_response.json())
+
+    async def models(self) -> list[str]:
+        """Names of the service's models; raises as `ask` does."""
+        with self.plain_errors():
+            return [model.id async for model in self.client.models.list()]
+
+    @contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Tell the package's errors apart by whose fault they are; raises as `ask` does."""
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._error(error) from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise ExhaustedError(
+                f"{type(cause).__name__} {cause}".strip() + self._num_tries()
+            ) from error
+
+    async def _take_turn(self, request: Any) -> None:
+        await self._pace.take(self._num_tokens.get())
+
+    def _error(self, error: openai.APIStatusError) -> Exception:
+        status, response = error.status_code, error.response
+        kind = response.headers.get("content-type", "no content type")
+        fault = response.extensions.get("fault", f"HTTP {status}:")
+        fault = f"{fault} {kind}, {response.text[:200]!r}"
+        if _is_out_of_money(response):
+            return ServiceError(f"{self.url}: {_FATAL[402]}: {fault}")
+        if status in _FATAL:
+            kind_of_error = NotFoundError if status == 404 else ServiceError
+            return kind_of_error(f"{self.url}: {_FATAL[status]}: {fault}")
+        if status in _MAY_PASS or status >= 500:
+            return ExhaustedError(fault + self._num_tries())
+        if not self.num_answered:
+            return ServiceError(f"{self.url}: the first request is not accepted: {fault}")
+        return RejectedError(fault)
+
+    def _num_tries(self) -> str:
+        return f" ({self._limits.max_tries} tries)"
+
+
+def service_of_environment(limits: Limits) -> ChatService:
+    """OpenAI's service, or the one that `OPENAI_API_BASE` names.
+
+    Raises:
+        ConfigError: `OPENAI_API_KEY` is not set.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise ConfigError(f"{KEY_VARIABLE} is not set; it is needed to ask OpenAI's models")
+    return ChatService(os.environ.get(BASE_VARIABLE, HOSTED), key, limits)
+
+
+def ask_each(
+    service: ChatService,
+    bodies: Sequence[Mapping[str, Any]],
+    concurrency: int,
+    keep: Callable[[int, ChatReply | RejectedError | ExhaustedError], None],
+) -> None:
+    """Send requests, several at once, and hand on what becomes of each as soon as it is known.
+
+    After an error nothing new is asked, and what is under way is waited for and handed on: it is
+    paid.
+
+    Args:
+        service: Where they go.
+        bodies: The requests.
+        concurrency: Requests under way at once.
+        keep: Called with the position of a request, and its reply or why there is none; it may
+            raise to end everything.
+
+    Raises:
+        ServiceError: The service cannot be used at all.
+    """
+    work = iter(enumerate(bodies))
+    faults: list[Exception] = []
+
+    async def worker() -> None:
+        for position, body in work:
+            if faults:
+                return
+            try:
+                outcome: ChatReply | RejectedError | ExhaustedError
+                try:
+                    outcome = await service.ask(body)
+                except (RejectedError, ExhaustedError) as error:
+                    outcome = error
+                keep(position, outcome)
+            except Exception as error:
+                faults.append(error)
+
+    async def all_workers() -> None:
+        async with service:
+            await asyncio.gather(*(worker() for _ in range(min(concurrency, len(bodies)))))
+
+    asyncio.run(all_workers())
+    if faults:
+        raise faults[0]
+
+
+class _Pace:
+    """Spreads requests and tokens evenly."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._per_request = 60 / limits.requests_per_minute if limits.requests_per_minute else 0.0
+        self._per_token = 60 / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
+        self._free_at = 0.0
+
+    async def take(self, num_tokens: int) -> None:
+        now = time.monotonic()
+        start = max(now, self._free_at)
+        self._free_at = start + max(self._per_request, self._per_token * num_tokens)
+        await asyncio.sleep(start - now)
+
+
+async def _judge_response(response: Any) -> None:
+    """Have the package try again what only looks like an answer, and not what will not pass.
+
+    It decides by the status and the header `x-should-retry`. A proxy's page with status 200 becomes
+    what it is, an answer of a bad gateway.
+    """
+    await response.aread()
+    if response.status_code == 200 and (fault := _fault_of(response)):
+        response.extensions["fault"] = fault
+        response.status_code = 502
+    elif response.status_code == 429 and _is_out_of_money(response):
+        response.headers["x-should-retry"] = "false"
+
+
+def _fault_of(response: Any) -> str | None:
+    """What is wrong with the content of an answer with status 200; None if nothing is."""
+    path = response.request.url.path
+    try:
+        if path.endswith("/content"):
+            lines = read_json_lines(response.text)
+            return None if all(isinstance(line, dict) for line in lines) else "no JSON Lines but"
+        data = response.json()
+    except ValueError:
+        return "no JSON but"
+    if path.endswith("/chat/completions") and not is_completion(data):
+        return "expected a chat completion, found"
+    return None if isinstance(data, dict) else "no JSON object but"
+
+
+def read_json_lines(text: str) -> list[Any]:
+    """Read a file of JSON Lines, such as a batch brings; raises ValueError if it is none."""
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _is_out_of_money(response: Any) -> bool:
+    return "insufficient_quota" in response.text[:2000]
