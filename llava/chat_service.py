@@ -21,6 +21,7 @@ from typing import Any
 import openai
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
+from llava.eval.rules import without_thinking
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_VARIABLE = "OPENAI_API_BASE"
@@ -61,7 +62,7 @@ class ChatReply:
     """What a model replied.
 
     Attributes:
-        text: Its answer.
+        text: Its answer, without what it thought before.
         refusal: Why it refuses to answer; None if it does not.
         is_cut: Whether the answer reached the length limit.
         num_input_tokens: Tokens sent, as the service counts them; 0 if it does not say.
@@ -91,12 +92,20 @@ def read_reply(data: Mapping[str, Any]) -> ChatReply:
     counts = usage if isinstance(usage, dict) else {}
     sent, received = (counts.get(key) for key in ("prompt_tokens", "completion_tokens"))
     return ChatReply(
-        text=str(message.get("content") or ""),
+        text=without_thinking(_text_of(message.get("content"))),
         refusal=str(refusal) if refusal else None,
         is_cut=reason == "length",
         num_input_tokens=sent if isinstance(sent, int) else 0,
         num_output_tokens=received if isinstance(received, int) else 0,
     )
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message; of a list of parts those that are text, thoughts are other parts."""
+    if not isinstance(content, list):
+        return str(content or "")
+    parts = (part.get("text") for part in content if isinstance(part, dict))
+    return "".join(text for text in parts if isinstance(text, str))
 
 
 class ChatService:

@@ -34,6 +34,18 @@ OPTION_LETTERS: Final = tuple(string.ascii_uppercase)
 _NO_WORDS: Final = ("No", "not", "no")
 
 
+def without_thinking(text: str) -> str:
+    """The answer of a model that thinks first: what stands behind the last `</think>`.
+
+    Many templates write the opening tag themselves, so it need not be there. A text that opens it
+    and never closes it was cut off before the answer, which is empty then.
+    """
+    _, end, answer = text.rpartition("</think>")
+    if end:
+        return answer.strip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
 def parse_mme_answer(text: str) -> str:
     """Read `yes` or `no` from the beginning of an answer, else `other`, as MME's tool does."""
     text = text.lower()

@@ -24,7 +24,14 @@ from lrm_ext.benchmarks.kind import (
     share,
 )
 from lrm_ext.benchmarks.prompts import prompt_for
-from lrm_ext.benchmarks.score import Judgement, Reading, Verdict, judge_locally, prose_language
+from lrm_ext.benchmarks.score import (
+    Judgement,
+    Reading,
+    Verdict,
+    final_answer,
+    judge_locally,
+    prose_language,
+)
 
 
 def check(items: Sequence[Item], allow_missing: bool) -> int:
@@ -60,6 +67,7 @@ ANSWERS: Final = Kind(
 
 def _judge_caption(item: Item, text: str, reading: Reading) -> Judgement:
     """How much of a caption's character n-grams are those of the references, 0 to 1 (chrF)."""
+    text = final_answer(text)
     value = chrf(text, item.answers or (item.answer,))
     lang = prose_language(text, reading)
     return Judgement(text.strip(), False, lang, value=value)

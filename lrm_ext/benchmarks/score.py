@@ -8,11 +8,13 @@ belong to their benchmarks (`mme.py`, `pope.py`, ...), which hand in a judge of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from llava.errors import DataError
+from llava.eval.rules import without_thinking
 from lrm_ext.benchmarks.fidelity import UNDECIDED, language_of_prose
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.letters import has_words_beside, infer_local
@@ -31,6 +33,7 @@ MODE: Final = "local"
 UNPARSED: Final = frozenset({"other", "unparsed"})
 MISSING: Final = "missing"
 NUM_SHOWN: Final = 5
+_ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,18 @@ def text_answers(items: Sequence[Item]) -> frozenset[str]:
     )
 
 
+def final_answer(text: str) -> str:
+    """What a model that reasons aloud answers in the end: without its thoughts and answer tags.
+
+    Example:
+        >>> final_answer("<think>A or B?</think> So: <answer>B</answer>")
+        'B'
+    """
+    text = without_thinking(text)
+    tagged = _ANSWER.findall(text)
+    return str(tagged[-1]).strip() if tagged else text
+
+
 def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -> Judgement:
     """Read an answer by the rules for any language.
 
@@ -152,6 +167,7 @@ def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -
         reading: The language of the question.
         rule: How a yes/no answer is read whose beginning does not decide: `mme` or `pope`.
     """
+    text = final_answer(text)
     if item.answer_type == "letter":
         return _judge_letter(item, text, reading)
     if item.answer_type == "yesno":

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import lrm_ext
 from llava.errors import ConfigError
+from llava.eval.rules import without_thinking
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark, names_in
@@ -293,7 +294,7 @@ def _prediction(
     return Prediction(
         question_id=item.source_id or item.question_id,
         prompt=item.text,
-        text=answer.text,
+        text=without_thinking(answer.text),
         answer_id=hashlib.sha256(name.encode()).hexdigest()[:22],
         model_id=model_id,
         key=item.question_id,

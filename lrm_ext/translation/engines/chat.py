@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.engines.base import Segment
@@ -27,7 +28,7 @@ Rules:
 - "terms", if there are any, say how to translate these words; inflect them as needed.
 - Use the standard written language and script ({script}) of {target}."""
 PROMPT_VERSION = hashlib.sha256(_RULES.encode()).hexdigest()[:8]
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+_OPENING = re.compile(r"[{\[]")
 
 
 def messages(
@@ -66,14 +67,7 @@ def read_answer(content: str, num_segments: int) -> dict[int, str]:
         >>> read_answer('{"translations": [{"id": 2, "text": "pas"}]}', 2)
         {1: 'pas'}
     """
-    fenced = _FENCE.match(content)
-    try:
-        data = json.loads(fenced[1] if fenced else content)
-    except ValueError:
-        return {}
-    items = data.get("translations") if isinstance(data, dict) else data
-    if not isinstance(items, list):
-        return {}
+    items = _find_items(content)
     found: dict[int, str] = {}
     doubled: set[int] = set()
     for item in items:
@@ -88,6 +82,26 @@ def read_answer(content: str, num_segments: int) -> dict[int, str]:
         if found.setdefault(position, item["text"]) != item["text"]:
             doubled.add(position)
     return {position: text for position, text in found.items() if position not in doubled}
+
+
+def _find_items(content: str) -> list[Any]:
+    """The list of translations in a model's answer, whatever stands around it; the last of several.
+
+    Models put JSON into fences, behind a line of prose, or behind a draft of it.
+    """
+    items: list[Any] = []
+    decoder = json.JSONDecoder()
+    start = 0
+    while opening := _OPENING.search(content, start):
+        try:
+            data, start = decoder.raw_decode(content, opening.start())
+        except (ValueError, RecursionError):
+            start = opening.end()
+            continue
+        found = data.get("translations") if isinstance(data, dict) else data
+        if isinstance(found, list) and any(isinstance(item, dict) for item in found):
+            items = found
+    return items
 
 
 def _asked(number: int, segment: Segment) -> dict[str, object]:

@@ -161,6 +161,12 @@ def test_answers_in_another_order(write_lines):
         gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
 
 
+def test_a_judge_may_think(api, review, tmp_path, read_lines):
+    api.reply = lambda body: (200, "<think>\n1 2\n</think>\n8 6\nWhy.")
+    review(eval_gpt_review)
+    assert [line["tuple"] for line in read_lines(tmp_path / "r.jsonl")] == [[8.0, 6.0]] * 2
+
+
 def test_busy_and_refusing_service(api, review, tmp_path):
     replies = iter([(429, ""), (503, "")])
     api.reply = lambda body: next(replies, (200, "8 6"))

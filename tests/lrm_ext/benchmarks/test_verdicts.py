@@ -44,3 +44,25 @@ def test_a_question_without_answer_is_an_error():
 def test_an_expected_answer_that_says_neither_is_an_error():
     with pytest.raises(DataError, match="'Oui' is neither yes nor no"):
         score_answers([yes_no("1", "Oui")], {"1": "Da"}, answer_words("hr"), set(), set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>Da? Ne.</think>\nDa",
+        "Ne. Ne!</think>Da",
+        "Ne znam. <answer>Da</answer>",
+        "<ANSWER>Ne</ANSWER> ili <answer>\nDa",
+    ],
+)
+def test_what_is_thought_before_an_answer_is_not_read(text):
+    assert score({"1": text, "2": "Ne", "3": "mačka", "4": "pas"})[0].correct
+
+
+def test_tags_around_a_letter_and_a_word():
+    options = Item("1", "a.png", "?", "c", "B", "en", "letter", options=("red", "green"))
+    (letter,) = score_answers([options], {"1": "A? <answer>B</answer>"}, answer_words("en"), (), ())
+    (word,) = score_answers(
+        [naming("3", "mačka")], {"3": "<answer>mačka</answer>"}, answer_words("hr"), (), ()
+    )
+    assert letter.correct and word.correct

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from llava.chat_service import Limits
 from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.image_file import open_image
-from lrm_ext.evaluation.answerer import Request
+from lrm_ext.evaluation.answerer import Answer, Request
 from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
@@ -185,6 +185,39 @@ def test_something_else_than_a_chat_completion(chat, benchmark_dir):
         ServiceBackend(chat.url, "mini", 9).load().answer(
             [Request("Da?", "hr", benchmark_dir / "0.png")]
         )
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("<think>\nNo cat? No.\n</think>\n\nYes", "Yes"),
+        ("No cat? No.\n</think>\n\nYes", "Yes"),
+        ("<think>\nNo cat", ""),
+        ([{"type": "text", "text": "Ye"}, {"type": "text", "text": "s"}], "Yes"),
+        (
+            [{"type": "thinking", "thinking": [{"text": "No"}]}, {"type": "text", "text": "Yes"}],
+            "Yes",
+        ),
+        (None, ""),
+    ],
+)
+def test_what_a_model_thinks_is_no_answer(chat, content, answer):
+    message = {"message": {"content": content, "reasoning_content": "No."}}
+    chat.replies = [(200, {"choices": [message]})]
+    (found,) = ServiceBackend(chat.url, "mini", 9).load().answer([Request("?", "en", None)])
+    assert found.text == answer
+
+
+def test_a_model_that_is_loaded_here_may_think_too(config, console):
+    class Thinker:
+        def num_tokens(self, request):
+            return len(request.text)
+
+        def answer(self, requests):
+            return [Answer("A dog. No.</think> Yes", 4, "stop") for _ in requests]
+
+    run_evaluation(config, console, make_answerer=Thinker)
+    assert set(texts(config).values()) == {"Yes"}
 
 
 def test_a_run_with_a_service(chat, config, console, tmp_path):

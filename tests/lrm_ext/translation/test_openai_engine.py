@@ -103,6 +103,25 @@ def test_half_an_answer_is_kept_and_the_rest_asked_again(service: ChatService) -
     assert set(service.answered.values()) == {1}
 
 
+def test_thoughts_are_not_translations(service: ChatService) -> None:
+    def think(number: int, segments: list[dict[str, Any]]) -> Answer:
+        draft = json.dumps({"translations": [{"id": s["id"], "text": "?"} for s in segments]})
+        found = [{"id": s["id"], "text": s["text"].upper()} for s in segments]
+        told = json.dumps({"translations": found})
+        opening = "<think>\n" if number % 2 else ""
+        return chat_answer(f"{opening}{draft}\n</think>\n\n```json\n{told}\n```")
+
+    service.behave = think
+    assert all_good(run(service)) and len(service.requests) == 5
+
+
+def test_thoughts_without_an_answer_are_useless(service: ChatService) -> None:
+    draft = '<think>{"translations": [{"id": 1, "text": "?"}]}'
+    service.behave = lambda number, segments: chat_answer(draft)
+    (outcome,) = run(service, TEXTS[:1]).values()
+    assert outcome.text is None and outcome.error == "useless answer: ''"
+
+
 def test_order_does_not_matter(service: ChatService) -> None:
     service.behave = lambda number, segments: service.good(segments[::-1])
     assert all_good(run(service))
@@ -295,6 +314,15 @@ def test_a_key_is_needed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
         ('[{"id": 1, "text": "a"}, {"id": 1, "text": "c"}, {"id": 2, "text": "b"}]', {1: "b"}),
         ('[{"id": 1, "text": " "}, {"id": 3, "text": "x"}, {"text": "y"}, 4]', {}),
         ("a", {}),
+        ('Here it is:\n```json\n[{"id": 2, "text": "b"}]\n```\nDone.', {1: "b"}),
+        ('Keep [[1]]. {"translations": [{"id": 1, "text": "a [[1]]"}]} It is {1}.', {0: "a [[1]]"}),
+        (
+            'Draft: {"translations": [{"id": 1, "text": "x"}]}\n'
+            'Final: {"translations": [{"id": 1, "text": "a"}]}',
+            {0: "a"},
+        ),
+        ('{"segments": [{"id": 1, "text": "asked"}]} {"translations": [{"id": 1, "te', {}),
+        ("[" * 2000, {}),
     ],
 )
 def test_only_what_is_clear_is_believed(content: str, expected: dict[int, str]) -> None:
