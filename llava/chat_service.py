@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,21 @@ _FATAL = {
     403: "access is refused",
     404: "no such model or address",
 }
+# What a service refuses for its content or length: others may be accepted, this one never.
+_OWN_FAULT = re.compile(
+    r"content[ _-]?(filter|policy|management)|moderation|flagged|safety"
+    r"|context[ _-]?(length|window)|maximum context",
+    re.IGNORECASE,
+)
+_TOO_MUCH = re.compile(r"too (long|large|many)|maximum (length|size)", re.IGNORECASE)
+# A field that a service does not know or take: it will not take it from any request.
+_BAD_FIELD = re.compile(
+    r"(unknown|unrecogni[sz]ed|unexpected|unsupported|extra)\b.{0,40}\b(parameter|field|argument|key)"
+    r"|\b(parameter|field|argument|key)\b.{0,60}(unknown|not supported|not permitted|unsupported)"
+    r"|extra (inputs|fields) (are )?not permitted|extra_forbidden",
+    re.IGNORECASE | re.DOTALL,
+)
+_MAX_REFUSED = 20  # requests that a service refuses before it has answered one
 _MAY_PASS = (408, 409, 425, 429)
 _NO_KEY = "none"  # the package demands one; a service that needs none ignores it
 
@@ -129,6 +145,7 @@ class ChatService:
     def __init__(self, url: str, key: str | None, limits: Limits | None = None) -> None:
         self.url = url.rstrip("/")
         self.num_answered = 0
+        self._num_refused = 0
         self._key = key
         self._limits = limits or Limits()
         self._pace = _Pace(self._limits)
@@ -191,6 +208,8 @@ class ChatService:
             raise ExhaustedError(
                 f"{type(cause).__name__} {cause}".strip() + self._num_tries()
             ) from error
+        except openai.OpenAIError as error:
+            raise ServiceError(f"{self.url}: {error}") from error
 
     async def _take_turn(self, request: Any) -> None:
         await self._pace.take(self._num_tokens.get())
@@ -200,16 +219,26 @@ class ChatService:
         kind = response.headers.get("content-type", "no content type")
         fault = response.extensions.get("fault", f"HTTP {status}:")
         fault = f"{fault} {kind}, {response.text[:200]!r}"
+        is_final = _is_own_fault(error)
         if _is_out_of_money(response):
             return ServiceError(f"{self.url}: {_FATAL[402]}: {fault}")
-        if status in _FATAL:
+        if status in _FATAL and not (status == 403 and is_final):
             kind_of_error = NotFoundError if status == 404 else ServiceError
             return kind_of_error(f"{self.url}: {_FATAL[status]}: {fault}")
         if status in _MAY_PASS or status >= 500:
             return ExhaustedError(fault + self._num_tries())
-        if not self.num_answered:
-            return ServiceError(f"{self.url}: the first request is not accepted: {fault}")
-        return RejectedError(fault)
+        if not is_final and not self.num_answered:
+            self._num_refused += 1
+            if _named_field(error) or _BAD_FIELD.search(response.text):
+                return ServiceError(
+                    f"{self.url}: the first request is not accepted, nor will others be: {fault}; "
+                    "change the option that it is about"
+                )
+            if self._num_refused == _MAX_REFUSED:
+                return ServiceError(
+                    f"{self.url}: the first {_MAX_REFUSED} requests are not accepted: {fault}"
+                )
+        return RejectedError(fault, is_final)
 
     def _num_tries(self) -> str:
         return f" ({self._limits.max_tries} tries)"
@@ -321,6 +350,21 @@ def _fault_of(response: Any) -> str | None:
 def read_json_lines(text: str) -> list[Any]:
     """Read a file of JSON Lines, such as a batch brings; raises ValueError if it is none."""
     return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _named_field(error: openai.APIStatusError) -> str:
+    """The field of a request that an error is about; "" if it is none or what is asked."""
+    field = re.split(r"[.\[]", error.param or "")[0]
+    return "" if field in ("messages", "prompt", "input") else field
+
+
+def _is_own_fault(error: openai.APIStatusError) -> bool:
+    """Whether a request is refused for its content or length."""
+    text = f"{error.code} {error.response.text}"
+    if error.status_code == 413 or _OWN_FAULT.search(text):
+        return True
+    # a length limit that is too large is too large for all
+    return bool(_TOO_MUCH.search(text)) and not _named_field(error)
 
 
 def _is_out_of_money(response: Any) -> bool:

@@ -43,7 +43,16 @@ class ServiceError(UserError):
 
 
 class RejectedError(Exception):
-    """A service refuses this request and may accept others."""
+    """A service refuses this request and may accept others.
+
+    Attributes:
+        is_final: The reason lies in what is asked (its content, its length), so that asking again
+            gives the same.
+    """
+
+    def __init__(self, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class ExhaustedError(Exception):

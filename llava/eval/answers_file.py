@@ -80,6 +80,16 @@ class AnswersFile:
             self._file.write(json.dumps(record).encode("ascii") + b"\n")
             self._file.flush()
 
+    def sort(self, key: str) -> None:
+        """Bring all answers into the order of one of their fields; nothing can be written after."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        ordered = sorted(lines, key=lambda line: json.loads(line)[key])
+        self._file.close()
+        if ordered != lines:
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_bytes(b"".join(ordered))
+            os.replace(partial, self.path)
+
     def __enter__(self) -> AnswersFile:
         return self
 

@@ -193,24 +193,65 @@ def review(
     }
     ids = [comparison.question["question_id"] for comparison in comparisons]
     with AnswersFile(Path(args.output), identity, args.fresh) as reviews:
-        num_done = reviews.count_answered(ids)
-        if num_done == len(contents):
-            log.info("%s: all %d reviews are there", args.output, num_done)
+        done = _read_done(args.output, ids)
+        todo = [i for i in range(len(contents)) if i not in done]
+        if not todo:
+            log.info("%s: all %d reviews are there", args.output, len(done))
             return
-        service = service_of_environment(Limits(max_tries=NUM_TRIES))
-        texts: dict[int, str] = {}
+        _ask_judge(args, reviews, comparisons, categories, contents, todo)
+        reviews.sort("id")
 
-        def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
-            if not isinstance(outcome, ChatReply):
-                raise ServiceError(f"no review from {service.url}: {outcome}")
-            texts[num_done + position] = outcome.text
-            while (i := num_done + len(written)) in texts:
-                written.append(i)
-                reviews.write(_record(i + 1, comparisons[i], categories[i], texts[i]))
 
-        written: list[int] = []
-        bodies = [_body(args, content) for content in contents[num_done:]]
-        ask_each(service, bodies, NUM_CONCURRENT, keep)
+def _ask_judge(
+    args: argparse.Namespace,
+    reviews: AnswersFile,
+    comparisons: Sequence[Comparison],
+    categories: Sequence[str],
+    contents: Sequence[str],
+    todo: Sequence[int],
+) -> None:
+    """Have the comparisons at some places reviewed, and write each review as it comes."""
+    service = service_of_environment(Limits(max_tries=NUM_TRIES))
+    num_refused = 0
+
+    def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
+        nonlocal num_refused
+        i = todo[position]
+        if isinstance(outcome, ExhaustedError):
+            raise ServiceError(
+                f"no review from {service.url}: {outcome}; the reviews there are are kept, run "
+                "again to go on"
+            )
+        refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
+        if refusal:
+            num_refused += 1
+            log.warning("%s: the judge refuses (%s)", comparisons[i].where, refusal)
+        text = outcome.text if isinstance(outcome, ChatReply) and not refusal else ""
+        reviews.write(_record(i + 1, comparisons[i], categories[i], text))
+
+    ask_each(service, [_body(args, contents[i]) for i in todo], NUM_CONCURRENT, keep)
+    if num_refused:
+        log.warning("%s: %d of %d refused, without scores", args.output, num_refused, len(todo))
+
+
+def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
+    """Places of the comparisons that have a review.
+
+    Raises:
+        DataError: a review is not that of the question in its place.
+    """
+    done: set[int] = set()
+    for where, record in read_json_lines(path):
+        place = field(record, "id", where, int) - 1
+        is_known = 0 <= place < len(question_ids) and place not in done
+        if not is_known or record.get("question_id") != question_ids[place]:
+            raise DataError(
+                f"{where}: review {place + 1}, of question {record.get('question_id')!r}, is not "
+                "of these questions, or is there twice: the file was edited or mixed; review anew "
+                "with --fresh"
+            )
+        done.add(place)
+    return done
 
 
 def _body(args: argparse.Namespace, content: str) -> dict[str, Any]:

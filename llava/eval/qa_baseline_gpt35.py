@@ -1,7 +1,7 @@
 """Answer a file of questions by GPT-3.5, as a baseline.
 
 In: JSON Lines `question_id, text`. Out: JSON Lines `answer_id, question_id, text, model_id`, sorted
-by question. An answer that could not be had after three tries is `#ERROR#`. Usage:
+by question. An answer that could not be had after three tries, or was refused, is `#ERROR#`. Usage:
 python -m llava.eval.qa_baseline_gpt35 -q questions.jsonl -o answers.jsonl
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,30 @@ def answer_file(question: str, output: str, max_tokens: int) -> None:
         field(record, "question_id", where): field(record, "text", where, str)
         for where, record in read_json_lines(question)
     }
-    texts = [ERROR] * len(asked)
+    texts: dict[Any, str] = {}
+    ids = list(asked)
 
     def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
-        if isinstance(outcome, RejectedError):
-            raise ServiceError(f"{service.url} refuses a question: {outcome}")
-        if isinstance(outcome, ExhaustedError):
-            log.warning("no answer from %s: %s", service.url, outcome)
+        texts[ids[position]] = ERROR
+        if isinstance(outcome, ChatReply) and not outcome.refusal:
+            texts[ids[position]] = outcome.text
         else:
-            texts[position] = outcome.text
+            log.warning("no answer to question %r from %s: %s", ids[position], service.url, outcome)
 
     bodies = [_body(text, max_tokens) for text in asked.values()]
-    ask_each(service, bodies, NUM_CONCURRENT, keep)
+    target = Path(output).expanduser()
+    try:
+        ask_each(service, bodies, NUM_CONCURRENT, keep)
+    except ServiceError as error:
+        if not texts:
+            raise
+        target = target.with_name(target.name + ".partial")
+        _write(target, texts)
+        raise ServiceError(f"{error}; {len(texts)} answers are in {target}") from error
+    _write(target, texts)
+
+
+def _write(target: Path, texts: Mapping[Any, str]) -> None:
     answers = [
         {
             "answer_id": shortuuid.uuid(),
@@ -63,10 +75,9 @@ def answer_file(question: str, output: str, max_tokens: int) -> None:
             "text": text,
             "model_id": MODEL_ID,
         }
-        for question_id, text in zip(asked, texts, strict=True)
+        for question_id, text in texts.items()
     ]
     answers.sort(key=lambda answer: str(answer["question_id"]).zfill(20))
-    target = Path(output).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(json.dumps(answer) for answer in answers), encoding="utf-8")
 

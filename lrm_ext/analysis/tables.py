@@ -131,6 +131,7 @@ def remarks(benchmark: BenchmarkResult) -> list[str]:
         ("without any text (wrong)", "num_empty"),
         ("cut off at the length limit", "num_cut"),
         ("that are not there, for their picture is missing (wrong)", "num_missing"),
+        ("that the service refused to give (wrong)", "num_refused"),
     ):
         counts = {r.lang: getattr(r.total, name) for r in benchmark.languages}
         shown = ", ".join(f"{lang} {count}" for lang, count in counts.items() if count)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
-from lrm_ext.benchmarks.items import LETTERS, Item
+from lrm_ext.benchmarks.items import LETTERS, Item, text_of
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.mme import bare_question
@@ -110,7 +110,7 @@ def read_answered(
                 f"{where}: question {key} is answered a second time, differently; delete one of "
                 "the lines, or take the last (--on-duplicate last)"
             )
-        texts[key] = text
+        texts[key] = text_of(record, text)
         first.setdefault(key, number)
     if num_twice:
         log.warning("%s: %d questions are answered twice; each counts once", path, num_twice)

@@ -143,6 +143,24 @@ def check_options(item: Item, name: str) -> None:
         )
 
 
+REFUSED_REASON: Final = "refused"  # `finish_reason` of a question that a service refused
+
+
+class RefusedAnswer(str):
+    """The text of a question that a service refused: empty, but no empty answer.
+
+    It is a string because whoever shows or exports answers has nothing else to do about it; what
+    scores them counts it, and never reads a yes or a no into its emptiness.
+    """
+
+    __slots__ = ()
+
+
+def text_of(record: Mapping[str, Any], text: str) -> str:
+    """The text of a recorded answer, told apart where the question was refused."""
+    return RefusedAnswer() if record.get("finish_reason") == REFUSED_REASON else text
+
+
 def read_items(path: Path, lang: str) -> list[Item]:
     """Read the questions of one language.
 

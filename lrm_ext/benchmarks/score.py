@@ -16,7 +16,7 @@ from typing import Final
 from llava.errors import DataError
 from llava.eval.rules import without_thinking
 from lrm_ext.benchmarks.fidelity import UNDECIDED, language_of_prose
-from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.items import Item, RefusedAnswer
 from lrm_ext.benchmarks.letters import has_words_beside, infer_local
 from lrm_ext.benchmarks.parse import (
     NEUTRAL,
@@ -55,6 +55,7 @@ class Verdict:
         unit: What is drawn as one in a bootstrap: the picture, or the question with its rotations.
         missing: There was no answer; it counts as wrong.
         value: How good it is, 0 to 1, where that is more than right or wrong.
+        refused: There was no answer, for a service refused the question; it counts as wrong.
     """
 
     key: str
@@ -70,6 +71,7 @@ class Verdict:
     unit: str = ""
     missing: bool = False
     value: float | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,8 @@ def judge_answers(
 
 def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Verdict:
     gold = gold_of(item, reading.words)
-    if text is None:
+    refused = isinstance(text, RefusedAnswer)
+    if text is None or refused:
         found = Judgement(MISSING, False, MISSING)
     else:
         found = judge(item, text, reading)
@@ -312,10 +315,11 @@ def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Ve
         parsed=found.parsed,
         correct=found.correct,
         answer_lang=found.answer_lang,
-        empty=text is not None and not text.strip(),
+        empty=text is not None and not refused and not text.strip(),
         by_default=found.by_default,
         ambiguous=found.ambiguous,
         unit=item.unit,
         missing=text is None,
         value=found.value,
+        refused=refused,
     )

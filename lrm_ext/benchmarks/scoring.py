@@ -163,10 +163,13 @@ def count_answers(
         cut_keys: Questions whose answer reached the length limit.
     """
     missing = sum(verdict.missing for verdict in verdicts)
+    refused = sum(verdict.refused for verdict in verdicts)
     return {
         "questions": len(verdicts) + num_missing,
-        "answered": len(verdicts) - missing,
+        "answered": len(verdicts) - missing - refused,
         "missing": missing + num_missing,
+        # only models behind a service have any
+        **({"refused": refused} if refused else {}),
         "empty": sum(verdict.empty for verdict in verdicts),
         "cut": sum(verdict.key in cut_keys for verdict in verdicts),
         "unparsed": sum(verdict.parsed in UNPARSED for verdict in verdicts),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 _DOUBTFUL: Final = {
     "missing": "without an answer (wrong)",
+    "refused": "refused by the service (wrong)",
     "empty": "with an empty answer",
     "cut": "with an answer cut off at the length limit",
     "unparsed": "with an answer that decides nothing",

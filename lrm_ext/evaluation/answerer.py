@@ -35,7 +35,7 @@ from llava.conversation import (
     select_conversation,
 )
 from llava.conversation_styles import SeparatorStyle
-from llava.errors import CheckpointError, DataError
+from llava.errors import CheckpointError, DataError, ServiceError
 from llava.eval.answering import pad_left
 from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
@@ -69,12 +69,24 @@ class Answer:
     Attributes:
         text: Decoded and stripped, without special tokens.
         num_new_tokens: Its length; the end token is not counted.
-        finish_reason: `stop`, or `length` if it was cut off.
+        finish_reason: `stop`, `length` if it was cut off, `refused` if a service refused it.
     """
 
     text: str
     num_new_tokens: int
     finish_reason: str
+
+
+class BrokenBatchError(ServiceError):
+    """A batch could not be answered to its end.
+
+    Attributes:
+        answers: What was answered, in the batch's order; None where nothing was.
+    """
+
+    def __init__(self, message: str, answers: Sequence[Answer | None]) -> None:
+        super().__init__(message)
+        self.answers = answers
 
 
 class Answerer(Protocol):
@@ -85,7 +97,11 @@ class Answerer(Protocol):
         ...
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer a batch, in its order."""
+        """Answer a batch, in its order.
+
+        Raises:
+            BrokenBatchError: Not all of it can be answered.
+        """
         ...
 
 

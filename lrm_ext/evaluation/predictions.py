@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
+from lrm_ext.benchmarks.items import text_of
 from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.files import naming, write_atomically
 
@@ -43,7 +44,8 @@ class Prediction:
         gold: The expected answer.
         blind: Whether the picture was withheld.
         num_new_tokens: Length of the answer, the end token not counted.
-        finish_reason: `stop`, or `length` if it was cut off.
+        finish_reason: `stop`, `length` if it was cut off, `refused` if the service refused the
+            question: then the text is empty.
         extra: Further keys, so that the answers can be scored without the benchmark's files.
     """
 
@@ -106,7 +108,8 @@ def _is_json(line: bytes) -> bool:
 def read_predictions(path: Path) -> dict[str, str]:
     """Read answers by question key; empty when there is no file.
 
-    The same answer written twice is kept once, and counted in the log.
+    A question that was refused has a `RefusedAnswer`, so that it is not asked again. The same
+    answer written twice is kept once, and counted in the log.
 
     Raises:
         DataError: A line is not JSON or lacks `key` or a text, or one key has two answers.
@@ -120,7 +123,7 @@ def read_predictions(path: Path) -> dict[str, str]:
         if not isinstance(key, str) or not isinstance(text, str):
             raise DataError(f"{where}: expected a `key` and a `text` that are strings: {record}")
         num_twice += key in texts
-        if texts.setdefault(key, text) != text:
+        if texts.setdefault(key, text_of(record, text)) != text:
             raise DataError(
                 f"{where}: question {key} is answered twice, differently; "
                 "delete one of the lines, or all answers with --fresh"

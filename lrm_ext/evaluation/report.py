@@ -37,6 +37,7 @@ class GroupScore:
         fidelity: Share of answers in the language of the question, among those that belong to a
             language at all; None where none does (figures).
         num_missing: Questions that were not asked, for their picture is missing; they are wrong.
+        num_refused: Questions that a service refused to answer; they are wrong.
     """
 
     num_questions: int
@@ -50,6 +51,7 @@ class GroupScore:
     num_cut: int
     fidelity: float | None
     num_missing: int = 0
+    num_refused: int = 0
 
 
 @dataclass(frozen=True)

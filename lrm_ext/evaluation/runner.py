@@ -23,7 +23,7 @@ from llava.eval.rules import without_thinking
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark, names_in
-from lrm_ext.evaluation.answerer import Answer, Answerer, Request
+from lrm_ext.evaluation.answerer import Answer, Answerer, BrokenBatchError, Request
 from lrm_ext.evaluation.backend import choose_backend
 from lrm_ext.evaluation.predictions import (
     Prediction,
@@ -272,13 +272,21 @@ def _answer_items(
     model_id = get_model_name_from_path(str(config.model_path))
     with PredictionWriter(ranks.path(qs.path(config.predictions_dir, blind))) as writer:
         for batch in ranks.share(list(_batches(groups, config.batch_size))):
-            answers = answerer.answer([asked for asked, _ in batch])
+            answers: Sequence[Answer | None]
+            fault: BrokenBatchError | None = None
+            try:
+                answers = answerer.answer([asked for asked, _ in batch])
+            except BrokenBatchError as error:
+                answers, fault = error.answers, error
             predictions = [
                 _prediction(item, answer, qs.benchmark, model_id, blind)
                 for (_, same), answer in zip(batch, answers, strict=True)
                 for item in same
+                if answer is not None
             ]
             writer.write(predictions)
+            if fault is not None:
+                raise fault
             reporter.advance(len(predictions))
 
 

@@ -175,6 +175,7 @@ def tally(
         num_empty=sum(verdict.empty for verdict in verdicts),
         num_cut=sum(verdict.key in cut_keys for verdict in verdicts),
         num_missing=sum(verdict.missing for verdict in verdicts),
+        num_refused=sum(verdict.refused for verdict in verdicts),
         fidelity=own / decided if decided else None,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,19 @@ from llava.chat_service import KEY_VARIABLE, ChatReply, ChatService, Limits, ask
 from llava.errors import ConfigError, DataError, ExhaustedError, RejectedError, ServiceError
 from llava.image_file import open_image
 from llava.image_fit import apply_orientation
-from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
+from lrm_ext.benchmarks.items import REFUSED_REASON
+from lrm_ext.evaluation.answerer import (
+    BLIND_SIDE_PX,
+    Answer,
+    Answerer,
+    BrokenBatchError,
+    Request,
+)
 
 if TYPE_CHECKING:
     from lrm_ext.evaluation.runner import EvalConfig
+
+log = logging.getLogger(__name__)
 
 _NUM_KEPT_PICTURES: Final = 256
 _GREY: Final = (127, 127, 127)
@@ -103,17 +113,27 @@ class ServiceAnswerer:
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """See `Answerer`.
 
+        A question that the service refuses is answered by nothing, with the reason `refused`.
+
         Raises:
-            ServiceError: The service does not answer, or does not know the model.
-            DataError: It does not take a question.
+            BrokenBatchError: The service does not answer any more, or cannot be used at all.
         """
-        answers: dict[int, Answer] = {}
+        answers: list[Answer | None] = [None] * len(requests)
 
         def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
             answers[position] = self._read(requests[position], outcome)
 
-        ask_each(self._service, [self._body(r) for r in requests], len(requests), keep)
-        return [answers[position] for position in range(len(requests))]
+        try:
+            ask_each(self._service, [self._body(r) for r in requests], len(requests), keep)
+        except ServiceError as error:
+            # who mends what is wrong may have the refused ones answered, too
+            kept = [a if a is None or a.finish_reason != REFUSED_REASON else None for a in answers]
+            raise BrokenBatchError(
+                f"{error}. What was answered is kept: run the same command again to go on, or with "
+                "--fresh to have refused questions asked again, too",
+                kept,
+            ) from error
+        return [answer for answer in answers if answer is not None]
 
     def _body(self, request: Request) -> dict[str, Any]:
         return {
@@ -126,13 +146,12 @@ class ServiceAnswerer:
     def _read(
         self, request: Request, outcome: ChatReply | RejectedError | ExhaustedError
     ) -> Answer:
-        if isinstance(outcome, RejectedError):
-            raise DataError(f"the service does not take {request.text[:80]!r}: {outcome}")
         if isinstance(outcome, ExhaustedError):
-            raise ServiceError(
-                f"{self._backend.base_url} does not answer: {outcome}. What was answered before is "
-                "kept; run the same command again to go on"
-            )
+            raise ServiceError(f"{self._backend.base_url} does not answer: {outcome}")
+        refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
+        if isinstance(outcome, RejectedError) or refusal:
+            log.warning("refused: %r (%s)", request.text[:80], refusal)
+            return Answer("", 0, REFUSED_REASON)
         reason = "length" if outcome.is_cut else "stop"
         return Answer(outcome.text.strip(), outcome.num_output_tokens, reason)
 

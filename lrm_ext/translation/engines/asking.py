@@ -191,7 +191,7 @@ class _Asking:
         try:
             reply = await self._service.ask(body, num_tokens)
         except RejectedError as error:
-            await self._halve(work, f"rejected: {error}")
+            await self._halve(work, f"refused: {error}", error.is_final)
         except ExhaustedError as error:
             self._num_silent += 1
             limit = max(_MAX_SILENT, self._concurrency)
@@ -226,12 +226,12 @@ class _Asking:
             self._work.append(_Work(rest, work.num_useless + 1))
         await self._hand_on(*outcomes, usage=usage)
 
-    async def _halve(self, work: _Work, fault: str) -> None:
-        """Find the segment at fault; by itself it fails, to be asked again by another run."""
+    async def _halve(self, work: _Work, fault: str, is_final: bool = False) -> None:
+        """Find the segment at fault; by itself it fails, for good or until another run."""
         if len(work.indices) > 1:
             self._cut(work.indices, work.num_useless)
         else:
-            await self._hand_on(Outcome(work.indices[0], None, fault, is_final=False))
+            await self._hand_on(Outcome(work.indices[0], None, fault, is_final))
 
     def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
         middle = len(indices) // 2

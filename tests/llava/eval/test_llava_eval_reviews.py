@@ -167,6 +167,46 @@ def test_a_judge_may_think(api, review, tmp_path, read_lines):
     assert [line["tuple"] for line in read_lines(tmp_path / "r.jsonl")] == [[8.0, 6.0]] * 2
 
 
+def test_a_review_that_is_refused_has_no_scores(api, review, tmp_path, read_lines, caplog):
+    def reply(body):
+        refused = "Q0" in body["messages"][1]["content"]
+        return (400, "stopped by the content filter") if refused else (200, "8 6")
+
+    api.reply = reply
+    review(eval_gpt_review)
+    assert [(r["id"], r["content"], r["tuple"]) for r in read_lines(tmp_path / "r.jsonl")] == [
+        (1, "", [-1.0, -1.0]),
+        (2, "8 6", [8.0, 6.0]),
+    ]
+    assert "1 of 2 refused" in caplog.text
+    review(eval_gpt_review)
+    assert len(api.requests) == 2
+
+
+def test_a_review_that_was_paid_is_kept(api, review, tmp_path, read_lines):
+    """The first question fails after the second one was answered."""
+    answered = threading.Event()
+
+    def reply(body):
+        if "Q1" in body["messages"][1]["content"]:
+            answered.set()
+            return 200, "8 6"
+        answered.wait(5)
+        return 401, "bad key"
+
+    api.reply = reply
+    with pytest.raises(SystemExit, match="key is refused"):
+        review(eval_gpt_review)
+    assert [line["question_id"] for line in read_lines(tmp_path / "r.jsonl")] == [1]
+    api.reply = lambda body: (200, "8 6")
+    review(eval_gpt_review)
+    assert [line["id"] for line in read_lines(tmp_path / "r.jsonl")] == [1, 2]
+    assert len(api.requests) == 3
+    (tmp_path / "r.jsonl").write_text('{"id": 1, "question_id": 1}\n')
+    with pytest.raises(SystemExit, match="r.jsonl:1: review 1, of question 1, is not of these"):
+        review(eval_gpt_review)
+
+
 def test_busy_and_refusing_service(api, review, tmp_path):
     replies = iter([(429, ""), (503, "")])
     api.reply = lambda body: next(replies, (200, "8 6"))
@@ -243,6 +283,24 @@ def test_baseline(api, write_lines, tmp_path):
     assert [(line["question_id"], line["text"]) for line in lines] == [(9, "yes"), (10, "#ERROR#")]
     assert {line["model_id"] for line in lines} == {"gpt-3.5-turbo:20230327"}
     assert len(api.requests) == 4
+
+
+def test_a_baseline_keeps_what_was_paid(api, write_lines, tmp_path):
+    answered = threading.Event()
+
+    def reply(body):
+        if body["messages"][1]["content"] == "Q1":
+            answered.set()
+            return 200, "yes"
+        answered.wait(5)
+        return 401, "bad key"
+
+    api.reply = reply
+    asked = [{"question_id": i, "text": f"Q{i}"} for i in (0, 1)]
+    with pytest.raises(SystemExit, match="key is refused.*; 1 answers are in .*a.partial"):
+        qa_baseline_gpt35.main(["-q", str(write_lines("q", asked)), "-o", str(tmp_path / "a")])
+    assert json.loads((tmp_path / "a.partial").read_text())["text"] == "yes"
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.fixture

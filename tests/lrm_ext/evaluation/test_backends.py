@@ -15,9 +15,14 @@ from PIL import ExifTags, Image
 from llava.chat_service import Limits
 from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.image_file import open_image
+from lrm_ext.analysis.tables import remarks
+from lrm_ext.benchmarks.answered import read_answered, stated_kind
+from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.answerer import Answer, Request
 from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
+from lrm_ext.evaluation.report import EvalReport
 from lrm_ext.evaluation.runner import run_evaluation
+from lrm_ext.evaluation.score import score_run
 from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
 from lrm_ext.evaluation.transformers_models import TransformersBackend
 from lrm_ext.export.to_hf import export_hf
@@ -179,6 +184,85 @@ def test_a_service_that_is_down_says_so(benchmark_dir, quick_retries):
         answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
 
 
+FILTERED = (400, {"error": {"message": "content filter", "code": "content_filter"}})
+REFUSALS = {
+    "400": FILTERED,
+    "413": (413, {}),
+    "422": (422, {"detail": "the picture cannot be read"}),
+    "filter": (
+        200,
+        {"choices": [{"message": {"content": "N"}, "finish_reason": "content_filter"}]},
+    ),
+    "refusal": (200, {"choices": [{"message": {"content": None, "refusal": "I cannot."}}]}),
+    "moderation": (403, {"error": "your input was flagged"}),
+}
+
+
+def run_with(chat, config, tmp_path, **settings):
+    return dataclasses.replace(
+        config,
+        model_path=config.model_path.relative_to(config.model_path.parent),
+        base_url=chat.url,
+        device=None,
+        out_dir=tmp_path / "out",
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_question_that_is_refused_is_wrong_and_counted(chat, config, console, tmp_path, refusal):
+    """The others go on, in the same batch and after it; and nobody asks it again."""
+    chat.good = lambda body: {"choices": [{"message": {"content": "Da"}}]}
+    chat.replies = [REFUSALS[refusal]]
+    service = run_with(chat, config, tmp_path, languages=("hr",), blind=False)
+    sets = run_evaluation(service, console)
+    (result,) = score_run(service, sets, "lrm eval").benchmarks[0].languages
+    total = result.total
+    assert (total.num_refused, total.num_missing, total.num_empty) == (1, 0, 0)
+    assert total.num_questions == len(texts(service)) == 9
+    assert "answers that the service refused to give (wrong): hr 1" in remarks_of(service)
+    asked = len(chat.bodies)
+    run_evaluation(service, console)
+    assert len(chat.bodies) == asked
+    (path,) = service.predictions_dir.glob("*.jsonl")
+    scored = read_answered(path, stated_kind(path))
+    report = score_benchmark(stated_kind(path), scored.items, scored.texts, lang="hr")
+    assert report.counts["refused"] == 1 and report.counts["answered"] == 8
+
+
+def remarks_of(config):
+    return "\n".join(remarks(EvalReport.read(config.results_dir).benchmarks[0]))
+
+
+@pytest.mark.parametrize("fault", [(401, {}), (402, {}), (404, {}), (429, "insufficient_quota")])
+def test_what_was_answered_of_a_broken_batch_is_kept(chat, config, console, tmp_path, fault):
+    """Three of a batch are answered after the fourth has failed for good."""
+    service = run_with(chat, config, tmp_path, languages=("hr",), blind=False)
+    chat.replies = [fault]
+    with pytest.raises(ServiceError, match="What was answered is kept"):
+        run_evaluation(service, console)
+    assert len(texts(service)) == 3
+    run_evaluation(service, console)
+    assert len(texts(service)) == 9 and len(chat.bodies) == 10
+
+
+@pytest.mark.parametrize(
+    ("refusal", "num_asked"),
+    [
+        ({"error": {"message": "unknown field", "param": "top_k"}}, 4),
+        ({"error": "this model does not take images"}, 20),
+    ],
+)
+def test_a_service_that_refuses_everything_ends_the_run(
+    chat, config, console, tmp_path, refusal, num_asked
+):
+    service = run_with(chat, config, tmp_path)
+    chat.replies = [(400, refusal)] * 99
+    with pytest.raises(ServiceError, match="requests? (is|are) not accepted.*--fresh"):
+        run_evaluation(service, console)
+    assert len(texts(service)) < num_asked and len(chat.bodies) <= num_asked + 4
+
+
 def test_something_else_than_a_chat_completion(chat, benchmark_dir):
     chat.replies = [(200, {"hello": 1})] * 6
     with pytest.raises(ServiceError, match="expected a chat completion, found"):
@@ -221,13 +305,7 @@ def test_a_model_that_is_loaded_here_may_think_too(config, console):
 
 
 def test_a_run_with_a_service(chat, config, console, tmp_path):
-    service = dataclasses.replace(
-        config,
-        model_path=config.model_path.relative_to(config.model_path.parent),
-        base_url=chat.url,
-        device=None,
-        out_dir=tmp_path / "out",
-    )
+    service = run_with(chat, config, tmp_path)
     run_evaluation(service, console)
     assert len(texts(service)) == 36
     before = len(chat.bodies)

@@ -197,15 +197,29 @@ def test_a_segment_that_breaks_the_service_is_found(service: ChatService) -> Non
     assert all_good(outcomes)
 
 
-def test_a_request_that_is_not_accepted_is_halved(service: ChatService) -> None:
-    def too_long(number: int, segments: list[dict[str, Any]]) -> Answer | None:
-        is_bad = number > 0 and any(s["text"] == TEXTS[20] for s in segments)
-        return Answer(400, b"context too long") if is_bad else None
+@pytest.mark.parametrize(("fault", "is_final"), [("context too long", True), ("no", False)])
+@pytest.mark.parametrize("place", [0, 20])
+def test_a_request_that_is_not_accepted_is_halved(
+    service: ChatService, fault: str, is_final: bool, place: int
+) -> None:
+    """Even if it is the first of all."""
 
-    service.behave = too_long
+    def refuse(number: int, segments: list[dict[str, Any]]) -> Answer | None:
+        is_bad = any(s["text"] == TEXTS[place] for s in segments)
+        return Answer(400, fault.encode()) if is_bad else None
+
+    service.behave = refuse
     outcomes = run(service, concurrency=1)
-    assert not outcomes.pop(TEXTS[20]).is_final
+    refused = outcomes.pop(TEXTS[place])
+    assert refused.is_final == is_final and str(refused.error).startswith("refused: HTTP 400")
     assert all_good(outcomes)
+
+
+def test_a_service_that_refuses_everything_is_given_up(service: ChatService) -> None:
+    service.behave = lambda number, segments: Answer(400, b"no")
+    with pytest.raises(EngineError, match="first 20 requests are not accepted: HTTP 400.*'no'"):
+        run(service)
+    assert 20 <= len(service.requests) < 24
 
 
 def test_a_dead_service_ends_the_run_but_keeps_what_was_answered(service: ChatService) -> None:
@@ -224,6 +238,14 @@ def test_a_dead_service_ends_the_run_but_keeps_what_was_answered(service: ChatSe
         (404, b"no", "no such model"),
         (429, b'{"error": {"code": "insufficient_quota"}}', "no money left"),
         (400, b"unknown field", "first request is not accepted.*unknown field"),
+        (
+            400,
+            b'{"error": {"message": "no", "param": "response_format"}}',
+            "first request is not accepted.*response_format",
+        ),
+        (422, b'{"detail": [{"type": "extra_forbidden"}]}', "first request is not accepted"),
+        (402, b"no", "no money left"),
+        (403, b"no", "access is refused"),
     ],
 )
 def test_what_will_not_pass_is_said_at_once(
