@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -24,8 +25,11 @@ import openai
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from llava.eval.rules import without_thinking
 
+log = logging.getLogger(__name__)
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 BASE_VARIABLE = "OPENAI_API_BASE"
+MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 HOSTED = "https://api.openai.com/v1"
 _FATAL = {
     401: "the key is refused",
@@ -71,6 +75,44 @@ class Limits:
     max_tries: int = 6
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Which fields of a request a service takes.
+
+    Attributes:
+        max_tokens_field: What it calls the longest answer: one of `MAX_TOKENS_FIELDS`.
+        takes_temperature: Whether a temperature may be sent.
+    """
+
+    max_tokens_field: str = MAX_TOKENS_FIELDS[0]
+    takes_temperature: bool = True
+
+    def adapt(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request with `max_tokens` and `temperature` as the service takes it."""
+        adapted = dict(body)
+        if "max_tokens" in adapted:
+            adapted[self.max_tokens_field] = adapted.pop("max_tokens")
+        if not self.takes_temperature:
+            adapted.pop("temperature", None)
+        return adapted
+
+    def after(self, fault: str, sent: Mapping[str, Any]) -> Dialect | None:
+        """The dialect to try next.
+
+        Args:
+            fault: What the service says is wrong.
+            sent: The request.
+
+        Returns:
+            None if the fault is another.
+        """
+        if "temperature" in sent and re.search(r"\btemperature\b", fault):
+            return replace(self, takes_temperature=False)
+        if "max_tokens" in sent and re.search(r"\bmax_tokens\b", fault):
+            return replace(self, max_tokens_field=MAX_TOKENS_FIELDS[1])
+        return None
 
 
 @dataclass(frozen=True)
@@ -134,18 +176,28 @@ class ChatService:
         url: The address, up to and with `/v1`.
         key: Sent as a bearer token; None for none.
         limits: How it may be asked.
+        dialect: How it is asked at first; what it does not take is found out from its errors.
 
     Attributes:
+        dialect: How it is asked.
         num_answered: Requests that were answered.
         client: The `openai` client, for files, batches and models; use it inside `plain_errors`.
     """
 
     client: openai.AsyncOpenAI
 
-    def __init__(self, url: str, key: str | None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        limits: Limits | None = None,
+        dialect: Dialect | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self.dialect = dialect or Dialect()
         self.num_answered = 0
         self._num_refused = 0
+        self._is_tried = False
         self._key = key
         self._limits = limits or Limits()
         self._pace = _Pace(self._limits)
@@ -153,6 +205,7 @@ class ChatService:
 
     def connect(self) -> None:
         """Make the client; connections are opened when they are needed."""
+        self._first = asyncio.Lock()
         hooks: dict[str, list[Any]] = {"request": [self._take_turn], "response": [_judge_response]}
         self.client = openai.AsyncOpenAI(
             base_url=self.url,
@@ -187,9 +240,46 @@ class ChatService:
         """
         self._num_tokens.set(num_tokens)
         with self.plain_errors():
-            response = await self.client.chat.completions.with_raw_response.create(**body)
-        self.num_answered += 1
-        return read_reply(response.http_response.json())
+            if not self._is_tried:
+                # the first request goes alone: what the service takes is found out once
+                async with self._first:
+                    if not self._is_tried:
+                        try:
+                            return await self._ask(body)
+                        finally:
+                            self._is_tried = True
+            return await self._ask(body)
+
+    async def _ask(self, body: Mapping[str, Any]) -> ChatReply:
+        """Send a request in the service's dialect, and in another one if it does not take that."""
+        begun = dialect = self.dialect
+        while True:
+            sent = dialect.adapt(body)
+            try:
+                response = await self.client.chat.completions.with_raw_response.create(**sent)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                fault = error.param or error.response.text
+                other = None if _is_own_fault(error) else dialect.after(fault, sent)
+                if other is None:
+                    raise
+                dialect = other
+                continue
+            if dialect != begun:
+                self.speak(dialect)
+            self.num_answered += 1
+            return read_reply(response.http_response.json())
+
+    def speak(self, dialect: Dialect) -> None:
+        """Ask in another dialect from now on."""
+        if dialect != self.dialect:
+            without = "" if dialect.takes_temperature else " and without temperature"
+            log.warning(
+                "%s is asked with %s%s from now on: it takes nothing else",
+                self.url,
+                dialect.max_tokens_field,
+                without,
+            )
+        self.dialect = dialect
 
     async def models(self) -> list[str]:
         """Names of the service's models; raises as `ask` does."""
@@ -244,7 +334,7 @@ class ChatService:
         return f" ({self._limits.max_tries} tries)"
 
 
-def service_of_environment(limits: Limits) -> ChatService:
+def service_of_environment(limits: Limits, dialect: Dialect | None = None) -> ChatService:
     """OpenAI's service, or the one that `OPENAI_API_BASE` names.
 
     Raises:
@@ -253,7 +343,7 @@ def service_of_environment(limits: Limits) -> ChatService:
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         raise ConfigError(f"{KEY_VARIABLE} is not set; it is needed to ask OpenAI's models")
-    return ChatService(os.environ.get(BASE_VARIABLE, HOSTED), key, limits)
+    return ChatService(os.environ.get(BASE_VARIABLE, HOSTED), key, limits, dialect)
 
 
 def ask_each(

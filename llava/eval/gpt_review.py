@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.chat_service import (
+    MAX_TOKENS_FIELDS,
     ChatReply,
+    Dialect,
     Limits,
     ask_each,
     service_of_environment,
@@ -61,6 +63,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", required=True)
     parser.add_argument("--max-tokens", type=int, default=1024, help="longest review")
     parser.add_argument("--model", default=JUDGE, help="who judges")
+    parser.add_argument(
+        "--max-tokens-field",
+        choices=MAX_TOKENS_FIELDS,
+        default=MAX_TOKENS_FIELDS[0],
+        help="what the service calls it; another is found out",
+    )
+    parser.add_argument(
+        "--no-temperature",
+        action="store_true",
+        help=f"leave it to the service, in place of {TEMPERATURE}",
+    )
     parser.add_argument("--fresh", action="store_true", help="throw earlier reviews away")
     return parser
 
@@ -191,6 +204,8 @@ def review(
         "max_tokens": args.max_tokens,
         "content_sha256": hashlib.sha256("".join(contents).encode()).hexdigest(),
     }
+    if args.no_temperature:
+        identity["temperature"] = "the service's own"
     ids = [comparison.question["question_id"] for comparison in comparisons]
     with AnswersFile(Path(args.output), identity, args.fresh) as reviews:
         done = _read_done(args.output, ids)
@@ -211,7 +226,8 @@ def _ask_judge(
     todo: Sequence[int],
 ) -> None:
     """Have the comparisons at some places reviewed, and write each review as it comes."""
-    service = service_of_environment(Limits(max_tries=NUM_TRIES))
+    dialect = Dialect(args.max_tokens_field, not args.no_temperature)
+    service = service_of_environment(Limits(max_tries=NUM_TRIES), dialect)
     num_refused = 0
 
     def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:

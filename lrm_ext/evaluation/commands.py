@@ -40,6 +40,12 @@ def evaluate(
     base_url: str = typer.Option(
         None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
     ),
+    max_tokens_field: str = typer.Option(
+        None, help="For a service: max_tokens or max_completion_tokens; found out by default."
+    ),
+    temperature: bool = typer.Option(
+        True, help="Ask a service for temperature 0; left out by itself where it is not taken."
+    ),
     skip_missing_images: bool = typer.Option(
         False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
     ),
@@ -82,6 +88,8 @@ def evaluate(
         fresh=fresh,
         skip_missing_images=skip_missing_images,
         base_url=base_url,
+        max_tokens_field=max_tokens_field,
+        temperature=temperature,
         rank=rank,
     )
     ranks = Ranks.from_environment()

@@ -71,6 +71,8 @@ class EvalConfig:
         fresh: Delete the answers of an earlier run first.
         base_url: Address of a service with OpenAI's chat interface, which is asked in place of a
             model that is loaded here.
+        max_tokens_field: What the service calls the longest answer; None to find out.
+        temperature: Ask the service for temperature 0; False leaves it to the service.
         skip_missing_images: Do not ask about pictures that are missing or broken; those questions
             are wrong, and counted.
         rank: Rank options by their likelihood, by the `mean` or `sum` over their tokens; None to
@@ -91,6 +93,8 @@ class EvalConfig:
     device: str | None = None
     fresh: bool = False
     base_url: str | None = None
+    max_tokens_field: str | None = None
+    temperature: bool = True
     skip_missing_images: bool = False
     rank: str | None = None
 
@@ -125,6 +129,10 @@ class EvalConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected 1 or more")
         check_mode(self.rank)
+        if self.base_url is None and (self.max_tokens_field or not self.temperature):
+            raise ConfigError(
+                "--max-tokens-field and --no-temperature are for services; name one with --base-url"
+            )
         known = list_languages()
         if unknown := [lang for lang in self.languages if lang not in known]:
             raise ConfigError(

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from llava.chat_service import KEY_VARIABLE, ChatReply, ChatService, Limits, ask_each
+from llava.chat_service import (
+    KEY_VARIABLE,
+    MAX_TOKENS_FIELDS,
+    ChatReply,
+    ChatService,
+    Dialect,
+    Limits,
+    ask_each,
+)
 from llava.errors import ConfigError, DataError, ExhaustedError, RejectedError, ServiceError
 from llava.image_file import open_image
 from llava.image_fit import apply_orientation
@@ -49,11 +57,13 @@ class ServiceBackend:
         base_url: Up to and with `/v1`.
         model: The name that the service knows.
         max_new_tokens: Longest answer.
+        dialect: Which fields of a request it takes.
     """
 
     base_url: str
     model: str
     max_new_tokens: int
+    dialect: Dialect = Dialect()
 
     @classmethod
     def of(cls, config: EvalConfig) -> ServiceBackend:
@@ -79,11 +89,21 @@ class ServiceBackend:
                 f"{', '.join('--' + name.replace('_', '-') for name in given)}, which are for "
                 "models that are loaded here"
             )
-        return cls(url, config.model_path.as_posix(), config.max_new_tokens)
+        if config.max_tokens_field not in (None, *MAX_TOKENS_FIELDS):
+            raise ConfigError(
+                f"--max-tokens-field is {config.max_tokens_field!r}; expected "
+                f"{' or '.join(MAX_TOKENS_FIELDS)}"
+            )
+        dialect = Dialect(config.max_tokens_field or Dialect.max_tokens_field, config.temperature)
+        return cls(url, config.model_path.as_posix(), config.max_new_tokens, dialect)
 
     def identity(self) -> dict[str, Any]:
         """See `Backend`; whether the weights behind the name changed cannot be seen from here."""
-        return {"model_id": self.model, "base_url": self.base_url, "template": "the service's own"}
+        own = "the service's own"
+        temperature = {} if self.dialect.takes_temperature else {"temperature": own}
+        return {
+            "model_id": self.model, "base_url": self.base_url, "template": own, **temperature,
+        }  # fmt: skip
 
     def load(self) -> Answerer:
         """See `Backend`."""
@@ -103,7 +123,7 @@ class ServiceAnswerer:
         self, backend: ServiceBackend, key: str | None, limits: Limits | None = None
     ) -> None:
         self._backend = backend
-        self._service = ChatService(backend.base_url, key, limits)
+        self._service = ChatService(backend.base_url, key, limits, backend.dialect)
         self._picture_url = lru_cache(_NUM_KEPT_PICTURES)(picture_url)
 
     def num_tokens(self, request: Request) -> int:

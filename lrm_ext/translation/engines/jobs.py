@@ -212,7 +212,7 @@ class _Working:
         estimate = Usage()
         for start in range(0, len(free), size):
             asked = tuple(free[start : start + size])
-            body = self._engine.body([self._segments[self.open[key]] for key in asked])
+            body = self._body([self._segments[self.open[key]] for key in asked])
             cost = self._engine.estimate(body)
             try:
                 self._engine.reserve(cost)
@@ -263,38 +263,40 @@ class _Working:
         waiting = list(jobs)
         while waiting:
             for job in tuple(waiting):
-                status, output_file = self._look_at(job)
+                status, files = self._look_at(job)
                 if status not in _DONE:
                     continue
                 waiting.remove(job)
-                yield from self._collect(job, output_file)
+                yield from self._collect(job, files)
                 self._note(job, False)  # now what it brought is in the cache
             if waiting:
                 time.sleep(self._plan.poll_s)
 
-    def _look_at(self, job: Job) -> tuple[str, str | None]:
-        """How far a job is, and the name of the file of its answers."""
+    def _look_at(self, job: Job) -> tuple[str, tuple[str | None, ...]]:
+        """How far a job is, and the names of the files of its answers and errors."""
         assert job.id is not None, "only jobs that the service has are waited for"
         try:
             state = self._do(self._service.client.batches.retrieve(job.id))
         except NotFoundError:
             log.warning("the service has forgotten job %s; it is asked again", job.id)
-            return "expired", None
+            return "expired", ()
         if state.status == "failed":
             self._note(job, False)
             raise EngineError(f"job {job.id} failed: {json.dumps(state.to_dict().get('errors'))}")
-        return state.status, state.output_file_id
+        return state.status, (state.output_file_id, state.error_file_id)
 
-    def _collect(self, job: Job, output_file: str | None) -> Iterator[Reply]:
+    def _collect(self, job: Job, files: Sequence[str | None]) -> Iterator[Reply]:
         usage = Usage()
         answers: dict[bytes, Answer] = {}
-        for line in self._lines(output_file):
+        for line in (line for file in files for line in self._lines(file)):
             asked = job.requests[int(line["custom_id"])]
             response = line.get("response") or {}
             if response.get("status_code") == 200 and is_completion(response.get("body")):
                 reply = read_reply(response["body"])
                 usage += self._engine.usage_of(reply)
                 answers.update(_read(asked, reply))
+            else:
+                self._learn(response.get("body"))
         self._engine.settle(job.estimate, usage)
         # killed between the two commits, we have read this job before
         known = self._ledger.get_many(list(answers))
@@ -309,6 +311,16 @@ class _Working:
         for key in ours:
             del self.open[key]
         log.info("job %s: %d answers, %d segments are open", job.id, len(fresh), len(self.open))
+
+    def _body(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        return self._service.dialect.adapt(self._engine.body(segments))
+
+    def _learn(self, body: Any) -> None:
+        """Find out from an error which fields the service does not take, for the next job."""
+        error = body.get("error") if isinstance(body, dict) else None
+        fault = str((error.get("param") if isinstance(error, dict) else None) or error)
+        if dialect := self._service.dialect.after(fault, self._body([])):
+            self._service.speak(dialect)
 
     def _lines(self, file: str | None) -> list[dict[str, Any]]:
         if not file:

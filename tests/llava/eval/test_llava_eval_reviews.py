@@ -207,6 +207,23 @@ def test_a_review_that_was_paid_is_kept(api, review, tmp_path, read_lines):
         review(eval_gpt_review)
 
 
+def test_a_judge_that_takes_other_fields(api, review, tmp_path):
+    def reply(body):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                return 400, f"unsupported parameter: {name}"
+        return 200, "8 6"
+
+    api.reply = reply
+    review(eval_gpt_review)
+    assert len(api.requests) == 4
+    flags = ("--max-tokens-field", "max_completion_tokens", "--no-temperature")
+    review(eval_gpt_review, "--fresh", *flags)
+    assert len(api.requests) == 6 and api.requests[-1][2]["max_completion_tokens"] == 1024
+    with pytest.raises(SystemExit, match='temperature was "the service\'s own" and is None'):
+        review(eval_gpt_review)
+
+
 def test_busy_and_refusing_service(api, review, tmp_path):
     replies = iter([(429, ""), (503, "")])
     api.reply = lambda body: next(replies, (200, "8 6"))

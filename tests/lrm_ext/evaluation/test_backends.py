@@ -263,6 +263,66 @@ def test_a_service_that_refuses_everything_ends_the_run(
     assert len(texts(service)) < num_asked and len(chat.bodies) <= num_asked + 4
 
 
+class NewerServer:
+    """Refuses two fields as newer services do, one at a time."""
+
+    MAX_TOKENS = {
+        "message": "'max_tokens' is not supported. Use 'max_completion_tokens'.",
+        "param": "max_tokens",
+    }
+    TEMPERATURE = {"message": "Unsupported value: 'temperature' does not support 0."}
+
+    def __init__(self, chat):
+        self._good = chat.good
+        self.refused = []
+
+    def handle(self, body, headers):
+        for field, error in (("max_tokens", self.MAX_TOKENS), ("temperature", self.TEMPERATURE)):
+            if field in body:
+                self.refused.append(field)
+                return 400, json.dumps({"error": error}).encode()
+        assert body["max_completion_tokens"] == 8
+        return 200, json.dumps(self._good(body)).encode()
+
+
+def test_what_a_newer_service_takes_is_found_out_once(chat, config, console, tmp_path, caplog):
+    newer = NewerServer(chat)
+    chat.handle = newer.handle
+    run_evaluation(run_with(chat, config, tmp_path), console)
+    assert newer.refused == ["max_tokens", "temperature"]
+    assert "max_completion_tokens and without temperature from now on" in caplog.text
+
+
+def test_what_a_service_takes_can_be_said(chat, config, console, tmp_path):
+    newer = NewerServer(chat)
+    chat.handle = newer.handle
+    said = {"max_tokens_field": "max_completion_tokens", "temperature": False}
+    service = run_with(chat, config, tmp_path, **said)
+    run_evaluation(service, console)
+    assert newer.refused == []
+    run = json.loads((service.predictions_dir / "run.json").read_text())
+    assert run["temperature"] == "the service's own"
+    with pytest.raises(ConfigError, match="expected max_tokens or max_completion_tokens"):
+        choose_backend(dataclasses.replace(service, max_tokens_field="tokens"))
+    with pytest.raises(ConfigError, match="name one with --base-url"):
+        dataclasses.replace(service, base_url=None).validate()
+
+
+def test_a_limit_that_is_too_large_is_not_the_question_s_fault(chat, config, console, tmp_path):
+    """It names a field, but another name for it helps nobody."""
+    error = {
+        "message": "max_tokens is too large: 8. At most 4 are supported.",
+        "param": "max_tokens",
+    }
+    newer = {"message": "max_completion_tokens is too large: 8", "param": "max_completion_tokens"}
+    chat.handle = lambda body, headers: (
+        400,
+        json.dumps({"error": error if "max_tokens" in body else newer}).encode(),
+    )
+    with pytest.raises(ServiceError, match="first request is not accepted.*is too large: 8"):
+        run_evaluation(run_with(chat, config, tmp_path), console)
+
+
 def test_something_else_than_a_chat_completion(chat, benchmark_dir):
     chat.replies = [(200, {"hello": 1})] * 6
     with pytest.raises(ServiceError, match="expected a chat completion, found"):

@@ -72,17 +72,21 @@ class BatchService(ChatService):
         if self.status == "failed":
             job["errors"] = {"data": [{"message": "enqueued token limit reached"}]}
             return
-        lines = self.files[job["input_file_id"]].splitlines()
-        done = lines[: round(len(lines) * self.keep)]
+        asked = self.files[job["input_file_id"]].splitlines()
+        done = asked[: round(len(asked) * self.keep)]
         # in another order than they were asked in
-        results = [json.dumps(self._result(json.loads(line))) for line in reversed(done)]
-        if results:
-            job["output_file_id"] = self._store("\n".join(results).encode())["id"]
+        results = [self._result(json.loads(line)) for line in reversed(done)]
+        for name in ("output_file_id", "error_file_id"):
+            is_error = name == "error_file_id"
+            lines = [r for r in results if (r["response"]["status_code"] != 200) == is_error]
+            if lines:
+                job[name] = self._store("\n".join(map(json.dumps, lines)).encode())["id"]
 
     def _result(self, line: dict[str, Any]) -> dict[str, Any]:
         segments = json.loads(line["body"]["messages"][1]["content"])["segments"]
         number = len(self.requests)
         self.requests.append([segment["text"] for segment in segments])
+        self.bodies.append(line["body"])
         answer = self.behave(number, segments)
         if answer is None:
             self.answered.update(segment["text"] for segment in segments)

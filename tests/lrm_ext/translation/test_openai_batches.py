@@ -183,6 +183,18 @@ def test_half_answers_and_refusals(service: BatchService, cache: Cache) -> None:
     }
 
 
+def test_the_next_job_is_asked_as_the_service_takes_it(service: BatchService, cache: Cache) -> None:
+    def newer(number: int, segments: list[dict[str, Any]]) -> Answer | None:
+        if "temperature" not in service.bodies[number]:
+            return None
+        return Answer(400, b'{"error": {"message": "not supported", "param": "temperature"}}')
+
+    service.behave = newer
+    outcomes = run(make(service, cache), cache)
+    assert {text: o.text for text, o in outcomes.items()} == TABLE
+    assert len(service.jobs) == 2 and len(service.requests) == 10
+
+
 def test_a_failed_job_is_said_and_forgotten(service: BatchService, cache: Cache) -> None:
     service.status = "failed"
     with pytest.raises(EngineError, match="job-0 failed: .*enqueued token limit"):
@@ -225,7 +237,7 @@ def test_a_service_without_batch_mode(
     service = BatchService(TABLE)
     serve(service)
     service._POST_files = lambda name, data: Answer(405, b"no")  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match="does not do what batch mode needs: .*not accepted.*405"):
+    with pytest.raises(EngineError, match="does not do what batch mode needs: HTTP 405"):
         run(make(service, cache), cache)
 
 

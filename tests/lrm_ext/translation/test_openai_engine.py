@@ -215,6 +215,18 @@ def test_a_request_that_is_not_accepted_is_halved(
     assert all_good(outcomes)
 
 
+def test_a_service_that_takes_no_temperature(service: ChatService) -> None:
+    def newer(number: int, segments: list[dict[str, Any]]) -> Answer | None:
+        fault = b'{"error": {"param": "temperature", "code": "unsupported_value"}}'
+        return Answer(400, fault) if "temperature" in service.bodies[number] else None
+
+    service.behave = newer
+    engine = make(service)
+    for _ in range(2):  # it is remembered from one batch to the next
+        list(engine.translate([Segment(text) for text in TEXTS]))
+    assert sum("temperature" in body for body in service.bodies) == 1
+
+
 def test_a_service_that_refuses_everything_is_given_up(service: ChatService) -> None:
     service.behave = lambda number, segments: Answer(400, b"no")
     with pytest.raises(EngineError, match="first 20 requests are not accepted: HTTP 400.*'no'"):
