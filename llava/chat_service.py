@@ -53,6 +53,10 @@ _BAD_FIELD = re.compile(
 )
 _MAX_REFUSED = 20  # requests that a service refuses before it has answered one
 _MAY_PASS = (408, 409, 425, 429)
+# Fields that all requests have in common: who refuses one refuses them all.
+_SETTINGS = ("model", *MAX_TOKENS_FIELDS, "temperature", "response_format")
+# What the request under way costs, for the hook that paces each of its tries.
+_num_tokens: ContextVar[int] = ContextVar("num_tokens", default=0)
 _NO_KEY = "none"  # the package demands one; a service that needs none ignores it
 
 
@@ -201,7 +205,6 @@ class ChatService:
         self._key = key
         self._limits = limits or Limits()
         self._pace = _Pace(self._limits)
-        self._num_tokens: ContextVar[int] = ContextVar("num_tokens", default=0)
 
     def connect(self) -> None:
         """Make the client; connections are opened when they are needed."""
@@ -238,7 +241,7 @@ class ChatService:
             RejectedError: It refuses this request.
             ExhaustedError: It did not answer in `max_tries` tries.
         """
-        self._num_tokens.set(num_tokens)
+        _num_tokens.set(num_tokens)
         with self.plain_errors():
             if not self._is_tried:
                 # the first request goes alone: what the service takes is found out once
@@ -302,7 +305,7 @@ class ChatService:
             raise ServiceError(f"{self.url}: {error}") from error
 
     async def _take_turn(self, request: Any) -> None:
-        await self._pace.take(self._num_tokens.get())
+        await self._pace.take(_num_tokens.get())
 
     def _error(self, error: openai.APIStatusError) -> Exception:
         status, response = error.status_code, error.response
@@ -319,7 +322,7 @@ class ChatService:
             return ExhaustedError(fault + self._num_tries())
         if not is_final and not self.num_answered:
             self._num_refused += 1
-            if _named_field(error) or _BAD_FIELD.search(response.text):
+            if _is_about_settings(error) or _BAD_FIELD.search(response.text):
                 return ServiceError(
                     f"{self.url}: the first request is not accepted, nor will others be: {fault}; "
                     "change the option that it is about"
@@ -442,10 +445,9 @@ def read_json_lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
-def _named_field(error: openai.APIStatusError) -> str:
-    """The field of a request that an error is about; "" if it is none or what is asked."""
-    field = re.split(r"[.\[]", error.param or "")[0]
-    return "" if field in ("messages", "prompt", "input") else field
+def _is_about_settings(error: openai.APIStatusError) -> bool:
+    """Whether an error names a field that all requests have in common."""
+    return (error.param or "").partition(".")[0] in _SETTINGS
 
 
 def _is_own_fault(error: openai.APIStatusError) -> bool:
@@ -454,7 +456,7 @@ def _is_own_fault(error: openai.APIStatusError) -> bool:
     if error.status_code == 413 or _OWN_FAULT.search(text):
         return True
     # a length limit that is too large is too large for all
-    return bool(_TOO_MUCH.search(text)) and not _named_field(error)
+    return bool(_TOO_MUCH.search(text)) and not _is_about_settings(error)
 
 
 def _is_out_of_money(response: Any) -> bool:

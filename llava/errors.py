@@ -3,6 +3,8 @@
 Their text says what was found, what was expected, where, and what to do. Mistakes of our own are
 plain assertions. Entry points run in `run_command`, which prints a `UserError` without its
 traceback, and what the system refuses (a full disk, a folder without permission) as well.
+`RejectedError` and `ExhaustedError` are for whoever asks a service and decides what becomes of the
+request.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json, read_json_lines
-from llava.files import naming, write_atomically
+from llava.files import naming, writing, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ class AnswersFile:
         ordered = sorted(lines, key=lambda line: json.loads(line)[key])
         self._file.close()
         if ordered != lines:
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_bytes(b"".join(ordered))
-            os.replace(partial, self.path)
+            with writing(self.path) as partial:
+                partial.write_bytes(b"".join(ordered))
 
     def __enter__(self) -> AnswersFile:
         return self
