@@ -16,7 +16,7 @@ from typing import Any
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json, read_json_lines
-from llava.files import naming, writing, write_atomically
+from llava.files import naming, write_atomically, writing
 
 log = logging.getLogger(__name__)
 
