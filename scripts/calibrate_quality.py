@@ -10,6 +10,10 @@ reported on the other, which shows other scenes. The rows are those of the built
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default*.deb stamps
     python scripts/calibrate_quality.py --captions stamps/usr/share/tuxpaint/stamps --write
 
+or of a file of your own, all of which is reported on (no limits are measured on it):
+
+    python scripts/calibrate_quality.py --captions tests/lrm_ext/translation/quality/captions.toml
+
 Nothing of those captions is kept but the few numbers. Without --calibrate or --write the limits are
 those of the language files.
 """
@@ -30,6 +34,7 @@ from rich.table import Table
 from llava.data.sample import Turn
 from llava.errors import DataError
 from lrm_ext.corpus.emoji.packed import LANGUAGES
+from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH
 from lrm_ext.translation.quality.calibrating import (
     GRADED,
@@ -54,7 +59,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="damaged in each of eight ways")
     parser.add_argument("--lang", help="codes, with commas; all of the built-in corpus by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--captions", type=Path, metavar="DIR", help="folder of tuxpaint's stamps")
+    parser.add_argument(
+        "--captions", type=Path, metavar="PATH", help="folder of tuxpaint's stamps, or a .toml file"
+    )
     parser.add_argument("--calibrate", action="store_true", help="measure limits anew")
     parser.add_argument("--write", action="store_true", help="and write them to the language files")
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
@@ -71,7 +78,7 @@ def main() -> None:
     near: dict[str, dict[str, dict[str, float]]] = {}
     for lang in languages:
         free = [_among(row, known) for row in captions if lang in row.texts]
-        half = len(free) // 2
+        half = len(free) // 2 if args.captions and args.captions.is_dir() else 0
         thresholds = get_thresholds(lang)
         if args.calibrate or args.write:
             thresholds = calibrate(rows[: args.rows] + free[:half], lang, args.seed)
@@ -100,11 +107,12 @@ def main() -> None:
 
 def by_damage(name: str, reports: dict[str, Report]) -> list[list[str]]:
     """A table: false alarms and what is found of each kind of damage, by language."""
-    table = [[name, "false alarms", "found", *DAMAGES]]
+    table = [[name, "false alarms", "rejected", "found", *DAMAGES]]
     for lang, report in reports.items():
         shares = [_percent(report.recall(damage)) for damage in DAMAGES]
         alarms = f"{report.false_alarm_rate():.1%} of {report.num_clean}"
-        table.append([lang, alarms, _percent(report.recall()), *shares])
+        rejected = _percent(report.false_alarm_rate("rejected"))
+        table.append([lang, alarms, rejected, _percent(report.recall()), *shares])
     return table
 
 
@@ -150,11 +158,18 @@ def show(table: list[list[str]], console: Console, is_markdown: bool) -> None:
 
 
 def caption_rows(folder: Path) -> Iterator[Row]:
-    """Captions of pictures in many languages: one file each, English first, `code.utf8=text`.
+    """Captions in many languages: a .toml file with a table `[[caption]]` each, by language code.
+
+    Or a folder: one file each, English first, `code.utf8=text`.
 
     Raises:
         DataError: There are none.
     """
+    if folder.is_file():
+        for caption in load_toml(folder)["caption"]:
+            texts = {lang: (Turn("gpt", text),) for lang, text in caption.items()}
+            yield Row(texts.pop(ENGLISH), texts, "free caption")
+        return
     seen: set[str] = set()
     for path in sorted(folder.rglob("*.txt")):
         english, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
@@ -184,6 +199,8 @@ def near_languages(
             for row in rows
             if other in row.texts
         ]
+        if not found:
+            continue
         longer = [ok for ok, text in found if len(text.split()) >= _LONG]
         result[other] = {
             "all": 1 - sum(ok for ok, _ in found) / len(found),

@@ -38,12 +38,13 @@ SCHEMA: Mapping[str, Any] = {
     },
     "conversation": {"system": str},
     "local": {"yes": list, "no": list, "letters": {}, "stop": list, "word_letters": list},
+    "numbers": {},
     "engines": {},
     "ui": {},
     "quality": {},
 }
 # These may be left out.
-OPTIONAL = ("instructions.named_by", "ui", "quality")
+OPTIONAL = ("instructions.named_by", "numbers", "ui", "quality")
 # These may be empty, depending on the language.
 _MAY_BE_EMPTY = (
     "punctuation.full_stop",
@@ -105,6 +106,8 @@ class Language:
         named_by: "Answer in <this language>." said in other languages, for their `answer_in`.
         system: System sentence of a conversation that is answered in this language.
         local: Word lists for reading answers.
+        numbers: The words for numbers, by number in digits: separated by blanks, `*` where other
+            letters may follow; empty if not known.
         engine_codes: What each translation engine calls the language; engines that are not there
             do not have it.
         ui: Texts of the demo's page, by name; those that are not there stay English.
@@ -133,6 +136,7 @@ class Language:
     named_by: Mapping[str, str]
     system: str
     local: LocalWords
+    numbers: Mapping[str, str]
     engine_codes: Mapping[str, str]
     ui: Mapping[str, str]
     quality: Mapping[str, Any]
@@ -157,6 +161,7 @@ def load_language(path: Path) -> Language:
         raise ConfigError(f"{path}: code is {data['code']!r}, expected the file's name.")
     local = data["local"]
     _check_polarity(local, path)
+    _check_numbers(data.get("numbers", {}), path)
     instructions = data["instructions"]
     return Language(
         code=data["code"],
@@ -185,6 +190,7 @@ def load_language(path: Path) -> Language:
             stop=tuple(local["stop"]),
             word_letters=tuple(local["word_letters"]),
         ),
+        numbers=MappingProxyType(data.get("numbers", {})),
         engine_codes=MappingProxyType(data["engines"]),
         ui=MappingProxyType(data.get("ui", {})),
         quality=MappingProxyType(data.get("quality", {})),
@@ -255,6 +261,18 @@ def _check_polarity(local: Mapping[str, Any], path: Path) -> None:
                 f"{path}: local: {word!r} would mean both yes and no (English words count in "
                 "every language); take it out of one list."
             )
+
+
+def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:
+    for number, words in numbers.items():
+        if not (number.isascii() and number.isdigit()):
+            raise ConfigError(f"{path}: numbers.{number}: expected a number in digits as the key.")
+        for word in words.split():
+            if not word.removesuffix("*") or "*" in word[:-1]:
+                raise ConfigError(
+                    f"{path}: numbers.{number} has {word!r}, expected a word, or the beginning of "
+                    "one with * at its end."
+                )
 
 
 def _fold(word: str) -> str:

@@ -122,10 +122,10 @@ _ABBREVIATION = re.compile(
 def sentences(text: str) -> list[str]:
     """Cut a line into sentences, each with the blanks that follow it.
 
-    No cut is made inside a protected part or after an abbreviation.
+    No cut is made inside a protected part or a quotation, or after an abbreviation.
     """
     cuts = [0]
-    spans = find_spans(text) if _SENTENCE_END.search(text) else []
+    spans = find_spans(text, any_quotation=True) if _SENTENCE_END.search(text) else []
     for match in _SENTENCE_END.finditer(text):
         at = match.end()
         if any(s.start < at < s.end for s in spans) or _ABBREVIATION.search(text[cuts[-1] : at]):

@@ -9,8 +9,9 @@ Line structure is not here (`frame.py`), nor is who tries what and when (`transl
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -92,6 +93,30 @@ _TRIGGERS: dict[str, str] = {
 }
 _TRIGGER = re.compile(r"[\d<\[\]{(`$\\\"“«„‘'&*_~@]|www\.|://|[A-HJ-Z](?![a-z])")
 _TRIGGER_OF = {kind: re.compile(trigger) for kind, trigger in _TRIGGERS.items()}
+# What tells that a quotation is text in the image: a word before it in its sentence, or after it.
+_CUE = re.compile(
+    r"\b(?:say(?:s|ing)?|said|reads?|reading|spell(?:s|ed|ing)?|writ(?:es?|ing|ten)|wrote"
+    r"|stating|print(?:s|ed)?|label(?:s|l?ed|l?ing)?|title[sd]?|subtitles?|caption(?:s|ed)?"
+    r"|inscri(?:bed|ptions?)|engraved|embossed|stamped|painted|embroidered|tattoo(?:s|ed)?"
+    r"|lettering|letters?|mark(?:ed|ings?)|displays?|displayed|displaying|advertis(?:es|ing)"
+    r"|signs?|signage|signboards?|texts?|words?|phrases?|messages?|logos?|brands?|slogans?"
+    r"|banners?|posters?|headlines?|headings?|stickers?|tags?|buttons?|tabs?|menus?|placards?"
+    r"|billboards?|plaques?|(?:license|number|name) ?plates?|watermarks?|graffiti|hashtags?"
+    r"|marquees?|scoreboards?|screens?|websites?|passwords?)\b",
+    re.IGNORECASE,
+)
+_NAME_BEFORE = re.compile(r"\bnames?(?: (?:is|are|of))?[\s:,]*\Z", re.IGNORECASE)
+_ON_IT = re.compile(
+    r"\A[\s,]*on (?:it|its|them|his|her|their|both|the (?:front|back|sides?|top|bottom))\b",
+    re.IGNORECASE,
+)
+_BEFORE, _AFTER = 70, 25  # characters in which a cue is looked for
+_CLAUSE_END = re.compile(r"[.!?;](?=\s|\Z)|\n")
+_JOINED = re.compile(r"[\s,;/&]*(?:and|or)?\s*")
+_PLAIN_WORD = re.compile(r"[^\W\d_][^\W\d_A-Z]*(?:['’-][^\W\d_]+)*")
+
+# Letters and digits of full width, and the digits of other scripts.
+_VARIANT = re.compile(r"[Ａ-Ｚａ-ｚ]|[^\D0-9]")
 # A conversation's own marks: in a translation they would end the turn.
 _SEPARATORS = re.compile(r"<image>|</?s>|<\|[^|\n]*\|>|###|\b(?:USER|ASSISTANT):")
 _DIGITS = re.compile(r"\d+(?:[.,:/×]\d+)*")
@@ -135,8 +160,12 @@ class Masked(NamedTuple):
     style: str
 
 
-def find_spans(text: str) -> tuple[Span, ...]:
+def find_spans(text: str, any_quotation: bool = False) -> tuple[Span, ...]:
     """Find the parts of a text that must survive translation unchanged.
+
+    Args:
+        text: English; what tells which quotations are text in the image are English words.
+        any_quotation: Whether to take every quotation for one, as a translation needs it.
 
     Returns:
         Spans in order, none overlapping another.
@@ -145,7 +174,8 @@ def find_spans(text: str) -> tuple[Span, ...]:
         >>> find_spans('The sign reads "STOP" in 2 languages.')
         (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
     """
-    return _known(text) if len(text) <= _MAX_KNOWN_LENGTH else _find(text)
+    find = _known if len(text) <= _MAX_KNOWN_LENGTH else _find
+    return find(text, any_quotation)
 
 
 _MAX_KNOWN_LENGTH = 1000
@@ -153,21 +183,78 @@ _MAX_KNOWN_LENGTH = 1000
 
 # a line is taken apart, masked, compared and checked; all lines of a record batch at each step
 @lru_cache(maxsize=1 << 15)
-def _known(text: str) -> tuple[Span, ...]:
-    return _find(text)
+def _known(text: str, any_quotation: bool) -> tuple[Span, ...]:
+    return _find(text, any_quotation)
 
 
-def _find(text: str) -> tuple[Span, ...]:
+def _find(text: str, any_quotation: bool) -> tuple[Span, ...]:
     if _TRIGGER.search(text) is None:
         return ()
     kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
     if not kinds:
         return ()
-    # `lastgroup` would be the environment's name inside a formula
-    return tuple(
-        Span(m.start(), m.end(), "latex" if m.lastgroup == "_env" else str(m.lastgroup))
-        for m in _pattern(kinds).finditer(text)
-    )
+    return tuple(_matches(_pattern(kinds), text, 0, len(text), any_quotation))
+
+
+def _matches(
+    pattern: re.Pattern[str], text: str, start: int, end: int, any_quotation: bool
+) -> Iterator[Span]:
+    """The spans of `text[start:end]`; a quotation of ordinary words is searched like other text."""
+    seen_end = -1  # of the last quotation that is text in the image
+    for match in pattern.finditer(text, start, end):
+        # `lastgroup` is the environment's name inside a formula
+        kind = "latex" if match.lastgroup == "_env" else str(match.lastgroup)
+        first, last = match.span()
+        if kind == "quote" and not any_quotation:
+            is_listed = seen_end >= 0 and _JOINED.fullmatch(text, seen_end, first)
+            if not is_listed and not _is_image_text(text, first, last):
+                yield from _matches(pattern, text, first + 1, last - 1, any_quotation)
+                continue
+            seen_end = last
+        yield Span(first, last, kind)
+
+
+def _is_image_text(text: str, start: int, end: int) -> bool:
+    """Whether a quotation in an English text is text that can be seen in the image.
+
+    It is where the sentence says so ('the sign reads "Open"'), where it has a digit, capitals only
+    or looks like code, and where it is all of the text. Other quotation marks stand around ordinary words
+    and names ('one of the "gas giants"'), which people translate.
+
+    Args:
+        text: The English text.
+        start: Index of the opening mark.
+        end: Index after the closing mark.
+    """
+    quoted = text[start + 1 : end - 1].strip(" .,!?")
+    if not any(map(str.islower, quoted)) and any(map(str.isupper, quoted)):
+        return True
+    if any(map(str.isdigit, quoted)):
+        return True
+    if quoted and not any(map(str.isspace, quoted)) and not _PLAIN_WORD.fullmatch(quoted):
+        return True
+    before = _CLAUSE_END.split(text[max(0, start - _BEFORE) : start])[-1]
+    after = _CLAUSE_END.split(text[end : end + _AFTER])[0]
+    if _CUE.search(before) or _CUE.search(after):
+        return True
+    if _NAME_BEFORE.search(before) or _ON_IT.match(after):
+        return True
+    return not any(map(str.isalnum, text[:start] + text[end:]))
+
+
+def plain_characters(text: str) -> str:
+    """A text with ASCII letters and digits in place of those of full width and other scripts.
+
+    Example:
+        >>> plain_characters("选项Ｂ，９只")
+        '选项B，9只'
+    """
+    return _VARIANT.sub(_plain_character, text)
+
+
+def _plain_character(match: re.Match[str]) -> str:
+    digit = unicodedata.decimal(match[0], None)
+    return unicodedata.normalize("NFKC", match[0]) if digit is None else str(digit)
 
 
 @cache
@@ -244,9 +331,15 @@ def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None)
         if span.kind not in TRANSLATED_KINDS:
             part = source[span.start : span.end]
             wanted[part] = wanted.get(part, 0) + 1
+    if source != target:
+        target = plain_characters(target)
     short = {part: n for part, n in wanted.items() if _count(part, target) < n}
     if short:  # a number may stand in the middle of something odd, in both
-        seen = Counter(target[span.start : span.end] for span in find_spans(target))
+        seen, others = (
+            Counter(target[span.start : span.end] for span in find_spans(target, any_quotation))
+            for any_quotation in (False, True)
+        )
+        seen |= others
         short = {part: n for part, n in short.items() if seen[part] < n}
     faults = [f"missing {part}" for part in short]
     for pattern in (_DIGITS, _SEPARATORS):

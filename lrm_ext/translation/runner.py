@@ -36,7 +36,7 @@ from lrm_ext.translation.translator import Judge, Translator
 log = logging.getLogger(__name__)
 
 # Goes up when framing or protection change what becomes of a row.
-PROTECTION_VERSION = 1
+PROTECTION_VERSION = 2
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
 

@@ -12,7 +12,7 @@ from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
 from lrm_ext.translation.quality.verdict import DOUBTS, Finding, Verdict
 
 # Goes up when the same text may get another verdict; translations remember it.
-QUALITY_VERSION = 2
+QUALITY_VERSION = 3
 
 __all__ = [
     "CHECKS",

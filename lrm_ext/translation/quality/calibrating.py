@@ -43,7 +43,8 @@ class Report:
 
     Attributes:
         num_clean: Rows as people wrote them.
-        false_alarms: Of those, how many each check called wrong; "any" for one or more.
+        false_alarms: Of those, how many each check called wrong; "any" for one or more, "rejected"
+            for those that are rejected rather than suspect.
         num_damaged: Rows by kind of damage.
         found: By kind of damage, how many each check called wrong; "any" for one or more.
     """
@@ -182,4 +183,5 @@ def _verdicts(checker: Checker, pairs: Sequence[tuple[Turns, Turns]]) -> list[Ve
 
 def _named(verdict: Verdict) -> list[str]:
     names = [finding.check for finding in verdict.findings]
-    return ["any", *names] if names else []
+    status = ["rejected"] if verdict.status == "rejected" else []
+    return ["any", *status, *names] if names else []

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from itertools import chain
 
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.protect import Span, find_spans
+from lrm_ext.translation.protect import Span, find_spans, plain_characters
+from lrm_ext.translation.quality.number_words import ROMAN
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER = re.compile(r"[^\W\d_]")
+QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
 
 
 class Pair:
@@ -21,12 +23,12 @@ class Pair:
 
     Attributes:
         source: The text.
-        target: Its translation.
+        target: Its translation, with letters and digits of full width as those of ASCII.
         source_lang: Code of the text's language.
         target_lang: Code of the translation's language.
         source_spans: The protected parts of the text.
         source_prose: The text with a blank in place of each protected part.
-        target_prose: The same of the translation.
+        target_prose: The same of the translation, without Roman numerals.
         source_words: Words of the text, folded; protected parts are no words.
         target_words: The same of the translation; letters where no blanks separate words.
         parts: The prose of the translation; of a whole row that of each turn.
@@ -37,12 +39,13 @@ class Pair:
     # plain attributes: properties that are made when asked for cost more than what they save
     def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
         self.source = source
-        self.target = target
+        self.target = target = plain_characters(target)
         self.source_lang = source_lang
         self.target_lang = target_lang
         self.source_spans = find_spans(source)
         self.source_prose = prose(source, self.source_spans)
-        self.target_prose = prose(target, find_spans(target))
+        # "siglo XIX" is no word of another script or language
+        self.target_prose = ROMAN.sub(" ", prose(target, _copied_spans(target, source)))
         self.source_words = words(self.source_prose, source_lang)
         self.target_words = words(self.target_prose, target_lang)
         self.parts: tuple[str, ...] = (self.target_prose,)
@@ -72,6 +75,16 @@ class Pair:
         else:
             whole.known_words = found
         return whole
+
+
+def _copied_spans(target: str, source: str) -> Sequence[Span]:
+    """The protected parts of a translation; quotations only if their words are the text's."""
+    spans = find_spans(target, any_quotation=True)
+    return [
+        span
+        for span in spans
+        if span.kind != "quote" or target[span.start : span.end].strip(QUOTES) in source
+    ]
 
 
 def prose(text: str, spans: Sequence[Span]) -> str:

@@ -12,12 +12,16 @@ _SIZE = 3
 
 
 def check_repetition(pair: Pair, thresholds: Thresholds) -> Measured | None:
-    """The share of a translation that repeats itself, beyond what the text repeats."""
+    """The share of a translation that repeats itself, beyond what the text repeats.
+
+    "Fire! Fire! Fire!" may be said two or three times; six times is half of it too much.
+    """
     if not pair.target_words:
         return None
     value = repeated_share(pair.target_words)
     if value:
-        value = max(0.0, value - repeated_share(pair.source_words))
+        in_source = repeated_share(pair.source_words)
+        value = max(0.0, (value - in_source) / (1 - in_source))
     return Measured(value, f"{value:.0%} more is said twice than in the text")
 
 
@@ -34,9 +38,9 @@ def repeated_share(words: Sequence[str]) -> float:
     num = len(words)
     if num < 2 or len(set(words)) == num:
         return 0.0
-    half = num // 2
-    if num % 2 == 0 and words[:half] == words[half:]:
-        return 0.5
+    for size in range(1, num // 2 + 1):
+        if num % size == 0 and words[:-size] == words[size:]:
+            return 1 - size / num
     if num <= _SIZE:
         return 0.0
     runs = num - _SIZE + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import cache
 
 from lrm_ext.languages.registry import get_language
@@ -43,15 +42,11 @@ def check_script(pair: Pair, thresholds: Thresholds) -> Measured | None:
         and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
     ):
         return Measured(0.0, "")
-    kept = set(pair.source_words)
+    kept = {word.casefold() for word in _WORD.findall(pair.source)}
     letters = "".join(w for w in _WORD.findall(pair.target_prose) if w.casefold() not in kept)
     if not letters:
         return None
     foreign = _foreign(script).findall(letters)
-    if foreign:  # letters of full width are the same letters
-        words = _WORD.findall(unicodedata.normalize("NFKC", pair.target_prose))
-        letters = "".join(w for w in words if w.casefold() not in kept)
-        foreign = _foreign(script).findall(letters)
     if script in ("Hans", "Hant"):
         foreign += [c for c in letters if _is_other_chinese(c, script)]
     listed = "".join(dict.fromkeys(foreign))[:20]

@@ -79,7 +79,7 @@ def mangler(how: str, spared: str = "") -> Callable[[str], str]:
 
 
 def parts_of(text: str) -> list[str]:
-    return [text[s.start : s.end] for s in find_spans(text)]
+    return [text[s.start : s.end] for s in find_spans(text, any_quotation=True)]
 
 
 @pytest.mark.parametrize("kind", TEXTS)

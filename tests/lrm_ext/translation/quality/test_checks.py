@@ -117,6 +117,8 @@ BAD = [
     ("protected", "hr", "See https://a.org/x.", "Vidi https://a.org/y."),
     ("protected", "de", "Run `make test` now.", "Führe jetzt `mache Test` aus."),
     ("protected", "es", 'The sign says "STOP".', "La señal dice «ALTO»."),
+    ("protected", "hr", "A “Granny Smith” apple.", "Zelena jabuka."),
+    ("protected", "de", "The hand sign for the letter D.", "Das Zeichen für den Buchstaben B."),
     ("protected", "cs", "It is $x^2$ here.", "Je to zde $x^3$."),
     ("protected", "it", "Choose option C now.", "Scegli ora l'opzione D."),
     ("protected", "fr", "A box [0.1, 0.2] here.", "Une boîte [0.1; 0.2] ici."),
@@ -125,6 +127,9 @@ BAD = [
     ("numbers", "de", "It costs 1,000 dollars.", "Es kostet 100 Dollar."),
     ("numbers", "zh", "There are 3 cats.", "有5只猫。"),
     ("numbers", "ru", "He is 30.", "Ему лет."),
+    ("numbers", "hr", "There are 2 dogs and two cats.", "Ima dva psa."),
+    ("numbers", "de", "A house in World War 1.", "Ein Haus im Zweiten Weltkrieg."),
+    ("numbers", "es", "A coin of 5 cents (€0.05).", "Una moneda de 5 céntimos (0,06 €)."),
     # yes is no
     ("answer", "cs", "Yes", "Ne"),
     ("answer", "ru", "No, there is none.", "Да, есть."),
@@ -132,6 +137,7 @@ BAD = [
     ("answer", "es", "No", "nota"),
     # says it again and again
     ("repetition", "hr", "a cat", "mačka mačka"),
+    ("repetition", "hr", "Fire! Fire! Fire!", "Vatra! Vatra! Vatra! Vatra! Vatra! Vatra!"),
     ("repetition", "de", SENTENCE, "Der Mann reitet, der Mann reitet, der Mann reitet."),
     ("repetition", "zh", "A small cat is sleeping.", "小猫在睡觉小猫在睡觉小猫在睡觉"),
     # another text
