@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from llava.errors import ConfigError
@@ -131,13 +133,48 @@ def check_quality(language: Language, english: Language) -> Iterator[str]:
 
 
 def check_engines(language: Language, english: Language) -> Iterator[str]:
-    """Every engine that has a code is one that there is, or that a shipped file names."""
-    from lrm_ext.translation.engines.registry import engine_names
+    """Every engine that has a code is one that there is, and the code is in its list if any."""
+    from lrm_ext.translation.engines.registry import engine_names, get_spec
 
     known = {*engine_names(), *english.engine_codes, "apertium", "opus-mt"}
-    for engine in language.engine_codes:
+    for engine, code in language.engine_codes.items():
         if engine not in known:
             yield f"engines.{engine}: there is no such engine; known: {', '.join(sorted(known))}."
+            continue
+        codes = get_spec(engine).known_codes() if engine in engine_names() else ()
+        if codes and code not in codes:
+            near = get_close_matches(code, codes)
+            yield (
+                f"engines.{engine} is {code!r}, which is not in the engine's list of {len(codes)} "
+                f"codes; {'similar: ' + ', '.join(near) if near else 'delete the line'}."
+            )
+
+
+def check_placeholders(language: Language, english: Language) -> Iterator[str]:
+    """Texts that are filled in have the same `{names}` as in English."""
+    theirs = {**wording.texts(english), **{f"ui.{key}": text for key, text in english.ui.items()}}
+    own = {**wording.texts(language), **{f"ui.{key}": text for key, text in language.ui.items()}}
+    for key, text in own.items():
+        wanted = _placeholders(theirs.get(key, ""))
+        if (found := _placeholders(text)) != wanted:
+            yield (
+                f"{key} is {text!r}, with {_listed(found)}; expected "
+                f"{_listed(wanted)}: names in braces are not translated."
+            )
+
+
+def _placeholders(text: str) -> list[str] | None:
+    """Names in braces, sorted; None if the braces do not match."""
+    try:
+        return sorted(name for _, name, _, _ in Formatter().parse(text) if name is not None)
+    except ValueError:
+        return None
+
+
+def _listed(names: list[str] | None) -> str:
+    if names is None:
+        return "braces that do not match"
+    return ", ".join(f"{{{name}}}" for name in names) or "no name in braces"
 
 
 def ships(language: Language) -> bool:
@@ -183,6 +220,7 @@ def notes(language: Language, english: Language, others: list[Language]) -> Iter
 
 _CHECKS: tuple[Callable[[Language, Language], Iterator[str]], ...] = (
     check_keys,
+    check_placeholders,
     check_engines,
     check_quality,
     wording.check_untranslated,

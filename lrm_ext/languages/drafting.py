@@ -151,23 +151,20 @@ def _named_by(name: str | None) -> Iterator[str]:
 
 
 def _engines(code: str, names: tags.KnownNames) -> Iterator[str]:
-    """Codes that are in an engine's own list; for the others a line that is switched off."""
-    nllb = f"{names.iso_639_3}_{names.script}"
-    certain = {}
-    if nllb in tags.nllb_codes():
-        certain["nllb"] = nllb
-    if code in tags.m2m100_codes():
-        certain["m2m100"] = code
-    for engine, value in certain.items():
-        yield f"{engine} = {_quote(value)}"
-    shipped = {engine for lang in list_languages() for engine in get_language(lang).engine_codes}
-    for engine in sorted(shipped - certain.keys()):
-        example = next(
-            (lang, get_language(lang).engine_codes[engine])
-            for lang in reversed(list_languages())
-            if engine in get_language(lang).engine_codes
-        )
-        yield f'# {engine} = "..."  # {example[0]}: {_quote(example[1])}'
+    """What each engine calls it: as in the engine's own list, else as it probably does."""
+    from lrm_ext.translation.engines.registry import engine_names, get_spec
+
+    for engine in engine_names():
+        spec = get_spec(engine)
+        if spec.likely_code is None:
+            continue
+        value, known = spec.likely_code(code, names), spec.known_codes()
+        if value in known:
+            yield f"{engine} = {_quote(value)}"
+        elif known:
+            yield f"# {engine}: {_quote(value)} is not in its list of languages"
+        else:
+            yield f"{engine} = {_quote(value)}  # likely; delete the line if it does not have it"
 
 
 def _full_stop(script: str) -> str:

@@ -26,6 +26,7 @@ SCHEMA: Mapping[str, Any] = {
     "spaced": bool,
     "punctuation": {"full_stop": str},
     "answers": {"yes": str, "no": str},
+    "answers_to": {},
     "prompts": {"short_answer": str, "option_letter": str},
     "format_prompts": {},
     "short_answers": {},
@@ -44,7 +45,7 @@ SCHEMA: Mapping[str, Any] = {
     "quality": {},
 }
 # These may be left out.
-OPTIONAL = ("instructions.named_by", "numbers", "ui", "quality")
+OPTIONAL = ("answers_to", "instructions.named_by", "numbers", "ui", "quality")
 # These may be empty, depending on the language.
 _MAY_BE_EMPTY = (
     "punctuation.full_stop",
@@ -93,6 +94,8 @@ class Language:
         full_stop: What ends a sentence; "" if nothing does, as in Thai.
         yes: The answer "yes" as it is trained.
         no: The answer "no" as it is trained.
+        answers_to: Where yes and no depend on the question (Welsh "Oes ...?", "Ydy ...?"): by what
+            a question begins with, its yes and its no, as `(yes, no)`.
         short_answer: Response-format prompt for yes/no and short answers (EVAL_SPEC 6).
         option_letter: Response-format prompt for multiple choice (EVAL_SPEC 6).
         fixed_prompts: Other requests that LLaVA's data repeats, by name. One that ends with a colon
@@ -125,6 +128,7 @@ class Language:
     full_stop: str
     yes: str
     no: str
+    answers_to: Mapping[str, tuple[str, str]]
     short_answer: str
     option_letter: str
     fixed_prompts: Mapping[str, str]
@@ -146,6 +150,13 @@ class Language:
     def format_prompts(self) -> tuple[str, ...]:
         """Response-format prompts; where one is used, it is the last line of the question."""
         return (self.short_answer, self.option_letter)
+
+    def answer_to(self, question: str, is_yes: bool) -> str:
+        """Yes or no as it is said to a question: the longest beginning in `answers_to` decides."""
+        text = question.casefold()
+        fitting = [start for start in self.answers_to if text.startswith(start.casefold())]
+        pair = self.answers_to[max(fitting, key=len)] if fitting else (self.yes, self.no)
+        return pair[0 if is_yes else 1]
 
 
 def load_language(path: Path) -> Language:
@@ -173,6 +184,7 @@ def load_language(path: Path) -> Language:
         full_stop=data["punctuation"]["full_stop"],
         yes=data["answers"]["yes"],
         no=data["answers"]["no"],
+        answers_to=_answers_to(data.get("answers_to", {}), path),
         short_answer=data["prompts"]["short_answer"],
         option_letter=data["prompts"]["option_letter"],
         fixed_prompts=MappingProxyType(data["format_prompts"]),
@@ -261,6 +273,19 @@ def _check_polarity(local: Mapping[str, Any], path: Path) -> None:
                 f"{path}: local: {word!r} would mean both yes and no (English words count in "
                 "every language); take it out of one list."
             )
+
+
+def _answers_to(table: Mapping[str, str], path: Path) -> Mapping[str, tuple[str, str]]:
+    pairs: dict[str, tuple[str, str]] = {}
+    for start, text in table.items():
+        yes, slash, no = map(str.strip, text.partition("/"))
+        if not (yes and slash and no):
+            raise ConfigError(
+                f"{path}: answers_to.{start} is {text!r}, expected its yes and its no: "
+                '"Oes / Nac oes".'
+            )
+        pairs[start] = (yes, no)
+    return MappingProxyType(pairs)
 
 
 def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:

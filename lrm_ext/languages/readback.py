@@ -38,9 +38,15 @@ def check_short_answers(language: Language, english: Language) -> Iterator[str]:
     for key, word, label in (
         ("answers.yes", language.yes, "yes"),
         ("answers.no", language.no, "no"),
+        *(
+            (f"answers_to.{start}", word, label)
+            for start, pair in language.answers_to.items()
+            for word, label in zip(pair, ("yes", "no"), strict=True)
+        ),
         *listed,
     ):
-        if language.spaced and len(words_of(fold(normalise(word)))) != 1:
+        is_listed = key.startswith("local.")  # an answer may be several words
+        if is_listed and language.spaced and len(words_of(fold(normalise(word)))) != 1:
             yield (
                 f"{key} has {word!r}: the first word of an answer decides, so a phrase is never "
                 "found; give its first word, if that decides."

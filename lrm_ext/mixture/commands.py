@@ -88,6 +88,11 @@ def _notes(mixture: Mixture, measured: bool) -> str:
         f"{mixture.num_english:,} English + {mixture.num_non_english:,} other samples an epoch "
         f"(1 : {ratio:g}). Rows: different corpus rows in an epoch, of those with accepted text."
     ]
+    if mixture.left_out:
+        lines.append(
+            f"Left out: {', '.join(mixture.left_out)}; the corpus has them, and [languages] of the "
+            "mixture does not. Add them there, or leave [languages] out to take all."
+        )
     if measured:
         lines.append("Lengths are means over a part of the samples; a picture counts as one token.")
     return "\n".join(lines)

@@ -138,6 +138,14 @@ class Mixture:
             self._others = LanguagePlan(spec, self.num_non_english, rows, english.times)
         self._layouts: OrderedDict[int, Layout] = OrderedDict()
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Languages of the corpus that the spec's `languages` do not name."""
+        if not self.spec.languages:
+            return ()
+        taken = {ENGLISH, *self.spec.languages}
+        return tuple(lang for lang in self.corpus.languages if lang not in taken)
+
     @classmethod
     def open(
         cls, spec: MixtureSpec, corpus: Corpus | None = None, image_root: str | None = None

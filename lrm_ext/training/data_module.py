@@ -101,6 +101,12 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
+    if mixture.left_out:
+        log.warning(
+            "%s: the mixture leaves %s out, which the corpus has; add them to its [languages]",
+            corpus.path,
+            ", ".join(mixture.left_out),
+        )
     return {
         "train_dataset": dataset,
         "data_collator": MixtureCollator(DataCollatorForSupervisedDataset(context.tokenizer)),

@@ -218,8 +218,8 @@ def _is_image_text(text: str, start: int, end: int) -> bool:
     """Whether a quotation in an English text is text that can be seen in the image.
 
     It is where the sentence says so ('the sign reads "Open"'), where it has a digit, capitals only
-    or looks like code, and where it is all of the text. Other quotation marks stand around ordinary words
-    and names ('one of the "gas giants"'), which people translate.
+    or looks like code, and where it is all of the text. Other quotation marks stand around
+    ordinary words and names ('one of the "gas giants"'), which people translate.
 
     Args:
         text: The English text.

@@ -22,6 +22,7 @@ from lrm_ext.corpus.emoji.concepts import (
 )
 from lrm_ext.corpus.emoji.scenes import NUM_OBJECTS, Scene
 from lrm_ext.corpus.emoji.vocabulary import NUM_PATTERNS, POSITIONS, get_vocabulary
+from lrm_ext.languages.registry import get_language
 
 T = TypeVar("T")
 
@@ -87,6 +88,8 @@ def render_question(question: Question, scene: Scene, lang: str) -> tuple[str, s
         text = pattern.format(thing=vocabulary.categories[target])
     else:
         text = pattern.format(position=vocabulary.positions[target] if target else "")
+    if question.answer_type == "yesno":
+        return text, get_language(lang).answer_to(text, truth(question, scene))
     return text, _answer(question, scene, lang)
 
 
@@ -100,8 +103,6 @@ def truth(question: Question, scene: Scene) -> bool:
 
 def _answer(question: Question, scene: Scene, lang: str) -> str:
     vocabulary = get_vocabulary(lang)
-    if question.answer_type == "yesno":
-        return vocabulary.yes if truth(question, scene) else vocabulary.no
     if question.task == "counting":
         return str(len(scene.objects))
     if question.task == "color":

@@ -35,8 +35,6 @@ class Vocabulary:
     """Words and patterns of one language.
 
     Attributes:
-        yes: Affirmative answer.
-        no: Negative answer.
         questions: Patterns by question.
         caption: Pattern of the answer to "caption".
         separator: What stands between the members of a list.
@@ -48,8 +46,6 @@ class Vocabulary:
         articles: What stands before a concept's name, space included; empty without articles.
     """
 
-    yes: str
-    no: str
     questions: Mapping[str, tuple[str, ...]]
     caption: str
     separator: str
@@ -80,8 +76,6 @@ def get_vocabulary(lang: str) -> Vocabulary:
     data = load_toml(lang)
     try:
         vocabulary = Vocabulary(
-            yes=data["answers"]["yes"],
-            no=data["answers"]["no"],
             questions={key: tuple(value) for key, value in data["questions"].items()},
             caption=data["caption"]["answer"],
             separator=data["list"]["separator"],

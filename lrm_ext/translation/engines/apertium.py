@@ -143,4 +143,5 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install=_INSTALL,
+    likely_code=lambda tag, names: f"eng-{names.iso_639_3}",
 )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llava.errors import UserError
+from lrm_ext.languages.tags import KnownNames
 
 if TYPE_CHECKING:
     from lrm_ext.translation.cache import Answer
@@ -192,6 +193,9 @@ class EngineSpec:
             translates, and a ledger.
         languages: Gives codes of the languages that it translates into from English.
         install: How to get what it needs.
+        likely_code: What it probably calls a language, by its tag and what CLDR knows of it; None
+            if it needs no code.
+        known_codes: Gives all codes of its own list; none where it has no list offline.
     """
 
     name: str
@@ -202,6 +206,8 @@ class EngineSpec:
     build: Callable[[Any, str, str, Ledger], Engine]
     languages: Callable[[], tuple[str, ...]]
     install: str = ""
+    likely_code: Callable[[str, KnownNames], str] | None = None
+    known_codes: Callable[[], tuple[str, ...]] = tuple
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,16 @@ def _build(options: DeepLOptions, source: str, target: str, ledger: Ledger) -> D
     )
 
 
+def _known_codes() -> tuple[str, ...]:
+    """Codes that DeepL's client knows; none if it is not installed."""
+    try:
+        from deepl import Language
+    except ImportError:
+        return ()
+    values = [value for name, value in vars(Language).items() if name.isupper()]
+    return tuple(str(value).upper() for value in values)
+
+
 SPEC = EngineSpec(
     name=_NAME,
     summary="DeepL's service",
@@ -118,4 +128,6 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install="pip install 'lrm-llava[deepl]'",
+    likely_code=lambda tag, names: tag.upper(),
+    known_codes=_known_codes,
 )

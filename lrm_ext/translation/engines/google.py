@@ -155,4 +155,5 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install="pip install 'lrm-llava[google]'",
+    likely_code=lambda tag, names: tag,
 )

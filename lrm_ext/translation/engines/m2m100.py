@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lrm_ext.languages.tags import m2m100_codes
 from lrm_ext.translation.engines.base import EngineSpec, Ledger
 from lrm_ext.translation.engines.checkpoints import Naming
 from lrm_ext.translation.engines.codes import code_of, languages_of
@@ -39,4 +40,6 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install=INSTALL,
+    likely_code=lambda tag, names: tag,
+    known_codes=m2m100_codes,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrm_ext.languages.tags import nllb_codes
 from lrm_ext.translation.engines.base import EngineSpec, Ledger
 from lrm_ext.translation.engines.checkpoints import Naming
 from lrm_ext.translation.engines.codes import code_of, languages_of
@@ -33,4 +34,6 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install=INSTALL,
+    likely_code=lambda tag, names: f"{names.iso_639_3}_{names.script}",
+    known_codes=nllb_codes,
 )

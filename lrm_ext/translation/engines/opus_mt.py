@@ -38,4 +38,5 @@ SPEC = EngineSpec(
     build=_build,
     languages=lambda: languages_of(_NAME),
     install=INSTALL,
+    likely_code=lambda tag, names: f"Helsinki-NLP/opus-mt-en-{tag}",
 )

@@ -19,6 +19,8 @@ from typing import Any
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.tags import known_names
 from lrm_ext.translation.engines.base import Engine, EngineSpec, Ledger
 
 ENTRY_POINTS = "lrm_llava.engines"
@@ -86,9 +88,20 @@ def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Led
     if target not in spec.languages():
         raise ConfigError(
             f"engine {name!r} does not translate into {target!r}; it has: "
-            f"{', '.join(spec.languages()) or 'no language'}."
+            f"{', '.join(spec.languages()) or 'no language'}.{_code_to_add(spec, target)}"
         )
     return spec.build(parse_options(spec, options), ENGLISH, target, ledger)
+
+
+def _code_to_add(spec: EngineSpec, target: str) -> str:
+    """Where the code of a language belongs that has a file and no code for the engine."""
+    if spec.likely_code is None or target == ENGLISH or target not in list_languages():
+        return ""
+    code = spec.likely_code(target, known_names(target))
+    return (
+        f" {get_language(target).path} has no code for it: if the engine has the language, add "
+        f'its code under [engines], such as {spec.name} = "{code}".'
+    )
 
 
 def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.languages import list_languages
 from lrm_ext.languages.checking import check_language, check_languages
-from lrm_ext.languages.registry import DATA_DIR, reload_languages
+from lrm_ext.languages.registry import DATA_DIR, get_language, reload_languages
+from lrm_ext.translation.engines.registry import build_engine
 from lrm_ext.translation.quality import language_id
 
 
@@ -52,6 +54,14 @@ def test_so_is_slovak(slovak):
         ('image_what = "Čo je to?"\n', "", "format_prompts.image_what is missing"),
         ("nllb =", "nlb =", "engines.nlb: there is no such engine; known: "),
         ("foreign_letters", "foreign_leters", "foreign_leters unknown; known: near"),
+        ('nllb = "slk_Latn"', 'nllb = "slk"', "'slk', which is not in the engine's list of 202"),
+        ("{days}", "{dni}", "with {dni}; expected {days}: names in braces are not translated"),
+        ("{seconds}", "{seconds", "with braces that do not match; expected {seconds}"),
+        ("{mib}", "5", "with {megapixels}; expected {megapixels}, {mib}"),
+        ("[prompts]", '[answers_to]\n"Je" = "Tak / Nie je"\n[prompts]', "answers_to.Je has 'Tak'"),
+        ("[prompts]", '[answers_to]\n"Je" = "Je"\n[prompts]', "expected its yes and its no"),
+        ("[engines]", '[numbers]\ntwo = "dva"\n[engines]', "expected a number in digits"),
+        ("[engines]", '[numbers]\n2 = "d*va"\n[engines]', "has 'd*va', expected a word"),
         ("send =", "sned =", "ui.sned is unknown; known: intro"),
         ('send = "Odoslať"\n', "", "ui lacks send"),
         ('native_name = "', 'nativ_name = "', "native_name is missing; nativ_name is unknown"),
@@ -99,3 +109,26 @@ def test_a_fault_is_a_failure(slovak_file):
     result = CliRunner().invoke(app, ["languages", "check"])
     assert result.exit_code == 1
     assert "fault" in result.output and "11 language files: 1 fault." in result.output
+
+
+def test_yes_and_no_may_depend_on_the_question(slovak_file):
+    text = slovak_file.read_text(encoding="utf-8")
+    table = '[answers_to]\n"Je tam" = "Áno, je / Nie, nie je"\n"Je" = "Áno / Nie je"\n\n[prompts]'
+    slovak_file.write_text(text.replace("[prompts]", table, 1), encoding="utf-8")
+    reload_languages()
+    assert check_language("sk") == []
+    slovak = get_language("sk")
+    assert slovak.answer_to("Je tam pes?", is_yes=True) == "Áno, je"
+    assert slovak.answer_to("je to pes?", is_yes=False) == "Nie je"
+    assert slovak.answer_to("Vidno psa?", is_yes=False) == slovak.no
+
+
+def test_an_engine_without_a_code_says_where_it_belongs(slovak_file):
+    text = slovak_file.read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("madlad = "))
+    slovak_file.write_text(text.replace(line + "\n", ""), encoding="utf-8")
+    reload_languages()
+    with pytest.raises(ConfigError) as raised:
+        build_engine("madlad", {}, "sk", None)
+    assert str(slovak_file) in str(raised.value)
+    assert 'under [engines], such as madlad = "sk"' in str(raised.value)

@@ -16,6 +16,7 @@ from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.drafting import write_draft
 from lrm_ext.languages.language import PENDING, load_language
 from lrm_ext.languages.registry import FOLDER_VARIABLE
+from lrm_ext.translation.engines.registry import engine_names, get_spec
 
 OWN = Path(__file__).parent / "own"
 
@@ -36,7 +37,11 @@ def test_it_has_every_entry_that_a_finished_file_has(draft):
 def test_what_cldr_and_the_engines_say_is_written(draft):
     values = dict(leaves(load_toml(draft)))
     theirs = dict(leaves(load_toml(OWN / "sk.toml")))
-    certain = {key for key, value in values.items() if PENDING not in str(value)}
+    certain = {
+        key
+        for key, value in values.items()
+        if PENDING not in str(value) and not key.startswith("engines.")
+    }
     assert certain == {
         "code",
         "name",
@@ -47,11 +52,25 @@ def test_what_cldr_and_the_engines_say_is_written(draft):
         "punctuation.full_stop",
         "instructions.translation_marker",
         "instructions.named_by.en",
-        "engines.nllb",
-        "engines.m2m100",
     }
     for key in certain:
         assert values[key] == theirs[key]
+
+
+def test_the_codes_of_all_engines_are_written(tmp_path):
+    text = write_draft("cy", tmp_path).read_text(encoding="utf-8")
+    engines = load_toml(tmp_path / "cy.toml")["engines"]
+    needed = {name for name in engine_names() if get_spec(name).likely_code is not None}
+    assert {"nllb", "m2m100", "madlad", "google", "deepl", "opus-mt", "apertium"} <= needed
+    assert set(engines) == needed
+    assert (engines["nllb"], engines["m2m100"], engines["deepl"]) == ("cym_Latn", "cy", "CY")
+    assert re.search(r'^nllb = "cym_Latn"$', text, re.MULTILINE)
+    assert re.search(r'^madlad = "cy"  # likely;', text, re.MULTILINE)
+
+
+def test_an_engine_that_does_not_have_the_language_gets_no_code(tmp_path):
+    write_draft("nv", tmp_path)  # Navajo is not one of M2M100's languages
+    assert "m2m100" not in load_toml(tmp_path / "nv.toml")["engines"]
 
 
 def test_the_english_text_stands_after_the_mark(draft):

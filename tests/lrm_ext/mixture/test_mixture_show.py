@@ -52,6 +52,17 @@ def test_table_of_the_default_mixture(corpus: Path) -> None:
     assert "54 English + 54 other samples an epoch (1 : 1)" in output
 
 
+def test_languages_that_the_mixture_leaves_out_are_named(corpus: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "some.toml"
+    spec.write_text(
+        "seed = 0\nnon_english_ratio = 1\nlanguages = { cs = 1, hr = 1 }\n"
+        "instructions = { mvqa = 1 }\n"
+    )
+    output = run("--corpus", corpus, "--mixture", spec)
+    assert "Left out: de, fr, it, ro, ru, es, zh; the corpus has them" in output
+    assert "Left out" not in run("--corpus", corpus)  # all of them take part
+
+
 def test_lengths_with_a_tokenizer(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_token_counter", lambda folder, template: lambda sample: 10)
     output = run("--corpus", corpus, "--tokenizer", "anything")
