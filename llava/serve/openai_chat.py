@@ -91,14 +91,11 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
     """Write messages into a template.
 
     A message's pictures come before its text, as in training. System messages take the place of the
-    template's own; neighbours of one role become one message.
+    template's own; answers without text are left out; neighbours of one role become one message.
 
     Args:
         conversation: A fresh conversation; it is filled.
         messages: At least one, the last the user's.
-
-    Raises:
-        ApiError: The conversation begins with an answer.
     """
     system = [message.text() for message in messages if message.role in ("system", "developer")]
     if system:
@@ -107,23 +104,28 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
         is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline
         conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
     turns: list[tuple[str, list[str]]] = []
-    for index, message in enumerate(messages):
-        if message.role not in ("user", "assistant"):
-            continue
-        if not turns and message.role == "assistant":
-            field = f"messages[{index}].role"
-            raise ApiError(400, "the first message is an answer", field, "invalid_value")
+    for message in messages:
         text = f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text()
+        if message.role not in ("user", "assistant") or (message.role == "assistant" and not text):
+            continue
         if turns and turns[-1][0] == message.role:
             turns[-1][1].append(text)
         else:
             turns.append((message.role, [text]))
+    begins_with_answer = turns[0][0] == "assistant"
+    if begins_with_answer:
+        # Templates count on a question first: it decides which separator follows which message.
+        conversation.append_message(conversation.roles[0], " ")
     for role, texts in turns:
         conversation.append_message(
             conversation.roles[0 if role == "user" else 1], "\n".join(texts)
         )
     conversation.append_message(conversation.roles[1], None)
-    return conversation.get_prompt()
+    segments = conversation.segments(conversation.messages)
+    # Llama 2 has the system text inside the first question, so an empty question stays there.
+    if begins_with_answer and conversation.sep_style is not SeparatorStyle.LLAMA_2:
+        segments = [each for each in segments if each.message != conversation.offset]
+    return "".join(segment.text for segment in segments)
 
 
 class ChatAnswer:

@@ -2,14 +2,23 @@
 
 In: decoded JSON. Out: a checked `ChatRequest`, or an `ApiError` that names the field, in the shape
 that clients of OpenAI's API expect. What OpenAI refuses is refused (unknown fields, wrong types,
-numbers out of bounds); what it takes but no model here can do is refused by name, not ignored.
+numbers out of bounds); what it takes but no model here can do is refused by name, not ignored. A
+field that says nothing (null, an empty list or object) is accepted under any name: clients send
+back whole replies, and every service adds fields of its own to them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
@@ -68,8 +77,25 @@ class ApiError(Exception):
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_silent_fields(cls, data: Any) -> Any:
+        """Drop unknown fields that say nothing, such as `"refusal": null` or `"tool_calls": []`."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            key: value
+            for key, value in data.items()
+            if key in cls.model_fields or value not in (None, [], {})
+        }
 
-class TextPart(_Strict):
+
+class _Cacheable(_Strict):
+    # A hint to services that bill by cached tokens.
+    cache_control: dict[str, Any] | None = None
+
+
+class TextPart(_Cacheable):
     """A piece of text."""
 
     type: Literal["text"]
@@ -83,28 +109,32 @@ class ImageUrl(_Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Strict):
-    """A picture."""
+def _url_as_object(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ImagePart(_Cacheable):
+    """A picture; its URL may also stand there without the object around it."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_url_as_object)]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(_Strict):
-    """One message of the conversation."""
+class Message(_Cacheable):
+    """One message of the conversation; only an assistant's may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[Part] | None = None
     name: str | None = None
 
     def texts(self) -> list[str]:
         """Return the pieces of text."""
         if isinstance(self.content, str):
             return [self.content]
-        return [part.text for part in self.content if isinstance(part, TextPart)]
+        return [part.text for part in self.content or () if isinstance(part, TextPart)]
 
     def text(self) -> str:
         """Return all text, a line for each piece."""
@@ -116,7 +146,7 @@ class Message(_Strict):
             return []
         return [
             (index, part.image_url.url)
-            for index, part in enumerate(self.content)
+            for index, part in enumerate(self.content or ())
             if isinstance(part, ImagePart)
         ]
 
@@ -139,8 +169,8 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -162,13 +192,15 @@ class ChatRequest(_Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
 
     @property
     def num_new_tokens(self) -> int:
-        """How many tokens an answer may have."""
-        return self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
+        """How many tokens an answer may have: what was asked for, up to the workers' bound."""
+        wanted = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
+        return min(wanted, MAX_NEW_TOKENS)
 
     @property
     def stops(self) -> list[str]:
@@ -269,6 +301,8 @@ def _check_stops(stops: list[str]) -> None:
 
 
 def _check_message(message: Message, field: str) -> None:
+    if message.content is None and message.role != "assistant":
+        raise ApiError(400, f"Missing required parameter: {field!r}.", field, "missing_parameter")
     if isinstance(message.content, list) and not message.content:
         raise ApiError(400, f"{field} is an empty list", field, "invalid_value")
     if message.image_urls() and message.role != "user":

@@ -27,10 +27,17 @@ from llava.image_fit import apply_orientation, shrink_image, to_rgb
 
 # Vector formats are programs; what else PIL reads has had its share of holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+# What a data URL may call its picture; the bytes decide.
+DATA_URL_KINDS = (*FORMATS.values(), "image/jpg", "application/octet-stream")
 MAX_REDIRECTS = 3
 PORTS = (80, 443)
 # Longest side that a worker gets; no vision tower here sees more.
 MAX_SIDE_PX = 2048
+_BLANKS = b"\t\n\f\r "
+# Percent-encoding is quoted-printable with "%" for "=", which the standard library decodes in C;
+# `urllib` would need 20 s and an object for each escape where a request holds nothing but escapes.
+_TO_QUOTED = bytes.maketrans(b"%=", b"=%")
+_FROM_QUOTED = bytes.maketrans(b"%", b"=")
 # Other IPv6 addresses lead to no host, to this network, or through it to an IPv4 address.
 _UNICAST = ipaddress.ip_network("2000::/3")
 
@@ -67,9 +74,10 @@ async def read_picture(url: str, limits: PictureLimits) -> str:
     Raises:
         DataError: It is refused; the text says why and never holds the picture.
     """
+    url = url.strip()
     scheme = url[:16].partition(":")[0].lower()
     if scheme == "data":
-        raw = decode_data_url(url, limits)
+        raw = await run_in_threadpool(decode_data_url, url, limits)
     elif scheme in ("http", "https"):
         raw = await fetch(url, limits)
     else:
@@ -81,22 +89,29 @@ async def read_picture(url: str, limits: PictureLimits) -> str:
 
 
 def decode_data_url(url: str, limits: PictureLimits) -> bytes:
-    """Return the bytes of a data URL.
+    """Return the bytes of a data URL, decoded as browsers do.
+
+    The data is percent-decoded, then read as base64 without its blanks and line ends; padding may
+    be left out.
 
     Raises:
         DataError: It is no base64 picture of an allowed kind, or too large.
     """
     header, comma, encoded = url[5:].partition(",")
-    kind, *parameters = header.lower().split(";")
+    kind, *parameters = (part.strip() for part in header.lower().split(";"))
     if not comma or "base64" not in parameters:
         raise DataError("the data URL has no ';base64,' before its data")
-    if kind not in (*FORMATS.values(), "image/jpg"):
+    if kind not in DATA_URL_KINDS:
         raise DataError(f"the data URL is {kind[:40]!r}; expected {', '.join(FORMATS.values())}")
-    if len(encoded) > (limits.max_bytes + 2) // 3 * 4:
+    quoted = encoded.encode("ascii", "replace").translate(_TO_QUOTED, _BLANKS)
+    data = binascii.a2b_qp(quoted).translate(_FROM_QUOTED, _BLANKS)
+    if len(data) > (limits.max_bytes + 2) // 3 * 4:
         raise DataError(_too_large(limits))
+    if len(data) % 4 == 0:
+        data = data.removesuffix(b"=").removesuffix(b"=")
     try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except binascii.Error as error:
         raise DataError(f"the data URL is not valid base64: {error}") from None
 
 

@@ -4,8 +4,10 @@ import json
 import logging
 import re
 import socket
+import textwrap
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import openai
@@ -13,6 +15,7 @@ import pytest
 import requests
 from PIL import Image
 
+from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import admission, openai_api
 from llava.serve.admission import Admission, RateLimiter
 from llava.serve.openai_api import ApiSettings
@@ -158,12 +161,17 @@ BAD = [
     ({**GOOD, "messages": [{"role": "user", "content": "a <image> b"}]}, "messages[0].content"),
     ({**GOOD, "messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
     ({**GOOD, "messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
+    ({**GOOD, "messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({**GOOD, "messages": [{"role": "system", "content": None}, *QUESTION]}, "messages[0].content"),
     (
-        {**GOOD, "messages": [{"role": "assistant", "content": "x"}, *QUESTION]},
-        "messages[0].role",
+        {**GOOD, "messages": [{"role": "assistant", "content": "", "refusal": "No."}, *QUESTION]},
+        "messages[0].refusal",
+    ),
+    (
+        {**GOOD, "messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}, *QUESTION]},
+        "messages[0].tool_calls",
     ),
     ({**GOOD, "max_tokens": -1}, "max_tokens"),
-    ({**GOOD, "max_tokens": 10**12}, "max_tokens"),
     ({**GOOD, "max_tokens": 1.5}, "max_tokens"),
     ({**GOOD, "max_tokens": "9"}, "max_tokens"),
     ({**GOOD, "temperature": -0.1}, "temperature"),
@@ -194,6 +202,13 @@ BAD = [
     ({**GOOD, "messages": with_picture("http://127.0.0.1/x.png")}, URL_FIELD),
     ({**GOOD, "messages": with_picture("")}, URL_FIELD),
     ({**GOOD, "messages": with_picture(7)}, URL_FIELD),
+    (
+        {
+            **GOOD,
+            "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 7}]}],
+        },
+        "messages[0].content[0].image_url",
+    ),
 ]
 
 
@@ -207,6 +222,132 @@ def test_bad_requests_get_4xx_and_the_name_of_the_field(lonely_api, body, param)
     assert error["message"]
     assert "Traceback" not in response.text
     assert len(response.text) < 1000
+
+
+def test_a_reply_is_taken_back_as_it_came(make_engine, start_api, client_of):
+    engine = make_engine("Nic.")
+    client = client_of(start_api(engine))
+    reply = client.chat.completions.create(model=MODEL, messages=QUESTION).choices[0].message
+    silent = {
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+        "reasoning_content": None,
+    }
+    for message in (reply, reply.model_dump(), {**silent, **reply.to_dict(), "tool_calls": []}):
+        messages = [*QUESTION, message, {"role": "user", "content": "A teď?"}]
+        client.chat.completions.create(model=MODEL, messages=messages)
+        prompt = engine.model.calls[-1]["prompt"]
+        assert prompt.endswith("USER: Co? ASSISTANT: Nic.</s>USER: A teď? ASSISTANT:")
+
+
+def test_an_answer_without_text_is_left_out(make_engine, start_api):
+    engine = make_engine("a")
+    api = start_api(engine)
+    for answer in ({"content": None, "refusal": None}, {"content": ""}, {}):
+        messages = [*QUESTION, {"role": "assistant", **answer}, *QUESTION]
+        assert post(api, {**GOOD, "messages": messages}).status_code == 200, answer
+        assert engine.model.calls[-1]["prompt"].endswith(" USER: Co?\nCo? ASSISTANT:")
+
+
+OPENAI_FIELDS = (
+    "audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens "
+    "max_tokens metadata modalities n parallel_tool_calls prediction presence_penalty "
+    "prompt_cache_key reasoning_effort response_format safety_identifier seed service_tier stop "
+    "store stream stream_options temperature tool_choice tools top_logprobs top_p user verbosity "
+    "web_search_options"
+).split()
+
+
+def test_fields_that_say_nothing_are_accepted(make_engine, start_api):
+    api = start_api(make_engine("a"))
+    hint = {"cache_control": {"type": "ephemeral"}}
+    parts = [{"type": "text", "text": "Co?", **hint}, {"type": "text", "text": "A?", "x": None}]
+    for extra in (
+        dict.fromkeys(OPENAI_FIELDS),
+        {"parallel_tool_calls": True},
+        {"parallel_tool_calls": False, "tools": [], "functions": []},
+        {"messages": [{"role": "user", "content": parts, "name": None, "tool_call_id": None}]},
+        {"messages": [{"role": "system", "content": "Be short.", **hint}, *QUESTION]},
+    ):
+        response = post(api, {**GOOD, **extra})
+        assert response.status_code == 200, (extra, response.text)
+
+
+def test_more_tokens_than_the_worker_gives_are_clamped(make_engine, start_api):
+    engine = make_engine("x" * 2000)
+    api = start_api(engine)
+    for field in ("max_tokens", "max_completion_tokens"):
+        choice = post(api, {**GOOD, field: 10**12}).json()["choices"][0]
+        assert len(choice["message"]["content"]) == 1024
+        assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("vicuna_v1", "S ASSISTANT: Hi!</s>USER: Co? ASSISTANT:"),
+        ("llava_v0", "S###Assistant: Hi!###Human: Co?###Assistant:"),
+        (
+            "mpt",
+            "<|im_start|>system\nS<|im_end|><|im_start|>assistant\nHi!<|im_end|>"
+            "<|im_start|>user\nCo?<|im_end|><|im_start|>assistant\n",
+        ),
+        (
+            "llama_2",
+            "[INST] <<SYS>>\nS\n<</SYS>>\n\n  [/INST] Hi! </s><s>[INST] Co? [/INST]",
+        ),
+        ("mistral_instruct", "[INST] <<SYS>>\nS\n<</SYS>>\n\n  [/INST] Hi! </s>[INST] Co? [/INST]"),
+    ],
+)
+def test_a_conversation_may_begin_with_the_assistant(make_engine, start_api, template, prompt):
+    stored = conversation_to_dict(get_conversation(template))
+    engine = make_engine("a", conversation=stored)
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "assistant", "content": "Hi!"},
+        *QUESTION,
+    ]
+    response = post(start_api(engine), {**GOOD, "messages": messages})
+    assert response.status_code == 200, response.text
+    assert engine.model.calls[0]["prompt"] == prompt
+
+
+def test_data_urls_are_read_as_browsers_read_them(make_engine, start_api, picture):
+    engine = make_engine("a")
+    api = start_api(engine)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    # one byte more than a multiple of three, so that there is padding
+    raw = buffer.getvalue() + b"\0" * ((1 - len(buffer.getvalue())) % 3)
+    text = base64.b64encode(raw).decode()
+    lines = "\r\n".join(textwrap.wrap(text, 76))
+    urls = [
+        "data:image/png;base64," + form
+        for form in (
+            lines,
+            text + "\n",
+            " " + text,
+            "\t".join(text),
+            urllib.parse.quote(text, safe=""),
+            urllib.parse.quote(lines, safe=""),
+            "".join(f"%{ord(character):02x}" for character in text),
+            text.rstrip("="),
+        )
+    ]
+    urls += [
+        f"data:application/octet-stream;base64,{text}",
+        f" DATA:image/png; charset=utf-8; BASE64,{text}",
+    ]
+    for url in urls:
+        response = post(api, {**GOOD, "messages": with_picture(url)})
+        assert response.status_code == 200, (url[:80], response.text)
+    part = {"type": "image_url", "image_url": urls[0], "cache_control": None}
+    body = {**GOOD, "messages": [{"role": "user", "content": [part]}]}
+    assert post(api, body).status_code == 200
+    assert {call["image_sizes"][0] for call in engine.model.calls} == {picture.size}
 
 
 def test_unknown_routes_and_methods_have_the_same_shape(lonely_api):
@@ -243,9 +384,12 @@ def test_pictures_are_bounded(make_engine, start_api):
     small, wide = Image.new("RGB", (50, 50)), Image.new("RGB", (5001, 1))
     noise = Image.effect_noise((64, 64), 90)
     assert post(api, {**GOOD, "messages": with_picture(data_url(small))}).status_code == 200
+    escaped = urllib.parse.quote(data_url(noise), safe=":/;,")
+    assert "%" in escaped
     for messages, reason in (
         (with_picture(data_url(wide)), "5001 x 1 pixels"),
         (with_picture(data_url(noise)), "larger than 3,000 bytes"),
+        (with_picture(escaped), "larger than 3,000 bytes"),
         (with_picture(data_url(small)) * 2, "2 pictures"),
     ):
         response = post(api, {**GOOD, "messages": messages})
