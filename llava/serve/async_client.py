@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from llava.conversation import Conversation, conversation_from_dict, get_conversation
+from llava.conversation import Conversation
 from llava.errors import TemplateError
 from llava.serve.protocol import CLIENT_HEADERS, CONNECT_TIMEOUT_S, DELIMITER, READ_TIMEOUT_S
-from llava.serve.templates import template_name
+from llava.serve.templates import template_from_status
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +102,11 @@ class AsyncClient:
 
     async def _ask_template(self, worker: str, model: str) -> Conversation:
         try:
-            own = (await self._post(worker + "/worker_get_status")).get("conversation")
-            if own:
-                return conversation_from_dict(own)
+            status = await self._post(worker + "/worker_get_status")
+            return template_from_status(status, model)
         except (httpx.HTTPError, ValueError, TemplateError) as error:
             log.warning("worker %s gives no template (%s): by name", worker, error)
-        return get_conversation(template_name(model))
+        return template_from_status({}, model)
 
     async def stream_generation(
         self, worker: str, body: dict[str, Any]

@@ -2,7 +2,7 @@
 
 In: POST requests with JSON from workers and clients. Out: JSON, or a worker's stream passed on.
 A controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
-controllers nest. It holds no model.
+controllers nest; what a worker says of its model goes up with it. It holds no model.
 
     python -m llava.serve.controller --host localhost --port 21001
 """
@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
@@ -33,6 +33,7 @@ from llava.serve.protocol import (
     READ_TIMEOUT_S,
     WORKER_UNREACHABLE,
     encode_error,
+    model_details,
 )
 from llava.serve.web import ClosingStream, run_server
 from llava.utils import build_logger
@@ -60,12 +61,24 @@ class DispatchMethod(Enum):
             raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}") from None
 
 
-class WorkerStatus(BaseModel):
-    """What a worker says of itself; further keys are allowed and ignored."""
+class ModelDetails(BaseModel):
+    """What a status may say of a model (`llava.serve.protocol.MODEL_KEYS`)."""
+
+    conversation: dict[str, Any] | str | None = None
+    context_len: int | None = None
+    multimodal: bool | None = None
+
+
+class WorkerStatus(ModelDetails):
+    """What a worker says of itself; further keys are allowed and ignored.
+
+    A controller, whose models differ, says it of each of them under `models`.
+    """
 
     model_names: list[str]
     speed: float = 1
     queue_length: int = 0
+    models: dict[str, ModelDetails] | None = None
 
 
 class RegisterRequest(BaseModel):
@@ -99,6 +112,7 @@ class WorkerInfo:
         queue_length: Requests that it works on or that wait there.
         check_heart_beat: Whether it is dropped when it falls silent.
         last_heart_beat: `time.time()` of the last sign of life, in seconds.
+        models: What it says of each model: conversation template, context length and so on.
     """
 
     model_names: list[str]
@@ -106,6 +120,7 @@ class WorkerInfo:
     queue_length: int
     check_heart_beat: bool
     last_heart_beat: float
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Controller:
@@ -126,7 +141,8 @@ class Controller:
         Args:
             worker_name: The worker's URL.
             check_heart_beat: Drop it when it falls silent.
-            worker_status: `model_names`, `speed`, `queue_length`; None asks the worker.
+            worker_status: `model_names`, `speed`, `queue_length`, and what is known of the
+                models; None asks the worker.
 
         Returns:
             Whether it is registered now.
@@ -136,6 +152,7 @@ class Controller:
             log.error("worker %s did not say its status and is not registered", worker_name)
             return False
         parsed = WorkerStatus.model_validate(status)
+        plain = parsed.model_dump()
         with self._lock:
             known = worker_name in self.worker_info
             self.worker_info[worker_name] = WorkerInfo(
@@ -144,6 +161,7 @@ class Controller:
                 parsed.queue_length,
                 check_heart_beat,
                 time.time(),
+                {name: model_details(plain, name) for name in parsed.model_names},
             )
         verb = "renewed" if known else "registered"
         log.info("%s worker %s: %s", verb, worker_name, ", ".join(parsed.model_names))
@@ -223,13 +241,20 @@ class Controller:
             )
 
     def worker_api_get_status(self) -> dict[str, Any]:
-        """Return the status of all workers together, as one worker would."""
+        """Return the status of all workers together, as one worker would, and all models'."""
         with self._lock:
             infos = list(self.worker_info.values())
+        models: dict[str, dict[str, Any]] = {}
+        for info in infos:
+            for name, details in info.models.items():
+                for key, value in details.items():
+                    if models.setdefault(name, {}).setdefault(key, value) != value:
+                        log.warning("workers of model %s differ in %s", name, key)
         return {
             "model_names": sorted({name for info in infos for name in info.model_names}),
             "speed": sum(info.speed for info in infos),
             "queue_length": sum(info.queue_length for info in infos),
+            **({"models": models} if models else {}),
         }
 
     def worker_api_generate_stream(self, params: dict[str, Any]) -> Iterator[bytes]:

@@ -26,6 +26,9 @@ BUSY = "busy"
 DEADLINE = "deadline"
 STOPPING = "stopping"
 
+# What a status says of a model beyond LLaVA's protocol.
+MODEL_KEYS = ("conversation", "context_len", "multimodal")
+
 TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, thanks."
 
 DELIMITER = b"\0"
@@ -34,6 +37,15 @@ CLIENT_HEADERS = {"User-Agent": "LLaVA Client"}
 # Seconds. Reading waits longer than connecting: a long prompt may take its time to the first token.
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 120.0
+
+
+def model_details(status: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return what a status says of one model: those of `MODEL_KEYS` that it knows.
+
+    A worker says it of its one model beside the name, a controller under `models`, by name.
+    """
+    details = (status.get("models") or {}).get(model, status)
+    return {key: details[key] for key in MODEL_KEYS if details.get(key) is not None}
 
 
 def encode_chunk(text: str, error_code: int = OK, **extra: Any) -> bytes:

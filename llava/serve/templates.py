@@ -7,6 +7,7 @@ its own template wins; else LLaVA's rule on the name holds.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import requests
 
@@ -17,6 +18,7 @@ from llava.conversation import (
     get_conversation,
 )
 from llava.serve.client import get_worker_status
+from llava.serve.protocol import model_details
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,23 @@ def _first_match(name: str, rules: tuple[tuple[str, str], ...], default: str) ->
 def template_of_worker(worker_address: str, model_name: str) -> Conversation:
     """Return a fresh conversation in the template of the worker's checkpoint, else by its name."""
     try:
-        own = get_worker_status(worker_address).get("conversation")
+        status = get_worker_status(worker_address)
     except (requests.RequestException, ValueError) as error:
         log.warning("worker %s gives no status (%s): template by name", worker_address, error)
-        own = None
-    if own:
+        status = {}
+    return template_from_status(status, model_name)
+
+
+def template_from_status(status: dict[str, Any], model_name: str) -> Conversation:
+    """Return a fresh conversation in the template that a status has for a model, else by its name.
+
+    Raises:
+        TemplateError: The template is broken.
+    """
+    own = model_details(status, model_name).get("conversation")
+    if isinstance(own, dict):
         return conversation_from_dict(own)
-    return get_conversation(template_name(model_name))
+    return get_conversation(own or template_name(model_name))
 
 
 def stop_string(conversation: Conversation) -> str | None:

@@ -1,13 +1,26 @@
+import itertools
 import random
 import time
 
 import pytest
 import requests
 
+from llava.conversation import conversation_to_dict, get_conversation
 from llava.errors import ConfigError
-from llava.serve import client, controller, register_worker, test_message
+from llava.serve import (
+    client,
+    controller,
+    openai_api,
+    protocol,
+    register_worker,
+    templates,
+    test_message,
+)
 from llava.serve.controller import Controller, DispatchMethod
+from llava.serve.openai_settings import ApiSettings
 from llava.utils import server_error_msg
+
+MESSAGES = [{"role": "user", "content": "Q"}]
 
 
 def status(*names, speed=1, queue_length=0):
@@ -104,6 +117,52 @@ def test_proxy_and_nested_controllers(make_engine, start_controller, start_worke
     body = {"model": "llava-v1-stub", "prompt": "Q"}
     texts = [chunk["text"] for chunk in client.stream_generation(outer_address, body)]
     assert texts[-1] == "Qab"
+
+
+# By their names, the models would be asked in `llava_v1` and `llava_llama_2`.
+NESTED = {"llava-v1-chat": ("mpt", 500), "llava-llama-2-chat": ("llava_v0", 900)}
+
+
+def test_nested_controllers_pass_on_what_workers_say_of_their_models(
+    make_engine, start_controller, start_worker, start
+):
+    addresses = [start_controller()[1] for _ in range(3)]
+    engines = {}
+    for name, (template, context_len) in NESTED.items():
+        own = conversation_to_dict(get_conversation(template))
+        engines[name] = make_engine("a", name, conversation=own, context_len=context_len)
+        _, worker = start_worker(engines[name])
+        register_worker.register(addresses[0], worker, False)
+    for inner, outer in itertools.pairwise(addresses):
+        register_worker.register(outer, inner, False)
+    api = start(openai_api.create_app(ApiSettings(addresses[-1])))
+    for name, (template, context_len) in NESTED.items():
+        wanted = get_conversation(template)
+        for address in addresses:
+            details = protocol.model_details(client.get_worker_status(address), name)
+            assert details == {
+                "conversation": conversation_to_dict(wanted),
+                "context_len": context_len,
+                "multimodal": True,
+            }
+            assert templates.template_of_worker(address, name) == wanted
+        post(api, "/v1/chat/completions", {"model": name, "messages": MESSAGES})
+        wanted.append_message(wanted.roles[0], "Q")
+        wanted.append_message(wanted.roles[1], None)
+        assert engines[name].model.calls[0]["prompt"] == wanted.get_prompt()
+
+
+def test_workers_of_one_model_that_differ_are_named(caplog):
+    dispatch = Controller()
+    for address, template in (("http://a", "mpt"), ("http://b", "llava_v0"), ("http://c", None)):
+        dispatch.register_worker(address, False, {**status("m"), "conversation": template})
+    assert dispatch.worker_api_get_status()["models"] == {"m": {"conversation": "mpt"}}
+    assert "workers of model m differ in conversation" in caplog.text
+
+
+def test_a_template_may_be_a_name():
+    found = templates.template_from_status({"conversation": "mpt"}, "llava-v1")
+    assert found == get_conversation("mpt")
 
 
 def test_a_client_that_leaves_the_proxy_cancels(
