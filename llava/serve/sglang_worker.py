@@ -1,7 +1,8 @@
 """A worker of LLaVA's protocol in front of an SGLang server that holds the model.
 
 In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. It passes
-prompt and pictures to SGLang's `/generate`, which batches by itself; nothing of SGLang is imported.
+token ids and pictures to SGLang's `/generate`, which batches by itself; nothing of SGLang is
+imported.
 
     python3 -m sglang.launch_server --model-path runs/mini-hf --port 30000
     python -m llava.serve.sglang_worker --sgl-endpoint http://127.0.0.1:30000
@@ -22,7 +23,7 @@ from llava.errors import ConfigError, run_command
 from llava.serve.model_worker import MAX_NEW_TOKENS, parse_request
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from llava.serve.web import check_port_is_free
-from llava.serve.worker_adapter import AdapterWorker
+from llava.serve.worker_adapter import AdapterWorker, engine_ids
 from llava.serve.worker_base import (
     DEFAULT_CONCURRENCY,
     add_worker_flags,
@@ -38,8 +39,12 @@ __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipelin
 log = logging.getLogger(__name__)
 
 
-def pipeline(params: dict[str, Any]) -> dict[str, Any]:
+def pipeline(params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Turn a request of LLaVA's protocol into the body of SGLang's `/generate`.
+
+    Args:
+        params: The request.
+        tokenizer: The exported checkpoint's.
 
     Raises:
         DataError: A value is missing or wrong; the text names it.
@@ -52,9 +57,11 @@ def pipeline(params: dict[str, Any]) -> dict[str, Any]:
     }
     if request.stop:
         sampling["stop"] = [request.stop]
-    # the placeholder with the line break that LLaVA's templates put around it is one token there
-    prompt = request.prompt.replace(" <image>\n", "<image>")
-    body = {"text": prompt, "sampling_params": sampling, "stream": True}
+    body = {
+        "input_ids": engine_ids(request.prompt, tokenizer),
+        "sampling_params": sampling,
+        "stream": True,
+    }
     if request.images:
         body["image_data"] = list(params["images"])
     return body
@@ -71,9 +78,11 @@ class ModelWorker(AdapterWorker):
         no_register: Stay unknown to the controller.
         model_name: Name to serve it under; by default from the path that SGLang tells.
         limit_model_concurrency: Requests that are passed on at the same time.
+        model_path: Where this machine has the exported checkpoint; by default where SGLang has it.
 
     Raises:
-        ConfigError: The server does not answer.
+        CheckpointError: There is no tokenizer at `model_path`.
+        ConfigError: The server does not answer, or the checkpoint is not an exported one.
     """
 
     def __init__(
@@ -86,12 +95,13 @@ class ModelWorker(AdapterWorker):
         model_name: str | None,
         *,
         limit_model_concurrency: int = DEFAULT_CONCURRENCY,
+        model_path: str | None = None,
     ) -> None:
         self.sgl_endpoint = sgl_endpoint.rstrip("/")
         path = self._model_path()
         super().__init__(
-            controller_addr, worker_addr, worker_id, no_register, model_name or path, path,
-            limit_model_concurrency,
+            controller_addr, worker_addr, worker_id, no_register, model_name or path,
+            model_path or path, limit_model_concurrency,
         )  # fmt: skip
 
     def _model_path(self) -> str:
@@ -109,10 +119,11 @@ class ModelWorker(AdapterWorker):
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
         """Yield the answer so far, as often as it grows."""
+        body = pipeline(params, self.tokenizer)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with (
             httpx.AsyncClient(timeout=timeout, trust_env=False) as client,
-            client.stream("POST", self.sgl_endpoint + "/generate", json=pipeline(params)) as reply,
+            client.stream("POST", self.sgl_endpoint + "/generate", json=body) as reply,
         ):
             reply.raise_for_status()
             async for line in reply.aiter_lines():
@@ -131,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_worker_flags(parser)
     parser.add_argument("--sgl-endpoint", help="e.g. http://127.0.0.1:30000")
+    parser.add_argument(
+        "--model-path", help="the exported checkpoint on this machine; by default SGLang's path"
+    )
     return parser
 
 
@@ -147,6 +161,7 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         args.no_register,
         args.model_name,
         limit_model_concurrency=args.limit_model_concurrency,
+        model_path=args.model_path,
     )
     serve(app, worker, args)
 

@@ -19,7 +19,7 @@ from llava.errors import ConfigError, run_command
 from llava.image_fit import to_rgb
 from llava.serve.model_worker import parse_request
 from llava.serve.web import check_port_is_free
-from llava.serve.worker_adapter import AdapterWorker
+from llava.serve.worker_adapter import AdapterWorker, engine_ids
 from llava.serve.worker_base import add_worker_flags, create_app, new_worker_id, serve
 from llava.utils import build_logger
 
@@ -56,7 +56,8 @@ class VllmWorker(AdapterWorker):
         engine_options: Further arguments of `vllm.AsyncEngineArgs`.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        CheckpointError: There is no tokenizer at `model_path`.
+        ConfigError: vLLM is not installed, or the checkpoint is not an exported one.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class VllmWorker(AdapterWorker):
             stop=[request.stop] if request.stop else None,
             seed=request.seed,
         )
-        prompt: dict[str, Any] = {"prompt": request.prompt}
+        prompt: dict[str, Any] = {"prompt_token_ids": engine_ids(request.prompt, self.tokenizer)}
         if request.images:
             prompt["multi_modal_data"] = {"image": [to_rgb(image) for image in request.images]}
         request_id = uuid.uuid4().hex

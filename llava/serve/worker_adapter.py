@@ -1,6 +1,8 @@
 """What the workers share that hold no model themselves but pass requests on to another engine.
 
 In: an asynchronous stream of texts from a subclass, each the answer so far. Out: LLaVA's protocol.
+Engines get token ids: LLaVA tokenises the text between images apart, and no text makes every engine
+do the same.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from llava.errors import UserError
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates, conversation_to_dict
+from llava.data.tokenize import encode_prompt
+from llava.errors import ConfigError, UserError
 from llava.mm_utils import get_model_name_from_path
+from llava.model.tokenizer import load_tokenizer
 from llava.serve.protocol import (
     BUSY,
     GENERATION_FAILED,
@@ -39,8 +45,12 @@ class AdapterWorker(WorkerBase):
         worker_id: Short random name for logs.
         no_register: Stay unknown to the controller.
         model_name: Name to serve the model under; a path is shortened by LLaVA's rule.
-        model_path: Where its template may be read.
+        model_path: The exported checkpoint: its tokenizer and, where it has one, its template.
         limit_model_concurrency: Requests that are passed on at the same time.
+
+    Raises:
+        CheckpointError: There is no tokenizer at `model_path`.
+        ConfigError: It knows no `<image>`.
     """
 
     def __init__(
@@ -55,6 +65,8 @@ class AdapterWorker(WorkerBase):
     ) -> None:
         super().__init__(controller_addr, worker_addr, worker_id, no_register)
         self.model_name = get_model_name_from_path(model_name)
+        self.tokenizer = load_tokenizer(model_path)
+        image_token_id(self.tokenizer)
         self._conversation = read_conversation(model_path)
         self._queue = AsyncQueue(limit_model_concurrency)
 
@@ -109,18 +121,54 @@ class AdapterWorker(WorkerBase):
             self.beat_soon()
 
 
-def read_conversation(model_path: str) -> dict[str, Any] | None:
-    """Return the conversation template that a checkpoint carries, None where there is none here.
+def engine_ids(prompt: str, tokenizer: Any) -> list[int]:
+    """Return the ids that LLaVA gives for a prompt, with the id of `<image>` for each image.
 
-    An exported checkpoint has it in `llava_config.json`, LLaVA's own in `config.json`.
+    Args:
+        prompt: LLaVA's prompt, with `<image>` where an image goes.
+        tokenizer: Of an exported checkpoint. Some leave BOS to the chat template.
+    """
+    ids = encode_prompt(prompt, tokenizer, image_token_id(tokenizer))
+    bos = tokenizer.bos_token
+    if bos and ids[:1] != [tokenizer.bos_token_id] and tokenizer.chat_template:
+        question = [{"role": "user", "content": "a"}]
+        if tokenizer.apply_chat_template(question, tokenize=False).startswith(bos):
+            return [tokenizer.bos_token_id, *ids]
+    return ids
+
+
+def image_token_id(tokenizer: Any) -> int:
+    """Return the id of `<image>`.
+
+    Raises:
+        ConfigError: The tokenizer has no such token, so the checkpoint is not an exported one.
+    """
+    index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+    if index is None or index == tokenizer.unk_token_id:
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no token {DEFAULT_IMAGE_TOKEN}; "
+            "expected a checkpoint that `lrm export hf` wrote"
+        )
+    return int(index)
+
+
+def read_conversation(model_path: str) -> dict[str, Any] | None:
+    """Return the conversation template of a checkpoint, None where there is none here.
+
+    An exported checkpoint has it in `llava_config.json`, LLaVA's own in `config.json`. An export
+    with `--conv-mode` names another template than LLaVA's configuration inside it.
     """
     for name in ("llava_config.json", "config.json"):
         try:
             config = json.loads((Path(model_path) / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(config, dict):
-            config = config.get("config", config)  # an export wraps LLaVA's
-            if isinstance(found := config.get("conversation"), dict):
-                return found
+        if not isinstance(config, dict):
+            continue
+        chosen = config.get("conversation")
+        stored = config.get("config", config).get("conversation")  # an export wraps LLaVA's
+        if isinstance(stored, dict) and chosen in (None, stored, stored.get("name")):
+            return stored
+        if isinstance(chosen, str) and chosen in conv_templates:
+            return conversation_to_dict(conv_templates[chosen], chosen)
     return None

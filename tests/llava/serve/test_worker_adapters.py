@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import copy
 import io
 import json
+import shutil
 import socket
 import sys
 import types
@@ -13,7 +15,9 @@ from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.responses import StreamingResponse
 
-from llava.errors import ConfigError
+from llava.conversation import conversation_to_dict, get_conversation
+from llava.errors import CheckpointError, ConfigError
+from llava.mm_utils import tokenizer_image_token
 from llava.serve import client, sglang_worker, vllm_worker, worker_adapter
 from llava.serve.check import find_problems, main
 
@@ -32,14 +36,35 @@ def free_address():
         yield f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
+@pytest.fixture(scope="module")
+def exported(llama_tokenizer, tmp_path_factory):
+    """A folder with the tokenizer of an exported checkpoint."""
+    folder = tmp_path_factory.mktemp("exported") / "llava-v1.5-tiny"
+    tokenizer = copy.deepcopy(llama_tokenizer())
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
-def sglang(start):
+def ids_of(exported, llama_tokenizer):
+    """Return LLaVA's ids of a prompt, with the id of `<image>` in place of the sentinel."""
+    image = llama_tokenizer().vocab_size
+
+    def ids(prompt):
+        return tokenizer_image_token(prompt, llama_tokenizer(), image)
+
+    return ids
+
+
+@pytest.fixture
+def sglang(start, exported):
     """A stand-in for an SGLang server; returns its address and the requests that it got."""
     app, bodies = FastAPI(), []
 
     @app.get("/get_model_info")
     def info():
-        return {"model_path": "runs/llava-v1.5-tiny"}
+        return {"model_path": exported}
 
     @app.post("/generate")
     async def generate(request: Request):
@@ -60,7 +85,7 @@ def serve_worker(start, module, worker):
     return start(module.create_app(worker))
 
 
-def test_sglang_worker_speaks_the_protocol(sglang, start, picture):
+def test_sglang_worker_speaks_the_protocol(sglang, start, picture, ids_of):
     endpoint, bodies = sglang
     worker = sglang_worker.ModelWorker("", "", endpoint, "test", True, None)
     address = serve_worker(start, sglang_worker, worker)
@@ -73,7 +98,7 @@ def test_sglang_worker_speaks_the_protocol(sglang, start, picture):
     chunks = list(client.stream_generation(address, body))
     assert [chunk["text"] for chunk in chunks] == [prompt + t for t in ("Žl", "Žlut", "Žlutá")]
     assert bodies[0] == {
-        "text": "USER:<image>Co? ASSISTANT:",
+        "input_ids": ids_of(prompt),
         "image_data": body["images"],
         "stream": True,
         "sampling_params": {
@@ -122,6 +147,22 @@ def test_sglang_flags():
     assert (args.port, args.limit_model_concurrency, args.stream_interval) == (21002, 5, 1)
 
 
+def test_sglang_worker_reads_the_tokenizer_where_it_is_told(sglang, exported, tmp_path):
+    worker = sglang_worker.ModelWorker(
+        "", "", sglang[0], "test", True, None, model_path=shutil.copytree(exported, tmp_path / "m")
+    )
+    assert worker.model_name == "llava-v1.5-tiny"
+    with pytest.raises(CheckpointError, match="nowhere"):
+        sglang_worker.ModelWorker("", "", sglang[0], "test", True, None, model_path="/nowhere")
+
+
+def test_a_checkpoint_that_was_not_exported_is_refused(vllm, golden_dir):
+    with pytest.raises(ConfigError, match="lrm export hf"):
+        vllm_worker.VllmWorker(
+            "", "", "test", True, str(golden_dir / "llava" / "model" / "tiny-llava"), None, 4
+        )
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """A stand-in for the module `vllm`; returns what its engine saw."""
@@ -150,7 +191,8 @@ def vllm(monkeypatch):
     return seen
 
 
-def test_vllm_worker_speaks_the_protocol(vllm, start, picture, tmp_path):
+def test_vllm_worker_speaks_the_protocol(vllm, start, picture, exported, ids_of, tmp_path):
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     conversation = {"name": "own"}
     config = {"config": {"conversation": conversation}}
     (tmp_path / "llava_config.json").write_text(json.dumps(config))
@@ -164,7 +206,7 @@ def test_vllm_worker_speaks_the_protocol(vllm, start, picture, tmp_path):
     body = {"prompt": "<image>\nQ", "images": [encoded(picture)], "seed": 3, "stop": "</s>"}
     chunks = list(client.stream_generation(address, body))
     assert [chunk["text"] for chunk in chunks] == ["<image>\nQye", "<image>\nQyes"]
-    assert vllm["prompt"]["prompt"] == "<image>\nQ"
+    assert vllm["prompt"]["prompt_token_ids"] == ids_of("<image>\nQ")
     assert [image.mode for image in vllm["prompt"]["multi_modal_data"]["image"]] == ["RGB"]
     assert vllm["sampling"] == {
         "temperature": 1.0, "top_p": 1.0, "max_tokens": 256, "stop": ["</s>"], "seed": 3,
@@ -172,8 +214,8 @@ def test_vllm_worker_speaks_the_protocol(vllm, start, picture, tmp_path):
     assert vllm["aborted"] == []
 
 
-def test_vllm_requests_that_nobody_waits_for_are_aborted(vllm):
-    worker = vllm_worker.VllmWorker("", "", "test", True, "m", None, 4)
+def test_vllm_requests_that_nobody_waits_for_are_aborted(vllm, exported):
+    worker = vllm_worker.VllmWorker("", "", "test", True, exported, None, 4)
 
     async def leave_early():
         texts = worker.answer({"prompt": "Q"})
@@ -195,6 +237,15 @@ def test_templates_of_checkpoints(tmp_path):
     assert worker_adapter.read_conversation("org/name-on-the-hub") is None
     (tmp_path / "config.json").write_text('{"conversation": {"name": "a"}}')
     assert worker_adapter.read_conversation(str(tmp_path)) == {"name": "a"}
+    v1 = conversation_to_dict(get_conversation("v1"), "v1")
+    exported = tmp_path / "llava_config.json"
+    exported.write_text('{"config": {"conversation": {"name": "a"}}, "conversation": "a"}')
+    assert worker_adapter.read_conversation(str(tmp_path)) == {"name": "a"}
+    exported.write_text('{"config": {"conversation": {"name": "a"}}, "conversation": "v1"}')
+    assert worker_adapter.read_conversation(str(tmp_path)) == v1
+    exported.write_text('{"config": {}, "conversation": "v1"}')
+    assert worker_adapter.read_conversation(str(tmp_path)) == v1
+    exported.unlink()
     (tmp_path / "config.json").write_text("[]")
     assert worker_adapter.read_conversation(str(tmp_path)) is None
 
@@ -214,8 +265,8 @@ def test_check_says_what_is_missing(
     assert capsys.readouterr().out == "ready: llava-v1-stub\n"
 
 
-def test_pictures_of_any_mode_reach_the_engine(vllm, start):
-    worker = vllm_worker.VllmWorker("", "", "test", True, "m", None, 4)
+def test_pictures_of_any_mode_reach_the_engine(vllm, start, exported):
+    worker = vllm_worker.VllmWorker("", "", "test", True, exported, None, 4)
     address = serve_worker(start, vllm_worker, worker)
     body = {"prompt": "<image>", "images": [encoded(Image.new("P", (2, 2)))]}
     assert list(client.stream_generation(address, body))[-1]["error_code"] == 0
