@@ -21,7 +21,6 @@ from llava.serve.chat_state import PageSettings, thumbnail
 from llava.serve.page_text import ENGLISH_TEXT, PageText
 
 EXAMPLES_PER_PAGE = 4
-DEFAULT_QUESTION = "What is in the picture?"
 # A command is the same in every language.
 WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
 CSS = """
@@ -30,8 +29,17 @@ CSS = """
 #title p { margin-top: 0.25rem; }
 #head { align-items: end; }
 #head #title { flex: 1 1 200px; }
-.buttons { gap: 8px; }
+.buttons { gap: 8px; align-items: stretch; }
 .buttons button { min-width: 0; flex: 1 1 30%; }
+/* a choice ends before the arrow, and a cut one says so */
+.gradio-container .wrap-inner { padding-right: 36px !important; }
+.gradio-container .wrap-inner input { text-overflow: ellipsis; }
+/* room for the conversation's name above the first message */
+#chatbot .bubble-wrap, #second-chatbot .bubble-wrap { padding-top: 40px; }
+#chatbot label.float, #second-chatbot label.float { max-width: calc(100% - 44px); }
+/* Gradio writes "Pages:" in front of the numbers, in English alone */
+#examples .paginate { font-size: 0; }
+#examples .paginate button { font-size: var(--text-sm); }
 #terms { font-size: 0.85rem; opacity: 0.8; }
 /* no sharing, and no frames around buttons that are not there */
 button[title="Share"] { display: none !important; }
@@ -42,28 +50,42 @@ footer { display: none !important; }
 }
 @media (max-width: 640px) {
   .gradio-container > main, .gradio-container main { padding: 12px !important; }
-  #chatbot, #second-chatbot { height: 440px !important; }
-  /* picture, conversation, then what is needed less often */
-  #left { display: contents; }
-  #left > * { order: 1; width: 100%; }
-  #right { order: 2; }
-  #left > #examples, #left > #parameters { order: 3; }
+  #picture { height: 220px !important; }
+  /* as high as what is said */
+  #chatbot, #second-chatbot { height: auto !important; max-height: 75vh; }
+  #chatbot .placeholder-content, #second-chatbot .placeholder-content { padding: 0 16px 16px; }
+  .buttons:not(:has(button:not([disabled]))) { display: none !important; }
+  /* picture, question, answer, examples, then what is needed less often */
+  #left, #right { display: contents; }
+  #left > *, #right > * { order: 1; width: 100%; }
+  #right > #ask { order: 2; }
+  #right > #answers { order: 3; }
+  #right > #actions { order: 4; }
+  #left > #examples { order: 5; }
+  #left > #control { order: 6; }
+  #left > #parameters { order: 7; }
+  /* no word and no hint is cut */
+  .buttons button { flex: 1 1 auto !important; min-width: min-content !important; }
+  #ask > * { flex: 1 1 100% !important; }
 }
 """
 
 
-def find_examples(root: Path) -> list[list[str]]:
+Question = str | dict[str, str]
+
+
+def find_examples(root: Path) -> list[tuple[str, Question]]:
     """Return example pictures with a question each.
 
     Args:
         root: Folder with `examples/`: pictures, and optionally `examples.json` that maps a file's
-            name to its question.
+            name to its question, or to the question's wording by language code.
 
     Returns:
         Pairs of path and question; [] when there is no such folder.
     """
     folder = root / "examples"
-    questions: dict[str, str] = {}
+    questions: dict[str, Question] = {}
     if (folder / "examples.json").is_file():
         questions = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
     pictures = [
@@ -71,7 +93,14 @@ def find_examples(root: Path) -> list[list[str]]:
         for path in sorted(folder.glob("*"))
         if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}
     ]
-    return [[str(path), questions.get(path.name, DEFAULT_QUESTION)] for path in pictures]
+    return [(str(path), questions.get(path.name, {})) for path in pictures]
+
+
+def question_in(question: Question, text: PageText) -> str:
+    """Return an example's question in the page's language; where it has none, a general one."""
+    if isinstance(question, str):
+        return question
+    return question.get(text.code) or text.say("example_question")
 
 
 @dataclass
@@ -170,22 +199,23 @@ def lay_out(
         with gr.Column(scale=3, min_width=280, elem_id="left"):
             models, compare = _lay_out_models(settings, labels)
             image, process_mode = _lay_out_picture(labels)
-            control = list(settings.control.build()) if settings.control else []
+            with gr.Column(elem_id="control", visible=settings.control is not None):
+                control = list(settings.control.build()) if settings.control else []
             examples_slot = gr.Column(elem_id="examples")
             with labels.make(
                 gr.Accordion, {"label": "parameters"}, open=False, elem_id="parameters"
             ):
                 sliders = _lay_out_parameters(labels)
         with gr.Column(scale=7, min_width=280, elem_id="right"):
-            with gr.Row():
+            with gr.Row(elem_id="answers"):
                 sides = (
                     _lay_out_side(labels, models[0], "chat", "chatbot"),
                     _lay_out_side(labels, models[1], "second_chat", "second-chatbot"),
                 )
             text, send = _lay_out_question(labels)
-            with gr.Row(elem_classes="buttons"):
+            with gr.Row(elem_id="actions", elem_classes="buttons"):
                 stop, again, clear = _lay_out_buttons(labels, ("stop", "regenerate", "clear"))
-    _add_examples(labels, examples_root, examples_slot, image, text)
+    _add_examples(labels, settings, examples_root, examples_slot, (language, image, text))
     if not embed_mode:
         labels.markdown(lambda t: terms(t, settings.keep_days), elem_id="terms")
     return Fields(
@@ -243,7 +273,7 @@ def _lay_out_picture(labels: _Labels) -> tuple[gr.Image, gr.Radio]:
 
 
 def _lay_out_question(labels: _Labels) -> tuple[gr.Textbox, gr.Button]:
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_id="ask", equal_height=True):
         text = labels.make(
             gr.Textbox,
             {"label": "question", "placeholder": "question_hint"},
@@ -308,7 +338,8 @@ def _lay_out_side(labels: _Labels, model: gr.Dropdown, label: str, name: str) ->
     with gr.Column(min_width=280, visible=is_first) as panel:
         chatbot = labels.make(
             gr.Chatbot,
-            {"label": label, "placeholder": "empty_chat"},
+            {"placeholder": "empty_chat"},
+            label=ENGLISH_TEXT.say(label),  # `page_events.name_chats` says it anew
             elem_id=name,
             height=600,
             buttons=["copy"],
@@ -336,30 +367,46 @@ def _lay_out_buttons(labels: _Labels, keys: tuple[str, ...], prefix: str = "") -
 
 
 def _add_examples(
-    labels: _Labels, root: Path, slot: gr.Column, image: gr.Image, text: gr.Textbox
+    labels: _Labels,
+    settings: PageSettings,
+    root: Path,
+    slot: gr.Column,
+    fields: tuple[gr.Dropdown, gr.Image, gr.Textbox],
 ) -> None:
+    """Show examples whose questions are in the page's language, and take the one clicked on.
+
+    Args:
+        labels: Gets the words.
+        settings: The page's languages.
+        root: Folder with `examples/`.
+        slot: Where the examples go.
+        fields: The page's language, its picture and its question.
+    """
+    language, image, text = fields
     examples = find_examples(root)
     if not examples:
         return
+    thumbnails = [thumbnail(Image.open(path)) for path, _ in examples]
 
     def words(said: PageText) -> dict[str, Any]:
+        questions = [question_in(question, said) for _, question in examples]
         return {
             "label": said.say("examples"),
             "headers": [said.say("picture"), said.say("question")],
+            "samples": [list(sample) for sample in zip(thumbnails, questions, strict=True)],
         }
 
-    def choose(index: int) -> tuple[Image.Image, str]:
+    def choose(index: int, code: str) -> tuple[Image.Image, str]:
         path, question = examples[index]
-        return open_image(path), question
+        return open_image(path), question_in(question, settings.languages[code])
 
     with slot:
         # Not gr.Examples: it puts the fields' English labels back with each example.
         dataset = gr.Dataset(
             components=[image, text],
-            samples=[[thumbnail(open_image(path)), question] for path, question in examples],
             type="index",
             samples_per_page=EXAMPLES_PER_PAGE,
             **words(ENGLISH_TEXT),
         )
-    dataset.click(choose, dataset, [image, text], show_progress="hidden")
+    dataset.click(choose, [dataset, language], [image, text], show_progress="hidden")
     labels.known.append((dataset, lambda said: gr.update(**words(said))))

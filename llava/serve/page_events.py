@@ -95,7 +95,7 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
 def _connect_buttons(
     fields: Fields, states: list[gr.State], everything: list[Component], settings: PageSettings
 ) -> None:
-    """Connect Stop, Clear, comparing and the page's language."""
+    """Connect Stop, Clear, comparing, the conversations' names and the page's language."""
     first, second = fields.sides
     clear = bind(clear_all, settings)
     fields.stop.click(stop_all, states, fields.stop, concurrency_limit=None)
@@ -111,6 +111,18 @@ def _connect_buttons(
         bind(switch_comparing, settings),
         [fields.language, fields.compare, *states],
         [second.model, second.panel, *everything],
+        show_progress="hidden",
+    )
+    gr.on(
+        [
+            fields.compare.change,
+            first.model.change,
+            second.model.change,
+            fields.language.change,
+        ],
+        bind(name_chats, settings),
+        [fields.language, fields.compare, first.model, second.model],
+        [first.chatbot, second.chatbot],
         show_progress="hidden",
     )
     fields.language.change(
@@ -225,6 +237,18 @@ def switch_comparing(
     """
     shown = gr.update(visible=is_on)
     return [shown, shown, *clear_all(first, second, request, settings=settings)]
+
+
+def name_chats(
+    compare: bool, first: str | None, second: str | None, *, settings: PageSettings
+) -> list[Any]:
+    """Return labels for both conversations: the models' names where two are compared."""
+    text = settings.text
+    names = (first, second) if compare else (None, None)
+    return [
+        gr.update(label=name or text.say(key))
+        for name, key in zip(names, ("chat", "second_chat"), strict=True)
+    ]
 
 
 def _for_both(update: list[Any], second: ChatState | None) -> list[Any]:

@@ -36,11 +36,14 @@ def page_languages() -> Mapping[str, PageText]:
     """Return the page's words in all languages; what one lacks is English."""
     from llava.serve.page_text import PageText
 
-    english = get_language(ENGLISH).ui
-    languages = [get_language(code) for code in list_languages()]
+    def texts(code: str) -> dict[str, str]:
+        language = get_language(code)
+        return {**language.ui, "example_question": language.fixed_prompts["image_what"]}
+
+    english = texts(ENGLISH)
     return {
-        language.code: PageText(language.code, language.native_name, {**english, **language.ui})
-        for language in languages
+        code: PageText(code, get_language(code).native_name, {**english, **texts(code)})
+        for code in list_languages()
     }
 
 
@@ -117,21 +120,12 @@ def _build() -> Sequence[gr.components.Component]:
 
     text = page_languages()[ENGLISH]
     names = [(get_language(code).native_name, code) for code in list_languages()]
-    with gr.Row():
-        question = gr.Dropdown(
-            names, value=ENGLISH, label=text.say("ask_in"), min_width=120, elem_id="ask-in"
-        )
-        way = gr.Dropdown(
-            _ways(text), value=DIRECT, label=text.say("way"), min_width=120, elem_id="way"
-        )
-        answer = gr.Dropdown(
-            names,
-            value=ENGLISH,
-            label=text.say("answer_in"),
-            min_width=120,
-            visible=False,
-            elem_id="answer-in",
-        )
+    # one below the other: half a column cuts what some languages say
+    question = gr.Dropdown(names, value=ENGLISH, label=text.say("ask_in"), elem_id="ask-in")
+    way = gr.Dropdown(_ways(text), value=DIRECT, label=text.say("way"), elem_id="way")
+    answer = gr.Dropdown(
+        names, value=ENGLISH, label=text.say("answer_in"), visible=False, elem_id="answer-in"
+    )
     way.change(
         lambda chosen: gr.update(visible=chosen == BILINGUAL), way, answer, show_progress="hidden"
     )

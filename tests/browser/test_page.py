@@ -35,6 +35,18 @@ def choose(tab, field, option):
     tab.get_by_role("option", name=option, exact=True).click()
 
 
+def wait_for_names(tab, names):
+    """Wait until the conversations that are shown have these names above them."""
+    tab.wait_for_function(
+        """names => {
+          const labels = [...document.querySelectorAll("#answers label.float")];
+          const shown = labels.filter(label => label.offsetParent);
+          return shown.map(label => label.innerText.trim()).join() === names.join();
+        }""",
+        arg=names,
+    )
+
+
 def button(tab, name):
     return tab.get_by_role("button", name=name, exact=True)
 
@@ -103,8 +115,10 @@ def test_the_browser_chooses_the_language(visit, locale, send):
 
 def test_two_models_side_by_side(visit, red_picture):
     tab = visit()
+    wait_for_names(tab, ["Razgovor"])
     tab.get_by_label("Usporedi dva modela").check()
     tab.wait_for_selector("#second-chatbot")
+    wait_for_names(tab, ["stub-a", "stub-b"])
     ask(tab, picture=red_picture)
     wait_for_answer(tab)
     wait_for_answer(tab, "#second-upvote")
@@ -116,8 +130,14 @@ def test_two_models_side_by_side(visit, red_picture):
     )
     wait_for_answer(tab, "#second-upvote")
     wait_for_answer(tab)
-    tab.get_by_label("Usporedi dva modela").uncheck()
+    choose(tab, "#second-model", "stub-slow")
+    wait_for_names(tab, ["stub-a", "stub-slow"])
+    choose(tab, "#page-language", "Deutsch")
+    tab.get_by_role("button", name="Senden").wait_for()
+    wait_for_names(tab, ["stub-a", "stub-slow"])
+    tab.get_by_label("Zwei Modelle vergleichen").uncheck()
     tab.wait_for_selector("#second-chatbot", state="hidden")
+    wait_for_names(tab, ["Gespräch"])
 
 
 def test_the_pivots_translation_is_folded(visit):
@@ -151,8 +171,73 @@ def test_examples_keep_the_pages_language(visit):
     tab.get_by_role("button", name="Pošalji").wait_for()
     tab.click("#examples tbody tr >> nth=1")
     tab.wait_for_selector("#picture img")
-    assert tab.input_value("#question textarea") == "Je na obrázku postel?"
+    assert tab.input_value("#question textarea") == "Nalazi li se na slici krevet?"
     assert tab.get_by_label("Vaše pitanje").count() == 1
+    choose(tab, "#page-language", "Deutsch")
+    tab.get_by_text("Ist auf dem Bild ein Bett zu sehen?").wait_for()
+    tab.click("#examples tbody tr >> nth=0")
+    tab.wait_for_function(
+        "document.querySelector('#question textarea').value"
+        " === 'Ist auf dem Bild eine Axt zu sehen?'"
+    )
+
+
+@pytest.mark.parametrize("size", [(1280, 900), PHONE])
+@pytest.mark.parametrize(
+    ("locale", "way"),
+    [
+        ("fr", "en passant par l'anglais"),
+        ("de", "in einer anderen Sprache"),
+        ("ru", "через английский"),
+    ],
+)
+def test_choices_end_before_the_arrow(visit, locale, way, size):
+    tab = visit(locale, size=size)
+    choose(tab, "#way", way)
+    tab.wait_for_function("way => document.querySelector('#way input').value === way", arg=way)
+    assert tab.evaluate(
+        """() => {
+          const field = document.querySelector("#way input");
+          const arrow = document.querySelector("#way .icon-wrap");
+          return field.scrollWidth <= field.clientWidth
+            && field.getBoundingClientRect().right <= arrow.getBoundingClientRect().left;
+        }"""
+    )
+
+
+def test_a_phone_shows_picture_question_answer_examples(visit):
+    tab = visit(size=PHONE)
+    tab.get_by_role("button", name="Pošalji").wait_for()
+
+    def boxes():
+        parts = ("#picture", "#ask", "#answers", "#examples")
+        return [tab.locator(part).bounding_box() for part in parts]
+
+    def gaps():
+        found = boxes()
+        ends = [box["y"] + box["height"] for box in found]
+        return [box["y"] - end for box, end in zip(found[1:], ends[:-1], strict=True)]
+
+    assert all(0 <= gap < 40 for gap in gaps())
+    assert boxes()[2]["height"] < 150  # nothing is said yet
+    assert tab.locator("#chatbot .placeholder").is_visible()
+    ask(tab)
+    wait_for_answer(tab)
+    assert tab.locator("#chatbot [data-testid=bot]").last.is_visible()
+    assert all(gap >= 0 for gap in gaps())
+
+
+@pytest.mark.parametrize("locale", ["ru", "hr", "de"])
+def test_no_word_is_cut_on_a_phone(visit, locale):
+    tab = visit(locale, size=PHONE)
+    ask(tab)
+    wait_for_answer(tab)
+    cut = tab.evaluate(
+        """() => [...document.querySelectorAll("#send, .buttons button")]
+          .filter(button => button.offsetParent && button.scrollWidth > button.clientWidth)
+          .map(button => button.innerText)"""
+    )
+    assert cut == []
 
 
 def test_errors_are_in_the_users_language(visit):

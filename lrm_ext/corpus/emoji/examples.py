@@ -49,12 +49,14 @@ def sample_json(scenes: Sequence[Scene]) -> bytes:
 
 
 def questions_json(scenes: Sequence[Scene]) -> bytes:
-    """A question for each example picture, in turn in each language: what the demo offers."""
-    questions = {}
-    for number, scene in enumerate(example_scenes(scenes)):
-        lang = LANGUAGES[number % len(LANGUAGES)]
-        text = question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
-        questions[f"{scene.id}.png"] = text
+    """A question for each example picture in every language: what the demo offers."""
+    questions = {
+        f"{scene.id}.png": {
+            lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
+            for lang in LANGUAGES
+        }
+        for scene in example_scenes(scenes)
+    }
     return (json.dumps(questions, ensure_ascii=False, indent=2) + "\n").encode()
 
 

@@ -277,7 +277,7 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
     (tmp_path / "shown" / "examples" / "a.png").write_bytes(png())
     api = start()
     (uploaded,) = upload(api, ("a.jpg", jpeg_with_metadata())).json()
-    example = shown_files(ask_page(api, handler_index(api, "choose"), [0]))[0]
+    example = shown_files(ask_page(api, handler_index(api, "choose"), [0, "en"]))[0]
     for path in (uploaded, example):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}

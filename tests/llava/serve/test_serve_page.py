@@ -11,6 +11,7 @@ from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import chat, gradio_web_server, page, votes
 from llava.serve.chat_state import ChatState, PageSettings, PromptControl
 from llava.serve.engine import load_engine
+from llava.serve.page_text import ENGLISH_TEXT, PageText
 from llava.serve.templates import stop_string, template_name
 from llava.utils import moderation_msg, server_error_msg
 
@@ -274,11 +275,17 @@ def test_examples(tmp_path, picture):
     (tmp_path / "examples").mkdir()
     picture.save(tmp_path / "examples" / "b.png")
     picture.save(tmp_path / "examples" / "a.png")
-    (tmp_path / "examples" / "examples.json").write_text('{"b.png": "Što je?"}', "utf-8")
-    assert [question for _, question in page.find_examples(tmp_path)] == [
-        page.DEFAULT_QUESTION,
-        "Što je?",
-    ]
+    picture.save(tmp_path / "examples" / "c.png")
+    questions = {"b.png": "Što je?", "c.png": {"en": "Who?", "hr": "Tko?"}}
+    (tmp_path / "examples" / "examples.json").write_text(json.dumps(questions), "utf-8")
+    found = [question for _, question in page.find_examples(tmp_path)]
+    croatian = PageText("hr", "hrvatski", {"example_question": "Što je ovo?"})
+    for text, wanted in (
+        (ENGLISH_TEXT, ["What is this?", "Što je?", "Who?"]),
+        (croatian, ["Što je ovo?", "Što je?", "Tko?"]),
+        (PageText("cy", "Cymraeg", {}), ["What is this?", "Što je?", "What is this?"]),
+    ):
+        assert [page.question_in(question, text) for question in found] == wanted
 
 
 def test_the_page_starts_and_names_its_fields(serve_model):
