@@ -386,7 +386,7 @@ def _add_examples(
     examples = find_examples(root)
     if not examples:
         return
-    thumbnails = [thumbnail(Image.open(path)) for path, _ in examples]
+    thumbnails = [thumbnail(open_image(path)) for path, _ in examples]
 
     def words(said: PageText) -> dict[str, Any]:
         questions = [question_in(question, said) for _, question in examples]
