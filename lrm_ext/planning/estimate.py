@@ -23,6 +23,7 @@ from lrm_ext.planning.memory import (
 )
 from lrm_ext.planning.models import load_shape
 from lrm_ext.planning.presets import ROOT, STAGES, stage_flags, switch
+from lrm_ext.training.arguments import NO_CACHE, read_cache_switch
 
 GIB = 2**30
 
@@ -268,7 +269,7 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
         or switch(flags, "activation_checkpointing"),
         lora_rank=int(flags.get("lora_r", 64)) if trained == ADAPTERS else 0,
         bits=int(flags.get("bits", 16)),
-        caches_features=flags.get("feature_cache", "none") != "none",
+        caches_features=read_cache_switch(flags.get("feature_cache", NO_CACHE)) != NO_CACHE,
     )
 
 

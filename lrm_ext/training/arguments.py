@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 
 from llava.errors import ConfigError
 
-NO_CACHE, AUTO_CACHE = "none", "auto"
+NO_CACHE, WITH_CACHE, AUTO_CACHE = "off", "on", "auto"
+_CACHE_SWITCHES = {"none": NO_CACHE, "false": NO_CACHE, "": NO_CACHE, "true": WITH_CACHE}
 CACHE_DTYPES = ("float16", "float32")
+
+
+def read_cache_switch(value: str) -> str:
+    """Returns `off`, `on` or `auto` for any spelling of them; another value is a folder."""
+    switch = _CACHE_SWITCHES.get(value.lower(), value.lower())
+    return switch if switch in (NO_CACHE, WITH_CACHE, AUTO_CACHE) else value
 
 
 @dataclass
@@ -27,8 +34,8 @@ class LrmArguments:
     feature_cache: str = field(
         default=NO_CACHE,
         metadata={
-            "help": "none; auto (beside the corpus); or a folder: the frozen tower runs once per "
-            "picture, training reads its output."
+            "help": "The frozen tower runs once per picture, training reads its output. on: kept "
+            "beside the corpus; auto: the same, and off for a LLaVA JSON file; off; or a folder."
         },
     )
     feature_cache_dtype: str = field(default="float16", metadata={"help": "float16 or float32."})
@@ -116,9 +123,7 @@ class LrmArguments:
                 "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience "
                 "must not be negative"
             )
-        # what a switch would be called with
-        switches = {"true": AUTO_CACHE, "false": NO_CACHE, "": NO_CACHE}
-        self.feature_cache = switches.get(self.feature_cache.lower(), self.feature_cache)
+        self.feature_cache = read_cache_switch(self.feature_cache)
 
     @property
     def validates(self) -> bool:

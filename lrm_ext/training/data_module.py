@@ -21,7 +21,7 @@ from lrm_ext.corpus.joined import AnyCorpus
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.alignment import AlignmentLoss, Renderings, collate_renderings
-from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, LrmArguments
+from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.dataset import Limits, MixtureDataset
 from lrm_ext.training.feature_cache import FeatureCache
 from lrm_ext.training.holdout import split_corpus
@@ -180,8 +180,8 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "no data: give --corpus_path (a parallel corpus), --mixture_path with [[corpora]] in "
             "it, or --data_path (LLaVA JSON)"
         )
-    wants = arguments.mixture_path is not None or arguments.feature_cache != NO_CACHE
-    if wants or arguments.validates:
+    wants_cache = arguments.feature_cache not in (NO_CACHE, AUTO_CACHE)
+    if wants_cache or arguments.mixture_path is not None or arguments.validates:
         raise ConfigError(
             "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
             "data of --data_path into one, or leave these flags out to train on it as it is"
@@ -235,7 +235,7 @@ def _features(
     if arguments.feature_cache == NO_CACHE:
         return None
     root = Path(arguments.feature_cache)
-    if arguments.feature_cache == AUTO_CACHE:
+    if arguments.feature_cache in (WITH_CACHE, AUTO_CACHE):
         root = corpus.path.resolve().parent / FEATURE_DIR
     args = context.training_args
     paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i)) is not None]

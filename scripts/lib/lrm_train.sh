@@ -59,6 +59,10 @@ set_flags_of_stage() {
     --report_to "${REPORT_TO:-none}"
   set_flags "${flags_of_preset[@]}"
   set_flags "${!flags_of_stage}"
+  # a preset's number of steps is meant for its own corpus
+  if [[ $(flag_value --data_path)$(flag_value --corpus_path) != "${!data_of_stage}" ]]; then
+    drop_flag --max_steps
+  fi
   gpus=${NUM_GPUS:-$(default_num_gpus)}
   set_device_flags "$gpus" "${DEEPSPEED-${!zero_of_stage}}"
 }

@@ -246,10 +246,28 @@ def test_a_mixture_that_names_its_corpora_needs_no_other(tmp_path: Path) -> None
     assert flags["corpus_path"] == "other"
 
 
-def test_llava_json_trains_without_a_mixture() -> None:
-    _, flags = dry_run("lrm_finetune", PRESET="vicuna-7b", NUM_GPUS="0", DATA_PATH="a/data.json")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_llava_json_trains_without_a_mixture(preset: str) -> None:
+    _, flags = dry_run("lrm_finetune", PRESET=preset, NUM_GPUS="0", DATA_PATH="a/data.json")
     assert flags["data_path"] == "a/data.json"
     assert "corpus_path" not in flags and "mixture_path" not in flags
+    assert flags.get("feature_cache", "off") in ("off", "auto")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("preset", ["mini", "smollm2"])
+def test_other_data_is_trained_by_epochs(preset: str, stage: str, tmp_path: Path) -> None:
+    variables = {"PRESET": preset, "NUM_GPUS": "0"}
+    _, flags = dry_run(f"lrm_{stage}", **variables)
+    assert "max_steps" in flags
+    for data in ("my.json", "my_corpus", ""):
+        _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=data)
+        assert ("max_steps" in flags) == (not data) and flags["num_train_epochs"] == "1"
+    (tmp_path / "m.toml").write_text('[[corpora]]\npath = "chats"\n')
+    _, flags = dry_run(f"lrm_{stage}", **variables, MIXTURE=str(tmp_path / "m.toml"))
+    assert "max_steps" not in flags
+    _, flags = dry_run(f"lrm_{stage}", "--max_steps", "3", **variables, DATA_PATH="my.json")
+    assert flags["max_steps"] == "3"
 
 
 @pytest.mark.parametrize(

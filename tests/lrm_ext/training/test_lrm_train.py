@@ -100,12 +100,23 @@ def test_plain_data_needs_no_corpus(run_lrm, tmp_path):
     assert (out / "model.safetensors").is_file()
 
 
+def test_llava_json_trains_with_the_cache_left_to_the_program(run_lrm, tmp_path, corpus_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A number."}]
+    records = [{"id": str(i), "image": f"{i}.png", "conversations": turns} for i in (0, 1, 2, 4)]
+    (tmp_path / "my.json").write_text(json.dumps(records))
+    images = corpus_path.parent / "images"
+    data = {"corpus_path": None, "data_path": tmp_path / "my.json", "image_folder": images}
+    out = run_lrm(**data, feature_cache="auto", max_steps=2)
+    assert (out / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"corpus_path": None}, "no data"),
         ({"data_path": "x.json"}, "exclude each other"),
         ({"corpus_path": None, "data_path": "x.json", "mixture_path": "m.toml"}, "parallel corpus"),
+        ({"corpus_path": None, "data_path": "x.json", "feature_cache": "on"}, "parallel corpus"),
         ({"mixture_path": "nothing.toml"}, "no such file"),
         ({"image_aspect_ratio": "anyres"}, "square, pad"),
     ],
@@ -116,7 +127,16 @@ def test_contradictions_are_refused(run_lrm, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("True", "auto"), ("false", "none"), ("auto", "auto"), ("d", "d")]
+    ("value", "expected"),
+    [
+        ("on", "on"),
+        ("off", "off"),
+        ("auto", "auto"),
+        ("True", "on"),
+        ("False", "off"),
+        ("none", "off"),
+        ("Folder", "Folder"),
+    ],
 )
 def test_feature_cache_takes_a_switch_or_a_folder(value, expected):
     assert LrmArguments(feature_cache=value).feature_cache == expected
