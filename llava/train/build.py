@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from llava.conversation import (
     get_conversation,
 )
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import check_complete, read_config
+from llava.model.checkpoint_files import check_complete, kind_of, read_config
 from llava.model.model_class import model_class_of
 from llava.model.packed_attention import PACKED_SDPA
 from llava.model.tokenizer import load_tokenizer
@@ -87,7 +87,8 @@ def build_model(
 
     Raises:
         CheckpointError: the model cannot be read, or a part of its weights is missing.
-        ConfigError: a kind of model that is not supported with images.
+        ConfigError: a kind of model that is not supported with images, or a projector of another
+            kind than the checkpoint's.
     """
     path = str(model_args.model_name_or_path)
     config = read_config(path)
@@ -98,6 +99,7 @@ def build_model(
     if model_args.vision_tower is not None:
         where = f"--model_name_or_path {path}"
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
+        _compare_with_checkpoint(config, model_args)
         # not from the folder: transformers would warn that the base is of another type
         kept = {key: value for key, value in config.items() if key != "model_type"}
         keywords["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
@@ -111,6 +113,7 @@ def build_model(
         keywords["device_map"] = {"": training_args.device}
         keywords["quantization_config"] = _quantization(training_args)
     if Path(path).is_dir():
+        _refuse_parts(path)
         check_complete(Path(path))
     model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
     _refuse_gaps(path, info["missing_keys"])
@@ -124,6 +127,65 @@ def build_model(
         )
     _mend_generation_config(model)
     return model
+
+
+def _refuse_parts(path: str) -> None:
+    """Refuse a folder that holds only what a stage trained on top of another model.
+
+    Raises:
+        CheckpointError: saying how to go on from it.
+    """
+    kind = kind_of(path)
+    if kind == "lora":
+        raise CheckpointError(
+            f"--model_name_or_path {path} holds LoRA adapters, not a whole model. Merge them with "
+            f"their base first: python scripts/merge_lora_weights.py --model-path {path} "
+            "--model-base BASE --save-model-path FOLDER"
+        )
+    if kind == "projector":
+        raise CheckpointError(
+            f"--model_name_or_path {path} holds a projector, not a whole model. Name its base "
+            f"model there, and --pretrain_mm_mlp_adapter {path}/{weights.PROJECTOR_FILE}"
+        )
+
+
+def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArguments) -> None:
+    """Warn of what the flags replace in a LLaVA checkpoint that training starts from.
+
+    Raises:
+        ConfigError: the checkpoint's projector is of another kind; config.json would say the
+            flag's kind of the checkpoint's weights.
+    """
+    if not config.get("mm_vision_tower"):
+        return
+    path = model_args.model_name_or_path
+    projector = config.get("mm_projector_type", "linear")
+    if projector != model_args.mm_projector_type:
+        raise ConfigError(
+            f"--mm_projector_type is {model_args.mm_projector_type}, but {path} has a projector of "
+            f"type {projector}: give --mm_projector_type {projector}"
+        )
+    told = []
+    if model_args.pretrain_mm_mlp_adapter is not None:
+        told.append(
+            f"--pretrain_mm_mlp_adapter {model_args.pretrain_mm_mlp_adapter} replaces its trained "
+            "projector; leave the flag out to keep that"
+        )
+    template = config.get("conversation") or {}
+    name = template.get("name") if isinstance(template, Mapping) else template
+    if name and name != model_args.version:
+        told.append(f"it was trained with --version {name}, not {model_args.version}")
+    tower = config["mm_vision_tower"]
+    if Path(tower).name != Path(str(model_args.vision_tower)).name:
+        told.append(f"it was trained with --vision_tower {tower}, not {model_args.vision_tower}")
+    layer = config.get("mm_vision_select_layer")
+    if layer not in (None, model_args.mm_vision_select_layer):
+        told.append(
+            f"it was trained with --mm_vision_select_layer {layer}, not "
+            f"{model_args.mm_vision_select_layer}"
+        )
+    if told:
+        log.warning("--model_name_or_path %s is a trained model: %s", path, "; ".join(told))
 
 
 def _refuse_gaps(path: str, missing: Iterable[str]) -> None:

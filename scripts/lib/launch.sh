@@ -65,6 +65,30 @@ set_flags_of_user() {
   set_flags ${rest[@]+"${rest[@]}"}
 }
 
+# Whether a model has a projector of its own: a folder's config.json says it, a Hub id has "llava" in
+# its name, by which LLaVA itself goes.
+is_llava_checkpoint() {
+  if [[ -d $1 ]]; then
+    grep -qs '"mm_vision_tower"' "$1/config.json"
+  else
+    [[ $1 == *[Ll][Ll][Aa][Vv][Aa]* ]]
+  fi
+}
+
+# The projector of stage 1, unless the user named another or the model brings its own. Comes after
+# the flags of the user.
+# usage: set_default_projector FILE
+set_default_projector() {
+  local model
+  model=$(flag_value --model_name_or_path)
+  [[ -z $(flag_value --pretrain_mm_mlp_adapter) ]] || return 0
+  if is_llava_checkpoint "$model"; then
+    say "Going on from the projector of $model." >&2
+  else
+    set_flags --pretrain_mm_mlp_adapter "$1"
+  fi
+}
+
 num_gpus_here() {
   local found=0
   if command -v nvidia-smi >/dev/null; then

@@ -23,7 +23,6 @@ set_flags \
   --data_path "${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}" \
   --image_folder "${IMAGE_FOLDER:-./playground/data}" \
   --vision_tower "${VISION_TOWER:-openai/clip-vit-large-patch14-336}" \
-  --pretrain_mm_mlp_adapter ./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin \
   --mm_projector_type mlp2x_gelu \
   --mm_vision_select_layer -2 \
   --mm_use_im_start_end False \
@@ -53,4 +52,5 @@ set_flags \
   --report_to "${REPORT_TO:-wandb}"
 set_device_flags "$gpus" "${DEEPSPEED-./scripts/zero3.json}"
 set_flags_of_user "$@"
+set_default_projector ./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin
 launch llava.train.train_mem "$gpus"

@@ -207,6 +207,24 @@ def test_fine_tuning_goes_on_from_the_projector_of_pre_training() -> None:
     assert (first["output_dir"], second["output_dir"]) == ("runs/mini-pretrain", "runs/mini")
 
 
+@pytest.mark.parametrize("script", ["lrm_finetune", "finetune", "finetune_lora"])
+def test_a_trained_model_goes_on_from_its_own_projector(script: str, tmp_path: Path) -> None:
+    base, trained = tmp_path / "base", tmp_path / "trained"
+    for folder, config in ((base, {}), (trained, {"mm_vision_tower": "clip"})):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    hub = "liuhaotian/llava-v1.5-7b"
+    for model, keeps in ((base, False), (trained, True), ("lmsys/vicuna", False), (hub, True)):
+        variables = {"NUM_GPUS": "0", "MODEL_NAME_OR_PATH": str(model)}
+        for _, flags in (
+            dry_run(script, **variables),
+            dry_run(script, "--model_name_or_path", str(model), NUM_GPUS="0"),
+        ):
+            assert ("pretrain_mm_mlp_adapter" in flags) != keeps, model
+        _, flags = dry_run(script, "--pretrain-mm-mlp-adapter=mine.bin", **variables)
+        assert flags["pretrain_mm_mlp_adapter"] == "mine.bin"
+
+
 def test_variables_and_then_the_command_line_win() -> None:
     _, flags = dry_run(
         "lrm_finetune",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MptConfig, MptForCausalLM
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, ConfigError
 from llava.model import LlavaMptForCausalLM
 from llava.model.builder import load_pretrained_model
 
@@ -86,3 +86,47 @@ def test_a_projector_of_another_width_is_refused(run_train, flags, tmp_path):
         CheckpointError, match=r"(?s)does not fit.*\(48, 32\).*expected.*\(32, 32\)"
     ):
         run_train(flags(pretrain_mm_mlp_adapter=path))
+
+
+def test_a_trained_model_keeps_its_projector(run_train, flags, tmp_path, caplog):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_train(flags(output_dir=first, max_steps=2, save_steps=50))
+    untouched = {"max_steps": 1, "save_steps": 50, "learning_rate": 0.0}
+    run_train(flags(model_name_or_path=first, output_dir=second, **untouched))
+    assert "is a trained model" not in caplog.text
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
+    names = [name for name in weights[0] if "mm_projector" in name]
+    assert names and all(torch.equal(weights[0][name], weights[1][name]) for name in names)
+
+
+def test_what_replaces_a_part_of_a_trained_model_is_named(run_train, flags, tmp_path, caplog):
+    model, other = tmp_path / "model", tmp_path / "other"
+    run_train(flags(output_dir=model, max_steps=1, save_steps=50))
+    run_train(flags(output_dir=other, max_steps=1, tune_mm_mlp_adapter=True, seed=1))
+    adapter = other / "mm_projector.bin"
+    changes = {"model_name_or_path": model, "pretrain_mm_mlp_adapter": adapter, "version": "mpt"}
+    short = {"max_steps": 1, "save_steps": 50, "learning_rate": 0.0}
+    run_train(flags(**changes, mm_vision_select_layer=-1, **short))
+    assert f"--pretrain_mm_mlp_adapter {adapter} replaces its trained projector" in caplog.text
+    assert "trained with --version v1, not mpt" in caplog.text
+    assert "trained with --mm_vision_select_layer -2, not -1" in caplog.text
+    # as in LLaVA, the flag wins
+    given = torch.load(adapter, weights_only=True)["model.mm_projector.0.weight"]
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(weights["model.mm_projector.0.weight"], given)
+    with pytest.raises(ConfigError, match="give --mm_projector_type mlp2x_gelu"):
+        run_train(flags(model_name_or_path=model, mm_projector_type="linear"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"lora_enable": True, "lora_r": 4}, "merge_lora_weights.py --model-path .*part"),
+        ({"tune_mm_mlp_adapter": True}, "--pretrain_mm_mlp_adapter .*part/mm_projector.bin"),
+    ],
+)
+def test_training_does_not_start_from_a_part(stage, message, run_train, flags, tmp_path):
+    part = tmp_path / "part"
+    run_train(flags(output_dir=part, max_steps=1, save_steps=50, **stage))
+    with pytest.raises(CheckpointError, match=message):
+        run_train(flags(model_name_or_path=part))
