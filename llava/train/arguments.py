@@ -133,7 +133,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     allow_changed_run: bool = field(
         default=False,
-        metadata={"help": "Go on from a checkpoint of other data, precision or samples a step."},
+        metadata={"help": "Go on from a checkpoint of a run with other data or settings."},
     )
     compile_layers: bool = field(
         default=False,
@@ -195,7 +195,11 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     logging_dir: str | None = field(default=None, metadata={"help": "Folder of TensorBoard logs."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Accepted; a run goes on from its last checkpoint."}
+        default=False,
+        metadata={
+            "help": "Begin anew where output_dir has a run with other data or settings; the same "
+            "run goes on from its last checkpoint."
+        },
     )
     save_safetensors: bool = field(
         default=True, metadata={"help": "Accepted; weights are always written as safetensors."}
@@ -286,6 +290,12 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ConfigError(
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
                 "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
+            )
+        asked = self.resume_from_checkpoint not in (None, "True", "true")
+        if self.overwrite_output_dir and asked:
+            raise ConfigError(
+                "--overwrite_output_dir and --resume_from_checkpoint exclude each other: the one "
+                "removes the checkpoints that the other may name"
             )
         if self.group_steps < 1:
             raise ConfigError(f"--group_steps is {self.group_steps}, expected 1 or more")

@@ -237,16 +237,29 @@ def rotate(output_dir: Path, limit: int | None, keep: tuple[Path, ...] = ()) -> 
     spare = [p for _, p in sorted(found) if p.resolve() not in kept]
     for path in spare[: max(len(found) - limit, 0)]:
         log.debug("removing %s (save_total_limit %d)", path, limit)
-        # without its mark it is no checkpoint, even if the removal is cut short
-        (path / COMPLETE_FILE).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_checkpoint(path)
 
 
-def begin_run(output_dir: Path) -> None:
-    """Remove what a run that was killed left half-written, and the mark of an older result."""
+def begin_run(output_dir: Path, overwrites: bool = False) -> None:
+    """Remove what a run that was killed left half-written, and the mark of an older result.
+
+    Args:
+        output_dir: Folder of the run.
+        overwrites: Remove the checkpoints, too: they are another run's.
+    """
+    if overwrites:
+        for path in _entries(output_dir):
+            if _step(path) is not None:
+                _remove_checkpoint(path)
     for name in (_SAVING, _OLD):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / COMPLETE_FILE).unlink(missing_ok=True)
+
+
+def _remove_checkpoint(path: Path) -> None:
+    # without its mark it is no checkpoint, even if the removal is cut short
+    (path / COMPLETE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _entries(folder: Path) -> list[Path]:

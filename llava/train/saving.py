@@ -37,6 +37,8 @@ class CheckpointSaving(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # what `run_identity.settings_of` says of the run, if it was asked
+        self.settings: dict[str, str] | None = None
         self._saving_dir: Path | None = None
         # what is left to the thread, while a checkpoint is being prepared for it
         self._left_to_write: list[Callable[[], None]] | None = None
@@ -60,7 +62,12 @@ class CheckpointSaving(Trainer):
         """What must not change while this run goes on; see `run_identity`."""
         sampler = getattr(self, "_given_sampler", None)
         return identity_of(
-            self.args, self.train_dataset, sampler, self.processing_class, self._data_seed
+            self.args,
+            self.train_dataset,
+            sampler,
+            self.processing_class,
+            self._data_seed,
+            self.settings,
         )
 
     # --- checkpoints ---
@@ -175,6 +182,7 @@ class CheckpointSaving(Trainer):
             )
         if self.args.should_save:
             self.state.save_to_json(str(folder / STATE_FILE))
+            write_identity(folder, self.identity())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -52,7 +52,7 @@ from llava.train.checkpoint import (
 from llava.train.freeze import FreezePlan, apply_freeze
 from llava.train.guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.run_identity import check_identity
+from llava.train.run_identity import check_identity, settings_of
 from llava.train.samples import NamedCollator, NamedDataset
 
 __all__ = [
@@ -133,6 +133,7 @@ def train(
     build.write_config(model, tokenizer, conversation, model_args, data_args, training_args)
 
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data)
+    trainer.settings = settings_of(model_args, data_args, *extra, training_args)
     run(trainer)
     save_final(trainer)
 
@@ -174,19 +175,24 @@ def run(trainer: LLaVATrainer) -> None:
     """Train, from the last whole checkpoint if there is one.
 
     Raises:
-        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole, or the one to
-            go on from is of a run with other data, tokenizer, precision or samples a step.
+        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole, or what is in
+            `output_dir` is of a run with other data or settings. It is as it was then.
         RunStoppedError: A signal asked for it; everything is saved.
     """
     output_dir = Path(trainer.args.output_dir)
     start = _start_from(trainer)
+    is_same = check_identity(start or output_dir, trainer.identity(), trainer.args)
+    # the first process decides: without a shared disk the others have nothing to compare with
+    is_same = broadcast_object_list([is_same])[0]
+    if not is_same:
+        start = None
+    trainer.ranks().barrier()  # all have read what is removed now
     if trainer.is_local_process_zero():
         output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.begin_run(output_dir)
+        checkpoint.begin_run(output_dir, overwrites=not is_same)
     trainer.ranks().barrier()
     if start is not None:
         log.info("going on from %s", start)
-        check_identity(start, trainer.identity(), trainer.args)
     try:
         with stop_signals(trainer.guard):
             trainer.train(resume_from_checkpoint=None if start is None else str(start))

@@ -167,6 +167,80 @@ def test_another_run_is_refused(flags, run_train, tmp_path, caplog):
     assert "--allow_changed_run was given" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learning_rate": 2e-2}, "--learning_rate was 0.01, is 0.02"),
+        ({"lr_scheduler_type": "cosine"}, "--lr_scheduler_type was linear, is cosine"),
+        ({"max_steps": 3}, "--max_steps was 2, is 3"),
+        (
+            {"max_steps": None, "num_train_epochs": 2},
+            r"--max_steps was 2, is unset, --num_train_epochs was unset, is 2\.0",
+        ),
+        ({"version": "llava_v1"}, "--version was v1, is llava_v1"),
+        ({"lora_enable": True}, "--lora_enable was False, is True"),
+    ],
+)
+@pytest.mark.parametrize("keeps_checkpoints", [True, False])
+def test_other_settings_are_refused_and_the_result_stays(
+    changes, named, keeps_checkpoints, flags, run_train, tmp_path
+):
+    out = tmp_path / "out"
+    settings = {"max_steps": 2, "save_steps": 1 if keeps_checkpoints else 50}
+    settings |= {"save_strategy": "steps" if keeps_checkpoints else "no"}
+    run_train(flags(**settings))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=named):
+        run_train(flags(**{**settings, **changes}))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert is_whole(out)
+
+
+def test_another_starting_projector_is_refused_but_may_move(flags, run_train, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        run_train(flags(output_dir=tmp_path / name, tune_mm_mlp_adapter=True, seed=seed))
+    settings = {"max_steps": 2, "save_steps": 1}
+    run_train(flags(**settings, pretrain_mm_mlp_adapter=tmp_path / "a" / "mm_projector.bin"))
+    with pytest.raises(
+        CheckpointError, match=r"--pretrain_mm_mlp_adapter was mm_projector\.bin \("
+    ):
+        run_train(flags(**settings, pretrain_mm_mlp_adapter=tmp_path / "b" / "mm_projector.bin"))
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / "mm_projector.bin"
+    run_train(flags(**settings, pretrain_mm_mlp_adapter=moved))
+
+
+def test_a_run_with_other_settings_is_overwritten_if_asked(flags, run_train, tmp_path, caplog):
+    settings = {"save_steps": 2, "save_total_limit": 9}
+    run_train(flags(**settings, max_steps=6))
+    changed = {**settings, "max_steps": 4, "learning_rate": 2e-2, "overwrite_output_dir": True}
+    run_train(flags(**changed))
+    assert "--learning_rate was 0.01, is 0.02" in caplog.text
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    run_train(flags(**{**changed, "output_dir": tmp_path / "straight"}))
+    assert same(
+        *(load_file(folder / "model.safetensors") for folder in (out, tmp_path / "straight"))
+    )
+    # the same command goes on: what was killed once need not begin anew
+    caplog.clear()
+    run_train(flags(**changed))
+    assert f"going on from {out / 'checkpoint-4'}" in caplog.text
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(flags, run_train, tmp_path, caplog):
+    run_train(flags(max_steps=2, save_steps=2))
+    checkpoint_dir = tmp_path / "out" / "checkpoint-2"
+    path = checkpoint_dir / "run_identity.json"
+    identity = json.loads(path.read_text())
+    del identity["settings"]
+    path.write_text(json.dumps(identity))
+    (checkpoint_dir / checkpoint.COMPLETE_FILE).unlink()
+    checkpoint._seal(checkpoint_dir)
+    run_train(flags(max_steps=2, save_steps=2, learning_rate=1.0))
+    assert "going on from" in caplog.text
+
+
 def test_the_same_step_by_other_micro_batches_goes_on(flags, run_train, tmp_path):
     settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 1}
     run_train(flags(output_dir=tmp_path / "a", **settings))
