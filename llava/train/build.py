@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from llava import conversation as conversation_lib
 from llava.conversation import (
     Conversation,
+    SeparatorStyle,
     conversation_to_dict,
     get_conversation,
 )
@@ -267,7 +268,74 @@ def build_tokenizer(
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
+    warn_of_template(conv, tokenizer, version)
     return tokenizer, conv
+
+
+_TWO_ROUNDS = (
+    ("user", "Hello."),
+    ("assistant", "Good day."),
+    ("user", "Why?"),
+    ("assistant", "So."),
+)
+
+
+def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
+    """Warn where a tokenizer speaks another chat format than the template. It never fails.
+
+    Args:
+        conv: The template that training uses.
+        tokenizer: Of the language model.
+        name: The template's name, for the message.
+    """
+    if conv.sep_style is SeparatorStyle.PLAIN:
+        return
+    has_two = conv.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
+    stop = (conv.sep2 if has_two else conv.sep) or ""
+    told = []
+    num_tokens = len(tokenizer(stop, add_special_tokens=False).input_ids)
+    if num_tokens != 1:
+        told.append(
+            f"its answers end with {stop!r}, which is {num_tokens} tokens for this tokenizer "
+            f"(its own end is {tokenizer.eos_token!r})"
+        )
+    theirs, ours = _second_round(tokenizer), _second_round_of(conv)
+    # blanks apart: LLaVA's templates have other ones than Mistral's, and learn them
+    if theirs and "".join(theirs.split()) != "".join(ours.split()):
+        told.append(f"it writes a round as {ours!r}, the tokenizer's chat template as {theirs!r}")
+    if told:
+        log.warning(
+            "--version %s may not fit this language model: %s. docs/training.md has a table of "
+            "models and templates",
+            name,
+            "; ".join(told),
+        )
+
+
+def _second_round_of(conv: Conversation) -> str:
+    """What a template writes for the second question and its answer."""
+    prompts = []
+    for end in (2, 4):
+        copy = conv.copy()
+        for i, (_, text) in enumerate(_TWO_ROUNDS[:end]):
+            copy.append_message(copy.roles[i % 2], text)
+        prompts.append(copy.get_prompt())
+    return prompts[1].removeprefix(prompts[0])
+
+
+def _second_round(tokenizer: Any) -> str | None:
+    """The same by the tokenizer's own chat template; None if it has none that can be compared."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    messages = [{"role": role, "content": text} for role, text in _TWO_ROUNDS]
+    try:
+        first, both = (
+            tokenizer.apply_chat_template(messages[:end], tokenize=False) for end in (2, 4)
+        )
+    except Exception as error:  # whatever a model's own Jinja may raise
+        log.debug("the tokenizer's chat template cannot be compared: %s", error)
+        return None
+    return both.removeprefix(first) if both.startswith(first) else None
 
 
 def _choose_pad_token(tokenizer: Any, model: Any) -> None:

@@ -1,8 +1,8 @@
 """What must stay the same when a run goes on from a checkpoint.
 
-Input: a run's arguments, data and tokenizer. Output: a small JSON file in each checkpoint and beside
-the result, and a refusal that names what changed. The number of ranks may change, as long as an
-optimizer step takes as many samples; so may the folders of model and data.
+Input: a run's arguments, data and tokenizer. Output: a small JSON file in each checkpoint and
+beside the result, and a refusal that names what changed. The number of ranks may change, as long as
+an optimizer step takes as many samples; so may the folders of model and data.
 """
 
 from __future__ import annotations
