@@ -425,6 +425,6 @@ def _check_choice(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
 def _need(package: str, flag: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"{flag} needs the package {package}, which is not installed: pip install {package} "
-            f"(or 'lrm-llava[{extra}]'), or leave the flag out"
+            f"{flag} needs the package {package}, which is not installed: bash scripts/setup.sh "
+            f"--extras {extra}, or pip install {package}; or leave the flag out"
         )

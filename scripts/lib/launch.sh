@@ -2,9 +2,9 @@
 # Puts a training command together and starts it: one process on a CPU, torchrun on GPUs. Sourced
 # after common.sh, from the repository root; only defines names.
 #
-# Variables: NUM_GPUS (all that are there; 0 is the CPU), NNODES NODE_RANK MASTER_ADDR MASTER_PORT
-# (several machines), PYTHON. `--dry-run` among a script's arguments prints the command and runs
-# nothing.
+# Variables: NUM_GPUS (of a machine; all that are there; 0 is the CPU), NNODES NODE_RANK MASTER_ADDR
+# MASTER_PORT (several machines), PYTHON. `--dry-run` among a script's arguments prints the command,
+# says what it lacks, and runs nothing.
 
 flags=()
 dry_run=0
@@ -108,14 +108,48 @@ set_device_flags() {
   fi
 }
 
+# Processes that train together.
+# usage: num_processes NUM_GPUS
+num_processes() {
+  [[ ${NNODES:-1} =~ ^[1-9][0-9]*$ ]] || die "NNODES is '$NNODES', expected a number"
+  printf '%s' $((${NNODES:-1} * ($1 > 0 ? $1 : 1)))
+}
+
+# What a run lacks ends it before it starts; a dry run only says it.
+lacks() { if ((dry_run)); then warn "$*"; else die "$*"; fi; }
+
+# Miss files and packages before Python starts, once per GPU.
+# usage: check_inputs PYTHON
+check_inputs() {
+  local path
+  path=$(flag_value --data_path)
+  [[ -z $path || -e $path ]] || lacks "--data_path $path (DATA_PATH): there is no such file"
+  path=$(flag_value --image_folder)
+  [[ -z $path || -d $path ]] || lacks "--image_folder $path (IMAGE_FOLDER): there is no such folder"
+  path=$(flag_value --pretrain_mm_mlp_adapter)
+  [[ -z $path || -f $path ]] ||
+    lacks "$path is not there: run stage 1 first (scripts/v1_5/lrm_pretrain.sh, or LLaVA's" \
+      "pretrain.sh), or name another --pretrain_mm_mlp_adapter"
+  [[ -z $(flag_value --deepspeed) ]] || need_package "$1" deepspeed train --deepspeed
+  [[ $(flag_value --lora_enable) != [Tt]rue ]] || need_package "$1" peft train --lora_enable
+  [[ $(flag_value --bits) != [48] ]] || need_package "$1" bitsandbytes gpu --bits
+}
+
+# usage: need_package PYTHON PACKAGE EXTRA FLAG
+need_package() {
+  "$1" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$2') is None)" ||
+    lacks "$4 needs the package $2, which is not installed: bash scripts/setup.sh --extras $3"
+}
+
 # Run a Python module with the flags, once per GPU. Does not come back.
 # usage: launch MODULE NUM_GPUS
 launch() {
   local module=$1 num_gpus=$2 python command
   python=$(find_python .venv)
+  check_inputs "$python"
   command=("$python")
-  if ((num_gpus > 0)); then
-    command+=(-m torch.distributed.run --nproc_per_node "$num_gpus")
+  if (($(num_processes "$num_gpus") > 1 || num_gpus > 0)); then
+    command+=(-m torch.distributed.run --nproc_per_node "$((num_gpus > 0 ? num_gpus : 1))")
     if ((${NNODES:-1} > 1)); then
       [[ -n ${MASTER_ADDR:-} && -n ${NODE_RANK:-} ]] ||
         die "NNODES is $NNODES: set MASTER_ADDR and NODE_RANK, too"

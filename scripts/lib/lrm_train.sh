@@ -2,8 +2,8 @@
 # What the two stages on a mixture share: a preset, variables and the command line become flags.
 # Sourced after launch.sh, from the repository root; only defines names.
 #
-# A preset sets: model, tower, version, data_of_<stage>, zero_of_<stage>, num_gpus, and the arrays
-# flags_of_preset, flags_of_pretrain, flags_of_finetune.
+# A preset sets: model, tower, version, data_of_<stage>, zero_of_<stage>, samples_of_<stage> (in an
+# optimizer step), num_gpus, and the arrays flags_of_preset, flags_of_pretrain, flags_of_finetune.
 # shellcheck disable=SC2154  # a preset sets these variables
 
 presets_dir=scripts/v1_5/presets
@@ -67,6 +67,35 @@ set_flags_of_stage() {
   set_device_flags "$gpus" "${DEEPSPEED-${!zero_of_stage}}"
 }
 
+# Deal a step's samples to the processes there are: the preset's batch at most, the rest by
+# accumulation. A user who gives either flag decides for himself. Comes after the user's flags.
+# usage: set_batch_flags STAGE [arguments of the script]
+set_batch_flags() {
+  local samples_of_stage=samples_of_$1 word samples processes share batch
+  samples=${!samples_of_stage}
+  processes=$(num_processes "$gpus")
+  shift
+  for word; do
+    case $(flag_name "$word") in
+      __per_device_train_batch_size | __gradient_accumulation_steps) samples= ;;
+    esac
+  done
+  batch=$(flag_value --per_device_train_batch_size)
+  if [[ -n $samples ]]; then
+    ((samples % processes == 0)) ||
+      die "a step of $samples samples cannot be dealt evenly to $processes processes: use a number" \
+        "of GPUs that divides $samples, or choose --per_device_train_batch_size and" \
+        "--gradient_accumulation_steps yourself"
+    share=$((samples / processes))
+    ((batch <= share)) || batch=$share
+    while ((share % batch)); do batch=$((batch - 1)); done
+    set_flags --per_device_train_batch_size "$batch" --gradient_accumulation_steps $((share / batch))
+  fi
+  share=$(flag_value --gradient_accumulation_steps)
+  say "Samples in a step: $((processes * batch * ${share:-1})) ($processes processes x $batch," \
+    "accumulated ${share:-1} times)" >&2
+}
+
 # All GPUs of the machine, or as many as the preset can use.
 default_num_gpus() {
   local found limit=${num_gpus:-}
@@ -75,30 +104,23 @@ default_num_gpus() {
   printf '%s' "$found"
 }
 
-# Make or miss what the run reads, before Python starts. Says nothing on a dry run.
+# Make or miss what only these scripts read; `launch` misses the rest.
 prepare_inputs() {
-  ((dry_run)) && return
-  local corpus data adapter path python
+  local corpus path python
   corpus=$(flag_value --corpus_path)
-  if [[ $corpus == "$built_in"/* && ! -f $corpus/corpus.toml ]]; then
+  if [[ $corpus == "$built_in"/* && ! -f $corpus/corpus.toml ]] && ((!dry_run)); then
     python=$(find_python .venv)
     need_packages "$python"
     say "Unpacking the built-in corpus."
     "$python" -m lrm_ext.cli corpus unpack-emoji
   fi
-  if [[ -n $corpus && ! -f $corpus/corpus.toml ]]; then
-    die "$corpus is no corpus: set DATA_PATH to a corpus folder or a LLaVA JSON file (docs/data.md)"
-  fi
-  data=$(flag_value --data_path)
-  [[ -z $data || -f $data ]] || die "DATA_PATH=$data: there is no such file"
-  adapter=$(flag_value --pretrain_mm_mlp_adapter)
-  if [[ -n $adapter && ! -f $adapter ]]; then
-    die "$adapter is not there: run scripts/v1_5/lrm_pretrain.sh first, or name another" \
-      "--pretrain_mm_mlp_adapter"
+  if [[ -n $corpus && $corpus != "$built_in"/* && ! -f $corpus/corpus.toml ]]; then
+    lacks "$corpus is no corpus: set DATA_PATH to a corpus folder or a LLaVA JSON file" \
+      "(docs/data.md)"
   fi
   for path in "$(flag_value --model_name_or_path)" "$(flag_value --vision_tower)"; do
     if [[ $path == playground/models/* && ! -d $path ]]; then
-      die "$path is not there: make it with: lrm mini build-base"
+      lacks "$path is not there: make it with: lrm mini build-base"
     fi
   done
 }

@@ -19,6 +19,7 @@ load_preset "$preset"
 set_flags_of_stage finetune "${OUTPUT_DIR:-runs/$preset}"
 set_flags --stage_name fine-tuning
 set_flags_of_user "$@"
+set_batch_flags finetune "$@"
 set_default_projector "runs/$preset-pretrain/mm_projector.bin"
 prepare_inputs
 launch lrm_ext.training.train "$gpus"

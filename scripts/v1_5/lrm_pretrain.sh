@@ -22,5 +22,6 @@ set_flags \
   --tune_mm_mlp_adapter True \
   --stage_name pre-training
 set_flags_of_user "$@"
+set_batch_flags pretrain "$@"
 prepare_inputs
 launch lrm_ext.training.train "$gpus"

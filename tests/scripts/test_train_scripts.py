@@ -307,6 +307,45 @@ def test_one_process_on_a_cpu_else_torchrun(variables: dict, words: list[str]) -
     assert ("use_cpu" in flags) == (variables["NUM_GPUS"] == "0")
 
 
+@pytest.mark.parametrize("preset", ["vicuna-13b", "llama3-8b", "vicuna-7b-lora", "mini"])
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (2, 1), (4, 2), (8, 1), (8, 4), (0, 2)])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_step_has_as_many_samples_on_any_machine(
+    preset: str, stage: str, gpus: int, nodes: int
+) -> None:
+    variables = {"NUM_GPUS": str(gpus), "NNODES": str(nodes), "NODE_RANK": "0"}
+    _, flags = dry_run(f"lrm_{stage}", PRESET=preset, MASTER_ADDR="a", **variables)
+    samples = 32 if preset == "mini" else {"pretrain": 192, "finetune": 256}[stage]
+    batch = int(flags["per_device_train_batch_size"])
+    processes = nodes * max(gpus, 1)
+    assert batch * int(flags["gradient_accumulation_steps"]) * processes == samples
+
+
+def test_who_chooses_the_batch_is_told_what_a_step_has() -> None:
+    args = ("--per_device_train_batch_size", "4", "--dry-run")
+    result = run("lrm_finetune", *args, PRESET="vicuna-13b", NUM_GPUS="3")
+    assert "Samples in a step: 12 (3 processes x 4, accumulated 1 times)" in result.stderr
+    result = run("lrm_finetune", "--dry-run", PRESET="vicuna-13b", NUM_GPUS="3")
+    assert result.returncode == 2 and "256 samples cannot be dealt evenly to 3" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["lrm_finetune", "finetune"])
+def test_a_dry_run_names_what_is_missing(script: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    variables = {"DATA_PATH": "no.json", "IMAGE_FOLDER": "no_images", "PRESET": "vicuna-7b-lora"}
+    args = ("--dry-run", "--deepspeed", "scripts/zero2.json", "--bits", "4")
+    result = run(script, *args, "--lora_enable", "True", PYTHON=str(python), **variables)
+    assert result.returncode == 0 and "--data_path no.json" in result.stdout
+    for word in ("no.json (DATA_PATH)", "no_images (IMAGE_FOLDER)", "run stage 1 first"):
+        assert word in result.stderr
+    for package, extra in (("deepspeed", "train"), ("peft", "train"), ("bitsandbytes", "gpu")):
+        assert f"{package}, which is not installed: bash scripts/setup.sh --extras {extra}" in (
+            result.stderr
+        )
+
+
 @pytest.mark.parametrize(
     ("args", "variables", "message"),
     [
@@ -314,6 +353,8 @@ def test_one_process_on_a_cpu_else_torchrun(variables: dict, words: list[str]) -
         ([], {"PRESET": "../presets/mini"}, "choose from"),
         ([], {"NUM_GPUS": "many"}, "NUM_GPUS"),
         ([], {"NNODES": "2", "NUM_GPUS": "8"}, "MASTER_ADDR"),
+        ([], {"NNODES": "2", "NUM_GPUS": "0"}, "MASTER_ADDR"),
+        ([], {"NNODES": "two", "NUM_GPUS": "8"}, "NNODES"),
         (["learning_rate", "1e-3"], {}, "learning_rate"),
     ],
 )

@@ -7,6 +7,8 @@ data_of_pretrain=playground/data/corpus/pretrain
 data_of_finetune=playground/data/corpus/finetune
 zero_of_pretrain=scripts/zero2.json
 zero_of_finetune=scripts/zero3.json
+samples_of_pretrain=192
+samples_of_finetune=256
 
 flags_of_preset=(
   --bf16 True

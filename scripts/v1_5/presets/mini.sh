@@ -8,6 +8,8 @@ data_of_pretrain=playground/data/emoji_scenes/corpus/pretrain
 data_of_finetune=playground/data/emoji_scenes/corpus/finetune
 zero_of_pretrain=
 zero_of_finetune=
+samples_of_pretrain=32
+samples_of_finetune=32
 # the schedule is meant for one process
 num_gpus=1
 

@@ -8,6 +8,8 @@ data_of_pretrain=playground/data/emoji_scenes/corpus/pretrain
 data_of_finetune=playground/data/emoji_scenes/corpus/finetune
 zero_of_pretrain=
 zero_of_finetune=
+samples_of_pretrain=8
+samples_of_finetune=8
 num_gpus=1
 
 flags_of_preset=(

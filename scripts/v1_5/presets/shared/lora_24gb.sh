@@ -6,6 +6,8 @@ data_of_pretrain=playground/data/corpus/pretrain
 data_of_finetune=playground/data/corpus/finetune
 zero_of_pretrain=
 zero_of_finetune=
+samples_of_pretrain=192
+samples_of_finetune=256
 # the batches are meant for one process
 num_gpus=1
 
