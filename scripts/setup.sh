@@ -16,7 +16,8 @@ usage() {
 usage: bash scripts/setup.sh [--venv DIR] [--extras LIST]
 
   --venv DIR      the environment's folder (.venv)
-  --extras LIST   extras of pyproject.toml, with commas: train,serve,translate,figures,gpu,dev (serve)
+  --extras LIST   extras of pyproject.toml, with commas: train,serve,translate,figures,gpu,dev (serve);
+                  train: DeepSpeed and LoRA, as presets for real models use them; gpu: 4-bit weights
 
 Variables: PYTHON=python3.12 chooses the interpreter; TORCH_BUILD=cpu or gpu overrules the search
 for an NVIDIA GPU. pip's own settings (index-url, extra-index-url, find-links) are respected.

@@ -346,6 +346,27 @@ def test_a_dry_run_names_what_is_missing(script: str, tmp_path: Path) -> None:
         )
 
 
+def test_the_slurm_script_starts_a_launcher_on_each_machine(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'node7\\nnode8\\n'\n")
+    srun = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=1 exec "$@"\n'
+    (tmp_path / "srun").write_text(srun)
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "20003"}
+    env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    env |= {**job, "PATH": f"{tmp_path}:{env['PATH']}", "PRESET": "vicuna-13b", "NUM_GPUS": "8"}
+    command = ["bash", "scripts/v1_5/lrm_train.sbatch", "--dry-run", "--save_steps", "7"]
+    for stage in ("pretrain", "finetune"):
+        result = subprocess.run(
+            command, cwd=ROOT, env=env | {"STAGE": stage}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        words = " ".join(shlex.split(result.stdout.replace("\\\n", "")))
+        launcher = "--nnodes 2 --node_rank 1 --master_addr node7 --master_port 20003"
+        assert f"--nproc_per_node 8 {launcher} -m lrm_ext.training.train" in words
+        assert "--save_steps 7" in words and (stage == "pretrain") == ("tune_mm_mlp" in words)
+
+
 @pytest.mark.parametrize(
     ("args", "variables", "message"),
     [
@@ -398,6 +419,6 @@ def test_deepspeed_configurations(name: str, stage: int) -> None:
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing() -> None:
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.sh"))
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.s[hb]*"))
     result = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
