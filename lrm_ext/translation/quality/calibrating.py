@@ -2,7 +2,7 @@
 
 Input: rows that people translated. Output: `Thresholds` measured on some of them, and a `Report` on
 others: false alarms on what people wrote, and how much of each kind of damage is found. Who reads
-and writes files is `scripts/calibrate_quality.py`.
+and writes files is `tools/calibrate_quality.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which words of a language mean an English word: a small table, learnt from names people gave.
 
-Input: `data/<lang>.json`, made by `scripts/build_lexicon.py` from Unicode CLDR's names and keywords
+Input: `data/<lang>.json`, made by `tools/build_lexicon.py` from Unicode CLDR's names and keywords
 of 1,900 emoji: mostly things that can be seen, and colours, places and actions. Output: for a text,
 which of its words are known, and whether the translation has them. Languages bend their words, so
 stems are compared. A language without a file has no lexicon.

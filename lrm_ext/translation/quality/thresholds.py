@@ -1,7 +1,7 @@
 """What is normal for translations into a language: the [quality] section of its file, checked.
 
 Input: a language code. Output: frozen `Thresholds`. Where the file says nothing the defaults hold;
-`scripts/calibrate_quality.py` measures limits and writes them into the files.
+`tools/calibrate_quality.py` measures limits and writes them into the files.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def test_packed_steps_are_those_of_the_mixture_and_balanced():
 
 @pytest.fixture(scope="module")
 def bench():
-    """`scripts/bench/packing.py`, which has lengths shaped like those of LLaVA-1.5's mix."""
-    path = Path(__file__).parents[3] / "scripts" / "bench" / "packing.py"
+    """`tools/bench/packing.py`, which has lengths shaped like those of LLaVA-1.5's mix."""
+    path = Path(__file__).parents[3] / "tools" / "bench" / "packing.py"
     spec = importlib.util.spec_from_file_location("bench_packing", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,103 @@
+"""The settings that ship, and what comes of them."""
+
+from pathlib import Path
+
+import pytest
+import tomllib
+
+from llava.errors import ConfigError
+from lrm_ext.mixture.spec import MixtureSpec
+from tools.reproduce.settings import FINETUNE, PRETRAIN, SETTINGS_FILE, mixture_text, read_study
+from tools.reproduce.tasks import ASK, MIXTURES, make_tasks, write_mixtures
+from tools.reproduce.verdicts import read_claims
+
+
+def test_the_paper_s_experiments_are_there():
+    study = read_study()
+    by_name = {setting.name: setting for setting in study.settings}
+    assert len(study.seeds) >= 3
+    assert {one.ratio for one in study.settings} == {0, 0.4, 0.7, 1, 1.5}
+    assert by_name["without-epvqa"].instructions == ("mvqa", "bvqa")
+    assert by_name["without-mvqa-pretrain"].pretrain_ratio == 0
+    assert by_name["without-mvqa-pretrain"].ratio == 1
+    _, claims = read_claims()
+    assert {name for claim in claims for name in (claim.a, claim.b)} == set(by_name)
+
+
+def test_every_setting_sees_the_same_number_of_english_samples():
+    study = read_study()
+    for setting in study.settings:
+        if setting.steps_of_ratio is None:
+            for stage, ratio in ((PRETRAIN, setting.pretrain_ratio), (FINETUNE, setting.ratio)):
+                english = study.steps(setting, stage) / (1 + ratio)
+                base = study.pretrain_steps if stage == PRETRAIN else study.finetune_steps
+                assert english == pytest.approx(base / 2, rel=0.01)
+
+
+def test_mixtures_differ_in_what_the_setting_says_only(tmp_path):
+    study = read_study().choose(["full", "without-bvqa", "ratio-40", "english-only"], [3])
+    tasks = make_tasks(study, tmp_path)
+    write_mixtures(tasks)
+    specs = {
+        (task.name, task.kind): MixtureSpec.from_toml(task.variables["MIXTURE"])
+        for task in tasks
+        if task.kind != ASK
+    }
+    full = specs["full.seed3", "finetune"]
+    paper = MixtureSpec.from_toml(MIXTURES / "finetune.toml")
+    assert full.seed == 3 and full.instructions == paper.instructions
+    assert full.languages == paper.languages
+    assert set(specs["without-bvqa.seed3", "finetune"].instructions) == {"mvqa", "epvqa"}
+    assert (
+        specs["ratio-40.seed3", "finetune"].non_english_ratio
+        == MixtureSpec.from_dict({"non_english_ratio": 0.4}).non_english_ratio
+    )
+    # pre-training is shared where it is equal
+    assert [task.name for task in tasks if task.kind == PRETRAIN] == [
+        "stage1/ratio-100.seed3",
+        "stage1/ratio-0.seed3",
+    ]
+
+
+def test_longer_training_has_a_pretraining_of_its_own():
+    by_name = {setting.name: setting for setting in read_study().settings}
+    assert by_name["english-twice"].stage1 != by_name["english-only"].stage1
+    assert by_name["full"].stage1 == by_name["ratio-40"].stage1
+
+
+def test_quick_is_a_part_of_all():
+    quick, whole = read_study(quick=True), read_study()
+    assert quick.quick and set(quick.seeds) < set(whole.seeds)
+    assert set(quick.settings) < set(whole.settings)
+    assert quick.finetune_steps == whole.finetune_steps  # so that its runs count for all
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["mvqa", "bvqa"]', '["mvqa", "qvqa"]', "unknown instruction qvqa"),
+        ("ratio = 1.5", "ratio = -1", "ratio is -1; expected 0 to 100"),
+        ("limit = ", "limits = ", "unknown key limits"),
+        ('name = "ratio-70"', 'name = "ratio-40"', "named twice: ratio-40"),
+        ("finetune_steps = ", "finetune_steps = 0.", "finetune_steps is 0.*expected a whole"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, old, new, message):
+    text = Path(SETTINGS_FILE).read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "settings.toml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        read_study(path)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="unknown setting half; choose from: full"):
+        read_study().choose(["half"])
+
+
+def test_a_mixture_file_is_toml():
+    setting = read_study().settings[0]
+    base = tomllib.loads((MIXTURES / "finetune.toml").read_text(encoding="utf-8"))
+    text = mixture_text(setting, FINETUNE, 1, base)
+    assert tomllib.loads(text)["languages"] == base["languages"]

@@ -1,0 +1,94 @@
+"""`lrm eval`'s way of asking a model, against one question at a time; the answers must be equal.
+
+Usage: python tools/bench/evaluation.py [--model runs/mini] [--limit 20] [--json FILE]
+Needs: runs/mini, from bash scripts/quickstart.sh.
+
+Questions are those of the built-in benchmark, on the same test pictures in every language. "peer"
+is what an evaluation script usually does: open the picture, run the tower, generate, next question.
+"ours" asks batches, longest first, and runs the tower once for a picture and all its questions.
+Both load the model once; loading is not measured. The sides take turns; the best time counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lrm_ext.benchmarks.registry import get_benchmark
+from lrm_ext.evaluation.answerer import Answer, LlavaAnswerer, Request, Templates, load_answerer
+from lrm_ext.languages import list_languages
+
+MAX_NEW_TOKENS = 32
+
+
+def main() -> None:
+    """Time both sides, print and perhaps save the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--limit", type=int, default=20, help="questions in each language")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    arguments = parser.parse_args()
+    requests = make_requests(arguments.limit)
+    templates = Templates.of_checkpoint(arguments.model, None)
+    model = load_answerer(arguments.model, None, templates, MAX_NEW_TOKENS)
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    answers: dict[str, list[Answer]] = {}
+    for _ in range(arguments.rounds):
+        for side, size in (("peer", 1), ("ours", arguments.batch_size)):
+            start = time.perf_counter()
+            answers[side] = ask(model, requests, size, keeps_features=side == "ours")
+            times[side].append(time.perf_counter() - start)
+    speeds = {side: len(requests) / min(seconds) for side, seconds in times.items()}
+    entry: dict[str, Any] = {
+        "name": f"questions: {len(requests)} in {len(list_languages())} languages",
+        **speeds,
+        "ratio": speeds["ours"] / speeds["peer"],
+        "unit": "questions/s",
+        "equal": answers["ours"] == answers["peer"],
+    }
+    table = Table("measured", "ours", "one at a time", "times better", "same answers")
+    shown = [f"{speeds[side]:,.1f} {entry['unit']}" for side in ("ours", "peer")]
+    equal = "yes" if entry["equal"] else "NO"
+    table.add_row(entry["name"], *shown, f"{entry['ratio']:.1f}", equal)
+    Console(soft_wrap=True).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([entry], indent=2) + "\n", encoding="utf-8")
+
+
+def make_requests(limit: int) -> list[Request]:
+    """The first questions of every language, which are about the same pictures."""
+    benchmark = get_benchmark("scenes")
+    return [
+        Request(item.text, lang, benchmark.image_path(item.image))
+        for lang in list_languages()
+        if lang in benchmark.languages()
+        for item in benchmark.read(lang)[:limit]
+    ]
+
+
+def ask(
+    model: LlavaAnswerer, requests: Sequence[Request], batch_size: int, keeps_features: bool
+) -> list[Answer]:
+    """Ask all, longest first; return the answers in the order of the questions."""
+    model.forget_pictures()
+    order = sorted(range(len(requests)), key=lambda i: -model.num_tokens(requests[i]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        answers.update(zip(batch, model.answer([requests[i] for i in batch]), strict=True))
+        if not keeps_features:
+            model.forget_pictures()
+    return [answers[i] for i in range(len(requests))]
+
+
+if __name__ == "__main__":
+    main()

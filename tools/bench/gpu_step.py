@@ -1,0 +1,239 @@
+"""A step of a large model on one GPU: tokens/s, MFU, memory, and what each technique brings.
+
+Usage: python tools/bench/gpu_step.py [--shape 7b] [--batch 16] [--steps 20] [--json FILE]
+
+Random weights, all in bf16 with AdamW's moments in bf16, so that 7B fits one card of 80 GB: this
+measures speed, nobody should train so. "ours" packs the batch, takes flash-attention where it is
+installed (else SDPA, sample by sample), computes the loss for supervised positions only (with
+Liger's kernel where it is installed) and keeps activations of every second layer. "peer" is
+transformers' Llava on the padded batch, its own loss, all layers checkpointed, as it is usually
+run. Both see the same samples of mixed lengths (see `_pair.py`) in the same order; equal means that
+the first losses agree to 2 %. The further rows change one thing of ours each; "peer" is then ours
+as it is. A side that runs out of memory has no figure.
+
+tokens/s counts real positions (pictures included, padding not). MFU is useful work over the card's
+dense bf16 peak: 6 FLOPs a parameter of the layers and real position (recomputation not counted),
+attention at half for being causal, the head at supervised positions only, 2 a parameter of the
+frozen tower. Both sides are held against the same useful work.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _pair import (
+    SHAPES,
+    Item,
+    Shape,
+    build_llava,
+    make_items,
+    num_positions,
+    our_batch,
+    peer_batch,
+    to_transformers,
+)
+from _sides import entry, finish, parser_of
+
+from llava.model.packed_attention import PACKED_SDPA
+from llava.train.build import compile_layers
+from llava.train.train_mem import memory_efficient_attention
+
+NUM_PICTURES = 32
+NUM_WARM_UP = 5
+# dense bf16, FLOP/s, by a part of the device's name
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
+
+
+class Setting(NamedTuple):
+    """How a side runs; the defaults are ours."""
+
+    is_peer: bool = False
+    packs: bool = True
+    has_liger: bool = True
+    checkpoints_every: int = 2
+    compiles: bool = False
+    fused_optimizer: bool = True
+
+
+class Measured(NamedTuple):
+    """What one side reached."""
+
+    tokens_per_s: float
+    mfu: float | None
+    peak_gib: float
+    first_loss: float
+
+
+VARIANTS = {
+    "without packing": Setting(packs=False),
+    "without Liger's loss": Setting(has_liger=False),
+    "all layers checkpointed": Setting(checkpoints_every=1),
+    "nothing checkpointed": Setting(checkpoints_every=0),
+    "layers compiled": Setting(compiles=True),
+    "optimizer not fused": Setting(fused_optimizer=False),
+}
+
+
+def main() -> None:
+    """Measure both sides, then each change."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--batch", type=int, default=16, help="samples a step")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--max-text", type=int, default=1400, help="longest text, in tokens")
+    parser.add_argument("--peak-tflops", type=float, help="of a card that is not known here")
+    parser.add_argument("--cpu", action="store_true", help="only to try the script out")
+    arguments = parser.parse_args()
+    if not (arguments.cpu or torch.cuda.is_available()):
+        parser.error("there is no GPU; --cpu --shape tiny tries the script out")
+    ours, peer = (measure(arguments, Setting(is_peer=is_peer)) for is_peer in (False, True))
+    found = rows("gpu step", ours, peer)
+    for name, setting in VARIANTS.items():
+        found += rows(f"gpu step, {name}", measure(arguments, setting), ours)
+    finish(found, arguments.json)
+
+
+def rows(name: str, ours: Measured | None, peer: Measured | None) -> list[dict[str, Any]]:
+    """The entries of one comparison; a side that is None ran out of memory."""
+    if ours is None:
+        return [entry(f"{name}: out of memory", 0, None, "tokens/s", None)]
+    if peer is None:
+        peer = Measured(0, None, 0, float("nan"))
+    is_equal = abs(ours.first_loss / peer.first_loss - 1) < 0.02 if peer.tokens_per_s else None
+    found = [
+        entry(name, ours.tokens_per_s, peer.tokens_per_s or None, "tokens/s", is_equal),
+        entry(f"{name}, peak memory", ours.peak_gib, peer.peak_gib or None, "GiB", is_equal, True),
+    ]
+    if ours.mfu is not None:
+        found.append(
+            entry(f"{name}, MFU", ours.mfu * 100, (peer.mfu or 0) * 100 or None, "%", None)
+        )
+    return found
+
+
+def measure(arguments: Any, setting: Setting) -> Measured | None:
+    """Train on one side; None if there is not enough memory."""
+    try:
+        return train(arguments, setting)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def train(arguments: Any, setting: Setting) -> Measured:
+    """Train for the given steps, after some that do not count."""
+    device = "cpu" if arguments.cpu else "cuda"
+    shape = SHAPES[arguments.shape]
+    num_steps = arguments.steps + NUM_WARM_UP
+    items = make_items(shape, num_steps * arguments.batch, NUM_PICTURES, arguments.max_text)
+    side = shape.image_size_px
+    pixels = torch.randn(NUM_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(2))
+    model, make_batch = build(setting, shape, device, pixels.to(torch.bfloat16))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_fused = setting.fused_optimizer and device == "cuda"
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=is_fused)
+    first_loss, start = 0.0, 0.0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for number in range(num_steps):
+        if number == NUM_WARM_UP:
+            synchronize(device)
+            start = time.perf_counter()
+        chosen = items[number * arguments.batch : (number + 1) * arguments.batch]
+        batch = {key: move(value, device) for key, value in make_batch(chosen).items()}
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if number == 0:
+            first_loss = loss.item()
+    synchronize(device)
+    taken = time.perf_counter() - start
+    timed = items[NUM_WARM_UP * arguments.batch :]
+    peak = peak_flops(arguments.peak_tflops, device)
+    return Measured(
+        tokens_per_s=sum(num_positions(item, shape) for item in timed) / taken,
+        mfu=None if peak is None else useful_flops(timed, shape, model) / taken / peak,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0,
+        first_loss=first_loss,
+    )
+
+
+def build(
+    setting: Setting, shape: Shape, device: str, pixels: torch.Tensor
+) -> tuple[Any, Callable[[list[Item]], dict[str, Any]]]:
+    """The model of one side, and what makes its batches."""
+    has_flash = device == "cuda" and memory_efficient_attention() == "flash_attention_2"
+    attention = "flash_attention_2" if has_flash else PACKED_SDPA
+    if setting.is_peer or not setting.packs:
+        attention = attention if has_flash else "sdpa"
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = build_llava(shape, Path(folder), torch.bfloat16, device, attention)
+    if setting.is_peer:
+        model = to_transformers(model, torch.bfloat16, attention)
+    model.train()
+    every = 1 if setting.is_peer else setting.checkpoints_every
+    if every:
+        model.activation_checkpointing_enable(every_n_layers=every)
+    if setting.is_peer:
+        return model, lambda items: peer_batch(items, pixels, shape)
+    model.liger_loss = setting.has_liger
+    if setting.compiles:
+        compile_layers(model)
+
+    def batch(items: list[Item]) -> dict[str, Any]:
+        made = our_batch(items, pixels, "images")
+        made.pop("sample_ids")
+        return {**made, "packing": setting.packs}
+
+    return model, batch
+
+
+def useful_flops(items: list[Item], shape: Shape, model: Any) -> float:
+    """Work that training on these samples asks for, however it is done."""
+    layers = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if ".layers." in name and "vision_tower" not in name
+    )
+    tower = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name)
+    head = shape.hidden_size * shape.vocab_size
+    total = 0.0
+    for item in items:
+        length = num_positions(item, shape)
+        attention = 6 * shape.num_layers * shape.hidden_size * length**2
+        total += 6 * layers * length + attention + 6 * head * len(item.answer)
+        total += 2 * tower * (shape.num_patches + 1)
+    return total
+
+
+def peak_flops(given_tflops: float | None, device: str) -> float | None:
+    """The card's dense bf16 peak, in FLOP/s, if it is known."""
+    if given_tflops is not None:
+        return given_tflops * 1e12
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def move(value: Any, device: str) -> Any:
+    """Tensors to the device."""
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

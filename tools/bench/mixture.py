@@ -1,0 +1,285 @@
+"""A mixture of up to 10^8 rows, against a materialised shuffle and torch's weighted sampler.
+
+Usage: python tools/bench/mixture.py [--rows 1000000 100000000] [--json FILE]
+
+A corpus on disk is made on the spot: one shard of 50,000 rows, linked as often as it takes, so that
+10^8 rows need little space. Three languages: Czech has all rows, German every second, Croatian
+every thousandth. "ours" is `Mixture.open`; "shuffle" is what a data set that knows its parts does:
+`numpy`'s permutation of all samples, and a search for the part of each; "sampler" is torch's
+`WeightedRandomSampler` over a `ConcatDataset`, which takes at most 2^24 samples and draws with
+replacement, so its counts are near, not exact. Each runs in a process of its own on one core;
+seconds are of the wall, memory is the peak of the process with all that it imports.
+
+`open`: from nothing to the first draw. `draw`: an index, any, to row, language and instruction.
+`same`: both give as many samples to each language; for ours it is also checked that every index
+comes once (in blocks, over all of them), that 64 copies give the order of one, and that the samples
+that are drawn are texts of their row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_SHARD = 50_000
+_EVERY = {"cs": 1, "de": 2, "hr": 1000}  # which rows a language has
+_NUM_DRAWS = 20_000
+_MOST_CATEGORIES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one side took."""
+
+    open_s: float
+    open_mib: float
+    draw_us: float
+    slow_draw_us: float
+    after_mib: float
+    counts: dict[str, int]
+    is_right: bool = True
+    sample_us: float | None = None
+
+
+def main() -> None:
+    """Make corpora, measure the sides on each, print and perhaps save the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000_000])
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    arguments = parser.parse_args()
+    found = []
+    for num_rows in arguments.rows:
+        if num_rows % _SHARD:
+            parser.error(f"--rows {num_rows} is no multiple of {_SHARD}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "corpus"
+            apart(make_corpus, path, num_rows)
+            ours = apart(run_ours, path)
+            is_right = ours.is_right and apart(run_check, path)
+            shuffle = apart(run_shuffle, path)
+            sampler = apart(run_sampler, path) if 2 * num_rows <= _MOST_CATEGORIES else None
+        found += figures(num_rows, ours, is_right, "shuffle", shuffle)
+        if sampler is not None:
+            found += figures(num_rows, ours, is_right, "sampler", sampler)
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def figures(
+    num_rows: int, ours: Measured, is_right: bool, name: str, peer: Measured
+) -> list[dict[str, Any]]:
+    """The entries of one size and peer."""
+    # a sampler that draws at random cannot agree
+    same = (is_right and ours.counts == peer.counts) if name == "shuffle" else None
+    rows = [
+        ("open", ours.open_s, peer.open_s, "s"),
+        ("open, peak memory", ours.open_mib, peer.open_mib, "MiB"),
+        (f"draw, mean of {_NUM_DRAWS:,}", ours.draw_us, peer.draw_us, "us"),
+        ("draw, 99th percentile", ours.slow_draw_us, peer.slow_draw_us, "us"),
+        ("after the draws, peak memory", ours.after_mib, peer.after_mib, "MiB"),
+    ]
+    if name == "shuffle":
+        rows.append(("sample, with its texts", ours.sample_us, None, "us"))  # type: ignore[arg-type]
+    return [
+        {"name": f"{what}: {num_rows:,} rows, against {name}", "ours": mine, "peer": theirs,
+         "ratio": theirs / mine if theirs else None, "unit": unit,
+         "equal": same if theirs else None}
+        for what, mine, theirs, unit in rows
+    ]  # fmt: skip
+
+
+def show(entries: list[dict[str, Any]]) -> None:
+    """Print the figures as a table."""
+    table = Table("measured", "ours", "peer", "times better", "same counts")
+    for entry in entries:
+        sides = [entry["ours"], entry["peer"]]
+        shown = ["-" if side is None else _plain(side, entry["unit"]) for side in sides]
+        ratio = "-" if entry["ratio"] is None else f"{entry['ratio']:,.2f}"
+        same = {True: "yes", False: "NO", None: "-"}[entry["equal"]]
+        table.add_row(entry["name"], *shown, ratio, same)
+    Console(soft_wrap=True).print(table)
+
+
+def _plain(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def make_corpus(path: Path, num_rows: int) -> None:
+    """Write one shard, and link it until there are `num_rows` rows."""
+    import numpy as np
+
+    from llava.data.sample import Turn
+    from lrm_ext.corpus.layout import Meta, shard_name
+    from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+
+    with CorpusWriter(path, list(_EVERY), rows_per_shard=_SHARD, rows_per_batch=2000) as writer:
+        for i in range(_SHARD):
+            said = {
+                lang: (Turn("human", f"<image>\n{lang} question {i}?"), Turn("gpt", f"{lang} {i}"))
+                for lang in ("en", *_EVERY)
+                if i % _EVERY.get(lang, 1) == 0
+            }
+            writer.append(CorpusRow(f"r{i}", "a.jpg", None, None, True, said.pop("en")), said)
+    for folder in (path / "rows", *(path / "text" / lang for lang in _EVERY)):
+        for number in range(1, num_rows // _SHARD):
+            os.link(folder / shard_name(0), folder / shard_name(number))
+    counts = {}
+    for lang, every in _EVERY.items():
+        size = num_rows // every
+        counts[lang] = {"ok": size, "suspect": 0, "rejected": 0, "usable": size}
+        file = path / "text" / lang / "usable.u32"
+        if every == 1:
+            os.truncate(file, 4 * size)  # a hole: a list of all rows is not read
+        else:
+            np.arange(0, num_rows, every, dtype="<u4").tofile(file)
+    Meta(num_rows, _SHARD, 2000, "images", counts).dump(path / "corpus.toml")
+
+
+def apart(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Run one side in a fresh process, so that neither pays for the other's memory.
+
+    Not even by being its child: the peak that Linux reports is handed down.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(run, arguments)
+
+
+def run_ours(path: Path) -> Measured:
+    """Open a mixture and draw."""
+    start = time.perf_counter()
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.mixture import Mixture, MixtureSpec
+
+    mixture = Mixture.open(MixtureSpec(), Corpus.open(path))
+    mixture.draw(0)
+    open_s, open_mib = time.perf_counter() - start, _peak_mib()
+    size = len(mixture)
+    indices = _spread(size)
+    draws, draw_us, slow_draw_us = _timed(lambda i: mixture.draw(i, epoch=1), indices)
+    after_mib = _peak_mib()
+    start = time.perf_counter()
+    samples = [mixture.sample(i, epoch=1) for i in indices[:1000]]
+    sample_us = 1e6 * (time.perf_counter() - start) / 1000
+    is_right = all(
+        f" question {draw.row % _SHARD}?" in sample.turns[0].text
+        and sample.turns[0].text.split()[1] == ("en" if draw.direction == "from_en" else draw.lang)
+        for draw, sample in zip(draws, samples, strict=False)
+    )
+    copies = [pickle.loads(pickle.dumps(mixture)) for _ in range(64)]
+    is_right &= [copies[k % 64].draw(i, 1) for k, i in enumerate(indices[:6400])] == draws[:6400]
+    counts: dict[str, int] = {}
+    for row in mixture.table():
+        counts[row.lang] = counts.get(row.lang, 0) + row.count
+    return Measured(open_s, open_mib, draw_us, slow_draw_us, after_mib, counts, is_right, sample_us)
+
+
+def run_check(path: Path) -> bool:
+    """Whether every index of an epoch is there once."""
+    import numpy as np
+
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.mixture import Mixture, MixtureSpec
+
+    order = Mixture.open(MixtureSpec(), Corpus.open(path)).layout(1).order
+    seen = np.zeros(len(order), dtype=bool)
+    for first in range(0, len(order), 1 << 20):
+        seen[order.take(np.arange(first, min(first + (1 << 20), len(order))))] = True
+    return bool(seen.all())
+
+
+def _parts(path: Path) -> dict[str, int]:
+    """Samples of each language: the rows in English, and as many shared by the others."""
+    from lrm_ext.corpus.layout import Meta
+
+    num_rows = Meta.load(path).num_rows
+    share, rest = divmod(num_rows, len(_EVERY))
+    return {"en": num_rows} | {lang: share + (i < rest) for i, lang in enumerate(_EVERY)}
+
+
+def run_shuffle(path: Path) -> Measured:
+    """Shuffle all samples, then look each up in the list of parts."""
+    start = time.perf_counter()
+    import numpy as np
+
+    parts = _parts(path)
+    ends = np.cumsum(list(parts.values()))
+    rows = {lang: np.memmap(path / "text" / lang / "usable.u32", "<u4", "r") for lang in _EVERY}
+    order = np.random.default_rng(0).permutation(ends[-1])
+    names = list(parts)
+
+    def draw(index: int) -> tuple[int, str]:
+        position = int(order[index])
+        part = int(np.searchsorted(ends, position, side="right"))
+        if part == 0:
+            return position, "en"
+        own = position - int(ends[part - 1])
+        numbers = rows[names[part]]
+        return int(numbers[own % len(numbers)]), names[part]
+
+    draw(0)
+    open_s, open_mib = time.perf_counter() - start, _peak_mib()
+    _, draw_us, slow_draw_us = _timed(draw, _spread(len(order)))
+    return Measured(open_s, open_mib, draw_us, slow_draw_us, _peak_mib(), parts)
+
+
+def run_sampler(path: Path) -> Measured:
+    """Draw an epoch from torch's sampler, weighted by language."""
+    start = time.perf_counter()
+    import torch
+    from torch.utils.data import ConcatDataset, WeightedRandomSampler
+
+    parts = _parts(path)
+    sizes = {"en": parts["en"]} | {lang: parts["en"] // every for lang, every in _EVERY.items()}
+    joined: ConcatDataset[int] = ConcatDataset([range(size) for size in sizes.values()])  # type: ignore[list-item]
+    weights = torch.cat(
+        [
+            torch.full((size,), parts[lang] / size, dtype=torch.double)
+            for lang, size in sizes.items()
+        ]
+    )
+    generator = torch.Generator().manual_seed(0)
+    order = list(WeightedRandomSampler(weights, sum(parts.values()), generator=generator))
+    joined[order[0]]
+    open_s, open_mib = time.perf_counter() - start, _peak_mib()
+    _, draw_us, slow_draw_us = _timed(lambda i: joined[order[i]], _spread(len(order)))
+    after_mib = _peak_mib()
+    drawn = torch.bucketize(torch.tensor(order), torch.tensor(joined.cumulative_sizes), right=True)
+    counts = dict(zip(sizes, torch.bincount(drawn).tolist(), strict=True))
+    return Measured(open_s, open_mib, draw_us, slow_draw_us, after_mib, counts)
+
+
+def _spread(size: int) -> list[int]:
+    """Indices from all over an epoch."""
+    return [i * 7919 * 104729 % size for i in range(_NUM_DRAWS)]
+
+
+def _timed(draw: Callable[[int], Any], indices: list[int]) -> tuple[list[Any], float, float]:
+    """What is drawn, and microseconds of a draw: the mean, and what one in a hundred takes."""
+    found, times = [], []
+    for index in indices:
+        start = time.perf_counter_ns()
+        found.append(draw(index))
+        times.append(time.perf_counter_ns() - start)
+    return found, sum(times) / len(times) / 1000, sorted(times)[len(times) * 99 // 100] / 1000
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""A training step against transformers' `LlavaForConditionalGeneration` with its `Trainer`.
+
+Usage: python tools/bench/step.py [--steps 8] [--batch 16] [--json FILE]
+
+A model of the mini preset's shape with random weights, the same on both sides, trains on samples of
+mixed lengths (see `_pair.py`), the same ones in each step, pixels prepared beforehand. "peer" pads
+each batch, runs the tower and computes logits for every position. "ours" packs the batch, reads the
+frozen tower's output from a memory-mapped file, and computes logits for supervised positions. Both
+use AdamW in float32. Losses are compared step by step (1e-3 relative). Each side runs in a process
+of its own on one core; samples a second are of processor time, without the first two steps; memory
+is what training makes the process grow by at its peak. The further rows leave out one technique
+("peer" is then ours without it), or switch something on ("peer" is ours as it is).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from _pair import SHAPES, Item, build_llava, make_items, our_batch, peer_batch, to_transformers
+from _sides import MemoryMeter, apart, entry, finish, parser_of
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import TrainerCallback
+
+from llava.constants import IGNORE_INDEX
+from llava.model.language_model import causal_lm
+from llava.train.arguments import TrainingArguments
+from llava.train.build import compile_layers
+from llava.train.llava_trainer import LLaVATrainer
+
+SHAPE = SHAPES["mini"]
+NUM_PICTURES = 64
+MAX_TEXT = 480
+NUM_WARM_UP = 2
+TOLERANCE = 1e-3
+
+
+class Setting(NamedTuple):
+    """How our side trains."""
+
+    packs: bool = True
+    caches_features: bool = True
+    selects_supervised: bool = True
+    compiles: bool = False
+    checkpoints_every: int = 0
+    optimizer: str = "adamw_torch"
+
+
+class Measured(NamedTuple):
+    """What one side took and found."""
+
+    samples_per_s: float
+    growth_mib: float
+    losses: list[float]
+
+
+VARIANTS = {
+    "without packing": Setting(packs=False),
+    "without cached features": Setting(caches_features=False),
+    "without selecting supervised positions": Setting(selects_supervised=False),
+}
+SWITCHES = {
+    "with --optim adamw_torch_fused": Setting(optimizer="adamw_torch_fused"),
+    "with activation checkpointing": Setting(checkpoints_every=1),
+    "with activation checkpointing of every second layer": Setting(checkpoints_every=2),
+}
+
+
+def main() -> None:
+    """Measure both sides, then each technique."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too: minutes")
+    arguments = parser.parse_args()
+    switches = dict(SWITCHES)
+    if arguments.compile and shutil.which("g++"):
+        switches["with torch.compile"] = Setting(compiles=True)
+
+    def measure(setting: Setting | None) -> Measured:
+        sizes = (arguments.steps, arguments.batch)
+        speed = apart(run, setting, *sizes)
+        return speed._replace(
+            growth_mib=apart(run, setting, NUM_WARM_UP + 1, sizes[1], for_memory=True).growth_mib
+        )
+
+    peer, ours = measure(None), measure(Setting())
+    found = pair("step", ours, peer)
+    for name, setting in VARIANTS.items():
+        found += pair(f"step {name}", ours, measure(setting))
+    for name, setting in switches.items():
+        found += pair(f"step {name}", measure(setting), ours)
+    finish(found, arguments.json)
+
+
+def pair(name: str, ours: Measured, peer: Measured) -> list[dict[str, Any]]:
+    """The entries of one comparison."""
+    is_equal = bool(np.allclose(ours.losses, peer.losses, rtol=TOLERANCE))
+    return [
+        entry(name, ours.samples_per_s, peer.samples_per_s, "samples/s", is_equal),
+        entry(f"{name}, memory", ours.growth_mib, peer.growth_mib, "MiB", is_equal, True),
+    ]
+
+
+def run(setting: Setting | None, num_steps: int, batch_size: int) -> Measured:
+    """Train on one side; None is the peer."""
+    items = make_items(SHAPE, num_steps * batch_size, NUM_PICTURES, MAX_TEXT)
+    side = SHAPE.image_size_px
+    pixels = torch.randn(NUM_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(2))
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_llava(SHAPE, Path(folder))
+        common = {
+            "output_dir": folder, "max_steps": num_steps, "use_cpu": True, "report_to": "none",
+            "per_device_train_batch_size": batch_size, "learning_rate": 1e-4, "logging_steps": 1,
+            "save_strategy": "no", "remove_unused_columns": False, "disable_tqdm": True,
+            "lr_scheduler_type": "constant", "bf16": False, "dataloader_pin_memory": False,
+        }  # fmt: skip
+        if setting is None:
+            trainer = make_peer(model, items, pixels, common)
+        else:
+            trainer = make_ours(model, items, pixels, common, setting, Path(folder))
+        clock = Clock()
+        trainer.add_callback(clock)
+        meter = MemoryMeter()
+        trainer.train()
+        growth = meter.growth_mib()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    taken = clock.times[-1] - clock.times[NUM_WARM_UP - 1]
+    return Measured((num_steps - NUM_WARM_UP) * batch_size / taken, growth, losses)
+
+
+class Clock(TrainerCallback):
+    """Processor time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note it."""
+        self.times.append(time.process_time())
+
+
+class Items(Dataset[Item]):
+    """Samples as they are; the collator makes tensors."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.items[index]
+
+
+def make_peer(model: Any, items: list[Item], pixels: Tensor, common: dict[str, Any]) -> Any:
+    """The model of transformers with its trainer."""
+    return transformers.Trainer(
+        model=to_transformers(model, torch.float32, "sdpa"),
+        args=transformers.TrainingArguments(
+            **common, optim="adamw_torch", train_sampling_strategy="sequential"
+        ),
+        train_dataset=Items(items),
+        data_collator=lambda batch: peer_batch(batch, pixels, SHAPE),
+    )
+
+
+def make_ours(
+    model: Any,
+    items: list[Item],
+    pixels: Tensor,
+    common: dict[str, Any],
+    setting: Setting,
+    folder: Path,
+) -> Any:
+    """Our model with our trainer."""
+    key, pictures = "images", pixels
+    if setting.caches_features:
+        with torch.no_grad():
+            features = model.get_vision_tower()(pixels).numpy()
+        np.save(folder / "features.npy", features)
+        key, pictures = "image_features", np.load(folder / "features.npy", mmap_mode="r")
+        pictures = torch.from_numpy(pictures)
+    if not setting.selects_supervised:
+        causal_lm.causal_lm_loss = loss_of_all_positions
+    if not setting.packs:
+        model.set_attn_implementation("sdpa")
+    if setting.compiles:
+        compile_layers(model)
+    extra = {}
+    if setting.checkpoints_every:
+        kinds = {"every_n_layers": setting.checkpoints_every}
+        extra = {"activation_checkpointing": True, "activation_checkpointing_kwargs": kinds}
+    args = TrainingArguments(**common, **extra, optim=setting.optimizer, packing=setting.packs)
+    return LLaVATrainer(
+        model=model,
+        args=args,
+        train_dataset=Items(items),
+        data_collator=lambda batch: our_batch(batch, pictures, key),
+        train_sampler=SequentialSampler(items),
+    )
+
+
+def loss_of_all_positions(
+    hidden: Tensor, labels: Tensor, head: Any, num_items_in_batch: Any, use_liger: bool
+) -> Tensor:
+    """As transformers computes it."""
+    logits = head(hidden).float()[:, :-1].flatten(0, 1)
+    targets = labels[:, 1:].flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / num_items_in_batch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Make the lexicons of the check `meaning` from Unicode CLDR's names and keywords of emoji.
+
+    apt-get install unicode-cldr-core
+    python tools/build_lexicon.py            # writes lrm_ext/translation/quality/data/*.json
+    python tools/build_lexicon.py --lang sk  # one more language
+
+Names are aligned with names and keywords with keywords (IBM model 1), so that words are learnt that
+occur in several names only, such as colours. `--check` writes nothing and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.translation.quality.alignment import Bag, learn_lexicon
+from lrm_ext.translation.quality.lexicon import DATA_DIR, english_key, stem
+
+ANNOTATIONS_DIR = Path("/usr/share/unicode/cldr/common/annotations")
+# They are in names and say nothing by themselves.
+STOP = frozenset(
+    "a an and at by for from in is it no not of off on or out over the to up with".split()
+)
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def main() -> int:
+    """Write or compare; return 1 if a file differs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--annotations", type=Path, default=ANNOTATIONS_DIR)
+    parser.add_argument("--lang", action="append", help="code of a language; default: all")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    args = parser.parse_args()
+    if not (args.annotations / "en.xml").is_file():
+        sys.exit(f"{args.annotations}/en.xml is missing: apt-get install unicode-cldr-core")
+    english = read_annotations(args.annotations / "en.xml")
+    differ = 0
+    for lang in args.lang or [code for code in list_languages() if code != "en"]:
+        other = read_annotations(args.annotations / f"{lang}.xml")
+        lexicon = learn_lexicon(bag_pairs(english, other, get_language(lang).spaced), stop=STOP)
+        lines = [
+            f"{json.dumps(word)}: {json.dumps(translations, ensure_ascii=False)}"
+            for word, translations in lexicon.items()
+        ]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        path = DATA_DIR / f"{lang}.json"
+        if args.check:
+            same = path.is_file() and path.read_text(encoding="utf-8") == text
+            differ += not same
+        else:
+            DATA_DIR.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        sys.stdout.write(
+            f"{path.name}: {len(lexicon)} words, {len(text.encode()) / 1024:.0f} KiB\n"
+        )
+    return 1 if differ else 0
+
+
+def read_annotations(path: Path) -> dict[str, tuple[str, list[str]]]:
+    """Name and keywords by emoji."""
+    names: dict[str, str] = {}
+    keywords: dict[str, list[str]] = {}
+    for element in ET.parse(path).getroot().iter("annotation"):
+        character, text = element.get("cp") or "", element.text or ""
+        if "↑" in text:  # "as in the parent language"
+            continue
+        if element.get("type") == "tts":
+            names[character] = text
+        else:
+            keywords[character] = [word.strip() for word in text.split("|")]
+    return {c: (name, keywords.get(c, [])) for c, name in names.items()}
+
+
+def bag_pairs(
+    english: dict[str, tuple[str, list[str]]],
+    other: dict[str, tuple[str, list[str]]],
+    is_spaced: bool,
+) -> list[tuple[Bag, Bag]]:
+    """Bags of English words, and of stems of the other language, that mean the same."""
+    pairs: list[tuple[Bag, Bag]] = []
+    for character in english.keys() & other.keys():
+        (name, keywords), (other_name, other_keywords) = english[character], other[character]
+        pairs.append((english_bag([name]), bag([other_name], is_spaced)))
+        if keywords and other_keywords:
+            pairs.append((english_bag(keywords), bag(other_keywords, is_spaced)))
+    # sets have no order: sums of floats shall not depend on it
+    return sorted((a, b) for a, b in pairs if a and b)
+
+
+def english_bag(texts: list[str]) -> Bag:
+    """Keys of the English words of some texts."""
+    found = (english_key(word) for text in texts for word in _WORD.findall(text.casefold()))
+    return sorted({word for word in found if word not in STOP and len(word) > 1})
+
+
+def bag(texts: list[str], is_spaced: bool) -> Bag:
+    """Stems of the words of some texts; without blanks, single letters and all two in a row."""
+    found: set[str] = set()
+    for text in texts:
+        for word in _WORD.findall(text.casefold()):
+            if is_spaced:
+                found.add(stem(word))
+            elif not word.isascii():
+                found.update(word[i : i + size] for size in (1, 2) for i in range(len(word)))
+    return sorted(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

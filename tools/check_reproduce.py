@@ -1,0 +1,56 @@
+"""Does docs/reproduce.md say what the committed result files say? Exit code 1 if not.
+
+python tools/check_reproduce.py           # compares
+python tools/check_reproduce.py --write   # renews the page's figures and verdicts
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from llava.errors import UserError  # noqa: E402
+from lrm_ext.files import write_atomically  # noqa: E402
+from tools.reproduce.page import renew  # noqa: E402
+from tools.reproduce.results import read_results  # noqa: E402
+from tools.reproduce.settings import read_study  # noqa: E402
+
+log = logging.getLogger("check_reproduce")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare, or write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reproduce.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "mini")
+    parser.add_argument("--write", action="store_true", help="renew the page")
+    options = parser.parse_args(arguments)
+    found = options.page.read_text(encoding="utf-8")
+    try:
+        results = read_results(options.results, allow_none=True)
+        wanted = renew(found, results, read_study(), options.page)
+    except UserError as error:
+        log.error("%s", error)
+        return 2
+    if options.write:
+        write_atomically(options.page, wanted)
+        return 0
+    lines = list(
+        difflib.unified_diff(
+            found.splitlines(), wanted.splitlines(), str(options.page), "from results", lineterm=""
+        )
+    )
+    if lines:
+        log.error("%s", "\n".join(lines))
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

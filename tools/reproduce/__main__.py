@@ -1,0 +1,58 @@
+"""Trains and measures the paper's settings in miniature, and plans the full ones.
+
+Usage: `python -m tools.reproduce`, or `lrm reproduce`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def reproduce(
+    preset: str = typer.Argument("mini", help="What to train: mini (others with --plan)."),
+    preset_to_plan: str = typer.Option(
+        None, "--preset", help="The same, as an option: --preset vicuna-13b --plan."
+    ),
+    quick: bool = typer.Option(False, "--quick", help="One seed of the main settings."),
+    out: Path = typer.Option(None, help="Folder of everything; runs/reproduce-<preset>."),
+    jobs: int = typer.Option(2, min=1, help="Processes side by side, one thread each."),
+    settings: list[str] = typer.Option([], help="Only these; repeat, or use commas."),
+    seeds: list[int] = typer.Option([], help="Only these; repeat."),
+    export: Path = typer.Option(None, help="Copy the result files there, at the end."),
+    plan: bool = typer.Option(
+        False, "--plan", help="Print commands, hours and disk; train nothing."
+    ),
+    gpus: int = typer.Option(8, min=1, help="With --plan: GPUs in all."),
+    gpu: str = typer.Option("a800-80g", help="With --plan: kind of GPU."),
+    samples: int = typer.Option(None, min=1, help="With --plan: samples of each stage."),
+) -> None:
+    """Train and measure the paper's settings, several seeds each; the same command goes on."""
+    from rich.console import Console
+
+    from tools.reproduce.settings import read_study
+
+    console = Console(highlight=False, soft_wrap=True)
+    names = [name for text in settings for name in text.split(",") if name]
+    study = read_study(quick=quick).choose(names, seeds)
+    preset = preset_to_plan or preset
+    folder = out or Path("runs") / f"reproduce-{preset}"
+    if plan:
+        from tools.reproduce.plan import render_plan
+
+        for part in render_plan(study, preset, folder, gpus, gpu, samples):
+            console.print(part, markup=False)
+        return
+    from tools.reproduce.runner import run_study
+
+    run_study(study, preset, folder, console, jobs=jobs, export=export)
+
+
+if __name__ == "__main__":
+    from lrm_ext.cli import main
+
+    main(app)

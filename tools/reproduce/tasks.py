@@ -1,0 +1,172 @@
+"""What there is to run for a study, in order: pre-training, fine-tuning and questions.
+
+Out of a `Study` come tasks, each a command with the file that says that it is done. Nothing is run
+here. Folders below `out`:
+
+    mixtures/<setting>.seed<k>.<stage>.toml   what a training draws from
+    stage1/<ratio>.seed<k>/                   pre-training that settings share
+    runs/<setting>.seed<k>/                   the model, its answers in eval/predictions
+    results/<setting>.seed<k>.json            what is kept (`results.py`)
+    logs/                                     what the processes said
+    features/                                 outputs of the frozen tower, computed once
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from lrm_ext.files import write_atomically
+from lrm_ext.languages._toml import load_toml
+from lrm_ext.planning.presets import ROOT
+from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture_text
+
+ASK: Final = "questions"
+COMPLETE: Final = "COMPLETE"
+MIXTURES: Final = ROOT / "scripts" / "v1_5" / "mixtures"
+_SAVES: Final = 4  # checkpoints of a stage, to go on from
+# what a user may have set for other runs must not change what a setting means
+_UNSET: Final = dict.fromkeys(
+    ("MODEL_NAME_OR_PATH", "VISION_TOWER", "DATA_PATH", "IMAGE_FOLDER", "REPORT_TO", "NNODES"), ""
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One process to run.
+
+    Attributes:
+        name: Unique.
+        kind: `pretrain`, `finetune` or `questions`.
+        command: What to run, from the repository's root.
+        variables: Its environment, beside the common one.
+        done: The file that is there when it has ended well.
+        needs: Names of the tasks that come before it.
+        size: How much work it is, in units of its kind (steps, or questions).
+        setting: Whose results come of it; None for shared work.
+        seed: Its seed.
+    """
+
+    name: str
+    kind: str
+    command: tuple[str, ...]
+    variables: dict[str, str]
+    done: Path
+    needs: tuple[str, ...]
+    size: int
+    setting: Setting | None
+    seed: int
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended well, now or earlier."""
+        return self.done.is_file()
+
+
+def run_name(setting: str, seed: int) -> str:
+    """What the folder and the result file of a run are called."""
+    return f"{setting}.seed{seed}"
+
+
+def result_path(out: Path, setting: str, seed: int) -> Path:
+    """The result file of a run."""
+    return out / "results" / f"{run_name(setting, seed)}.json"
+
+
+def make_tasks(study: Study, out: Path) -> list[Task]:
+    """All tasks of a study, seed by seed, what is needed first coming first.
+
+    Args:
+        study: Settings and seeds.
+        out: Folder of everything, absolute.
+    """
+    tasks: dict[str, Task] = {}
+    for seed in study.seeds:
+        for setting in study.settings:
+            for task in _of_run(study, setting, seed, out):
+                tasks.setdefault(task.name, task)
+    return list(tasks.values())
+
+
+def _of_run(study: Study, setting: Setting, seed: int, out: Path) -> list[Task]:
+    stage1 = run_name(setting.stage1, seed)
+    run = run_name(setting.name, seed)
+    projector = out / "stage1" / stage1
+    model = out / "runs" / run
+    first = _training(study, setting, PRETRAIN, seed, out, projector, f"stage1/{stage1}", ())
+    second = _training(study, setting, FINETUNE, seed, out, model, run, (first.name,))
+    flags = ("--pretrain_mm_mlp_adapter", str(projector / "mm_projector.bin"))
+    second = replace(second, command=(*second.command, *flags))
+    asking = Task(
+        name=f"{run}/questions",
+        kind=ASK,
+        command=_ask_command(study, model),
+        variables={},
+        done=result_path(out, setting.name, seed),
+        needs=(second.name,),
+        size=1,
+        setting=setting,
+        seed=seed,
+    )
+    return [first, second, asking]
+
+
+def _training(
+    study: Study,
+    setting: Setting,
+    stage: str,
+    seed: int,
+    out: Path,
+    folder: Path,
+    name: str,
+    needs: tuple[str, ...],
+) -> Task:
+    steps = study.steps(setting, stage)
+    command = (
+        *("bash", f"scripts/v1_5/lrm_{stage}.sh"),
+        *("--max_steps", str(steps), "--save_steps", str(max(1, -(-steps // _SAVES)))),
+        *("--seed", str(seed), "--feature_cache", str(out / "features")),
+    )
+    mixture = out / "mixtures" / f"{name.replace('/', '-')}.{stage}.toml"
+    return Task(
+        name=name,
+        kind=stage,
+        command=command,
+        variables={
+            **_UNSET,
+            "PRESET": "mini",
+            "NUM_GPUS": "0",
+            "OUTPUT_DIR": str(folder),
+            "MIXTURE": str(mixture),
+            "PYTHON": sys.executable,
+        },
+        done=folder / COMPLETE,
+        needs=needs,
+        size=steps,
+        setting=setting,
+        seed=seed,
+    )
+
+
+def _ask_command(study: Study, model: Path) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "lrm_ext.cli", "eval", "--model", str(model)),
+        *("--benchmarks", ",".join(study.benchmarks), "--limit", str(study.limit)),
+        *("--no-blind", "--no-table", "--device", "cpu"),
+    )
+
+
+def write_mixtures(tasks: Sequence[Task]) -> None:
+    """Write the mixture files that trainings read; one that is there already stays as it is."""
+    for task in tasks:
+        if task.kind == ASK or task.setting is None:
+            continue
+        path = Path(task.variables["MIXTURE"])
+        base = load_toml(MIXTURES / f"{task.kind}.toml")
+        text = mixture_text(task.setting, task.kind, task.seed, base)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)

@@ -1,0 +1,197 @@
+"""What the results say about the paper's claims, by a bootstrap over pictures and seeds.
+
+In: `Results` and claims. Out: a difference with its interval and a verdict for each claim and
+benchmark. The same draws of pictures serve all settings, seeds and languages; seeds are drawn,
+too, the same ones of both settings, since a setting's seed shares its order of English samples
+with the other's. Three seeds are few: what their spread adds to an interval is a rough guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava.errors import ConfigError
+from lrm_ext.benchmarks.kind import UnitCounts, gather, percentage
+from lrm_ext.evaluation.bootstrap import Difference, difference, replicate
+from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.languages._toml import load_toml
+from tools.reproduce.results import Results
+
+CLAIMS_FILE: Final = Path(__file__).parent / "claims.toml"
+SUPPORTED: Final = "supported"
+CONTRADICTED: Final = "contradicted"
+OPEN: Final = "open"
+HIGHER, LOWER, NOT_HIGHER, NOT_LOWER = "higher", "lower", "not higher", "not lower"
+NUM_REPLICATES: Final = 2000
+_KEYS: Final = ("text", "figures", "a", "b", "languages", "expect")
+_GROUPS: Final = ("en", "others")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference between two settings that the paper claims.
+
+    Attributes:
+        text: In words.
+        figures: The paper's.
+        a: The setting that is compared against.
+        b: The setting that the claim is about.
+        languages: `en`, or `others` for the mean of all but English.
+        expect: Of b less a: higher, lower, not higher, not lower.
+        margin: Points that count as nothing in the last two.
+    """
+
+    text: str
+    figures: str
+    a: str
+    b: str
+    languages: str
+    expect: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim on one benchmark.
+
+    Attributes:
+        found: b less a; None without runs of both.
+        num_seeds: Seeds that both have.
+        verdict: `supported`, `contradicted` or `open`.
+    """
+
+    found: Difference | None
+    num_seeds: int
+    verdict: str
+
+
+def read_claims(path: Path = CLAIMS_FILE) -> tuple[tuple[str, ...], tuple[Claim, ...]]:
+    """Benchmarks and claims of a file.
+
+    Raises:
+        ConfigError: A claim lacks a key, or says something unknown.
+    """
+    data = load_toml(path)
+    claims: list[Claim] = []
+    for entry in data["claims"]:
+        where = f"{path}: claim {entry.get('text')!r}"
+        if set(entry) != set(_KEYS):
+            raise ConfigError(f"{where}: keys are {', '.join(entry)}; expected {', '.join(_KEYS)}")
+        if entry["expect"] not in (HIGHER, LOWER, NOT_HIGHER, NOT_LOWER):
+            raise ConfigError(f"{where}: expect is {entry['expect']!r}")
+        if entry["languages"] not in _GROUPS:
+            raise ConfigError(f"{where}: languages is {entry['languages']!r}; expected en, others")
+        claims.append(Claim(**entry, margin=float(data["margin"])))
+    return tuple(data["benchmarks"]), tuple(claims)
+
+
+def judge(found: Difference, claim: Claim) -> str:
+    """What an interval says about a claim."""
+    if claim.expect in (LOWER, NOT_LOWER):
+        low, high = found.low, found.high
+    else:
+        low, high = -found.high, -found.low
+    # from here on the claim is "lower" or "not lower" of a mirrored difference
+    if claim.expect in (HIGHER, LOWER):
+        if high < 0:
+            return SUPPORTED
+        return CONTRADICTED if low > 0 else OPEN
+    if low > -claim.margin:
+        return SUPPORTED
+    return CONTRADICTED if high < -claim.margin else OPEN
+
+
+class Bootstrap:
+    """Scores of all runs on the same draws of pictures; right answers in percent."""
+
+    def __init__(self, results: Results, seed: int = 0, num: int = NUM_REPLICATES) -> None:
+        self._results = results
+        self._seed = seed
+        self._num = num
+        self._drawn = cache(self._draw)
+
+    def _units(self, setting: str, seed: int, benchmark: str, lang: str) -> UnitCounts:
+        right = self._results.right(setting, seed, benchmark, lang)
+        pictures = self._results.pictures[benchmark]
+        rows = [(p, "", {0: float(r), 1: 1.0}) for p, r in zip(pictures, right, strict=True)]
+        return gather(rows, 2, percentage)
+
+    def _draw(self, benchmark: str) -> dict[tuple[str, int, str], NDArray[np.float64]]:
+        """[1 + B] scores by setting, seed and language; the first is the measured one."""
+        langs = self._results.languages(benchmark)
+        keys = [(*run, lang) for run in self._results.runs for lang in langs]
+        systems = [self._units(setting, seed, benchmark, lang) for setting, seed, lang in keys]
+        drawn = replicate(systems, self._seed, self._num)
+        return {
+            key: np.concatenate([[system.score()], scores])
+            for key, system, scores in zip(keys, systems, drawn, strict=True)
+        }
+
+    def group(self, setting: str, seed: int, benchmark: str, group: str) -> NDArray[np.float64]:
+        """[1 + B] score in English or the mean over the others."""
+        langs = [
+            lang
+            for lang in self._results.languages(benchmark)
+            if (lang == ENGLISH) == (group == "en")
+        ]
+        drawn = self._drawn(benchmark)
+        mean: NDArray[np.float64] = np.mean([drawn[setting, seed, lang] for lang in langs], axis=0)
+        return mean
+
+    def difference(
+        self, a: str, b: str, benchmark: str, group: str
+    ) -> tuple[Difference | None, int]:
+        """Second less first over the seeds that both have, and how many these are."""
+        seeds = sorted(set(self._results.seeds(a)) & set(self._results.seeds(b)))
+        if not seeds:
+            return None, 0
+        table = np.stack(
+            [
+                self.group(b, seed, benchmark, group) - self.group(a, seed, benchmark, group)
+                for seed in seeds
+            ]
+        )
+        rng = np.random.Generator(np.random.PCG64(self._seed + 1))
+        chosen = rng.integers(len(seeds), size=(len(seeds), self._num))
+        replicates = np.take_along_axis(table[:, 1:], chosen, axis=0).mean(axis=0)
+        return difference(float(table[:, 0].mean()), replicates), len(seeds)
+
+    def judge(self, claim: Claim, benchmark: str) -> Judgement:
+        """A claim on one benchmark."""
+        found, num = self.difference(claim.a, claim.b, benchmark, claim.languages)
+        verdict = OPEN if found is None else judge(found, claim)
+        # one seed says nothing of chance in training
+        return Judgement(found, num, OPEN if num < 2 else verdict)
+
+
+def judge_all(
+    results: Results, benchmarks: Sequence[str], claims: Sequence[Claim]
+) -> list[dict[str, Judgement]]:
+    """A judgement of each claim on each benchmark."""
+    bootstrap = Bootstrap(results)
+    return [{name: bootstrap.judge(claim, name) for name in benchmarks} for claim in claims]
+
+
+def answer_languages(run: Mapping[str, Any], benchmark: str) -> dict[str, int]:
+    """Of the answers to non-English questions: own language, English, another, undecided."""
+    counts = {"own": 0, "English": 0, "another": 0, "undecided": 0}
+    for lang, language in run["benchmarks"][benchmark]["languages"].items():
+        if lang == ENGLISH:
+            continue
+        for found, number in language["counts"]["answer_lang"].items():
+            if found == lang:
+                counts["own"] += number
+            elif found == ENGLISH:
+                counts["English"] += number
+            elif found in ("undecided", "letter"):
+                counts["undecided"] += number
+            else:
+                counts["another"] += number
+    return counts
