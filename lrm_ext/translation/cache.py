@@ -1,8 +1,9 @@
-"""What engines answered, so that nothing is asked or paid for twice.
+"""Keeps what engines answered, so that no run asks or pays for it again.
 
 Input: keys made of a segment and of all that decides its translation. Output: the answer given
 before. One SQLite file in WAL mode: several runs may read and write it at once, and a run that is
-killed loses nothing that was committed. Answers are committed as they arrive.
+killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need a
+text at the same moment both ask for it; `put` says how often that happened.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from lrm_ext.translation.claims import Claims
 from lrm_ext.translation.engines.base import Engine, Segment, Usage, identity
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
 _BUSY_S = 60.0
 _BUSY_POLL_S = 0.02
-_POLL_S = 0.1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
@@ -80,7 +79,6 @@ class Cache:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
-            self._claims = Claims(self._db, self.path)
         except (sqlite3.Error, OSError) as error:
             raise self._failure("cannot be opened", error) from error
 
@@ -117,8 +115,11 @@ class Cache:
 
     def put(
         self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
-    ) -> None:
+    ) -> int:
         """Commit answers and what they cost, all or nothing.
+
+        Returns:
+            How many of the answers another run has committed in the meantime; its answers stay.
 
         Raises:
             DataError: The disk is full, or the file cannot be written.
@@ -134,7 +135,8 @@ class Cache:
         )
         try:
             with self._transaction():
-                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+                query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
+                num_new = self._db.executemany(query, rows).rowcount if rows else 0
                 self._db.execute(
                     "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                     "requests = requests + excluded.requests, "
@@ -145,6 +147,7 @@ class Cache:
                 )
         except sqlite3.Error as error:
             raise self._failure("cannot be written", error) from error
+        return len(rows) - num_new
 
     def spent(self, engine: str, target: str | None = None) -> Usage:
         """What an engine has cost in this cache, in all runs.
@@ -183,58 +186,11 @@ class Cache:
         query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
         return dict(self._db.execute(query, (engine,)).fetchall())
 
-    def claim(self, keys: Sequence[bytes]) -> frozenset[bytes]:
-        """Say which of the keys are now to be asked for.
-
-        Left out is what another run on this file, or another worker (`ray_executor.py`), is asking
-        for, and what has been answered in the meantime.
-
-        Raises:
-            DataError: The file is damaged, or cannot be written.
-        """
-        try:
-            with self._transaction():
-                known = self.get_many(keys)
-                return self._claims.take([key for key in keys if key not in known])
-        except (sqlite3.Error, OSError) as error:
-            raise self._failure("cannot be written", error) from error
-
-    def wait(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
-        """Wait for answers that others ask for; who asked in vain gives none.
-
-        Nobody waits before having given back its own claims, so none waits forever.
-
-        Raises:
-            DataError: The file is damaged, or cannot be written.
-        """
-        is_said = False
-        while True:
-            try:
-                with self._transaction():
-                    is_pending = self._claims.are_pending(keys)
-                    found = self.get_many(keys)
-            except sqlite3.Error as error:
-                raise self._failure("cannot be read", error) from error
-            if not is_pending or len(found) == len(keys):
-                return found
-            if not is_said:
-                log.info("waiting for %d texts that another run is asking for", len(keys))
-                is_said = True
-            time.sleep(_POLL_S)
-
-    def release(self) -> None:
-        """Give back this run's claims."""
-        try:
-            self._claims.release()
-        except sqlite3.Error as error:
-            raise self._failure("cannot be written", error) from error
-
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
-        self._claims.close()
         self._db.close()
 
     @contextmanager

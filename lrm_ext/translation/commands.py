@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from lrm_ext.translation.runner import Executor, Job, Result
+    from lrm_ext.translation.ray_executor import RayWorkers
+    from lrm_ext.translation.runner import Job, Result
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +92,7 @@ def translate(
     shorts = {"model": model, "base_url": base_url}
     texts = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
     options = split_options(texts, names)
-    works = _executor(executor, num_workers, gpus_per_worker)
+    workers = _workers(executor, num_workers, gpus_per_worker)
     failed: list[str] = []
     for lang in languages:
         job = Job(
@@ -104,7 +105,7 @@ def translate(
             limits=parse_limits(limit),
             replaces=replace,
         )
-        result = _run(job, works, console)
+        result = _run(job, workers, console)
         share = result.counts["rejected"] / max(1, sum(result.counts[s] for s in _STATUSES))
         if max_rejected is not None and share > max_rejected:
             failed.append(f"{lang}: {share:.1%} of the rows are rejected")
@@ -115,7 +116,7 @@ def translate(
 _STATUSES = ("ok", "suspect", "rejected")
 
 
-def _executor(name: str, num_workers: int | None, gpus_per_worker: float) -> Executor | None:
+def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayWorkers | None:
     from llava.errors import ConfigError
 
     if name == "process":
@@ -124,12 +125,12 @@ def _executor(name: str, num_workers: int | None, gpus_per_worker: float) -> Exe
         return None
     if name != "ray":
         raise ConfigError(f"unknown --executor {name!r}; choose from: process, ray.")
-    from lrm_ext.translation.ray_executor import RayExecutor
+    from lrm_ext.translation.ray_executor import RayWorkers
 
-    return RayExecutor(num_workers, gpus_per_worker)
+    return RayWorkers(num_workers, gpus_per_worker)
 
 
-def _run(job: Job, executor: Executor | None, console: Console) -> Result:
+def _run(job: Job, workers: RayWorkers | None, console: Console) -> Result:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from lrm_ext.translation.runner import translate_corpus
@@ -139,7 +140,7 @@ def _run(job: Job, executor: Executor | None, console: Console) -> Result:
         task = bar.add_task(job.target)
         result = translate_corpus(
             job,
-            executor,
+            workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _print_result(job, result, console)

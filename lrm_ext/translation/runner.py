@@ -2,7 +2,7 @@
 
 Input: a corpus and a `Job`. Output: the corpus with `text/<lang>/`. What was answered is in the
 cache, what was finished is in parts (`parts.py`); running the same job again goes on from there and
-gives the same bytes. Who works on the parts is the executor's business.
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -25,13 +25,16 @@ from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
-from lrm_ext.translation.engines.base import AheadEngine, Usage
+from lrm_ext.translation.engines.base import AheadEngine, Engine, Usage
 from lrm_ext.translation.engines.registry import build_engine, get_spec
 from lrm_ext.translation.glossary import Glossary
 from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translation.rows import SEEN_TEXT, RowPlan, build_texts, plan_row
 from lrm_ext.translation.translator import Judge, Translator
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.ray_executor import RayWorkers
 
 log = logging.getLogger(__name__)
 
@@ -98,20 +101,16 @@ class Result:
     num_done: int = 0
 
 
-# Works on parts, and says after each what happened and what it cost.
-Executor = Callable[[Job, list[int]], Iterable[tuple[Counter[str], Usage]]]
-
-
 def translate_corpus(
     job: Job,
-    executor: Executor | None = None,
+    workers: RayWorkers | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Translate what is not translated yet.
 
     Args:
         job: What to do.
-        executor: Who works on the parts; this process if left out.
+        workers: Do the work of local engines; this process does it if left out.
         progress: Called with the numbers of parts done and in all.
 
     Raises:
@@ -122,7 +121,7 @@ def translate_corpus(
     corpus = Corpus.open(job.corpus)
     if get_language(job.target).code == ENGLISH:
         raise ConfigError("the corpus is English; choose another language to translate into.")
-    translator = build_translator(job)
+    translator = build_translator(job, workers=workers)
     lock = job.corpus / "text" / f".{job.target}.lock"
     try:
         with locked(lock, f"translation into {job.target!r}"):
@@ -137,8 +136,7 @@ def translate_corpus(
             missing = store.missing()
             result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
             progress(result.num_done, result.num_parts)
-            here = _translate_here(job, store, translator, missing)
-            steps = here if executor is None else executor(job, missing)
+            steps = _translate_parts(job, store, translator, missing)
             for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
                 result.work += work
                 result.usage += usage
@@ -149,10 +147,12 @@ def translate_corpus(
         translator.close()
 
 
-def _translate_here(
+def _translate_parts(
     job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
 ) -> Iterator[tuple[Counter[str], Usage]]:
-    """Translate parts in this process; an engine that takes hours is asked about many at once."""
+    """Translate parts; an engine that wants much at once is asked about many of them first."""
+    if not numbers:
+        return
     rows = max(e.rows_ahead if isinstance(e, AheadEngine) else 0 for e in translator.engines)
     size = max(1, rows // max(1, len(store.row_numbers(0))))
     for start in range(0, len(numbers), size):
@@ -211,19 +211,25 @@ def translate_part(
     return translator.counts, translator.usage
 
 
-def build_translator(job: Job, cache: Cache | None = None) -> Translator:
+def build_translator(
+    job: Job, cache: Cache | None = None, workers: RayWorkers | None = None
+) -> Translator:
     """Make the engines and the glossary of a job; no model is loaded yet.
 
     Args:
         job: The job.
         cache: Where answers are kept; the job's file if left out.
+        workers: Do the work of local engines; this process does it if left out.
 
     Raises:
         ConfigError: An engine is unknown, or does not translate into the language.
     """
     glossary = Glossary.load(job.glossary, job.target)
     cache = Cache(job.cache) if cache is None else cache
-    engines = [build_engine(name, options, job.target, cache) for name, options in job.engines]
+    engines: list[Engine] = []
+    for name, options in job.engines:
+        engine = build_engine(name, options, job.target, cache)
+        engines.append(workers.wrap(engine, name, options, job.target) if workers else engine)
     checker = job.checker()
     judge = _judge(checker) if checker and len(engines) > 1 else None
     return Translator(engines, cache, job.target, glossary, judge)

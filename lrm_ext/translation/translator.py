@@ -212,20 +212,8 @@ class Translator:
             answers = {segment: found[key] for segment, key in keys.items() if key in found}
             self.counts[f"{engine.name}: from the cache"] += len(answers)
         missing = [segment for segment in segments if segment not in answers]
-        while missing:
-            wanted = [keys[segment] for segment in missing]
-            ours = frozenset(wanted) if engine.is_table else self._cache.claim(wanted)
-            try:
-                self._ask_for([s for s in missing if keys[s] in ours], engine, keys, answers)
-            finally:
-                self._cache.release()
-            # what other workers are asking for; if one did so in vain, it is our turn
-            missing = [segment for segment in missing if keys[segment] not in ours]
-            if missing:
-                found = self._cache.wait([keys[segment] for segment in missing])
-                self.counts[f"{engine.name}: from another worker"] += len(found)
-                answers.update({s: found[keys[s]] for s in missing if keys[s] in found})
-                missing = [segment for segment in missing if segment not in answers]
+        if missing:
+            self._ask_for(missing, engine, keys, answers)
         return answers
 
     def _ask_for(
@@ -236,8 +224,6 @@ class Translator:
         answers: dict[Segment, Answer],
     ) -> None:
         """Have the engine translate segments; what it answers goes into the cache at once."""
-        if not missing:
-            return
         for reply in engine.translate(missing):
             fresh: dict[bytes, Answer] = {}
             for outcome in reply.outcomes:
@@ -251,7 +237,9 @@ class Translator:
                 if outcome.is_final:
                     fresh[keys[segment]] = answers[segment]
             if not engine.is_table:
-                self._cache.put(fresh, engine, self.target, reply.usage)
+                num_twice = self._cache.put(fresh, engine, self.target, reply.usage)
+                if num_twice:
+                    self.counts[f"{engine.name}: asked by another run, too"] += num_twice
             self.usage += reply.usage
             self.counts[f"{engine.name}: asked"] += len(reply.outcomes)
 

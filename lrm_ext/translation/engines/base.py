@@ -106,7 +106,7 @@ class Ledger(Protocol):
 
     def put(
         self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
-    ) -> None:
+    ) -> int:
         """Keep answers that were not asked for in this call, and what they cost."""
         ...
 
@@ -196,6 +196,8 @@ class EngineSpec:
         likely_code: What it probably calls a language, by its tag and what CLDR knows of it; None
             if it needs no code.
         known_codes: Gives all codes of its own list; none where it has no list offline.
+        uses_service: It asks a service and keeps to a budget, so `--executor ray` leaves it in the
+            driver's process.
     """
 
     name: str
@@ -208,6 +210,7 @@ class EngineSpec:
     install: str = ""
     likely_code: Callable[[str, KnownNames], str] | None = None
     known_codes: Callable[[], tuple[str, ...]] = tuple
+    uses_service: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,4 +130,5 @@ SPEC = EngineSpec(
     install="pip install 'lrm-llava[deepl]'",
     likely_code=lambda tag, names: tag.upper(),
     known_codes=_known_codes,
+    uses_service=True,
 )

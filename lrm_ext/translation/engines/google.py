@@ -156,4 +156,5 @@ SPEC = EngineSpec(
     languages=lambda: languages_of(_NAME),
     install="pip install 'lrm-llava[google]'",
     likely_code=lambda tag, names: tag,
+    uses_service=True,
 )

@@ -309,4 +309,5 @@ SPEC = EngineSpec(
     options=OpenAIOptions,
     build=_build,
     languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
+    uses_service=True,
 )

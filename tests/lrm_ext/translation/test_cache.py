@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,50 +159,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         Cache(tmp_path / "file" / "c.sqlite")
 
 
-def test_what_one_run_asks_for_another_waits_for(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    first, second = Cache(path), Cache(path)
-    a, b, c = (key(text) for text in "abc")
-    assert first.claim([a, b]) == {a, b}
-    assert second.claim([b, c]) == {c}
-    second.release()
-    first.put({a: Answer("x", None)}, Engine(), "cs", Usage())
-    found: list[dict[bytes, Answer]] = []
-    thread = threading.Thread(target=lambda: found.append(waiter(path, [a, b])))
-    thread.start()
-    time.sleep(0.2)
-    assert found == []
-    first.release()  # b was asked for in vain
-    thread.join(timeout=20)
-    assert found == [{a: Answer("x", None)}]
-    assert second.claim([a, b]) == {b}
+def test_of_two_answers_to_a_text_the_first_stays_and_the_second_is_counted(
+    tmp_path: Path,
+) -> None:
+    first, second = Cache(tmp_path / "c.sqlite"), Cache(tmp_path / "c.sqlite")
+    a, b = key("a"), key("b")
+    assert first.put({a: Answer("x", None)}, Engine(), "cs", Usage()) == 0
+    answers = {a: Answer("y", None), b: Answer("z", None)}
+    assert second.put(answers, Engine(), "cs", Usage()) == 1
+    assert first.get_many([a, b]) == {a: Answer("x", None), b: Answer("z", None)}
     first.close()
     second.close()
-    assert list(tmp_path.glob("*-run-*")) == []
-
-
-def waiter(path: Path, keys: list[bytes]) -> dict[bytes, Answer]:
-    cache = Cache(path)
-    try:
-        return cache.wait(keys)
-    finally:
-        cache.close()
-
-
-def test_claims_of_a_run_that_was_killed_count_for_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    code = f"""
-import os, signal
-from test_cache import *
-Cache({str(path)!r}).claim([key("a"), key("b")])
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
-    process = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
-    assert process.returncode == -9
-    assert len(list(tmp_path.glob("*-run-*"))) == 1
-    cache = Cache(path)
-    assert cache.wait([key("a")]) == {}
-    assert cache.claim([key("a"), key("b")]) == {key("a"), key("b")}
-    cache.close()
-    assert list(tmp_path.glob("*-run-*")) == []

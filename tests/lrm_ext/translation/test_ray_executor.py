@@ -1,22 +1,21 @@
-"""Several workers give the bytes that one gives, whatever dies on the way, and ask no text twice.
+"""Workers give the bytes that one process gives, whatever dies on the way, and ask no text twice.
 
 A cluster of two CPUs is started on this machine; without Ray these tests are skipped.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from fake_chat import Answer, ChatService
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
@@ -24,32 +23,81 @@ from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import EngineError
 from lrm_ext.translation.parts import PartStore
-from lrm_ext.translation.ray_executor import RayExecutor
+from lrm_ext.translation.ray_executor import RayWorkers
 from lrm_ext.translation.runner import Job, translate_corpus
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'lrm-llava[ray]')")
 
 NUM_ROWS, PER_BATCH = 60, 6  # ten parts
+# another package's engine: slow, and it writes down what it is asked
+ENGINE = """
+import os, time
+from dataclasses import dataclass
+from lrm_ext.translation.engines.base import EngineError, EngineSpec, Outcome, Reply, Usage
+
+@dataclass(frozen=True)
+class Options:
+    log: str
+    wait_s: float = 0.0
+    fails: bool = False
+
+class Slow:
+    name, version, context, mask_styles = "slow", "1", "none", ("word",)
+    is_table = is_sentence_level = False
+    options = {}
+
+    def __init__(self, options):
+        self._options = options
+
+    def translate(self, segments):
+        for i, segment in enumerate(segments):
+            if self._options.fails:
+                raise EngineError("slow: out of order")
+            time.sleep(self._options.wait_s)
+            with open(self._options.log, "a") as file:
+                file.write(f"{os.getpid()} {segment.text!r}\\n")
+            yield Reply((Outcome(i, f"[{segment.text}]"),), Usage(1, len(segment.text)))
+
+    def close(self):
+        pass
+
+SPEC = EngineSpec("slow", "a test", "none", "free", Options,
+                  lambda options, source, target, ledger: Slow(options), lambda: ("cs",))
+"""
 # as a user's program would start a run that is killed later
 DRIVER = """
-import json, sys
+import sys
 from pathlib import Path
 import ray
-from lrm_ext.translation.ray_executor import RayExecutor
+from lrm_ext.translation.ray_executor import RayWorkers
 from lrm_ext.translation.runner import Job, translate_corpus
 
-folder, url, cache = sys.argv[1:]
-options = json.loads(%r) | {"base_url": url}
-job = Job(Path(folder), "cs", (("openai", options),), Path(cache))
+folder, log, cache = sys.argv[1:]
+job = Job(Path(folder), "cs", (("slow", {"log": log, "wait_s": "0.02"}),), Path(cache))
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
-translate_corpus(job, RayExecutor(2))
+translate_corpus(job, RayWorkers(2))
 """
-OPTIONS = {"model": "m", "timeout_s": "5"}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with an installed package that offers the engine."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "slow_engine.py").write_text(ENGINE, encoding="utf-8")
+    info = folder / "slow_engine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-engine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[lrm_llava.engines]\nslow = slow_engine:SPEC\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        patch.setenv("PYTHONPATH", path)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(package: Path) -> Iterator[None]:
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
         logging_level="ERROR",
@@ -58,9 +106,11 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def service(serve: Callable[[ChatService], ChatService]) -> ChatService:
-    return serve(ChatService({}))
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there is something to do for several workers, more than once."""
+    monkeypatch.setattr("lrm_ext.translation.ray_executor.BLOCK_SEGMENTS", 4)
+    monkeypatch.setattr("lrm_ext.translation.ray_executor.ROWS_PER_WORKER", 2 * PER_BATCH)
 
 
 def make_corpus(path: Path) -> Path:
@@ -78,126 +128,119 @@ def make_corpus(path: Path) -> Path:
     return path
 
 
-def job(corpus: Path, service: ChatService, **options: str) -> Job:
-    chosen = {**OPTIONS, "base_url": service.url, **options}
-    return Job(corpus, "cs", (("openai", chosen),), corpus.with_suffix(".sqlite"))
+def job(corpus: Path, **options: str) -> Job:
+    chosen = {"log": str(corpus.with_suffix(".log")), **options}
+    return Job(corpus, "cs", (("slow", chosen),), corpus.with_suffix(".sqlite"))
+
+
+def asked(corpus: Path) -> Counter[str]:
+    """How often each text was asked."""
+    lines = corpus.with_suffix(".log").read_text(encoding="utf-8").splitlines()
+    return Counter(line.split(" ", 1)[1] for line in lines)
 
 
 def content(corpus: Path) -> dict[str, bytes]:
     files = (path for path in corpus.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return {str(path.relative_to(corpus)): path.read_bytes() for path in sorted(files)}
+    found = {str(path.relative_to(corpus)): path.read_bytes() for path in sorted(files)}
+    return {name: data for name, data in found.items() if not name.startswith("text/.")}
 
 
-def by_one(tmp_path: Path, service: ChatService) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, package: Path) -> dict[str, bytes]:
     """What one process makes of it, with another cache."""
-    corpus = make_corpus(tmp_path / "one")
-    translate_corpus(job(corpus, service))
-    found = {name: data for name, data in content(corpus).items() if not name.startswith("text/.")}
-    service.answered.clear()
-    return found
+    corpus = make_corpus(tmp_path_factory.mktemp("one") / "one")
+    translate_corpus(job(corpus))
+    return content(corpus)
 
 
-def same(corpus: Path, expected: dict[str, bytes]) -> bool:
-    found = content(corpus)
-    return {name: found[name] for name in found if not name.startswith("text/.")} == expected
-
-
-def test_two_workers_give_the_same_bytes_and_ask_once(tmp_path, cluster, service):
-    expected = by_one(tmp_path, service)
-    service.wait_s = 0.05  # so that both are at work at once
+def test_two_workers_give_the_same_bytes_and_ask_once(tmp_path, cluster, expected):
     corpus = make_corpus(tmp_path / "many")
     done: list[tuple[int, int]] = []
+    # slow enough that both are at work at once
     result = translate_corpus(
-        job(corpus, service), RayExecutor(2), lambda *counts: done.append(counts)
+        job(corpus, wait_s="0.02"), RayWorkers(2), lambda *counts: done.append(counts)
     )
-    assert same(corpus, expected)
+    assert content(corpus) == expected
     assert done == [(n, 10) for n in range(11)]
-    assert set(service.answered.values()) == {1}
-    assert service.most_under_way > 1
-    assert result.usage.requests > 0
-    # "[...]" is no Czech: that the checks say so shows that workers run them
+    assert set(asked(corpus).values()) == {1}
+    lines = corpus.with_suffix(".log").read_text(encoding="utf-8").splitlines()
+    assert len({line.split(" ", 1)[0] for line in lines} - {str(os.getpid())}) == 2
+    # "[...]" is no Czech: the checks say so
     assert Corpus.open(corpus).statuses("cs")["rejected"] == result.counts["rejected"] > 0
-    # the ledger of the shared file is complete
     cache = Cache(corpus.with_suffix(".sqlite"))
-    assert cache.spent("openai", "cs") == result.usage
+    assert cache.spent("slow", "cs") == result.usage
+    assert result.usage.requests == sum(asked(corpus).values())
     cache.close()
 
 
-def test_what_a_worker_raises_is_raised(tmp_path, cluster, service):
+def test_what_a_worker_raises_is_raised(tmp_path, cluster, expected):
     corpus = make_corpus(tmp_path / "c")
-    service.behave = lambda number, segments: Answer(401, b'{"error": "no such key"}')
-    with pytest.raises(EngineError, match="401"):
-        translate_corpus(job(corpus, service), RayExecutor(2))
+    with pytest.raises(EngineError, match="slow: out of order"):
+        translate_corpus(job(corpus, fails="yes"), RayWorkers(2))
     # and what was missing is done by the next run
-    service.behave = lambda number, segments: None
-    translate_corpus(job(corpus, service), RayExecutor(1))
-    assert sum(Corpus.open(corpus).statuses("cs").values()) > 0
+    translate_corpus(job(corpus), RayWorkers(1))
+    assert content(corpus) == expected
+
+
+def test_an_engine_that_asks_a_service_stays_here(tmp_path):
+    class Service:
+        is_table = False
+
+    workers = RayWorkers(2)
+    service = Service()
+    assert workers.wrap(service, "openai", {}, "cs") is service  # type: ignore[arg-type]
+    assert "actors" not in vars(workers)
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, service):
-    expected = by_one(tmp_path, service)
+def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster, expected):
     corpus = make_corpus(tmp_path / "c")
-    service.wait_s = 0.1
     killed: list[int] = []
 
     def progress(done: int, total: int) -> None:
         if done == 3 and not killed:
-            pids = workers()
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
+            below = psutil.Process().children(recursive=True)
+            killed.append(min(p.pid for p in below if p.name().startswith("ray::Worker")))
+            os.kill(killed[0], signal.SIGKILL)
 
-    translate_corpus(job(corpus, service), RayExecutor(2), progress)
-    assert killed and same(corpus, expected)
+    translate_corpus(job(corpus, wait_s="0.05"), RayWorkers(2), progress)
+    assert killed and content(corpus) == expected
     # what was answered to the one that died, and perhaps not kept, may be asked once more
-    assert max(service.answered.values()) <= 2
+    assert max(asked(corpus).values()) <= 2
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, service):
-    expected = by_one(tmp_path, service)
+def test_a_driver_that_is_killed_goes_on_where_it_was(tmp_path, package, expected):
     corpus = make_corpus(tmp_path / "c")
     parts = corpus / "text" / ".cs.work" / "parts"
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER % json.dumps(OPTIONS), encoding="utf-8")
-    command = [sys.executable, script, corpus, service.url, corpus.with_suffix(".sqlite")]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    service.wait_s = 0.1
-    for wanted in (2, 5):
-        process = subprocess.Popen(list(map(str, command)), env=environment)
-        deadline = time.monotonic() + 120
-        while len(list(parts.glob("*.arrow"))) < wanted:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.arrow")}
-    assert 5 <= len(kept) < 10
-    store = PartStore(Corpus.open(corpus), "cs", {})
-    assert len(store.missing()) == 10 - len(kept)
-    subprocess.run(list(map(str, command)), env=environment, check=True)
-    assert same(corpus, expected)
-    # twice killed, with two workers each that had one request of theirs under way
-    assert sum(count - 1 for count in service.answered.values()) <= 2 * 2 * 8
+    script.write_text(DRIVER, encoding="utf-8")
+    files = (corpus, corpus.with_suffix(".log"), corpus.with_suffix(".sqlite"))
+    command = [sys.executable, str(script), *map(str, files)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while not (corpus.with_suffix(".log").exists() and sum(asked(corpus).values()) > 20):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert PartStore(Corpus.open(corpus), "cs", {}).missing()
+    subprocess.run(command, check=True)
+    assert content(corpus) == expected and parts.parent.exists() is False
+    # two workers, each of which had one block under way
+    assert sum(count - 1 for count in asked(corpus).values()) <= 2 * 256
 
 
-def workers() -> list[int]:
-    """Process numbers of the workers of this test's cluster."""
-    below = psutil.Process().children(recursive=True)
-    return sorted(p.pid for p in below if p.name().startswith("ray::Worker"))
-
-
-def test_more_workers_than_fit_are_refused(tmp_path, cluster, service):
+def test_more_workers_than_fit_are_refused(tmp_path, cluster):
     corpus = make_corpus(tmp_path / "c")
     with pytest.raises(ConfigError, match=r"3 workers of one CPU and 0 GPUs each do not fit .*2 C"):
-        translate_corpus(job(corpus, service), RayExecutor(3))
+        translate_corpus(job(corpus), RayWorkers(3))
     with pytest.raises(ConfigError, match=r"1 workers of one CPU and 1 GPUs each do not fit"):
-        translate_corpus(job(corpus, service), RayExecutor(None, gpus_per_worker=1))
-    assert not service.requests
+        translate_corpus(job(corpus), RayWorkers(None, gpus_per_worker=1))
+    assert not corpus.with_suffix(".log").exists()
 
 
-def test_a_full_disk_is_named(tmp_path, cluster, service, monkeypatch):
-    """A worker that cannot write its part says so to the user."""
+def test_a_full_disk_is_named(tmp_path, cluster):
     corpus = make_corpus(tmp_path / "c")
 
     def progress(done: int, total: int) -> None:
@@ -207,4 +250,4 @@ def test_a_full_disk_is_named(tmp_path, cluster, service, monkeypatch):
             parts.write_text("in the way")
 
     with pytest.raises(DataError, match="cannot be written"):
-        translate_corpus(job(corpus, service), RayExecutor(1), progress)
+        translate_corpus(job(corpus), RayWorkers(1), progress)
