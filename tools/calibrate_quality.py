@@ -12,7 +12,7 @@ reported on the other, which shows other scenes. The rows are those of the built
 
 or of a file of your own, all of which is reported on (no limits are measured on it):
 
-    python scripts/calibrate_quality.py --captions tests/lrm_ext/translation/quality/captions.toml
+    python tools/calibrate_quality.py --captions tests/lrm_ext/translation/quality/captions.toml
 
 Nothing of those captions is kept but the few numbers. Without --calibrate or --write the limits are
 those of the language files.
