@@ -48,7 +48,7 @@ def test_prints_and_saves(
     monkeypatch.setattr(sys, "argv", [*command, "--markdown", "--json", str(out)])
     script.main()
     shown = capsys.readouterr().out
-    assert "| built-in | false alarms | found | wrong language | cut |" in shown
+    assert "| built-in | false alarms | rejected | found | wrong language | cut |" in shown
     assert "sr-Latn taken for hr: found 100%" in shown
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["built-in"]["hr"]["clean"] == 20 and found["captions"]["hr"]["clean"] == 1
