@@ -49,6 +49,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         drop_policy: What a bad sample does; by default it raises.
         num_image_tokens: Positions that a picture takes in the model. By default what the vision
             tower noted in its `image_processor`; 576, as in LLaVA-1.5, for another processor.
+        orient_images: Turn images as their metadata says; LLaVA does not.
 
     Raises:
         DataError: The file cannot be read, a sample cannot be used, or too many cannot.
@@ -63,8 +64,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         conversation: Conversation | None = None,
         drop_policy: DropPolicy | None = None,
         num_image_tokens: int | None = None,
+        orient_images: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self._orient_images = orient_images
         self.data_args = data_args
         self.conversation = conversation or conversation_lib.default_conversation
         if num_image_tokens is None:
@@ -207,7 +210,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             return torch.zeros(3, size["height"], size["width"])
         path = self._image_path(sample)
         try:
-            image = open_image(path, orient=False)
+            image = open_image(path, orient=self._orient_images)
         except DataError as error:
             raise SampleError(
                 f"{self._index.where(i)}, sample {sample.id!r}: {error}. Replace it, or allow "

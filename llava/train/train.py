@@ -138,8 +138,12 @@ def train(
     save_final(trainer)
 
 
-def default_data_module(context: DataContext) -> dict[str, Any]:
-    """LLaVA's dataset and collator, for `--data_path`.
+def default_data_module(context: DataContext, orient_images: bool = False) -> dict[str, Any]:
+    """Builds LLaVA's dataset and collator for `--data_path`.
+
+    Args:
+        context: What there is before the data.
+        orient_images: See `LazySupervisedDataset`.
 
     Raises:
         ConfigError: There is no `--data_path`.
@@ -154,6 +158,7 @@ def default_data_module(context: DataContext) -> dict[str, Any]:
         data_args,
         conversation=context.conversation,
         drop_policy=DropPolicy(data_args.max_drop_rate),
+        orient_images=orient_images,
     )
     return {
         "train_dataset": dataset,

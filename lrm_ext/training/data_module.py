@@ -170,7 +170,7 @@ def _validation(
 
 
 def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
-    """LLaVA's own data, as it is.
+    """LLaVA's own data, with images turned as everywhere in `lrm`.
 
     Raises:
         ConfigError: There is no data, or a mixture of something that is no corpus.
@@ -186,7 +186,8 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
             "data of --data_path into one, or leave these flags out to train on it as it is"
         )
-    return default_data_module(context)
+    # the demo, the API and `lrm eval` turn images, so the model is trained on turned ones
+    return default_data_module(context, orient_images=True)
 
 
 def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> StepSampler:

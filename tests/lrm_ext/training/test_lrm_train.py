@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 from llava.errors import CheckpointError, ConfigError, DataError
@@ -109,6 +111,23 @@ def test_llava_json_trains_with_the_cache_left_to_the_program(run_lrm, tmp_path,
     data = {"corpus_path": None, "data_path": tmp_path / "my.json", "image_folder": images}
     out = run_lrm(**data, feature_cache="auto", max_steps=2)
     assert (out / "model.safetensors").is_file()
+
+
+def test_images_of_llava_json_are_turned_as_the_servers_turn_them(run_lrm, tmp_path):
+    rng = np.random.default_rng(0)
+    stored = Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # held upright, stored on its side
+    stored.save(tmp_path / "phone.png", exif=exif)
+    stored.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cup."}]
+    weights = []
+    for name in ("phone", "upright"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps([{"id": "1", "image": f"{name}.png", "conversations": turns}]))
+        data = {"corpus_path": None, "data_path": path, "image_folder": tmp_path}
+        weights.append(weights_of(run_lrm(**data, max_steps=1, output_dir=tmp_path / name)))
+    assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
 
 
 @pytest.mark.parametrize(
