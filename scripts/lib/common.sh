@@ -46,7 +46,7 @@ need_packages() {
   ((${dry_run:-0})) && return
   "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
     torch transformers typer 2>/dev/null ||
-    die "$1 has not the packages of this project (torch, transformers, ...): make an environment" \
+    die "$1 lacks the packages of this project (torch, transformers, ...): make an environment" \
       "with: bash scripts/setup.sh, or name one that has them: PYTHON=/path/to/bin/python"
 }
 

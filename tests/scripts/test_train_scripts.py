@@ -402,7 +402,7 @@ def test_a_python_without_the_packages_is_named(tmp_path: Path, script: str) -> 
     result = run(script, PYTHON=str(python), NUM_GPUS="0")
     assert result.returncode == 2 and not result.stdout.strip()
     (line,) = result.stderr.splitlines()
-    assert f"{python} has not the packages of this project" in line and "setup.sh" in line
+    assert f"{python} lacks the packages of this project" in line and "setup.sh" in line
     if script != "eval/mme":  # a dry run needs none
         assert run(script, "--dry-run", PYTHON=str(python), NUM_GPUS="0").returncode == 0
 
