@@ -92,8 +92,8 @@ set_batch_flags() {
     set_flags --per_device_train_batch_size "$batch" --gradient_accumulation_steps $((share / batch))
   fi
   share=$(flag_value --gradient_accumulation_steps)
-  say "Samples in a step: $((processes * batch * ${share:-1})) ($processes processes x $batch," \
-    "accumulated ${share:-1} times)" >&2
+  say "Samples per step: $((processes * batch * ${share:-1})) (processes: $processes, batch: $batch," \
+    "gradient accumulation: ${share:-1})" >&2
 }
 
 # All GPUs of the machine, or as many as the preset can use.
