@@ -394,14 +394,17 @@ def test_what_is_missing_is_said_before_python_starts(tmp_path: Path) -> None:
     assert result.returncode == 2 and "lrm_pretrain.sh" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["lrm_pretrain", "finetune", "lrm_eval", "eval/mme"])
+@pytest.mark.parametrize("script", ["lrm_pretrain", "pretrain", "lrm_eval", "eval/mme"])
 def test_a_python_without_the_packages_is_named(tmp_path: Path, script: str) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n')
     python.chmod(0o755)
-    result = run(script, PYTHON=str(python), NUM_GPUS="0")
+    (tmp_path / "data.json").touch()
+    data = {"DATA_PATH": str(tmp_path / "data.json"), "IMAGE_FOLDER": str(tmp_path)}
+    result = run(script, PYTHON=str(python), NUM_GPUS="0", **data)
     assert result.returncode == 2 and not result.stdout.strip()
-    (line,) = result.stderr.splitlines()
+    *said, line = result.stderr.splitlines()
+    assert [text[:16] for text in said] in ([], ["Samples per step"])
     assert f"{python} lacks the packages of this project" in line and "setup.sh" in line
     if script != "eval/mme":  # a dry run needs none
         assert run(script, "--dry-run", PYTHON=str(python), NUM_GPUS="0").returncode == 0
