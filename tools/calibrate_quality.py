@@ -33,7 +33,7 @@ from rich.table import Table
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.emoji.packed import LANGUAGES
+from lrm_ext.corpus.emoji.scenes import LANGUAGES
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH
 from lrm_ext.translation.quality.calibrating import (

@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.describing import Summary, summarize
-from lrm_ext.corpus.layout import STATUSES, Text
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import STATUSES, Corpus, Text
+from lrm_ext.corpus.summary import Summary, summarize
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import Usage

@@ -37,7 +37,7 @@ from lrm_ext.analysis.corpus_charts import (
     stacked_bar,
 )
 from lrm_ext.analysis.page import render_page, section
-from lrm_ext.corpus.layout import STATUSES
+from lrm_ext.corpus.store import STATUSES
 from lrm_ext.translation.engines.base import Usage
 from lrm_ext.translation.quality.thresholds import get_thresholds
 

@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lrm_ext.benchmarks.parse import text_key
-from lrm_ext.corpus.emoji.concepts import backgrounds, concept_ids, concepts_by_id, related_concepts
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import Scene
-from lrm_ext.corpus.emoji.text import (
+from lrm_ext.corpus.emoji.conversations import (
     Question,
     color_question,
     content_question,
@@ -28,7 +25,15 @@ from lrm_ext.corpus.emoji.text import (
     noun_phrase,
     render_question,
 )
-from lrm_ext.corpus.emoji.vocabulary import get_vocabulary
+from lrm_ext.corpus.emoji.scenes import (
+    LANGUAGES,
+    Scene,
+    backgrounds,
+    concept_ids,
+    concepts_by_id,
+    get_vocabulary,
+    related_concepts,
+)
 from lrm_ext.languages._toml import load_toml
 
 PATTERNS_FILE: Final = Path(__file__).parent / "mini.toml"

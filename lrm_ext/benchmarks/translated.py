@@ -18,7 +18,7 @@ from llava.errors import DataError
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.prompts import prompt_for
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.languages.language import Language
 from lrm_ext.languages.registry import answer_request, get_language
 from lrm_ext.translation.rows import Given, RowPlan, plan_row

@@ -29,7 +29,7 @@ from lrm_ext.benchmarks.plain import ANSWERS
 from lrm_ext.benchmarks.prompts import LLAVA
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translated import Parts, fields_of, put_together, take_apart
-from lrm_ext.corpus.layout import ENGLISH, Text
+from lrm_ext.corpus.store import ENGLISH, Text
 from lrm_ext.files import write_atomically
 from lrm_ext.translation.engines.base import AheadEngine, Usage
 from lrm_ext.translation.rows import build_texts

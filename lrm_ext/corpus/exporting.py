@@ -16,8 +16,7 @@ from typing import Any
 import msgspec
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.files import writing
 
 _encode = msgspec.json.encode

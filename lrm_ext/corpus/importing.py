@@ -1,35 +1,50 @@
-"""Sources in, a corpus out.
+"""Imports data sets into a corpus.
 
 Input: files of several formats, in English. Output: a corpus folder, written row batch by row
 batch in constant memory; it appears when it is whole. Every row that is left out is counted with
-its reason, and rows whose meaning does not survive translation are marked by rules.
+its reason. Rules from a file mark the rows whose meaning does not survive translation; images are
+opened, many at a time, and copied if asked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
+import re
+import shutil
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from llava.data.drop import DropPolicy, DropReport
 from llava.data.records import iter_records
 from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.formats.table import Format
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow
-from lrm_ext.corpus.llava_columns import batch_of, check_sample, iter_row_batches
-from lrm_ext.corpus.pictures import PictureCheck, PictureCopy
-from lrm_ext.corpus.translatable import Rules
+from llava.image_file import ImageError, open_image
+from lrm_ext.corpus.columns import Flags, Turns, batch_of, check_sample, iter_row_batches, to_flags
+from lrm_ext.corpus.formats import Format
+from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
+from lrm_ext.files import leaves_folder
+from lrm_ext.languages._toml import load_toml
 
+RULES_FILE = Path(__file__).with_name("translatable.toml")
+FIELDS = ("source", "task", "question", "answer")
+_MAX_EXAMPLES = 3
+_MAX_REMEMBERED = 1_000_000
 log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 2048
@@ -38,6 +53,248 @@ _NUM_PICTURES_LOOKED_FOR = 20
 IsTranslatable = Callable[[Sample], bool]
 # Writes a picture that is embedded in a data set, of which it is told where that is.
 SaveEmbedded = Callable[[dict[str, Any], str], str]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason for a row to stay English."""
+
+    name: str
+    field: str
+    pattern: str
+
+
+@dataclass
+class Rules:
+    """All of them, and what they have caught.
+
+    Attributes:
+        rules: In the order of the file.
+        caught: Rows by rule; a row that two rules match counts in both.
+        examples: The first few rows of each rule: id and beginning of the question.
+        num_english: Rows that stay English.
+    """
+
+    rules: tuple[Rule, ...]
+    caught: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    num_english: int = 0
+
+    def __post_init__(self) -> None:
+        """Prepare one pattern a field, which matches what any of its rules matches."""
+        patterns: dict[str, list[str]] = {}
+        for rule in self.rules:
+            patterns.setdefault(rule.field, []).append(f"(?:{rule.pattern})")
+        self._together = {name: "|".join(parts) for name, parts in patterns.items()}
+
+    @classmethod
+    def load(cls, path: Path = RULES_FILE) -> Rules:
+        """Read a file of rules.
+
+        Raises:
+            ConfigError: The file is missing, not TOML, or a rule is not as it must be.
+        """
+        data = load_toml(path)
+        rules = []
+        for number, raw in enumerate(data.get("rules", ()), start=1):
+            where = f"{path}: rule {number}"
+            if not isinstance(raw, dict) or set(raw) != {"name", "field", "pattern"}:
+                raise ConfigError(f"{where} is {raw!r}, expected name, field and pattern.")
+            if raw["field"] not in FIELDS:
+                raise ConfigError(
+                    f"{where}: field is {raw['field']!r}; choose from: {', '.join(FIELDS)}."
+                )
+            _check_pattern(raw["pattern"], where)
+            rules.append(Rule(raw["name"], raw["field"], raw["pattern"]))
+        return cls(tuple(rules))
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
+        stays = np.zeros(len(batch), dtype=bool)
+        for name, any_of in self._together.items():
+            stays |= _matches(batch, name, any_of)
+        if not stays.any():
+            return batch
+        caught = batch.filter(pa.array(stays))
+        for rule in self.rules:
+            self._note(rule, caught, _matches(caught, rule.field, rule.pattern))
+        self.num_english += len(caught)
+        column = pa.array(~stays & batch.column("translatable").to_numpy(zero_copy_only=False))
+        index = ROW_SCHEMA.get_field_index("translatable")
+        return batch.set_column(index, ROW_SCHEMA.field(index), column)
+
+    def _note(self, rule: Rule, batch: pa.RecordBatch, found: Flags) -> None:
+        if not found.any():
+            return
+        self.caught[rule.name] += int(found.sum())
+        kept = self.examples.setdefault(rule.name, [])
+        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)]:
+            row: dict[str, Any] = batch.slice(int(i), 1).to_pylist()[0]
+            kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
+
+
+def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
+    """Rows of which a field matches."""
+    if name in ("source", "task"):
+        return to_flags(pc.match_substring_regex(batch.column(name), pattern))
+    turns = Turns.of(batch.column("turns"))
+    of_role = turns.of_role("human" if name == "question" else "gpt")
+    texts = turns.texts.filter(pa.array(of_role))
+    flags = np.zeros(len(of_role), dtype=bool)
+    flags[of_role] = to_flags(pc.match_substring_regex(texts, pattern))
+    return turns.any(flags)
+
+
+def _check_pattern(pattern: Any, where: str) -> None:
+    try:
+        re.compile(pattern)
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except (re.error, pa.ArrowInvalid, TypeError) as error:
+        raise ConfigError(f"{where}: pattern {pattern!r} is not usable: {error}") from error
+
+
+class Problem(NamedTuple):
+    """Why a picture cannot be used.
+
+    Attributes:
+        reason: "outside_root", "missing_picture", or that of an `ImageError`.
+        message: What was found, with its path.
+    """
+
+    reason: str
+    message: str
+
+
+class PictureCheck:
+    """Checks each picture once; a context manager.
+
+    Args:
+        root: Folder of the pictures.
+        num_threads: How many are opened at once; decoding does not hold Python's lock.
+    """
+
+    def __init__(self, root: Path, num_threads: int | None = None) -> None:
+        self.root = root
+        self._pool = ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)))
+        self._known: dict[str, Problem | None] = {}
+
+    def __enter__(self) -> PictureCheck:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
+        """Drop the rows of a batch whose picture cannot be used.
+
+        Raises:
+            DataError: As `policy` raises.
+        """
+        problems = self.problems(batch.column("image").to_pylist())
+        bad = [i for i, problem in enumerate(problems) if problem is not None]
+        for i in bad:
+            problem, sample_id = problems[i], batch.column("id")[i].as_py()
+            assert problem is not None
+            policy.report.read[ENGLISH] -= 1  # counted again as dropped
+            text = f"sample {sample_id!r}: {problem.message}"
+            policy.drop(SampleError(text, problem.reason, ENGLISH))
+        return batch if not bad else batch.take(np.setdiff1d(np.arange(len(batch)), bad))
+
+    def problems(self, names: Sequence[str | None]) -> list[Problem | None]:
+        """Open pictures, several at a time.
+
+        Args:
+            names: Paths relative to the root; None for a row without a picture.
+
+        Returns:
+            For each what is wrong with it; None if nothing is.
+        """
+        if len(self._known) > _MAX_REMEMBERED:
+            self._known.clear()
+        new = sorted({name for name in names if name is not None} - self._known.keys())
+        self._known.update(zip(new, self._pool.map(self._problem, new), strict=True))
+        return [None if name is None else self._known[name] for name in names]
+
+    def _problem(self, name: str) -> Problem | None:
+        path = self.root / name
+        if leaves_folder(name):
+            return Problem("outside_root", f"picture {name!r} lies outside of {self.root}")
+        if not path.is_file():
+            return Problem("missing_picture", f"no such picture: {path}")
+        try:
+            open_image(path).close()
+        except ImageError as error:
+            return Problem(error.reason, str(error))
+        return None
+
+
+class PictureCopy(PictureCheck):
+    """Checks each picture and copies it; those that are embedded in a source are written out.
+
+    Args:
+        root: Folder of the pictures that sources refer to.
+        out: Folder to copy into; paths below it are those below `root`.
+        num_threads: How many are opened at once.
+    """
+
+    def __init__(self, root: Path, out: Path, num_threads: int | None = None) -> None:
+        super().__init__(root, num_threads)
+        self._out = out
+
+    def save_embedded(self, image: dict[str, Any], where: str) -> str:
+        """Write a picture of a table to a file named by its content.
+
+        Args:
+            image: Has the file's content as `bytes`.
+            where: For messages.
+
+        Returns:
+            Its path below `out`.
+
+        Raises:
+            SampleError: It is no picture.
+        """
+        data = image["bytes"]
+        try:
+            open_image(data, where).close()
+        except ImageError as error:
+            raise SampleError(str(error), error.reason) from error
+        with Image.open(io.BytesIO(data)) as picture:
+            ending = (picture.format or "img").lower()
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        name = f"embedded/{digest[:2]}/{digest}.{ending}"
+        if not (self._out / name).is_file():
+            _write(self._out / name, lambda path: path.write_bytes(data))
+        return name
+
+    def _problem(self, name: str) -> Problem | None:
+        target = self._out / name
+        if target.is_file():  # embedded ones, too
+            return None
+        problem = super()._problem(name)
+        if problem is None:
+            _write(target, lambda path: shutil.copyfile(self.root / name, path))
+        return problem
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is there when it is whole; several threads may write the same.
+
+    Raises:
+        DataError: The disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error
 
 
 @dataclass(frozen=True)

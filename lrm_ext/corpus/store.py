@@ -1,18 +1,33 @@
-"""The parallel corpus: English rows, and their texts in other languages aligned by row number.
+"""A parallel corpus: English rows, and their texts in other languages aligned by row number.
 
-Input: a folder as described in `layout.py`. Output: rows and turns by number. Opening reads one
-small file; shards are memory-mapped when first touched, so workers and ranks share their pages.
-Nothing here formats, mixes, tokenises or opens pictures.
+    corpus.toml              sizes, languages and counts; written last
+    rows/00000.arrow …       id, image, source, task, translatable, English turns
+    text/cs/00000.arrow …    the same rows in Czech: turns, status, engine, reason, quality
+    text/cs/usable.u32       numbers of the rows that may be drawn in Czech
+
+Row `i` lies in shard `i // rows_per_shard`, batch `i % rows_per_shard // rows_per_batch`, so that
+finding it takes the same time in a thousand rows and in a hundred million. Shards are Arrow IPC
+files because those can be memory-mapped; Parquet cannot. Opening reads one small file; shards are
+mapped when first touched, so workers and ranks share their pages. `JoinedCorpus` reads several
+corpora as one. Nothing here formats, mixes, tokenises or opens pictures; `writer.py` writes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
+import struct
+import sys
+import weakref
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -20,31 +35,243 @@ import pyarrow as pa
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.layout import (
-    ENGLISH,
-    META_FILE,
-    OLD_TEXT_SCHEMA,
-    ROW_SCHEMA,
-    STATUSES,
-    TEXT_SCHEMA,
-    CorpusRow,
-    Meta,
-    Text,
-    quality_from_arrow,
-    shard_name,
-    turns_from_arrow,
-)
-from lrm_ext.corpus.row_list import RowList
-from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.files import leaves_folder
 
-__all__ = ["Corpus", "CorpusRow", "CorpusWriter", "Text"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
+FORMAT_VERSION = 1
+META_FILE = "corpus.toml"
+ENGLISH = "en"
+STATUSES = ("ok", "suspect", "rejected")
+MAX_ROWS = 2**32  # row numbers are stored as 32 bits
+
+_TURNS = pa.list_(
+    pa.struct([("role", pa.string()), ("text", pa.string()), ("supervised", pa.bool_())])
+)
+ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("source", pa.string()),
+        ("task", pa.string()),
+        ("translatable", pa.bool_()),
+        ("turns", _TURNS),
+    ]
+)
+# A map, since checks come and go, and people bring scores of their own.
+TEXT_SCHEMA = pa.schema(
+    [
+        ("turns", _TURNS),
+        ("status", pa.string()),
+        ("engine", pa.string()),
+        ("reason", pa.string()),
+        ("quality", pa.map_(pa.string(), pa.float32())),
+    ]
+)
+# Texts that were written before figures of quality were kept; they are read as having none.
+OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
+NUM_BYTES = 4
+_NUMBER = struct.Struct("<I")
 log = logging.getLogger(__name__)
 
 # Each open shard holds a file descriptor, and the usual limit is 1024 of them.
 _MAX_OPEN_SHARDS = 256
 _MAX_CACHED_BATCHES = 1024
+
+
+@dataclass(frozen=True)
+class CorpusRow:
+    """One English sample and what is known of it.
+
+    Attributes:
+        id: The sample's name, as in the LLaVA JSON it came from.
+        image: Picture path relative to the corpus' image root; None for a text-only row.
+        source: The data set it came from; carried through every export, as licences hang on it.
+        task: Kind of question, for statistics.
+        translatable: False for rows whose meaning does not survive translation (arithmetic,
+            geometry); those stay English.
+        turns: The English conversation, human first, roles alternating.
+    """
+
+    id: str
+    image: str | None
+    source: str | None
+    task: str | None
+    translatable: bool
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row's conversation in another language, and how far it is trusted.
+
+    Attributes:
+        turns: As many turns as in English, with the same roles.
+        status: "ok", "suspect" or "rejected"; only "ok" is ever trained on.
+        engine: What translated it, with its version; None for human text.
+        reason: Why it is not "ok".
+        quality: What each check and score measured, by name; None if nothing was measured.
+    """
+
+    turns: tuple[Turn, ...]
+    status: str = "ok"
+    engine: str | None = None
+    reason: str | None = None
+    quality: Mapping[str, float] | None = None
+
+    def to_arrow(self) -> dict[str, Any]:
+        """The plain values of the Arrow columns."""
+        return {
+            "turns": turns_to_arrow(self.turns),
+            "status": self.status,
+            "engine": self.engine,
+            "reason": self.reason,
+            "quality": None if self.quality is None else list(self.quality.items()),
+        }
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of `corpus.toml`.
+
+    Attributes:
+        num_rows: Rows in the corpus.
+        rows_per_shard: Rows in every shard but the last.
+        rows_per_batch: Rows in every record batch of a shard but the last.
+        image_root: Folder of the pictures, relative to the corpus folder (or absolute).
+        counts: For each language but English, how many texts have each status, and how many are
+            "usable": status "ok" in a translatable row.
+    """
+
+    num_rows: int
+    rows_per_shard: int
+    rows_per_batch: int
+    image_root: str
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def dump(self, path: Path) -> None:
+        """Write the file (TOML)."""
+        lines = [
+            f"format_version = {FORMAT_VERSION}",
+            f"num_rows = {self.num_rows}",
+            f"rows_per_shard = {self.rows_per_shard}",
+            f"rows_per_batch = {self.rows_per_batch}",
+            f"image_root = {json.dumps(self.image_root)}",
+        ]
+        for lang, counts in self.counts.items():
+            lines += ["", f"[languages.{lang}]", *(f"{k} = {v}" for k, v in counts.items())]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Meta:
+        """Read and check a corpus folder's `corpus.toml`.
+
+        Raises:
+            DataError: There is none, it does not parse, or it is of another version.
+        """
+        path = folder / META_FILE
+        if not path.is_file():
+            hint = "it is missing" if folder.is_dir() else "the folder does not exist"
+            raise DataError(
+                f"{folder} is not a corpus: expected {META_FILE} in it, but {hint}. A corpus "
+                "whose writing was cut short has none; build or unpack it again."
+            )
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            version = data["format_version"]
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"{path}: format_version is {version}, this code reads {FORMAT_VERSION}; "
+                    "build or unpack the corpus again."
+                )
+            return cls(
+                num_rows=int(data["num_rows"]),
+                rows_per_shard=int(data["rows_per_shard"]),
+                rows_per_batch=int(data["rows_per_batch"]),
+                image_root=str(data["image_root"]),
+                counts=_checked_counts(data.get("languages", {})),
+            )
+        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: cannot be read as a corpus description: {error!r}") from error
+
+
+def _checked_counts(languages: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    names = (*STATUSES, "usable")
+    return {lang: {name: int(counts[name]) for name in names} for lang, counts in languages.items()}
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, the same for rows and texts."""
+    return f"{number:05d}.arrow"
+
+
+def turns_to_arrow(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as the plain values of the Arrow column."""
+    return [{"role": t.role, "text": t.text, "supervised": t.supervised} for t in turns]
+
+
+def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    """Inverse of `turns_to_arrow`."""
+    return tuple(Turn(v["role"], v["text"], v["supervised"]) for v in values)
+
+
+def quality_from_arrow(values: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
+    """Figures of quality as they were, as far as 32 bits hold them."""
+    return None if values is None else {name: round(value, _DECIMALS) for name, value in values}
+
+
+_DECIMALS = 4
+
+
+class RowList(Sequence[int]):
+    """The row numbers in a file.
+
+    Safe to send to data-loader workers, and to share with those that are forked.
+
+    Args:
+        path: The file; an attribute.
+        size: How many numbers it must hold.
+
+    Raises:
+        DataError: The file is missing or of another size.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        found = path.stat().st_size if path.is_file() else -1
+        if found != size * NUM_BYTES:
+            what = "it is missing" if found < 0 else f"it has {found}"
+            raise DataError(
+                f"{path}: expected {size * NUM_BYTES} bytes ({size} rows), {what}. The corpus is "
+                "damaged; build or unpack it again."
+            )
+        self.path = path
+        self._size = size
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
+        """The row number at a place.
+
+        Raises:
+            IndexError: It is not in 0 .. len - 1.
+            DataError: The file has become shorter.
+        """
+        if not 0 <= index < self._size:
+            raise IndexError(f"place {index} of {self._size} rows")
+        data = os.pread(self._file, NUM_BYTES, index * NUM_BYTES)
+        if len(data) != NUM_BYTES:
+            raise DataError(f"{self.path}: has become shorter while it was read.")
+        number: int = _NUMBER.unpack(data)[0]
+        return number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RowList, (self.path, self._size))
 
 
 class Corpus:
@@ -305,3 +532,96 @@ def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) ->
     cache[key] = value
     if len(cache) > limit:
         cache.popitem(last=False)
+
+
+class ShiftedRows(Sequence[int]):
+    """Row numbers of one of several corpora, numbered on from `start`.
+
+    Args:
+        rows: Its own numbers.
+        start: Number of its first row among all.
+    """
+
+    def __init__(self, rows: Sequence[int], start: int) -> None:
+        self._rows = rows
+        self._start = start
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
+        return self._start + self._rows[index]
+
+
+class JoinedCorpus:
+    """Corpora that are read as one.
+
+    Args:
+        parts: The corpora, in the order in which their rows are numbered.
+
+    Raises:
+        DataError: They have more rows than can be numbered.
+
+    Example:
+        >>> both = JoinedCorpus([Corpus.open("captions"), Corpus.open("chats")])
+        >>> both.row(len(both.parts[0])) == both.parts[1].row(0)
+        True
+    """
+
+    def __init__(self, parts: Sequence[Corpus]) -> None:
+        assert parts
+        self.parts = tuple(parts)
+        self.starts = [0, *accumulate(len(part) for part in parts)]
+        if len(self) >= MAX_ROWS:
+            raise DataError(f"{len(self)} rows in {len(parts)} corpora; at most {MAX_ROWS - 1}.")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.starts[-1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (JoinedCorpus, (self.parts,))
+
+    @property
+    def path(self) -> Path:
+        """Folder of the first, beside which files about all of them lie."""
+        return self.parts[0].path
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that any of them has texts in; English is the first."""
+        return tuple(dict.fromkeys(lang for part in self.parts for lang in part.languages))
+
+    def fingerprint(self) -> str:
+        """A short text that differs for other corpora, or another order of them."""
+        content = " ".join(part.fingerprint() for part in self.parts)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    def row(self, index: int) -> CorpusRow:
+        """The English row `index`; see `Corpus.row`."""
+        part, own = self._part(index)
+        return part.row(own)
+
+    def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
+        """The accepted turns of row `index` in `lang`; see `Corpus.turns`."""
+        part, own = self._part(index)
+        return part.turns(lang, own) if lang in part.languages else None
+
+    def image_path(self, index: int) -> Path | None:
+        """Path of the picture of row `index`; see `Corpus.image_path`."""
+        part, own = self._part(index)
+        return part.image_path(own)
+
+    def _part(self, index: int) -> tuple[Corpus, int]:
+        if not 0 <= index < len(self):
+            raise DataError(f"row {index} asked for, but rows run from 0 to {len(self) - 1}.")
+        number = bisect_right(self.starts, index) - 1
+        return self.parts[number], index - self.starts[number]
+
+
+AnyCorpus = Union[Corpus, JoinedCorpus]  # noqa: UP007  # evaluated, and 3.10 has no TypeAlias for it
+
+
+def parts_of(corpus: AnyCorpus) -> tuple[Corpus, ...]:
+    """The corpora that one is made of."""
+    return corpus.parts if isinstance(corpus, JoinedCorpus) else (corpus,)

@@ -23,8 +23,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
 from llava.data.sample import ROLES, SampleError
 from lrm_ext.corpus.columns import Flags, Turns, holds, is_blank, leaves_root, to_flags
-from lrm_ext.corpus.importing import Source, row_batches
-from lrm_ext.corpus.pictures import PictureCheck
+from lrm_ext.corpus.importing import PictureCheck, Source, row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.writer import CorpusWriter
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.layout import (
+from lrm_ext.corpus.store import (
     ENGLISH,
     MAX_ROWS,
     META_FILE,

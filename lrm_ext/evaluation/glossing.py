@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from lrm_ext.benchmarks.items import LETTERS
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.engines.memory import known_translations
 

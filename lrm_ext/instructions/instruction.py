@@ -18,7 +18,7 @@ from lrm_ext.languages.language import Language
 from lrm_ext.languages.registry import get_language
 
 if TYPE_CHECKING:
-    from lrm_ext.corpus.layout import CorpusRow
+    from lrm_ext.corpus.store import CorpusRow
 
 ENGLISH = "en"
 TO_EN = "to_en"

@@ -12,10 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.emoji.concepts import concepts_by_id
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import Placed, Scene, sample_scene
-from lrm_ext.corpus.emoji.text import (
+from lrm_ext.corpus.emoji.conversations import (
     Question,
     caption,
     category_question,
@@ -23,7 +20,15 @@ from lrm_ext.corpus.emoji.text import (
     make_questions,
     render_question,
 )
-from lrm_ext.corpus.emoji.vocabulary import NUM_PATTERNS, get_vocabulary
+from lrm_ext.corpus.emoji.scenes import (
+    LANGUAGES,
+    NUM_PATTERNS,
+    Placed,
+    Scene,
+    concepts_by_id,
+    get_vocabulary,
+    sample_scene,
+)
 
 Conversation: TypeAlias = tuple[Turn, ...]
 

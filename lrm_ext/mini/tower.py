@@ -22,10 +22,16 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.clip_encoder import save_tower
-from lrm_ext.corpus.emoji.concepts import backgrounds, load_concepts, load_sprites
-from lrm_ext.corpus.emoji.render import render_scene
-from lrm_ext.corpus.emoji.scenes import Scene, sample_scene
-from lrm_ext.corpus.emoji.vocabulary import POSITIONS, get_vocabulary
+from lrm_ext.corpus.emoji.scenes import (
+    POSITIONS,
+    Scene,
+    backgrounds,
+    get_vocabulary,
+    load_concepts,
+    load_sprites,
+    render_scene,
+    sample_scene,
+)
 from lrm_ext.mini.progress import Progress
 from lrm_ext.mini.recipe import TowerRecipe
 

@@ -50,8 +50,8 @@ def show(
     """Print the samples per language and instruction, their shares, and the rows they use."""
     from rich.console import Console
 
-    from lrm_ext.corpus.joined import parts_of
-    from lrm_ext.corpus.locate import open_corpus
+    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.corpus.store import parts_of
     from lrm_ext.mixture.files import mixture_path
     from lrm_ext.mixture.mixture import Mixture
     from lrm_ext.mixture.spec import MixtureSpec

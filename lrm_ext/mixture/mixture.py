@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 
 from llava.data.sample import Sample
 from llava.errors import ConfigError
-from lrm_ext.corpus.joined import AnyCorpus, JoinedCorpus, ShiftedRows, parts_of
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, ShiftedRows, parts_of
 from lrm_ext.instructions.instruction import ENGLISH
 from lrm_ext.instructions.registry import get_instruction
 from lrm_ext.mixture.counts import apportion_table, halves

@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.joined import AnyCorpus
+from lrm_ext.corpus.store import AnyCorpus
 from lrm_ext.instructions.instruction import ENGLISH
 from lrm_ext.training.dataset import EncodedItem
 

@@ -17,8 +17,7 @@ from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.errors import ConfigError
 from llava.train.arguments import DataContext
 from llava.train.train import default_data_module
-from lrm_ext.corpus.joined import AnyCorpus
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import AnyCorpus, Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.alignment import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments

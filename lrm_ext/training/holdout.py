@@ -18,9 +18,7 @@ import numpy.typing as npt
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.joined import AnyCorpus, JoinedCorpus, parts_of
-from lrm_ext.corpus.layout import CorpusRow, Text
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
 
 _SCALE = 2**64
 

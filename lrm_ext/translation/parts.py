@@ -26,8 +26,15 @@ import numpy as np
 import pyarrow as pa
 
 from llava.errors import DataError
-from lrm_ext.corpus.layout import META_FILE, STATUSES, TEXT_SCHEMA, CorpusRow, Meta, shard_name
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import (
+    META_FILE,
+    STATUSES,
+    TEXT_SCHEMA,
+    Corpus,
+    CorpusRow,
+    Meta,
+    shard_name,
+)
 
 DESCRIPTION_FILE = "translation.json"
 NOT_TRANSLATABLE = "not translatable"

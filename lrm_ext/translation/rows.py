@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.corpus.layout import CorpusRow, Text
+from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.translation.frame import (
     COPY,
     FIXED,

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import AheadEngine, Engine, Usage

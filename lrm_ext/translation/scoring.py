@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, CorpusRow, Text
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus, CorpusRow, Text
 from lrm_ext.translation.frame import UNIT, frame
 from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Answer, Cache, Keys
 from lrm_ext.translation.engines.base import Engine, EngineError, Segment, Usage

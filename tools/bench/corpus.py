@@ -167,7 +167,7 @@ def run_ours(path: Path) -> Measured:
     """Import a file."""
     import pyarrow as pa
 
-    from lrm_ext.corpus.formats.table import FORMATS
+    from lrm_ext.corpus.formats import FORMATS
     from lrm_ext.corpus.importing import Source, import_corpus
     from lrm_ext.corpus.store import Corpus
 

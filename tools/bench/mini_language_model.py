@@ -31,9 +31,8 @@ from llava.conversation import get_conversation
 from llava.data.sample import Turn
 from llava.data.tokenize import encode_turns
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import sample_scene
-from lrm_ext.corpus.emoji.text import TASKS, make_questions, render_question
+from lrm_ext.corpus.emoji.conversations import TASKS, make_questions, render_question
+from lrm_ext.corpus.emoji.scenes import LANGUAGES, sample_scene
 from lrm_ext.languages.templates import register_templates
 from lrm_ext.mini.build import models_dir
 from lrm_ext.mini.language_model import TEMPLATE, collate, train_language_model

@@ -18,10 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.concepts import load_concepts
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import sample_scene
-from lrm_ext.corpus.emoji.text import make_questions, render_question
+from lrm_ext.corpus.emoji.conversations import make_questions, render_question
+from lrm_ext.corpus.emoji.scenes import LANGUAGES, load_concepts, sample_scene
 from lrm_ext.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 from lrm_ext.mini.tokenizer import train_tokenizer
 

@@ -123,8 +123,8 @@ def make_corpus(path: Path, num_rows: int) -> None:
     import numpy as np
 
     from llava.data.sample import Turn
-    from lrm_ext.corpus.layout import Meta, shard_name
-    from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+    from lrm_ext.corpus.store import CorpusRow, Meta, shard_name
+    from lrm_ext.corpus.writer import CorpusWriter
 
     with CorpusWriter(path, list(_EVERY), rows_per_shard=_SHARD, rows_per_batch=2000) as writer:
         for i in range(_SHARD):
@@ -203,7 +203,7 @@ def run_check(path: Path) -> bool:
 
 def _parts(path: Path) -> dict[str, int]:
     """Samples of each language: the rows in English, and as many shared by the others."""
-    from lrm_ext.corpus.layout import Meta
+    from lrm_ext.corpus.store import Meta
 
     num_rows = Meta.load(path).num_rows
     share, rest = divmod(num_rows, len(_EVERY))

@@ -33,7 +33,7 @@ from rich.table import Table
 from llava.data.sample import Turn
 from lrm_ext.corpus.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
 from lrm_ext.corpus.emoji.scenes import load_scenes
-from lrm_ext.corpus.layout import CorpusRow, Text
+from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.languages.registry import ENGLISH, get_language
 from lrm_ext.translation.cache import Answer, Cache, Keys
 from lrm_ext.translation.engines.base import Segment, Usage

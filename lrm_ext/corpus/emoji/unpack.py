@@ -1,4 +1,4 @@
-"""Unpacks the built-in corpus: pictures, two parallel corpora and two benchmarks.
+"""Unpacks the built-in corpus: images, two parallel corpora and two benchmarks.
 
 Input: the packed, committed data. Output, in a git-ignored folder:
 
@@ -7,7 +7,7 @@ Input: the packed, committed data. Output, in a git-ignored folder:
     benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
     COMPLETE                            written last: a digest of all inputs
 
-Picture paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
+Image paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
 resumed; with the same inputs a second call returns at once.
 """
 
@@ -22,31 +22,38 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.emoji.concepts import load_sprites, sprite_file
 from lrm_ext.corpus.emoji.conversations import (
     SOURCE,
     benchmark_items,
     caption_turns,
     question_turns,
 )
-from lrm_ext.corpus.emoji.packed import (
+from lrm_ext.corpus.emoji.scenes import (
     CONCEPTS_FILE,
     LANGUAGES,
     SCENES_FILE,
+    Scene,
     data_files,
+    load_scenes,
+    load_sprites,
     packed_dir,
     packed_path,
+    render_scene,
+    sprite_file,
 )
-from lrm_ext.corpus.emoji.render import render_scene
-from lrm_ext.corpus.emoji.scenes import Scene, load_scenes
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.files import writing
+
+if TYPE_CHECKING:
+    from lrm_ext.corpus.store import Corpus
 
 log = logging.getLogger(__name__)
 
@@ -230,3 +237,21 @@ def _progress() -> Progress:
 def _bar(progress: Progress, description: str, total: int) -> Advance:
     task = progress.add_task(description, total=total)
     return lambda: progress.advance(task)
+
+
+def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
+    """Open a corpus folder, or the built-in corpus of a stage.
+
+    Args:
+        path: A corpus folder; None for the built-in corpus.
+        stage: Which of the built-in corpora: "pretrain" or "finetune".
+
+    Raises:
+        DataError: The folder is not a corpus, or the built-in data is damaged.
+    """
+    from lrm_ext.corpus.store import Corpus
+
+    if path is not None:
+        return Corpus.open(path)
+
+    return Corpus.open(ensure_unpacked() / stage)

@@ -6,7 +6,7 @@ Input: an engine's name. Output: codes of the languages that it has, and its own
 from __future__ import annotations
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.languages.registry import list_languages
 from lrm_ext.translation.engines.base import (
     EngineSpec,
@@ -85,7 +84,7 @@ def known_translations(target: str, table: Path | None = None) -> dict[str, str]
 
 def _names(target: str) -> dict[str, str]:
     """CLDR's names of the things in the built-in pictures, with a small and a capital letter."""
-    from lrm_ext.corpus.emoji.concepts import load_concepts
+    from lrm_ext.corpus.emoji.scenes import load_concepts
 
     memory: dict[str, str] = {}
     for concept in load_concepts():

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.languages.tags import known_names
 from lrm_ext.translation.engines.base import Engine, EngineSpec, Ledger

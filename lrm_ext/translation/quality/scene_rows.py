@@ -6,10 +6,15 @@ import random
 from collections.abc import Callable, Sequence
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.emoji.concepts import concept_ids, concepts_by_id
-from lrm_ext.corpus.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
-from lrm_ext.corpus.emoji.scenes import Scene
-from lrm_ext.corpus.emoji.text import content_question, counting_question, render_question
+from lrm_ext.corpus.emoji.conversations import (
+    IMAGE_PREFIX,
+    caption_turns,
+    content_question,
+    counting_question,
+    question_turns,
+    render_question,
+)
+from lrm_ext.corpus.emoji.scenes import Scene, concept_ids, concepts_by_id
 from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.translation.quality.damage import Row, Turns
 

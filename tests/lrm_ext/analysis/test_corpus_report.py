@@ -18,7 +18,8 @@ from llava.errors import ConfigError
 from lrm_ext.analysis.corpus_account import figures_of, take_account
 from lrm_ext.analysis.corpus_page import MAX_SHOWN, render_account, visible
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation.cache import Answer, Cache
 from lrm_ext.translation.engines.base import Usage
 

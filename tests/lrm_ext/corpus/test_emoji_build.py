@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import DataError
-from lrm_ext.corpus.emoji import build, examples
-from lrm_ext.corpus.emoji.packed import packed_dir
-from lrm_ext.corpus.emoji.scenes import load_scenes
+from lrm_ext.corpus.emoji import build
+from lrm_ext.corpus.emoji.scenes import load_scenes, packed_dir
 
 MISSING = [
     package
@@ -54,9 +53,9 @@ def test_packed_corpus_is_small_and_has_its_notices() -> None:
 
 def test_committed_examples_are_current() -> None:
     scenes = load_scenes(limit=60)
-    assert len(examples.example_scenes(scenes)) == examples.NUM_EXAMPLES
-    assert examples.picture_differences(scenes, packed_dir()) == []
-    for name, data in examples.text_files(scenes).items():
+    assert len(build.example_scenes(scenes)) == build.NUM_EXAMPLES
+    assert build.picture_differences(scenes, packed_dir()) == []
+    for name, data in build.text_files(scenes).items():
         assert (packed_dir() / name).read_bytes() == data, name
 
 
@@ -73,11 +72,11 @@ def test_differences_are_named(tmp_path: Path) -> None:
 
 def test_changed_example_picture_is_noticed(tmp_path: Path) -> None:
     scenes = load_scenes(limit=60)
-    examples.write_pictures(scenes, tmp_path)
-    assert examples.picture_differences(scenes, tmp_path) == []
-    path = next((tmp_path / examples.EXAMPLES_DIR).glob("*.png"))
+    build.write_pictures(scenes, tmp_path)
+    assert build.picture_differences(scenes, tmp_path) == []
+    path = next((tmp_path / build.EXAMPLES_DIR).glob("*.png"))
     Image.new("RGB", (256, 256)).save(path)
-    assert len(examples.picture_differences(scenes, tmp_path)) == 1
+    assert len(build.picture_differences(scenes, tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,16 @@ import pytest
 from llava.errors import DataError
 from lrm_ext.corpus.emoji import scenes as scenes_module
 from lrm_ext.corpus.emoji.build import NUM_SCENES
-from lrm_ext.corpus.emoji.concepts import concept_ids, load_concepts, load_sprites
-from lrm_ext.corpus.emoji.render import render_scene
 from lrm_ext.corpus.emoji.scenes import (
     SPLITS,
     Placed,
     Scene,
     combinations,
+    concept_ids,
+    load_concepts,
     load_scenes,
+    load_sprites,
+    render_scene,
     sample_scene,
     scene_from_line,
     scene_to_line,

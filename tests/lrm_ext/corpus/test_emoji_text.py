@@ -13,22 +13,34 @@ from pathlib import Path
 import pytest
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.emoji import vocabulary as vocabulary_module
-from lrm_ext.corpus.emoji.concepts import backgrounds, categories, concept_ids, concepts_by_id
-from lrm_ext.corpus.emoji.conversations import benchmark_items, caption_turns, question_turns
-from lrm_ext.corpus.emoji.packed import LANGUAGES, load_toml
-from lrm_ext.corpus.emoji.scenes import Placed, Scene, load_scenes
-from lrm_ext.corpus.emoji.text import (
+from lrm_ext.corpus.emoji import scenes as scenes_module
+from lrm_ext.corpus.emoji.conversations import (
     Question,
+    benchmark_items,
     caption,
+    caption_turns,
     category_question,
     existence_question,
     make_questions,
     noun_phrase,
+    question_turns,
     render_question,
     truth,
 )
-from lrm_ext.corpus.emoji.vocabulary import NUM_PATTERNS, POSITIONS, get_vocabulary
+from lrm_ext.corpus.emoji.scenes import (
+    LANGUAGES,
+    NUM_PATTERNS,
+    POSITIONS,
+    Placed,
+    Scene,
+    backgrounds,
+    categories,
+    concept_ids,
+    concepts_by_id,
+    get_vocabulary,
+    load_scenes,
+    load_toml,
+)
 from lrm_ext.languages.registry import get_language
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "emoji_sentences.json"
@@ -225,7 +237,7 @@ def test_unknown_language_lists_the_choices() -> None:
 def test_incomplete_language_file_is_refused(change, message, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     data = json.loads(json.dumps(load_toml("de")))
     change(data)
-    monkeypatch.setattr(vocabulary_module, "load_toml", lambda name: data)
+    monkeypatch.setattr(scenes_module, "load_toml", lambda name: data)
     with pytest.raises(ConfigError, match=message):
         get_vocabulary.__wrapped__("de")
 

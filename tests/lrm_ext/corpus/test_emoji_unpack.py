@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.errors import DataError
 from lrm_ext.corpus.emoji import unpack as unpack_module
-from lrm_ext.corpus.emoji.packed import LANGUAGES
+from lrm_ext.corpus.emoji.scenes import LANGUAGES
 from lrm_ext.corpus.emoji.unpack import COMPLETE_FILE, unpack
 from lrm_ext.corpus.store import Corpus
 
@@ -86,7 +86,7 @@ def test_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     kept = target / "images" / "train" / "train-000000.jpg"
     time_ns = kept.stat().st_mtime_ns
     half_written = kept.with_name("train-000001.jpg")
-    half_written.rename(half_written.with_suffix(".partial"))
+    half_written.rename(half_written.with_name(f".{half_written.name}.partial"))
     unpack(target, limit=LIMIT)
     assert (target / COMPLETE_FILE).is_file() and kept.stat().st_mtime_ns == time_ns
     assert not list(target.rglob("*.partial"))

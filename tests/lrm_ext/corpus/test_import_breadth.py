@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.formats.table import split_source
+from lrm_ext.corpus.formats import split_source
 from lrm_ext.corpus.importing import Source, import_corpus
 from lrm_ext.corpus.store import Corpus, CorpusRow
 

@@ -19,14 +19,12 @@ from llava.data.records import iter_records
 from llava.data.sample import Sample, SampleError
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus import llava_columns
+from lrm_ext.corpus import columns
+from lrm_ext.corpus.columns import batch_of, iter_row_batches
 from lrm_ext.corpus.exporting import Exported, export_llava
-from lrm_ext.corpus.formats.table import FORMATS, split_source
-from lrm_ext.corpus.importing import Source, import_corpus
-from lrm_ext.corpus.layout import ROW_SCHEMA
-from lrm_ext.corpus.llava_columns import batch_of, iter_row_batches
-from lrm_ext.corpus.store import Corpus
-from lrm_ext.corpus.translatable import Rules
+from lrm_ext.corpus.formats import FORMATS, split_source
+from lrm_ext.corpus.importing import Rules, Source, import_corpus
+from lrm_ext.corpus.store import ROW_SCHEMA, Corpus
 from lrm_ext.corpus.validating import validate, validate_source
 
 
@@ -158,13 +156,13 @@ def test_columns_give_what_single_samples_give(
     for where, raw in iter_records(path):
         try:
             sample = Sample.from_record(raw, where)
-            llava_columns.check_sample(sample, where, "en")
+            columns.check_sample(sample, where, "en")
             expected.append(sample)
         except SampleError as error:
             errors.append(error.reason)
     policy = DropPolicy(0.99)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llava_columns, "CHUNK_BYTES", chunk)
+        patch.setattr(columns, "CHUNK_BYTES", chunk)
         patch.setattr("llava.data.records._CHUNK_BYTES", chunk)
         batches = list(iter_row_batches(path, None, policy))
     found = [row for batch in batches for row in batch.to_pylist()]

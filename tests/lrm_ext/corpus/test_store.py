@@ -9,8 +9,8 @@ import pytest
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.layout import TEXT_SCHEMA
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import TEXT_SCHEMA, Corpus, CorpusRow, Text
+from lrm_ext.corpus.writer import CorpusWriter
 
 
 def make_row(i: int, translatable: bool = True) -> CorpusRow:

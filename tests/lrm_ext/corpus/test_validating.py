@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.formats.table import FORMATS
+from lrm_ext.corpus.formats import FORMATS
 from lrm_ext.corpus.importing import Source
-from lrm_ext.corpus.layout import META_FILE, CorpusRow, Text
-from lrm_ext.corpus.store import Corpus, CorpusWriter
+from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, Text
 from lrm_ext.corpus.validating import ERRORS, REMARKS, validate, validate_source
+from lrm_ext.corpus.writer import CorpusWriter
 
 
 def row(sample_id: str = "a", image: str | None = "1.png", *texts: str) -> CorpusRow:

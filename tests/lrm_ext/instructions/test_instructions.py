@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.layout import CorpusRow
+from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.instructions import ParsedReply, get_instruction, list_instructions
 from lrm_ext.instructions.prompt import insert_instruction, split_human_text
 from lrm_ext.languages import get_language, list_languages

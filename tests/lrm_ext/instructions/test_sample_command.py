@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError, TemplateError
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.instructions import commands, get_instruction
 from lrm_ext.instructions.inspection import encode_sample, load_tokenizer
 

@@ -10,12 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.errors import CheckpointError
 from llava.model.checkpoint_files import tensor_names
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.concepts import concepts_by_id, load_concepts
-from lrm_ext.corpus.emoji.packed import LANGUAGES
 from lrm_ext.corpus.emoji.scenes import (
+    LANGUAGES,
     Placed,
     Scene,
     combinations,
+    concepts_by_id,
+    load_concepts,
     sample_scene,
     split_of_combination,
 )

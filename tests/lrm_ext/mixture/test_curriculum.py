@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import LanguageMixSampler, Mixture, MixtureSpec
 from lrm_ext.mixture.curriculum import Phase, shares_of
 

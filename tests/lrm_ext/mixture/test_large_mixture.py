@@ -12,8 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrm_ext.corpus.layout import Meta
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import Corpus, Meta
 from lrm_ext.mixture import Draw, Mixture, MixtureSpec
 from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Draw, LanguageMixSampler, Mixture, MixtureSpec
 
 LANGUAGES = ("cs", "de", "hr")

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import commands
 from lrm_ext.mixture.files import mixture_path
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.joined import JoinedCorpus, parts_of
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, JoinedCorpus, Text, parts_of
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.mixture.table import simulate
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages.templates import register_templates
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava" / "model"

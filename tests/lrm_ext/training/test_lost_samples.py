@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 from llava.constants import IGNORE_INDEX
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training import account
 from lrm_ext.training.account import Account

@@ -23,8 +23,8 @@ from scene_texts import scene_records
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.layout import Meta
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow, Meta
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation.cache import Cache, Keys
 from lrm_ext.translation.engines.apertium import SPEC as APERTIUM
 from lrm_ext.translation.engines.base import EngineError, Segment

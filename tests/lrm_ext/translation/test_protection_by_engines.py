@@ -12,7 +12,7 @@ from fake_chat import LETTER, PROMPT
 from fake_engine import FakeEngine
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.layout import CorpusRow, Text
+from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.protect import STYLES, find_spans

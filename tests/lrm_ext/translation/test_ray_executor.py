@@ -19,7 +19,8 @@ import pytest
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import EngineError
 from lrm_ext.translation.parts import PartStore

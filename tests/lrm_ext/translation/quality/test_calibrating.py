@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from lrm_ext.corpus.emoji.packed import LANGUAGES
+from lrm_ext.corpus.emoji.scenes import LANGUAGES
 from lrm_ext.translation.quality import get_thresholds
 from lrm_ext.translation.quality.calibrating import (
     GRADED,

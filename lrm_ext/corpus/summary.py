@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.layout import ENGLISH
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, Corpus
 
 
 @dataclass

@@ -1,1 +1,0 @@
-"""What people have: one small reader a format, and a table of them."""
