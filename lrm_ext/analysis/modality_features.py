@@ -28,7 +28,7 @@ from lrm_ext.analysis.modality import IMAGE
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.files import writing
-from lrm_ext.mixture.permutation import Permutation
+from lrm_ext.mixture.order import Permutation
 
 MAX_LAYERS: Final = 9
 FORMAT_VERSION: Final = 1

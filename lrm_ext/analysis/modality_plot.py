@@ -21,7 +21,7 @@ from lrm_ext.analysis.modality import IMAGE, centroid_distance, need_scikit_lear
 from lrm_ext.analysis.modality_features import load_features
 from lrm_ext.analysis.paper_charts import BLUE, ORANGE
 from lrm_ext.analysis.settings import language_name
-from lrm_ext.mixture.permutation import Permutation
+from lrm_ext.mixture.order import Permutation
 
 _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost

@@ -26,7 +26,7 @@ from lrm_ext.evaluation.glossing import Glosses
 from lrm_ext.evaluation.predictions import asked_benchmark
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.languages import list_languages
-from lrm_ext.mixture.permutation import Permutation
+from lrm_ext.mixture.order import Permutation
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,13 @@
 """The task instructions MVQA, EP-VQA and BVQA: format a sample, ask a question, read a reply."""
 
-from lrm_ext.instructions.instruction import FROM_EN, TO_EN, Instruction, ParsedReply
-from lrm_ext.instructions.registry import get_instruction, list_instructions
+from lrm_ext.instructions.registry import (
+    FROM_EN,
+    TO_EN,
+    Instruction,
+    ParsedReply,
+    get_instruction,
+    list_instructions,
+)
 
 __all__ = [
     "FROM_EN",

@@ -1,24 +1,237 @@
-"""The paper's three instructions, by name (its equations 6 to 8).
+"""The paper's three instructions (its equations 6 to 8): format a sample, ask, read a reply.
 
 `mvqa`: question and answer in one language. `epvqa`: the model first translates the question into
 English, then answers. `bvqa`: question in one language, answer in the other, one of them English.
 All wording is in the language files; here is only the order of the parts. To add an instruction,
-write its rules and add it to the dictionary.
+write its rules and add it to the dictionary at the end.
+
+Input: a corpus row with its turns in English and in another language. Output: a `Sample` in
+LLaVA's shape, or, the other way, the parts of a model's reply. An instruction holds for a whole
+conversation: switching languages inside one would train the confusion that we want to avoid.
+Which sample gets which instruction is decided in `lrm_ext.mixture`.
+
+A human turn is, in this order: `<image>` (or at the very end), the question, a response-format
+prompt such as "Answer the question using a single word or phrase." The format prompt stays last,
+as LLaVA trains it, so an instruction goes before it; the image stays where it was.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.instructions.instruction import (
-    ENGLISH,
-    FROM_EN,
-    TO_EN,
-    Instruction,
-    ParsedReply,
-)
-from lrm_ext.instructions.prompt import insert_instruction, split_human_text
 from lrm_ext.languages.language import Language
 from lrm_ext.languages.registry import get_language
+
+if TYPE_CHECKING:
+    from lrm_ext.corpus.store import CorpusRow
+
+_HEAD = re.compile(r"\A<image>\n?")
+_TAIL = re.compile(r"\n?<image>\Z")
+ENGLISH = "en"
+TO_EN = "to_en"
+FROM_EN = "from_en"
+
+# (question, the language that is not English, direction) -> the question as the model gets it
+Ask = Callable[[str, Language, str | None], str]
+# (English question, answer, language) -> the answer as the model is to give it
+Reply = Callable[[str, str, Language], str]
+
+
+@dataclass(frozen=True)
+class HumanText:
+    """The parts of a human turn; `str()` puts them together again.
+
+    Attributes:
+        head: `<image>` with its newline if the turn begins with it, else "".
+        question: What is asked; may have several lines.
+        format_prompt: The response-format prompt, "" if there is none.
+        tail: `<image>` with the newline before it if the turn ends with it, else "".
+    """
+
+    head: str
+    question: str
+    format_prompt: str
+    tail: str
+
+    def __str__(self) -> str:
+        lines = [part for part in (self.question, self.format_prompt) if part]
+        return self.head + "\n".join(lines) + self.tail
+
+
+def split_human_text(text: str, format_prompts: Collection[str]) -> HumanText:
+    r"""Take a human turn apart.
+
+    Args:
+        text: The turn's text.
+        format_prompts: The response-format prompts of the turn's language. One is recognised only
+            if it is the whole last line and something is asked before it.
+
+    Example:
+        >>> split_human_text("<image>\nA duck?\nYes or no.", ["Yes or no."]).question
+        'A duck?'
+    """
+    head = match.group() if (match := _HEAD.search(text)) else ""
+    body = text[len(head) :]
+    tail = match.group() if (match := _TAIL.search(body)) else ""
+    body = body[: len(body) - len(tail)]
+    question, newline, last = body.rpartition("\n")
+    if newline and question and last in format_prompts:
+        return HumanText(head, question, last, tail)
+    return HumanText(head, body, "", tail)
+
+
+def insert_instruction(text: str, instruction: str, format_prompts: Collection[str]) -> str:
+    r"""Put an instruction on its own line after the question, before a response-format prompt.
+
+    Example:
+        >>> insert_instruction("<image>\nA duck?\nOne word.", "In Czech.", ["One word."])
+        '<image>\nA duck?\nIn Czech.\nOne word.'
+    """
+    parts = split_human_text(text, format_prompts)
+    question = f"{parts.question}\n{instruction}" if parts.question else instruction
+    return str(replace(parts, question=question))
+
+
+@dataclass(frozen=True)
+class ParsedReply:
+    """A model's reply, read by the rules of the instruction that asked for it.
+
+    Attributes:
+        answer: The answer; "" if the reply has none.
+        translation: The question in English (EP-VQA only), None if the reply has none.
+        well_formed: Whether all parts were found where they must be.
+        problem: What is wrong, for counting; None if well formed.
+    """
+
+    answer: str
+    translation: str | None = None
+    well_formed: bool = True
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One task instruction.
+
+    Attributes:
+        name: Its name in data and on the command line.
+        summary: One line for people.
+        directions: For BVQA, which of the two languages asks; empty for the others.
+        allows_english: Whether it makes sense in English alone.
+        ask_rule: See `ask`.
+        reply_rule: Turns a plain answer into the supervised reply.
+        parse_rule: See `parse`.
+    """
+
+    name: str
+    summary: str
+    directions: tuple[str, ...]
+    allows_english: bool
+    ask_rule: Ask
+    reply_rule: Reply
+    parse_rule: Callable[[str, Language], ParsedReply]
+
+    def ask(self, text: str, lang: str, direction: str | None = None) -> str:
+        """Turn a question into the prompt that this instruction trains.
+
+        Args:
+            text: The human turn in the question's language: `lang`, or English with "from_en".
+                `<image>` and a response-format prompt stay where they are.
+            lang: The language that is not English (or English, for MVQA).
+            direction: "to_en" or "from_en" for BVQA, else None.
+
+        Raises:
+            ConfigError: Unknown language or direction, or English where it makes no sense.
+        """
+        self._check(lang, direction)
+        return self.ask_rule(text, get_language(lang), direction)
+
+    def format(
+        self,
+        row: CorpusRow,
+        turns: tuple[Turn, ...] | None,
+        lang: str,
+        direction: str | None = None,
+    ) -> Sample:
+        """Make the training sample of a row.
+
+        Args:
+            row: The row, with its English turns.
+            turns: The row's turns in `lang`; for English the row's own, or None.
+            lang: The language that is not English (or English, for MVQA).
+            direction: "to_en" or "from_en" for BVQA, else None.
+
+        Returns:
+            A sample whose `lang` is the language of its *answers* (English for BVQA "to_en"):
+            the one that a template's system sentence states and that losses are reported by.
+
+        Raises:
+            ConfigError: As in `ask`.
+            DataError: There are no turns in `lang`, or they do not match the English ones.
+        """
+        self._check(lang, direction)
+        if turns is None and lang == ENGLISH:
+            turns = row.turns
+        if turns is None or [t.role for t in turns] != [t.role for t in row.turns]:
+            found = "none" if turns is None else f"{len(turns)} turns"
+            raise DataError(
+                f"row {row.id!r}: {self.name} needs accepted text in {lang!r} for its "
+                f"{len(row.turns)} turns, found {found}."
+            )
+        language = get_language(lang)
+        questions = row.turns if direction == FROM_EN else turns
+        answers = row.turns if direction == TO_EN else turns
+        made: list[Turn] = []
+        for i, question in enumerate(questions):
+            if question.role == "human":
+                made.append(Turn("human", self.ask_rule(question.text, language, direction)))
+                continue
+            text = self._reply(row, i, answers[i].text, language)
+            made.append(Turn("gpt", text, answers[i].supervised))
+        parts = [lang, self.name, *([direction] if direction else [])]
+        return Sample(
+            id=row.id if lang == ENGLISH else f"{row.id}@{'.'.join(parts)}",
+            image=row.image,
+            turns=tuple(made),
+            lang=ENGLISH if direction == TO_EN else lang,
+            task=row.task,
+            source=row.source,
+            instruction=self.name,
+        )
+
+    def parse(self, reply: str, lang: str) -> ParsedReply:
+        """Read a model's reply to a prompt of this instruction in `lang`.
+
+        A part that is missing is reported, never guessed.
+
+        Raises:
+            ConfigError: Unknown language.
+        """
+        return self.parse_rule(reply, get_language(lang))
+
+    def _reply(self, row: CorpusRow, index: int, answer: str, language: Language) -> str:
+        english = row.turns[index - 1].text if index else ""
+        try:
+            return self.reply_rule(english, answer, language)
+        except DataError as error:
+            raise DataError(f"row {row.id!r}, turn {index}, {self.name}: {error}") from error
+
+    def _check(self, lang: str, direction: str | None) -> None:
+        get_language(lang)
+        if lang == ENGLISH and not self.allows_english:
+            raise ConfigError(
+                f"{self.name} pairs English with another language; lang is 'en'. Use mvqa for "
+                "English."
+            )
+        expected = self.directions or (None,)
+        if direction not in expected:
+            choices = ", ".join(self.directions) or "none"
+            raise ConfigError(f"{self.name}: direction is {direction!r}; choose from: {choices}.")
 
 
 def list_instructions() -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def check_short_answers(language: Language, english: Language) -> Iterator[str]:
 
 def check_prompts(language: Language, english: Language) -> Iterator[str]:
     """Requests are one line, are found again at the end of a question, and end as in English."""
-    from lrm_ext.instructions.prompt import split_human_text
+    from lrm_ext.instructions.registry import split_human_text
 
     prompts = language.format_prompts
     for name, prompt in zip(("short_answer", "option_letter"), prompts, strict=True):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lrm_ext.mixture.mixture import Draw, Mixture
+from lrm_ext.mixture.order import Draw, Mixture
 from lrm_ext.mixture.spec import MixtureSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llava.data.sample import Sample
-    from lrm_ext.mixture.mixture import Mixture
+    from lrm_ext.mixture.order import Mixture
     from lrm_ext.mixture.table import CountTokens, TableRow
 
 mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
@@ -52,9 +52,8 @@ def show(
 
     from lrm_ext.corpus.emoji.unpack import open_corpus
     from lrm_ext.corpus.store import parts_of
-    from lrm_ext.mixture.files import mixture_path
-    from lrm_ext.mixture.mixture import Mixture
-    from lrm_ext.mixture.spec import MixtureSpec
+    from lrm_ext.mixture.order import Mixture
+    from lrm_ext.mixture.spec import MixtureSpec, mixture_path
     from lrm_ext.mixture.table import make_table
 
     path = mixture_path(mixture)

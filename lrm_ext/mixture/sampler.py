@@ -17,9 +17,8 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
-from lrm_ext.instructions.instruction import ENGLISH
-from lrm_ext.mixture.permutation import Permutation
-from lrm_ext.mixture.plan import ORDER_STREAM, Block, LanguagePlan
+from lrm_ext.instructions.registry import ENGLISH
+from lrm_ext.mixture.order import ORDER_STREAM, Block, LanguagePlan, Permutation
 from lrm_ext.mixture.spec import MixtureSpec
 
 

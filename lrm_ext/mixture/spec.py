@@ -9,11 +9,18 @@
     [[corpora]]                 # left out: the corpus that the command names
     path = "captions"           # seen from this file
     epochs = 0.5                # how often its rows come in an epoch of the mixture
-    [[curriculum]]              # shares that are computed, and change; see `curriculum.py`
+    [[curriculum]]              # shares that are computed; the first entry begins with epoch 0
+    from_epoch = 0
+    sampling = "temperature"    # as rows ** alpha: 0 is evenly, 1 is by size
+    alpha = 0.3
+    [[curriculum]]              # and holds until the next one
+    from_epoch = 2
+    sampling = "unimax"         # evenly, but no language more than so often through its rows
+    max_epochs = 4
 
 Input: TOML. Output: a checked `MixtureSpec`. Shares in whole numbers are weights (1 : 1 : 2); as
 soon as one is a fraction they must add up to 1. `languages` may be a list, for even shares. Whether
-a corpus has the languages is checked in `mixture.py`.
+a corpus has the languages is checked in `order.py`. Nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -21,24 +28,203 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from lrm_ext.instructions.instruction import ENGLISH
-from lrm_ext.instructions.registry import get_instruction, list_instructions
+from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
-from lrm_ext.mixture.curriculum import SHARES, Phase, read_curriculum
-from lrm_ext.mixture.permutation import SCHEME_VERSION
-from lrm_ext.mixture.values import check_keys, listed, number, shares, whole_number
 
+# Part of what decides the order: raise it when the scheme changes, and checkpoints that were
+# written under another number are not resumed in the middle of an epoch.
+SCHEME_VERSION = 1
+_SUM_TOLERANCE = Fraction(1, 10**6)
+SHARES, TEMPERATURE, UNIMAX = "shares", "temperature", "unimax"
+# what each choice is told, and the largest value that makes sense
+_SETTINGS = {SHARES: None, TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
 _KEYS = ("seed", "non_english_ratio", "languages", "instructions", "corpora", "curriculum")
 _MAX_RATIO = 100
 _MAX_EPOCHS = 1000
+MIXTURES_DIR = Path(__file__).parents[2] / "scripts" / "v1_5" / "mixtures"
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse keys that mean nothing.
+
+    Raises:
+        ConfigError: naming them and those that are known.
+    """
+    if unknown := sorted(set(table) - set(known)):
+        raise ConfigError(f"{where}: {', '.join(unknown)}: unknown. Known: {', '.join(known)}.")
+
+
+def number(value: Any, where: str) -> Fraction:
+    """A finite number, as it was written.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{where} is {value!r}, expected a number.")
+    try:
+        return Fraction(str(value))  # of what was written: 0.1 is a tenth
+    except ValueError as error:
+        raise ConfigError(f"{where} is {value!r}, expected a finite number.") from error
+
+
+def whole_number(value: Any, where: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{where} is {value!r}, expected a whole number from 0.")
+    return value
+
+
+def shares(table: Any, where: str) -> dict[str, Fraction]:
+    """A table of shares: whole numbers are weights, fractions add up to 1.
+
+    Raises:
+        ConfigError: A share is not positive, or fractions do not add up.
+    """
+    if not isinstance(table, Mapping) or not table:
+        raise ConfigError(f"{where} is {table!r}, expected a table of shares; or leave it out.")
+    found = {name: number(value, f"{where}.{name}") for name, value in table.items()}
+    wrong = {name: share for name, share in found.items() if share <= 0}
+    if wrong:
+        raise ConfigError(
+            f"{where}: shares must be positive, found {listed(wrong.items())}; leave a name out "
+            "to give it nothing."
+        )
+    total = sum(found.values(), Fraction(0))
+    if any(share.denominator != 1 for share in found.values()) and (
+        abs(total - 1) > _SUM_TOLERANCE
+    ):
+        raise ConfigError(
+            f"{where}: shares written as fractions must add up to 1, but "
+            f"{listed(found.items())} add up to {float(total):g}. Mend them, or write whole "
+            "numbers as weights."
+        )
+    return found
+
+
+def listed(table: Iterable[tuple[str, Fraction]]) -> str:
+    """Names with their numbers, for messages."""
+    return ", ".join(f"{name} = {float(share):g}" for name, share in table)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What holds from one epoch on.
+
+    Attributes:
+        from_epoch: The first epoch, from 0.
+        sampling: "shares", "temperature" or "unimax".
+        setting: `alpha` or `max_epochs`; 0 for shares.
+    """
+
+    from_epoch: int = 0
+    sampling: str = SHARES
+    setting: Fraction = Fraction(0)
+
+
+def read_curriculum(entries: Any, where: str) -> tuple[Phase, ...]:
+    """Check the entries of a curriculum.
+
+    Raises:
+        ConfigError: An unknown key or sampling, a setting that is missing or out of range, or
+            entries that do not begin with epoch 0 and ascend.
+    """
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise ConfigError(f"{where} is {entries!r}, expected entries [[curriculum]].")
+    phases = tuple(_phase(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
+    starts = [phase.from_epoch for phase in phases]
+    if starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+        raise ConfigError(
+            f"{where}: from_epoch is {', '.join(map(str, starts))}; expected 0 first, then "
+            "ascending."
+        )
+    return phases
+
+
+def _phase(entry: Any, where: str) -> Phase:
+    sampling = entry.get("sampling") if isinstance(entry, Mapping) else None
+    if sampling not in _SETTINGS:
+        raise ConfigError(
+            f"{where}: sampling is {sampling!r}; choose from: {', '.join(_SETTINGS)}."
+        )
+    setting = _SETTINGS[sampling]
+    check_keys(entry, ("from_epoch", "sampling", *(setting[:1] if setting else ())), where)
+    from_epoch = whole_number(entry.get("from_epoch", 0), f"{where}: from_epoch")
+    if setting is None:
+        return Phase(from_epoch, sampling)
+    name, largest = setting
+    if name not in entry:
+        raise ConfigError(f"{where}: {sampling} needs {name}.")
+    value = number(entry[name], f"{where}: {name}")
+    if not 0 <= value <= largest or (sampling == UNIMAX and not value):
+        raise ConfigError(f"{where}: {name} is {float(value):g}, expected 0 to {largest}.")
+    return Phase(from_epoch, sampling, value)
+
+
+def phase_at(phases: Sequence[Phase], epoch: int) -> int:
+    """Number of the phase that an epoch is in."""
+    return sum(phase.from_epoch <= epoch for phase in phases) - 1
+
+
+def shares_of(
+    phase: Phase,
+    total: int,
+    shares: Mapping[str, Fraction],
+    sizes: Mapping[str, Fraction],
+) -> dict[str, Fraction]:
+    """Shares of the languages in the non-English part.
+
+    Args:
+        phase: How they are found.
+        total: Non-English samples an epoch.
+        shares: The shares that the mixture file gives, one for each language that takes part.
+        sizes: Rows that each language has; rows of a corpus that comes k times an epoch count k
+            times.
+
+    Raises:
+        ConfigError: No language may give as many samples as UniMax is asked for.
+    """
+    rules: dict[str, Callable[[], dict[str, Fraction]]] = {
+        SHARES: lambda: dict(shares),
+        TEMPERATURE: lambda: {lang: _power(sizes[lang], phase.setting) for lang in shares},
+        UNIMAX: lambda: _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting),
+    }
+    return rules[phase.sampling]()
+
+
+def _power(size: Fraction, alpha: Fraction) -> Fraction:
+    # nine digits: the last bit of a power differs between machines, and counts must not
+    return Fraction(f"{float(size) ** float(alpha):.9g}")
+
+
+def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> dict[str, Fraction]:
+    """An even share each; what a small language may not take goes to the others (UniMax)."""
+    left = Fraction(total)
+    found: dict[str, Fraction] = {}
+    by_size = sorted(sizes, key=lambda lang: sizes[lang])
+    for i, lang in enumerate(by_size):
+        most = Fraction(math.floor(sizes[lang] * max_epochs))
+        found[lang] = min(most, left / (len(by_size) - i))
+        left -= found[lang]
+    if left:
+        raise ConfigError(
+            f"{total} non-English samples an epoch are asked for, but unimax with max_epochs = "
+            f"{float(max_epochs):g} allows {total - left} ({listed(found.items())}). Raise "
+            "max_epochs, or lower non_english_ratio."
+        )
+    return {lang: found[lang] for lang in sizes}
 
 
 @dataclass(frozen=True)
@@ -225,3 +411,19 @@ def _corpus(entry: Mapping[str, Any], where: str, folder: Path) -> CorpusShare:
     if name == "weight":
         return CorpusShare(folder / path, None, value)
     return CorpusShare(folder / path, value)
+
+
+def mixture_path(name: str) -> Path:
+    """Path of a mixture file.
+
+    Args:
+        name: A path, or the name of one that ships ("finetune").
+
+    Raises:
+        ConfigError: There is no such file; those that ship are listed.
+    """
+    for path in (Path(name), MIXTURES_DIR / f"{name}.toml"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(path.stem for path in MIXTURES_DIR.glob("*.toml"))) or "none"
+    raise ConfigError(f"no mixture file {name!r}; give a path, or choose from: {shipped}.")

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llava.data.sample import Sample
-from lrm_ext.instructions.instruction import ENGLISH
-from lrm_ext.mixture.mixture import PLAIN_INSTRUCTION, Draw
+from lrm_ext.instructions.registry import ENGLISH
+from lrm_ext.mixture.order import PLAIN_INSTRUCTION, Draw
 
 if TYPE_CHECKING:
-    from lrm_ext.mixture.mixture import Cell, Mixture
-    from lrm_ext.mixture.plan import Block
+    from lrm_ext.mixture.order import Block, Cell, Mixture
 
 CountTokens = Callable[[Sample], int]
 

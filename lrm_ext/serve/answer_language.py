@@ -10,8 +10,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from lrm_ext.instructions.prompt import insert_instruction
-from lrm_ext.instructions.registry import get_instruction
+from lrm_ext.instructions.registry import get_instruction, insert_instruction
 from lrm_ext.languages.registry import (
     ENGLISH,
     answer_request,

@@ -29,7 +29,7 @@ from lrm_ext.benchmarks.words import answer_words
 from lrm_ext.evaluation.answerer import LlavaAnswerer, Request, Templates
 from lrm_ext.evaluation.stats import wilson_interval
 from lrm_ext.files import write_atomically
-from lrm_ext.instructions.instruction import ENGLISH
+from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.languages import list_languages
 from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset

@@ -8,7 +8,7 @@ from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.instructions import ParsedReply, get_instruction, list_instructions
-from lrm_ext.instructions.prompt import insert_instruction, split_human_text
+from lrm_ext.instructions.registry import insert_instruction, split_human_text
 from lrm_ext.languages import get_language, list_languages
 
 OTHERS = [code for code in list_languages() if code != "en"]

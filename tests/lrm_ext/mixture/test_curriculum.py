@@ -16,7 +16,7 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import LanguageMixSampler, Mixture, MixtureSpec
-from lrm_ext.mixture.curriculum import Phase, shares_of
+from lrm_ext.mixture.spec import Phase, shares_of
 
 SIZES = {"cs": 90, "de": 45, "hr": 6}
 NUM_ROWS = 90

@@ -74,7 +74,7 @@ def test_sixty_four_readers_give_the_order_of_one() -> None:
 
 
 def test_first_draws_of_a_large_mixture_are_fixed() -> None:
-    """What a run that is resumed sees next; see `permutation.SCHEME_VERSION`."""
+    """What a run that is resumed sees next; see `spec.SCHEME_VERSION`."""
     mixture = Mixture(MixtureSpec(), sparse(HUNDRED_MILLION))
     assert [mixture.draw(i, 1) for i in (0, 1, 123_456_789)] == GOLDEN
 

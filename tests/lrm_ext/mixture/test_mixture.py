@@ -104,7 +104,7 @@ def test_epochs_and_seeds_differ_and_repeat(full: Corpus) -> None:
 
 
 def test_first_draws_are_fixed(full: Corpus) -> None:
-    """What a run that is resumed sees next; see `permutation.SCHEME_VERSION`."""
+    """What a run that is resumed sees next; see `spec.SCHEME_VERSION`."""
     mixture = Mixture(spec(), full)
     assert [tuple(vars(mixture.draw(i)).values()) for i in range(6)] == GOLDEN_DRAWS
 

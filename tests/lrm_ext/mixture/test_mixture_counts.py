@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrm_ext.mixture.counts import apportion, apportion_table, halves
+from lrm_ext.mixture.order import apportion, apportion_table, halves
 
 shares = st.lists(st.fractions(Fraction(1, 50), 10, max_denominator=50), min_size=1, max_size=6)
 

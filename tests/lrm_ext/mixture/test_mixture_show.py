@@ -11,7 +11,7 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import commands
-from lrm_ext.mixture.files import mixture_path
+from lrm_ext.mixture.spec import mixture_path
 
 LANGUAGES = ("cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrm_ext.mixture.permutation import SCHEME_VERSION, Permutation, derive_key, mix64
+from lrm_ext.mixture.order import Permutation, derive_key, mix64
+from lrm_ext.mixture.spec import SCHEME_VERSION
 
 SIZES = [1, 2, 3, 7, *(2**k + d for k in (4, 10) for d in (-1, 0, 1))]
 
