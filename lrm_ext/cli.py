@@ -22,7 +22,6 @@ import lrm_ext.export.commands
 import lrm_ext.inspecting.commands
 import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
-import lrm_ext.mini.commands
 import lrm_ext.mixture.commands
 import lrm_ext.planning.commands
 import lrm_ext.serve.commands
@@ -44,7 +43,6 @@ for _package in (
     lrm_ext.translation.commands,
     lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
-    lrm_ext.mini.commands,
     lrm_ext.vocabulary.commands,
     lrm_ext.planning.commands,
     lrm_ext.training.commands,
@@ -74,6 +72,7 @@ def _developer_tool(ctx: typer.Context) -> None:
 for _name, _help in (
     ("reproduce", "Train and measure the paper's settings in miniature (a clone's tools/)."),
     ("bench", "Run benchmarks against their peers (a clone's tools/)."),
+    ("mini", "Make the small base models of the preset `mini` (a clone's tools/)."),
 ):
     app.command(
         _name,

@@ -34,10 +34,9 @@ from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.emoji.conversations import TASKS, make_questions, render_question
 from lrm_ext.corpus.emoji.scenes import LANGUAGES, sample_scene
 from lrm_ext.languages.templates import register_templates
-from lrm_ext.mini.build import models_dir
-from lrm_ext.mini.language_model import TEMPLATE, collate, train_language_model
-from lrm_ext.mini.recipe import LanguageModelRecipe
-from lrm_ext.mini.text import describe
+from tools.mini.build import models_dir
+from tools.mini.language_model import TEMPLATE, collate, describe, train_language_model
+from tools.mini.recipe import LanguageModelRecipe
 
 NUM_SCENES = 200
 BATCH_SIZE = 100

@@ -20,8 +20,8 @@ from rich.table import Table
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.emoji.conversations import make_questions, render_question
 from lrm_ext.corpus.emoji.scenes import LANGUAGES, load_concepts, sample_scene
-from lrm_ext.mini.recipe import LanguageModelRecipe, TokenizerRecipe
-from lrm_ext.mini.tokenizer import train_tokenizer
+from tools.mini.language_model import train_tokenizer
+from tools.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 
 NUM_SCENES = 200
 

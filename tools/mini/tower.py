@@ -32,8 +32,7 @@ from lrm_ext.corpus.emoji.scenes import (
     render_scene,
     sample_scene,
 )
-from lrm_ext.mini.progress import Progress
-from lrm_ext.mini.recipe import TowerRecipe
+from tools.mini.recipe import Progress, TowerRecipe
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,12 @@
-"""A progress line for the training loops of the base models: step, time left, running means."""
+"""Recipes of the base models of the `mini` preset (sizes, amounts, seeds), and a progress line.
+
+One frozen dataclass a model; the resolved recipe is written beside the weights, so that
+`lrm mini build-base` can say which numbers a committed file came from.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from types import TracebackType
@@ -14,6 +19,70 @@ log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 20.0
 _MEMORY = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerRecipe:
+    """A SentencePiece BPE model with Llama's settings."""
+
+    vocab_size: int = 4000
+    num_sentences_per_language: int = 6000
+    seed: int = 11
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerRecipe:
+    """A CLIP-shaped vision tower, trained contrastively on pictures and English captions."""
+
+    image_size_px: int = 64
+    patch_size_px: int = 16
+    hidden_size: int = 160
+    intermediate_size: int = 480
+    num_layers: int = 4
+    num_heads: int = 5
+    text_hidden_size: int = 128
+    projection_dim: int = 128
+    num_scenes: int = 24_000
+    batch_size: int = 128
+    num_steps: int = 3000
+    learning_rate: float = 2e-3
+    seed: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelRecipe:
+    """A Llama-shaped model, trained on text that is English more than anything else."""
+
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 4
+    num_heads: int = 6
+    max_length_tokens: int = 1024
+    english_share: float = 0.4
+    batch_size: int = 12
+    num_steps: int = 6000
+    num_warmup_steps: int = 200
+    # the learning rate falls over this share of the steps
+    decay_share: float = 0.8
+    learning_rate: float = 3e-3
+    muon_learning_rate: float = 0.015
+    muon_weight_decay: float = 0.1
+    # see `answer_loss`
+    embedding_noise: float = 0.3
+    initializer_range: float = 0.05
+    # queries and keys begin equal, times this: see `start_with_equal_queries_and_keys`
+    query_key_scale: float = 1.2
+    rope_theta: float = 1e5
+    seed: int = 13
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRecipe:
+    """All that `lrm mini build-base` makes."""
+
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    tower: TowerRecipe = TowerRecipe()
+    language_model: LanguageModelRecipe = LanguageModelRecipe()
 
 
 class Progress:

@@ -20,10 +20,9 @@ import torch
 import transformers
 
 from llava.errors import CheckpointError
-from lrm_ext.mini.language_model import train_language_model
-from lrm_ext.mini.recipe import BaseRecipe
-from lrm_ext.mini.tokenizer import train_tokenizer
-from lrm_ext.mini.tower import train_tower
+from tools.mini.language_model import train_language_model, train_tokenizer
+from tools.mini.recipe import BaseRecipe
+from tools.mini.tower import train_tower
 
 COMMAND = "lrm mini build-base"
 PARTS = ("vision_tower", "llm")

@@ -1,4 +1,4 @@
-"""`lrm mini ...`: the small base models of the default preset."""
+"""`python -m tools.mini ...`, or `lrm mini ...`: the small base models of the default preset."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import typer
 
-mini_app = typer.Typer(help="The small base models of the preset `mini`.", no_args_is_help=True)
+app = typer.Typer(help="The small base models of the preset `mini`.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add `lrm mini` to the command line."""
-    app.add_typer(mini_app, name="mini")
+@app.callback()
+def _group() -> None:
+    """Keep `build-base` a subcommand even while it is the only one."""
 
 
-@mini_app.command("build-base")
+@app.command("build-base")
 def build_base(
     out: Path | None = typer.Option(None, help="Folder; default: playground/models/mini."),
     check: bool = typer.Option(False, help="Train nothing; compare the files with their hashes."),
@@ -23,8 +23,8 @@ def build_base(
     import transformers
     from rich.console import Console
 
-    from lrm_ext.mini.build import build_base, check_base, hash_files, models_dir
-    from lrm_ext.mini.recipe import BaseRecipe
+    from tools.mini.build import build_base, check_base, hash_files, models_dir
+    from tools.mini.recipe import BaseRecipe
 
     folder = out or models_dir()
     if not check:
@@ -34,3 +34,9 @@ def build_base(
     console = Console(highlight=False, soft_wrap=True)
     size = sum((folder / name).stat().st_size for name in hash_files(folder))
     console.print(f"{folder}: {size / 1e6:.1f} MB, as build.json says")
+
+
+if __name__ == "__main__":
+    from lrm_ext.cli import main
+
+    main(app)

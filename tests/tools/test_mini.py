@@ -20,10 +20,10 @@ from lrm_ext.corpus.emoji.scenes import (
     sample_scene,
     split_of_combination,
 )
-from lrm_ext.mini import text, tower
-from lrm_ext.mini.build import check_base, hash_files, models_dir
-from lrm_ext.mini.language_model import answer_loss, learning_rate_factor
-from lrm_ext.mini.recipe import BaseRecipe, LanguageModelRecipe, TowerRecipe
+from tools.mini import language_model, tower
+from tools.mini.build import check_base, hash_files, models_dir
+from tools.mini.language_model import answer_loss, learning_rate_factor
+from tools.mini.recipe import BaseRecipe, LanguageModelRecipe, TowerRecipe
 
 
 def test_the_committed_models_are_the_ones_that_build_json_names():
@@ -71,10 +71,10 @@ def test_base_models_see_training_combinations_only(monkeypatch):
         seen.append(sample_scene(rng, split, *args))
         return seen[-1]
 
-    monkeypatch.setattr(text, "sample_scene", spy)
+    monkeypatch.setattr(language_model, "sample_scene", spy)
     monkeypatch.setattr(tower, "sample_scene", spy)
-    list(itertools.islice(text.iter_conversations(0.4, seed=1), 50))
-    list(text.iter_tokenizer_sentences(20, seed=1))
+    list(itertools.islice(language_model.iter_conversations(0.4, seed=1), 50))
+    list(language_model.iter_tokenizer_sentences(20, seed=1))
     _, index = tower.build_phrases()
     tower.draw_pictures(dataclasses.replace(TowerRecipe(), num_scenes=20), index)
     assert len(seen) == 90
@@ -83,7 +83,7 @@ def test_base_models_see_training_combinations_only(monkeypatch):
 
 
 def conversations(num, seed=3):
-    endless = text.iter_conversations(LanguageModelRecipe.english_share, seed)
+    endless = language_model.iter_conversations(LanguageModelRecipe.english_share, seed)
     return list(itertools.islice(endless, num))
 
 
@@ -99,14 +99,14 @@ def test_text_is_english_more_than_anything_else_and_repeats_itself():
 
 def test_a_description_has_a_word_for_every_patch_and_tells_every_object():
     recipe = TowerRecipe()
-    assert recipe.image_size_px == text.GRID * recipe.patch_size_px
+    assert recipe.image_size_px == language_model.GRID * recipe.patch_size_px
     for turns in conversations(50):
         description, question = turns[0].text.split("\n")
-        assert len(description.split()) == text.GRID**2 and question
+        assert len(description.split()) == language_model.GRID**2 and question
     rng = random.Random(5)
     for _ in range(200):
         scene = sample_scene(rng, "train")
-        told = set(text.describe(scene).split())
+        told = set(language_model.describe(scene).split())
         names = {p.concept: concepts_by_id()[p.concept].names["en"] for p in scene.objects}
         assert all(set(name.split()) <= told for name in names.values())
 
@@ -115,7 +115,7 @@ def test_a_patch_is_told_as_the_object_that_lies_on_it():
     dog = Placed("dog", x=0.25, y=0.25, size=0.45, mirrored=False)
     phone = Placed("mobile_phone", x=0.75, y=0.75, size=0.3, mirrored=False)
     scene = Scene("one", "train", "blue", (0, 0, 255), (dog, phone))
-    rows = [text.describe(scene).split()[start : start + 4] for start in range(0, 16, 4)]
+    rows = [language_model.describe(scene).split()[start : start + 4] for start in range(0, 16, 4)]
     assert rows == [
         ["dog", "dog", "blue", "blue"],
         ["dog", "dog", "blue", "blue"],
