@@ -1,13 +1,18 @@
-"""Reads TOML with the standard library, or with `tomli` before Python 3.11.
+"""Reads TOML with the standard library, or with `tomli` before Python 3.11, and checks it.
 
-Input: a path. Output: plain dictionaries, or an error that names the file and the line.
+Input: a path, and perhaps the type of its content. Output: plain dictionaries or that type, or an
+error that names the file and the line or key.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
+
+import msgspec
 
 from llava.errors import ConfigError
 
@@ -16,17 +21,67 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+T = TypeVar("T")
 
-def load_toml(path: str | Path) -> dict[str, Any]:
+
+@overload
+def load_toml(path: str | Path) -> dict[str, Any]: ...
+@overload
+def load_toml(path: str | Path, kind: type[T]) -> T: ...
+def load_toml(path: str | Path, kind: Any = None) -> Any:
     """Read a TOML file.
 
+    Args:
+        path: The file.
+        kind: Type of its content, such as a `msgspec.Struct`; left out, plain dictionaries.
+
     Raises:
-        ConfigError: The file is missing, not UTF-8, or not TOML.
+        ConfigError: The file is missing, not UTF-8, not TOML, or as in `convert`.
     """
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+    return data if kind is None else convert(data, kind, str(path))
+
+
+def convert(
+    data: Any, kind: type[T], where: str, dec_hook: Callable[[type, Any], Any] | None = None
+) -> T:
+    """Check plain values against a type.
+
+    Args:
+        data: The content of a file.
+        kind: What it must be.
+        where: Name of the file, for errors.
+        dec_hook: Makes types that msgspec does not know; see `msgspec.convert`.
+
+    Raises:
+        ConfigError: A key is missing or unknown, or a value is not as it must be; names the key.
+    """
+    try:
+        return msgspec.convert(data, kind, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        said, _, at = str(error).partition(" - at `$")
+        key = at.strip("`").removeprefix(".").removesuffix("[...]")
+        text = ": ".join(filter(None, (where, key, said)))
+        if said.startswith("Expected"):
+            found = data
+            for name in re.findall(r"[^.\[\]]+", key):
+                found = found[int(name) if isinstance(found, list) else name]
+            text += f", found {found!r:.60}"
+        if "unknown field" in said or "enum value" in said:
+            text += f"; choose from: {', '.join(map(str, _choices(kind, key)))}"
+        raise ConfigError(f"{text}.") from error
+
+
+def _choices(kind: Any, key: str) -> tuple[Any, ...]:
+    """Fields of the struct, or values of the literal, that is at a key."""
+    for name in re.findall(r"[^\W\d]\w*", key):
+        kind = get_type_hints(kind)[name]
+        while get_origin(kind) not in (None, Literal):
+            kind = get_args(kind)[0]
+    return get_args(kind) or kind.__struct_encode_fields__

@@ -24,10 +24,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,6 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, ShiftedRows, parts_of
 from lrm_ext.instructions.registry import ENGLISH, get_instruction
 from lrm_ext.mixture.spec import MixtureSpec, phase_at, shares_of
-
-if TYPE_CHECKING:
-    from lrm_ext.mixture.table import TableRow
 
 _MASK_64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -574,14 +570,6 @@ class Mixture:
         turns = row.turns if draw.lang == ENGLISH else self.corpus.turns(draw.lang, draw.row)
         instruction = get_instruction(draw.instruction)
         return instruction.format(row, turns, draw.lang, draw.direction)
-
-    def table(
-        self, count_tokens: Callable[[Sample], int] | None = None, num_measured: int = 100
-    ) -> list[TableRow]:
-        """What an epoch consists of, per language and instruction; see `table.make_table`."""
-        from lrm_ext.mixture.table import make_table
-
-        return make_table(self, count_tokens, num_measured)
 
     def _usable_rows(self, languages: tuple[str, ...]) -> dict[str, list[Sequence[int]]]:
         """Rows of each language, by corpus; a language without any is an error with all counts."""

@@ -28,15 +28,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
-from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages._toml import convert, load_toml
 from lrm_ext.languages.registry import get_language
 
 # Part of what decides the order: raise it when the scheme changes, and checkpoints that were
@@ -44,133 +47,101 @@ from lrm_ext.languages.registry import get_language
 SCHEME_VERSION = 1
 _SUM_TOLERANCE = Fraction(1, 10**6)
 SHARES, TEMPERATURE, UNIMAX = "shares", "temperature", "unimax"
-# what each choice is told, and the largest value that makes sense
-_SETTINGS = {SHARES: None, TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
-_KEYS = ("seed", "non_english_ratio", "languages", "instructions", "corpora", "curriculum")
+# what a choice must be told, and the largest value that makes sense
+_SETTINGS = {TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
 _MAX_RATIO = 100
 _MAX_EPOCHS = 1000
 MIXTURES_DIR = Path(__file__).parents[2] / "scripts" / "v1_5" / "mixtures"
 
 
-def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse keys that mean nothing.
-
-    Raises:
-        ConfigError: naming them and those that are known.
-    """
-    if unknown := sorted(set(table) - set(known)):
-        raise ConfigError(f"{where}: {', '.join(unknown)}: unknown. Known: {', '.join(known)}.")
-
-
-def number(value: Any, where: str) -> Fraction:
-    """A finite number, as it was written.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{where} is {value!r}, expected a number.")
-    try:
-        return Fraction(str(value))  # of what was written: 0.1 is a tenth
-    except ValueError as error:
-        raise ConfigError(f"{where} is {value!r}, expected a finite number.") from error
-
-
-def whole_number(value: Any, where: str) -> int:
-    """A whole number from 0.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"{where} is {value!r}, expected a whole number from 0.")
-    return value
-
-
-def shares(table: Any, where: str) -> dict[str, Fraction]:
-    """A table of shares: whole numbers are weights, fractions add up to 1.
-
-    Raises:
-        ConfigError: A share is not positive, or fractions do not add up.
-    """
-    if not isinstance(table, Mapping) or not table:
-        raise ConfigError(f"{where} is {table!r}, expected a table of shares; or leave it out.")
-    found = {name: number(value, f"{where}.{name}") for name, value in table.items()}
-    wrong = {name: share for name, share in found.items() if share <= 0}
-    if wrong:
-        raise ConfigError(
-            f"{where}: shares must be positive, found {listed(wrong.items())}; leave a name out "
-            "to give it nothing."
-        )
-    total = sum(found.values(), Fraction(0))
-    if any(share.denominator != 1 for share in found.values()) and (
-        abs(total - 1) > _SUM_TOLERANCE
-    ):
-        raise ConfigError(
-            f"{where}: shares written as fractions must add up to 1, but "
-            f"{listed(found.items())} add up to {float(total):g}. Mend them, or write whole "
-            "numbers as weights."
-        )
-    return found
-
-
-def listed(table: Iterable[tuple[str, Fraction]]) -> str:
-    """Names with their numbers, for messages."""
-    return ", ".join(f"{name} = {float(share):g}" for name, share in table)
-
-
-@dataclass(frozen=True)
-class Phase:
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds from one epoch on.
 
     Attributes:
-        from_epoch: The first epoch, from 0.
         sampling: "shares", "temperature" or "unimax".
-        setting: `alpha` or `max_epochs`; 0 for shares.
+        from_epoch: The first epoch, from 0.
+        alpha: Of temperature: the power of the number of rows, 0 to 1.
+        max_epochs: Of UniMax: how often a language may go through its rows.
     """
 
-    from_epoch: int = 0
-    sampling: str = SHARES
-    setting: Fraction = Fraction(0)
+    sampling: Literal["shares", "temperature", "unimax"]
+    from_epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    alpha: Fraction | None = None
+    max_epochs: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        """Check that just the setting of the sampling is given.
+
+        Raises:
+            ValueError: It is not, or is out of range.
+        """
+        needed, most = _SETTINGS.get(self.sampling, ("", 0))
+        for name in ("alpha", "max_epochs"):
+            if (getattr(self, name) is not None) != (name == needed):
+                raise ValueError(
+                    f"{self.sampling} {'needs' if name == needed else 'does not take'} {name}"
+                )
+        if not 0 <= self.setting <= most or (self.sampling == UNIMAX and not self.setting):
+            raise ValueError(f"{needed} is {float(self.setting):g}, expected 0 to {most}")
+
+    @property
+    def setting(self) -> Fraction:
+        """`alpha` or `max_epochs`; 0 for shares."""
+        return self.alpha or self.max_epochs or Fraction(0)
 
 
-def read_curriculum(entries: Any, where: str) -> tuple[Phase, ...]:
-    """Check the entries of a curriculum.
+class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A corpus of a mixture.
 
-    Raises:
-        ConfigError: An unknown key or sampling, a setting that is missing or out of range, or
-            entries that do not begin with epoch 0 and ascend.
+    Attributes:
+        path: Its folder.
+        epochs: How often its rows come in an epoch of the mixture (1 if left out), or
+        weight: its share in the English part; then every corpus of the mixture has one.
     """
-    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        raise ConfigError(f"{where} is {entries!r}, expected entries [[curriculum]].")
-    phases = tuple(_phase(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
-    starts = [phase.from_epoch for phase in phases]
-    if starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
-        raise ConfigError(
-            f"{where}: from_epoch is {', '.join(map(str, starts))}; expected 0 first, then "
-            "ascending."
-        )
-    return phases
+
+    path: Path
+    epochs: Fraction | None = None
+    weight: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in `epochs`.
+
+        Raises:
+            ValueError: Both are given, or one is out of range.
+        """
+        if self.epochs is not None and self.weight is not None:
+            raise ValueError("has both epochs and weight, which contradict; keep one")
+        if self.epochs is None and self.weight is None:
+            msgspec.structs.force_setattr(self, "epochs", Fraction(1))
+        name = "epochs" if self.weight is None else "weight"
+        value = getattr(self, name)
+        if not 0 < value <= _MAX_EPOCHS:
+            raise ValueError(
+                f"{name} is {float(value):g}, expected more than 0, up to {_MAX_EPOCHS}; leave the "
+                "corpus out to draw nothing from it"
+            )
 
 
-def _phase(entry: Any, where: str) -> Phase:
-    sampling = entry.get("sampling") if isinstance(entry, Mapping) else None
-    if sampling not in _SETTINGS:
-        raise ConfigError(
-            f"{where}: sampling is {sampling!r}; choose from: {', '.join(_SETTINGS)}."
-        )
-    setting = _SETTINGS[sampling]
-    check_keys(entry, ("from_epoch", "sampling", *(setting[:1] if setting else ())), where)
-    from_epoch = whole_number(entry.get("from_epoch", 0), f"{where}: from_epoch")
-    if setting is None:
-        return Phase(from_epoch, sampling)
-    name, largest = setting
-    if name not in entry:
-        raise ConfigError(f"{where}: {sampling} needs {name}.")
-    value = number(entry[name], f"{where}: {name}")
-    if not 0 <= value <= largest or (sampling == UNIMAX and not value):
-        raise ConfigError(f"{where}: {name} is {float(value):g}, expected 0 to {largest}.")
-    return Phase(from_epoch, sampling, value)
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """A mixture file, as it is written."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    non_english_ratio: Fraction = Fraction(1)
+    languages: dict[str, Fraction] | list[str] | None = None
+    instructions: dict[str, Fraction] | None = None
+    corpora: Annotated[tuple[CorpusShare, ...], msgspec.Meta(min_length=1)] = ()
+    curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """Make what msgspec does not know: paths, and numbers as they were written."""
+    if kind is Path:
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{value!r}, expected a folder")
+        return Path(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r}, expected a finite number")
+    return Fraction(str(value))  # of what was written: 0.1 is a tenth
 
 
 def phase_at(phases: Sequence[Phase], epoch: int) -> int:
@@ -196,12 +167,11 @@ def shares_of(
     Raises:
         ConfigError: No language may give as many samples as UniMax is asked for.
     """
-    rules: dict[str, Callable[[], dict[str, Fraction]]] = {
-        SHARES: lambda: dict(shares),
-        TEMPERATURE: lambda: {lang: _power(sizes[lang], phase.setting) for lang in shares},
-        UNIMAX: lambda: _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting),
-    }
-    return rules[phase.sampling]()
+    if phase.sampling == TEMPERATURE:
+        return {lang: _power(sizes[lang], phase.setting) for lang in shares}
+    if phase.sampling == UNIMAX:
+        return _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting)
+    return dict(shares)
 
 
 def _power(size: Fraction, alpha: Fraction) -> Fraction:
@@ -221,25 +191,10 @@ def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> 
     if left:
         raise ConfigError(
             f"{total} non-English samples an epoch are asked for, but unimax with max_epochs = "
-            f"{float(max_epochs):g} allows {total - left} ({listed(found.items())}). Raise "
+            f"{float(max_epochs):g} allows {total - left} ({_listed(found)}). Raise "
             "max_epochs, or lower non_english_ratio."
         )
     return {lang: found[lang] for lang in sizes}
-
-
-@dataclass(frozen=True)
-class CorpusShare:
-    """A corpus of a mixture.
-
-    Attributes:
-        path: Its folder.
-        epochs: How often its rows come in an epoch of the mixture, or
-        weight: its share in the English part; then every corpus of the mixture has one.
-    """
-
-    path: Path
-    epochs: Fraction | None = Fraction(1)
-    weight: Fraction | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +217,7 @@ class MixtureSpec:
         default_factory=lambda: dict.fromkeys(list_instructions(), Fraction(1))
     )
     corpora: tuple[CorpusShare, ...] = ()
-    curriculum: tuple[Phase, ...] = (Phase(),)
+    curriculum: tuple[Phase, ...] = (Phase(SHARES),)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> MixtureSpec:
@@ -285,33 +240,35 @@ class MixtureSpec:
             folder: What paths of corpora are seen from; the working directory if left out.
 
         Raises:
-            ConfigError: An unknown key, language or instruction; a share that is not a positive
-                number; fractions that do not add up to 1; a ratio out of range; corpora or a
-                curriculum that contradict themselves.
+            ConfigError: An unknown key, language or instruction; a value of another type or out of
+                range; fractions that do not add up to 1; corpora or a curriculum that contradict
+                themselves.
         """
-        check_keys(data, _KEYS, where)
-        seed = whole_number(data.get("seed", 0), f"{where}: seed")
-        ratio = number(data.get("non_english_ratio", 1), f"{where}: non_english_ratio")
-        if not 0 <= ratio <= _MAX_RATIO:
+        file = convert(data, _File, where, _decode)
+        if not 0 <= file.non_english_ratio <= _MAX_RATIO:
             raise ConfigError(
-                f"{where}: non_english_ratio is {float(ratio)}, expected 0 to {_MAX_RATIO} "
-                "(non-English samples per English sample)."
+                f"{where}: non_english_ratio is {float(file.non_english_ratio)}, expected 0 to "
+                f"{_MAX_RATIO} (non-English samples per English sample)."
+            )
+        starts = [phase.from_epoch for phase in file.curriculum]
+        if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise ConfigError(
+                f"{where}: curriculum: from_epoch is {', '.join(map(str, starts))}; expected 0 "
+                "first, then ascending."
             )
         instructions = dict.fromkeys(list_instructions(), Fraction(1))
-        if "instructions" in data:
-            instructions = shares(data["instructions"], f"{where}: instructions")
+        if file.instructions is not None:
+            instructions = file.instructions
+            _check_shares(instructions, f"{where}: instructions")
             for name in instructions:
                 get_instruction(name)
-        curriculum: tuple[Phase, ...] = (Phase(),)
-        if "curriculum" in data:
-            curriculum = read_curriculum(data["curriculum"], f"{where}: curriculum")
         return cls(
-            seed,
-            ratio,
-            _languages(data, curriculum, where) if "languages" in data else {},
+            file.seed,
+            file.non_english_ratio,
+            {} if file.languages is None else _languages(file, where),
             instructions,
-            _corpora(data["corpora"], where, folder or Path()) if "corpora" in data else (),
-            curriculum,
+            _corpora(file.corpora, where, folder or Path()),
+            file.curriculum,
         )
 
     def fingerprint(self) -> str:
@@ -326,7 +283,7 @@ class MixtureSpec:
         content: list[Any] = [SCHEME_VERSION, self.seed, str(self.non_english_ratio), *tables]
         if self.corpora:
             content.append([[str(each.epochs), str(each.weight)] for each in self.corpora])
-        if self.curriculum != (Phase(),):
+        if self.curriculum != (Phase(SHARES),):
             content.append([[p.from_epoch, p.sampling, str(p.setting)] for p in self.curriculum])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
@@ -341,45 +298,35 @@ class MixtureSpec:
         return {get_language(lang).code: Fraction(1) for lang in available if lang != ENGLISH}
 
 
-def _languages(
-    data: Mapping[str, Any], curriculum: Sequence[Phase], where: str
-) -> dict[str, Fraction]:
-    """Read the table of shares, or the list of those that take part."""
-    given = data["languages"]
+def _languages(file: _File, where: str) -> dict[str, Fraction]:
+    """Shares of the languages, or even ones of those that take part."""
+    given = file.languages
     if isinstance(given, list) and given:
-        found = dict.fromkeys(map(str, given), Fraction(1))
+        found = dict.fromkeys(given, Fraction(1))
         if len(found) < len(given):
-            raise ConfigError(
-                f"{where}: languages: one comes twice in {', '.join(map(str, given))}."
-            )
+            raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
     else:
-        found = shares(given, f"{where}: languages")
-        if all(phase.sampling != SHARES for phase in curriculum):
+        found = dict(given or {})
+        _check_shares(found, f"{where}: languages")
+        if all(phase.sampling != SHARES for phase in file.curriculum):
             raise ConfigError(
-                f"{where}: languages gives shares ({listed(found.items())}), but no entry of the "
+                f"{where}: languages gives shares ({_listed(found)}), but no entry of the "
                 'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
                 "say which take part."
             )
     for lang in found:
-        _check_language(lang, where)
-    return found
-
-
-def _check_language(lang: str, where: str) -> None:
-    get_language(lang)
-    if lang == ENGLISH:
+        get_language(lang)
+    if ENGLISH in found:
         raise ConfigError(
             f"{where}: languages.en: English is not part of the non-English shares; every English "
             "row is drawn once. Set non_english_ratio instead."
         )
+    return found
 
 
-def _corpora(entries: Any, where: str, folder: Path) -> tuple[CorpusShare, ...]:
-    """Read the entries [[corpora]]."""
-    is_list = isinstance(entries, list) and entries
-    if not is_list or not all(isinstance(entry, Mapping) for entry in entries):
-        raise ConfigError(f"{where}: corpora is {entries!r}, expected entries [[corpora]].")
-    found = [_corpus(entry, f"{where}: corpora[{i}]", folder) for i, entry in enumerate(entries)]
+def _corpora(given: Sequence[CorpusShare], where: str, folder: Path) -> tuple[CorpusShare, ...]:
+    """The corpora, with paths as seen from a folder."""
+    found = [msgspec.structs.replace(share, path=folder / share.path) for share in given]
     paths = [share.path for share in found]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
@@ -394,23 +341,32 @@ def _corpora(entries: Any, where: str, folder: Path) -> tuple[CorpusShare, ...]:
     return tuple(found)
 
 
-def _corpus(entry: Mapping[str, Any], where: str, folder: Path) -> CorpusShare:
-    check_keys(entry, ("path", "epochs", "weight"), where)
-    path = entry.get("path")
-    if not isinstance(path, str) or not path:
-        raise ConfigError(f"{where}: path is {path!r}, expected a corpus folder.")
-    if "epochs" in entry and "weight" in entry:
-        raise ConfigError(f"{where}: has both epochs and weight, which contradict; keep one.")
-    name = "weight" if "weight" in entry else "epochs"
-    value = number(entry.get(name, 1), f"{where}: {name}")
-    if not 0 < value <= _MAX_EPOCHS:
+def _check_shares(shares: Mapping[str, Fraction], where: str) -> None:
+    """Check that whole numbers are weights, and fractions add up to 1.
+
+    Raises:
+        ConfigError: There is none, one is not positive, or fractions do not add up.
+    """
+    if not shares:
+        raise ConfigError(f"{where} is empty, expected a table of shares; or leave it out.")
+    wrong = {name: share for name, share in shares.items() if share <= 0}
+    if wrong:
         raise ConfigError(
-            f"{where}: {name} is {float(value):g}, expected more than 0, up to {_MAX_EPOCHS}. "
-            "Leave the corpus out to draw nothing from it."
+            f"{where}: shares must be positive, found {_listed(wrong)}; leave a name out "
+            "to give it nothing."
         )
-    if name == "weight":
-        return CorpusShare(folder / path, None, value)
-    return CorpusShare(folder / path, value)
+    total = sum(shares.values(), Fraction(0))
+    if any(share.denominator != 1 for share in shares.values()) and (
+        abs(total - 1) > _SUM_TOLERANCE
+    ):
+        raise ConfigError(
+            f"{where}: shares written as fractions must add up to 1, but {_listed(shares)} add up "
+            f"to {float(total):g}. Mend them, or write whole numbers as weights."
+        )
+
+
+def _listed(shares: Mapping[str, Fraction]) -> str:
+    return ", ".join(f"{name} = {float(share):g}" for name, share in shares.items())
 
 
 def mixture_path(name: str) -> Path:

@@ -163,6 +163,7 @@ def run_ours(path: Path) -> Measured:
     start = time.perf_counter()
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
+    from lrm_ext.mixture.table import make_table
 
     mixture = Mixture.open(MixtureSpec(), Corpus.open(path))
     mixture.draw(0)
@@ -182,7 +183,7 @@ def run_ours(path: Path) -> Measured:
     copies = [pickle.loads(pickle.dumps(mixture)) for _ in range(64)]
     is_right &= [copies[k % 64].draw(i, 1) for k, i in enumerate(indices[:6400])] == draws[:6400]
     counts: dict[str, int] = {}
-    for row in mixture.table():
+    for row in make_table(mixture):
         counts[row.lang] = counts.get(row.lang, 0) + row.count
     return Measured(open_s, open_mib, draw_us, slow_draw_us, after_mib, counts, is_right, sample_us)
 

@@ -14,6 +14,7 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.store import Corpus, CorpusRow, Text
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Draw, LanguageMixSampler, Mixture, MixtureSpec
+from lrm_ext.mixture.table import make_table
 
 LANGUAGES = ("cs", "de", "hr")
 NUM_ROWS = 60
@@ -82,7 +83,7 @@ def test_only_usable_rows_are_drawn_and_repeat_evenly(gappy: Corpus) -> None:
     assert sorted(rows) == list(range(3, NUM_ROWS, 3))  # 0 is untranslatable
     assert sum(rows.values()) == NUM_ROWS
     assert max(rows.values()) - min(rows.values()) <= 1
-    assert mixture.table()[1].num_rows == 19
+    assert make_table(mixture)[1].num_rows == 19
 
 
 def test_no_repetition_while_possible(gappy: Corpus) -> None:
@@ -140,7 +141,7 @@ def test_what_is_drawn_is_what_the_table_says(
     )
     draws = list(epoch(mixture, number))
     drawn = Counter((d.lang, d.instruction) for d in draws)
-    table = mixture.table()
+    table = make_table(mixture)
     assert {(row.lang, row.instruction): row.count for row in table if row.count} == drawn
     assert sum(row.count for row in table) == len(mixture) == NUM_ROWS + round(ratio * NUM_ROWS)
     assert sum(row.share for row in table) == pytest.approx(1)
@@ -152,7 +153,7 @@ def test_what_is_drawn_is_what_the_table_says(
 def test_english_only(full: Corpus) -> None:
     mixture = Mixture(spec(non_english_ratio=0, languages={"ru": 1}), full)
     assert {d.lang for d in epoch(mixture)} == {"en"}
-    assert [row.lang for row in mixture.table()] == ["en"]
+    assert [row.lang for row in make_table(mixture)] == ["en"]
 
 
 def test_samples_are_formatted(full: Corpus) -> None:
@@ -166,8 +167,8 @@ def test_samples_are_formatted(full: Corpus) -> None:
 
 
 def test_lengths_are_measured_when_asked_for(full: Corpus) -> None:
-    assert Mixture(spec(), full).table()[0].tokens is None
-    table = Mixture(spec(), full).table(lambda sample: len(sample.turns) * 10, num_measured=7)
+    assert make_table(Mixture(spec(), full))[0].tokens is None
+    table = make_table(Mixture(spec(), full), lambda sample: len(sample.turns) * 10, num_measured=7)
     assert [row.tokens for row in table] == [20.0] * len(table)
     assert table[0].num_measured == 7
     assert table[0].characters == pytest.approx(

@@ -44,12 +44,12 @@ def test_weights_and_fractions() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"sed": 1}, r"m\.toml: sed: unknown. Known: seed, non_english_ratio"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": True}, "seed is True"),
+        ({"sed": 1}, r"m\.toml: .*unknown field `sed`; choose from: seed, non_eng"),
+        ({"seed": -1}, "seed: Expected.*found -1"),
+        ({"seed": True}, "seed: Expected.*found True"),
         ({"non_english_ratio": -0.5}, "non_english_ratio is -0.5"),
-        ({"non_english_ratio": float("nan")}, "expected a finite number"),
-        ({"non_english_ratio": "1"}, "expected a number"),
+        ({"non_english_ratio": float("nan")}, "non_english_ratio: nan, expected a finite number"),
+        ({"non_english_ratio": "1"}, "non_english_ratio: '1', expected a"),
         ({"languages": {"cs": 0.5, "hr": 0.4}}, r"cs = 0\.5, hr = 0\.4 add up to 0\.9"),
         ({"languages": {"cs": 0}}, r"languages: shares must be positive, found cs = 0"),
         ({"instructions": {"mvqa": 1, "bvqa": -2}}, "found bvqa = -2"),
@@ -57,7 +57,7 @@ def test_weights_and_fractions() -> None:
         ({"languages": {"xx": 1}}, r"'xx'; choose from: en, cs"),
         ({"languages": {"en": 1}}, "every English row is drawn once"),
         ({"languages": {}}, "or leave it out"),
-        ({"languages": {"cs": "much"}}, r"languages\.cs is 'much'"),
+        ({"languages": {"cs": "much"}}, r"languages: 'much', expected a finite number"),
     ],
 )
 def test_what_is_wrong_is_said(data: dict[str, Any], message: str) -> None:

@@ -162,10 +162,10 @@ def test_fingerprints(root: Path) -> None:
 @pytest.mark.parametrize(
     ("corpora", "message"),
     [
-        ([], r"corpora is \[\], expected entries"),
-        (["big"], "expected entries"),
-        ([{"epochs": 1}], r"corpora\[0\]: path is None"),
-        ([{"path": "big", "times": 1}], "times: unknown. Known: path, epochs, weight"),
+        ([], r"corpora: Expected .* length >= 1, found \[\]"),
+        (["big"], r"corpora\[0\]: Expected `object`, .*'big'"),
+        ([{"epochs": 1}], r"corpora\[0\]: .*missing.*`path`"),
+        ([{"path": "big", "times": 1}], "`times`; choose from: path, epochs, weight"),
         ([{"path": "big", "epochs": 0}], "epochs is 0, expected more than 0"),
         ([{"path": "big", "epochs": 1, "weight": 1}], "both epochs and weight"),
         ([{"path": "big", "weight": 1}, {"path": "tiny"}], "some have a weight"),
