@@ -14,16 +14,17 @@ import logging
 import os
 import re
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,11 +39,10 @@ from lrm_ext.corpus.columns import Flags, Turns, batch_of, check_sample, iter_ro
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.files import leaves_folder
+from lrm_ext.files import leaves_folder, writing
 from lrm_ext.languages._toml import load_toml
 
 RULES_FILE = Path(__file__).with_name("translatable.toml")
-FIELDS = ("source", "task", "question", "answer")
 _MAX_EXAMPLES = 3
 _MAX_REMEMBERED = 1_000_000
 log = logging.getLogger(__name__)
@@ -55,13 +55,28 @@ IsTranslatable = Callable[[Sample], bool]
 SaveEmbedded = Callable[[dict[str, Any], str], str]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One reason for a row to stay English."""
 
     name: str
-    field: str
+    field: Literal["source", "task", "question", "answer"]
     pattern: str
+
+    def __post_init__(self) -> None:
+        """Check the pattern.
+
+        Raises:
+            ValueError: Python or RE2 cannot read it.
+        """
+        try:
+            re.compile(self.pattern)
+            pc.match_substring_regex(pa.array([""]), self.pattern)
+        except (re.error, pa.ArrowInvalid) as error:
+            raise ValueError(f"pattern {self.pattern!r} is not usable: {error}") from error
+
+
+class _RulesFile(msgspec.Struct, forbid_unknown_fields=True):
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclass
@@ -94,19 +109,7 @@ class Rules:
         Raises:
             ConfigError: The file is missing, not TOML, or a rule is not as it must be.
         """
-        data = load_toml(path)
-        rules = []
-        for number, raw in enumerate(data.get("rules", ()), start=1):
-            where = f"{path}: rule {number}"
-            if not isinstance(raw, dict) or set(raw) != {"name", "field", "pattern"}:
-                raise ConfigError(f"{where} is {raw!r}, expected name, field and pattern.")
-            if raw["field"] not in FIELDS:
-                raise ConfigError(
-                    f"{where}: field is {raw['field']!r}; choose from: {', '.join(FIELDS)}."
-                )
-            _check_pattern(raw["pattern"], where)
-            rules.append(Rule(raw["name"], raw["field"], raw["pattern"]))
-        return cls(tuple(rules))
+        return cls(load_toml(path, _RulesFile).rules)
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
@@ -143,14 +146,6 @@ def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
     flags = np.zeros(len(of_role), dtype=bool)
     flags[of_role] = to_flags(pc.match_substring_regex(texts, pattern))
     return turns.any(flags)
-
-
-def _check_pattern(pattern: Any, where: str) -> None:
-    try:
-        re.compile(pattern)
-        pc.match_substring_regex(pa.array([""]), pattern)
-    except (re.error, pa.ArrowInvalid, TypeError) as error:
-        raise ConfigError(f"{where}: pattern {pattern!r} is not usable: {error}") from error
 
 
 class Problem(NamedTuple):
@@ -269,7 +264,8 @@ class PictureCopy(PictureCheck):
         digest = hashlib.sha256(data).hexdigest()[:32]
         name = f"embedded/{digest[:2]}/{digest}.{ending}"
         if not (self._out / name).is_file():
-            _write(self._out / name, lambda path: path.write_bytes(data))
+            with writing(self._out / name) as partial:
+                partial.write_bytes(data)
         return name
 
     def _problem(self, name: str) -> Problem | None:
@@ -278,23 +274,9 @@ class PictureCopy(PictureCheck):
             return None
         problem = super()._problem(name)
         if problem is None:
-            _write(target, lambda path: shutil.copyfile(self.root / name, path))
+            with writing(target) as partial:
+                shutil.copyfile(self.root / name, partial)
         return problem
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is there when it is whole; several threads may write the same.
-
-    Raises:
-        DataError: The disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -376,13 +358,14 @@ def import_corpus(
         CorpusWriter(out, (), image_root=root, overwrite=overwrite) as writer,
         _check(images, verify_images, writer.work_dir / "images" if copy_images else None) as check,
     ):
-        num_rows = 0
+        save = check.save_embedded if isinstance(check, PictureCopy) else refuse_embedded
+        has_looked, num_rows = check is not None, 0
         for source in sources:
             policy = DropPolicy(max_drop_rate)
             result.reports[source.path] = policy.report
-            save = check.save_embedded if isinstance(check, PictureCopy) else refuse_embedded
             for batch in row_batches(source, images, policy, save):
-                batch = rules.apply(check(batch, policy))
+                has_looked = has_looked or _looks_for_images(batch, images)
+                batch = rules.apply(batch if check is None else check(batch, policy))
                 writer.append_rows(batch)
                 _count(batch, result)
                 num_rows += len(batch)
@@ -393,41 +376,29 @@ def import_corpus(
     return result
 
 
-def _check(images: Path, verifies: bool, copies_to: Path | None) -> PictureCheck | _FolderCheck:
+def _check(
+    images: Path, verifies: bool, copies_to: Path | None
+) -> AbstractContextManager[PictureCheck | None]:
     if copies_to is not None:
         return PictureCopy(images, copies_to)
-    return PictureCheck(images) if verifies else _FolderCheck(images)
+    return PictureCheck(images) if verifies else nullcontext()
 
 
-class _FolderCheck:
-    """Opens no picture; says if not even the first ones are there, for then the folder is wrong."""
+def _looks_for_images(batch: pa.RecordBatch, images: Path) -> bool:
+    """Warn if not even the first images are there, for then the folder is wrong.
 
-    def __init__(self, images: Path) -> None:
-        self._images = images
-        self._is_looking = True
-
-    def __enter__(self) -> _FolderCheck:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
-        if self._is_looking and batch.column("image").null_count < len(batch):
-            self._is_looking = False
-            self._look(batch)
-        return batch
-
-    def _look(self, batch: pa.RecordBatch) -> None:
-        pictures = batch.column("image").drop_null()
-        names = pictures.slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
-        if not any((self._images / name).is_file() for name in names):
-            log.warning(
-                "none of the first %d pictures is there, such as %s; is --images right? "
-                "`lrm corpus validate --verify-images` looks for all of them",
-                len(names),
-                self._images / names[0],
-            )
+    Returns:
+        False if the batch has no image to look for.
+    """
+    names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
+    if names and not any((images / name).is_file() for name in names):
+        log.warning(
+            "none of the first %d pictures is there, such as %s; is --images right? "
+            "`lrm corpus validate --verify-images` looks for all of them",
+            len(names),
+            images / names[0],
+        )
+    return bool(names)
 
 
 def _count(batch: pa.RecordBatch, result: ImportResult) -> None:
