@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import struct
-import sys
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
@@ -34,13 +33,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llava.data.sample import Turn
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.files import leaves_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from lrm_ext.languages._toml import load_toml
 
 FORMAT_VERSION = 1
 META_FILE = "corpus.toml"
@@ -180,7 +175,7 @@ class Meta:
                 "whose writing was cut short has none; build or unpack it again."
             )
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = load_toml(path)
             version = data["format_version"]
             if version != FORMAT_VERSION:
                 raise DataError(
@@ -194,7 +189,7 @@ class Meta:
                 image_root=str(data["image_root"]),
                 counts=_checked_counts(data.get("languages", {})),
             )
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        except (ConfigError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as a corpus description: {error!r}") from error
 
 

@@ -19,13 +19,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
 from llava.data.sample import Turn
 from llava.errors import DataError
@@ -66,8 +66,6 @@ COMPLETE_FILE = "COMPLETE"
 _PROGRESS_FILE = "UNPACKING"
 BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
 
-Advance = Callable[[], None]
-
 
 def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
     """Unpack the built-in corpus; does nothing if it is there already.
@@ -94,14 +92,11 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
             return root
         scenes = load_scenes(limit)
         _prepare(root, digest, keep=not force)
-        with _progress() as progress:
-            _write_images(root, scenes, _bar(progress, "pictures", len(scenes)))
-            train = [scene for scene in scenes if scene.split == "train"]
-            captioned = train[:NUM_CAPTIONED]
-            advance = _bar(progress, "conversations", len(train) + len(captioned))
-            _write_corpus(root / "pretrain", captioned, "caption", caption_turns, advance)
-            _write_corpus(root / "finetune", train, "conversation", question_turns, advance)
-            _write_benchmarks(root, scenes)
+        _write_images(root, scenes)
+        train = [scene for scene in scenes if scene.split == "train"]
+        _write_corpus(root / "pretrain", train[:NUM_CAPTIONED], "caption", caption_turns)
+        _write_corpus(root / "finetune", train, "conversation", question_turns)
+        _write_benchmarks(root, scenes)
         _write(root / COMPLETE_FILE, digest.encode())
         (root / _PROGRESS_FILE).unlink()
     return root
@@ -150,17 +145,16 @@ def _prepare(root: Path, digest: str, keep: bool) -> None:
     _write(root / _PROGRESS_FILE, digest.encode())
 
 
-def _write_images(root: Path, scenes: Sequence[Scene], advance: Advance) -> None:
+def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
     sprites = load_sprites()
     for split in {scene.split for scene in scenes}:
         (root / "images" / split).mkdir(parents=True, exist_ok=True)
-    for scene in scenes:
+    for scene in _tracked(scenes, "images"):
         path = root / "images" / image_name(scene)
         if not path.is_file():
             image = render_scene(scene, sprites)
             with writing(path) as partial:
                 image.save(partial, format="JPEG", quality=JPEG_QUALITY)
-        advance()
 
 
 def image_name(scene: Scene) -> str:
@@ -173,11 +167,10 @@ def _write_corpus(
     scenes: Sequence[Scene],
     task: str,
     make_turns: Callable[[Scene, str], tuple[Turn, ...]],
-    advance: Advance,
 ) -> None:
     others = LANGUAGES[1:]
     with CorpusWriter(path, others, image_root="../images", overwrite=True) as writer:
-        for scene in scenes:
+        for scene in _tracked(scenes, f"{task}s"):
             row = CorpusRow(
                 id=scene.id,
                 image=image_name(scene),
@@ -187,7 +180,6 @@ def _write_corpus(
                 turns=make_turns(scene, "en"),
             )
             writer.append(row, {lang: make_turns(scene, lang) for lang in others})
-            advance()
 
 
 def _write_benchmarks(root: Path, scenes: Sequence[Scene]) -> None:
@@ -224,19 +216,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _bar(progress: Progress, description: str, total: int) -> Advance:
-    task = progress.add_task(description, total=total)
-    return lambda: progress.advance(task)
+def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
+    return track(scenes, title, console=Console(stderr=True))
 
 
 def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
