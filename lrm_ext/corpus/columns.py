@@ -207,19 +207,28 @@ def batch_of(samples: Sequence[Sample]) -> pa.RecordBatch:
 def _fast(
     records: list[_Record], reader: RecordReader, source: str | None, policy: DropPolicy, lang: str
 ) -> pa.RecordBatch:
-    """Check and convert records column by column; only the odd ones are looked at by themselves."""
+    """Check and convert records column by column; only the odd ones are looked at by themselves.
+
+    Args:
+        records: What was decoded at once.
+        reader: Reads them again, with where each begins, if something is wrong with one.
+        source: As for `iter_row_batches`, and so are the others.
+        policy: What happens to a record that cannot be used.
+        lang: The language that the records must be in.
+    """
     lengths = [len(record.conversations) for record in records]
     turns = [turn for record in records for turn in record.conversations]
     usual = np.fromiter((record.is_usual for record in records), bool, len(records))
     images = [r.image if is_usual else None for r, is_usual in zip(records, usual, strict=True)]
-    roles, texts = pa.array([turn.role for turn in turns], pa.string()), _texts(turns)
+    roles = pa.array([turn.role for turn in turns], pa.string())
+    texts = pa.array([turn.text for turn in turns], pa.string())
     langs = [record.lang for record in records]
     good = usual & _good_rows(lengths, roles, texts, images)
     good &= np.fromiter((one is None or one == lang for one in langs), bool, len(records))
     if not good.all():
         kept = [
             _sample(record, source) if is_good else _one(found[1], found[0], source, policy, lang)
-            for record, is_good, found in zip(records, good, _again(reader), strict=False)
+            for record, is_good, found in zip(records, good, iter(reader.read, None), strict=False)
         ]
         policy.report.read[lang] += int(good.sum())
         return batch_of([sample for sample in kept if sample is not None])
@@ -232,16 +241,6 @@ def _fast(
         [True] * len(records),
     ]
     return _batch(columns, lengths, roles, texts, [turn.supervised for turn in turns])
-
-
-def _again(reader: RecordReader) -> Iterator[tuple[str, Any]]:
-    """Records once more, with where they begin, for those that something is wrong with."""
-    while (found := reader.read()) is not None:
-        yield found
-
-
-def _texts(turns: Sequence[_Turn]) -> pa.StringArray:
-    return pa.array([turn.text for turn in turns], pa.string())
 
 
 def _good_rows(

@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import os
-import struct
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
@@ -69,7 +68,8 @@ TEXT_SCHEMA = pa.schema(
 # Texts that were written before figures of quality were kept; they are read as having none.
 OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
 NUM_BYTES = 4
-_NUMBER = struct.Struct("<I")
+# of figures of quality, as far as 32 bits hold them
+_DECIMALS = 4
 log = logging.getLogger(__name__)
 
 # Each open shard holds a file descriptor, and the usual limit is 1024 of them.
@@ -213,14 +213,6 @@ def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     return tuple(Turn(v["role"], v["text"], v["supervised"]) for v in values)
 
 
-def quality_from_arrow(values: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
-    """Figures of quality as they were, as far as 32 bits hold them."""
-    return None if values is None else {name: round(value, _DECIMALS) for name, value in values}
-
-
-_DECIMALS = 4
-
-
 class RowList(Sequence[int]):
     """The row numbers in a file.
 
@@ -262,8 +254,7 @@ class RowList(Sequence[int]):
         data = os.pread(self._file, NUM_BYTES, index * NUM_BYTES)
         if len(data) != NUM_BYTES:
             raise DataError(f"{self.path}: has become shorter while it was read.")
-        number: int = _NUMBER.unpack(data)[0]
-        return number
+        return int.from_bytes(data, "little")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (RowList, (self.path, self._size))
@@ -394,7 +385,9 @@ class Corpus:
         status, engine, reason, quality = (
             batch.column(name)[offset].as_py() for name in ("status", "engine", "reason", "quality")
         )
-        return Text(turns_from_arrow(turns), status, engine, reason, quality_from_arrow(quality))
+        if quality is not None:
+            quality = {name: round(value, _DECIMALS) for name, value in quality}
+        return Text(turns_from_arrow(turns), status, engine, reason, quality)
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
         """The accepted turns of row `index` in `lang`; None if there are none.
