@@ -95,7 +95,7 @@ def import_(
 ) -> None:
     """Make a corpus of English data: LLaVA JSON, Parquet, ChartQA, ..."""
     from lrm_ext.corpus.formats import split_source
-    from lrm_ext.corpus.importing import RULES_FILE, Rules, Source, import_corpus
+    from lrm_ext.corpus.importing import RULES_FILE, ImportSource, Rules, import_corpus
 
     console = _console()
     if formats:
@@ -103,7 +103,7 @@ def import_(
         return
     if not sources or out is None:
         raise typer.BadParameter("expected sources and --out; lrm corpus import --help")
-    given = [Source(*split_source(text), source) for text in sources]
+    given = [ImportSource(*split_source(text), source) for text in sources]
     with _bar(console) as bar:
         task = bar.add_task("rows", total=None)
         result = import_corpus(
@@ -253,12 +253,15 @@ def diff(
     from rich.markup import escape
 
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.corpus.summary import Side, differences
+    from lrm_ext.corpus.summary import CorpusSide, differences
 
     langs = [code.strip() for code in lang.split(",")]
     if len(langs) > 2 or (right is None and len(langs) != 2):
         raise typer.BadParameter("expected two corpora, or two languages (--lang cs,sk)")
-    sides = (Side(Corpus.open(left), langs[0]), Side(Corpus.open(right or left), langs[-1]))
+    sides = (
+        CorpusSide(Corpus.open(left), langs[0]),
+        CorpusSide(Corpus.open(right or left), langs[-1]),
+    )
     console, counts = _console(), Counter[str]()
     for found in differences(*sides):
         counts[found.what] += 1
@@ -281,7 +284,7 @@ def validate(
 ) -> None:
     """Look for errors and oddities in every row; exit status 1 if there are errors."""
     from lrm_ext.corpus.formats import split_source
-    from lrm_ext.corpus.importing import Source
+    from lrm_ext.corpus.importing import ImportSource
     from lrm_ext.corpus.store import META_FILE, Corpus
     from lrm_ext.corpus.validating import validate as look
     from lrm_ext.corpus.validating import validate_source
@@ -297,7 +300,7 @@ def validate(
             opened = Corpus.open(path)
             findings = look(opened, with_pictures=verify_images, progress=progress)
         else:
-            source = Source(*split_source(path))
+            source = ImportSource(*split_source(path))
             findings = validate_source(
                 source, images, with_pictures=verify_images, progress=progress
             )

@@ -280,7 +280,7 @@ class PictureCopy(PictureCheck):
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """One data set to import.
 
     Attributes:
@@ -317,7 +317,7 @@ class ImportResult:
 
 
 def import_corpus(
-    sources: Iterable[Source],
+    sources: Iterable[ImportSource],
     out: Path,
     *,
     images: Path,
@@ -425,7 +425,10 @@ def refuse_embedded(image: dict[str, Any], where: str) -> str:
 
 
 def row_batches(
-    source: Source, images: Path, policy: DropPolicy, save_embedded: SaveEmbedded = refuse_embedded
+    source: ImportSource,
+    images: Path,
+    policy: DropPolicy,
+    save_embedded: SaveEmbedded = refuse_embedded,
 ) -> Iterator[pa.RecordBatch]:
     """Read a data set as rows of a corpus.
 
@@ -458,7 +461,7 @@ def row_batches(
 
 
 def _samples(
-    source: Source, prefix: str, policy: DropPolicy, save_embedded: SaveEmbedded
+    source: ImportSource, prefix: str, policy: DropPolicy, save_embedded: SaveEmbedded
 ) -> Iterator[Sample]:
     assert source.format.read is not None
     for where, make in source.format.read(source.path):
@@ -482,7 +485,7 @@ def _samples(
         yield sample if sample.source else replace(sample, source=source.source)
 
 
-def _picture_prefix(source: Source, images: Path) -> str:
+def _picture_prefix(source: ImportSource, images: Path) -> str:
     """Where the source's pictures are, relative to `images`.
 
     Raises:

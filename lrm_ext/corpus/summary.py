@@ -85,7 +85,7 @@ def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
     return counts
 
 
-class Side(NamedTuple):
+class CorpusSide(NamedTuple):
     """A language of a corpus."""
 
     corpus: Corpus
@@ -93,7 +93,7 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Difference:
+class RowDifference:
     """A row that two sides do not agree on.
 
     Attributes:
@@ -112,7 +112,7 @@ class Difference:
     right: str | None
 
 
-def differences(left: Side, right: Side) -> Iterator[Difference]:
+def differences(left: CorpusSide, right: CorpusSide) -> Iterator[RowDifference]:
     """Compare row by row two corpora in one language, or two languages.
 
     Args:
@@ -144,9 +144,9 @@ def differences(left: Side, right: Side) -> Iterator[Difference]:
             )
         what = _what_differs(one, other, left.lang == right.lang, row["translatable"])
         if what == "status":
-            yield Difference(index, row["id"], what, _status(one), _status(other))
+            yield RowDifference(index, row["id"], what, _status(one), _status(other))
         elif what is not None:
-            yield Difference(index, row["id"], what, _said(one), _said(other))
+            yield RowDifference(index, row["id"], what, _said(one), _said(other))
 
 
 def _what_differs(
@@ -164,12 +164,12 @@ def _what_differs(
     return "same text" if is_same and left["status"] == "ok" else None
 
 
-def _row_differences(left: Corpus, right: Corpus) -> Iterator[Difference]:
+def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
     for index, (one, other) in enumerate(zip_longest(_rows(left), _rows(right))):
         if one == other:
             continue
         what = "only left" if other is None else "only right" if one is None else "row"
-        yield Difference(index, (one or other)["id"], what, _shown(one), _shown(other))
+        yield RowDifference(index, (one or other)["id"], what, _shown(one), _shown(other))
 
 
 def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
@@ -177,7 +177,7 @@ def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _texts(side: Side) -> Iterator[dict[str, Any]]:
+def _texts(side: CorpusSide) -> Iterator[dict[str, Any]]:
     if side.lang == ENGLISH:
         for row in _rows(side.corpus):
             yield {"turns": row["turns"], "status": "ok", "engine": None, "reason": None}

@@ -23,7 +23,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
 from llava.data.sample import ROLES, SampleError
 from lrm_ext.corpus.columns import Flags, Turns, holds, is_blank, leaves_root, to_flags
-from lrm_ext.corpus.importing import PictureCheck, Source, row_batches
+from lrm_ext.corpus.importing import ImportSource, PictureCheck, row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.writer import CorpusWriter
 
@@ -121,7 +121,7 @@ class _Collector(DropPolicy):
         self._findings.add(error.reason, str(error))
 
 
-def validate_source(source: Source, images: Path, **options: object) -> Findings:
+def validate_source(source: ImportSource, images: Path, **options: object) -> Findings:
     """Look at a data set as it would be as a corpus; its rows are written to a temporary folder.
 
     Args:

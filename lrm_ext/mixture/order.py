@@ -228,7 +228,7 @@ def _round_to(total: int, ideal: Sequence[Fraction]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Block:
+class LanguageBlock:
     """A language's part of an epoch that comes from one corpus.
 
     Attributes:
@@ -298,17 +298,17 @@ class LanguagePlan:
         """Samples of each language from each corpus."""
         return self._counts[phase_at(self.spec.curriculum, epoch)]
 
-    def blocks(self, epoch: int) -> list[Block]:
+    def blocks(self, epoch: int) -> list[LanguageBlock]:
         """Lay an epoch out, language by language; a corpus without it has no block."""
         first = self._first_steps(epoch)
-        blocks: list[Block] = []
+        blocks: list[LanguageBlock] = []
         start = 0
         for lang, counts in self.counts(epoch).items():
             for part, count in enumerate(counts):
                 numbers = self._rows[lang][part]
                 if len(numbers):
                     order, step = self._orders[lang, part], first[lang, part]
-                    blocks.append(Block(lang, start, count, numbers, order, step))
+                    blocks.append(LanguageBlock(lang, start, count, numbers, order, step))
                     start += count
         return blocks
 
@@ -359,13 +359,13 @@ class EnglishPlan:
             for part, (count, size) in enumerate(zip(self.counts, sizes, strict=True))
         ]
 
-    def blocks(self, epoch: int) -> list[Block]:
+    def blocks(self, epoch: int) -> list[LanguageBlock]:
         """Lay an epoch out, corpus by corpus."""
         blocks = []
         start = first_row = 0
         for count, size, order in zip(self.counts, self._sizes, self._orders, strict=True):
             rows = range(first_row, first_row + size)
-            blocks.append(Block(ENGLISH, start, count, rows, order, epoch * count))
+            blocks.append(LanguageBlock(ENGLISH, start, count, rows, order, epoch * count))
             start += count
             first_row += size
         return blocks
@@ -411,10 +411,10 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Cell:
+class InstructionCell:
     """One language, instruction and direction: `count` positions from `start`."""
 
-    block: Block
+    block: LanguageBlock
     instruction: str
     direction: str | None
     start: int
@@ -432,7 +432,11 @@ class Layout:
     """
 
     def __init__(
-        self, order: Permutation, english: list[Block], others: list[Block], spec: MixtureSpec
+        self,
+        order: Permutation,
+        english: list[LanguageBlock],
+        others: list[LanguageBlock],
+        spec: MixtureSpec,
     ) -> None:
         self.order = order
         self.english = english
@@ -593,7 +597,7 @@ class Mixture:
         return rows
 
 
-def _cells(blocks: Sequence[Block], spec: MixtureSpec) -> tuple[Cell, ...]:
+def _cells(blocks: Sequence[LanguageBlock], spec: MixtureSpec) -> tuple[InstructionCell, ...]:
     """Lay the instructions out inside the blocks; some cells may be empty."""
     names = tuple(spec.instructions)
     counts = apportion_table([block.count for block in blocks], tuple(spec.instructions.values()))
@@ -602,13 +606,13 @@ def _cells(blocks: Sequence[Block], spec: MixtureSpec) -> tuple[Cell, ...]:
         for i, name in enumerate(names)
         if get_instruction(name).directions
     }
-    cells: list[Cell] = []
+    cells: list[InstructionCell] = []
     start = 0
     for b, block in enumerate(blocks):
         for i, name in enumerate(names):
             directions = get_instruction(name).directions or (None,)
             sizes = split[name][b] if name in split else (counts[b][i],)
             for direction, size in zip(directions, sizes, strict=True):
-                cells.append(Cell(block, name, direction, start, size))
+                cells.append(InstructionCell(block, name, direction, start, size))
                 start += size
     return tuple(cells)

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH
-from lrm_ext.mixture.order import ORDER_STREAM, Block, LanguagePlan, Permutation
+from lrm_ext.mixture.order import ORDER_STREAM, LanguageBlock, LanguagePlan, Permutation
 from lrm_ext.mixture.spec import MixtureSpec
 
 
@@ -82,7 +82,7 @@ class LanguageMixSampler(Sampler[int]):
     def _size(self) -> int:
         return len(self._english) + self._num_others
 
-    def _item(self, position: int, blocks: Sequence[Block], starts: Sequence[int]) -> int:
+    def _item(self, position: int, blocks: Sequence[LanguageBlock], starts: Sequence[int]) -> int:
         if position < len(self._english):
             return int(self._english[position])
         position -= len(self._english)

@@ -19,7 +19,7 @@ from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.mixture.order import PLAIN_INSTRUCTION, Draw
 
 if TYPE_CHECKING:
-    from lrm_ext.mixture.order import Block, Cell, Mixture
+    from lrm_ext.mixture.order import InstructionCell, LanguageBlock, Mixture
 
 CountTokens = Callable[[Sample], int]
 
@@ -104,7 +104,7 @@ def make_table(
             *measured,
         )
     ]
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str], list[InstructionCell]] = {}
     for cell in layout.cells:
         groups.setdefault((cell.block.lang, cell.instruction), []).append(cell)
     for (lang, instruction), cells in groups.items():
@@ -176,7 +176,7 @@ def simulate(
 def rows_by_language(mixture: Mixture, epoch: int = 0) -> dict[str, tuple[int, int]]:
     """Different rows of each language in an epoch, and rows that it could have."""
     layout = mixture.layout(epoch)
-    blocks: dict[str, list[Block]] = {}
+    blocks: dict[str, list[LanguageBlock]] = {}
     for block in (*layout.english, *layout.others):
         blocks.setdefault(block.lang, []).append(block)
     return {
@@ -185,7 +185,7 @@ def rows_by_language(mixture: Mixture, epoch: int = 0) -> dict[str, tuple[int, i
     }
 
 
-def _keyed(blocks: Sequence[Block]) -> Iterator[tuple[tuple[str, int], Block]]:
+def _keyed(blocks: Sequence[LanguageBlock]) -> Iterator[tuple[tuple[str, int], LanguageBlock]]:
     """Blocks with a name that is the same in every epoch: the language, and a number in it."""
     numbers: Counter[str] = Counter()
     for block in blocks:
@@ -193,11 +193,11 @@ def _keyed(blocks: Sequence[Block]) -> Iterator[tuple[tuple[str, int], Block]]:
         numbers[block.lang] += 1
 
 
-def _num_rows(blocks: Iterable[Block]) -> int:
+def _num_rows(blocks: Iterable[LanguageBlock]) -> int:
     return sum(min(block.count, len(block.rows)) for block in blocks)
 
 
-def _positions(cells: Sequence[Cell], num_measured: int) -> list[int]:
+def _positions(cells: Sequence[InstructionCell], num_measured: int) -> list[int]:
     """Positions spread evenly over some cells."""
     places = [(cell.start, cell.count) for cell in cells]
     found = []

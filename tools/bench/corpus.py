@@ -168,14 +168,14 @@ def run_ours(path: Path) -> Measured:
     import pyarrow as pa
 
     from lrm_ext.corpus.formats import FORMATS
-    from lrm_ext.corpus.importing import Source, import_corpus
+    from lrm_ext.corpus.importing import ImportSource, import_corpus
     from lrm_ext.corpus.store import Corpus
 
     pa.set_cpu_count(1)
     pa.array([""])  # imports pandas where that is installed
     out = path.with_name("corpus")
     start = time.process_time()
-    import_corpus([Source(FORMATS["llava"], path, "bench")], out, images=path.parent)
+    import_corpus([ImportSource(FORMATS["llava"], path, "bench")], out, images=path.parent)
     seconds, peak_mib = time.process_time() - start, _peak_mib()
     corpus = Corpus.open(out)
 

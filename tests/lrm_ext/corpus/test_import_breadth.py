@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.formats import split_source
-from lrm_ext.corpus.importing import Source, import_corpus
+from lrm_ext.corpus.importing import ImportSource, import_corpus
 from lrm_ext.corpus.store import Corpus, CorpusRow
 
 SHORT = "Answer the question using a single word or phrase."
@@ -328,7 +328,7 @@ def test_a_folder_of_parquet_files_in_order(tmp_path: Path) -> None:
     for shard in range(3):
         rows = [{"conversations": said(f"Q{shard}{i}", "A")} for i in range(2)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "shards" / f"train-{shard}.parquet")
-    source = Source(*split_source(f"parquet:{tmp_path / 'shards'}"))
+    source = ImportSource(*split_source(f"parquet:{tmp_path / 'shards'}"))
     import_corpus([source], tmp_path / "corpus", images=tmp_path)
     found = [(row.id, row.turns[0].text) for row in rows_of(tmp_path / "corpus")]
     assert found == [(f"train-{s}-{i}", f"Q{s}{i}") for s in range(3) for i in range(2)]
@@ -340,7 +340,7 @@ def test_a_folder_of_parquet_files_in_order(tmp_path: Path) -> None:
 def test_a_wrong_folder_of_pictures_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = Source(*split_source(str(save(tmp_path / "a.json", MIX))))
+    source = ImportSource(*split_source(str(save(tmp_path / "a.json", MIX))))
     with pytest.raises(ConfigError, match=r"nowhere: no such folder.*--images"):
         import_corpus([source], tmp_path / "corpus", images=tmp_path / "nowhere")
     assert not (tmp_path / "corpus").exists()

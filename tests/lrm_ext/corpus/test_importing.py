@@ -23,7 +23,7 @@ from lrm_ext.corpus import columns
 from lrm_ext.corpus.columns import batch_of, iter_row_batches
 from lrm_ext.corpus.exporting import Exported, export_llava
 from lrm_ext.corpus.formats import FORMATS, split_source
-from lrm_ext.corpus.importing import Rules, Source, import_corpus
+from lrm_ext.corpus.importing import ImportSource, Rules, import_corpus
 from lrm_ext.corpus.store import ROW_SCHEMA, Corpus
 from lrm_ext.corpus.validating import validate, validate_source
 
@@ -49,7 +49,7 @@ def save(path: Path, content: Any) -> Path:
 
 def load(tmp_path: Path, name: str, path: Path, **options: Any) -> Corpus:
     import_corpus(
-        [Source(FORMATS[name], path)], tmp_path / "corpus", images=tmp_path, overwrite=True,
+        [ImportSource(FORMATS[name], path)], tmp_path / "corpus", images=tmp_path, overwrite=True,
         **options,
     )  # fmt: skip
     return Corpus.open(tmp_path / "corpus")
@@ -340,7 +340,7 @@ def test_pictures_must_lie_below_the_root(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(ConfigError, match=r"png, which is not below --images"):
         import_corpus(
-            [Source(FORMATS["chartqa"], path)], tmp_path / "corpus", images=tmp_path / "b"
+            [ImportSource(FORMATS["chartqa"], path)], tmp_path / "corpus", images=tmp_path / "b"
         )
 
 
@@ -359,8 +359,8 @@ def test_pictures_are_read_through_links(tmp_path: Path) -> None:
     (data / "ChartQA" / "png").symlink_to(blobs / "charts")
     rows = [record(0), {**record(1), "image": "charts/1.png"}]
     sources = [
-        Source(FORMATS["llava"], save(tmp_path / "a.json", rows)),
-        Source(
+        ImportSource(FORMATS["llava"], save(tmp_path / "a.json", rows)),
+        ImportSource(
             FORMATS["chartqa"],
             save(data / "ChartQA" / "c.json", [{"imgname": "1.png", "query": "q", "label": "3"}]),
         ),
@@ -385,7 +385,7 @@ def test_damage_of_any_format_is_counted(
     (tmp_path / "1.png").write_bytes(damaged_image)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # an error from twice that
     path = save(tmp_path / "a.json", [record(i) for i in range(4)])
-    source, out = Source(FORMATS["llava"], path), tmp_path / "corpus"
+    source, out = ImportSource(FORMATS["llava"], path), tmp_path / "corpus"
     options: dict[str, Any] = {option: True}
     result = import_corpus([source], out, images=tmp_path, max_drop_rate=0.6, **options)
     reasons = {reason: count for (reason, _), count in result.reports[path].dropped.items()}
@@ -407,7 +407,7 @@ def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'\.\./3.png' would lie outside of the pictures' folder"):
         load(tmp_path, "llava", path)
     result = import_corpus(
-        [Source(FORMATS["llava"], path)],
+        [ImportSource(FORMATS["llava"], path)],
         tmp_path / "corpus",
         images=tmp_path,
         max_drop_rate=0.6,

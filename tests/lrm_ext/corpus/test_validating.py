@@ -14,7 +14,7 @@ from llava.data.sample import Turn
 from llava.errors import DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.formats import FORMATS
-from lrm_ext.corpus.importing import Source
+from lrm_ext.corpus.importing import ImportSource
 from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, Text
 from lrm_ext.corpus.validating import ERRORS, REMARKS, validate, validate_source
 from lrm_ext.corpus.writer import CorpusWriter
@@ -148,7 +148,7 @@ def test_a_data_set_before_it_is_imported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     path.write_bytes(lines.replace(b"BYTE", b"caf\xe9"))
-    findings = validate_source(Source(FORMATS["llava"], path), tmp_path)
+    findings = validate_source(ImportSource(FORMATS["llava"], path), tmp_path)
     assert findings.counts == {
         "structure": 1, "unknown_role": 1, "invalid_utf8": 1, "duplicate id": 1, "long answer": 1,
     }  # fmt: skip
