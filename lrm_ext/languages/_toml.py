@@ -66,9 +66,9 @@ def convert(
         return msgspec.convert(data, kind, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
         said, _, at = str(error).partition(" - at `$")
-        key = at.strip("`").removeprefix(".").removesuffix("[...]")
+        key = at.strip("`").removeprefix(".")  # msgspec writes [...] for the key of a dictionary
         text = ": ".join(filter(None, (where, key, said)))
-        if said.startswith("Expected"):
+        if said.startswith("Expected") and "..." not in key:
             found = data
             for name in re.findall(r"[^.\[\]]+", key):
                 found = found[int(name) if isinstance(found, list) else name]
@@ -83,5 +83,5 @@ def _choices(kind: Any, key: str) -> tuple[Any, ...]:
     for name in re.findall(r"[^\W\d]\w*", key):
         kind = get_type_hints(kind)[name]
         while get_origin(kind) not in (None, Literal):
-            kind = get_args(kind)[0]
+            kind = [each for each in get_args(kind) if each not in (..., type(None))][-1]
     return get_args(kind) or kind.__struct_encode_fields__
