@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -46,7 +46,9 @@ from lrm_ext.languages.registry import get_language
 # written under another number are not resumed in the middle of an epoch.
 SCHEME_VERSION = 1
 _SUM_TOLERANCE = Fraction(1, 10**6)
-SHARES, TEMPERATURE, UNIMAX = "shares", "temperature", "unimax"
+SHARES: Final = "shares"
+TEMPERATURE: Final = "temperature"
+UNIMAX: Final = "unimax"
 # what a choice must be told, and the largest value that makes sense
 _SETTINGS = {TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
 _MAX_RATIO = 100
@@ -306,7 +308,7 @@ def _languages(file: _File, where: str) -> dict[str, Fraction]:
         if len(found) < len(given):
             raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
     else:
-        found = dict(given or {})
+        found = given if isinstance(given, dict) else {}
         _check_shares(found, f"{where}: languages")
         if all(phase.sampling != SHARES for phase in file.curriculum):
             raise ConfigError(
