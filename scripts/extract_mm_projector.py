@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llava.errors import CheckpointError
 from llava.eval.generator import run_main
-from llava.model.checkpoint_files import check_complete, weight_paths
+from llava.model.checkpoint import check_complete, weight_paths
 
 KEY_PART = "mm_projector"
 

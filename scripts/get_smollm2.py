@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from llava.errors import ConfigError, UserError
-from llava.model.checkpoint_files import add_rope_theta
+from llava.model.checkpoint import add_rope_theta
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Role: read once and check everything (`file:line` and sample id in every error), keep only where
 records stand, then per item: parse, open the picture, render, tokenise.
 Input: a JSON array or JSON Lines in LLaVA's format. Output: dicts with `input_ids`, `labels` and
-`image`. Non-goals: padding (`collator.py`), several languages (`lrm_ext.mixture`).
+`image`. Non-goals: padding (`batching.py`), several languages (`lrm_ext.mixture`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from llava import conversation as conversation_lib
 from llava.conversation import Conversation
+from llava.data.batching import signed_length, token_lengths
 from llava.data.drop import UNKNOWN_LANG, DropPolicy
-from llava.data.lengths import signed_length, token_lengths
 from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle, get_conversation
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.drop import DropPolicy
 from llava.data.render import GENERIC_SIGNAL, generic_turn, place_image

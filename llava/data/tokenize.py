@@ -6,7 +6,7 @@ A text is tokenised once, as LLaVA does it (the chunks between images apart), an
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
 slow one. What stands before the first image is mostly the same text; its tokens are kept. Labels
 are not shifted.
-Non-goals: truncation and padding (`dataset.py`, `collator.py`), templates.
+Non-goals: truncation and padding (`dataset.py`, `batching.py`), templates.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from llava.conversation import Conversation
 from llava.errors import DataError
 from llava.image_file import open_image
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoint import MultimodalConfig
 
 NUM_PICTURE_THREADS = 4
 NUM_BATCHES_AHEAD = 2

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from llava.model.delta import add_base, load_for_delta, run
+from llava.model.make_delta import add_base, load_for_delta, run
 from llava.model.tokenizer import load_tokenizer
 
 

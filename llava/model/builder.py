@@ -2,7 +2,8 @@
 
 In: a folder or Hub id of a whole model, of a projector (`mm_projector.bin`) or of LoRA adapters,
 the last two with their base model. Out: tokenizer, model, image processor and context length. What
-a checkpoint is stands in its own files (`config.json`, `adapter_config.json`), never in its name.
+a checkpoint is, and which class it is loaded with, stands in its own files (`config.json`,
+`adapter_config.json`). The folder's name is asked only where they leave the language model open.
 """
 
 from __future__ import annotations
@@ -15,28 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llava.errors import CheckpointError, ConfigError
-from llava.model import vision_tokens
-from llava.model.checkpoint_files import (
+from llava.model.checkpoint import (
+    MultimodalConfig,
     check_complete,
     find_file,
     kind_of,
     read_config,
     weight_paths,
 )
-from llava.model.mm_config import MultimodalConfig
-from llava.model.model_class import model_class_of, read_model_config
 from llava.model.multimodal_encoder.builder import portable_tower
-from llava.model.projector_file import (
+from llava.model.multimodal_projector.builder import (
     PROJECTOR_FILE,
     load_weights,
     projector_weights,
     read_tensors,
 )
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import (
+    add_image_tokens,
+    copy_token_rows,
+    load_tokenizer,
+    resize_to_tokenizer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +276,7 @@ def _load_on_base(
     model, missing = _from_pretrained(
         model_class, model_base, _is_multimodal, config=config, **keywords
     )
-    vision_tokens.resize_to_tokenizer(model, vocab_size)
+    resize_to_tokenizer(model, vocab_size)
     return model, {key for key in missing if _is_multimodal(key)}
 
 
@@ -284,10 +289,10 @@ def _fit_tokens(model: Any, tokenizer: Any) -> int:
     settings = MultimodalConfig.from_config(model.config)
     if settings.mm_vision_tower is None:
         return 0
-    num_new = vision_tokens.add_image_tokens(
+    num_new = add_image_tokens(
         tokenizer, settings.mm_use_im_patch_token, settings.mm_use_im_start_end
     )
-    vision_tokens.resize_to_tokenizer(model, len(tokenizer))
+    resize_to_tokenizer(model, len(tokenizer))
     return num_new
 
 
@@ -295,7 +300,7 @@ def _load_projector_file(model: Any, path: Path | None, num_new: int) -> None:
     assert path is not None
     tensors = read_tensors(path)
     load_weights(model.get_model().mm_projector, projector_weights(tensors, path), path)
-    vision_tokens.copy_token_rows(model, tensors, num_new, path)
+    copy_token_rows(model, tensors, num_new, path)
 
 
 def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
@@ -350,3 +355,67 @@ def _context_len(config: Any) -> int:
     if settings.max_sequence_length is not None:
         return settings.max_sequence_length
     return min(DEFAULT_CONTEXT_LEN, getattr(config, "max_position_embeddings", None) or 2048)
+
+
+def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
+    """The multimodal class for a configuration, or None for a text-only model.
+
+    Args:
+        config: content of `config.json`.
+        where: its place, for messages.
+        model_name: what to go by where the type is `llava` and no architecture is written.
+
+    Raises:
+        ConfigError: a format that is not supported.
+    """
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+    from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
+
+    classes = {
+        "llama": LlavaLlamaForCausalLM,
+        "mistral": LlavaMistralForCausalLM,
+        "mpt": LlavaMptForCausalLM,
+    }
+    model_type = str(config.get("model_type"))
+    has_tower = "mm_vision_tower" in config
+    if model_type in ("llava", "llava_next") and not has_tower:
+        raise ConfigError(
+            f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
+            "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
+            "`lrm import hf`"
+        )
+    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
+        return classes[_family_of(config, model_name)]
+    base_type = model_type.removeprefix("llava_")
+    if model_type == base_type and not has_tower:
+        return None
+    if base_type not in classes:
+        raise ConfigError(
+            f"{where}: model_type {model_type!r} is not supported with images. "
+            f"Choices: {', '.join(f'llava_{name}' for name in classes)}"
+        )
+    return classes[base_type]
+
+
+def _family_of(config: dict[str, Any], model_name: str) -> str:
+    """The language model of a checkpoint whose type is just `llava`."""
+    architecture = str((config.get("architectures") or [""])[0])
+    for family in ("llama", "mistral", "mpt"):
+        if architecture == f"Llava{family.capitalize()}ForCausalLM":
+            return family
+    family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
+    log.warning("%s: config.json names no language model, taking %s", model_name, family)
+    return family
+
+
+def read_model_config(model_class: Any, path: str | None) -> Any:
+    """Read `config.json` as the class wants it.
+
+    Raises:
+        CheckpointError: a value has the wrong type.
+    """
+    try:
+        return model_class.config_class.from_pretrained(path)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json: {error}") from error

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from llava.model.checkpoint_files import add_rope_theta
-from llava.model.delta import load_for_delta, run
+from llava.model.checkpoint import add_rope_theta
+from llava.model.make_delta import load_for_delta, run
 from llava.model.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 `LlavaMetaModel` owns vision tower, projector and `image_newline`; `LlavaMetaForCausalLM` turns
 token ids and images into embeddings. The language models themselves are in `language_model/`;
-the splice is `llava.model.splice`, the anyres layout `llava.model.tiles`.
+the splice and the anyres layout are in `llava.model.splice`.
 
 Legend: B rows, T tokens, L spliced positions, N images, P features of an image, D hidden.
 """
@@ -21,24 +21,26 @@ from torch import Tensor, nn
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, DataError
 from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model import vision_tokens
-from llava.model.mm_config import PATCH_MERGE_TYPES, MultimodalConfig
+from llava.model.checkpoint import PATCH_MERGE_TYPES, MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.projector_file import load_projector
+from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
 from llava.model.splice import (
     PackedRows,
     PaddedRows,
+    merge_flat,
+    merge_single,
+    merge_spatial,
     pack_rows,
     pad_rows,
     splice_rows,
     strip_padding,
     truncate_rows,
+    unpad_image,
 )
-from llava.model.tiles import merge_flat, merge_single, merge_spatial, unpad_image
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
+from llava.model.tokenizer import initialize_vision_tokens
 
 log = logging.getLogger(__name__)
 
@@ -364,14 +366,14 @@ class LlavaMetaForCausalLM(ABC):
         return merge_spatial(features, grid, image_sizes[index], newline)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
-        """Add the special image tokens that `model_args` asks for (see `vision_tokens`).
+        """Add the special image tokens that `model_args` asks for (see `llava.model.tokenizer`).
 
         Args:
             model_args: `mm_use_im_patch_token`, `mm_use_im_start_end`, `tune_mm_mlp_adapter`,
                 `pretrain_mm_mlp_adapter`.
             tokenizer: gets the new tokens.
         """
-        vision_tokens.initialize(self, model_args, tokenizer)
+        initialize_vision_tokens(self, model_args, tokenizer)
 
 
 def _new_image_newline(hidden_size: int) -> nn.Parameter:

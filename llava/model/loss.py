@@ -1,8 +1,9 @@
-"""Next-token loss that computes logits for supervised positions only (DESIGN 4.4).
+"""Next-token loss that computes logits for supervised positions only.
 
 In: hidden states and unshifted labels. Out: a scalar. A batch of 32 x 2048 with a vocabulary of
 32,000 never holds its full logits; large selections go through `lm_head` in chunks whose logits
-are computed again in the backward pass. PERFORMANCE 2.8 and 2.9 have the figures.
+are computed again in the backward pass. Hooks see the loss of each token, and whether the likeliest
+token was right, from logits that are computed anyway; nothing of that enters the graph.
 
 Legend: B rows, L positions, D hidden, V vocabulary, N supervised positions.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -19,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llava.constants import IGNORE_INDEX
-from llava.model.token_watch import is_watched, report_tokens
 
 # 2**26 float32 logits are 256 MiB
 MAX_CHUNK_LOGITS = 2**26
@@ -131,3 +133,38 @@ def _is_partitioned(lm_head: nn.Module) -> bool:
     if not isinstance(lm_head, nn.Linear):
         return True
     return hasattr(lm_head.weight, "ds_id") or hasattr(lm_head.weight, "device_mesh")
+
+
+# token losses [N] float32, and [N] bool, on the model's device
+Watcher = Callable[[Tensor, Tensor], None]
+
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watch_tokens(watcher: Watcher) -> Iterator[None]:
+    """Let `watcher` see the tokens of all losses that are computed inside.
+
+    The forward pass belongs inside and the backward pass does not: it may compute chunks again.
+    """
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def is_watched() -> bool:
+    """Whether anybody wants to see token losses."""
+    return bool(_watchers)
+
+
+def report_tokens(losses: Tensor, is_right: Tensor) -> None:
+    """Show tokens to those who watch.
+
+    Args:
+        losses: [N] float32 of supervised positions.
+        is_right: [N] bool, whether no other token was likelier than the target.
+    """
+    for watcher in _watchers:
+        watcher(losses.detach(), is_right)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from llava.files import write_atomically
-from llava.model.checkpoint_files import read_json
+from llava.model.checkpoint import read_json
 
 
 def auto_upgrade(config: str | Path) -> None:

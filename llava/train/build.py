@@ -28,9 +28,9 @@ from llava.conversation import (
     get_conversation,
 )
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import check_complete, kind_of, read_config
-from llava.model.model_class import model_class_of
-from llava.model.packed_attention import PACKED_SDPA
+from llava.model.builder import model_class_of
+from llava.model.checkpoint import check_complete, kind_of, read_config
+from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.tokenizer import load_tokenizer
 from llava.train import weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from llava.errors import ConfigError
-from llava.model.token_watch import watch_tokens
+from llava.model.loss import watch_tokens
 from llava.train.flops import (
     ADAPTERS,
     ALL,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import PrinterCallback, TrainerCallback
 
-from llava.data.sampler import (
+from llava.data.batching import (
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_modality_length_grouped_indices,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 
 

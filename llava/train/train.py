@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.drop import DropPolicy
 from llava.data.preprocess import (

@@ -2,7 +2,7 @@
 
 Input: named parameters, perhaps partitioned by ZeRO-3. Output: CPU tensors by name, and
 `mm_projector.bin`. Collecting is a collective operation: under ZeRO-3 every rank must call it, the
-writer alone writes. Reading is `llava.model.projector_file`.
+writer alone writes. Reading is `llava.model.multimodal_projector.builder`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.model.builder import NON_LORA_FILE
-from llava.model.projector_file import (
+from llava.model.multimodal_projector.builder import (
     PROJECTOR_FILE,
     load_projector,
     projector_weights,

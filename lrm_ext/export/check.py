@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, UserError
-from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint import read_config
 
 TOWER_ITEM = "vision tower"
 # architectures that the registries of transformers and vLLM name

@@ -25,7 +25,7 @@ from transformers import (
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import add_rope_theta, check_complete, read_config
+from llava.model.checkpoint import add_rope_theta, check_complete, read_config
 from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos

@@ -39,8 +39,7 @@ from llava.conversation import select_conversation
 from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path, read_pinpoints
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint_files import add_rope_theta, read_config
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoint import MultimodalConfig, add_rope_theta, read_config
 from lrm_ext.export.chat_template import adds_bos, chat_template
 from lrm_ext.languages.templates import register_templates
 

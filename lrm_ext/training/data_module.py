@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.conversation import get_conversation
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.errors import ConfigError
 from llava.train.arguments import DataContext
 from llava.train.train import default_data_module

@@ -3,7 +3,7 @@
 Input: a `Mixture`, a tokenizer, a template family. Output: items for LLaVA's collator. An index
 counts on over epochs (epoch * length + position), so that a loader's workers need not be told the
 epoch: item k is a pure function of k.
-Non-goals: the order of the items (`sampler.py`), padding (`llava.data.collator`).
+Non-goals: the order of the items (`sampler.py`), padding (`llava.data.batching`).
 """
 
 from __future__ import annotations

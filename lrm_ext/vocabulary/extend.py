@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint_files import add_rope_theta, read_config
+from llava.model.checkpoint import add_rope_theta, read_config
 from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.vocabulary.learn import MIN_COUNT, NewPiece, learn_pieces, split_words
@@ -208,7 +208,7 @@ def _load(folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    from llava.model.model_class import model_class_of
+    from llava.model.builder import model_class_of
 
     config = read_config(folder)
     if config is None:

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.errors import CheckpointError
-from llava.model.checkpoint_files import tensor_names
+from llava.model.checkpoint import tensor_names
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.emoji.scenes import (
     LANGUAGES,

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.packed_attention import PACKED_SDPA
 from lrm_ext.export.to_hf import build_config, renamed_weights
 
 FIRST_TOKEN = 5  # ids below are special

@@ -25,7 +25,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.token_watch import watch_tokens
+from llava.model.loss import watch_tokens
 from llava.train.tallies import BatchTally, GroupTally
 
 MINI = Path(__file__).parents[2] / "playground" / "models" / "mini"

@@ -40,7 +40,7 @@ from _pair import (
 )
 from _sides import entry, finish, parser_of
 
-from llava.model.packed_attention import PACKED_SDPA
+from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.train.build import compile_layers
 from llava.train.train_mem import memory_efficient_attention
 

@@ -36,7 +36,7 @@ from rich.table import Table
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.data.sampler import get_modality_length_grouped_indices
+from llava.data.batching import get_modality_length_grouped_indices
 from lrm_ext.training.sampler import PackedSampler
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def corpus_lengths(number: int) -> list[int]:
     from transformers import LlamaTokenizer
 
     from llava.conversation import get_conversation
-    from llava.data.lengths import token_lengths
+    from llava.data.batching import token_lengths
     from lrm_ext.corpus.emoji.unpack import open_corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
 
@@ -226,9 +226,9 @@ def make_batches(
 
 def make_model() -> Any:
     """A small language model with a projector, seeded."""
+    from llava.model.language_model.causal_lm import PACKED_SDPA
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.multimodal_projector.builder import build_vision_projector
-    from llava.model.packed_attention import PACKED_SDPA
 
     torch.manual_seed(0)
     config = LlavaConfig(

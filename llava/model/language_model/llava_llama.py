@@ -16,7 +16,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaConfig(LlavaConfigMixin, LlamaConfig):
-    """Llama's configuration; the multimodal keys are in `llava.model.mm_config`."""
+    """Llama's configuration; the multimodal keys are in `llava.model.checkpoint`."""
 
     model_type = "llava_llama"
 

@@ -16,7 +16,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaMistralConfig(LlavaConfigMixin, MistralConfig):
-    """Mistral's configuration; the multimodal keys are in `llava.model.mm_config`."""
+    """Mistral's configuration; the multimodal keys are in `llava.model.checkpoint`."""
 
     model_type = "llava_mistral"
 

@@ -16,7 +16,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaMptConfig(MptConfig):
-    """MPT's configuration; the multimodal keys are in `llava.model.mm_config`.
+    """MPT's configuration; the multimodal keys are in `llava.model.checkpoint`.
 
     `hidden_size` is MPT's `d_model`, `max_position_embeddings` its `max_seq_len`.
     """

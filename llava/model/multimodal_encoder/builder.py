@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.s2 import CLIPVisionTowerS2
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, CLIPVisionTowerS2
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 

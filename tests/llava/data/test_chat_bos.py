@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import get_conversation
-from llava.data.lengths import token_lengths
+from llava.data.batching import token_lengths
 from llava.data.sample import Sample, Turn
 from llava.data.tokenize import encode_prompt, encode_turns
 from llava.mm_utils import tokenizer_image_token

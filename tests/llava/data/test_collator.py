@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.errors import ConfigError, DataError
 
 COLLATE = DataCollatorForSupervisedDataset(SimpleNamespace(pad_token_id=0, model_max_length=5))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llava.data.sampler import (
+from llava.data.batching import (
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_modality_length_grouped_indices,

@@ -17,7 +17,7 @@ from llava.model.multimodal_projector.builder import (
     SimpleResBlock,
     build_vision_projector,
 )
-from llava.model.tiles import merge_single, merge_spatial
+from llava.model.splice import merge_single, merge_spatial
 from llava.model.tokenizer import load_tokenizer
 
 TINY = {

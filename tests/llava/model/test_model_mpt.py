@@ -10,8 +10,7 @@ from llava.conversation import get_conversation
 from llava.errors import DataError
 from llava.mm_utils import tokenizer_image_token
 from llava.model import LlavaLlamaForCausalLM, LlavaMptConfig, LlavaMptForCausalLM
-from llava.model.builder import load_pretrained_model
-from llava.model.model_class import model_class_of
+from llava.model.builder import load_pretrained_model, model_class_of
 
 SIZES = {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": 2000, "max_seq_len": 256}
 MULTIMODAL = {

@@ -8,9 +8,9 @@ from transformers import modeling_flash_attention_utils
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
-from llava.model.packed_attention import PACKED_SDPA
 
 ATTENTION = ("eager", "sdpa", PACKED_SDPA)
 

@@ -8,7 +8,7 @@ from transformers import MptConfig, MptForCausalLM
 
 from llava.errors import CheckpointError
 from llava.model import LlavaMptConfig, LlavaMptForCausalLM, apply_delta, consolidate, make_delta
-from llava.model.delta import add_base
+from llava.model.make_delta import add_base
 from llava.model.utils import auto_upgrade
 
 

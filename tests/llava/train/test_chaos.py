@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.model.projector_file import read_tensors
+from llava.model.multimodal_projector.builder import read_tensors
 from llava.train.checkpoint import is_whole
 from llava.train.metrics_log import read_metrics
 

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava.conversation import get_conversation
-from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.projector_file import read_tensors
+from llava.model.multimodal_projector.builder import read_tensors
 from llava.train.arguments import DataArguments
 from llava.train.train import train
 

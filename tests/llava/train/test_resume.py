@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava.errors import CheckpointError
-from llava.model.projector_file import read_tensors
+from llava.model.multimodal_projector.builder import read_tensors
 from llava.train import checkpoint
 from llava.train.checkpoint import find_last_checkpoint, is_whole
 from llava.train.llava_trainer import LLaVATrainer

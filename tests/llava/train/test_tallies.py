@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.loss import causal_lm_loss
-from llava.model.token_watch import is_watched, watch_tokens
+from llava.model.loss import causal_lm_loss, is_watched, watch_tokens
 from llava.train.tallies import BatchTally, GroupSums, GroupTally
 
 B, T, D, V = 3, 7, 8, 11

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from llava import conversation as conversation_lib
 from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
-from llava.model.projector_file import read_tensors
+from llava.model.multimodal_projector.builder import read_tensors
 from llava.train.checkpoint import is_whole
 
 

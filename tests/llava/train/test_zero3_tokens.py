@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_distributed import ROOT, launch
 
-from llava.model.projector_file import read_tensors
+from llava.model.multimodal_projector.builder import read_tensors
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.distributed

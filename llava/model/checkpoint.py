@@ -1,12 +1,16 @@
-"""What a checkpoint holds, without loading its tensors.
+"""What the files of a checkpoint say, without loading its tensors.
 
-In: a folder or a Hub id. Out: the kind of checkpoint and its tensor names; an incomplete folder is
+In: a folder or a Hub id, or a model configuration. Out: the kind of checkpoint, its tensor names,
+and the multimodal keys of `config.json` with their documented defaults; an incomplete folder is
 refused before any memory is spent. Loading is `llava.model.builder`. `add_rope_theta` completes a
-`config.json` for readers with transformers 4, LLaVA's own code among them.
+`config.json` for readers with transformers 4, LLaVA's own code among them. The multimodal keys
+stay out of `LlavaConfig` itself, because an absent `mm_vision_tower` means "no tower";
+`LlavaMetaModel.initialize_vision_modules` and `train()` write them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import re
@@ -19,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
-from llava.model.projector_file import PROJECTOR_FILE
+from llava.model.multimodal_projector.builder import PROJECTOR_FILE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -213,3 +217,35 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
     return weight_map
+
+
+PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalConfig:
+    """The multimodal part of a model's configuration; field names are the keys of `config.json`."""
+
+    mm_vision_tower: str | None = None
+    mm_projector_type: str = "linear"
+    mm_patch_merge_type: str = "flat"
+    mm_use_im_start_end: bool = False
+    mm_use_im_patch_token: bool = True
+    tune_mm_mlp_adapter: bool = False
+    unfreeze_mm_vision_tower: bool = False
+    image_aspect_ratio: str = "square"
+    image_grid_pinpoints: Any = None
+    tokenizer_padding_side: str = "right"
+    tokenizer_model_max_length: int | None = None
+    max_sequence_length: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Any) -> MultimodalConfig:
+        """Read the keys that `config` has; the others keep their defaults."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+
+    @property
+    def has_image_newline(self) -> bool:
+        """Whether the model owns an `image_newline` parameter."""
+        return "unpad" in (self.mm_patch_merge_type or "")

@@ -1,17 +1,122 @@
-"""Orders of a dataset in which a batch holds samples of like length and one modality.
+"""How samples become batches: their lengths in tokens, their order, and padding.
 
-Role: LLaVA's grouping, index for index: the same seeds give the same order.
-Input: lengths (with LLaVA's signs where modalities are told apart) and batch sizes. Output: index
-lists. Non-goals: how lengths are counted (`lengths.py`), the mixture of languages.
-A megabatch is what all processes take in one step: `world_size * batch_size` samples.
+Input: samples and a template for lengths; lengths and batch sizes for the order; encoded samples
+for a batch. Lengths are true token counts, where LLaVA counts words between blanks (which gives 1
+for any Chinese question), with LLaVA's signs: positive with an image, negative for text only.
+The order is LLaVA's grouping, index for index: the same seeds give the same order. A megabatch is
+what all processes take in one step: `world_size * batch_size` samples.
+Non-goals: left padding (generation does its own), packing (`llava.model.splice`), the mixture of
+languages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
+from llava.conversation import Conversation
+from llava.data.render import place_images, render
+from llava.data.sample import Sample
+from llava.data.tokenize import encode_chunks, num_bos
+from llava.errors import ConfigError, DataError
+
+_BATCH_KEYS = {"image": "images", "image_features": "image_features"}
+
+
+@dataclass
+class DataCollatorForSupervisedDataset:
+    """Pads samples to a batch.
+
+    Attributes:
+        tokenizer: Gives the padding id and the length at which rows are cut.
+    """
+
+    tokenizer: Any
+
+    def __call__(
+        self, instances: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """Build a batch.
+
+        Args:
+            instances: With `input_ids` [T] and `labels` [T]; all of them, or none, with `image`
+                ([3, H, W], or [tiles, 3, H, W]) or all with `image_features` [P, D_vision].
+
+        Returns:
+            `input_ids`, `labels` (not shifted) and `attention_mask` (bool), each [B, T]; `images`
+            [B, 3, H, W], or a list where shapes differ; `image_features` [B, P, D_vision]. The mask
+            is true on a sample's own tokens, also on one that equals the padding id.
+
+        Raises:
+            ConfigError: The tokenizer has no padding token.
+            DataError: Some samples have a picture and some have none.
+        """
+        pad_id, limit = self.tokenizer.pad_token_id, self.tokenizer.model_max_length
+        if pad_id is None:
+            raise ConfigError(
+                "The tokenizer has no padding token; set one (LLaVA sets pad_token = unk_token)."
+            )
+        ids = [instance["input_ids"][:limit] for instance in instances]
+        labels = [instance["labels"][:limit] for instance in instances]
+        masks = [torch.ones_like(row, dtype=torch.bool) for row in ids]
+        batch: dict[str, Tensor | list[Tensor]] = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            "attention_mask": pad_sequence(masks, batch_first=True, padding_value=False),
+        }
+        for key, batch_key in _BATCH_KEYS.items():
+            tensors = [instance[key] for instance in instances if key in instance]
+            if tensors and len(tensors) < len(instances):
+                raise DataError(
+                    f"{len(tensors)} of {len(instances)} samples of a batch have `{key}`; expected "
+                    "all or none. A text-only sample carries zeros beside samples with pictures."
+                )
+            if tensors:
+                same = all(tensor.shape == tensors[0].shape for tensor in tensors)
+                batch[batch_key] = torch.stack(tensors) if same else tensors
+        return batch
+
+
+_BATCH = 512
+
+
+def token_lengths(
+    samples: Iterable[Sample],
+    conv: Conversation,
+    tokenizer: Any,
+    mm_use_im_start_end: bool = False,
+) -> Iterator[int]:
+    """Yield the number of ids of each sample, the image sentinel counted as one.
+
+    Samples are tokenised in batches, which a fast tokenizer spreads over its threads.
+    """
+    iterator = iter(samples)
+    while batch := list(islice(iterator, _BATCH)):
+        chunks: list[list[str]] = []
+        for sample in batch:
+            if sample.image is None:
+                chunks.append([render(sample.turns, conv).text])
+                continue
+            turns = place_images(sample.turns, conv, mm_use_im_start_end)
+            chunks.append(render(turns, conv).text.split(DEFAULT_IMAGE_TOKEN))
+        ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
+        drop = num_bos(ids, tokenizer, chunks[0][0])
+        lengths = iter(len(chunk) - drop for chunk in ids)
+        for each in chunks:
+            yield drop + sum(islice(lengths, len(each))) + len(each) - 1
+
+
+def signed_length(length: int, has_image: bool) -> int:
+    """Return a length in LLaVA's sign convention."""
+    return length if has_image else -length
 
 
 def split_to_even_chunks(
