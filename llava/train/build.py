@@ -31,9 +31,10 @@ from llava.errors import CheckpointError, ConfigError
 from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
 from llava.model.language_model.causal_lm import PACKED_SDPA
+from llava.model.multimodal_projector.builder import PROJECTOR_FILE
 from llava.model.tokenizer import load_tokenizer
-from llava.train import weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.saving import gathered
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def _refuse_parts(path: str) -> None:
     if kind == "projector":
         raise CheckpointError(
             f"--model_name_or_path {path} holds a projector, not a whole model. Name its base "
-            f"model there, and --pretrain_mm_mlp_adapter {path}/{weights.PROJECTOR_FILE}"
+            f"model there, and --pretrain_mm_mlp_adapter {path}/{PROJECTOR_FILE}"
         )
 
 
@@ -365,7 +366,7 @@ def smart_tokenizer_and_embedding_resize(
         return
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with weights.gathered([table.weight], modify=True), torch.no_grad():
+        with gathered([table.weight], modify=True), torch.no_grad():
             if table.weight.numel():
                 table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
 

@@ -25,13 +25,10 @@ from llava.data.batching import (
 )
 from llava.errors import UserError
 from llava.train import checkpoint
-from llava.train.figures import WatchedTrainer
-from llava.train.guard import StepGuard
-from llava.train.metrics_log import MetricsLog
-from llava.train.out_of_memory import describe_batch, is_out_of_memory, out_of_memory
+from llava.train.metrics import MetricsLog, WatchedTrainer
 from llava.train.progress import ProgressCallback
-from llava.train.saving import CheckpointSaving
-from llava.train.weights import get_mm_adapter_state_maybe_zero_3, maybe_zero_3
+from llava.train.saving import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
+from llava.train.step_guard import StepGuard, describe_batch, is_out_of_memory, out_of_memory
 
 __all__ = [
     "LLaVATrainer",

@@ -2,7 +2,7 @@
 
 Input: the trainer's events and figures. Output: stage, loss, samples per second, time left, how
 well the machine is used, and a row for each group of samples, on stderr of the first process.
-Non-goals: recording metrics (`--report_to`, `metrics_log.py`).
+Non-goals: recording metrics (`--report_to`, `metrics.py`).
 """
 
 from __future__ import annotations

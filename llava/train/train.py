@@ -3,13 +3,19 @@
 Input: LLaVA's flags on the command line. Output: checkpoints and the final model in `output_dir`.
 Each step is a function of `build`, `freeze`, `checkpoint` or `llava_trainer`; LLaVA's public names
 are re-exported here. Who builds dataset, collator and sampler is an argument (`data_module`).
+A process that ends tells why to those that wait for it, which by themselves only see that a
+connection broke. The reason goes through the store with which the ranks found each other; under
+torchrun that is the launcher's, and outlives every rank.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ import tokenizers
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
+from torch import Tensor, distributed
 
 from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
@@ -33,7 +40,7 @@ from llava.data.preprocess import (
     preprocess_v1,
 )
 from llava.errors import CheckpointError, ConfigError, explain
-from llava.train import build, checkpoint, last_words
+from llava.train import build, checkpoint
 from llava.train.arguments import (
     DataArguments,
     DataContext,
@@ -43,17 +50,17 @@ from llava.train.arguments import (
     parse_arguments,
 )
 from llava.train.build import find_all_linear_names, smart_tokenizer_and_embedding_resize
-from llava.train.checkpoint import (
+from llava.train.checkpoint import check_identity, settings_of
+from llava.train.freeze import FreezePlan, apply_freeze
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.saving import (
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
     maybe_zero_3,
+    save_projector,
 )
-from llava.train.freeze import FreezePlan, apply_freeze
-from llava.train.guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.run_identity import check_identity, settings_of
-from llava.train.samples import NamedCollator, NamedDataset
+from llava.train.step_guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 
 __all__ = [
     "IS_TOKENIZER_GREATER_THAN_0_14",
@@ -282,7 +289,7 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
             trainer.model.config.save_pretrained(folder)
         target = folder.parent / "mm_projector" / f"{folder.name}.bin"
         with_embeddings = bool(getattr(trainer.args, "use_im_start_end", False))
-        checkpoint.save_projector(trainer.model, target, with_embeddings, trainer.args.should_save)
+        save_projector(trainer.model, target, with_embeddings, trainer.args.should_save)
         return
     trainer.save_model(output_dir)
 
@@ -310,10 +317,10 @@ def main(run_training: Callable[[], None] = train) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        reason = last_words.explain_loss_of_contact(error)
+        reason = explain_loss_of_contact(error)
         if reason is None:
             reason = explain(error)
-            last_words.leave(reason or repr(error))
+            leave(reason or repr(error))
             if reason is None:
                 raise
         log.error("%s", reason)
@@ -330,6 +337,79 @@ def _leave_ranks() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+class NamedDataset(LazySupervisedDataset):
+    """Samples with their `id`; a picture that is replaced keeps the id of the broken one."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """As in LLaVA's dataset, and `id`."""
+        return {**super().__getitem__(i), "id": str(self.sample(i).id)}
+
+
+class NamedCollator(DataCollatorForSupervisedDataset):
+    """Batches with `sample_ids`."""
+
+    def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As LLaVA's collator, and `sample_ids`."""
+        batch: dict[str, Tensor | list[Tensor]] = super().__call__(instances)
+        return {**batch, "sample_ids": [instance["id"] for instance in instances]}
+
+
+_KEY = "lrm/last_words"
+_TIMEOUT = datetime.timedelta(seconds=5)
+# of gloo, NCCL and the store
+_LOST = re.compile(
+    r"Connection (closed|reset)|Broken pipe|recv(Value|Bytes) failed|gloo|NCCL|ncclRemoteError|"
+    r"Socket(Status)?.*(closed|error)|Timed out waiting",
+    re.IGNORECASE,
+)
+
+
+def leave(reason: str) -> None:
+    """Say why this process ends; the first one that ends is heard."""
+    store = _store()
+    if store is None:
+        return
+    try:
+        store.compare_set(_KEY, "", f"rank {os.environ.get('RANK', '?')}: {reason}")
+    except (RuntimeError, ValueError) as error:
+        log.debug("no last words: %s", error)
+
+
+def explain_loss_of_contact(error: BaseException) -> str | None:
+    """What to say about an exception that another process's end has caused; None for others."""
+    if not isinstance(error, RuntimeError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    is_lost = isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
+    if not is_lost or isinstance(error, torch.OutOfMemoryError):
+        return None
+    heard = _heard() or (
+        "it gave no reason: it was killed (perhaps for memory), or its machine is gone"
+    )
+    return (
+        f"another process of this run ended ({heard}). Contact was lost: "
+        f"{str(error).strip().splitlines()[0]}. The same command goes on from the last whole "
+        "checkpoint."
+    )
+
+
+def _heard() -> str | None:
+    store = _store()
+    try:
+        return store.get(_KEY).decode() if store is not None and store.check([_KEY]) else None
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _store() -> distributed.TCPStore | None:
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not (host and port and distributed.is_available()):
+        return None
+    try:
+        return distributed.TCPStore(host, int(port), is_master=False, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError):
+        return None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
 

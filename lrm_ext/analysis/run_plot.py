@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import DataError
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.analysis.run_panels import (
     VALIDATION_MARK,
     draw_panels,

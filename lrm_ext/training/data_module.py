@@ -19,19 +19,17 @@ from llava.train.arguments import DataContext
 from llava.train.train import default_data_module
 from lrm_ext.corpus.store import AnyCorpus, Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training.alignment import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
+from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.dataset import Limits, MixtureDataset
-from lrm_ext.training.feature_cache import FeatureCache
-from lrm_ext.training.holdout import split_corpus
-from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
 from lrm_ext.training.validation import (
     MarkBest,
-    Questions,
     StopEarly,
     ValidationSet,
     check_validation_flags,
+    split_corpus,
 )
 
 log = logging.getLogger(__name__)
@@ -157,6 +155,8 @@ def _validation(
     if arguments.early_stop_patience:
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
+        from lrm_ext.training.questions import Questions  # imports the evaluation
+
         result["extra_evaluation"] = Questions(
             arguments.eval_benchmark,
             arguments.eval_questions,

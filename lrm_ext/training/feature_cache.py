@@ -1,10 +1,13 @@
-"""Outputs of the frozen vision tower, computed once per picture and memory-mapped.
+"""What a training picture becomes: pixels, or the frozen vision tower's output from a cache.
 
-Input: a tower and a list of pictures. Output: [P, D] per picture. On disk, below a folder named by
-everything that the features depend on (weights, layer, preprocessing, dtype): shards
-`<name>.npy` [n, P, D] with `<name>.json`, the pictures' paths, sizes and times. A shard counts when
-its list is there, so an interrupted run goes on, and a larger corpus adds shards.
-Worth it for small models only: 24 x 24 features of a large tower are 1.2 MB a picture.
+Pixels: a path in, [3, S, S] out, turned upright and shaped for the tower; as bytes where the tower
+can make the same floats of them as LLaVA's dataset and inference do, else those floats.
+
+Cache: a tower and a list of pictures in, [P, D] per picture out, computed once and memory-mapped.
+On disk, below a folder named by everything that the features depend on (weights, layer,
+preprocessing, dtype): shards `<name>.npy` [n, P, D] with `<name>.json`, the pictures' paths, sizes
+and times. A shard counts when its list is there, so an interrupted run goes on, and a larger corpus
+adds shards. Worth it for small models only: 24 x 24 features of a large tower are 1.2 MB a picture.
 
 Legend: N pictures, P patches, D the tower's hidden size.
 """
@@ -19,6 +22,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +33,77 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
+from llava.image_bytes import keeps_bytes, preprocess_bytes
+from llava.image_file import open_image
+from llava.image_fit import central_part, expand2square
+from llava.mm_utils import process_images
 from lrm_ext.files import writing
-from lrm_ext.training.pictures import PictureLoader
 
 log = logging.getLogger(__name__)
+
+ASPECT_RATIOS = ("square", "pad")
+# with draft mode a picture still has so many times the pixels that the tower takes along a side
+DRAFT_MARGIN = 2
+
+
+class PictureLoader:
+    """Opens pictures for one image processor.
+
+    Args:
+        processor: The vision tower's image processor.
+        aspect_ratio: `pad` (to a square) or `square` (cut out the middle).
+        uses_draft: Decode large JPEG files at a half, a quarter or an eighth, where at least twice
+            the tower's side is left. Other pixels, though few levels apart, so off by default.
+
+    Raises:
+        ConfigError: Another aspect ratio.
+    """
+
+    def __init__(self, processor: Any, aspect_ratio: str, uses_draft: bool = False) -> None:
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise ConfigError(
+                f"--image_aspect_ratio is {aspect_ratio!r}; training on a mixture knows: "
+                f"{', '.join(ASPECT_RATIOS)}"
+            )
+        self.processor = processor
+        self.aspect_ratio = aspect_ratio
+        self.uses_draft = uses_draft
+        self.gives_bytes = keeps_bytes(processor)
+
+    @property
+    def empty(self) -> Tensor:
+        """What stands for the picture of a sample without one: zeros, [3, S, S]."""
+        size = self.processor.crop_size
+        dtype = torch.uint8 if self.gives_bytes else torch.float32
+        return torch.zeros(3, size["height"], size["width"], dtype=dtype)
+
+    def __call__(self, path: Path) -> Tensor:
+        """Return [3, S, S].
+
+        Raises:
+            DataError: The picture is missing or cannot be read.
+        """
+        side = self.processor.crop_size["height"]
+        try:
+            image = open_image(path, least_side=DRAFT_MARGIN * side if self.uses_draft else None)
+        except DataError as error:
+            if path.exists():
+                raise
+            raise DataError(
+                f"{error}. Unpack or copy the corpus' pictures, or give --image_folder."
+            ) from error
+        if not self.gives_bytes:
+            settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
+            pixels: Tensor = process_images([image], self.processor, settings)[0]
+            return pixels
+        if self.aspect_ratio == "pad":
+            color = tuple(int(255 * mean) for mean in self.processor.image_mean)
+            image = expand2square(image, color)
+        else:
+            image = central_part(image)
+        return preprocess_bytes(image, self.processor)
+
 
 # Raise it when the same tower and picture begin to give other numbers.
 FORMAT = 2

@@ -1,43 +1,141 @@
-"""Validation while training: samples in every language, questions that are asked, and when to stop.
+"""Validation while training: rows that are held out, samples in every language, and when to stop.
 
-Input: a mixture of held-out rows; a benchmark. Output: a dataset for the trainer's validation loss,
-figures of answers by language, callbacks that stop a run and mark its best checkpoint. Non-goals:
-which rows are held out (`holdout.py`), the loss itself (`llava.train.figures`).
+Input: a corpus and a share; a mixture of held-out rows. Output: two corpora, one to train on and
+one to validate on; a dataset for the trainer's validation loss; callbacks that stop a run and mark
+its best checkpoint. A hash of the picture's path decides which rows are held out, so that all rows
+about a picture are on the same side, on every machine and whatever else the corpus holds. A row
+without a picture goes by its id. Non-goals: the loss itself (`llava.train.metrics`), questions that
+are asked at a validation (`questions.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llava.conversation import get_conversation
+from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.benchmarks.items import Item, limit_items
-from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark
-from lrm_ext.benchmarks.score import score_answers, text_answers
-from lrm_ext.benchmarks.words import answer_words
-from lrm_ext.evaluation.answerer import LlavaAnswerer, Request, Templates
-from lrm_ext.evaluation.stats import wilson_interval
+from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
 from lrm_ext.files import write_atomically
-from lrm_ext.instructions.registry import ENGLISH
-from lrm_ext.languages import list_languages
 from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset
 
 log = logging.getLogger(__name__)
 
+_SCALE = 2**64
+
+
+class CorpusPart(Corpus):
+    """Some rows of a corpus, numbered anew.
+
+    Args:
+        whole: The corpus.
+        share: Share of the pictures that are held out.
+        is_held_out: Whether this is the part that is held out, or the rest.
+    """
+
+    def __init__(self, whole: Corpus, share: float, is_held_out: bool) -> None:
+        self.whole, self.share, self.is_held_out = whole, share, is_held_out
+        self.path, self.image_root = whole.path, whole.image_root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (CorpusPart, (self.whole, self.share, self.is_held_out))
+
+    def __repr__(self) -> str:
+        kind = "held out" if self.is_held_out else "trained on"
+        return f"CorpusPart({self.whole!r}, {len(self)} rows {kind})"
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.uint32]:
+        """The rows of the whole corpus that are in this part, ascending."""
+        chosen = [
+            is_held_out(image if image is not None else row_id, self.share) == self.is_held_out
+            for batch in self.whole.row_batches()
+            for image, row_id in zip(
+                batch.column("image").to_pylist(), batch.column("id").to_pylist(), strict=True
+            )
+        ]
+        return np.flatnonzero(chosen).astype(np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """As of the whole corpus."""
+        return self.whole.languages
+
+    def fingerprint(self) -> str:
+        """Differs from the whole's, and for another share."""
+        name = f"{self.whole.fingerprint()} {self.share!r} {self.is_held_out}"
+        return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+    def row(self, index: int) -> CorpusRow:
+        """See `Corpus`."""
+        return self.whole.row(int(self.rows[index]))
+
+    def text(self, lang: str, index: int) -> Text | None:
+        """See `Corpus`."""
+        return self.whole.text(lang, int(self.rows[index]))
+
+    def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
+        """See `Corpus`."""
+        return self.whole.turns(lang, int(self.rows[index]))
+
+    def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
+        """See `Corpus`; numbers of this part."""
+        usable = np.isin(self.rows, self.whole.usable_rows(lang))
+        return np.flatnonzero(usable).astype(np.uint32)
+
+    def usable(self, lang: str) -> Sequence[int]:
+        """See `Corpus`."""
+        return list(map(int, self.usable_rows(lang)))
+
+    def image_path(self, index: int) -> Path | None:
+        """See `Corpus`."""
+        return self.whole.image_path(int(self.rows[index]))
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether a picture is among the share that is held out."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * _SCALE
+
+
+def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]:
+    """Split a corpus, or each of several, into what is trained on and what is held out.
+
+    Raises:
+        ConfigError: One of the parts has no rows.
+    """
+    trained, held_out = [], []
+    for part in parts_of(corpus):
+        ours, others = (CorpusPart(part, share, is_held) for is_held in (False, True))
+        if not len(ours) or not len(others):
+            raise ConfigError(
+                f"--eval_share {share:g} of the pictures of {part.path} ({len(part)} rows) leaves "
+                f"{len(ours)} rows for training and {len(others)} for validation; choose another"
+            )
+        trained.append(ours)
+        held_out.append(others)
+    if len(trained) == 1:
+        return trained[0], held_out[0]
+    return JoinedCorpus(trained), JoinedCorpus(held_out)
+
+
 BEST_FILE = "best.json"
-_ANSWER_BATCH = 32
 
 
 class ValidationSet(Dataset[dict[str, Any]]):
@@ -71,99 +169,6 @@ class ValidationSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[self.indices[index]]
-
-
-class Questions:
-    """Asks a model questions of a benchmark, in all languages, and scores its answers.
-
-    Called with the model; under several processes each asks its part.
-
-    Args:
-        name: Of a benchmark, or a folder of `<lang>.jsonl` files.
-        num_questions: Of each language.
-        languages: Which; those that the benchmark lacks are left out and named.
-        tokenizer: The model's.
-        image_processor: The tower's.
-        version: Template of the conversation.
-        max_new_tokens: Longest answer.
-
-    Raises:
-        ConfigError: There is no such benchmark.
-        DataError: A question is not as it must be.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        num_questions: int,
-        languages: Sequence[str],
-        tokenizer: Any,
-        image_processor: Any,
-        version: str,
-        max_new_tokens: int = 32,
-    ) -> None:
-        self.benchmark = _benchmark(name)
-        found = self.benchmark.languages()
-        missing = [lang for lang in languages if lang not in found]
-        if missing:
-            log.warning("%s has no questions in: %s", self.benchmark.name, ", ".join(missing))
-        chosen = [lang for lang in list_languages() if lang in languages and lang in found]
-        if not chosen:
-            raise ConfigError(f"--eval_benchmark {name} has questions in {', '.join(found)} only")
-        self._all = {lang: self.benchmark.read(lang) for lang in chosen}
-        self.items = {
-            lang: list(limit_items(items, num_questions)) for lang, items in self._all.items()
-        }
-        self._model_parts = (tokenizer, image_processor)
-        self._templates = Templates(version, get_conversation(version))
-        self._max_new_tokens = max_new_tokens
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        """Ask and score.
-
-        Args:
-            model: As it is trained; its mode is put back.
-
-        Returns:
-            `answers/<lang>`, the share of right answers; `answers`, the mean over languages, with
-            the ends of its 95 % interval.
-        """
-        tokenizer, image_processor = self._model_parts
-        was_training = model.training
-        answerer = LlavaAnswerer(
-            tokenizer, model.eval(), image_processor, self._templates, self._max_new_tokens
-        )
-        rank, world = _place()
-        asked = [(lang, item) for lang, items in self.items.items() for item in items]
-        own = asked[rank::world]
-        answers: list[tuple[str, str, str]] = []
-        for start in range(0, len(own), _ANSWER_BATCH):
-            batch = own[start : start + _ANSWER_BATCH]
-            replies = answerer.answer([self._request(item) for _, item in batch])
-            answers += [
-                (lang, item.question_id, reply.text)
-                for (lang, item), reply in zip(batch, replies, strict=True)
-            ]
-        model.train(was_training)
-        return self._score(gather_object(answers))
-
-    def _request(self, item: Item) -> Request:
-        return Request(item.text, item.lang, self.benchmark.image_path(item.image))
-
-    def _score(self, answers: Sequence[tuple[str, str, str]]) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        right = total = 0
-        english = text_answers(self._all[ENGLISH]) if ENGLISH in self._all else frozenset()
-        for lang, items in self.items.items():
-            texts = {key: text for of, key, text in answers if of == lang}
-            native = text_answers(self._all[lang])
-            verdicts = score_answers(items, texts, answer_words(lang), native, english)
-            num_right = sum(verdict.correct for verdict in verdicts)
-            figures[f"answers/{lang}"] = num_right / len(verdicts)
-            right, total = right + num_right, total + len(verdicts)
-        low, high = wilson_interval(right, total)
-        mean = sum(figures.values()) / len(figures)
-        return {**figures, "answers": mean, "answers_low": low, "answers_high": high}
 
 
 class StopEarly(TrainerCallback):
@@ -238,17 +243,3 @@ def check_validation_flags(arguments: LrmArguments, args: Any) -> None:
             "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it "
             "out, and measure checkpoints with `lrm eval`"
         )
-
-
-def _benchmark(name: str) -> Benchmark:
-    folder = Path(name)
-    if name not in BENCHMARKS and folder.is_dir():
-        return get_benchmark(folder.name, folder)
-    return get_benchmark(name)
-
-
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -25,8 +25,7 @@ from _pair import SHAPES, Shape, build_llava
 from _sides import apart, entry, finish, parser_of
 from PIL import Image
 
-from lrm_ext.training.feature_cache import FeatureCache
-from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_PICTURES = 128
 TEXT_TOKENS = {"mini": 60}

@@ -26,7 +26,7 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loss import watch_tokens
-from llava.train.tallies import BatchTally, GroupTally
+from llava.train.metrics import BatchTally, GroupTally
 
 MINI = Path(__file__).parents[2] / "playground" / "models" / "mini"
 B, T, SUPERVISED, STEPS = 32, 101, 40, 3

@@ -251,7 +251,7 @@ class _Ids:
 def measure_pictures() -> list[dict[str, Any]]:
     """Rows of both sizes, without and with draft mode."""
     from llava.image_bytes import byte_table, to_floats
-    from lrm_ext.training.pictures import PictureLoader
+    from lrm_ext.training.feature_cache import PictureLoader
 
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}

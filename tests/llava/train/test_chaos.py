@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from llava.model.multimodal_projector.builder import read_tensors
 from llava.train.checkpoint import is_whole
-from llava.train.metrics_log import read_metrics
+from llava.train.metrics import read_metrics
 
 SETTINGS = {"max_steps": 12, "save_steps": 1, "save_total_limit": 3, "warmup_steps": 3}
 STAGES = {"projector": {"tune_mm_mlp_adapter": True}, "whole": {"group_by_modality_length": True}}

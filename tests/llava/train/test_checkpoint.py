@@ -12,9 +12,8 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.train import checkpoint
-from llava.train.background import BackgroundWriter, StateCopy
 from llava.train.checkpoint import Ranks, find_last_checkpoint, is_whole, problem_of, rotate
-from llava.train.weights import get_peft_state_maybe_zero_3
+from llava.train.saving import BackgroundWriter, StateCopy, get_peft_state_maybe_zero_3
 
 ALONE = Ranks()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from llava.train.metrics_log import read_metrics
+from llava.train.metrics import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 

@@ -1,6 +1,6 @@
 import json
 
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 
 
 def test_every_attempt_of_a_run_is_kept(flags, run_train, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import causal_lm_loss, is_watched, watch_tokens
-from llava.train.tallies import BatchTally, GroupSums, GroupTally
+from llava.train.metrics import BatchTally, GroupSums, GroupTally
 
 B, T, D, V = 3, 7, 8, 11
 

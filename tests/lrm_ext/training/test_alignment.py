@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from llava.errors import ConfigError
-from llava.train.metrics_log import METRICS_FILE, read_metrics
-from lrm_ext.training.alignment import TEMPERATURE, contrast
+from llava.train.metrics import METRICS_FILE, read_metrics
+from lrm_ext.training.contrastive_loss import TEMPERATURE, contrast
 
 
 def test_the_term_is_info_nce():

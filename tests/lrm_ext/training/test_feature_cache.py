@@ -9,8 +9,7 @@ from PIL import ExifTags, Image
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.training import feature_cache
-from lrm_ext.training.feature_cache import FeatureCache, cache_key
-from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, PictureLoader, cache_key
 
 
 @pytest.fixture

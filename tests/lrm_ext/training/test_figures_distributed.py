@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 

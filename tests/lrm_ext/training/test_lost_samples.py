@@ -11,11 +11,9 @@ from llava.errors import DataError
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training import account
-from lrm_ext.training.account import Account
-from lrm_ext.training.dataset import Limits, MixtureDataset
-from lrm_ext.training.feature_cache import FeatureCache
-from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training import dataset as dataset_module
+from lrm_ext.training.dataset import Account, Limits, MixtureDataset
+from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_ROWS = 8
 
@@ -205,7 +203,7 @@ def test_workers_count_into_the_same_account(make, chats):
 
 
 def test_too_many_broken_ones_end_the_run(monkeypatch):
-    monkeypatch.setattr(account, "_MIN_SEEN", 10)
+    monkeypatch.setattr(dataset_module, "_MIN_SEEN", 10)
     counts = Account(("en", "hr"), max_drop_rate=0.3)
     for _ in range(100):
         counts.count("read", "en")

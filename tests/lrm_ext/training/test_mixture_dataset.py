@@ -9,8 +9,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import DataError
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.dataset import Limits, MixtureDataset
-from lrm_ext.training.feature_cache import FeatureCache
-from lrm_ext.training.pictures import PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_IMAGE_TOKENS = 16
 

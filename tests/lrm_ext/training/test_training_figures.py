@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 
 
 def entries(folder, key):
@@ -68,7 +68,7 @@ def test_packing_has_no_padding(run_lrm):
 def test_watching_does_not_change_what_is_learnt(run_lrm, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from llava.train.figures import WatchedTrainer
+    from llava.train.metrics import WatchedTrainer
 
     seen = load_file(run_lrm(output_dir=tmp_path / "a", max_steps=3) / "model.safetensors")
     monkeypatch.setattr(WatchedTrainer, "_tally", lambda *args: None)

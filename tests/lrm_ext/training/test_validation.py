@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from llava.errors import ConfigError
-from llava.train.metrics_log import METRICS_FILE, read_metrics
+from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training.holdout import is_held_out, split_corpus
-from lrm_ext.training.validation import StopEarly
+from lrm_ext.training.validation import StopEarly, is_held_out, split_corpus
 
 VALIDATED = {"eval_share": 0.4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 

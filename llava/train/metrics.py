@@ -1,25 +1,38 @@
-"""What a run can be watched by: figures per group of samples, and how well the machine is used.
+"""What a run is watched by: metrics per group of samples, and how well the machine is used.
 
 Input: the batches, which may say what groups their samples belong to (`groups`, a sequence of names
 for each sample, and `units`, such as the characters of their answers). Output: more entries in what
 the trainer logs, and so in `metrics.jsonl`, on the terminal, and wherever `--report_to` says. It
-needs no forward pass of its own, and waits for the device only when something is logged.
+needs no forward pass of its own; sums are kept on the device, and the host waits for it only when
+something is logged. What a group means is not known here.
+
+`<output_dir>/metrics.jsonl` has one JSON object a line, of all attempts of a run: `{"attempt": ..,
+"step": .., "time": .., "loss": .., ...}`. Unlike the history in `trainer_state.json` it also holds
+the steps that an attempt made after its last checkpoint, so that an interrupted run can be compared
+with itself. `lrm plot-run` shows it.
+
+Legend: B samples of a batch, T their positions, N supervised positions, G groups.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
 from llava.model.loss import watch_tokens
 from llava.train.flops import (
@@ -31,9 +44,166 @@ from llava.train.flops import (
     TowerShape,
     peak_tflops_of,
 )
-from llava.train.tallies import BatchTally, GroupSums, GroupTally
 
 log = logging.getLogger(__name__)
+
+# columns of the sums of groups
+_LOSS, _CORRECT, _TOKENS = range(3)
+
+
+class GroupTally:
+    """Token losses, right tokens and tokens of each group."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._sums = torch.zeros(0, 3)
+        self._units: dict[str, Counter[str]] = {}
+        self._num_misfits = torch.zeros(())
+
+    def add(
+        self,
+        labels: Tensor,
+        losses: Tensor,
+        is_right: Tensor,
+        groups: Sequence[Sequence[str]],
+        units: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Add a micro-batch.
+
+        Args:
+            labels: [B, T], not shifted.
+            losses: [N] of its supervised positions, sample after sample.
+            is_right: [N] bool.
+            groups: The names of each sample's groups.
+            units: By name, how many of a unit (such as characters) each sample's answers have.
+        """
+        counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
+        ends = counts.cumsum(0)
+        number = torch.arange(len(losses), device=losses.device)
+        sample = torch.searchsorted(ends, number, right=True).clamp(max=len(labels) - 1)
+        values = torch.stack([losses, is_right.to(losses.dtype), torch.ones_like(losses)], dim=1)
+        by_sample = values.new_zeros(len(labels), 3).index_add_(0, sample, values)
+        places = [(row, self._place(name)) for row, names in enumerate(groups) for name in names]
+        self._grow(losses.device)
+        # not blocking: the host must not wait for the device in every micro-batch
+        pairs = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.contiguous()
+        rows, columns = pairs.to(losses.device, non_blocking=True)
+        self._sums.index_add_(0, columns, by_sample[rows].to(self._sums.dtype))
+        self._num_misfits += ends[-1] != len(losses)
+        for unit, amounts in units.items():
+            counter = self._units.setdefault(unit, Counter())
+            for names, amount in zip(groups, amounts, strict=True):
+                counter.update(dict.fromkeys(names, amount))
+
+    def _place(self, name: str) -> int:
+        return self._index.setdefault(name, len(self._index))
+
+    def _grow(self, device: torch.device) -> None:
+        missing = len(self._index) - len(self._sums)
+        self._sums = self._sums.to(device)
+        self._num_misfits = self._num_misfits.to(device)
+        if missing:
+            self._sums = torch.cat([self._sums, self._sums.new_zeros(missing, 3)])
+
+    def take(self) -> GroupSums:
+        """The sums since the last time, which begin anew."""
+        values = self._sums.double().tolist()
+        sums = {name: tuple(values[place]) for name, place in self._index.items()}
+        units = {unit: dict(counter) for unit, counter in self._units.items()}
+        taken = GroupSums(sums, units, int(self._num_misfits))
+        self._sums, self._units = torch.zeros_like(self._sums), {}
+        self._num_misfits = torch.zeros_like(self._num_misfits)
+        return taken
+
+
+@dataclass
+class GroupSums:
+    """Sums of groups, of one rank or of all.
+
+    Attributes:
+        sums: By group: sum of token losses, right tokens, tokens.
+        units: By unit and group: how many.
+        num_misfits: Micro-batches whose losses were not those of their labels, which happens where
+            samples are cut inside the model.
+    """
+
+    sums: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    units: dict[str, dict[str, float]] = field(default_factory=dict)
+    num_misfits: int = 0
+
+    def __add__(self, other: GroupSums) -> GroupSums:
+        names = dict.fromkeys((*self.sums, *other.sums))
+        none = (0.0, 0.0, 0.0)
+        sums = {
+            name: tuple(
+                a + b
+                for a, b in zip(self.sums.get(name, none), other.sums.get(name, none), strict=True)
+            )
+            for name in names
+        }
+        units = {
+            unit: dict(Counter(self.units.get(unit, {})) + Counter(other.units.get(unit, {})))
+            for unit in dict.fromkeys((*self.units, *other.units))
+        }
+        return GroupSums(sums, units, self.num_misfits + other.num_misfits)
+
+    def figures(self, prefix: str = "") -> dict[str, float]:
+        """Mean losses, accuracies and tokens: `loss/hr`, `accuracy/hr`, `tokens/hr`, ...
+
+        Args:
+            prefix: Before the names, such as `eval_`.
+        """
+        figures: dict[str, float] = {}
+        for name, (loss, num_correct, num_tokens) in sorted(self.sums.items()):
+            if not num_tokens:
+                continue
+            figures[f"{prefix}loss/{name}"] = loss / num_tokens
+            figures[f"{prefix}accuracy/{name}"] = num_correct / num_tokens
+            figures[f"{prefix}tokens/{name}"] = num_tokens
+            for unit, amounts in self.units.items():
+                if amounts.get(name):
+                    figures[f"{prefix}loss_per_{unit}/{name}"] = loss / amounts[name]
+        return figures
+
+    def total(self) -> tuple[float, float, float]:
+        """Sum of losses, right tokens and tokens over the whole group (empty name)."""
+        loss, correct, tokens = self.sums.get("", (0.0, 0.0, 0.0))
+        return loss, correct, tokens
+
+
+class BatchTally:
+    """Real positions, padding and what operations are counted from."""
+
+    NAMES = ("real", "padded", "squared", "supervised", "images")
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(len(self.NAMES))
+
+    def add(self, inputs: Mapping[str, Tensor], num_image_tokens: int, packing: bool) -> None:
+        """Add a micro-batch.
+
+        Args:
+            inputs: `input_ids` [B, T] with image sentinels, `labels`, perhaps `attention_mask`.
+            num_image_tokens: Positions that a picture takes.
+            packing: The samples lie one after the other, without padding.
+        """
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        is_image = ids == IMAGE_TOKEN_INDEX
+        own = torch.ones_like(is_image) if mask is None else mask.bool()
+        lengths = own.sum(dim=1) + is_image.sum(dim=1) * (num_image_tokens - 1)
+        lengths = lengths.float()
+        padded = lengths.sum() if packing else lengths.max() * len(lengths)
+        supervised = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
+        values = (lengths.sum(), padded, (lengths**2).sum(), supervised, is_image.sum())
+        added = torch.stack([value.float() for value in values])
+        self._sums = self._sums.to(added.device) + added
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last time, which begin anew."""
+        values = self._sums.tolist()
+        self._sums = torch.zeros_like(self._sums)
+        return dict(zip(self.NAMES, values, strict=True))
+
 
 # taken out of a batch before the model sees it
 BATCH_NOTES = ("groups", "units", "sample_ids")
@@ -297,3 +467,66 @@ def _peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return peak_tflops_of(torch.cuda.get_device_name(device))
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog(TrainerCallback):
+    """Appends the trainer's figures to the metrics file of its run."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin another attempt, whose first line says after which step."""
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if state.global_step == 0:
+            path.unlink(missing_ok=True)  # nothing of an older run is kept, so neither are these
+        else:
+            _end_line(path)
+        self._attempt = 1 + max((int(line["attempt"]) for line in read_metrics(path)), default=0)
+        _append(path, {"attempt": self._attempt, "step": state.global_step, "time": time.time()})
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Append one line."""
+        if state.is_world_process_zero and logs:
+            head = {"attempt": self._attempt, "step": state.global_step, "time": time.time()}
+            _append(Path(args.output_dir) / METRICS_FILE, {**head, **logs})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics file.
+
+    Args:
+        path: A file that need not exist.
+
+    Returns:
+        Its lines; one that a killed process did not finish is left out.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _end_line(path: Path) -> None:
+    """Keep what follows off a line that a killed process did not finish."""
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
