@@ -19,8 +19,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,8 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,6 +35,7 @@ from llava.image_bytes import keeps_bytes, preprocess_bytes
 from llava.image_file import open_image
 from llava.image_fit import central_part, expand2square
 from llava.mm_utils import process_images
+from llava.progress import Progress
 from lrm_ext.files import writing
 
 log = logging.getLogger(__name__)
@@ -109,7 +107,6 @@ class PictureLoader:
 FORMAT = 2
 PICTURES_PER_SHARD = 2048
 BATCH_SIZE = 64
-_LINE_EVERY = 4096
 
 
 class FileState(NamedTuple):
@@ -206,7 +203,7 @@ class FeatureCache:
         batches: DataLoader[Any] = DataLoader(
             pictures, batch_size=BATCH_SIZE, num_workers=num_workers
         )
-        with _progress(len(todo)) as advance:
+        with Progress("vision tower", len(todo), "pictures") as progress:
             rows: list[npt.NDArray[Any]] = []
             whole: list[Path] = []
             num_seen = 0
@@ -217,7 +214,7 @@ class FeatureCache:
                 rows.append(self._encode(tower, pixels)[kept])
                 whole += [batch[i] for i in kept]
                 num_seen += len(pixels)
-                advance(len(pixels))
+                progress.advance(len(pixels))
                 if len(whole) >= PICTURES_PER_SHARD or (whole and num_seen == len(todo)):
                     self._write(whole, np.concatenate(rows))
                     whole, rows = [], []
@@ -324,29 +321,3 @@ def _write_whole(path: Path, write: Any) -> None:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on a terminal, a log line now and then elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("vision tower", total=total)
-            yield lambda count: progress.advance(task, count)
-        return
-    done = 0
-
-    def count_up(count: int) -> None:
-        nonlocal done
-        done += count
-        if done // _LINE_EVERY > (done - count) // _LINE_EVERY or done == total:
-            log.info("vision tower: %d of %d pictures", done, total)
-
-    yield count_up

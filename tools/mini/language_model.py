@@ -31,6 +31,7 @@ from llava.data.sample import Turn
 from llava.data.tokenize import Encoded, encode_turns
 from llava.model.checkpoint_files import add_rope_theta
 from llava.model.tokenizer import load_tokenizer
+from llava.progress import Progress
 from lrm_ext.corpus.emoji.conversations import (
     Question,
     caption,
@@ -50,7 +51,7 @@ from lrm_ext.corpus.emoji.scenes import (
 )
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.languages.templates import register_templates
-from tools.mini.recipe import LanguageModelRecipe, Progress, TokenizerRecipe
+from tools.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 
 Conversation: TypeAlias = tuple[Turn, ...]
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.clip_encoder import save_tower
+from llava.progress import Progress
 from lrm_ext.corpus.emoji.scenes import (
     POSITIONS,
     Scene,
@@ -32,7 +33,7 @@ from lrm_ext.corpus.emoji.scenes import (
     render_scene,
     sample_scene,
 )
-from tools.mini.recipe import Progress, TowerRecipe
+from tools.mini.recipe import TowerRecipe
 
 log = logging.getLogger(__name__)
 
