@@ -32,7 +32,6 @@ from llava.model.checkpoint import add_rope_theta, carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
-from llava.model.splice import PackedRows
 
 PACKED_SDPA = "packed_sdpa"
 
@@ -184,49 +183,98 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             image_features: [N, P, D_vision], the tower's output, in place of `images`.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             num_items_in_batch: supervised tokens of the whole optimiser step.
-            packing: run the samples one after the other as a single row without padding, each
-                attending to itself only; logits and hidden states are then [1, L, ...], L the sum
-                of the samples' lengths. Needs `input_ids` and `labels`.
+            packing: run the samples as one row without padding; see `_packed_inputs`.
             **kwargs: for the language model.
 
         Returns:
-            `loss` with labels. `logits` [B, L, V], except in training mode with labels: they are
-            None then, because the loss needs them for supervised positions only.
+            `loss` with labels. `logits` [B, L, V], but None in training mode with labels: the loss
+            needs them for supervised positions only.
 
         Raises:
             DataError: image sentinels and images do not match.
-            ConfigError: `packing` with a language model that has no positions to begin again.
         """
+        vision = (images, image_sizes, image_features)
         if packing:
-            self._check_packing(input_ids, labels)
-            rows = self.pack_inputs(
-                input_ids, attention_mask, labels, images, image_sizes, image_features
-            )
-            inputs_embeds, labels, position_ids = rows.embeds, rows.labels, rows.position_ids
-            # a mask or a cache would keep transformers from seeing the borders
-            input_ids, attention_mask, use_cache = None, None, False
-            kwargs |= _borders(rows)
-        elif inputs_embeds is None:
+            inputs, labels = self._packed_inputs(input_ids, attention_mask, labels, *vision)
+        else:
+            text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds)
+            inputs, labels = self._padded_inputs(*text, labels, *vision)
+            inputs["use_cache"] = use_cache
+        states = {"attentions": output_attentions, "hidden_states": output_hidden_states}
+        kwargs |= {f"output_{name}": value for name, value in states.items() if value is not None}
+        outputs = self.get_model()(**inputs, **kwargs)
+        result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
+        return result.to_tuple() if return_dict is False else result
+
+    def _padded_inputs(
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        inputs_embeds: Tensor | None,
+        labels: Tensor | None,
+        *vision: Any,
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """What the inner model takes of a padded batch, and its labels [B, L]."""
+        if inputs_embeds is None:
             (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels) = (
                 self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, images,
-                    image_sizes, image_features,
+                    input_ids, position_ids, attention_mask, past_key_values, labels, *vision
                 )
-            )  # fmt: skip
-        switches = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
+            )
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
         }
-        outputs: Any = self.get_model()(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **{name: value for name, value in switches.items() if value is not None},
-            **kwargs,
-        )
+        return inputs, labels
+
+    def _packed_inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        *vision: Any,
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What the inner model takes of a packed batch, and its labels [1, L].
+
+        The samples lie one after the other as a single row, each attending to itself only; logits
+        and hidden states are then [1, L, ...], L the sum of the samples' lengths.
+
+        Raises:
+            ConfigError: the language model has no positions to begin again.
+        """
+        assert input_ids is not None and labels is not None, "packing is for training"
+        if not self.supports_packing:
+            raise ConfigError(
+                f"--packing: {type(self).__name__} has no position ids, so that attention would "
+                "cross from sample to sample; leave the flag out."
+            )
+        rows = self.pack_inputs(input_ids, attention_mask, labels, *vision)
+        # no mask and no cache: they would keep transformers from seeing the borders, which are in
+        # flash-attention's words
+        inputs = {
+            "inputs_embeds": rows.embeds,
+            "position_ids": rows.position_ids,
+            "use_cache": False,
+            "cu_seq_lens_q": rows.cu_seq_lens,
+            "cu_seq_lens_k": rows.cu_seq_lens,
+            "max_length_q": rows.max_length,
+            "max_length_k": rows.max_length,
+        }
+        return inputs, rows.labels
+
+    def _loss_and_logits(
+        self,
+        outputs: Any,
+        labels: Tensor | None,
+        logits_to_keep: int | Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        """The inner model's outputs with loss and logits; see `forward`."""
         loss = logits = None
         hidden = outputs.last_hidden_state
         if labels is not None:
@@ -238,27 +286,13 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             kept = slice(-logits_to_keep or None, None)
             kept = kept if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
-        result = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
-
-    def _check_packing(self, input_ids: Tensor | None, labels: Tensor | None) -> None:
-        """Refuse what cannot be packed.
-
-        Raises:
-            ConfigError: the language model has no position ids.
-        """
-        assert input_ids is not None and labels is not None, "packing is for training"
-        if not self.supports_packing:
-            raise ConfigError(
-                f"--packing: {type(self).__name__} has no position ids, so that attention would "
-                "cross from sample to sample; leave the flag out."
-            )
 
     @torch.no_grad()
     def generate(
@@ -388,13 +422,3 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         super().save_pretrained(
             save_directory, *args, state_dict=with_old_level(state_dict), **kwargs
         )
-
-
-def _borders(rows: PackedRows) -> dict[str, Any]:
-    """Where samples lie in a packed row, in flash-attention's words."""
-    return {
-        "cu_seq_lens_q": rows.cu_seq_lens,
-        "cu_seq_lens_k": rows.cu_seq_lens,
-        "max_length_q": rows.max_length,
-        "max_length_k": rows.max_length,
-    }

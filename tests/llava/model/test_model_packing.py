@@ -195,6 +195,5 @@ def test_activation_checkpointing_gives_the_same_gradients(batch, models):
 
 def test_a_model_without_positions_is_refused(batch):
     with pytest.raises(ConfigError, match="LlavaMptForCausalLM has no position ids"):
-        LlavaMptForCausalLM._check_packing(
-            LlavaMptForCausalLM.__new__(LlavaMptForCausalLM), batch["input_ids"], batch["labels"]
-        )
+        model = LlavaMptForCausalLM.__new__(LlavaMptForCausalLM)
+        model._packed_inputs(batch["input_ids"], None, batch["labels"])
