@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -254,11 +255,10 @@ def merge_spatial(
     side = round(len(overview) ** 0.5)
     assert side * side == len(overview), f"{len(overview)} overview features are no square"
     columns, rows = grid
-    # [R, C, S, S, D] -> [R, S, C, S, D] -> [R*S, C*S, D]
-    picture = tiles.reshape(rows, columns, side, side, -1).transpose(1, 2)
-    picture = picture.reshape(rows * side, columns * side, -1)
+    picture = rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, c=columns, h=side)
     if image_newline is not None:
-        picture = unpad_image(picture.permute(2, 0, 1), original_size).permute(1, 2, 0)
+        unpadded = unpad_image(rearrange(picture, "h w d -> d h w"), original_size)
+        picture = rearrange(unpadded, "d h w -> h w d")
         newline = image_newline.to(picture).expand(len(picture), 1, -1)
         picture = torch.cat([picture, newline], dim=1)
     return torch.cat([overview, picture.flatten(0, 1)])

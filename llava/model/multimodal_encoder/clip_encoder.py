@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
@@ -353,22 +354,18 @@ class CLIPVisionTowerS2(CLIPVisionTower):
 
     def _at_scale(self, images: Tensor, scale: int) -> Tensor:
         """[N, 3, L, L] -> [N, P, D]."""
-        split, num = self.s2_split_size, scale // self.s2_split_size
+        num = scale // self.s2_split_size
         if images.shape[-1] != scale:
             # in float32: bicubic weights lose too much in 16 bits
             images = F.interpolate(images.float(), size=(scale, scale), mode="bicubic")
-        squares = images.unflatten(3, (num, split)).unflatten(2, (num, split))
-        # [N, 3, n, S, n, S] -> [N * n * n, 3, S, S]
-        squares = squares.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        squares = rearrange(images, "n c (i h) (j w) -> (n i j) c h w", i=num, j=num)
         features = super()._features(squares)
         if num == 1:
             return features
         patches = self.num_patches_per_side
-        # [N, n, n, p, p, D] -> [N, D, n * p, n * p]
-        maps = features.reshape(-1, num, num, patches, patches, features.shape[-1])
-        maps = maps.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        maps = rearrange(features, "(n i j) (h w) d -> n d (i h) (j w)", i=num, j=num, h=patches)
         pooled = F.interpolate(maps.float(), size=(patches, patches), mode="area")
-        return pooled.flatten(2).transpose(1, 2).to(features.dtype)
+        return rearrange(pooled, "n d h w -> n (h w) d").to(features.dtype)
 
 
 def parse_scales(text: Any) -> tuple[int, ...]:
