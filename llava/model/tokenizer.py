@@ -194,7 +194,7 @@ def resize_to_tokenizer(model: Any, num_rows: int) -> None:
     if num_rows < num_old:
         return
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with gathered([table.weight]), torch.no_grad():
+        with gathered([table.weight], modify=True), torch.no_grad():
             if table.weight.numel():  # under ZeRO-3 the first rank writes for all
                 table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
 
@@ -250,6 +250,6 @@ def copy_token_rows(model: Any, tensors: dict[str, Tensor], num_new: int, where:
             f"{where}: embeddings of shape {tuple(rows.shape)} for {num_new} new token(s), "
             f"expected 2 new tokens and {whole} or {pair}"
         )
-    with gathered([table.weight]), torch.no_grad():
+    with gathered([table.weight], modify=True), torch.no_grad():
         if table.weight.numel():
             table.weight[-2:] = rows[-2:].to(table.weight)

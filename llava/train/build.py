@@ -32,9 +32,8 @@ from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
 from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.multimodal_projector.builder import PROJECTOR_FILE
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.saving import gathered
 
 log = logging.getLogger(__name__)
 
@@ -360,15 +359,8 @@ def smart_tokenizer_and_embedding_resize(
         model: both embedding tables grow where the tokenizer outgrows them.
     """
     tokenizer.add_special_tokens(special_tokens_dict)
-    # not the weight's shape, which is empty under ZeRO-3
-    num_old = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) <= num_old:
-        return
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with gathered([table.weight], modify=True), torch.no_grad():
-            if table.weight.numel():
-                table.weight[num_old:] = table.weight[:num_old].mean(dim=0, keepdim=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        resize_to_tokenizer(model, len(tokenizer))
 
 
 def add_vision(
@@ -400,21 +392,11 @@ def add_vision(
         model.get_model().mm_projector.to(
             dtype=training_args.compute_dtype, device=training_args.device
         )
-    _add_vision_tokens(model, tokenizer, model_args)
+    if model_args.mm_use_im_patch_token or model_args.mm_use_im_start_end:
+        model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     data_args.image_processor = tower.image_processor  # type: ignore[attr-defined]
     data_args.is_multimodal = True
     return tower.image_processor
-
-
-def _add_vision_tokens(model: Any, tokenizer: Any, model_args: ModelArguments) -> None:
-    """Add `<im_patch>`, `<im_start>` and `<im_end>` where the flags ask for them.
-
-    Raises:
-        ConfigError: they are asked for under ZeRO-3, which hides the embeddings' rows.
-    """
-    if not (model_args.mm_use_im_patch_token or model_args.mm_use_im_start_end):
-        return
-    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
 
 
 def compile_layers(model: nn.Module) -> None:

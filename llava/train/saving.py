@@ -12,9 +12,8 @@ Non-goals: how a folder becomes whole, and what may not change between checkpoin
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from llava.model.builder import NON_LORA_FILE
 from llava.model.multimodal_projector.builder import (
     PROJECTOR_FILE,
+    gathered,
     load_projector,
     read_tensors,
 )
@@ -58,22 +58,6 @@ def maybe_zero_3(param: Tensor, ignore_status: bool = False, name: str | None = 
         log.warning("%s is gathered while it is in use (%s)", name, param.ds_status)
     with gathered([param]):
         return param.data.detach().cpu().clone()
-
-
-def gathered(
-    params: Sequence[Tensor], modify: bool = False
-) -> contextlib.AbstractContextManager[Any]:
-    """Make parameters that ZeRO-3 partitioned whole for a while; without ZeRO-3 do nothing.
-
-    Args:
-        params: Parameters.
-        modify: Keep what the first rank writes into them.
-    """
-    if not any(hasattr(param, "ds_id") for param in params):
-        return contextlib.nullcontext()
-    from deepspeed import zero
-
-    return zero.GatheredParameters(list(params), modifier_rank=0 if modify else None)
 
 
 def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dict[str, Tensor]:
@@ -361,7 +345,7 @@ class CheckpointSaving(Trainer):
             # another machine's folder: of its own it has the generators' states only. If the disk
             # is a shared one, the folder may have moved by now
             if folder.is_dir():
-                self._writer.start(lambda: checkpoint.finish_folder(final, ()))
+                self._writer.start(lambda: checkpoint.finish_folder(final))
 
     def _fill(self, folder: Path, final: Path, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint's files into `folder`, which will be moved to `final`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def load_weights(projector: nn.Module, weights: dict[str, Tensor], where: str | 
             "Check mm_projector_type, the vision tower and the language model's size."
         )
     parameters = dict(projector.named_parameters())
-    with gathered(list(parameters.values())), torch.no_grad():
+    with gathered(parameters.values(), modify=True), torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
 
@@ -155,10 +156,18 @@ def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
-    """Gather parameters that ZeRO-3 partitioned, to write them; otherwise do nothing."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return contextlib.nullcontext()
-    import deepspeed
+def gathered(
+    params: Iterable[Tensor], modify: bool = False
+) -> contextlib.AbstractContextManager[Any]:
+    """Make parameters that ZeRO-3 partitioned whole for a while; without ZeRO-3 do nothing.
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    Args:
+        params: Parameters.
+        modify: Keep what the first rank writes into them.
+    """
+    found = list(params)
+    if not any(hasattr(param, "ds_id") for param in found):
+        return contextlib.nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(found, modifier_rank=0 if modify else None)
