@@ -76,21 +76,16 @@ def writing_folder(final: Path, ranks: Ranks) -> Iterator[Path]:
     Raises:
         CheckpointError: The disk is full.
     """
-    saving = final.parent / _SAVING
-    _make_empty(saving / final.name, ranks)
+    folder = begin_folder(final, ranks)
     with _explained(final.parent):
-        yield saving / final.name
+        yield folder
         ranks.barrier()
-        if ranks.is_writer:
-            _seal(saving / final.name)
-            _replace_folder(saving / final.name, final)
-        ranks.barrier()
-        # without a shared file system every machine has a folder of its own
-        if ranks.is_local_writer and not ranks.is_writer and (saving / final.name).is_dir():
-            _seal(saving / final.name)
-            _replace_folder(saving / final.name, final)
-    if ranks.is_local_writer:
-        shutil.rmtree(saving, ignore_errors=True)
+    if ranks.is_writer:
+        finish_folder(final)
+    ranks.barrier()
+    # without a shared file system every machine has a folder of its own
+    if ranks.is_local_writer and not ranks.is_writer and folder.is_dir():
+        finish_folder(final)
 
 
 def begin_folder(final: Path, ranks: Ranks) -> Path:
@@ -108,7 +103,7 @@ def begin_folder(final: Path, ranks: Ranks) -> Path:
     return folder
 
 
-def finish_folder(final: Path, parts: Sequence[Callable[[], None]]) -> None:
+def finish_folder(final: Path, parts: Sequence[Callable[[], None]] = ()) -> None:
     """Write what is still missing in a folder of `begin_folder`, and put it into its place.
 
     One process of those that share the folder does this, on whichever thread.

@@ -32,6 +32,7 @@ from llava.data.preprocess import (
     _add_speaker_and_signal,
     _mask_targets,
     _tokenize_fn,
+    make_supervised_data_module,
     preprocess,
     preprocess_llama_2,
     preprocess_mpt,
@@ -171,15 +172,6 @@ def default_data_module(context: DataContext, orient_images: bool = False) -> di
         "train_dataset": dataset,
         "eval_dataset": None,
         "data_collator": NamedCollator(tokenizer=context.tokenizer),
-    }
-
-
-def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
-    """LLaVA's own data module under its name, with its default template."""
-    return {
-        "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
-        "eval_dataset": None,
-        "data_collator": DataCollatorForSupervisedDataset(tokenizer=tokenizer),
     }
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava.conversation import get_conversation
-from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.errors import ConfigError
 from llava.train.arguments import DataContext
-from llava.train.train import default_data_module
+from llava.train.train import NamedCollator, default_data_module
 from lrm_ext.corpus.store import AnyCorpus, Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
@@ -37,27 +36,21 @@ log = logging.getLogger(__name__)
 FEATURE_DIR = "features"
 
 
-@dataclass
-class MixtureCollator:
+class MixtureCollator(NamedCollator):
     """LLaVA's collator, which also passes on what samples are called and belong to.
 
-    The trainer takes out `sample_ids`, for messages, and `groups` and `units`, for figures by
+    The trainer takes out `sample_ids`, for messages, and `groups` and `units`, for metrics by
     language and instruction and by character and byte of the answers.
     """
 
-    collator: DataCollatorForSupervisedDataset
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build a batch."""
-        batch: dict[str, Any] = dict(self.collator(items))
-        batch["sample_ids"] = [item["id"] for item in items]
-        batch["groups"] = [item["groups"] for item in items]
+        batch = super().__call__(instances)
+        batch["groups"] = [item["groups"] for item in instances]
         batch["units"] = {
-            unit: [item["units"][unit] for item in items] for unit in items[0]["units"]
+            unit: [item["units"][unit] for item in instances] for unit in instances[0]["units"]
         }
-        if "english" in items[0]:
-            batch |= collate_renderings(items)
-        return batch
+        return batch | collate_renderings(instances) if "english" in instances[0] else batch
 
 
 def lrm_data_module(context: DataContext) -> dict[str, Any]:
@@ -106,7 +99,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         )
     return {
         "train_dataset": dataset,
-        "data_collator": MixtureCollator(DataCollatorForSupervisedDataset(context.tokenizer)),
+        "data_collator": MixtureCollator(context.tokenizer),
         "train_sampler": sampler,
         "conversation": get_conversation(str(context.model_args.version)),
         **_validation(context, arguments, spec, held_out),

@@ -108,12 +108,10 @@ def tiny_llm(tmp_path_factory, tiny_tokenizer) -> Path:
 
 
 @pytest.fixture
-def run_lrm(monkeypatch, tiny_llm, tiny_tower_path, corpus_path, tmp_path):
-    """Run the entry point in this process; keyword arguments replace or add flags."""
+def lrm_flags(tiny_llm, tiny_tower_path, corpus_path, tmp_path):
+    """The words of a command line; keyword arguments replace or add flags."""
 
-    def run(**changes) -> Path:
-        from lrm_ext.training.train import train_mixture
-
+    def words(**changes) -> list[str]:
         values = {
             "model_name_or_path": tiny_llm,
             "vision_tower": tiny_tower_path,
@@ -134,8 +132,20 @@ def run_lrm(monkeypatch, tiny_llm, tiny_tower_path, corpus_path, tmp_path):
             **changes,
         }
         pairs = [(f"--{name}", str(value)) for name, value in values.items() if value is not None]
-        monkeypatch.setattr(sys, "argv", ["train", *(word for pair in pairs for word in pair)])
+        return [word for pair in pairs for word in pair]
+
+    return words
+
+
+@pytest.fixture
+def run_lrm(monkeypatch, lrm_flags, tmp_path):
+    """Run the entry point in this process; keyword arguments replace or add flags."""
+
+    def run(**changes) -> Path:
+        from lrm_ext.training.train import train_mixture
+
+        monkeypatch.setattr(sys, "argv", ["train", *lrm_flags(**changes)])
         train_mixture()
-        return Path(values["output_dir"])
+        return Path(changes.get("output_dir", tmp_path / "out"))
 
     return run

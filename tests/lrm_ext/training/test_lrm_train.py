@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +24,22 @@ def test_trains_and_stores_the_template(run_lrm):
     config = json.loads((out / "config.json").read_text())
     assert config["conversation"]["name"] == "lrm_v1"
     assert (out / "COMPLETE").is_file()
+
+
+def test_a_training_imports_no_evaluation_serving_and_translation(lrm_flags):
+    program = (
+        "import sys; from lrm_ext.training.train import train_mixture; train_mixture(); "
+        "print(*(name for name in sys.modules if name.startswith(('llava.', 'lrm_ext.'))))"
+    )
+    flags = lrm_flags(max_steps=2, eval_share=0.3, eval_strategy="steps", eval_steps=1)
+    command = [sys.executable, "-c", program, *flags]
+    names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    assert "llava.train.train" in names
+    foreign = (
+        "llava.eval", "llava.serve", "lrm_ext.analysis", "lrm_ext.benchmarks", "lrm_ext.evaluation",
+        "lrm_ext.serve", "lrm_ext.translation",
+    )  # fmt: skip
+    assert not [name for name in names if name.startswith(foreign)]
 
 
 def test_cached_features_train_the_same_model(run_lrm, tmp_path):
