@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from llava.conversation import get_conversation
@@ -91,9 +91,9 @@ class Questions:
         answerer = LlavaAnswerer(
             tokenizer, model.eval(), image_processor, self._templates, self._max_new_tokens
         )
-        rank, world = _place()
+        ranks = PartialState()
         asked = [(lang, item) for lang, items in self.items.items() for item in items]
-        own = asked[rank::world]
+        own = asked[ranks.process_index :: ranks.num_processes]
         answers: list[tuple[str, str, str]] = []
         for start in range(0, len(own), _ANSWER_BATCH):
             batch = own[start : start + _ANSWER_BATCH]
@@ -129,10 +129,3 @@ def _benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS and folder.is_dir():
         return get_benchmark(folder.name, folder)
     return get_benchmark(name)
-
-
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
