@@ -57,7 +57,7 @@ def causal_lm_loss(
     selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
     if use_liger and not _is_partitioned(lm_head):
         total = _liger_loss(selected, targets[supervised], lm_head)
-        if is_watched():
+        if has_token_loss_hook():
             _report_chunks(selected.detach(), targets[supervised], lm_head, max_chunk_logits)
     else:
         total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
@@ -69,11 +69,11 @@ def _summed_loss(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> Tensor:
     """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
-    # the backward pass, which nobody watches, has to compute a chunk the same way
-    watched = is_watched()
+    # the backward pass, outside of any hook, has to compute a chunk the same way
+    is_hooked = has_token_loss_hook()
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
-        return _token_losses(lm_head(chunk).float(), chunk_targets, watched)
+        return _token_losses(lm_head(chunk).float(), chunk_targets, is_hooked)
 
     # ranks would gather a partitioned weight a different number of times, and hang
     if _is_partitioned(lm_head):
@@ -87,17 +87,17 @@ def _summed_loss(
     return torch.stack(losses).sum()
 
 
-def _token_losses(logits: Tensor, targets: Tensor, watched: bool) -> Tensor:
-    """Sum the cross entropies of logits [N, V]; those who watch see the tokens.
+def _token_losses(logits: Tensor, targets: Tensor, is_hooked: bool) -> Tensor:
+    """Sum the cross entropies of logits [N, V]; hooks see the tokens.
 
-    The gradient is the same with and without watchers, bit for bit: a sum's addends are seen before
+    The gradient is the same with and without hooks, bit for bit: a sum's addends are seen before
     they are added, and the only further pass over the logits looks for the largest.
     """
-    if not watched:
+    if not is_hooked:
         return F.cross_entropy(logits, targets, reduction="sum")
     log_probabilities = F.log_softmax(logits, dim=1)
     losses = F.nll_loss(log_probabilities, targets, reduction="none")
-    report_tokens(losses, log_probabilities.detach().amax(dim=1) == -losses.detach())
+    _call_hooks(losses, log_probabilities.detach().amax(dim=1) == -losses.detach())
     return losses.sum()
 
 
@@ -121,11 +121,11 @@ def _liger_loss(hidden: Tensor, targets: Tensor, lm_head: nn.Module) -> Tensor:
 def _report_chunks(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> None:
-    """Make the logits that Liger does not hold once more, for those who watch tokens."""
+    """Make the logits that Liger does not hold once more, for the hooks."""
     size = max(max_chunk_logits // lm_head.weight.shape[0], 1)
     with torch.no_grad():
         for chunk, chunk_targets in zip(hidden.split(size), targets.split(size), strict=True):
-            _token_losses(lm_head(chunk).float(), chunk_targets, watched=True)
+            _token_losses(lm_head(chunk).float(), chunk_targets, is_hooked=True)
 
 
 def _is_partitioned(lm_head: nn.Module) -> bool:
@@ -136,35 +136,35 @@ def _is_partitioned(lm_head: nn.Module) -> bool:
 
 
 # token losses [N] float32, and [N] bool, on the model's device
-Watcher = Callable[[Tensor, Tensor], None]
+TokenLossHook = Callable[[Tensor, Tensor], None]
 
-_watchers: list[Watcher] = []
+_hooks: list[TokenLossHook] = []
 
 
 @contextmanager
-def watch_tokens(watcher: Watcher) -> Iterator[None]:
-    """Let `watcher` see the tokens of all losses that are computed inside.
+def token_loss_hook(hook: TokenLossHook) -> Iterator[None]:
+    """Let `hook` see the tokens of all losses that are computed inside.
 
     The forward pass belongs inside and the backward pass does not: it may compute chunks again.
     """
-    _watchers.append(watcher)
+    _hooks.append(hook)
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _hooks.remove(hook)
 
 
-def is_watched() -> bool:
+def has_token_loss_hook() -> bool:
     """Whether anybody wants to see token losses."""
-    return bool(_watchers)
+    return bool(_hooks)
 
 
-def report_tokens(losses: Tensor, is_right: Tensor) -> None:
-    """Show tokens to those who watch.
+def _call_hooks(losses: Tensor, is_right: Tensor) -> None:
+    """Show tokens to the hooks.
 
     Args:
         losses: [N] float32 of supervised positions.
         is_right: [N] bool, whether no other token was likelier than the target.
     """
-    for watcher in _watchers:
-        watcher(losses.detach(), is_right)
+    for hook in _hooks:
+        hook(losses.detach(), is_right)

@@ -34,7 +34,7 @@ from transformers import Trainer, TrainerCallback
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
-from llava.model.loss import watch_tokens
+from llava.model.loss import token_loss_hook
 from llava.train.flops import (
     ADAPTERS,
     ALL,
@@ -147,23 +147,23 @@ class GroupSums:
         }
         return GroupSums(sums, units, self.num_misfits + other.num_misfits)
 
-    def figures(self, prefix: str = "") -> dict[str, float]:
+    def metrics(self, prefix: str = "") -> dict[str, float]:
         """Mean losses, accuracies and tokens: `loss/hr`, `accuracy/hr`, `tokens/hr`, ...
 
         Args:
             prefix: Before the names, such as `eval_`.
         """
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, (loss, num_correct, num_tokens) in sorted(self.sums.items()):
             if not num_tokens:
                 continue
-            figures[f"{prefix}loss/{name}"] = loss / num_tokens
-            figures[f"{prefix}accuracy/{name}"] = num_correct / num_tokens
-            figures[f"{prefix}tokens/{name}"] = num_tokens
+            metrics[f"{prefix}loss/{name}"] = loss / num_tokens
+            metrics[f"{prefix}accuracy/{name}"] = num_correct / num_tokens
+            metrics[f"{prefix}tokens/{name}"] = num_tokens
             for unit, amounts in self.units.items():
                 if amounts.get(name):
-                    figures[f"{prefix}loss_per_{unit}/{name}"] = loss / amounts[name]
-        return figures
+                    metrics[f"{prefix}loss_per_{unit}/{name}"] = loss / amounts[name]
+        return metrics
 
     def total(self) -> tuple[float, float, float]:
         """Sum of losses, right tokens and tokens over the whole group (empty name)."""
@@ -219,7 +219,7 @@ class WatchedTrainer(Trainer):
         *args: As for `Trainer`.
         extra_loss: A term that is added to the loss, made of the model and the batch's entries
             that begin with `extra_`; None for none.
-        extra_evaluation: Further figures of a validation, made of the model; all ranks call it.
+        extra_evaluation: Further metrics of a validation, made of the model; all ranks call it.
         **kwargs: As for `Trainer`.
     """
 
@@ -282,7 +282,7 @@ class WatchedTrainer(Trainer):
         if not model.training:
             # logits of all positions are not looked at
             inputs.setdefault("logits_to_keep", 1)
-        with watch_tokens(lambda losses, is_right: tokens.append((losses, is_right))):
+        with token_loss_hook(lambda losses, is_right: tokens.append((losses, is_right))):
             result = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
@@ -326,12 +326,12 @@ class WatchedTrainer(Trainer):
     # --- logging ---
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`; with the figures of the steps since the last time."""
+        """As in `Trainer`; with the metrics of the steps since the last time."""
         if "loss" in logs:
-            logs = {**logs, **self._figures()}
+            logs = {**logs, **self._new_metrics()}
         super().log(logs, *args, **kwargs)
 
-    def _figures(self) -> dict[str, float]:
+    def _new_metrics(self) -> dict[str, float]:
         """Figures of all ranks since the last log entry; all ranks must ask."""
         now = time.monotonic()
         seconds = 0.0 if self._since is None else now - self._since
@@ -340,21 +340,21 @@ class WatchedTrainer(Trainer):
         own = (self._tallies[True].take(), self._batches.take(), waited)
         ranks = gather_object([own])
         self._groups = sum((groups for groups, _, _ in ranks), self._groups)
-        figures = self._token_figures()
+        metrics = self._token_metrics()
         batches = {name: sum(rank[1][name] for rank in ranks) for name in BatchTally.NAMES}
         if batches["real"] and seconds > 0:
-            figures["tokens_per_second"] = batches["real"] / seconds
-            figures["padding_share"] = 1 - batches["real"] / batches["padded"]
-            figures |= self._speed(batches, seconds, len(ranks))
-            figures["data_wait_share"] = min(1.0, max(rank[2] for rank in ranks) / seconds)
-        figures |= memory_figures(self.args.device)
+            metrics["tokens_per_second"] = batches["real"] / seconds
+            metrics["padding_share"] = 1 - batches["real"] / batches["padded"]
+            metrics |= self._speed(batches, seconds, len(ranks))
+            metrics["data_wait_share"] = min(1.0, max(rank[2] for rank in ranks) / seconds)
+        metrics |= memory_metrics(self.args.device)
         if self._extra_sum is not None:
-            figures["extra_loss"] = self._extra_sum.item() / self._num_extra
+            metrics["extra_loss"] = self._extra_sum.item() / self._num_extra
             self._extra_sum, self._num_extra = None, 0
-        return figures
+        return metrics
 
-    def _token_figures(self) -> dict[str, float]:
-        """Accuracy of the entry, and the groups' figures where it is time for them."""
+    def _token_metrics(self) -> dict[str, float]:
+        """Accuracy of the entry, and the groups' metrics where it is time for them."""
         step, every = self.state.global_step, getattr(self.args, "group_steps", 1)
         is_last = step >= self.state.max_steps
         if step - self._last_groups < every and not is_last:
@@ -366,18 +366,18 @@ class WatchedTrainer(Trainer):
         loss, correct, tokens = groups.total()
         if groups.num_misfits:
             log.warning(
-                "no figures per group: in %d micro-batches samples were cut inside the model, so "
+                "no metrics per group: in %d micro-batches samples were cut inside the model, so "
                 "that its losses cannot be told apart; raise --model_max_length",
                 groups.num_misfits,
             )
             groups = GroupSums()
         named = {name: sums for name, sums in groups.sums.items() if name != EVERYTHING}
-        figures = GroupSums(named, groups.units).figures(prefix)
+        metrics = GroupSums(named, groups.units).metrics(prefix)
         if tokens:
-            figures[f"{prefix}accuracy"] = correct / tokens
+            metrics[f"{prefix}accuracy"] = correct / tokens
             if prefix:
-                figures[f"{prefix}loss"] = loss / tokens
-        return figures
+                metrics[f"{prefix}loss"] = loss / tokens
+        return metrics
 
     def _speed(self, batches: Mapping[str, float], seconds: float, ranks: int) -> dict[str, float]:
         """Operations a second of a device, and their share of its peak where that is known."""
@@ -394,11 +394,11 @@ class WatchedTrainer(Trainer):
         # attention goes with the square of each sample's length, not of their sum
         attention = flops.attention * batches["squared"] / batches["real"] ** 2
         speed = (flops.total - flops.attention + attention) / seconds / ranks / 1e12
-        figures = {"tflops_per_device": speed}
+        metrics = {"tflops_per_device": speed}
         peak = getattr(self.args, "peak_tflops", None) or _peak(self.args.device)
         if peak is not None:
-            figures["mfu"] = speed / peak
-        return figures
+            metrics["mfu"] = speed / peak
+        return metrics
 
     @property
     def _trained(self) -> str:
@@ -433,7 +433,7 @@ def shape_of(model: Any) -> ModelShape | None:
     """The sizes of a model that is trained; None where they are not of a known kind.
 
     Pictures in tiles take a number of positions that differs from picture to picture, so there are
-    no figures that count positions.
+    no metrics that count positions.
     """
     config = getattr(model, "config", None)
     if config is None or getattr(config, "image_aspect_ratio", None) == "anyres":
@@ -451,7 +451,7 @@ def shape_of(model: Any) -> ModelShape | None:
     return ModelShape(language_model, shape) if shape.num_patches == tower.num_patches else None
 
 
-def memory_figures(device: torch.device) -> dict[str, float]:
+def memory_metrics(device: torch.device) -> dict[str, float]:
     """Most memory that was allocated and reserved on a GPU so far, or a CPU process's most, GiB."""
     if device.type == "cuda":
         return {
@@ -473,7 +473,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog(TrainerCallback):
-    """Appends the trainer's figures to the metrics file of its run."""
+    """Appends the trainer's metrics to the metrics file of its run."""
 
     def __init__(self) -> None:
         self._attempt = 0

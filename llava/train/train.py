@@ -309,10 +309,10 @@ def main(run_training: Callable[[], None] = train) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        reason = explain_loss_of_contact(error)
+        reason = _explain_loss_of_contact(error)
         if reason is None:
             reason = explain(error)
-            leave(reason or repr(error))
+            _leave_reason(reason or repr(error))
             if reason is None:
                 raise
         log.error("%s", reason)
@@ -358,7 +358,7 @@ _LOST = re.compile(
 )
 
 
-def leave(reason: str) -> None:
+def _leave_reason(reason: str) -> None:
     """Say why this process ends; the first one that ends is heard."""
     store = _store()
     if store is None:
@@ -369,7 +369,7 @@ def leave(reason: str) -> None:
         log.debug("no last words: %s", error)
 
 
-def explain_loss_of_contact(error: BaseException) -> str | None:
+def _explain_loss_of_contact(error: BaseException) -> str | None:
     """What to say about an exception that another process's end has caused; None for others."""
     if not isinstance(error, RuntimeError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None

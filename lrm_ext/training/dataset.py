@@ -44,7 +44,7 @@ _MAX_WORKERS = 64
 _MIN_SEEN = 200
 
 
-class Account:
+class SampleLosses:
     """Counts of events, in memory that workers share.
 
     Args:
@@ -202,7 +202,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self._cache_size = cache_size
         layout = mixture.layout()
         languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
-        self.account = Account(tuple(languages), limits.max_drop_rate)
+        self.sample_losses = SampleLosses(tuple(languages), limits.max_drop_rate)
         # adds entries to items
         self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
 
@@ -253,7 +253,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             item |= self.extend(encoded)
         if self._loader is not None or self._features is not None:
             name = "image" if self._features is None else "image_features"
-            self.account.count(READ, encoded.lang)
+            self.sample_losses.count(READ, encoded.lang)
             try:
                 item[name] = self._picture(encoded) if encoded.has_image else self._no_picture
             except DataError as error:
@@ -273,7 +273,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         """
         reason = str(error).rstrip(".")
         what = f"{self.mixture.corpus.path}: sample {item.id!r} ({item.lang}): {reason}"
-        self.account.lose(BROKEN, item.lang, what, "Mend it")
+        self.sample_losses.lose(BROKEN, item.lang, what, "Mend it")
         log.warning("%s; nothing is learnt from it", what)
 
     def length(self, index: int) -> int:
@@ -305,14 +305,14 @@ class MixtureDataset(Dataset[dict[str, Any]]):
 
     def report(self) -> str:
         """Samples that were encoded, cut, too long, or had a broken picture, per language."""
-        return self.account.report()
+        return self.sample_losses.report()
 
     def _encode(self, draw: Draw) -> EncodedItem:
         sample = self.mixture.make_sample(draw)
         conv = _conversation(self.version, sample.lang)
         turns = place_images(sample.turns, conv, self._start_end)
         item = self._encode_turns(sample, draw, conv, turns)
-        self.account.count(ENCODED, draw.lang)
+        self.sample_losses.count(ENCODED, draw.lang)
         if item.length > self.limits.max_length:
             item = self._cut(sample, draw, conv, turns) or item
         if item.length > self.limits.max_length:
@@ -321,7 +321,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 f"{draw.instruction}) takes {item.length} positions with its picture, "
                 f"--model_max_length is {self.limits.max_length}"
             )
-            self.account.lose(TOO_LONG, draw.lang, what, "Raise it")
+            self.sample_losses.lose(TOO_LONG, draw.lang, what, "Raise it")
             log.debug("%s; left out", what)
         self._cache[draw] = item
         if len(self._cache) > self._cache_size:
@@ -356,7 +356,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             if item.length <= self.limits.max_length:
                 if not (item.labels != IGNORE_INDEX).any():
                     return None
-                self.account.count(CUT, draw.lang)
+                self.sample_losses.count(CUT, draw.lang)
                 text = "%s: sample %r (%s): %d of its %d turns do not fit"
                 where = self.mixture.corpus.path
                 log.debug(text, where, sample.id, draw.lang, len(turns) - end, len(turns))

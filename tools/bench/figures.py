@@ -25,7 +25,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.loss import watch_tokens
+from llava.model.loss import token_loss_hook
 from llava.train.metrics import BatchTally, GroupTally
 
 MINI = Path(__file__).parents[2] / "playground" / "models" / "mini"
@@ -104,7 +104,7 @@ def step(model: Any, batch: dict[str, torch.Tensor], watched: bool) -> float:
     else:
         tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
         groups, batches = GroupTally(), BatchTally()
-        with watch_tokens(lambda *token: tokens.append(token)):
+        with token_loss_hook(lambda *token: tokens.append(token)):
             loss = model(**batch).loss
         losses, is_right = (torch.cat(parts) for parts in zip(*tokens, strict=True))
         names = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.loss import causal_lm_loss, is_watched, watch_tokens
+from llava.model.loss import causal_lm_loss, has_token_loss_hook, token_loss_hook
 from llava.train.metrics import BatchTally, GroupSums, GroupTally
 
 B, T, D, V = 3, 7, 8, 11
@@ -27,9 +27,9 @@ def batch():
 
 def watched(hidden, labels, head, **kwargs):
     tokens = []
-    with watch_tokens(lambda *token: tokens.append(token)):
+    with token_loss_hook(lambda *token: tokens.append(token)):
         loss = causal_lm_loss(hidden, labels, head, **kwargs)
-    assert not is_watched()
+    assert not has_token_loss_hook()
     return loss, *(torch.cat(parts) for parts in zip(*tokens, strict=True))
 
 
@@ -99,7 +99,7 @@ def test_groups_are_summed_over_micro_batches(batch):
     for _ in range(2):
         units = {"character": [4, 5, 6]}
         tally.add(labels, losses, is_right, groups, units)
-    figures = tally.take().figures()
+    figures = tally.take().metrics()
     assert figures["tokens/hr"] == 2 * (counts[0] + counts[2])
     assert figures["loss/hr"] == pytest.approx(
         (by_sample[0] + by_sample[2]) / (counts[0] + counts[2])
@@ -108,7 +108,7 @@ def test_groups_are_summed_over_micro_batches(batch):
     assert figures["loss_per_character/hr"] == pytest.approx(2 * (by_sample[0] + by_sample[2]) / 20)
     right = [part.sum().item() for part in is_right.split(counts)]
     assert figures["accuracy/mvqa"] == pytest.approx((right[0] + right[1]) / sum(counts[:2]))
-    assert tally.take().figures() == {}  # they began anew
+    assert tally.take().metrics() == {}  # they began anew
 
 
 def test_ranks_add_up(batch):
@@ -122,7 +122,7 @@ def test_ranks_add_up(batch):
     first.add(labels[:1], losses[:cut], is_right[:cut], groups[:1], {"byte": [1]})
     second.add(labels[1:], losses[cut:], is_right[cut:], groups[1:], {"byte": [2, 3]})
     together = sum((tally.take() for tally in (first, second)), GroupSums())
-    assert together.figures() == pytest.approx(whole.take().figures())
+    assert together.metrics() == pytest.approx(whole.take().metrics())
 
 
 def test_losses_of_samples_that_were_cut_are_noticed(batch):

@@ -12,7 +12,7 @@ from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training import dataset as dataset_module
-from lrm_ext.training.dataset import Account, Limits, MixtureDataset
+from lrm_ext.training.dataset import Limits, MixtureDataset, SampleLosses
 from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_ROWS = 8
@@ -71,8 +71,8 @@ def test_a_chat_is_cut_at_a_round(make):
             assert item.lang == "hr"
             # it ends with an answer's end, which is learnt
             assert item.labels[-1] == cut.tokenizer.eos_token_id
-    assert cut.account.number("cut", "hr") == len(lengths["hr"]) == NUM_ROWS
-    assert cut.account.number("cut", "en") == 0
+    assert cut.sample_losses.number("cut", "hr") == len(lengths["hr"]) == NUM_ROWS
+    assert cut.sample_losses.number("cut", "en") == 0
     assert f"cut            hr   {NUM_ROWS:>8} of {NUM_ROWS}" in cut.report()
 
 
@@ -114,8 +114,8 @@ def test_no_answer_means_no_sample(make, monkeypatch):
             assert (dataset.encoded(i).labels != IGNORE_INDEX).any()
         except DataError as error:
             assert "in a row exceed" in str(error)
-    assert dataset.account.number("cut") == 0
-    assert dataset.account.number("too long") > 0
+    assert dataset.sample_losses.number("cut") == 0
+    assert dataset.sample_losses.number("too long") > 0
 
 
 def break_picture(chats, row):
@@ -144,8 +144,8 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
         assert bool((again["labels"] != IGNORE_INDEX).any()) == (not is_broken)
         assert again["image"].shape == item["image"].shape
         assert again["image"].dtype == item["image"].dtype
-    assert dataset.account.number("broken picture") == 2  # English and Croatian
-    assert dataset.account.number("broken picture", "hr") == 1
+    assert dataset.sample_losses.number("broken picture") == 2  # English and Croatian
+    assert dataset.sample_losses.number("broken picture", "hr") == 1
     assert "3.png" in caplog.text and "nothing is learnt from it" in caplog.text
 
 
@@ -153,7 +153,7 @@ def test_damage_of_any_format_is_counted(make, chats, damaged_image):
     chats.image_path(3).write_bytes(damaged_image)
     dataset = make(rate=0.2)
     assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
-    assert dataset.account.number("broken picture") == 2
+    assert dataset.sample_losses.number("broken picture") == 2
 
 
 def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp_path, tiny_tower):
@@ -176,8 +176,8 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
         else:
             assert torch.equal(item["labels"], labels)
             assert torch.equal(item["image_features"], cache[paths[row]])
-    assert dataset.account.number("read") == len(dataset)
-    assert dataset.account.number("broken picture", "hr") == 2
+    assert dataset.sample_losses.number("read") == len(dataset)
+    assert dataset.sample_losses.number("broken picture", "hr") == 2
     with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Mend it, or tolerate"):
         strict = make(features=cache)
         for i in range(len(strict)):
@@ -193,18 +193,18 @@ def test_workers_count_into_the_same_account(make, chats):
     break_picture(chats, 0)
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     assert sum(1 for _ in loader) == len(dataset)
-    assert dataset.account.number("encoded") == len(dataset)
-    assert dataset.account.number("read") == len(dataset)
-    assert dataset.account.number("broken picture") == 2
+    assert dataset.sample_losses.number("encoded") == len(dataset)
+    assert dataset.sample_losses.number("read") == len(dataset)
+    assert dataset.sample_losses.number("broken picture") == 2
     # the process that plans steps encodes the same samples: they are not counted twice
     for i in range(len(dataset)):
         dataset.length(i)
-    assert dataset.account.number("encoded") == len(dataset)
+    assert dataset.sample_losses.number("encoded") == len(dataset)
 
 
 def test_too_many_broken_ones_end_the_run(monkeypatch):
     monkeypatch.setattr(dataset_module, "_MIN_SEEN", 10)
-    counts = Account(("en", "hr"), max_drop_rate=0.3)
+    counts = SampleLosses(("en", "hr"), max_drop_rate=0.3)
     for _ in range(100):
         counts.count("read", "en")
     for i in range(10):

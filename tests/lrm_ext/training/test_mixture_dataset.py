@@ -94,7 +94,7 @@ def test_tolerated_drops_are_counted_by_language(make):
     ids = [dataset[i]["id"] for i in range(24)]
     assert all(dataset.length(i) <= lengths[-4] for i in range(24))
     assert len(set(ids)) < 24
-    num_dropped = dataset.account.number("too long")
+    num_dropped = dataset.sample_losses.number("too long")
     assert num_dropped > 0
     assert f"{num_dropped} too long" in dataset.report()
 
