@@ -215,7 +215,7 @@ class TrainingArguments(transformers.TrainingArguments):
         self._translate_old_flags()
         self._check()
         if self.disable_tqdm is None:
-            # llava.train.progress shows the progress
+            # llava.train.metrics shows the progress
             self.disable_tqdm = True
         super().__post_init__()
 

@@ -25,8 +25,7 @@ from llava.data.batching import (
 )
 from llava.errors import UserError
 from llava.train import checkpoint
-from llava.train.metrics import MetricsLog, WatchedTrainer
-from llava.train.progress import ProgressCallback
+from llava.train.metrics import MetricsLog, ProgressCallback, WatchedTrainer
 from llava.train.saving import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 from llava.train.step_guard import StepGuard, describe_batch, is_out_of_memory, out_of_memory
 

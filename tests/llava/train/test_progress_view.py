@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from llava.train import progress
-from llava.train.progress import ProgressCallback
+from llava.train import metrics
+from llava.train.metrics import ProgressCallback
 
 ARGS = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=1, world_size=1)
 LOGS = {
@@ -24,7 +24,7 @@ LOGS = {
 
 
 def shown(is_terminal: bool, monkeypatch) -> str:
-    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(metrics, "LINE_INTERVAL_S", 0.0)
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=100)
     callback = ProgressCallback("fine-tuning", console)
