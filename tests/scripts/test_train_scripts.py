@@ -324,7 +324,8 @@ def test_a_step_has_as_many_samples_on_any_machine(
 def test_who_chooses_the_batch_is_told_what_a_step_has() -> None:
     args = ("--per_device_train_batch_size", "4", "--dry-run")
     result = run("lrm_finetune", *args, PRESET="vicuna-13b", NUM_GPUS="3")
-    assert "Samples per step: 12 (processes: 3, batch: 4, gradient accumulation: 1)" in result.stderr
+    stated = "Samples per step: 12 (processes: 3, batch: 4, gradient accumulation: 1)"
+    assert stated in result.stderr
     result = run("lrm_finetune", "--dry-run", PRESET="vicuna-13b", NUM_GPUS="3")
     assert result.returncode == 2 and "256 samples cannot be dealt evenly to 3" in result.stderr
 
