@@ -23,7 +23,7 @@ from lrm_ext.benchmarks.score import score_answers, text_answers
 from lrm_ext.benchmarks.words import answer_words
 from lrm_ext.evaluation.answerer import LlavaAnswerer, Request, Templates
 from lrm_ext.evaluation.stats import wilson_interval
-from lrm_ext.instructions.instruction import ENGLISH
+from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.languages import list_languages
 
 log = logging.getLogger(__name__)

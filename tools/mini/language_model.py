@@ -29,7 +29,7 @@ from llava.constants import IGNORE_INDEX
 from llava.conversation import get_conversation
 from llava.data.sample import Turn
 from llava.data.tokenize import Encoded, encode_turns
-from llava.model.checkpoint_files import add_rope_theta
+from llava.model.checkpoint import add_rope_theta
 from llava.model.tokenizer import load_tokenizer
 from llava.progress import Progress
 from lrm_ext.corpus.emoji.conversations import (
