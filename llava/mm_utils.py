@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,8 +22,8 @@ from transformers import StoppingCriteria
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
-from llava.image_fit import central_part, to_rgb
-from llava.image_fit import expand2square as expand2square
+from llava.images import central_part, to_rgb
+from llava.images import expand2square as expand2square
 
 Size = tuple[int, int]
 
@@ -138,7 +139,7 @@ def process_images(
     """Prepare pictures as the model's configuration asks for.
 
     Args:
-        images: Pictures; whatever is not RGB is converted (`llava.image_fit.to_rgb`).
+        images: Pictures; whatever is not RGB is converted (`llava.images.to_rgb`).
         image_processor: The tower's.
         model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
             anything else for CLIP's own resize and crop.
@@ -201,6 +202,57 @@ def get_model_name_from_path(model_path: str) -> str:
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
     return parts[-1]
+
+
+def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
+    """Resize and crop a picture as the processor does, without what it does to values.
+
+    Returns:
+        [3, S, S] uint8.
+    """
+    pixels: Tensor = processor.preprocess(
+        image, return_tensors="pt", do_rescale=False, do_normalize=False
+    )["pixel_values"][0]
+    return pixels
+
+
+def byte_table(processor: Any) -> Tensor:
+    """What the processor makes of each byte: [3, 256] float32."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    pixels: Tensor = processor.preprocess(
+        Image.fromarray(ramp), return_tensors="pt", do_resize=False, do_center_crop=False
+    )["pixel_values"][0]
+    return pixels[:, 0].float()
+
+
+def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
+    """Look bytes up: what the processor would have given.
+
+    Args:
+        pixels: [..., 3, S, S] uint8.
+        table: [3, 256], on the same device.
+
+    Returns:
+        [..., 3, S, S] float32.
+    """
+    flat = table.flatten()
+    # channel c begins at 256 c
+    starts = 256 * torch.arange(3, device=pixels.device).view(3, 1, 1)
+    return flat[pixels.to(torch.int64) + starts]
+
+
+def keeps_bytes(processor: Any) -> bool:
+    """Tell whether a processor's pictures can travel as bytes with no bit changed: by trying."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    try:
+        pixels = preprocess_bytes(image, processor)
+        expected = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        return pixels.dtype == torch.uint8 and torch.equal(
+            to_floats(pixels, byte_table(processor)), expected
+        )
+    except (TypeError, ValueError, KeyError, RuntimeError):  # a processor that knows no such switch
+        return False
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

@@ -25,7 +25,7 @@ from typing import Any
 import requests
 from PIL import Image
 
-from llava.image_file import open_image
+from llava.images import open_image
 
 log = logging.getLogger("screenshot")
 

@@ -27,8 +27,7 @@ from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled
 from llava.errors import ConfigError, DataError
-from llava.image_file import open_image
-from llava.image_fit import central_part, expand2square
+from llava.images import central_part, expand2square, open_image
 
 log = logging.getLogger(__name__)
 

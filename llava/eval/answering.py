@@ -20,7 +20,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.errors import DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.checkpoint import MultimodalConfig
 

@@ -25,7 +25,7 @@ from llava.constants import (
 )
 from llava.conversation import select_conversation
 from llava.errors import DataError, UserError
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import MultimodalConfig

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from llava.errors import DataError
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.mm_utils import process_images
 from llava.serve.engine import Engine, GenerationRequest
 from llava.serve.feature_cache import FeatureCache, picture_key

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 
 _write_lock = threading.Lock()
 

@@ -22,7 +22,7 @@ from PIL import Image
 from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.serve.chat_log import image_digest
 from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText
 from llava.serve.retention import KEEP_DAYS

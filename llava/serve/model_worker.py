@@ -26,8 +26,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import ConfigError, DataError, run_command
-from llava.image_file import image_fault
-from llava.image_fit import apply_orientation
+from llava.images import apply_orientation, image_fault
 from llava.serve.batch_scheduler import build_scheduler
 from llava.serve.engine import Engine, GenerationRequest, load_engine
 from llava.serve.kv_rows import BLOCK

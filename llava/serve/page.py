@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.serve.chat_state import PageSettings, thumbnail
 from llava.serve.page_text import ENGLISH_TEXT, PageText
 

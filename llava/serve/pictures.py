@@ -23,7 +23,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import DataError
-from llava.image_fit import apply_orientation, shrink_image, to_rgb
+from llava.images import apply_orientation, shrink_image, to_rgb
 
 # Vector formats are programs; what else PIL reads has had its share of holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from llava.errors import ConfigError, run_command
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.serve.model_worker import parse_request
 from llava.serve.web import check_port_is_free
 from llava.serve.worker_adapter import AdapterWorker, engine_ids

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.analysis.corpus_account import (
     Account,
     LanguageAccount,

@@ -15,7 +15,7 @@ from typing import Any, Final
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.analysis.page import render_page, section
 from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, ModelAnswer, Said, Shown
 from lrm_ext.analysis.settings import language_name

@@ -19,7 +19,7 @@ from typing import Any, Final
 from PIL import Image
 
 from llava.errors import DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.files import leaves_folder, writing
 
 _MAGIC: Final = (

@@ -30,14 +30,14 @@ from llava.constants import (
 )
 from llava.conversation import (
     Conversation,
+    SeparatorStyle,
     conv_templates,
     get_conversation,
     select_conversation,
 )
-from llava.conversation_styles import SeparatorStyle
 from llava.errors import CheckpointError, DataError, ServiceError
 from llava.eval.answering import pad_left
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from lrm_ext.languages.templates import register_templates, template_for
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llava.errors import DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.benchmarks.items import Item, limit_items
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark
 from lrm_ext.evaluation.backend import sha256_of

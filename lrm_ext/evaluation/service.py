@@ -28,8 +28,7 @@ from llava.chat_service import (
     ask_each,
 )
 from llava.errors import ConfigError, DataError, ExhaustedError, RejectedError, ServiceError
-from llava.image_file import open_image
-from llava.image_fit import apply_orientation
+from llava.images import apply_orientation, open_image
 from lrm_ext.benchmarks.items import REFUSED_REASON
 from lrm_ext.evaluation.answerer import (
     BLIND_SIDE_PX,

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.errors import CheckpointError, DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.evaluation.answerer import BLIND_SIDE_PX, Answer, Answerer, Request
 from lrm_ext.evaluation.backend import weights_sha256

@@ -105,7 +105,7 @@ def _tagged(conv: Conversation, begin: str) -> str:
 
 def _llama_2(conv: Conversation, begin: str) -> str:
     """LLAMA_2: the system text lies inside the first question."""
-    # as in `llava.conversation_styles`: the tokenizer's BOS stands for the first separator
+    # as in `llava.conversation`: the tokenizer's BOS stands for the first separator
     return (
         "{%- if turns[0]['role'] == 'assistant' -%}"
         "{{- raise_exception('the first message is from assistant, expected user') -}}{%- endif -%}"

@@ -23,7 +23,7 @@ _MAX_NEW_TOKENS: Final = 32
 _UTILS: Final = Template(
     '''"""How $name is asked and scored; written by `lrm export benchmark`."""
 
-from llava.image_fit import apply_orientation, to_rgb
+from llava.images import apply_orientation, to_rgb
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.scoring import score_benchmark

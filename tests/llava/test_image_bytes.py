@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from llava.image_bytes import byte_table, keeps_bytes, preprocess_bytes, to_floats
-from llava.image_file import open_image
+from llava.images import open_image
+from llava.mm_utils import byte_table, keeps_bytes, preprocess_bytes, to_floats
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llava.errors import DataError
-from llava.image_file import ImageError, TooManyPixelsError, open_image
+from llava.images import ImageError, TooManyPixelsError, open_image
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):

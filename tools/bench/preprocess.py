@@ -51,7 +51,7 @@ from llava.conversation import Conversation, get_conversation
 from llava.data.render import place_images
 from llava.data.sample import Sample
 from llava.data.tokenize import encode_turns
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 
 ROOT = Path(__file__).parents[2]
 _SIDE = 336

@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil
 
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.sample import SampleError
-from llava.image_fit import MAX_SQUARE_PX, central_part, expand2square, to_rgb
+from llava.images import MAX_SQUARE_PX, central_part, expand2square, to_rgb
 from llava.mm_utils import process_images
 
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]
@@ -118,14 +118,14 @@ def test_20000_pixels_take_no_gigabytes(size, ratio, processor, monkeypatch):
     image = Image.new("RGB", size, (9, 200, 9))
     monkeypatch.setattr(Image.Image, "resize", watched_resize)
     monkeypatch.setattr(Image, "new", watched_new)
-    monkeypatch.setattr("llava.image_fit.MAX_SQUARE_PX", 1000)  # the real one takes a second
+    monkeypatch.setattr("llava.images.MAX_SQUARE_PX", 1000)  # the real one takes a second
     pixels = prepare(image, processor, ratio)
     assert torch.isfinite(pixels).all() and max(largest) <= 1000**2
     assert MAX_SQUARE_PX**2 * 3 < 250e6
 
 
 def test_large_squares_keep_their_proportions(monkeypatch):
-    monkeypatch.setattr("llava.image_fit.MAX_SQUARE_PX", 100)
+    monkeypatch.setattr("llava.images.MAX_SQUARE_PX", 100)
     squared = expand2square(Image.new("RGB", (400, 100), (255, 0, 0)), MEAN)
     assert squared.size == (100, 100)
     rows = (np.asarray(squared)[:, 50] == (255, 0, 0)).all(axis=1)

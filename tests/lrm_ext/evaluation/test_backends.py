@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from llava.chat_service import Limits
 from llava.errors import CheckpointError, ConfigError, ServiceError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.analysis.tables import remarks
 from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.scoring import score_benchmark

@@ -119,7 +119,7 @@ def test_cached_features_replace_pictures(make, corpus, tiny_tower, tmp_path):
 def test_pictures_travel_as_bytes(make, corpus, tiny_tower):
     from types import SimpleNamespace
 
-    from llava.image_file import open_image
+    from llava.images import open_image
     from llava.mm_utils import process_images
 
     dataset = make()

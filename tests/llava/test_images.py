@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from llava.image_file import open_image
-from llava.image_fit import apply_orientation, to_rgb
+from llava.images import apply_orientation, open_image, to_rgb
 from llava.serve.pictures import PictureLimits, clean
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +26,7 @@ def test_rgb_is_made_in_one_place():
             if is_call and node.func.attr == "convert":
                 if any(isinstance(a, ast.Constant) and a.value == "RGB" for a in node.args):
                     found.append(path.relative_to(ROOT).as_posix())
-    assert found == ["llava/image_fit.py"]
+    assert found == ["llava/images.py"]
     texts = [
         p.read_text(encoding="utf-8")
         for d in ("llava", "lrm_ext")

@@ -1,16 +1,20 @@
-"""Shape a picture: pad it to a square, shrink it for sending, encode it as text.
+"""Opens images and shapes them: pads to a square, shrinks for sending, encodes as text.
 
-Role: the picture operations that need no tensors, shared by conversations and `mm_utils`.
-Input and output: PIL images, or base64 text. Non-goals: what a vision tower's processor does.
+The one place where what a user gave becomes pixels. Input: a path or the bytes of a file. Output:
+RGB PIL images, upright, or base64 text. Tensors are made in `mm_utils` and by the vision tower's
+processor.
 """
 
 from __future__ import annotations
 
 import base64
-from io import BytesIO
+import io
+from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from llava.errors import DataError
 
 CLIP_MEAN_COLOUR = (122, 116, 104)
 """Mean colour of CLIP's training pictures, with which squares are filled up."""
@@ -20,6 +24,67 @@ MAX_SQUARE_PX = 8192
 
 MAX_STRETCH = 64
 """Longer side over shorter side from which on a crop is prepared (see `central_part`)."""
+
+
+class ImageError(DataError):
+    """A file that cannot be read as an image.
+
+    Attributes:
+        reason: Under which it is counted.
+    """
+
+    reason = "broken_picture"
+
+
+class TooManyPixelsError(ImageError):
+    """An image that Pillow refuses to decode because it would take gigabytes."""
+
+    reason = "too_many_pixels"
+
+
+def open_image(
+    source: str | Path | bytes,
+    name: str | None = None,
+    least_side: int | None = None,
+    orient: bool = True,
+) -> Image.Image:
+    """Opens an image of any mode as RGB (see `to_rgb`).
+
+    Args:
+        source: A path, or what the file holds.
+        name: What messages call it; the path when left out.
+        least_side: A JPEG whose shorter side is at least twice that may be decoded at a half, a
+            quarter or an eighth, as long as the shorter side keeps so many pixels ("draft mode").
+            It takes less time and gives slightly other pixels. None: as it is.
+        orient: Turn it as its metadata says (see `apply_orientation`). LLaVA's own scripts and
+            dataset do not.
+
+    Raises:
+        ImageError: It is damaged or no image (`TooManyPixelsError`: it has too many pixels).
+        DataError: There is no such file.
+    """
+    shown = name or ("the picture" if isinstance(source, bytes) else str(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            if least_side is not None and picture.format == "JPEG":
+                # both sides are given; the shorter one decides
+                picture.draft(None, (least_side, least_side))
+            return to_rgb(apply_orientation(picture) if orient else picture)
+    except FileNotFoundError as error:
+        raise DataError(f"{shown}: there is no such picture (looked from {Path.cwd()})") from error
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(f"{shown}: the picture cannot be read: {error}") from error
+    except Exception as error:  # decoders raise nearly everything at a damaged file
+        raise ImageError(f"{shown}: the picture cannot be read: {image_fault(error)}") from error
+
+
+def image_fault(error: Exception) -> str:
+    """Says what Pillow found wrong with a file, without the name of a Python object."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is damaged, or of no format that Pillow knows"
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -153,6 +218,6 @@ def to_base64(image: Image.Image, image_format: str) -> str:
     """Return a picture's file bytes as base64 text."""
     if image_format.upper() == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
         image = to_rgb(image)  # JPEG knows neither palettes nor transparency
-    buffer = BytesIO()
+    buffer = io.BytesIO()
     image.save(buffer, format=image_format)
     return base64.b64encode(buffer.getvalue()).decode()
