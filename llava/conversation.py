@@ -2,6 +2,7 @@
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
 `Segment`s; training takes its character spans from the same segments (`llava/data/render.py`).
+The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
 Input: roles and messages. Output: prompt text, pictures, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
 (`get_conversation`) before adding messages.
@@ -9,15 +10,16 @@ Non-goals: tokenisation and label masks. `conv_templates` holds constants: take 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from PIL import Image
 
-from llava import conversation_templates as wording
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import TemplateError
 from llava.images import fit_image, shrink_image, to_base64
@@ -288,48 +290,66 @@ def _text_of(content: Any) -> str | None:
     return content[0] if isinstance(content, tuple) else content
 
 
-def _template(
-    system: str,
-    roles: tuple[str, str],
-    sep_style: SeparatorStyle,
-    sep: str,
-    sep2: str | None = None,
-    version: str = "Unknown",
-    messages: tuple[tuple[str, str], ...] = (),
-) -> Conversation:
-    """Return a constant: its messages are a tuple, which `append_message` refuses."""
+def _constant(conv: Conversation) -> Conversation:
+    """Returns a copy whose messages are a tuple, which `append_message` refuses to extend."""
+    constant = conv.copy()
+    constant.messages = tuple((role, content) for role, content in conv.messages)
+    return constant
+
+
+def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
+    """Return the template that `conversation_to_dict` wrote, ready for messages.
+
+    Raises:
+        TemplateError: A key is missing or unknown, or a value is not as it must be.
+    """
+    needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
+    missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
+    if missing or unknown:
+        raise TemplateError(
+            f"The stored conversation template {data.get('name')!r} lacks {sorted(missing)} and "
+            f"has the unknown keys {sorted(unknown)}. Expected: {sorted(needed)}, "
+            "and where wanted name and messages."
+        )
+    styles = SeparatorStyle.__members__
+    if data["sep_style"] not in styles or len(data["roles"]) != 2:
+        raise TemplateError(
+            f"The stored conversation template {data.get('name')!r} has sep_style "
+            f"{data['sep_style']!r} and roles {data['roles']!r}; expected one of "
+            f"{', '.join(styles)} and two roles."
+        )
+    messages = [[role, content] for role, content in data.get("messages", ())]
     return Conversation(
-        system, roles, messages, len(messages), sep_style, sep, sep2=sep2, version=version
+        system=data["system"],
+        roles=tuple(data["roles"]),
+        messages=messages,
+        offset=len(messages),
+        sep_style=styles[data["sep_style"]],
+        sep=data["sep"],
+        sep2=data["sep2"],
+        version=data["version"],
     )
 
 
-_HUMAN: Final = ("Human", "Assistant")
-_USER: Final = ("USER", "ASSISTANT")
-_CHATML: Final = ("<|im_start|>user\n", "<|im_start|>assistant\n")
-_SINGLE, _TWO, _MPT, _PLAIN, _LLAMA_2 = SeparatorStyle
-
-conv_vicuna_v0: Final = _template(
-    wording.SYSTEM_HUMAN, _HUMAN, _SINGLE, "###", messages=wording.ONE_SHOT_EXAMPLE
-)
-conv_vicuna_v1: Final = _template(wording.SYSTEM_USER, _USER, _TWO, " ", "</s>", "v1")
-conv_llama_2: Final = _template(
-    wording.SYSTEM_LLAMA_2_CHAT, _USER, _LLAMA_2, "<s>", "</s>", "llama_v2"
-)
-conv_mistral_instruct: Final = _template("", _USER, _LLAMA_2, "", "</s>", "llama_v2")
-conv_chatml_direct: Final = _template(
-    wording.SYSTEM_CHATML, _CHATML, _MPT, "<|im_end|>", version="mpt"
-)
-conv_llava_plain: Final = _template("", ("", ""), _PLAIN, "\n")
-conv_llava_v0: Final = _template(wording.SYSTEM_HUMAN, _HUMAN, _SINGLE, "###")
-conv_llava_v0_mmtag: Final = _template(
-    wording.SYSTEM_MMTAG, _HUMAN, _SINGLE, "###", version="v0_mmtag"
-)
-conv_llava_v1: Final = _template(wording.SYSTEM_HUMAN, _USER, _TWO, " ", "</s>", "v1")
-conv_llava_v1_mmtag: Final = _template(wording.SYSTEM_MMTAG, _USER, _TWO, " ", "</s>", "v1_mmtag")
-conv_llava_llama_2: Final = _template(
-    wording.SYSTEM_LLAVA, _USER, _LLAMA_2, "<s>", "</s>", "llama_v2"
-)
-conv_mpt: Final = _template(wording.SYSTEM_MPT, _CHATML, _MPT, "<|im_end|>", version="mpt")
+# Every character of a prompt counts: checkpoints were trained with it.
+_TEMPLATES: Final = {
+    name: _constant(conversation_from_dict(data))
+    for name, data in json.loads(
+        Path(__file__).with_name("conversation_templates.json").read_text(encoding="utf-8")
+    ).items()
+}
+conv_vicuna_v0: Final = _TEMPLATES["conv_vicuna_v0"]
+conv_vicuna_v1: Final = _TEMPLATES["conv_vicuna_v1"]
+conv_llama_2: Final = _TEMPLATES["conv_llama_2"]
+conv_mistral_instruct: Final = _TEMPLATES["conv_mistral_instruct"]
+conv_chatml_direct: Final = _TEMPLATES["conv_chatml_direct"]
+conv_llava_plain: Final = _TEMPLATES["conv_llava_plain"]
+conv_llava_v0: Final = _TEMPLATES["conv_llava_v0"]
+conv_llava_v0_mmtag: Final = _TEMPLATES["conv_llava_v0_mmtag"]
+conv_llava_v1: Final = _TEMPLATES["conv_llava_v1"]
+conv_llava_v1_mmtag: Final = _TEMPLATES["conv_llava_v1_mmtag"]
+conv_llava_llama_2: Final = _TEMPLATES["conv_llava_llama_2"]
+conv_mpt: Final = _TEMPLATES["conv_mpt"]
 
 default_conversation: Conversation = conv_vicuna_v1
 """What is used where no template is given. LLaVA's training code and its forks assign to it, so
@@ -368,9 +388,7 @@ def register_conversation(name: str, conversation: Conversation) -> None:
         raise TemplateError(
             f"A conversation template {name!r} is registered already. Choose another name."
         )
-    constant = conversation.copy()
-    constant.messages = tuple((role, content) for role, content in conversation.messages)
-    conv_templates[name] = constant
+    conv_templates[name] = _constant(conversation)
 
 
 def get_conversation(name: str) -> Conversation:
@@ -409,40 +427,6 @@ def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[st
     if examples:
         data["messages"] = examples
     return data
-
-
-def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
-    """Return the template that `conversation_to_dict` wrote, ready for messages.
-
-    Raises:
-        TemplateError: A key is missing or unknown, or a value is not as it must be.
-    """
-    needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
-    missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
-    if missing or unknown:
-        raise TemplateError(
-            f"The stored conversation template {data.get('name')!r} lacks {sorted(missing)} and "
-            f"has the unknown keys {sorted(unknown)}. Expected: {sorted(needed)}, "
-            "and where wanted name and messages."
-        )
-    styles = SeparatorStyle.__members__
-    if data["sep_style"] not in styles or len(data["roles"]) != 2:
-        raise TemplateError(
-            f"The stored conversation template {data.get('name')!r} has sep_style "
-            f"{data['sep_style']!r} and roles {data['roles']!r}; expected one of "
-            f"{', '.join(styles)} and two roles."
-        )
-    messages = [[role, content] for role, content in data.get("messages", ())]
-    return Conversation(
-        system=data["system"],
-        roles=tuple(data["roles"]),
-        messages=messages,
-        offset=len(messages),
-        sep_style=styles[data["sep_style"]],
-        sep=data["sep"],
-        sep2=data["sep2"],
-        version=data["version"],
-    )
 
 
 _NAME_RULE: Final = (
