@@ -23,7 +23,7 @@ from typing import Any
 import openai
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
-from llava.eval.rules import without_thinking
+from llava.eval.records import without_thinking
 
 log = logging.getLogger(__name__)
 

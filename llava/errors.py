@@ -9,6 +9,7 @@ request.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -114,6 +115,12 @@ def run_command(main: Callable[[], object], status: int = 2) -> None:
             sys.exit(f"{heading} {text}")
         sys.stderr.write(f"{heading} {text}\n")
         sys.exit(status)
+
+
+def run_main(action: Callable[[], object]) -> None:
+    """Run a script; a mistake of the user ends it with one line and no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    run_command(action, status=1)
 
 
 def _is_output_closed() -> bool:

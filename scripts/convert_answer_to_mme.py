@@ -13,9 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from llava.errors import DataError
+from llava.errors import DataError, run_main
 from llava.eval.eval_mme import COGNITION, LABELS, PERCEPTION
-from llava.eval.generator import run_main
 from llava.eval.records import field, read_json_lines, read_text, refuse_missing
 
 BENCHMARK = "MME_Benchmark_release_version"

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.generator import run_main
+from llava.errors import run_main
 from llava.eval.records import answers_by_id, field, read_tsv, refuse_missing
 from llava.eval.xlsx import write_xlsx
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.generator import run_main
+from llava.errors import run_main
 from llava.eval.records import answers_by_id
 
 

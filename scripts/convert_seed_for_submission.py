@@ -17,8 +17,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import DataError
-from llava.eval.generator import run_main
+from llava.errors import DataError, run_main
 from llava.eval.records import answers_by_id, field, read_json, refuse_missing
 
 Accuracies = dict[str, float]

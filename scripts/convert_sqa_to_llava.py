@@ -17,8 +17,8 @@ from typing import Any
 import typer
 from convert_sqa_to_llava_base_prompt import create_one_example  # beside this script
 
-from llava.eval.generator import run_main
-from llava.eval.science_qa import read_problems
+from llava.errors import run_main
+from llava.eval.eval_science_qa import read_problems
 
 
 def make_record(problem_id: str, problem: Mapping[str, Any], prompt_format: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.generator import run_main
+from llava.errors import run_main
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import typer
 
-from llava.errors import DataError
-from llava.eval.generator import run_main
+from llava.errors import DataError, run_main
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
 from llava.eval.records import answers_by_id, field, read_json_lines
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from llava.eval.generator import run_main
+from llava.errors import run_main
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 

@@ -1,6 +1,6 @@
 """Let GPT compare two answers of LLaVA-Bench, whose pictures are described to it.
 
-In and out as `gpt_review`, with a context `image, caption` (a text or several) for each picture;
+In and out as `eval_gpt_review`, with a context `image, caption` (a text or several) for each image;
 the rule of a question is `llava_bench_<category>`. Usage:
 python -m llava.eval.eval_gpt_review_bench -q questions.jsonl -c context.jsonl
     -a gpt4.jsonl model.jsonl -r llava/eval/table/rule.json -o reviews.jsonl
@@ -12,10 +12,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import DataError
-from llava.eval import gpt_review
-from llava.eval.generator import run_main
-from llava.eval.gpt_review import parse_score as parse_score
+from llava.errors import DataError, run_main
+from llava.eval import eval_gpt_review
+from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
 
@@ -34,19 +33,19 @@ def describe(record: Mapping[str, Any], where: str) -> str:
 
 
 def eval_gpt_review_bench(args: argparse.Namespace) -> None:
-    """Review what `args` names; see `gpt_review.review`."""
-    comparisons = gpt_review.read_comparisons(args.question, args.answer_list)
+    """Review what `args` names; see `eval_gpt_review.review`."""
+    comparisons = eval_gpt_review.read_comparisons(args.question, args.answer_list)
     categories = [
         f"llava_bench_{field(comparison.question, 'category', comparison.where, str)}"
         for comparison in comparisons
     ]
-    contexts = gpt_review.read_contexts(args.context, describe)
-    gpt_review.review(args, comparisons, categories, contexts)
+    contexts = eval_gpt_review.read_contexts(args.context, describe)
+    eval_gpt_review.review(args, comparisons, categories, contexts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and review."""
-    parser = gpt_review.make_parser("Let GPT compare two models' answers to LLaVA-Bench.")
+    parser = eval_gpt_review.make_parser("Let GPT compare two models' answers to LLaVA-Bench.")
     parser.add_argument("-c", "--context", required=True)
     args = parser.parse_args(argv)
     run_main(lambda: eval_gpt_review_bench(args))

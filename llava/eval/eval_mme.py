@@ -16,17 +16,41 @@ from typing import Final
 
 import typer
 
-from llava.errors import DataError
-from llava.eval.generator import run_main
+from llava.errors import DataError, run_main
 from llava.eval.records import read_text
-from llava.eval.rules import MME_COGNITION as COGNITION
-from llava.eval.rules import MME_PERCEPTION as PERCEPTION
-from llava.eval.rules import parse_mme_answer as parse_answer
 
+PERCEPTION: Final = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION: Final = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)
+NUM_LEADING_CHARS: Final = 4
 LABELS: Final = ("Yes", "No")
 
 Verdicts = Mapping[str, Sequence[bool]]
 """For each picture, whether the answers to its two questions are right."""
+
+
+def parse_answer(text: str) -> str:
+    """Read `yes` or `no` from the beginning of an answer, else `other`, as MME's tool does."""
+    text = text.lower()
+    if text in ("yes", "no"):
+        return text
+    head = text[:NUM_LEADING_CHARS]
+    return "yes" if "yes" in head else "no" if "no" in head else "other"
 
 
 def score_category(verdicts: Verdicts) -> float:

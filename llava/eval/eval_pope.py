@@ -11,20 +11,71 @@ import argparse
 import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError
-from llava.eval.generator import run_main
+from llava.errors import DataError, run_main
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
-from llava.eval.rules import PopeScore
-from llava.eval.rules import parse_pope_answer as parse_answer
 
 log = logging.getLogger(__name__)
 
+_NO_WORDS: Final = ("No", "not", "no")
 PREFIX, SUFFIX = "coco_pope_", ".json"
+
+
+def parse_answer(text: str) -> str:
+    """Read yes or no as POPE's script: no where the first sentence has `No`, `no` or `not`."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if any(word in words for word in _NO_WORDS) else "yes"
+
+
+@dataclass(frozen=True)
+class PopeScore:
+    """Counts of one category; "yes" is positive.
+
+    Attributes:
+        tp: yes where there is one.
+        fp: yes where there is none.
+        tn: no where there is none.
+        fn: no where there is one.
+    """
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _ratio(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of right answers among those that say yes."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of objects that were seen."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of answers that say yes."""
+        return _ratio(self.tp + self.fp, self.tp + self.fp + self.tn + self.fn)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:

@@ -1,7 +1,8 @@
-"""Score ScienceQA.
+"""Scores ScienceQA; the scripts `eval_science_qa*` share this module.
 
-In: the benchmark's folder and an answers file. Out: accuracies on the terminal; each answer as
-right or wrong in `--output-file`, the table for the leaderboard in `--output-result`. Usage:
+In: the benchmark's folder (`problems.json`, `pid_splits.json`) and an answers file. Out: accuracies
+on the terminal; each answer as right or wrong in `--output-file`, the table for the leaderboard in
+`--output-result`. Usage:
 python -m llava.eval.eval_science_qa --base-dir D --result-file A --output-file O --output-result R
 """
 
@@ -10,15 +11,93 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 
-from llava.eval import science_qa
-from llava.eval.generator import run_main
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import DataError, run_main
+from llava.eval.records import field, read_json, read_json_lines
+
+FAILED: Final = "FAILED"
+OPTIONS: Final = ("A", "B", "C", "D", "E")
+# LLaVA's full stop is not escaped: any one character may follow the letter, but one must
+_SENTENCE: Final = re.compile(r"The answer is ([A-Z]).")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all scorers of ScienceQA have."""
+    parser.add_argument("--base-dir", required=True, help="has problems.json, pid_splits.json")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--options", nargs="+", default=list(OPTIONS))
+
+
+def read_problems(base_dir: str, split: str) -> dict[str, Mapping[str, Any]]:
+    """The problems of a split, by id, in its order.
+
+    Raises:
+        DataError: the split is unknown, or a problem is missing or has no such answer.
+    """
+    path = Path(base_dir) / "problems.json"
+    problems = read_json(path, dict)
+    ids = field(read_json(Path(base_dir) / "pid_splits.json", dict), split, "pid_splits.json", list)
+    chosen: dict[str, Mapping[str, Any]] = {
+        str(pid): field(problems, str(pid), str(path), dict) for pid in ids
+    }
+    for pid, problem in chosen.items():
+        where = f"{path}: problem {pid}"
+        choices, answer = field(problem, "choices", where, list), field(problem, "answer", where)
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+            raise DataError(f"{where}: answer {answer!r}, but there are {len(choices)} choices")
+    return chosen
+
+
+def read_answers(path: str) -> dict[str, Mapping[str, Any]]:
+    """Answers by question id, which is text in `problems.json`."""
+    answers: dict[str, Mapping[str, Any]] = {}
+    for where, record in read_json_lines(path):
+        field(record, "text", where, str)
+        answers[str(field(record, "question_id", where))] = record
+    return answers
+
+
+def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
+    """Read the letter from an answer.
+
+    It is the letter alone, or begins with it and `. `, or says once `The answer is X`, followed by
+    any character, as LLaVA reads it.
+
+    Returns:
+        The letter, or `FAILED`.
+    """
+    if text in options:
+        return text
+    if len(text) >= 3 and text[0] in options and text[1:3] == ". ":
+        return text[0]
+    found = _SENTENCE.findall(text)
+    return found[0] if len(found) == 1 else FAILED
+
+
+def option_index(letter: str, num_choices: int, options: Sequence[str] = OPTIONS) -> int:
+    """Which of a problem's choices a letter is; -1 for none."""
+    letters = list(options[:num_choices])
+    return letters.index(letter) if letter in letters else -1
+
+
+def is_multimodal(answer: Mapping[str, Any] | None) -> bool:
+    """Whether the question was asked with a picture."""
+    return answer is not None and DEFAULT_IMAGE_TOKEN in answer.get("prompt", "")
+
+
+def percent(right: Iterable[bool]) -> float:
+    """Share of true values in percent; 0 without any."""
+    values = list(right)
+    return 100 * sum(values) / len(values) if values else 0.0
+
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +134,16 @@ def judge(
     verdicts = []
     for problem_id, problem in problems.items():
         answer = answers.get(problem_id)
-        text = science_qa.FAILED if answer is None else answer["text"]
-        letter = science_qa.parse_answer(text, options)
-        index = science_qa.option_index(letter, len(problem["choices"]), options)
+        text = FAILED if answer is None else answer["text"]
+        letter = parse_answer(text, options)
+        index = option_index(letter, len(problem["choices"]), options)
         record = {
             "question_id": problem_id,
             "parsed_ans": letter,
             "ground_truth": options[problem["answer"]],
             "question": "" if answer is None else answer.get("prompt", ""),
             "pred": text,
-            "is_multimodal": science_qa.is_multimodal(answer),
+            "is_multimodal": is_multimodal(answer),
         }
         verdicts.append(Verdict(problem_id, record, index, index == problem["answer"]))
     return verdicts
@@ -77,7 +156,7 @@ def write_results(verdicts: Sequence[Verdict], output_file: str, output_result: 
         "incorrect": [verdict.record for verdict in verdicts if not verdict.is_correct],
     }
     result = {
-        "acc": science_qa.percent(verdict.is_correct for verdict in verdicts),
+        "acc": percent(verdict.is_correct for verdict in verdicts),
         "correct": len(sides["correct"]),
         "count": len(verdicts),
         "results": {verdict.problem_id: verdict.index for verdict in verdicts},
@@ -95,17 +174,17 @@ def eval_science_qa(args: argparse.Namespace) -> None:
     Raises:
         DataError: a file is not as it must be.
     """
-    problems = science_qa.read_problems(args.base_dir, args.split)
-    answers = science_qa.read_answers(args.result_file)
+    problems = read_problems(args.base_dir, args.split)
+    answers = read_answers(args.result_file)
     num_missing = len(problems.keys() - answers.keys())
     if num_missing:
         log.warning("%d of %d problems have no answer; they are wrong", num_missing, len(problems))
     verdicts = judge(problems, answers, args.options)
     write_results(verdicts, args.output_file, args.output_result)
     num_correct = sum(verdict.is_correct for verdict in verdicts)
-    accuracy = science_qa.percent(verdict.is_correct for verdict in verdicts)
+    accuracy = percent(verdict.is_correct for verdict in verdicts)
     with_image = [verdict for verdict in verdicts if verdict.record["is_multimodal"]]
-    image_accuracy = science_qa.percent(verdict.is_correct for verdict in with_image)
+    image_accuracy = percent(verdict.is_correct for verdict in with_image)
     typer.echo(
         f"Total: {len(verdicts)}, Correct: {num_correct}, Accuracy: {accuracy:.2f}%, "
         f"IMG-Accuracy: {image_accuracy:.2f}%"
@@ -115,7 +194,7 @@ def eval_science_qa(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and score."""
     parser = argparse.ArgumentParser(description="Score ScienceQA.")
-    science_qa.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--output-file", required=True)
     parser.add_argument("--output-result", required=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from llava.eval import science_qa
-from llava.eval.generator import run_main
+from llava.errors import run_main
+from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
 
@@ -46,7 +46,7 @@ class Votes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that both ensembles have."""
-    science_qa.add_arguments(parser)
+    eval_science_qa.add_arguments(parser)
     parser.add_argument("--gpt4-result", required=True)
     parser.add_argument("--our-result", required=True)
 
@@ -57,9 +57,9 @@ def read_votes(args: argparse.Namespace) -> list[Votes]:
     Raises:
         DataError: a file is not as it must be.
     """
-    problems = science_qa.read_problems(args.base_dir, args.split)
+    problems = eval_science_qa.read_problems(args.base_dir, args.split)
     gpt4 = field(read_json(args.gpt4_result, dict), "outputs", args.gpt4_result, dict)
-    ours = science_qa.read_answers(args.our_result)
+    ours = eval_science_qa.read_answers(args.our_result)
     return [
         _votes(problem_id, problem, ours.get(problem_id), gpt4.get(problem_id, ""), args.options)
         for problem_id, problem in problems.items()
@@ -76,14 +76,14 @@ def _votes(
     num_choices = len(problem["choices"])
 
     def index_of(text: str) -> int:
-        letter = science_qa.parse_answer(text, options)
-        return science_qa.option_index(letter, num_choices, options)
+        letter = eval_science_qa.parse_answer(text, options)
+        return eval_science_qa.option_index(letter, num_choices, options)
 
     ours = -1 if our_answer is None else index_of(our_answer["text"])
     if ours < 0:
         # at random, but the same in every run
         ours = random.Random(problem_id).randrange(num_choices)
-    has_image = science_qa.is_multimodal(our_answer)
+    has_image = eval_science_qa.is_multimodal(our_answer)
     return Votes(problem_id, problem["answer"], ours, index_of(gpt4_text), has_image)
 
 
@@ -91,11 +91,11 @@ def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
     """Print how good the final choices are, and how good they could be."""
     is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
     with_image = [right for vote, right in zip(votes, is_right, strict=True) if vote.has_image]
-    bound = science_qa.percent(vote.truth in (vote.ours, vote.gpt4) for vote in votes)
+    bound = eval_science_qa.percent(vote.truth in (vote.ours, vote.gpt4) for vote in votes)
     typer.echo(
         f"Total: {len(votes)}, GPT-4 failed: {sum(vote.gpt4 < 0 for vote in votes)}, "
-        f"Correct: {sum(is_right)}, Accuracy: {science_qa.percent(is_right):.2f}%, "
-        f"IMG-Accuracy: {science_qa.percent(with_image):.2f}%, Upper bound: {bound:.2f}%"
+        f"Correct: {sum(is_right)}, Accuracy: {eval_science_qa.percent(is_right):.2f}%, "
+        f"IMG-Accuracy: {eval_science_qa.percent(with_image):.2f}%, Upper bound: {bound:.2f}%"
     )
 
 

@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import science_qa
+from llava.errors import run_main
+from llava.eval import eval_science_qa
 from llava.eval.eval_science_qa_gpt4 import Votes, add_arguments, read_votes, show
-from llava.eval.generator import run_main
 
 
 def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str]) -> int:
     """The final choice: of both where they agree, else the second answer, else GPT-4's first."""
     if vote.gpt4 in (-1, vote.ours) or second is None:
         return vote.ensemble
-    letter = science_qa.parse_answer(second["text"], options)
+    letter = eval_science_qa.parse_answer(second["text"], options)
     index = list(options).index(letter) if letter in options else -1
     return vote.ensemble if index < 0 else index
 
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         votes = read_votes(args)
-        seconds = science_qa.read_answers(args.requery_result)
+        seconds = eval_science_qa.read_answers(args.requery_result)
         choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
         is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
         result = {
-            "acc": science_qa.percent(is_right),
+            "acc": eval_science_qa.percent(is_right),
             "correct": sum(is_right),
             "count": len(votes),
             "results": {v.problem_id: choice for v, choice in zip(votes, choices, strict=True)},

@@ -16,8 +16,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError
-from llava.eval.generator import run_main
+from llava.errors import ConfigError, DataError, run_main
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 

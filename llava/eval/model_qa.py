@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from llava.eval.answering import Question
-from llava.eval.generator import Script, add_run_arguments, answer_questions, run_main
+from llava.errors import run_main
+from llava.eval.model_vqa import Question, Script, add_run_arguments, answer_questions
 from llava.eval.records import field, read_json_lines
 
 SCRIPT = Script("model_qa", conv_mode=None, max_new_tokens=1024)
@@ -23,7 +23,7 @@ TEMPERATURE = 0.7
 def eval_model(
     model_name: str, questions_file: str, answers_file: str, options: Any = None
 ) -> None:
-    """Answer questions; see `generator.answer_questions`.
+    """Answer questions; see `model_vqa.answer_questions`.
 
     Args:
         model_name: a folder or a Hub id.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.eval.generator import Script, answer_questions, run_main
-from llava.eval.model_vqa import read_questions
+from llava.errors import run_main
+from llava.eval.model_vqa import Script, answer_questions, read_questions
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
 
@@ -19,7 +19,7 @@ SCRIPT = Script("model_vqa_loader", conv_mode="llava_v1", max_new_tokens=128, pl
 
 
 def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `generator.answer_questions`."""
+    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
     questions = read_questions(args.question_file, args.image_folder)
     chunk = get_chunk(questions, args.num_chunks, args.chunk_idx)
     answer_questions(SCRIPT, args, args.question_file, chunk)

@@ -14,14 +14,12 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import DataError
-from llava.eval.answering import Question
-from llava.eval.generator import Script, answer_questions, run_main
-from llava.eval.records import field, read_tsv
+from llava.errors import DataError, run_main
+from llava.eval.model_vqa import Question, Script, answer_questions
+from llava.eval.records import OPTION_LETTERS, field, get_options, read_tsv
 from llava.eval.records import get_chunk as get_chunk
+from llava.eval.records import is_none as is_none
 from llava.eval.records import split_list as split_list
-from llava.eval.rules import OPTION_LETTERS, get_options
-from llava.eval.rules import is_none as is_none
 
 SCRIPT = Script("model_vqa_mmbench", conv_mode="llava_v1", max_new_tokens=1024, plain_rule=True)
 LETTERS = OPTION_LETTERS
@@ -98,7 +96,7 @@ def _decode_image(images: Mapping[str, str], index: str, where: str) -> bytes:
 
 
 def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `generator.answer_questions`."""
+    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
     rows = read_questions(args.question_file, args.all_rounds, args.single_pred_prompt, args.lang)
     # a chunk is cut between rows, never between the rounds of one
     chunk = get_chunk(rows, args.num_chunks, args.chunk_idx)

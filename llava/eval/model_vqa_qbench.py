@@ -14,9 +14,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import DataError
-from llava.eval.answering import Question
-from llava.eval.generator import Script, answer_questions, run_main
+from llava.errors import DataError, run_main
+from llava.eval.model_vqa import Question, Script, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, get_chunk, image_path, read_json
 
@@ -47,7 +46,7 @@ def read_questions(questions_file: str, image_folder: str, lang: str) -> list[Qu
 
 
 def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `generator.answer_questions`."""
+    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
     questions = read_questions(args.questions_file, args.image_folder, args.lang)
     chunk = get_chunk(questions, args.num_chunks, args.chunk_idx)
     answer_questions(SCRIPT, args, args.questions_file, chunk, lang=args.lang)

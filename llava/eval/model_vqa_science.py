@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answering import Question
-from llava.eval.generator import Script, answer_questions, run_main
+from llava.errors import run_main
+from llava.eval.model_vqa import Question, Script, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, image_path, read_json
 from llava.eval.records import get_chunk as get_chunk
@@ -53,7 +53,7 @@ def read_questions(
 
 
 def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `generator.answer_questions`."""
+    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
     questions = read_questions(args.question_file, args.image_folder, args.single_pred_prompt)
     chunk = get_chunk(questions, args.num_chunks, args.chunk_idx)
     answer_questions(

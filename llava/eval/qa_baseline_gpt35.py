@@ -17,8 +17,7 @@ from typing import Any
 import shortuuid
 
 from llava.chat_service import ChatReply, Limits, ask_each, service_of_environment
-from llava.errors import ExhaustedError, RejectedError, ServiceError
-from llava.eval.generator import run_main
+from llava.errors import ExhaustedError, RejectedError, ServiceError, run_main
 from llava.eval.records import field, read_json_lines
 
 log = logging.getLogger(__name__)

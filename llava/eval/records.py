@@ -1,27 +1,33 @@
-"""Read the files that evaluation scripts take: questions, answers, annotations, pictures.
+"""The files that evaluation scripts read and write: questions, answers, annotations, images.
 
 In: JSON, JSON Lines and TSV files and an image folder. Out: records with the place that they came
-from (`file:line`), so that every later error can name it; paths that stay in the image folder.
-Nothing is fetched, nothing is skipped. What a benchmark's record must hold is its script's matter.
+from (`file:line`), so that every later error can name it; paths that stay in the image folder; the
+answers file. Nothing is fetched, nothing is skipped, torch is not loaded. What a benchmark's record
+must hold is its script's matter.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import logging
 import math
 import os
+import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from llava.errors import ConfigError, DataError
+from llava.files import naming, write_atomically, writing
 
 T = TypeVar("T")
 
 NUM_SHOWN = 20
+OPTION_LETTERS: Final = tuple(string.ascii_uppercase)
 
 
 def read_text(path: str | Path) -> str:
@@ -151,6 +157,33 @@ def answers_by_id(path: str | Path) -> dict[Any, str]:
     return texts
 
 
+def without_thinking(text: str) -> str:
+    """The answer of a model that thinks first: what stands behind the last `</think>`.
+
+    Many templates write the opening tag themselves, so it need not be there. A text that opens it
+    and never closes it was cut off before the answer, which is empty then.
+    """
+    _, end, answer = text.rpartition("</think>")
+    if end:
+        return answer.strip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
+def is_none(value: str) -> bool:
+    """Whether a cell counts as absent: empty, `nan` or `none`, in any case."""
+    return value.strip().lower() in ("", "nan", "none")
+
+
+def get_options(row: Mapping[str, str], letters: Sequence[str] = OPTION_LETTERS) -> list[str]:
+    """The option texts of a row; they end at the first absent cell."""
+    options = []
+    for letter in letters:
+        if is_none(row.get(letter, "")):
+            break
+        options.append(row[letter])
+    return options
+
+
 def refuse_missing(what: str, missing: Sequence[Any], advice: str) -> None:
     """Raise if anything is missing, and list the first.
 
@@ -204,3 +237,144 @@ def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
         raise ConfigError(f"chunk {k} of {n}; expected --num-chunks >= 1 and 0 <= --chunk-idx < it")
     chunks = split_list(lst, n)
     return chunks[k] if k < len(chunks) else lst[:0]
+
+
+log = logging.getLogger(__name__)
+
+
+class AnswersFile:
+    """Answers of one run, open for appending; use it in a `with` statement.
+
+    Args:
+        path: the file; its folder is made.
+        identity: what must be equal for answers to belong together, as JSON can hold it.
+        fresh: throw away what is there.
+
+    Raises:
+        ConfigError: the answers there are of another run, or another process is writing them.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        try:
+            self._lock()
+            if fresh:
+                self._file.truncate(0)
+            self._claim(json.loads(json.dumps(identity)), fresh)
+            self._cut_unfinished_line()
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def run_path(self) -> Path:
+        """The file that says which run it is."""
+        return self.path.with_name(self.path.name + ".run.json")
+
+    def count_answered(self, question_ids: Sequence[Any]) -> int:
+        """How many of the questions, from the first, have an answer.
+
+        Raises:
+            DataError: an answer is not that of the question in its place.
+        """
+        num_answered = 0
+        for where, record in read_json_lines(self.path):
+            if num_answered == len(question_ids):
+                raise DataError(
+                    f"{where}: more answers than the {len(question_ids)} questions; "
+                    "answer anew with --fresh"
+                )
+            expected = question_ids[num_answered]
+            if record.get("question_id") != expected:
+                raise DataError(
+                    f"{where}: answer to question {record.get('question_id')!r}, expected question "
+                    f"{expected!r}: the file was edited or mixed; answer anew with --fresh"
+                )
+            num_answered += 1
+        return num_answered
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append an answer; it is with the operating system when this returns."""
+        with naming(self.path):
+            self._file.write(json.dumps(record).encode("ascii") + b"\n")
+            self._file.flush()
+
+    def sort(self, key: str) -> None:
+        """Bring all answers into the order of one of their fields; nothing can be written after."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        ordered = sorted(lines, key=lambda line: json.loads(line)[key])
+        self._file.close()
+        if ordered != lines:
+            with writing(self.path) as partial:
+                partial.write_bytes(b"".join(ordered))
+
+    def __enter__(self) -> AnswersFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with naming(self.path):
+            self._file.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{self.path}: another process is writing answers to it; wait for it, or give "
+                "each process its own --answers-file (and --chunk-idx)"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s: cannot be locked (%s); start no second writer", self.path, error)
+
+    def _claim(self, identity: Mapping[str, Any], fresh: bool) -> None:
+        """Check that the answers are of this run, and note which run it is."""
+        way_out = "answer anew with --fresh, or name another --answers-file"
+        if self.path.stat().st_size and not fresh:
+            if not self.run_path.is_file():
+                raise ConfigError(
+                    f"{self.path} holds answers, but no {self.run_path.name} says what made them; "
+                    f"{way_out}"
+                )
+            try:
+                before = read_json(self.run_path, dict)
+            except DataError as error:
+                raise ConfigError(f"{error}; {way_out}") from error
+            names = {**before, **identity}
+            differing = [
+                f"{name} was {before.get(name)!r} and is {identity.get(name)!r}"
+                for name in names
+                if before.get(name) != identity.get(name)
+            ]
+            if differing:
+                raise ConfigError(
+                    f"{self.path}: the answers there are of another run "
+                    f"({'; '.join(differing)}); {way_out}"
+                )
+            return
+        write_atomically(self.run_path, json.dumps(identity, indent=2))
+
+    def _cut_unfinished_line(self) -> None:
+        """Remove a last line that a killed process wrote only half of."""
+        content = self.path.read_bytes()
+        end = len(content)
+        if not content.endswith(b"\n"):
+            end = content.rfind(b"\n") + 1
+        elif not _is_json(content[content.rfind(b"\n", 0, -1) + 1 :]):
+            end = content.rfind(b"\n", 0, -1) + 1
+        if end < len(content):
+            log.warning(
+                "%s: dropped an unfinished last line of %d bytes; its question is asked again",
+                self.path,
+                len(content) - end,
+            )
+            self._file.truncate(end)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:  # of the text, or of its bytes
+        return False
+    return True

@@ -17,9 +17,8 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError
-from llava.eval.generator import run_main
-from llava.eval.gpt_review import NO_SCORES
+from llava.errors import ConfigError, DataError, run_main
+from llava.eval.eval_gpt_review import NO_SCORES
 from llava.eval.records import field, read_json_lines
 
 log = logging.getLogger(__name__)

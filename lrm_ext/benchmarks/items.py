@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.records import read_json_lines
-from llava.eval.rules import OPTION_LETTERS
+from llava.eval.records import OPTION_LETTERS, read_json_lines
 
 ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
 FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from llava.errors import DataError
-from llava.eval.rules import PopeScore, parse_pope_answer
+from llava.eval.eval_pope import PopeScore
+from llava.eval.eval_pope import parse_answer as parse_pope_answer
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL, Array, Kind, UnitCounts, by_category, gather, pair_up
 from lrm_ext.benchmarks.mme import parse_vlmevalkit

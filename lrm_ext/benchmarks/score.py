@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from llava.errors import DataError
-from llava.eval.rules import without_thinking
+from llava.eval.records import without_thinking
 from lrm_ext.benchmarks.fidelity import UNDECIDED, language_of_prose
 from lrm_ext.benchmarks.items import Item, RefusedAnswer
 from lrm_ext.benchmarks.letters import has_words_beside, infer_local

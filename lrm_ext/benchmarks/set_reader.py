@@ -15,8 +15,7 @@ from string import Formatter
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.records import NUM_SHOWN
-from llava.eval.rules import is_none
+from llava.eval.records import NUM_SHOWN, is_none
 from lrm_ext.benchmarks.items import LETTERS, Item, check_options
 from lrm_ext.benchmarks.mapping import SetMapping
 from lrm_ext.benchmarks.official.source import Questions

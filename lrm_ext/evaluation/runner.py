@@ -19,7 +19,7 @@ from rich.console import Console
 
 import lrm_ext
 from llava.errors import ConfigError
-from llava.eval.rules import without_thinking
+from llava.eval.records import without_thinking
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark, names_in

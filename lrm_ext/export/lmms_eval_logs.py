@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from llava.eval.rules import MME_COGNITION
+from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark

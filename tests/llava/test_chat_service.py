@@ -3,7 +3,7 @@
 import pytest
 
 from llava.chat_service import Dialect, is_completion, read_reply
-from llava.eval.rules import without_thinking
+from llava.eval.records import without_thinking
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.rules import is_none
+from llava.eval.records import is_none
 from lrm_ext.benchmarks.items import LETTERS, Item
 from lrm_ext.benchmarks.mmbench import ROTATION
 from lrm_ext.benchmarks.official.source import Questions, Source, cell

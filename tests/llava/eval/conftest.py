@@ -94,8 +94,8 @@ class FakeAnswerer:
 
 @pytest.fixture
 def fake_answerer(monkeypatch):
-    from llava.eval import generator
+    from llava.eval import model_vqa
 
     answerer = FakeAnswerer()
-    monkeypatch.setattr(generator, "load_answerer", lambda *args: answerer)
+    monkeypatch.setattr(model_vqa, "load_answerer", lambda *args: answerer)
     return answerer

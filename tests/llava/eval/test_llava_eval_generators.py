@@ -13,7 +13,6 @@ from llava import conversation as conversation_lib
 from llava.conversation import conv_templates
 from llava.errors import ConfigError, DataError, TemplateError
 from llava.eval import (
-    generator,
     model_qa,
     model_vqa,
     model_vqa_loader,
@@ -21,7 +20,7 @@ from llava.eval import (
     model_vqa_qbench,
     model_vqa_science,
 )
-from llava.eval.answers_file import AnswersFile
+from llava.eval.records import AnswersFile
 
 KEYS = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -93,7 +92,7 @@ def test_killed_and_run_again(flags, tmp_path, fake_answerer, monkeypatch, num_b
 def test_a_finished_run_loads_no_model(flags, monkeypatch, fake_answerer, tmp_path):
     model_vqa.main(flags())
     before = (tmp_path / "answers" / "a.jsonl").read_bytes()
-    monkeypatch.setattr(generator, "load_answerer", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(model_vqa, "load_answerer", lambda *args: pytest.fail("loaded"))
     model_vqa.main(flags())
     assert (tmp_path / "answers" / "a.jsonl").read_bytes() == before
 
@@ -214,7 +213,7 @@ def test_defaults(monkeypatch):
 
 def test_choice_of_template():
     script, own = model_vqa_loader.SCRIPT, SimpleNamespace(conversation="chatml_direct")
-    choose = generator.choose_conversation
+    choose = model_vqa.choose_conversation
     assert choose(script, SimpleNamespace(), "m", None).system.startswith(
         "A chat between a curious h"
     )
@@ -229,7 +228,7 @@ def test_choice_of_template():
 
 def test_model_qa_asks_with_the_assigned_default_template(monkeypatch):
     monkeypatch.setattr(conversation_lib, "default_conversation", conv_templates["llava_llama_2"])
-    chosen = generator.choose_conversation(model_qa.SCRIPT, SimpleNamespace(), "m", None)
+    chosen = model_vqa.choose_conversation(model_qa.SCRIPT, SimpleNamespace(), "m", None)
     assert chosen.version == "llama_v2" and chosen.messages == []
 
 
@@ -373,12 +372,12 @@ def test_model_qa(text_model, questions, tmp_path, fake_answerer, read_lines):
 
 
 def test_text_only_model(text_model, questions, models):
-    sampling = generator.Sampling(0, None, 1, 4)
+    sampling = model_vqa.Sampling(0, None, 1, 4)
 
     def load(context_len):
         names = {"model_path": text_model(context_len), "model_base": None, "conv_mode": None}
         args = SimpleNamespace(**names, device="cpu")
-        return generator.load_answerer(model_qa.SCRIPT, args, "text", sampling)
+        return model_vqa.load_answerer(model_qa.SCRIPT, args, "text", sampling)
 
     pictured = model_vqa.read_questions(str(questions), str(models))
     with pytest.raises(DataError, match="question 0: the model is text-only"):

@@ -13,12 +13,11 @@ from llava.eval import (
     eval_gpt_review_visual,
     eval_science_qa_gpt4,
     eval_science_qa_gpt4_requery,
-    gpt_review,
     qa_baseline_gpt35,
     summarize_gpt_review,
 )
 
-RULES = Path(gpt_review.__file__).with_name("table") / "rule.json"
+RULES = Path(eval_gpt_review.__file__).with_name("table") / "rule.json"
 
 
 class FakeApi:
@@ -102,7 +101,7 @@ def test_review_of_texts(api, review, tmp_path, read_lines):
     path, authorization, body = api.requests[0]
     assert (path, authorization) == ("/v1/chat/completions", "Bearer key")
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("gpt-4-0314", 0.2, 1024)
-    assert body["messages"][0] == {"role": "system", "content": gpt_review.SYSTEM}
+    assert body["messages"][0] == {"role": "system", "content": eval_gpt_review.SYSTEM}
     prompt = json.loads(RULES.read_text())["math"]["prompt"]
     assert api.contents[0] == (
         "[Question]\nQ0\n\n[Assistant 1]\nX0\n\n[End of Assistant 1]\n\n"
@@ -155,10 +154,10 @@ def test_answers_in_another_order(write_lines):
     lines = [{"question_id": i, "text": "t"} for i in (0, 1)]
     files = [write_lines("q", lines), write_lines("a", lines), write_lines("b", lines[::-1])]
     with pytest.raises(ValueError, match="b:1: answer to question 1, expected 0"):
-        gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
+        eval_gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
     write_lines("b", lines[:1])
     with pytest.raises(ValueError, match="b: 1 answers to 2 questions"):
-        gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
+        eval_gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
 
 
 def test_a_judge_may_think(api, review, tmp_path, read_lines):
@@ -250,7 +249,7 @@ def test_busy_and_refusing_service(api, review, tmp_path):
     ],
 )
 def test_scores_of_a_review(review_text, scores):
-    assert gpt_review.parse_score(review_text) == scores
+    assert eval_gpt_review.parse_score(review_text) == scores
 
 
 def test_summary(write_lines, tmp_path, capsys):

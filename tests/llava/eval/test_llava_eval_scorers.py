@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import ConfigError, DataError
-from llava.eval import eval_pope, eval_science_qa, eval_textvqa, m4c_evaluator, science_qa
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa, m4c_evaluator
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "eval" / "llava_scorers.json"
 
@@ -117,7 +117,7 @@ def test_pope_refuses(pope_files, changes, message):
     ],
 )
 def test_science_answers(text, letter):
-    assert science_qa.parse_answer(text) == letter
+    assert eval_science_qa.parse_answer(text) == letter
 
 
 @pytest.fixture
