@@ -2,7 +2,7 @@
 
 In: JSON Lines `question_id, image, text`. Out: JSON Lines `question_id, prompt, text, answer_id,
 model_id, metadata`, in the same order, resumable (`records.AnswersFile`). Rows of a batch are
-padded on the left and masked, so that greedy answers do not depend on the batch size; the images of the
+padded on the left and masked, so that greedy answers do not depend on the batch size; images of the
 coming batches are opened and resized while the model works. Another script says only how its
 question file reads. Usage:
 python -m llava.eval.model_vqa --model-path M --question-file Q --image-folder I --answers-file A
