@@ -10,15 +10,20 @@ python scripts/convert_mmbench_for_submission.py --annotation-file T.tsv --resul
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.errors import run_main
+from llava.errors import ConfigError, run_main
 from llava.eval.records import answers_by_id, field, read_tsv, refuse_missing
-from llava.eval.xlsx import write_xlsx
+from llava.files import writing
+
+log = logging.getLogger(__name__)
 
 DROPPED_COLUMNS = ("hint", "category", "source", "image", "comment", "l2-category")
 PREDICTION_COLUMN = 6
+MAX_CELL_CHARS = 32767
+"""Excel's limit."""
 
 
 def convert(annotation_file: str, result_dir: str, upload_dir: str, experiment: str) -> Path:
@@ -43,9 +48,46 @@ def convert(annotation_file: str, result_dir: str, upload_dir: str, experiment: 
     header = list(columns)
     header.insert(PREDICTION_COLUMN, "prediction")
     target = Path(upload_dir) / f"{experiment}.xlsx"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_xlsx(target, header, table)
+    write_xlsx(target, [header, *table])
     return target
+
+
+def write_xlsx(path: Path, rows: Sequence[Sequence[str | int]]) -> None:
+    """Writes a sheet in which a text that begins with `=` is no formula.
+
+    Characters that a cell cannot hold are left out, and texts are cut at Excel's limit with a
+    warning: the server takes no other format.
+
+    Raises:
+        ConfigError: openpyxl is not installed.
+    """
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} is written with openpyxl: pip install 'lrm-llava[excel]'"
+        ) from error
+    book = Workbook()
+    for number, row in enumerate(rows, 1):
+        for column, value in enumerate(row, 1):
+            if value == "":
+                continue
+            cell = book.active.cell(number, column)
+            if isinstance(value, str):
+                text = ILLEGAL_CHARACTERS_RE.sub("", value)
+                if len(text) > MAX_CELL_CHARS:
+                    log.warning(
+                        "cell %s: cut from %d to %d characters",
+                        cell.coordinate,
+                        len(text),
+                        MAX_CELL_CHARS,
+                    )
+                cell.value, cell.data_type = text[:MAX_CELL_CHARS], "s"
+            else:
+                cell.value = value
+    with writing(path) as partial:
+        book.save(partial)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
