@@ -9,12 +9,13 @@ request.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llava.files import is_disk_full
 
@@ -117,10 +118,21 @@ def run_command(main: Callable[[], object], status: int = 2) -> None:
         sys.exit(status)
 
 
-def run_main(action: Callable[[], object]) -> None:
-    """Run a script; a mistake of the user ends it with one line and no traceback."""
+def run_script(
+    action: Callable[[argparse.Namespace], object],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> None:
+    """Runs one of LLaVA's scripts; a user's mistake ends it with one line and no traceback.
+
+    Args:
+        action: What the script does with its flags.
+        parser: Of the command line.
+        argv: The command line; None for that of the process.
+    """
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    run_command(action, status=1)
+    run_command(lambda: action(args), status=1)
 
 
 def _is_output_closed() -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_HASH_BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -52,6 +55,16 @@ def write_atomically(path: Path, text: str) -> None:
     """
     with writing(path) as partial:
         partial.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def is_disk_full(error: OSError) -> bool:

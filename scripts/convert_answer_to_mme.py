@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.eval_mme import COGNITION, LABELS, PERCEPTION
 from llava.eval.records import field, read_json_lines, read_text, refuse_missing
 
@@ -98,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert answers for MME's tool.")
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--data-dir", default="./playground/data/eval/MME")
-    args = parser.parse_args(argv)
-    run_main(lambda: convert(args.data_dir, args.experiment))
+    run_script(lambda args: convert(args.data_dir, args.experiment), parser, argv)
 
 
 if __name__ == "__main__":

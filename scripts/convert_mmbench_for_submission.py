@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.errors import ConfigError, run_main
+from llava.errors import ConfigError, run_script
 from llava.eval.records import answers_by_id, field, read_tsv, refuse_missing
 from llava.files import writing
 
@@ -97,9 +97,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--result-dir", required=True)
     parser.add_argument("--upload-dir", required=True)
     parser.add_argument("--experiment", required=True)
-    args = parser.parse_args(argv)
-    run_main(
-        lambda: convert(args.annotation_file, args.result_dir, args.upload_dir, args.experiment)
+    run_script(
+        lambda args: convert(
+            args.annotation_file, args.result_dir, args.upload_dir, args.experiment
+        ),
+        parser,
+        argv,
     )
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.records import answers_by_id
 
 
@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert answers for MM-Vet's scorer.")
     parser.add_argument("--src", required=True)
     parser.add_argument("--dst", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: convert(args.src, args.dst))
+    run_script(lambda args: convert(args.src, args.dst), parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.records import answers_by_id, field, read_json, refuse_missing
 
 Accuracies = dict[str, float]
@@ -96,15 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--result-upload-file", required=True)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         accuracies = convert(args.annotation_file, args.result_file, args.result_upload_file)
         for name, accuracy in accuracies.items():
             label = f"{name} accuracy" if name in ("Total", "image", "video") else name
             typer.echo(f"{label}: {100 * accuracy:.2f}%")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from convert_sqa_to_llava_base_prompt import create_one_example  # beside this script
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.eval_science_qa import read_problems
 
 
@@ -82,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--base-dir", "--base_dir", required=True)
         command.add_argument("--split", required=True)
         command.add_argument("--prompt-format", "--prompt_format", default=prompt_format)
-    args = parser.parse_args(argv)
-    run_main(lambda: actions[args.command][0](args.base_dir, args.split, args.prompt_format))
+    run_script(
+        lambda args: actions[args.command][0](args.base_dir, args.split, args.prompt_format),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
@@ -43,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--result-upload-file", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: convert(args.annotation_file, args.result_file, args.result_upload_file))
+    run_script(
+        lambda args: convert(args.annotation_file, args.result_file, args.result_upload_file),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
 from llava.eval.records import answers_by_id, field, read_json_lines
 
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", default="./playground/data/eval/vqav2")
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--split", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: convert(args.dir, args.ckpt, args.split))
+    run_script(lambda args: convert(args.dir, args.ckpt, args.split), parser, argv)
 
 
 if __name__ == "__main__":

@@ -51,15 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Extract a model's projector.")
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--output", required=True)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         tensors = read_projector(args.model_path)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         torch.save(tensors, args.output)
         typer.echo(f"{len(tensors)} tensors: {args.output}")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
@@ -40,8 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--model-base", required=True)
     parser.add_argument("--save-model-path", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: merge_lora(args.model_path, args.model_base, args.save_model_path))
+    run_script(
+        lambda args: merge_lora(args.model_path, args.model_base, args.save_model_path),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":

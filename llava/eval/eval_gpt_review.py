@@ -26,7 +26,7 @@ from llava.chat_service import (
     ask_each,
     service_of_environment,
 )
-from llava.errors import DataError, ExhaustedError, RejectedError, ServiceError, run_main
+from llava.errors import DataError, ExhaustedError, RejectedError, ServiceError, run_script
 from llava.eval.records import AnswersFile, field, read_json, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,39 @@ class Comparison:
     answers: tuple[Mapping[str, Any], Mapping[str, Any]]
     where: str
 
+    def content(self, rule: Mapping[str, str], context: str | None) -> str:
+        """What the judge is asked."""
+        role, (first, second) = rule["role"], self.answers
+        blocks = [] if context is None else [f"[Context]\n{context}"]
+        blocks += [
+            f"[Question]\n{self.question['text']}",
+            f"[{role} 1]\n{first['text']}",
+            f"[End of {role} 1]",
+            f"[{role} 2]\n{second['text']}",
+            f"[End of {role} 2]",
+            f"[System]\n{rule['prompt']}",
+        ]
+        return "".join(f"{block}\n\n" for block in blocks)
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that all review scripts have."""
+    def review(self, number: int, category: str, text: str) -> dict[str, Any]:
+        """The line that is written for the judge's reply; empty if it refuses."""
+        first, second = self.answers
+        return {
+            "id": number,
+            "question_id": self.question["question_id"],
+            "answer1_id": first.get("answer_id", first["question_id"]),
+            "answer2_id": second.get("answer_id", second["question_id"]),
+            "category": category,
+            "content": text,
+            "tuple": parse_score(text),
+        }
+
+
+def make_parser(description: str, has_context: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags that all review scripts have; `-c` is for those about images."""
     parser = argparse.ArgumentParser(description=description)
+    if has_context:
+        parser.add_argument("-c", "--context", required=True)
     parser.add_argument("-q", "--question", required=True)
     parser.add_argument("-a", "--answer-list", nargs=2, required=True, metavar="ANSWERS")
     parser.add_argument("-r", "--rule", required=True)
@@ -131,75 +160,37 @@ def read_rules(path: str) -> Rules:
     return rules
 
 
-def get_rule(rules: Rules, category: str, where: str) -> Mapping[str, str]:
-    """The rule of a category.
-
-    Raises:
-        DataError: there is none.
-    """
-    if category not in rules:
-        raise DataError(f"{where}: no rule for {category!r}; there are {', '.join(rules)}")
-    return rules[category]
-
-
-def read_contexts(path: str, describe: Callable[[Mapping[str, Any], str], str]) -> dict[str, str]:
-    """What is in each picture, by its name.
-
-    Args:
-        path: JSON Lines with `image`.
-        describe: makes text of a record, given its place.
-    """
-    return {
-        field(record, "image", where, str): describe(record, where)
-        for where, record in read_json_lines(path)
-    }
-
-
-def build_content(comparison: Comparison, rule: Mapping[str, str], context: str | None) -> str:
-    """What the judge is asked."""
-    role, (first, second) = rule["role"], comparison.answers
-    blocks = [] if context is None else [f"[Context]\n{context}"]
-    blocks += [
-        f"[Question]\n{comparison.question['text']}",
-        f"[{role} 1]\n{first['text']}",
-        f"[End of {role} 1]",
-        f"[{role} 2]\n{second['text']}",
-        f"[End of {role} 2]",
-        f"[System]\n{rule['prompt']}",
-    ]
-    return "".join(f"{block}\n\n" for block in blocks)
-
-
 def review(
     args: argparse.Namespace,
-    comparisons: Sequence[Comparison],
-    categories: Sequence[str],
-    contexts: Mapping[str, str] | None = None,
+    get_category: Callable[[Comparison, Rules], str],
+    describe: Callable[[Mapping[str, Any], str], str] | None = None,
 ) -> None:
     """Ask the judge about every comparison that has no review yet, and write the reviews.
 
     Args:
-        args: flags of `make_parser`, perhaps with `context`.
-        comparisons: what to compare.
-        categories: the rule for each.
-        contexts: what is in the pictures, by their names; None if the judge is not told.
+        args: flags of `make_parser`.
+        get_category: names the rule of a comparison.
+        describe: says what is in an image, given its record in `args.context` and the place of
+            that; None if the judge is not told.
 
     Raises:
         ConfigError: there is no key, or the reviews there are of another run.
-        DataError: a rule or a picture's context is missing.
+        DataError: a rule or an image's context is missing.
     """
+    comparisons = read_comparisons(args.question, args.answer_list)
     rules = read_rules(args.rule)
-    if contexts is not None:
-        images = (field(c.question, "image", c.where) for c in comparisons)
-        missing = [image for image in images if image not in contexts]
-        refuse_missing("pictures have no context", missing, f"complete {args.context}")
+    categories = [get_category(comparison, rules) for comparison in comparisons]
+    contexts: Sequence[str | None] = [None] * len(comparisons)
+    if describe is not None:
+        contexts = _read_contexts(args.context, comparisons, describe)
+    for comparison, category in zip(comparisons, categories, strict=True):
+        if category not in rules:
+            raise DataError(
+                f"{comparison.where}: no rule for {category!r}; there are {', '.join(rules)}"
+            )
     contents = [
-        build_content(
-            comparison,
-            get_rule(rules, category, comparison.where),
-            None if contexts is None else contexts[comparison.question["image"]],
-        )
-        for comparison, category in zip(comparisons, categories, strict=True)
+        comparison.content(rules[category], context)
+        for comparison, category, context in zip(comparisons, categories, contexts, strict=True)
     ]
     identity = {
         "judge": args.model,
@@ -208,33 +199,53 @@ def review(
     }
     if args.no_temperature:
         identity["temperature"] = "the service's own"
-    ids = [comparison.question["question_id"] for comparison in comparisons]
     with AnswersFile(Path(args.output), identity, args.fresh) as reviews:
-        done = _read_done(args.output, ids)
+        done = _read_done(args.output, [c.question["question_id"] for c in comparisons])
         todo = [i for i in range(len(contents)) if i not in done]
         if not todo:
             log.info("%s: all %d reviews are there", args.output, len(done))
             return
-        _ask_judge(args, reviews, comparisons, categories, contents, todo)
+
+        def keep(i: int, text: str) -> None:
+            reviews.write(comparisons[i].review(i + 1, categories[i], text))
+
+        _ask_judge(args, comparisons, {i: contents[i] for i in todo}, keep)
         reviews.sort("id")
+
+
+def _read_contexts(
+    path: str,
+    comparisons: Sequence[Comparison],
+    describe: Callable[[Mapping[str, Any], str], str],
+) -> list[str]:
+    contexts = {
+        field(record, "image", where, str): describe(record, where)
+        for where, record in read_json_lines(path)
+    }
+    images = [field(comparison.question, "image", comparison.where) for comparison in comparisons]
+    missing = [image for image in images if image not in contexts]
+    refuse_missing("images have no context", missing, f"complete {path}")
+    return [contexts[image] for image in images]
 
 
 def _ask_judge(
     args: argparse.Namespace,
-    reviews: AnswersFile,
     comparisons: Sequence[Comparison],
-    categories: Sequence[str],
-    contents: Sequence[str],
-    todo: Sequence[int],
+    contents: Mapping[int, str],
+    keep: Callable[[int, str], None],
 ) -> None:
-    """Have the comparisons at some places reviewed, and write each review as it comes."""
+    """Ask about each of `contents`, which belong to the comparisons at their keys.
+
+    `keep` gets the key and the review, which is empty if the judge refuses.
+    """
     dialect = Dialect(args.max_tokens_field, not args.no_temperature)
     service = service_of_environment(Limits(max_tries=NUM_TRIES), dialect)
+    places = list(contents)
     num_refused = 0
 
-    def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
+    def receive(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
         nonlocal num_refused
-        i = todo[position]
+        place = places[position]
         if isinstance(outcome, ExhaustedError):
             raise ServiceError(
                 f"no review from {service.url}: {outcome}; the reviews there are are kept, run "
@@ -243,13 +254,24 @@ def _ask_judge(
         refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
         if refusal:
             num_refused += 1
-            log.warning("%s: the judge refuses (%s)", comparisons[i].where, refusal)
-        text = outcome.text if isinstance(outcome, ChatReply) and not refusal else ""
-        reviews.write(_record(i + 1, comparisons[i], categories[i], text))
+            log.warning("%s: the judge refuses (%s)", comparisons[place].where, refusal)
+        keep(place, "" if refusal else outcome.text)
 
-    ask_each(service, [_body(args, contents[i]) for i in todo], NUM_CONCURRENT, keep)
+    bodies = [
+        {
+            "model": args.model,
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": content},
+            ],
+            "max_tokens": args.max_tokens,
+            "temperature": TEMPERATURE,
+        }
+        for content in contents.values()
+    ]
+    ask_each(service, bodies, NUM_CONCURRENT, receive)
     if num_refused:
-        log.warning("%s: %d of %d refused, without scores", args.output, num_refused, len(todo))
+        log.warning("%s: %d of %d refused, without scores", args.output, num_refused, len(bodies))
 
 
 def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
@@ -272,42 +294,15 @@ def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
     return done
 
 
-def _body(args: argparse.Namespace, content: str) -> dict[str, Any]:
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
-    return {
-        "model": args.model,
-        "messages": messages,
-        "max_tokens": args.max_tokens,
-        "temperature": TEMPERATURE,
-    }
-
-
-def _record(number: int, comparison: Comparison, category: str, text: str) -> dict[str, Any]:
-    first, second = comparison.answers
-    return {
-        "id": number,
-        "question_id": comparison.question["question_id"],
-        "answer1_id": first.get("answer_id", first["question_id"]),
-        "answer2_id": second.get("answer_id", second["question_id"]),
-        "category": category,
-        "content": text,
-        "tuple": parse_score(text),
-    }
-
-
-def eval_gpt_review(args: argparse.Namespace) -> None:
-    """Review what `args` names; see `review`."""
-    comparisons = read_comparisons(args.question, args.answer_list)
-    rules = read_rules(args.rule)
-    named = [str(comparison.question.get("category", "default")) for comparison in comparisons]
-    categories = [name if name in rules else "default" for name in named]
-    review(args, comparisons, categories)
+def _category_or_default(comparison: Comparison, rules: Rules) -> str:
+    category = str(comparison.question.get("category", "default"))
+    return category if category in rules else "default"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and review."""
-    args = make_parser("Let GPT compare two models.").parse_args(argv)
-    run_main(lambda: eval_gpt_review(args))
+    parser = make_parser("Let GPT compare two models.", has_context=False)
+    run_script(lambda args: review(args, _category_or_default), parser, argv)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ python -m llava.eval.eval_gpt_review_bench -q questions.jsonl -c context.jsonl
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import DataError, run_main
-from llava.eval import eval_gpt_review
+from llava.errors import DataError, run_script
+from llava.eval.eval_gpt_review import Comparison, Rules, make_parser, review
 from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
@@ -32,23 +31,15 @@ def describe(record: Mapping[str, Any], where: str) -> str:
     raise DataError(f"{where}: caption is {caption!r}; expected a text or a list of texts")
 
 
-def eval_gpt_review_bench(args: argparse.Namespace) -> None:
-    """Review what `args` names; see `eval_gpt_review.review`."""
-    comparisons = eval_gpt_review.read_comparisons(args.question, args.answer_list)
-    categories = [
-        f"llava_bench_{field(comparison.question, 'category', comparison.where, str)}"
-        for comparison in comparisons
-    ]
-    contexts = eval_gpt_review.read_contexts(args.context, describe)
-    eval_gpt_review.review(args, comparisons, categories, contexts)
+def get_category(comparison: Comparison, rules: Rules) -> str:
+    """Name of a question's rule."""
+    return f"llava_bench_{field(comparison.question, 'category', comparison.where, str)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and review."""
-    parser = eval_gpt_review.make_parser("Let GPT compare two models' answers to LLaVA-Bench.")
-    parser.add_argument("-c", "--context", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_gpt_review_bench(args))
+    parser = make_parser("Let GPT compare two models' answers to LLaVA-Bench.")
+    run_script(lambda args: review(args, get_category, describe), parser, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Final
 
 import typer
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.records import read_text
 
 PERCEPTION: Final = (
@@ -97,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and score."""
     parser = argparse.ArgumentParser(description="Score MME.")
     parser.add_argument("--results_dir", "--results-dir", required=True)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         scores = score_folder(args.results_dir)
         for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
             typer.echo(f"=========== {title} ===========")
@@ -108,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 typer.echo(f"\t {name}  score: {scores[name]}")
             typer.echo("")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

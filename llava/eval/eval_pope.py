@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
@@ -193,15 +193,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotation-dir", required=True)
     parser.add_argument("--question-file", required=True)
     parser.add_argument("--result-file", required=True)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
         for category, score in scores.items():
             show(category, score)
             typer.echo("====================================")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, Final
 import typer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.records import field, read_json, read_json_lines
 
 FAILED: Final = "FAILED"
@@ -198,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--output-file", required=True)
     parser.add_argument("--output-result", required=True)
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_science_qa(args))
+    run_script(eval_science_qa, parser, argv)
 
 
 if __name__ == "__main__":

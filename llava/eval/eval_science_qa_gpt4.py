@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
@@ -103,13 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and score."""
     parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 and a model.")
     add_arguments(parser)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         votes = read_votes(args)
         show(votes, [vote.ensemble for vote in votes])
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

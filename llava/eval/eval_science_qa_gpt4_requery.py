@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval import eval_science_qa
 from llava.eval.eval_science_qa_gpt4 import Votes, add_arguments, read_votes, show
 
@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     parser.add_argument("--requery-result", required=True)
     parser.add_argument("--output-result", required=True)
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         votes = read_votes(args)
         seconds = eval_science_qa.read_answers(args.requery_result)
         choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         show(votes, choices)
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, run_main
+from llava.errors import ConfigError, DataError, run_script
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 
@@ -92,9 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file")
     parser.add_argument("--result-dir", help="score every .jsonl in it")
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         files = [Path(args.result_file)] if args.result_file else []
         if args.result_dir:
             files += sorted(Path(args.result_dir).glob("*.jsonl"))
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             typer.echo(path.stem)
             typer.echo(f"Samples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

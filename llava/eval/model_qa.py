@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.model_vqa import Question, Script, add_run_arguments, answer_questions
 from llava.eval.records import field, read_json_lines
 
 SCRIPT = Script("model_qa", conv_mode=None, max_new_tokens=1024)
 TEMPERATURE = 0.7
+RUN_FLAGS = ("batch_size", "device", "fresh")
 
 
 def eval_model(
@@ -45,7 +46,7 @@ def eval_model(
         temperature=TEMPERATURE,
         top_p=None,
         num_beams=1,
-        **(vars(options) if options else {}),
+        **{name: getattr(options, name) for name in RUN_FLAGS if hasattr(options, name)},
     )
     answer_questions(SCRIPT, args, questions_file, questions)
 
@@ -57,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--question-file", default="tables/question.jsonl")
     parser.add_argument("--answers-file", default="answer.jsonl")
     add_run_arguments(parser)
-    args = parser.parse_args(argv)
-    names = ("batch_size", "device", "fresh")
-    options = SimpleNamespace(**{name: getattr(args, name) for name in names})
-    run_main(lambda: eval_model(args.model_name, args.question_file, args.answers_file, options))
+    run_script(
+        lambda args: eval_model(args.model_name, args.question_file, args.answers_file, args),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +29,11 @@ from torch import Tensor
 from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_conversation, select_conversation
-from llava.errors import ConfigError, DataError, run_main
+from llava.errors import ConfigError, DataError, run_script
 from llava.eval.records import AnswersFile, field, image_path, read_json_lines, refuse_missing
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
+from llava.files import sha256_of
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -147,21 +147,16 @@ class Answerer:
             DataError: a picture cannot be read, or a prompt does not fit; those before it have
                 been answered.
         """
-        starts = iter(range(0, len(questions), batch_size))
-        waiting: deque[tuple[Sequence[Question], list[Future[_Picture | None]]]] = deque()
+        pending: deque[tuple[Sequence[Question], list[Future[_Picture | None]]]] = deque()
         with ThreadPoolExecutor(NUM_PICTURE_THREADS) as pool:
             try:
-                while True:
-                    while len(waiting) <= NUM_BATCHES_AHEAD:
-                        start = next(starts, None)
-                        if start is None:
-                            break
-                        batch = questions[start : start + batch_size]
-                        waiting.append((batch, [pool.submit(self._open, q) for q in batch]))
-                    if not waiting:
-                        return
-                    batch, pictures = waiting.popleft()
-                    yield from self._answer_batch(batch, pictures)
+                for start in range(0, len(questions), batch_size):
+                    batch = questions[start : start + batch_size]
+                    pending.append((batch, [pool.submit(self._open, q) for q in batch]))
+                    if len(pending) > NUM_BATCHES_AHEAD:
+                        yield from self._answer_batch(*pending.popleft())
+                while pending:
+                    yield from self._answer_batch(*pending.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -285,7 +280,6 @@ def _image_keywords(pictures: Sequence[_Picture | None]) -> dict[str, Any]:
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 10.0
-_HASH_CHUNK_BYTES = 1 << 20
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -306,12 +300,16 @@ class Script:
     max_new_tokens: int
     plain_rule: bool = False
 
-    def make_parser(self, description: str) -> argparse.ArgumentParser:
+    def make_parser(
+        self, description: str, question_file: str | None = "tables/question.jsonl"
+    ) -> argparse.ArgumentParser:
         """A parser with the flags of LLaVA's `model_vqa*`, and ours."""
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--model-path", default="facebook/opt-350m")
         parser.add_argument("--model-base", default=None)
         parser.add_argument("--image-folder", default="")
+        if question_file is not None:
+            parser.add_argument("--question-file", default=question_file)
         parser.add_argument("--answers-file", default="answer.jsonl")
         parser.add_argument(
             "--conv-mode",
@@ -340,7 +338,7 @@ def answer_questions(
     args: Any,
     question_file: str | Path,
     questions: Sequence[Question],
-    **identity: Any,
+    **more_identity: Any,
 ) -> None:
     """Answer this chunk's questions that have no answer yet, in order.
 
@@ -350,7 +348,7 @@ def answer_questions(
             LLaVA does not have may be absent.
         question_file: where the questions are from.
         questions: those of this chunk (`records.get_chunk`).
-        **identity: further settings that change answers.
+        **more_identity: further settings that change answers.
 
     Raises:
         ConfigError: a flag cannot be, or the answers there are of another run.
@@ -365,19 +363,19 @@ def answer_questions(
     )
     _check_numbers(batch_size, sampling)
     model_id = get_model_name_from_path(str(args.model_path))
-    settings = {
+    identity = {
         "script": script.name,
         "model_id": model_id,
         "checkpoint_sha256": checkpoint_sha256(args.model_path),
         "model_base": args.model_base,
-        "questions_sha256": _sha256_of(Path(question_file).expanduser()),
+        "questions_sha256": sha256_of(Path(question_file).expanduser()),
         "conv_mode": args.conv_mode,
         **asdict(sampling),
         "num_chunks": args.num_chunks,
         "chunk_idx": args.chunk_idx,
-        **identity,
+        **more_identity,
     }
-    with AnswersFile(args.answers_file, settings, getattr(args, "fresh", False)) as answers:
+    with AnswersFile(args.answers_file, identity, getattr(args, "fresh", False)) as answers:
         num_answered = answers.count_answered([question.question_id for question in questions])
         pending = questions[num_answered:]
         if not pending:
@@ -389,10 +387,32 @@ def answer_questions(
             )
         _check_pictures(pending)
         answerer = load_answerer(script, args, model_id, sampling)
-        progress = _Progress(num_answered, len(questions))
-        for question, text in answerer.answer(pending, batch_size):
-            answers.write(_record(question, text, model_id, progress.num_done))
-            progress.advance()
+        _write_answers(answers, answerer.answer(pending, batch_size), model_id, num_answered)
+        log.info("%s: all %d questions are answered", answers.path, len(questions))
+
+
+def _write_answers(
+    answers: AnswersFile, texts: Iterable[tuple[Question, str]], model_id: str, num_answered: int
+) -> None:
+    """Write answers as they come, and say every few seconds how many there are."""
+    reported_at = time.monotonic()
+    for position, (question, text) in enumerate(texts, num_answered):
+        # of name and place, so that a run that was cut off writes the bytes of one that was not
+        name = json.dumps([model_id, position, question.question_id, question.prompt])
+        answers.write(
+            {
+                "question_id": question.question_id,
+                "prompt": question.prompt,
+                "text": text,
+                **question.extra,
+                "answer_id": shortuuid.uuid(name=name),
+                "model_id": model_id,
+                "metadata": {},
+            }
+        )
+        if time.monotonic() - reported_at >= REPORT_EVERY_S:
+            log.info("%s: %d questions are answered", answers.path, position + 1)
+            reported_at = time.monotonic()
 
 
 def load_answerer(script: Script, args: Any, model_id: str, sampling: Sampling) -> Answerer:
@@ -440,16 +460,7 @@ def checkpoint_sha256(model_path: str) -> str | None:
     files = (path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     weights = sorted(path for path in files if path.name != "training_args.bin")
     # the configuration may name the template
-    return _sha256_of(*weights, *folder.glob("config.json"))
-
-
-def _sha256_of(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(_HASH_CHUNK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(*weights, *folder.glob("config.json"))
 
 
 def _check_numbers(batch_size: int, sampling: Sampling) -> None:
@@ -469,36 +480,6 @@ def _check_pictures(questions: Sequence[Question]) -> None:
     paths = {q.image: q.where for q in questions if isinstance(q.image, Path)}
     missing = [f"{path} ({where})" for path, where in paths.items() if not path.is_file()]
     refuse_missing("pictures are missing", missing, "check --image-folder")
-
-
-def _record(question: Question, text: str, model_id: str, position: int) -> dict[str, Any]:
-    # of name and place, so that a run that was cut off writes the bytes of one that was not
-    name = json.dumps([model_id, position, question.question_id, question.prompt])
-    return {
-        "question_id": question.question_id,
-        "prompt": question.prompt,
-        "text": text,
-        **question.extra,
-        "answer_id": shortuuid.uuid(name=name),
-        "model_id": model_id,
-        "metadata": {},
-    }
-
-
-class _Progress:
-    """Says every few seconds how far it is."""
-
-    def __init__(self, num_done: int, num_all: int) -> None:
-        self.num_done = num_done
-        self._num_all = num_all
-        self._reported_at = time.monotonic()
-
-    def advance(self) -> None:
-        self.num_done += 1
-        now = time.monotonic()
-        if now - self._reported_at >= REPORT_EVERY_S or self.num_done == self._num_all:
-            log.info("%d of %d questions answered", self.num_done, self._num_all)
-            self._reported_at = now
 
 
 SCRIPT = Script("model_vqa", conv_mode="llava_v1", max_new_tokens=1024)
@@ -528,9 +509,7 @@ def eval_model(args: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and answer."""
     parser = SCRIPT.make_parser("Answer questions about pictures.")
-    parser.add_argument("--question-file", default="tables/question.jsonl")
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_model(args))
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":

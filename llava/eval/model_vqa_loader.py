@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.model_vqa import Script, answer_questions, read_questions
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
@@ -28,9 +28,7 @@ def eval_model(args: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and answer."""
     parser = SCRIPT.make_parser("Answer questions about pictures briefly.")
-    parser.add_argument("--question-file", default="tables/question.jsonl")
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_model(args))
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":

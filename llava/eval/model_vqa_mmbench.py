@@ -14,7 +14,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.model_vqa import Question, Script, answer_questions
 from llava.eval.records import OPTION_LETTERS, field, get_options, read_tsv
 from llava.eval.records import get_chunk as get_chunk
@@ -114,12 +114,10 @@ def eval_model(args: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and answer."""
     parser = SCRIPT.make_parser("Answer MMBench.")
-    parser.add_argument("--question-file", default="tables/question.jsonl")
     parser.add_argument("--all-rounds", action="store_true", help="ask every rotation")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter")
     parser.add_argument("--lang", choices=LETTER_INSTRUCTIONS, default="en")
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_model(args))
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":

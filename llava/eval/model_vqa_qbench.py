@@ -14,7 +14,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import DataError, run_main
+from llava.errors import DataError, run_script
 from llava.eval.model_vqa import Question, Script, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, get_chunk, image_path, read_json
@@ -54,11 +54,10 @@ def eval_model(args: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and answer."""
-    parser = SCRIPT.make_parser("Answer Q-Bench.")
+    parser = SCRIPT.make_parser("Answer Q-Bench.", question_file=None)
     parser.add_argument("--questions-file", required=True)
     parser.add_argument("--lang", choices=LANGUAGES, default="en")
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_model(args))
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":

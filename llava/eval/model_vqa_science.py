@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import run_main
+from llava.errors import run_script
 from llava.eval.model_vqa import Question, Script, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, image_path, read_json
@@ -63,12 +63,10 @@ def eval_model(args: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and answer."""
-    parser = SCRIPT.make_parser("Answer ScienceQA.")
-    parser.add_argument("--question-file", default="tables/question.json")
+    parser = SCRIPT.make_parser("Answer ScienceQA.", "tables/question.json")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter")
     parser.add_argument("--answer-prompter", action="store_true", help="accepted, without effect")
-    args = parser.parse_args(argv)
-    run_main(lambda: eval_model(args))
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import shortuuid
 
 from llava.chat_service import ChatReply, Limits, ask_each, service_of_environment
-from llava.errors import ExhaustedError, RejectedError, ServiceError, run_main
+from llava.errors import ExhaustedError, RejectedError, ServiceError, run_script
 from llava.eval.records import field, read_json_lines
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-q", "--question", required=True)
     parser.add_argument("-o", "--output", required=True)
     parser.add_argument("--max-tokens", type=int, default=1024, help="longest answer")
-    args = parser.parse_args(argv)
-    run_main(lambda: answer_file(args.question, args.output, args.max_tokens))
+    run_script(lambda args: answer_file(args.question, args.output, args.max_tokens), parser, argv)
 
 
 if __name__ == "__main__":

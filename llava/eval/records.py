@@ -358,18 +358,14 @@ class AnswersFile:
     def _cut_unfinished_line(self) -> None:
         """Remove a last line that a killed process wrote only half of."""
         content = self.path.read_bytes()
-        end = len(content)
-        if not content.endswith(b"\n"):
-            end = content.rfind(b"\n") + 1
-        elif not _is_json(content[content.rfind(b"\n", 0, -1) + 1 :]):
-            end = content.rfind(b"\n", 0, -1) + 1
-        if end < len(content):
+        last = content[content.rfind(b"\n", 0, -1) + 1 :]
+        if last and not (last.endswith(b"\n") and _is_json(last)):
             log.warning(
                 "%s: dropped an unfinished last line of %d bytes; its question is asked again",
                 self.path,
-                len(content) - end,
+                len(last),
             )
-            self._file.truncate(end)
+            self._file.truncate(len(content) - len(last))
 
 
 def _is_json(line: bytes) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, run_main
+from llava.errors import ConfigError, DataError, run_script
 from llava.eval.eval_gpt_review import NO_SCORES
 from llava.eval.records import field, read_json_lines
 
@@ -101,9 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-s", "--select", nargs="*", default=[])
     parser.add_argument("-f", "--files", nargs="*", default=[])
     parser.add_argument("-i", "--ignore", nargs="*", default=[], help="question ids")
-    args = parser.parse_args(argv)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         paths = [Path(name) for name in args.files]
         if not paths and args.dir:
             paths = find_files(args.dir, args.select, args.version)
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 typer.echo(" ".join([name, *(f"{number:.1f}" for number in numbers)]))
             typer.echo("=================================")
 
-    run_main(run)
+    run_script(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_review_refuses(api, review, write_lines, tmp_path, monkeypatch):
         review(eval_gpt_review_bench, categories=("odd", "conv"), caption="One.")
     with pytest.raises(SystemExit, match="caption is 3; expected a text"):
         review(eval_gpt_review_bench, caption=3)
-    with pytest.raises(SystemExit, match="1 pictures have no context: a.jpg|2 pictures"):
+    with pytest.raises(SystemExit, match="2 images have no context: a.jpg, a.jpg"):
         review(eval_gpt_review_bench, caption="One.", image="b.jpg")
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(SystemExit, match="OPENAI_API_KEY is not set"):
