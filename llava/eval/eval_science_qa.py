@@ -22,6 +22,7 @@ import typer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError, run_script
 from llava.eval.records import field, read_json, read_json_lines
+from llava.files import write_atomically
 
 FAILED: Final = "FAILED"
 OPTIONS: Final = ("A", "B", "C", "D", "E")
@@ -107,13 +108,11 @@ class Verdict:
     """What became of one problem.
 
     Attributes:
-        problem_id: its id.
         record: as it is written down, with `parsed_ans` and `ground_truth`.
         index: the choice that was answered, -1 for none.
         is_correct: whether that is the right one.
     """
 
-    problem_id: str
     record: Mapping[str, Any]
     index: int
     is_correct: bool
@@ -145,27 +144,31 @@ def judge(
             "pred": text,
             "is_multimodal": is_multimodal(answer),
         }
-        verdicts.append(Verdict(problem_id, record, index, index == problem["answer"]))
+        verdicts.append(Verdict(record, index, index == problem["answer"]))
     return verdicts
 
 
-def write_results(verdicts: Sequence[Verdict], output_file: str, output_result: str) -> None:
-    """Write both files."""
-    sides = {
-        "correct": [verdict.record for verdict in verdicts if verdict.is_correct],
-        "incorrect": [verdict.record for verdict in verdicts if not verdict.is_correct],
-    }
+def write_result(
+    path: str,
+    problem_ids: Iterable[str],
+    choices: Sequence[int],
+    is_right: Sequence[bool],
+    outputs: Mapping[str, str],
+) -> None:
+    """Write the leaderboard's table: the choice of each problem and what was answered."""
     result = {
-        "acc": percent(verdict.is_correct for verdict in verdicts),
-        "correct": len(sides["correct"]),
-        "count": len(verdicts),
-        "results": {verdict.problem_id: verdict.index for verdict in verdicts},
-        "outputs": {verdict.problem_id: verdict.record["pred"] for verdict in verdicts},
+        "acc": percent(is_right),
+        "correct": sum(is_right),
+        "count": len(is_right),
+        "results": dict(zip(problem_ids, choices, strict=True)),
+        "outputs": outputs,
     }
-    for name, content in ((output_file, sides), (output_result, result)):
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, result)
+
+
+def write_json(path: str, content: Any) -> None:
+    """Write an indented JSON file; its folder is made."""
+    write_atomically(Path(path), json.dumps(content, indent=2))
 
 
 def eval_science_qa(args: argparse.Namespace) -> None:
@@ -180,14 +183,19 @@ def eval_science_qa(args: argparse.Namespace) -> None:
     if num_missing:
         log.warning("%d of %d problems have no answer; they are wrong", num_missing, len(problems))
     verdicts = judge(problems, answers, args.options)
-    write_results(verdicts, args.output_file, args.output_result)
-    num_correct = sum(verdict.is_correct for verdict in verdicts)
-    accuracy = percent(verdict.is_correct for verdict in verdicts)
-    with_image = [verdict for verdict in verdicts if verdict.record["is_multimodal"]]
-    image_accuracy = percent(verdict.is_correct for verdict in with_image)
+    sides = {
+        "correct": [verdict.record for verdict in verdicts if verdict.is_correct],
+        "incorrect": [verdict.record for verdict in verdicts if not verdict.is_correct],
+    }
+    write_json(args.output_file, sides)
+    is_right = [verdict.is_correct for verdict in verdicts]
+    outputs = {verdict.record["question_id"]: verdict.record["pred"] for verdict in verdicts}
+    choices = [verdict.index for verdict in verdicts]
+    write_result(args.output_result, problems, choices, is_right, outputs)
+    with_image = [v.is_correct for v in verdicts if v.record["is_multimodal"]]
     typer.echo(
-        f"Total: {len(verdicts)}, Correct: {num_correct}, Accuracy: {accuracy:.2f}%, "
-        f"IMG-Accuracy: {image_accuracy:.2f}%"
+        f"Total: {len(verdicts)}, Correct: {sum(is_right)}, Accuracy: {percent(is_right):.2f}%, "
+        f"IMG-Accuracy: {percent(with_image):.2f}%"
     )
 
 

@@ -9,9 +9,7 @@ its second answer (an answers file) counts. Usage: python -m llava.eval.eval_sci
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llava.errors import run_script
@@ -24,7 +22,7 @@ def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str])
     if vote.gpt4 in (-1, vote.ours) or second is None:
         return vote.ensemble
     letter = eval_science_qa.parse_answer(second["text"], options)
-    index = list(options).index(letter) if letter in options else -1
+    index = eval_science_qa.option_index(letter, len(options), options)
     return vote.ensemble if index < 0 else index
 
 
@@ -40,20 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = eval_science_qa.read_answers(args.requery_result)
         choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
         is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
-        result = {
-            "acc": eval_science_qa.percent(is_right),
-            "correct": sum(is_right),
-            "count": len(votes),
-            "results": {v.problem_id: choice for v, choice in zip(votes, choices, strict=True)},
-            "outputs": {
-                vote.problem_id: seconds[vote.problem_id]["text"]
-                for vote in votes
-                if vote.problem_id in seconds
-            },
-        }
-        target = Path(args.output_result)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        ids = [vote.problem_id for vote in votes]
+        outputs = {pid: seconds[pid]["text"] for pid in ids if pid in seconds}
+        eval_science_qa.write_result(args.output_result, ids, choices, is_right, outputs)
         show(votes, choices)
 
     run_script(run, parser, argv)

@@ -197,10 +197,7 @@ class Answerer:
         """Token ids of a question in the template, with a sentinel for its picture."""
         text = question.text
         if question.image is not None:
-            token = DEFAULT_IMAGE_TOKEN
-            if self._wrap:
-                token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
-            text = f"{token}\n{text}"
+            text = f"{image_token(self._wrap)}\n{text}"
         conversation = self._conversation.copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
@@ -243,6 +240,13 @@ class Answerer:
         end = next((i for i, token_id in enumerate(ids) if token_id in self._eos_ids), len(ids))
         text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text.strip()
+
+
+def image_token(wrap: bool) -> str:
+    """The placeholder of an image; `wrap` as the model's `mm_use_im_start_end` says."""
+    if wrap:
+        return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+    return DEFAULT_IMAGE_TOKEN
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -387,12 +391,16 @@ def answer_questions(
             )
         _check_pictures(pending)
         answerer = load_answerer(script, args, model_id, sampling)
-        _write_answers(answers, answerer.answer(pending, batch_size), model_id, num_answered)
-        log.info("%s: all %d questions are answered", answers.path, len(questions))
+        texts = answerer.answer(pending, batch_size)
+        _write_answers(answers, texts, model_id, num_answered, len(questions))
 
 
 def _write_answers(
-    answers: AnswersFile, texts: Iterable[tuple[Question, str]], model_id: str, num_answered: int
+    answers: AnswersFile,
+    texts: Iterable[tuple[Question, str]],
+    model_id: str,
+    num_answered: int,
+    num_all: int,
 ) -> None:
     """Write answers as they come, and say every few seconds how many there are."""
     reported_at = time.monotonic()
@@ -410,8 +418,8 @@ def _write_answers(
                 "metadata": {},
             }
         )
-        if time.monotonic() - reported_at >= REPORT_EVERY_S:
-            log.info("%s: %d questions are answered", answers.path, position + 1)
+        if time.monotonic() - reported_at >= REPORT_EVERY_S or position + 1 == num_all:
+            log.info("%d of %d questions answered", position + 1, num_all)
             reported_at = time.monotonic()
 
 

@@ -8,7 +8,6 @@ A URL is fetched only because the user typed it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,13 +17,11 @@ import typer
 from PIL import Image
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
     IMAGE_PLACEHOLDER,
 )
 from llava.conversation import select_conversation
-from llava.errors import DataError, UserError
+from llava.errors import DataError, run_script
+from llava.eval.model_vqa import Sampling, image_token
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -69,9 +66,7 @@ def build_question(query: str, num_images: int, wrap: bool) -> str:
         num_images: how many pictures there are.
         wrap: put `<im_start>` and `<im_end>` around each (`mm_use_im_start_end`).
     """
-    token = DEFAULT_IMAGE_TOKEN
-    if wrap:
-        token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
+    token = image_token(wrap)
     if IMAGE_PLACEHOLDER in query:
         return query.replace(IMAGE_PLACEHOLDER, token)
     return f"{token}\n" * num_images + query
@@ -103,18 +98,14 @@ def eval_model(args: Any) -> str:
     conversation.append_message(conversation.roles[0], question)
     conversation.append_message(conversation.roles[1], None)
     input_ids = torch.tensor([tokenizer_image_token(conversation.get_prompt(), tokenizer)])
-    sampling: dict[str, Any] = {"do_sample": args.temperature > 0}
-    if args.temperature > 0:
-        sampling.update(temperature=args.temperature, top_p=args.top_p)
+    sampling = Sampling(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
     with torch.inference_mode():
         output_ids = model.generate(
             input_ids.to(model.device),
             images=process_images(images, image_processor, model.config),
             image_sizes=[image.size for image in images],
-            num_beams=args.num_beams,
-            max_new_tokens=args.max_new_tokens,
             use_cache=True,
-            **sampling,
+            **sampling.keywords(),
         )
     answer: str = tokenizer.batch_decode(output_ids, skip_special_tokens=True)[0].strip()
     typer.echo(answer)
@@ -135,10 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--device", default="cuda")
-    try:
-        eval_model(parser.parse_args(argv))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(eval_model, parser, argv)
 
 
 if __name__ == "__main__":
