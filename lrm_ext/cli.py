@@ -1,7 +1,8 @@
-"""The `lrm` command: collects the commands of every package in the order in which data flows.
+"""The `lrm` command: collects the commands of every package and lists them in the order of work.
 
-Each package that has commands holds them in `commands.py` with one function,
-`register(app)`. They import what they need inside the command, so that `lrm --help` stays fast.
+Each package that has commands holds them in `commands.py` with one function, `register(app)`, and
+imports what it needs inside the command, so that `lrm --help` stays fast. `PANELS` says where
+`lrm --help` lists a command and how it sums it up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import typer
 
@@ -30,9 +32,62 @@ import lrm_ext.translation.commands
 import lrm_ext.vocabulary.commands
 from llava.errors import ConfigError, run_command
 
+PANELS: Final = {
+    "Languages and data": {
+        "languages": "List, add and check languages; compare how tokenizers split them.",
+        "corpus": "Import, inspect, validate and export parallel corpora.",
+        "sample": "Print one training sample: text, prompt, token ids and labels.",
+        "mixture": "Show the shares of languages, instructions and corpora.",
+    },
+    "Translation": {
+        "translate": "Translate a corpus. Resumes where it stopped; pays for nothing twice.",
+    },
+    "Training": {
+        "plan": "Estimate memory, batch size, time and cost before a run.",
+        "extend-vocab": "Add tokens for a language to a tokenizer and its model.",
+        "plot-run": "Plot training and validation loss, overall and per language.",
+    },
+    "Measuring": {
+        "benchmark": "Import, translate, list and score benchmarks.",
+        "eval": "Evaluate a model in every language. Resumes where it stopped.",
+        "report": "Rebuild the tables and report.html from saved results.",
+        "compare": "Test whether one model is better than another, per language.",
+    },
+    "Showing": {
+        "inspect": "Browse images, questions and answers in a local page.",
+        "table": "Make a table of the paper from saved answers.",
+        "figure": "Plot a figure of the paper from saved answers.",
+        "modality-gap": "Measure the distance between images and texts in a model (Figure 5).",
+    },
+    "Serving": {
+        "demo": "Serve a model: web page and OpenAI-style API in one command.",
+        "export": "Export checkpoints, answers and benchmarks to other tools.",
+        "import": "Import checkpoints from other tools.",
+    },
+    "Developer tools": {
+        "mini": "Build the small base models of the preset `mini`.",
+        "reproduce": "Train and evaluate the paper's settings in miniature (needs a clone).",
+        "bench": "Benchmark speed against other tools (needs a clone).",
+    },
+}
+"""Panel -> command -> summary, in the order of `lrm --help`."""
+
+
+class _PanelGroup(typer.core.TyperGroup):
+    """Lists commands as `PANELS` has them."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        for panel, summaries in PANELS.items():
+            for name, summary in summaries.items():
+                command = self.commands[name]
+                command.rich_help_panel, command.short_help = panel, summary  # type: ignore[attr-defined]
+        return [name for summaries in PANELS.values() for name in summaries]
+
+
 app = typer.Typer(
     name="lrm",
-    help="Make a LLaVA-style model answer in your language.",
+    cls=_PanelGroup,
+    help="Make a LLaVA-style vision-language model answer in your language.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -69,14 +124,9 @@ def _developer_tool(ctx: typer.Context) -> None:
     sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
 
 
-for _name, _help in (
-    ("reproduce", "Train and measure the paper's settings in miniature (a clone's tools/)."),
-    ("bench", "Run benchmarks against their peers (a clone's tools/)."),
-    ("mini", "Make the small base models of the preset `mini` (a clone's tools/)."),
-):
+for _name in ("mini", "reproduce", "bench"):
     app.command(
         _name,
-        help=_help,
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_developer_tool)
