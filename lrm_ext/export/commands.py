@@ -26,7 +26,7 @@ def export(
     conv_mode: str | None = typer.Option(None, help="Template; default: the checkpoint's."),
 ) -> None:
     """Write a folder that plain transformers loads, with processor and chat template."""
-    from lrm_ext.export.to_hf import export_hf
+    from lrm_ext.export.transformers_checkpoint import export_hf
 
     export_hf(model, out, str(model_base) if model_base else None, conv_mode)
     check(out)
@@ -123,6 +123,6 @@ def import_(
     out: Path = typer.Option(..., help="New folder."),
 ) -> None:
     """Write a LLaVA checkpoint; of a folder that was exported here, the same weights."""
-    from lrm_ext.export.from_hf import import_hf
+    from lrm_ext.export.transformers_checkpoint import import_hf
 
     import_hf(model, out)

@@ -139,7 +139,7 @@ def to_transformers(model: LlavaLlamaForCausalLM, dtype: torch.dtype, attention:
     config._attn_implementation = attention
     with _default_dtype(dtype), torch.device(model.device):
         converted = LlavaForConditionalGeneration(config)
-    converted.load_state_dict(renamed_weights(model, config))
+    converted.load_state_dict(transformers_weights(model, config))
     _cast(converted, dtype)
     converted.config.use_cache = converted.config.text_config.use_cache = False
     converted.model.vision_tower.requires_grad_(False)

@@ -25,7 +25,7 @@ from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
 from lrm_ext.evaluation.transformers_models import TransformersBackend
-from lrm_ext.export.to_hf import export_hf
+from lrm_ext.export.transformers_checkpoint import export_hf
 
 
 def texts(config):

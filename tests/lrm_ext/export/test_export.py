@@ -24,8 +24,7 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from lrm_ext.export.chat_template import chat_template
 from lrm_ext.export.check import check_folder, check_servers
-from lrm_ext.export.from_hf import import_hf
-from lrm_ext.export.to_hf import add_image_token, export_hf
+from lrm_ext.export.transformers_checkpoint import add_image_token, export_hf, import_hf
 
 PLAIN = [name for name, conv in conv_templates.items() if conv.sep_style.name == "PLAIN"]
 

@@ -8,7 +8,7 @@ from llava.conversation import conv_templates, get_conversation
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.worker_adapter import engine_ids
 from lrm_ext.export.chat_template import chat_template
-from lrm_ext.export.to_hf import add_image_token
+from lrm_ext.export.transformers_checkpoint import add_image_token
 
 CHATS = [name for name, conv in conv_templates.items() if conv.sep_style.name != "PLAIN"]
 TURNS = (
