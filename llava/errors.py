@@ -10,14 +10,13 @@ request.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-
-from llava.files import is_disk_full
 
 _STDOUT = 1  # its descriptor
 
@@ -61,6 +60,11 @@ class RejectedError(Exception):
 
 class ExhaustedError(Exception):
     """All tries failed for reasons that may pass."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit of the process leaves no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str | None:

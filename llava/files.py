@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llava.errors import is_disk_full
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -65,8 +66,3 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether a disk, a quota or a limit of the process leaves no room."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

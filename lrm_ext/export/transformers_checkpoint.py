@@ -55,6 +55,7 @@ TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 TEXT_ARCHITECTURES = {"llava_llama": "LlamaForCausalLM", "llava_mistral": "MistralForCausalLM"}
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
 PROJECTOR_LAYERS = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
 
 
@@ -73,8 +74,7 @@ def export_hf(
         ConfigError: `out_dir` exists, or transformers' classes cannot hold this model.
         CheckpointError: The checkpoint cannot be read.
     """
-    if out_dir.exists():
-        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
+    _refuse_existing(out_dir)
     register_templates()
     name = get_model_name_from_path(str(model_path))
     written = read_config(model_path) or {}
@@ -108,6 +108,11 @@ def export_hf(
     (partial / LLAVA_CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     partial.rename(out_dir)
     log.info("%s: %s with template %s", out_dir, type(hf_model).__name__, template_name)
+
+
+def _refuse_existing(out_dir: Path) -> None:
+    if out_dir.exists():
+        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
 
 
 def check_exportable(model: Any, image_processor: Any) -> None:
@@ -181,13 +186,16 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
     return LlavaConfig(**keywords)
 
 
+def _class_of(config: Any) -> Any:
+    """Transformers' class of a configuration; Any, because its types do not cover our calls."""
+    if isinstance(config, LlavaNextConfig):
+        return LlavaNextForConditionalGeneration
+    return LlavaForConditionalGeneration
+
+
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
     """The same weights in transformers' class."""
-    kind = (
-        LlavaNextForConditionalGeneration
-        if isinstance(config, LlavaNextConfig)
-        else LlavaForConditionalGeneration
-    )
+    kind = _class_of(config)
     with torch.device("meta"):
         hf_model = kind(config)
     hf_model.load_state_dict(
@@ -208,11 +216,9 @@ def transformers_weights(model: Any, config: Any) -> dict[str, Tensor]:
     for key, value in model.state_dict().items():
         if ".vision_tower." in key:
             continue
-        if key == "lm_head.weight" or key == "model.embed_tokens.weight":
+        if key in ("lm_head.weight", "model.embed_tokens.weight"):
             value = _with_rows(value, config.text_config.vocab_size)
-        if key == "lm_head.weight":
-            weights[key] = value
-        elif key == "model.image_newline":
+        if key in ("lm_head.weight", "model.image_newline"):
             weights[key] = value
         elif ".mm_projector." in key:
             layer = next(new for old, new in PROJECTOR_LAYERS.items() if old in key)
@@ -247,10 +253,7 @@ def build_processor(
     config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
 ) -> Any:
     """Pictures and text as LLaVA prepares them; `template` is Jinja."""
-    settings = {
-        key: getattr(image_processor, key)
-        for key in ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
-    }
+    settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
     keywords: dict[str, Any] = {
         "tokenizer": tokenizer,
         "patch_size": config.vision_config.patch_size,
@@ -295,8 +298,7 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
         ConfigError: `out_dir` exists, or the model is of a kind that LLaVA does not have.
         CheckpointError: Files are missing or do not fit.
     """
-    if out_dir.exists():
-        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
+    _refuse_existing(out_dir)
     if not hf_path.is_dir():
         raise CheckpointError(f"{hf_path}: no such folder")
     check_complete(hf_path)
@@ -349,15 +351,9 @@ def _read_hf_config(hf_path: Path) -> Any:
 
 
 def _load(hf_path: Path, config: Any) -> Any:
-    # with loading info it returns a pair, which its types do not say
-    kind: Any = (
-        LlavaNextForConditionalGeneration
-        if isinstance(config, LlavaNextConfig)
-        else LlavaForConditionalGeneration
-    )
     # the tower's level `vision_model.` may be missing, or be there twice where a script that adds
     # it for vLLM ran on a folder that had it
-    model, info = kind.from_pretrained(
+    model, info = _class_of(config).from_pretrained(
         hf_path,
         dtype="auto",
         output_loading_info=True,
@@ -454,9 +450,10 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
 
 def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
     """CLIP's own processor with the settings of the folder's; padding and tiles are LLaVA's."""
-    keys = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
     settings = _processor_settings(hf_path)
-    return CLIPImageProcessorPil(**{key: settings[key] for key in keys if key in settings})
+    return CLIPImageProcessorPil(
+        **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
+    )
 
 
 def _processor_settings(hf_path: Path) -> dict[str, Any]:
@@ -488,9 +485,7 @@ def drop_image_token(folder: Path) -> None:
             path.unlink()
     path = folder / "tokenizer_config.json"
     settings = read_config(folder, path.name) or {}
-    settings.pop("processor_class", None)
-    settings.pop("chat_template", None)
-    for key in ("image_token", "extra_special_tokens"):
+    for key in ("processor_class", "chat_template", "image_token", "extra_special_tokens"):
         settings.pop(key, None)
     decoder = settings.get("added_tokens_decoder", {})
     for token_id in [key for key, token in decoder.items() if token["content"] == "<image>"]:

@@ -1,4 +1,4 @@
-"""Answers as VLMEvalKit's files (EVAL_SPEC 8): a table with the column `prediction`.
+"""Answers as VLMEvalKit's files: a table with the column `prediction`.
 
 `<model>/T<time>/<model>_<dataset>.xlsx` (or `.tsv`), which the kit scores with `--mode eval
 --reuse`. All columns of the benchmark but the image are there, with the kit's labels (`Yes`, `No`).
