@@ -1,4 +1,4 @@
-"""Names that stay in their folder, plots, and `llava.files`."""
+"""Names that stay in their folder, and plots as files; see `llava.files` for the rest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError
-from llava.files import naming, write_atomically, writing
-
-__all__ = ["naming", "save_figure", "write_atomically", "writing"]
+from llava.files import writing
 
 _PLOT_SUFFIXES: Final = (".png", ".svg", ".pdf")
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from llava.errors import UserError  # noqa: E402
-from lrm_ext.files import write_atomically  # noqa: E402
+from llava.files import write_atomically  # noqa: E402
 from tools.reproduce.page import renew  # noqa: E402
 from tools.reproduce.results import read_results  # noqa: E402
 from tools.reproduce.settings import read_study  # noqa: E402

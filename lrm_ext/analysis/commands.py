@@ -33,10 +33,10 @@ def table(
     from rich.console import Console
 
     from llava.errors import ConfigError
+    from llava.files import write_atomically
     from lrm_ext.analysis.paper_tables import agreement_table, models_table, summary_table
     from lrm_ext.analysis.settings import Setting
     from lrm_ext.analysis.table_formats import FORMATS, print_table
-    from lrm_ext.files import write_atomically
     from lrm_ext.translation.commands import split_names
 
     if style not in FORMATS:
@@ -80,6 +80,7 @@ def modality_gap(
     from rich.progress import Progress
 
     from llava.errors import ConfigError
+    from llava.files import write_atomically
     from lrm_ext.analysis.modality import measure, need_scikit_learn
     from lrm_ext.analysis.modality_features import (
         FeatureExtractor,
@@ -90,7 +91,6 @@ def modality_gap(
     from lrm_ext.analysis.modality_plot import gap_table
     from lrm_ext.corpus.emoji.unpack import ensure_unpacked
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.files import write_atomically
     from lrm_ext.translation.commands import split_names
 
     need_scikit_learn()

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from llava.files import write_atomically
 from lrm_ext.analysis.charts import Bar, bar_chart, legend, loss_curve
 from lrm_ext.analysis.headlines import headlines_section
 from lrm_ext.analysis.page import render_page, section
@@ -29,7 +30,6 @@ from lrm_ext.evaluation.report import (
     LanguageResult,
     mean_accuracy,
 )
-from lrm_ext.files import write_atomically
 
 log = logging.getLogger(__name__)
 

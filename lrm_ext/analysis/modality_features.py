@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError, DataError
+from llava.files import writing
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
 from lrm_ext.analysis.modality import IMAGE

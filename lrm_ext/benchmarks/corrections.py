@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.translated import Field, fields_of
-from lrm_ext.files import write_atomically
 
 CORRECTIONS_FILE: Final = "corrections.tsv"
 COLUMNS: Final = ("lang", "question_id", "field", "english", "correction")

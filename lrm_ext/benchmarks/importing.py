@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, IMAGES_DIR, read_description
 from lrm_ext.benchmarks.items import Item, read_items
 from lrm_ext.benchmarks.kind import Kind
@@ -26,7 +27,6 @@ from lrm_ext.benchmarks.official.source import Questions, Source
 from lrm_ext.benchmarks.pictures import PictureStore
 from lrm_ext.benchmarks.prompts import LLAVA, PROMPT_STYLES
 from lrm_ext.benchmarks.set_reader import available_languages, read_set
-from lrm_ext.files import write_atomically
 
 READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
     "mme": mme.read,

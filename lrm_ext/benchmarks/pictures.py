@@ -19,8 +19,9 @@ from typing import Any, Final
 from PIL import Image
 
 from llava.errors import DataError
+from llava.files import writing
 from llava.images import open_image
-from lrm_ext.files import leaves_folder, writing
+from lrm_ext.files import leaves_folder
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", ".jpg"),

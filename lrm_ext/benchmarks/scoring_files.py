@@ -8,11 +8,11 @@ from pathlib import Path
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
+from llava.files import write_atomically
 from lrm_ext.benchmarks.answered import read_answered
 from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
-from lrm_ext.files import write_atomically
 
 
 def score_file(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.corrections import Correction, Matched, match, write_table
 from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, read_description
 from lrm_ext.benchmarks.importing import OpenQuestions, version_of, write_folder

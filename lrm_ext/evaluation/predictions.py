@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
+from llava.files import naming, write_atomically
 from lrm_ext.benchmarks.items import text_of
 from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
-from lrm_ext.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
 

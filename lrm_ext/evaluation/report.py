@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
-from lrm_ext.files import write_atomically
+from llava.files import write_atomically
 
 REPORT_FILE: Final = "report.json"
 FORMAT_VERSION: Final = 1

@@ -19,6 +19,7 @@ from typing import Final
 
 import lrm_ext
 from llava.eval.records import read_json_lines
+from llava.files import write_atomically, writing
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.fidelity import fidelity
 from lrm_ext.benchmarks.items import Item
@@ -39,7 +40,6 @@ from lrm_ext.evaluation.report import (
 )
 from lrm_ext.evaluation.runner import EvalConfig
 from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
-from lrm_ext.files import write_atomically, writing
 from lrm_ext.languages import get_language
 
 SCORES_FILE: Final = "scores.jsonl"

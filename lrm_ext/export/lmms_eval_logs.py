@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.eval.eval_mme import COGNITION as MME_COGNITION
+from llava.files import write_atomically
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
 from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 from lrm_ext.evaluation.report import ENGLISH
 from lrm_ext.export.answers import Answers
 from lrm_ext.export.lmms_eval_tasks import exported_task
-from lrm_ext.files import write_atomically
 
 _LMMS_EVAL: Final = "lmms-eval"
 # lmms-eval's own names of tasks, by kind and language; others are named after both.

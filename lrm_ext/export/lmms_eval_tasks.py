@@ -14,9 +14,9 @@ from string import Template
 from typing import Final
 
 from llava.errors import ConfigError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translating import kind_of_folder
-from lrm_ext.files import write_atomically
 
 _MAX_NEW_TOKENS: Final = 32
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
+from llava.files import write_atomically, writing
 from lrm_ext.benchmarks.items import LETTERS
 from lrm_ext.export.answers import Answers
 from lrm_ext.export.lmms_eval_logs import file_name
-from lrm_ext.files import write_atomically, writing
 
 FORMATS: Final = ("xlsx", "tsv")
 # What the kit calls its data sets, by kind and language; others are named after both.

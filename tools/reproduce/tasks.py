@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from lrm_ext.files import write_atomically
+from llava.files import write_atomically
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.planning.presets import ROOT
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture_text
