@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import typer
+import typer.core
 
 import lrm_ext.analysis.commands
 import lrm_ext.benchmarks.commands
@@ -76,11 +77,11 @@ PANELS: Final = {
 class _PanelGroup(typer.core.TyperGroup):
     """Lists commands as `PANELS` has them."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         for panel, summaries in PANELS.items():
             for name, summary in summaries.items():
-                command = self.commands[name]
-                command.rich_help_panel, command.short_help = panel, summary  # type: ignore[attr-defined]
+                command: Any = self.commands[name]  # the attributes are typer's
+                command.rich_help_panel, command.short_help = panel, summary
         return [name for summaries in PANELS.values() for name in summaries]
 
 
