@@ -16,8 +16,7 @@ import typer
 from safetensors import safe_open
 from torch import Tensor
 
-from llava.errors import CheckpointError
-from llava.eval.generator import run_main
+from llava.errors import CheckpointError, run_script
 from llava.model.checkpoint import check_complete, weight_paths
 
 KEY_PART = "mm_projector"

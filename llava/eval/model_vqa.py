@@ -37,7 +37,7 @@ from llava.files import sha256_of
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.mm_config import MultimodalConfig
+from llava.model.checkpoint import MultimodalConfig
 
 NUM_PICTURE_THREADS = 4
 NUM_BATCHES_AHEAD = 2

@@ -28,7 +28,6 @@ from llava.mm_utils import get_model_name_from_path, process_images
 from lrm_ext.analysis.modality import IMAGE
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.files import writing
 from lrm_ext.mixture.order import Permutation
 
 MAX_LAYERS: Final = 9

@@ -31,7 +31,6 @@ from lrm_ext.benchmarks.prompts import LLAVA
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translated import Parts, fields_of, put_together, take_apart
 from lrm_ext.corpus.store import ENGLISH, Text
-from lrm_ext.files import write_atomically
 from lrm_ext.translation.engines.base import AheadEngine, Usage
 from lrm_ext.translation.rows import build_texts
 from lrm_ext.translation.runner import Job, build_translator, describe_engines

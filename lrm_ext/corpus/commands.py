@@ -328,10 +328,10 @@ def report(
 ) -> None:
     """Write a page: what was kept, what was not and why, engines, costs, quality, examples."""
     from llava.errors import ConfigError
+    from llava.files import write_atomically
     from lrm_ext.analysis.corpus_account import take_account
     from lrm_ext.analysis.corpus_page import render_account
     from lrm_ext.corpus.emoji.unpack import open_corpus
-    from lrm_ext.files import write_atomically
 
     opened, console = open_corpus(corpus), _console()
     usual = opened.path.resolve().parent / "translation-cache.sqlite"

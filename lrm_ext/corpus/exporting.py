@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from llava.errors import ConfigError
+from llava.files import writing
 from lrm_ext.corpus.store import ENGLISH, Corpus
-from lrm_ext.files import writing
 
 _encode = msgspec.json.encode
 

@@ -34,12 +34,13 @@ from llava.data.drop import DropPolicy, DropReport
 from llava.data.records import iter_records
 from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
-from llava.image_file import ImageError, open_image
+from llava.files import writing
+from llava.images import ImageError, open_image
 from lrm_ext.corpus.columns import Flags, Turns, batch_of, check_sample, iter_row_batches, to_flags
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.files import leaves_folder, writing
+from lrm_ext.files import leaves_folder
 from lrm_ext.languages._toml import load_toml
 
 RULES_FILE = Path(__file__).with_name("translatable.toml")

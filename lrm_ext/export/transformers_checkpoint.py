@@ -44,7 +44,14 @@ from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
 from llava.mm_utils import get_model_name_from_path, read_pinpoints
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import MultimodalConfig, add_rope_theta, read_config
+from llava.model.checkpoint import (
+    MultimodalConfig,
+    add_rope_theta,
+    check_complete,
+    read_config,
+)
+from llava.model.multimodal_encoder.clip_encoder import save_tower
+from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
 from lrm_ext.languages.templates import register_templates
 

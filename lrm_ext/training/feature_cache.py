@@ -31,12 +31,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llava.errors import ConfigError, DataError
-from llava.image_bytes import keeps_bytes, preprocess_bytes
-from llava.image_file import open_image
-from llava.image_fit import central_part, expand2square
-from llava.mm_utils import process_images
+from llava.files import writing
+from llava.images import central_part, expand2square, open_image
+from llava.mm_utils import keeps_bytes, preprocess_bytes, process_images
 from llava.progress import Progress
-from lrm_ext.files import writing
 
 log = logging.getLogger(__name__)
 

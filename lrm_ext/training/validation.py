@@ -27,8 +27,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
+from llava.files import write_atomically
 from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
-from lrm_ext.files import write_atomically
 from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset
 

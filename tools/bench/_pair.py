@@ -28,7 +28,7 @@ from transformers import (
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from lrm_ext.export.to_hf import build_config, renamed_weights
+from lrm_ext.export.transformers_checkpoint import build_config, transformers_weights
 
 FIRST_TOKEN = 5  # ids below are special
 

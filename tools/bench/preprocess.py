@@ -250,7 +250,7 @@ class _Ids:
 
 def measure_pictures() -> list[dict[str, Any]]:
     """Rows of both sizes, without and with draft mode."""
-    from llava.image_bytes import byte_table, to_floats
+    from llava.mm_utils import byte_table, to_floats
     from lrm_ext.training.feature_cache import PictureLoader
 
     processor = CLIPImageProcessorPil(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, ConfigError
-from llava.image_bytes import byte_table, to_floats
+from llava.mm_utils import byte_table, to_floats
 from llava.model.checkpoint import read_config
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from rich.progress import track
 
 from llava.data.sample import Turn
 from llava.errors import DataError
+from llava.files import writing
 from lrm_ext.corpus.emoji.conversations import (
     SOURCE,
     benchmark_items,
@@ -50,7 +51,6 @@ from lrm_ext.corpus.emoji.scenes import (
 )
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.files import writing
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import Corpus
