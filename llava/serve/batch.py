@@ -1,31 +1,75 @@
 """Several requests that one model answers at the same time, token by token.
 
-In: requests, at any time. Out: for each step the new text of each. A request joins with a pass over
-its prompt, as it would alone; from then on all rows advance by one token with one pass. Rows do not
-see each other: what a request gets is what it gets alone, up to how a processor rounds sums of
-another shape. Threads, queues and deadlines are in `llava.serve.scheduler`.
+In: requests from any thread, at any time. Out: events for each of them, in order. A request joins
+with a pass over its prompt, as it would alone; from then on all rows advance by one token with one
+pass. Rows do not see each other: what a request gets is what it gets alone, up to how a processor
+rounds sums of another shape.
+
+`KVRows` holds keys and values, one row for each request; `Batch` runs prompts and steps; a
+`Scheduler` is the bounded queue in front, with deadlines and cancellation: `BatchScheduler` drives
+a batch from one thread, `ThreadScheduler` answers each request by itself where a model cannot share
+a pass.
+
+Legend: B rows, L positions of the longest row, H heads of keys, D their width.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+import queue
+import threading
+import time
+from abc import (
+    ABC,
+    abstractmethod,
+)
+from collections import (
+    deque,
+)
+from collections.abc import (
+    Callable,
+    Iterator,
+)
+from dataclasses import (
+    dataclass,
+    field,
+)
+from typing import (
+    Any,
+)
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch import (
+    Tensor,
+)
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+)
 
-from llava.errors import DataError
-from llava.images import to_rgb
-from llava.mm_utils import process_images
-from llava.serve.engine import Engine, GenerationRequest
-from llava.serve.feature_cache import FeatureCache, picture_key
-from llava.serve.kv_rows import KVRows, rounded
-from llava.serve.sampling import Sampler
-from llava.serve.streaming import AnswerText
+from llava.errors import (
+    DataError,
+)
+from llava.image_fit import (
+    to_rgb,
+)
+from llava.mm_utils import (
+    process_images,
+)
+from llava.serve.engine import (
+    AnswerText,
+    Engine,
+    FeatureCache,
+    GenerationRequest,
+    Sampler,
+    generated_ids,
+    picture_key,
+)
 
 log = logging.getLogger(__name__)
+
+# Space grows by this many positions, so that it is seldom copied.
+BLOCK = 128
 
 # As transformers, where a checkpoint does not say.
 DEFAULT_TOP_K = 50
@@ -49,6 +93,159 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1.0),
     "num_beams": (None, 1),
 }
+
+# Prompts that join between two steps have at most this many tokens together (one may have more):
+# those who are being answered must not wait for a crowd of newcomers.
+JOIN_TOKENS = 2048
+CACHE_BYTES = 256 * 2**20
+
+
+def rounded(length: int) -> int:
+    """Return the positions that are set aside for a row of a length."""
+    return -(-length // BLOCK) * BLOCK
+
+
+class KVRows(Cache):
+    """A cache for one step of all rows; transformers' layers call `update`.
+
+    Args:
+        max_rows: How many rows there may be.
+        max_positions: How many positions all rows have together; None for any number. Rows times
+            `rounded` length of the longest must not exceed it: the caller sees to that.
+    """
+
+    def __init__(self, max_rows: int, max_positions: int | None = None) -> None:
+        super().__init__(layers=[])
+        self._max_rows = max_rows
+        self._max_positions = max_positions
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._visible = torch.empty(0, 0, dtype=torch.bool)
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._ends = torch.empty(0, dtype=torch.long)
+        self.lengths: list[int] = []
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(t.element_size() * t.numel() for t in (*self._keys, *self._values))
+
+    def join(self, prompt: DynamicCache) -> None:
+        """Add a row.
+
+        Args:
+            prompt: The cache of its prompt, one row of L' positions in each layer.
+        """
+        assert self.num_rows < self._max_rows
+        layers = [(layer.keys, layer.values) for layer in prompt.layers]
+        length = int(layers[0][0].shape[2])
+        self._reserve(self.num_rows + 1, length + 1, layers)
+        row = self.num_rows
+        for tensors, part in ((self._keys, 0), (self._values, 1)):
+            for mine, given in zip(tensors, layers, strict=True):
+                mine[row, :, :length] = given[part][0]
+                # what the row's last owner left may not be finite
+                mine[row, :, length:] = 0
+        self._visible[row, :length] = True
+        self._visible[row, length:] = False
+        self.lengths.append(length)
+
+    def leave(self, row: int) -> None:
+        """Remove a row; the last one takes its place."""
+        last = self.num_rows - 1
+        if row != last:
+            for tensor in (*self._keys, *self._values):
+                tensor[row] = tensor[last]
+            self._visible[row] = self._visible[last]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        if not self.lengths:
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove all rows and give their memory back."""
+        self._keys, self._values, self.lengths = [], [], []
+        self._visible = torch.empty(0, 0, dtype=torch.bool)
+
+    def begin_step(self) -> tuple[Tensor, Tensor]:
+        """Make room for one position in each row.
+
+        Returns:
+            Positions [B, 1] of the new tokens, and which positions each row sees, [B, 1, 1, L].
+        """
+        longest = max(self.lengths) + 1
+        self._reserve(self.num_rows, longest, None)
+        device = self._keys[0].device
+        self._rows = torch.arange(self.num_rows, device=device)
+        self._ends = torch.tensor(self.lengths, device=device)
+        self._visible[self._rows, self._ends] = True
+        self.lengths = [length + 1 for length in self.lengths]
+        return self._ends[:, None], self._visible[: self.num_rows, None, None, :longest]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one step, [B, H, 1, D]; return those of all positions.
+
+        Returns:
+            Two of [B, H, L, D]; beyond a row's end they hold what its mask hides.
+        """
+        longest = max(self.lengths)
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys[self._rows, :, self._ends] = key_states[:, :, 0]
+        values[self._rows, :, self._ends] = value_states[:, :, 0]
+        return keys[: self.num_rows, :, :longest], values[: self.num_rows, :, :longest]
+
+    def get_seq_length(self, layer_idx: int = 0, *_: Any) -> int:
+        """Return the positions of the longest row."""
+        return max(self.lengths, default=0)
+
+    def _reserve(
+        self, num_rows: int, length: int, layers: list[tuple[Tensor, Tensor]] | None
+    ) -> None:
+        """Make sure that so many rows of `length` positions fit."""
+        rows, capacity = self._visible.shape
+        if num_rows <= rows and length <= capacity:
+            return
+        # Of what others left behind, only what is needed now is kept: else many short rows and
+        # a long one after them would together take more than there may be.
+        capacity = rounded(max([length, *self.lengths]))
+        rows = self._row_capacity(num_rows, capacity)
+        if not self._keys:
+            assert layers is not None, "the first row brings the shapes"
+            self._keys = [_like(keys, rows, capacity) for keys, _ in layers]
+            self._values = [_like(values, rows, capacity) for _, values in layers]
+            device = layers[0][0].device
+            self._visible = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
+            return
+        used, known = self.num_rows, max(self.lengths)
+        # One layer after the other: old and new space of all at once may not fit.
+        for tensors in (self._keys, self._values):
+            for index, tensor in enumerate(tensors):
+                grown = _like(tensor, rows, capacity)
+                grown[:used, :, :known] = tensor[:used, :, :known]
+                tensors[index] = grown
+        visible = self._visible.new_zeros(rows, capacity)
+        visible[:used, :known] = self._visible[:used, :known]
+        self._visible = visible
+
+    def _row_capacity(self, num_rows: int, capacity: int) -> int:
+        """Return the rows to set aside: more than there are, as far as the bound allows."""
+        rows = min(self._max_rows, 1 << (num_rows - 1).bit_length())
+        if self._max_positions is not None:
+            rows = max(num_rows, min(rows, self._max_positions // capacity))
+        return rows
+
+
+def _like(tensor: Tensor, rows: int, capacity: int) -> Tensor:
+    """Return zeros, because what a mask hides is still multiplied: it must be finite."""
+    _, heads, _, width = tensor.shape
+    return tensor.new_zeros(rows, heads, capacity, width)
 
 
 def why_not(engine: Engine) -> str | None:
@@ -305,3 +502,397 @@ class Batch:
         rows, self.rows = self.rows, []
         self._kv.clear()
         return rows
+
+
+class Refused(Exception):
+    """A request was not taken: the queue is full, or the worker leaves."""
+
+
+class Busy(Refused):
+    """The queue is full."""
+
+
+class Stopping(Refused):
+    """The worker finishes what it has and takes nothing new."""
+
+
+class DeadlineExceeded(Exception):
+    """A request took too long."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """New text of an answer; `usage` is tokens of the prompt and of the answer so far."""
+
+    text: str
+    usage: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is complete; `finish_reason` is `stop` or `length`."""
+
+    finish_reason: str
+    usage: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There will be no more of the answer."""
+
+    error: BaseException
+
+
+Event = Text | Done | Failed
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request on its way.
+
+    Attributes:
+        request: What is asked for.
+        sink: Takes the events.
+        deadline: `time.monotonic()` after which it is given up; None for never.
+        cancelled: Set when nobody waits for the answer.
+        prepared: What the scheduler makes of the request before it is queued.
+    """
+
+    request: GenerationRequest
+    sink: Callable[[Event], None]
+    deadline: float | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    prepared: Any = None
+
+    def cancel(self) -> None:
+        """End it: nobody waits for the answer."""
+        self.cancelled.set()
+
+    def send(self, event: Event) -> None:
+        """Hand an event over; a reader that is gone ends the request."""
+        try:
+            self.sink(event)
+        except Exception:
+            self.cancel()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+
+class Scheduler(ABC):
+    """What both schedulers share.
+
+    Args:
+        engine: The model.
+        max_running: Requests that are answered at the same time.
+        max_waiting: Requests that may wait beyond those.
+        timeout_s: How long a request may take, waiting included; None for any time.
+        on_change: Called when the number of requests changes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_running: int,
+        max_waiting: int,
+        timeout_s: float | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.engine = engine
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.timeout_s = timeout_s
+        self._on_change = on_change
+        self._changed = threading.Condition()
+        self._num_requests = 0
+        self._is_stopping = False
+        self._is_closed = False
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests are answered or wait."""
+        return self._num_requests
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._is_stopping
+
+    def ticket(self, request: GenerationRequest, sink: Callable[[Event], None]) -> Ticket:
+        """Return a ticket, whose time begins now."""
+        deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
+        return Ticket(request, sink, deadline)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request; its events come to its sink, the last one is `Done` or `Failed`.
+
+        Raises:
+            Busy: The queue is full.
+            Stopping: The worker leaves.
+            ContextFull: Prompt and pictures fill the context.
+            DataError: The model cannot take the request.
+        """
+        with self._changed:
+            if self._is_stopping:
+                raise Stopping("the worker is about to stop and takes no new requests")
+            if self._num_requests >= self.max_running + self.max_waiting:
+                raise Busy(
+                    f"{self.max_running} requests are being answered and {self.max_waiting} wait: "
+                    "the queue is full, try again later"
+                )
+            self._num_requests += 1
+        self._on_change()
+        try:
+            self._prepare(ticket)
+        except BaseException:
+            self._forget()
+            raise
+        self._enqueue(ticket)
+
+    def stream(
+        self, request: GenerationRequest, cancel: threading.Event | None = None
+    ) -> Iterator[Event]:
+        """Answer a request; closing the iterator cancels it.
+
+        Raises:
+            Refused: As for `submit`, and what else it raises.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        ticket = self.ticket(request, events.put)
+        if cancel is not None:
+            ticket.cancelled = cancel
+        self.submit(ticket)
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if not isinstance(event, Text):
+                    return
+        finally:
+            ticket.cancel()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take nothing new and wait until all is answered; whether it was."""
+        with self._changed:
+            self._is_stopping = True
+            return self._changed.wait_for(lambda: self._num_requests == 0, timeout_s)
+
+    def close(self) -> None:
+        """End the scheduler; what still runs fails."""
+        with self._changed:
+            self._is_stopping = self._is_closed = True
+            self._changed.notify_all()
+
+    def _finish(self, ticket: Ticket, event: Event | None) -> None:
+        """Send the last event and forget a request."""
+        if event is not None:
+            ticket.send(event)
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._changed:
+            self._num_requests -= 1
+            self._changed.notify_all()
+        self._on_change()
+
+    def _late(self) -> Failed:
+        return Failed(DeadlineExceeded(f"the answer took longer than {self.timeout_s:g} s"))
+
+    def _prepare(self, ticket: Ticket) -> None:  # noqa: B027
+        """Do in the caller's thread what needs no model; nothing by default."""
+
+    @abstractmethod
+    def _enqueue(self, ticket: Ticket) -> None:
+        """Take a counted request."""
+
+
+class ThreadScheduler(Scheduler):
+    """Answers each request by the model's own `generate`, in a thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_running: int,
+        max_waiting: int,
+        timeout_s: float | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(engine, max_running, max_waiting, timeout_s, on_change)
+        self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        for number in range(max_running):
+            name = f"answer-{number}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads once their requests are answered."""
+        super().close()
+        for _ in range(self.max_running):
+            self._waiting.put(None)
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._waiting.put(ticket)
+
+    def _run(self) -> None:
+        while (ticket := self._waiting.get()) is not None:
+            event: Event | None
+            try:
+                event = self._answer(ticket)
+            except Exception as error:
+                event = Failed(error)
+            self._finish(ticket, event)
+
+    def _answer(self, ticket: Ticket) -> Event | None:
+        """Answer one request; return its last event, None when nobody waits for it."""
+        if ticket.cancelled.is_set():
+            return None
+        if ticket.is_late:
+            return self._late()
+        arguments = self.engine.prepare(ticket.request)
+        text = self.engine.answer_text(ticket.request, arguments["max_new_tokens"])
+        for ids in generated_ids(self.engine.model, arguments, ticket.cancelled):
+            for token_id in ids:
+                if text.finish_reason is None and (piece := text.push(token_id)):
+                    ticket.send(Text(piece, None))
+            if text.finish_reason is not None:
+                break
+            if ticket.is_late:
+                return self._late()
+        if tail := text.flush():
+            ticket.send(Text(tail, None))
+        return Done(text.finish_reason or "stop", None)
+
+
+class BatchScheduler(Scheduler):
+    """Answers requests in one batch, which they join and leave while it runs.
+
+    Args:
+        engine: The model.
+        max_running: Rows of the batch.
+        max_waiting: As for `Scheduler`.
+        timeout_s: As for `Scheduler`.
+        on_change: As for `Scheduler`.
+        cache_bytes: Memory for features of pictures.
+        max_kv_tokens: Positions of keys and values of all that run; None for any number. Requests
+            wait until there is room for the longest answer that they may get.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_running: int,
+        max_waiting: int,
+        timeout_s: float | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        cache_bytes: int = CACHE_BYTES,
+        max_kv_tokens: int | None = None,
+    ) -> None:
+        super().__init__(engine, max_running, max_waiting, timeout_s, on_change)
+        self.batch = Batch(engine, max_running, cache_bytes, max_kv_tokens)
+        self._waiting: deque[Ticket] = deque()
+        self._thread = threading.Thread(target=self._run, name="batch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the scheduler; what still runs fails."""
+        super().close()
+        self._thread.join()
+
+    def _prepare(self, ticket: Ticket) -> None:
+        ticket.prepared = self.batch.prepare(ticket.request)
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
+                if self._is_closed:
+                    break
+            self._drop_ended()
+            self._admit()
+            if self.batch.rows:
+                self._step()
+        error = Failed(Stopping("the worker stopped"))
+        for ticket in [*self._waiting, *(row.owner for row in self.batch.clear())]:
+            self._finish(ticket, error)
+        self._waiting.clear()
+
+    def _drop_ended(self) -> None:
+        """Let go of requests that nobody waits for, or that took too long."""
+        for row in list(self.batch.rows):
+            if row.owner.cancelled.is_set() or row.owner.is_late:
+                self.batch.leave(row)
+                self._give_up(row.owner)
+        with self._changed:
+            ended = [t for t in self._waiting if t.cancelled.is_set() or t.is_late]
+            for ticket in ended:
+                self._waiting.remove(ticket)
+        for ticket in ended:
+            self._give_up(ticket)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        self._finish(ticket, None if ticket.cancelled.is_set() else self._late())
+
+    def _admit(self) -> None:
+        """Let those who wait join, as far as there is room."""
+        num_tokens = 0
+        while num_tokens < JOIN_TOKENS:
+            with self._changed:
+                # In order: a long request would wait for ever if short ones went past it.
+                if not self._waiting or not self.batch.has_room(self._waiting[0].prepared):
+                    return
+                ticket = self._waiting.popleft()
+            try:
+                row, piece = self.batch.join(ticket.prepared, ticket)
+            except Exception as error:
+                self._free_memory(error)
+                self._finish(ticket, Failed(error))
+                continue
+            ticket.prepared = None
+            num_tokens += row.num_prompt_tokens
+            self._hand_over(row, piece)
+
+    def _step(self) -> None:
+        try:
+            pieces = self.batch.step()
+        except Exception as error:
+            rows = self.batch.clear()
+            self._free_memory(error)
+            for row in rows:
+                self._finish(row.owner, Failed(error))
+            return
+        for row, piece in pieces:
+            self._hand_over(row, piece)
+
+    def _hand_over(self, row: Row, piece: str) -> None:
+        if piece:
+            row.owner.send(Text(piece, row.usage))
+        if row.text.finish_reason is not None:
+            self._finish(row.owner, Done(row.text.finish_reason, row.usage))
+
+    def _free_memory(self, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+
+
+def build_scheduler(
+    engine: Engine,
+    max_running: int,
+    max_waiting: int,
+    timeout_s: float | None = None,
+    on_change: Callable[[], None] = lambda: None,
+    max_kv_tokens: int | None = None,
+) -> Scheduler:
+    """Return the scheduler that fits a model; arguments as for `BatchScheduler`."""
+    reason = why_not(engine)
+    if reason is None:
+        return BatchScheduler(
+            engine, max_running, max_waiting, timeout_s, on_change, max_kv_tokens=max_kv_tokens
+        )
+    log.info("%s answers each request by itself: %s", engine.name, reason)
+    return ThreadScheduler(engine, max_running, max_waiting, timeout_s, on_change)

@@ -3,19 +3,51 @@
 Command line and worker share it. In: a prompt with `<image>` placeholders, pictures and sampling
 settings. Out: pieces of text as they are generated. A failing generation raises in the reader at
 once; a reader that stops reading cancels the generation. No HTTP and no templates here.
+
+From a token to what a reader sees: `Sampler` chooses ids, `generated_ids` hands them over as they
+come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` what may begin a stop
+string, and `AnswerText` finds the end. transformers' own text streamer blocks its reader for ever
+when the generation fails; this one raises.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections import (
+    OrderedDict,
+)
+from collections.abc import (
+    Iterator,
+    Sequence,
+)
+from dataclasses import (
+    dataclass,
+    field,
+)
+from pathlib import (
+    Path,
+)
+from typing import (
+    Any,
+)
 
 import torch
-from PIL import Image
+from PIL import (
+    Image,
+)
+from torch import (
+    Tensor,
+)
+from transformers import (
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import (
+    BaseStreamer,
+)
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -23,16 +55,339 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
-from llava.errors import ConfigError, DataError
-from llava.images import to_rgb
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
-from llava.serve.model_path import check_model_path
-from llava.serve.sampling import GREEDY_BELOW
-from llava.serve.streaming import AnswerText, generated_ids
+from llava.errors import (
+    ConfigError,
+    DataError,
+)
+from llava.image_fit import (
+    to_rgb,
+)
+from llava.mm_utils import (
+    get_model_name_from_path,
+    process_images,
+    tokenizer_image_token,
+)
+from llava.serve.model_path import (
+    check_model_path,
+)
 
 log = logging.getLogger(__name__)
 
+GREEDY_BELOW = 0.001
+
+# A tokenizer decodes the bytes of an unfinished character to this.
+REPLACEMENT_CHARACTER = "\ufffd"
+
 DEFAULT_CONTEXT_LEN = 2048
+
+
+class Sampler:
+    """Temperature, top-k and top-p of one request.
+
+    Args:
+        temperature: 0.001 and below means greedy.
+        top_p: Share of the probability that is drawn from.
+        top_k: Tokens that are drawn from; 0 for all.
+        seed: Of the random numbers; None for another one each time.
+        device: Where the logits are.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int | None,
+        device: torch.device,
+    ) -> None:
+        self.is_greedy = temperature <= GREEDY_BELOW
+        self._temperature = temperature
+        self._top_p = top_p
+        self._top_k = top_k
+        self._generator: torch.Generator | None = None
+        if not self.is_greedy:
+            self._generator = torch.Generator(device=device)
+            if seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(seed)
+
+    def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is drawn from.
+
+        Args:
+            logits: [V].
+
+        Returns:
+            Probabilities [K], descending, 0 where top-p cuts off; and their token ids [K].
+        """
+        num_kept = min(self._top_k or len(logits), len(logits))
+        values, ids = torch.topk(logits.float() / self._temperature, num_kept)
+        chances = torch.softmax(values, dim=0)
+        before = chances.cumsum(dim=0) - chances  # of all that are more probable
+        outside = before >= self._top_p
+        outside[0] = False
+        chances = chances.masked_fill(outside, 0.0)
+        return chances / chances.sum(), ids
+
+    def draw(self, logits: Tensor) -> int:
+        """Return the next token for logits [V]."""
+        if self.is_greedy:
+            return int(logits.argmax())
+        chances, ids = self.probabilities(logits)
+        return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
+
+
+def picture_key(picture: Image.Image) -> str:
+    """Return a hash of a picture's mode, size and pixels."""
+    head = f"{picture.mode} {picture.width} {picture.height} ".encode()
+    return hashlib.sha256(head + picture.tobytes()).hexdigest()
+
+
+class FeatureCache:
+    """A bounded map from pictures to features. All methods are thread-safe.
+
+    Args:
+        max_bytes: Memory of all features; 0 remembers nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self.num_bytes = 0
+        self.num_hits = 0
+        self.num_misses = 0
+
+    def get(self, key: str) -> Tensor | None:
+        """Return the features of a picture, or None."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self.num_misses += 1
+            else:
+                self.num_hits += 1
+                self._entries.move_to_end(key)
+            return found
+
+    def put(self, key: str, features: Tensor) -> None:
+        """Remember features; older ones go to make room."""
+        size = features.element_size() * features.numel()
+        if size > self._max_bytes:
+            return
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = features
+            self.num_bytes += size
+            while self.num_bytes > self._max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self.num_bytes -= oldest.element_size() * oldest.numel()
+
+
+class IncrementalDecoder:
+    """Decode a growing list of ids, piece by piece.
+
+    Each piece is decoded together with the one before it, because a tokenizer drops a leading space
+    and because one character may take several tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context_start = 0
+        self._num_emitted = 0
+
+    def push(self, ids: list[int]) -> str:
+        """Add ids and return the text that they complete, "" if a character is unfinished."""
+        self._ids.extend(ids)
+        text = self._new_text()
+        if text.endswith(REPLACEMENT_CHARACTER):
+            return ""
+        self._context_start, self._num_emitted = self._num_emitted, len(self._ids)
+        return text
+
+    def flush(self) -> str:
+        """Return what was held back, with a replacement character for a cut one."""
+        text = self._new_text()
+        self._context_start = self._num_emitted = len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        shown = self._decode(self._ids[self._context_start : self._num_emitted])
+        return self._decode(self._ids[self._context_start :])[len(shown) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        if not ids:
+            return ""
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+class StopFilter:
+    """Pass text through up to the first of some stop strings, which may come in several pieces."""
+
+    def __init__(self, stop: str | Sequence[str] | None) -> None:
+        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
+        self._stops = [text for text in self._stops if text]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Add text; return what is certainly before a stop string."""
+        if self.stopped:
+            return ""
+        text = self._held + text
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        num_held = max((self._num_begun(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    @staticmethod
+    def _num_begun(text: str, stop: str) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+
+    def flush(self) -> str:
+        """Return text that looked like the beginning of a stop string and was not."""
+        held, self._held = self._held, ""
+        return held
+
+
+class AnswerText:
+    """Text and end of one answer, from the ids as they come.
+
+    Args:
+        tokenizer: The model's.
+        stop: Text that ends the answer and is cut from it.
+        stop_id: The id of `stop` where it is one token: decoding would hide a special one.
+        end_ids: Ids that end an answer.
+        max_new_tokens: How many ids there may be.
+
+    Attributes:
+        num_tokens: Ids so far.
+        finish_reason: `stop` or `length` once the answer is complete, else None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: str | None,
+        stop_id: int | None,
+        end_ids: frozenset[int],
+        max_new_tokens: int,
+    ) -> None:
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._stop_filter = StopFilter(stop)
+        self._end_ids = end_ids if stop_id is None else end_ids | {stop_id}
+        self._max_new_tokens = max_new_tokens
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+
+    def push(self, token_id: int) -> str:
+        """Add an id; return the text that is certain now, with all that was held at the end."""
+        self.num_tokens += 1
+        piece = ""
+        if token_id in self._end_ids:
+            self.finish_reason = "stop"
+        else:
+            piece = self._stop_filter.push(self._decoder.push([token_id]))
+            if self._stop_filter.stopped:
+                self.finish_reason = "stop"
+            elif self.num_tokens >= self._max_new_tokens:
+                self.finish_reason = "length"
+        return piece + self.flush() if self.finish_reason else piece
+
+    def flush(self) -> str:
+        """Return what was held back: of a cut character, and of what might have been a stop."""
+        return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
+
+
+class CancelCriteria(StoppingCriteria):
+    """End the generation of every row once an event is set."""
+
+    def __init__(self, cancel: threading.Event) -> None:
+        self._cancel = cancel
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return one bool a row, shape [B]."""
+        return torch.full(
+            (input_ids.shape[0],), self._cancel.is_set(), dtype=torch.bool, device=input_ids.device
+        )
+
+
+class _End:
+    """Marks the end of a generation and carries its error."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _QueueStreamer(BaseStreamer):
+    """Hands ids from the generating thread to a queue; `generate` puts the prompt first."""
+
+    def __init__(self, ids: queue.SimpleQueue[list[int] | _End]) -> None:
+        self._ids = ids
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the ids of one step."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        self._ids.put(value.reshape(-1).tolist())
+
+    def end(self) -> None:
+        """Do nothing: the thread itself marks the end, with or without an error."""
+
+
+def generated_ids(
+    model: Any, arguments: dict[str, Any], cancel: threading.Event
+) -> Iterator[list[int]]:
+    """Run `model.generate` in a thread and yield new ids as they come.
+
+    Args:
+        model: A model whose `generate` takes `streamer` and `stopping_criteria`.
+        arguments: Its other keyword arguments, for one row.
+        cancel: Ends the generation after the current token; set when the reader leaves.
+
+    Yields:
+        The ids of each step, usually one.
+
+    Raises:
+        Exception: What `generate` raised, as soon as it did.
+    """
+    ids: queue.SimpleQueue[list[int] | _End] = queue.SimpleQueue()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            with torch.inference_mode():
+                model.generate(
+                    **arguments,
+                    streamer=_QueueStreamer(ids),
+                    stopping_criteria=StoppingCriteriaList([CancelCriteria(cancel)]),
+                )
+        except BaseException as caught:
+            error = caught
+        ids.put(_End(error))
+
+    thread = threading.Thread(target=run, name="generate", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ids.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        cancel.set()
+        thread.join()
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,11 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from llava.errors import ConfigError, DataError, run_command
-from llava.images import apply_orientation, image_fault
-from llava.serve.batch_scheduler import build_scheduler
+from llava.image_file import image_fault
+from llava.image_fit import apply_orientation
+from llava.serve.batch import BLOCK, Event, Failed, build_scheduler
 from llava.serve.engine import Engine, GenerationRequest, load_engine
-from llava.serve.kv_rows import BLOCK
 from llava.serve.pictures import FORMATS
-from llava.serve.scheduler import Event, Failed
 from llava.serve.stream_encoder import Mailbox, StreamEncoder
 from llava.serve.web import check_port_is_free
 from llava.serve.worker_base import (

@@ -19,6 +19,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 from llava.errors import DataError
 from llava.serve.async_client import AsyncClient
+from llava.serve.engine import StopFilter
 from llava.serve.openai_schema import ApiError, ChatRequest, Message
 from llava.serve.pictures import PictureLimits, read_picture
 from llava.serve.protocol import (
@@ -30,7 +31,6 @@ from llava.serve.protocol import (
     STOPPING,
     TOO_LONG_MESSAGE,
 )
-from llava.serve.streaming import StopFilter
 from llava.serve.templates import stop_string
 
 log = logging.getLogger(__name__)

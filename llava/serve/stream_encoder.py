@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llava.errors import UserError
+from llava.serve.batch import Busy, DeadlineExceeded, Done, Event, Failed, Stopping, Text
 from llava.serve.engine import ContextFull
 from llava.serve.protocol import (
     BUSY,
@@ -25,7 +26,6 @@ from llava.serve.protocol import (
     encode_chunk,
     encode_error,
 )
-from llava.serve.scheduler import Busy, DeadlineExceeded, Done, Event, Failed, Stopping, Text
 
 log = logging.getLogger(__name__)
 

@@ -217,9 +217,9 @@ def run_side(
 
 def serve(side: str, model: str, device: str, num_clients: int, port: int) -> None:
     """Serve the model until terminated."""
+    from llava.serve.batch import ThreadScheduler
     from llava.serve.engine import load_engine
     from llava.serve.model_worker import ModelWorker, app
-    from llava.serve.scheduler import ThreadScheduler
     from llava.serve.web import run_server
 
     limit = num_clients if side == "batch" else 1

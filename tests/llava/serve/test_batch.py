@@ -14,20 +14,29 @@ from transformers.cache_utils import DynamicCache
 
 from llava.errors import DataError
 from llava.serve import batch as batch_module
-from llava.serve.batch import Batch, why_not
-from llava.serve.batch_scheduler import BatchScheduler, build_scheduler
-from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
-from llava.serve.feature_cache import FeatureCache, picture_key
-from llava.serve.kv_rows import BLOCK, KVRows
-from llava.serve.sampling import Sampler
-from llava.serve.scheduler import (
+from llava.serve.batch import (
+    BLOCK,
+    Batch,
+    BatchScheduler,
     Busy,
     DeadlineExceeded,
     Done,
     Failed,
+    KVRows,
     Stopping,
     Text,
     ThreadScheduler,
+    build_scheduler,
+    why_not,
+)
+from llava.serve.engine import (
+    ContextFull,
+    Engine,
+    FeatureCache,
+    GenerationRequest,
+    Sampler,
+    load_engine,
+    picture_key,
 )
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"

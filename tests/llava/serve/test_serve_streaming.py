@@ -4,9 +4,8 @@ import time
 import pytest
 
 from llava.errors import DataError
-from llava.serve.engine import ContextFull, GenerationRequest
+from llava.serve.engine import ContextFull, GenerationRequest, IncrementalDecoder, StopFilter
 from llava.serve.protocol import decode_chunks, encode_chunk
-from llava.serve.streaming import IncrementalDecoder, StopFilter
 
 TEXT = "Žluťoučký kůň — 你好 😀!"
 
