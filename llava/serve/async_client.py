@@ -1,6 +1,6 @@
 """Talking to a controller and its workers without a thread for each request.
 
-What `llava.serve.client` is to the page, this is to the API. In: the controller's address. Out:
+What `llava.serve.protocol` is to the page, this is to the API. In: the controller's address. Out:
 model names, a chosen worker with its template, and the streamed objects of a generation.
 """
 
@@ -17,8 +17,13 @@ import httpx
 
 from llava.conversation import Conversation
 from llava.errors import TemplateError
-from llava.serve.protocol import CLIENT_HEADERS, CONNECT_TIMEOUT_S, DELIMITER, READ_TIMEOUT_S
-from llava.serve.templates import template_from_status
+from llava.serve.protocol import (
+    CLIENT_HEADERS,
+    CONNECT_TIMEOUT_S,
+    DELIMITER,
+    READ_TIMEOUT_S,
+    template_from_status,
+)
 
 log = logging.getLogger(__name__)
 

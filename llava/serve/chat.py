@@ -18,7 +18,7 @@ from PIL import Image
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.errors import UserError
-from llava.serve import client
+from llava.serve import protocol
 from llava.serve.chat_log import save_images, write_record
 from llava.serve.chat_state import ChatState, PageSettings
 from llava.serve.page_text import PageError
@@ -31,8 +31,9 @@ from llava.serve.protocol import (
     STOPPING,
     TOO_LONG_MESSAGE,
     WORKER_UNREACHABLE,
+    stop_string,
+    template_of_worker,
 )
-from llava.serve.templates import stop_string, template_of_worker
 from llava.utils import server_error_msg, violates_moderation
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _answer(
     """Fill the open turn piece by piece; yield None for progress, a code for an error."""
     address = ""
     try:
-        address = client.get_worker_address(settings.controller_url, model) if model else ""
+        address = protocol.get_worker_address(settings.controller_url, model) if model else ""
     except (requests.RequestException, ValueError, KeyError) as error:
         log.error("controller %s: %s", settings.controller_url, error)
     if not address:
@@ -230,7 +231,7 @@ def _answer(
     conversation.messages[-1][1] = CURSOR
     yield None
     try:
-        for chunk in client.stream_generation(address, body):
+        for chunk in protocol.stream_generation(address, body):
             if chunk["error_code"] != OK:
                 yield _fail_as_told(state, chunk, settings)
                 return

@@ -1,7 +1,8 @@
 """Says what is missing before anybody can ask: no controller, no worker, no model.
 
 In: the controller's address. Out: sentences, each with what to do; none when all is well. Servers
-call it when they start; the command ends with status 1 when something is missing.
+call it when they start; the command ends with status 1 when something is missing. What is checked
+here is checked at once, before anything heavy is imported.
 
     python -m llava.serve.check --controller-address http://localhost:21001
 """
@@ -10,11 +11,45 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import (
+    Sequence,
+)
+from pathlib import (
+    Path,
+)
 
 import requests
 
-from llava.serve import client
+from llava.errors import (
+    CheckpointError,
+)
+from llava.serve import (
+    protocol,
+)
+
+
+def check_model_path(model_path: str) -> None:
+    """Refuse a model folder that does not exist, before anything slow is done.
+
+    A name such as `org/model` may be on the Hub; what begins like a path here may not.
+
+    Raises:
+        CheckpointError: The folder is missing or holds no configuration.
+    """
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise CheckpointError(
+                f"{model_path} holds neither config.json nor adapter_config.json: "
+                "is the training finished, and is this the folder that it wrote?"
+            )
+        return
+    looks_local = model_path.startswith(("/", ".", "~")) or model_path.count("/") != 1
+    if looks_local or Path(path.parts[0]).is_dir() or path.parts[0] == "runs":
+        raise CheckpointError(
+            f"no model folder {model_path} (from {Path.cwd()}): give the folder that a training "
+            "wrote, such as runs/mini after `bash scripts/quickstart.sh`"
+        )
 
 
 def find_problems(controller: str) -> list[str]:
@@ -24,7 +59,7 @@ def find_problems(controller: str) -> list[str]:
         What is missing, and what to do.
     """
     try:
-        models = client.get_model_list(controller)
+        models = protocol.get_model_list(controller)
     except (requests.RequestException, ValueError, KeyError):
         return [
             f"no controller answers at {controller}: start `python -m llava.serve.controller`, or "
@@ -40,8 +75,8 @@ def find_problems(controller: str) -> list[str]:
     for model in models:
         address = ""
         try:
-            address = client.get_worker_address(controller, model)
-            served = client.get_worker_status(address)["model_names"] if address else []
+            address = protocol.get_worker_address(controller, model)
+            served = protocol.get_worker_status(address)["model_names"] if address else []
         except (requests.RequestException, ValueError, KeyError):
             served = []
         if model not in served:
@@ -61,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         sys.stderr.write(f"{problem}\n")
     if not problems:
-        models = client.get_model_list(args.controller_address.rstrip("/"))
+        models = protocol.get_model_list(args.controller_address.rstrip("/"))
         sys.stdout.write(f"ready: {', '.join(models)}\n")
     return 1 if problems else 0
 

@@ -67,7 +67,7 @@ from llava.mm_utils import (
     process_images,
     tokenizer_image_token,
 )
-from llava.serve.model_path import (
+from llava.serve.check import (
     check_model_path,
 )
 

@@ -23,7 +23,7 @@ import requests
 
 from llava.constants import LOGDIR
 from llava.errors import ConfigError, run_command
-from llava.serve import client
+from llava.serve import protocol
 from llava.serve.chat import (
     add_text,
     clear_history,
@@ -107,7 +107,7 @@ READ_MODEL_FROM_URL = """
 def get_model_list(settings: PageSettings) -> list[str]:
     """Return the models that the controller knows, [] when it does not answer."""
     try:
-        return client.get_model_list(settings.controller_url)
+        return protocol.get_model_list(settings.controller_url)
     except (requests.RequestException, ValueError, KeyError) as error:
         log.error("controller %s: %s", settings.controller_url, error)
         return []

@@ -3,7 +3,8 @@
 In: `/worker_generate_stream` with a templated prompt and base64 pictures. Out: the NUL-delimited
 stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are answered in one
 batch, up to `--max-waiting` wait, the others are told that the worker is busy. The model itself is
-in `llava.serve.engine`, the batch in `llava.serve.batch`.
+in `llava.serve.engine`, the batch in `llava.serve.batch`. `WorkerBase` is what all workers share;
+those in front of other engines are in `llava.serve.remote_worker`.
 
     python -m llava.serve.model_worker --model-path runs/mini
 """
@@ -13,41 +14,116 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import functools
 import io
 import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from typing import Any
-
-from PIL import Image
-from starlette.concurrency import run_in_threadpool
-
-from llava.errors import ConfigError, DataError, run_command
-from llava.image_file import image_fault
-from llava.image_fit import apply_orientation
-from llava.serve.batch import BLOCK, Event, Failed, build_scheduler
-from llava.serve.engine import Engine, GenerationRequest, load_engine
-from llava.serve.pictures import FORMATS
-from llava.serve.stream_encoder import Mailbox, StreamEncoder
-from llava.serve.web import check_port_is_free
-from llava.serve.worker_base import (
-    DEFAULT_CONCURRENCY,
-    DEFAULT_WAITING,
-    WorkerBase,
-    add_worker_flags,
-    create_app,
-    heart_beat_worker,
-    new_worker_id,
-    serve,
+import uuid
+from abc import (
+    ABC,
+    abstractmethod,
 )
-from llava.utils import build_logger
+from collections import (
+    deque,
+)
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Iterator,
+    Sequence,
+)
+from typing import (
+    Any,
+)
 
-__all__ = ["ModelWorker", "app", "heart_beat_worker", "release_model_semaphore"]
+import requests
+import torch
+from fastapi import (
+    APIRouter,
+    FastAPI,
+    Request,
+)
+from PIL import (
+    Image,
+)
+from starlette.concurrency import (
+    run_in_threadpool,
+)
+from starlette.responses import (
+    Response,
+)
+
+from llava.constants import (
+    WORKER_HEART_BEAT_INTERVAL,
+)
+from llava.errors import (
+    ConfigError,
+    DataError,
+    UserError,
+    run_command,
+)
+from llava.image_file import (
+    image_fault,
+)
+from llava.image_fit import (
+    apply_orientation,
+)
+from llava.serve.batch import (
+    BLOCK,
+    Busy,
+    DeadlineExceeded,
+    Done,
+    Event,
+    Failed,
+    Stopping,
+    Text,
+    build_scheduler,
+)
+from llava.serve.engine import (
+    ContextFull,
+    Engine,
+    GenerationRequest,
+    load_engine,
+)
+from llava.serve.protocol import (
+    BUSY,
+    CONNECT_TIMEOUT_S,
+    DEADLINE,
+    GENERATION_FAILED,
+    INVALID_REQUEST,
+    STOPPING,
+    TOO_LONG_MESSAGE,
+    encode_chunk,
+    encode_error,
+)
+from llava.serve.web import (
+    FORMATS,
+    ClosingStream,
+    check_port_is_free,
+    run_server,
+)
+from llava.utils import (
+    build_logger,
+)
+
+__all__ = [
+    "ModelWorker",
+    "app",
+    "heart_beat_worker",
+    "release_model_semaphore",
+]
 
 log = logging.getLogger(__name__)
+
+RETRY_INTERVAL_S = 5.0
+# A heartbeat also follows each change of the queue, but not more often than this.
+MIN_BEAT_INTERVAL_S = 0.1
+DEFAULT_CONCURRENCY = 5
+DEFAULT_WAITING = 64
+DEFAULT_DRAIN_S = 30.0
 
 MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
@@ -58,6 +134,322 @@ DEFAULT_KV_TOKENS = 32_768
 # Pieces that a reader may be behind with before it gets several in one object.
 MAX_BACKLOG = 16
 WARM_UP_PROMPT = "USER: {}Hello. ASSISTANT:"
+
+
+class WorkerBase(ABC):
+    """A worker as its controller sees it.
+
+    Args:
+        controller_addr: URL of the controller.
+        worker_addr: URL under which the controller and the clients reach this worker.
+        worker_id: Short random name for logs.
+        no_register: Stay unknown to the controller.
+    """
+
+    model_name: str
+
+    def __init__(
+        self, controller_addr: str, worker_addr: str, worker_id: str, no_register: bool
+    ) -> None:
+        self.controller_addr = controller_addr
+        self.worker_addr = worker_addr
+        self.worker_id = worker_id
+        self.no_register = no_register
+        self.is_leaving = False
+        self._stopped = threading.Event()
+        self._beat_now = threading.Event()
+
+    @abstractmethod
+    def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Answer one request; closing the generator cancels it."""
+
+    @abstractmethod
+    def get_queue_length(self) -> int:
+        """Return how many requests generate or wait."""
+
+    @abstractmethod
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all requests are answered; whether they were."""
+
+    def get_status(self) -> dict[str, Any]:
+        """Return the status; a worker that leaves serves nothing any more."""
+        return {
+            "model_names": [] if self.is_leaving else [self.model_name],
+            "speed": 1,
+            "queue_length": self.get_queue_length(),
+        }
+
+    def start(self) -> None:
+        """Register with the controller and send heartbeats from a thread, unless told not to."""
+        if self.no_register:
+            return
+        threading.Thread(target=heart_beat_worker, args=(self,), daemon=True).start()
+
+    def stop(self) -> None:
+        """End the heartbeats."""
+        self._stopped.set()
+        self._beat_now.set()
+
+    def leave(self, timeout_s: float) -> None:
+        """Tell the controller to send nothing more, then finish what there is."""
+        self.is_leaving = True
+        self.stop()
+        if not self.no_register:
+            with contextlib.suppress(requests.RequestException):
+                self.register_to_controller()
+        if not self.drain(timeout_s):
+            log.warning(
+                "%d requests were not answered within %g s", self.get_queue_length(), timeout_s
+            )
+
+    def register_to_controller(self) -> None:
+        """Tell the controller of this worker.
+
+        Raises:
+            requests.RequestException: The controller does not answer.
+        """
+        status = self.get_status()
+        body = {
+            "worker_name": self.worker_addr,
+            "check_heart_beat": True,
+            "worker_status": status,
+        }
+        response = requests.post(
+            self.controller_addr + "/register_worker", json=body, timeout=CONNECT_TIMEOUT_S
+        )
+        response.raise_for_status()
+        names = ", ".join(status["model_names"]) or "nothing any more"
+        log.info("registered %s with %s", names, self.controller_addr)
+
+    def send_heart_beat(self) -> bool:
+        """Send one heartbeat; False when the controller does not know this worker.
+
+        Raises:
+            requests.RequestException: The controller does not answer.
+        """
+        body = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
+        response = requests.post(
+            self.controller_addr + "/receive_heart_beat", json=body, timeout=CONNECT_TIMEOUT_S
+        )
+        response.raise_for_status()
+        return bool(response.json()["exist"])
+
+    def beat_soon(self) -> None:
+        """Let the next heartbeat come at once: the queue has changed."""
+        self._beat_now.set()
+
+    def wait_for_next_beat(self, seconds: float) -> bool:
+        """Wait until a heartbeat is due, by time or by a change of the queue.
+
+        Returns:
+            False when the worker has been stopped.
+        """
+        self._stopped.wait(MIN_BEAT_INTERVAL_S)
+        self._beat_now.wait(seconds)
+        self._beat_now.clear()
+        return not self._stopped.is_set()
+
+
+def heart_beat_worker(worker: WorkerBase) -> None:
+    """Keep a worker registered until it is stopped; run it in a daemon thread."""
+    registered = False
+    while True:
+        try:
+            if not registered or not worker.send_heart_beat():
+                worker.register_to_controller()
+            registered = True
+            pause_s = float(WORKER_HEART_BEAT_INTERVAL)
+        except (requests.RequestException, ValueError, KeyError) as error:
+            log.error("no contact to the controller %s: %s", worker.controller_addr, error)
+            pause_s = RETRY_INTERVAL_S
+        if not worker.wait_for_next_beat(pause_s):
+            return
+
+
+class AsyncQueue:
+    """A bounded number of requests at a time for adapters, whose engine queues by itself.
+
+    Args:
+        limit: Requests that are passed on at the same time.
+        max_waiting: Requests that may wait beyond those.
+    """
+
+    def __init__(self, limit: int, max_waiting: int = DEFAULT_WAITING) -> None:
+        self._semaphore = asyncio.Semaphore(limit)
+        self._limit = limit
+        self._max_waiting = max_waiting
+        self.num_requests = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no request can even wait."""
+        return self.num_requests >= self._limit + self._max_waiting
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncGenerator[None, None]:
+        """Wait for a place and keep it."""
+        self.num_requests += 1
+        try:
+            async with self._semaphore:
+                yield
+        finally:
+            self.num_requests -= 1
+
+
+router = APIRouter()
+
+
+@router.post("/worker_generate_stream")
+async def generate_stream(params: dict[str, Any], request: Request) -> Response:
+    """Generate; the generation ends when the client goes."""
+    return ClosingStream(request.app.state.worker.answer(params))
+
+
+@router.post("/worker_get_status")
+async def get_status(request: Request) -> dict[str, Any]:
+    """Return the status."""
+    return request.app.state.worker.get_status()
+
+
+def create_app(worker: WorkerBase | None = None) -> FastAPI:
+    """Build the web application around a worker; `main` sets `app.state.worker` later."""
+    application = FastAPI(title="LLaVA worker", docs_url=None, redoc_url=None, openapi_url=None)
+    application.include_router(router)
+    application.state.worker = worker
+    return application
+
+
+def new_worker_id() -> str:
+    """Return a short random name for a worker."""
+    return uuid.uuid4().hex[:6]
+
+
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all workers have; LLaVA's, and `--drain-timeout`."""
+    parser.add_argument("--host", default="localhost")
+    parser.add_argument("--port", type=int, default=21002)
+    parser.add_argument("--worker-address", default="http://localhost:21002")
+    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument("--model-name")
+    parser.add_argument("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY)
+    parser.add_argument("--stream-interval", type=int, default=1, help="has no effect")
+    parser.add_argument("--no-register", action="store_true")
+    parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=DEFAULT_DRAIN_S,
+        help="seconds to finish answers in when told to stop",
+    )
+
+
+def serve(app: FastAPI, worker: WorkerBase, args: argparse.Namespace) -> None:
+    """Serve a worker until it is told to stop; it then finishes what it has begun.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    check_port_is_free(args.host, args.port)
+    app.state.worker = worker
+    worker.start()
+    run_server(
+        app,
+        args.host,
+        args.port,
+        on_stop=lambda: worker.leave(args.drain_timeout),
+        # a reader that is slow to take the end of its answer
+        timeout_graceful_shutdown=3,
+    )
+
+
+class Mailbox:
+    """Hands events from other threads to queues of the running event loop.
+
+    A loop is woken once for all that has come, not for each event: with a full batch, waking it for
+    each row would take longer than a small model's step.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived: deque[tuple[asyncio.Queue[Event], Event]] = deque()
+        self._is_woken = False
+
+    def put(self, events: asyncio.Queue[Event], event: Event) -> None:
+        """Hand an event over, from any thread.
+
+        Raises:
+            RuntimeError: The loop has been closed.
+        """
+        self._arrived.append((events, event))
+        # Two threads may both wake it, which does no harm; that neither does cannot happen.
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # before looking: what comes from now on wakes the loop again
+        while self._arrived:
+            events, event = self._arrived.popleft()
+            events.put_nowait(event)
+
+
+class StreamEncoder:
+    """Turns events of one request into the bytes of its stream.
+
+    With `details` in the request, which LLaVA's clients never send, each object also has the tokens
+    so far, and one more at the end says why the answer ended.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._text = str(params.get("prompt", ""))
+        self._has_details = params.get("details") is True
+        self._is_empty = True
+        self.is_complete = False
+
+    def encode(self, events: Sequence[Event]) -> bytes:
+        """Encode events that came together; "" where they change nothing."""
+        wire = b""
+        new = "".join(event.text for event in events if isinstance(event, Text))
+        last = events[-1]
+        if new:
+            self._is_empty = False
+            self._text += new
+        is_end = isinstance(last, Done) and (self._has_details or self._is_empty)
+        if new or is_end:  # an empty answer is an answer
+            wire += encode_chunk(self._text, **self._details(events))
+        if isinstance(last, Failed):
+            wire += self._error(last.error)
+        self.is_complete = not isinstance(last, Text)
+        return wire
+
+    def _details(self, events: Sequence[Event]) -> dict[str, Any]:
+        if not self._has_details:
+            return {}
+        last = next(event for event in reversed(events) if not isinstance(event, Failed))
+        details: dict[str, Any] = {}
+        if last.usage is not None:
+            details["usage"] = dict(
+                zip(("prompt_tokens", "completion_tokens"), last.usage, strict=True)
+            )
+        if isinstance(last, Done):
+            details["finish_reason"] = last.finish_reason
+        return details
+
+    def _error(self, error: BaseException) -> bytes:
+        """Encode a failure; its cause is told where it is the caller's, else it is in the log."""
+        if isinstance(error, ContextFull):
+            return encode_chunk(self._text + TOO_LONG_MESSAGE)
+        for known, kind in ((Busy, BUSY), (Stopping, STOPPING), (DeadlineExceeded, DEADLINE)):
+            if isinstance(error, known):
+                log.warning("%s", error)
+                return encode_error(GENERATION_FAILED, str(error), kind)
+        if isinstance(error, UserError):
+            log.error("refused a request: %s", error)
+            return encode_error(GENERATION_FAILED, str(error), INVALID_REQUEST)
+        log.error("the generation failed", exc_info=error)
+        if isinstance(error, torch.OutOfMemoryError):
+            return encode_error(GENERATION_FAILED, "the worker ran out of memory")
+        reason = f"the generation failed ({type(error).__name__}); see the worker's log"
+        return encode_error(GENERATION_FAILED, reason)
 
 
 class ModelWorker(WorkerBase):

@@ -21,7 +21,6 @@ from llava.errors import DataError
 from llava.serve.async_client import AsyncClient
 from llava.serve.engine import StopFilter
 from llava.serve.openai_schema import ApiError, ChatRequest, Message
-from llava.serve.pictures import PictureLimits, read_picture
 from llava.serve.protocol import (
     BUSY,
     DEADLINE,
@@ -30,8 +29,9 @@ from llava.serve.protocol import (
     OK,
     STOPPING,
     TOO_LONG_MESSAGE,
+    stop_string,
 )
-from llava.serve.templates import stop_string
+from llava.serve.web import PictureLimits, read_picture
 
 log = logging.getLogger(__name__)
 

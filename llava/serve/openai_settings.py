@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava.errors import ConfigError
 from llava.serve.admission import Admission, RateLimiter, read_api_keys
-from llava.serve.pictures import PictureLimits
+from llava.serve.web import PictureLimits
 
 
 @dataclass

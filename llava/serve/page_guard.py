@@ -30,8 +30,7 @@ from llava.errors import DataError
 from llava.serve.admission import RateLimiter
 from llava.serve.openai_schema import ApiError
 from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText, preferred_language
-from llava.serve.pictures import PictureLimits, clean
-from llava.serve.web import BodyRefused, read_body
+from llava.serve.web import BodyRefused, PictureLimits, clean, read_body
 
 log = logging.getLogger(__name__)
 

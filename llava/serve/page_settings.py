@@ -13,8 +13,8 @@ from starlette.middleware import Middleware
 from llava.errors import ConfigError
 from llava.serve.page_guard import GuardSettings, PageGuard
 from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText
-from llava.serve.pictures import PictureLimits
 from llava.serve.retention import DAY_S, KEEP_DAYS
+from llava.serve.web import PictureLimits
 
 MAX_UPLOADS = 4
 

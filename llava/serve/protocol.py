@@ -1,19 +1,38 @@
-"""The wire format between page, controller and workers.
+"""The wire format between page, controller and workers, and how a client speaks it.
 
 A generation answer is a stream of JSON objects, each followed by one NUL byte. Each holds the whole
-text so far (prompt first), so a reader may skip objects. Nothing here knows of HTTP servers or
-models.
+text so far (prompt first), so a reader may skip objects. Every call of a client is bounded in time.
+A checkpoint that carries its own conversation template wins; else LLaVA's rule on the name holds.
 
-In: dictionaries or raw bytes. Out: the other one.
+In: dictionaries, raw bytes or addresses. Out: raw bytes, dictionaries, conversations. Nothing here
+knows of HTTP servers or models.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+import logging
+from collections.abc import (
+    Iterable,
+    Iterator,
+)
+from typing import (
+    Any,
+)
 
-from llava.utils import server_error_msg
+import requests
+
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    conversation_from_dict,
+    get_conversation,
+)
+from llava.utils import (
+    server_error_msg,
+)
+
+log = logging.getLogger(__name__)
 
 OK = 0
 GENERATION_FAILED = 1
@@ -37,6 +56,9 @@ CLIENT_HEADERS = {"User-Agent": "LLaVA Client"}
 # Seconds. Reading waits longer than connecting: a long prompt may take its time to the first token.
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 120.0
+
+# Models that LLaVA's page lists first.
+PINNED_MODELS = ("vicuna-13b", "koala-13b")
 
 
 def model_details(status: dict[str, Any], model: str) -> dict[str, Any]:
@@ -88,3 +110,127 @@ def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 yield json.loads(chunk)
     if rest:
         raise ValueError(f"the stream ended inside an object, after {rest[:80]!r}")
+
+
+def _post(address: str, route: str, body: dict[str, Any] | None = None) -> Any:
+    response = requests.post(
+        address + route, json=body or {}, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+    )
+    response.raise_for_status()
+    return response.json()
+
+
+def get_model_list(controller_url: str) -> list[str]:
+    """Return the names of the models, pinned ones first, after asking all workers again.
+
+    Raises:
+        requests.RequestException: The controller does not answer.
+    """
+    _post(controller_url, "/refresh_all_workers")
+    models = _post(controller_url, "/list_models")["models"]
+    pins = {name: rank for rank, name in enumerate(PINNED_MODELS)}
+    return sorted(models, key=lambda name: (pins.get(name, len(pins)), name))
+
+
+def get_worker_address(controller_url: str, model: str) -> str:
+    """Return the address of a worker for a model, "" if there is none.
+
+    Raises:
+        requests.RequestException: The controller does not answer.
+    """
+    return _post(controller_url, "/get_worker_address", {"model": model})["address"]
+
+
+def get_worker_status(worker_address: str) -> dict[str, Any]:
+    """Return what a worker says of itself.
+
+    Raises:
+        requests.RequestException: The worker does not answer.
+    """
+    return _post(worker_address, "/worker_get_status")
+
+
+def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ask a worker (or a controller) to generate; closing the iterator hangs up.
+
+    Args:
+        worker_address: URL.
+        body: Body of `/worker_generate_stream`.
+
+    Yields:
+        Objects with `text`, `error_code` and, for errors, perhaps `reason`.
+
+    Raises:
+        requests.RequestException: The worker does not answer or goes away.
+        ValueError: What it sends is not the protocol.
+    """
+    with requests.post(
+        worker_address + "/worker_generate_stream",
+        headers=CLIENT_HEADERS,
+        json=body,
+        stream=True,
+        timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+    ) as response:
+        response.raise_for_status()
+        yield from decode_chunks(response.iter_content(chunk_size=None))
+
+
+def template_name(model_name: str) -> str:
+    """Return the template that LLaVA's page chooses for a model's name.
+
+    Where LLaVA names a template that does not exist (`mistral_orca`, `mpt_text`) this names the one
+    with the same format.
+    """
+    name = model_name.lower()
+    if "llava" not in name:
+        return _first_match(name, (("mpt", "mpt"), ("llama-2", "llama_2")), default="vicuna_v1")
+    if "llama-2" in name:
+        return "llava_llama_2"
+    if "mistral" in name or "mixtral" in name:
+        return _first_match(
+            name, (("orca", "chatml_direct"), ("hermes", "chatml_direct")), "mistral_instruct"
+        )
+    has_tag = "mmtag" in name
+    is_plain = "plain" in name
+    return _first_match(
+        name,
+        (
+            ("llava-v1.6-34b", "chatml_direct"),
+            ("v1", "v1_mmtag" if has_tag or (is_plain and "finetune" not in name) else "llava_v1"),
+            ("mpt", "mpt"),
+        ),
+        default="v0_mmtag" if has_tag or is_plain else "llava_v0",
+    )
+
+
+def _first_match(name: str, rules: tuple[tuple[str, str], ...], default: str) -> str:
+    return next((template for part, template in rules if part in name), default)
+
+
+def template_of_worker(worker_address: str, model_name: str) -> Conversation:
+    """Return a fresh conversation in the template of the worker's checkpoint, else by its name."""
+    try:
+        status = get_worker_status(worker_address)
+    except (requests.RequestException, ValueError) as error:
+        log.warning("worker %s gives no status (%s): template by name", worker_address, error)
+        status = {}
+    return template_from_status(status, model_name)
+
+
+def template_from_status(status: dict[str, Any], model_name: str) -> Conversation:
+    """Return a fresh conversation in the template that a status has for a model, else by its name.
+
+    Raises:
+        TemplateError: The template is broken.
+    """
+    own = model_details(status, model_name).get("conversation")
+    if isinstance(own, dict):
+        return conversation_from_dict(own)
+    return get_conversation(own or template_name(model_name))
+
+
+def stop_string(conversation: Conversation) -> str | None:
+    """Return the text that ends an answer in a template."""
+    if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
+        return conversation.sep
+    return conversation.sep2

@@ -20,18 +20,19 @@ import httpx
 import requests
 
 from llava.errors import ConfigError, run_command
-from llava.serve.model_worker import MAX_NEW_TOKENS, parse_request
-from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from llava.serve.web import check_port_is_free
-from llava.serve.worker_adapter import AdapterWorker, engine_ids
-from llava.serve.worker_base import (
+from llava.serve.model_worker import (
     DEFAULT_CONCURRENCY,
+    MAX_NEW_TOKENS,
     add_worker_flags,
     create_app,
     heart_beat_worker,
     new_worker_id,
+    parse_request,
     serve,
 )
+from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from llava.serve.remote_worker import AdapterWorker, engine_ids
+from llava.serve.web import check_port_is_free
 from llava.utils import build_logger
 
 __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]

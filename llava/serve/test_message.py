@@ -15,9 +15,14 @@ from typing import TextIO
 import requests
 
 from llava.errors import ConfigError, UserError
-from llava.serve.client import get_model_list, get_worker_address, stream_generation
-from llava.serve.protocol import OK
-from llava.serve.templates import stop_string, template_of_worker
+from llava.serve.protocol import (
+    OK,
+    get_model_list,
+    get_worker_address,
+    stop_string,
+    stream_generation,
+    template_of_worker,
+)
 
 
 def send(

@@ -16,11 +16,16 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from llava.errors import ConfigError, run_command
-from llava.images import to_rgb
-from llava.serve.model_worker import parse_request
+from llava.image_fit import to_rgb
+from llava.serve.model_worker import (
+    add_worker_flags,
+    create_app,
+    new_worker_id,
+    parse_request,
+    serve,
+)
+from llava.serve.remote_worker import AdapterWorker, engine_ids
 from llava.serve.web import check_port_is_free
-from llava.serve.worker_adapter import AdapterWorker, engine_ids
-from llava.serve.worker_base import add_worker_flags, create_app, new_worker_id, serve
 from llava.utils import build_logger
 
 log = logging.getLogger(__name__)

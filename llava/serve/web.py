@@ -1,24 +1,73 @@
-"""What the web servers of this package share: a stream that ends with its client, and a runner.
+"""What the web servers of this package share: bounded input, streams that end with their client.
 
-Leaves with the client: when the reader of a stream goes away, the iterator behind it is closed, so
-that whatever feeds it (a generation, a request to a worker) can stop.
+Pictures from strangers are bounded, decoded, and written anew without anything but pixels. A URL is
+fetched only where that is switched on, from hosts on a list, from addresses that are public (the
+address that was checked is the one that is connected to), within a size and a time; each redirect
+is checked as the first address was.
+
+When the reader of a stream goes away, the iterator behind it is closed, so that whatever feeds it
+(a generation, a request to a worker) can stop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import io
+import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import (
+    dataclass,
+    field,
+)
+from typing import (
+    Any,
+    TypeVar,
+)
+from urllib.parse import (
+    urljoin,
+    urlsplit,
+)
 
+import httpx
 import uvicorn
-from fastapi import FastAPI, Request
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi import (
+    FastAPI,
+    Request,
+)
+from PIL import (
+    Image,
+)
+from starlette.concurrency import (
+    run_in_threadpool,
+)
+from starlette.responses import (
+    StreamingResponse,
+)
+from starlette.types import (
+    Receive,
+    Scope,
+    Send,
+)
 
-from llava.errors import ConfigError
+from llava.errors import (
+    ConfigError,
+    DataError,
+)
+from llava.image_fit import (
+    apply_orientation,
+    shrink_image,
+    to_rgb,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +79,22 @@ T = TypeVar("T")
 SHUTDOWN_TIMEOUT_S = 3
 # A body that comes more slowly than this is given up.
 BODY_TIMEOUT_S = 60.0
+
+# Vector formats are programs; what else PIL reads has had its share of holes.
+FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+# What a data URL may call its picture; the bytes decide.
+DATA_URL_KINDS = (*FORMATS.values(), "image/jpg", "application/octet-stream")
+MAX_REDIRECTS = 3
+PORTS = (80, 443)
+# Longest side that a worker gets; no vision tower here sees more.
+MAX_SIDE_PX = 2048
+_BLANKS = b"\t\n\f\r "
+# Percent-encoding is quoted-printable with "%" for "=", which the standard library decodes in C;
+# `urllib` would need 20 s and an object for each escape where a request holds nothing but escapes.
+_TO_QUOTED = bytes.maketrans(b"%=", b"=%")
+_FROM_QUOTED = bytes.maketrans(b"%", b"=")
+# Other IPv6 addresses lead to no host, to this network, or through it to an IPv4 address.
+_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 class ClosingStream(StreamingResponse):
@@ -202,3 +267,240 @@ def run_server(
         build_server(app, host, port, on_stop, **options).run()
     except KeyboardInterrupt:
         log.info("stopped")
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What a picture may be.
+
+    Attributes:
+        max_bytes: Size of its file.
+        max_pixels: Width times height.
+        max_pictures: How many a request may hold.
+        url_hosts: Hosts that pictures are fetched from; none switches URLs off.
+        fetch_timeout_s: How long a fetch may take, redirects included.
+    """
+
+    max_bytes: int = 10 * 2**20
+    max_pixels: int = 25_000_000
+    max_pictures: int = 8
+    url_hosts: frozenset[str] = field(default_factory=frozenset)
+    fetch_timeout_s: float = 10.0
+
+
+async def read_picture(url: str, limits: PictureLimits) -> str:
+    """Read one picture.
+
+    Args:
+        url: A data URL with base64, or an http(s) URL.
+        limits: What is allowed.
+
+    Returns:
+        A PNG as base64 text.
+
+    Raises:
+        DataError: It is refused; the text says why and never holds the picture.
+    """
+    url = url.strip()
+    scheme = url[:16].partition(":")[0].lower()
+    if scheme == "data":
+        raw = await run_in_threadpool(decode_data_url, url, limits)
+    elif scheme in ("http", "https"):
+        raw = await fetch(url, limits)
+    else:
+        raise DataError(
+            f"the address begins with {url[:16]!r}; expected a data URL such as "
+            "data:image/png;base64,..." + (" or http(s)://" if limits.url_hosts else "")
+        )
+    return await run_in_threadpool(rewrite, raw, limits)
+
+
+def decode_data_url(url: str, limits: PictureLimits) -> bytes:
+    """Return the bytes of a data URL, decoded as browsers do.
+
+    The data is percent-decoded, then read as base64 without its blanks and line ends; padding may
+    be left out.
+
+    Raises:
+        DataError: It is no base64 picture of an allowed kind, or too large.
+    """
+    header, comma, encoded = url[5:].partition(",")
+    kind, *parameters = (part.strip() for part in header.lower().split(";"))
+    if not comma or "base64" not in parameters:
+        raise DataError("the data URL has no ';base64,' before its data")
+    if kind not in DATA_URL_KINDS:
+        raise DataError(f"the data URL is {kind[:40]!r}; expected {', '.join(FORMATS.values())}")
+    quoted = encoded.encode("ascii", "replace").translate(_TO_QUOTED, _BLANKS)
+    data = binascii.a2b_qp(quoted).translate(_FROM_QUOTED, _BLANKS)
+    if len(data) > (limits.max_bytes + 2) // 3 * 4:
+        raise DataError(_too_large(limits))
+    if len(data) % 4 == 0:
+        data = data.removesuffix(b"=").removesuffix(b"=")
+    try:
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"the data URL is not valid base64: {error}") from None
+
+
+def _too_large(limits: PictureLimits) -> str:
+    return f"the picture's file is larger than {limits.max_bytes:,} bytes"
+
+
+def rewrite(raw: bytes, limits: PictureLimits) -> str:
+    """Return what `clean` makes of a picture, as base64 text.
+
+    Raises:
+        DataError: As there.
+    """
+    return base64.b64encode(clean(raw, limits)).decode()
+
+
+def clean(raw: bytes, limits: PictureLimits) -> bytes:
+    """Decode a picture, turn it as its metadata says, and encode its pixels alone as a new PNG.
+
+    Raises:
+        DataError: It cannot be decoded, is of another format, or has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(raw), formats=list(FORMATS)) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise DataError(
+                    f"the picture has {width} x {height} pixels; expected up to "
+                    f"{limits.max_pixels:,} in all"
+                )
+            # A phone stores how it was held beside the pixels: once that is gone, nobody knows.
+            upright = to_rgb(apply_orientation(image))
+            pixels = shrink_image(upright, MAX_SIDE_PX, MAX_SIDE_PX)
+            pixels.info.clear()  # else PIL would write colour profile and comments again
+            buffer = io.BytesIO()
+            pixels.save(buffer, "PNG")
+            return buffer.getvalue()
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly everything at a hostile file
+        kinds = ", ".join(FORMATS)
+        raise DataError(
+            f"the picture cannot be read ({type(error).__name__}); expected a whole {kinds} file"
+        ) from None
+
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        OSError: The name is unknown.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is on the open internet: no private, local, reserved or tunnelled one."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return is_public(str(parsed.ipv4_mapped))
+        if parsed not in _UNICAST or parsed.sixtofour is not None or parsed.teredo is not None:
+            return False
+    return parsed.is_global and not parsed.is_multicast
+
+
+async def fetch(
+    url: str,
+    limits: PictureLimits,
+    *,
+    resolver: Resolver = resolve,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> bytes:
+    """Fetch a file from an allowed host.
+
+    Args:
+        url: http(s) URL.
+        limits: Hosts, size and time.
+        resolver: Returns a host's addresses.
+        transport: For tests: what carries the request out.
+
+    Raises:
+        DataError: URLs are off, the host is not on the list, its address is private, or the
+            answer is an error, too large or too slow.
+    """
+    if not limits.url_hosts:
+        raise DataError("pictures by URL are switched off here: send the picture as a data URL")
+    try:
+        return await asyncio.wait_for(
+            _follow(url, limits, resolver, transport), limits.fetch_timeout_s
+        )
+    except asyncio.TimeoutError:
+        raise DataError(
+            f"fetching the picture took longer than {limits.fetch_timeout_s:g} s"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        raise DataError(f"the picture could not be fetched ({type(error).__name__})") from None
+
+
+async def _follow(
+    url: str,
+    limits: PictureLimits,
+    resolver: Resolver,
+    transport: httpx.AsyncBaseTransport | None,
+) -> bytes:
+    async with httpx.AsyncClient(
+        transport=transport, timeout=limits.fetch_timeout_s, trust_env=False
+    ) as client:
+        for _ in range(MAX_REDIRECTS + 1):
+            host, port, address = await _checked_address(url, limits, resolver)
+            # To the very address that was checked: a second look-up may give another one.
+            target = httpx.URL(url).copy_with(host=address, port=port)
+            async with client.stream(
+                "GET",
+                target,
+                headers={"Host": host, "Accept": ", ".join(FORMATS.values())},
+                extensions={"sni_hostname": host},
+            ) as response:
+                if response.is_redirect:
+                    url = urljoin(url, response.headers.get("location", ""))
+                    continue
+                if response.status_code != 200:
+                    raise DataError(f"the picture's address answers {response.status_code}")
+                return await _read_bounded(response, limits)
+    raise DataError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
+
+
+async def _checked_address(
+    url: str, limits: PictureLimits, resolver: Resolver
+) -> tuple[str, int, str]:
+    """Return host, port and a checked address of a URL.
+
+    Raises:
+        DataError: The URL leads where no picture may be fetched from.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise DataError("the picture's address is not a URL") from None
+    if parts.scheme not in ("http", "https") or parts.username or parts.password:
+        raise DataError("the picture's address must be http(s)://host/..., without a user")
+    if host not in limits.url_hosts:
+        raise DataError(f"pictures may not be fetched from {host[:80]!r}: it is not on the list")
+    if port not in PORTS:
+        raise DataError(f"pictures may not be fetched from port {port}")
+    addresses = await resolver(host, port)
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise DataError(f"{host} has a private address: nothing is fetched from there")
+    return host, port, addresses[0]
+
+
+async def _read_bounded(response: httpx.Response, limits: PictureLimits) -> bytes:
+    found = bytearray()
+    async for piece in response.aiter_bytes():
+        found += piece
+        if len(found) > limits.max_bytes:
+            raise DataError(_too_large(limits))
+    return bytes(found)

@@ -25,9 +25,8 @@ from rich.console import Console
 import llava
 from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path
-from llava.serve import client
-from llava.serve.check import find_problems
-from llava.serve.model_path import check_model_path
+from llava.serve import protocol
+from llava.serve.check import check_model_path, find_problems
 from llava.serve.web import check_port_is_free
 from lrm_ext.serve.question import CHECK_QUESTION, ask_api, ask_once
 
@@ -263,7 +262,7 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
     """
     num_models = 2 if options.compare_with else 1
     demo.wait_until(
-        lambda: len(client.get_model_list(controller)) >= num_models,
+        lambda: len(protocol.get_model_list(controller)) >= num_models,
         "loading the model",
         options.start_timeout_s,
     )
@@ -281,7 +280,7 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
     problems = find_problems(controller)
     if problems:
         raise ConfigError("; ".join(problems))
-    return client.get_model_list(controller)[0]
+    return protocol.get_model_list(controller)[0]
 
 
 def page_address(options: DemoOptions) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import requests
 
 from llava.errors import ConfigError
-from llava.serve import client
-from llava.serve.protocol import OK, READ_TIMEOUT_S
-from llava.serve.templates import stop_string, template_of_worker
+from llava.serve import protocol
+from llava.serve.protocol import OK, READ_TIMEOUT_S, stop_string, template_of_worker
 
 CHECK_QUESTION = "What can you do?"
 
@@ -24,7 +23,7 @@ def ask_once(controller: str, model: str) -> str:
     Raises:
         ConfigError: The worker reports an error.
     """
-    address = client.get_worker_address(controller, model)
+    address = protocol.get_worker_address(controller, model)
     conversation = template_of_worker(address, model)
     conversation.append_message(conversation.roles[0], CHECK_QUESTION)
     conversation.append_message(conversation.roles[1], None)
@@ -37,7 +36,7 @@ def ask_once(controller: str, model: str) -> str:
         "max_new_tokens": 16,
         "stop": stop_string(conversation),
     }
-    for chunk in client.stream_generation(controller, body):
+    for chunk in protocol.stream_generation(controller, body):
         if chunk["error_code"] != OK:
             raise ConfigError(f"the worker failed: {chunk.get('reason', chunk['text'])}")
         text = chunk["text"]

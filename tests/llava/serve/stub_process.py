@@ -5,12 +5,12 @@ import logging
 
 from conftest import ByteTokenizer, StubModel, stub_processor
 
-from llava.serve import worker_base
+from llava.serve import model_worker
 from llava.serve.engine import Engine, load_engine
 from llava.serve.model_worker import ModelWorker, app
 
 parser = argparse.ArgumentParser()
-worker_base.add_worker_flags(parser)
+model_worker.add_worker_flags(parser)
 parser.add_argument("--answer", default="")
 parser.add_argument("--delay", type=float, default=0.0)
 parser.add_argument("--model-path", help="a real model in place of the stub")
@@ -26,4 +26,4 @@ worker = ModelWorker(
     "", None, None, False, False, "cpu", engine=engine,
     limit_model_concurrency=args.limit_model_concurrency,
 )  # fmt: skip
-worker_base.serve(app, worker, args)
+model_worker.serve(app, worker, args)

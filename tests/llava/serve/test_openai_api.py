@@ -19,7 +19,7 @@ from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import admission, openai_api
 from llava.serve.admission import Admission, RateLimiter
 from llava.serve.openai_api import ApiSettings
-from llava.serve.pictures import PictureLimits
+from llava.serve.web import PictureLimits
 
 MODEL = "llava-v1-stub"
 QUESTION = [{"role": "user", "content": "Co?"}]

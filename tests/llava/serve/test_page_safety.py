@@ -19,8 +19,8 @@ from llava.serve.page import terms
 from llava.serve.page_guard import GuardSettings
 from llava.serve.page_settings import PageSafety, safety_from
 from llava.serve.page_text import ENGLISH_TEXT, PageText
-from llava.serve.pictures import PictureLimits, clean
 from llava.serve.retention import DAY_S, start_sweeper, sweep_pictures
+from llava.serve.web import PictureLimits, clean
 
 ORIENTATION, GPS = 0x0112, 0x8825
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'

@@ -8,7 +8,7 @@ import pytest
 from llava.conversation import get_conversation
 from llava.errors import CheckpointError, DataError
 from llava.serve import cli, engine
-from llava.serve.model_path import check_model_path
+from llava.serve.check import check_model_path
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 

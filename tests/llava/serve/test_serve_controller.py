@@ -8,12 +8,10 @@ import requests
 from llava.conversation import conversation_to_dict, get_conversation
 from llava.errors import ConfigError
 from llava.serve import (
-    client,
     controller,
     openai_api,
     protocol,
     register_worker,
-    templates,
     test_message,
 )
 from llava.serve.controller import Controller, DispatchMethod
@@ -104,7 +102,7 @@ def test_refresh_drops_dead_workers(make_engine, start_controller, start_worker,
     start_worker(make_engine(), address)
     wait_for(dispatch.list_models)
     dispatch.register_worker("http://127.0.0.1:9", False, status("dead"))
-    assert client.get_model_list(address) == ["llava-v1-stub"]
+    assert protocol.get_model_list(address) == ["llava-v1-stub"]
 
 
 def test_proxy_and_nested_controllers(make_engine, start_controller, start_worker):
@@ -115,7 +113,7 @@ def test_proxy_and_nested_controllers(make_engine, start_controller, start_worke
     _, outer_address = start_controller()
     register_worker.register(outer_address, inner_address, False)
     body = {"model": "llava-v1-stub", "prompt": "Q"}
-    texts = [chunk["text"] for chunk in client.stream_generation(outer_address, body)]
+    texts = [chunk["text"] for chunk in protocol.stream_generation(outer_address, body)]
     assert texts[-1] == "Qab"
 
 
@@ -139,13 +137,13 @@ def test_nested_controllers_pass_on_what_workers_say_of_their_models(
     for name, (template, context_len) in NESTED.items():
         wanted = get_conversation(template)
         for address in addresses:
-            details = protocol.model_details(client.get_worker_status(address), name)
+            details = protocol.model_details(protocol.get_worker_status(address), name)
             assert details == {
                 "conversation": conversation_to_dict(wanted),
                 "context_len": context_len,
                 "multimodal": True,
             }
-            assert templates.template_of_worker(address, name) == wanted
+            assert protocol.template_of_worker(address, name) == wanted
         post(api, "/v1/chat/completions", {"model": name, "messages": MESSAGES})
         wanted.append_message(wanted.roles[0], "Q")
         wanted.append_message(wanted.roles[1], None)
@@ -161,7 +159,7 @@ def test_workers_of_one_model_that_differ_are_named(caplog):
 
 
 def test_a_template_may_be_a_name():
-    found = templates.template_from_status({"conversation": "mpt"}, "llava-v1")
+    found = protocol.template_from_status({"conversation": "mpt"}, "llava-v1")
     assert found == get_conversation("mpt")
 
 
@@ -173,7 +171,7 @@ def test_a_client_that_leaves_the_proxy_cancels(
     start_worker(engine, address)
     wait_for(dispatch.list_models)
     body = {"model": "llava-v1-stub", "prompt": "Q", "max_new_tokens": 900}
-    stream = client.stream_generation(address, body)
+    stream = protocol.stream_generation(address, body)
     next(stream)
     stream.close()
     wait_for(engine.model.finished.is_set)
@@ -182,14 +180,14 @@ def test_a_client_that_leaves_the_proxy_cancels(
 
 def test_no_worker_is_one_object_with_code_2(start_controller):
     _, address = start_controller()
-    chunks = list(client.stream_generation(address, {"model": "m", "prompt": "Q"}))
+    chunks = list(protocol.stream_generation(address, {"model": "m", "prompt": "Q"}))
     assert [(chunk["text"], chunk["error_code"]) for chunk in chunks] == [(server_error_msg, 2)]
 
 
 def test_dead_worker_is_code_3(start_controller):
     dispatch, address = start_controller()
     dispatch.register_worker("http://127.0.0.1:9", False, status("m"))
-    chunks = list(client.stream_generation(address, {"model": "m", "prompt": "Q"}))
+    chunks = list(protocol.stream_generation(address, {"model": "m", "prompt": "Q"}))
     assert [chunk["error_code"] for chunk in chunks] == [3]
 
 
@@ -197,7 +195,7 @@ def test_pinned_models_come_first(start_controller, monkeypatch):
     dispatch, address = start_controller()
     monkeypatch.setattr(dispatch, "refresh_all_workers", lambda: None)
     dispatch.register_worker("http://w", False, status("a", "koala-13b", "vicuna-13b", "b"))
-    assert client.get_model_list(address) == ["vicuna-13b", "koala-13b", "a", "b"]
+    assert protocol.get_model_list(address) == ["vicuna-13b", "koala-13b", "a", "b"]
 
 
 def test_test_message(make_engine, start_controller, start_worker, wait_for, capsys):

@@ -23,13 +23,12 @@ from PIL import Image
 
 from llava.errors import CheckpointError, ConfigError
 from llava.serve import (
-    client,
     controller,
     gradio_web_server,
     model_worker,
     openai_api,
+    protocol,
     web,
-    worker_base,
 )
 from llava.serve.openai_settings import ApiSettings
 
@@ -116,7 +115,7 @@ def test_worker_killed_in_mid_answer(start_controller, worker_process, api_of, w
 
 def test_worker_killed_in_mid_answer_as_the_page_sees_it(start_controller, worker_process):
     process, address = worker_process("", "--no-register", answer="x" * 500, delay=0.02)
-    stream = client.stream_generation(address, {"prompt": "Q"})
+    stream = protocol.stream_generation(address, {"prompt": "Q"})
     assert next(stream)["text"] == "Qx"
     process.kill()
     with pytest.raises((requests.RequestException, ValueError)):
@@ -140,8 +139,8 @@ def test_another_worker_takes_over_from_a_dead_one(
 
 
 def test_controller_restarted(start_worker, make_engine, api_of, wait_for, monkeypatch, serving):
-    monkeypatch.setattr(worker_base, "WORKER_HEART_BEAT_INTERVAL", 0.1)
-    monkeypatch.setattr(worker_base, "RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr(model_worker, "WORKER_HEART_BEAT_INTERVAL", 0.1)
+    monkeypatch.setattr(model_worker, "RETRY_INTERVAL_S", 0.1)
     port = free_port()
     with serving(controller.create_app(controller.Controller()), port) as address:
         start_worker(make_engine("a"), address)
@@ -171,7 +170,7 @@ def test_slow_client_holds_up_nobody_and_loses_nothing(make_engine, start_worker
         )
         # It has not read a byte, and its answer is complete: the place is free for others.
         wait_for(lambda: engine.model.num_generated == 1000 and worker.get_queue_length() == 0)
-        other = list(client.stream_generation(address, {"prompt": "P", "max_new_tokens": 5}))
+        other = list(protocol.stream_generation(address, {"prompt": "P", "max_new_tokens": 5}))
         assert other[-1]["text"] == "P" + answer[:5]
         received = bytearray()
         while piece := line.recv(65536):
@@ -196,7 +195,7 @@ def test_queue_full(make_engine, start_controller, start_worker, api_of, wait_fo
     for thread in threads:
         thread.start()
     wait_for(lambda: worker.get_queue_length() == 2)
-    refused = list(client.stream_generation(direct, {"prompt": "Q"}))
+    refused = list(protocol.stream_generation(direct, {"prompt": "Q"}))
     assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "busy")
     assert "the queue is full" in refused[0]["reason"]
     with pytest.raises(openai.InternalServerError, match="the queue is full") as caught:
@@ -224,7 +223,7 @@ def test_worker_told_to_stop_finishes_first(start_controller, worker_process, wa
     _, address = start_controller()
     process, direct = worker_process(address, answer="x" * 100, delay=0.01)
     wait_for(lambda: models_of(address))
-    stream = client.stream_generation(direct, {"prompt": "Q"})
+    stream = protocol.stream_generation(direct, {"prompt": "Q"})
     next(stream)
     process.send_signal(signal.SIGTERM)
     wait_for(lambda: not models_of(address))  # at once, not after 30 s without a heartbeat
@@ -261,10 +260,10 @@ def png_bomb(side=60_000):
 def test_hostile_pictures_leave_the_worker_alive(make_engine, start_worker, raw):
     _, address = start_worker(make_engine("a"))
     body = {"prompt": "<image>", "images": [base64.b64encode(raw).decode()]}
-    refused = list(client.stream_generation(address, body))
+    refused = list(protocol.stream_generation(address, body))
     assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "invalid_request")
     assert "images[0] is no picture" in refused[0]["reason"]
-    assert list(client.stream_generation(address, {"prompt": "Q"}))[-1]["text"] == "Qa"
+    assert list(protocol.stream_generation(address, {"prompt": "Q"}))[-1]["text"] == "Qa"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +288,7 @@ def test_strange_requests_leave_the_worker_alive(make_engine, start_worker, body
     assert "Traceback" not in response.text
     assert "root:" not in response.text
     assert len(response.content) < 1000
-    assert list(client.stream_generation(address, {"prompt": "Q"}))[-1]["text"] == "Qa"
+    assert list(protocol.stream_generation(address, {"prompt": "Q"}))[-1]["text"] == "Qa"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

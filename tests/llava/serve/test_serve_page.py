@@ -12,7 +12,7 @@ from llava.serve import chat, gradio_web_server, page, votes
 from llava.serve.chat_state import ChatState, PageSettings, PromptControl
 from llava.serve.engine import load_engine
 from llava.serve.page_text import ENGLISH_TEXT, PageText
-from llava.serve.templates import stop_string, template_name
+from llava.serve.protocol import stop_string, template_name
 from llava.utils import moderation_msg, server_error_msg
 
 REQUEST = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))

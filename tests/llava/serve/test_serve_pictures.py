@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import DataError
-from llava.serve import pictures
-from llava.serve.pictures import PictureLimits, fetch, is_public, read_picture, rewrite
+from llava.serve import web
+from llava.serve.web import PictureLimits, fetch, is_public, read_picture, rewrite
 
 HOSTS = PictureLimits(url_hosts=frozenset({"pictures.example"}), fetch_timeout_s=2)
 
@@ -176,7 +176,7 @@ def test_refusals_never_repeat_the_picture(file):
 
 
 def test_names_are_resolved_by_the_system():
-    assert "127.0.0.1" in asyncio.run(pictures.resolve("localhost", 80))
+    assert "127.0.0.1" in asyncio.run(web.resolve("localhost", 80))
 
 
 def test_public_addresses_are_public():

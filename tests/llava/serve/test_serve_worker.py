@@ -10,7 +10,7 @@ import requests
 from PIL import ExifTags, Image
 
 from llava.errors import DataError
-from llava.serve import client, model_worker
+from llava.serve import model_worker, protocol
 from llava.serve.model_worker import parse_request
 from llava.utils import server_error_msg
 
@@ -39,7 +39,7 @@ def encoded(picture, mode="RGB"):
 
 
 def ask(address, prompt="Q", **body):
-    return list(client.stream_generation(address, {"prompt": prompt, **body}))
+    return list(protocol.stream_generation(address, {"prompt": prompt, **body}))
 
 
 def test_stream_is_cumulative_and_begins_with_the_prompt(make_engine, start_worker, picture):
@@ -85,7 +85,7 @@ def test_an_empty_answer_is_an_answer(make_engine, start_worker):
 def test_bad_requests_get_code_1_and_the_reason(make_engine, body, reason):
     worker = bare_worker(make_engine("a"))
     params = {"prompt": "Q", **body}
-    chunks = list(client.decode_chunks(worker.generate_stream(params)))
+    chunks = list(protocol.decode_chunks(worker.generate_stream(params)))
     assert len(chunks) == 1
     assert chunks[0]["text"] == server_error_msg
     assert chunks[0]["error_code"] == 1
@@ -113,7 +113,7 @@ def test_failing_generation_ends_the_stream_with_its_cause(make_engine, start_wo
 
 def test_too_long_prompt_gets_the_fixed_message(make_engine):
     worker = bare_worker(make_engine("a", context_len=10))
-    chunks = list(client.decode_chunks(worker.generate_stream({"prompt": "x" * 10})))
+    chunks = list(protocol.decode_chunks(worker.generate_stream({"prompt": "x" * 10})))
     assert chunks == [
         {
             "text": "x" * 10 + "Exceeds max token length. Please start a new conversation, thanks.",
@@ -131,7 +131,7 @@ def test_new_tokens_are_capped():
 def test_a_client_that_leaves_cancels_its_generation(make_engine, start_worker, wait_for):
     engine = make_engine("x" * 900, delay_s=0.01)
     worker, address = start_worker(engine)
-    stream = client.stream_generation(address, {"prompt": "Q", "max_new_tokens": 900})
+    stream = protocol.stream_generation(address, {"prompt": "Q", "max_new_tokens": 900})
     next(stream)
     assert worker.get_queue_length() == 1
     stream.close()
@@ -159,7 +159,7 @@ def test_requests_beyond_the_limit_wait(make_engine, start_worker, wait_for):
 def test_status_offers_the_checkpoints_template(make_engine, start_worker):
     conversation = {"name": "own", "system": "S"}
     _, address = start_worker(make_engine(conversation=conversation))
-    status = client.get_worker_status(address)
+    status = protocol.get_worker_status(address)
     assert status["model_names"] == ["llava-v1-stub"]
     assert (status["speed"], status["queue_length"]) == (1, 0)
     assert status["conversation"] == conversation

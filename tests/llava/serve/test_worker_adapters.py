@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 from llava.conversation import conversation_to_dict, get_conversation
 from llava.errors import CheckpointError, ConfigError
 from llava.mm_utils import tokenizer_image_token
-from llava.serve import client, sglang_worker, vllm_worker, worker_adapter
+from llava.serve import protocol, remote_worker, sglang_worker, vllm_worker
 from llava.serve.check import find_problems, main
 
 
@@ -89,13 +89,13 @@ def test_sglang_worker_speaks_the_protocol(sglang, start, picture, ids_of):
     endpoint, bodies = sglang
     worker = sglang_worker.ModelWorker("", "", endpoint, "test", True, None)
     address = serve_worker(start, sglang_worker, worker)
-    assert client.get_worker_status(address)["model_names"] == ["llava-v1.5-tiny"]
+    assert protocol.get_worker_status(address)["model_names"] == ["llava-v1.5-tiny"]
     prompt = "USER: <image>\nCo? ASSISTANT:"
     body = {
         "prompt": prompt, "images": [encoded(picture)], "temperature": 0.2, "top_p": 0,
         "max_new_tokens": 5000, "stop": "</s>",
     }  # fmt: skip
-    chunks = list(client.stream_generation(address, body))
+    chunks = list(protocol.stream_generation(address, body))
     assert [chunk["text"] for chunk in chunks] == [prompt + t for t in ("Žl", "Žlut", "Žlutá")]
     assert bodies[0] == {
         "input_ids": ids_of(prompt),
@@ -105,7 +105,7 @@ def test_sglang_worker_speaks_the_protocol(sglang, start, picture, ids_of):
             "temperature": 0.2, "top_p": 1e-6, "max_new_tokens": 1024, "stop": ["</s>"],
         },
     }  # fmt: skip
-    refused = list(client.stream_generation(address, {"prompt": "<image>"}))
+    refused = list(protocol.stream_generation(address, {"prompt": "<image>"}))
     assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "invalid_request")
     assert worker.get_queue_length() == 0
     assert worker.drain(1)
@@ -120,7 +120,7 @@ def test_sglang_server_that_dies_is_an_error_of_the_worker(sglang, start, free_a
     worker = sglang_worker.ModelWorker("", "", sglang[0], "test", True, "m")
     address = serve_worker(start, sglang_worker, worker)
     worker.sgl_endpoint = free_address
-    refused = list(client.stream_generation(address, {"prompt": "Q"}))
+    refused = list(protocol.stream_generation(address, {"prompt": "Q"}))
     assert refused[0]["error_code"] == 1
     assert "ConnectError" in refused[0]["reason"]
 
@@ -201,10 +201,10 @@ def test_vllm_worker_speaks_the_protocol(vllm, start, picture, exported, ids_of,
     )
     assert vllm["args"] == {"model": str(tmp_path), "tensor_parallel_size": 2}
     address = serve_worker(start, vllm_worker, worker)
-    status = client.get_worker_status(address)
+    status = protocol.get_worker_status(address)
     assert (status["model_names"], status["conversation"]) == (["llava-x"], conversation)
     body = {"prompt": "<image>\nQ", "images": [encoded(picture)], "seed": 3, "stop": "</s>"}
-    chunks = list(client.stream_generation(address, body))
+    chunks = list(protocol.stream_generation(address, body))
     assert [chunk["text"] for chunk in chunks] == ["<image>\nQye", "<image>\nQyes"]
     assert vllm["prompt"]["prompt_token_ids"] == ids_of("<image>\nQ")
     assert [image.mode for image in vllm["prompt"]["multi_modal_data"]["image"]] == ["RGB"]
@@ -234,20 +234,20 @@ def test_missing_vllm_is_said(monkeypatch):
 
 
 def test_templates_of_checkpoints(tmp_path):
-    assert worker_adapter.read_conversation("org/name-on-the-hub") is None
+    assert remote_worker.read_conversation("org/name-on-the-hub") is None
     (tmp_path / "config.json").write_text('{"conversation": {"name": "a"}}')
-    assert worker_adapter.read_conversation(str(tmp_path)) == {"name": "a"}
+    assert remote_worker.read_conversation(str(tmp_path)) == {"name": "a"}
     v1 = conversation_to_dict(get_conversation("v1"), "v1")
     exported = tmp_path / "llava_config.json"
     exported.write_text('{"config": {"conversation": {"name": "a"}}, "conversation": "a"}')
-    assert worker_adapter.read_conversation(str(tmp_path)) == {"name": "a"}
+    assert remote_worker.read_conversation(str(tmp_path)) == {"name": "a"}
     exported.write_text('{"config": {"conversation": {"name": "a"}}, "conversation": "v1"}')
-    assert worker_adapter.read_conversation(str(tmp_path)) == v1
+    assert remote_worker.read_conversation(str(tmp_path)) == v1
     exported.write_text('{"config": {}, "conversation": "v1"}')
-    assert worker_adapter.read_conversation(str(tmp_path)) == v1
+    assert remote_worker.read_conversation(str(tmp_path)) == v1
     exported.unlink()
     (tmp_path / "config.json").write_text("[]")
-    assert worker_adapter.read_conversation(str(tmp_path)) is None
+    assert remote_worker.read_conversation(str(tmp_path)) is None
 
 
 def test_check_says_what_is_missing(
@@ -269,5 +269,5 @@ def test_pictures_of_any_mode_reach_the_engine(vllm, start, exported):
     worker = vllm_worker.VllmWorker("", "", "test", True, exported, None, 4)
     address = serve_worker(start, vllm_worker, worker)
     body = {"prompt": "<image>", "images": [encoded(Image.new("P", (2, 2)))]}
-    assert list(client.stream_generation(address, body))[-1]["error_code"] == 0
+    assert list(protocol.stream_generation(address, body))[-1]["error_code"] == 0
     assert vllm["prompt"]["multi_modal_data"]["image"][0].mode == "RGB"

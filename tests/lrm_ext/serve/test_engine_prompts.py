@@ -6,7 +6,7 @@ import pytest
 
 from llava.conversation import conv_templates, get_conversation
 from llava.mm_utils import tokenizer_image_token
-from llava.serve.worker_adapter import engine_ids
+from llava.serve.remote_worker import engine_ids
 from lrm_ext.export.chat_template import chat_template
 from lrm_ext.export.transformers_checkpoint import add_image_token
 
