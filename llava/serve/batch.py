@@ -19,43 +19,19 @@ import logging
 import queue
 import threading
 import time
-from abc import (
-    ABC,
-    abstractmethod,
-)
-from collections import (
-    deque,
-)
-from collections.abc import (
-    Callable,
-    Iterator,
-)
-from dataclasses import (
-    dataclass,
-    field,
-)
-from typing import (
-    Any,
-)
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import (
-    Tensor,
-)
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-)
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
 
-from llava.errors import (
-    DataError,
-)
-from llava.image_fit import (
-    to_rgb,
-)
-from llava.mm_utils import (
-    process_images,
-)
+from llava.errors import DataError
+from llava.image_fit import to_rgb
+from llava.mm_utils import process_images
 from llava.serve.engine import (
     AnswerText,
     Engine,

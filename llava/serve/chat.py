@@ -1,7 +1,7 @@
 """What happens when somebody uses the page: send, stream, stop, regenerate, clear, vote.
 
 In: a `ChatState` and the values of the page's fields. Out: values for the page's fields. The layout
-is in `llava.serve.gradio_web_server`; the logs are in `llava.serve.chat_log`.
+is in `llava.serve.page`; what is stored, in `llava.serve.page_state`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation
 from llava.errors import UserError
 from llava.serve import protocol
-from llava.serve.chat_log import save_images, write_record
-from llava.serve.chat_state import ChatState, PageSettings
-from llava.serve.page_text import PageError
+from llava.serve.page_state import ChatState, PageError, PageSettings, save_images, write_record
 from llava.serve.protocol import (
     BUSY,
     DEADLINE,
@@ -348,3 +346,47 @@ def clear_history(
         state.abandoned = True
         state.stop.set()
     return [ChatState(), [], "", None, *button_states()]
+
+
+def vote_last_response(
+    state: ChatState, vote_type: str, model: str, request: gr.Request, *, settings: PageSettings
+) -> None:
+    """Write a vote on the last answer.
+
+    Raises:
+        gr.Error: The log cannot be written.
+    """
+    try:
+        write_record(settings.log_dir, vote_type, model, state.conversation, client_ip(request))
+    except OSError as error:
+        log.error("a vote could not be logged: %s", error)
+        raise notice(settings.say("vote_lost")) from error
+
+
+def upvote_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Vote for the answer; return text field and the vote buttons."""
+    return _vote(state, "upvote", model, request, settings)
+
+
+def downvote_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Vote against the answer; return text field and the vote buttons."""
+    return _vote(state, "downvote", model, request, settings)
+
+
+def flag_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Flag the answer; return text field and the vote buttons."""
+    return _vote(state, "flag", model, request, settings)
+
+
+def _vote(
+    state: ChatState, vote_type: str, model: str, request: gr.Request, settings: PageSettings
+) -> list[Any]:
+    vote_last_response(state, vote_type, model, request, settings=settings)
+    gr.Info(settings.say("thanks"), duration=3, title="")
+    return ["", *[gr.update(interactive=False)] * 3]

@@ -11,21 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import (
-    Sequence,
-)
-from pathlib import (
-    Path,
-)
+from collections.abc import Sequence
+from pathlib import Path
 
 import requests
 
-from llava.errors import (
-    CheckpointError,
-)
-from llava.serve import (
-    protocol,
-)
+from llava.errors import CheckpointError
+from llava.serve import protocol
 
 
 def check_model_path(model_path: str) -> None:

@@ -16,38 +16,17 @@ import hashlib
 import logging
 import queue
 import threading
-from collections import (
-    OrderedDict,
-)
-from collections.abc import (
-    Iterator,
-    Sequence,
-)
-from dataclasses import (
-    dataclass,
-    field,
-)
-from pathlib import (
-    Path,
-)
-from typing import (
-    Any,
-)
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import (
-    Image,
-)
-from torch import (
-    Tensor,
-)
-from transformers import (
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import (
-    BaseStreamer,
-)
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -55,21 +34,10 @@ from llava.constants import (
     DEFAULT_IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
-from llava.errors import (
-    ConfigError,
-    DataError,
-)
-from llava.image_fit import (
-    to_rgb,
-)
-from llava.mm_utils import (
-    get_model_name_from_path,
-    process_images,
-    tokenizer_image_token,
-)
-from llava.serve.check import (
-    check_model_path,
-)
+from llava.errors import ConfigError, DataError
+from llava.image_fit import to_rgb
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.serve.check import check_model_path
 
 log = logging.getLogger(__name__)
 

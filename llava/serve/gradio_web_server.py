@@ -27,21 +27,24 @@ from llava.serve import protocol
 from llava.serve.chat import (
     add_text,
     clear_history,
-    http_bot,
-    regenerate,
-)
-from llava.serve.chat_log import conv_log_path
-from llava.serve.chat_state import PageSettings, PromptControl
-from llava.serve.page import CSS, lay_out
-from llava.serve.page_events import connect
-from llava.serve.page_settings import PageSafety, add_safety_flags, safety_from
-from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText, preferred_language
-from llava.serve.retention import start_sweeper
-from llava.serve.votes import (
     downvote_last_response,
     flag_last_response,
+    http_bot,
+    regenerate,
     upvote_last_response,
     vote_last_response,
+)
+from llava.serve.page import CSS, connect, lay_out
+from llava.serve.page_guard import PageSafety, add_safety_flags, safety_from
+from llava.serve.page_state import (
+    ENGLISH,
+    ENGLISH_TEXT,
+    PageSettings,
+    PageText,
+    PromptControl,
+    conv_log_path,
+    preferred_language,
+    start_sweeper,
 )
 from llava.serve.web import check_port_is_free
 from llava.utils import build_logger

@@ -22,55 +22,22 @@ import math
 import threading
 import time
 import uuid
-from abc import (
-    ABC,
-    abstractmethod,
-)
-from collections import (
-    deque,
-)
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Iterator,
-    Sequence,
-)
-from typing import (
-    Any,
-)
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any
 
 import requests
 import torch
-from fastapi import (
-    APIRouter,
-    FastAPI,
-    Request,
-)
-from PIL import (
-    Image,
-)
-from starlette.concurrency import (
-    run_in_threadpool,
-)
-from starlette.responses import (
-    Response,
-)
+from fastapi import APIRouter, FastAPI, Request
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
-from llava.constants import (
-    WORKER_HEART_BEAT_INTERVAL,
-)
-from llava.errors import (
-    ConfigError,
-    DataError,
-    UserError,
-    run_command,
-)
-from llava.image_file import (
-    image_fault,
-)
-from llava.image_fit import (
-    apply_orientation,
-)
+from llava.constants import WORKER_HEART_BEAT_INTERVAL
+from llava.errors import ConfigError, DataError, UserError, run_command
+from llava.image_file import image_fault
+from llava.image_fit import apply_orientation
 from llava.serve.batch import (
     BLOCK,
     Busy,
@@ -82,12 +49,7 @@ from llava.serve.batch import (
     Text,
     build_scheduler,
 )
-from llava.serve.engine import (
-    ContextFull,
-    Engine,
-    GenerationRequest,
-    load_engine,
-)
+from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
 from llava.serve.protocol import (
     BUSY,
     CONNECT_TIMEOUT_S,
@@ -99,15 +61,8 @@ from llava.serve.protocol import (
     encode_chunk,
     encode_error,
 )
-from llava.serve.web import (
-    FORMATS,
-    ClosingStream,
-    check_port_is_free,
-    run_server,
-)
-from llava.utils import (
-    build_logger,
-)
+from llava.serve.web import FORMATS, ClosingStream, check_port_is_free, run_server
+from llava.utils import build_logger
 
 __all__ = [
     "ModelWorker",

@@ -12,30 +12,49 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import hmac
 import json
 import logging
+import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import APIRouter, FastAPI, Request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from llava.errors import run_command
-from llava.serve.async_client import AsyncClient
+from llava.errors import ConfigError, run_command
 from llava.serve.check import find_problems
-from llava.serve.openai_chat import ChatAnswer, Piece, read_pictures
-from llava.serve.openai_metrics import CONTENT_TYPE_LATEST, Metrics
-from llava.serve.openai_reply import Reply
-from llava.serve.openai_schema import ApiError, parse_chat_request
-from llava.serve.openai_settings import ApiSettings, build_parser, settings_from
+from llava.serve.openai_chat import (
+    ApiError,
+    AsyncClient,
+    ChatAnswer,
+    ChatRequest,
+    Piece,
+    parse_chat_request,
+    read_pictures,
+)
 from llava.serve.web import (
     BodyRefused,
     ClientGone,
     ClosingStream,
+    PictureLimits,
     check_port_is_free,
     read_body,
     run_server,
@@ -44,6 +63,339 @@ from llava.serve.web import (
 from llava.utils import build_logger, moderation_msg, violates_moderation
 
 log = logging.getLogger(__name__)
+
+KEYS_VARIABLE = "LRM_API_KEYS"
+# Clients that are remembered; the one that has been silent for longest is forgotten first.
+MAX_CLIENTS = 10_000
+
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+def read_api_keys(path: Path | None) -> tuple[str, ...]:
+    """Read the keys: a file with one a line, or the variable `LRM_API_KEYS` (comma-separated).
+
+    Returns:
+        The keys; none lets everybody in.
+
+    Raises:
+        ConfigError: The file cannot be read or holds no key.
+    """
+    if path is None:
+        return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {path}: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"--api-key-file {path} holds no key: write one a line")
+    return keys
+
+
+@dataclass
+class RateLimiter:
+    """A bucket of requests for each client, which fills up steadily.
+
+    Attributes:
+        per_minute: Requests a minute and client; 0 for no limit.
+        clock: Seconds, growing steadily.
+    """
+
+    per_minute: int
+    clock: Callable[[], float] = time.monotonic
+    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, repr=False)
+
+    def take(self, client: str) -> None:
+        """Count one request.
+
+        Raises:
+            ApiError: 429, with the seconds after which it is worth trying again.
+        """
+        if not self.per_minute:
+            return
+        now = self.clock()
+        left, since = self._buckets.pop(client, (float(self.per_minute), now))
+        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
+        allowed = left >= 1
+        self._buckets[client] = (left - 1 if allowed else left, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            raise ApiError(
+                429,
+                f"more than {self.per_minute} requests a minute",
+                code="rate_limit_exceeded",
+                kind="requests",
+                retry_after_s=int((1 - left) * 60 / self.per_minute) + 1,
+            )
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The door.
+
+    Attributes:
+        keys: Valid API keys; none lets everybody in.
+        limiter: How often a client may ask.
+    """
+
+    keys: tuple[str, ...] = ()
+    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
+
+    def check_key(self, authorization: str | None, address: str) -> str:
+        """Return the client's name: of its key, or its address where no keys are asked for.
+
+        Raises:
+            ApiError: 401, the key is missing or wrong.
+        """
+        if not self.keys:
+            return address
+        scheme, _, given = (authorization or "").partition(" ")
+        found = scheme.lower() == "bearer" and any(
+            [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
+        )
+        if not found:
+            what = "Incorrect API key provided." if authorization else "No API key was given."
+            raise ApiError(401, f"{what} Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
+        return "key-" + hashlib.sha256(given.strip().encode()).hexdigest()[:12]
+
+
+class Metrics:
+    """The figures of one API, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "lrm_api_requests", "Answered requests", ["status"], registry=self.registry
+        )
+        self.running = Gauge(
+            "lrm_api_running_requests", "Requests that are being answered", registry=self.registry
+        )
+        self.tokens = Counter(
+            "lrm_api_tokens", "Tokens that workers counted", ["kind"], registry=self.registry
+        )
+        self.pictures = Counter("lrm_api_pictures", "Pictures read", registry=self.registry)
+        self.first_token = Histogram(
+            "lrm_api_first_token_seconds",
+            "From the request to the first text",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "lrm_api_request_seconds",
+            "From the request to the end of the answer",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def text(self) -> bytes:
+        """Return the figures as Prometheus reads them."""
+        return generate_latest(self.registry)
+
+
+class Reply:
+    """What is known of a request and its answers."""
+
+    def __init__(self) -> None:
+        self.id = "chatcmpl-" + uuid.uuid4().hex
+        self.started = time.monotonic()
+        self.created = int(time.time())
+        self.status = 200
+        self.error: str | None = None
+        self.client = ""
+        self.model = ""
+        self.num_choices = 1
+        self.num_pictures = 0
+        self.streams = False
+        self.is_closed = False
+        self.first_text_s: float | None = None
+        self._include_usage = False
+        self._texts: dict[int, list[str]] = {}
+        self._reasons: dict[int, str] = {}
+        self._usages: dict[int, tuple[int, int]] = {}
+
+    def begin(self, chat: ChatRequest) -> None:
+        """Take note of what was asked for."""
+        self.model = chat.model
+        self.num_choices = chat.n or 1
+        self.streams = bool(chat.stream)
+        options = chat.stream_options
+        self._include_usage = bool(options and options.include_usage)
+        self._texts = {choice: [] for choice in range(self.num_choices)}
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece to its answer."""
+        if piece.text and self.first_text_s is None:
+            self.first_text_s = time.monotonic() - self.started
+        if not self.streams:
+            self._texts[piece.choice].append(piece.text)
+        if piece.finish_reason is not None:
+            self._reasons[piece.choice] = piece.finish_reason
+        if piece.usage is not None:
+            self._usages[piece.choice] = piece.usage
+
+    @property
+    def usage(self) -> tuple[int, int] | None:
+        """Tokens of the prompt, counted once, and of all answers; None if a worker does not say."""
+        if not self._usages or len(self._usages) < self.num_choices:
+            return None
+        prompts, answers = zip(*self._usages.values(), strict=True)
+        return max(prompts), sum(answers)
+
+    def _usage_json(self) -> dict[str, int] | None:
+        if self.usage is None:
+            return None
+        prompt, completion = self.usage
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def completion(self) -> dict[str, Any]:
+        """Return the whole reply."""
+        choices = [
+            {
+                "index": choice,
+                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
+                "logprobs": None,
+                "finish_reason": self._reasons.get(choice, "stop"),
+            }
+            for choice, texts in self._texts.items()
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage_json()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        body = {**self._head("chat.completion.chunk"), "choices": choices, **extra}
+        if self._include_usage:
+            body.setdefault("usage", None)
+        return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+    def _delta(self, choice: int, delta: dict[str, str], reason: str | None = None) -> bytes:
+        return self._event(
+            [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
+        )
+
+    def opening(self) -> Iterator[bytes]:
+        """Yield the events that say who speaks."""
+        for choice in range(self.num_choices):
+            yield self._delta(choice, {"role": "assistant", "content": ""})
+
+    def events(self, piece: Piece) -> Iterator[bytes]:
+        """Add a piece; yield its events."""
+        self.add(piece)
+        if piece.text:
+            yield self._delta(piece.choice, {"content": piece.text})
+        if piece.finish_reason is not None:
+            yield self._delta(piece.choice, {}, piece.finish_reason)
+
+    def closing(self) -> Iterator[bytes]:
+        """Yield the usage, where it was asked for, and the end."""
+        if self._include_usage:
+            yield self._event([], usage=self._usage_json())
+        self.is_closed = True
+        yield b"data: [DONE]\n\n"
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """Return the line of the log."""
+        first = None if self.first_text_s is None else round(self.first_text_s, 3)
+        return {
+            "id": self.id,
+            "status": self.status,
+            "error": self.error,
+            "client": self.client,
+            "model": self.model[:80],
+            "stream": self.streams,
+            "choices": self.num_choices,
+            "pictures": self.num_pictures,
+            "tokens": self.usage,
+            "first_text_s": first,
+            "seconds": round(seconds, 3),
+        }
+
+
+@dataclass
+class ApiSettings:
+    """How an API behaves.
+
+    Attributes:
+        controller: The controller's URL.
+        pictures: What pictures may be.
+        admission: Who may ask, and how often.
+        max_body_bytes: Size of a request.
+        max_requests: Requests that are answered at the same time.
+        moderate: Ask OpenAI's moderation service about each question, as LLaVA's page does.
+    """
+
+    controller: str
+    pictures: PictureLimits = field(default_factory=PictureLimits)
+    admission: Admission = field(default_factory=Admission)
+    max_body_bytes: int = 32 * 2**20
+    max_requests: int = 256
+    moderate: bool = False
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llava.serve.openai_api", description=__doc__)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000)
+    add("--controller-address", default="http://localhost:21001")
+    add("--api-key-file", type=Path, help="one key a line; LRM_API_KEYS holds them otherwise")
+    add("--rate-limit", type=int, default=0, help="requests a minute and client; 0: any")
+    add("--max-requests", type=int, default=256, help="answered at the same time")
+    add("--max-body-mib", type=int, default=32, help="size of a request")
+    add("--max-images", type=int, default=8, help="pictures in a request")
+    add("--max-image-mib", type=int, default=10, help="size of a picture's file")
+    add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
+    add(
+        "--allow-url-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures from this host (several times for several); none: data URLs only",
+    )
+    add("--fetch-timeout", type=float, default=10.0, help="seconds for a picture by URL")
+    add("--moderate", action="store_true", help="ask OpenAI's moderation (OPENAI_API_KEY)")
+    add(
+        "--forwarded-allow-ips",
+        default="",
+        help="proxies whose X-Forwarded-For says who the client is",
+    )
+    return parser
+
+
+def settings_from(args: argparse.Namespace) -> ApiSettings:
+    """Turn flags into settings.
+
+    Raises:
+        ConfigError: A number is below its least value, or the key file is no key file.
+    """
+    for name in ("max_requests", "max_body_mib", "max_images", "max_image_mib", "fetch_timeout"):
+        if getattr(args, name) <= 0:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
+    pictures = PictureLimits(
+        max_bytes=args.max_image_mib * 2**20,
+        max_pixels=args.max_image_pixels,
+        max_pictures=args.max_images,
+        url_hosts=frozenset(host.lower() for host in args.allow_url_host),
+        fetch_timeout_s=args.fetch_timeout,
+    )
+    admission = Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit)))
+    return ApiSettings(
+        args.controller_address.rstrip("/"),
+        pictures,
+        admission,
+        args.max_body_mib * 2**20,
+        args.max_requests,
+        args.moderate,
+    )
 
 
 class Api:

@@ -8,6 +8,7 @@ routes that this page does not need are closed; a client may ask only so often.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
@@ -22,14 +23,22 @@ from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava.errors import DataError
-from llava.serve.admission import RateLimiter
-from llava.serve.openai_schema import ApiError
-from llava.serve.page_text import ENGLISH, ENGLISH_TEXT, PageText, preferred_language
+from llava.errors import ConfigError, DataError
+from llava.serve.openai_api import RateLimiter
+from llava.serve.openai_chat import ApiError
+from llava.serve.page_state import (
+    DAY_S,
+    ENGLISH,
+    ENGLISH_TEXT,
+    KEEP_DAYS,
+    PageText,
+    preferred_language,
+)
 from llava.serve.web import BodyRefused, PictureLimits, clean, read_body
 
 log = logging.getLogger(__name__)
@@ -42,6 +51,8 @@ _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring", "/login", "/logout")
 # A picture of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
+
+MAX_UPLOADS = 4
 
 
 @dataclass(frozen=True)
@@ -269,3 +280,84 @@ def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive
         (b"content-type", kind.encode("latin-1")),
     ]
     return {**request.scope, "headers": headers}, _replay(body, request.receive)
+
+
+@dataclass(frozen=True)
+class PageSafety:
+    """What a page lets in, and how long it keeps it.
+
+    Attributes:
+        guard: What may come in.
+        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
+        forwarded_allow_ips: Proxies whose X-Forwarded-For says who the client is; "" for none.
+    """
+
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    keep_days: float = KEEP_DAYS
+    forwarded_allow_ips: str = ""
+
+    @property
+    def keep_s(self) -> float:
+        """Age in seconds at which stored pictures are deleted."""
+        return self.keep_days * DAY_S
+
+    def launch_options(self, log_dir: Path) -> dict[str, Any]:
+        """Return what `Blocks.launch` needs.
+
+        Args:
+            log_dir: Folder of conversation logs, from which no file may be served.
+        """
+        return {
+            "app_kwargs": {"middleware": [Middleware(PageGuard, settings=self.guard)]},
+            "allowed_paths": [],
+            "blocked_paths": [str(log_dir.resolve())],
+            "enable_monitoring": False,
+        }
+
+
+def add_safety_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add = parser.add_argument
+    add("--max-images", type=int, default=MAX_UPLOADS, help="pictures in an upload")
+    add("--max-image-mib", type=int, default=10, help="size of a picture's file")
+    add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
+    add("--keep-days", type=float, default=KEEP_DAYS, help="for stored pictures; 0: for ever")
+    add("--rate-limit", type=int, default=120, help="requests a minute and client; 0: any")
+    add(
+        "--forwarded-allow-ips",
+        default="",
+        help="proxies whose X-Forwarded-For says who the client is",
+    )
+
+
+def safety_from(
+    args: argparse.Namespace, languages: Mapping[str, PageText] | None = None
+) -> PageSafety:
+    """Turn flags into settings.
+
+    Args:
+        args: Has the flags.
+        languages: What the page says, by language; by default English alone.
+
+    Raises:
+        ConfigError: A number is below its least value.
+    """
+    for name, least in (
+        ("max_images", 1),
+        ("max_image_mib", 1),
+        ("max_image_pixels", 1),
+        ("keep_days", 0),
+        ("rate_limit", 0),
+    ):
+        if not getattr(args, name) >= least:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is {getattr(args, name)}; expected {least} or more")
+    pictures = PictureLimits(
+        max_bytes=args.max_image_mib * 2**20,
+        max_pixels=args.max_image_pixels,
+        max_pictures=args.max_images,
+    )
+    guard = GuardSettings(
+        pictures, per_minute=args.rate_limit, languages=languages or {ENGLISH: ENGLISH_TEXT}
+    )
+    return PageSafety(guard, args.keep_days, args.forwarded_allow_ips)

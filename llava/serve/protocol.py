@@ -12,13 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import (
-    Iterable,
-    Iterator,
-)
-from typing import (
-    Any,
-)
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import requests
 
@@ -28,9 +23,7 @@ from llava.conversation import (
     conversation_from_dict,
     get_conversation,
 )
-from llava.utils import (
-    server_error_msg,
-)
+from llava.utils import server_error_msg
 
 log = logging.getLogger(__name__)
 

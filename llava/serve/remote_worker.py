@@ -12,43 +12,18 @@ import contextlib
 import json
 import logging
 import time
-from abc import (
-    abstractmethod,
-)
-from collections.abc import (
-    AsyncGenerator,
-)
-from pathlib import (
-    Path,
-)
-from typing import (
-    Any,
-)
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
 
-from llava.constants import (
-    DEFAULT_IMAGE_TOKEN,
-)
-from llava.conversation import (
-    conv_templates,
-    conversation_to_dict,
-)
-from llava.data.tokenize import (
-    encode_prompt,
-)
-from llava.errors import (
-    ConfigError,
-    UserError,
-)
-from llava.mm_utils import (
-    get_model_name_from_path,
-)
-from llava.model.tokenizer import (
-    load_tokenizer,
-)
-from llava.serve.model_worker import (
-    AsyncQueue,
-    WorkerBase,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates, conversation_to_dict
+from llava.data.tokenize import encode_prompt
+from llava.errors import ConfigError, UserError
+from llava.mm_utils import get_model_name_from_path
+from llava.model.tokenizer import load_tokenizer
+from llava.serve.model_worker import AsyncQueue, WorkerBase
 from llava.serve.protocol import (
     BUSY,
     GENERATION_FAILED,

@@ -18,56 +18,21 @@ import io
 import ipaddress
 import logging
 import socket
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-    Mapping,
-)
-from dataclasses import (
-    dataclass,
-    field,
-)
-from typing import (
-    Any,
-    TypeVar,
-)
-from urllib.parse import (
-    urljoin,
-    urlsplit,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import uvicorn
-from fastapi import (
-    FastAPI,
-    Request,
-)
-from PIL import (
-    Image,
-)
-from starlette.concurrency import (
-    run_in_threadpool,
-)
-from starlette.responses import (
-    StreamingResponse,
-)
-from starlette.types import (
-    Receive,
-    Scope,
-    Send,
-)
+from fastapi import FastAPI, Request
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from llava.errors import (
-    ConfigError,
-    DataError,
-)
-from llava.image_fit import (
-    apply_orientation,
-    shrink_image,
-    to_rgb,
-)
+from llava.errors import ConfigError, DataError
+from llava.image_fit import apply_orientation, shrink_image, to_rgb
 
 log = logging.getLogger(__name__)
 

@@ -1,36 +1,58 @@
 """Starts controller, worker, page and API, waits until they answer, and stops them together.
 
 In: a checkpoint and ports. Out: a page, and perhaps an API, until Ctrl-C. Each part is a process of
-its own, so that a worker that dies takes nothing with it; each leaves when this one does.
+its own (`python -m lrm_ext.serve.demo ROLE`), so that a worker that dies takes nothing with it;
+each leaves when its stdin closes, so that nothing outlives a demo that was killed.
+
+The page has a choice of how to answer, through `llava.serve.page_state.PromptControl`: the paper's
+three instructions. A question gets the instruction in its own language, as training puts it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import html
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import requests
 from rich.console import Console
 
 import llava
-from llava.errors import ConfigError
+from llava.errors import ConfigError, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import protocol
 from llava.serve.check import check_model_path, find_problems
+from llava.serve.protocol import OK, READ_TIMEOUT_S, stop_string, template_of_worker
 from llava.serve.web import check_port_is_free
-from lrm_ext.serve.question import CHECK_QUESTION, ask_api, ask_once
+from lrm_ext.instructions.prompt import insert_instruction
+from lrm_ext.instructions.registry import get_instruction
+from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from llava.serve.page_state import PageText, PromptControl
 
 log = logging.getLogger(__name__)
+
+CHECK_QUESTION = "What can you do?"
+
+DIRECT, PIVOT, BILINGUAL = "mvqa", "epvqa", "bvqa"
+_WAYS = {DIRECT: "way_direct", PIVOT: "way_pivot", BILINGUAL: "way_bilingual"}
+_CURSOR = "\u258c"
 
 LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.2
@@ -39,6 +61,171 @@ START_TIMEOUT_S = 120.0
 # How many people are answered at the same time; the others wait.
 CONCURRENCY = 16
 WORKER_DRAIN_S = 2.0
+
+
+def ask_once(controller: str, model: str) -> str:
+    """Ask the model one question without a picture.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ConfigError: The worker reports an error.
+    """
+    address = protocol.get_worker_address(controller, model)
+    conversation = template_of_worker(address, model)
+    conversation.append_message(conversation.roles[0], CHECK_QUESTION)
+    conversation.append_message(conversation.roles[1], None)
+    prompt = conversation.get_prompt()
+    text = prompt
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "temperature": 0,
+        "max_new_tokens": 16,
+        "stop": stop_string(conversation),
+    }
+    for chunk in protocol.stream_generation(controller, body):
+        if chunk["error_code"] != OK:
+            raise ConfigError(f"the worker failed: {chunk.get('reason', chunk['text'])}")
+        text = chunk["text"]
+    return text[len(prompt) :].strip()
+
+
+def ask_api(address: str, model: str) -> str:
+    """Ask the API at an address the same question.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ConfigError: It reports an error.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": CHECK_QUESTION}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+    response = requests.post(address + "/v1/chat/completions", json=body, timeout=READ_TIMEOUT_S)
+    if not response.ok:
+        raise ConfigError(f"the API failed: {response.text}")
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def page_languages() -> Mapping[str, PageText]:
+    """Return the page's words in all languages; what one lacks is English."""
+    from llava.serve.page_state import PageText
+
+    def texts(code: str) -> dict[str, str]:
+        language = get_language(code)
+        return {**language.ui, "example_question": language.fixed_prompts["image_what"]}
+
+    english = texts(ENGLISH)
+    return {
+        code: PageText(code, get_language(code).native_name, {**english, **texts(code)})
+        for code in list_languages()
+    }
+
+
+def with_answer_language(text: str, question_lang: str, answer_lang: str) -> str:
+    """Add the instruction to answer in another language.
+
+    Args:
+        text: The user's question.
+        question_lang: Code of the language that it is in.
+        answer_lang: Code of the language to answer in; "" or the same adds nothing.
+
+    Returns:
+        The question with the instruction in its own language, where training puts it.
+
+    Raises:
+        ConfigError: A language is unknown.
+    """
+    if answer_lang in ("", question_lang):
+        return text
+    request = answer_request(question_lang, answer_lang)
+    return insert_instruction(text, request, get_language(question_lang).format_prompts)
+
+
+def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
+    """Turn a question into the prompt of an instruction.
+
+    Args:
+        text: The user's question.
+        question_lang: Code of the language that it is in.
+        way: Name of the instruction.
+        answer_lang: Code of the language to answer in; for BVQA, which here knows any two
+            languages that have words for each other.
+
+    Raises:
+        PageError: A question in English is to be translated into English.
+        ConfigError: A language or an instruction is unknown.
+    """
+    from llava.serve.page_state import PageError
+
+    if way == BILINGUAL:
+        return with_answer_language(text, question_lang, answer_lang)
+    if way == PIVOT and question_lang == ENGLISH:
+        raise PageError("pivot_needs_other")
+    return get_instruction(way).ask(text, question_lang)
+
+
+def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str) -> str:
+    """Return a reply as Markdown, with the pivot's translation folded.
+
+    A reply without a translation is shown as it is; so is one that still comes.
+    """
+    if way != PIVOT:
+        return reply
+    parsed = get_instruction(PIVOT).parse(reply.removesuffix(_CURSOR), question_lang)
+    if parsed.translation is None or (not parsed.answer and reply.endswith(_CURSOR)):
+        return reply
+    cursor = _CURSOR if reply.endswith(_CURSOR) else ""
+    answer = parsed.answer or f"*{text.say('empty_answer')}*"
+    return (
+        f"<details><summary>{html.escape(text.say('translation'))}</summary>"
+        f"{html.escape(parsed.translation)}</details>\n\n{answer}{cursor}"
+    )
+
+
+def answer_language_control() -> PromptControl:
+    """Return the three lists for the page."""
+    from llava.serve.page_state import PromptControl
+
+    return PromptControl(build=_build, apply=with_instruction, relabel=_relabel, show=show_reply)
+
+
+def _build() -> Sequence[gr.components.Component]:
+    import gradio as gr
+
+    text = page_languages()[ENGLISH]
+    names = [(get_language(code).native_name, code) for code in list_languages()]
+    # one below the other: half a column cuts what some languages say
+    question = gr.Dropdown(names, value=ENGLISH, label=text.say("ask_in"), elem_id="ask-in")
+    way = gr.Dropdown(_ways(text), value=DIRECT, label=text.say("way"), elem_id="way")
+    answer = gr.Dropdown(
+        names, value=ENGLISH, label=text.say("answer_in"), visible=False, elem_id="answer-in"
+    )
+    way.change(
+        lambda chosen: gr.update(visible=chosen == BILINGUAL), way, answer, show_progress="hidden"
+    )
+    return question, way, answer
+
+
+def _ways(text: PageText) -> list[tuple[str, str]]:
+    return [(text.say(key), way) for way, key in _WAYS.items()]
+
+
+def _relabel(text: PageText) -> list[Any]:
+    """Say the lists' words in another language; who reads it is taken to ask in it."""
+    import gradio as gr
+
+    return [
+        gr.update(label=text.say("ask_in"), value=text.code),
+        gr.update(label=text.say("way"), choices=_ways(text)),
+        gr.update(label=text.say("answer_in")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -124,7 +311,7 @@ class Demo:
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with log_path.open("wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lrm_ext.serve.child", role, *arguments],
+                [sys.executable, "-m", "lrm_ext.serve.demo", role, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -360,3 +547,74 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
             # A second Ctrl-C must not leave half of the parts behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             demo.stop()
+
+
+def _run_controller(argv: list[str]) -> None:
+    from llava.serve import controller
+
+    controller.run(controller.build_parser().parse_args(argv))
+
+
+def _run_worker(argv: list[str]) -> None:
+    from llava.serve import model_worker
+
+    model_worker.run(model_worker.build_parser().parse_args(argv))
+
+
+def _run_page(argv: list[str]) -> None:
+    from llava.serve import gradio_web_server
+    from lrm_ext.serve.demo import answer_language_control, page_languages
+
+    parser = gradio_web_server.build_parser()
+    parser.add_argument("--log-dir", type=Path, required=True)
+    args = parser.parse_args(argv)
+    gradio_web_server.run(
+        args,
+        control=answer_language_control(),
+        title="LRM-LLaVA",
+        log_dir=args.log_dir,
+        languages=page_languages(),
+    )
+
+
+def _run_api(argv: list[str]) -> None:
+    from llava.serve import openai_api
+    from llava.serve.openai_api import build_parser
+
+    openai_api.run(build_parser().parse_args(argv))
+
+
+ROLES: dict[str, Callable[[list[str]], None]] = {
+    "controller": _run_controller,
+    "worker": _run_worker,
+    "page": _run_page,
+    "api": _run_api,
+}
+
+
+def leave_with_parent() -> None:
+    """End this process when its stdin closes, that is, when the demo is gone."""
+
+    def watch() -> None:
+        # Not through sys.stdin: its lock would still be held when the interpreter ends.
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one role."""
+    parser = argparse.ArgumentParser(prog="python -m lrm_ext.serve.demo")
+    parser.add_argument("role", choices=list(ROLES))
+    args, rest = parser.parse_known_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    leave_with_parent()
+    run_command(lambda: ROLES[args.role](rest))
+
+
+if __name__ == "__main__":
+    main()

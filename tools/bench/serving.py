@@ -239,7 +239,7 @@ def serve(side: str, model: str, device: str, num_clients: int, port: int) -> No
 
 async def ask_all(worker: str, clients: list[list[dict[str, Any]]]) -> Measured:
     """Let all clients ask at the same time, each one question after the other."""
-    from llava.serve.async_client import AsyncClient
+    from llava.serve.openai_chat import AsyncClient
 
     client = AsyncClient("")
     await _wait_for(worker)

@@ -16,7 +16,7 @@ from transformers import BatchEncoding
 from llava.serve import controller as controller_module
 from llava.serve import model_worker, openai_api
 from llava.serve.engine import Engine
-from llava.serve.openai_settings import ApiSettings
+from llava.serve.openai_api import ApiSettings
 from llava.serve.web import build_server
 
 EOS = 256

@@ -16,9 +16,8 @@ import requests
 from PIL import Image
 
 from llava.conversation import conversation_to_dict, get_conversation
-from llava.serve import admission, openai_api
-from llava.serve.admission import Admission, RateLimiter
-from llava.serve.openai_api import ApiSettings
+from llava.serve import openai_api
+from llava.serve.openai_api import Admission, ApiSettings, RateLimiter
 from llava.serve.web import PictureLimits
 
 MODEL = "llava-v1-stub"
@@ -443,7 +442,7 @@ def test_a_failing_model_is_a_500_before_and_an_event_within_a_stream(
 def test_keys_are_asked_for_where_there_are_some(make_engine, start_api, client_of, tmp_path):
     path = tmp_path / "keys"
     path.write_text("# ours\nsk-1\nsk-2\n")
-    keys = admission.read_api_keys(path)
+    keys = openai_api.read_api_keys(path)
     assert keys == ("sk-1", "sk-2")
     api = start_api(make_engine("a"), admission=Admission(keys))
     assert client_of(api, "sk-2").models.list().data

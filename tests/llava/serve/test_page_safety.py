@@ -13,13 +13,17 @@ from PIL import Image, PngImagePlugin
 
 from llava.errors import ConfigError
 from llava.serve import gradio_web_server, web
-from llava.serve.chat_log import save_images
-from llava.serve.chat_state import PageSettings
 from llava.serve.page import terms
-from llava.serve.page_guard import GuardSettings
-from llava.serve.page_settings import PageSafety, safety_from
-from llava.serve.page_text import ENGLISH_TEXT, PageText
-from llava.serve.retention import DAY_S, start_sweeper, sweep_pictures
+from llava.serve.page_guard import GuardSettings, PageSafety, safety_from
+from llava.serve.page_state import (
+    DAY_S,
+    ENGLISH_TEXT,
+    PageSettings,
+    PageText,
+    save_images,
+    start_sweeper,
+    sweep_pictures,
+)
 from llava.serve.web import PictureLimits, clean
 
 ORIENTATION, GPS = 0x0112, 0x8825

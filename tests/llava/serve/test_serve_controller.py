@@ -15,7 +15,7 @@ from llava.serve import (
     test_message,
 )
 from llava.serve.controller import Controller, DispatchMethod
-from llava.serve.openai_settings import ApiSettings
+from llava.serve.openai_api import ApiSettings
 from llava.utils import server_error_msg
 
 MESSAGES = [{"role": "user", "content": "Q"}]

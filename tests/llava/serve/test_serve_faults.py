@@ -30,7 +30,7 @@ from llava.serve import (
     protocol,
     web,
 )
-from llava.serve.openai_settings import ApiSettings
+from llava.serve.openai_api import ApiSettings
 
 MODEL = "llava-v1-stub"
 TINY = Path(__file__).parents[2] / "golden" / "llava" / "model" / "tiny-llava"

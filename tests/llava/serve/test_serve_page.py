@@ -8,10 +8,9 @@ import requests
 from PIL import Image
 
 from llava.conversation import conversation_to_dict, get_conversation
-from llava.serve import chat, gradio_web_server, page, votes
-from llava.serve.chat_state import ChatState, PageSettings, PromptControl
+from llava.serve import chat, gradio_web_server, page
 from llava.serve.engine import load_engine
-from llava.serve.page_text import ENGLISH_TEXT, PageText
+from llava.serve.page_state import ENGLISH_TEXT, ChatState, PageSettings, PageText, PromptControl
 from llava.serve.protocol import stop_string, template_name
 from llava.utils import moderation_msg, server_error_msg
 
@@ -158,7 +157,7 @@ def test_regenerate_asks_again(serve_model, picture):
 def test_votes_are_logged(serve_model):
     engine, settings = serve_model("A.")
     state = answer(settings, send(settings, "One?"))[-1][0]
-    handlers = (votes.upvote_last_response, votes.downvote_last_response, votes.flag_last_response)
+    handlers = (chat.upvote_last_response, chat.downvote_last_response, chat.flag_last_response)
     for handler in handlers:
         updates = handler(state, engine.name, REQUEST, settings=settings)
         assert [update["interactive"] for update in updates[1:]] == [False] * 3

@@ -15,9 +15,9 @@ import requests
 from rich.console import Console
 
 from llava.errors import CheckpointError, ConfigError
-from llava.serve.page_text import PageError, PageText
+from llava.serve.page_state import PageError, PageText
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.serve import answer_language, child, demo
+from lrm_ext.serve import demo
 from lrm_ext.serve.demo import Demo, DemoOptions, run_demo
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
@@ -41,7 +41,7 @@ def parts_of(log_dir):
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"lrm_ext.serve.child" not in (entry / "cmdline").read_bytes():
+            if b"-m\0lrm_ext.serve.demo" not in (entry / "cmdline").read_bytes():
                 continue
             if os.readlink(entry / "fd" / "1").startswith(str(log_dir)):
                 found.append(int(entry.name))
@@ -167,12 +167,12 @@ def test_waiting_ends_with_a_word(tmp_path):
 
 def test_roles_are_listed():
     with pytest.raises(SystemExit):
-        child.main(["nonsense"])
+        demo.main(["nonsense"])
 
 
 @pytest.mark.parametrize("answer_lang", ["", "hr"])
 def test_no_instruction_for_the_same_language(answer_lang):
-    assert answer_language.with_answer_language("Što je to?", "hr", answer_lang) == "Što je to?"
+    assert demo.with_answer_language("Što je to?", "hr", answer_lang) == "Što je to?"
 
 
 def test_instruction_is_the_one_of_training():
@@ -180,23 +180,23 @@ def test_instruction_is_the_one_of_training():
 
     ask = get_instruction("bvqa").ask
     for lang in list_languages()[1:]:
-        assert answer_language.with_answer_language("Q?", "en", lang) == ask("Q?", lang, "from_en")
-        assert answer_language.with_answer_language("Q?", lang, "en") == ask("Q?", lang, "to_en")
+        assert demo.with_answer_language("Q?", "en", lang) == ask("Q?", lang, "from_en")
+        assert demo.with_answer_language("Q?", lang, "en") == ask("Q?", lang, "to_en")
 
 
 def test_unknown_language_lists_the_choices():
     with pytest.raises(ConfigError, match="en, cs"):
-        answer_language.with_answer_language("Q?", "en", "tlh")
+        demo.with_answer_language("Q?", "en", "tlh")
 
 
 def test_the_page_of_llava_says_the_same_in_english():
-    english = answer_language.page_languages()["en"].texts
+    english = demo.page_languages()["en"].texts
     own = PageText().texts
     assert {key: english[key] for key in own} == own
 
 
 def test_languages_have_the_same_texts_and_the_same_places_in_them():
-    languages = answer_language.page_languages()
+    languages = demo.page_languages()
     assert list(languages) == list(list_languages())
     values = {"length": 2000, "limit": 1200, "model": "MODEL-X", "days": 77}
     values |= {"mib": 333, "megapixels": 555, "seconds": 888}
@@ -211,7 +211,7 @@ def test_languages_have_the_same_texts_and_the_same_places_in_them():
 
 def test_english_needs_no_pivot():
     with pytest.raises(PageError, match="pivot_needs_other"):
-        answer_language.with_instruction("Q?", "en", "epvqa", "hr")
+        demo.with_instruction("Q?", "en", "epvqa", "hr")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,6 @@ def test_english_needs_no_pivot():
     ],
 )
 def test_the_translation_is_folded(reply, shown):
-    text = answer_language.page_languages()["hr"]
-    assert answer_language.show_reply(reply, text, "hr", "epvqa", "") == shown
-    assert answer_language.show_reply(reply, text, "hr", "mvqa", "") == reply
+    text = demo.page_languages()["hr"]
+    assert demo.show_reply(reply, text, "hr", "epvqa", "") == shown
+    assert demo.show_reply(reply, text, "hr", "mvqa", "") == reply

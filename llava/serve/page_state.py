@@ -1,0 +1,353 @@
+"""What the page says, what it remembers of a user, and what it stores.
+
+`PageText` has the page's words in one language (`page_text.json` has the English ones; another
+package may bring more languages). `ChatState` is one user's conversation and how it is shown.
+Conversations and votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), pictures to
+`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as LLaVA's page stores them. Pictures are deleted
+once their time is over; what was said and how people voted stays, and names pictures by their hash.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from llava import conversation as conversation_lib
+from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
+from llava.conversation import Conversation
+from llava.errors import UserError
+from llava.image_fit import to_rgb
+
+log = logging.getLogger(__name__)
+
+ENGLISH = "en"
+_ENGLISH_TEXTS: Mapping[str, str] = MappingProxyType(
+    json.loads((Path(__file__).parent / "page_text.json").read_text(encoding="utf-8"))
+)
+
+SWEEP_INTERVAL_S = 600.0
+DAY_S = 86_400.0
+KEEP_DAYS = 30.0
+
+_write_lock = threading.Lock()
+
+THUMBNAIL_SIDE_PX = 512
+
+
+class PageError(UserError):
+    """Something that the user must change; `key` names the text that says what."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class PageText:
+    """The page's texts in one language.
+
+    Attributes:
+        code: Its code, as browsers write it.
+        name: Its own name.
+        texts: Texts by name; those that are not there stay English.
+    """
+
+    code: str = ENGLISH
+    name: str = "English"
+    texts: Mapping[str, str] = field(default_factory=lambda: _ENGLISH_TEXTS)
+
+    def say(self, key: str, **values: object) -> str:
+        """Return a text, with the values that it names put in."""
+        text = self.texts.get(key) or _ENGLISH_TEXTS[key]
+        return text.format(**values) if values else text
+
+
+ENGLISH_TEXT = PageText()
+
+
+def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
+    """Choose a language as the browser's `Accept-Language` orders them.
+
+    Args:
+        accept_language: The header, such as `hr-HR,hr;q=0.9,en;q=0.8`; "" chooses the first code.
+        codes: The languages that there are.
+
+    Returns:
+        The code that fits best: the tag itself, else its language without region or script.
+    """
+    known = list(codes)
+    by_tag = {code.lower(): code for code in known}
+    wanted = []
+    for place, part in enumerate(accept_language.split(",")):
+        tag, _, parameter = part.strip().lower().partition(";")
+        try:
+            quality = float(parameter.strip().removeprefix("q=") or 1)
+        except ValueError:
+            continue
+        if quality > 0:
+            wanted.append((-quality, place, tag.strip()))
+    for _, _, tag in sorted(wanted):
+        while tag:
+            if tag in by_tag:
+                return by_tag[tag]
+            tag = tag.rpartition("-")[0]
+    return ENGLISH if ENGLISH in known else known[0]
+
+
+def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> int:
+    """Delete stored pictures that are older than they may be, and folders that are empty then.
+
+    Args:
+        log_dir: Folder of the logs.
+        keep_s: Age in seconds that a picture may reach.
+        now: Seconds since the epoch; by default the present.
+
+    Returns:
+        How many pictures were deleted.
+    """
+    now = time.time() if now is None else now
+    num_deleted = 0
+    for folder in sorted((log_dir / "serve_images").glob("*")):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            try:
+                # lstat: what a link points to is not ours to judge
+                if path.lstat().st_mtime < now - keep_s:
+                    path.unlink()
+                    num_deleted += 1
+            except OSError as error:
+                log.error("a picture could not be deleted: %s", error)
+        with contextlib.suppress(OSError):  # it still holds something
+            folder.rmdir()
+    if num_deleted:
+        log.info("deleted %d pictures older than %.1f days", num_deleted, keep_s / DAY_S)
+    return num_deleted
+
+
+def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
+    """Sweep now and every ten minutes, in a thread of its own.
+
+    Args:
+        log_dir: Folder of the logs.
+        keep_s: Age in seconds that a picture may reach; 0 keeps all for ever.
+
+    Returns:
+        Set it to end the thread.
+    """
+    stop = threading.Event()
+
+    def run() -> None:
+        while True:
+            try:
+                sweep_pictures(log_dir, keep_s)
+            except OSError as error:
+                log.error("stored pictures could not be swept: %s", error)
+            if stop.wait(SWEEP_INTERVAL_S):
+                return
+
+    if keep_s:
+        threading.Thread(target=run, name="sweep-pictures", daemon=True).start()
+    return stop
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def conv_log_path(log_dir: Path) -> Path:
+    """Return today's conversation log."""
+    return log_dir / f"{_today()}-conv.json"
+
+
+def write_record(
+    log_dir: Path,
+    kind: str,
+    model: str,
+    conversation: Conversation,
+    client_ip: str,
+    **extra: Any,
+) -> None:
+    """Append one record.
+
+    Args:
+        log_dir: Folder of the logs; made if it is missing.
+        kind: `chat`, `upvote`, `downvote` or `flag`.
+        model: Name of the model.
+        conversation: The conversation as it is now.
+        client_ip: Address of the user.
+        extra: Further keys: `start`, `finish`, `images` for `chat`.
+    """
+    record = {
+        "tstamp": round(time.time(), 4),
+        "type": kind,
+        "model": model,
+        **extra,
+        "state": conversation.dict(),
+        "ip": client_ip,
+    }
+    log_dir.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    with _write_lock, conv_log_path(log_dir).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def image_digest(image: Image.Image) -> str:
+    """Return the md5 of a picture's raw pixels: its name in the logs, not a safeguard."""
+    return hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest()
+
+
+def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
+    """Store pictures under their md5, each once a day.
+
+    Returns:
+        The md5 sums.
+    """
+    folder = log_dir / "serve_images" / _today()
+    digests = []
+    for image in images:
+        digest = image_digest(image)
+        digests.append(digest)
+        path = folder / f"{digest}.jpg"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            to_rgb(image).save(path)
+    return digests
+
+
+@dataclass(frozen=True)
+class PromptControl:
+    """A choice that another package adds to the page.
+
+    Attributes:
+        build: Makes the fields; called once while the page is laid out.
+        apply: Takes the user's text and the fields' values; returns the text for the model. What
+            the user must change is a `PageError`.
+        relabel: Takes the page's texts in another language; returns an update for each field.
+        show: Takes a reply, the page's texts and the fields' values as they were when the question
+            was asked; returns the Markdown to show. Without it, replies are shown as they are.
+    """
+
+    build: Callable[[], Sequence[gr.components.Component]]
+    apply: Callable[..., str]
+    relabel: Callable[[PageText], Sequence[Any]] | None = None
+    show: Callable[..., str] | None = None
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """How one page works.
+
+    Attributes:
+        controller_url: Where the workers are asked for.
+        model_list_mode: `once` (fixed at start) or `reload` (asked at every load of the page).
+        models: The models known at start.
+        moderate: Refuse text that OpenAI's moderation flags.
+        log_dir: Folder of conversation logs and pictures.
+        control: A choice that another package adds.
+        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
+        languages: What the page says, by language.
+        lang: The language that a user reads.
+    """
+
+    controller_url: str = "http://localhost:21001"
+    model_list_mode: str = "once"
+    models: tuple[str, ...] = ()
+    moderate: bool = False
+    log_dir: Path = Path(LOGDIR)
+    control: PromptControl | None = None
+    keep_days: float = KEEP_DAYS
+    languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
+    lang: str = ENGLISH
+
+    @property
+    def text(self) -> PageText:
+        """The page's texts in the user's language."""
+        return self.languages.get(self.lang, ENGLISH_TEXT)
+
+    def say(self, key: str, **values: object) -> str:
+        """Return one of the page's texts in the user's language."""
+        return self.text.say(key, **values)
+
+
+@dataclass
+class ChatState:
+    """One user's conversation.
+
+    Attributes:
+        conversation: Template and messages.
+        stop: Set to end the running answer.
+        busy: Whether an answer is running.
+        abandoned: Set when the user begins anew: an answer that still runs is not shown.
+        text: The page's texts, in the language in which the user last asked.
+        shown_by: For replies that are not shown as they are, by their number: what shows them.
+    """
+
+    conversation: Conversation = field(
+        default_factory=lambda: conversation_lib.default_conversation.copy()
+    )
+    stop: threading.Event = field(default_factory=threading.Event)
+    busy: bool = False
+    abandoned: bool = False
+    text: PageText = ENGLISH_TEXT
+    shown_by: dict[int, Callable[[str], str]] = field(default_factory=dict, repr=False)
+    _thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the conversation in the form of Gradio's chat panel, pictures as small files."""
+        shown: list[dict[str, Any]] = []
+        for index, (_, content) in enumerate(
+            self.conversation.messages[self.conversation.offset :]
+        ):
+            role = "assistant" if index % 2 else "user"
+            if isinstance(content, tuple):
+                text, image, _ = content
+                picture = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
+                shown.append({"role": role, "content": picture})
+                content = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            if content:
+                show = self.shown_by.get(index, str)
+                shown.append({"role": role, "content": show(content)})
+            elif content == "" and role == "assistant":
+                shown.append({"role": role, "content": f"*{self.text.say('empty_answer')}*"})
+        return shown
+
+    def _thumbnail(self, image: Image.Image) -> str:
+        """Return the path of a small copy; made once, as the panel is drawn for every token."""
+        if id(image) not in self._thumbnails:
+            self._thumbnails[id(image)] = thumbnail(image)
+        return self._thumbnails[id(image)]
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Write a small copy of a picture where Gradio may serve it from; return its path."""
+    small = to_rgb(image)
+    small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
+    path = thumbnail_dir() / f"{image_digest(small)}.webp"
+    small.save(path)
+    return str(path)
+
+
+@functools.cache
+def thumbnail_dir() -> Path:
+    """Return a folder that Gradio may serve from; it is deleted when the page ends."""
+    folder = tempfile.mkdtemp(prefix="llava-thumbnails-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
