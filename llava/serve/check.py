@@ -10,14 +10,17 @@ here is checked at once, before anything heavy is imported.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, ConfigError
 from llava.serve import protocol
+
+MAX_PORT = 65_535
 
 
 def check_model_path(model_path: str) -> None:
@@ -42,6 +45,34 @@ def check_model_path(model_path: str) -> None:
             f"no model folder {model_path} (from {Path.cwd()}): give the folder that a training "
             "wrote, such as runs/mini after `bash scripts/quickstart.sh`"
         )
+
+
+def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
+    """Refuse a port that another program listens on.
+
+    Args:
+        host: Where to listen.
+        port: Where to listen.
+        flag: What gives another one.
+
+    Raises:
+        ConfigError: The port is taken, not allowed or none, or the host is unknown.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"{flag} is {port}; expected 0 to {MAX_PORT}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror as error:
+        raise ConfigError(f"cannot listen on {host}: {error.strerror}") from None
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}): another program may use it; "
+                f"give another port with {flag}"
+            ) from None
 
 
 def find_problems(controller: str) -> list[str]:

@@ -34,6 +34,7 @@ from llava.serve.protocol import (
     WORKER_UNREACHABLE,
     encode_error,
     model_details,
+    post_json,
 )
 from llava.serve.web import ClosingStream, run_server
 from llava.utils import build_logger
@@ -170,11 +171,7 @@ class Controller:
     def get_worker_status(self, worker_name: str) -> dict[str, Any] | None:
         """Ask a worker for its status; None when it does not answer."""
         try:
-            response = requests.post(
-                worker_name + "/worker_get_status", timeout=CONNECT_TIMEOUT_S, json={}
-            )
-            response.raise_for_status()
-            return response.json()
+            return post_json(worker_name + "/worker_get_status", timeout_s=CONNECT_TIMEOUT_S)
         except (requests.RequestException, ValueError) as error:
             log.error("worker %s gives no status: %s", worker_name, error)
             return None

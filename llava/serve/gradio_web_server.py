@@ -34,6 +34,7 @@ from llava.serve.chat import (
     upvote_last_response,
     vote_last_response,
 )
+from llava.serve.check import check_port_is_free
 from llava.serve.page import CSS, connect, lay_out
 from llava.serve.page_guard import PageSafety, add_safety_flags, safety_from
 from llava.serve.page_state import (
@@ -46,7 +47,6 @@ from llava.serve.page_state import (
     preferred_language,
     start_sweeper,
 )
-from llava.serve.web import check_port_is_free
 from llava.utils import build_logger
 
 __all__ = [

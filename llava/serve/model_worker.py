@@ -49,6 +49,7 @@ from llava.serve.batch import (
     Text,
     build_scheduler,
 )
+from llava.serve.check import check_port_is_free
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
 from llava.serve.protocol import (
     BUSY,
@@ -60,8 +61,9 @@ from llava.serve.protocol import (
     TOO_LONG_MESSAGE,
     encode_chunk,
     encode_error,
+    post_json,
 )
-from llava.serve.web import FORMATS, ClosingStream, check_port_is_free, run_server
+from llava.serve.web import FORMATS, ClosingStream, run_server
 from llava.utils import build_logger
 
 __all__ = [
@@ -169,10 +171,7 @@ class WorkerBase(ABC):
             "check_heart_beat": True,
             "worker_status": status,
         }
-        response = requests.post(
-            self.controller_addr + "/register_worker", json=body, timeout=CONNECT_TIMEOUT_S
-        )
-        response.raise_for_status()
+        post_json(self.controller_addr + "/register_worker", body, CONNECT_TIMEOUT_S)
         names = ", ".join(status["model_names"]) or "nothing any more"
         log.info("registered %s with %s", names, self.controller_addr)
 
@@ -183,11 +182,8 @@ class WorkerBase(ABC):
             requests.RequestException: The controller does not answer.
         """
         body = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
-        response = requests.post(
-            self.controller_addr + "/receive_heart_beat", json=body, timeout=CONNECT_TIMEOUT_S
-        )
-        response.raise_for_status()
-        return bool(response.json()["exist"])
+        url = self.controller_addr + "/receive_heart_beat"
+        return bool(post_json(url, body, CONNECT_TIMEOUT_S)["exist"])
 
     def beat_soon(self) -> None:
         """Let the next heartbeat come at once: the queue has changed."""
@@ -219,36 +215,6 @@ def heart_beat_worker(worker: WorkerBase) -> None:
             pause_s = RETRY_INTERVAL_S
         if not worker.wait_for_next_beat(pause_s):
             return
-
-
-class AsyncQueue:
-    """A bounded number of requests at a time for adapters, whose engine queues by itself.
-
-    Args:
-        limit: Requests that are passed on at the same time.
-        max_waiting: Requests that may wait beyond those.
-    """
-
-    def __init__(self, limit: int, max_waiting: int = DEFAULT_WAITING) -> None:
-        self._semaphore = asyncio.Semaphore(limit)
-        self._limit = limit
-        self._max_waiting = max_waiting
-        self.num_requests = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no request can even wait."""
-        return self.num_requests >= self._limit + self._max_waiting
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncGenerator[None, None]:
-        """Wait for a place and keep it."""
-        self.num_requests += 1
-        try:
-            async with self._semaphore:
-                yield
-        finally:
-            self.num_requests -= 1
 
 
 router = APIRouter()

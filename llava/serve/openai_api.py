@@ -19,8 +19,7 @@ import logging
 import os
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from llava.errors import ConfigError, run_command
-from llava.serve.check import find_problems
+from llava.serve.check import check_port_is_free, find_problems
 from llava.serve.openai_chat import (
     ApiError,
     AsyncClient,
@@ -55,7 +54,7 @@ from llava.serve.web import (
     ClientGone,
     ClosingStream,
     PictureLimits,
-    check_port_is_free,
+    RateLimiter,
     read_body,
     run_server,
     until_gone,
@@ -65,8 +64,7 @@ from llava.utils import build_logger, moderation_msg, violates_moderation
 log = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "LRM_API_KEYS"
-# Clients that are remembered; the one that has been silent for longest is forgotten first.
-MAX_CLIENTS = 10_000
+SERVER_FAILED = "the server failed; its log says why"
 
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -93,47 +91,9 @@ def read_api_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
-@dataclass
-class RateLimiter:
-    """A bucket of requests for each client, which fills up steadily.
-
-    Attributes:
-        per_minute: Requests a minute and client; 0 for no limit.
-        clock: Seconds, growing steadily.
-    """
-
-    per_minute: int
-    clock: Callable[[], float] = time.monotonic
-    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, repr=False)
-
-    def take(self, client: str) -> None:
-        """Count one request.
-
-        Raises:
-            ApiError: 429, with the seconds after which it is worth trying again.
-        """
-        if not self.per_minute:
-            return
-        now = self.clock()
-        left, since = self._buckets.pop(client, (float(self.per_minute), now))
-        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
-        allowed = left >= 1
-        self._buckets[client] = (left - 1 if allowed else left, now)
-        if len(self._buckets) > MAX_CLIENTS:
-            self._buckets.popitem(last=False)
-        if not allowed:
-            raise ApiError(
-                429,
-                f"more than {self.per_minute} requests a minute",
-                code="rate_limit_exceeded",
-                kind="requests",
-                retry_after_s=int((1 - left) * 60 / self.per_minute) + 1,
-            )
-
-
 @dataclass(frozen=True)
 class Admission:
-    """The door.
+    """Decides who may send a request, and how often.
 
     Attributes:
         keys: Valid API keys; none lets everybody in.
@@ -159,6 +119,21 @@ class Admission:
             what = "Incorrect API key provided." if authorization else "No API key was given."
             raise ApiError(401, f"{what} Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
         return "key-" + hashlib.sha256(given.strip().encode()).hexdigest()[:12]
+
+    def count(self, client: str) -> None:
+        """Count a client's request.
+
+        Raises:
+            ApiError: 429, with the seconds after which it is worth trying again.
+        """
+        if wait_s := self.limiter.take(client):
+            raise ApiError(
+                429,
+                f"more than {self.limiter.per_minute} requests a minute",
+                code="rate_limit_exceeded",
+                kind="requests",
+                retry_after_s=wait_s,
+            )
 
 
 class Metrics:
@@ -540,7 +515,7 @@ async def chat_completions(request: Request) -> Response:
     entered = streaming = False
     try:
         reply.client = _admit(request)
-        api.settings.admission.limiter.take(reply.client)
+        api.settings.admission.count(reply.client)
         api.enter()
         entered = True
         pieces = await _pieces(api, request, reply)
@@ -620,28 +595,18 @@ async def _events(
     except Exception as error:
         if not isinstance(error, ApiError):
             log.exception("a stream failed")
-            error = ApiError(500, "the server failed; its log says why")
+            error = ApiError(500, SERVER_FAILED)
         reply.status, reply.error = error.status, error.code or error.kind
         yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
 
 
-def _error_response(error: ApiError) -> JSONResponse:
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        what = f"Invalid URL ({request.method} {request.url.path[:200]})"
+        error = ApiError(error.status_code, what)
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, SERVER_FAILED)
     return JSONResponse(error.body(), error.status, headers=error.headers())
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _error_response(error)
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = f"Invalid URL ({request.method} {request.url.path[:200]})"
-    return _error_response(ApiError(error.status_code, what))
-
-
-async def _on_any_error(request: Request, error: Exception) -> Response:
-    return _error_response(ApiError(500, "the server failed; its log says why"))
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -657,9 +622,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     application.include_router(router)
     application.state.api = Api(settings)
-    application.add_exception_handler(ApiError, _on_api_error)
-    application.add_exception_handler(HTTPException, _on_http_error)
-    application.add_exception_handler(Exception, _on_any_error)
+    for kind in (ApiError, HTTPException, Exception):
+        application.add_exception_handler(kind, _on_error)
     return application
 
 

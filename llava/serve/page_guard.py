@@ -29,8 +29,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.errors import ConfigError, DataError
-from llava.serve.openai_api import RateLimiter
-from llava.serve.openai_chat import ApiError
 from llava.serve.page_state import (
     DAY_S,
     ENGLISH,
@@ -39,7 +37,7 @@ from llava.serve.page_state import (
     PageText,
     preferred_language,
 )
-from llava.serve.web import BodyRefused, PictureLimits, clean, read_body
+from llava.serve.web import BodyRefused, PictureLimits, RateLimiter, clean, read_body
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +136,12 @@ class PageGuard:
             raise Refusal(_error(403, f"{name} leads to no file of this page"))
 
     def _count(self, request: Request, route: str) -> None:
-        try:
-            self._limiter.take(request.client.host if request.client else "")
-        except ApiError as error:
-            headers = {"Retry-After": str(error.retry_after_s)}
-            said = self._say(request, "too_often", seconds=error.retry_after_s)
-            text = f"{said} ({error})"
-            as_text = route == "upload"
-            raise Refusal(_error(429, text, headers, as_text=as_text)) from None
+        wait_s = self._limiter.take(request.client.host if request.client else "")
+        if wait_s:
+            said = self._say(request, "too_often", seconds=wait_s)
+            text = f"{said} (more than {self._settings.per_minute} requests a minute)"
+            headers = {"Retry-After": str(wait_s)}
+            raise Refusal(_error(429, text, headers, as_text=route == "upload"))
 
     async def _upload(self, request: Request) -> tuple[Scope, Receive]:
         """Write uploaded pictures anew and put them in place of what came."""

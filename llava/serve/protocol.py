@@ -105,10 +105,15 @@ def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"the stream ended inside an object, after {rest[:80]!r}")
 
 
-def _post(address: str, route: str, body: dict[str, Any] | None = None) -> Any:
-    response = requests.post(
-        address + route, json=body or {}, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
-    )
+def post_json(
+    url: str, body: dict[str, Any] | None = None, timeout_s: float = READ_TIMEOUT_S
+) -> Any:
+    """Post JSON and return the JSON of the answer.
+
+    Raises:
+        requests.RequestException: Nobody answers, or with an error, or not with JSON.
+    """
+    response = requests.post(url, json=body or {}, timeout=(CONNECT_TIMEOUT_S, timeout_s))
     response.raise_for_status()
     return response.json()
 
@@ -119,8 +124,8 @@ def get_model_list(controller_url: str) -> list[str]:
     Raises:
         requests.RequestException: The controller does not answer.
     """
-    _post(controller_url, "/refresh_all_workers")
-    models = _post(controller_url, "/list_models")["models"]
+    post_json(controller_url + "/refresh_all_workers")
+    models = post_json(controller_url + "/list_models")["models"]
     pins = {name: rank for rank, name in enumerate(PINNED_MODELS)}
     return sorted(models, key=lambda name: (pins.get(name, len(pins)), name))
 
@@ -131,7 +136,7 @@ def get_worker_address(controller_url: str, model: str) -> str:
     Raises:
         requests.RequestException: The controller does not answer.
     """
-    return _post(controller_url, "/get_worker_address", {"model": model})["address"]
+    return post_json(controller_url + "/get_worker_address", {"model": model})["address"]
 
 
 def get_worker_status(worker_address: str) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def get_worker_status(worker_address: str) -> dict[str, Any]:
     Raises:
         requests.RequestException: The worker does not answer.
     """
-    return _post(worker_address, "/worker_get_status")
+    return post_json(worker_address + "/worker_get_status")
 
 
 def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import requests
 
 from llava.errors import ConfigError, UserError
-from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from llava.serve.protocol import post_json
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,7 @@ def register(controller_address: str, worker_name: str, check_heart_beat: bool) 
         "worker_status": None,
     }
     try:
-        response = requests.post(
-            controller_address + "/register_worker",
-            json=body,
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-        )
-        response.raise_for_status()
+        post_json(controller_address + "/register_worker", body)
     except requests.RequestException as error:
         raise ConfigError(
             f"the controller at {controller_address} did not take the worker: {error}"

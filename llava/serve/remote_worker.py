@@ -23,7 +23,7 @@ from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError, UserError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.tokenizer import load_tokenizer
-from llava.serve.model_worker import AsyncQueue, WorkerBase
+from llava.serve.model_worker import DEFAULT_WAITING, WorkerBase
 from llava.serve.protocol import (
     BUSY,
     GENERATION_FAILED,
@@ -34,6 +34,36 @@ from llava.serve.protocol import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class AsyncQueue:
+    """A bounded number of requests at a time for adapters, whose engine queues by itself.
+
+    Args:
+        limit: Requests that are passed on at the same time.
+        max_waiting: Requests that may wait beyond those.
+    """
+
+    def __init__(self, limit: int, max_waiting: int = DEFAULT_WAITING) -> None:
+        self._semaphore = asyncio.Semaphore(limit)
+        self._limit = limit
+        self._max_waiting = max_waiting
+        self.num_requests = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no request can even wait."""
+        return self.num_requests >= self._limit + self._max_waiting
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncGenerator[None, None]:
+        """Wait for a place and keep it."""
+        self.num_requests += 1
+        try:
+            async with self._semaphore:
+                yield
+        finally:
+            self.num_requests -= 1
 
 
 class AdapterWorker(WorkerBase):

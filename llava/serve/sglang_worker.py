@@ -20,6 +20,7 @@ import httpx
 import requests
 
 from llava.errors import ConfigError, run_command
+from llava.serve.check import check_port_is_free
 from llava.serve.model_worker import (
     DEFAULT_CONCURRENCY,
     MAX_NEW_TOKENS,
@@ -32,7 +33,6 @@ from llava.serve.model_worker import (
 )
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.serve.web import check_port_is_free
 from llava.utils import build_logger
 
 __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from llava.errors import ConfigError, run_command
 from llava.image_fit import to_rgb
+from llava.serve.check import check_port_is_free
 from llava.serve.model_worker import (
     add_worker_flags,
     create_app,
@@ -25,7 +26,6 @@ from llava.serve.model_worker import (
     serve,
 )
 from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.serve.web import check_port_is_free
 from llava.utils import build_logger
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,8 @@ import io
 import ipaddress
 import logging
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,12 +33,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llava.errors import ConfigError, DataError
+from llava.errors import DataError
 from llava.image_fit import apply_orientation, shrink_image, to_rgb
+from llava.serve.check import check_port_is_free
 
 log = logging.getLogger(__name__)
 
-MAX_PORT = 65_535
 
 T = TypeVar("T")
 
@@ -60,6 +62,10 @@ _TO_QUOTED = bytes.maketrans(b"%=", b"=%")
 _FROM_QUOTED = bytes.maketrans(b"%", b"=")
 # Other IPv6 addresses lead to no host, to this network, or through it to an IPv4 address.
 _UNICAST = ipaddress.ip_network("2000::/3")
+
+
+# Clients that are remembered; the one that has been silent for longest is forgotten first.
+MAX_CLIENTS = 10_000
 
 
 class ClosingStream(StreamingResponse):
@@ -159,32 +165,35 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
-    """Refuse a port that another program listens on.
+@dataclass
+class RateLimiter:
+    """A bucket of requests for each client, which fills up steadily.
 
-    Args:
-        host: Where to listen.
-        port: Where to listen.
-        flag: What gives another one.
-
-    Raises:
-        ConfigError: The port is taken, not allowed or none, or the host is unknown.
+    Attributes:
+        per_minute: Requests a minute and client; 0 for no limit.
+        clock: Seconds, growing steadily.
     """
-    if not 0 <= port <= MAX_PORT:
-        raise ConfigError(f"{flag} is {port}; expected 0 to {MAX_PORT}")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except socket.gaierror as error:
-        raise ConfigError(f"cannot listen on {host}: {error.strerror}") from None
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port} ({error.strerror}): another program may use it; "
-                f"give another port with {flag}"
-            ) from None
+
+    per_minute: int
+    clock: Callable[[], float] = time.monotonic
+    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, repr=False)
+
+    def take(self, client: str) -> int:
+        """Count one request.
+
+        Returns:
+            0 if it is allowed, else the seconds after which it is worth trying again.
+        """
+        if not self.per_minute:
+            return 0
+        now = self.clock()
+        left, since = self._buckets.pop(client, (float(self.per_minute), now))
+        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
+        allowed = left >= 1
+        self._buckets[client] = (left - 1 if allowed else left, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        return 0 if allowed else int((1 - left) * 60 / self.per_minute) + 1
 
 
 class _Server(uvicorn.Server):

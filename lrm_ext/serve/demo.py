@@ -34,9 +34,8 @@ import llava
 from llava.errors import ConfigError, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import protocol
-from llava.serve.check import check_model_path, find_problems
+from llava.serve.check import check_model_path, check_port_is_free, find_problems
 from llava.serve.protocol import OK, READ_TIMEOUT_S, stop_string, template_of_worker
-from llava.serve.web import check_port_is_free
 from lrm_ext.instructions.prompt import insert_instruction
 from lrm_ext.instructions.registry import get_instruction
 from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages

@@ -23,6 +23,7 @@ from PIL import Image
 
 from llava.errors import CheckpointError, ConfigError
 from llava.serve import (
+    check,
     controller,
     gradio_web_server,
     model_worker,
@@ -330,7 +331,7 @@ def test_port_taken(module):
 )
 def test_what_is_no_address_is_named(host, port, message):
     with pytest.raises(ConfigError, match=message):
-        web.check_port_is_free(host, port)
+        check.check_port_is_free(host, port)
     with pytest.raises(ConfigError, match=message):
         gradio_web_server.serve(None, host, port)
 
