@@ -15,6 +15,7 @@ Legend: B rows, L positions of the longest row, H heads of keys, D their width.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -38,7 +39,6 @@ from llava.serve.engine import (
     FeatureCache,
     GenerationRequest,
     Sampler,
-    generated_ids,
     picture_key,
 )
 
@@ -591,11 +591,6 @@ class Scheduler(ABC):
         """How many requests are answered or wait."""
         return self._num_requests
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether nothing new is taken."""
-        return self._is_stopping
-
     def ticket(self, request: GenerationRequest, sink: Callable[[Event], None]) -> Ticket:
         """Return a ticket, whose time begins now."""
         deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
@@ -725,19 +720,15 @@ class ThreadScheduler(Scheduler):
             return None
         if ticket.is_late:
             return self._late()
-        arguments = self.engine.prepare(ticket.request)
-        text = self.engine.answer_text(ticket.request, arguments["max_new_tokens"])
-        for ids in generated_ids(self.engine.model, arguments, ticket.cancelled):
-            for token_id in ids:
-                if text.finish_reason is None and (piece := text.push(token_id)):
+        with contextlib.closing(self.engine.pieces(ticket.request, ticket.cancelled)) as pieces:
+            for piece, finish_reason in pieces:
+                if piece:
                     ticket.send(Text(piece, None))
-            if text.finish_reason is not None:
-                break
-            if ticket.is_late:
-                return self._late()
-        if tail := text.flush():
-            ticket.send(Text(tail, None))
-        return Done(text.finish_reason or "stop", None)
+                if finish_reason is not None:
+                    return Done(finish_reason, None)
+                if ticket.is_late:
+                    return self._late()
+        return None
 
 
 class BatchScheduler(Scheduler):

@@ -12,12 +12,13 @@ when the generation fails; this one raises.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -476,20 +477,27 @@ class Engine:
             ContextFull: The prompt leaves no room.
             Exception: Whatever `model.generate` raised, unchanged.
         """
-        cancel = cancel or threading.Event()
+        with contextlib.closing(self.pieces(request, cancel or threading.Event())) as pieces:
+            for piece, _ in pieces:
+                if piece:
+                    yield piece
+
+    def pieces(
+        self, request: GenerationRequest, cancel: threading.Event
+    ) -> Generator[tuple[str, str | None], None, None]:
+        """As `stream`, token by token.
+
+        Yields:
+            New text, perhaps "", and with the last piece `stop` or `length`, else None.
+        """
         arguments = self.prepare(request)
         text = self.answer_text(request, arguments["max_new_tokens"])
-        try:
-            for ids in generated_ids(self.model, arguments, cancel):
-                for token_id in ids:
-                    if text.finish_reason is None and (piece := text.push(token_id)):
-                        yield piece
+        for ids in generated_ids(self.model, arguments, cancel):
+            for token_id in ids:
+                yield text.push(token_id), text.finish_reason
                 if text.finish_reason is not None:
-                    break
-            if tail := text.flush():
-                yield tail
-        finally:
-            cancel.set()
+                    return
+        yield text.flush(), "stop"
 
     def answer_text(self, request: GenerationRequest, max_new_tokens: int) -> AnswerText:
         """Return what turns the ids of an answer into text and finds its end."""

@@ -20,8 +20,17 @@ from gradio.components import Component
 from PIL import Image
 
 from llava.image_file import open_image
-from llava.serve import chat
-from llava.serve.chat import add_text, clear_history, http_bot, mirror, regenerate, stop
+from llava.serve.chat import (
+    add_text,
+    clear_history,
+    downvote_last_response,
+    flag_last_response,
+    http_bot,
+    mirror,
+    regenerate,
+    stop,
+    upvote_last_response,
+)
 from llava.serve.page_state import ENGLISH_TEXT, ChatState, PageSettings, PageText, thumbnail
 
 EXAMPLES_PER_PAGE = 4
@@ -428,26 +437,19 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
         settings: The page's settings; the language is each user's own.
         concurrency_count: Answers that stream at the same time.
     """
-    first, second = fields.sides
-    states = [first.state, second.state]
+    states = [side.state for side in fields.sides]
     shared = [fields.stop, fields.again, fields.clear]
     everything: list[Component] = [
         *states,
-        first.chatbot,
-        second.chatbot,
+        *(side.chatbot for side in fields.sides),
         fields.text,
         fields.image,
-        *first.votes,
-        *second.votes,
+        *(vote for side in fields.sides for vote in side.votes),
         *shared,
     ]
-
-    def bound(handler: Callable[..., Any]) -> Callable[..., Any]:
-        return bind(handler, settings)
-
     sent = gr.on(
         [fields.text.submit, fields.send.click],
-        bound(send),
+        bind(send, settings),
         [
             fields.language,
             *states,
@@ -461,7 +463,7 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
         show_progress="hidden",
     )
     again = fields.again.click(
-        bound(regenerate_all),
+        bind(regenerate_all, settings),
         [fields.language, *states, fields.process_mode],
         everything,
         show_progress="hidden",
@@ -469,7 +471,7 @@ def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> N
     for side in fields.sides:
         for opened in (sent, again):
             opened.success(
-                bound(answer),
+                bind(answer, settings),
                 [
                     fields.language,
                     side.state,
@@ -529,11 +531,7 @@ def _connect_buttons(
 
 
 def _connect_votes(side: Side, fields: Fields, settings: PageSettings) -> None:
-    handlers = (
-        chat.upvote_last_response,
-        chat.downvote_last_response,
-        chat.flag_last_response,
-    )
+    handlers = (upvote_last_response, downvote_last_response, flag_last_response)
     for button, handler in zip(side.votes, handlers, strict=True):
         button.click(
             bind(handler, settings),

@@ -232,3 +232,23 @@ def stop_string(conversation: Conversation) -> str | None:
     if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
         return conversation.sep
     return conversation.sep2
+
+
+def text_request(worker_address: str, model: str, question: str, **sampling: Any) -> dict[str, Any]:
+    """Return the body that asks a worker one question without images.
+
+    Args:
+        worker_address: URL; its checkpoint's template is used, else the one by the model's name.
+        model: Name of the model.
+        question: The question.
+        sampling: Further keys, such as `temperature` and `max_new_tokens`.
+    """
+    conversation = template_of_worker(worker_address, model)
+    conversation.append_message(conversation.roles[0], question)
+    conversation.append_message(conversation.roles[1], None)
+    return {
+        "model": model,
+        "prompt": conversation.get_prompt(),
+        "stop": stop_string(conversation),
+        **sampling,
+    }

@@ -149,8 +149,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Serve until interrupted."""
+    args = build_parser().parse_args(argv)
+    worker_id = new_worker_id()
+    build_logger("sglang_worker", f"model_worker_{worker_id}.log")
     check_port_is_free(args.host, args.port)
     if not args.sgl_endpoint:
         raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
@@ -158,21 +161,13 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         args.controller_address,
         args.worker_address,
         args.sgl_endpoint,
-        worker_id or new_worker_id(),
+        worker_id,
         args.no_register,
         args.model_name,
         limit_model_concurrency=args.limit_model_concurrency,
         model_path=args.model_path,
     )
     serve(app, worker, args)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("sglang_worker", f"model_worker_{worker_id}.log")
-    run(args, worker_id)
 
 
 if __name__ == "__main__":

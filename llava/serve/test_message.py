@@ -19,9 +19,8 @@ from llava.serve.protocol import (
     OK,
     get_model_list,
     get_worker_address,
-    stop_string,
     stream_generation,
-    template_of_worker,
+    text_request,
 )
 
 
@@ -45,19 +44,11 @@ def send(
             raise ConfigError(
                 f"no worker serves {model_name!r}; served: {', '.join(models) or 'nothing'}"
             )
-    conversation = template_of_worker(worker_address, model_name)
-    conversation.append_message(conversation.roles[0], message)
-    conversation.append_message(conversation.roles[1], None)
-    prompt = conversation.get_prompt()
-    body = {
-        "model": model_name,
-        "prompt": prompt,
-        "max_new_tokens": max_new_tokens,
-        "temperature": 0.7,
-        "stop": stop_string(conversation),
-    }
-    output.write(prompt)
-    written = len(prompt)
+    body = text_request(
+        worker_address, model_name, message, max_new_tokens=max_new_tokens, temperature=0.7
+    )
+    output.write(body["prompt"])
+    written = len(body["prompt"])
     for chunk in stream_generation(worker_address, body):
         if chunk["error_code"] != OK:
             reason = chunk.get("reason", chunk["text"])

@@ -125,13 +125,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Load the model and serve it until interrupted."""
+    args = build_parser().parse_args(argv)
+    worker_id = new_worker_id()
+    build_logger("vllm_worker", f"model_worker_{worker_id}.log")
     check_port_is_free(args.host, args.port)
     worker = VllmWorker(
         args.controller_address,
         args.worker_address,
-        worker_id or new_worker_id(),
+        worker_id,
         args.no_register,
         args.model_path,
         args.model_name,
@@ -143,14 +146,6 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         limit_mm_per_prompt={"image": args.max_images},
     )
     serve(app, worker, args)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("vllm_worker", f"model_worker_{worker_id}.log")
-    run(args, worker_id)
 
 
 if __name__ == "__main__":

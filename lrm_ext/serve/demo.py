@@ -35,7 +35,7 @@ from llava.errors import ConfigError, run_command
 from llava.mm_utils import get_model_name_from_path
 from llava.serve import protocol
 from llava.serve.check import check_model_path, check_port_is_free, find_problems
-from llava.serve.protocol import OK, READ_TIMEOUT_S, stop_string, template_of_worker
+from llava.serve.protocol import OK, READ_TIMEOUT_S
 from lrm_ext.instructions.prompt import insert_instruction
 from lrm_ext.instructions.registry import get_instruction
 from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages
@@ -72,23 +72,13 @@ def ask_once(controller: str, model: str) -> str:
         ConfigError: The worker reports an error.
     """
     address = protocol.get_worker_address(controller, model)
-    conversation = template_of_worker(address, model)
-    conversation.append_message(conversation.roles[0], CHECK_QUESTION)
-    conversation.append_message(conversation.roles[1], None)
-    prompt = conversation.get_prompt()
-    text = prompt
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "temperature": 0,
-        "max_new_tokens": 16,
-        "stop": stop_string(conversation),
-    }
+    body = protocol.text_request(address, model, CHECK_QUESTION, temperature=0, max_new_tokens=16)
+    text = body["prompt"]
     for chunk in protocol.stream_generation(controller, body):
         if chunk["error_code"] != OK:
             raise ConfigError(f"the worker failed: {chunk.get('reason', chunk['text'])}")
         text = chunk["text"]
-    return text[len(prompt) :].strip()
+    return text[len(body["prompt"]) :].strip()
 
 
 def ask_api(address: str, model: str) -> str:
