@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from llava.errors import DataError
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.mm_utils import process_images
 from llava.serve.engine import (
     AnswerText,

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
 from llava.errors import DataError, UserError
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.serve.check import check_model_path
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
 from llava.serve.protocol import TOO_LONG_MESSAGE, stop_string

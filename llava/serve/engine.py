@@ -36,7 +36,7 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.errors import ConfigError, DataError
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.serve.check import check_model_path
 

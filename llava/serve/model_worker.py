@@ -36,8 +36,7 @@ from starlette.responses import Response
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.errors import ConfigError, DataError, UserError, run_command
-from llava.image_file import image_fault
-from llava.image_fit import apply_orientation
+from llava.images import apply_orientation, image_fault
 from llava.serve.batch import (
     BLOCK,
     Busy,

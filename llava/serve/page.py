@@ -19,7 +19,7 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from llava.image_file import open_image
+from llava.images import open_image
 from llava.serve.chat import (
     add_text,
     clear_history,

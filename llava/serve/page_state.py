@@ -33,7 +33,7 @@ from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
 from llava.errors import UserError
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from llava.errors import ConfigError, run_command
-from llava.image_fit import to_rgb
+from llava.images import to_rgb
 from llava.serve.check import check_port_is_free
 from llava.serve.model_worker import (
     add_worker_flags,

@@ -34,7 +34,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llava.errors import DataError
-from llava.image_fit import apply_orientation, shrink_image, to_rgb
+from llava.images import apply_orientation, shrink_image, to_rgb
 from llava.serve.check import check_port_is_free
 
 log = logging.getLogger(__name__)

@@ -36,8 +36,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.serve import protocol
 from llava.serve.check import check_model_path, check_port_is_free, find_problems
 from llava.serve.protocol import OK, READ_TIMEOUT_S
-from lrm_ext.instructions.prompt import insert_instruction
-from lrm_ext.instructions.registry import get_instruction
+from lrm_ext.instructions.registry import get_instruction, insert_instruction
 from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from llava.images import apply_orientation, open_image, to_rgb
-from llava.serve.pictures import PictureLimits, clean
+from llava.serve.web import PictureLimits, clean
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = ExifTags.Base.Orientation
