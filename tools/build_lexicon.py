@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make the lexicons of the check `meaning` from Unicode CLDR's names and keywords of emoji.
 
     apt-get install unicode-cldr-core
@@ -16,11 +15,15 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.quality.alignment import Bag, learn_lexicon
-from lrm_ext.translation.quality.lexicon import DATA_DIR, english_key, stem
+from lrm_ext.translation.quality.content_checks import DATA_DIR, english_key, stem
+
+#!/usr/bin/env python3
+
 
 ANNOTATIONS_DIR = Path("/usr/share/unicode/cldr/common/annotations")
 # They are in names and say nothing by themselves.
@@ -109,6 +112,78 @@ def bag(texts: list[str], is_spaced: bool) -> Bag:
             elif not word.isascii():
                 found.update(word[i : i + size] for size in (1, 2) for i in range(len(word)))
     return sorted(found)
+
+
+NUM_ROUNDS = 6
+_NOTHING = ""  # a word may come from nothing
+
+Bag = Sequence[str]
+Table = dict[str, dict[str, float]]
+
+
+def translation_table(pairs: Sequence[tuple[Bag, Bag]], num_rounds: int = NUM_ROUNDS) -> Table:
+    """Estimate how probable each word of the second side is, given one of the first.
+
+    Args:
+        pairs: Bags of words that mean about the same.
+        num_rounds: Rounds of expectation maximisation.
+
+    Returns:
+        For each word of the first side, probabilities of words of the second.
+    """
+    table: Table = defaultdict(dict)
+    for first, second in pairs:
+        for word in (_NOTHING, *first):
+            table[word].update(dict.fromkeys(second, 1.0))
+    for _ in range(num_rounds):
+        counts: Table = defaultdict(lambda: defaultdict(float))
+        for first, second in pairs:
+            for other in second:
+                shares = {word: table[word][other] for word in (_NOTHING, *first)}
+                total = sum(shares.values())
+                for word, share in shares.items():
+                    counts[word][other] += share / total
+        table = {}
+        for word, found in counts.items():
+            total = sum(found.values())
+            table[word] = {other: count / total for other, count in found.items()}
+    return table
+
+
+def learn_lexicon(
+    pairs: Sequence[tuple[Bag, Bag]],
+    min_score: float = 0.03,
+    max_translations: int = 4,
+    stop: Iterable[str] = (),
+) -> dict[str, list[str]]:
+    """Find the words that translate each other.
+
+    Args:
+        pairs: Bags of words that mean about the same, English first.
+        min_score: Smallest product of the probabilities of both directions.
+        max_translations: So many are kept for a word, the best first.
+        stop: English words to leave out.
+
+    Returns:
+        English words and their translations.
+    """
+    forth = translation_table(pairs)
+    back = translation_table([(second, first) for first, second in pairs])
+    left_out = {_NOTHING, *stop}
+    lexicon: dict[str, list[str]] = {}
+    for word in sorted(set(forth) - left_out):
+        scores = Counter(
+            {
+                other: share * back.get(other, {}).get(word, 0.0)
+                for other, share in forth[word].items()
+            }
+        )
+        # equal scores in the order of the alphabet, so that building again gives the same
+        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:max_translations]
+        kept = [other for other, score in best if score >= min_score]
+        if kept:
+            lexicon[word] = kept
+    return lexicon
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from lrm_ext.analysis.corpus_charts import (
 from lrm_ext.analysis.page import render_page, section
 from lrm_ext.corpus.store import STATUSES
 from lrm_ext.translation.engines.base import Usage
-from lrm_ext.translation.quality.thresholds import get_thresholds
+from lrm_ext.translation.quality.base import get_thresholds
 
 log = logging.getLogger(__name__)
 

@@ -124,7 +124,7 @@ def check_keys(language: Language, english: Language) -> Iterator[str]:
 
 def check_quality(language: Language, english: Language) -> Iterator[str]:
     """The thresholds can be read."""
-    from lrm_ext.translation.quality.thresholds import parse_thresholds
+    from lrm_ext.translation.quality.base import parse_thresholds
 
     try:
         parse_thresholds(language.quality, "quality")

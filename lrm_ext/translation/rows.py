@@ -22,7 +22,7 @@ from lrm_ext.translation.frame import (
     is_short,
     question_among,
 )
-from lrm_ext.translation.quality.verdict import Verdict
+from lrm_ext.translation.quality.base import Verdict
 from lrm_ext.translation.translator import Translated, Unit
 
 # Answers of these sets are text that stands in the picture: it stays as it is seen.

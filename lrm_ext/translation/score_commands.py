@@ -33,8 +33,7 @@ def score(
     from rich.progress import Progress
 
     from lrm_ext.translation.commands import parse_limits, print_counts, split_names
-    from lrm_ext.translation.quality.scorers import split_scorer_options
-    from lrm_ext.translation.scoring import ScoreJob, score_corpus
+    from lrm_ext.translation.scoring import ScoreJob, score_corpus, split_scorer_options
 
     console = Console(highlight=False)
     names = split_names(by)

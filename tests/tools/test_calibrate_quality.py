@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,21 +12,10 @@ from llava.errors import DataError
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR
 from lrm_ext.translation.quality import get_thresholds
-
-SCRIPT = Path(__file__).parents[2] / "tools" / "calibrate_quality.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("calibrate_quality", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import calibrate_quality
 
 
 def test_prints_and_saves(
-    script: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -46,7 +33,7 @@ def test_prints_and_saves(
     out = tmp_path / "out.json"
     command = ["x", "--rows", "20", "--lang", "hr", "--captions", str(captions), "--calibrate"]
     monkeypatch.setattr(sys, "argv", [*command, "--markdown", "--json", str(out)])
-    script.main()
+    calibrate_quality.main()
     shown = capsys.readouterr().out
     assert "| built-in | false alarms | rejected | found | wrong language | cut |" in shown
     assert "sr-Latn taken for hr: found 100%" in shown
@@ -54,28 +41,28 @@ def test_prints_and_saves(
     assert found["built-in"]["hr"]["clean"] == 20 and found["captions"]["hr"]["clean"] == 1
 
 
-def test_no_captions(script: ModuleType, tmp_path: Path) -> None:
+def test_no_captions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no captions"):
-        list(script.caption_rows(tmp_path))
+        list(calibrate_quality.caption_rows(tmp_path))
 
 
 @pytest.mark.parametrize("lang", ["hr", "zh"])
-def test_writes_only_what_was_measured(script: ModuleType, tmp_path: Path, lang: str) -> None:
+def test_writes_only_what_was_measured(tmp_path: Path, lang: str) -> None:
     path = tmp_path / f"{lang}.toml"
     before = (DATA_DIR / f"{lang}.toml").read_text(encoding="utf-8")
     path.write_text(before, encoding="utf-8")
-    script.write_thresholds(path, get_thresholds(lang))
+    calibrate_quality.write_thresholds(path, get_thresholds(lang))
     assert path.read_text(encoding="utf-8") == before
     other = get_thresholds(lang).with_limits({"copy": 0.123})
-    script.write_thresholds(path, other)
+    calibrate_quality.write_thresholds(path, other)
     found, ours = load_toml(path), load_toml(DATA_DIR / f"{lang}.toml")
     assert found["quality"].pop("limits")["copy"] == 0.123
     ours["quality"].pop("limits")
     assert found == ours
 
 
-def test_a_file_without_the_section_is_named(script: ModuleType, tmp_path: Path) -> None:
+def test_a_file_without_the_section_is_named(tmp_path: Path) -> None:
     path = tmp_path / "xx.toml"
     path.write_text('code = "xx"\n')
     with pytest.raises(DataError, match=r"no \[quality\] section"):
-        script.write_thresholds(path, get_thresholds("hr"))
+        calibrate_quality.write_thresholds(path, get_thresholds("hr"))

@@ -7,9 +7,8 @@ what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
 
 from __future__ import annotations
 
+from lrm_ext.translation.quality.base import DOUBTS, Finding, Thresholds, Verdict, get_thresholds
 from lrm_ext.translation.quality.checking import CHECKS, Checker, check_text, check_turns
-from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
-from lrm_ext.translation.quality.verdict import DOUBTS, Finding, Verdict
 
 # Goes up when the same text may get another verdict; translations remember it.
 QUALITY_VERSION = 3

@@ -8,20 +8,36 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from llava.data.sample import Turn
-from lrm_ext.translation.quality.answer import check_answer
-from lrm_ext.translation.quality.copying import check_copy
-from lrm_ext.translation.quality.language_id import check_language, identify, is_too_short
-from lrm_ext.translation.quality.length import check_ending, check_length
-from lrm_ext.translation.quality.meaning import check_meaning
-from lrm_ext.translation.quality.mojibake import check_mojibake
-from lrm_ext.translation.quality.near import check_near
-from lrm_ext.translation.quality.pair import Pair
-from lrm_ext.translation.quality.protected import check_numbers, check_protected
-from lrm_ext.translation.quality.repetition import check_repetition
-from lrm_ext.translation.quality.script import check_script
-from lrm_ext.translation.quality.structure import check_order, check_structure
-from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
-from lrm_ext.translation.quality.verdict import Finding, Measured, Verdict
+from lrm_ext.translation.quality.base import (
+    Finding,
+    Measured,
+    Pair,
+    Thresholds,
+    Verdict,
+    get_thresholds,
+)
+from lrm_ext.translation.quality.content_checks import (
+    check_answer,
+    check_meaning,
+    check_numbers,
+    check_protected,
+)
+from lrm_ext.translation.quality.form_checks import (
+    check_copy,
+    check_ending,
+    check_length,
+    check_mojibake,
+    check_order,
+    check_repetition,
+    check_script,
+    check_structure,
+)
+from lrm_ext.translation.quality.language_id import (
+    check_language,
+    check_near,
+    identify,
+    is_too_short,
+)
 
 Check = Callable[[Pair, Thresholds], Measured | None]
 

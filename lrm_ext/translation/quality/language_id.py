@@ -1,22 +1,30 @@
-"""Check `language`: is a translation in the language that was asked for?
+"""Checks `language` and `near`: is a translation in the language that was asked for?
 
 py3langid (4.5 MB, offline) scores the candidates: our languages and the rivals that the target's
 file names. Languages that it cannot tell apart in a sentence (Croatian, Serbian) count as one;
-`near.py` looks closer at those. Under four words it is not asked, for it would guess.
+`near` looks closer at those: "šta" and "gde" are Serbian, "ľ" is Slovak and not Czech; the
+language's file lists them. Under four words the identifier is not asked, for it would guess.
+
+py3langid walks through a text byte by byte: each few letters that its automaton knows count for
+some languages and against others. `LetterScores` has all texts of a batch take each step together,
+in numpy; a text by itself is walked in Python. Both find the same letters and add them up in the
+same order, in float64, so that a score does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.quality.letter_scores import LetterScores
-from lrm_ext.translation.quality.pair import Pair
-from lrm_ext.translation.quality.thresholds import Thresholds, get_thresholds
-from lrm_ext.translation.quality.verdict import Measured
+from lrm_ext.translation.quality.base import Measured, Pair, Thresholds, get_thresholds
 
 MIN_WORDS = 4
 MIN_LETTERS_UNSPACED = 6
@@ -172,3 +180,107 @@ def forget() -> None:
     for cached in (_letter_scores, _candidates, _foreign, _others_of_script):
         cached.cache_clear()
     _known.clear()
+
+
+Ints = npt.NDArray[np.int64]
+
+
+class LetterScores:
+    """The model of an identifier, and the languages that it is restricted to.
+
+    Args:
+        identifier: py3langid's `LanguageIdentifier`, its probabilities not normalised.
+    """
+
+    def __init__(self, identifier: Any) -> None:
+        self.labels: list[str] = list(identifier.labels)
+        # a language may be there twice, in two scripts
+        classes = list(identifier.nb_classes)
+        self._columns = [
+            [i for i, name in enumerate(classes) if name == label] for label in self.labels
+        ]
+        self._weights = np.ascontiguousarray(identifier.nb_ptc)
+        self._prior = np.asarray(identifier.nb_pc, np.float64)
+        self._rows = np.asarray(identifier.tk_row, np.int64) << 8
+        self._next = np.asarray(identifier.tk_nextmove)
+        self._letters = np.asarray(identifier.tk_output, np.int64)
+        # one step at a time is faster without numpy
+        self._plain = self._rows.tolist(), identifier.tk_nextmove, self._letters.tolist()
+
+    def score(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Score texts.
+
+        Args:
+            texts: In small letters.
+
+        Returns:
+            For each text the log probability of every language; all the same if none of its
+            letters says anything.
+        """
+        raw = [
+            unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass") for text in texts
+        ]
+        owners, letters = self._walk(raw[0]) if len(raw) == 1 else self._walk_together(raw)
+        scores = self._add_up(owners, letters, len(raw))
+        best = [scores[:, columns].max(axis=1) for columns in self._columns]
+        return [dict(zip(self.labels, row, strict=True)) for row in np.stack(best, axis=1).tolist()]
+
+    def _walk(self, raw: bytes) -> tuple[Ints, Ints]:
+        rows, following, letters = self._plain
+        state, found = 0, []
+        for byte in raw:
+            state = following[rows[state] + byte]
+            letter = letters[state]
+            if letter >= 0:
+                found.append(letter)
+        return np.zeros(len(found), np.int64), np.array(found, np.int64)
+
+    def _walk_together(self, raw: Sequence[bytes]) -> tuple[Ints, Ints]:
+        lengths = np.array([len(one) for one in raw], np.int64)
+        order = np.argsort(-lengths, kind="stable")  # who is done is at the end
+        num_left = len(raw) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), "right")
+        bytes_of = np.zeros((len(raw), lengths.max()), np.uint8)
+        for place, i in enumerate(order):
+            bytes_of[place, : lengths[i]] = np.frombuffer(raw[i], np.uint8)
+        steps = np.ascontiguousarray(bytes_of.T)
+        states = np.zeros(len(raw), np.int64)
+        owners, found = [], []
+        for step, num in zip(steps, num_left.tolist(), strict=True):
+            states = self._next[self._rows[states[:num]] + step[:num]]
+            letters = self._letters[states]
+            (known,) = np.nonzero(letters >= 0)
+            owners.append(order[known])
+            found.append(letters[known])
+        empty = np.zeros(0, np.int64)
+        return np.concatenate([empty, *owners]), np.concatenate([empty, *found])
+
+    def _add_up(self, owners: Ints, letters: Ints, num_texts: int) -> npt.NDArray[np.float64]:
+        """Naive Bayes with damped counts, as py3langid's; shape (texts, classes)."""
+        scores = np.zeros((num_texts, len(self._prior)))
+        keys, counts = np.unique(owners * len(self._weights) + letters, return_counts=True)
+        if len(keys):
+            owner, letter = np.divmod(keys, len(self._weights))
+            terms = self._weights[letter] * np.log1p(counts)[:, None]
+            starts = np.flatnonzero(np.diff(owner, prepend=-1))
+            scores[owner[starts]] = np.add.reduceat(terms, starts) + self._prior
+        return scores
+
+
+def check_near(pair: Pair, thresholds: Thresholds) -> Measured | None:
+    """The share of words that a near language has and this one has not.
+
+    Words that stand in the text too are names; they are not counted.
+    """
+    if not pair.target_words or not (thresholds.foreign_letters or thresholds.foreign_words):
+        return None
+    found = thresholds.foreign_words.intersection(pair.target_words)
+    text = pair.target_prose.casefold()
+    if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
+        found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
+    if found:
+        found = found.difference(pair.source_words)
+    if not found:
+        return Measured(0.0, "")
+    foreign = [word for word in pair.target_words if word in found]
+    listed = ", ".join(dict.fromkeys(foreign))
+    return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")

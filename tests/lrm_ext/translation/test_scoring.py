@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, Text
-from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.translation.quality import scorers
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.translation import scoring
 from lrm_ext.translation.scoring import ScoreJob, pairs_of, score_corpus
 
 QUESTION, ANSWER = "What is the man holding?", "A long loaf of white bread."
@@ -78,7 +77,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let `labse` be a fake scorer: `fake(scorer)`."""
 
     def use(scorer: FakeScorer) -> FakeScorer:
-        made = {**scorers.SCORERS, "labse": lambda *args: scorer}
+        made = {**scoring.SCORERS, "labse": lambda *args: scorer}
         monkeypatch.setattr("lrm_ext.translation.scoring.SCORERS", made)
         return scorer
 
@@ -196,11 +195,11 @@ def test_back_translation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return engine
 
     spec = SimpleNamespace(name="fake", options=SimpleNamespace, build=build)
-    monkeypatch.setattr(scorers, "get_spec", lambda name: spec)
-    monkeypatch.setattr(scorers, "parse_options", lambda spec, options: None)
+    monkeypatch.setattr(scoring, "get_spec", lambda name: spec)
+    monkeypatch.setattr(scoring, "parse_options", lambda spec, options: None)
     pairs = [(QUESTION, HR[0]), (ANSWER, HR[1]), (QUESTION, HR[0]), ("Something.", "Nešto.")]
     for _ in range(2):  # the second time all is in the cache
-        scorer = scorers.BackTranslation({"engine": "fake"}, "hr", tmp_path / "cache.sqlite")
+        scorer = scoring.BackTranslation({"engine": "fake"}, "hr", tmp_path / "cache.sqlite")
         found = scorer.score(pairs)
         assert found[0] == found[2] == 0.0 and found[3] is None
         assert found[1] is not None and 0.5 < found[1] <= 1
@@ -227,7 +226,7 @@ def tiny_labse(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_labse(tiny_labse: Path, tmp_path: Path) -> None:
-    scorer = scorers.Labse({"model": str(tiny_labse)}, "hr", tmp_path / "unused")
+    scorer = scoring.Labse({"model": str(tiny_labse)}, "hr", tmp_path / "unused")
     pairs = [("a man", "a man"), ("a man", "pas kruh pas kruh"), ("cat", "kruh"), ("cat", "cat")]
     found = scorer.score(pairs * 12)  # more than one batch
     assert found[:4] == pytest.approx(found[-4:], abs=1e-5)
@@ -240,7 +239,7 @@ def test_labse(tiny_labse: Path, tmp_path: Path) -> None:
 
 
 def test_labse_that_is_not_there(tmp_path: Path) -> None:
-    scorer = scorers.Labse({"model": str(tmp_path / "no")}, "hr", tmp_path / "unused")
+    scorer = scoring.Labse({"model": str(tmp_path / "no")}, "hr", tmp_path / "unused")
     with pytest.raises(ConfigError, match=r"cannot be loaded .*--option labse\.model"):
         scorer.score([("a", "b")])
 
@@ -257,7 +256,7 @@ def test_comet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         download_model=lambda name: f"/models/{name}", load_from_checkpoint=lambda path: Model()
     )
     monkeypatch.setitem(sys.modules, "comet", module)
-    scorer = scorers.CometQE({"model": "kiwi"}, "hr", tmp_path)
+    scorer = scoring.CometQE({"model": "kiwi"}, "hr", tmp_path)
     assert scorer.score([("a", "b")]) == [pytest.approx(0.2)]
     assert seen == [([{"src": "a", "mt": "b"}], 0)]
     scorer.close()
@@ -266,10 +265,10 @@ def test_comet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "comet", None)
     with pytest.raises(ConfigError, match="pip install unbabel-comet"):
-        scorers.CometQE({}, "hr", tmp_path)
+        scoring.CometQE({}, "hr", tmp_path)
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.chrf", None)
     with pytest.raises(ConfigError, match=r"lrm-llava\[translate\]"):
-        scorers.BackTranslation({"engine": "nllb"}, "hr", tmp_path / "cache.sqlite")
+        scoring.BackTranslation({"engine": "nllb"}, "hr", tmp_path / "cache.sqlite")
 
 
 def test_command_line(corpus: Path) -> None:

@@ -8,15 +8,17 @@ import pytest
 
 from lrm_ext.corpus.emoji.scenes import LANGUAGES
 from lrm_ext.translation.quality import get_thresholds
-from lrm_ext.translation.quality.calibrating import (
+from lrm_ext.translation.quality.base import DEFAULT_LIMITS
+from tools.calibrate_quality import (
+    DAMAGES,
     GRADED,
+    Row,
     built_in_rows,
     calibrate,
+    damaged,
     evaluate,
     measure_lengths,
 )
-from lrm_ext.translation.quality.damage import DAMAGES, Row, damaged
-from lrm_ext.translation.quality.thresholds import DEFAULT_LIMITS
 
 OTHERS = LANGUAGES[1:]
 NUM_ROWS = 120

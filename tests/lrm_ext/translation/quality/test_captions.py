@@ -10,9 +10,8 @@ import pytest
 from llava.data.sample import Turn
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.translation.quality import Checker
-from lrm_ext.translation.quality.calibrating import evaluate
-from lrm_ext.translation.quality.damage import Row
-from lrm_ext.translation.quality.number_words import spelled_numbers
+from lrm_ext.translation.quality.content_checks import spelled_numbers
+from tools.calibrate_quality import Row, evaluate
 
 CAPTIONS: list[dict[str, Any]] = load_toml(Path(__file__).with_name("captions.toml"))["caption"]
 LANGUAGES = [key for key in CAPTIONS[0] if key not in ("en", "wrong")]
