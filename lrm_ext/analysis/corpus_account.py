@@ -25,7 +25,7 @@ from lrm_ext.corpus.summary import Summary, summarize
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import Usage
-from lrm_ext.translation.parts import read_description, text_dir
+from lrm_ext.translation.runner import read_description, text_dir
 
 HUMAN = "people"
 MAX_FIGURES = 50_000  # values of one figure that are kept to draw its distribution

@@ -21,7 +21,7 @@ from lrm_ext.benchmarks.translated import fields_of
 from lrm_ext.benchmarks.translating import TRANSLATION_DIR, Translation, kind_of_folder
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.frame import UNIT, frame
+from lrm_ext.translation.segment import UNIT, frame
 
 REVIEW_COLUMNS: Final = (
     "lang", "question_id", "field", "english", "translation", "other", "chrf", "correction",

@@ -63,7 +63,7 @@ def translate(
     from lrm_ext.benchmarks.registry import open_named
     from lrm_ext.benchmarks.translating import open_target
     from lrm_ext.translation.commands import parse_limits, split_names
-    from lrm_ext.translation.engines.registry import split_options
+    from lrm_ext.translation.engines.base import split_options
     from lrm_ext.translation.runner import Job
 
     console = Console(highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """A question taken apart into texts to translate, and put together again in another language.
 
-Input: an English `Item`. Output: a plan of the corpus' kind (`translation/rows.py`), whose turns
+Input: an English `Item`. Output: a plan of the corpus' kind (`translation/segment.py`), whose turns
 are the question's texts, and then the `Item` in the language. Options and answers know the question
 that they belong to; letters, yes and no, categories and pictures stay; the request at the end is
 looked up in the language's file.
@@ -21,7 +21,7 @@ from lrm_ext.benchmarks.prompts import prompt_for
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.languages.language import Language
 from lrm_ext.languages.registry import answer_request, get_language
-from lrm_ext.translation.rows import Given, RowPlan, plan_row
+from lrm_ext.translation.segment import Given, RowPlan, plan_row
 
 HINT: Final = "hint"
 QUESTION: Final = "question"

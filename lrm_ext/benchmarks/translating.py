@@ -32,8 +32,8 @@ from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translated import Parts, fields_of, put_together, take_apart
 from lrm_ext.corpus.store import ENGLISH, Text
 from lrm_ext.translation.engines.base import AheadEngine, Usage
-from lrm_ext.translation.rows import build_texts
 from lrm_ext.translation.runner import Job, build_translator, describe_engines
+from lrm_ext.translation.segment import build_texts
 
 log = logging.getLogger(__name__)
 

@@ -134,7 +134,7 @@ def check_quality(language: Language, english: Language) -> Iterator[str]:
 
 def check_engines(language: Language, english: Language) -> Iterator[str]:
     """Every engine that has a code is one that there is, and the code is in its list if any."""
-    from lrm_ext.translation.engines.registry import engine_names, get_spec
+    from lrm_ext.translation.engines.base import engine_names, get_spec
 
     known = {*engine_names(), *english.engine_codes, "apertium", "opus-mt"}
     for engine, code in language.engine_codes.items():

@@ -1,4 +1,4 @@
-"""`lrm translate`: a corpus into other languages."""
+"""`lrm translate`: a corpus into other languages. `lrm corpus score`: judges its texts again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from lrm_ext.corpus.commands import corpus_app
-from lrm_ext.translation import score_commands
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to `lrm`."""
     app.command("translate")(translate)
-    score_commands.register(corpus_app)
+    corpus_app.command("score")(score)
 
 
 def translate(
@@ -70,7 +69,7 @@ def translate(
     from rich.console import Console
 
     from llava.errors import ConfigError, DataError
-    from lrm_ext.translation.engines.registry import split_options
+    from lrm_ext.translation.engines.base import split_options
     from lrm_ext.translation.runner import Job
 
     console = Console(highlight=False)
@@ -194,7 +193,7 @@ def _print_engines(names: tuple[str, ...], console: Console) -> None:
     from rich.table import Table
 
     from llava.errors import ConfigError
-    from lrm_ext.translation.engines.registry import engine_names, get_spec
+    from lrm_ext.translation.engines.base import engine_names, get_spec
 
     table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
     faults: list[str] = []
@@ -218,7 +217,7 @@ def _print_engines(names: tuple[str, ...], console: Console) -> None:
 def _print_options(name: str, console: Console) -> None:
     from rich.table import Table
 
-    from lrm_ext.translation.engines.registry import describe_options, get_spec
+    from lrm_ext.translation.engines.base import describe_options, get_spec
 
     table = Table("option", "default", "meaning", title=name, title_justify="left")
     for option, default, meaning in describe_options(get_spec(name)):
@@ -253,3 +252,48 @@ def split_names(texts: list[str]) -> tuple[str, ...]:
     """Split at commas; each name once, in the order given."""
     names = (name.strip() for text in texts for name in text.split(","))
     return tuple(dict.fromkeys(filter(None, names)))
+
+
+def score(
+    corpus: Path = typer.Argument(..., help="Folder of the corpus."),
+    lang: str = typer.Option(..., help="Codes of languages, with commas."),
+    by: list[str] = typer.Option(
+        ["checks"], help="checks, back-translation, labse or comet; repeat, or use commas."
+    ),
+    option: list[str] = typer.Option(
+        [], "--option", "-o", help="scorer.name=value, such as labse.model=folder."
+    ),
+    limit: list[str] = typer.Option(
+        [], help="name=value: a row with a larger figure is suspect, such as labse=0.4."
+    ),
+    cache: Path = typer.Option(
+        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+    ),
+) -> None:
+    """Check texts again, or have models judge them; the texts themselves stay as they are."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lrm_ext.translation.scoring import ScoreJob, score_corpus, split_scorer_options
+
+    console = Console(highlight=False)
+    names = split_names(by)
+    scorers = [name for name in names if name != "checks"]
+    for code in split_names([lang]):
+        job = ScoreJob(
+            corpus=corpus,
+            lang=code,
+            names=names,
+            options=split_scorer_options(option, scorers),
+            limits=parse_limits(limit),
+            cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
+        )
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(code)
+            counts = score_corpus(
+                job,
+                progress=lambda done, total, task=task: bar.update(  # type: ignore[misc]
+                    task, completed=done, total=total
+                ),
+            )
+        print_counts(f"{corpus} in {code}", counts, console)

@@ -15,8 +15,7 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import ENGLISH, get_language, shipped_languages
-from lrm_ext.translation.rows import plan_row
-from lrm_ext.translation.translator import Unit
+from lrm_ext.translation.segment import Unit, plan_row
 
 ASSUMPTIONS_FILE = Path(__file__).with_name("plan.toml")
 MAX_ROWS = 50_000  # of a corpus that are counted

@@ -3,7 +3,7 @@
 Input: one line of English. Output: the line with placeholders in place of those parts, and, of what
 an engine sends back, the line with the parts restored to the character; None if one was lost,
 doubled or changed. There are several styles of placeholder because no engine keeps all of them.
-Line structure is not here (`frame.py`), nor is who tries what and when (`translator.py`).
+Line structure is not here (`segment.py`), nor is who tries what and when (`translator.py`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,15 @@ from typing import Any, cast
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.languages.registry import FOLDER_VARIABLE
-from lrm_ext.translation.engines.base import Engine, Ledger, OptionValue, Reply, Segment
-from lrm_ext.translation.engines.registry import build_engine, get_spec
+from lrm_ext.translation.engines.base import (
+    Engine,
+    Ledger,
+    OptionValue,
+    Reply,
+    Segment,
+    build_engine,
+    get_spec,
+)
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,10 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, CorpusRow, Text
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.translation.cache import Answer, Cache, Keys
-from lrm_ext.translation.engines.base import Engine, Segment, identity
-from lrm_ext.translation.engines.registry import get_spec, parse_options
-from lrm_ext.translation.frame import UNIT, frame
-from lrm_ext.translation.parts import PartStore, locked, read_description, text_dir
+from lrm_ext.translation.engines.base import Engine, Segment, get_spec, identity, parse_options
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
+from lrm_ext.translation.runner import PartStore, locked, read_description, text_dir
+from lrm_ext.translation.segment import UNIT, frame
 
 # These take no notice of the language that they are asked to translate from.
 _FROM_ENGLISH = frozenset({"memory", "apertium", "opus-mt"})

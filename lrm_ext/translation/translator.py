@@ -3,7 +3,16 @@
 Input: units of English. Output: for each, its translation or the reason why there is none. An
 engine is tried in several ways (numbers in sight, everything masked in one style after another, cut
 at the protected parts), then the next engine of the chain is. What is judged a row at a time is
-not here (`rows.py`).
+not here (`segment.py`).
+
+A glossary has words that a user wants translated in one way: a TOML file with one table a language,
+English on the left:
+
+    [hr]
+    "fire hydrant" = "hidrant"
+
+No engine is asked for a text that is a term; the terms that occur in other texts are a hint for
+engines that can read them.
 """
 
 from __future__ import annotations
@@ -12,15 +21,77 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
-from lrm_ext.corpus.store import ENGLISH
+from llava.errors import ConfigError
+from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Answer, Cache, Keys
 from lrm_ext.translation.engines.base import Engine, EngineError, Segment, Usage
-from lrm_ext.translation.frame import sentences
-from lrm_ext.translation.glossary import Glossary
 from lrm_ext.translation.protect import Masked, damaged_parts, mask, restore, split
+from lrm_ext.translation.segment import Translated, Unit, sentences
+
+
+class Glossary:
+    """The terms of one language.
+
+    Args:
+        terms: English and translation.
+    """
+
+    def __init__(self, terms: dict[str, str]) -> None:
+        self.terms = terms
+        self._lower = {english.lower(): text for english, text in terms.items()}
+
+    @classmethod
+    def load(cls, path: str | Path | None, target: str) -> Glossary:
+        """Read the terms of a language; none if there is no file.
+
+        Raises:
+            ConfigError: The file is missing, not TOML, or holds something other than strings.
+        """
+        if path is None:
+            return cls({})
+        data = load_toml(path)
+        for lang, table in data.items():
+            if not isinstance(table, dict) or not all(
+                isinstance(text, str) and text.strip() and term.strip()
+                for term, text in table.items()
+            ):
+                raise ConfigError(
+                    f'{path}: [{lang}] must hold lines of the form "english" = "translation".'
+                )
+        return cls(dict(data.get(target, {})))
+
+    def exact(self, text: str) -> str | None:
+        """The translation of a text that is a term; a first capital and a full stop are kept."""
+        body = text.rstrip(".")
+        found = self.terms.get(body) or self._lower.get(body.lower())
+        if found is None:
+            return None
+        if body[:1].isupper():
+            found = found[:1].upper() + found[1:]
+        return found + text[len(body) :]
+
+    def terms_in(self, text: str) -> tuple[tuple[str, str], ...]:
+        """The terms that occur in a text as whole words, in the order of their first place."""
+        if self._pattern is None:
+            return ()
+        names = dict.fromkeys(match[0].lower() for match in self._pattern.finditer(text))
+        return tuple((name, self._lower[name]) for name in names)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        if not self.terms:
+            return None
+        longest_first = sorted(self._lower, key=len, reverse=True)
+        return re.compile(
+            r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)", re.IGNORECASE
+        )
+
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +105,6 @@ _QUESTION_MARK = re.compile(r"[?？;;؟]")
 _END = (".", "。")
 _SENTENCE_ENDS = (*_END, "!", "?", "…", "！", "？", ":", "：", ";", "；", '"', "”", "“", "»", ")")
 _UNICODE = str.maketrans({"ş": "ș", "Ş": "Ș", "ţ": "ț", "Ţ": "Ț"})  # cedilla to comma below
-
-
-class Unit(NamedTuple):
-    """A text to translate.
-
-    Attributes:
-        text: One line of English, without blanks around it.
-        context: The question that it answers, if it is too short to be understood alone.
-    """
-
-    text: str
-    context: str = ""
-
-
-class Translated(NamedTuple):
-    """What became of a unit.
-
-    Attributes:
-        text: Its translation; None if there is none.
-        engine: Name and version of who made it.
-        reason: Why there is none: a countable word, a colon, and details.
-    """
-
-    text: str | None
-    engine: str = ""
-    reason: str = ""
 
 
 class _Plan(NamedTuple):

@@ -30,9 +30,11 @@ from transformers import (
     M2M100ForConditionalGeneration,
 )
 
-from lrm_ext.translation.engines.checkpoints import Found, Naming, TorchRunner
 from lrm_ext.translation.engines.seq2seq import (
+    Found,
+    Naming,
     Seq2SeqOptions,
+    TorchRunner,
     length_class,
     make_batches,
     max_new_tokens,

@@ -36,13 +36,11 @@ from lrm_ext.corpus.emoji.scenes import load_scenes
 from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.languages.registry import ENGLISH, get_language
 from lrm_ext.translation.cache import Answer, Cache, Keys
-from lrm_ext.translation.engines.base import Segment, Usage
-from lrm_ext.translation.engines.registry import build_engine
+from lrm_ext.translation.engines.base import Segment, Usage, build_engine
 from lrm_ext.translation.protect import damaged_parts, mask, restore
 from lrm_ext.translation.quality import Checker
-from lrm_ext.translation.rows import build_texts, plan_row
 from lrm_ext.translation.runner import collecting_rarely
-from lrm_ext.translation.translator import Translated, Unit
+from lrm_ext.translation.segment import Translated, Unit, build_texts, plan_row
 
 _BATCH = 2048  # rows of a part; segments that are looked up at once
 _LETTERS = "abdegiklmnoprstuv"

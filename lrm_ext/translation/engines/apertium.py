@@ -24,9 +24,10 @@ from lrm_ext.translation.engines.base import (
     Reply,
     Segment,
     Usage,
+    code_of,
+    languages_of,
     options_of,
 )
-from lrm_ext.translation.engines.codes import code_of, languages_of
 
 _NAME = "apertium"
 _INSTALL = (

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lrm_ext.languages.tags import nllb_codes
-from lrm_ext.translation.engines.base import EngineSpec, Ledger
-from lrm_ext.translation.engines.checkpoints import Naming
-from lrm_ext.translation.engines.codes import code_of, languages_of
-from lrm_ext.translation.engines.seq2seq import INSTALL, Seq2SeqEngine, Seq2SeqOptions
+from lrm_ext.translation.engines.base import EngineSpec, Ledger, code_of, languages_of
+from lrm_ext.translation.engines.seq2seq import INSTALL, Naming, Seq2SeqEngine, Seq2SeqOptions
 
 _NAME = "nllb"
 

@@ -234,7 +234,7 @@ def engines(monkeypatch):
         monkeypatch.setattr(runner, "build_engine", lambda name, *_: by_name[name])
         monkeypatch.setattr(runner, "get_spec", lambda name: SimpleNamespace(licence="none"))
         monkeypatch.setattr(
-            "lrm_ext.translation.engines.registry.split_options",
+            "lrm_ext.translation.engines.base.split_options",
             lambda _, names: dict.fromkeys(names, {}),
         )
 

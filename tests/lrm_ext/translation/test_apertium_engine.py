@@ -9,8 +9,7 @@ from fake_chat import NoLedger
 
 from lrm_ext.translation.engines import apertium
 from lrm_ext.translation.engines.apertium import SPEC
-from lrm_ext.translation.engines.base import EngineError, Outcome, Segment
-from lrm_ext.translation.engines.registry import build_engine
+from lrm_ext.translation.engines.base import EngineError, Outcome, Segment, build_engine
 
 pytestmark = pytest.mark.skipif(
     not Path("/usr/share/apertium/modes/eng-spa.mode").is_file(),

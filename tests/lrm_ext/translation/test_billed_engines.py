@@ -17,8 +17,8 @@ from lrm_ext.translation.engines.base import (
     Outcome,
     Segment,
     Usage,
+    build_engine,
 )
-from lrm_ext.translation.engines.registry import build_engine
 
 TEXTS = [f"text {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(120)]
 NUM_CHARACTERS = sum(map(len, TEXTS))

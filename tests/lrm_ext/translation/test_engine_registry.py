@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.translation.engines.base import Engine, EngineSpec, Ledger
-from lrm_ext.translation.engines.registry import (
+from lrm_ext.translation.engines.base import (
+    Engine,
+    EngineSpec,
+    Ledger,
     build_engine,
     describe_options,
     engine_names,

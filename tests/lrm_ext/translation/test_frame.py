@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.frame import (
+from lrm_ext.translation.segment import (
     COPY,
     FIXED,
     UNIT,

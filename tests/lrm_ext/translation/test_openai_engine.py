@@ -11,10 +11,15 @@ import pytest
 from fake_chat import Answer, ChatService, NoLedger, chat_answer
 
 from llava.errors import ConfigError
-from lrm_ext.translation.engines.base import BudgetError, EngineError, Outcome, Segment, Usage
-from lrm_ext.translation.engines.chat import messages, read_answer
-from lrm_ext.translation.engines.openai import OpenAIEngine, OpenAIOptions
-from lrm_ext.translation.engines.registry import build_engine
+from lrm_ext.translation.engines.base import (
+    BudgetError,
+    EngineError,
+    Outcome,
+    Segment,
+    Usage,
+    build_engine,
+)
+from lrm_ext.translation.engines.openai import OpenAIEngine, OpenAIOptions, messages, read_answer
 
 TEXTS = [f"text {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(40)]
 TABLE = {text: text.upper() for text in TEXTS}

@@ -16,8 +16,8 @@ from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.protect import STYLES, find_spans
-from lrm_ext.translation.rows import build_text, plan_row
-from lrm_ext.translation.translator import Translated, Translator, Unit
+from lrm_ext.translation.segment import Translated, Unit, build_text, plan_row
+from lrm_ext.translation.translator import Translator
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import EngineError
-from lrm_ext.translation.parts import PartStore
 from lrm_ext.translation.ray_executor import RayWorkers
-from lrm_ext.translation.runner import Job, translate_corpus
+from lrm_ext.translation.runner import Job, PartStore, translate_corpus
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'lrm-llava[ray]')")
 

@@ -14,8 +14,14 @@ from scene_texts import scene_table
 from tiny_models import Lessons, save_m2m100, save_madlad, save_nllb, save_opus
 
 from llava.errors import ConfigError
-from lrm_ext.translation.engines.base import Engine, EngineError, Outcome, Segment, Usage
-from lrm_ext.translation.engines.registry import build_engine
+from lrm_ext.translation.engines.base import (
+    Engine,
+    EngineError,
+    Outcome,
+    Segment,
+    Usage,
+    build_engine,
+)
 from lrm_ext.translation.engines.seq2seq import length_class, make_batches, max_new_tokens
 
 LANGS = ("cs", "hr")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from fake_chat import NoLedger
 
-from lrm_ext.translation.engines.base import EngineSpec, Segment
-from lrm_ext.translation.engines.registry import engine_names, parse_options
+from lrm_ext.translation.engines.base import EngineSpec, Segment, engine_names, parse_options
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "translation.md").read_text(encoding="utf-8")

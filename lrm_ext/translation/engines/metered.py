@@ -1,13 +1,16 @@
-"""What the engines on services that bill by the character share: requests, retries, the account.
+"""Engines on services that bill by the character: DeepL and Google, with their official clients.
 
-Input: segments, and a function that has the service's official client translate some texts. Output:
-replies as they come. Several requests are under way at once; what may pass is tried again with
-back-off; a request that is at fault is halved until the text at fault is alone. After an error
-nothing new is asked, and what is under way is waited for: it is paid.
+Input: segments. Output: replies as they come. Several requests are under way at once; what may pass
+is tried again with back-off; a request that is at fault is halved until the text at fault is alone.
+After an error nothing new is asked, and what is under way is waited for: it is paid.
+
+DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its libraries find them
+(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is in GOOGLE_CLOUD_PROJECT.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import deque
@@ -15,18 +18,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
+    EngineSpec,
     Ledger,
     OptionValue,
     Outcome,
     Reply,
     Segment,
     Usage,
+    code_of,
+    languages_of,
 )
 
 _MAX_WAIT_S = 60.0
@@ -295,3 +301,261 @@ class _Working:
 
     def _size(self, request: tuple[int, ...]) -> int:
         return sum(len(self._segments[i].text) for i in request)
+
+
+_DEEPL = "deepl"
+_DEEPL_TEXTS = 50  # of a request, as DeepL's documentation says
+_DEEPL_CHARACTERS = 30_000  # it may have 128 KiB, and a character up to four bytes
+
+
+@dataclass(frozen=True)
+class DeepLOptions(BilledOptions):
+    """Options of the engine.
+
+    Attributes:
+        key_variable: Environment variable that holds the key.
+        formality: default, more, less, prefer_more or prefer_less; not every language has it.
+        model_type: quality_optimized, latency_optimized, ...; left out: DeepL's choice.
+        server_url: Another address; left out: the one that the key belongs to.
+    """
+
+    key_variable: str = "DEEPL_AUTH_KEY"
+    formality: str | None = None
+    model_type: str | None = None
+    server_url: str | None = None
+
+
+class DeepLEngine(BilledEngine):
+    """DeepL reads the question of a short answer, and does not bill it."""
+
+    context = "question"
+
+
+def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
+    key = os.environ.get(options.key_variable)
+    if not key:
+        raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
+    try:
+        import deepl
+    except ImportError as error:
+        raise EngineError(
+            f"engine {_DEEPL!r} needs DeepL's client: {DEEPL_SPEC.install}"
+        ) from error
+    # tries and waits are counted in one place for all services
+    deepl.http_client.max_network_retries = 0
+    deepl.http_client.min_connection_timeout = options.timeout_s
+    client = deepl.Translator(key, server_url=options.server_url)
+    client.set_app_info("lrm-llava", "1")
+
+    def translate(texts: Sequence[str], context: str) -> Translated:
+        try:
+            found: Any = client.translate_text(
+                list(texts),
+                source_lang=source,
+                target_lang=target,
+                context=context or None,
+                formality=options.formality,
+                model_type=options.model_type,
+                preserve_formatting=True,
+            )
+        except deepl.AuthorizationException as error:
+            raise EngineError(f"DeepL: the key is refused: {error}") from error
+        except deepl.QuotaExceededException as error:
+            raise EngineError(f"DeepL: the account's characters are used up: {error}") from error
+        except deepl.DeepLException as error:
+            raise _deepl_fault(error) from error
+        except (ValueError, KeyError, TypeError) as error:  # a page in place of JSON
+            raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
+        billed = [r.billed_characters for r in found]
+        known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
+        return Translated([result.text for result in found], known)
+
+    return translate
+
+
+def _deepl_fault(error: Any) -> Exception:
+    status = error.http_status_code
+    if error.should_retry or status is None or status in (408, 429) or status >= 500:
+        return MayPassError(str(error))
+    if status == 404:
+        return EngineError(f"DeepL: no such address or language: {error}")
+    return RejectedError(str(error))
+
+
+def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Ledger) -> DeepLEngine:
+    codes = code_of(_DEEPL, source), code_of(_DEEPL, target)
+    return DeepLEngine(
+        _DEEPL,
+        options.model_type or "",
+        {"formality": options.formality, "target": codes[1]},
+        options,
+        ledger,
+        lambda: _connect_deepl(options, *codes),
+        _DEEPL_TEXTS,
+        _DEEPL_CHARACTERS,
+    )
+
+
+def _deepl_codes() -> tuple[str, ...]:
+    """Codes that DeepL's client knows; none if it is not installed."""
+    try:
+        from deepl import Language
+    except ImportError:
+        return ()
+    values = [value for name, value in vars(Language).items() if name.isupper()]
+    return tuple(str(value).upper() for value in values)
+
+
+DEEPL_SPEC = EngineSpec(
+    name=_DEEPL,
+    summary="DeepL's service",
+    licence="DeepL's terms; they may forbid training",
+    cost="by the character",
+    options=DeepLOptions,
+    build=_build_deepl,
+    languages=lambda: languages_of(_DEEPL),
+    install="pip install 'lrm-llava[deepl]'",
+    likely_code=lambda tag, names: tag.upper(),
+    known_codes=_deepl_codes,
+    uses_service=True,
+)
+
+
+_GOOGLE = "google"
+# Of a request, as Google's documentation says.
+_GOOGLE_TEXTS = 1024
+_GOOGLE_CHARACTERS = 30_000
+_GOOGLE_FATAL = {
+    401: "the credentials are refused",
+    403: "access is refused",
+    404: "there is no such model or language",
+}
+
+
+@dataclass(frozen=True)
+class GoogleOptions(BilledOptions):
+    """Options of the engine.
+
+    Attributes:
+        project: The project that pays; left out: GOOGLE_CLOUD_PROJECT.
+        location: Where it is translated; a model of one's own is in one place only.
+        model: general/nmt, general/translation-llm, or one's own; left out: Google's choice.
+        endpoint: Another address, such as translate-eu.googleapis.com. One that begins with http://
+            is a server on this machine, and gets no credentials.
+    """
+
+    project: str | None = None
+    location: str = "global"
+    model: str | None = None
+    endpoint: str | None = None
+
+
+def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
+    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+    if not project:
+        raise EngineError(
+            "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+        )
+    try:
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.cloud import translate_v3
+        from google.protobuf.json_format import ParseError
+    except ImportError as error:
+        raise EngineError(
+            f"engine {_GOOGLE!r} needs Google's client: {GOOGLE_SPEC.install}"
+        ) from error
+    try:
+        client = _google_client(translate_v3, options.endpoint)
+    except GoogleAuthError as error:
+        raise EngineError(
+            f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their file."
+        ) from error
+    parent = f"projects/{project}/locations/{options.location}"
+    request: dict[str, Any] = {
+        "parent": parent,
+        "mime_type": "text/plain",
+        "source_language_code": source,
+        "target_language_code": target,
+    }
+    if options.model:
+        request["model"] = f"{parent}/models/{options.model}"
+
+    def translate(texts: Sequence[str], context: str) -> Translated:
+        try:
+            found = client.translate_text(
+                request={**request, "contents": list(texts)},
+                retry=None,
+                timeout=options.timeout_s,
+            )
+        except exceptions.GoogleAPICallError as error:
+            raise _google_fault(error) from error
+        except TransportError as error:
+            raise MayPassError(f"Google: {error}") from error
+        except GoogleAuthError as error:
+            raise EngineError(f"Google: the credentials are refused: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            ParseError,
+        ) as error:  # no connection, or a page in place of JSON
+            raise MayPassError(f"{type(error).__name__}: {error}") from error
+        answers = [translation.translated_text for translation in found.translations]
+        return Translated(answers, sum(map(len, texts)))
+
+    return translate
+
+
+def _google_client(translate_v3: Any, endpoint: str | None) -> Any:
+    if endpoint is None:
+        return translate_v3.TranslationServiceClient()
+    if not endpoint.startswith("http://"):
+        return translate_v3.TranslationServiceClient(client_options={"api_endpoint": endpoint})
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.translate_v3.services.translation_service.transports import (
+        TranslationServiceRestTransport,
+    )
+
+    transport = TranslationServiceRestTransport(
+        host=endpoint.removeprefix("http://"),
+        url_scheme="http",
+        credentials=AnonymousCredentials(),
+    )
+    return translate_v3.TranslationServiceClient(transport=transport)
+
+
+def _google_fault(error: Any) -> Exception:
+    status = int(error.code or 0)
+    if status in _GOOGLE_FATAL:
+        return EngineError(f"Google: {_GOOGLE_FATAL[status]}: {error}")
+    if status in (408, 409, 429) or status >= 500 or not status:
+        return MayPassError(str(error))
+    return RejectedError(str(error))
+
+
+def _build_google(options: GoogleOptions, source: str, target: str, ledger: Ledger) -> BilledEngine:
+    codes = code_of(_GOOGLE, source), code_of(_GOOGLE, target)
+    return BilledEngine(
+        _GOOGLE,
+        f"v3 {options.model or ''}".strip(),
+        {"target": codes[1]},
+        options,
+        ledger,
+        lambda: _connect_google(options, *codes),
+        _GOOGLE_TEXTS,
+        _GOOGLE_CHARACTERS,
+    )
+
+
+GOOGLE_SPEC = EngineSpec(
+    name=_GOOGLE,
+    summary="Google Cloud Translation",
+    licence="Google's terms; they may forbid training",
+    cost="by the character",
+    options=GoogleOptions,
+    build=_build_google,
+    languages=lambda: languages_of(_GOOGLE),
+    install="pip install 'lrm-llava[google]'",
+    likely_code=lambda tag, names: tag,
+    uses_service=True,
+)

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,7 +27,6 @@ from llava.chat_service import (
 )
 from llava.errors import ExhaustedError, RejectedError, ServiceError
 from lrm_ext.translation.cache import Answer, Keys
-from lrm_ext.translation.engines.asking import ChatEngine, ask
 from lrm_ext.translation.engines.base import (
     BudgetError,
     Engine,
@@ -38,7 +37,6 @@ from lrm_ext.translation.engines.base import (
     Segment,
     Usage,
 )
-from lrm_ext.translation.engines.chat import read_answer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -51,8 +49,32 @@ _MAX_ROUNDS = 3  # jobs in which a segment may come to nothing before it is aske
 _T = TypeVar("_T")
 
 
-class JobEngine(ChatEngine, Engine, Protocol):
+class JobEngine(Engine, Protocol):
     """What this file needs of an engine."""
+
+    def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        """The request that asks for some segments."""
+        ...
+
+    def read(self, content: str, num_segments: int) -> dict[int, str]:
+        """Translations in an answer, by position."""
+        ...
+
+    def estimate(self, body: Mapping[str, Any]) -> Usage:
+        """About what a request will cost."""
+        ...
+
+    def usage_of(self, reply: ChatReply) -> Usage:
+        """What a reply cost."""
+        ...
+
+    def reserve(self, estimate: Usage) -> None:
+        """Set money aside, or raise `BudgetError`."""
+        ...
+
+    def settle(self, estimate: Usage, usage: Usage) -> None:
+        """Replace an estimate by what it came to."""
+        ...
 
     def hold(self, estimate: Usage) -> None:
         """Set money aside that is spent already."""
@@ -70,7 +92,6 @@ class Plan:
         requests_per_job: Most requests in a job.
         fewest: Fewer segments are asked directly.
         poll_s: Time between two looks at a job.
-        concurrency: Of direct requests.
     """
 
     scope: str
@@ -79,7 +100,6 @@ class Plan:
     requests_per_job: int
     fewest: int
     poll_s: float
-    concurrency: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,7 @@ def ask_in_jobs(
     keys: Keys,
     segments: Sequence[Segment],
     plan: Plan,
-) -> Iterator[Reply]:
+) -> Generator[Reply, None, list[int]]:
     """Have segments translated by jobs of a chat service.
 
     Args:
@@ -129,6 +149,9 @@ def ask_in_jobs(
         segments: What to translate.
         plan: How jobs are made.
 
+    Returns:
+        Numbers of the segments that are left to be asked directly.
+
     Raises:
         EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
             way are found again by the next run.
@@ -138,15 +161,9 @@ def ask_in_jobs(
         yield from working.replies()
     finally:
         working.close()
-    open_segments = sorted(working.open.values())
-    if open_segments and working.fault is None:
-        asked = [segments[i] for i in open_segments]
-        size, concurrency = plan.segments_per_request, plan.concurrency
-        for reply in ask(engine, service, asked, size, concurrency):
-            moved = (replace(o, index=open_segments[o.index]) for o in reply.outcomes)
-            yield Reply(tuple(moved), reply.usage)
     if working.fault is not None:
         raise working.fault
+    return sorted(working.open.values())
 
 
 class _Working:
@@ -294,7 +311,7 @@ class _Working:
             if response.get("status_code") == 200 and is_completion(response.get("body")):
                 reply = read_reply(response["body"])
                 usage += self._engine.usage_of(reply)
-                answers.update(_read(asked, reply))
+                answers.update(self._read(asked, reply))
             else:
                 self._learn(response.get("body"))
         self._engine.settle(job.estimate, usage)
@@ -354,10 +371,9 @@ class _Working:
                 "run again to go on."
             ) from error
 
-
-def _read(asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, Answer]:
-    """The answers to one request."""
-    if reply.refusal:
-        return {asked[0]: Answer(None, f"refused: {reply.refusal}")} if len(asked) == 1 else {}
-    found = read_answer(reply.text, len(asked))
-    return {asked[position]: Answer(text, None) for position, text in found.items()}
+    def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, Answer]:
+        """The answers to one request."""
+        if reply.refusal:
+            return {asked[0]: Answer(None, f"refused: {reply.refusal}")} if len(asked) == 1 else {}
+        found = self._engine.read(reply.text, len(asked))
+        return {asked[position]: Answer(text, None) for position, text in found.items()}
