@@ -62,7 +62,7 @@ class Cache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with self._plain_errors("cannot be opened"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -79,8 +79,6 @@ class Cache:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except (sqlite3.Error, OSError) as error:
-            raise self._failure("cannot be opened", error) from error
 
     def _write_ahead(self) -> None:
         """Switch to a write-ahead log; of runs that begin at once, one does, the others wait."""
@@ -102,15 +100,13 @@ class Cache:
             DataError: The file is damaged or cannot be read.
         """
         found: dict[bytes, Answer] = {}
-        try:
+        with self._plain_errors("cannot be read"):
             for start in range(0, len(keys), _LOOKUP):
                 some = keys[start : start + _LOOKUP]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT key, text, error FROM answers WHERE key IN ({marks})"
                 for key, text, error in self._db.execute(query, some):
                     found[key] = Answer(text, error)
-        except sqlite3.Error as error:
-            raise self._failure("cannot be read", error) from error
         return found
 
     def put(
@@ -133,20 +129,17 @@ class Cache:
             usage.output_tokens,
             usage.usd,
         )
-        try:
-            with self._transaction():
-                query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
-                num_new = self._db.executemany(query, rows).rowcount if rows else 0
-                self._db.execute(
-                    "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "requests = requests + excluded.requests, "
-                    "input_tokens = input_tokens + excluded.input_tokens, "
-                    "output_tokens = output_tokens + excluded.output_tokens, "
-                    "usd = usd + excluded.usd",
-                    spent,
-                )
-        except sqlite3.Error as error:
-            raise self._failure("cannot be written", error) from error
+        with self._plain_errors("cannot be written"), self._transaction():
+            query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
+            num_new = self._db.executemany(query, rows).rowcount if rows else 0
+            self._db.execute(
+                "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "requests = requests + excluded.requests, "
+                "input_tokens = input_tokens + excluded.input_tokens, "
+                "output_tokens = output_tokens + excluded.output_tokens, "
+                "usd = usd + excluded.usd",
+                spent,
+            )
         return len(rows) - num_new
 
     def spent(self, engine: str, target: str | None = None) -> Usage:
@@ -171,15 +164,13 @@ class Cache:
             name: What the value is about.
             value: None forgets it.
         """
-        try:
+        with self._plain_errors("cannot be written"):
             if value is None:
                 query = "DELETE FROM jobs WHERE engine = ? AND name = ?"
                 self._db.execute(query, (engine, name))
             else:
                 query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)"
                 self._db.execute(query, (engine, name, value))
-        except sqlite3.Error as error:
-            raise self._failure("cannot be written", error) from error
 
     def notes(self, engine: str) -> dict[str, str]:
         """What was kept by `note`."""
@@ -206,11 +197,16 @@ class Cache:
             raise
         self._db.execute("COMMIT")
 
-    def _failure(self, what: str, error: Exception) -> DataError:
-        return DataError(
-            f"{self.path}: the translation cache {what}: {error}. If the disk is full, make room "
-            "and run again: what was answered is kept. If the file is damaged, move it away."
-        )
+    @contextmanager
+    def _plain_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise DataError(
+                f"{self.path}: the translation cache {what}: {error}. If the disk is full, make "
+                "room and run again: what was answered is kept. If the file is damaged, move it "
+                "away."
+            ) from error
 
 
 class Keys:

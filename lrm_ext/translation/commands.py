@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.commands import corpus_app
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ def translate(
     limit: list[str] = typer.Option(
         [], help="check=value: what passes, such as length=5; docs/translation-quality.md."
     ),
-    replace: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
+    anew: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
     max_rejected: float = typer.Option(
         None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
     ),
@@ -66,48 +70,63 @@ def translate(
     rows: int = typer.Option(None, min=1, help="Let --plan reckon so many rows."),
 ) -> None:
     """Translate a corpus; run it again after an interruption and it goes on from there."""
+    names, languages = split_names(engine), split_names(to)
+    if list_engines:
+        _print_engines(names)
+        return
+    if plan:
+        _print_plan(languages, corpus, assumptions, rows)
+        return
+    shorts = {"model": model, "base_url": base_url}
+    typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    jobs = _jobs(corpus, languages, names, typed, cache)
+    limits = parse_limits(limit)
+    jobs = [replace(j, glossary=glossary, checks=check, limits=limits, replaces=anew) for j in jobs]
+    _run_all(jobs, _workers(executor, num_workers, gpus_per_worker), max_rejected)
+
+
+def _print_plan(
+    languages: tuple[str, ...], corpus: Path | None, assumptions: Path | None, rows: int | None
+) -> None:
     from rich.console import Console
 
-    from llava.errors import ConfigError, DataError
+    from lrm_ext.translation.planning import plan
+
+    found = plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
+    Console(highlight=False).print(found, markup=False, soft_wrap=True)
+
+
+def _jobs(
+    corpus: Path | None,
+    languages: tuple[str, ...],
+    engines: tuple[str, ...],
+    options: list[str],
+    cache: Path | None,
+) -> list[Job]:
     from lrm_ext.translation.engines.base import split_options
     from lrm_ext.translation.runner import Job
 
-    console = Console(highlight=False)
-    names, languages = split_names(engine), split_names(to)
-    if list_engines:
-        _print_engines(names, console)
-        return
-    if plan:
-        from lrm_ext.translation.planning import plan as reckon
-
-        found = reckon(languages, corpus=corpus, assumptions=assumptions, rows=rows)
-        console.print(found, markup=False, soft_wrap=True)
-        return
-    if corpus is None or not names or not languages:
+    if corpus is None or not engines or not languages:
         raise ConfigError(
             "nothing to do: expected a corpus, --to and --engine, such as "
             "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
         )
-    shorts = {"model": model, "base_url": base_url}
-    texts = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
-    options = split_options(texts, names)
-    workers = _workers(executor, num_workers, gpus_per_worker)
+    by_engine = split_options(options, engines)
+    chain = tuple((name, by_engine[name]) for name in engines)
+    return [Job(corpus, lang, chain, cache or _default_cache(corpus)) for lang in languages]
+
+
+def _default_cache(corpus: Path) -> Path:
+    return corpus.resolve().parent / "translation-cache.sqlite"
+
+
+def _run_all(jobs: list[Job], workers: RayWorkers | None, max_rejected: float | None) -> None:
     failed: list[str] = []
-    for lang in languages:
-        job = Job(
-            corpus=corpus,
-            target=lang,
-            engines=tuple((name, options[name]) for name in names),
-            cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
-            glossary=glossary,
-            checks=check,
-            limits=parse_limits(limit),
-            replaces=replace,
-        )
-        result = _run(job, workers, console)
-        share = result.counts["rejected"] / max(1, sum(result.counts[s] for s in _STATUSES))
+    for job in jobs:
+        counts = _run(job, workers).counts
+        share = counts["rejected"] / max(1, sum(counts[status] for status in _STATUSES))
         if max_rejected is not None and share > max_rejected:
-            failed.append(f"{lang}: {share:.1%} of the rows are rejected")
+            failed.append(f"{job.target}: {share:.1%} of the rows are rejected")
     if failed:
         raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
 
@@ -116,8 +135,6 @@ _STATUSES = ("ok", "suspect", "rejected")
 
 
 def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayWorkers | None:
-    from llava.errors import ConfigError
-
     if name == "process":
         if num_workers is not None or gpus_per_worker:
             raise ConfigError("--num-workers and --gpus-per-worker are for --executor ray.")
@@ -129,21 +146,26 @@ def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayW
     return RayWorkers(num_workers, gpus_per_worker)
 
 
-def _run(job: Job, workers: RayWorkers | None, console: Console) -> Result:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def _run(job: Job, workers: RayWorkers | None) -> Result:
+    from rich.console import Console
 
     from lrm_ext.translation.runner import translate_corpus
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(job.target)
-        result = translate_corpus(
-            job,
-            workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    console = Console(highlight=False)
+    with _progress(job.target, console) as progress:
+        result = translate_corpus(job, workers, progress)
     _print_result(job, result, console)
     return result
+
+
+@contextmanager
+def _progress(lang: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(lang)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_result(job: Job, result: Result, console: Console) -> None:
@@ -189,12 +211,13 @@ def print_counts(title: str, counts: Counter[str], console: Console) -> None:
         )
 
 
-def _print_engines(names: tuple[str, ...], console: Console) -> None:
+def _print_engines(names: tuple[str, ...]) -> None:
+    from rich.console import Console
     from rich.table import Table
 
-    from llava.errors import ConfigError
     from lrm_ext.translation.engines.base import engine_names, get_spec
 
+    console = Console(highlight=False)
     table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
     faults: list[str] = []
     for name in names or engine_names():
@@ -234,8 +257,6 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
     Raises:
         ConfigError: It is of another form.
     """
-    from llava.errors import ConfigError
-
     limits: dict[str, float] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -272,7 +293,6 @@ def score(
 ) -> None:
     """Check texts again, or have models judge them; the texts themselves stay as they are."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from lrm_ext.translation.scoring import ScoreJob, score_corpus, split_scorer_options
 
@@ -286,14 +306,8 @@ def score(
             names=names,
             options=split_scorer_options(option, scorers),
             limits=parse_limits(limit),
-            cache=cache or corpus.resolve().parent / "translation-cache.sqlite",
+            cache=cache or _default_cache(corpus),
         )
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(code)
-            counts = score_corpus(
-                job,
-                progress=lambda done, total, task=task: bar.update(  # type: ignore[misc]
-                    task, completed=done, total=total
-                ),
-            )
+        with _progress(code, console) as progress:
+            counts = score_corpus(job, progress)
         print_counts(f"{corpus} in {code}", counts, console)

@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.languages.registry import FOLDER_VARIABLE
+from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import (
     Engine,
-    Ledger,
     OptionValue,
     Reply,
     Segment,
@@ -203,9 +203,9 @@ class Worker:
         """
         if recipe not in self._engines:
             name, options, target = recipe
-            # only engines that ask services look into the ledger
-            ledger = cast(Ledger, None)
-            self._engines[recipe] = build_engine(name, dict(options), target, ledger)
+            # only engines that ask services look into the cache
+            no_cache = cast(Cache, None)
+            self._engines[recipe] = build_engine(name, dict(options), target, no_cache)
         return [
             Reply(tuple(replace(o, index=start + o.index) for o in reply.outcomes), reply.usage)
             for reply in self._engines[recipe].translate(segments)

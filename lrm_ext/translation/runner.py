@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from lrm_ext.corpus.layout import (
     shard_name,
 )
 from lrm_ext.corpus.store import Corpus
+from lrm_ext.files import writing
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import AheadEngine, Engine, Usage, build_engine, get_spec
@@ -108,18 +108,14 @@ class PartStore:
         self._per_shard = self._meta.rows_per_shard // self._meta.rows_per_batch
         self.num_parts = shards * self._per_shard + -(-rest // self._meta.rows_per_batch)
 
-    def is_complete(self) -> bool:
-        """Whether this very job was finished; one that was killed while finishing is finished."""
+    def finished(self) -> Counter[str] | None:
+        """Rows by status and reason if this very job was finished, or killed while it finished."""
         description = read_description(self._final)
         if description is None or {k: description.get(k) for k in self.job} != self.job:
-            return False
+            return None
         self._announce(description["counts"])
         shutil.rmtree(self._work, ignore_errors=True)
-        return True
-
-    def exists(self) -> bool:
-        """Whether there are texts in the language already, whoever made them."""
-        return self._final.exists()
+        return Counter(description["counts"])
 
     def begin(self) -> None:
         """Start, or go on where the same job was cut short."""
@@ -128,8 +124,8 @@ class PartStore:
             if not job.is_file() or job.read_text(encoding="utf-8") != _dump(self.job):
                 shutil.rmtree(self._work, ignore_errors=True)
                 (self._work / "parts").mkdir(parents=True)
-                _write(job, _dump(self.job).encode())
-            for path in (self._work / "parts").glob("*.tmp"):
+                _write(job, self.job)
+            for path in (self._work / "parts").glob(".*.partial"):
                 path.unlink()
 
     def missing(self) -> list[int]:
@@ -150,20 +146,17 @@ class PartStore:
         return ((i, self.corpus.row(i)) for i in self.row_numbers(number))
 
     def write(self, number: int, batch: pa.RecordBatch) -> None:
-        """Write a part; if two do so at once, both write the same.
+        """Write a part.
 
         Raises:
             DataError: The disk is full, or the folder cannot be written.
         """
         assert batch.num_rows == len(self.row_numbers(number))
         path = self._part(number)
-        # workers on several machines may have the same process number
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        with _disk_errors(path):
+        with _disk_errors(path), writing(path) as partial:
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
                 file.write_batch(batch)
             _sync(partial)
-            partial.rename(path)
 
     def commit(self) -> Counter[str]:
         """Put all parts together and make them part of the corpus.
@@ -180,7 +173,7 @@ class PartStore:
             out.mkdir()
             counts = self._assemble(out)
             description = {**self.job, "counts": dict(sorted(counts.items()))}
-            _write(out / DESCRIPTION_FILE, _dump(description).encode())
+            _write(out / DESCRIPTION_FILE, description)
             if self._final.exists():
                 shutil.rmtree(self._work / "old", ignore_errors=True)
                 self._final.rename(self._work / "old")
@@ -229,10 +222,9 @@ class PartStore:
                 return
             # by name: the order does not depend on who finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
-            partial = path.with_suffix(".tmp")
-            replace(meta, counts=languages).dump(partial)
-            _sync(partial)
-            partial.rename(path)
+            with writing(path) as partial:
+                replace(meta, counts=languages).dump(partial)
+                _sync(partial)
 
     def _part(self, number: int) -> Path:
         return self._work / "parts" / shard_name(number)
@@ -265,11 +257,10 @@ def _dump(data: Mapping[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_bytes(data)
-    _sync(partial)
-    partial.rename(path)
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    with writing(path) as partial:
+        partial.write_text(_dump(data), encoding="utf-8")
+        _sync(partial)
 
 
 def _sync(path: Path) -> None:
@@ -370,12 +361,10 @@ def translate_corpus(
     try:
         with locked(lock, f"translation into {job.target!r}"):
             store = PartStore(corpus, job.target, describe(job, translator))
-            if store.is_complete():
+            if (counts := store.finished()) is not None:
                 log.info("%s: the texts in %s are complete", job.corpus, job.target)
-                description = read_description(text_dir(job.corpus, job.target)) or {}
-                counts = Counter(description["counts"])
                 return Result(counts, num_parts=store.num_parts, num_done=store.num_parts)
-            _check_free(job, store)
+            _check_free(job)
             store.begin()
             missing = store.missing()
             result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
@@ -532,9 +521,10 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
     }
 
 
-def _check_free(job: Job, store: PartStore) -> None:
-    if store.exists() and not job.replaces:
-        description = read_description(text_dir(job.corpus, job.target))
+def _check_free(job: Job) -> None:
+    folder = text_dir(job.corpus, job.target)
+    if folder.exists() and not job.replaces:
+        description = read_description(folder)
         engines = [e["name"] for e in description["engines"]] if description else []
         engines = engines or ["people"]
         raise ConfigError(

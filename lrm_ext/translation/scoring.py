@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -33,24 +33,6 @@ _BATCH = 32
 
 Pairs = Sequence[tuple[str, str]]
 Options = Mapping[str, str]
-
-
-class Scorer(Protocol):
-    """Something that judges translations.
-
-    Attributes:
-        identity: All that decides its figures, for people and for comparing; JSON values.
-    """
-
-    identity: Mapping[str, Any]
-
-    def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs of an English text and its translation; None where it cannot."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
 
 
 class BackTranslation:
@@ -90,7 +72,7 @@ class BackTranslation:
         self.identity: Mapping[str, Any] = {"engine": identity(self._engine), "metric": metric}
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs; see `Scorer`."""
+        """Judge pairs of an English text and its translation; None where it cannot."""
         back = self._translate(list(dict.fromkeys(target for _, target in pairs)))
         return [
             None
@@ -137,7 +119,7 @@ class Labse:
         self.identity: Mapping[str, Any] = {"model": self._model_name}
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs; see `Scorer`."""
+        """Judge pairs of an English text and its translation; None where it cannot."""
         import torch
 
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -205,7 +187,7 @@ class CometQE:
         self.identity: Mapping[str, Any] = {"model": self._model_name}
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs; see `Scorer`."""
+        """Judge pairs of an English text and its translation; None where it cannot."""
         if self._model is None:
             path = self._model_name
             if not Path(path).is_file():
@@ -220,6 +202,7 @@ class CometQE:
         self._model = None
 
 
+Scorer = BackTranslation | Labse | CometQE
 SCORERS: Mapping[str, Callable[[Options, str, Path], Scorer]] = MappingProxyType(
     {"back-translation": BackTranslation, "labse": Labse, "comet": CometQE}
 )
@@ -310,15 +293,14 @@ def score_corpus(
     try:
         with locked(lock, f"texts in {job.lang!r}"):
             store = PartStore(corpus, job.lang, _describe(job, tools))
-            if not store.is_complete():
-                store.begin()
-                missing = store.missing()
-                for done, number in enumerate(missing, start=store.num_parts - len(missing) + 1):
-                    store.write(number, _score_part(job, store, tools, number))
-                    progress(done, store.num_parts)
-                return store.commit()
-            description = read_description(text_dir(job.corpus, job.lang)) or {}
-            return Counter(description["counts"])
+            if (counts := store.finished()) is not None:
+                return counts
+            store.begin()
+            missing = store.missing()
+            for done, number in enumerate(missing, start=store.num_parts - len(missing) + 1):
+                store.write(number, _score_part(job, store, tools, number))
+                progress(done, store.num_parts)
+            return store.commit()
     finally:
         for scorer in tools.scorers.values():
             scorer.close()

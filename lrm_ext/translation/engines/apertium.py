@@ -14,11 +14,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrm_ext.translation.engines.base import (
     EngineError,
     EngineSpec,
-    Ledger,
     OptionValue,
     Outcome,
     Reply,
@@ -28,6 +28,9 @@ from lrm_ext.translation.engines.base import (
     languages_of,
     options_of,
 )
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Cache
 
 _NAME = "apertium"
 _INSTALL = (
@@ -131,7 +134,7 @@ def _data_version(modes: Sequence[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _build(options: ApertiumOptions, source: str, target: str, ledger: Ledger) -> ApertiumEngine:
+def _build(options: ApertiumOptions, source: str, target: str, ledger: Cache) -> ApertiumEngine:
     return ApertiumEngine(options, target)
 
 

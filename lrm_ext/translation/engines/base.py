@@ -26,7 +26,7 @@ from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.languages.tags import KnownNames, known_names
 
 if TYPE_CHECKING:
-    from lrm_ext.translation.cache import Answer
+    from lrm_ext.translation.cache import Cache
 
 OptionValue = str | int | float | bool | None
 
@@ -92,11 +92,16 @@ class Usage:
     usd: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
+        return Usage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.usd + other.usd,
+        )
 
-
-def _values(usage: Usage) -> tuple[Any, ...]:
-    return usage.requests, usage.input_tokens, usage.output_tokens, usage.usd
+    def __sub__(self, other: Usage) -> Usage:
+        negative = Usage(-other.requests, -other.input_tokens, -other.output_tokens, -other.usd)
+        return self + negative
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +110,6 @@ class Reply:
 
     outcomes: tuple[Outcome, ...]
     usage: Usage = field(default_factory=Usage)
-
-
-class Ledger(Protocol):
-    """What an engine may know of earlier runs; the cache keeps it."""
-
-    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
-        """Look answers up; keys without one are left out."""
-        ...
-
-    def put(
-        self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
-    ) -> int:
-        """Keep answers that were not asked for in this call, and what they cost."""
-        ...
-
-    def spent(self, engine: str, target: str | None = None) -> Usage:
-        """What the engine has cost in all runs."""
-        ...
-
-    def note(self, engine: str, name: str, value: str | None) -> None:
-        """Keep something for a later run, such as a job a service works on; None forgets it."""
-        ...
-
-    def notes(self, engine: str) -> dict[str, str]:
-        """What was kept, by name."""
-        ...
 
 
 class Engine(Protocol):
@@ -200,7 +179,7 @@ class EngineSpec:
         cost: What it costs, in words.
         options: A frozen dataclass; its fields are what `--option name=value` may set.
         build: Makes the engine of options, the codes of the languages from and into which it
-            translates, and a ledger.
+            translates, and the cache, which knows what earlier runs have cost.
         languages: Gives codes of the languages that it translates into from English.
         install: How to get what it needs.
         likely_code: What it probably calls a language, by its tag and what CLDR knows of it; None
@@ -215,7 +194,7 @@ class EngineSpec:
     licence: str
     cost: str
     options: type
-    build: Callable[[Any, str, str, Ledger], Engine]
+    build: Callable[[Any, str, str, Cache], Engine]
     languages: Callable[[], tuple[str, ...]]
     install: str = ""
     likely_code: Callable[[str, KnownNames], str] | None = None
@@ -267,10 +246,10 @@ ENTRY_POINTS = "lrm_llava.engines"
 _OURS = {
     "memory": "memory:SPEC",
     "apertium": "apertium:SPEC",
-    "madlad": "madlad:SPEC",
-    "nllb": "nllb:SPEC",
-    "m2m100": "m2m100:SPEC",
-    "opus-mt": "opus_mt:SPEC",
+    "madlad": "seq2seq:MADLAD",
+    "nllb": "seq2seq:NLLB",
+    "m2m100": "seq2seq:M2M100",
+    "opus-mt": "seq2seq:OPUS_MT",
     "openai": "openai:SPEC",
     "google": "metered:GOOGLE_SPEC",
     "deepl": "metered:DEEPL_SPEC",
@@ -309,7 +288,7 @@ def get_spec(name: str) -> EngineSpec:
     return spec
 
 
-def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Ledger) -> Engine:
+def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Cache) -> Engine:
     """Make an engine that translates from English.
 
     Args:

@@ -13,13 +13,12 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava.chat_service import (
     ChatReply,
-    ChatService,
     NotFoundError,
     is_completion,
     read_json_lines,
@@ -29,17 +28,18 @@ from llava.errors import ExhaustedError, RejectedError, ServiceError
 from lrm_ext.translation.cache import Answer, Keys
 from lrm_ext.translation.engines.base import (
     BudgetError,
-    Engine,
     EngineError,
-    Ledger,
     Outcome,
     Reply,
     Segment,
     Usage,
 )
+from lrm_ext.translation.engines.metered import Work
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from lrm_ext.translation.engines.openai import OpenAIEngine
 
 log = logging.getLogger(__name__)
 
@@ -49,61 +49,8 @@ _MAX_ROUNDS = 3  # jobs in which a segment may come to nothing before it is aske
 _T = TypeVar("_T")
 
 
-class JobEngine(Engine, Protocol):
-    """What this file needs of an engine."""
-
-    def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
-        """The request that asks for some segments."""
-        ...
-
-    def read(self, content: str, num_segments: int) -> dict[int, str]:
-        """Translations in an answer, by position."""
-        ...
-
-    def estimate(self, body: Mapping[str, Any]) -> Usage:
-        """About what a request will cost."""
-        ...
-
-    def usage_of(self, reply: ChatReply) -> Usage:
-        """What a reply cost."""
-        ...
-
-    def reserve(self, estimate: Usage) -> None:
-        """Set money aside, or raise `BudgetError`."""
-        ...
-
-    def settle(self, estimate: Usage, usage: Usage) -> None:
-        """Replace an estimate by what it came to."""
-        ...
-
-    def hold(self, estimate: Usage) -> None:
-        """Set money aside that is spent already."""
-        ...
-
-
 @dataclass(frozen=True)
-class Plan:
-    """How jobs are made.
-
-    Attributes:
-        scope: What the engine's jobs for these settings and this language are called in the ledger.
-        target: Code of the language.
-        segments_per_request: Segments that are asked for at once.
-        requests_per_job: Most requests in a job.
-        fewest: Fewer segments are asked directly.
-        poll_s: Time between two looks at a job.
-    """
-
-    scope: str
-    target: str
-    segments_per_request: int
-    requests_per_job: int
-    fewest: int
-    poll_s: float
-
-
-@dataclass(frozen=True)
-class Job:
+class BatchJob:
     """A job as the ledger knows it.
 
     Attributes:
@@ -124,7 +71,7 @@ class Job:
         return json.dumps({"id": self.id, "requests": requests, "estimate": astuple(self.estimate)})
 
     @classmethod
-    def load(cls, tag: str, text: str) -> Job:
+    def load(cls, tag: str, text: str) -> BatchJob:
         """Read it back."""
         data = json.loads(text)
         requests = tuple(tuple(map(bytes.fromhex, keys)) for keys in data["requests"])
@@ -132,22 +79,13 @@ class Job:
 
 
 def ask_in_jobs(
-    engine: JobEngine,
-    service: ChatService,
-    ledger: Ledger,
-    keys: Keys,
-    segments: Sequence[Segment],
-    plan: Plan,
+    engine: OpenAIEngine, segments: Sequence[Segment]
 ) -> Generator[Reply, None, list[int]]:
     """Have segments translated by jobs of a chat service.
 
     Args:
         engine: Makes requests and keeps the accounts.
-        service: Where they go; it is connected meanwhile.
-        ledger: Knows the jobs of earlier runs.
-        keys: Names segments.
         segments: What to translate.
-        plan: How jobs are made.
 
     Returns:
         Numbers of the segments that are left to be asked directly.
@@ -156,7 +94,7 @@ def ask_in_jobs(
         EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
             way are found again by the next run.
     """
-    working = _Working(engine, service, ledger, keys, segments, plan)
+    working = _Working(engine, segments)
     try:
         yield from working.replies()
     finally:
@@ -167,24 +105,20 @@ def ask_in_jobs(
 
 
 class _Working:
-    def __init__(
-        self,
-        engine: JobEngine,
-        service: ChatService,
-        ledger: Ledger,
-        keys: Keys,
-        segments: Sequence[Segment],
-        plan: Plan,
-    ) -> None:
+    def __init__(self, engine: OpenAIEngine, segments: Sequence[Segment]) -> None:
+        keys = Keys(engine, engine.source, engine.target)
         self.open = {keys.key(segment): i for i, segment in enumerate(segments)}
         self.fault: BudgetError | None = None
         self._engine = engine
-        self._service = service
-        self._ledger = ledger
+        self._service = engine.service
+        self._ledger = engine.ledger
         self._segments = segments
-        self._plan = plan
+        self._settings = engine.settings
+        # what the engine's jobs for these settings and this language are called in the ledger
+        address = engine.settings.base_url.rstrip("/")
+        self._scope = f"batch {address} {engine.target} {keys.name}"
         self._loop = asyncio.new_event_loop()
-        service.connect()
+        self._service.connect()
 
     def replies(self) -> Iterator[Reply]:
         """Wait for old jobs, and make new ones while much is open."""
@@ -192,10 +126,10 @@ class _Working:
         for _ in range(_MAX_ROUNDS):
             taken = {key for job in jobs for keys in job.requests for key in keys}
             free = [key for key in self.open if key not in taken]
-            if len(free) >= self._plan.fewest:
+            if len(free) >= self._settings.batch_fewest:
                 jobs += self._new_jobs(free)
             yield from self._wait_for(jobs)
-            if self.fault is not None or len(self.open) < self._plan.fewest:
+            if self.fault is not None or len(self.open) < self._settings.batch_fewest:
                 return
             jobs = []
 
@@ -204,43 +138,44 @@ class _Working:
         self._loop.run_until_complete(self._service.close())
         self._loop.close()
 
-    def _old_jobs(self) -> list[Job]:
-        jobs: list[Job] = []
+    def _old_jobs(self) -> list[BatchJob]:
+        jobs: list[BatchJob] = []
         for name, text in self._ledger.notes(self._engine.name).items():
             scope, _, tag = name.rpartition(" ")
-            if scope != self._plan.scope:
+            if scope != self._scope:
                 continue
-            job = Job.load(tag, text)
+            job = BatchJob.load(tag, text)
             if job.id is None:
                 job = replace(job, id=self._find(tag))
                 self._note(job, job.id is not None)
             if job.id is not None:
                 log.info("job %s of an earlier run is waited for", job.id)
-                self._engine.hold(job.estimate)
+                self._engine.account.hold(job.estimate)
                 jobs.append(job)
         return jobs
 
-    def _new_jobs(self, free: Sequence[bytes]) -> list[Job]:
+    def _new_jobs(self, free: Sequence[bytes]) -> list[BatchJob]:
         """Make jobs of what the budget allows."""
-        size = self._plan.segments_per_request
-        jobs: list[Job] = []
+        size = self._settings.segments_per_request
+        jobs: list[BatchJob] = []
         lines: list[str] = []
         requests: list[tuple[bytes, ...]] = []
         estimate = Usage()
         for start in range(0, len(free), size):
             asked = tuple(free[start : start + size])
-            body = self._body([self._segments[self.open[key]] for key in asked])
-            cost = self._engine.estimate(body)
+            texts = [self._segments[self.open[key]] for key in asked]
+            cost = self._engine.estimate(texts)
             try:
-                self._engine.reserve(cost)
+                self._engine.account.reserve(cost)
             except BudgetError as error:
                 self.fault = error
                 break
             line = {"custom_id": str(len(lines)), "method": "POST", "url": "/v1/chat/completions"}
+            body = self._body(texts)
             lines.append(json.dumps({**line, "body": body}, ensure_ascii=False))
             requests.append(asked)
             estimate += cost
-            if len(lines) == self._plan.requests_per_job:
+            if len(lines) == self._settings.batch_requests:
                 jobs.append(self._make(lines, requests, estimate))
                 lines, requests, estimate = [], [], Usage()
         if lines:
@@ -249,12 +184,12 @@ class _Working:
 
     def _make(
         self, lines: Sequence[str], requests: Sequence[tuple[bytes, ...]], estimate: Usage
-    ) -> Job:
+    ) -> BatchJob:
         data = ("\n".join(lines) + "\n").encode()
         client = self._service.client
         file = ("requests.jsonl", data, "application/jsonl")
         uploaded = self._do(client.files.create(file=file, purpose="batch"))
-        job = Job(uuid.uuid4().hex, None, tuple(requests), estimate)
+        job = BatchJob(uuid.uuid4().hex, None, tuple(requests), estimate)
         self._note(job)
 
         def make(client: AsyncOpenAI) -> str:
@@ -276,7 +211,7 @@ class _Working:
         log.info("job %s: %d requests", job.id, len(requests))
         return job
 
-    def _wait_for(self, jobs: Sequence[Job]) -> Iterator[Reply]:
+    def _wait_for(self, jobs: Sequence[BatchJob]) -> Iterator[Reply]:
         waiting = list(jobs)
         while waiting:
             for job in tuple(waiting):
@@ -287,9 +222,9 @@ class _Working:
                 yield from self._collect(job, files)
                 self._note(job, False)  # now what it brought is in the cache
             if waiting:
-                time.sleep(self._plan.poll_s)
+                time.sleep(self._settings.poll_s)
 
-    def _look_at(self, job: Job) -> tuple[str, tuple[str | None, ...]]:
+    def _look_at(self, job: BatchJob) -> tuple[str, tuple[str | None, ...]]:
         """How far a job is, and the names of the files of its answers and errors."""
         assert job.id is not None, "only jobs that the service has are waited for"
         try:
@@ -302,7 +237,7 @@ class _Working:
             raise EngineError(f"job {job.id} failed: {json.dumps(state.to_dict().get('errors'))}")
         return state.status, (state.output_file_id, state.error_file_id)
 
-    def _collect(self, job: Job, files: Sequence[str | None]) -> Iterator[Reply]:
+    def _collect(self, job: BatchJob, files: Sequence[str | None]) -> Iterator[Reply]:
         usage = Usage()
         answers: dict[bytes, Answer] = {}
         for line in (line for file in files for line in self._lines(file)):
@@ -314,7 +249,7 @@ class _Working:
                 answers.update(self._read(asked, reply))
             else:
                 self._learn(response.get("body"))
-        self._engine.settle(job.estimate, usage)
+        self._engine.account.settle(job.estimate, usage)
         # killed between the two commits, we have read this job before
         known = self._ledger.get_many(list(answers))
         fresh = {key: answer for key, answer in answers.items() if key not in known}
@@ -322,7 +257,7 @@ class _Working:
         ours = [key for key in fresh if key in self.open]
         others = {key: answer for key, answer in fresh.items() if key not in self.open}
         if others:
-            self._ledger.put(others, self._engine, self._plan.target, Usage() if ours else usage)
+            self._ledger.put(others, self._engine, self._engine.target, Usage() if ours else usage)
         if ours or not others:
             yield Reply(tuple(Outcome(self.open[key], *fresh[key]) for key in ours), usage)
         for key in ours:
@@ -355,8 +290,8 @@ class _Working:
 
         return self._do(find())
 
-    def _note(self, job: Job, is_open: bool = True) -> None:
-        name = f"{self._plan.scope} {job.tag}"
+    def _note(self, job: BatchJob, is_open: bool = True) -> None:
+        name = f"{self._scope} {job.tag}"
         self._ledger.note(self._engine.name, name, job.dump() if is_open else None)
 
     def _do(self, request: Coroutine[Any, Any, _T]) -> _T:
@@ -373,7 +308,5 @@ class _Working:
 
     def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, Answer]:
         """The answers to one request."""
-        if reply.refusal:
-            return {asked[0]: Answer(None, f"refused: {reply.refusal}")} if len(asked) == 1 else {}
-        found = self._engine.read(reply.text, len(asked))
-        return {asked[position]: Answer(text, None) for position, text in found.items()}
+        outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
+        return {asked[o.index]: Answer(o.text, o.error) for o in outcomes}

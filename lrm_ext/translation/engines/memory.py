@@ -10,18 +10,21 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.languages.registry import list_languages
 from lrm_ext.translation.engines.base import (
     EngineSpec,
-    Ledger,
     OptionValue,
     Outcome,
     Reply,
     Segment,
 )
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _digest(path: Path | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _build(options: MemoryOptions, source: str, target: str, ledger: Ledger) -> MemoryEngine:
+def _build(options: MemoryOptions, source: str, target: str, ledger: Cache) -> MemoryEngine:
     return MemoryEngine(options, target)
 
 

@@ -1,8 +1,9 @@
-"""Engines on services that bill by the character: DeepL and Google, with their official clients.
+"""Asks services that bill what they are asked, within a budget; the engines `deepl` and `google`.
 
-Input: segments. Output: replies as they come. Several requests are under way at once; what may pass
-is tried again with back-off; a request that is at fault is halved until the text at fault is alone.
-After an error nothing new is asked, and what is under way is waited for: it is paid.
+Input: segments. Output: replies as they come. Several requests are under way at once, and no more
+are sent before a reply is kept. What was not answered is asked for again; a request that is at
+fault is halved until the text at fault is alone. After an error nothing new is asked, and what is
+under way is waited for: it is paid. The engine `openai` asks in the same way.
 
 DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its libraries find them
 (GOOGLE_APPLICATION_CREDENTIALS names a file); the project is in GOOGLE_CLOUD_PROJECT.
@@ -10,22 +11,21 @@ DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its librarie
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from llava.errors import ConfigError, ExhaustedError, RejectedError
+from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
     EngineSpec,
-    Ledger,
     OptionValue,
     Outcome,
     Reply,
@@ -34,6 +34,9 @@ from lrm_ext.translation.engines.base import (
     code_of,
     languages_of,
 )
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Cache
 
 _MAX_WAIT_S = 60.0
 # Requests in a row that nobody answers before the service is taken to be down.
@@ -74,7 +77,7 @@ class MayPassError(Exception):
     """The service did not answer, and may if it is asked again."""
 
 
-class Translated(NamedTuple):
+class BilledAnswer(NamedTuple):
     """What a service made of some texts.
 
     Attributes:
@@ -88,7 +91,236 @@ class Translated(NamedTuple):
 
 # Has texts translated that answer one question (or ""). Raises MayPassError, RejectedError for what
 # is the texts' fault, EngineError for what will not pass.
-Client = Callable[[Sequence[str], str], Translated]
+Client = Callable[[Sequence[str], str], BilledAnswer]
+
+
+class Account:
+    """What an engine has spent in all runs, and what is set aside for requests under way.
+
+    Args:
+        budget: So many units may be spent; None for any number.
+        budget_usd: So much money may be spent; None for any.
+        unit: What the service bills.
+    """
+
+    def __init__(self, budget: int | None, budget_usd: float | None, unit: str) -> None:
+        self._budget, self._budget_usd, self._unit = budget, budget_usd, unit
+        self._spent = self._pending = Usage()
+
+    def open(self, spent: Usage) -> None:
+        """Begin with what was spent before."""
+        self._spent, self._pending = spent, Usage()
+
+    def reserve(self, estimate: Usage) -> None:
+        """Set aside what a request may cost.
+
+        Raises:
+            BudgetError: With it, more would be spent than is allowed.
+        """
+        total = self._spent + self._pending + estimate
+        budget = None
+        if self._budget is not None and self._units(total) > self._budget:
+            budget = f"{self._budget:,} {self._unit}"
+        elif self._budget_usd is not None and total.usd > self._budget_usd:
+            budget = f"{self._budget_usd:g} USD"
+        if budget is not None:
+            raise BudgetError(
+                f"the budget of {budget} is spent: {self._spent.requests:,} requests used "
+                f"{self._units(self._spent):,} {self._unit}, {self._spent.usd:.4f} USD, in all "
+                "runs with this cache. What was answered is in the cache; run again with a larger "
+                "budget to go on."
+            )
+        self.hold(estimate)
+
+    def hold(self, estimate: Usage) -> None:
+        """Set aside what is spent already."""
+        self._pending += estimate
+
+    def settle(self, estimate: Usage, usage: Usage) -> None:
+        """Replace what was set aside by what it came to."""
+        self._pending -= estimate
+        self._spent += usage
+
+    def _units(self, usage: Usage) -> int:
+        # characters are billed where they are sent, tokens both ways
+        received = usage.output_tokens if self._unit == "tokens" else 0
+        return usage.input_tokens + received
+
+
+class Work(NamedTuple):
+    """Segments that are asked for together.
+
+    Attributes:
+        indices: Their numbers.
+        num_useless: Answers of no use to them so far.
+    """
+
+    indices: tuple[int, ...]
+    num_useless: int = 0
+
+
+class PaidEngine(Protocol):
+    """What `ask` needs of an engine.
+
+    Attributes:
+        account: What it has spent.
+        is_answered: Whether the service has answered it, in any batch.
+    """
+
+    account: Account
+    is_answered: bool
+
+    def estimate(self, segments: Sequence[Segment]) -> Usage:
+        """About what a request for some segments will cost."""
+        ...
+
+    async def send(self, segments: Sequence[Segment]) -> Any:
+        """Ask the service.
+
+        Raises:
+            EngineError: It cannot be used at all; so does `ServiceError`.
+            RejectedError: It does not take this request.
+            ExhaustedError: It did not answer.
+        """
+        ...
+
+    def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """Outcomes in an answer, segments that are to be asked for again, and the cost."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Close connections."""
+        ...
+
+
+def ask(
+    engine: PaidEngine,
+    segments: Sequence[Segment],
+    requests: Iterable[tuple[int, ...]],
+    concurrency: int,
+) -> Iterator[Reply]:
+    """Have segments translated by a service, several requests at once.
+
+    Args:
+        engine: Makes requests and reads answers.
+        segments: What to translate.
+        requests: Numbers of segments that are asked for together.
+        concurrency: Requests under way at once.
+
+    Raises:
+        EngineError: The service cannot be used, or the budget is spent; after all that was under
+            way has been handed on.
+    """
+    asking = _Asking(engine, segments, requests, concurrency)
+    try:
+        yield from asking.replies()
+    finally:
+        asking.close()
+
+
+class _Asking:
+    """One batch under way."""
+
+    def __init__(
+        self,
+        engine: PaidEngine,
+        segments: Sequence[Segment],
+        requests: Iterable[tuple[int, ...]],
+        concurrency: int,
+    ) -> None:
+        self._engine = engine
+        self._segments = segments
+        self._work = deque(map(Work, requests))
+        self._concurrency = concurrency
+        self._running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
+        self._fault: EngineError | None = None
+        self._num_silent = 0
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(concurrency, "translate"))
+
+    def replies(self) -> Iterator[Reply]:
+        """Ask until all is answered or an error ends it.
+
+        Nothing new is asked before what was answered is kept: a kill loses no more than what is
+        under way.
+        """
+        while self._start():
+            waiting = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = self._loop.run_until_complete(waiting)
+            for task in done:
+                reply = self._finish(task, *self._running.pop(task))
+                if reply.outcomes or reply.usage != Usage():
+                    yield reply
+        if self._fault is not None:
+            raise self._fault
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            self._loop.run_until_complete(asyncio.gather(*self._running, return_exceptions=True))
+        self._loop.run_until_complete(self._engine.disconnect())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    def _start(self) -> bool:
+        """Fill up what is under way; say whether anything is."""
+        while self._work and self._fault is None and len(self._running) < self._concurrency:
+            asked = [self._segments[i] for i in self._work[0].indices]
+            estimate = self._engine.estimate(asked)
+            try:
+                self._engine.account.reserve(estimate)
+            except BudgetError as error:
+                # what is under way may come cheaper than thought, and leave room for this
+                if not self._running:
+                    self._fault = error
+                break
+            task = self._loop.create_task(self._engine.send(asked))
+            self._running[task] = self._work.popleft(), estimate
+        return bool(self._running)
+
+    def _finish(self, task: asyncio.Task[Any], work: Work, estimate: Usage) -> Reply:
+        outcomes: list[Outcome] = []
+        usage = Usage()
+        try:
+            answer = task.result()
+        except (EngineError, ServiceError) as error:
+            fault = error if isinstance(error, EngineError) else EngineError(str(error))
+            self._fault = self._fault or fault
+        except RejectedError as error:
+            outcomes = self._halve(work, f"refused: {error}", error.is_final)
+        except ExhaustedError as error:
+            self._num_silent += 1
+            if self._engine.is_answered and self._num_silent < max(_MAX_SILENT, self._concurrency):
+                outcomes = self._halve(work, f"no answer: {error}")
+            else:
+                self._fault = self._fault or EngineError(
+                    f"the service does not answer: {error}. What was answered before is in the "
+                    "cache; run again to go on."
+                )
+        else:
+            self._num_silent, self._engine.is_answered = 0, True
+            outcomes, rest, usage = self._engine.read(work, answer)
+            if rest and outcomes:
+                self._work.append(Work(rest, work.num_useless))
+            elif len(rest) > 1:
+                self._cut(rest, work.num_useless)
+            elif rest:
+                self._work.append(Work(rest, work.num_useless + 1))
+        self._engine.account.settle(estimate, usage)
+        return Reply(tuple(outcomes), usage)
+
+    def _halve(self, work: Work, fault: str, is_final: bool = False) -> list[Outcome]:
+        """Find the segment at fault; by itself it fails, for good or until another run."""
+        if len(work.indices) == 1:
+            return [Outcome(work.indices[0], None, fault, is_final)]
+        self._cut(work.indices, work.num_useless)
+        return []
+
+    def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
+        middle = len(indices) // 2
+        self._work += Work(indices[:middle], num_useless), Work(indices[middle:], num_useless)
 
 
 class BilledEngine:
@@ -116,7 +348,7 @@ class BilledEngine:
         version: str,
         decisive: Mapping[str, OptionValue],
         options: BilledOptions,
-        ledger: Ledger,
+        ledger: Cache,
         connect: Callable[[], Client],
         max_texts: int,
         max_characters: int,
@@ -124,27 +356,26 @@ class BilledEngine:
         self.name = name
         self.version = version
         self.options = decisive
+        self.account = Account(options.budget_characters, options.budget_usd, "characters")
+        self.is_answered = False
         self._settings = options
         self._ledger = ledger
         self._connect = connect
         self._client: Client | None = None
         self._max_texts, self._max_characters = max_texts, max_characters
-        self._spent = Usage()
-        self._num_pending = 0
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch; see `Engine.translate`."""
         if self._client is None:
             self._client = self._connect()
-        self._spent, self._num_pending = self._ledger.spent(self.name), 0
-        working = _Working(self, segments, self._settings.concurrency)
-        yield from working.replies()
+        self.account.open(self._ledger.spent(self.name))
+        yield from ask(self, segments, self._requests(segments), self._settings.concurrency)
 
     def close(self) -> None:
         """Forget the client."""
         self._client = None
 
-    def requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
+    def _requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
         """Numbers of segments that go together."""
         by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
         for _, group in groupby(by_context, key=lambda i: segments[i].context):
@@ -160,147 +391,57 @@ class BilledEngine:
                 size += length
             yield tuple(request)
 
-    def send(self, texts: Sequence[str], context: str) -> Translated:
-        """Have texts translated, with as many tries as are allowed.
+    def estimate(self, segments: Sequence[Segment]) -> Usage:
+        """See `PaidEngine`."""
+        return self._cost(sum(len(segment.text) for segment in segments), 0)
 
-        Raises:
-            EngineError: The service cannot be used at all.
-            RejectedError: It does not take this request.
-            ExhaustedError: It did not answer in `max_tries` tries.
+    async def send(self, segments: Sequence[Segment]) -> BilledAnswer:
+        """See `PaidEngine`; with as many tries as are allowed.
+
+        The clients' own tries are not used: Google's are limited by time and not by number, and
+        neither client tries again after a page in place of JSON.
         """
         assert self._client is not None
+        texts, context = [segment.text for segment in segments], segments[0].context
         fault = ""
         for attempt in range(self._settings.max_tries):
             if attempt:
                 wait_s = self._settings.first_wait_s * 2 ** (attempt - 1)
-                time.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
+                await asyncio.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
             try:
-                return self._client(texts, context)
+                return await asyncio.to_thread(self._client, texts, context)
             except MayPassError as error:
                 fault = str(error)
-        raise ExhaustedError(f"{fault} ({self._settings.max_tries} tries)")
+            except RejectedError as error:
+                if self.is_answered:
+                    raise
+                raise EngineError(
+                    f"{self.name}: the first request is not accepted: {error}"
+                ) from error
+        raise ExhaustedError(f"{self.name}: {fault} ({self._settings.max_tries} tries)")
 
-    def reserve(self, num_characters: int) -> None:
-        """Set money aside for a request.
+    def read(
+        self, work: Work, answer: BilledAnswer
+    ) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """See `PaidEngine`."""
+        usage = self._cost(answer.num_billed, sum(map(len, answer.texts)))
+        if len(answer.texts) == len(work.indices):
+            outcomes = [
+                Outcome(i, text if text.strip() else None, None if text.strip() else "empty")
+                for i, text in zip(work.indices, answer.texts, strict=True)
+            ]
+            return outcomes, (), usage
+        if len(work.indices) > 1:  # which is whose nobody can say
+            return [], work.indices, usage
+        fault = f"{len(answer.texts)} answers to 1 text"
+        return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
 
-        Raises:
-            BudgetError: With it, more would be spent than is allowed.
-        """
-        options = self._settings
-        total = self._spent.input_tokens + self._num_pending + num_characters
-        usd = self._spent.usd + self._price(self._num_pending + num_characters)
-        spent: list[str] = []
-        if options.budget_characters is not None and total > options.budget_characters:
-            spent.append(f"{options.budget_characters:,} characters")
-        if options.budget_usd is not None and usd > options.budget_usd:
-            spent.append(f"{options.budget_usd:g} USD")
-        if spent:
-            raise BudgetError(
-                f"the budget of {spent[0]} is spent: {self._spent.input_tokens:,} characters, "
-                f"{self._spent.usd:.4f} USD in all runs with this cache. What was answered is in "
-                "the cache; run again with a larger budget to go on."
-            )
-        self._num_pending += num_characters
+    async def disconnect(self) -> None:
+        """See `PaidEngine`; the clients keep nothing open."""
 
-    def settle(self, num_characters: int, num_billed: int, num_received: int) -> Usage:
-        """Replace what was set aside by what it came to; say what that is."""
-        self._num_pending -= num_characters
-        usage = Usage(int(num_billed > 0), num_billed, num_received, self._price(num_billed))
-        self._spent += usage
-        return usage
-
-    def _price(self, num_characters: int) -> float:
-        return num_characters * (self._settings.usd_per_million_characters or 0.0) / 1e6
-
-
-class _Working:
-    """One batch under way."""
-
-    def __init__(self, engine: BilledEngine, segments: Sequence[Segment], concurrency: int) -> None:
-        self._engine = engine
-        self._segments = segments
-        self._work = deque(engine.requests(segments))
-        self._concurrency = concurrency
-        self._running: dict[Future[Translated], tuple[int, ...]] = {}
-        self._fault: EngineError | None = None
-        self._num_silent = 0
-        self._is_answered = False
-
-    def replies(self) -> Iterator[Reply]:
-        """Ask until all is answered or an error ends it."""
-        with ThreadPoolExecutor(self._concurrency, "translate") as pool:
-            while True:
-                self._start(pool)
-                if not self._running:
-                    break
-                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield self._finish(future, self._running.pop(future))
-        if self._fault is not None:
-            raise self._fault
-
-    def _start(self, pool: ThreadPoolExecutor) -> None:
-        while self._work and self._fault is None and len(self._running) < self._concurrency:
-            request = self._work[0]
-            try:
-                self._engine.reserve(self._size(request))
-            except BudgetError as error:
-                # what is under way may come cheaper than thought, and leave room for this
-                if not self._running:
-                    self._fault = error
-                return
-            self._work.popleft()
-            texts = [self._segments[i].text for i in request]
-            context = self._segments[request[0]].context
-            self._running[pool.submit(self._engine.send, texts, context)] = request
-
-    def _finish(self, future: Future[Translated], request: tuple[int, ...]) -> Reply:
-        size = self._size(request)
-        outcomes: tuple[Outcome, ...] = ()
-        found = Translated([], 0)
-        try:
-            found = future.result()
-        except EngineError as error:
-            self._fault = self._fault or error
-        except RejectedError as error:
-            if not self._is_answered:
-                self._fault = EngineError(
-                    f"{self._engine.name}: the first request is not accepted: {error}"
-                )
-            else:
-                outcomes = self._halve(request, f"rejected: {error}")
-        except ExhaustedError as error:
-            self._num_silent += 1
-            limit = max(_MAX_SILENT, self._concurrency)
-            if not self._is_answered or self._num_silent >= limit:
-                self._fault = self._fault or EngineError(
-                    f"{self._engine.name}: the service does not answer: {error}. What was answered "
-                    "before is in the cache; run again to go on."
-                )
-            else:
-                outcomes = self._halve(request, f"no answer: {error}")
-        else:
-            self._num_silent, self._is_answered = 0, True
-            if len(found.texts) == len(request):
-                outcomes = tuple(
-                    Outcome(i, text if text.strip() else None, None if text.strip() else "empty")
-                    for i, text in zip(request, found.texts, strict=True)
-                )
-            else:  # which is whose nobody can say
-                fault = f"{len(found.texts)} answers to {len(request)} texts"
-                outcomes = self._halve(request, fault)
-        num_received = sum(map(len, found.texts))
-        return Reply(outcomes, self._engine.settle(size, found.num_billed, num_received))
-
-    def _halve(self, request: tuple[int, ...], fault: str) -> tuple[Outcome, ...]:
-        if len(request) == 1:
-            return (Outcome(request[0], None, fault, is_final=False),)
-        middle = len(request) // 2
-        self._work += request[:middle], request[middle:]
-        return ()
-
-    def _size(self, request: tuple[int, ...]) -> int:
-        return sum(len(self._segments[i].text) for i in request)
+    def _cost(self, num_billed: int, num_received: int) -> Usage:
+        usd = num_billed * (self._settings.usd_per_million_characters or 0.0) / 1e6
+        return Usage(int(num_billed > 0), num_billed, num_received, usd)
 
 
 _DEEPL = "deepl"
@@ -347,7 +488,7 @@ def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
     client = deepl.Translator(key, server_url=options.server_url)
     client.set_app_info("lrm-llava", "1")
 
-    def translate(texts: Sequence[str], context: str) -> Translated:
+    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
         try:
             found: Any = client.translate_text(
                 list(texts),
@@ -368,7 +509,7 @@ def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
             raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
         billed = [r.billed_characters for r in found]
         known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
-        return Translated([result.text for result in found], known)
+        return BilledAnswer([result.text for result in found], known)
 
     return translate
 
@@ -382,7 +523,7 @@ def _deepl_fault(error: Any) -> Exception:
     return RejectedError(str(error))
 
 
-def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Ledger) -> DeepLEngine:
+def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Cache) -> DeepLEngine:
     codes = code_of(_DEEPL, source), code_of(_DEEPL, target)
     return DeepLEngine(
         _DEEPL,
@@ -481,7 +622,7 @@ def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
     if options.model:
         request["model"] = f"{parent}/models/{options.model}"
 
-    def translate(texts: Sequence[str], context: str) -> Translated:
+    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
         try:
             found = client.translate_text(
                 request={**request, "contents": list(texts)},
@@ -501,7 +642,7 @@ def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
         ) as error:  # no connection, or a page in place of JSON
             raise MayPassError(f"{type(error).__name__}: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
-        return Translated(answers, sum(map(len, texts)))
+        return BilledAnswer(answers, sum(map(len, texts)))
 
     return translate
 
@@ -533,7 +674,7 @@ def _google_fault(error: Any) -> Exception:
     return RejectedError(str(error))
 
 
-def _build_google(options: GoogleOptions, source: str, target: str, ledger: Ledger) -> BilledEngine:
+def _build_google(options: GoogleOptions, source: str, target: str, ledger: Cache) -> BilledEngine:
     codes = code_of(_GOOGLE, source), code_of(_GOOGLE, target)
     return BilledEngine(
         _GOOGLE,

@@ -1,10 +1,7 @@
 """Engine `openai`: any service that speaks OpenAI's chat protocol, vLLM and SGLang included.
 
 A chat model gets JSON with an id per segment and answers in JSON; remarks, refusals, unknown or
-doubled ids are not translations. Several requests are under way at once, in a thread of its own;
-who was answered asks for more when the answer is kept. Parts of a batch that were not answered are
-asked for again; a request that gets no useful answer is halved until the segment at fault is alone.
-After an error nothing new is asked, and what is under way is waited for: it is paid. Batch mode is
+doubled ids are not translations. How requests are sent and paid for is in `metered.py`, batch mode
 in `batch_api.py`.
 """
 
@@ -15,29 +12,25 @@ import hashlib
 import json
 import logging
 import os
-import queue
 import re
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.cache import Keys
+from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import (
-    BudgetError,
     EngineError,
     EngineSpec,
-    Ledger,
     OptionValue,
     Outcome,
     Reply,
     Segment,
     Usage,
 )
+from lrm_ext.translation.engines.metered import Account, Work, ask
 
 if TYPE_CHECKING:
     from llava.chat_service import ChatReply, ChatService
@@ -136,7 +129,14 @@ class OpenAIOptions:
 
 
 class OpenAIEngine:
-    """Asks a chat model."""
+    """Asks a chat model.
+
+    Attributes:
+        settings: All its options.
+        service: Where requests go; it is connected while it is asked.
+        ledger: Knows what earlier runs have cost, and their jobs.
+        target: Code of the language to translate into.
+    """
 
     name = _NAME
     context = "native"
@@ -144,13 +144,13 @@ class OpenAIEngine:
     is_table = False
     is_sentence_level = False
 
-    def __init__(self, options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> None:
-        self._options = options
-        self._source, self._target = source, target
-        self._ledger = ledger
-        self._spent = Usage()
-        self._pending = Usage()
-        self._service = _service(options)
+    def __init__(self, options: OpenAIOptions, source: str, target: str, ledger: Cache) -> None:
+        self.settings = options
+        self.source, self.target = source, target
+        self.ledger = ledger
+        self.account = Account(options.budget_tokens, options.budget_usd, "tokens")
+        self.is_answered = False
+        self.service = _service(options)
         self.version = options.model
         self.rows_ahead = options.batch_rows if options.batch else 0
         self.options: Mapping[str, OptionValue] = {
@@ -161,39 +161,29 @@ class OpenAIEngine:
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch; see `Engine.translate`."""
-        self._spent, self._pending = self._ledger.spent(self.name), Usage()
-        options = self._options
+        options = self.settings
+        self.account.open(self.ledger.spent(self.name))
         if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
             raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
-        from lrm_ext.translation.engines.batch_api import Plan, ask_in_jobs
+        rest: Sequence[int] = range(len(segments))
+        if options.batch:
+            from lrm_ext.translation.engines.batch_api import ask_in_jobs
 
-        size, concurrency = options.segments_per_request, options.concurrency
-        if not options.batch:
-            yield from ask(self, self._service, segments, size, concurrency)
-            return
-        keys = Keys(self, self._source, self._target)
-        plan = Plan(
-            scope=f"batch {options.base_url.rstrip('/')} {self._target} {keys.name}",
-            target=self._target,
-            segments_per_request=size,
-            requests_per_job=options.batch_requests,
-            fewest=options.batch_fewest,
-            poll_s=options.poll_s,
-        )
-        rest = yield from ask_in_jobs(self, self._service, self._ledger, keys, segments, plan)
-        for reply in ask(self, self._service, [segments[i] for i in rest], size, concurrency):
-            moved = (replace(o, index=rest[o.index]) for o in reply.outcomes)
-            yield Reply(tuple(moved), reply.usage)
+            rest = yield from ask_in_jobs(self, segments)
+        size = options.segments_per_request
+        requests = (tuple(rest[i : i + size]) for i in range(0, len(rest), size))
+        self.service.connect()
+        yield from ask(self, segments, requests, options.concurrency)
 
     def close(self) -> None:
         """Nothing stays open between batches."""
 
     def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
         """The request that asks for some segments."""
-        options = self._options
+        options = self.settings
         body: dict[str, Any] = {
             "model": options.model,
-            "messages": messages(segments, self._source, self._target, options.style),
+            "messages": messages(segments, self.source, self.target, options.style),
         }
         if options.temperature >= 0:
             body["temperature"] = options.temperature
@@ -204,69 +194,44 @@ class OpenAIEngine:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def read(self, content: str, num_segments: int) -> dict[int, str]:
-        """Translations in an answer, by position."""
-        return read_answer(content, num_segments)
-
     def usage_of(self, reply: ChatReply) -> Usage:
         """What a reply cost."""
-        sent, received = reply.num_input_tokens, reply.num_output_tokens
-        return Usage(1, sent, received, self._price(sent, received))
+        return self._cost(reply.num_input_tokens, reply.num_output_tokens)
 
-    def estimate(self, body: Mapping[str, Any]) -> Usage:
+    def estimate(self, segments: Sequence[Segment]) -> Usage:
         """About what a request will cost; the answer is taken to be as long as the segments."""
-        rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in body["messages"])
-        return Usage(1, rules + asked, asked, self._price(rules + asked, asked))
+        told = self.body(segments)["messages"]
+        rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in told)
+        return self._cost(rules + asked, asked)
 
-    def reserve(self, estimate: Usage) -> None:
-        """Set money aside for a request.
+    async def send(self, segments: Sequence[Segment]) -> ChatReply:
+        """See `PaidEngine`."""
+        estimate = self.estimate(segments)
+        num_tokens = estimate.input_tokens + estimate.output_tokens
+        return await self.service.ask(self.body(segments), num_tokens)
 
-        Raises:
-            BudgetError: With it, more would be spent than is allowed.
-        """
-        options = self._options
-        total = self._spent + self._pending + estimate
-        tokens = total.input_tokens + total.output_tokens
-        budgets = (
-            {f"{options.budget_tokens:,} tokens": tokens > options.budget_tokens}
-            if options.budget_tokens is not None
-            else {}
-        )
-        if options.budget_usd is not None:
-            budgets[f"{options.budget_usd:g} USD"] = total.usd > options.budget_usd
-        for budget, is_spent in budgets.items():
-            if is_spent:
-                raise BudgetError(
-                    f"the budget of {budget} is spent: {self._told()}. What was answered is in the "
-                    "cache; run again with a larger budget to go on."
-                )
-        self.hold(estimate)
+    def read(self, work: Work, answer: ChatReply) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """See `PaidEngine`."""
+        indices, refusal = work.indices, answer.refusal
+        found = {} if refusal else read_answer(answer.text, len(indices))
+        outcomes = [Outcome(indices[k], text) for k, text in found.items()]
+        rest = tuple(i for k, i in enumerate(indices) if k not in found)
+        if len(indices) == 1 and rest and (refusal or work.num_useless + 1 >= _MAX_USELESS):
+            error = f"refused: {refusal}" if refusal else f"useless answer: {answer.text[:100]!r}"
+            outcomes, rest = [Outcome(rest[0], None, error)], ()
+        return outcomes, rest, self.usage_of(answer)
 
-    def hold(self, estimate: Usage) -> None:
-        """Set money aside that is spent already."""
-        self._pending += estimate
+    async def disconnect(self) -> None:
+        """See `PaidEngine`."""
+        await self.service.close()
 
-    def settle(self, estimate: Usage, usage: Usage) -> None:
-        """Replace an estimate by what it came to."""
-        self._pending += Usage(
-            -estimate.requests, -estimate.input_tokens, -estimate.output_tokens, -estimate.usd
-        )
-        self._spent += usage
-
-    def _told(self) -> str:
-        used = self._spent
-        return (
-            f"{used.requests:,} requests used {used.input_tokens + used.output_tokens:,} tokens, "
-            f"{used.usd:.4f} USD, in all runs with this cache"
-        )
-
-    def _price(self, sent: int, received: int) -> float:
-        per_input = self._options.usd_per_million_input or 0.0
-        per_output = self._options.usd_per_million_output or 0.0
-        return (sent * per_input + received * per_output) / 1e6
+    def _cost(self, sent: int, received: int) -> Usage:
+        per_input = self.settings.usd_per_million_input or 0.0
+        per_output = self.settings.usd_per_million_output or 0.0
+        return Usage(1, sent, received, (sent * per_input + received * per_output) / 1e6)
 
 
-def _build(options: OpenAIOptions, source: str, target: str, ledger: Ledger) -> OpenAIEngine:
+def _build(options: OpenAIOptions, source: str, target: str, ledger: Cache) -> OpenAIEngine:
     if not options.model:
         options = replace(options, model=_only_model(options))
         log.info("%s has one model, %s", options.base_url, options.model)
@@ -426,189 +391,4 @@ def _asked(number: int, segment: Segment) -> dict[str, object]:
     return asked
 
 
-# Requests in a row that nobody answers before the service is taken to be down.
-_MAX_SILENT = 3
 _MAX_USELESS = 3  # useless answers to one segment before it is given up
-
-
-class _Work(NamedTuple):
-    indices: tuple[int, ...]
-    num_useless: int = 0
-
-
-class _Handed(NamedTuple):
-    """A reply, and what its worker waits for before it asks for more."""
-
-    reply: Reply
-    is_kept: asyncio.Future[None]
-
-
-def ask(
-    engine: OpenAIEngine,
-    service: ChatService,
-    segments: Sequence[Segment],
-    size: int,
-    concurrency: int,
-) -> Iterator[Reply]:
-    """Have segments translated by a chat service.
-
-    Args:
-        engine: Makes requests and keeps the accounts.
-        service: Where they go; it is connected meanwhile.
-        segments: What to translate.
-        size: Segments in a request.
-        concurrency: Requests under way at once.
-
-    Raises:
-        EngineError: The service cannot be used, or the budget is spent; after all that was under
-            way has been handed on.
-    """
-    asking = _Asking(engine, service, segments, size, concurrency)
-    thread = threading.Thread(target=asking.run, name="translate", daemon=True)
-    thread.start()
-    try:
-        while (handed := asking.replies.get()) is not None:
-            if isinstance(handed, BaseException):
-                raise handed
-            yield handed.reply
-            # who takes the next one has kept this one
-            asking.go_on(handed)
-    finally:
-        asking.stop()
-        thread.join()
-
-
-class _Asking:
-    def __init__(
-        self,
-        engine: OpenAIEngine,
-        service: ChatService,
-        segments: Sequence[Segment],
-        size: int,
-        concurrency: int,
-    ) -> None:
-        self.replies: queue.Queue[_Handed | BaseException | None] = queue.Queue()
-        self._engine = engine
-        self._service = service
-        self._segments = segments
-        numbers = range(len(segments))
-        self._work = deque(
-            _Work(tuple(numbers[start : start + size])) for start in range(0, len(segments), size)
-        )
-        self._concurrency = min(concurrency, len(self._work))
-        self._num_under_way = 0
-        self._num_silent = 0
-        self._fault: Exception | None = None
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._all())
-
-    def run(self) -> None:
-        """Work until all is answered; what comes last is None or an error."""
-        try:
-            self._loop.run_until_complete(self._task)
-            self.replies.put(self._fault)
-        except BaseException as error:
-            self.replies.put(error)
-        finally:
-            self._loop.close()
-
-    def stop(self) -> None:
-        """Give up what is under way; nothing happens if all is done."""
-        self._in_loop(self._task.cancel)
-
-    def go_on(self, handed: _Handed) -> None:
-        """Let the worker ask for more: what it was answered cannot be lost any more."""
-        self._in_loop(handed.is_kept.set_result, None)
-
-    def _in_loop(self, do: Callable[..., object], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(do, *arguments)
-        except RuntimeError:  # the loop is closed: all is done
-            pass
-
-    async def _hand_on(self, *outcomes: Outcome, usage: Usage | None = None) -> None:
-        """Wait until a reply is kept, so that a kill loses no more than what is under way."""
-        is_kept = self._loop.create_future()
-        self.replies.put(_Handed(Reply(outcomes, usage or Usage()), is_kept))
-        await is_kept
-
-    async def _all(self) -> None:
-        async with self._service:
-            await asyncio.gather(*(self._worker() for _ in range(self._concurrency)))
-
-    async def _worker(self) -> None:
-        while self._work and self._fault is None:
-            work = self._work.popleft()
-            body = self._engine.body([self._segments[i] for i in work.indices])
-            estimate = self._engine.estimate(body)
-            try:
-                self._engine.reserve(estimate)
-            except BudgetError as error:
-                # what is under way may come cheaper than thought, and leave room for this
-                self._work.appendleft(work)
-                if self._num_under_way == 0:
-                    self._fault = error
-                return
-            self._num_under_way += 1
-            usage = Usage()
-            try:
-                usage = await self._request(work, body, estimate)
-            except EngineError as error:
-                self._fault = error
-            except ServiceError as error:
-                self._fault = EngineError(str(error))
-            finally:
-                self._num_under_way -= 1
-                self._engine.settle(estimate, usage)
-
-    async def _request(self, work: _Work, body: Mapping[str, Any], estimate: Usage) -> Usage:
-        num_tokens = estimate.input_tokens + estimate.output_tokens
-        try:
-            reply = await self._service.ask(body, num_tokens)
-        except RejectedError as error:
-            await self._halve(work, f"refused: {error}", error.is_final)
-        except ExhaustedError as error:
-            self._num_silent += 1
-            limit = max(_MAX_SILENT, self._concurrency)
-            if not self._service.num_answered or self._num_silent >= limit:
-                raise EngineError(
-                    f"the service does not answer: {error}. What was answered before is in the "
-                    "cache; run again to go on."
-                ) from error
-            await self._halve(work, f"no answer: {error}")
-        else:
-            self._num_silent = 0
-            usage = self._engine.usage_of(reply)
-            await self._read(work, reply, usage)
-            return usage
-        return Usage()
-
-    async def _read(self, work: _Work, reply: ChatReply, usage: Usage) -> None:
-        """Hand on what was answered, and ask again for the rest."""
-        content, refusal = reply.text, reply.refusal
-        found = {} if refusal else read_answer(content, len(work.indices))
-        outcomes = [Outcome(work.indices[k], text) for k, text in found.items()]
-        rest = tuple(i for k, i in enumerate(work.indices) if k not in found)
-        if len(rest) == 1 and not found and (refusal or work.num_useless + 1 >= _MAX_USELESS):
-            error = f"refused: {refusal}" if refusal else f"useless answer: {content[:100]!r}"
-            outcomes.append(Outcome(rest[0], None, error))
-            rest = ()
-        if found and rest:
-            self._work.append(_Work(rest, work.num_useless))
-        elif len(rest) > 1:
-            self._cut(rest, work.num_useless)
-        elif rest:
-            self._work.append(_Work(rest, work.num_useless + 1))
-        await self._hand_on(*outcomes, usage=usage)
-
-    async def _halve(self, work: _Work, fault: str, is_final: bool = False) -> None:
-        """Find the segment at fault; by itself it fails, for good or until another run."""
-        if len(work.indices) > 1:
-            self._cut(work.indices, work.num_useless)
-        else:
-            await self._hand_on(Outcome(work.indices[0], None, fault, is_final))
-
-    def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
-        middle = len(indices) // 2
-        self._work.append(_Work(indices[:middle], num_useless))
-        self._work.append(_Work(indices[middle:], num_useless))

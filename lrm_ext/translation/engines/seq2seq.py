@@ -11,20 +11,27 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from llava.errors import ConfigError
+from lrm_ext.languages.tags import m2m100_codes, nllb_codes
 from lrm_ext.translation.engines.base import (
     EngineError,
+    EngineSpec,
     OptionValue,
     Outcome,
     Reply,
     Segment,
     Usage,
+    code_of,
+    languages_of,
 )
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Cache
 
 log = logging.getLogger(__name__)
 
@@ -69,25 +76,6 @@ class Answered(NamedTuple):
 
     ids: list[int]
     is_ended: bool
-
-
-class Runner(Protocol):
-    """A model ready to translate."""
-
-    tokenizer: Any
-    max_positions: int | None
-
-    def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
-        """Translate token ids, at most `limit` new ones each."""
-        ...
-
-    def free(self) -> None:
-        """Give back memory that is not in use."""
-        ...
-
-    def close(self) -> None:
-        """Give back all memory."""
-        ...
 
 
 def find_checkpoint(options: Seq2SeqOptions) -> Found:
@@ -183,7 +171,7 @@ class TorchRunner:
         settings.forced_bos_token_id = self._first
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
-        """Translate token ids; see `Runner`."""
+        """Translate token ids, at most `limit` new ones each."""
         torch = self._torch
         width = max(map(len, batch))
         ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
@@ -244,7 +232,7 @@ class CTranslate2Runner:
             ) from error
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
-        """Translate token ids; see `Runner`."""
+        """Translate token ids, at most `limit` new ones each."""
         results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
             target_prefix=None if self._first is None else [self._first] * len(batch),
@@ -268,6 +256,9 @@ class CTranslate2Runner:
         if self._first is not None and tokens[:1] == self._first:
             tokens = tokens[1:]
         return Answered(self.tokenizer.convert_tokens_to_ids(tokens), is_ended)
+
+
+Runner = TorchRunner | CTranslate2Runner
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -339,6 +330,9 @@ def _digest(folder: Path) -> str:
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
+
+if TYPE_CHECKING:
+    from lrm_ext.translation.cache import Cache
 
 log = logging.getLogger(__name__)
 
@@ -545,3 +539,106 @@ def max_new_tokens(num_tokens: int, max_positions: int | None) -> int:
     """The longest answer to a segment of this length, in tokens."""
     limit = 2 * length_class(num_tokens) + _MORE_TOKENS
     return limit if max_positions is None else min(limit, max_positions - 2)
+
+
+@dataclass(frozen=True)
+class NllbOptions(Seq2SeqOptions):
+    """Options of the engine; larger models: facebook/nllb-200-distilled-1.3B, nllb-200-3.3B."""
+
+    model: str = "facebook/nllb-200-distilled-600M"
+
+
+@dataclass(frozen=True)
+class MadladOptions(Seq2SeqOptions):
+    """Options of the engine; larger models: google/madlad400-7b-mt, google/madlad400-10b-mt."""
+
+    model: str = "google/madlad400-3b-mt"
+
+
+@dataclass(frozen=True)
+class M2M100Options(Seq2SeqOptions):
+    """Options of the engine; the larger model is facebook/m2m100_1.2B."""
+
+    ct2_fault: ClassVar[str] = (
+        "Under transformers 5 its converter misses the languages of M2M100, which it looks for "
+        "among additional_special_tokens"
+    )
+
+    model: str = "facebook/m2m100_418M"
+
+
+@dataclass(frozen=True)
+class OpusOptions(Seq2SeqOptions):
+    """Options of the engine; without `model` the language file's, which may end with a tag."""
+
+    model: str = ""
+
+
+# Says, from an engine's options and its codes of two languages, which model is meant and how it is
+# told the languages.
+Tell = Callable[[Any, Callable[[str], str], str, str], tuple[Seq2SeqOptions, Naming]]
+
+
+def _spec(name: str, tell: Tell, cost: str = "GPU or CPU time", **known: Any) -> EngineSpec:
+    def build(options: Any, source: str, target: str, ledger: Cache) -> Seq2SeqEngine:
+        options, naming = tell(options, lambda lang: code_of(name, lang), source, target)
+        return Seq2SeqEngine(name, options, naming)
+
+    return EngineSpec(
+        name=name,
+        cost=cost,
+        build=build,
+        languages=lambda: languages_of(name),
+        install=INSTALL,
+        **known,
+    )
+
+
+def _tell_opus(
+    options: OpusOptions, code: Callable[[str], str], source: str, target: str
+) -> tuple[Seq2SeqOptions, Naming]:
+    """The language files name the model of each language.
+
+    A model of several languages is given a tag before the text, which follows after a blank:
+    `Helsinki-NLP/opus-mt-tc-base-en-sh >>hrv<<`.
+    """
+    model, _, tag = (options.model or code(target)).partition(" >>")
+    return replace(options, model=model), Naming(prefix=f">>{tag}" if tag else "")
+
+
+NLLB = _spec(
+    "nllb",
+    lambda o, code, source, target: (o, Naming(source=code(source), first=code(target))),
+    summary="NLLB-200, a sentence model",
+    licence="CC-BY-NC-4.0: not for commercial use",
+    options=NllbOptions,
+    likely_code=lambda tag, names: f"{names.iso_639_3}_{names.script}",
+    known_codes=nllb_codes,
+)
+MADLAD = _spec(
+    "madlad",  # a T5 that reads the language before the text
+    lambda o, code, source, target: (o, Naming(prefix=f"<2{code(target)}>")),
+    summary="MADLAD-400, the widest open licence",
+    licence="Apache-2.0",
+    cost="GPU time (3 billion parameters)",
+    options=MadladOptions,
+    likely_code=lambda tag, names: tag,
+)
+M2M100 = _spec(
+    "m2m100",
+    lambda o, code, source, target: (o, Naming(source=code(source), first=f"__{code(target)}__")),
+    summary="M2M100, a sentence model; older, invents more",
+    licence="MIT",
+    options=M2M100Options,
+    likely_code=lambda tag, names: tag,
+    known_codes=m2m100_codes,
+)
+OPUS_MT = _spec(
+    "opus-mt",
+    _tell_opus,
+    summary="Opus-MT, a small model for each language",
+    licence="by model: Apache-2.0 or CC-BY-4.0",
+    cost="CPU or GPU time",
+    options=OpusOptions,
+    likely_code=lambda tag, names: f"Helsinki-NLP/opus-mt-en-{tag}",
+)

@@ -8,7 +8,7 @@ what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
 from __future__ import annotations
 
 from lrm_ext.translation.quality.base import DOUBTS, Finding, Thresholds, Verdict, get_thresholds
-from lrm_ext.translation.quality.checking import CHECKS, Checker, check_text, check_turns
+from lrm_ext.translation.quality.checking import CHECKS, Checker
 
 # Goes up when the same text may get another verdict; translations remember it.
 QUALITY_VERSION = 3
@@ -21,7 +21,5 @@ __all__ = [
     "Finding",
     "Thresholds",
     "Verdict",
-    "check_text",
-    "check_turns",
     "get_thresholds",
 ]

@@ -192,52 +192,6 @@ class Checker:
         return Verdict(tuple(findings), figures)
 
 
-def check_text(
-    source: str,
-    target: str,
-    source_lang: str,
-    target_lang: str,
-    *,
-    thresholds: Thresholds | None = None,
-) -> Verdict:
-    """Check one text; a `Checker` is faster for many.
-
-    Args:
-        source: The text.
-        target: Its translation.
-        source_lang: Code of the text's language.
-        target_lang: Code of the translation's language.
-        thresholds: What passes; the language's own if left out.
-
-    Raises:
-        ConfigError: A language is unknown, or what a check needs is not installed.
-    """
-    return Checker(source_lang, target_lang, thresholds).check_text(source, target)
-
-
-def check_turns(
-    source_turns: Sequence[Turn],
-    target_turns: Sequence[Turn],
-    source_lang: str,
-    target_lang: str,
-    *,
-    thresholds: Thresholds | None = None,
-) -> Verdict:
-    """Check one row; a `Checker` is faster for many.
-
-    Args:
-        source_turns: The row's turns.
-        target_turns: Their translations.
-        source_lang: Code of the row's language.
-        target_lang: Code of the translation's language.
-        thresholds: What passes; the language's own if left out.
-
-    Raises:
-        ConfigError: A language is unknown, or what a check needs is not installed.
-    """
-    return Checker(source_lang, target_lang, thresholds).check_turns(source_turns, target_turns)
-
-
 def _measure(
     pair: Pair, thresholds: Thresholds, checks: Iterable[tuple[str, Check]]
 ) -> dict[str, Measured]:

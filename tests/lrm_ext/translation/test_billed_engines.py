@@ -188,7 +188,7 @@ def test_a_text_at_fault_is_found(service: BilledService) -> None:
     texts = [text + "x" * 9_000 for text in TEXTS[:6]] + [TEXTS[-1]]
     found = run(make(service, concurrency=1), texts)
     bad = found.pop(TEXTS[-1])
-    assert bad.text is None and not bad.is_final and "rejected" in str(bad.error)
+    assert bad.text is None and not bad.is_final and "refused" in str(bad.error)
     assert all(outcome.text for outcome in found.values())
 
 

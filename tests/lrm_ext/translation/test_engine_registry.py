@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
+from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import (
     Engine,
     EngineSpec,
-    Ledger,
     build_engine,
     describe_options,
     engine_names,
@@ -40,7 +40,7 @@ class MirrorOptions:
     mark: str = "*"
 
 
-def build_mirror(options: MirrorOptions, source: str, target: str, ledger: Ledger) -> Engine:
+def build_mirror(options: MirrorOptions, source: str, target: str, ledger: Cache) -> Engine:
     return FakeEngine(lambda text: f"{options.mark}{text}{options.mark}", name="mirror")
 
 

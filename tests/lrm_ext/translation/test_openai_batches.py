@@ -216,7 +216,7 @@ def test_a_job_that_the_service_forgot(service: BatchService, cache: Cache) -> N
 
 def test_the_budget_counts_jobs_under_way(service: BatchService, cache: Cache) -> None:
     one = make(service, cache)
-    cost = one.estimate(one.body([Segment(text) for text in TEXTS[:8]]))
+    cost = one.estimate([Segment(text) for text in TEXTS[:8]])
     tokens = cost.input_tokens + cost.output_tokens
     engine = make(service, cache, budget_tokens=3 * tokens)
     found: dict[str, Outcome] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava.data.sample import Turn
-from lrm_ext.translation.quality import CHECKS, DOUBTS, Checker, check_text, check_turns
+from lrm_ext.translation.quality import CHECKS, DOUBTS, Checker
 
 # Sentences that people write, and what looks wrong and is not.
 GOOD = [
@@ -68,7 +68,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("lang", "source", "target"), GOOD)
 def test_what_people_write_passes(lang: str, source: str, target: str) -> None:
-    verdict = check_text(source, target, "en", lang)
+    verdict = Checker("en", lang).check_text(source, target)
     assert [str(finding) for finding in verdict.findings] == []
     assert (verdict.ok, verdict.status, verdict.reasons) == (True, "ok", [])
 
@@ -163,7 +163,7 @@ BAD = [
 
 @pytest.mark.parametrize(("check", "lang", "source", "target"), BAD)
 def test_what_is_wrong_is_found(check: str, lang: str, source: str, target: str) -> None:
-    verdict = check_text(source, target, "en", lang)
+    verdict = Checker("en", lang).check_text(source, target)
     found = {finding.check: finding for finding in verdict.findings}
     assert check in found, (verdict.figures, list(map(str, verdict.findings)))
     assert found[check].value > found[check].limit and found[check].message
@@ -179,8 +179,8 @@ def test_each_language_says_yes_and_no(lang: str) -> None:
     from lrm_ext.languages.registry import get_language
 
     language = get_language(lang)
-    assert check_text("Yes", language.yes, "en", lang).ok
-    assert not check_text("Yes", language.no, "en", lang).ok
+    assert Checker("en", lang).check_text("Yes", language.yes).ok
+    assert not Checker("en", lang).check_text("Yes", language.no).ok
 
 
 def human(text: str) -> Turn:
@@ -194,7 +194,7 @@ def gpt(text: str) -> Turn:
 def test_a_row_is_as_good_as_its_worst_turn() -> None:
     english = (human("What is it?"), gpt("A cat."), human("How many?"), gpt("There are 3 cats."))
     other = (human("Što je to?"), gpt("Mačka."), human("Koliko ih je?"), gpt("Ima 4 mačke."))
-    verdict = check_turns(english, other, "en", "hr")
+    verdict = Checker("en", "hr").check_turns(english, other)
     assert [finding.check for finding in verdict.findings] == ["numbers"]
     assert verdict.figures["numbers"] == 2 and verdict.figures["structure"] == 0
 
@@ -202,7 +202,7 @@ def test_a_row_is_as_good_as_its_worst_turn() -> None:
 def test_turns_and_roles_are_compared() -> None:
     english = (human("What is it?"), gpt("A cat."))
     for other in ((human("Što je to?"),), (gpt("Što je to?"), human("Mačka."))):
-        verdict = check_turns(english, other, "en", "hr")
+        verdict = Checker("en", "hr").check_turns(english, other)
         assert verdict.status == "rejected" and verdict.findings[0].check == "structure"
 
 
@@ -210,8 +210,9 @@ def test_many_short_turns_are_judged_together() -> None:
     """Of two or three words no identifier can tell the language; of twenty it can."""
     english = [gpt(text) for text in ("a red car", "a big tree", "two small boys", "the old house")]
     german = ["ein rotes Auto", "ein großer Baum", "zwei kleine Jungen", "das alte Haus"]
-    assert all(check_text(e.text, g, "en", "hr").ok for e, g in zip(english, german, strict=True))
-    verdict = check_turns(english, [gpt(text) for text in german], "en", "hr")
+    checker = Checker("en", "hr")
+    assert all(checker.check_text(e.text, g).ok for e, g in zip(english, german, strict=True))
+    verdict = checker.check_turns(english, [gpt(text) for text in german])
     assert "language" in {finding.check for finding in verdict.findings}
 
 
@@ -219,13 +220,15 @@ def test_a_checker_gives_what_a_single_check_gives() -> None:
     checker = Checker("en", "hr")
     for _, _, source, target in BAD:
         for _ in range(2):  # the second time from what it remembers
-            assert checker.check_text(source, target) == check_text(source, target, "en", "hr")
+            assert checker.check_text(source, target) == Checker("en", "hr").check_text(
+                source, target
+            )
 
 
 def test_other_limits() -> None:
     from lrm_ext.translation.quality import get_thresholds
 
     source, target = "The boy is standing on the beach.", "Dječak stoji na plaži"
-    assert check_text(source, target, "en", "hr").status == "suspect"
+    assert Checker("en", "hr").check_text(source, target).status == "suspect"
     thresholds = get_thresholds("hr").with_limits({"ending": 1.0})
-    assert check_text(source, target, "en", "hr", thresholds=thresholds).ok
+    assert Checker("en", "hr", thresholds).check_text(source, target).ok
