@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY
 """
 
 
-class Answer(NamedTuple):
+class CachedAnswer(NamedTuple):
     """What an engine answered.
 
     Attributes:
@@ -93,24 +93,24 @@ class Cache:
                     raise
                 time.sleep(_BUSY_POLL_S)
 
-    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedAnswer]:
         """Look answers up; keys without one are left out.
 
         Raises:
             DataError: The file is damaged or cannot be read.
         """
-        found: dict[bytes, Answer] = {}
+        found: dict[bytes, CachedAnswer] = {}
         with self._plain_errors("cannot be read"):
             for start in range(0, len(keys), _LOOKUP):
                 some = keys[start : start + _LOOKUP]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT key, text, error FROM answers WHERE key IN ({marks})"
                 for key, text, error in self._db.execute(query, some):
-                    found[key] = Answer(text, error)
+                    found[key] = CachedAnswer(text, error)
         return found
 
     def put(
-        self, answers: Mapping[bytes, Answer], engine: Engine, target: str, usage: Usage
+        self, answers: Mapping[bytes, CachedAnswer], engine: Engine, target: str, usage: Usage
     ) -> int:
         """Commit answers and what they cost, all or nothing.
 

@@ -59,7 +59,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuPrice:
     """The GPU that local engines run on.
 
     Attributes:
@@ -108,7 +108,7 @@ class Assumptions:
 
     volume: Volume
     tokens: Tokens
-    gpu: Gpu
+    gpu: GpuPrice
     engines: tuple[EngineCost, ...]
 
     @classmethod
@@ -133,7 +133,7 @@ class Assumptions:
         return cls(
             _read(Volume, data.get("volume", {}), f"{path}: [volume]"),
             _read(Tokens, data.get("tokens", {}), f"{path}: [tokens]"),
-            _read(Gpu, data.get("gpu", {}), f"{path}: [gpu]"),
+            _read(GpuPrice, data.get("gpu", {}), f"{path}: [gpu]"),
             tuple(engines),
         )
 

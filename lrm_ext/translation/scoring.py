@@ -21,7 +21,7 @@ import pyarrow as pa
 from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, CorpusRow, Text
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.translation.cache import Answer, Cache, Keys
+from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translation.engines.base import Engine, Segment, get_spec, identity, parse_options
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translation.runner import PartStore, locked, read_description, text_dir
@@ -87,12 +87,12 @@ class BackTranslation:
         found = {text: known[key].text for text, key in keys.items() if key in known}
         missing = [text for text in texts if text not in found]
         for reply in self._engine.translate([Segment(text) for text in missing]) if missing else ():
-            fresh: dict[bytes, Answer] = {}
+            fresh: dict[bytes, CachedAnswer] = {}
             for outcome in reply.outcomes:
                 text = missing[outcome.index]
                 found[text] = outcome.text
                 if outcome.is_final:
-                    fresh[keys[text]] = Answer(outcome.text, outcome.error)
+                    fresh[keys[text]] = CachedAnswer(outcome.text, outcome.error)
             self._cache.put(fresh, self._engine, ENGLISH, reply.usage)
         return found
 

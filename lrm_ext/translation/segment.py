@@ -41,7 +41,7 @@ _TABLE_RULE = re.compile(r"(\s*\|\s*)")
 _MAX_SHORT_WORDS = 3
 
 
-class Piece(NamedTuple):
+class TurnPiece(NamedTuple):
     """A part of a turn.
 
     Attributes:
@@ -56,20 +56,20 @@ class Piece(NamedTuple):
     is_option: bool = False
 
 
-def frame(text: str) -> list[Piece]:
+def frame(text: str) -> list[TurnPiece]:
     r"""Take a turn apart.
 
     Example:
         >>> [(p.text, p.kind) for p in frame("<image>\n1. A red car")]
         [('<image>', 'copy'), ('\n', 'copy'), ('1. ', 'copy'), ('A red car', 'unit')]
     """
-    pieces: list[Piece] = []
+    pieces: list[TurnPiece] = []
     end = 0
     for block in _BLOCK.finditer(text) if "```" in text or "$$" in text or "\\" in text else ():
         if "\n" not in block[0]:  # within a line it is a span like any other
             continue
         pieces += _lines(text[end : block.start()])
-        pieces.append(Piece(block[0], COPY))
+        pieces.append(TurnPiece(block[0], COPY))
         end = block.end()
     pieces += _lines(text[end:])
     return pieces
@@ -112,7 +112,7 @@ def question_of(text: str) -> str:
     return question_among(frame(text))
 
 
-def question_among(pieces: Iterable[Piece]) -> str:
+def question_among(pieces: Iterable[TurnPiece]) -> str:
     """The same, of a turn that was taken apart."""
     units = [p.text for p in pieces if p.kind == UNIT and not p.is_option]
     questions = [unit for unit in units if unit.rstrip().endswith("?")]
@@ -140,44 +140,49 @@ def sentences(text: str) -> list[str]:
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True) if a < b]
 
 
-def _lines(text: str) -> list[Piece]:
-    pieces: list[Piece] = []
+def _lines(text: str) -> list[TurnPiece]:
+    pieces: list[TurnPiece] = []
     for i, line in enumerate(_LINE_END.split(text)):
         if i % 2:
-            pieces.append(Piece(line, COPY))
+            pieces.append(TurnPiece(line, COPY))
         elif line.lstrip().startswith("|") and line.count("|") > 1:
             for k, cell in enumerate(_TABLE_RULE.split(line)):
-                pieces += [Piece(cell, COPY)] if k % 2 else _words(cell, is_option=False)
+                pieces += [TurnPiece(cell, COPY)] if k % 2 else _words(cell, is_option=False)
         else:
             lead = _LEAD.match(line)
             start = lead.end() if lead else 0
             if start:
-                pieces.append(Piece(line[:start], COPY))
+                pieces.append(TurnPiece(line[:start], COPY))
             pieces += _words(line[start:], is_option=_OPTION.match(line) is not None)
     return [piece for piece in pieces if piece.text]
 
 
-def _words(text: str, is_option: bool) -> list[Piece]:
+def _words(text: str, is_option: bool) -> list[TurnPiece]:
     """The pieces of a line without its lead."""
     body = text.rstrip()
-    tail = [Piece(text[len(body) :], COPY)] if len(body) < len(text) else []
+    tail = [TurnPiece(text[len(body) :], COPY)] if len(body) < len(text) else []
     start = len(body) - len(body.lstrip())
-    head, body = [Piece(body[:start], COPY)] if start else [], body[start:]
+    head, body = [TurnPiece(body[:start], COPY)] if start else [], body[start:]
     if _is_wordless(body):
-        return [*head, Piece(body, COPY), *tail]
+        return [*head, TurnPiece(body, COPY), *tail]
     if fixed_text(body, ENGLISH) is not None:
-        return [*head, Piece(body, FIXED), *tail]
+        return [*head, TurnPiece(body, FIXED), *tail]
     for prompt in _openings() if ": " in body else ():
         if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
-            after = [Piece(rest, SEEN)] if is_seen else _words(rest, is_option)
-            return [*head, Piece(prompt, FIXED), *after, *tail]
+            after = [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
+            return [*head, TurnPiece(prompt, FIXED), *after, *tail]
     prompts = _prompts()
     for prompt in prompts if body.endswith(prompts) else ():
         if body.endswith(" " + prompt):
-            return [*head, *_words(body[: -len(prompt)], is_option), Piece(prompt, FIXED), *tail]
-    return [*head, Piece(body, UNIT, is_option), *tail]
+            return [
+                *head,
+                *_words(body[: -len(prompt)], is_option),
+                TurnPiece(prompt, FIXED),
+                *tail,
+            ]
+    return [*head, TurnPiece(body, UNIT, is_option), *tail]
 
 
 def _is_wordless(text: str) -> bool:

@@ -29,7 +29,7 @@ from llava.errors import ConfigError
 from lrm_ext.corpus.layout import ENGLISH
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.cache import Answer, Cache, Keys
+from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translation.engines.base import Engine, EngineError, Segment, Usage
 from lrm_ext.translation.protect import Masked, damaged_parts, mask, restore, split
 from lrm_ext.translation.segment import Translated, Unit, sentences
@@ -240,7 +240,7 @@ class Translator:
             return None  # the same as in sight
         return _Plan(tuple(parts), unit.context if context else "")
 
-    def _ask(self, engine: Engine, plans: Iterable[_Plan]) -> dict[Segment, Answer]:
+    def _ask(self, engine: Engine, plans: Iterable[_Plan]) -> dict[Segment, CachedAnswer]:
         """Look segments up, and have the engine translate the rest."""
         segments = list(
             dict.fromkeys(
@@ -250,7 +250,7 @@ class Translator:
                 if isinstance(part, Masked)
             )
         )
-        answers: dict[Segment, Answer] = {}
+        answers: dict[Segment, CachedAnswer] = {}
         keys = {segment: self._keys[id(engine)].key(segment) for segment in segments}
         if not engine.is_table:
             found = self._cache.get_many(list(keys.values()))
@@ -266,11 +266,11 @@ class Translator:
         missing: Sequence[Segment],
         engine: Engine,
         keys: dict[Segment, bytes],
-        answers: dict[Segment, Answer],
+        answers: dict[Segment, CachedAnswer],
     ) -> None:
         """Have the engine translate segments; what it answers goes into the cache at once."""
         for reply in engine.translate(missing):
-            fresh: dict[bytes, Answer] = {}
+            fresh: dict[bytes, CachedAnswer] = {}
             for outcome in reply.outcomes:
                 if not 0 <= outcome.index < len(missing):
                     raise EngineError(
@@ -278,7 +278,7 @@ class Translator:
                         f"{len(missing)}; its code is at fault."
                     )
                 segment = missing[outcome.index]
-                answers[segment] = Answer(outcome.text, outcome.error, outcome.is_final)
+                answers[segment] = CachedAnswer(outcome.text, outcome.error, outcome.is_final)
                 if outcome.is_final:
                     fresh[keys[segment]] = answers[segment]
             if not engine.is_table:
@@ -293,7 +293,7 @@ class Translator:
         return Segment(part.text, plan.context, terms)
 
     def _finish(
-        self, unit: Unit, plan: _Plan, answers: dict[Segment, Answer], engine: Engine
+        self, unit: Unit, plan: _Plan, answers: dict[Segment, CachedAnswer], engine: Engine
     ) -> tuple[str | None, str]:
         """Put a plan's parts together and check what must have survived."""
         texts: list[str] = []

@@ -35,7 +35,7 @@ from lrm_ext.corpus.emoji.conversations import IMAGE_PREFIX, caption_turns, ques
 from lrm_ext.corpus.emoji.scenes import load_scenes
 from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.languages.registry import ENGLISH, get_language
-from lrm_ext.translation.cache import Answer, Cache, Keys
+from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translation.engines.base import Segment, Usage, build_engine
 from lrm_ext.translation.protect import damaged_parts, mask, restore
 from lrm_ext.translation.quality import Checker
@@ -172,23 +172,23 @@ def bench_cache(num_lookups: int) -> dict[str, Any]:
         segments = [Segment(f"Is there a cat in picture {i}?") for i in range(num_lookups)]
         for start in range(0, num_lookups, _BATCH):
             some = segments[start : start + _BATCH : 2]
-            answers = {keys.key(s): Answer(f"Ima li mačke? {s.text}", None) for s in some}
+            answers = {keys.key(s): CachedAnswer(f"Ima li mačke? {s.text}", None) for s in some}
             cache.put(answers, engine, "hr", Usage())
         random.Random(0).shuffle(segments)
         clock = time.process_time()
-        ours: dict[bytes, Answer] = {}
+        ours: dict[bytes, CachedAnswer] = {}
         for start in range(0, num_lookups, _BATCH):
             ours |= cache.get_many([keys.key(s) for s in segments[start : start + _BATCH]])
         ours_s = time.process_time() - clock
         cache.close()
         database = sqlite3.connect(path)
         clock = time.process_time()
-        peer: dict[bytes, Answer] = {}
+        peer: dict[bytes, CachedAnswer] = {}
         for segment in segments:
             key = keys.key(segment)
             query = "SELECT text, error FROM answers WHERE key = ?"
             if found := database.execute(query, (key,)).fetchone():
-                peer[key] = Answer(*found)
+                peer[key] = CachedAnswer(*found)
         peer_s = time.process_time() - clock
         database.close()
     return {

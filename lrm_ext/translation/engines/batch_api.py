@@ -25,7 +25,7 @@ from llava.chat_service import (
     read_reply,
 )
 from llava.errors import ExhaustedError, RejectedError, ServiceError
-from lrm_ext.translation.cache import Answer, Keys
+from lrm_ext.translation.cache import CachedAnswer, Keys
 from lrm_ext.translation.engines.base import (
     BudgetError,
     EngineError,
@@ -239,7 +239,7 @@ class _Working:
 
     def _collect(self, job: BatchJob, files: Sequence[str | None]) -> Iterator[Reply]:
         usage = Usage()
-        answers: dict[bytes, Answer] = {}
+        answers: dict[bytes, CachedAnswer] = {}
         for line in (line for file in files for line in self._lines(file)):
             asked = job.requests[int(line["custom_id"])]
             response = line.get("response") or {}
@@ -306,7 +306,7 @@ class _Working:
                 "run again to go on."
             ) from error
 
-    def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, Answer]:
+    def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, CachedAnswer]:
         """The answers to one request."""
         outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
-        return {asked[o.index]: Answer(o.text, o.error) for o in outcomes}
+        return {asked[o.index]: CachedAnswer(o.text, o.error) for o in outcomes}

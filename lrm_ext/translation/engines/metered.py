@@ -94,7 +94,7 @@ class BilledAnswer(NamedTuple):
 Client = Callable[[Sequence[str], str], BilledAnswer]
 
 
-class Account:
+class Budget:
     """What an engine has spent in all runs, and what is set aside for requests under way.
 
     Args:
@@ -167,7 +167,7 @@ class PaidEngine(Protocol):
         is_answered: Whether the service has answered it, in any batch.
     """
 
-    account: Account
+    account: Budget
     is_answered: bool
 
     def estimate(self, segments: Sequence[Segment]) -> Usage:
@@ -356,7 +356,7 @@ class BilledEngine:
         self.name = name
         self.version = version
         self.options = decisive
-        self.account = Account(options.budget_characters, options.budget_usd, "characters")
+        self.account = Budget(options.budget_characters, options.budget_usd, "characters")
         self.is_answered = False
         self._settings = options
         self._ledger = ledger

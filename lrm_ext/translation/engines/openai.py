@@ -30,7 +30,7 @@ from lrm_ext.translation.engines.base import (
     Segment,
     Usage,
 )
-from lrm_ext.translation.engines.metered import Account, Work, ask
+from lrm_ext.translation.engines.metered import Budget, Work, ask
 
 if TYPE_CHECKING:
     from llava.chat_service import ChatReply, ChatService
@@ -148,7 +148,7 @@ class OpenAIEngine:
         self.settings = options
         self.source, self.target = source, target
         self.ledger = ledger
-        self.account = Account(options.budget_tokens, options.budget_usd, "tokens")
+        self.account = Budget(options.budget_tokens, options.budget_usd, "tokens")
         self.is_answered = False
         self.service = _service(options)
         self.version = options.model

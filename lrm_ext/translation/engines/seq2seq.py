@@ -66,7 +66,7 @@ class Found(NamedTuple):
     version: str
 
 
-class Answered(NamedTuple):
+class DecodedText(NamedTuple):
     """What a model made of one text.
 
     Attributes:
@@ -170,7 +170,7 @@ class TorchRunner:
         settings.no_repeat_ngram_size = options.no_repeat_ngram
         settings.forced_bos_token_id = self._first
 
-    def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
+    def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
         """Translate token ids, at most `limit` new ones each."""
         torch = self._torch
         width = max(map(len, batch))
@@ -198,10 +198,10 @@ class TorchRunner:
         del self.model
         self.free()
 
-    def _read(self, ids: list[int]) -> Answered:
+    def _read(self, ids: list[int]) -> DecodedText:
         is_ended = self._end in ids
         ids = ids[: ids.index(self._end)] if is_ended else ids
-        return Answered(ids[ids[:1] == [self._first] :], is_ended)
+        return DecodedText(ids[ids[:1] == [self._first] :], is_ended)
 
 
 class CTranslate2Runner:
@@ -231,7 +231,7 @@ class CTranslate2Runner:
                 f"{options.ct2_model} cannot be loaded: {_first_line(error)}"
             ) from error
 
-    def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[Answered]:
+    def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
         """Translate token ids, at most `limit` new ones each."""
         results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
@@ -250,12 +250,12 @@ class CTranslate2Runner:
         """Give back all memory."""
         self.model.unload_model()
 
-    def _read(self, tokens: list[str]) -> Answered:
+    def _read(self, tokens: list[str]) -> DecodedText:
         is_ended = tokens[-1:] == [self.tokenizer.eos_token]
         tokens = tokens[: len(tokens) - is_ended]
         if self._first is not None and tokens[:1] == self._first:
             tokens = tokens[1:]
-        return Answered(self.tokenizer.convert_tokens_to_ids(tokens), is_ended)
+        return DecodedText(self.tokenizer.convert_tokens_to_ids(tokens), is_ended)
 
 
 Runner = TorchRunner | CTranslate2Runner
@@ -459,7 +459,7 @@ class Seq2SeqEngine:
 
     def _run(
         self, runner: Runner, batch: Sequence[Sequence[int]], limit: int
-    ) -> list[Answered] | None:
+    ) -> list[DecodedText] | None:
         """Translate token ids; None if memory ran out."""
         try:
             return runner.run(batch, limit)
@@ -483,7 +483,7 @@ class Seq2SeqEngine:
         self,
         runner: Runner,
         batch: Sequence[int],
-        answers: Sequence[Answered],
+        answers: Sequence[DecodedText],
         num_tokens: int,
         limit: int,
     ) -> Reply:

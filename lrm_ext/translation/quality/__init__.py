@@ -7,7 +7,13 @@ what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
 
 from __future__ import annotations
 
-from lrm_ext.translation.quality.base import DOUBTS, Finding, Thresholds, Verdict, get_thresholds
+from lrm_ext.translation.quality.base import (
+    DOUBTS,
+    FailedCheck,
+    Thresholds,
+    Verdict,
+    get_thresholds,
+)
 from lrm_ext.translation.quality.checking import CHECKS, Checker
 
 # Goes up when the same text may get another verdict; translations remember it.
@@ -18,7 +24,7 @@ __all__ = [
     "DOUBTS",
     "QUALITY_VERSION",
     "Checker",
-    "Finding",
+    "FailedCheck",
     "Thresholds",
     "Verdict",
     "get_thresholds",

@@ -24,7 +24,7 @@ DOUBTS = frozenset({"near", "meaning", "length", "ending"})
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FailedCheck:
     """One failed check.
 
     Attributes:
@@ -53,7 +53,7 @@ class Verdict:
             cannot judge, such as the language of one word, has no figure.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[FailedCheck, ...]
     figures: Mapping[str, float]
 
     @property
@@ -204,7 +204,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
 
 
-class Pair:
+class TextPair:
     """A text and its translation.
 
     Attributes:
@@ -238,7 +238,7 @@ class Pair:
         self.known_words: dict[str, bool] | None = None
 
     @classmethod
-    def of_all(cls, pairs: Sequence[Pair]) -> Pair:
+    def of_all(cls, pairs: Sequence[TextPair]) -> TextPair:
         """All of a row as one text, a line each; what is known of its parts is taken over."""
         whole = cls.__new__(cls)
         whole.source = "\n".join([pair.source for pair in pairs])

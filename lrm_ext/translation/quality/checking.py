@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from llava.data.sample import Turn
 from lrm_ext.translation.quality.base import (
-    Finding,
+    FailedCheck,
     Measured,
-    Pair,
+    TextPair,
     Thresholds,
     Verdict,
     get_thresholds,
@@ -39,7 +39,7 @@ from lrm_ext.translation.quality.language_id import (
     is_too_short,
 )
 
-Check = Callable[[Pair, Thresholds], Measured | None]
+Check = Callable[[TextPair, Thresholds], Measured | None]
 
 # In this order; the first that fails names a row's fault in tables.
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -75,7 +75,7 @@ _ROWS_AHEAD = 512
 class _Looked(NamedTuple):
     """A pair of texts and what was measured of it."""
 
-    pair: Pair
+    pair: TextPair
     measured: Mapping[str, Measured]
 
 
@@ -99,7 +99,7 @@ class Checker:
         self.thresholds = thresholds or get_thresholds(target_lang)
         self._limits = [(name, self.thresholds.limits[name]) for name in CHECKS]
         self._known: OrderedDict[tuple[str, str], _Looked] = OrderedDict()
-        self._ahead: dict[tuple[str, str], Pair] = {}
+        self._ahead: dict[tuple[str, str], TextPair] = {}
 
     def check_text(self, source: str, target: str) -> Verdict:
         """Check one text.
@@ -157,9 +157,9 @@ class Checker:
             # a word of a near language that no turn has is not in the row either
             is_near = "near" in worst and worst["near"].value > 0
             checks = _OF_ROWS if is_near else _OF_OTHER_ROWS
-            _keep_worst(worst, _measure(Pair.of_all(pairs), self.thresholds, checks))
+            _keep_worst(worst, _measure(TextPair.of_all(pairs), self.thresholds, checks))
             if short := [pair for pair in pairs if is_too_short(pair)]:
-                whole = Pair.of_all(short)
+                whole = TextPair.of_all(short)
                 _keep_worst(worst, _measure(whole, self.thresholds, _OF_SHORT))
         return worst
 
@@ -176,11 +176,11 @@ class Checker:
                 self._known.popitem(last=False)
         return found
 
-    def _pair(self, key: tuple[str, str]) -> Pair:
-        return Pair(*key, self.source_lang, self.target_lang)
+    def _pair(self, key: tuple[str, str]) -> TextPair:
+        return TextPair(*key, self.source_lang, self.target_lang)
 
     def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
-        findings: list[Finding] = []
+        findings: list[FailedCheck] = []
         figures: dict[str, float] = {}
         for name, limit in self._limits:
             found = measured.get(name)
@@ -188,12 +188,12 @@ class Checker:
                 value, message = found
                 figures[name] = round(float(value), 4) if value else 0.0
                 if value > limit:
-                    findings.append(Finding(name, value, limit, message))
+                    findings.append(FailedCheck(name, value, limit, message))
         return Verdict(tuple(findings), figures)
 
 
 def _measure(
-    pair: Pair, thresholds: Thresholds, checks: Iterable[tuple[str, Check]]
+    pair: TextPair, thresholds: Thresholds, checks: Iterable[tuple[str, Check]]
 ) -> dict[str, Measured]:
     return {
         name: measured

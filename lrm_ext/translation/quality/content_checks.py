@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.protect import damaged_parts, find_spans
-from lrm_ext.translation.quality.base import QUOTES, ROMAN, Measured, Pair, Thresholds
+from lrm_ext.translation.quality.base import QUOTES, ROMAN, Measured, TextPair, Thresholds
 
 _DIGITS = re.compile(r"\d+(?:[.,:/×\u00a0\u202f ]\d{3})*(?:[.,:/×]\d+)*")
 _DIGIT = re.compile(r"\d")
@@ -41,7 +41,7 @@ _NUMERIC = frozenset({"number", "ordinal"})
 _MARKS = re.compile('["“”„«»‘’「」『』《》]')
 
 
-def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many numbers are missing or too much; None if there are none on either side.
 
     A number in digits on one side may be in words on the other, and one side may say a number again
@@ -67,7 +67,7 @@ def check_numbers(pair: Pair, thresholds: Thresholds) -> Measured | None:
     return Measured(missing.total() + extra.total(), ", ".join(listed))
 
 
-def check_protected(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many protected parts other than numbers are missing or too much."""
     spans = pair.source_spans
     faults = []
@@ -89,7 +89,7 @@ def check_protected(pair: Pair, thresholds: Thresholds) -> Measured | None:
     return Measured(len(faults), ", ".join(faults))
 
 
-def _lost_names(pair: Pair) -> list[str]:
+def _lost_names(pair: TextPair) -> list[str]:
     """Names in quotation marks for which the translation has neither the name nor a quotation.
 
     Names that are no text in the image may be translated: “Fuji” is «Фуджи».
@@ -259,7 +259,7 @@ _YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
 _WORDS = re.compile(r"[^\W_]+")
 
 
-def check_answer(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """1 if an answer that says yes says no in translation, or the other way; else 0.
 
     Only answers that are, or begin with, "yes" or "no" and a mark are judged, and only where the
@@ -307,7 +307,7 @@ _SAY_NOTHING = frozenset(
 )
 
 
-def check_meaning(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """Missing words, as a share of all known ones and one more; None if no word is known.
 
     The one more keeps one or two missing words from looking as bad as five.

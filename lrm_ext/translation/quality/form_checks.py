@@ -21,7 +21,7 @@ from functools import cache
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translation.quality.base import Measured, Pair, Thresholds, words
+from lrm_ext.translation.quality.base import Measured, TextPair, Thresholds, words
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
 _LEAD = re.compile(r"^[ \t]*(\(?[A-Ha-h][.):]|\(?\d{1,3}[.)]|[-*•]|#+)(?=\s)", re.M)
@@ -29,7 +29,7 @@ _LETTER = re.compile(r"\(?([A-H])[.)]?\Z")
 _LONGEST_LETTER = len("(A).")
 
 
-def check_structure(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_structure(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many marks of structure of one text are missing or too much."""
     source, target = pair.source, pair.target
     faults: list[str] = []
@@ -70,7 +70,7 @@ _RUN = re.compile(r"[^\x00-\x7f]{2,}")
 _LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
 
 
-def check_mojibake(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_mojibake(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many places of a translation are broken."""
     if pair.target.isascii() and "?" not in pair.target:
         return None
@@ -133,7 +133,7 @@ _RANGES = {
 }
 
 
-def check_script(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """The share of letters that are not of the language's script.
 
     Words that stand in the text as well (names, units) are not counted, and letters that belong to
@@ -193,7 +193,7 @@ def _has(character: str, encoding: str) -> bool:
 _MIN_WORDS = 3
 
 
-def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """The share of the text's words that are in the translation as they were; None if too short.
 
     Words with a capital inside a sentence are names and not counted.
@@ -228,7 +228,7 @@ def check_copy(pair: Pair, thresholds: Thresholds) -> Measured | None:
 _SIZE = 3
 
 
-def check_repetition(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """The share of a translation that repeats itself, beyond what the text repeats.
 
     "Fire! Fire! Fire!" may be said two or three times; six times is half of it too much.
@@ -272,7 +272,7 @@ _QUESTIONS = "?？;؟"
 _CLOSERS = "\"'”’»“)]*_` "
 
 
-def check_length(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_length(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many standard deviations a translation is too long or too short."""
     source, target = len(pair.source.strip()), len(pair.target.strip())
     if not source or not pair.source_words:
@@ -287,7 +287,7 @@ def deviation(source: float, target: float, ratio: float, spread: float) -> floa
     return (target - ratio * source) / (spread * math.sqrt(source + _SOFTENING))
 
 
-def check_ending(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """1 if the text ends a sentence and the translation does not, or ends it in another way.
 
     Three words or more: labels take and lose a full stop as a language likes.

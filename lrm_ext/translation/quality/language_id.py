@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.quality.base import Measured, Pair, Thresholds, get_thresholds
+from lrm_ext.translation.quality.base import Measured, TextPair, Thresholds, get_thresholds
 
 MIN_WORDS = 4
 MIN_LETTERS_UNSPACED = 6
@@ -34,7 +34,7 @@ _MAX_KNOWN_LENGTH = 1000
 _known: dict[str, Mapping[str, float]] = {}
 
 
-def is_too_short(pair: Pair) -> bool:
+def is_too_short(pair: TextPair) -> bool:
     """Whether the language of a translation cannot be told from it alone."""
     return len(pair.target_words) < _minimum(pair.target_lang)
 
@@ -54,7 +54,7 @@ def _minimum(lang: str) -> int:
     return MIN_WORDS if get_language(lang).spaced else MIN_LETTERS_UNSPACED
 
 
-def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_language(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How much likelier another language is, as a power of e; None if too short.
 
     0 if the translation's own language is the likeliest, or one that cannot be told from it.
@@ -74,7 +74,7 @@ def check_language(pair: Pair, thresholds: Thresholds) -> Measured | None:
     return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
 
 
-def identify(pairs: Iterable[Pair], thresholds: Thresholds) -> None:
+def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:
     """Look at the languages of many translations at once, so that `check_language` knows them."""
     parts = [
         part
@@ -266,7 +266,7 @@ class LetterScores:
         return scores
 
 
-def check_near(pair: Pair, thresholds: Thresholds) -> Measured | None:
+def check_near(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """The share of words that a near language has and this one has not.
 
     Words that stand in the text too are names; they are not counted.

@@ -178,7 +178,7 @@ def test_costs_are_those_of_the_cache(tmp_path):
 
     corpus = translated(tmp_path)
     cache = Cache(tmp_path / "translation-cache.sqlite")
-    cache.put({b"k": Answer("x", None)}, Engine(), "hr", Usage(3, 1000, 2000, 0.25))  # type: ignore[arg-type]
+    cache.put({b"k": CachedAnswer("x", None)}, Engine(), "hr", Usage(3, 1000, 2000, 0.25))  # type: ignore[arg-type]
     cache.put({}, Engine(), "hr", Usage(1, 10, 20, 0.5))  # type: ignore[arg-type]
     cache.put({}, Engine(), "cs", Usage(9, 9, 9, 9.0))  # type: ignore[arg-type]
     cache.close()

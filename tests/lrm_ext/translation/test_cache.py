@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llava.errors import DataError
-from lrm_ext.translation.cache import Answer, Cache, Keys
+from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translation.engines.base import Segment, Usage
 
 
@@ -50,8 +50,8 @@ def test_all_that_decides_a_translation_is_in_the_key() -> None:
 def test_what_is_put_is_found(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     cache = Cache(path)
-    answers = {key(str(i)): Answer(f"t{i}", None) for i in range(1200)}
-    answers[key("bad")] = Answer(None, "refused")
+    answers = {key(str(i)): CachedAnswer(f"t{i}", None) for i in range(1200)}
+    answers[key("bad")] = CachedAnswer(None, "refused")
     cache.put(answers, Engine(), "cs", Usage(2, 10, 5, 0.5))
     cache.put({}, Engine(), "hr", Usage(1, 1, 1, 0.25))
     cache.close()
@@ -71,7 +71,7 @@ def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
         try:
             cache = Cache(path)
             for i in range(60):
-                cache.put({key(f"{name}{i}"): Answer(name, None)}, Engine(), "cs", Usage(1))
+                cache.put({key(f"{name}{i}"): CachedAnswer(name, None)}, Engine(), "cs", Usage(1))
                 cache.get_many([key(f"{name}{i}")])
             cache.close()
         except BaseException as error:
@@ -111,7 +111,7 @@ def test_many_runs_begin_with_a_new_cache_at_once(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_costs_only_the_last_answers(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     cache = Cache(path)
-    cache.put({key("first"): Answer("x", None)}, Engine(), "cs", Usage(1))
+    cache.put({key("first"): CachedAnswer("x", None)}, Engine(), "cs", Usage(1))
     cache.close()
     # no file may grow beyond 200 kB in that process
     code = f"""
@@ -120,7 +120,7 @@ from test_cache import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 cache = Cache({str(path)!r})
 for i in range(1000):
-    cache.put({{key(str(i)): Answer("x" * 5000, None)}}, Engine(), "cs", Usage(1))
+    cache.put({{key(str(i)): CachedAnswer("x" * 5000, None)}}, Engine(), "cs", Usage(1))
 """
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -134,7 +134,7 @@ for i in range(1000):
     assert "make room" in process.stderr
     cache = Cache(path)
     assert cache.spent("e").requests == len(cache) > 10
-    assert cache.get_many([key("first")]) == {key("first"): Answer("x", None)}
+    assert cache.get_many([key("first")]) == {key("first"): CachedAnswer("x", None)}
 
 
 def test_another_file_is_not_touched(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_of_two_answers_to_a_text_the_first_stays_and_the_second_is_counted(
 ) -> None:
     first, second = Cache(tmp_path / "c.sqlite"), Cache(tmp_path / "c.sqlite")
     a, b = key("a"), key("b")
-    assert first.put({a: Answer("x", None)}, Engine(), "cs", Usage()) == 0
-    answers = {a: Answer("y", None), b: Answer("z", None)}
+    assert first.put({a: CachedAnswer("x", None)}, Engine(), "cs", Usage()) == 0
+    answers = {a: CachedAnswer("y", None), b: CachedAnswer("z", None)}
     assert second.put(answers, Engine(), "cs", Usage()) == 1
-    assert first.get_many([a, b]) == {a: Answer("x", None), b: Answer("z", None)}
+    assert first.get_many([a, b]) == {a: CachedAnswer("x", None), b: CachedAnswer("z", None)}
     first.close()
     second.close()
