@@ -39,11 +39,15 @@ from rich.table import Table
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.emoji.concepts import concept_ids, concepts_by_id
-from lrm_ext.corpus.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import Scene
-from lrm_ext.corpus.emoji.text import content_question, counting_question, render_question
+from lrm_ext.corpus.emoji.conversations import (
+    IMAGE_PREFIX,
+    caption_turns,
+    content_question,
+    counting_question,
+    question_turns,
+    render_question,
+)
+from lrm_ext.corpus.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH, get_language
 from lrm_ext.translation.quality.base import DEFAULT_LIMITS, Thresholds, Verdict, get_thresholds

@@ -31,16 +31,16 @@ import numpy as np
 import pyarrow as pa
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.layout import (
+from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
     STATUSES,
     TEXT_SCHEMA,
+    Corpus,
     CorpusRow,
     Meta,
     shard_name,
 )
-from lrm_ext.corpus.store import Corpus
 from lrm_ext.files import writing
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache

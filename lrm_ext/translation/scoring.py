@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH, TEXT_SCHEMA, CorpusRow, Text
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus, CorpusRow, Text
 from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translation.engines.base import Engine, Segment, get_spec, identity, parse_options
 from lrm_ext.translation.quality import QUALITY_VERSION, Checker, get_thresholds

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache, CachedAnswer, Keys

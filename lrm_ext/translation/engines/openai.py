@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import (

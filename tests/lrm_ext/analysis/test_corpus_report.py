@@ -20,7 +20,7 @@ from lrm_ext.analysis.corpus_page import MAX_SHOWN, render_account, visible
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus, CorpusRow, Text
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.translation.cache import Answer, Cache
+from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import Usage
 
 NUM_ROWS = 200

@@ -13,7 +13,8 @@ from fake_chat import Answer, ChatService, chat_answer
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation.cache import Cache, Keys
 from lrm_ext.translation.cache import CachedAnswer as Kept
 from lrm_ext.translation.engines.base import BudgetError, EngineError, Outcome, Segment, Usage

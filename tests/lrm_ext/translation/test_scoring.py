@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translation import scoring
 from lrm_ext.translation.scoring import ScoreJob, pairs_of, score_corpus
 
