@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Judge, Verdict
-from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import Language
 
 LOCAL: Final = "local"
 Array = NDArray[np.float64]

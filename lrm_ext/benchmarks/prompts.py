@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lrm_ext.benchmarks.items import LETTERS
-from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import Language
 
 LLAVA: Final = "llava"
 QUESTION: Final = "question"

@@ -1,6 +1,5 @@
 """The languages: a registry of data files, one file a language."""
 
-from lrm_ext.languages.language import Language, LocalWords
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.registry import Language, LocalWords, get_language, list_languages
 
 __all__ = ["Language", "LocalWords", "get_language", "list_languages"]

@@ -85,7 +85,7 @@ def check(
     """Say what is missing, untranslated or would not be read back; exit status 1 if anything."""
     from rich.markup import escape
 
-    from lrm_ext.languages.checking import check_languages
+    from lrm_ext.languages.checks import check_languages
 
     if folder is not None:
         os.environ[_VARIABLE] = str(folder)
@@ -119,9 +119,16 @@ def fertility(
 
     from llava.errors import ConfigError
     from lrm_ext.instructions.commands import MINI_TOKENIZER
-    from lrm_ext.languages.fertility import load_counters, measure
-    from lrm_ext.languages.fertility_plot import ENDINGS, MAX_TOKENIZERS, plot_fertility
-    from lrm_ext.languages.parallel_text import built_in_pairs, corpus_pairs, in_common
+    from lrm_ext.languages.fertility import (
+        ENDINGS,
+        MAX_TOKENIZERS,
+        built_in_pairs,
+        corpus_pairs,
+        in_common,
+        load_counters,
+        measure,
+        plot_fertility,
+    )
     from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]

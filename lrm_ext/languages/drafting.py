@@ -13,9 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llava.errors import ConfigError
-from lrm_ext.languages import tags
-from lrm_ext.languages.language import PENDING, Language
-from lrm_ext.languages.registry import ENGLISH, get_language, list_languages
+from lrm_ext.languages.registry import (
+    ENGLISH,
+    PENDING,
+    KnownNames,
+    Language,
+    get_language,
+    known_names,
+    list_languages,
+    normalize_tag,
+    preferred_tag,
+)
 
 _TEMPLATE = Path(__file__).parent / "new_language.toml"
 _BLOCK = re.compile(r"@([a-z_]+)")
@@ -30,9 +38,9 @@ def draft_language(code: str) -> str:
     """Text of a new language's file.
 
     Args:
-        code: A normalised BCP-47 tag (`tags.normalize_tag`).
+        code: A normalised BCP-47 tag (`normalize_tag`).
     """
-    names = tags.known_names(code)
+    names = known_names(code)
     english = get_language(ENGLISH)
     values = _values(english, names.name or "(the language)")
     known = {
@@ -72,8 +80,8 @@ def write_draft(code: str, folder: Path) -> Path:
         ConfigError: The code is none, there is a better one, there is a file for it already, or
             the folder cannot be written.
     """
-    tag = tags.normalize_tag(code)
-    if usual := tags.preferred_tag(tag):
+    tag = normalize_tag(code)
+    if usual := preferred_tag(tag):
         raise ConfigError(f"{code!r}: the usual code of this language is {usual!r}; use that.")
     if tag in list_languages():
         raise ConfigError(f"{tag!r} is there already: {get_language(tag).path}.")
@@ -150,7 +158,7 @@ def _named_by(name: str | None) -> Iterator[str]:
                 yield f"# {_key(other)} = {_quote(request)}  # said in {get_language(other).name}"
 
 
-def _engines(code: str, names: tags.KnownNames) -> Iterator[str]:
+def _engines(code: str, names: KnownNames) -> Iterator[str]:
     """What each engine calls it: as in the engine's own list, else as it probably does."""
     from lrm_ext.translation.engines.base import engine_names, get_spec
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lrm_ext.languages.parallel_text import Pair
+    from lrm_ext.languages.fertility import Pair
 
 _NUM_COMPARED = 2000
 
@@ -41,7 +41,7 @@ def extend_vocab(
     from llava.errors import ConfigError
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.languages.parallel_text import corpus_pairs, in_common
+    from lrm_ext.languages.fertility import corpus_pairs, in_common
     from lrm_ext.vocabulary.extend import extend, read_model, write_model, write_tokenizer
     from lrm_ext.vocabulary.texts import held_out_pairs, texts_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import DataError
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.languages.parallel_text import Pair, corpus_pairs, in_common
+from lrm_ext.languages.fertility import Pair, corpus_pairs, in_common
 
 _HELD_OUT_EVERY = 20
 

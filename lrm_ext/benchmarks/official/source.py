@@ -13,7 +13,7 @@ from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.pictures import PictureStore
 from lrm_ext.benchmarks.prompts import LLAVA, QUESTION
 from lrm_ext.languages import get_language
-from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import Language
 
 
 @dataclass(frozen=True)

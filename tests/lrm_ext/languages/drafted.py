@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.language import PENDING
+from lrm_ext.languages.registry import PENDING
 
 
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,11 +13,18 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import CorpusRow, Text
-from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.languages.fertility import TokenCounter, load_counter, load_counters, measure
-from lrm_ext.languages.fertility_plot import MAX_TOKENIZERS, plot_fertility
-from lrm_ext.languages.parallel_text import built_in_pairs, corpus_pairs, in_common
+from lrm_ext.corpus.store import CorpusRow, CorpusWriter, Text
+from lrm_ext.languages.fertility import (
+    MAX_TOKENIZERS,
+    TokenCounter,
+    built_in_pairs,
+    corpus_pairs,
+    in_common,
+    load_counter,
+    load_counters,
+    measure,
+    plot_fertility,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava"
 SENTENCEPIECE = GOLDEN / "tokenizer.model"
