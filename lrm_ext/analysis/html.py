@@ -15,10 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from llava.files import write_atomically
-from lrm_ext.analysis.charts import Bar, bar_chart, legend, loss_curve
 from lrm_ext.analysis.headlines import headlines_section
-from lrm_ext.analysis.page import render_page, section
+from lrm_ext.analysis.page import Bar, bar_chart, legend, loss_curve, render_page, section
 from lrm_ext.analysis.tables import interval, main_group, percent, printable, remarks
 from lrm_ext.analysis.training import StageCurve, training_stages
 from lrm_ext.evaluation.report import (

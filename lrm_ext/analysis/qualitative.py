@@ -119,9 +119,8 @@ def write_examples(
         ConfigError: The choice fits no benchmark or language of the runs.
         DataError: A question is unknown, or the runs answered different ones.
     """
-    from llava.files import write_atomically
-    from lrm_ext.analysis.qualitative_plot import examples_figure, examples_page
-    from lrm_ext.files import save_figure
+    from lrm_ext.analysis.plots import examples_figure, examples_page
+    from lrm_ext.files import save_figure, write_atomically
 
     examples = choose_examples(settings, choice, benchmark_dir, table)
     save_figure(examples_figure(examples), out)

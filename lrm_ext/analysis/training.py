@@ -1,7 +1,11 @@
-"""What `trainer_state.json` tells of a training: the loss over the steps, and how long it took.
+"""Reads and plots what a training logged.
 
-In: a checkpoint folder, and the folder of the stage before it by the quickstart's naming. Out:
-frozen records for a plot. A folder without such a file gives nothing; a broken file is logged.
+In: output folders of training. Out: the loss of each stage from `trainer_state.json`, for a report;
+and a plot of the metrics of runs, every attempt of each, with a panel for each language and
+instruction whose loss was logged (`lrm plot-run`). Interruptions are visible: an attempt that went
+on from a checkpoint begins with a mark, and the steps that the attempt before it had made beyond
+that checkpoint stay in the plot, so that anyone can see whether the two agree. Panels have the same
+scales; runs are told apart by the shape of their lines, which grey paper keeps.
 """
 
 from __future__ import annotations
@@ -9,9 +13,16 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from llava.errors import DataError
+from llava.train.metrics_log import METRICS_FILE, read_metrics
+from lrm_ext.files import save_figure
+from lrm_ext.instructions.registry import list_instructions
+from lrm_ext.languages import get_language, list_languages
 
 log = logging.getLogger(__name__)
 
@@ -97,3 +108,208 @@ def _state_file(folder: Path) -> Path | None:
         if (match := _CHECKPOINT.fullmatch(path.name)) and (path / STATE_FILE).is_file()
     ]
     return max(numbered)[1] if numbered else None
+
+
+# told apart without colour
+_STYLES = ("-", "--", ":", "-.")
+# Okabe and Ito's colours, which colour-blind people can tell apart
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a run did between a start and its end or interruption.
+
+    Attributes:
+        first_step: Steps that were done before it.
+        steps: Optimizer steps at which the loss was logged.
+        losses: The loss at those steps.
+    """
+
+    first_step: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+def read_attempts(folder: Path) -> tuple[Attempt, ...]:
+    """Read a run's attempts.
+
+    Args:
+        folder: The `--output_dir` of a training.
+
+    Raises:
+        DataError: The run logged no loss.
+    """
+    by_attempt: dict[int, list[dict[str, Any]]] = {}
+    for record in read_metrics(folder / METRICS_FILE):
+        by_attempt.setdefault(record["attempt"], []).append(record)
+    attempts = []
+    for records in by_attempt.values():
+        logged = [record for record in records if "loss" in record]
+        steps = tuple(record["step"] for record in logged)
+        losses = tuple(record["loss"] for record in logged)
+        attempts.append(Attempt(records[0]["step"], steps, losses))
+    if not any(attempt.steps for attempt in attempts):
+        raise DataError(
+            f"{folder}: no loss found in {METRICS_FILE}; expected the --output_dir of a training "
+            "that logged at least once (--logging_steps)."
+        )
+    return tuple(attempts)
+
+
+def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
+    """How far attempts disagree in the steps that more than one of them made.
+
+    Returns:
+        Number of those steps, and the largest difference of their losses.
+    """
+    seen: dict[int, float] = {}
+    differences = []
+    for attempt in attempts:
+        for step, loss in zip(attempt.steps, attempt.losses, strict=True):
+            if step in seen:
+                differences.append(abs(loss - seen[step]))
+            seen[step] = loss
+    return len(differences), max(differences, default=0.0)
+
+
+def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
+    """Draw the loss of runs.
+
+    Args:
+        folders: Output folders of trainings.
+        out: The picture (.png, .svg or .pdf).
+        smooth: Steps over which the loss is averaged, a run's first ones over fewer.
+
+    Raises:
+        DataError: A run logged no loss.
+    """
+    from matplotlib.figure import Figure
+
+    runs = [(folder, read_attempts(folder)) for folder in folders]
+    curves = [read_curves(folder) for folder in folders]
+    looks = [
+        {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)]}
+        for i in range(len(runs))
+    ]
+    groups = groups_of(curves)
+    heights = [4.5, 1.5 * num_rows(groups)] if groups else [4.5]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    axes = parts[0].subplots()
+    if groups:
+        draw_panels(parts[1], curves, groups, looks)
+    for (folder, attempts), curve, look in zip(runs, curves, looks, strict=True):
+        done: dict[int, float] = {}
+        for index, attempt in enumerate(attempts):
+            label = folder.name if index == 0 else None
+            done = {step: loss for step, loss in done.items() if step <= attempt.first_step}
+            losses = _moving_mean([*done.values(), *attempt.losses], smooth)[len(done) :]
+            done |= zip(attempt.steps, attempt.losses, strict=True)
+            axes.plot(attempt.steps, losses, label=label, lw=1.5, **look)
+            if attempt.first_step and attempt.steps:
+                label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
+                axes.plot(
+                    attempt.steps[0],
+                    losses[0],
+                    "o",
+                    mfc="none",
+                    color=look["color"],
+                    ms=10,
+                    mew=2,
+                    label=label,
+                )
+        if "eval_loss" in curve:
+            label = f"{folder.name}, validation"
+            axes.plot(*curve["eval_loss"], label=label, lw=0.8, **look, **VALIDATION_MARK)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, out, dpi=120)
+
+
+def _smoothed(smooth: int) -> str:
+    return f",\nmean of {smooth} steps" if smooth > 1 else ""
+
+
+def _moving_mean(values: Sequence[float], width: int) -> list[float]:
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
+
+
+# steps and values
+Curve = tuple[tuple[int, ...], tuple[float, ...]]
+
+NUM_COLUMNS = 5
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """What a run logged, by name; of a step that was made again the last value stands."""
+    values: dict[str, dict[int, float]] = {}
+    for record in read_metrics(folder / METRICS_FILE):
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, {})[int(record["step"])] = float(value)
+    curves = {}
+    for name, by_step in values.items():
+        steps = tuple(sorted(by_step))
+        curves[name] = (steps, tuple(by_step[step] for step in steps))
+    return curves
+
+
+def groups_of(runs: Sequence[Mapping[str, Curve]]) -> list[str]:
+    """Languages and instructions that runs logged a loss of, in their usual order."""
+    known = [*list_languages(), *list_instructions()]
+    return [
+        name
+        for name in known
+        if any(f"{kind}/{name}" in run for run in runs for kind in ("loss", "eval_loss"))
+    ]
+
+
+def num_rows(groups: Sequence[str]) -> int:
+    """Rows of panels."""
+    return -(-len(groups) // NUM_COLUMNS)
+
+
+def draw_panels(
+    figure: Any,
+    runs: Sequence[Mapping[str, Curve]],
+    groups: Sequence[str],
+    looks: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw a panel for each group.
+
+    Args:
+        figure: A matplotlib figure or subfigure.
+        runs: What each run logged.
+        groups: Names of groups.
+        looks: Colour and line of each run.
+    """
+    grid = figure.subplots(
+        num_rows(groups), NUM_COLUMNS, sharex=True, sharey=True, squeeze=False
+    ).ravel()
+    languages = list_languages()
+    for axes, group in zip(grid, groups, strict=False):
+        title = get_language(group).name if group in languages else f"instruction {group}"
+        axes.set_title(title, fontsize=9, pad=3)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        for run, look in zip(runs, looks, strict=True):
+            if f"loss/{group}" in run:
+                axes.plot(*run[f"loss/{group}"], lw=1.2, **look)
+            if f"eval_loss/{group}" in run:
+                axes.plot(*run[f"eval_loss/{group}"], lw=0.6, **look, **VALIDATION_MARK)
+    for number, axes in enumerate(grid):
+        if number >= len(groups):
+            axes.set_axis_off()
+        elif number >= len(groups) - NUM_COLUMNS:  # the lowest of its column
+            axes.tick_params(labelbottom=True)
+    figure.supylabel("loss in each group", fontsize=9)
+
+
+VALIDATION_MARK = {"marker": "s", "ms": 4, "mfc": "white", "mew": 1}

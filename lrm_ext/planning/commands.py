@@ -43,8 +43,7 @@ def plan(
 
     from rich.console import Console
 
-    from lrm_ext.planning.estimate import Wishes, make_plan
-    from lrm_ext.planning.render import as_dict, render
+    from lrm_ext.planning.plan import Wishes, as_dict, make_plan, render
 
     wishes = Wishes(samples, text_tokens, supervised_tokens, mfu, price, hours)
     made = make_plan(preset, gpus, gpu, wishes, tuple(context.args))

@@ -4,7 +4,7 @@ Input: a model's sizes and the settings of a stage. Output: bytes. Counted is wh
 early in the backward pass: weights, gradients, the optimizer's states, what the forward pass keeps,
 and either the loss at its widest or a block that is computed again, for they do not meet. The
 formulas count the tensors that autograd saves in transformers' Llama with SDPA or flash attention;
-a test holds them against steps that are measured. Non-goals: time and money (`estimate.py`),
+a test holds them against steps that are measured. Non-goals: time and money (`plan.py`),
 fragmentation (`FILL_LIMIT`).
 
 Legend: e bytes of a number in computation, r bytes of a number in the residual stream.

@@ -42,8 +42,14 @@ def extend_vocab(
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.languages.fertility import corpus_pairs, in_common
-    from lrm_ext.vocabulary.extend import extend, read_model, write_model, write_tokenizer
-    from lrm_ext.vocabulary.texts import held_out_pairs, texts_of
+    from lrm_ext.vocabulary.extend import (
+        extend,
+        held_out_pairs,
+        read_model,
+        texts_of,
+        write_model,
+        write_tokenizer,
+    )
 
     if (model is None) == (tokenizer is None):
         raise ConfigError("give either --model or --tokenizer")

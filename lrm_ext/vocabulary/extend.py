@@ -1,17 +1,23 @@
-"""Writes a tokenizer, and a model, that has more pieces for a language.
+"""Adds pieces for a language to a tokenizer, and to a model.
 
 Input: a folder with a SentencePiece tokenizer (`tokenizer.model`), perhaps a model, and texts.
 Output: a folder of the same kind. Old pieces keep their ids, and rows of embeddings; a new piece
 begins as the mean of the old pieces that it was written in before, at the input and the output.
-Non-goals: which pieces (`learn.py`), training them.
+Training them is not done here.
+
+Pieces are learnt by going on with byte-pair encoding from the tokenizer's own cuts. A tokenizer
+that is trained anew on the texts would propose pieces that the old one never gets to, because its
+own merges come first and cut words elsewhere; so each new piece is one merge of two that are there,
+and every one is used.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint import add_rope_theta, read_config
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import CheckpointError, ConfigError, DataError
+from llava.model.checkpoint_files import add_rope_theta, read_config
 from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.vocabulary.learn import MIN_COUNT, NewPiece, learn_pieces, split_words
+from lrm_ext.corpus.store import Corpus
+from lrm_ext.languages.fertility import Pair, corpus_pairs, in_common
 
 log = logging.getLogger(__name__)
 
@@ -221,3 +229,188 @@ def changed_share(before: Any, after: Any, texts: Sequence[str]) -> float:
     """Share of texts that a tokenizer cuts in another way than before."""
     changed = sum(before.tokenize(text) != after.tokenize(text) for text in texts)
     return changed / len(texts) if texts else 0.0
+
+
+# SentencePiece's blank
+BLANK = "\u2581"
+# what is rarer is not worth a row of embeddings
+MIN_COUNT = 2
+
+Word = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NewPiece:
+    """A piece that is added.
+
+    Attributes:
+        text: As the tokenizer writes it.
+        parts: The two pieces that it joins; its bytes, such as `<0xC4>`, for a new character.
+        count: How often it could be joined in the texts.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    count: int
+
+
+def learn_pieces(
+    words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = MIN_COUNT
+) -> list[NewPiece]:
+    """Learn pieces.
+
+    Args:
+        words: How often each word occurs, cut into what the tokenizer now makes of it; a character
+            that it spells in bytes stands for itself.
+        known: The tokenizer's pieces.
+        num_pieces: At most so many.
+        min_count: What is rarer is not worth a row of embeddings.
+
+    Returns:
+        Characters that were missing, then merges, each in the order in which they are made.
+    """
+    vocabulary = set(known)
+    counts = Counter[str]()
+    for word, count in words.items():
+        for symbol in word:
+            if symbol not in vocabulary:
+                counts[symbol] += count
+    pieces = [
+        NewPiece(symbol, tuple(f"<0x{byte:02X}>" for byte in symbol.encode()), count)
+        for symbol, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if count >= min_count
+    ][:num_pieces]
+    vocabulary.update(piece.text for piece in pieces)
+    return pieces + _merges(words, vocabulary, num_pieces - len(pieces), min_count)
+
+
+def _merges(
+    words: Counter[Word], vocabulary: set[str], num_merges: int, min_count: int
+) -> list[NewPiece]:
+    """Join the pair that is most frequent, again and again; a word's pairs are counted once."""
+    forms = [list(word) for word in words]
+    counts = list(words.values())
+    pairs: Counter[tuple[str, str]] = Counter()
+    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for number, form in enumerate(forms):
+        for pair in _pairs(form):
+            pairs[pair] += counts[number]
+            where[pair].add(number)
+    learnt: list[NewPiece] = []
+    while len(learnt) < num_merges and pairs:
+        pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
+        count = pairs[pair]
+        if count < min_count:
+            break
+        joined = pair[0] + pair[1]
+        is_new = joined not in vocabulary
+        if is_new:
+            vocabulary.add(joined)
+            learnt.append(NewPiece(joined, pair, count))
+        for number in list(where[pair]):
+            for old in _pairs(forms[number]):
+                pairs[old] -= counts[number]
+                where[old].discard(number)
+            forms[number] = _join(forms[number], pair)
+            for new in _pairs(forms[number]):
+                pairs[new] += counts[number]
+                where[new].add(number)
+        del pairs[pair]
+        where.pop(pair, None)
+    return learnt
+
+
+def _pairs(form: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbours that may be joined."""
+    return [pair for pair in zip(form, form[1:], strict=False) if _is_word(pair[0] + pair[1])]
+
+
+def _is_word(text: str) -> bool:
+    """Letters and their marks only: digits and punctuation stay as the tokenizer cuts them."""
+    letters = text.removeprefix(BLANK)
+    return bool(letters) and all(unicodedata.category(c)[0] in "LM" for c in letters)
+
+
+def _join(form: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    position = 0
+    while position < len(form):
+        if tuple(form[position : position + 2]) == pair:
+            joined.append(pair[0] + pair[1])
+            position += 2
+        else:
+            joined.append(form[position])
+            position += 1
+    return joined
+
+
+def split_words(pieces: Sequence[str]) -> list[Word]:
+    """Cut a text's pieces into words; bytes become the characters that they spell."""
+    words: list[list[str]] = []
+    for symbol in _characters_of_bytes(pieces):
+        if symbol.startswith(BLANK) or not words:
+            words.append([])
+        words[-1].append(symbol)
+    return [tuple(word) for word in words]
+
+
+def _characters_of_bytes(pieces: Sequence[str]) -> list[str]:
+    symbols: list[str] = []
+    spelled = bytearray()
+    for piece in [*pieces, ""]:
+        if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
+            spelled.append(int(piece[3:5], 16))
+            continue
+        symbols += spelled.decode("utf-8", errors="replace")
+        spelled.clear()
+        if piece:
+            symbols.append(piece)
+    return symbols
+
+
+_HELD_OUT_EVERY = 20
+
+
+def is_held_out(row: int) -> bool:
+    """Whether a row is measured on, not learnt from; the same rows in all languages."""
+    return row % _HELD_OUT_EVERY == 0
+
+
+def texts_of(corpus: Corpus, lang: str, limit: int) -> Iterator[str]:
+    """What is said in the first rows that have accepted text in a language and are not held out.
+
+    Args:
+        corpus: The corpus.
+        lang: A language of it.
+        limit: Most rows.
+
+    Raises:
+        DataError: The corpus does not have the language.
+    """
+    rows = [row for row in corpus.usable_rows(lang).tolist() if not is_held_out(row)]
+    for row in rows[:limit]:
+        for turn in corpus.turns(lang, row) or ():
+            yield turn.text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+
+
+def held_out_pairs(
+    path: Path, lang: str, learnt: set[str], num_sentences: int
+) -> dict[str, list[Pair]]:
+    """Sentences of the held-out rows that all languages of a corpus have.
+
+    Args:
+        path: Folder of the corpus.
+        lang: The language that was learnt.
+        learnt: Lines that it was learnt from: those are left out, wherever they stand.
+        num_sentences: At most so many.
+
+    Returns:
+        By language; nothing where no sentence is left.
+    """
+    try:
+        pairs = corpus_pairs(path, None, num_sentences, is_held_out)
+    except DataError:  # a language has no text in these few rows
+        return {}
+    pairs[lang] = [pair for pair in pairs[lang] if pair[1] not in learnt]
+    shared = set.intersection(*({english for english, _ in found} for found in pairs.values()))
+    return in_common(pairs) if shared else {}

@@ -15,8 +15,13 @@ from typer.testing import CliRunner
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.analysis.corpus_account import figures_of, take_account
-from lrm_ext.analysis.corpus_page import MAX_SHOWN, render_account, visible
+from lrm_ext.analysis.corpus_report import (
+    MAX_SHOWN,
+    figures_of,
+    render_account,
+    take_account,
+    visible,
+)
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus, CorpusRow, Text
 from lrm_ext.corpus.writer import CorpusWriter

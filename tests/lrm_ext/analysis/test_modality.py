@@ -9,16 +9,14 @@ import pytest
 from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.modality import (
     IMAGE,
+    FeatureExtractor,
     centroid_distance,
     linear_cka,
+    load_features,
     measure,
     recall_at_1,
-    separability,
-)
-from lrm_ext.analysis.modality_features import (
-    FeatureExtractor,
-    load_features,
     save_features,
+    separability,
     spaced_layers,
 )
 
@@ -107,7 +105,7 @@ def test_features_are_read_back_and_something_else_is_refused(tmp_path):
 
 
 def test_the_figure_names_models_and_repeats_exactly(tmp_path):
-    from lrm_ext.analysis.modality_plot import embed, modality_figure
+    from lrm_ext.analysis.modality import embed, modality_figure
 
     points = noise(0, n=40)
     assert np.array_equal(embed(points, 0), embed(points, 0))

@@ -10,9 +10,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.analysis.paper_charts import languages_figure, ratio_figure, ratio_of
+from lrm_ext.analysis.plots import (
+    drawable,
+    examples_figure,
+    examples_page,
+    languages_figure,
+    ratio_figure,
+    ratio_of,
+    wrap,
+)
 from lrm_ext.analysis.qualitative import Choice, choose_examples
-from lrm_ext.analysis.qualitative_plot import drawable, examples_figure, examples_page, wrap
 from lrm_ext.analysis.settings import Setting, score_settings
 from lrm_ext.cli import app
 from lrm_ext.files import save_figure

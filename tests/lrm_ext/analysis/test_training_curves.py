@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lrm_ext.analysis.charts import log_ticks, loss_curve
+from lrm_ext.analysis.page import log_ticks, loss_curve
 from lrm_ext.analysis.training import read_stage, training_stages
 
 

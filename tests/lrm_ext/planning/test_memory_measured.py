@@ -10,7 +10,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.train.flops import ADAPTERS, ALL, PROJECTOR
 from lrm_ext.planning.memory import StageSettings, estimate_memory
-from lrm_ext.planning.models import load_shape
+from lrm_ext.planning.presets import load_shape
 
 MINI = Path(__file__).parents[3] / "playground" / "models" / "mini"
 B, T, SUPERVISED, RANK = 16, 101, 40, 8

@@ -14,11 +14,19 @@ from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow
-from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.vocabulary.extend import Extension, extend, fill_rows, read_model
-from lrm_ext.vocabulary.learn import BLANK, NewPiece, learn_pieces, split_words
-from lrm_ext.vocabulary.texts import held_out_pairs, texts_of
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.vocabulary.extend import (
+    BLANK,
+    Extension,
+    NewPiece,
+    extend,
+    fill_rows,
+    held_out_pairs,
+    learn_pieces,
+    read_model,
+    split_words,
+    texts_of,
+)
 
 LLAVA = Path(__file__).parents[2] / "golden" / "llava" / "model" / "tiny-llava"
 SENTENCES = [
