@@ -15,9 +15,8 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +29,7 @@ from PIL import Image
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.image_file import open_image
-from lrm_ext.analysis.page import render_page, section
+from lrm_ext.analysis.page import environment
 from lrm_ext.corpus.describing import Summary, summarize
 from lrm_ext.corpus.layout import STATUSES, Text
 from lrm_ext.corpus.store import Corpus
@@ -40,8 +39,22 @@ from lrm_ext.translation.engines.base import Usage
 from lrm_ext.translation.parts import read_description, text_dir
 from lrm_ext.translation.quality.thresholds import get_thresholds
 
+log = logging.getLogger(__name__)
+
 HUMAN = "people"
 MAX_FIGURES = 50_000  # values of one figure that are kept to draw its distribution
+MAX_SHOWN: Final = 700  # characters of a turn
+THUMBNAIL_PX: Final = 128
+_LABELS: Final = {
+    "ok": "kept",
+    "suspect": "suspect",
+    "rejected": "rejected",
+    "english only": "stay English by rule",
+    "missing": "no text",
+}
+# what could turn the text around it, or steer what reads it; line breaks and tabs are harmless
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,11 @@ class LanguageAccount:
     figures: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     kept: list[RowExample] = field(default_factory=list)
     faulty: list[RowExample] = field(default_factory=list)
+
+    @property
+    def num_texts(self) -> int:
+        """Texts of any status."""
+        return sum(self.statuses[status] for status in STATUSES)
 
 
 @dataclass
@@ -255,72 +273,9 @@ def _usage(path: Path, lang: str, engines: list[Mapping[str, Any]]) -> dict[str,
         cache.close()
 
 
-def statuses_in_order(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by status in the order in which they are shown, those without any left out."""
-    return {s: counts[s] for s in (*STATUSES, "english only", "missing") if counts.get(s)}
-
-
-ROW_HEIGHT_PX: Final = 20
-STYLE: Final = """
-.stack { display: flex; height: 14px; border-radius: .2rem; overflow: hidden; background: var(--card); }
-.stack i, .legend i { display: block; height: 100%; flex: none; }
-.legend i { width: 1.6rem; height: 12px; }
-.ok { background: var(--bar); }
-.suspect { background: repeating-linear-gradient(45deg, var(--bar-other) 0 3px, var(--page) 3px 6px); }
-.rejected { background: var(--bad); background-image: radial-gradient(var(--page) 1px, transparent 1.2px); background-size: 5px 5px; }
-.english-only { background: var(--rule); }
-.missing { background: repeating-linear-gradient(90deg, var(--soft) 0 1px, var(--card) 1px 5px); }
-.spread { stroke: var(--bar); stroke-width: 2; }
-.middle { fill: var(--bar-other); stroke: var(--bar); stroke-width: 1; }
-.median { stroke: var(--ink); stroke-width: 2.5; }
-.limit { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 3 2; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .5rem 2rem; }
-@media print { .stack i, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""  # noqa: E501 - a rule a line
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a bar.
-
-    Attributes:
-        kind: CSS class, which decides how it looks.
-        label: What it is, in words.
-        count: How many.
-    """
-
-    kind: str
-    label: str
-    count: int
-
-
-def stacked_bar(label: str, parts: Sequence[Part], number: str) -> str:
-    """One row: a name, its parts of a whole, and a number at the end."""
-    total = sum(part.count for part in parts) or 1
-    words = ", ".join(f"{part.count:,} {part.label}" for part in parts)
-    pieces = "".join(
-        f'<i class="{part.kind}" style="width:{100 * part.count / total:.3f}%"></i>'
-        for part in parts
-    )
-    said = escape(f"{label}: {words}")
-    return (
-        f'<div class="label">{escape(label)}</div>'
-        f'<div class="stack" role="img" aria-label="{said}" title="{said}">{pieces}</div>'
-        f'<div class="number">{escape(number)}</div>'
-    )
-
-
-def parts_legend(labels: Mapping[str, str]) -> str:
-    """What the parts of stacked bars mean, by their CSS class."""
-    items = "".join(
-        f'<li><i class="{kind}"></i>{escape(label)}</li>' for kind, label in labels.items()
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
 @dataclass(frozen=True)
 class Spread:
-    """How a figure is spread over many rows.
+    """How a metric is spread over many rows.
 
     Attributes:
         label: Name of the row.
@@ -329,8 +284,8 @@ class Spread:
     """
 
     label: str
-    quantiles: tuple[float, float, float, float, float]
-    limit: float | None = None
+    quantiles: tuple[float, ...]
+    limit: float | None
 
     def in_words(self) -> str:
         """The whole row as a sentence."""
@@ -342,242 +297,108 @@ class Spread:
         )
 
 
-def spread_chart(spreads: Sequence[Spread]) -> str:
-    """Rows over a common axis: a line from 5 to 95 percent, a box for the middle half."""
-    values = [v for spread in spreads for v in (*spread.quantiles, spread.limit) if v is not None]
-    low, high = min(0.0, *values), max(values)
-    span = (high - low) or 1.0
-    rows = "".join(_spread_row(spread, low, span) for spread in spreads)
-    ends = "".join(
-        f'<text x="{at}" y="13" text-anchor="{anchor}">{value:.3g}</text>'
-        for at, anchor, value in (("0", "start", low), ("100%", "end", high))
-    )
-    axis = f'<div></div><svg class="plot" height="16" aria-hidden="true">{ends}</svg><div></div>'
-    return f'<div class="chart">{rows}{axis}</div>'
-
-
-def _spread_row(spread: Spread, low: float, span: float) -> str:
-    def at(value: float) -> str:
-        return f"{100 * (value - low) / span:.2f}%"
-
-    five, quarter, middle, three, ninety_five = spread.quantiles
-    y = ROW_HEIGHT_PX // 2
-    width = f"{100 * (three - quarter) / span:.2f}%"
-    marks = [
-        f'<line class="spread" x1="{at(five)}" x2="{at(ninety_five)}" y1="{y}" y2="{y}"/>',
-        f'<rect class="middle" x="{at(quarter)}" y="{y - 5}" width="{width}" height="10"/>',
-        f'<line class="median" x1="{at(middle)}" x2="{at(middle)}" y1="{y - 7}" y2="{y + 7}"/>',
-    ]
-    if spread.limit is not None:
-        x = at(spread.limit)
-        marks.append(f'<line class="limit" x1="{x}" x2="{x}" y1="0" y2="{ROW_HEIGHT_PX}"/>')
-    words = escape(spread.in_words())
-    return (
-        f'<div class="label">{escape(spread.label)}</div>'
-        f'<svg class="plot" height="{ROW_HEIGHT_PX}" role="img" aria-label="{words}">'
-        f"<title>{words}</title>{''.join(marks)}</svg>"
-        f'<div class="number">{middle:.3g}</div>'
-    )
-
-
-log = logging.getLogger(__name__)
-
-MAX_SHOWN: Final = 700  # characters of a turn
-THUMBNAIL_PX: Final = 128
-_LABELS: Final = {
-    "ok": "kept",
-    "suspect": "suspect",
-    "rejected": "rejected",
-    "english-only": "stay English by rule",
-    "missing": "no text",
-}
-# what could turn the text around it, or steer what reads it; line breaks and tabs are harmless
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-_STYLE: Final = (
-    STYLE
-    + """
-.chart + .scroll, .scroll + .scroll { margin-top: 1.2rem; }
-table.wide td:nth-child(2), table.wide th:nth-child(2) { text-align: left; }
-tr.sum td { font-weight: 600; }
-details { margin: .6rem 0; border-top: 1px solid var(--rule); padding-top: .5rem; }
-summary { cursor: pointer; font-weight: 600; padding: .2rem 0; }
-.row { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; margin: .7rem 0; }
-.row header { font-size: .8125rem; color: var(--soft); overflow-wrap: anywhere; }
-.row header b { color: var(--ink); }
-.row .why { color: var(--bad); }
-.row .said { display: flex; gap: 1rem; align-items: flex-start; }
-.row .turns { flex: 1; min-width: 0; }
-.row img { max-width: 8rem; margin-top: .6rem; border-radius: .3rem; }
-.turn { display: grid; grid-template-columns: 1fr 1fr; gap: .2rem 1.2rem; margin-top: .5rem; }
-.turn p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.turn.answer { font-weight: 600; }
-.turn .english { color: var(--soft); }
-@media (max-width: 34rem) { .turn { grid-template-columns: 1fr; } .row img { max-width: 5rem; } }
-"""
-)
-
-
 def render_account(account: Account, *, command: str, with_pictures: bool = False) -> str:
-    """Render the page.
+    """Renders the page.
 
     Args:
         account: The numbers and examples.
         command: What makes the page again.
         with_pictures: Put small pictures beside the examples.
     """
-    names = [found.name for found in account.languages]
+    languages, summary = account.languages, account.summary
+    names = [found.name for found in languages]
     title = f"Corpus {account.corpus.path.resolve().name}: English"
     title += f" and {', '.join(names)}" if len(names) < 4 else f" and {len(names)} languages"
-    picture = _thumbnails(account) if with_pictures else lambda example: ""
-    return render_page(
-        title,
-        _lead(account),
-        _languages_section(account),
-        _reasons_section(account.languages),
-        _engines_section(account),
-        _figures_section(account.languages),
-        _rows_section(account),
-        _examples_section(account, picture),
-        _method_section(account, command),
-        style=_STYLE,
-    )
+    total = sum((found.statuses for found in languages), Counter[str]())
+    spreads, constant = _spreads(languages)
+    engine_rows = [
+        [found.name, engine, *(f"{found.engines[engine, status]:,}" for status in STATUSES)]
+        for found in languages
+        for engine in sorted({engine for engine, _ in found.engines})
+    ]
+    return environment().get_template("corpus.html").render(
+        title=title,
+        summary=summary,
+        languages=languages,
+        total=total,
+        num_texts=sum(total[status] for status in STATUSES),
+        language_rows=[
+            [found.name, *(f"{found.statuses[status]:,}" for status in _LABELS)]
+            for found in languages
+        ],
+        reason_rows=_reason_rows(languages),
+        engine_rows=engine_rows,
+        cost_rows=_cost_rows(account),
+        cache=account.cache,
+        spreads=spreads,
+        constant=constant,
+        source_rows=_count_rows(summary.sources),
+        task_rows=_count_rows(summary.tasks),
+        thumbnails=_thumbnails(account) if with_pictures else {},
+        command=command,
+        fingerprint=account.corpus.fingerprint(),
+        seed=account.seed,
+        labels=_LABELS,
+        people=HUMAN,
+        commas="{:,}".format,
+        statuses_in_order=statuses_in_order,
+        visible=visible,
+    )  # fmt: skip
 
 
-def _lead(account: Account) -> str:
-    summary = account.summary
-    text = (
-        f"<b>{summary.num_rows:,}</b> rows in English with {summary.num_pictures:,} pictures; "
-        f"{summary.num_text_only:,} rows are text only."
-    )
-    total: Counter[str] = Counter()
-    for found in account.languages:
-        total.update(found.statuses)
-    texts = sum(total[status] for status in STATUSES)
-    if texts:
-        text += (
-            f" Of {texts:,} texts in other languages <b>{100 * total['ok'] / texts:.1f}&nbsp;%"
-            f"</b> are kept; {total['suspect']:,} are suspect, {total['rejected']:,} rejected."
-        )
-    return text
+def statuses_in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by status in the order in which they are shown, those without any left out."""
+    return {status: counts[status] for status in _LABELS if counts.get(status)}
 
 
-def _languages_section(account: Account) -> str:
-    if not account.languages:
-        return section("By language", "<p>There is no text in another language yet.</p>")
-    bars, seen = [], set()
-    for found in account.languages:
-        counts = statuses_in_order(found.statuses)
-        parts = [
-            Part(kind, _LABELS[kind], count)
-            for status, count in counts.items()
-            for kind in [status.replace(" ", "-")]
-        ]
-        seen |= {part.kind for part in parts}
-        texts = sum(found.statuses[status] for status in STATUSES)
-        kept = f"{100 * found.statuses['ok'] / texts:.1f}" if texts else "-"
-        bars.append(stacked_bar(found.name, parts, kept))
-    labels = {kind: label for kind, label in _LABELS.items() if kind in seen}
-    return section(
-        "By language",
-        '<p class="soft">All rows; the number is the share of the texts that were kept, in '
-        "percent. Only kept texts are ever trained on.</p>",
-        parts_legend(labels),
-        f'<div class="chart">{"".join(bars)}</div>',
-        _html_table(
-            ["language", *_LABELS.values()],
-            [
-                [found.name, *(f"{found.statuses[k.replace('-', ' ')]:,}" for k in _LABELS)]
-                for found in account.languages
-            ],
-        ),
-    )
+def _count_rows(counts: Counter[str]) -> list[list[str]]:
+    return [[key, f"{count:,}"] for key, count in counts.most_common()]
 
 
-def _reasons_section(languages: Sequence[LanguageAccount]) -> str:
+def _reason_rows(languages: Sequence[LanguageAccount]) -> list[list[str]]:
     """One row a reason, one column a language."""
     counts: Counter[tuple[str, str]] = Counter()
     for found in languages:
         for status, reasons in found.reasons.items():
             counts.update({(status, reason): count for reason, count in reasons.items()})
-    if not counts:
-        return ""
-    rows = [
+    return [
         [
             f"{status}: {reason}",
             *(f"{found.reasons.get(status, Counter())[reason]:,}" for found in languages),
         ]
         for (status, reason), _ in sorted(counts.items(), key=lambda c: (c[0][0], -c[1], c[0]))
     ]
-    return section(
-        "Why texts were not kept",
-        '<p class="soft">By the first reason of each text, so that columns add up. Of such a row '
-        "the English text is there to train on.</p>",
-        _html_table(["reason", *(found.name for found in languages)], rows),
-    )
 
 
-def _engines_section(account: Account) -> str:
-    made = [
-        [
-            found.name,
-            engine,
-            *(f"{found.engines[engine, status]:,}" for status in STATUSES),
-        ]
-        for found in account.languages
-        for engine in sorted({engine for engine, _ in found.engines})
-    ]
-    if not made:
-        return ""
-    content = [_html_table(["language", "made by", "kept", "suspect", "rejected"], made, "wide")]
+def _cost_rows(account: Account) -> list[list[str]]:
     rows, total = [], Usage()
     for found in account.languages:
         for engine, licence in found.licences.items():
             usage = (found.usage or {}).get(engine)
             total += usage or Usage()
             rows.append([found.name, engine, licence, *_usage_cells(usage)])
-    if rows:
-        if account.cache is not None:
-            rows.append(["all", "", "", *_usage_cells(total)])
-        head = ["language", "engine", "licence", "requests", "tokens in", "tokens out", "USD"]
-        content += ["<h3>Cost</h3>", _cost_note(account.cache), _html_table(head, rows, "wide")]
-    return section("Who made the texts, and for how much", *content)
-
-
-def _cost_note(cache: Path | None) -> str:
-    if cache is None:
-        text = (
-            "No cache of the translation was found, so what it cost is not known; --cache names it."
-        )
-    else:
-        text = (
-            f"As {cache.name} has noted it with every answer, all runs together; other corpora "
-            "that were translated with this cache by the same engine are counted in. Engines that "
-            "bill characters have those in place of tokens; what runs on one's own machine has "
-            "no price."
-        )
-    return f'<p class="soft">{escape(text)}</p>'
+    if rows and account.cache is not None:
+        rows.append(["all", "", "", *_usage_cells(total)])
+    return rows
 
 
 def _usage_cells(usage: Usage | None) -> list[str]:
     if usage is None:
         return ["-"] * 4
-    return [
-        f"{usage.requests:,}",
-        f"{usage.input_tokens:,}",
-        f"{usage.output_tokens:,}",
-        f"{usage.usd:,.4f}",
-    ]
+    counts = (usage.requests, usage.input_tokens, usage.output_tokens)
+    return [*(f"{count:,}" for count in counts), f"{usage.usd:,.4f}"]
 
 
-def _figures_section(languages: Sequence[LanguageAccount]) -> str:
-    names = sorted({name for found in languages for name in found.figures})
+def _spreads(
+    languages: Sequence[LanguageAccount],
+) -> tuple[list[tuple[str, list[Spread], float, float]], list[str]]:
+    """Spreads by metric with the ends of their axis, and the metrics that hardly vary."""
     charts, constant = [], []
-    for name in names:
+    for name in sorted({name for found in languages for name in found.figures}):
         spreads = [
             Spread(
                 found.name,
-                tuple(float(q) for q in np.quantile(found.figures[name], _QUANTILES)),  # type: ignore[arg-type]
+                tuple(map(float, np.quantile(found.figures[name], _QUANTILES))),
                 _limit(found.lang, name),
             )
             for found in languages
@@ -587,22 +408,9 @@ def _figures_section(languages: Sequence[LanguageAccount]) -> str:
         if len(values) == 1:
             constant.append(f"{name} ({values.pop():.3g})")
         elif spreads:
-            charts.append(f"<div><h3>{escape(name)}</h3>{spread_chart(spreads)}</div>")
-    if not charts and not constant:
-        return ""
-    note = (
-        f'<p class="soft">The same in at least nine of ten rows: {escape(", ".join(constant))}.</p>'
-        if constant
-        else ""
-    )
-    return section(
-        "Figures of quality",
-        '<p class="soft">Of the worst turn of each row: the middle half of the rows (box), nine '
-        "of ten (line) and the median (stroke, and the number). A dashed line is the limit of a "
-        "check, beyond which a text is not kept; of checks smaller is better.</p>",
-        f'<div class="figures">{"".join(charts)}</div>',
-        note,
-    )
+            values |= {spread.limit for spread in spreads if spread.limit is not None}
+            charts.append((name, spreads, min(0.0, *values), max(values)))
+    return charts, constant
 
 
 def _limit(lang: str, name: str) -> float | None:
@@ -612,63 +420,6 @@ def _limit(lang: str, name: str) -> float | None:
         return None
 
 
-def _rows_section(account: Account) -> str:
-    summary = account.summary
-    tables = [
-        _html_table([name, "rows"], [[key, f"{count:,}"] for key, count in counts.most_common()])
-        for name, counts in (("source", summary.sources), ("task", summary.tasks))
-    ]
-    return section(
-        "The rows",
-        f"<p>{summary.num_turns:,} turns, {summary.num_characters:,} characters of English. "
-        f"Rows that stay English by rule: {summary.num_english_only:,}.</p>",
-        *tables,
-    )
-
-
-def _examples_section(account: Account, picture: Callable[[RowExample], str]) -> str:
-    parts = []
-    for found in account.languages:
-        faulty = f", {len(found.faulty)} not" if found.faulty else ""
-        parts.append(
-            f"<details><summary>{escape(found.name)}: {len(found.kept)} kept{faulty}</summary>"
-            + "".join(_example_html(example, found.lang, picture) for example in found.kept)
-            + ("<h3>Not kept</h3>" if found.faulty else "")
-            + "".join(_example_html(example, found.lang, picture) for example in found.faulty)
-            + "</details>"
-        )
-    if not parts:
-        return ""
-    return section(
-        "Examples",
-        '<p class="soft">Drawn at random: of the kept texts any, of the others some of every '
-        "reason.</p>",
-        *parts,
-    )
-
-
-def _example_html(example: RowExample, lang: str, picture: Callable[[RowExample], str]) -> str:
-    text = example.text
-    status = _LABELS[text.status]
-    about = f"row {example.index}, {visible(example.id)}, {visible(text.engine or 'people')}"
-    why = f'<div class="why">{escape(visible(text.reason))}</div>' if text.reason else ""
-    turns = []
-    for number in range(max(len(example.english), len(text.turns))):
-        said = [
-            visible(turns_[number].text) if number < len(turns_) else "(no turn)"
-            for turns_ in (example.english, text.turns)
-        ]
-        kind = "turn answer" if number % 2 else "turn"
-        turns.append(
-            f'<div class="{kind}"><p class="english" lang="en">{escape(said[0])}</p>'
-            f'<p lang="{escape(lang)}" dir="auto">{escape(said[1])}</p></div>'
-        )
-    return (
-        f'<div class="row"><header><b>{status}</b> {escape(about)}{why}</header>'
-        f'<div class="said"><div class="turns">{"".join(turns)}</div>{picture(example)}</div></div>'
-    )
-
-
 def visible(text: str) -> str:
     """A text as it can be shown: not too long, and without characters that nobody would see."""
     cut = text[:MAX_SHOWN]
@@ -676,56 +427,24 @@ def visible(text: str) -> str:
     return shown if cut == text else f"{shown} ... [{len(text):,} characters]"
 
 
-def _thumbnails(account: Account) -> Callable[[RowExample], str]:
-    """What makes a small picture of a row; each is opened once."""
-    made: dict[str, str] = {}
-
-    def picture(example: RowExample) -> str:
-        if example.image is None:
-            return ""
-        if example.image not in made:
-            try:
-                path = account.corpus.image_path(example.index)
-                assert path is not None
-                made[example.image] = _thumbnail(path, example.image)
-            except DataError as error:
-                log.warning("%s", error)
-                made[example.image] = (
-                    f'<p class="soft">no picture: {escape(visible(example.image))}</p>'
-                )
-        return made[example.image]
-
-    return picture
+def _thumbnails(account: Account) -> dict[str, str | None]:
+    """Small pictures of the examples by name, as `data:` URLs; None for one that is gone."""
+    made: dict[str, str | None] = {}
+    examples = [e for found in account.languages for e in (*found.kept, *found.faulty)]
+    for name, index in {e.image: e.index for e in examples if e.image is not None}.items():
+        try:
+            path = account.corpus.image_path(index)
+            assert path is not None
+            made[name] = _thumbnail(path)
+        except DataError as error:
+            log.warning("%s", error)
+            made[name] = None
+    return made
 
 
-def _thumbnail(path: Path, name: str) -> str:
+def _thumbnail(path: Path) -> str:
     image = open_image(path)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(visible(name))}">'
-
-
-def _method_section(account: Account, command: str) -> str:
-    return section(
-        "How this was made",
-        f"<pre>{escape(command)}</pre>",
-        f'<p class="soft">Corpus {account.corpus.fingerprint()}, seed {account.seed}: the same '
-        "corpus gives the same page.</p>",
-    )
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table whose cells are text; a first cell "all" marks the sums."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(
-        ('<tr class="sum">' if row[0] == "all" else "<tr>")
-        + "".join(f"<td>{escape(visible(cell))}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

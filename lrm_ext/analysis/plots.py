@@ -15,7 +15,6 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +26,8 @@ from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
 from llava.image_file import open_image
-from lrm_ext.analysis.page import render_page, section
-from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, ModelAnswer, Said, Shown
+from lrm_ext.analysis.page import environment
+from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, Said, Shown
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name
 from lrm_ext.benchmarks.kinds import KINDS
 from lrm_ext.evaluation.report import ENGLISH
@@ -345,35 +344,20 @@ def drawable(text: str, lang: str) -> str:
 
 def examples_page(examples: Examples) -> str:
     """The same as a page that needs nothing but itself."""
-    parts = "".join(map(_example, examples.shown))
-    note = f'<p class="soft">{escape(examples.caption)}</p>'
-    return render_page("The same questions to several models", note, section("Examples", parts))
-
-
-def _example(shown: Shown) -> str:
-    kind = mimetypes.guess_type(shown.picture.name)[0] or "image/png"
-    open_image(shown.picture)
-    data = base64.b64encode(shown.picture.read_bytes()).decode("ascii")
-    picture = f'<img src="data:{kind};base64,{data}" alt="{escape(shown.picture.name)}">'
-    answers = "".join(_answer(answer, shown.lang) for answer in shown.answers)
-    expected = f"<div><dt>Expected</dt><dd>{_said(shown.expected, shown.lang)}</dd></div>"
-    question = (
-        f"<div><dt>{escape(language_name(shown.lang))}, {escape(shown.question_id)}</dt>"
-        f"<dd>{_said(shown.question, shown.lang)}</dd></div>"
-    )
-    return f'<div class="example"><div>{picture}</div><dl>{question}{answers}{expected}</dl></div>'
-
-
-def _answer(answer: ModelAnswer, lang: str) -> str:
-    word = _MARKS[answer.correct][0]
-    verdict = f'<span class="verdict {word}">{word}</span>'
     return (
-        f"<div><dt>{escape(answer.label)}</dt><dd>{_said(answer.said, lang)} {verdict}</dd></div>"
+        environment()
+        .get_template("examples.html")
+        .render(
+            title="The same questions to several models",
+            caption=examples.caption,
+            shown=[(shown, _data_url(shown.picture)) for shown in examples.shown],
+            english=_english,
+            language_name=language_name,
+        )
     )
 
 
-def _said(said: Said, lang: str) -> str:
-    text = f'<span lang="{escape(lang)}">{escape(said.text) or "(nothing)"}</span>'
-    if lang == "en" or not said.text:
-        return text
-    return f'{text} <span class="soft">({escape(_english(said))})</span>'
+def _data_url(path: Path) -> str:
+    open_image(path)  # refuses what is no image
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -9,15 +9,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from html import escape
 from typing import Final
 
+from markupsafe import Markup, escape
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lrm_ext.analysis.page import render_page, section
+from lrm_ext.analysis.page import environment
 from lrm_ext.analysis.paper_tables import Block, PaperTable, Row
 from lrm_ext.analysis.settings import Cell
 
@@ -32,7 +32,6 @@ _LATEX: Final = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     PLUS_MINUS: r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
-_STYLE: Final = "td.value,th.value{text-align:right}tr.block th{text-align:left;padding-top:1em}"
 
 
 class _Numbered:
@@ -140,23 +139,31 @@ def to_terminal(table: PaperTable, width: int = 160) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def to_markdown(table: PaperTable) -> str:
-    """As Markdown: a table a block."""
+def _escaped(
+    table: PaperTable, escape: Callable[[str], str], bold: str
+) -> tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]:
+    """Heads, the title and rows of each block, and notes, all escaped; the best values are bold."""
     numbered = _Numbered(table)
-    lines = [f"**{_markdown(table.title)}**"]
+    blocks = []
     for block in table.blocks:
-        lines += ["", _markdown(block.title), ""]
-        heads = (*table.labels, *table.columns, COUNTS_HEAD)
-        lines.append(_markdown_row([_markdown(head) for head in heads]))
-        rule = ["---"] * len(table.labels) + ["---:"] * (len(table.columns) + 1)
-        lines.append(_markdown_row(rule))
+        rows = []
         for row in block.rows:
             texts = [numbered.text(block, row, i) for i in range(len(table.columns))]
-            cells = [f"**{_markdown(text)}**" if best else _markdown(text) for text, best in texts]
-            labels = map(_markdown, row.labels)
-            lines.append(_markdown_row([*labels, *cells, _markdown(row.counts)]))
-    lines += ["", *(f"- {_markdown(note)}" for note in numbered.notes())]
-    return "\n".join(lines) + "\n"
+            cells = [bold.format(escape(text)) if best else escape(text) for text, best in texts]
+            rows.append([*map(escape, row.labels), *cells, escape(row.counts)])
+        blocks.append((escape(block.title), rows))
+    heads = [escape(head) for head in (*table.labels, *table.columns, COUNTS_HEAD)]
+    return heads, blocks, [escape(note) for note in numbered.notes()]
+
+
+def to_markdown(table: PaperTable) -> str:
+    """As Markdown: a table a block."""
+    heads, blocks, notes = _escaped(table, _markdown, "**{}**")
+    rule = ["---"] * len(table.labels) + ["---:"] * (len(table.columns) + 1)
+    lines = [f"**{_markdown(table.title)}**"]
+    for title, rows in blocks:
+        lines += ["", title, "", *(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def _markdown(text: str) -> str:
@@ -165,39 +172,24 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def to_latex(table: PaperTable) -> str:
     """As LaTeX; needs the packages booktabs and, for wide tables, graphicx."""
-    numbered = _Numbered(table)
-    width = len(table.labels) + len(table.columns) + 1
-    heads = (*table.labels, *table.columns, COUNTS_HEAD)
+    heads, blocks, notes = _escaped(table, latex_escape, r"\textbf{{{}}}")
     lines = [
         r"\begin{table*}",
         r"\centering",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * (len(table.columns) + 1)}}}",
         r"\toprule",
-        " & ".join(latex_escape(head) for head in heads) + r" \\",
+        " & ".join(heads) + r" \\",
     ]
-    for block in table.blocks:
-        title = latex_escape(block.title)
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{{title}}} \\", r"\midrule"]
-        for row in block.rows:
-            texts = [numbered.text(block, row, i) for i in range(len(table.columns))]
-            cells = [
-                rf"\textbf{{{latex_escape(text)}}}" if best else latex_escape(text)
-                for text, best in texts
-            ]
-            labels = [latex_escape(label) for label in row.labels]
-            lines.append(" & ".join([*labels, *cells, latex_escape(row.counts)]) + r" \\")
-    notes = " ".join(latex_escape(note) for note in numbered.notes())
+    for title, rows in blocks:
+        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\", r"\midrule"]
+        lines += [" & ".join(row) + r" \\" for row in rows]
     lines += [
         r"\bottomrule",
         r"\end{tabular}}",
-        rf"\caption{{{latex_escape(table.title)}. {notes}}}",
+        rf"\caption{{{latex_escape(table.title)}. {' '.join(notes)}}}",
         rf"\label{{tab:lrm-{table.number}}}",
         r"\end{table*}",
     ]
@@ -236,34 +228,12 @@ def _csv_values(cell: Cell) -> tuple[str | int, ...]:
 
 def to_html(table: PaperTable) -> str:
     """As a page that needs nothing but itself."""
-    numbered = _Numbered(table)
-    width = len(table.labels) + len(table.columns) + 1
-    heads = [f'<th scope="col">{escape(head)}</th>' for head in table.labels]
-    heads += [
-        f'<th scope="col" class="value" title="{escape(name)}">{escape(head)}</th>'
-        for head, name in zip(table.columns, table.names, strict=True)
-    ]
-    heads.append(f'<th scope="col" class="value">{COUNTS_HEAD}</th>')
-    body = []
-    for block in table.blocks:
-        body.append(
-            f'<tr class="block"><th colspan="{width}" scope="rowgroup">'
-            f"{escape(block.title)}</th></tr>"
-        )
-        for row in block.rows:
-            cells = [f"<td>{escape(label)}</td>" for label in row.labels]
-            for column in range(len(table.columns)):
-                text, best = numbered.text(block, row, column)
-                shown = f"<b>{escape(text)}</b>" if best else escape(text)
-                cells.append(f'<td class="value">{shown}</td>')
-            cells.append(f'<td class="value">{escape(row.counts)}</td>')
-            body.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in numbered.notes())
-    content = (
-        f'<div class="scroll"><table class="plain"><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{notes}"
+    heads, blocks, notes = _escaped(table, escape, Markup("<b>{}</b>"))
+    return (
+        environment()
+        .get_template("table.html")
+        .render(title=table.title, table=table, heads=heads, blocks=blocks, notes=notes)
     )
-    return render_page(table.title, "", section("Scores", content), style=_STYLE)
 
 
 FORMATS: Final[Mapping[str, Callable[[PaperTable], str]]] = {
