@@ -159,10 +159,15 @@ def figure(
     if number == 5:
         _modality(settings, seed, out)
     elif number == 4:
-        from lrm_ext.analysis.qualitative import Choice, write_examples
+        from lrm_ext.analysis.plots import examples_figure, examples_page
+        from lrm_ext.analysis.qualitative import Choice, choose_examples
+        from lrm_ext.files import save_figure, write_atomically
 
         choice = Choice(names, langs, split_names(ids), num, seed)
-        page = write_examples(settings, choice, out, benchmark_dir, table)
+        examples = choose_examples(settings, choice, benchmark_dir, table)
+        save_figure(examples_figure(examples), out)
+        page = out.with_suffix(".html")
+        write_atomically(page, examples_page(examples))
         typer.echo(f"Page: {page}")
     else:
         _scores(number, settings, names, langs, style, out)

@@ -9,7 +9,6 @@ characters that would turn text around are shown by their number.
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 import random
@@ -29,7 +28,7 @@ from PIL import Image
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.image_file import open_image
-from lrm_ext.analysis.page import environment
+from lrm_ext.analysis.page import data_url, environment
 from lrm_ext.corpus.describing import Summary, summarize
 from lrm_ext.corpus.layout import STATUSES, Text
 from lrm_ext.corpus.store import Corpus
@@ -447,4 +446,4 @@ def _thumbnail(path: Path) -> str:
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_url("image/jpeg", buffer.getvalue())

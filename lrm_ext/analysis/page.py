@@ -9,6 +9,7 @@ words. Templates lie in `templates/`; those of HTML escape what they are given.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ def render_page(title: str, lead: str, *sections: str) -> str:
         .get_template("page.html")
         .render(title=title, lead=Markup(lead), content=Markup("\n".join(filter(None, sections))))
     )
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """A picture as a URL that holds it; `kind` is its media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def section(heading: str, *content: str) -> str:

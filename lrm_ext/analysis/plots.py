@@ -7,7 +7,6 @@ also a page. Texts are words.
 
 from __future__ import annotations
 
-import base64
 import logging
 import mimetypes
 import re
@@ -26,7 +25,7 @@ from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
 from llava.image_file import open_image
-from lrm_ext.analysis.page import environment
+from lrm_ext.analysis.page import data_url, environment
 from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, Said, Shown
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name
 from lrm_ext.benchmarks.kinds import KINDS
@@ -350,14 +349,14 @@ def examples_page(examples: Examples) -> str:
         .render(
             title="The same questions to several models",
             caption=examples.caption,
-            shown=[(shown, _data_url(shown.picture)) for shown in examples.shown],
+            shown=[(shown, _picture_url(shown.picture)) for shown in examples.shown],
             english=_english,
             language_name=language_name,
         )
     )
 
 
-def _data_url(path: Path) -> str:
+def _picture_url(path: Path) -> str:
     open_image(path)  # refuses what is no image
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return data_url(kind, path.read_bytes())

@@ -99,19 +99,17 @@ class Examples:
     caption: str
 
 
-def write_examples(
+def choose_examples(
     settings: Sequence[Setting],
     choice: Choice,
-    out: Path,
     benchmark_dir: Path | None = None,
     table: str | None = None,
-) -> Path:
-    """Write the picture, and beside it a page with the same; returns the page's path.
+) -> Examples:
+    """Choose the questions.
 
     Args:
         settings: One run each.
         choice: Which questions.
-        out: The picture.
         benchmark_dir: Where the benchmark is, unless it is built in.
         table: Of the engine `memory`.
 
@@ -119,23 +117,6 @@ def write_examples(
         ConfigError: The choice fits no benchmark or language of the runs.
         DataError: A question is unknown, or the runs answered different ones.
     """
-    from lrm_ext.analysis.plots import examples_figure, examples_page
-    from lrm_ext.files import save_figure, write_atomically
-
-    examples = choose_examples(settings, choice, benchmark_dir, table)
-    save_figure(examples_figure(examples), out)
-    page = out.with_suffix(".html")
-    write_atomically(page, examples_page(examples))
-    return page
-
-
-def choose_examples(
-    settings: Sequence[Setting],
-    choice: Choice,
-    benchmark_dir: Path | None = None,
-    table: str | None = None,
-) -> Examples:
-    """Choose the questions; see `write_examples`."""
     if any(len(setting.runs) > 1 for setting in settings):
         raise ConfigError("figure 4 shows one run of each label")
     files = {setting.label: answer_files(setting.runs[0]) for setting in settings}

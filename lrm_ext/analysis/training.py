@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 from llava.errors import DataError
@@ -223,42 +225,35 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
             label = f"{folder.name}, validation"
             axes.plot(*curve["eval_loss"], label=label, lw=0.8, **look, **VALIDATION_MARK)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per supervised token)" + _smoothed(smooth))
+    smoothed = f",\nmean of {smooth} steps" if smooth > 1 else ""
+    axes.set_ylabel(f"loss (nats per supervised token){smoothed}")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, out, dpi=120)
 
 
-def _smoothed(smooth: int) -> str:
-    return f",\nmean of {smooth} steps" if smooth > 1 else ""
-
-
 def _moving_mean(values: Sequence[float], width: int) -> list[float]:
-    means = []
-    for end in range(1, len(values) + 1):
-        window = values[max(0, end - width) : end]
-        means.append(sum(window) / len(window))
-    return means
+    return [fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
 
 
 # steps and values
 Curve = tuple[tuple[int, ...], tuple[float, ...]]
 
 NUM_COLUMNS = 5
+VALIDATION_MARK = {"marker": "s", "ms": 4, "mfc": "white", "mew": 1}
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
     """What a run logged, by name; of a step that was made again the last value stands."""
-    values: dict[str, dict[int, float]] = {}
+    values: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for record in read_metrics(folder / METRICS_FILE):
         for name, value in record.items():
             if isinstance(value, int | float):
-                values.setdefault(name, {})[int(record["step"])] = float(value)
-    curves = {}
-    for name, by_step in values.items():
-        steps = tuple(sorted(by_step))
-        curves[name] = (steps, tuple(by_step[step] for step in steps))
-    return curves
+                values[name][int(record["step"])] = float(value)
+    return {
+        name: (tuple(sorted(by_step)), tuple(by_step[step] for step in sorted(by_step)))
+        for name, by_step in values.items()
+    }
 
 
 def groups_of(runs: Sequence[Mapping[str, Curve]]) -> list[str]:
@@ -310,6 +305,3 @@ def draw_panels(
         elif number >= len(groups) - NUM_COLUMNS:  # the lowest of its column
             axes.tick_params(labelbottom=True)
     figure.supylabel("loss in each group", fontsize=9)
-
-
-VALIDATION_MARK = {"marker": "s", "ms": 4, "mfc": "white", "mew": 1}

@@ -12,6 +12,7 @@ Legend: e bytes of a number in computation, r bytes of a number in the residual 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 
 from llava.model.loss import MAX_CHUNK_LOGITS
@@ -22,6 +23,7 @@ from llava.train.flops import ADAPTERS, ALL, PROJECTOR, LanguageModelShape, Mode
 FILL_LIMIT = 0.82
 # the CUDA context, and NCCL's buffers
 CONTEXT_BYTES, NCCL_BYTES = 1e9, 1e9
+_MAX_BATCH = 2**20
 _STATES_BYTES = 8  # Adam's two moments in float32
 _MASTER_BYTES = 4
 # of one logit at the widest moment of the loss: float32 log-probabilities and two gradients
@@ -164,13 +166,8 @@ def largest_batch(
         needed = estimate_memory(shape, changed, num_positions, num_supervised).total
         return needed <= FILL_LIMIT * memory_bytes
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    # the sizes that fit come first, so the place of the first other one is their number
+    return bisect_left(range(1, _MAX_BATCH), True, key=lambda size: not fits(size))
 
 
 def num_trained(shape: ModelShape, settings: StageSettings) -> int:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
@@ -174,7 +173,9 @@ def make_plan(
         ConfigError: The preset, the GPU or a model is not known, or a number is out of range.
     """
     wishes = wishes or Wishes()
-    gpu = _gpu(num_gpus, gpu_key)
+    if num_gpus < 0:
+        raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
+    gpu = get_gpu(gpu_key or "") if num_gpus else None
     mfu = None if gpu is None else (wishes.mfu if wishes.mfu is not None else gpu.plan_mfu)
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu is {mfu}, expected a share in (0, 1]")
@@ -194,14 +195,6 @@ def make_plan(
     return replace(plan, implied=_implied(plan, wishes.hours))
 
 
-def _gpu(num_gpus: int, key: str | None) -> Gpu | None:
-    if num_gpus < 0:
-        raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
-    if num_gpus == 0:
-        return None
-    return get_gpu(key or "")
-
-
 def _local(name: str) -> Path | str:
     """A folder that a preset names relative to the repository; else the name."""
     return ROOT / name if (ROOT / name / "config.json").is_file() else name
@@ -216,7 +209,7 @@ def _plan_stage(
 ) -> StagePlan:
     gpu, num_gpus, mfu = device
     settings = settings_of(flags, num_gpus)
-    data = measure_data(stage, flags, shape.num_image_tokens, settings.samples_a_step, wishes)
+    data = measure_data(flags, shape.num_image_tokens, settings.samples_a_step, wishes)
     limit = int(flags.get("model_max_length", 2048))
     at_mean = (data.num_positions, data.num_supervised)
     at_limit = (limit, data.num_supervised * limit / data.num_positions)
@@ -309,22 +302,11 @@ def _implied(plan: Plan, hours: float) -> Implied:
     )
 
 
-log = logging.getLogger(__name__)
-
 # The paper's abstract: 4.8 million in all, half of them in each stage.
 PAPER_SAMPLES = 2_400_000
 # An assumption: translated captions of ShareGPT4V in Llama's tokens, prompt included.
 ASSUMED_TEXT_TOKENS = 254
 _NUM_MEASURED = 200
-
-
-class _Wishes(Protocol):
-    @property
-    def num_samples(self) -> int | None: ...
-    @property
-    def text_tokens(self) -> float | None: ...
-    @property
-    def supervised_tokens(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -347,16 +329,14 @@ class StageData:
 
 
 def measure_data(
-    stage: str,
     flags: Mapping[str, str],
     num_image_tokens: int,
     samples_a_step: int,
-    wishes: _Wishes,
+    wishes: Wishes,
 ) -> StageData:
     """Find out what a stage is trained on.
 
     Args:
-        stage: "pretrain" or "finetune".
         flags: Of the stage.
         num_image_tokens: Positions of a picture.
         samples_a_step: The global batch, where flags give the number of steps.
@@ -365,10 +345,10 @@ def measure_data(
     Raises:
         UserError: The corpus or the mixture that is there cannot be read.
     """
-    measured = _measure(stage, flags)
-    text, supervised, lengths = ASSUMED_TEXT_TOKENS * 1.0, None, "assumed, the corpus is not here"
-    if measured is not None:
-        text, supervised, lengths = measured.text_tokens, measured.supervised, measured.source
+    num_measured, text, supervised, lengths = _measure(flags) or (
+        None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
+    )  # fmt: skip
+    source_of_measured = lengths
     if wishes.text_tokens is not None:
         text, supervised, lengths = wishes.text_tokens, None, "as given"
     if wishes.supervised_tokens is not None:
@@ -381,22 +361,17 @@ def measure_data(
         num_samples, source = wishes.num_samples, "as given"
     elif int(flags.get("max_steps", -1)) > 0:
         num_samples, source = int(flags["max_steps"]) * samples_a_step, "--max_steps"
-    elif measured is not None:
+    elif num_measured is not None:
         epochs = float(flags.get("num_train_epochs", 1))
-        num_samples, source = round(measured.num_samples * epochs), measured.source
+        num_samples, source = round(num_measured * epochs), source_of_measured
     return StageData(num_samples, text + num_image_tokens, supervised, source, lengths)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    num_samples: int
-    text_tokens: float
-    supervised: float
-    source: str
+def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] | None:
+    """Number of samples, tokens of text and supervised ones in the mean, and what was measured.
 
-
-def _measure(stage: str, flags: Mapping[str, str]) -> _Measured | None:
-    """Lengths in the mixture of a stage; None if corpus or tokenizer are not here."""
+    None if corpus or tokenizer are not here.
+    """
     corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
     model_path = _find(flags.get("model_name_or_path"))
     if corpus_path is None or model_path is None or not (corpus_path / "corpus.toml").is_file():
@@ -419,17 +394,13 @@ def _measure(stage: str, flags: Mapping[str, str]) -> _Measured | None:
         num_text += sum(token != IMAGE_TOKEN_INDEX for token in encoded.input_ids)
         num_supervised += sum(label != IGNORE_INDEX for label in encoded.labels)
     source = f"{count} samples of {flags['corpus_path']}"
-    return _Measured(len(mixture), num_text / count, num_supervised / count, source)
+    return len(mixture), num_text / count, num_supervised / count, source
 
 
 def _find(name: str | None) -> Path | None:
     """A path that exists, as given or relative to the repository."""
-    if name is None:
-        return None
-    for path in (Path(name), ROOT / name):
-        if path.exists():
-            return path
-    return None
+    candidates = () if name is None else (Path(name), ROOT / name)
+    return next(filter(Path.exists, candidates), None)
 
 
 _PARTS = {

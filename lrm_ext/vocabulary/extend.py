@@ -13,7 +13,6 @@ and every one is used.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
@@ -32,8 +31,6 @@ from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.fertility import Pair, corpus_pairs, in_common
-
-log = logging.getLogger(__name__)
 
 MODEL_FILE = "tokenizer.model"
 # the files of a tokenizer; tokenizer.json is left behind, it would be read first
@@ -409,8 +406,7 @@ def held_out_pairs(
     """
     try:
         pairs = corpus_pairs(path, None, num_sentences, is_held_out)
-    except DataError:  # a language has no text in these few rows
+        pairs[lang] = [pair for pair in pairs[lang] if pair[1] not in learnt]
+        return in_common(pairs)
+    except DataError:  # a language has no text in these few rows, or none that all have
         return {}
-    pairs[lang] = [pair for pair in pairs[lang] if pair[1] not in learnt]
-    shared = set.intersection(*({english for english, _ in found} for found in pairs.values()))
-    return in_common(pairs) if shared else {}
