@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import (
     ENGLISH,
     PENDING,
     KnownNames,
-    Language,
     get_language,
     known_names,
     list_languages,
@@ -26,9 +27,6 @@ from lrm_ext.languages.registry import (
 )
 
 _TEMPLATE = Path(__file__).parent / "new_language.toml"
-_BLOCK = re.compile(r"@([a-z_]+)")
-_TABLE = re.compile(r"\[([\w.]+)\]")
-_ENTRY = re.compile(r'(\w+) = (.*)"@(TODO|keep)"(.*)')
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # Scripts of languages that are written without blanks between words.
 _UNSPACED_SCRIPTS = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
@@ -42,31 +40,26 @@ def draft_language(code: str) -> str:
     """
     names = known_names(code)
     english = get_language(ENGLISH)
-    values = _values(english, names.name or "(the language)")
-    known = {
-        "name": names.name,
-        "native_name": names.native_name,
-        "paper_label": code[:1].upper() + code[1:],
-        "script": names.script,
-    }
-    if names.script and names.script not in _UNSPACED_SCRIPTS:
-        known["punctuation.full_stop"] = _full_stop(names.script)
-    blocks = {
-        "format_prompts": _pending(english.fixed_prompts),
-        "short_answers": _pending(english.fixed_answers),
-        "answer_in": _pending(
-            {**english.answer_in, code: f"Answer in {names.name or 'this language'}."}
-        ),
-        "named_by": _named_by(names.name),
-        "ui": _pending(english.ui),
-        "engines": _engines(code, names),
-    }
-    words = {
-        "code": code,
-        "name": names.name or "A new language",
-        "spaced": str(names.script not in _UNSPACED_SCRIPTS).lower(),
-    }
-    return "".join(f"{line}\n" for line in _fill(known, values, blocks, words))
+    ends_sentences = names.script is not None and names.script not in _UNSPACED_SCRIPTS
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        _TEMPLATE.read_text(encoding="utf-8")
+    )
+    name = names.name or "(the language)"
+    return template.render(
+        code=code,
+        names=names,
+        english=english,
+        spaced=names.script not in _UNSPACED_SCRIPTS,
+        full_stop=_full_stop(names.script) if ends_sentences else None,
+        answer_in={**english.answer_in, code: f"Answer in {names.name or 'this language'}."},
+        named_by="\n".join(_named_by(names.name)),
+        engines="\n".join(_engines(code, names)),
+        quote=_quote,
+        todo=_todo,
+        known=lambda value, text: _quote(value) if value else _todo(text),
+        pending=lambda texts: "\n".join(f"{_key(k)} = {_todo(text)}" for k, text in texts.items()),
+        in_language=lambda text: f"in {name}".join(text.rsplit("in English", 1)),
+    )
 
 
 def write_draft(code: str, folder: Path) -> Path:
@@ -98,54 +91,6 @@ def write_draft(code: str, folder: Path) -> Path:
     return path
 
 
-def _fill(
-    known: Mapping[str, str | None],
-    values: Mapping[str, str],
-    blocks: Mapping[str, Iterator[str]],
-    words: Mapping[str, str],
-) -> Iterator[str]:
-    table = ""
-    for line in _TEMPLATE.read_text(encoding="utf-8").splitlines():
-        if match := _TABLE.fullmatch(line):
-            table = match[1] + "."
-        if match := _ENTRY.fullmatch(line):
-            key = table + match[1]
-            value = known.get(key) or (
-                values[key] if match[3] == "keep" else f"{PENDING} {values[key]}"
-            )
-            yield f"{match[1]} = {match[2]}{_quote(value)}{match[4]}"
-        elif (match := _BLOCK.fullmatch(line)) and match[1] in blocks:
-            yield from blocks[match[1]]
-        else:
-            yield _BLOCK.sub(lambda m: words[m[1]], line)
-
-
-def _values(english: Language, name: str) -> dict[str, str]:
-    """What English has for the entries of the template, with the new language's name."""
-    return {
-        "name": "its name in English",
-        "native_name": "its own name",
-        "paper_label": english.paper_label,
-        "script": english.script,
-        "punctuation.full_stop": english.full_stop,
-        "answers.yes": english.yes,
-        "answers.no": english.no,
-        "prompts.short_answer": english.short_answer,
-        "prompts.option_letter": english.option_letter,
-        "instructions.epvqa": f"in {name}".join(english.epvqa_instruction.rsplit("in English", 1)),
-        "instructions.translation_marker": english.translation_marker,
-        "instructions.answer_marker": english.answer_marker,
-        "conversation.system": f"in {name}".join(english.system.rsplit("in English", 1)),
-        "local.yes": "yes",
-        "local.no": "no",
-    }
-
-
-def _pending(texts: Mapping[str, str]) -> Iterator[str]:
-    for key, text in texts.items():
-        yield f"{_key(key)} = {_quote(f'{PENDING} {text}')}"
-
-
 def _named_by(name: str | None) -> Iterator[str]:
     for other in list_languages():
         if other == ENGLISH and name:
@@ -153,7 +98,7 @@ def _named_by(name: str | None) -> Iterator[str]:
         else:
             request = f"Answer in {name or 'it'}."
             if other == ENGLISH:
-                yield f"{other} = {_quote(f'{PENDING} {request}')}"
+                yield f"{other} = {_todo(request)}"
             else:
                 yield f"# {_key(other)} = {_quote(request)}  # said in {get_language(other).name}"
 
@@ -186,3 +131,7 @@ def _key(key: str) -> str:
 
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def _todo(text: str) -> str:
+    return _quote(f"{PENDING} {text}")
