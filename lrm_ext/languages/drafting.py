@@ -40,7 +40,6 @@ def draft_language(code: str) -> str:
     """
     names = known_names(code)
     english = get_language(ENGLISH)
-    ends_sentences = names.script is not None and names.script not in _UNSPACED_SCRIPTS
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
     )
@@ -50,7 +49,7 @@ def draft_language(code: str) -> str:
         names=names,
         english=english,
         spaced=names.script not in _UNSPACED_SCRIPTS,
-        full_stop=_full_stop(names.script) if ends_sentences else None,
+        full_stop=_full_stop(names.script),
         answer_in={**english.answer_in, code: f"Answer in {names.name or 'this language'}."},
         named_by="\n".join(_named_by(names.name)),
         engines="\n".join(_engines(code, names)),
@@ -120,8 +119,10 @@ def _engines(code: str, names: KnownNames) -> Iterator[str]:
             yield f"{engine} = {_quote(value)}  # likely; delete the line if it does not have it"
 
 
-def _full_stop(script: str) -> str:
-    """Devanagari and its neighbours end sentences with a danda, Urdu's script with its own stop."""
+def _full_stop(script: str | None) -> str | None:
+    """Devanagari and its neighbours end sentences with a danda; None where it is not certain."""
+    if script is None or script in _UNSPACED_SCRIPTS:
+        return None
     return "\u0964" if script in ("Deva", "Beng", "Guru", "Orya") else "."
 
 

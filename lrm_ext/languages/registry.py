@@ -15,45 +15,35 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from llava.errors import ConfigError
-from lrm_ext.languages._toml import load_toml
+import msgspec
 
-# Every key must be there, and no other; `{}` stands for a table of strings with free keys.
-SCHEMA: Mapping[str, Any] = {
-    "code": str,
-    "name": str,
-    "native_name": str,
-    "paper_label": str,
-    "script": str,
-    "spaced": bool,
-    "punctuation": {"full_stop": str},
-    "answers": {"yes": str, "no": str},
-    "answers_to": {},
-    "prompts": {"short_answer": str, "option_letter": str},
-    "format_prompts": {},
-    "short_answers": {},
-    "instructions": {
-        "epvqa": str,
-        "translation_marker": str,
-        "answer_marker": str,
-        "answer_in": {},
-        "named_by": {},
-    },
-    "conversation": {"system": str},
-    "local": {"yes": list, "no": list, "letters": {}, "stop": list, "word_letters": list},
-    "numbers": {},
-    "engines": {},
-    "ui": {},
-    "quality": {},
+from llava.errors import ConfigError
+from lrm_ext.languages._toml import convert, load_toml
+
+# Where in the file a field of `Language` stands, if not at the top level under its own name.
+_KEYS: Mapping[str, str] = {
+    "full_stop": "punctuation.full_stop",
+    "yes": "answers.yes",
+    "no": "answers.no",
+    "short_answer": "prompts.short_answer",
+    "option_letter": "prompts.option_letter",
+    "fixed_prompts": "format_prompts",
+    "fixed_answers": "short_answers",
+    "epvqa_instruction": "instructions.epvqa",
+    "translation_marker": "instructions.translation_marker",
+    "answer_marker": "instructions.answer_marker",
+    "answer_in": "instructions.answer_in",
+    "named_by": "instructions.named_by",
+    "system": "conversation.system",
+    "engine_codes": "engines",
 }
-# These may be left out.
-OPTIONAL = ("answers_to", "instructions.named_by", "numbers", "ui", "quality")
+_TABLES = frozenset(key.partition(".")[0] for key in _KEYS.values() if "." in key)
 # These may be empty, depending on the language.
 _MAY_BE_EMPTY = (
     "punctuation.full_stop",
@@ -62,16 +52,22 @@ _MAY_BE_EMPTY = (
     "local.letters",
     "engines",
 )
-# Read and checked by those who use it.
-_ELSEWHERE = ("quality",)
 # A value that begins so waits for its translation (`lrm languages add` writes such values).
 PENDING = "TODO"
 _ENGLISH_POLARITY = {"yes": "yes", "y": "yes", "no": "no", "not": "no", "n": "no"}
 
 
-@dataclass(frozen=True)
-class LocalWords:
-    """Word lists by which an answer in the language is read (mode `local`, EVAL_SPEC 7).
+class _ReadOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file holds, read-only, because it is shared by all who ask for it."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if isinstance(value := getattr(self, name), dict):
+                msgspec.structs.force_setattr(self, name, MappingProxyType(value))
+
+
+class LocalWords(_ReadOnly, frozen=True):
+    """Word lists by which an answer in the language is read (mode `local`).
 
     Attributes:
         yes: Words or phrases that affirm.
@@ -88,8 +84,7 @@ class LocalWords:
     word_letters: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Language:
+class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     """One language.
 
     Attributes:
@@ -104,8 +99,8 @@ class Language:
         no: The answer "no" as it is trained.
         answers_to: Where yes and no depend on the question (Welsh "Oes ...?", "Ydy ...?"): by what
             a question begins with, its yes and its no, as `(yes, no)`.
-        short_answer: Response-format prompt for yes/no and short answers (EVAL_SPEC 6).
-        option_letter: Response-format prompt for multiple choice (EVAL_SPEC 6).
+        short_answer: Response-format prompt for yes/no and short answers.
+        option_letter: Response-format prompt for multiple choice.
         fixed_prompts: Other requests that LLaVA's data repeats, by name. One that ends with a colon
             is followed by what it asks about.
         fixed_answers: Short answers that are always said the same way, by name.
@@ -136,7 +131,7 @@ class Language:
     full_stop: str
     yes: str
     no: str
-    answers_to: Mapping[str, tuple[str, str]]
+    answers_to: Mapping[str, tuple[str, str]] = {}
     short_answer: str
     option_letter: str
     fixed_prompts: Mapping[str, str]
@@ -145,13 +140,13 @@ class Language:
     translation_marker: str
     answer_marker: str
     answer_in: Mapping[str, str]
-    named_by: Mapping[str, str]
+    named_by: Mapping[str, str] = {}
     system: str
     local: LocalWords
-    numbers: Mapping[str, str]
+    numbers: Mapping[str, str] = {}
     engine_codes: Mapping[str, str]
-    ui: Mapping[str, str]
-    quality: Mapping[str, Any]
+    ui: Mapping[str, str] = {}
+    quality: Mapping[str, Any] = {}
     path: Path
 
     @property
@@ -174,106 +169,46 @@ def load_language(path: Path) -> Language:
         ConfigError: A key is missing, unknown, of another type or empty; the code is not the
             file's name; or a word means both yes and no.
     """
-    data = load_toml(path)
-    _check_table(data, SCHEMA, path, prefix="")
-    if data["code"] != path.stem:
-        raise ConfigError(f"{path}: code is {data['code']!r}, expected the file's name.")
-    local = data["local"]
-    _check_polarity(local, path)
-    _check_numbers(data.get("numbers", {}), path)
-    instructions = data["instructions"]
-    return Language(
-        code=data["code"],
-        name=data["name"],
-        native_name=data["native_name"],
-        paper_label=data["paper_label"],
-        script=data["script"],
-        spaced=data["spaced"],
-        full_stop=data["punctuation"]["full_stop"],
-        yes=data["answers"]["yes"],
-        no=data["answers"]["no"],
-        answers_to=_answers_to(data.get("answers_to", {}), path),
-        short_answer=data["prompts"]["short_answer"],
-        option_letter=data["prompts"]["option_letter"],
-        fixed_prompts=MappingProxyType(data["format_prompts"]),
-        fixed_answers=MappingProxyType(data["short_answers"]),
-        epvqa_instruction=instructions["epvqa"],
-        translation_marker=instructions["translation_marker"],
-        answer_marker=instructions["answer_marker"],
-        answer_in=MappingProxyType(instructions["answer_in"]),
-        named_by=MappingProxyType(instructions.get("named_by", {})),
-        system=data["conversation"]["system"],
-        local=LocalWords(
-            yes=tuple(local["yes"]),
-            no=tuple(local["no"]),
-            letters=MappingProxyType(local["letters"]),
-            stop=tuple(local["stop"]),
-            word_letters=tuple(local["word_letters"]),
-        ),
-        numbers=MappingProxyType(data.get("numbers", {})),
-        engine_codes=MappingProxyType(data["engines"]),
-        ui=MappingProxyType(data.get("ui", {})),
-        quality=MappingProxyType(data.get("quality", {})),
-        path=path,
-    )
-
-
-def _check_table(table: Any, schema: Mapping[str, Any], path: Path, prefix: str) -> None:
-    """Check a table's keys and the types of its values, nested ones too."""
-    where = prefix.rstrip(".") or "top level"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {where} is {type(table).__name__}, expected a table.")
-    optional = {key for key in schema if prefix + key in OPTIONAL}
-    missing = sorted(set(schema) - set(table) - optional)
-    unknown = sorted(set(table) - set(schema))
-    if missing or unknown:
-        faults = [f"{prefix}{key} is missing" for key in missing]
-        faults += [f"{prefix}{key} is unknown" for key in unknown]
-        raise ConfigError(f"{path}: {'; '.join(faults)}. Known at {where}: {', '.join(schema)}.")
-    for key, kind in schema.items():
-        name = prefix + key
-        if key not in table:
-            continue
-        if name in _ELSEWHERE:
-            if not isinstance(table[key], dict):
-                raise ConfigError(f"{path}: {name} is {table[key]!r}, expected a table.")
-        elif isinstance(kind, Mapping):
-            if kind:
-                _check_table(table[key], kind, path, f"{name}.")
-            else:
-                _check_free_table(table[key], path, name)
+    values: dict[str, Any] = {"path": path}
+    for key, value in load_toml(path).items():
+        if key in _TABLES and isinstance(value, dict):
+            values |= {f"{key}.{name}": text for name, text in value.items()}
         else:
-            _check_value(table[key], kind, path, name)
+            values[key] = value
+    for key, value in values.items():
+        if key != "quality":  # checked by those who use it
+            _check_texts(value, path, key)
+    if isinstance(values.get("answers_to"), dict):
+        values["answers_to"] = _answers_to(values["answers_to"], path)
+    language = convert(values, Language, path)
+    if language.code != path.stem:
+        raise ConfigError(f"{path}: code is {language.code!r}, expected the file's name.")
+    _check_polarity(language.local, path)
+    _check_numbers(language.numbers, path)
+    return language
 
 
-def _check_free_table(table: Any, path: Path, name: str) -> None:
-    if not isinstance(table, dict) or (not table and name not in _MAY_BE_EMPTY):
-        raise ConfigError(f"{path}: {name} is {table!r}, expected a table of strings.")
-    for key, value in table.items():
-        _check_value(value, str, path, f"{name}.{key}")
-
-
-def _check_value(value: Any, kind: type, path: Path, name: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"{path}: {name} is {value!r} ({type(value).__name__}), expected {kind.__name__}."
-        )
+def _check_texts(value: Any, path: Path, name: str) -> None:
+    """Demand texts that are translated and not empty, in tables and lists, too."""
     if isinstance(value, str) and value.startswith(PENDING):
         raise ConfigError(f"{path}: {name} is not translated yet: {value!r}.")
     if isinstance(value, str) and value != value.strip():
         raise ConfigError(f"{path}: {name} is {value!r}: white space around it.")
-    if value in ("", []) and name not in _MAY_BE_EMPTY:
+    if value in ("", [], {}) and name not in _MAY_BE_EMPTY:
         raise ConfigError(f"{path}: {name} is empty.")
+    if isinstance(value, dict):
+        for key, text in value.items():
+            _check_texts(text, path, f"{name}.{key}")
     if isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_value(item, str, path, f"{name}[{i}]")
+        for i, text in enumerate(value):
+            _check_texts(text, path, f"{name}[{i}]")
 
 
-def _check_polarity(local: Mapping[str, Any], path: Path) -> None:
+def _check_polarity(local: LocalWords, path: Path) -> None:
     """Demand that no word, letter or English word that counts too means both yes and no."""
     meanings: dict[str, str] = {}
-    entries = [(word, "yes") for word in local["yes"]] + [(word, "no") for word in local["no"]]
-    for word, meaning in (*_ENGLISH_POLARITY.items(), *entries, *local["letters"].items()):
+    entries = [(word, "yes") for word in local.yes] + [(word, "no") for word in local.no]
+    for word, meaning in (*_ENGLISH_POLARITY.items(), *entries, *local.letters.items()):
         if meaning not in ("yes", "no"):
             raise ConfigError(f"{path}: local.letters.{word} is {meaning!r}, expected yes or no.")
         if meanings.setdefault(_fold(word), meaning) != meaning:
@@ -283,17 +218,17 @@ def _check_polarity(local: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def _answers_to(table: Mapping[str, str], path: Path) -> Mapping[str, tuple[str, str]]:
+def _answers_to(table: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
     pairs: dict[str, tuple[str, str]] = {}
     for start, text in table.items():
-        yes, slash, no = map(str.strip, text.partition("/"))
+        yes, slash, no = map(str.strip, str(text).partition("/"))
         if not (yes and slash and no):
             raise ConfigError(
                 f"{path}: answers_to.{start} is {text!r}, expected its yes and its no: "
                 '"Oes / Nac oes".'
             )
         pairs[start] = (yes, no)
-    return MappingProxyType(pairs)
+    return pairs
 
 
 def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:
@@ -407,7 +342,7 @@ def get_language(code: str) -> Language:
             f"{language.path}: instructions.named_by.{ENGLISH} is missing: how English says "
             f'"Answer in {language.name}."'
         )
-    return replace(language, answer_in=MappingProxyType(answer_in))
+    return msgspec.structs.replace(language, answer_in=MappingProxyType(answer_in))
 
 
 def answer_request(question_lang: str, answer_lang: str) -> str:
@@ -547,17 +482,11 @@ def _three_letters(language: str) -> str | None:
     found = sorted(
         old for old, new in _cldr("language_aliases").items() if new == language and len(old) == 3
     )
-    return found[0] if len(found) == 1 else _terminology_code(language, found)
-
-
-def _terminology_code(language: str, found: list[str]) -> str | None:
-    """Of `slk` and `slo`, `ces` and `cze` the first is used: the one engines' lists have."""
-    return next((code for code in found if code in _nllb_languages()), None)
-
-
-@cache
-def _nllb_languages() -> frozenset[str]:
-    return frozenset(code.partition("_")[0] for code in nllb_codes())
+    if len(found) == 1:
+        return found[0]
+    # of `slk` and `slo`, `ces` and `cze` the first is used: the one engines' lists have
+    used = {code.partition("_")[0] for code in nllb_codes()}
+    return next((code for code in found if code in used), None)
 
 
 def nllb_codes() -> tuple[str, ...]:

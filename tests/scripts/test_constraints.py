@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lrm_ext.languages._toml import tomllib
+from lrm_ext.languages._toml import load_toml
 
 ROOT = Path(__file__).parents[2]
 # Optional CUDA packages: which version fits depends on the machine.
@@ -14,7 +14,7 @@ UNPINNED = {"liger-kernel", "bitsandbytes"}
 
 
 def direct_requirements() -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = load_toml(ROOT / "pyproject.toml")["project"]
     extras = project["optional-dependencies"].values()
     return [Requirement(line) for line in sum(extras, project["dependencies"])]
 
