@@ -82,31 +82,23 @@ def modality_gap(
     from rich.progress import Progress
 
     from llava.errors import ConfigError
-    from lrm_ext.analysis.modality import (
-        FeatureExtractor,
-        draw_samples,
-        extract,
-        gap_table,
-        measure,
-        need_scikit_learn,
-        save_features,
-    )
+    from lrm_ext.analysis import modality
     from lrm_ext.corpus.emoji.unpack import ensure_unpacked
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.translation.commands import split_names
 
-    need_scikit_learn()
+    modality.need_scikit_learn()
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out}: expected a file that ends with .npz")
     console = Console(highlight=False)
     opened = Corpus.open(corpus or ensure_unpacked() / "finetune")
     langs = dict.fromkeys(("en", *(split_names(languages) or opened.languages)))
-    samples = draw_samples(opened, tuple(langs), num, seed)
+    samples = modality.draw_samples(opened, tuple(langs), num, seed)
     chosen = None if layers is None else [int(layer) for layer in layers.split(",")]
-    extractor = FeatureExtractor(model, model_base, chosen, device)
+    extractor = modality.FeatureExtractor(model, model_base, chosen, device)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("features", total=None)
-        features = extract(
+        features = modality.extract(
             extractor, samples, batch_size,
             lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
@@ -115,10 +107,10 @@ def modality_gap(
         "seed": seed, "num_samples": len(samples.rows), "num_wanted": num,
         "left_out": samples.num_left_out, "layers": list(extractor.layers),
     }  # fmt: skip
-    save_features(out, features, about)
-    report = {**about, **measure(features, extractor.layers, seed)}
+    modality.save_features(out, features, about)
+    report = {**about, **modality.measure(features, extractor.layers, seed)}
     write_atomically(out.with_suffix(".json"), json.dumps(report, indent=1))
-    console.print(gap_table(report))
+    console.print(modality.gap_table(report))
     left = ", ".join(f"{n:,} {why}" for why, n in samples.num_left_out.items() if n)
     console.print(f"{len(samples.rows):,} samples of {num:,} asked for; left out: {left or 'none'}")
     console.print(f"Features: {out}, numbers: {out.with_suffix('.json')}", soft_wrap=True)

@@ -42,14 +42,7 @@ def extend_vocab(
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.languages.fertility import corpus_pairs, in_common
-    from lrm_ext.vocabulary.extend import (
-        extend,
-        held_out_pairs,
-        read_model,
-        texts_of,
-        write_model,
-        write_tokenizer,
-    )
+    from lrm_ext.vocabulary import extend as vocabulary
 
     if (model is None) == (tokenizer is None):
         raise ConfigError("give either --model or --tokenizer")
@@ -58,12 +51,12 @@ def extend_vocab(
     folder = model or tokenizer
     assert folder is not None
     opened = Corpus.open(corpus)
-    pieces = read_model(folder)
-    texts = list(texts_of(opened, lang, limit))
-    extension = extend(pieces, folder, texts, num_pieces)
-    write_tokenizer(pieces, folder, out)
+    pieces = vocabulary.read_model(folder)
+    texts = list(vocabulary.texts_of(opened, lang, limit))
+    extension = vocabulary.extend(pieces, folder, texts, num_pieces)
+    vocabulary.write_tokenizer(pieces, folder, out)
     if model is not None:
-        write_model(model, out, extension)
+        vocabulary.write_model(model, out, extension)
     console = Console(highlight=False, soft_wrap=True)
     some = ", ".join(piece.text.replace("\u2581", "_") for piece in extension.pieces[:12])
     console.print(
@@ -73,7 +66,7 @@ def extend_vocab(
     if reason := extension.why_fewer(num_pieces):
         console.print(reason, markup=False)
     learnt = {*texts, *(line for text in texts for line in text.splitlines())}
-    pairs = held_out_pairs(corpus, lang, learnt, _NUM_COMPARED)
+    pairs = vocabulary.held_out_pairs(corpus, lang, learnt, _NUM_COMPARED)
     measured_on = "sentences that it was not learnt from"
     if not pairs:
         measured_on = "that it was learnt from (no others are left), so too good"
