@@ -82,6 +82,7 @@ def modality_gap(
     from rich.progress import Progress
 
     from llava.errors import ConfigError
+    from llava.files import write_atomically
     from lrm_ext.analysis import modality
     from lrm_ext.corpus.emoji.unpack import ensure_unpacked
     from lrm_ext.corpus.store import Corpus
@@ -151,9 +152,10 @@ def figure(
     if number == 5:
         _modality(settings, seed, out)
     elif number == 4:
+        from llava.files import write_atomically
         from lrm_ext.analysis.plots import examples_figure, examples_page
         from lrm_ext.analysis.qualitative import Choice, choose_examples
-        from lrm_ext.files import save_figure, write_atomically
+        from lrm_ext.files import save_figure
 
         choice = Choice(names, langs, split_names(ids), num, seed)
         examples = choose_examples(settings, choice, benchmark_dir, table)

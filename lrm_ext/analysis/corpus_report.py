@@ -27,16 +27,15 @@ from PIL import Image
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.analysis.page import data_url, environment
-from lrm_ext.corpus.describing import Summary, summarize
-from lrm_ext.corpus.layout import STATUSES, Text
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import STATUSES, Corpus, Text
+from lrm_ext.corpus.summary import Summary, summarize
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import Usage
-from lrm_ext.translation.parts import read_description, text_dir
-from lrm_ext.translation.quality.thresholds import get_thresholds
+from lrm_ext.translation.quality.base import get_thresholds
+from lrm_ext.translation.runner import read_description, text_dir
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from llava.files import write_atomically
 from lrm_ext.analysis.headlines import headlines_section
 from lrm_ext.analysis.page import Bar, bar_chart, legend, loss_curve, render_page, section
 from lrm_ext.analysis.tables import interval, main_group, percent, printable, remarks

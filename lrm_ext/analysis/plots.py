@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.analysis.page import data_url, environment
 from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, Said, Shown
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name

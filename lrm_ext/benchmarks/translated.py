@@ -19,8 +19,7 @@ from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.prompts import prompt_for
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
-from lrm_ext.languages.language import Language
-from lrm_ext.languages.registry import answer_request, get_language
+from lrm_ext.languages.registry import Language, answer_request, get_language
 from lrm_ext.translation.segment import Given, RowPlan, plan_row
 
 HINT: Final = "hint"

@@ -329,8 +329,7 @@ def report(
     """Write a page: what was kept, what was not and why, engines, costs, quality, examples."""
     from llava.errors import ConfigError
     from llava.files import write_atomically
-    from lrm_ext.analysis.corpus_account import take_account
-    from lrm_ext.analysis.corpus_page import render_account
+    from lrm_ext.analysis.corpus_report import render_account, take_account
     from lrm_ext.corpus.emoji.unpack import open_corpus
 
     opened, console = open_corpus(corpus), _console()

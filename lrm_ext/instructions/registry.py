@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages.language import Language
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import Language, get_language
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow

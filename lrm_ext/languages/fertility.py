@@ -267,16 +267,14 @@ def _requests(language: Language) -> Iterator[Pair]:
 
 
 def _has_scenes() -> bool:
-    from lrm_ext.corpus.emoji.packed import CONCEPTS_FILE, packed_dir
+    from lrm_ext.corpus.emoji.scenes import CONCEPTS_FILE, packed_dir
 
     return (packed_dir() / CONCEPTS_FILE).is_file()
 
 
 def _scene_pairs(languages: Sequence[str], num_scenes: int) -> Iterator[tuple[str, Pair]]:
-    from lrm_ext.corpus.emoji.packed import LANGUAGES
-    from lrm_ext.corpus.emoji.scenes import sample_scene
-    from lrm_ext.corpus.emoji.text import caption, make_questions, render_question
-    from lrm_ext.corpus.emoji.vocabulary import NUM_PATTERNS
+    from lrm_ext.corpus.emoji.conversations import caption, make_questions, render_question
+    from lrm_ext.corpus.emoji.scenes import LANGUAGES, NUM_PATTERNS, sample_scene
 
     rng = random.Random(_SEED)
     for _ in range(num_scenes):

@@ -18,8 +18,7 @@ from typing import NamedTuple
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
-from lrm_ext.languages.language import Language
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import Language, get_language
 from lrm_ext.translation.protect import find_spans
 from lrm_ext.translation.quality.base import Verdict
 

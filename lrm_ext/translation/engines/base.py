@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llava.errors import ConfigError, UserError
 from lrm_ext.corpus.store import ENGLISH
-from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.languages.tags import KnownNames, known_names
+from lrm_ext.languages.registry import KnownNames, get_language, known_names, list_languages
 
 if TYPE_CHECKING:
     from lrm_ext.translation.cache import Cache

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from llava.errors import ConfigError
-from lrm_ext.languages.tags import m2m100_codes, nllb_codes
+from lrm_ext.languages.registry import m2m100_codes, nllb_codes
 from lrm_ext.translation.engines.base import (
     EngineError,
     EngineSpec,

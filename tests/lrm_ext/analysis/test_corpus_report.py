@@ -25,7 +25,7 @@ from lrm_ext.analysis.corpus_report import (
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus, CorpusRow, Text
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.translation.cache import Cache
+from lrm_ext.translation.cache import Cache, CachedAnswer
 from lrm_ext.translation.engines.base import Usage
 
 NUM_ROWS = 200

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llava.errors import DataError
-from llava.train.metrics_log import METRICS_FILE
+from llava.train.metrics import METRICS_FILE
 from lrm_ext.analysis.training import Attempt, largest_difference, plot_runs, read_attempts
 from lrm_ext.cli import app
 

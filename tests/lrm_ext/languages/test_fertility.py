@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter, Text
+from lrm_ext.corpus.store import CorpusRow, Text
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages.fertility import (
     MAX_TOKENIZERS,
     TokenCounter,

@@ -19,7 +19,8 @@ from llava.train.flops import (
     peak_tflops_of,
 )
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.planning.memory import FILL_LIMIT, StageSettings, estimate_memory, largest_batch
 from lrm_ext.planning.plan import GIB, Wishes, make_plan
 from lrm_ext.planning.presets import ROOT, list_presets, load_shape, stage_flags

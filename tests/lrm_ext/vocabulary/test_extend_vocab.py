@@ -14,7 +14,8 @@ from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusWriter
+from lrm_ext.corpus.store import Corpus, CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.vocabulary.extend import (
     BLANK,
     Extension,
