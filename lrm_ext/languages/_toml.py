@@ -49,7 +49,7 @@ def load_toml(path: str | Path, kind: Any = None) -> Any:
 
 
 def convert(
-    data: Any, kind: type[T], where: str, dec_hook: Callable[[type, Any], Any] | None = None
+    data: Any, kind: type[T], where: str | Path, dec_hook: Callable[[type, Any], Any] | None = None
 ) -> T:
     """Check plain values against a type.
 
@@ -66,16 +66,24 @@ def convert(
         return msgspec.convert(data, kind, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
         said, _, at = str(error).partition(" - at `$")
+        said = said.replace("Object contains unknown field", "unknown key")
+        said = said.replace("Object missing required field", "missing key")
         key = at.strip("`").removeprefix(".")  # msgspec writes [...] for the key of a dictionary
-        text = ": ".join(filter(None, (where, key, said)))
+        text = ": ".join(filter(None, (str(where), key, said)))
         if said.startswith("Expected") and "..." not in key:
-            found = data
-            for name in re.findall(r"[^.\[\]]+", key):
-                found = found[int(name) if isinstance(found, list) else name]
-            text += f", found {found!r:.60}"
-        if "unknown field" in said or "enum value" in said:
+            text += f", found {_value_at(data, key)!r:.60}"
+        if "unknown key" in said or "enum value" in said:
             text += f"; choose from: {', '.join(map(str, _choices(kind, key)))}"
         raise ConfigError(f"{text}.") from error
+
+
+def _value_at(data: Any, key: str) -> Any:
+    """The value at a key such as `parts[0].size`; a dotted key may be one of a table's own."""
+    if isinstance(data, dict) and key in data:
+        return data[key]
+    for name in re.findall(r"[^.\[\]]+", key):
+        data = data[int(name) if isinstance(data, list) else name]
+    return data
 
 
 def _choices(kind: Any, key: str) -> tuple[Any, ...]:

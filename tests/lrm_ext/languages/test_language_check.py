@@ -64,7 +64,7 @@ def test_so_is_slovak(slovak):
         ("[engines]", '[numbers]\n2 = "d*va"\n[engines]', "has 'd*va', expected a word"),
         ("send =", "sned =", "ui.sned is unknown; known: intro"),
         ('send = "Odoslať"\n', "", "ui lacks send"),
-        ('native_name = "', 'nativ_name = "', "nativ_name is unknown"),
+        ('native_name = "', 'nativ_name = "', "unknown key `nativ_name`"),
         ('code = "sk"', 'code = "cs"', "expected the file's name"),
         ("[answers]", "[answers", "cannot be read as TOML"),
     ],

@@ -97,10 +97,10 @@ def test_is_read_only() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("native_name =", "nativ_name =", r"xx\.toml: nativ_name is unknown"),
-        ("[prompts]\n", "[prompts]\nextra = 1\n", r"prompts\.extra is unknown"),
-        ("answer_marker =", "# answer_marker =", r"instructions\.answer_marker is missing"),
-        ("spaced = true", 'spaced = "yes"', r"spaced: expected `bool`, got `str`"),
+        ("native_name =", "nativ_name =", r"xx\.toml: unknown key `nativ_name`"),
+        ("[prompts]\n", "[prompts]\nextra = 1\n", r"unknown key `prompts\.extra`"),
+        ("answer_marker =", "# answer_marker =", r"missing key `instructions\.answer_marker`"),
+        ("spaced = true", 'spaced = "yes"', r"spaced: Expected `bool`, got `str`, found .yes"),
         ('"ano", ', '"ano", "not", ', "'not' would mean both"),
         ('a = "yes"', 'a = "maybe"', r"letters\.a is 'maybe'"),
         ('yes = "Ano"', 'yes = ""', r"answers\.yes is empty"),

@@ -29,7 +29,7 @@ def test_a_file_is_read_into_its_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("titel = 1", r"a\.toml: .*unknown field `titel`; choose from: parts, named, title\.$"),
+        ("titel = 1", r"a\.toml: .*unknown key `titel`; choose from: parts, named, title\.$"),
         ("title = 1", r"a\.toml: title: Expected `str`, got `int`, found 1\.$"),
         ("[[parts]]\nsize = 0", r"parts\[0\]\.size: Expected `int` >= 1, found 0\.$"),
         ('[[parts]]\nkind = "blue"', r"parts\[0\]\.kind: .*'blue'; choose from: red, green\.$"),
