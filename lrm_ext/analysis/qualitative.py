@@ -17,14 +17,13 @@ from typing import Final
 from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.settings import Setting
 from lrm_ext.analysis.tables import printable
-from lrm_ext.benchmarks.answered import Answered, read_answered, stated_kind
 from lrm_ext.benchmarks.parse import text_key
 from lrm_ext.benchmarks.registry import get_benchmark
-from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
-from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.predictions import Answered, asked_benchmark, read_answered, stated_kind
 from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.languages import list_languages
 from lrm_ext.mixture.order import Permutation
 

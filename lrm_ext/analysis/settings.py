@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.answered import Answered, read_answered, stated_kind
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.compare import answer_files, predictions_dir
-from lrm_ext.evaluation.intervals import headline_interval
+from lrm_ext.evaluation.predictions import Answered, read_answered, stated_kind
 from lrm_ext.evaluation.report import ENGLISH, REPORT_FILE, EvalReport
+from lrm_ext.evaluation.results import score_benchmark
+from lrm_ext.evaluation.statistics import headline_interval
 from lrm_ext.languages import get_language, list_languages
 
 NOT_ASKED: Final = "not asked"

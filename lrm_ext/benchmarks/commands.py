@@ -85,8 +85,8 @@ def score(
     from rich.console import Console
 
     from llava.errors import ConfigError
-    from lrm_ext.benchmarks.scoring_files import score_file, write_scores
     from lrm_ext.benchmarks.show import print_score
+    from lrm_ext.evaluation.results import score_file, write_scores
 
     if on_duplicate not in ("error", "last"):
         raise ConfigError(f"--on-duplicate is {on_duplicate!r}; expected error or last")
@@ -102,7 +102,7 @@ def score(
     content = report.to_json()
     content["predictions"] = str(predictions)
     if intervals:
-        from lrm_ext.evaluation.intervals import headline_interval
+        from lrm_ext.evaluation.statistics import headline_interval
 
         content["interval"] = headline_interval(report, seed)
     if scores is not None:

@@ -148,8 +148,7 @@ def compare(
 
     from rich.console import Console
 
-    from lrm_ext.evaluation.compare import compare_runs
-    from lrm_ext.evaluation.compare_table import print_comparison
+    from lrm_ext.evaluation.compare import compare_runs, print_comparison
 
     results = compare_runs(
         a,

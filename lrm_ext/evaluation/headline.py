@@ -15,10 +15,10 @@ from rich.table import Table
 
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL, Kind
-from lrm_ext.benchmarks.scoring import score_benchmark
-from lrm_ext.evaluation.intervals import headline_interval
 from lrm_ext.evaluation.questions import QuestionSet
 from lrm_ext.evaluation.report import ENGLISH, BenchmarkResult, EvalReport, Headline
+from lrm_ext.evaluation.results import score_benchmark
+from lrm_ext.evaluation.statistics import headline_interval
 
 WIDE_COLUMNS: Final = 100
 

@@ -25,7 +25,6 @@ from lrm_ext.benchmarks.fidelity import fidelity
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kinds import find_kind
 from lrm_ext.benchmarks.score import MODE, UNPARSED, Verdict, judge_answers, judge_locally
-from lrm_ext.benchmarks.scoring import reading_of
 from lrm_ext.evaluation.headline import score_headlines
 from lrm_ext.evaluation.predictions import read_predictions
 from lrm_ext.evaluation.questions import QuestionSet
@@ -38,8 +37,10 @@ from lrm_ext.evaluation.report import (
     GroupScore,
     LanguageResult,
 )
+from lrm_ext.evaluation.results import reading_of
 from lrm_ext.evaluation.runner import EvalConfig
-from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
+from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval
+from lrm_ext.files import write_atomically, writing
 from lrm_ext.languages import get_language
 
 SCORES_FILE: Final = "scores.jsonl"

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
-from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.evaluation.compare import answer_files
-from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.predictions import asked_benchmark, read_answered, stated_kind
 
 _NUM_SHOWN = 5
 

@@ -20,8 +20,8 @@ from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from llava.files import write_atomically
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
-from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.evaluation.results import ScoreReport, score_benchmark
 from lrm_ext.export.answers import Answers
 from lrm_ext.export.lmms_eval_tasks import exported_task
 

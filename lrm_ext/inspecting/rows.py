@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError, UserError
-from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark
-from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
-from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.predictions import asked_benchmark, read_answered, stated_kind
 from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.languages.registry import list_languages
 
 log = logging.getLogger(__name__)

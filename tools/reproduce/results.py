@@ -26,7 +26,6 @@ from llava.files import write_atomically
 from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL
-from lrm_ext.benchmarks.scoring import ScoreReport, score_benchmark
 from lrm_ext.evaluation.compare import answer_files
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study
 from tools.reproduce.tasks import run_name

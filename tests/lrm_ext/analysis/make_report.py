@@ -10,7 +10,7 @@ from lrm_ext.evaluation.report import (
     GroupScore,
     LanguageResult,
 )
-from lrm_ext.evaluation.stats import wilson_interval
+from lrm_ext.evaluation.statistics import wilson_interval
 from lrm_ext.languages import get_language, list_languages
 
 TASKS = ("existence", "naming", "position", "counting", "color", "category")

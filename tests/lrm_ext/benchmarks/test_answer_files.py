@@ -8,7 +8,7 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.benchmarks.importing import import_benchmark
-from lrm_ext.benchmarks.scoring_files import score_file
+from lrm_ext.evaluation.results import score_file
 
 
 def mme(key, text, gold, **more):

@@ -8,9 +8,9 @@ from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.mini import NAMES, ensure_mini
 from lrm_ext.benchmarks.parse import text_key
 from lrm_ext.benchmarks.registry import BENCHMARKS, missing_images, open_folder
-from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.corpus.emoji import unpack as emoji
 from lrm_ext.corpus.emoji.scenes import load_scenes
+from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.languages import get_language
 
 

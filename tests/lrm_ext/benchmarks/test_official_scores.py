@@ -11,7 +11,7 @@ from llava.errors import ConfigError
 from lrm_ext.benchmarks import commands, mme, pope
 from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.letters import infer_by_text, infer_lmms_eval, infer_vlmevalkit
-from lrm_ext.benchmarks.scoring_files import score_file
+from lrm_ext.evaluation.results import score_file
 
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "golden" / "eval" / "scorers.json").read_text(encoding="utf-8")

@@ -16,11 +16,11 @@ from llava.chat_service import Limits
 from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.images import open_image
 from lrm_ext.analysis.tables import remarks
-from lrm_ext.benchmarks.answered import read_answered, stated_kind
-from lrm_ext.benchmarks.scoring import score_benchmark
 from lrm_ext.evaluation.answerer import Answer, Request
 from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
+from lrm_ext.evaluation.predictions import read_answered, stated_kind
 from lrm_ext.evaluation.report import EvalReport
+from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url

@@ -5,8 +5,16 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.benchmarks.kind import gather, percentage
-from lrm_ext.evaluation.bootstrap import bootstrap_interval, difference, replicate
-from lrm_ext.evaluation.stats import detectable, holm, mcnemar, num_needed, wilson_interval
+from lrm_ext.evaluation.statistics import (
+    bootstrap_interval,
+    detectable,
+    difference,
+    holm,
+    mcnemar,
+    num_needed,
+    replicate,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 
 from llava.errors import DataError
 from lrm_ext.evaluation import commands
-from lrm_ext.evaluation.compare import compare_runs
-from lrm_ext.evaluation.compare_table import sentence
+from lrm_ext.evaluation.compare import compare_runs, sentence
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 

@@ -13,7 +13,7 @@ from lrm_ext.evaluation import commands
 from lrm_ext.evaluation.report import EvalReport, mean_accuracy
 from lrm_ext.evaluation.runner import load_questions, run_evaluation
 from lrm_ext.evaluation.score import score_run
-from lrm_ext.evaluation.stats import wilson_interval
+from lrm_ext.evaluation.statistics import wilson_interval
 
 
 def run_and_score(config, console):

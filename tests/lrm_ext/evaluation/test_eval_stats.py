@@ -1,6 +1,6 @@
 import pytest
 
-from lrm_ext.evaluation.stats import num_majority_correct, wilson_interval
+from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from toy_benchmark import MODELS, FakeAnswerer
 
 from lrm_ext.benchmarks.importing import import_benchmark
-from lrm_ext.benchmarks.scoring_files import score_file
 from lrm_ext.evaluation.headline import headline_table, print_headlines
 from lrm_ext.evaluation.report import EvalReport
+from lrm_ext.evaluation.results import score_file
 from lrm_ext.evaluation.runner import run_evaluation
 from lrm_ext.evaluation.score import score_run
 
