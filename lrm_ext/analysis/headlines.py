@@ -9,8 +9,8 @@ from html import escape
 from typing import Final
 
 from lrm_ext.analysis.page import section
+from lrm_ext.analysis.tables import headline_remarks
 from lrm_ext.benchmarks.kind import LOCAL
-from lrm_ext.evaluation.headline import headline_remarks
 from lrm_ext.evaluation.report import ENGLISH, BenchmarkResult, Headline
 
 _HEADS: Final = ("95 %", "without the picture", "answered", "unread", "fidelity")

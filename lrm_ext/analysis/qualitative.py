@@ -19,11 +19,15 @@ from lrm_ext.analysis.settings import Setting
 from lrm_ext.analysis.tables import printable
 from lrm_ext.benchmarks.parse import text_key
 from lrm_ext.benchmarks.registry import get_benchmark
-from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
-from lrm_ext.evaluation.predictions import Answered, asked_benchmark, read_answered, stated_kind
-from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.evaluation.results import score_benchmark
+from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.results import (
+    ENGLISH,
+    RunResult,
+    answer_files,
+    open_result,
+    predictions_dir,
+)
 from lrm_ext.languages import list_languages
 from lrm_ext.mixture.order import Permutation
 
@@ -134,15 +138,19 @@ def choose_examples(
     shown: list[Shown] = []
     captions: list[str] = []
     for lang in langs:
-        answered = {label: _read(found[name, lang], lang) for label, found in files.items()}
+        answered = {
+            label: open_result(found[name, lang], name, lang) for label, found in files.items()
+        }
         right = {
-            label: _right(one, files[label][name, lang], lang) for label, one in answered.items()
+            label: {verdict.key: verdict.correct for verdict in one.verdicts()}
+            for label, one in answered.items()
         }
         ids, caption = _choose(answered, right, choice, lang)
         captions.append(caption)
         first = next(iter(answered.values()))
         items = {item.question_id: item for item in first.items}
-        meanings = _Meanings(first, _read(english, ENGLISH) if english else None, lang, table)
+        in_english = open_result(english, name, ENGLISH) if english else None
+        meanings = _Meanings(first, in_english, lang, table)
         for key in ids:
             item = items[key]
             answers = (
@@ -175,18 +183,8 @@ def _first_language(common: set[tuple[str, str]], name: str) -> tuple[str, ...]:
     return tuple(sorted(langs, key=lambda lang: lang == ENGLISH)[:1])
 
 
-def _read(path: Path, lang: str) -> Answered:
-    return read_answered(path, stated_kind(path), lang=lang)
-
-
-def _right(answered: Answered, path: Path, lang: str) -> Mapping[str, bool]:
-    kind = stated_kind(path)
-    report = score_benchmark(kind, answered.items, answered.texts, lang=lang)
-    return {verdict.key: verdict.correct for verdict in report.verdicts}
-
-
 def _choose(
-    answered: Mapping[str, Answered],
+    answered: Mapping[str, RunResult],
     right: Mapping[str, Mapping[str, bool]],
     choice: Choice,
     lang: str,
@@ -221,7 +219,7 @@ class _Meanings:
     """English of questions (by their id) and of answers (by a table)."""
 
     def __init__(
-        self, own: Answered, english: Answered | None, lang: str, table: str | None
+        self, own: RunResult, english: RunResult | None, lang: str, table: str | None
     ) -> None:
         self._lang = lang
         self._questions = {item.question_id: item.text for item in own.items}

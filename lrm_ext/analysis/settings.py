@@ -2,8 +2,8 @@
 
 In: `label=run,run,...`, one run a seed, each the folder of a model, of its results or its answers.
 Out: a score per benchmark, language and run with how many of how many questions were answered, or
-the reason why there is none. Scores are computed anew from the answers by the rules of
-`lrm_ext.benchmarks`; a run that has not answered all that is known to be asked has no score.
+the reason why there is none. Scores are those of `lrm eval` where they are of these very answers; a
+run that has not answered all that is known to be asked has none.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from typing import Final
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.evaluation.compare import answer_files, predictions_dir
-from lrm_ext.evaluation.predictions import Answered, read_answered, stated_kind
-from lrm_ext.evaluation.report import ENGLISH, REPORT_FILE, EvalReport
-from lrm_ext.evaluation.results import score_benchmark
-from lrm_ext.evaluation.statistics import headline_interval
+from lrm_ext.evaluation.predictions import stated_kind
+from lrm_ext.evaluation.report import REPORT_FILE, EvalReport
+from lrm_ext.evaluation.results import (
+    ENGLISH,
+    RunResult,
+    answer_files,
+    open_result,
+    predictions_dir,
+)
 from lrm_ext.languages import get_language, list_languages
 
 NOT_ASKED: Final = "not asked"
@@ -208,14 +212,14 @@ def _score_benchmark(
     kind = stated_kind(next(path for paths in own.values() for path in paths.values()))
     langs = ordered_languages({lang for paths in own.values() for lang in paths})
     langs = tuple(languages) or langs
-    answered: dict[tuple[Path, str], Answered | Score] = {}
+    opened: dict[tuple[Path, str], RunResult | Score] = {}
     for run, paths in own.items():
         for lang in langs:
-            answered[run, lang] = _read(paths.get(lang), kind, lang)
-    known = {lang: _known(name, lang, answered) for lang in langs}
+            opened[run, lang] = _open(paths.get(lang), name, kind, lang)
+    known = {lang: _known(name, lang, opened) for lang in langs}
     cells = {
         setting.label: {
-            lang: Cell(tuple(_score(answered[run, lang], kind, lang, known[lang])
+            lang: Cell(tuple(_score(opened[run, lang], known[lang])
                              for run in setting.runs))
             for lang in langs
         }
@@ -237,23 +241,23 @@ def language_name(lang: str) -> str:
     return get_language(lang).name if lang in list_languages() else lang
 
 
-def _read(path: Path | None, kind: Kind, lang: str) -> Answered | Score:
+def _open(path: Path | None, name: str, kind: Kind, lang: str) -> RunResult | Score:
     if path is None:
         return Score(None, reason=NOT_ASKED)
     try:
-        return read_answered(path, kind, lang=lang)
+        return open_result(path, name, lang, kind=kind)
     except DataError as error:
         return Score(None, reason=str(error))
 
 
 def _known(
-    name: str, lang: str, answered: Mapping[tuple[Path, str], Answered | Score]
+    name: str, lang: str, opened: Mapping[tuple[Path, str], RunResult | Score]
 ) -> tuple[dict[str, Item], int]:
     """The questions that any run was asked, and how many a finished evaluation says there are."""
     items: dict[str, Item] = {}
     stated = 0
-    for (run, one), found in answered.items():
-        if one == lang and isinstance(found, Answered):
+    for (run, one), found in opened.items():
+        if one == lang and isinstance(found, RunResult):
             for item in found.items:
                 items.setdefault(item.question_id, item)
             stated = max(stated, _stated_number(run, name, lang))
@@ -276,9 +280,7 @@ def _stated_number(run: Path, name: str, lang: str) -> int:
     )
 
 
-def _score(
-    found: Answered | Score, kind: Kind, lang: str, known: tuple[Mapping[str, Item], int]
-) -> Score:
+def _score(found: RunResult | Score, known: tuple[Mapping[str, Item], int]) -> Score:
     items, num_questions = known
     if isinstance(found, Score):
         return Score(None, num_questions=num_questions, reason=found.reason)
@@ -296,9 +298,9 @@ def _score(
         reason = f"{len(changed):,} questions are worded or answered otherwise than in another run"
         return Score(None, **counts, reason=reason)
     try:
-        report = score_benchmark(kind, found.items, found.texts, lang=lang)
+        report = found.score()
     except DataError as error:
         return Score(None, **counts, reason=str(error))
-    interval = headline_interval(report)
+    interval = report.interval()
     low, high = interval["low"], interval["high"]
     return Score(report.headline, low, high, len(found.texts), num_questions)

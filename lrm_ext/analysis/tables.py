@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lrm_ext.benchmarks.kind import LOCAL
 from lrm_ext.evaluation.report import (
+    ENGLISH,
     BenchmarkResult,
     EvalReport,
     Example,
@@ -162,3 +164,70 @@ def print_example(example: Example, console: Console) -> None:
             answer.lang, escape(answer.question), f"[{colour}]{said}[/]", escape(answer.expected)
         )
     console.print(table)
+
+
+def print_headlines(report: EvalReport, console: Console) -> None:
+    """Print a table of headlines for each benchmark that has them."""
+    for benchmark in report.benchmarks:
+        if any(result.headlines for result in benchmark.languages):
+            console.print()
+            console.print(headline_table(benchmark, console.width))
+            for line in headline_remarks(benchmark):
+                console.print(line, highlight=False)
+
+
+def headline_table(benchmark: BenchmarkResult, width: int) -> Table:
+    """One row a language and mode.
+
+    Args:
+        benchmark: The results.
+        width: Columns of the terminal.
+    """
+    name = next(h.name for result in benchmark.languages for h in result.headlines)
+    table = Table(
+        title=f"{benchmark.name}: {name}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        show_edge=False,
+        padding=(0, 1) if width >= WIDE_COLUMNS else 0,
+    )
+    for column in ("language", "read as"):
+        table.add_column(column, no_wrap=True)
+    for column in (name, "95 %", "blind", "answered", "unread", "fidelity"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for result in benchmark.languages:
+        for headline in result.headlines:
+            counts, faith = headline.details["counts"], headline.details["fidelity"]
+            table.add_row(
+                result.name,
+                headline.mode,
+                f"[bold]{headline.value:.2f}[/]",
+                f"{headline.low:.1f}-{headline.high:.1f}",
+                "-" if headline.blind is None else f"{headline.blind:.2f}",
+                f"{counts['answered']}/{counts['questions']}",
+                str(counts["unparsed"]),
+                f"{faith['in_language']}/{faith['decided']}",
+            )
+    others = [r.headlines[-1] for r in benchmark.languages if r.lang != ENGLISH and r.headlines]
+    if len(others) > 1:
+        table.add_section()
+        mean = sum(headline.value for headline in others) / len(others)
+        table.add_row(f"mean of {len(others)}", LOCAL, f"[bold]{mean:.2f}[/]")
+    return table
+
+
+def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
+    """What the columns mean, and whether the benchmark is whole; some language has a headline."""
+    details = next(h.details for result in benchmark.languages for h in result.headlines)
+    lines = [
+        "unread: answers that decide nothing (wrong); fidelity: answers in the language of the "
+        "question, of those that have a language; mean: without English"
+    ]
+    expected = details.get("num_categories_expected")
+    if expected and details["num_categories"] < expected:
+        top = details.get("maximum_perception")
+        lines.append(
+            f"{details['num_categories']} of {expected} categories are there"
+            + (f": at most {top} points of perception" if top else "")
+        )
+    return lines

@@ -102,9 +102,7 @@ def score(
     content = report.to_json()
     content["predictions"] = str(predictions)
     if intervals:
-        from lrm_ext.evaluation.statistics import headline_interval
-
-        content["interval"] = headline_interval(report, seed)
+        content["interval"] = report.interval(seed)
     if scores is not None:
         write_scores(report, scores)
     if as_json:

@@ -63,11 +63,10 @@ def evaluate(
     from rich.console import Console
 
     from lrm_ext.analysis.html import write_report
-    from lrm_ext.analysis.tables import print_report
-    from lrm_ext.evaluation.headline import print_headlines
+    from lrm_ext.analysis.tables import print_headlines, print_report
     from lrm_ext.evaluation.ranks import Ranks
+    from lrm_ext.evaluation.report import score_run
     from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
-    from lrm_ext.evaluation.score import score_run
 
     console = Console()
     if not console.is_terminal:
@@ -114,8 +113,7 @@ def report(
 
     from llava.errors import ConfigError
     from lrm_ext.analysis.html import write_report
-    from lrm_ext.analysis.tables import print_report
-    from lrm_ext.evaluation.headline import print_headlines
+    from lrm_ext.analysis.tables import print_headlines, print_report
     from lrm_ext.evaluation.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluation.runner import default_results_dir
 

@@ -21,9 +21,8 @@ from rich.table import Table
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.evaluation.predictions import Answered, read_answered, stated_kind
-from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.evaluation.results import ScoreReport, score_benchmark
+from lrm_ext.evaluation.predictions import Answered, stated_kind
+from lrm_ext.evaluation.results import ENGLISH, ScoreReport, answer_files, open_result
 from lrm_ext.evaluation.statistics import (
     NUM_REPLICATES,
     Difference,
@@ -41,7 +40,6 @@ LEVEL: Final = 0.05
 BETTER: Final = "better"
 WORSE: Final = "worse"
 UNCLEAR: Final = "not distinguishable"
-_BLIND: Final = ".blind.jsonl"
 _NUM_SHOWN: Final = 5
 
 
@@ -104,31 +102,6 @@ class BenchmarkComparison:
     def to_json(self) -> dict[str, Any]:
         """As an object of plain values."""
         return asdict(self)
-
-
-def predictions_dir(run: Path) -> Path:
-    """The folder of answers of a run, which may be named by its model, results or answers.
-
-    Raises:
-        DataError: There is none.
-    """
-    for folder in (run / "predictions", run / "eval" / "predictions", run):
-        if folder.is_dir() and any(folder.glob("*.jsonl")):
-            return folder
-    raise DataError(
-        f"{run}: no answers in it; expected the folder of a model that `lrm eval` has asked, or "
-        "its results (--out)"
-    )
-
-
-def answer_files(run: Path) -> dict[tuple[str, str], Path]:
-    """Files of answers by benchmark and language, those without pictures left out."""
-    files: dict[tuple[str, str], Path] = {}
-    for path in sorted(predictions_dir(run).glob("*.jsonl")):
-        parts = path.name.removesuffix(".jsonl").rsplit(".", 1)
-        if not path.name.endswith(_BLIND) and len(parts) == 2:
-            files[parts[0], parts[1]] = path
-    return files
 
 
 def compare_runs(
@@ -197,13 +170,9 @@ def _score_pair(
 ) -> tuple[ScoreReport, ScoreReport, Kind]:
     """Score the answers of both runs to the same questions."""
     kind = stated_kind(path_a)
-    first, second = (read_answered(path, kind, lang=lang) for path in (path_a, path_b))
-    _check_same(first, second, path_a, path_b)
-    report_a, report_b = (
-        score_benchmark(kind, answered.items, answered.texts, lang=lang, mode=mode, name=name)
-        for answered in (first, second)
-    )
-    return report_a, report_b, kind
+    first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
+    _check_same(first.answered, second.answered, path_a, path_b)
+    return first.score(mode), second.score(mode), kind
 
 
 def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:

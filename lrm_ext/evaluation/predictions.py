@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -313,10 +313,10 @@ class Answered:
     items: tuple[Item, ...]
     texts: Mapping[str, str]
     lang: str
-    version: str
-    prompt_id: str
-    cut_keys: frozenset[str]
-    num_twice: int
+    version: str = ""
+    prompt_id: str = ""
+    cut_keys: Collection[str] = ()
+    num_twice: int = 0
 
 
 def read_answered(

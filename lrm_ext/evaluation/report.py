@@ -1,23 +1,48 @@
-"""The content of `report.json`: every figure of an evaluation, and where it is from.
+"""`report.json`: every figure of an evaluation, and where it is from.
 
-Whoever prints a table or draws a plot reads these records and nothing else, so that a report can
-be made again from the file alone.
+`score_run` makes it from the questions and answers of a run, without a model. Tables and plots read
+these records and nothing else, so that a report can be made again from the file alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import lrm_ext
 from llava.errors import DataError
-from llava.files import write_atomically
+from llava.eval.records import read_json_lines
+from llava.mm_utils import get_model_name_from_path
+from lrm_ext.benchmarks.fidelity import fidelity
+from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.kinds import find_kind, get_kind
+from lrm_ext.benchmarks.registry import Benchmark
+from lrm_ext.benchmarks.score import MODE, UNPARSED, Reading, Verdict
+from lrm_ext.evaluation.predictions import Answered, read_predictions
+from lrm_ext.evaluation.results import ENGLISH, RunResult, reading_of, store_results
+from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval
+from lrm_ext.files import write_atomically, writing
+from lrm_ext.languages import get_language
+
+if TYPE_CHECKING:
+    from lrm_ext.evaluation.questions import QuestionSet
+    from lrm_ext.evaluation.runner import EvalConfig
 
 REPORT_FILE: Final = "report.json"
 FORMAT_VERSION: Final = 1
-ENGLISH: Final = "en"
+CLOSED: Final = ("yesno", "letter")
+EXAMPLES_DIR: Final = "examples"
+EXAMPLE_LANGUAGES: Final[tuple[str, ...]] = ("en", "hr", "zh")
+NUM_EXAMPLE_LANGUAGES: Final = 3
+_PACKAGES: Final = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -232,3 +257,223 @@ def mean_accuracy(groups: Sequence[GroupScore | None]) -> float | None:
     """Unweighted mean over languages; None without any."""
     values = [group.accuracy for group in groups if group is not None]
     return sum(values) / len(values) if values else None
+
+
+def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> EvalReport:
+    """Score all answers of a run; write `scores.jsonl`, `report.json` and the example pictures.
+
+    Args:
+        config: The run.
+        sets: Its questions, as `run_evaluation` returned them.
+        command: The command line, for the report.
+
+    Raises:
+        DataError: A question has no answer.
+    """
+    benchmarks: list[BenchmarkResult] = []
+    results: list[RunResult] = []
+    for name, group in itertools.groupby(sets, key=lambda qs: qs.benchmark.name):
+        members = list(group)
+        found = [_open_asked(config, qs) for qs in members]
+        languages = tuple(map(_language_result, members, found))
+        examples = _examples(config, members, found)
+        benchmarks.append(BenchmarkResult(name, languages, examples))
+        results += found
+    store_results(config.results_dir, results)
+    report = EvalReport(
+        model_path=str(config.model_path),
+        model_id=get_model_name_from_path(str(config.model_path)),
+        mode=MODE,
+        limit=config.limit,
+        command=command,
+        environment=_environment(),
+        benchmarks=tuple(benchmarks),
+    )
+    report.write(config.results_dir)
+    return report
+
+
+def _open_asked(config: EvalConfig, qs: QuestionSet) -> RunResult:
+    """The result on the questions that were asked, with earlier verdicts that still hold."""
+    path = qs.path(config.predictions_dir, blind=False)
+    blind = read_predictions(qs.path(config.predictions_dir, blind=True))
+    # A blind run that was interrupted says nothing yet.
+    is_whole = all(i.question_id in blind or i.question_id in qs.unasked for i in qs.items)
+    cut = {r["key"] for _, r in read_json_lines(path) if r.get("finish_reason") == "length"}
+    answered = Answered(
+        items=qs.items,
+        texts=read_predictions(path),
+        lang=qs.lang,
+        version=qs.benchmark.versions.get(qs.lang, ""),
+        cut_keys=cut,
+    )
+
+    def reading() -> Reading:
+        has_english = ENGLISH in qs.benchmark.languages()
+        english = qs.benchmark.read(ENGLISH) if has_english else ()
+        return reading_of(qs.lang, qs.benchmark.read(qs.lang), english)
+
+    kind = find_kind(qs.benchmark.kind or "") or get_kind("answers")
+    result = RunResult(
+        qs.benchmark.name, kind, answered, reading, blind if is_whole else None, qs.unasked
+    )
+    result.take_stored(path)
+    return result
+
+
+def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
+    verdicts = result.verdicts(MODE)
+    blind = None if result.blind is None else result.verdicts(MODE, blind=True)
+
+    def group(keep: Iterable[bool]) -> GroupScore | None:
+        chosen = list(keep)
+        if not any(chosen):
+            return None
+        return tally(
+            list(itertools.compress(verdicts, chosen)),
+            None if blind is None else list(itertools.compress(blind, chosen)),
+            qs.items[0].answer_lang or qs.lang,
+            result.answered.cut_keys,
+        )
+
+    total = group(True for _ in verdicts)
+    assert total is not None, "a question set is never empty"
+    tasks = {
+        task: group(v.category == task for v in verdicts)
+        for task in dict.fromkeys(verdict.category for verdict in verdicts)
+    }
+    language = get_language(qs.lang)
+    return LanguageResult(
+        lang=qs.lang,
+        name=language.name,
+        native_name=language.native_name,
+        sha256=qs.sha256,
+        total=total,
+        yesno=group(v.answer_type == "yesno" for v in verdicts),
+        text=group(v.answer_type == "text" for v in verdicts),
+        tasks={task: score for task, score in tasks.items() if score is not None},
+        yesno_tasks=tuple(dict.fromkeys(v.category for v in verdicts if v.answer_type == "yesno")),
+        headlines=_headlines(result) if find_kind(qs.benchmark.kind or "") else (),
+    )
+
+
+def _headlines(result: RunResult) -> tuple[Headline, ...]:
+    """The figure of the paper's tables, in each mode of interest.
+
+    English answers are read by the English scorers' rules and, for comparison, by the rules for any
+    language; other languages by the latter only.
+    """
+    headlines: list[Headline] = []
+    for mode in dict.fromkeys((result.kind.mode_for(result.lang), MODE)):
+        report = result.score(mode)
+        found = report.interval()
+        headlines.append(
+            Headline(
+                name=report.headline_name,
+                mode=mode,
+                value=report.headline,
+                low=found["low"],
+                high=found["high"],
+                method=found["method"],
+                blind=None if result.blind is None else result.score(mode, blind=True).headline,
+                details=report.to_json(),
+            )
+        )
+    return tuple(headlines)
+
+
+def tally(
+    verdicts: Sequence[Verdict],
+    blind: Sequence[Verdict] | None,
+    lang: str,
+    cut_keys: Collection[str] = (),
+) -> GroupScore:
+    """Count a group of verdicts.
+
+    Args:
+        verdicts: At least one.
+        blind: The verdicts on the same questions without the picture.
+        lang: The language that answers are expected in.
+        cut_keys: Questions whose answer reached the length limit.
+    """
+    n = len(verdicts)
+    num_correct = sum(verdict.correct for verdict in verdicts)
+    accuracy = num_correct / n
+    low, high = wilson_interval(num_correct, n)
+    graded = [verdict.value for verdict in verdicts if verdict.value is not None]
+    if graded:
+        # captions are neither right nor wrong; their interval is in the headline
+        low = high = accuracy = sum(graded) / n
+    own, decided = fidelity((verdict.answer_lang for verdict in verdicts), lang)
+    return GroupScore(
+        num_questions=n,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        blind_accuracy=None if blind is None else sum(v.correct for v in blind) / n,
+        majority=num_majority_correct((v.category, v.gold) for v in verdicts) / n,
+        num_unparsed=sum(v.answer_type in CLOSED and v.parsed in UNPARSED for v in verdicts),
+        num_empty=sum(verdict.empty for verdict in verdicts),
+        num_cut=sum(verdict.key in cut_keys for verdict in verdicts),
+        num_missing=sum(verdict.missing for verdict in verdicts),
+        num_refused=sum(verdict.refused for verdict in verdicts),
+        fidelity=own / decided if decided else None,
+    )
+
+
+def _environment() -> dict[str, str]:
+    versions = {"lrm_ext": lrm_ext.__version__, "python": platform.python_version()}
+    return versions | {name: version(name) for name in _PACKAGES}
+
+
+def _examples(
+    config: EvalConfig,
+    sets: Sequence[QuestionSet],
+    results: Sequence[RunResult],
+) -> tuple[Example, ...]:
+    """The first yes/no question and the first free one on another picture, in three languages.
+
+    They are chosen by their place in the file, never by how well they were answered.
+    """
+    by_lang = {qs.lang: qs for qs in sets}
+    preferred = [lang for lang in EXAMPLE_LANGUAGES if lang in by_lang]
+    preferred += [lang for lang in by_lang if lang not in preferred]
+    languages = preferred[:NUM_EXAMPLE_LANGUAGES]
+    first = by_lang[languages[0]]
+    chosen: list[Item] = []
+    for answer_type in ("yesno", "text"):
+        seen = {item.image for item in chosen}
+        candidates = [
+            item
+            for item in first.items
+            if item.answer_type == answer_type and item.question_id not in first.unasked
+        ]
+        chosen += [item for item in candidates if item.image not in seen][:1]
+    by_result = {result.lang: result for result in results}
+    chosen_results = [by_result[lang] for lang in languages]
+    return tuple(
+        _example(config, item, number, by_lang[languages[0]].benchmark, chosen_results)
+        for number, item in enumerate(chosen, 1)
+    )
+
+
+def _example(
+    config: EvalConfig,
+    item: Item,
+    number: int,
+    benchmark: Benchmark,
+    results: Sequence[RunResult],
+) -> Example:
+    answers: list[ExampleAnswer] = []
+    for result in results:
+        for same, verdict in zip(result.items, result.verdicts(MODE), strict=True):
+            if same.question_id == item.question_id:
+                text = result.texts[same.question_id]
+                answers.append(
+                    ExampleAnswer(result.lang, same.text, text, same.answer, verdict.correct)
+                )
+    source = benchmark.image_path(item.image)
+    file = f"{EXAMPLES_DIR}/{benchmark.name}-{number}{source.suffix}"
+    with writing(config.results_dir / file) as partial:
+        shutil.copyfile(source, partial)
+    return Example(os.path.relpath(source), file, tuple(answers))

@@ -11,14 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llava.errors import DataError
-from lrm_ext.benchmarks.kind import UnitCounts, percentage
-from lrm_ext.evaluation.results import ScoreReport
+from lrm_ext.benchmarks.kind import UnitCounts
 
 Z_95: Final = 1.959964  # two-sided 95 % quantile of the normal distribution
 Z_POWER: Final = 0.841621  # its one-sided 80 % quantile
@@ -213,27 +212,3 @@ def difference(value: float, replicates: Array) -> Difference:
     larger = 1 + int((replicates >= 0).sum())
     p = min(1.0, 2 * min(smaller, larger) / (num + 1))
     return Difference(value, low, high, p, float(replicates.std(ddof=1)))
-
-
-def headline_interval(report: ScoreReport, seed: int = 0) -> dict[str, Any]:
-    """95 % interval of a score, in its unit, and how it was found.
-
-    A share of questions gets Wilson's, anything else the bootstrap's.
-
-    Args:
-        report: The score.
-        seed: Of the bootstrap.
-    """
-    if report.units.combine is percentage:
-        right, total = (round(value) for value in report.units.counts.sum(axis=0))
-        low, high = wilson_interval(right, total)
-        return {"low": 100 * low, "high": 100 * high, "method": "wilson", "n": total}
-    low, high = bootstrap_interval(report.units, seed)
-    return {
-        "low": low,
-        "high": high,
-        "method": "bootstrap",
-        "n": len(report.units.units),
-        "replicates": NUM_REPLICATES,
-        "seed": seed,
-    }

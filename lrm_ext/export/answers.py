@@ -1,53 +1,47 @@
 """The answers of a run, read once for other people's formats.
 
-Input: a run's folder. Output: one `Answers` for each benchmark and language, in file order, with
-the questions of the benchmark's folder where that is given. A file that does not answer all
+Input: a run's folder. Output: one `ExportedResult` for each benchmark and language, in file order,
+with the questions of the benchmark's folder where that is given. A file that does not answer all
 questions of its benchmark is refused: other tools would score it as if it were whole.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.registry import get_benchmark
-from lrm_ext.evaluation.compare import answer_files
-from lrm_ext.evaluation.predictions import asked_benchmark, read_answered, stated_kind
+from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.results import RunResult, answer_files, open_result
 
 _NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Answers:
+class ExportedResult:
     """The answers to one benchmark in one language.
 
     Attributes:
-        benchmark: Its name.
-        lang: The language.
-        kind: Whose rules score it.
-        version: Of the questions, where it is known.
+        result: Questions, answers and verdicts.
         model: Name of the model.
-        items: The questions.
-        texts: Answers by question id.
         written: When the file was last written, UTC: exports of the same file have the same name.
-        is_in_order: Whether `items` are all questions of the benchmark in its order.
+        is_in_order: Whether the items are all questions of the benchmark in its order.
     """
 
-    benchmark: str
-    lang: str
-    kind: Kind
-    version: str
+    result: RunResult
     model: str
-    items: tuple[Item, ...]
-    texts: Mapping[str, str]
     written: datetime.datetime
-    is_in_order: bool = False
+    is_in_order: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Kind and language."""
+        return self.result.kind.name, self.result.lang
 
 
 def read_run(
@@ -55,7 +49,7 @@ def read_run(
     benchmarks: Sequence[str] = (),
     languages: Sequence[str] = (),
     benchmark_dir: Path | None = None,
-) -> Iterator[Answers]:
+) -> Iterator[ExportedResult]:
     """Read what a run answered.
 
     Args:
@@ -81,33 +75,23 @@ def read_run(
         yield _read(name, lang, path, benchmark_dir)
 
 
-def _read(name: str, lang: str, path: Path, benchmark_dir: Path | None) -> Answers:
-    kind = stated_kind(path)
+def _read(name: str, lang: str, path: Path, benchmark_dir: Path | None) -> ExportedResult:
     items, version = None, ""
     if benchmark_dir is not None:
         benchmark = get_benchmark(name, benchmark_dir)
         items, version = benchmark.read(lang), benchmark.versions.get(lang, "")
-    answered = read_answered(path, kind, lang=lang, items=items, version=version)
-    if items is None and (items := _asked(path, name, lang, answered.items)):
-        answered = replace(answered, items=tuple(items))
-    if missing := [i.question_id for i in answered.items if i.question_id not in answered.texts]:
+    result = open_result(path, name, lang, items=items, version=version)
+    if items is None and (items := _asked(path, name, lang, result.items)):
+        result = open_result(path, name, lang, items=items, version=result.answered.version)
+    if missing := [i.question_id for i in result.items if i.question_id not in result.texts]:
         raise DataError(
-            f"{path}: {len(missing)} of {len(answered.items)} questions have no answer "
+            f"{path}: {len(missing)} of {len(result.items)} questions have no answer "
             f"({', '.join(missing[:_NUM_SHOWN])}); `lrm eval` goes on where it stopped"
         )
     _, first = next(read_json_lines(path))
     written = datetime.datetime.fromtimestamp(int(path.stat().st_mtime), datetime.timezone.utc)
-    return Answers(
-        name,
-        lang,
-        kind,
-        answered.version,
-        str(first.get("model_id") or "model"),
-        tuple(answered.items),
-        answered.texts,
-        written,
-        is_in_order=items is not None,
-    )
+    model = str(first.get("model_id") or "model")
+    return ExportedResult(result, model, written, is_in_order=items is not None)
 
 
 def _asked(path: Path, name: str, lang: str, answered: Sequence[Item]) -> list[Item] | None:

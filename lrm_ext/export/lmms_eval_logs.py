@@ -20,9 +20,8 @@ from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from llava.files import write_atomically
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.score import Verdict
-from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.evaluation.results import ScoreReport, score_benchmark
-from lrm_ext.export.answers import Answers
+from lrm_ext.evaluation.results import ENGLISH, RunResult, ScoreReport
+from lrm_ext.export.answers import ExportedResult
 from lrm_ext.export.lmms_eval_tasks import exported_task
 
 _LMMS_EVAL: Final = "lmms-eval"
@@ -37,15 +36,16 @@ _TASKS: Final = {
 }
 
 
-def task_name(answers: Answers) -> str:
+def task_name(answers: ExportedResult) -> str:
     """The task's name in lmms-eval."""
-    own = _TASKS.get((answers.kind.name, answers.lang))
+    result = answers.result
+    own = _TASKS.get(answers.key)
     # a small version of a benchmark is not the task of that name
-    is_itself = answers.benchmark.replace("-", "_") in (answers.kind.name, own)
-    return own if own and is_itself else exported_task(answers.benchmark, answers.lang)
+    is_itself = result.benchmark.replace("-", "_") in (result.kind.name, own)
+    return own if own and is_itself else exported_task(result.benchmark, result.lang)
 
 
-def export_lmms_eval(run: Iterable[Answers], out: Path) -> list[Path]:
+def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
     """Write the logs.
 
     Args:
@@ -63,13 +63,12 @@ def export_lmms_eval(run: Iterable[Answers], out: Path) -> list[Path]:
     model = file_name(every[0].model)
     for answers in every:
         task = task_name(answers)
-        report = score_benchmark(
-            answers.kind, answers.items, answers.texts, lang=answers.lang, name=answers.benchmark
-        )
+        result = answers.result
+        report = result.score()
         path = out / model / f"{stamp}_samples_{task}.jsonl"
-        write_atomically(path, "".join(_samples(answers, report)))
+        write_atomically(path, "".join(_samples(result, report)))
         written.append(path)
-        for name in dict.fromkeys((task, exported_task(answers.benchmark, answers.lang))):
+        for name in dict.fromkeys((task, exported_task(result.benchmark, result.lang))):
             replay = out / "replay" / f"{model}_{name}.json"
             write_atomically(replay, json.dumps(_replay(answers, name), ensure_ascii=False))
             written.append(replay)
@@ -77,9 +76,9 @@ def export_lmms_eval(run: Iterable[Answers], out: Path) -> list[Path]:
             "alias": task,
             f"{report.headline_name.replace(' ', '_')},none": report.headline,
             "mode": report.mode,
-            "version": answers.version,
+            "version": result.answered.version,
         }
-        sizes[task] = {"original": len(answers.items), "effective": len(answers.items)}
+        sizes[task] = {"original": len(result.items), "effective": len(result.items)}
     content = {
         "results": results,
         "n-samples": sizes,
@@ -97,19 +96,16 @@ def file_name(model: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in model).strip(".") or "model"
 
 
-def _samples(answers: Answers, report: ScoreReport) -> Iterable[str]:
+def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:
     mode, verdicts = report.mode, report.verdicts
-    if answers.lang == ENGLISH and _LMMS_EVAL in answers.kind.modes:
+    if result.lang == ENGLISH and _LMMS_EVAL in result.kind.modes:
         # the entries are lmms-eval's, and so is how it reads an answer
         mode = _LMMS_EVAL
-        own = score_benchmark(
-            answers.kind, answers.items, answers.texts, lang=answers.lang, mode=mode
-        )
-        verdicts = own.verdicts
+        verdicts = result.verdicts(mode)
     by_key = {verdict.key: verdict for verdict in verdicts}
-    entries = _ENTRIES.get(answers.kind.name, _other)
-    for number, item in enumerate(answers.items):
-        text = answers.texts[item.question_id]
+    entries = _ENTRIES.get(result.kind.name, _other)
+    for number, item in enumerate(result.items):
+        text = result.texts[item.question_id]
         doc = json.dumps(item.to_record(), sort_keys=True, ensure_ascii=False)
         record = {
             "doc_id": number,
@@ -177,13 +173,13 @@ _ENTRIES: Final[Mapping[str, Callable[[Item, str, Verdict], dict[str, Any]]]] = 
 }
 
 
-def _replay(answers: Answers, task: str) -> dict[str, Any]:
+def _replay(answers: ExportedResult, task: str) -> dict[str, Any]:
     return {
         "args": {"model": file_name(answers.model), "model_args": "", "limit": None},
         "model_configs": {"task": task},
         "time": f"{answers.written:%m%d_%H%M}",
         "logs": [
-            {"doc_id": number, "resps": [[answers.texts[item.question_id]]]}
-            for number, item in enumerate(answers.items)
+            {"doc_id": number, "resps": [[answers.result.texts[item.question_id]]]}
+            for number, item in enumerate(answers.result.items)
         ],
     }

@@ -19,7 +19,7 @@ from typing import Any, Final
 from llava.errors import ConfigError, DataError
 from llava.files import write_atomically, writing
 from lrm_ext.benchmarks.items import LETTERS
-from lrm_ext.export.answers import Answers
+from lrm_ext.export.answers import ExportedResult
 from lrm_ext.export.lmms_eval_logs import file_name
 
 FORMATS: Final = ("xlsx", "tsv")
@@ -38,14 +38,18 @@ _LABELS: Final = {"yes": "Yes", "no": "No"}
 log = logging.getLogger(__name__)
 
 
-def dataset_name(answers: Answers) -> str:
+def dataset_name(answers: ExportedResult) -> str:
     """The data set's name in the kit; a small version of one is not that."""
-    own = _DATASETS.get((answers.kind.name, answers.lang))
-    is_itself = answers.benchmark.replace("-", "_") == answers.kind.name
-    return own if own and is_itself else f"{answers.benchmark}_{answers.lang}".replace("-", "_")
+    own = _DATASETS.get(answers.key)
+    is_itself = answers.result.benchmark.replace("-", "_") == answers.result.kind.name
+    return (
+        own
+        if own and is_itself
+        else f"{answers.result.benchmark}_{answers.result.lang}".replace("-", "_")
+    )
 
 
-def export_vlmevalkit(run: Iterable[Answers], out: Path, form: str = "xlsx") -> list[Path]:
+def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xlsx") -> list[Path]:
     """Write the tables.
 
     Args:
@@ -80,38 +84,40 @@ def export_vlmevalkit(run: Iterable[Answers], out: Path, form: str = "xlsx") -> 
     return written
 
 
-def rows_of(answers: Answers) -> list[dict[str, Any]]:
+def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
     """The table, one question a row; every row has the same columns."""
-    numbers = _own_numbers(answers) or range(len(answers.items))
-    letters = LETTERS[: max((len(item.options) for item in answers.items), default=0)]
+    numbers = _own_numbers(answers) or range(len(answers.result.items))
+    letters = LETTERS[: max((len(item.options) for item in answers.result.items), default=0)]
     rows: list[dict[str, Any]] = []
-    for number, item in zip(numbers, answers.items, strict=True):
+    for number, item in zip(numbers, answers.result.items, strict=True):
         options = item.lettered()
         row: dict[str, Any] = {"index": number, "question": item.question or item.text}
-        if any(one.hint for one in answers.items):
+        if any(one.hint for one in answers.result.items):
             row["hint"] = item.hint
         row |= {letter: options.get(letter, "") for letter in letters}
         row["answer"] = _LABELS.get(item.answer.lower(), item.answer)
         row["category"] = item.category
-        if any(one.supercategory for one in answers.items):
+        if any(one.supercategory for one in answers.result.items):
             row["l2-category"] = item.supercategory
         row["image_path"] = item.image
-        row["prediction"] = answers.texts[item.question_id]
+        row["prediction"] = answers.result.texts[item.question_id]
         rows.append(row)
-    return _joined(rows) if answers.kind.name == "pope" else rows
+    return _joined(rows) if answers.result.kind.name == "pope" else rows
 
 
-def _own_numbers(answers: Answers) -> list[int]:
+def _own_numbers(answers: ExportedResult) -> list[int]:
     """The numbers that the questions' own file gives them; empty if they cannot be the index."""
-    own = [item.source_id or item.question_id for item in answers.items]
+    own = [item.source_id or item.question_id for item in answers.result.items]
     if not all(text.isdecimal() for text in own):
         return []
     numbers = [int(text) for text in own]
-    if answers.kind.name == "pope":
+    if answers.result.kind.name == "pope":
         # in the kit's TSV, a question that several categories share is one row
-        asked = {(n, i.image_id, i.text) for n, i in zip(numbers, answers.items, strict=True)}
+        asked = {
+            (n, i.image_id, i.text) for n, i in zip(numbers, answers.result.items, strict=True)
+        }
         return numbers if len(asked) == len(set(numbers)) else []
-    if answers.kind.name == "seed_bench" and set(numbers) != set(range(len(numbers))):
+    if answers.result.kind.name == "seed_bench" and set(numbers) != set(range(len(numbers))):
         # the ids of SEED-Bench.json; the kit counts the questions about images
         return []
     return numbers if len(set(numbers)) == len(numbers) else []

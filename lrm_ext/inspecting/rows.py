@@ -14,11 +14,9 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark
-from lrm_ext.evaluation.compare import answer_files, predictions_dir
 from lrm_ext.evaluation.glossing import Glosses
-from lrm_ext.evaluation.predictions import asked_benchmark, read_answered, stated_kind
-from lrm_ext.evaluation.report import ENGLISH
-from lrm_ext.evaluation.results import score_benchmark
+from lrm_ext.evaluation.predictions import asked_benchmark
+from lrm_ext.evaluation.results import ENGLISH, answer_files, open_result, predictions_dir
 from lrm_ext.languages.registry import list_languages
 
 log = logging.getLogger(__name__)
@@ -241,16 +239,15 @@ def _add(
     lang: str,
     path: Path,
 ) -> None:
-    kind = stated_kind(path)
-    answered = read_answered(path, kind, lang=lang)
+    result = open_result(path, benchmark, lang)
+    answered = result.answered
     version = versions.setdefault((benchmark, lang), answered.version)
     if version and answered.version and version != answered.version:
         raise DataError(
             f"{path}: answers to version {answered.version} of {benchmark} in {lang}; another run "
             f"answered version {version}. Show one of them"
         )
-    score = score_benchmark(kind, answered.items, answered.texts, lang=lang, name=benchmark)
-    right = {verdict.key: verdict.correct for verdict in score.verdicts}
+    right = {verdict.key: verdict.correct for verdict in result.score().verdicts}
     for item in answered.items:
         row = rows.setdefault(
             (benchmark, lang, item.question_id),

@@ -83,24 +83,16 @@ def collect(
     benchmarks: dict[str, Any] = {}
     questions: dict[str, Any] = {}
     for (name, lang), path in answer_files(run).items():
-        kind = stated_kind(path)
-        answered = read_answered(path, kind, lang=lang)
-        # the small benchmarks ask without letters; a tool's own mode for English demands them
-        report = score_benchmark(
-            kind,
-            answered.items,
-            answered.texts,
-            lang=lang,
-            mode=LOCAL,
-            cut_keys=answered.cut_keys,
-            name=name,
-        )
+        # the committed results know nothing but the answers, so a stored result is not taken; the
+        # small benchmarks ask without letters, and a tool's own mode for English demands them
+        result = open_answers_alone(path, name, lang)
+        report = result.score(LOCAL)
         keys = sorted(report.right_by_question)
-        about = {"keys": keys, "pictures": _pictures(keys, answered.items)}
+        about = {"keys": keys, "pictures": _pictures(keys, result.items)}
         if questions.setdefault(name, about) != about:
             raise DataError(f"{path}: other questions than in the languages before it")
         entry = benchmarks.setdefault(
-            name, {"kind": kind.name, "headline": report.headline_name, "languages": {}}
+            name, {"kind": result.kind.name, "headline": report.headline_name, "languages": {}}
         )
         entry["languages"][lang] = _language(report, keys)
     if missing := [name for name in study.benchmarks if name not in benchmarks]:

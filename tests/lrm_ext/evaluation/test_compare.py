@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from llava.errors import DataError
 from lrm_ext.evaluation import commands
 from lrm_ext.evaluation.compare import compare_runs, sentence
+from lrm_ext.evaluation.report import score_run
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.evaluation.score import score_run
 
 NUM = 120
 

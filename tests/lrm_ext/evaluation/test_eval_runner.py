@@ -16,8 +16,8 @@ from lrm_ext.evaluation.predictions import (
     cut_unfinished_line,
     read_predictions,
 )
+from lrm_ext.evaluation.report import score_run
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.evaluation.score import score_run
 from lrm_ext.inspecting.rows import load_runs
 
 

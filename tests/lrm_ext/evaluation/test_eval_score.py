@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluation import commands
-from lrm_ext.evaluation.report import EvalReport, mean_accuracy
+from lrm_ext.evaluation.report import EvalReport, mean_accuracy, score_run
 from lrm_ext.evaluation.runner import load_questions, run_evaluation
-from lrm_ext.evaluation.score import score_run
 from lrm_ext.evaluation.statistics import wilson_interval
 
 

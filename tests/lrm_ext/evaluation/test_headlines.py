@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from toy_benchmark import MODELS, FakeAnswerer
 
+from lrm_ext.analysis.tables import headline_table, print_headlines
 from lrm_ext.benchmarks.importing import import_benchmark
-from lrm_ext.evaluation.headline import headline_table, print_headlines
-from lrm_ext.evaluation.report import EvalReport
+from lrm_ext.evaluation.report import EvalReport, score_run
 from lrm_ext.evaluation.results import score_file
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.evaluation.score import score_run
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import official_files as files  # noqa: E402

@@ -120,10 +120,17 @@ def test_lmms_eval_samples_and_replay(run, tmp_path):
     assert replay["model_configs"] == {"task": "mm_lrm_cs"} and replay["args"]["limit"] is None
 
 
+def with_answered(exported, **changes):
+    """The same with other questions or answers."""
+    answered = replace(exported.result.answered, **changes)
+    return replace(exported, result=replace(exported.result, answered=answered))
+
+
 def test_a_column_for_each_option(run):
     (answers,) = read_run(run)
-    first = replace(answers.items[0], options=tuple("abcdefghi"))
-    rows = rows_of(replace(answers, items=(first, *answers.items[1:])))
+    first, *rest = answers.result.items
+    first = replace(first, options=tuple("abcdefghi"))
+    rows = rows_of(with_answered(answers, items=(first, *rest)))
     assert [rows[0][letter] for letter in "ABCDEFGHI"] == list("abcdefghi")
     assert [rows[1][letter] for letter in "ABCDEFGHI"] == ["hruška", "jablko", *[""] * 7]
 
@@ -177,8 +184,8 @@ def test_the_kit_counts_the_questions_of_seed_bench(answered, tmp_path, caplog):
     assert path.name == "a_model_SEEDBench_IMG.tsv" and "give --benchmark-dir" in caplog.text
     # its own TSV has these numbers already
     items = [question("seed_bench", number, "A", "1") for number in ("2", "0", "1")]
-    shuffled = dataclasses.replace(found, items=tuple(items))
-    shuffled = dataclasses.replace(shuffled, texts={item.question_id: "A" for item in items})
+    texts = {item.question_id: "A" for item in items}
+    shuffled = with_answered(found, items=tuple(items), texts=texts)
     assert [row["index"] for row in rows_of(shuffled)] == [2, 0, 1]
 
 
@@ -210,19 +217,19 @@ def test_entries_of_lmms_eval_are_read_as_it_reads(answered, tmp_path):
 
 def test_answers_are_in_the_order_of_the_benchmark(run, folder):
     (answers,) = read_run(run)
-    assert answers.is_in_order and answers.items == questions()
+    assert answers.is_in_order and answers.result.items == questions()
     # another benchmark lies there now
     path = folder / "cs.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("stole?", "zemi?"), encoding="utf-8")
     (answers,) = read_run(run)
-    assert not answers.is_in_order and answers.items[0].question_id == "1000001"
+    assert not answers.is_in_order and answers.result.items[0].question_id == "1000001"
 
 
 def test_ids_that_are_no_numbers_are_counted(run):
     (answers,) = read_run(run)
     assert [row["index"] for row in rows_of(answers)] == [0, 1_000_000, 1, 1_000_001]
     items = tuple(Item(f"q{n}", "a", "t", "c", "Yes", "cs", "yesno") for n in range(2))
-    named = type(answers)(**{**vars(answers), "items": items, "texts": {"q0": "", "q1": ""}})
+    named = with_answered(answers, items=items, texts={"q0": "", "q1": ""})
     assert [row["index"] for row in rows_of(named)] == [0, 1]
 
 
