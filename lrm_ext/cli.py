@@ -22,7 +22,6 @@ import lrm_ext.benchmarks.commands
 import lrm_ext.corpus.commands
 import lrm_ext.evaluation.commands
 import lrm_ext.export.commands
-import lrm_ext.inspecting.commands
 import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
 import lrm_ext.mixture.commands
@@ -104,7 +103,6 @@ for _package in (
     lrm_ext.training.commands,
     lrm_ext.benchmarks.commands,
     lrm_ext.evaluation.commands,
-    lrm_ext.inspecting.commands,
     lrm_ext.analysis.commands,
     lrm_ext.export.commands,
     lrm_ext.serve.commands,

@@ -17,7 +17,7 @@ from typing import Final
 from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.settings import Setting
 from lrm_ext.analysis.tables import printable
-from lrm_ext.benchmarks.parse import text_key
+from lrm_ext.benchmarks.reading import text_key
 from lrm_ext.benchmarks.registry import get_benchmark
 from lrm_ext.evaluation.glossing import Glosses
 from lrm_ext.evaluation.predictions import asked_benchmark

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from llava.files import write_atomically
-from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, IMAGES_DIR, read_description
-from lrm_ext.benchmarks.items import Item, read_items
+from lrm_ext.benchmarks import mmbench, mme, pope, seed_bench
+from lrm_ext.benchmarks.items import LLAVA, PROMPT_STYLES, Item, read_items
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.kinds import find_kind, get_kind
-from lrm_ext.benchmarks.mapping import find_mapping, set_names
-from lrm_ext.benchmarks.official import mmbench, mme, pope, seed_bench
-from lrm_ext.benchmarks.official.source import Questions, Source
-from lrm_ext.benchmarks.pictures import PictureStore
-from lrm_ext.benchmarks.prompts import LLAVA, PROMPT_STYLES
-from lrm_ext.benchmarks.set_reader import available_languages, read_set
+from lrm_ext.benchmarks.mapping import available_languages, find_mapping, read_set, set_names
+from lrm_ext.benchmarks.official import PictureStore, Questions, Source
+from lrm_ext.benchmarks.registry import (
+    DESCRIPTION_FILE,
+    IMAGES_DIR,
+    find_kind,
+    get_kind,
+    read_description,
+)
+from lrm_ext.files import write_atomically
 
 READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
     "mme": mme.read,

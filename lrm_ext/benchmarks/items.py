@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.records import OPTION_LETTERS, read_json_lines
+from llava.eval.records import read_json_lines
+from llava.eval.rules import OPTION_LETTERS
+from lrm_ext.languages.language import Language
 
 ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
 FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")
@@ -212,3 +214,31 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
         chosen.add(image)
         num_items += per_image[image]
     return [item for item in items if item.image in chosen]
+
+
+LLAVA: Final = "llava"
+QUESTION: Final = "question"
+PROMPT_STYLES: Final = {
+    LLAVA: "question, options and request, as LLaVA asks",
+    QUESTION: "the question alone, for models that were never trained on those requests",
+}
+
+
+def short_answer_prompt(
+    question: str, hint: str, options: Sequence[str], language: Language
+) -> str:
+    """The question and LLaVA's request for a short answer, in its language."""
+    return f"{question}\n{language.short_answer}"
+
+
+def option_prompt(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    """Hint, question, lettered options and LLaVA's request for a letter, in its language."""
+    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    first = [hint] if hint else []
+    return "\n".join([*first, question, *lines, language.option_letter])
+
+
+def prompt_for(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    """LLaVA's prompt for a question with options, or without."""
+    make = option_prompt if options else short_answer_prompt
+    return make(question, hint, options, language)

@@ -15,34 +15,38 @@ import base64
 import hashlib
 import json
 import logging
+import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from lrm_ext.benchmarks.folder import DESCRIPTION_FILE
 from lrm_ext.benchmarks.importing import import_benchmark
-from lrm_ext.benchmarks.items import LETTERS
-from lrm_ext.benchmarks.mini_questions import (
-    MMBENCH_ABILITIES,
-    NUM_OPTIONS,
-    PATTERNS_FILE,
-    SEED_DIMENSIONS,
-    ChoiceQuestion,
-    YesNoQuestion,
-    mini_languages,
-    mmbench_questions,
-    mme_questions,
-    pope_questions,
-    seed_questions,
-)
+from lrm_ext.benchmarks.items import LETTERS, QUESTION
 from lrm_ext.benchmarks.mmbench import ROTATION
 from lrm_ext.benchmarks.mme import INSTRUCTION
-from lrm_ext.benchmarks.official.pope import PREFIX
-from lrm_ext.benchmarks.official.seed_bench import QUESTION_FILE
-from lrm_ext.benchmarks.prompts import QUESTION
-from lrm_ext.corpus.emoji.scenes import load_scenes
+from lrm_ext.benchmarks.pope import PREFIX
+from lrm_ext.benchmarks.reading import text_key
+from lrm_ext.benchmarks.registry import DESCRIPTION_FILE
+from lrm_ext.benchmarks.seed_bench import QUESTION_FILE
+from lrm_ext.corpus.emoji.concepts import backgrounds, concept_ids, concepts_by_id, related_concepts
+from lrm_ext.corpus.emoji.packed import LANGUAGES
+from lrm_ext.corpus.emoji.scenes import Scene, load_scenes
+from lrm_ext.corpus.emoji.text import (
+    Question,
+    color_question,
+    content_question,
+    counting_question,
+    existence_question,
+    noun_phrase,
+    render_question,
+)
 from lrm_ext.corpus.emoji.unpack import COMPLETE_FILE, image_name, locked
+from lrm_ext.corpus.emoji.vocabulary import get_vocabulary
+from lrm_ext.languages._toml import load_toml
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +197,273 @@ def _write_mmbench(
     path = folder / "mini_mmbench_dev.tsv"
     path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
     return path, None
+
+
+PATTERNS_FILE: Final = Path(__file__).parent / "mini.toml"
+MME_IMAGES_PER_CATEGORY: Final = 30  # as MME has in its coarse categories
+POPE_IMAGES: Final = 40
+POPE_PER_ANSWER: Final = 3
+SEED_PER_DIMENSION: Final = 50
+MMBENCH_PER_CATEGORY: Final = 15
+NUM_OPTIONS: Final = 4
+Say = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class YesNoQuestion:
+    """A question that is answered by yes or no.
+
+    Attributes:
+        category: As the benchmark calls it.
+        scene: The picture.
+        yes: Whether the answer is yes.
+        say: From a language to the question.
+    """
+
+    category: str
+    scene: Scene
+    yes: bool
+    say: Say
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A question with options, the right one first.
+
+    Attributes:
+        category: As the benchmark calls it.
+        scene: The picture.
+        say: From a language to the question.
+        options: From a language to the options.
+        order: Places of the options as they are shown.
+    """
+
+    category: str
+    scene: Scene
+    say: Say
+    options: tuple[Say, ...]
+    order: tuple[int, ...]
+
+    def shown(self, lang: str, rotation: int = 0) -> tuple[list[str], int]:
+        """Options as they are shown, and the place of the right one."""
+        order = self.order[rotation:] + self.order[:rotation]
+        return [self.options[place](lang) for place in order], order.index(0)
+
+
+@cache
+def patterns() -> Mapping[str, Mapping[str, str]]:
+    """Sentence patterns by language."""
+    return load_toml(PATTERNS_FILE)
+
+
+def mini_languages() -> tuple[str, ...]:
+    """The languages that have everything that the questions need."""
+    return tuple(lang for lang in LANGUAGES if lang in patterns())
+
+
+def _pattern(name: str, **values: Say) -> Say:
+    def say(lang: str) -> str:
+        found = {key: value(lang) for key, value in values.items()}
+        return patterns()[lang][name].format(**found)
+
+    return say
+
+
+def _said(question: Question, scene: Scene) -> Say:
+    return lambda lang: render_question(question, scene, lang)[0]
+
+
+def _rng(purpose: str, scene: Scene) -> random.Random:
+    return random.Random(f"{purpose}/{scene.id}")
+
+
+def _choice(rng: random.Random, items: Sequence[Any]) -> Any:
+    return items[int(rng.random() * len(items))]
+
+
+def mme_questions(scenes: Sequence[Scene]) -> Iterator[YesNoQuestion]:
+    """Two questions about each picture, one to be answered by yes and one by no."""
+    several = [scene for scene in scenes if len(scene.objects) > 1]
+    for category, pair, eligible in (
+        ("existence", _existence_pair, scenes),
+        ("count", _count_pair, scenes),
+        ("position", _position_pair, several),
+        ("color", _color_pair, scenes[::-1]),
+    ):
+        for scene in eligible[:MME_IMAGES_PER_CATEGORY]:
+            said = pair(scene, _rng(f"mini-mme/{category}", scene))
+            for yes, say in zip((True, False), said, strict=True):
+                yield YesNoQuestion(category, scene, yes, say)
+
+
+def _existence_pair(scene: Scene, rng: random.Random) -> list[Say]:
+    return [_said(existence_question(scene, there, rng), scene) for there in (True, False)]
+
+
+def _count_pair(scene: Scene, rng: random.Random) -> list[Say]:
+    right = len(scene.objects)
+    wrong = _choice(rng, [number for number in range(1, 5) if number != right])
+    return [_pattern("count", number=_number(number)) for number in (right, wrong)]
+
+
+def _color_pair(scene: Scene, rng: random.Random) -> list[Say]:
+    wrong = _choice(rng, [color for color in backgrounds() if color != scene.background])
+    return [_pattern("color", color=_color(color)) for color in (scene.background, wrong)]
+
+
+def _position_pair(scene: Scene, rng: random.Random) -> list[Say]:
+    """The same thing where it is, and where something else is."""
+    placed = _choice(rng, scene.objects)
+    elsewhere = _choice(rng, [o.position for o in scene.objects if o.position != placed.position])
+    thing = _thing(placed.concept)
+    return [
+        _pattern("position", thing=thing, position=_position(place))
+        for place in (placed.position, elsewhere)
+    ]
+
+
+def _number(number: int) -> Say:
+    return lambda lang: str(number)
+
+
+def _thing(concept: str) -> Say:
+    return lambda lang: noun_phrase(concept, lang)
+
+
+def _name(concept: str) -> Say:
+    return lambda lang: concepts_by_id()[concept].names[lang]
+
+
+def _color(color: str) -> Say:
+    return lambda lang: get_vocabulary(lang).color_answers[color]
+
+
+def _position(position: str) -> Say:
+    return lambda lang: get_vocabulary(lang).positions[position]
+
+
+def _absent(scene: Scene) -> list[str]:
+    """Concepts that a scene clearly does not show."""
+    there = [placed.concept for placed in scene.objects]
+    unclear = set(there).union(*(related_concepts()[name] for name in there))
+    return [concept for concept in concept_ids() if concept not in unclear]
+
+
+def pope_questions(scenes: Sequence[Scene]) -> Iterator[YesNoQuestion]:
+    """For things that are there, as many that are not: any, frequent ones, likely companions."""
+    frequency = Counter(placed.concept for scene in scenes for placed in scene.objects)
+    companions: dict[str, Counter[str]] = {concept: Counter() for concept in concept_ids()}
+    for scene in scenes:
+        names = [placed.concept for placed in scene.objects]
+        for name in names:
+            companions[name].update(other for other in names if other != name)
+    crowded = [scene for scene in scenes if len(scene.objects) >= POPE_PER_ANSWER]
+    for category in ("random", "popular", "adversarial"):
+        for scene in crowded[:POPE_IMAGES]:
+            there = [placed.concept for placed in scene.objects][:POPE_PER_ANSWER]
+            absent = _absent(scene)
+            near: Counter[str] = Counter()
+            for name in there:
+                near.update(companions[name])
+            rng = _rng("mini-pope", scene)
+            ranks: dict[str, dict[str, float]] = {
+                "random": {concept: rng.random() for concept in concept_ids()},
+                "popular": {concept: -frequency[concept] for concept in concept_ids()},
+                "adversarial": {concept: -near[concept] for concept in concept_ids()},
+            }
+            order = [(ranks[category][c], -frequency[c], c) for c in absent]
+            not_there = [concept for *_, concept in sorted(order)[:POPE_PER_ANSWER]]
+            for pair in zip(there, not_there, strict=True):
+                for yes, concept in zip((True, False), pair, strict=True):
+                    say = _said(Question("existence", concept, 0), scene)
+                    yield YesNoQuestion(category, scene, yes, say)
+
+
+# Tasks with a question that has one short answer, by the dimension that asks it.
+SEED_DIMENSIONS: Final = {
+    "Instance Identity": (2, "naming"),
+    "Instance Attributes": (3, "color"),
+    "Instance Location": (4, "position"),
+    "Instances Counting": (5, "counting"),
+}
+# Leaf ability, group of abilities, task.
+MMBENCH_ABILITIES: Final = {
+    "image_topic": ("coarse_perception", "naming"),
+    "attribute_recognition": ("finegrained_perception (instance-level)", "color"),
+    "object_localization": ("finegrained_perception (instance-level)", "position"),
+    "object_counting": ("finegrained_perception (cross-instance)", "counting"),
+}
+
+
+def seed_questions(scenes: Sequence[Scene]) -> Iterator[ChoiceQuestion]:
+    """Four options each, in the dimensions that scenes can be asked about."""
+    for dimension, (_, task) in SEED_DIMENSIONS.items():
+        for scene in _eligible(scenes, task)[:SEED_PER_DIMENSION]:
+            yield _choice_question(scene, task, dimension, NUM_OPTIONS, "mini-seed")
+
+
+def mmbench_questions(scenes: Sequence[Scene]) -> Iterator[ChoiceQuestion]:
+    """Two to four options each, as MMBench has them."""
+    for category, (_, task) in MMBENCH_ABILITIES.items():
+        for number, scene in enumerate(_eligible(scenes[::-1], task)[:MMBENCH_PER_CATEGORY]):
+            yield _choice_question(scene, task, category, 2 + number % 3, "mini-mmbench")
+
+
+def _eligible(scenes: Sequence[Scene], task: str) -> list[Scene]:
+    if task == "naming":
+        return [scene for scene in scenes if len(scene.objects) == 1]
+    if task == "position":
+        return [scene for scene in scenes if len(scene.objects) > 1]
+    return list(scenes)
+
+
+def _choice_question(
+    scene: Scene, task: str, category: str, num_options: int, purpose: str
+) -> ChoiceQuestion:
+    rng = _rng(f"{purpose}/{task}", scene)
+    if task == "counting":
+        question = counting_question(scene, rng)
+        right, wrong = len(scene.objects), [n for n in range(1, 5) if n != len(scene.objects)]
+        options = [_number(number) for number in (right, *_draw(rng, wrong, num_options - 1))]
+    elif task == "color":
+        question = color_question(scene, rng)
+        others = [color for color in backgrounds() if color != scene.background]
+        colors = (scene.background, *_draw(rng, others, num_options - 1))
+        options = [_color(color) for color in colors]
+    else:
+        question = content_question(scene, rng)
+        right_concept = next(
+            placed.concept for placed in scene.objects if question.target in (None, placed.position)
+        )
+        # what lies elsewhere in the picture is the better wrong answer
+        near = [p.concept for p in scene.objects if p.concept != right_concept]
+        wrong_concepts = _distinct(right_concept, [*near, *_draw(rng, _absent(scene), 20)])
+        options = [_name(c) for c in (right_concept, *wrong_concepts[: num_options - 1])]
+    order = tuple(_draw(rng, range(num_options), num_options))
+    return ChoiceQuestion(category, scene, _said(question, scene), tuple(options), order)
+
+
+def _draw(rng: random.Random, items: Sequence[Any], num: int) -> list[Any]:
+    """So many different ones, in random order."""
+    ranked = sorted((rng.random(), place) for place in range(len(items)))
+    return [items[place] for _, place in ranked[:num]]
+
+
+def _distinct(right: str, concepts: Sequence[str]) -> list[str]:
+    """Those whose names differ from the right one's, and from one another's, in all languages."""
+    chosen: list[str] = []
+    taken = _name_keys(right)
+    for concept in concepts:
+        if not taken & _name_keys(concept):
+            chosen.append(concept)
+            taken |= _name_keys(concept)
+    return chosen
+
+
+@cache
+def _name_keys(concept: str) -> frozenset[tuple[str, str]]:
+    names = concepts_by_id()[concept].names
+    return frozenset((lang, text_key(names[lang])) for lang in mini_languages())
 
 
 _MAKERS: Final[Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]] = {

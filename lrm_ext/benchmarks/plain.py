@@ -12,25 +12,22 @@ from typing import Any, Final
 import numpy as np
 
 from llava.errors import ConfigError
-from lrm_ext.benchmarks.items import Item
+from lrm_ext.benchmarks.items import Item, prompt_for
 from lrm_ext.benchmarks.kind import (
     LOCAL,
     Array,
+    Judgement,
     Kind,
+    Reading,
     UnitCounts,
+    Verdict,
     by_category,
     count_accuracy,
-    gather,
-    share,
-)
-from lrm_ext.benchmarks.prompts import prompt_for
-from lrm_ext.benchmarks.score import (
-    Judgement,
-    Reading,
-    Verdict,
     final_answer,
+    gather,
     judge_locally,
     prose_language,
+    share,
 )
 
 

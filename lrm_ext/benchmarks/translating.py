@@ -9,34 +9,35 @@ error, unless the user wants it in English; then it is counted as that.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from llava.files import write_atomically
-from lrm_ext.benchmarks.corrections import Correction, Matched, match, write_table
-from lrm_ext.benchmarks.folder import DESCRIPTION_FILE, read_description
 from lrm_ext.benchmarks.importing import OpenQuestions, version_of, write_folder
-from lrm_ext.benchmarks.items import Item, read_items
+from lrm_ext.benchmarks.items import LLAVA, Item, prompt_for, read_items
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.plain import ANSWERS
-from lrm_ext.benchmarks.prompts import LLAVA
-from lrm_ext.benchmarks.registry import Benchmark
-from lrm_ext.benchmarks.translated import Parts, fields_of, put_together, take_apart
-from lrm_ext.corpus.store import ENGLISH, Text
+from lrm_ext.benchmarks.registry import DESCRIPTION_FILE, Benchmark, get_kind, read_description
+from lrm_ext.corpus.layout import ENGLISH, CorpusRow, Text
+from lrm_ext.files import write_atomically
+from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import answer_request, get_language
 from lrm_ext.translation.engines.base import AheadEngine, Usage
+from lrm_ext.translation.rows import Given, RowPlan, build_texts, plan_row
 from lrm_ext.translation.runner import Job, build_translator, describe_engines
 from lrm_ext.translation.segment import build_texts
 
 log = logging.getLogger(__name__)
-
 TRANSLATION_DIR: Final = "translation"
 REVIEW_COLUMNS: Final = (
     "lang", "question_id", "field", "english", "translation", "why", "correction",
@@ -313,3 +314,298 @@ def review_rows(translation: Translation) -> list[dict[str, str]]:
                     "correction": "",
                 }
     return list(rows.values())
+
+
+HINT: Final = "hint"
+QUESTION: Final = "question"
+TEXT: Final = "text"
+_ASKED: Final = (HINT, QUESTION, TEXT)
+# Of these an expected answer is text in the language; of the others it is a letter, yes or no.
+_FREE: Final = ("text", "caption")
+
+# From question, hint, options and language to what the model is asked.
+Prompt = Callable[[str, str, Sequence[str], Language], str]
+
+
+class Field(NamedTuple):
+    """One text of a question.
+
+    Attributes:
+        name: hint, question, text, "option A", ..., "answer 1", ...
+        text: What it is in English.
+        asked: The question that it belongs to; empty for the question itself.
+    """
+
+    name: str
+    text: str
+    asked: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is translated once: rotations of a question share it."""
+        return self.text, self.asked
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A question taken apart.
+
+    Attributes:
+        item: The question in English.
+        fields: Its texts, each a turn of `plan`.
+        plan: What the translator is given.
+        prompt: How the prompt is made; None where it is none of ours, so that all of it is
+            translated as `text`.
+    """
+
+    item: Item
+    fields: tuple[Field, ...]
+    plan: RowPlan
+    prompt: Prompt | None
+
+
+def take_apart(
+    item: Item, kind: Kind, target: str, corrections: Mapping[tuple[str, str], str]
+) -> Parts:
+    """Take a question apart.
+
+    Args:
+        item: The question in English.
+        kind: Its benchmark's rules.
+        target: Code of the language to translate into.
+        corrections: What people wrote, by `Field.key`: no engine is asked for it.
+    """
+    prompt = _prompt_of(item, kind)
+    fields = fields_of(item)
+    if prompt is None and item.question:
+        fields = (*fields, Field(TEXT, item.text))
+    turns = tuple(Turn("human" if f.name in _ASKED else "gpt", f.text) for f in fields)
+    row = CorpusRow(item.question_id, None, None, item.category, True, turns)
+    plan = plan_row(row, target)
+    parts = tuple(
+        (Given(corrections[field.key]),) if field.key in corrections else turn
+        for field, turn in zip(fields, plan.turns, strict=True)
+    )
+    return Parts(item, fields, plan._replace(turns=parts), prompt)
+
+
+def fields_of(item: Item) -> tuple[Field, ...]:
+    """The texts of a question that are translated: those that people review, too."""
+    question = item.question or item.text
+    fields = [Field(HINT, item.hint)] if item.hint else []
+    fields.append(Field(QUESTION, question))
+    fields += [
+        Field(f"option {letter}", text, question) for letter, text in item.lettered().items()
+    ]
+    if item.answer_type in _FREE and not item.answer_lang:
+        texts = dict.fromkeys((item.answer, *item.answers))
+        fields += [Field(f"answer {i}", text, question) for i, text in enumerate(texts, 1)]
+    return tuple(fields)
+
+
+def _prompt_of(item: Item, kind: Kind) -> Prompt | None:
+    """How the prompt was made, found by making it again in English."""
+    english = get_language(ENGLISH)
+    answered_in_english: tuple[Prompt, ...] = (_in_english,) if item.answer_lang == ENGLISH else ()
+    for make in (_plain, *answered_in_english, kind.prompt, prompt_for, _with_hint):
+        if make(item.question or item.text, item.hint, item.options, english) == item.text:
+            return make
+    return None
+
+
+def _plain(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    return f"{hint}\n{question}" if hint else question
+
+
+def _with_hint(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    return f"{_plain(question, hint, options, language)}\n{language.short_answer}"
+
+
+def _in_english(question: str, hint: str, options: Sequence[str], language: Language) -> str:
+    """Of a set whose answers are English in every language; there, English needs no request."""
+    request = "" if language.code == ENGLISH else f"{answer_request(language.code, ENGLISH)}\n"
+    return f"{_plain(question, hint, options, language)}\n{request}{language.short_answer}"
+
+
+def put_together(parts: Parts, text: Text, target: str) -> tuple[Item, int]:
+    """The question in the language.
+
+    Args:
+        parts: The question taken apart.
+        text: What became of the plan.
+        target: Code of the language.
+
+    Returns:
+        The question, and how many of its options got their English behind them because they were
+        the same as another one.
+
+    Raises:
+        DataError: A text holds an image token.
+    """
+    item, language = parts.item, get_language(target)
+    values: dict[str, str] = {}
+    for field, turn in zip(parts.fields, text.turns, strict=True):
+        values[field.name] = turn.text
+        if DEFAULT_IMAGE_TOKEN in values[field.name]:
+            raise DataError(
+                f"question {item.question_id}: {field.name} holds {DEFAULT_IMAGE_TOKEN} in "
+                f"{target}; the picture is named by `image` alone. Correct it"
+            )
+    names = [f"option {letter}" for letter in item.lettered()]
+    options, num_doubled = _told_apart([values[name] for name in names], item.options)
+    asked = values.get(TEXT) or values[QUESTION]
+    if parts.prompt is not None:
+        asked = parts.prompt(values[QUESTION], values.get(HINT, ""), options, language)
+    free = {f.text: values[f.name] for f in parts.fields if f.name.startswith("answer ")}
+    made = replace(
+        item,
+        text=asked,
+        lang=target,
+        options=options,
+        question=values[QUESTION] if item.question else "",
+        hint=values.get(HINT, ""),
+        answer=free.get(item.answer, item.answer),
+        answers=tuple(free.get(answer, answer) for answer in item.answers),
+    )
+    return made, num_doubled
+
+
+def _told_apart(texts: Sequence[str], english: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """Options that are the same in the language, and were not in English, get that behind them."""
+    groups: dict[str, set[str]] = {}
+    for text, source in zip(texts, english, strict=True):
+        groups.setdefault(text.strip().casefold(), set()).add(source.strip().casefold())
+    told: list[str] = []
+    num = 0
+    for text, source in zip(texts, english, strict=True):
+        is_same = len(groups[text.strip().casefold()]) > 1
+        told.append(f"{text} ({source})" if is_same else text)
+        num += is_same
+    return tuple(told), num
+
+
+CORRECTIONS_FILE: Final = "corrections.tsv"
+COLUMNS: Final = ("lang", "question_id", "field", "english", "correction")
+_DELIMITERS: Final = ("\t", ";", ",")
+
+
+class Correction(NamedTuple):
+    """What somebody wrote.
+
+    Attributes:
+        lang: Language that it is in.
+        question_id: The question.
+        field: Which of its texts.
+        english: That text when it was corrected.
+        correction: What it must be in the language.
+    """
+
+    lang: str
+    question_id: str
+    field: str
+    english: str
+    correction: str
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """Read the filled rows of a review list, or a file of corrections.
+
+    Raises:
+        DataError: It cannot be read, lacks a column, or corrects one text in two ways.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: corrections cannot be read: {error}") from error
+    head = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=head.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)} in the first "
+            "line, with tabs, commas or semicolons between them"
+        )
+    found: dict[tuple[str, ...], Correction] = {}
+    for row in rows:
+        one = Correction(*((row[name] or "").strip() for name in COLUMNS))
+        if not one.correction:
+            continue
+        where = f"{path}:{rows.line_num}: question {one.question_id}, {one.field}"
+        if DEFAULT_IMAGE_TOKEN in one.correction:
+            raise DataError(f"{where}: the correction holds {DEFAULT_IMAGE_TOKEN}; take it out")
+        if found.setdefault(one[:3], one) != one:
+            raise DataError(f"{where}: it is corrected twice, differently; keep one of the rows")
+    return list(found.values())
+
+
+def merge(old: Iterable[Correction], new: Iterable[Correction]) -> list[Correction]:
+    """All corrections, sorted; a new one replaces the old one of the same text."""
+    merged = {one[:3]: one for one in (*old, *new)}
+    return [merged[key] for key in sorted(merged)]
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a table with tabs, as a spreadsheet reads it."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, file.getvalue())
+
+
+def write_corrections(path: Path, corrections: Iterable[Correction]) -> None:
+    """Write a file of corrections."""
+    write_table(path, COLUMNS, (one._asdict() for one in corrections))
+
+
+class Matched(NamedTuple):
+    """Corrections of one language beside the questions.
+
+    Attributes:
+        texts: Those that hold, by `Field.key`.
+        stale: Those whose English is another by now, or whose question is gone, and why.
+    """
+
+    texts: Mapping[tuple[str, str], str]
+    stale: tuple[str, ...]
+
+
+def match(corrections: Iterable[Correction], items: Iterable[Item], lang: str) -> Matched:
+    """Find the texts that corrections are for.
+
+    Rotations of a question have the same texts: what is corrected in one of them is so in all.
+
+    Args:
+        corrections: Of any languages.
+        items: The questions in English.
+        lang: The language to translate into.
+
+    Raises:
+        DataError: The same text, asked in the same question, is corrected in two ways.
+    """
+    ours = [one for one in corrections if one.lang == lang]
+    wanted = {one.question_id for one in ours}
+    fields: dict[tuple[str, str], Field] = {
+        (item.question_id, field.name): field
+        for item in items
+        if item.question_id in wanted
+        for field in fields_of(item)
+    }
+    texts: dict[tuple[str, str], str] = {}
+    stale: list[str] = []
+    for one in ours:
+        field = fields.get((one.question_id, one.field))
+        if field is None:
+            stale.append(f"{one.question_id}, {one.field}: there is no such text any more")
+        elif " ".join(field.text.split()) != " ".join(one.english.split()):
+            stale.append(
+                f"{one.question_id}, {one.field}: corrected when it was {one.english!r}, now it "
+                f"is {field.text!r}"
+            )
+        elif texts.setdefault(field.key, one.correction) != one.correction:
+            raise DataError(
+                f"question {one.question_id}, {one.field}: {field.text!r} is corrected in "
+                f"{lang} both as {texts[field.key]!r} and as {one.correction!r}; rotations of a "
+                "question share their texts, so keep one"
+            )
+    return Matched(texts, tuple(stale))

@@ -1,4 +1,4 @@
-"""`lrm eval`, `lrm report`, `lrm compare`: measure models, show and compare what was measured."""
+"""`lrm eval`, `report`, `compare` and `inspect`: measure models, show and compare results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     app.command("report")(report)
     app.command("compare")(compare)
+    app.command("inspect")(inspect)
 
 
 def evaluate(
@@ -64,9 +65,8 @@ def evaluate(
 
     from lrm_ext.analysis.html import write_report
     from lrm_ext.analysis.tables import print_headlines, print_report
-    from lrm_ext.evaluation.ranks import Ranks
     from lrm_ext.evaluation.report import score_run
-    from lrm_ext.evaluation.runner import EvalConfig, run_evaluation
+    from lrm_ext.evaluation.runner import EvalConfig, Ranks, run_evaluation
 
     console = Console()
     if not console.is_terminal:
@@ -168,6 +168,47 @@ def compare(
         typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
     else:
         print_comparison(results, a, b, Console())
+
+
+def inspect(
+    runs: list[Path] = typer.Argument(help="Models' folders, or those of their results."),
+    benchmark_dir: Path = typer.Option(
+        None, help="Folder of your own benchmarks, for their pictures."
+    ),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    table: str = typer.Option(
+        None, help="Translations for answers in English: TSV or corpus, {lang} for the code."
+    ),
+    port: int = typer.Option(7861, min=0, max=65535, help="Port of the page; 0: a free one."),
+) -> None:
+    """Show answers beside their pictures, on a page that only this machine can open."""
+    import socket
+
+    from rich.console import Console
+
+    from llava.errors import ConfigError
+
+    try:
+        import uvicorn
+
+        from lrm_ext.evaluation.inspecting import load_runs, make_app
+    except ImportError as error:
+        raise ConfigError(f"the page needs {error.name}: pip install 'lrm-llava[serve]'") from error
+    loaded = load_runs(runs, benchmark_dir, _names(benchmarks), _names(languages), table)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"--port {port} is in use ({error.strerror}); choose another, or 0 for a free one"
+            ) from error
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        num_questions = f"{len(loaded.rows):,} questions, {len(loaded.names)} runs"
+        Console().print(f"{num_questions}: {address} (Ctrl-C ends it)", highlight=False)
+        config = uvicorn.Config(make_app(loaded), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _names(texts: list[str]) -> tuple[str, ...]:

@@ -21,11 +21,10 @@ import lrm_ext
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
 from llava.mm_utils import get_model_name_from_path
-from lrm_ext.benchmarks.fidelity import fidelity
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kinds import find_kind, get_kind
-from lrm_ext.benchmarks.registry import Benchmark
-from lrm_ext.benchmarks.score import MODE, UNPARSED, Reading, Verdict
+from lrm_ext.benchmarks.kind import MODE, UNPARSED, Reading, Verdict
+from lrm_ext.benchmarks.reading import fidelity
+from lrm_ext.benchmarks.registry import Benchmark, find_kind, get_kind
 from lrm_ext.evaluation.predictions import Answered, read_predictions
 from lrm_ext.evaluation.results import ENGLISH, RunResult, reading_of, store_results
 from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval
@@ -33,8 +32,7 @@ from lrm_ext.files import write_atomically, writing
 from lrm_ext.languages import get_language
 
 if TYPE_CHECKING:
-    from lrm_ext.evaluation.questions import QuestionSet
-    from lrm_ext.evaluation.runner import EvalConfig
+    from lrm_ext.evaluation.runner import EvalConfig, QuestionSet
 
 REPORT_FILE: Final = "report.json"
 FORMAT_VERSION: Final = 1

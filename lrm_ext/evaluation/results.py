@@ -22,19 +22,20 @@ from typing import Any, Final
 import lrm_ext
 from llava.errors import DataError, UserError
 from llava.eval.records import read_json_lines
-from lrm_ext.benchmarks.fidelity import UNDECIDED, fidelity
 from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import Kind, UnitCounts, percentage
-from lrm_ext.benchmarks.score import (
+from lrm_ext.benchmarks.kind import (
     MISSING,
     UNPARSED,
+    Kind,
     Reading,
+    UnitCounts,
     Verdict,
     judge_answers,
+    percentage,
     text_answers,
 )
-from lrm_ext.benchmarks.words import answer_words
+from lrm_ext.benchmarks.reading import UNDECIDED, answer_words, fidelity
 from lrm_ext.evaluation.predictions import (
     RUN_FILE,
     Answered,

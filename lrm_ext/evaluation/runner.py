@@ -10,40 +10,51 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol, TypeVar
 
+import torch
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 import lrm_ext
-from llava.errors import ConfigError
-from llava.eval.records import without_thinking
+from llava.errors import ConfigError, DataError
+from llava.eval.rules import without_thinking
+from llava.image_file import open_image
 from llava.mm_utils import get_model_name_from_path
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import Benchmark, names_in
-from lrm_ext.evaluation.answerer import Answer, Answerer, BrokenBatchError, Request
-from lrm_ext.evaluation.backend import choose_backend
+from lrm_ext.benchmarks.items import LETTERS, Item, limit_items
+from lrm_ext.benchmarks.registry import Benchmark, get_benchmark, names_in
+from lrm_ext.evaluation.answerer import Answer, Answerer, BrokenBatchError, LlavaAnswerer, Request
+from lrm_ext.evaluation.backends import choose_backend, sha256_of
 from lrm_ext.evaluation.predictions import (
     Prediction,
     PredictionWriter,
+    add_lines,
     check_keys,
     clear_run,
     cut_unfinished_line,
     open_run,
+    prediction_path,
+    read_lines,
     read_predictions,
     sort_lines,
 )
-from lrm_ext.evaluation.progress import Reporter, show_progress
-from lrm_ext.evaluation.questions import QuestionSet as QuestionSet
-from lrm_ext.evaluation.questions import load_questions as load_questions
-from lrm_ext.evaluation.ranking import check_mode, ranked, without_options
-from lrm_ext.evaluation.ranks import Ranks, gather_parts
 from lrm_ext.languages import list_languages
 
 log = logging.getLogger(__name__)
-
 DEFAULT_BENCHMARK = "scenes"
 # where results go of models that have no folder here
 RESULTS_ROOT = Path("runs") / "eval"
@@ -346,3 +357,317 @@ def _described(item: Item, benchmark: Benchmark) -> dict[str, Any]:
         described["option_char"] = list(item.lettered())
         described["round_id"] = 0
     return {key: value for key, value in described.items() if value not in (None, "", [])}
+
+
+NUM_SHOWN_IMAGES: Final = 20
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of one benchmark in one language.
+
+    Attributes:
+        benchmark: Where they are from.
+        lang: Their language.
+        items: Those to ask, in file order.
+        keys: The ids of all questions in the file, asked or not.
+        sha256: Of the file.
+        unasked: Questions whose picture is missing: not asked, and wrong.
+        is_ranked: Their options are ranked by likelihood.
+    """
+
+    benchmark: Benchmark
+    lang: str
+    items: tuple[Item, ...]
+    keys: frozenset[str] = field(repr=False)
+    sha256: str
+    unasked: frozenset[str] = frozenset()
+    is_ranked: bool = False
+
+    def path(self, folder: Path, blind: bool) -> Path:
+        """Where its answers are."""
+        return prediction_path(folder, self.benchmark.name, self.lang, blind)
+
+
+def load_questions(config: EvalConfig) -> list[QuestionSet]:
+    """Read the questions that a configuration asks for.
+
+    Raises:
+        ConfigError: A name is unknown.
+        DataError: A file or line is wrong, or a picture is missing or no picture.
+    """
+    config.validate()
+    sets: list[QuestionSet] = []
+    for name in config.names():
+        benchmark = get_benchmark(name, config.benchmark_dir)
+        languages = config.languages or tuple(
+            lang for lang in list_languages() if lang in benchmark.languages()
+        )
+        if not languages:
+            raise DataError(f"benchmark {name}: no <lang>.jsonl in {benchmark.folder}")
+        for lang in languages:
+            items = benchmark.read(lang)
+            keys = frozenset(item.question_id for item in items)
+            chosen = tuple(limit_items(items, config.limit))
+            sets.append(
+                QuestionSet(benchmark, lang, chosen, keys, sha256_of([benchmark.path(lang)]))
+            )
+    bad = find_bad_images(sets)
+    if bad and not config.skip_missing_images:
+        raise DataError(f"{len(bad)} pictures are missing or cannot be read:{_shown(bad)}")
+    if bad:
+        sets = [_without(qs, frozenset(bad)) for qs in sets]
+        log.warning(
+            "%d pictures are missing or cannot be read, so %d questions are not asked and count "
+            "as wrong:%s", len(bad), sum(len(qs.unasked) for qs in sets), _shown(bad),
+        )  # fmt: skip
+    return sets
+
+
+def find_bad_images(sets: Sequence[QuestionSet]) -> list[Path]:
+    """Paths of pictures that are missing or cannot be read, sorted."""
+    paths = {qs.benchmark.image_path(item.image) for qs in sets for item in qs.items}
+    return [path for path in sorted(paths) if not _is_picture(path)]
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        open_image(path)
+    except DataError:
+        return False
+    return True
+
+
+def _without(qs: QuestionSet, bad: frozenset[Path]) -> QuestionSet:
+    unasked = (i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in bad)
+    return replace(qs, unasked=frozenset(unasked))
+
+
+def _shown(bad: Sequence[Path]) -> str:
+    more = len(bad) - NUM_SHOWN_IMAGES
+    lines = "".join(f"\n  {path}" for path in bad[:NUM_SHOWN_IMAGES])
+    return lines + (f"\n  ... and {more} more" if more > 0 else "")
+
+
+PARTS_DIR: Final = "parts"
+# the slowest process may have the longest questions
+_PATIENCE: Final = timedelta(hours=12)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that answer together.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        local_rank: Its number on this machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As `torchrun` says; without it this process is alone."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in names)
+        return cls(rank, max(world_size, 1), local_rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reads and writes for all."""
+        return self.rank == 0
+
+    def device(self, asked: str | None) -> str | None:
+        """The device of this process: that which is asked for, with the number of its GPU."""
+        if self.world_size == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
+            return asked
+        return f"cuda:{self.local_rank}"
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.world_size == 1:
+            return
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+        torch.distributed.barrier()
+
+    def share(self, batches: Sequence[T]) -> list[T]:
+        """The batches that this process asks; they come longest first, so by turns is even."""
+        return list(islice(batches, self.rank, None, self.world_size))
+
+    def path(self, path: Path) -> Path:
+        """Where this process writes answers that belong into a file."""
+        if self.world_size == 1:
+            return path
+        return path.parent / PARTS_DIR / f"{path.stem}.{self.rank}.jsonl"
+
+
+def gather_parts(folder: Path) -> None:
+    """Put what processes wrote for themselves into the files where it belongs.
+
+    Args:
+        folder: The folder of predictions. Killed at any moment, the next call finishes the work.
+    """
+    for part in sorted((folder / PARTS_DIR).glob("*.jsonl")):
+        cut_unfinished_line(part)
+        name = part.stem.rpartition(".")[0]
+        add_lines(folder / f"{name}.jsonl", read_lines(part))
+        part.unlink()
+
+
+MODES: Final = ("mean", "sum")
+# Batches differ in the last digits of a sum; what is nearer than this is a tie.
+_DECIMALS: Final = 4
+
+
+class RankingAnswerer:
+    """Ranks where there are options.
+
+    Args:
+        model: Says how likely an answer is.
+        mode: `mean` or `sum` over an option's tokens.
+    """
+
+    def __init__(self, model: LlavaAnswerer, mode: str) -> None:
+        self._model = model
+        self._mode = mode
+
+    def num_tokens(self, request: Request) -> int:
+        """See `Answerer`."""
+        return self._model.num_tokens(request)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `Answerer`."""
+        pairs = [(request, text) for request in requests for text in request.options]
+        costs: list[float] = []
+        for start in range(0, len(pairs), len(requests)):
+            some = pairs[start : start + len(requests)]
+            losses = self._model.token_losses([r for r, _ in some], [text for _, text in some])
+            for one in losses:
+                total = one.mean() if self._mode == "mean" else one.sum()
+                costs.append(round(float(total), _DECIMALS))
+        answers: list[Answer] = []
+        for request in requests:
+            own, costs = costs[: len(request.options)], costs[len(request.options) :]
+            answers.append(Answer(LETTERS[own.index(min(own))], 0, "stop"))
+        return answers
+
+
+def check_mode(mode: str | None) -> None:
+    """Refuse an unknown way of ranking.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
+    if mode is not None and mode not in MODES:
+        raise ConfigError(f"--rank is {mode!r}; expected {' or '.join(MODES)}")
+
+
+def ranked(answerer: Answerer, mode: str) -> RankingAnswerer:
+    """Have a model rank.
+
+    Raises:
+        ConfigError: It cannot say how likely an answer is.
+    """
+    if not isinstance(answerer, LlavaAnswerer):
+        raise ConfigError("--rank needs a checkpoint in LLaVA's format that is loaded here")
+    return RankingAnswerer(answerer, mode)
+
+
+def without_options(questions: QuestionSet) -> QuestionSet:
+    """The questions as they are asked for a ranking: bare, with the options beside them.
+
+    Raises:
+        DataError: There are questions without options.
+    """
+    for item in questions.items:
+        if not item.options:
+            raise DataError(
+                f"{questions.benchmark.name}: question {item.question_id} has no options; --rank "
+                "is for benchmarks of multiple choice, such as seed_bench"
+            )
+    items = tuple(replace(item, text=item.question or item.text) for item in questions.items)
+    return replace(questions, items=items, is_ranked=True)
+
+
+LINE_INTERVAL_S: Final = 10.0
+
+
+class Reporter(Protocol):
+    """What the runner tells about its progress."""
+
+    def stage(self, name: str) -> None:
+        """Name what is being done now."""
+        ...
+
+    def advance(self, num_done: int) -> None:
+        """Count finished questions."""
+        ...
+
+
+class SilentReporter:
+    """Tells nobody."""
+
+    def stage(self, name: str) -> None:
+        """See `Reporter`."""
+
+    def advance(self, num_done: int) -> None:
+        """See `Reporter`."""
+
+
+class _Bar:
+    def __init__(self, progress: Progress, num_total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=num_total)
+
+    def stage(self, name: str) -> None:
+        self._progress.update(self._task, description=name)
+
+    def advance(self, num_done: int) -> None:
+        self._progress.advance(self._task, num_done)
+
+
+class _Lines:
+    def __init__(self, console: Console, num_total: int) -> None:
+        self._console = console
+        self._num_total = num_total
+        self._num_done = 0
+        self._stage = "starting"
+        self._start = self._last = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        self._stage = name
+
+    def advance(self, num_done: int) -> None:
+        self._num_done += num_done
+        now = time.monotonic()
+        if now - self._last < LINE_INTERVAL_S and self._num_done < self._num_total:
+            return
+        self._last = now
+        per_second = self._num_done / max(now - self._start, 1e-9)
+        left_s = round((self._num_total - self._num_done) / per_second)
+        self._console.print(
+            f"evaluate {self._stage}: {self._num_done:,} of {self._num_total:,} questions, "
+            f"{per_second:,.0f} a second, {left_s // 60}:{left_s % 60:02d} left"
+        )
+
+
+@contextmanager
+def show_progress(console: Console, num_total: int) -> Iterator[Reporter]:
+    """Show the progress over `num_total` questions while the block runs."""
+    if not console.is_terminal:
+        yield _Lines(console, num_total)
+        return
+    columns = (
+        TextColumn("[bold]evaluate[/] {task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _Bar(progress, num_total)

@@ -25,7 +25,7 @@ _UTILS: Final = Template(
 
 from llava.images import apply_orientation, to_rgb
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kinds import get_kind
+from lrm_ext.benchmarks.registry import get_kind
 from lrm_ext.evaluation.results import score_benchmark
 
 KIND = "$kind"

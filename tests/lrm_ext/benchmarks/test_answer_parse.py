@@ -1,6 +1,7 @@
 import pytest
 
-from lrm_ext.benchmarks.parse import (
+from lrm_ext.benchmarks.reading import (
+    answer_words,
     first_sentence,
     fold,
     matches_text,
@@ -8,7 +9,6 @@ from lrm_ext.benchmarks.parse import (
     parse_yes_no,
     text_language,
 )
-from lrm_ext.benchmarks.words import answer_words
 from lrm_ext.languages import list_languages
 
 # The table of EVAL_SPEC 7: language, answer, what `mme` reads, what `pope` reads.

@@ -93,8 +93,8 @@ def test_registry(tmp_path):
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_built_in_benchmark_is_read_and_its_pictures_are_found(tmp_path, monkeypatch, split):
-    from lrm_ext.benchmarks.score import gold_of
-    from lrm_ext.benchmarks.words import answer_words
+    from lrm_ext.benchmarks.kind import gold_of
+    from lrm_ext.benchmarks.reading import answer_words
     from lrm_ext.corpus.emoji import unpack as emoji
     from lrm_ext.languages import list_languages
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from llava.errors import DataError
-from llava.images import open_image
-from lrm_ext.benchmarks.pictures import PictureStore
+from llava.image_file import open_image
+from lrm_ext.benchmarks.official import PictureStore
 
 
 def content(image, kind, **options):

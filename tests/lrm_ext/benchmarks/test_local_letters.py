@@ -3,9 +3,8 @@
 import pytest
 
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.letters import infer_local
-from lrm_ext.benchmarks.score import Reading, judge_locally
-from lrm_ext.benchmarks.words import answer_words
+from lrm_ext.benchmarks.kind import Reading, judge_locally
+from lrm_ext.benchmarks.reading import answer_words, infer_local
 from lrm_ext.languages import get_language, list_languages
 
 FRUIT = ["jablko", "hru\u0161ka", "ban\u00e1n", "zral\u00fd ban\u00e1n"]

@@ -7,7 +7,7 @@ import pytest
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.importing import import_benchmark, open_questions, read_official
-from lrm_ext.benchmarks.pictures import PictureStore
+from lrm_ext.benchmarks.official import PictureStore
 from lrm_ext.benchmarks.registry import get_benchmark, missing_images
 from lrm_ext.evaluation.results import score_file
 from lrm_ext.languages import get_language

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks import commands
 from lrm_ext.benchmarks.importing import import_benchmark, languages_of
-from lrm_ext.benchmarks.listing import known_benchmarks
 from lrm_ext.benchmarks.mapping import SETS_DIR, load_mapping, set_names
+from lrm_ext.benchmarks.printing import known_benchmarks
 from lrm_ext.benchmarks.registry import get_benchmark, missing_images
 from lrm_ext.evaluation.results import score_file
 from lrm_ext.languages import get_language, list_languages

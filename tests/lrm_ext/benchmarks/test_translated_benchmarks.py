@@ -8,9 +8,9 @@ import pytest
 from official_files import mme_folder
 from typer.testing import CliRunner
 
-from lrm_ext.benchmarks.corrections import read_corrections
 from lrm_ext.benchmarks.importing import import_benchmark, write_folder
 from lrm_ext.benchmarks.items import Item, read_items
+from lrm_ext.benchmarks.translating import read_corrections
 from lrm_ext.cli import app
 from lrm_ext.languages import get_language
 from lrm_ext.translation import runner

@@ -2,8 +2,8 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.score import score_answers, text_answers
-from lrm_ext.benchmarks.words import answer_words
+from lrm_ext.benchmarks.kind import score_answers, text_answers
+from lrm_ext.benchmarks.reading import answer_words
 
 
 def yes_no(question_id, answer):

@@ -17,14 +17,20 @@ from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.images import open_image
 from lrm_ext.analysis.tables import remarks
 from lrm_ext.evaluation.answerer import Answer, Request
-from lrm_ext.evaluation.backend import LlavaBackend, choose_backend, local_folder
+from lrm_ext.evaluation.backends import (
+    LlavaBackend,
+    ServiceAnswerer,
+    ServiceBackend,
+    TransformersBackend,
+    choose_backend,
+    local_folder,
+    picture_url,
+)
 from lrm_ext.evaluation.predictions import read_answered, stated_kind
 from lrm_ext.evaluation.report import EvalReport, score_run
 from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.evaluation.service import ServiceAnswerer, ServiceBackend, picture_url
-from lrm_ext.evaluation.transformers_models import TransformersBackend
-from lrm_ext.export.transformers_checkpoint import export_hf
+from lrm_ext.export.to_hf import export_hf
 
 
 def texts(config):

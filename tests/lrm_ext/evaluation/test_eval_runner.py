@@ -9,6 +9,7 @@ from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from lrm_ext.benchmarks.registry import names_in
+from lrm_ext.evaluation.inspecting import load_runs
 from lrm_ext.evaluation.predictions import (
     Prediction,
     PredictionWriter,
@@ -18,7 +19,6 @@ from lrm_ext.evaluation.predictions import (
 )
 from lrm_ext.evaluation.report import score_run
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.inspecting.rows import load_runs
 
 
 def run(config, console, answerer=None):

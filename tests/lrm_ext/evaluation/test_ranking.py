@@ -8,8 +8,7 @@ import torch
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluation.answerer import Request, Templates, load_answerer
-from lrm_ext.evaluation.ranking import RankingAnswerer, ranked
-from lrm_ext.evaluation.runner import run_evaluation
+from lrm_ext.evaluation.runner import RankingAnswerer, ranked, run_evaluation
 
 OPTIONS = ("a red apple", "pear", "a yellow banana on a table")
 

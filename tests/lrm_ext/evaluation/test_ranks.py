@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toy_benchmark import FakeAnswerer
 
-from lrm_ext.evaluation.ranks import Ranks, gather_parts
-from lrm_ext.evaluation.runner import run_evaluation
+from lrm_ext.evaluation.runner import Ranks, gather_parts, run_evaluation
 
 
 @dataclasses.dataclass(frozen=True)

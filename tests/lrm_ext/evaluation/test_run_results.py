@@ -51,7 +51,7 @@ def test_each_answer_is_judged_once_and_never_again(config, console, judged, tmp
     ):
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, (command, result.output)
-    from lrm_ext.inspecting.rows import load_runs
+    from lrm_ext.evaluation.inspecting import load_runs
 
     assert len(load_runs([config.model_path]).rows) == 2 * NUM_QUESTIONS
     assert judged == []

@@ -9,8 +9,7 @@ from PIL import Image
 from llava.errors import ConfigError, DataError
 from lrm_ext.benchmarks.importing import write_folder
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.inspecting.rows import Wanted, load_runs
-from lrm_ext.inspecting.server import PAGE_SIZE, make_app
+from lrm_ext.evaluation.inspecting import PAGE_SIZE, Wanted, load_runs, make_app
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 

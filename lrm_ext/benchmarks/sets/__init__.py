@@ -1,1 +1,0 @@
-"""Further benchmarks: one mapping file each, from their own columns to questions."""
