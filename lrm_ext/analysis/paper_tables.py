@@ -42,7 +42,7 @@ PUBLISHED: Final = "published"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table.
 
     Attributes:
@@ -67,7 +67,7 @@ class Block:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     has_best: bool = True
 
     def best(self, column: int, digits: int) -> float | None:
@@ -153,7 +153,7 @@ def _measured(one: ScoredBenchmark, settings: Sequence[Setting], langs: Sequence
     for setting in settings:
         cells = [one.cells[setting.label].get(lang, nothing) for lang in langs]
         mean = one.mean(setting.label)
-        rows.append(Row((setting.label,), (*cells, mean), _counts(cells)))
+        rows.append(TableRow((setting.label,), (*cells, mean), _counts(cells)))
     return Block(f"{one.name}: {one.unit}", tuple(rows))
 
 
@@ -164,7 +164,7 @@ def _published_models(kind: str, langs: Sequence[str], data: Mapping[str, Any]) 
         cells = [Cell(published=by_lang[lang]) if lang in by_lang else None for lang in langs]
         others = [Cell(published=v) for lang, v in by_lang.items() if lang != ENGLISH]
         mean = mean_cell(others) if set(langs) == set(by_lang) else None
-        rows.append(Row((name,), (*cells, mean), PUBLISHED))
+        rows.append(TableRow((name,), (*cells, mean), PUBLISHED))
     title = f"{_published_title(KINDS[kind].title)}; {AVERAGE} computed from it"
     return Block(title, tuple(rows))
 
@@ -194,7 +194,7 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
         if key == "bleu" and with_published:
             blanks = (None,) * len(langs)
             rows = tuple(
-                Row((KINDS[kind].title,), (*blanks, Cell(published=value)), PUBLISHED)
+                TableRow((KINDS[kind].title,), (*blanks, Cell(published=value)), PUBLISHED)
                 for kind, value in data["table2"].items()
             )
             title = "BLEU of Google Translate and GPT-4o, as published (not measured here)"
@@ -208,7 +208,7 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
     )  # fmt: skip
 
 
-def _agreement_row(report: Mapping[str, Any], key: str, langs: Sequence[str]) -> Row:
+def _agreement_row(report: Mapping[str, Any], key: str, langs: Sequence[str]) -> TableRow:
     found = report["languages"]
     cells = [
         Cell((Score(float(found[lang][key])),))
@@ -219,7 +219,7 @@ def _agreement_row(report: Mapping[str, Any], key: str, langs: Sequence[str]) ->
     num_texts = sum(one.get("num_texts", 0) for one in found.values())
     left_out = sum(one.get("num_left_out", 0) for one in found.values())
     counts = f"{num_texts:,} texts" + (f", {left_out:,} questions left out" if left_out else "")
-    return Row((str(report["benchmark"]),), (*cells, mean_cell(cells)), counts)
+    return TableRow((str(report["benchmark"]),), (*cells, mean_cell(cells)), counts)
 
 
 def _read_agreement(path: Path) -> dict[str, Any]:
@@ -262,13 +262,13 @@ def summary_table(
             english = cells.get(ENGLISH, Cell((Score(None, reason="not asked"),)))
             row = (english, one.mean(setting.label))
             labels = _labels(number, setting.label)
-            rows.append(Row(labels, row, _counts(list(cells.values()))))
+            rows.append(TableRow(labels, row, _counts(list(cells.values()))))
         names = ", ".join(map(language_name, one.others)) or "none"
         title = f"{one.name}: {one.unit}; {AVERAGE} over {len(one.others)}: {names}"
         blocks.append(Block(title, tuple(rows)))
     if with_published:
         rows = [
-            Row(_labels(number, label), tuple(Cell(published=v) for v in values), PUBLISHED)
+            TableRow(_labels(number, label), tuple(Cell(published=v) for v in values), PUBLISHED)
             for label, values in published()[f"table{number}"].items()
         ]
         blocks.append(Block(_published_title("MMBench"), tuple(rows)))

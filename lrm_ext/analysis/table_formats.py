@@ -42,7 +42,7 @@ class _Numbered:
         self._numbers: dict[str, int] = {}
         self._where: dict[str, list[str]] = {}
 
-    def text(self, block: Block, row: Row, column: int) -> tuple[str, bool]:
+    def text(self, block: Block, row: TableRow, column: int) -> tuple[str, bool]:
         """What a cell says, and whether it is the best of its column."""
         cell = row.cells[column]
         if cell is None:
@@ -71,7 +71,7 @@ def cell_text(cell: Cell, digits: int) -> str:
     return f"{cell.value:.{digits}f}{spread}"
 
 
-def is_best(table: PaperTable, block: Block, row: Row, column: int) -> bool:
+def is_best(table: PaperTable, block: Block, row: TableRow, column: int) -> bool:
     """Whether a value is the largest of its column, as printed; equal ones all are."""
     cell, best = row.cells[column], block.best(column, table.digits)
     if cell is None or cell.value is None or best is None:
@@ -104,7 +104,7 @@ def print_table(table: PaperTable, console: Console) -> None:
         console.print(Text(note))
 
 
-def _terminal_row(numbered: _Numbered, block: Block, row: Row, num: int) -> list[Text]:
+def _terminal_row(numbered: _Numbered, block: Block, row: TableRow, num: int) -> list[Text]:
     texts = [numbered.text(block, row, i) for i in range(num)]
     cells = [Text(text, style="bold" if best else "") for text, best in texts]
     return [*map(Text, row.labels), *cells, Text(row.counts)]

@@ -1,4 +1,4 @@
-"""How far two engines agree on a benchmark: the paper's Table 2 (EVAL_SPEC 6).
+"""How far two engines agree on a benchmark: Table 2 of the LRM-LLaVA paper.
 
 Input: the same questions in the same language twice. Output: corpus BLEU and chrF of the first
 against the second over distinct English texts (hints, questions, options, free answers), per

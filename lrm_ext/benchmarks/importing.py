@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks import mmbench, mme, pope, seed_bench
 from lrm_ext.benchmarks.items import LLAVA, PROMPT_STYLES, Item, read_items
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.mapping import available_languages, find_mapping, read_set, set_names
@@ -24,18 +23,13 @@ from lrm_ext.benchmarks.official import PictureStore, Questions, Source
 from lrm_ext.benchmarks.registry import (
     DESCRIPTION_FILE,
     IMAGES_DIR,
+    PAPER,
     find_kind,
     get_kind,
     read_description,
 )
 from lrm_ext.files import write_atomically
 
-READERS: Final[Mapping[str, Callable[[Source], Questions]]] = {
-    "mme": mme.read,
-    "pope": pope.read,
-    "seed_bench": seed_bench.read,
-    "mmbench": mmbench.read,
-}
 ENGLISH: Final = "en"
 _HASH_CHARS: Final = 8
 
@@ -87,7 +81,9 @@ def read_official(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     source = Source(kind, path, lang, store, labels, images, style)
-    questions = READERS[kind.name](source)
+    if kind.read is None:
+        raise ConfigError(f"{name} has no official files; choose from {', '.join(PAPER)}")
+    questions = kind.read(source)
     if not questions.items:
         raise DataError(f"{path}: no questions in it")
     _refuse_twice(questions, kind.name, path)
@@ -133,7 +129,7 @@ def kind_of(name: str) -> Kind:
     mapping = find_mapping(name)
     if mapping is None and find_kind(name) is None:
         raise ConfigError(
-            f"unknown benchmark {name!r}; choose from {', '.join((*READERS, *set_names()))}, or "
+            f"unknown benchmark {name!r}; choose from {', '.join((*PAPER, *set_names()))}, or "
             "name a mapping file (.toml)"
         )
     return get_kind(mapping.kind if mapping else name)
@@ -221,7 +217,7 @@ def write_folder(
             raise DataError(
                 f"{out}: its other languages are asked in style {described['prompt']}, not {style}"
             )
-        if kind in READERS:
+        if kind in PAPER:
             _refuse_others(out, described, lang, items)
     out.mkdir(parents=True, exist_ok=True)
     relative = os.path.relpath(image_root.resolve(), out.resolve())

@@ -1,7 +1,7 @@
 """Decide which answers are right. Pure: questions and texts in, verdicts out.
 
 How an answer is read depends on its question: by yes or no, by the letter of an option, or by
-comparing texts. The rules here are the local ones, for any language (EVAL_SPEC 7): a yes/no answer
+comparing texts. The rules here are the local ones, for any language: a yes/no answer
 that does not begin with a yes or a no decides nothing and is wrong. Those of the English scorers
 belong to their benchmarks (`mme.py`, `pope.py`, ...), which hand in a judge of their own.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,10 @@ from lrm_ext.benchmarks.reading import (
 )
 from lrm_ext.languages.language import Language
 
-MODE: Final = "local"
+if TYPE_CHECKING:
+    from lrm_ext.benchmarks.official import Questions, Source
+
+LOCAL: Final = "local"
 UNPARSED: Final = frozenset({"other", "unparsed"})
 MISSING: Final = "missing"
 NUM_SHOWN: Final = 5
@@ -331,7 +334,6 @@ def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Ve
     )
 
 
-LOCAL: Final = "local"
 Array = NDArray[np.float64]
 
 
@@ -378,6 +380,7 @@ class Kind:
         details: All other figures, by name, from the same arguments.
         skipped: Questions that must exist beside some that were answered, where the answers are
             all that is known.
+        read: Reads its official files; None for a kind that mapping files use.
     """
 
     name: str
@@ -393,6 +396,7 @@ class Kind:
     details: Callable[[Sequence[Item], Sequence[Verdict], str], dict[str, Any]]
     outcomes: Callable[[Sequence[Item], Sequence[Verdict]], dict[str, bool]] | None = None
     skipped: Callable[[Sequence[Item]], list[Item]] = lambda items: []
+    read: Callable[[Source], Questions] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 

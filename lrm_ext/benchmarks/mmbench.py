@@ -179,29 +179,6 @@ def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> di
     }
 
 
-MMBENCH: Final = Kind(
-    name="mmbench",
-    title="MMBench",
-    headline="circular accuracy",
-    maximum=100.0,
-    answer_type="letter",
-    modes={
-        "lmms-eval": _judge_lmms_eval,
-        "vlmevalkit": judge_vlmevalkit,
-        LOCAL: judge_locally,
-    },
-    # the owner's server runs VLMEvalKit, and LLaVA hands its answers to the server
-    aliases={"official": "vlmevalkit", "llava": "vlmevalkit"},
-    default_mode="lmms-eval",
-    prompt=option_prompt,
-    check=check,
-    skipped=skipped_rotations,
-    count=count,
-    details=details,
-    outcomes=outcomes,
-)
-
-
 MAX_REFERENCE_CHARS: Final = 64
 _ABILITY: Final = ("l2-category", "L2-category")
 
@@ -310,3 +287,27 @@ def _item(
 
 def _with_image(item: Item, image: str) -> Item:
     return replace(item, image=image, image_id=PurePosixPath(image).stem)
+
+
+MMBENCH: Final = Kind(
+    name="mmbench",
+    read=read,
+    title="MMBench",
+    headline="circular accuracy",
+    maximum=100.0,
+    answer_type="letter",
+    modes={
+        "lmms-eval": _judge_lmms_eval,
+        "vlmevalkit": judge_vlmevalkit,
+        LOCAL: judge_locally,
+    },
+    # the owner's server runs VLMEvalKit, and LLaVA hands its answers to the server
+    aliases={"official": "vlmevalkit", "llava": "vlmevalkit"},
+    default_mode="lmms-eval",
+    prompt=option_prompt,
+    check=check,
+    skipped=skipped_rotations,
+    count=count,
+    details=details,
+    outcomes=outcomes,
+)

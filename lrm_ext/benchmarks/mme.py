@@ -187,28 +187,6 @@ def bare_question(text: str) -> str:
     return " ".join(text.split("\n")[0].replace(INSTRUCTION, "").split())
 
 
-MME: Final = Kind(
-    name="mme",
-    title="MME",
-    headline="perception",
-    maximum=POINTS_PER_CATEGORY * len(MME_PERCEPTION),
-    answer_type="yesno",
-    modes={
-        "lmms-eval": _judge(parse_lmms_eval),
-        "official": _judge(parse_mme_answer),
-        "vlmevalkit": _judge(parse_vlmevalkit),
-        LOCAL: judge_locally,
-    },
-    # LLaVA hands its answers to MME's own tool
-    aliases={"llava": "official"},
-    default_mode="lmms-eval",
-    prompt=short_answer_prompt,
-    check=check,
-    count=count,
-    details=details,
-)
-
-
 TEXT_FOLDER: Final = "questions_answers_YN"
 IMAGE_FOLDER: Final = "images"
 RELEASE: Final = "MME_Benchmark_release_version"
@@ -338,3 +316,26 @@ def _table(source: Source) -> Iterator[Item]:
             source, category, stem, ordinal, str(name), image, cell(row, "question", where),
             cell(row, "answer", where).strip().capitalize(), where,
         )  # fmt: skip
+
+
+MME: Final = Kind(
+    name="mme",
+    read=read,
+    title="MME",
+    headline="perception",
+    maximum=POINTS_PER_CATEGORY * len(MME_PERCEPTION),
+    answer_type="yesno",
+    modes={
+        "lmms-eval": _judge(parse_lmms_eval),
+        "official": _judge(parse_mme_answer),
+        "vlmevalkit": _judge(parse_vlmevalkit),
+        LOCAL: judge_locally,
+    },
+    # LLaVA hands its answers to MME's own tool
+    aliases={"llava": "official"},
+    default_mode="lmms-eval",
+    prompt=short_answer_prompt,
+    check=check,
+    count=count,
+    details=details,
+)

@@ -168,27 +168,6 @@ def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> di
     }
 
 
-POPE: Final = Kind(
-    name="pope",
-    title="POPE",
-    headline="mean F1",
-    maximum=100.0,
-    answer_type="yesno",
-    modes={
-        "llava": _judge(parse_pope_answer),
-        LMMS_EVAL: _judge(parse_lmms_eval),
-        VLMEVALKIT: _judge(_parse_vlmevalkit),
-        LOCAL: _judge_locally,
-    },
-    aliases={"official": "llava"},
-    default_mode="llava",
-    prompt=short_answer_prompt,
-    check=check,
-    count=count,
-    details=details,
-)
-
-
 PREFIX: Final = "coco_pope_"
 LABELS_FOLDER: Final = "coco"
 IMAGE_FOLDERS: Final = ("val2014", "images")
@@ -322,3 +301,25 @@ def _table(source: Source) -> Iterator[Item]:
                 source, category.strip(), number, image, image_id, cell(row, "question", where),
                 cell(row, "answer", where).strip().lower(), where,
             )  # fmt: skip
+
+
+POPE: Final = Kind(
+    name="pope",
+    read=read,
+    title="POPE",
+    headline="mean F1",
+    maximum=100.0,
+    answer_type="yesno",
+    modes={
+        "llava": _judge(parse_pope_answer),
+        LMMS_EVAL: _judge(parse_lmms_eval),
+        VLMEVALKIT: _judge(_parse_vlmevalkit),
+        LOCAL: _judge_locally,
+    },
+    aliases={"official": "llava"},
+    default_mode="llava",
+    prompt=short_answer_prompt,
+    check=check,
+    count=count,
+    details=details,
+)

@@ -73,30 +73,6 @@ def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> di
     }
 
 
-SEED_BENCH: Final = Kind(
-    name="seed_bench",
-    title="SEED-Bench (image)",
-    headline="accuracy",
-    maximum=100.0,
-    answer_type="letter",
-    modes={
-        "lmms-eval": _judge_lmms_eval,
-        "llava": _judge_llava,
-        "vlmevalkit": judge_vlmevalkit,
-        LOCAL: judge_locally,
-    },
-    default_mode="lmms-eval",
-    refused={
-        "official": "the owner's tool reads no text, it ranks the options by their likelihood; "
-        "ask with `lrm eval --rank mean`, and read those answers by lmms-eval or llava"
-    },
-    prompt=option_prompt,
-    check=check,
-    count=count_accuracy,
-    details=details,
-)
-
-
 QUESTION_FILE: Final = "SEED-Bench.json"
 IMAGE_FOLDER: Final = "SEED-Bench-image"
 IMAGE_TYPES: Final = range(1, 10)
@@ -220,3 +196,28 @@ def _table(source: Source) -> Iterator[Item]:
                 cell(row, "answer", where).strip().upper(),
                 where,
             )
+
+
+SEED_BENCH: Final = Kind(
+    name="seed_bench",
+    read=read,
+    title="SEED-Bench (image)",
+    headline="accuracy",
+    maximum=100.0,
+    answer_type="letter",
+    modes={
+        "lmms-eval": _judge_lmms_eval,
+        "llava": _judge_llava,
+        "vlmevalkit": judge_vlmevalkit,
+        LOCAL: judge_locally,
+    },
+    default_mode="lmms-eval",
+    refused={
+        "official": "the owner's tool reads no text, it ranks the options by their likelihood; "
+        "ask with `lrm eval --rank mean`, and read those answers by lmms-eval or llava"
+    },
+    prompt=option_prompt,
+    check=check,
+    count=count_accuracy,
+    details=details,
+)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lrm_ext.evaluation.report import EvalReport
+    from lrm_ext.evaluation.runner import EvalConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -60,47 +67,45 @@ def evaluate(
 
     On several GPUs: torchrun --nproc_per_node 8 -m lrm_ext.cli eval --model ...
     """
+    from lrm_ext.evaluation.runner import EvalConfig
+
+    config = EvalConfig(
+        model_path=model, model_base=model_base, benchmarks=_names(benchmarks),
+        languages=_names(languages), limit=limit, batch_size=batch_size, blind=blind,
+        max_new_tokens=max_new_tokens, out_dir=out, benchmark_dir=benchmark_dir,
+        conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
+        base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
+    )  # fmt: skip
+    _evaluate(config, table)
+
+
+def _evaluate(config: EvalConfig, table: bool) -> None:
     import transformers
     from rich.console import Console
 
     from lrm_ext.analysis.html import write_report
-    from lrm_ext.analysis.tables import print_headlines, print_report
     from lrm_ext.evaluation.report import score_run
-    from lrm_ext.evaluation.runner import EvalConfig, Ranks, run_evaluation
+    from lrm_ext.evaluation.runner import Ranks, run_evaluation
 
     console = Console()
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    config = EvalConfig(
-        model_path=model,
-        model_base=model_base,
-        benchmarks=_names(benchmarks),
-        languages=_names(languages),
-        limit=limit,
-        batch_size=batch_size,
-        blind=blind,
-        max_new_tokens=max_new_tokens,
-        out_dir=out,
-        benchmark_dir=benchmark_dir,
-        conv_mode=conv_mode,
-        device=device,
-        fresh=fresh,
-        skip_missing_images=skip_missing_images,
-        base_url=base_url,
-        max_tokens_field=max_tokens_field,
-        temperature=temperature,
-        rank=rank,
-    )
     ranks = Ranks.from_environment()
     sets = run_evaluation(config, console, ranks=ranks)
     if not ranks.is_first:
         return
     result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
-    page = write_report(result, config.results_dir, model)
+    page = write_report(result, config.results_dir, config.model_path)
     if table:
-        print_report(result, console)
-        print_headlines(result, console)
+        _print_tables(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def _print_tables(result: EvalReport, console: Console) -> None:
+    from lrm_ext.analysis.tables import print_headlines, print_report
+
+    print_report(result, console)
+    print_headlines(result, console)
 
 
 def report(
@@ -113,7 +118,6 @@ def report(
 
     from llava.errors import ConfigError
     from lrm_ext.analysis.html import write_report
-    from lrm_ext.analysis.tables import print_headlines, print_report
     from lrm_ext.evaluation.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluation.runner import default_results_dir
 
@@ -126,8 +130,7 @@ def report(
     result = EvalReport.read(folder)
     model = model or (Path(result.model_path) if has_report else given)
     page = write_report(result, folder, model)
-    print_report(result, console)
-    print_headlines(result, console)
+    _print_tables(result, console)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Is one run better than another? Per language, on average, and how sure that is (EVAL_SPEC 9).
+"""Is one run better than another? Per language, on average, and how sure that is.
 
 In: the answers of two runs to the same questions. Out: differences with intervals, p-values that
 are adjusted for the number of languages, a verdict each, and how many questions it would take to

@@ -35,7 +35,7 @@ STATES: Final = ("", RIGHT, WRONG, DIFFERENT)
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
     """What a run said.
 
     Attributes:
@@ -50,7 +50,7 @@ class Answer:
 
 
 @dataclass
-class Row:
+class QuestionRow:
     """A question and its answers.
 
     Attributes:
@@ -74,7 +74,7 @@ class Row:
     prompt: str
     gold: str
     options: tuple[str, ...]
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, JudgedAnswer] = field(default_factory=dict)
     prompt_in_english: str = ""
 
     def has(self, text: str) -> bool:
@@ -118,7 +118,7 @@ class Runs:
     """
 
     names: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[QuestionRow, ...]
     roots: Mapping[str, Path]
     glosses: Glosses
 
@@ -201,7 +201,7 @@ def load_runs(
         DataError: A folder has no answers, or two runs answered different versions of a question.
     """
     names = _names(folders)
-    rows: dict[tuple[str, str, str], Row] = {}
+    rows: dict[tuple[str, str, str], QuestionRow] = {}
     versions: dict[tuple[str, str], str] = {}
     for name, folder in zip(names, folders, strict=True):
         for (benchmark, lang), path in answer_files(folder).items():
@@ -239,7 +239,7 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _add(
-    rows: dict[tuple[str, str, str], Row],
+    rows: dict[tuple[str, str, str], QuestionRow],
     versions: dict[tuple[str, str], str],
     name: str,
     benchmark: str,
@@ -258,7 +258,7 @@ def _add(
     for item in answered.items:
         row = rows.setdefault(
             (benchmark, lang, item.question_id),
-            Row(
+            QuestionRow(
                 benchmark, lang, item.question_id, item.category, item.image, item.text,
                 item.answer, item.options,
             ),
@@ -269,13 +269,13 @@ def _add(
                 f"{item.text!r} here; they answered different versions of {benchmark}"
             )
         key = item.question_id
-        row.answers[name] = Answer(
+        row.answers[name] = JudgedAnswer(
             answered.texts[key], right.get(key, False), key in answered.cut_keys
         )
 
 
 def _roots(
-    rows: Sequence[Row], runs: Sequence[Path], benchmark_dir: Path | None
+    rows: Sequence[QuestionRow], runs: Sequence[Path], benchmark_dir: Path | None
 ) -> dict[str, Path]:
     """Folders of images; a benchmark that is not at hand is shown without.
 

@@ -1,4 +1,4 @@
-"""The files of answers: append, resume after a cut, and refuse what does not belong (EVAL_SPEC 8).
+"""The files of answers: append, resume after a cut, and refuse what does not belong.
 
 `<benchmark>.<lang>[.blind].jsonl` holds one object per question, LLaVA's keys first, so that
 LLaVA's own scripts read it. `run.json` beside it says which model and settings made the answers.
@@ -364,23 +364,7 @@ def read_answered(
     for where, record in records:
         _check_benchmark(record, kind, where)
     keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
-    texts: dict[str, str] = {}
-    first: dict[str, int] = {}
-    num_twice = 0
-    for number, (key, (where, record)) in enumerate(zip(keys, records, strict=True)):
-        text = _value(record, _TEXT)
-        if not isinstance(text, str):
-            raise DataError(f"{where}: question {key}: text is {text!r}; expected a string")
-        num_twice += key in texts
-        if texts.get(key, text) != text and not last_wins:
-            raise DataError(
-                f"{where}: question {key} is answered a second time, differently; delete one of "
-                "the lines, or take the last (--on-duplicate last)"
-            )
-        texts[key] = text_of(record, text)
-        first.setdefault(key, number)
-    if num_twice:
-        log.warning("%s: %d questions are answered twice; each counts once", path, num_twice)
+    texts, first, num_twice = _texts_by_key(path, keys, records, last_wins)
     if items is None:
         items = [
             _item(records[number][1], key, kind, found_lang, records[number][0])
@@ -401,6 +385,33 @@ def read_answered(
         cut_keys=frozenset(cut),
         num_twice=num_twice,
     )
+
+
+def _texts_by_key(
+    path: Path,
+    keys: Sequence[str],
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+    last_wins: bool,
+) -> tuple[dict[str, str], dict[str, int], int]:
+    """Answers by question, the place of each question's first answer, and how many came again."""
+    texts: dict[str, str] = {}
+    first: dict[str, int] = {}
+    num_twice = 0
+    for number, (key, (where, record)) in enumerate(zip(keys, records, strict=True)):
+        text = _value(record, _TEXT)
+        if not isinstance(text, str):
+            raise DataError(f"{where}: question {key}: text is {text!r}; expected a string")
+        num_twice += key in texts
+        if texts.get(key, text) != text and not last_wins:
+            raise DataError(
+                f"{where}: question {key} is answered a second time, differently; delete one of "
+                "the lines, or take the last (--on-duplicate last)"
+            )
+        texts[key] = text_of(record, text)
+        first.setdefault(key, number)
+    if num_twice:
+        log.warning("%s: %d questions are answered twice; each counts once", path, num_twice)
+    return texts, first, num_twice
 
 
 def stated_kind(path: Path) -> Kind:

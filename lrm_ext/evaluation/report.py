@@ -22,7 +22,7 @@ from llava.errors import DataError
 from llava.eval.records import read_json_lines
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import MODE, UNPARSED, Reading, Verdict
+from lrm_ext.benchmarks.kind import LOCAL, UNPARSED, Reading, Verdict
 from lrm_ext.benchmarks.reading import fidelity
 from lrm_ext.benchmarks.registry import Benchmark, find_kind, get_kind
 from lrm_ext.evaluation.predictions import Answered, read_predictions
@@ -281,7 +281,7 @@ def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> 
     report = EvalReport(
         model_path=str(config.model_path),
         model_id=get_model_name_from_path(str(config.model_path)),
-        mode=MODE,
+        mode=LOCAL,
         limit=config.limit,
         command=command,
         environment=_environment(),
@@ -320,8 +320,8 @@ def _open_asked(config: EvalConfig, qs: QuestionSet) -> RunResult:
 
 
 def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
-    verdicts = result.verdicts(MODE)
-    blind = None if result.blind is None else result.verdicts(MODE, blind=True)
+    verdicts = result.verdicts(LOCAL)
+    blind = None if result.blind is None else result.verdicts(LOCAL, blind=True)
 
     def group(keep: Iterable[bool]) -> GroupScore | None:
         chosen = list(keep)
@@ -362,7 +362,7 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
     language; other languages by the latter only.
     """
     headlines: list[Headline] = []
-    for mode in dict.fromkeys((result.kind.mode_for(result.lang), MODE)):
+    for mode in dict.fromkeys((result.kind.mode_for(result.lang), LOCAL)):
         report = result.score(mode)
         found = report.interval()
         headlines.append(
@@ -464,7 +464,7 @@ def _example(
 ) -> Example:
     answers: list[ExampleAnswer] = []
     for result in results:
-        for same, verdict in zip(result.items, result.verdicts(MODE), strict=True):
+        for same, verdict in zip(result.items, result.verdicts(LOCAL), strict=True):
             if same.question_id == item.question_id:
                 text = result.texts[same.question_id]
                 answers.append(

@@ -609,16 +609,6 @@ class Reporter(Protocol):
         ...
 
 
-class SilentReporter:
-    """Tells nobody."""
-
-    def stage(self, name: str) -> None:
-        """See `Reporter`."""
-
-    def advance(self, num_done: int) -> None:
-        """See `Reporter`."""
-
-
 class _Bar:
     def __init__(self, progress: Progress, num_total: int) -> None:
         self._progress = progress

@@ -11,7 +11,7 @@ from lrm_ext.benchmarks.reading import (
 )
 from lrm_ext.languages import list_languages
 
-# The table of EVAL_SPEC 7: language, answer, what `mme` reads, what `pope` reads.
+# Local reading of yes and no: language, answer, what `mme` reads, what `pope` reads.
 TABLE = [
     ("cs", "Ano.", "yes", "yes"),
     ("cs", "**Ano**", "yes", "yes"),

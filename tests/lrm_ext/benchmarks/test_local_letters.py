@@ -1,4 +1,4 @@
-"""Option letters in ten languages: the table of EVAL_SPEC 7, and the traps of MULTILINGUAL.md 6."""
+"""Option letters in ten languages: the local rules, and letters that are words or look alike."""
 
 import pytest
 

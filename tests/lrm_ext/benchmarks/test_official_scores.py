@@ -33,7 +33,7 @@ def score(tmp_path):
 
 
 def as_lrm_eval_writes(row):
-    """A golden item with the field names of a file of answers (EVAL_SPEC 8)."""
+    """A golden item with the field names of a file of answers."""
     row["text"] = row.pop("prediction")
     row["gold"] = row.pop("label", None) or row.pop("answer")
     if "data_type" in row:
@@ -110,7 +110,8 @@ def test_mmbench(score, mode, change):
     assert report.details["all_rows_accuracy"] == pytest.approx(43 / 48)
 
 
-# The tables of EVAL_SPEC 2, 3, 4 and 5 where they say more than the golden file.
+# Answers that the scorers of MME, POPE, SEED-Bench and MMBench read in ways of their own, beyond
+# those of the golden file.
 @pytest.mark.parametrize(
     ("text", "lmms", "official"),
     [
