@@ -371,11 +371,8 @@ def read_answered(
             for key, number in first.items()
         ]
         items += kind.skipped(items)
-    cut = {
-        key
-        for key, (_, record) in zip(keys, records, strict=True)
-        if record.get("finish_reason") == "length"
-    }
+    pairs = zip(keys, records, strict=True)
+    cut = {key for key, (_, record) in pairs if record.get("finish_reason") == "length"}
     return Answered(
         items=tuple(items),
         texts=texts,
