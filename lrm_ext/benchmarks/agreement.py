@@ -18,7 +18,7 @@ from llava.eval.records import read_json_lines
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.benchmarks.translating import TRANSLATION_DIR, Translation, fields_of, kind_of_folder
-from lrm_ext.corpus.layout import ENGLISH
+from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.segment import UNIT, frame
 

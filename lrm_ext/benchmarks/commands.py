@@ -159,7 +159,7 @@ def translate(
         write_corrections,
     )
     from lrm_ext.translation.commands import parse_limits, split_names
-    from lrm_ext.translation.engines.registry import split_options
+    from lrm_ext.translation.engines.base import split_options
     from lrm_ext.translation.runner import Job
 
     console = Console(highlight=False, soft_wrap=True)

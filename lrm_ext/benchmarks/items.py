@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.records import read_json_lines
-from llava.eval.rules import OPTION_LETTERS
-from lrm_ext.languages.language import Language
+from llava.eval.records import OPTION_LETTERS, read_json_lines
+from lrm_ext.languages.registry import Language
 
 ANSWER_TYPES: Final = ("yesno", "text", "letter", "caption")
 FIELDS: Final = ("question_id", "image", "text", "category", "answer", "lang", "answer_type")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava.errors import ConfigError, DataError
-from llava.eval.rules import without_thinking
+from llava.eval.records import without_thinking
 from lrm_ext.benchmarks.items import Item, RefusedAnswer
 from lrm_ext.benchmarks.reading import (
     NEUTRAL,
@@ -33,7 +33,7 @@ from lrm_ext.benchmarks.reading import (
     text_key,
     text_language,
 )
-from lrm_ext.languages.language import Language
+from lrm_ext.languages.registry import Language
 
 if TYPE_CHECKING:
     from lrm_ext.benchmarks.official import Questions, Source

@@ -18,8 +18,7 @@ from string import Formatter
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from llava.eval.records import NUM_SHOWN
-from llava.eval.rules import is_none
+from llava.eval.records import NUM_SHOWN, is_none
 from lrm_ext.benchmarks.items import ANSWER_TYPES, LETTERS, Item, check_options, option_prompt
 from lrm_ext.benchmarks.official import PictureStore, Questions, read_rows
 from lrm_ext.files import leaves_folder

@@ -32,10 +32,7 @@ from lrm_ext.benchmarks.pope import PREFIX
 from lrm_ext.benchmarks.reading import text_key
 from lrm_ext.benchmarks.registry import DESCRIPTION_FILE
 from lrm_ext.benchmarks.seed_bench import QUESTION_FILE
-from lrm_ext.corpus.emoji.concepts import backgrounds, concept_ids, concepts_by_id, related_concepts
-from lrm_ext.corpus.emoji.packed import LANGUAGES
-from lrm_ext.corpus.emoji.scenes import Scene, load_scenes
-from lrm_ext.corpus.emoji.text import (
+from lrm_ext.corpus.emoji.conversations import (
     Question,
     color_question,
     content_question,
@@ -44,8 +41,17 @@ from lrm_ext.corpus.emoji.text import (
     noun_phrase,
     render_question,
 )
+from lrm_ext.corpus.emoji.scenes import (
+    LANGUAGES,
+    Scene,
+    backgrounds,
+    concept_ids,
+    concepts_by_id,
+    get_vocabulary,
+    load_scenes,
+    related_concepts,
+)
 from lrm_ext.corpus.emoji.unpack import COMPLETE_FILE, image_name, locked
-from lrm_ext.corpus.emoji.vocabulary import get_vocabulary
 from lrm_ext.languages._toml import load_toml
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.eval.rules import is_none
+from llava.eval.records import is_none
 from lrm_ext.benchmarks.items import LETTERS, Item, check_options, option_prompt
 from lrm_ext.benchmarks.kind import (
     LOCAL,

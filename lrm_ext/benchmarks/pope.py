@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from llava.errors import DataError
-from llava.eval.rules import PopeScore, parse_pope_answer
+from llava.eval.eval_pope import PopeScore
+from llava.eval.rules import parse_pope_answer
 from lrm_ext.benchmarks.items import Item, short_answer_prompt
 from lrm_ext.benchmarks.kind import (
     LOCAL,

@@ -28,14 +28,12 @@ from lrm_ext.benchmarks.items import LLAVA, Item, prompt_for, read_items
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.plain import ANSWERS
 from lrm_ext.benchmarks.registry import DESCRIPTION_FILE, Benchmark, get_kind, read_description
-from lrm_ext.corpus.layout import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.files import write_atomically
-from lrm_ext.languages.language import Language
-from lrm_ext.languages.registry import answer_request, get_language
+from lrm_ext.languages.registry import Language, answer_request, get_language
 from lrm_ext.translation.engines.base import AheadEngine, Usage
-from lrm_ext.translation.rows import Given, RowPlan, build_texts, plan_row
 from lrm_ext.translation.runner import Job, build_translator, describe_engines
-from lrm_ext.translation.segment import build_texts
+from lrm_ext.translation.segment import Given, RowPlan, build_texts, plan_row
 
 log = logging.getLogger(__name__)
 TRANSLATION_DIR: Final = "translation"

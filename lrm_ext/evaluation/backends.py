@@ -40,8 +40,7 @@ from llava.errors import (
     RejectedError,
     ServiceError,
 )
-from llava.image_file import open_image
-from llava.image_fit import apply_orientation
+from llava.images import apply_orientation, open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import REFUSED_REASON
 from lrm_ext.evaluation.answerer import (

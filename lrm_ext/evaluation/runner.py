@@ -32,8 +32,8 @@ from rich.progress import (
 
 import lrm_ext
 from llava.errors import ConfigError, DataError
-from llava.eval.rules import without_thinking
-from llava.image_file import open_image
+from llava.eval.records import without_thinking
+from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import LETTERS, Item, limit_items
 from lrm_ext.benchmarks.registry import Benchmark, get_benchmark, names_in

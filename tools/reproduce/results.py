@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 import lrm_ext
 from llava.errors import DataError
 from llava.files import write_atomically
-from lrm_ext.benchmarks.answered import read_answered, stated_kind
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL
 from lrm_ext.evaluation.compare import answer_files

@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from llava.errors import DataError
-from llava.image_file import open_image
+from llava.images import open_image
 from lrm_ext.benchmarks.official import PictureStore
 
 

@@ -30,7 +30,7 @@ from lrm_ext.evaluation.predictions import read_answered, stated_kind
 from lrm_ext.evaluation.report import EvalReport, score_run
 from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.evaluation.runner import run_evaluation
-from lrm_ext.export.to_hf import export_hf
+from lrm_ext.export.transformers_checkpoint import export_hf
 
 
 def texts(config):
