@@ -11,7 +11,8 @@ from typing import Final
 from lrm_ext.analysis.page import section
 from lrm_ext.analysis.tables import headline_remarks
 from lrm_ext.benchmarks.kind import LOCAL
-from lrm_ext.evaluation.report import ENGLISH, BenchmarkResult, Headline
+from lrm_ext.evaluation.report import BenchmarkResult, Headline
+from lrm_ext.evaluation.results import ENGLISH
 
 _HEADS: Final = ("95 %", "without the picture", "answered", "unread", "fidelity")
 

@@ -36,7 +36,7 @@ from llava.mm_utils import get_model_name_from_path, process_images
 from lrm_ext.analysis.plots import BLUE, ORANGE
 from lrm_ext.analysis.settings import language_name
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.evaluation.results import ENGLISH
 from lrm_ext.files import writing
 from lrm_ext.mixture.order import Permutation
 

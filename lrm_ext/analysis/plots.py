@@ -29,7 +29,7 @@ from lrm_ext.analysis.page import data_url, environment
 from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, Said, Shown
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name
 from lrm_ext.benchmarks.registry import KINDS
-from lrm_ext.evaluation.report import ENGLISH
+from lrm_ext.evaluation.results import ENGLISH
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 _COLOURS: Final = (SKY, ORANGE, GREEN, "#F0E442", "#CC79A7", "#999999")

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrm_ext.analysis.page import environment
-from lrm_ext.analysis.paper_tables import Block, PaperTable
+from lrm_ext.analysis.paper_tables import Block, PaperTable, TableRow
 from lrm_ext.analysis.settings import Cell
 
 PLUS_MINUS: Final = "\N{PLUS-MINUS SIGN}"

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from lrm_ext.benchmarks.kind import LOCAL
 from lrm_ext.evaluation.report import (
-    ENGLISH,
     BenchmarkResult,
     EvalReport,
     Example,
@@ -20,6 +19,7 @@ from lrm_ext.evaluation.report import (
     LanguageResult,
     mean_accuracy,
 )
+from lrm_ext.evaluation.results import ENGLISH
 
 NOTHING = "-"
 WIDE_COLUMNS = 100

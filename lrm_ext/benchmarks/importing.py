@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.items import LLAVA, PROMPT_STYLES, Item, read_items
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.mapping import available_languages, find_mapping, read_set, set_names
@@ -28,7 +29,6 @@ from lrm_ext.benchmarks.registry import (
     get_kind,
     read_description,
 )
-from lrm_ext.files import write_atomically
 
 ENGLISH: Final = "en"
 _HASH_CHARS: Final = 8

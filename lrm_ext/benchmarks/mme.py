@@ -16,12 +16,10 @@ from typing import Any, Final
 import numpy as np
 
 from llava.errors import DataError
+from llava.eval.eval_mme import COGNITION as MME_COGNITION
+from llava.eval.eval_mme import PERCEPTION as MME_PERCEPTION
+from llava.eval.eval_mme import parse_answer as parse_mme_answer
 from llava.eval.records import NUM_SHOWN, read_text
-from llava.eval.rules import (
-    MME_COGNITION,
-    MME_PERCEPTION,
-    parse_mme_answer,
-)
 from lrm_ext.benchmarks.items import Item, short_answer_prompt
 from lrm_ext.benchmarks.kind import (
     LOCAL,

@@ -16,7 +16,7 @@ import numpy as np
 
 from llava.errors import DataError
 from llava.eval.eval_pope import PopeScore
-from llava.eval.rules import parse_pope_answer
+from llava.eval.eval_pope import parse_answer as parse_pope_answer
 from lrm_ext.benchmarks.items import Item, short_answer_prompt
 from lrm_ext.benchmarks.kind import (
     LOCAL,

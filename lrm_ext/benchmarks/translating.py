@@ -23,13 +23,13 @@ from typing import Any, Final, NamedTuple
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
+from llava.files import write_atomically
 from lrm_ext.benchmarks.importing import OpenQuestions, version_of, write_folder
 from lrm_ext.benchmarks.items import LLAVA, Item, prompt_for, read_items
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.plain import ANSWERS
 from lrm_ext.benchmarks.registry import DESCRIPTION_FILE, Benchmark, get_kind, read_description
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
-from lrm_ext.files import write_atomically
 from lrm_ext.languages.registry import Language, answer_request, get_language
 from lrm_ext.translation.engines.base import AheadEngine, Usage
 from lrm_ext.translation.runner import Job, build_translator, describe_engines

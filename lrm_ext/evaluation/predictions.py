@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
+from llava.files import naming, write_atomically
 from lrm_ext.benchmarks.items import LETTERS, Item, text_of
 from lrm_ext.benchmarks.kind import Kind
 from lrm_ext.benchmarks.mme import bare_question
@@ -31,7 +32,6 @@ from lrm_ext.benchmarks.registry import (
     get_kind,
     open_folder,
 )
-from lrm_ext.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
 RUN_FILE: Final = "run.json"

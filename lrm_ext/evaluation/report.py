@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import lrm_ext
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
+from llava.files import write_atomically, writing
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL, UNPARSED, Reading, Verdict
@@ -28,7 +29,6 @@ from lrm_ext.benchmarks.registry import Benchmark, find_kind, get_kind
 from lrm_ext.evaluation.predictions import Answered, read_predictions
 from lrm_ext.evaluation.results import ENGLISH, RunResult, reading_of, store_results
 from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval
-from lrm_ext.files import write_atomically, writing
 from lrm_ext.languages import get_language
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from typing import Any, Final
 import lrm_ext
 from llava.errors import DataError, UserError
 from llava.eval.records import read_json_lines
+from llava.files import write_atomically
 from lrm_ext.benchmarks.importing import kind_of, open_questions
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import (
@@ -45,7 +46,6 @@ from lrm_ext.evaluation.predictions import (
     stated_kind,
 )
 from lrm_ext.evaluation.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
-from lrm_ext.files import write_atomically
 from lrm_ext.languages import get_language
 
 log = logging.getLogger(__name__)

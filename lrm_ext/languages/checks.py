@@ -377,7 +377,14 @@ _QUESTION = "What is it?"
 
 def check_short_answers(language: Language, english: Language) -> Iterator[str]:
     """Yes and no, and every word that counts as one, are read as what they are."""
-    from lrm_ext.benchmarks.parse import AnswerWords, Rule, fold, normalise, parse_yes_no, words_of
+    from lrm_ext.benchmarks.reading import (
+        AnswerWords,
+        Rule,
+        fold,
+        normalise,
+        parse_yes_no,
+        words_of,
+    )
 
     local = language.local
     words = AnswerWords.build(

@@ -44,7 +44,7 @@ def test_weights_and_fractions() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"sed": 1}, r"m\.toml: .*unknown field `sed`; choose from: seed, non_eng"),
+        ({"sed": 1}, r"m\.toml: .*unknown key `sed`; choose from: seed, non_eng"),
         ({"seed": -1}, "seed: Expected.*found -1"),
         ({"seed": True}, "seed: Expected.*found True"),
         ({"non_english_ratio": -0.5}, "non_english_ratio is -0.5"),
