@@ -31,13 +31,13 @@ from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError, DataError
+from llava.files import writing
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
 from lrm_ext.analysis.plots import BLUE, ORANGE
 from lrm_ext.analysis.settings import language_name
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.evaluation.results import ENGLISH
-from lrm_ext.files import writing
 from lrm_ext.mixture.order import Permutation
 
 Features = NDArray[np.float32]

@@ -25,7 +25,7 @@ from lrm_ext.analysis.settings import (
     ordered_languages,
     score_settings,
 )
-from lrm_ext.benchmarks.registry import KINDS, find_kind
+from lrm_ext.benchmarks.kinds import KINDS, find_kind
 from lrm_ext.evaluation.results import ENGLISH
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.languages._toml import load_toml

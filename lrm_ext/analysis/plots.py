@@ -28,7 +28,7 @@ from llava.images import open_image
 from lrm_ext.analysis.page import data_url, environment
 from lrm_ext.analysis.qualitative import NO_ENGLISH, Examples, Said, Shown
 from lrm_ext.analysis.settings import Cell, ScoredBenchmark, language_name
-from lrm_ext.benchmarks.registry import KINDS
+from lrm_ext.benchmarks.kinds import KINDS
 from lrm_ext.evaluation.results import ENGLISH
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"

@@ -18,7 +18,7 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.analysis.settings import Setting
 from lrm_ext.analysis.tables import printable
 from lrm_ext.benchmarks.reading import text_key
-from lrm_ext.benchmarks.registry import get_benchmark
+from lrm_ext.benchmarks.registry import Benchmark, get_benchmark
 from lrm_ext.evaluation.glossing import Glosses
 from lrm_ext.evaluation.predictions import asked_benchmark
 from lrm_ext.evaluation.results import (
@@ -141,29 +141,44 @@ def choose_examples(
         answered = {
             label: open_result(found[name, lang], name, lang) for label, found in files.items()
         }
-        right = {
-            label: {verdict.key: verdict.correct for verdict in one.verdicts()}
-            for label, one in answered.items()
-        }
-        ids, caption = _choose(answered, right, choice, lang)
-        captions.append(caption)
-        first = next(iter(answered.values()))
-        items = {item.question_id: item for item in first.items}
         in_english = open_result(english, name, ENGLISH) if english else None
-        meanings = _Meanings(first, in_english, lang, table)
-        for key in ids:
-            item = items[key]
-            answers = (
-                ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
-                for label, one in answered.items()
-            )
-            shown.append(
-                Shown(
-                    key, lang, benchmark.image_path(item.image), meanings.of_question(key),
-                    meanings.of_answer(item.answer), tuple(answers),
-                )
-            )  # fmt: skip
+        first = next(iter(answered.values()))
+        some, caption = _shown_in(
+            lang, answered, choice, benchmark, _Meanings(first, in_english, lang, table)
+        )
+        shown += some
+        captions.append(caption)
     return Examples(tuple(shown), " ".join(captions))
+
+
+def _shown_in(
+    lang: str,
+    answered: Mapping[str, RunResult],
+    choice: Choice,
+    benchmark: Benchmark,
+    meanings: _Meanings,
+) -> tuple[list[Shown], str]:
+    """The questions of one language with all answers, and how they were chosen."""
+    right = {
+        label: {verdict.key: verdict.correct for verdict in one.verdicts()}
+        for label, one in answered.items()
+    }
+    ids, caption = _choose(answered, right, choice, lang)
+    items = {item.question_id: item for item in next(iter(answered.values())).items}
+    shown: list[Shown] = []
+    for key in ids:
+        item = items[key]
+        answers = (
+            ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
+            for label, one in answered.items()
+        )
+        shown.append(
+            Shown(
+                key, lang, benchmark.image_path(item.image), meanings.of_question(key),
+                meanings.of_answer(item.answer), tuple(answers),
+            )
+        )  # fmt: skip
+    return shown, caption
 
 
 def _benchmark_name(common: set[tuple[str, str]], wanted: Sequence[str]) -> str:

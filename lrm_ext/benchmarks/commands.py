@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lrm_ext.benchmarks.agreement import Agreement, LanguagePairs
     from lrm_ext.benchmarks.registry import Benchmark
-    from lrm_ext.benchmarks.translating import Target, Translation
+    from lrm_ext.benchmarks.translating import Correction, Target, Translation
     from lrm_ext.translation.runner import Job
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
@@ -122,17 +122,11 @@ def score(
 def translate(
     benchmark: str = typer.Argument(help="A folder of `lrm benchmark import`, or mini-mme, ..."),
     to: list[str] = typer.Option(..., help="Codes of languages; repeat, or use commas."),
-    engine: list[str] = typer.Option(
-        ..., help="Name of an engine; several, with commas, are tried in this order."
-    ),
+    engine: list[str] = typer.Option(..., help="Engines, with commas; tried in this order."),
     out: Path = typer.Option(..., help="The folder to write; the benchmark's own adds to it."),
-    option: list[str] = typer.Option(
-        [], "--option", "-o", help="name=value, or engine.name=value; `lrm translate --list`."
-    ),
+    option: list[str] = typer.Option([], "--option", "-o", help="As of `lrm translate`."),
     glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
-    cache: Path = typer.Option(
-        None, help="File of answers; translation-cache.sqlite beside --out by default."
-    ),
+    cache: Path = typer.Option(None, help="File of answers; by default beside --out."),
     check: bool = typer.Option(True, help="Check translations; what fails is rejected."),
     limit: list[str] = typer.Option([], help="check=value: what passes, such as length=5."),
     with_english: bool = typer.Option(
@@ -150,14 +144,9 @@ def translate(
     """Translate a benchmark; run it again after an interruption and it goes on from there."""
     from rich.console import Console
 
+    from llava.errors import DataError
     from lrm_ext.benchmarks.registry import open_named
-    from lrm_ext.benchmarks.translating import (
-        CORRECTIONS_FILE,
-        merge,
-        open_target,
-        read_corrections,
-        write_corrections,
-    )
+    from lrm_ext.benchmarks.translating import open_target
     from lrm_ext.translation.commands import parse_limits, split_names
     from lrm_ext.translation.engines.base import split_options
     from lrm_ext.translation.runner import Job
@@ -167,11 +156,7 @@ def translate(
     others = (*names, compare_with) if compare_with else names
     options = split_options(option, tuple(dict.fromkeys(others)))
     target = open_target(open_named(benchmark), out, languages, with_english, replace)
-    kept = out / CORRECTIONS_FILE
-    known = read_corrections(kept) if kept.is_file() else []
-    if corrections:
-        known = merge(known, (one for path in corrections for one in read_corrections(path)))
-        write_corrections(kept, known)
+    known = _corrections(out, corrections)
     compared: dict[str, LanguagePairs] = {}
     faults: list[str] = []
     for lang in languages:
@@ -193,12 +178,29 @@ def translate(
         ours = (" + ".join(names), str(compare_with))
         _report(target.source, compared, ours, review, worst, False, console)
     if faults:
-        from llava.errors import DataError
-
         raise DataError("; ".join(faults))
 
 
-def _translate(target: Target, job: Job, corrections: list, console: Console) -> Translation:  # type: ignore[type-arg]
+def _corrections(out: Path, given: list[Path]) -> list[Correction]:
+    """Those that are kept in a folder, with given ones added to them and kept."""
+    from lrm_ext.benchmarks.translating import (
+        CORRECTIONS_FILE,
+        merge,
+        read_corrections,
+        write_corrections,
+    )
+
+    kept = out / CORRECTIONS_FILE
+    known = read_corrections(kept) if kept.is_file() else []
+    if given:
+        known = merge(known, (one for path in given for one in read_corrections(path)))
+        write_corrections(kept, known)
+    return known
+
+
+def _translate(
+    target: Target, job: Job, corrections: list[Correction], console: Console
+) -> Translation:
     from rich.progress import Progress
 
     from lrm_ext.benchmarks.translating import translate_items

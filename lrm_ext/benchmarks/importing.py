@@ -19,9 +19,7 @@ from llava.errors import ConfigError, DataError
 from llava.files import write_atomically
 from lrm_ext.benchmarks.items import LLAVA, PROMPT_STYLES, Item, read_items
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.benchmarks.mapping import available_languages, find_mapping, read_set, set_names
-from lrm_ext.benchmarks.official import PictureStore, Questions, Source
-from lrm_ext.benchmarks.registry import (
+from lrm_ext.benchmarks.kinds import (
     DESCRIPTION_FILE,
     IMAGES_DIR,
     PAPER,
@@ -29,6 +27,8 @@ from lrm_ext.benchmarks.registry import (
     get_kind,
     read_description,
 )
+from lrm_ext.benchmarks.mapping import available_languages, find_mapping, read_set, set_names
+from lrm_ext.benchmarks.official import PictureStore, Questions, Source
 
 ENGLISH: Final = "en"
 _HASH_CHARS: Final = 8

@@ -26,11 +26,11 @@ from typing import Any, Final
 
 from lrm_ext.benchmarks.importing import import_benchmark
 from lrm_ext.benchmarks.items import LETTERS, QUESTION
+from lrm_ext.benchmarks.kinds import DESCRIPTION_FILE
 from lrm_ext.benchmarks.mmbench import ROTATION
 from lrm_ext.benchmarks.mme import INSTRUCTION
 from lrm_ext.benchmarks.pope import PREFIX
 from lrm_ext.benchmarks.reading import text_key
-from lrm_ext.benchmarks.registry import DESCRIPTION_FILE
 from lrm_ext.benchmarks.seed_bench import QUESTION_FILE
 from lrm_ext.corpus.emoji.conversations import (
     Question,

@@ -19,10 +19,11 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines, read_text
+from llava.files import writing
 from llava.images import open_image
 from lrm_ext.benchmarks.items import LLAVA, QUESTION, Item
 from lrm_ext.benchmarks.kind import Kind
-from lrm_ext.files import leaves_folder, writing
+from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages.registry import Language
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lrm_ext.benchmarks.kind import Kind
+from lrm_ext.benchmarks.kinds import KINDS, PAPER
 from lrm_ext.benchmarks.mapping import SETS_DIR, load_mapping, set_names
-from lrm_ext.benchmarks.registry import BENCHMARKS, KINDS, PAPER
+from lrm_ext.benchmarks.registry import BENCHMARKS
 
 _DOUBTFUL: Final = {
     "missing": "without an answer (wrong)",

@@ -27,8 +27,9 @@ from llava.files import write_atomically
 from lrm_ext.benchmarks.importing import OpenQuestions, version_of, write_folder
 from lrm_ext.benchmarks.items import LLAVA, Item, prompt_for, read_items
 from lrm_ext.benchmarks.kind import Kind
+from lrm_ext.benchmarks.kinds import DESCRIPTION_FILE, get_kind, read_description
 from lrm_ext.benchmarks.plain import ANSWERS
-from lrm_ext.benchmarks.registry import DESCRIPTION_FILE, Benchmark, get_kind, read_description
+from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.languages.registry import Language, answer_request, get_language
 from lrm_ext.translation.engines.base import AheadEngine, Usage

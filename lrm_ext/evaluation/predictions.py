@@ -20,18 +20,12 @@ from llava.eval.records import read_json_lines
 from llava.files import naming, write_atomically
 from lrm_ext.benchmarks.items import LETTERS, Item, text_of
 from lrm_ext.benchmarks.kind import Kind
+from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.mme import bare_question
 from lrm_ext.benchmarks.pope import CATEGORIES as POPE_CATEGORIES
 from lrm_ext.benchmarks.pope import UNNAMED
 from lrm_ext.benchmarks.reading import answer_words, parse_yes_no
-from lrm_ext.benchmarks.registry import (
-    BENCHMARKS,
-    Benchmark,
-    find_kind,
-    get_benchmark,
-    get_kind,
-    open_folder,
-)
+from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 
 log = logging.getLogger(__name__)
 RUN_FILE: Final = "run.json"

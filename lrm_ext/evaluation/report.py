@@ -24,8 +24,9 @@ from llava.files import write_atomically, writing
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import LOCAL, UNPARSED, Reading, Verdict
+from lrm_ext.benchmarks.kinds import find_kind, get_kind
 from lrm_ext.benchmarks.reading import fidelity
-from lrm_ext.benchmarks.registry import Benchmark, find_kind, get_kind
+from lrm_ext.benchmarks.registry import Benchmark
 from lrm_ext.evaluation.predictions import Answered, read_predictions
 from lrm_ext.evaluation.results import ENGLISH, RunResult, reading_of, store_results
 from lrm_ext.evaluation.statistics import num_majority_correct, wilson_interval

@@ -25,7 +25,7 @@ _UTILS: Final = Template(
 
 from llava.images import apply_orientation, to_rgb
 from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import get_kind
+from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.evaluation.results import score_benchmark
 
 KIND = "$kind"
@@ -55,7 +55,8 @@ def process(doc, results):
 def aggregate(answers):
     """The benchmark's figure over the questions of one language that were asked.
 
-    Under `--limit` the rest of a pair or of a question's rotations is missing, and wrong.
+    Of what `--limit` leaves out, the other half of an MME pair and a rotation of MMBench below the
+    highest one that was asked are wrong; the rest does not count.
     """
     items, texts = [], {}
     for answer in answers:

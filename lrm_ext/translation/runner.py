@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from llava.errors import ConfigError, DataError
+from llava.files import writing
 from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
@@ -41,7 +42,6 @@ from lrm_ext.corpus.store import (
     Meta,
     shard_name,
 )
-from lrm_ext.files import writing
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translation.cache import Cache
 from lrm_ext.translation.engines.base import AheadEngine, Engine, Usage, build_engine, get_spec

@@ -5,8 +5,8 @@ import pytest
 from lrm_ext.benchmarks import mme, pope
 from lrm_ext.benchmarks.items import Item
 from lrm_ext.benchmarks.kind import Reading
+from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.reading import answer_words, fidelity, language_of_prose
-from lrm_ext.benchmarks.registry import get_kind
 from lrm_ext.evaluation.results import score_benchmark
 from lrm_ext.languages import get_language, list_languages
 

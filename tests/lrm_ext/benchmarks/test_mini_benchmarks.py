@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 
+from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.mini import NAMES, ensure_mini
 from lrm_ext.benchmarks.reading import text_key
-from lrm_ext.benchmarks.registry import BENCHMARKS, get_kind, missing_images, open_folder
+from lrm_ext.benchmarks.registry import BENCHMARKS, missing_images, open_folder
 from lrm_ext.corpus.emoji import unpack as emoji
 from lrm_ext.corpus.emoji.scenes import load_scenes
 from lrm_ext.evaluation.results import score_benchmark

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError
 from lrm_ext.benchmarks import commands, mme, pope
+from lrm_ext.benchmarks.kinds import get_kind
 from lrm_ext.benchmarks.reading import infer_by_text, infer_lmms_eval, infer_vlmevalkit
-from lrm_ext.benchmarks.registry import get_kind
 from lrm_ext.evaluation.results import score_file
 
 GOLDEN = json.loads(
