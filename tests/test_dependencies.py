@@ -20,7 +20,6 @@ USED_BY_NAME = {
     "protobuf": "transformers reads SentencePiece models with it",
     "bitsandbytes": "transformers loads quantized weights with it",
     "openpyxl": "imported by name where a sheet is written",
-    "einops": "not imported any more; goes with its line in pyproject.toml",
 }
 
 
