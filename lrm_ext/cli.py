@@ -40,7 +40,7 @@ PANELS: Final = {
         "mixture": "Show the shares of languages, instructions and corpora.",
     },
     "Translation": {
-        "translate": "Translate a corpus. Resumes where it stopped; kept answers are not paid again.",
+        "translate": "Translate a corpus. Resumes where it stopped; kept answers stay paid.",
     },
     "Training": {
         "plan": "Estimate memory, batch size, time and cost before a run.",
