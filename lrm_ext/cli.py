@@ -17,18 +17,16 @@ from typing import Any, Final
 import typer
 import typer.core
 
-import lrm_ext.analysis.commands
-import lrm_ext.benchmarks.commands
 import lrm_ext.corpus.commands
-import lrm_ext.evaluation.commands
+import lrm_ext.evaluate.commands
 import lrm_ext.export.commands
 import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
 import lrm_ext.mixture.commands
-import lrm_ext.planning.commands
-import lrm_ext.serve.commands
+import lrm_ext.plan.commands
+import lrm_ext.report.commands
 import lrm_ext.training.commands
-import lrm_ext.translation.commands
+import lrm_ext.translate.commands
 import lrm_ext.vocabulary.commands
 from llava.errors import ConfigError, run_command
 
@@ -95,19 +93,53 @@ app = typer.Typer(
 for _package in (
     lrm_ext.languages.commands,
     lrm_ext.corpus.commands,
-    lrm_ext.translation.commands,
+    lrm_ext.translate.commands,
     lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
     lrm_ext.vocabulary.commands,
-    lrm_ext.planning.commands,
+    lrm_ext.plan.commands,
     lrm_ext.training.commands,
-    lrm_ext.benchmarks.commands,
-    lrm_ext.evaluation.commands,
-    lrm_ext.analysis.commands,
+    lrm_ext.evaluate.commands,
+    lrm_ext.report.commands,
     lrm_ext.export.commands,
-    lrm_ext.serve.commands,
 ):
     _package.register(app)
+
+
+@app.command("demo")
+def demo(
+    model: str = typer.Option("runs/mini", help="Checkpoint folder, or a name on the Hub."),
+    model_base: str = typer.Option("", help="Base model of a LoRA or projector-only checkpoint."),
+    compare_with: str = typer.Option("", help="Another checkpoint, to compare side by side."),
+    port: int = typer.Option(7860, help="Port of the page."),
+    api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
+    host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
+    device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
+    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
+    keep_days: float = typer.Option(
+        30.0, min=0, help="Days until uploaded pictures are deleted; 0: for ever."
+    ),
+    start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
+    check: bool = typer.Option(False, "--check", help="Start, ask one question, stop."),
+) -> None:
+    """Start a page to talk to a model: controller, worker, page and API in one command."""
+    from lrm_ext.demo import DemoOptions, run_demo
+
+    run_demo(
+        DemoOptions(
+            model=model,
+            model_base=model_base or None,
+            compare_with=compare_with or None,
+            port=port,
+            api_port=api_port or None,
+            host=host,
+            device=device,
+            log_dir=log_dir,
+            keep_days=keep_days,
+            start_timeout_s=start_timeout,
+            check=check,
+        )
+    )
 
 
 def _developer_tool(ctx: typer.Context) -> None:

@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 def corpus_of(args: argparse.Namespace) -> Path:
     """The corpus for fine-tuning, unpacked if need be."""
-    from lrm_ext.corpus.emoji.unpack import unpack
+    from lrm_ext.emoji.unpack import unpack
 
     root = None if args.rows is None else args.out / f"corpus-{args.rows}"
     return unpack(root, limit=args.rows) / "finetune"

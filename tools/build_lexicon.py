@@ -1,7 +1,7 @@
 """Make the lexicons of the check `meaning` from Unicode CLDR's names and keywords of emoji.
 
     apt-get install unicode-cldr-core
-    python tools/build_lexicon.py            # writes lrm_ext/translation/quality/data/*.json
+    python tools/build_lexicon.py            # writes lrm_ext/translate/quality/data/*.json
     python tools/build_lexicon.py --lang sk  # one more language
 
 Names are aligned with names and keywords with keywords (IBM model 1), so that words are learnt that
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translation.quality.content_checks import DATA_DIR, english_key, stem
+from lrm_ext.translate.quality.content_checks import DATA_DIR, english_key, stem
 
 #!/usr/bin/env python3
 

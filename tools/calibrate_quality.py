@@ -12,7 +12,7 @@ reported on the other, which shows other scenes. The rows are those of the built
 
 or of a file of your own, all of which is reported on (no limits are measured on it):
 
-    python tools/calibrate_quality.py --captions tests/lrm_ext/translation/quality/captions.toml
+    python tools/calibrate_quality.py --captions tests/lrm_ext/translate/quality/captions.toml
 
 Nothing of those captions is kept but the few numbers. Without --calibrate or --write the limits are
 those of the language files.
@@ -39,7 +39,7 @@ from rich.table import Table
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.emoji.conversations import (
+from lrm_ext.emoji.conversations import (
     IMAGE_PREFIX,
     caption_turns,
     content_question,
@@ -47,12 +47,12 @@ from lrm_ext.corpus.emoji.conversations import (
     question_turns,
     render_question,
 )
-from lrm_ext.corpus.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
+from lrm_ext.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH, get_language
-from lrm_ext.translation.quality.base import DEFAULT_LIMITS, Thresholds, Verdict, get_thresholds
-from lrm_ext.translation.quality.checking import CHECKS, Checker
-from lrm_ext.translation.quality.form_checks import deviation
+from lrm_ext.translate.quality.base import DEFAULT_LIMITS, Thresholds, Verdict, get_thresholds
+from lrm_ext.translate.quality.checking import CHECKS, Checker
+from lrm_ext.translate.quality.form_checks import deviation
 
 _CODES = {"zh_CN": "zh", "zh_TW": "zh-Hant", "sr@latin": "sr-Latn"}
 # Captions in other languages that must not pass for ours; there is more to see in long ones.
@@ -382,7 +382,7 @@ def built_in_rows(num_rows: int, languages: Sequence[str], seed: int = 0) -> lis
     Raises:
         DataError: The built-in corpus is not there, or has fewer scenes.
     """
-    from lrm_ext.corpus.emoji.scenes import load_scenes
+    from lrm_ext.emoji.scenes import load_scenes
 
     scenes = random.Random(seed).sample(load_scenes(), num_rows)
     kinds = [KINDS[i % len(KINDS)] for i in range(num_rows)]

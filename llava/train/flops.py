@@ -2,7 +2,7 @@
 
 Input: `config.json` of a language model and of a CLIP tower. Output: parameters by part, and the
 floating-point operations that one sample needs, once each: what is computed again for activation
-checkpointing is left out, as MFU is defined. Non-goals: memory (`lrm_ext.planning`), time.
+checkpointing is left out, as MFU is defined. Non-goals: memory (`lrm_ext.plan`), time.
 
 Legend: T positions of a sample, S its supervised positions, P image features.
 """

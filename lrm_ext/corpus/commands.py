@@ -29,8 +29,8 @@ def build_emoji(
     """Make the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
     from rich.console import Console
 
-    from lrm_ext.corpus.emoji import build
-    from lrm_ext.corpus.emoji.scenes import load_scenes, packed_dir
+    from lrm_ext.emoji import build
+    from lrm_ext.emoji.scenes import load_scenes, packed_dir
 
     folder = packed_dir()
     files = build.build_files()
@@ -62,8 +62,8 @@ def unpack_emoji(
     from rich.console import Console
     from rich.table import Table
 
-    from lrm_ext.corpus.emoji.unpack import unpack
     from lrm_ext.corpus.store import Corpus
+    from lrm_ext.emoji.unpack import unpack
 
     root = unpack(force=force)
     console = Console(highlight=False)
@@ -165,9 +165,9 @@ def info(
     """Show what a corpus holds."""
     from rich.table import Table
 
-    from lrm_ext.corpus.emoji.unpack import open_corpus
     from lrm_ext.corpus.store import STATUSES
     from lrm_ext.corpus.summary import count_engines, median_lengths, summarize
+    from lrm_ext.emoji.unpack import open_corpus
 
     opened, console = open_corpus(corpus), _console()
     summary = summarize(opened)
@@ -209,7 +209,7 @@ def show(
     """Show one row in all its languages."""
     from rich.markup import escape
 
-    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.emoji.unpack import open_corpus
 
     opened, console = open_corpus(corpus), _console()
     index = row if row >= 0 else len(opened) + row
@@ -329,8 +329,8 @@ def report(
     """Write a page: what was kept, what was not and why, engines, costs, quality, examples."""
     from llava.errors import ConfigError
     from llava.files import write_atomically
-    from lrm_ext.analysis.corpus_report import render_account, take_account
-    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.emoji.unpack import open_corpus
+    from lrm_ext.report.corpus_report import render_account, take_account
 
     opened, console = open_corpus(corpus), _console()
     usual = opened.path.resolve().parent / "translation-cache.sqlite"

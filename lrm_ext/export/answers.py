@@ -14,10 +14,10 @@ from pathlib import Path
 
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import get_benchmark
-from lrm_ext.evaluation.predictions import asked_benchmark
-from lrm_ext.evaluation.results import RunResult, answer_files, open_result
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.predictions import asked_benchmark
+from lrm_ext.evaluate.registry import get_benchmark
+from lrm_ext.evaluate.results import RunResult, answer_files, open_result
 
 _NUM_SHOWN = 5
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from llava.errors import ConfigError, DataError
 from llava.eval.records import read_json_lines
 from llava.files import write_atomically
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import Benchmark, missing_images
-from lrm_ext.benchmarks.translating import TRANSLATION_DIR, kind_of_folder
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.registry import Benchmark, missing_images
+from lrm_ext.evaluate.translating import TRANSLATION_DIR, kind_of_folder
 from lrm_ext.languages.registry import get_language
 
 CARD: Final = "README.md"

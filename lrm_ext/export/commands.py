@@ -71,7 +71,7 @@ def predictions(
     from lrm_ext.export.answers import read_run
     from lrm_ext.export.lmms_eval_logs import export_lmms_eval
     from lrm_ext.export.vlmevalkit import export_vlmevalkit
-    from lrm_ext.translation.commands import split_names
+    from lrm_ext.translate.commands import split_names
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
     if to == "lmms-eval":
@@ -97,10 +97,10 @@ def benchmark(
 ) -> None:
     """Write a benchmark as a Hugging Face dataset, or as tasks of lmms-eval on such a dataset."""
     from llava.errors import ConfigError
-    from lrm_ext.benchmarks.registry import open_named
+    from lrm_ext.evaluate.registry import open_named
     from lrm_ext.export.benchmark_dataset import export_dataset
     from lrm_ext.export.lmms_eval_tasks import export_tasks
-    from lrm_ext.translation.commands import split_names
+    from lrm_ext.translate.commands import split_names
 
     opened, chosen = open_named(folder), split_names(languages)
     if to == "hf":

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from llava.files import write_atomically
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import Verdict
-from lrm_ext.evaluation.results import ENGLISH, RunResult, ScoreReport
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kind import Verdict
+from lrm_ext.evaluate.results import ENGLISH, RunResult, ScoreReport
 from lrm_ext.export.answers import ExportedResult
 from lrm_ext.export.lmms_eval_tasks import exported_task
 

@@ -15,8 +15,8 @@ from typing import Final
 
 from llava.errors import ConfigError
 from llava.files import write_atomically
-from lrm_ext.benchmarks.registry import Benchmark
-from lrm_ext.benchmarks.translating import kind_of_folder
+from lrm_ext.evaluate.registry import Benchmark
+from lrm_ext.evaluate.translating import kind_of_folder
 
 _MAX_NEW_TOKENS: Final = 32
 
@@ -24,9 +24,9 @@ _UTILS: Final = Template(
     '''"""How $name is asked and scored; written by `lrm export benchmark`."""
 
 from llava.images import apply_orientation, to_rgb
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kinds import get_kind
-from lrm_ext.evaluation.results import score_benchmark
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kinds import get_kind
+from lrm_ext.evaluate.results import score_benchmark
 
 KIND = "$kind"
 

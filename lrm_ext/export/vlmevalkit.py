@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
 from llava.files import write_atomically, writing
-from lrm_ext.benchmarks.items import LETTERS
+from lrm_ext.evaluate.items import LETTERS
 from lrm_ext.export.answers import ExportedResult
 from lrm_ext.export.lmms_eval_logs import file_name
 

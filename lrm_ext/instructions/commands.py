@@ -31,7 +31,7 @@ def show_sample(
     """Print one training sample as text, as prompt, and as token ids and labels."""
     from rich.console import Console
 
-    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.instructions import inspection
     from lrm_ext.instructions.registry import get_instruction
     from lrm_ext.languages.registry import get_language

@@ -130,7 +130,7 @@ def check_keys(language: Language, english: Language) -> Iterator[str]:
 
 def check_quality(language: Language, english: Language) -> Iterator[str]:
     """The thresholds can be read."""
-    from lrm_ext.translation.quality.base import parse_thresholds
+    from lrm_ext.translate.quality.base import parse_thresholds
 
     try:
         parse_thresholds(language.quality, "quality")
@@ -140,7 +140,7 @@ def check_quality(language: Language, english: Language) -> Iterator[str]:
 
 def check_engines(language: Language, english: Language) -> Iterator[str]:
     """Every engine that has a code is one that there is, and the code is in its list if any."""
-    from lrm_ext.translation.engines.base import engine_names, get_spec
+    from lrm_ext.translate.engines.base import engine_names, get_spec
 
     known = {*engine_names(), *english.engine_codes, "apertium", "opus-mt"}
     for engine, code in language.engine_codes.items():
@@ -304,8 +304,8 @@ def check_script(language: Language, english: Language) -> Iterator[str]:
 
 def check_identity(language: Language, english: Language) -> Iterator[str]:
     """All sentences together look like the language, as far as an identifier knows it."""
-    from lrm_ext.translation.quality.base import Thresholds, parse_thresholds
-    from lrm_ext.translation.quality.language_id import candidates, probabilities
+    from lrm_ext.translate.quality.base import Thresholds, parse_thresholds
+    from lrm_ext.translate.quality.language_id import candidates, probabilities
 
     try:
         thresholds = parse_thresholds(language.quality, "quality")
@@ -377,7 +377,7 @@ _QUESTION = "What is it?"
 
 def check_short_answers(language: Language, english: Language) -> Iterator[str]:
     """Yes and no, and every word that counts as one, are read as what they are."""
-    from lrm_ext.benchmarks.reading import (
+    from lrm_ext.evaluate.reading import (
         AnswerWords,
         Rule,
         fold,

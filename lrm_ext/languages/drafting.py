@@ -104,7 +104,7 @@ def _named_by(name: str | None) -> Iterator[str]:
 
 def _engines(code: str, names: KnownNames) -> Iterator[str]:
     """What each engine calls it: as in the engine's own list, else as it probably does."""
-    from lrm_ext.translation.engines.base import engine_names, get_spec
+    from lrm_ext.translate.engines.base import engine_names, get_spec
 
     for engine in engine_names():
         spec = get_spec(engine)

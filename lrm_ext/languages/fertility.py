@@ -267,14 +267,14 @@ def _requests(language: Language) -> Iterator[Pair]:
 
 
 def _has_scenes() -> bool:
-    from lrm_ext.corpus.emoji.scenes import CONCEPTS_FILE, packed_dir
+    from lrm_ext.emoji.scenes import CONCEPTS_FILE, packed_dir
 
     return (packed_dir() / CONCEPTS_FILE).is_file()
 
 
 def _scene_pairs(languages: Sequence[str], num_scenes: int) -> Iterator[tuple[str, Pair]]:
-    from lrm_ext.corpus.emoji.conversations import caption, make_questions, render_question
-    from lrm_ext.corpus.emoji.scenes import LANGUAGES, NUM_PATTERNS, sample_scene
+    from lrm_ext.emoji.conversations import caption, make_questions, render_question
+    from lrm_ext.emoji.scenes import LANGUAGES, NUM_PATTERNS, sample_scene
 
     rng = random.Random(_SEED)
     for _ in range(num_scenes):

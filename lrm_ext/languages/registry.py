@@ -118,7 +118,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
             do not have it.
         ui: Texts of the demo's page, by name; those that are not there stay English.
         quality: What is normal for translations into it, where that is known; read and checked by
-            `lrm_ext.translation.quality.thresholds`.
+            `lrm_ext.translate.quality.thresholds`.
         path: Its file, for messages.
     """
 

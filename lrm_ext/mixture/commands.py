@@ -50,8 +50,8 @@ def show(
     """Print the samples per language and instruction, their shares, and the rows they use."""
     from rich.console import Console
 
-    from lrm_ext.corpus.emoji.unpack import open_corpus
     from lrm_ext.corpus.store import parts_of
+    from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.mixture.order import Mixture
     from lrm_ext.mixture.spec import MixtureSpec, mixture_path
     from lrm_ext.mixture.table import make_table

@@ -23,7 +23,7 @@ def plot_run(
     """
     from rich.console import Console
 
-    from lrm_ext.analysis.training import largest_difference, plot_runs, read_attempts
+    from lrm_ext.report.training import largest_difference, plot_runs, read_attempts
 
     console = Console(highlight=False, soft_wrap=True)
     plot_runs(runs, out, smooth)

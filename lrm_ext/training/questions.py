@@ -17,12 +17,12 @@ from accelerate.utils import gather_object
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError
-from lrm_ext.benchmarks.items import Item, limit_items
-from lrm_ext.benchmarks.kind import score_answers, text_answers
-from lrm_ext.benchmarks.reading import answer_words
-from lrm_ext.benchmarks.registry import BENCHMARKS, Benchmark, get_benchmark
-from lrm_ext.evaluation.answerer import LlavaAnswerer, Request, Templates
-from lrm_ext.evaluation.statistics import wilson_interval
+from lrm_ext.evaluate.answerer import LlavaAnswerer, Request, Templates
+from lrm_ext.evaluate.items import Item, limit_items
+from lrm_ext.evaluate.kind import score_answers, text_answers
+from lrm_ext.evaluate.reading import answer_words
+from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark
+from lrm_ext.evaluate.statistics import wilson_interval
 from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.languages import list_languages
 

@@ -78,7 +78,7 @@ def page_address(browser, log_dir):
     from llava.serve.model_worker import ModelWorker
     from llava.serve.model_worker import create_app as create_worker_app
     from llava.serve.page_state import PageSettings
-    from lrm_ext.serve.demo import answer_language_control, page_languages
+    from lrm_ext.demo import answer_language_control, page_languages
 
     with contextlib.ExitStack() as stack:
         known = Controller("shortest_queue")

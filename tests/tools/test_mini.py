@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava.errors import CheckpointError
 from llava.model.checkpoint import tensor_names
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.scenes import (
+from lrm_ext.emoji.scenes import (
     LANGUAGES,
     Placed,
     Scene,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import DataError
-from lrm_ext.evaluation.statistics import Difference
+from lrm_ext.evaluate.statistics import Difference
 from tools.reproduce.page import BLOCKS, claims_block, languages_block, runs_block
 from tools.reproduce.results import pack_bits, read_results, unpack_bits
 from tools.reproduce.settings import read_study

@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lrm_ext.benchmarks.registry import get_benchmark
-from lrm_ext.evaluation.answerer import Answer, LlavaAnswerer, Request, Templates, load_answerer
+from lrm_ext.evaluate.answerer import Answer, LlavaAnswerer, Request, Templates, load_answerer
+from lrm_ext.evaluate.registry import get_benchmark
 from lrm_ext.languages import list_languages
 
 MAX_NEW_TOKENS = 32

@@ -31,8 +31,8 @@ from llava.conversation import get_conversation
 from llava.data.sample import Turn
 from llava.data.tokenize import encode_turns
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.conversations import TASKS, make_questions, render_question
-from lrm_ext.corpus.emoji.scenes import LANGUAGES, sample_scene
+from lrm_ext.emoji.conversations import TASKS, make_questions, render_question
+from lrm_ext.emoji.scenes import LANGUAGES, sample_scene
 from lrm_ext.languages.templates import register_templates
 from tools.mini.build import models_dir
 from tools.mini.language_model import TEMPLATE, collate, describe, train_language_model

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.model.tokenizer import load_tokenizer
-from lrm_ext.corpus.emoji.conversations import make_questions, render_question
-from lrm_ext.corpus.emoji.scenes import LANGUAGES, load_concepts, sample_scene
+from lrm_ext.emoji.conversations import make_questions, render_question
+from lrm_ext.emoji.scenes import LANGUAGES, load_concepts, sample_scene
 from tools.mini.language_model import train_tokenizer
 from tools.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 

@@ -99,7 +99,7 @@ def corpus_lengths(number: int) -> list[int]:
 
     from llava.conversation import get_conversation
     from llava.data.batching import token_lengths
-    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
 
     tokenizer = LlamaTokenizer.from_pretrained(GOLDEN, add_bos_token=True, pad_token="<unk>")

@@ -308,7 +308,7 @@ def _picture(path: Path, size: tuple[int, int], seed: int) -> Path:
 
 def open_mixture() -> Any:
     """All languages and instructions of the built-in corpus."""
-    from lrm_ext.corpus.emoji.unpack import open_corpus
+    from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
 
     return Mixture(MixtureSpec(), open_corpus(None))

@@ -30,7 +30,7 @@ from transformers import (
     M2M100ForConditionalGeneration,
 )
 
-from lrm_ext.translation.engines.seq2seq import (
+from lrm_ext.translate.engines.seq2seq import (
     Found,
     Naming,
     Seq2SeqOptions,

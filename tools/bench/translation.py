@@ -31,16 +31,16 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
-from lrm_ext.corpus.emoji.scenes import load_scenes
 from lrm_ext.corpus.store import CorpusRow, Text
+from lrm_ext.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
+from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.languages.registry import ENGLISH, get_language
-from lrm_ext.translation.cache import Cache, CachedAnswer, Keys
-from lrm_ext.translation.engines.base import Segment, Usage, build_engine
-from lrm_ext.translation.protect import damaged_parts, mask, restore
-from lrm_ext.translation.quality import Checker
-from lrm_ext.translation.runner import collecting_rarely
-from lrm_ext.translation.segment import Translated, Unit, build_texts, plan_row
+from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
+from lrm_ext.translate.engines.base import Segment, Usage, build_engine
+from lrm_ext.translate.protect import damaged_parts, mask, restore
+from lrm_ext.translate.quality import Checker
+from lrm_ext.translate.runner import collecting_rarely
+from lrm_ext.translate.segment import Translated, Unit, build_texts, plan_row
 
 _BATCH = 2048  # rows of a part; segments that are looked up at once
 _LETTERS = "abdegiklmnoprstuv"

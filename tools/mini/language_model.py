@@ -32,7 +32,7 @@ from llava.data.tokenize import Encoded, encode_turns
 from llava.model.checkpoint import add_rope_theta
 from llava.model.tokenizer import load_tokenizer
 from llava.progress import Progress
-from lrm_ext.corpus.emoji.conversations import (
+from lrm_ext.emoji.conversations import (
     Question,
     caption,
     category_question,
@@ -40,7 +40,7 @@ from lrm_ext.corpus.emoji.conversations import (
     make_questions,
     render_question,
 )
-from lrm_ext.corpus.emoji.scenes import (
+from lrm_ext.emoji.scenes import (
     LANGUAGES,
     NUM_PATTERNS,
     Placed,

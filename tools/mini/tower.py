@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.progress import Progress
-from lrm_ext.corpus.emoji.scenes import (
+from lrm_ext.emoji.scenes import (
     POSITIONS,
     Scene,
     backgrounds,

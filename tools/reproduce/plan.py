@@ -13,8 +13,8 @@ from typing import Final
 from rich.table import Table
 
 from llava.errors import ConfigError
-from lrm_ext.planning.plan import GIB, Plan, StagePlan, Wishes, make_plan
-from lrm_ext.planning.presets import STAGES
+from lrm_ext.plan.plan import GIB, Plan, StagePlan, Wishes, make_plan
+from lrm_ext.plan.presets import STAGES
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study
 from tools.reproduce.tasks import make_tasks, run_name, write_mixtures
 

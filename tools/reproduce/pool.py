@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llava.errors import ConfigError, UserError
 from llava.utils import duration
-from lrm_ext.planning.presets import ROOT
+from lrm_ext.plan.presets import ROOT
 from tools.reproduce.tasks import Task
 
 log = logging.getLogger(__name__)

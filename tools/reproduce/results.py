@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 import lrm_ext
 from llava.errors import DataError
 from llava.files import write_atomically
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.kind import LOCAL
-from lrm_ext.evaluation.results import ScoreReport, answer_files, open_answers_alone
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kind import LOCAL
+from lrm_ext.evaluate.results import ScoreReport, answer_files, open_answers_alone
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study
 from tools.reproduce.tasks import run_name
 

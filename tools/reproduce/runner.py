@@ -14,7 +14,7 @@ from rich.console import Console
 
 from llava.errors import ConfigError
 from llava.utils import duration
-from lrm_ext.planning.presets import ROOT
+from lrm_ext.plan.presets import ROOT
 from tools.reproduce.pool import run_tasks
 from tools.reproduce.results import collect, write_result
 from tools.reproduce.settings import Study

@@ -21,7 +21,7 @@ from typing import Final
 
 from llava.files import write_atomically
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.planning.presets import ROOT
+from lrm_ext.plan.presets import ROOT
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture_text
 
 ASK: Final = "questions"

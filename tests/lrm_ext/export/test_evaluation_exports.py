@@ -12,14 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.benchmarks.importing import write_folder
-from lrm_ext.benchmarks.items import Item
-from lrm_ext.benchmarks.registry import open_named
 from lrm_ext.cli import app
-from lrm_ext.evaluation.answerer import Answer
-from lrm_ext.evaluation.predictions import open_run
-from lrm_ext.evaluation.results import score_file
-from lrm_ext.evaluation.runner import _prediction
+from lrm_ext.evaluate.answerer import Answer
+from lrm_ext.evaluate.importing import write_folder
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.predictions import open_run
+from lrm_ext.evaluate.registry import open_named
+from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.runner import _prediction
 from lrm_ext.export.answers import read_run
 from lrm_ext.export.lmms_eval_logs import export_lmms_eval
 from lrm_ext.export.vlmevalkit import export_vlmevalkit, rows_of

@@ -15,7 +15,7 @@ from lrm_ext.languages import list_languages
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.drafting import write_draft
 from lrm_ext.languages.registry import FOLDER_VARIABLE, PENDING, load_language
-from lrm_ext.translation.engines.base import engine_names, get_spec
+from lrm_ext.translate.engines.base import engine_names, get_spec
 
 OWN = Path(__file__).parent / "own"
 

@@ -36,8 +36,8 @@ def test_a_training_imports_no_evaluation_serving_and_translation(lrm_flags):
     names = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
     assert "llava.train.train" in names
     foreign = (
-        "llava.eval", "llava.serve", "lrm_ext.analysis", "lrm_ext.benchmarks", "lrm_ext.evaluation",
-        "lrm_ext.serve", "lrm_ext.translation",
+        "llava.eval", "llava.serve", "lrm_ext.report", "lrm_ext.evaluate", "lrm_ext.demo",
+        "lrm_ext.translate",
     )  # fmt: skip
     assert not [name for name in names if name.startswith(foreign)]
 

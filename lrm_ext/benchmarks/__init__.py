@@ -1,1 +1,0 @@
-"""Benchmarks: read questions, parse answers. No model and no predictions here."""

@@ -1,0 +1,608 @@
+"""Starts controller, worker, page and API, waits until they answer, and stops them together.
+
+In: a checkpoint and ports. Out: a page, and perhaps an API, until Ctrl-C. Each part is a process of
+its own (`python -m lrm_ext.demo ROLE`), so that a worker that dies takes nothing with it;
+each leaves when its stdin closes, so that nothing outlives a demo that was killed.
+
+The page has a choice of how to answer, through `llava.serve.page_state.PromptControl`: the paper's
+three instructions. A question gets the instruction in its own language, as training puts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import html
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import requests
+from rich.console import Console
+
+import llava
+from llava.errors import ConfigError, run_command
+from llava.mm_utils import get_model_name_from_path
+from llava.serve import protocol
+from llava.serve.check import check_model_path, check_port_is_free, find_problems
+from llava.serve.protocol import OK, READ_TIMEOUT_S
+from lrm_ext.instructions.registry import get_instruction, insert_instruction
+from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from llava.serve.page_state import PageText, PromptControl
+
+log = logging.getLogger(__name__)
+
+CHECK_QUESTION = "What can you do?"
+
+DIRECT, PIVOT, BILINGUAL = "mvqa", "epvqa", "bvqa"
+_WAYS = {DIRECT: "way_direct", PIVOT: "way_pivot", BILINGUAL: "way_bilingual"}
+_CURSOR = "\u258c"
+
+LOOPBACK = "127.0.0.1"
+POLL_INTERVAL_S = 0.2
+STOP_TIMEOUT_S = 8.0
+START_TIMEOUT_S = 120.0
+# How many people are answered at the same time; the others wait.
+CONCURRENCY = 16
+WORKER_DRAIN_S = 2.0
+
+
+def ask_once(controller: str, model: str) -> str:
+    """Ask the model one question without a picture.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ConfigError: The worker reports an error.
+    """
+    address = protocol.get_worker_address(controller, model)
+    body = protocol.text_request(address, model, CHECK_QUESTION, temperature=0, max_new_tokens=16)
+    text = body["prompt"]
+    for chunk in protocol.stream_generation(controller, body):
+        if chunk["error_code"] != OK:
+            raise ConfigError(f"the worker failed: {chunk.get('reason', chunk['text'])}")
+        text = chunk["text"]
+    return text[len(body["prompt"]) :].strip()
+
+
+def ask_api(address: str, model: str) -> str:
+    """Ask the API at an address the same question.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ConfigError: It reports an error.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": CHECK_QUESTION}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+    response = requests.post(address + "/v1/chat/completions", json=body, timeout=READ_TIMEOUT_S)
+    if not response.ok:
+        raise ConfigError(f"the API failed: {response.text}")
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def page_languages() -> Mapping[str, PageText]:
+    """Return the page's words in all languages; what one lacks is English."""
+    from llava.serve.page_state import PageText
+
+    def texts(code: str) -> dict[str, str]:
+        language = get_language(code)
+        return {**language.ui, "example_question": language.fixed_prompts["image_what"]}
+
+    english = texts(ENGLISH)
+    return {
+        code: PageText(code, get_language(code).native_name, {**english, **texts(code)})
+        for code in list_languages()
+    }
+
+
+def with_answer_language(text: str, question_lang: str, answer_lang: str) -> str:
+    """Add the instruction to answer in another language.
+
+    Args:
+        text: The user's question.
+        question_lang: Code of the language that it is in.
+        answer_lang: Code of the language to answer in; "" or the same adds nothing.
+
+    Returns:
+        The question with the instruction in its own language, where training puts it.
+
+    Raises:
+        ConfigError: A language is unknown.
+    """
+    if answer_lang in ("", question_lang):
+        return text
+    request = answer_request(question_lang, answer_lang)
+    return insert_instruction(text, request, get_language(question_lang).format_prompts)
+
+
+def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
+    """Turn a question into the prompt of an instruction.
+
+    Args:
+        text: The user's question.
+        question_lang: Code of the language that it is in.
+        way: Name of the instruction.
+        answer_lang: Code of the language to answer in; for BVQA, which here knows any two
+            languages that have words for each other.
+
+    Raises:
+        PageError: A question in English is to be translated into English.
+        ConfigError: A language or an instruction is unknown.
+    """
+    from llava.serve.page_state import PageError
+
+    if way == BILINGUAL:
+        return with_answer_language(text, question_lang, answer_lang)
+    if way == PIVOT and question_lang == ENGLISH:
+        raise PageError("pivot_needs_other")
+    return get_instruction(way).ask(text, question_lang)
+
+
+def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str) -> str:
+    """Return a reply as Markdown, with the pivot's translation folded.
+
+    A reply without a translation is shown as it is; so is one that still comes.
+    """
+    if way != PIVOT:
+        return reply
+    parsed = get_instruction(PIVOT).parse(reply.removesuffix(_CURSOR), question_lang)
+    if parsed.translation is None or (not parsed.answer and reply.endswith(_CURSOR)):
+        return reply
+    cursor = _CURSOR if reply.endswith(_CURSOR) else ""
+    answer = parsed.answer or f"*{text.say('empty_answer')}*"
+    return (
+        f"<details><summary>{html.escape(text.say('translation'))}</summary>"
+        f"{html.escape(parsed.translation)}</details>\n\n{answer}{cursor}"
+    )
+
+
+def answer_language_control() -> PromptControl:
+    """Return the three lists for the page."""
+    from llava.serve.page_state import PromptControl
+
+    return PromptControl(build=_build, apply=with_instruction, relabel=_relabel, show=show_reply)
+
+
+def _build() -> Sequence[gr.components.Component]:
+    import gradio as gr
+
+    text = page_languages()[ENGLISH]
+    names = [(get_language(code).native_name, code) for code in list_languages()]
+    # one below the other: half a column cuts what some languages say
+    question = gr.Dropdown(names, value=ENGLISH, label=text.say("ask_in"), elem_id="ask-in")
+    way = gr.Dropdown(_ways(text), value=DIRECT, label=text.say("way"), elem_id="way")
+    answer = gr.Dropdown(
+        names, value=ENGLISH, label=text.say("answer_in"), visible=False, elem_id="answer-in"
+    )
+    way.change(
+        lambda chosen: gr.update(visible=chosen == BILINGUAL), way, answer, show_progress="hidden"
+    )
+    return question, way, answer
+
+
+def _ways(text: PageText) -> list[tuple[str, str]]:
+    return [(text.say(key), way) for way, key in _WAYS.items()]
+
+
+def _relabel(text: PageText) -> list[Any]:
+    """Say the lists' words in another language; who reads it is taken to ask in it."""
+    import gradio as gr
+
+    return [
+        gr.update(label=text.say("ask_in"), value=text.code),
+        gr.update(label=text.say("way"), choices=_ways(text)),
+        gr.update(label=text.say("answer_in")),
+    ]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to start.
+
+    Attributes:
+        model: Checkpoint folder or Hub name.
+        model_base: Base model of a LoRA or projector-only checkpoint.
+        compare_with: Another checkpoint, for the page's comparison; None for none.
+        port: Port of the page.
+        api_port: Port of the OpenAI-compatible API; None for no API.
+        host: Address that page and API listen on; controller and worker stay on the loopback.
+        device: Where the model runs.
+        log_dir: Folder for the logs of all parts and for uploaded pictures.
+        keep_days: Age of uploaded pictures at which they are deleted; 0 keeps them for ever.
+        start_timeout_s: How long loading the model may take.
+        check: Ask one question and stop.
+    """
+
+    model: str
+    model_base: str | None = None
+    compare_with: str | None = None
+    port: int = 7860
+    api_port: int | None = None
+    host: str = LOOPBACK
+    device: str = "cuda"
+    log_dir: Path = Path("runs/demo")
+    keep_days: float = 30.0
+    start_timeout_s: float = 900.0
+    check: bool = False
+
+
+@dataclass
+class Child:
+    """A running part of the demo."""
+
+    role: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def check_alive(self) -> None:
+        """Refuse to go on without this part.
+
+        Raises:
+            ConfigError: The process has ended; the text says why.
+        """
+        status = self.process.poll()
+        if status is None:
+            return
+        raise ConfigError(
+            f"the {self.role} stopped (exit status {status}): {self._cause()}\n"
+            f"its log is {self.log_path}"
+        )
+
+    def _cause(self) -> str:
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["it said nothing"])[-1]
+
+
+@dataclass
+class Demo:
+    """All parts of a running demo."""
+
+    log_dir: Path
+    children: list[Child] = field(default_factory=list)
+
+    def start(self, role: str, *arguments: str) -> Child:
+        """Start one part.
+
+        Args:
+            role: `controller`, `worker`, `page` or `api`.
+            arguments: Its flags.
+
+        Returns:
+            The running part.
+        """
+        number = 1 + sum(child.role == role for child in self.children)
+        log_path = self.log_dir / (f"{role}.log" if number == 1 else f"{role}-{number}.log")
+        # Found also when the packages are used from a folder that is not installed.
+        root = str(Path(llava.__file__).resolve().parents[1])
+        search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with log_path.open("wb") as log_file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lrm_ext.demo", role, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"},
+                # Ctrl-C must reach this process alone, which then stops the parts in order.
+                start_new_session=True,
+            )
+        child = Child(role, process, log_path)
+        self.children.append(child)
+        return child
+
+    def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Wait for a condition while all parts live.
+
+        Raises:
+            ConfigError: A part has ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not _succeeds(ready):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{what} took longer than {timeout_s:.0f} s; the logs are in {self.log_dir}; "
+                    "--start-timeout gives more time"
+                )
+            time.sleep(POLL_INTERVAL_S)
+
+    def check_alive(self) -> None:
+        """Refuse to go on when a part has ended.
+
+        Raises:
+            ConfigError: It says which part, and why.
+        """
+        for child in self.children:
+            child.check_alive()
+
+    def stop(self) -> None:
+        """End all parts, the last one started first."""
+        for child in reversed(self.children):
+            child.process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for child in reversed(self.children):
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("the %s did not stop in time and is killed", child.role)
+                child.process.kill()
+                child.process.wait()
+            if child.process.stdin is not None:
+                child.process.stdin.close()
+
+
+def _succeeds(ready: Callable[[], bool]) -> bool:
+    try:
+        return ready()
+    except (requests.RequestException, ValueError, KeyError):
+        return False
+
+
+def free_port() -> int:
+    """Return a port on the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does; put both handlers back in the end."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt), signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous[0])
+        signal.signal(signal.SIGINT, previous[1])
+
+
+def _start_worker(
+    demo: Demo, options: DemoOptions, controller: str, model: str, model_base: str | None
+) -> None:
+    port = free_port()
+    worker = [
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--worker-address", f"http://{LOOPBACK}:{port}"),
+        *("--controller-address", controller, "--device", options.device),
+        *("--model-path", model),
+        *("--limit-model-concurrency", str(CONCURRENCY)),
+        *("--drain-timeout", str(WORKER_DRAIN_S)),
+    ]
+    if model_base:
+        worker += ["--model-base", model_base]
+    demo.start("worker", *worker)
+
+
+def start_parts(demo: Demo, options: DemoOptions) -> str:
+    """Start controller, a worker for each model, page and, if it is wanted, the API.
+
+    Returns:
+        The controller's address.
+    """
+    controller_port = free_port()
+    controller = f"http://{LOOPBACK}:{controller_port}"
+    demo.start("controller", "--host", LOOPBACK, "--port", str(controller_port))
+    _start_worker(demo, options, controller, options.model, options.model_base)
+    if options.compare_with:
+        _start_worker(demo, options, controller, options.compare_with, None)
+    demo.start(
+        "page",
+        *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
+        *("--model-list-mode", "reload", "--log-dir", str(options.log_dir)),
+        *("--keep-days", str(options.keep_days)),
+    )
+    if options.api_port is not None:
+        demo.start(
+            "api",
+            *("--host", options.host, "--port", str(options.api_port)),
+            *("--controller-address", controller),
+        )
+    return controller
+
+
+def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
+    """Wait until the worker has registered and the page answers.
+
+    Returns:
+        The model's name.
+
+    Raises:
+        ConfigError: A part failed or took too long.
+    """
+    num_models = 2 if options.compare_with else 1
+    demo.wait_until(
+        lambda: len(protocol.get_model_list(controller)) >= num_models,
+        "loading the model",
+        options.start_timeout_s,
+    )
+    demo.wait_until(
+        lambda: requests.get(page_address(options), timeout=5).ok,
+        "starting the page",
+        START_TIMEOUT_S,
+    )
+    if options.api_port is not None:
+        demo.wait_until(
+            lambda: requests.get(api_address(options) + "/health", timeout=5).ok,
+            "starting the API",
+            START_TIMEOUT_S,
+        )
+    problems = find_problems(controller)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return protocol.get_model_list(controller)[0]
+
+
+def page_address(options: DemoOptions) -> str:
+    """Return the address to open in a browser on this machine."""
+    return f"http://{_local_host(options)}:{options.port}"
+
+
+def api_address(options: DemoOptions) -> str:
+    """Return the address of the API on this machine, without `/v1`."""
+    return f"http://{_local_host(options)}:{options.api_port}"
+
+
+def _local_host(options: DemoOptions) -> str:
+    return LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
+
+
+def check_ports(options: DemoOptions) -> None:
+    """Refuse ports that cannot be listened on, before the model is loaded.
+
+    Raises:
+        ConfigError: It names the port and the flag.
+    """
+    check_port_is_free(options.host, options.port)
+    if options.api_port is None:
+        return
+    if options.api_port == options.port:
+        raise ConfigError(f"--port and --api-port are both {options.port}; give two ports")
+    check_port_is_free(options.host, options.api_port, "--api-port")
+
+
+def run_demo(options: DemoOptions, console: Console | None = None) -> None:
+    """Run the demo until Ctrl-C, or with `check` until one question is answered.
+
+    Args:
+        options: What to start.
+        console: Where to say the address.
+
+    Raises:
+        CheckpointError: There is no such model folder.
+        ConfigError: A port is taken, or a part stopped.
+    """
+    console = console or Console()
+    check_model_path(options.model)
+    if options.compare_with:
+        check_model_path(options.compare_with)
+        if get_model_name_from_path(options.compare_with) == get_model_name_from_path(
+            options.model
+        ):
+            raise ConfigError(
+                f"--model {options.model} and --compare-with {options.compare_with} have the same "
+                "name; rename one of the folders, so that the page can tell them apart"
+            )
+    check_ports(options)
+    options.log_dir.mkdir(parents=True, exist_ok=True)
+    demo = Demo(options.log_dir)
+    with _interrupted_by_sigterm():
+        try:
+            with console.status(f"loading {options.model} (Ctrl-C stops)"):
+                controller = start_parts(demo, options)
+                model = wait_until_ready(demo, options, controller)
+            if options.check:
+                console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
+                if options.api_port is not None:
+                    console.print(f"the API answers {ask_api(api_address(options), model)!r}")
+                return
+            api = "" if options.api_port is None else f"API: {api_address(options)}/v1   "
+            console.print(
+                f"[bold green]{model}[/] answers at [bold]{page_address(options)}[/]\n"
+                f"{api}logs: {options.log_dir}   stop: Ctrl-C"
+            )
+            while True:
+                demo.check_alive()
+                time.sleep(POLL_INTERVAL_S)
+        except KeyboardInterrupt:
+            console.print("\nstopping ...")
+        finally:
+            # A second Ctrl-C must not leave half of the parts behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            demo.stop()
+
+
+def _run_controller(argv: list[str]) -> None:
+    from llava.serve import controller
+
+    controller.run(controller.build_parser().parse_args(argv))
+
+
+def _run_worker(argv: list[str]) -> None:
+    from llava.serve import model_worker
+
+    model_worker.run(model_worker.build_parser().parse_args(argv))
+
+
+def _run_page(argv: list[str]) -> None:
+    from llava.serve import gradio_web_server
+    from lrm_ext.demo import answer_language_control, page_languages
+
+    parser = gradio_web_server.build_parser()
+    parser.add_argument("--log-dir", type=Path, required=True)
+    args = parser.parse_args(argv)
+    gradio_web_server.run(
+        args,
+        control=answer_language_control(),
+        title="LRM-LLaVA",
+        log_dir=args.log_dir,
+        languages=page_languages(),
+    )
+
+
+def _run_api(argv: list[str]) -> None:
+    from llava.serve import openai_api
+    from llava.serve.openai_api import build_parser
+
+    openai_api.run(build_parser().parse_args(argv))
+
+
+ROLES: dict[str, Callable[[list[str]], None]] = {
+    "controller": _run_controller,
+    "worker": _run_worker,
+    "page": _run_page,
+    "api": _run_api,
+}
+
+
+def leave_with_parent() -> None:
+    """End this process when its stdin closes, that is, when the demo is gone."""
+
+    def watch() -> None:
+        # Not through sys.stdin: its lock would still be held when the interpreter ends.
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one role."""
+    parser = argparse.ArgumentParser(prog="python -m lrm_ext.demo")
+    parser.add_argument("role", choices=list(ROLES))
+    args, rest = parser.parse_known_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    leave_with_parent()
+    run_command(lambda: ROLES[args.role](rest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Makes the packed corpus from two Debian packages, the same bytes on every run.
+
+Input: the emoji font of `fonts-noto-color-emoji` (its PNG bitmaps are copied as they are) and the
+CLDR annotations of `unicode-cldr-core`. Output: the files under `playground/data/emoji_scenes/`
+that are committed, among them a few example images with their conversations for the demo, the CLI
+and the documents. Those show test scenes, so that a model that is shown them has not seen them in
+training. Nothing but the example images depends on the version of a compressor or image library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from llava.errors import DataError
+from lrm_ext.emoji.conversations import IMAGE_PREFIX, conversation_sample, question_turns
+from lrm_ext.emoji.scenes import (
+    CONCEPTS_FILE,
+    LANGUAGES,
+    SCENES_FILE,
+    SPLITS,
+    Scene,
+    iter_codepoints,
+    load_sprites,
+    render_scene,
+    sample_scene,
+    scene_to_line,
+    sprite_file,
+)
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+ANNOTATIONS_DIR = Path("/usr/share/unicode/cldr/common/annotations")
+FONT_PACKAGE = "fonts-noto-color-emoji"
+CLDR_PACKAGE = "unicode-cldr-core"
+
+SUMS_FILE = "SHA256SUMS"
+NUM_SCENES = {"train": 24_000, "val": 600, "test": 600}
+SEED = 20_240_601
+EXAMPLES_DIR = "examples"
+SAMPLE_FILE = f"{EXAMPLES_DIR}/llava_sample.json"
+QUESTIONS_FILE = f"{EXAMPLES_DIR}/examples.json"
+NUM_EXAMPLES = 12
+SIZE_PX = 256
+
+
+def build_files() -> dict[str, bytes]:
+    """All files of the packed corpus that are made by rule, by relative path.
+
+    Raises:
+        DataError: A Debian package is missing, or holds no picture or name for a concept.
+    """
+    files = {sprite_file(concept): data for concept, data in extract_sprites().items()}
+    files[CONCEPTS_FILE] = _json(extract_names())
+    scenes = make_scenes()
+    files[SCENES_FILE] = "".join(scene_to_line(scene) + "\n" for scene in scenes).encode()
+    sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
+    files[SUMS_FILE] = "".join(sums).encode()
+    return files
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write the packed corpus into a folder; files that are right already are left alone."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != data:
+            path.write_bytes(data)
+
+
+def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
+    """What is not the same in a folder: `<path>: missing` or `<path>: differs`."""
+    found = []
+    for name, data in sorted(files.items()):
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name}: missing")
+        elif path.read_bytes() != data:
+            found.append(f"{name}: differs ({path.stat().st_size} bytes, built {len(data)})")
+    stray = {f"sprites/{path.name}" for path in (folder / "sprites").glob("*")} - set(files)
+    return found + [f"{name}: not part of the corpus" for name in sorted(stray)]
+
+
+def extract_sprites() -> dict[str, bytes]:
+    """The PNG bitmap of every concept, 136 x 128, as the font holds it.
+
+    Raises:
+        DataError: The font or a picture is missing.
+    """
+    from fontTools.ttLib import TTFont
+
+    with TTFont(_existing(FONT, FONT_PACKAGE), lazy=True) as font:
+        glyphs = font.getBestCmap()
+        bitmaps = font["CBDT"].strikeData[0]
+        sprites = {}
+        for concept, codepoint, _ in iter_codepoints():
+            glyph = glyphs.get(codepoint)
+            if glyph not in bitmaps:
+                raise DataError(f"{FONT}: no picture of U+{codepoint:04X} ({concept}).")
+            sprites[concept] = bytes(bitmaps[glyph].imageData)
+    return sprites
+
+
+def extract_names() -> dict[str, dict[str, str]]:
+    """The CLDR short name of every concept in every language.
+
+    Raises:
+        DataError: An annotation file or a name is missing.
+    """
+    names: dict[str, dict[str, str]] = {concept: {} for concept, _, _ in iter_codepoints()}
+    for lang in LANGUAGES:
+        path = _existing(ANNOTATIONS_DIR / f"{lang}.xml", CLDR_PACKAGE)
+        short_names = {
+            element.get("cp"): element.text
+            for element in ElementTree.parse(path).iter("annotation")
+            if element.get("type") == "tts"
+        }
+        for concept, codepoint, _ in iter_codepoints():
+            name = short_names.get(chr(codepoint))
+            if not name:
+                raise DataError(f"{path}: no short name of U+{codepoint:04X} ({concept}).")
+            names[concept][lang] = name
+    return names
+
+
+def make_scenes() -> list[Scene]:
+    """The recipes of all scenes; no two splits share one."""
+    scenes = []
+    for split in SPLITS:
+        rng = random.Random(f"{SEED}/{split}")
+        scenes += [
+            sample_scene(rng, split, f"{split}-{number:06d}") for number in range(NUM_SCENES[split])
+        ]
+    return scenes
+
+
+def _existing(path: Path, package: str) -> Path:
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing; it is in the Debian package {package}: "
+            f"`sudo apt-get install {package}`. (Only building needs it: the packed corpus is "
+            "committed.)"
+        )
+    return path
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+    """The scenes that are shown as examples: the first test scenes, three of each size."""
+    quota = dict.fromkeys((1, 2, 3, 4), NUM_EXAMPLES // 4)
+    chosen = []
+    for scene in scenes:
+        if scene.split == "test" and quota[len(scene.objects)]:
+            quota[len(scene.objects)] -= 1
+            chosen.append(scene)
+    return tuple(chosen)
+
+
+def sample_json(scenes: Sequence[Scene]) -> bytes:
+    """LLaVA JSON: each example scene in English and in one of the other languages."""
+    others = LANGUAGES[1:]
+    records = []
+    for number, scene in enumerate(example_scenes(scenes)):
+        for lang in ("en", others[number % len(others)]):
+            record = conversation_sample(scene, lang, f"{scene.id}.png").to_record()
+            records.append({**record, "id": f"{scene.id}-{lang}"})
+    return (json.dumps(records, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def questions_json(scenes: Sequence[Scene]) -> bytes:
+    """A question for each example picture in every language: what the demo offers."""
+    questions = {
+        f"{scene.id}.png": {
+            lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
+            for lang in LANGUAGES
+        }
+        for scene in example_scenes(scenes)
+    }
+    return (json.dumps(questions, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
+    """The text files of the examples, by path in the packed corpus."""
+    return {SAMPLE_FILE: sample_json(scenes), QUESTIONS_FILE: questions_json(scenes)}
+
+
+def write_pictures(scenes: Sequence[Scene], folder: Path) -> None:
+    """Write the example pictures that are missing or show something else."""
+    for path, picture in _pictures(scenes, folder):
+        if not _shows(path, picture):
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path, optimize=True)
+
+
+def picture_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
+    """Example pictures that are missing or show something else.
+
+    Pixels are compared, not bytes: those depend on the version of the compressor.
+    """
+    return [
+        f"{EXAMPLES_DIR}/{path.name}: missing or other pixels"
+        for path, picture in _pictures(scenes, folder)
+        if not _shows(path, picture)
+    ]
+
+
+def _pictures(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
+    sprites = load_sprites()
+    for scene in example_scenes(scenes):
+        path = folder / EXAMPLES_DIR / f"{scene.id}.png"
+        yield path, render_scene(scene, sprites, SIZE_PX)
+
+
+def _shows(path: Path, picture: Image.Image) -> bool:
+    if not path.is_file():
+        return False
+    with Image.open(path) as image:
+        return image.mode == picture.mode and image.tobytes() == picture.tobytes()

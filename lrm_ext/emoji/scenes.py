@@ -1,0 +1,567 @@
+"""Scenes of emoji: what can lie in them, its words in every language, their recipes and pictures.
+
+The packed form is committed under `playground/data/emoji_scenes/`: one PNG a concept, the names in
+all its languages and the recipes of all scenes. `build.py` makes it, `unpack.py` turns it into
+images and conversations in the git-ignored `corpus/` beside it. Words and sentence patterns are in
+`data/<lang>.toml`, what can lie in a scene in `data/concepts.toml`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import random
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.languages import _toml
+from lrm_ext.languages.registry import shipped_languages
+
+SPRITES_DIR = "sprites"
+CONCEPTS_FILE = "concepts.json"
+SCENES_FILE = "scenes.tsv"
+
+_DATA_DIR = Path(__file__).parent / "data"
+# English first: those that have a file of words and sentence patterns here.
+LANGUAGES = tuple(code for code in shipped_languages() if (_DATA_DIR / f"{code}.toml").is_file())
+POSITIONS = ("top_left", "top_right", "bottom_left", "bottom_right")
+
+# How many patterns of a question there are in every language, and what they have a place for.
+NUM_PATTERNS = {
+    "caption": 3,
+    "existence": 3,
+    "naming": 2,
+    "position": 2,
+    "counting": 2,
+    "color": 2,
+}
+_FIELDS = {"existence": {"thing"}, "position": {"position"}}
+SPLITS = ("train", "val", "test")
+TEST_PERMILLE = 80
+VAL_PERMILLE = 40
+
+# Number of objects and how often it occurs, in percent.
+NUM_OBJECTS = {1: 30, 2: 35, 3: 20, 4: 15}
+
+# Lengths and places are kept as thousandths of the canvas, so that recipes are exact text.
+_UNIT = 1000
+_SHADE_JITTER = 8
+_QUADRANT_SIZES = (300, 460)
+_SINGLE_SIZES = (400, 800)
+DEFAULT_SIZE = 128
+
+
+def packed_dir() -> Path:
+    """Folder of the packed corpus in this checkout."""
+    return Path(__file__).resolve().parents[2] / "playground" / "data" / "emoji_scenes"
+
+
+def packed_path(name: str) -> Path:
+    """Path of one packed file.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = packed_dir() / name
+    if not path.exists():
+        raise DataError(
+            f"{path} is missing; it is part of the repository. Restore it with "
+            f"`git checkout -- {packed_dir()}` or make it again with `lrm corpus build-emoji`."
+        )
+    return path
+
+
+@functools.cache
+def load_toml(name: str) -> dict[str, Any]:
+    """A data file of this package, such as `concepts` or `cs`; callers must not change it."""
+    return _toml.load_toml(_DATA_DIR / f"{name}.toml")
+
+
+def data_files() -> tuple[Path, ...]:
+    """The data files of this package, in a fixed order."""
+    return tuple(sorted(_DATA_DIR.glob("*.toml")))
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that can lie in a picture.
+
+    Attributes:
+        id: English name with underscores.
+        codepoint: The emoji's Unicode code point.
+        category: Key of `categories()`.
+        names: Unicode CLDR short name by language code: a singular noun without article.
+    """
+
+    id: str
+    codepoint: int
+    category: str
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Category:
+    """A group of concepts.
+
+    Attributes:
+        id: Its name in our data files.
+        asked: Whether there are questions about it.
+        unclear: Categories whose presence makes "there is none of this" debatable.
+        num_concepts: How many concepts it has.
+    """
+
+    id: str
+    asked: bool
+    unclear: tuple[str, ...]
+    num_concepts: int
+
+
+def iter_codepoints() -> Iterator[tuple[str, int, str]]:
+    """(concept id, code point, category id) as the data file has them, in its order."""
+    for category, entry in load_toml("concepts")["categories"].items():
+        for concept, codepoint in entry["concepts"].items():
+            yield concept, int(codepoint, 16), category
+
+
+@functools.cache
+def concept_ids() -> tuple[str, ...]:
+    """The ids of all concepts, in the order of the data file."""
+    return tuple(concept for concept, _, _ in iter_codepoints())
+
+
+@functools.cache
+def categories() -> Mapping[str, Category]:
+    """All categories by id."""
+    return {
+        key: Category(
+            id=key,
+            asked=entry.get("asked", True),
+            unclear=tuple(entry["unclear"]),
+            num_concepts=len(entry["concepts"]),
+        )
+        for key, entry in load_toml("concepts")["categories"].items()
+    }
+
+
+@functools.cache
+def load_concepts() -> tuple[Concept, ...]:
+    """All concepts, in the order of the data file.
+
+    Raises:
+        DataError: The packed data is missing.
+    """
+    names = json.loads(packed_path(CONCEPTS_FILE).read_text(encoding="utf-8"))
+    return tuple(
+        Concept(id=concept, codepoint=codepoint, category=category, names=names[concept])
+        for concept, codepoint, category in iter_codepoints()
+    )
+
+
+@functools.cache
+def concepts_by_id() -> Mapping[str, Concept]:
+    """All concepts by id."""
+    return {concept.id: concept for concept in load_concepts()}
+
+
+@functools.cache
+def related_concepts() -> Mapping[str, frozenset[str]]:
+    """For each concept, those whose word may cover it in some language."""
+    related: dict[str, set[str]] = {concept.id: set() for concept in load_concepts()}
+    for first, second in load_toml("concepts")["related"]["pairs"]:
+        related[first].add(second)
+        related[second].add(first)
+    return {key: frozenset(value) for key, value in related.items()}
+
+
+@functools.cache
+def backgrounds() -> Mapping[str, tuple[int, int, int]]:
+    """Background colours (red, green, blue; 0-255) by id."""
+    return {key: (r, g, b) for key, (r, g, b) in load_toml("concepts")["backgrounds"].items()}
+
+
+def sprite_file(concept_id: str) -> str:
+    """Path of a concept's picture inside the packed data."""
+    return f"{SPRITES_DIR}/{concept_id}.png"
+
+
+def load_sprites() -> dict[str, Image.Image]:
+    """Every concept's picture, RGBA, by concept id, cropped to what is not transparent.
+
+    Raises:
+        DataError: The packed data is missing.
+    """
+    return {
+        concept.id: _load_sprite(packed_path(sprite_file(concept.id)))
+        for concept in load_concepts()
+    }
+
+
+def _load_sprite(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        sprite = image.convert("RGBA")
+    return sprite.crop(sprite.getchannel("A").getbbox())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and patterns of one language.
+
+    Attributes:
+        questions: Patterns by question.
+        caption: Pattern of the answer to "caption".
+        separator: What stands between the members of a list.
+        last: What stands before the last member.
+        positions: Words for the four quadrants.
+        categories: Category nouns, with article where the language wants one.
+        color_answers: Colour words as the question "color" asks for them.
+        color_backgrounds: Colour words as the caption has them.
+        articles: What stands before a concept's name, space included; empty without articles.
+    """
+
+    questions: Mapping[str, tuple[str, ...]]
+    caption: str
+    separator: str
+    last: str
+    positions: Mapping[str, str]
+    categories: Mapping[str, str]
+    color_answers: Mapping[str, str]
+    color_backgrounds: Mapping[str, str]
+    articles: Mapping[str, str]
+
+    def join(self, parts: list[str]) -> str:
+        """A list in words: "a dog, a cat and a car"."""
+        *head, tail = parts
+        return self.separator.join(head) + self.last + tail if head else tail
+
+
+@functools.cache
+def get_vocabulary(lang: str) -> Vocabulary:
+    """The vocabulary of a language.
+
+    Raises:
+        ConfigError: The language is unknown, or its data file is not complete.
+    """
+    if lang not in LANGUAGES:
+        raise ConfigError(
+            f"the built-in corpus has no language {lang!r}; it has {', '.join(LANGUAGES)}."
+        )
+    data = load_toml(lang)
+    try:
+        vocabulary = Vocabulary(
+            questions={key: tuple(value) for key, value in data["questions"].items()},
+            caption=data["caption"]["answer"],
+            separator=data["list"]["separator"],
+            last=data["list"]["last"],
+            positions=data["positions"],
+            categories=data["categories"],
+            color_answers={key: value["answer"] for key, value in data["colors"].items()},
+            color_backgrounds={key: value["background"] for key, value in data["colors"].items()},
+            articles=_articles(lang, data),
+        )
+    except KeyError as error:
+        raise ConfigError(f"{lang}.toml of the built-in corpus lacks the key {error}.") from error
+    _check(lang, vocabulary)
+    return vocabulary
+
+
+def _articles(lang: str, data: Mapping[str, Any]) -> dict[str, str]:
+    articles: dict[str, str] = {}
+    for article, concepts in data.get("articles", {}).items():
+        for concept in concepts:
+            if concept in articles:
+                raise ConfigError(f"{lang}.toml: {concept!r} has two articles.")
+            articles[concept] = article
+    return articles
+
+
+def _check(lang: str, vocabulary: Vocabulary) -> None:
+    asked = {key for key, category in categories().items() if category.asked}
+    keys: list[tuple[str, set[str], set[str]]] = [
+        ("questions", set(vocabulary.questions), set(NUM_PATTERNS)),
+        ("positions", set(vocabulary.positions), set(POSITIONS)),
+        ("categories", set(vocabulary.categories), asked),
+        ("colors", set(vocabulary.color_answers), set(backgrounds())),
+    ]
+    if vocabulary.articles:
+        keys.append(("articles", set(vocabulary.articles), set(concepts_by_id())))
+    for section, found, expected in keys:
+        if found != expected:
+            raise ConfigError(
+                f"{lang}.toml: [{section}] lacks {sorted(expected - found)} and has "
+                f"{sorted(found - expected)} too many."
+            )
+    for question, patterns in vocabulary.questions.items():
+        if len(patterns) != NUM_PATTERNS[question]:
+            raise ConfigError(
+                f"{lang}.toml: question {question!r} has {len(patterns)} patterns, expected "
+                f"{NUM_PATTERNS[question]}, as in every language."
+            )
+        for pattern in patterns:
+            _check_fields(lang, pattern, _FIELDS.get(question, set()))
+    _check_fields(lang, vocabulary.caption, {"objects", "background"})
+
+
+def _check_fields(lang: str, pattern: str, expected: set[str]) -> None:
+    found = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+    if found != expected:
+        raise ConfigError(
+            f"{lang}.toml: {pattern!r} has the places {sorted(found)}, expected {sorted(expected)}."
+        )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A concept in its place.
+
+    Attributes:
+        concept: Concept id.
+        x: Horizontal centre, as a fraction of the canvas from its left edge.
+        y: Vertical centre, as a fraction of the canvas from its top edge.
+        size: Longer side of the picture, as a fraction of the canvas.
+        mirrored: Whether it is flipped left to right.
+    """
+
+    concept: str
+    x: float
+    y: float
+    size: float
+    mirrored: bool
+
+    @property
+    def position(self) -> str:
+        """The quadrant of its centre, such as `top_left`."""
+        return ("top" if self.y < 0.5 else "bottom") + ("_left" if self.x < 0.5 else "_right")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's recipe.
+
+    Attributes:
+        id: Unique name, such as `train-000017`.
+        split: One of `SPLITS`.
+        background: Colour id.
+        shade: The colour's realisation: red, green, blue, 0-255.
+        objects: One to four different concepts, in reading order.
+    """
+
+    id: str
+    split: str
+    background: str
+    shade: tuple[int, int, int]
+    objects: tuple[Placed, ...]
+
+
+def combinations(scene: Scene) -> tuple[tuple[str, str], ...]:
+    """The combinations that a scene shows; each pair is sorted, or (concept, `on:<colour>`)."""
+    return _combinations([placed.concept for placed in scene.objects], scene.background)
+
+
+def _combinations(concepts: list[str], background: str) -> tuple[tuple[str, str], ...]:
+    if len(concepts) == 1:
+        return ((concepts[0], f"on:{background}"),)
+    return tuple(itertools.combinations(sorted(concepts), 2))
+
+
+def split_of_combination(combination: tuple[str, str]) -> str:
+    """The split that a combination belongs to; a pure function of the two names."""
+    digest = hashlib.sha256("|".join(combination).encode()).digest()
+    permille = int.from_bytes(digest[:8], "big") % 1000
+    if permille < TEST_PERMILLE:
+        return "test"
+    return "val" if permille < TEST_PERMILLE + VAL_PERMILLE else "train"
+
+
+def split_of_combinations(combinations: Iterable[tuple[str, str]]) -> str | None:
+    """The split that a scene with these combinations may be in; None if in no split."""
+    held_out = {split_of_combination(c) for c in combinations} - {"train"}
+    if len(held_out) > 1:
+        return None
+    return held_out.pop() if held_out else "train"
+
+
+def sample_scene(rng: random.Random, split: str, scene_id: str | None = None) -> Scene:
+    """Draw one scene of a split.
+
+    The number of objects is drawn first and kept, so that holding combinations out does not
+    make crowded training scenes rarer.
+
+    Args:
+        rng: Source of chance; only `random()` is used, which is the same in all Pythons.
+        split: One of `SPLITS`.
+        scene_id: Name of the scene; drawn from `rng` when left out.
+    """
+    assert split in SPLITS, split
+    num_objects = _weighted(rng, NUM_OBJECTS)
+    while True:
+        names = _draw_concepts(rng, num_objects)
+        background = list(backgrounds())[_below(rng, len(backgrounds()))]
+        if split_of_combinations(_combinations(names, background)) == split:
+            break
+    objects = [_place_single(rng, names[0])] if num_objects == 1 else _place_quadrants(rng, names)
+    red, green, blue = (
+        min(255, max(0, value + _below(rng, 2 * _SHADE_JITTER + 1) - _SHADE_JITTER))
+        for value in backgrounds()[background]
+    )
+    return Scene(
+        id=scene_id or f"{split}-{_below(rng, 1 << 32):08x}",
+        split=split,
+        background=background,
+        shade=(red, green, blue),
+        objects=tuple(sorted(objects, key=lambda p: (p.y >= 0.5, p.x >= 0.5))),
+    )
+
+
+def _below(rng: random.Random, limit: int) -> int:
+    return int(rng.random() * limit)
+
+
+def _weighted(rng: random.Random, weights: dict[int, int]) -> int:
+    threshold = _below(rng, sum(weights.values()))
+    for value, weight in weights.items():
+        threshold -= weight
+        if threshold < 0:
+            return value
+    raise AssertionError("weights are positive")
+
+
+def _draw_concepts(rng: random.Random, num: int) -> list[str]:
+    concepts = concept_ids()
+    names: list[str] = []
+    while len(names) < num:
+        name = concepts[_below(rng, len(concepts))]
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def _between(rng: random.Random, low: int, high: int) -> int:
+    return low + _below(rng, high - low + 1)
+
+
+def _place_single(rng: random.Random, name: str) -> Placed:
+    size = _between(rng, *_SINGLE_SIZES)
+    x, y = (_between(rng, size // 2, _UNIT - size // 2) for _ in range(2))
+    return Placed(name, x / _UNIT, y / _UNIT, size / _UNIT, rng.random() < 0.5)
+
+
+def _place_quadrants(rng: random.Random, names: list[str]) -> list[Placed]:
+    """Put each concept wholly into its own quadrant."""
+    free = [(0, 0), (500, 0), (0, 500), (500, 500)]
+    objects = []
+    for name in names:
+        left, top = free.pop(_below(rng, len(free)))
+        size = _between(rng, *_QUADRANT_SIZES)
+        # one thousandth short of the far edge: a centre there would belong to the next quadrant
+        x, y = (start + _between(rng, size // 2, 499 - size // 2) for start in (left, top))
+        objects.append(Placed(name, x / _UNIT, y / _UNIT, size / _UNIT, rng.random() < 0.5))
+    return objects
+
+
+def scene_to_line(scene: Scene) -> str:
+    """A scene as one line of the recipe file: id, background, shade and objects, by tabs."""
+    objects = " ".join(
+        f"{p.concept}:{round(p.x * _UNIT)}:{round(p.y * _UNIT)}:{round(p.size * _UNIT)}"
+        + (":m" if p.mirrored else "")
+        for p in scene.objects
+    )
+    return "\t".join((scene.id, scene.background, bytes(scene.shade).hex(), objects))
+
+
+def scene_from_line(line: str, where: str) -> Scene:
+    """Inverse of `scene_to_line`.
+
+    Args:
+        line: The text, without its end of line.
+        where: `file:line`, for the error.
+
+    Raises:
+        DataError: The line is not a scene.
+    """
+    try:
+        scene_id, background, shade, objects = line.split("\t")
+        red, green, blue = bytes.fromhex(shade)
+        scene = Scene(
+            id=scene_id,
+            split=scene_id.split("-")[0],
+            background=background,
+            shade=(red, green, blue),
+            objects=tuple(_placed_from_text(text) for text in objects.split(" ")),
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{where}: not a scene: {line[:80]!r} ({error}); restore the file from git."
+        ) from error
+    unknown = {p.concept for p in scene.objects} - set(concept_ids())
+    if unknown or scene.split not in SPLITS or background not in backgrounds():
+        raise DataError(
+            f"{where}: scene {scene_id!r} has an unknown split, colour ({background!r}) or "
+            f"concept ({sorted(unknown)}); restore the file from git."
+        )
+    return scene
+
+
+def _placed_from_text(text: str) -> Placed:
+    concept, x, y, size, *flags = text.split(":")
+    if flags not in ([], ["m"]):
+        raise ValueError(f"flags {flags}")
+    return Placed(concept, int(x) / _UNIT, int(y) / _UNIT, int(size) / _UNIT, bool(flags))
+
+
+def load_scenes(limit: int | None = None) -> tuple[Scene, ...]:
+    """The recipes of the packed corpus, split by split.
+
+    Args:
+        limit: Take only the first so many of each split.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    path = packed_path(SCENES_FILE)
+    taken = dict.fromkeys(SPLITS, 0)
+    scenes = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            scene = scene_from_line(line.rstrip("\n"), f"{path}:{number}")
+            if limit is None or taken[scene.split] < limit:
+                taken[scene.split] += 1
+                scenes.append(scene)
+    return tuple(scenes)
+
+
+def render_scene(
+    scene: Scene, sprites: Mapping[str, Image.Image], size: int = DEFAULT_SIZE
+) -> Image.Image:
+    """Draw a scene.
+
+    Args:
+        scene: The recipe.
+        sprites: RGBA pictures by concept id, as from `load_sprites()`.
+        size: Side of the square canvas in pixels.
+
+    Returns:
+        The picture, RGB, `size` x `size`.
+    """
+    canvas = Image.new("RGB", (size, size), scene.shade)
+    for placed in scene.objects:
+        sprite = _scaled(sprites[placed.concept], placed, size)
+        left = round(placed.x * size - sprite.width / 2)
+        top = round(placed.y * size - sprite.height / 2)
+        canvas.paste(sprite, (left, top), sprite)
+    return canvas
+
+
+def _scaled(sprite: Image.Image, placed: Placed, size: int) -> Image.Image:
+    factor = placed.size * size / max(sprite.size)
+    shape = (max(1, round(sprite.width * factor)), max(1, round(sprite.height * factor)))
+    # premultiplied, so that the colour of transparent pixels does not bleed into the edges
+    scaled = sprite.convert("RGBa").resize(shape, Image.Resampling.BICUBIC).convert("RGBA")
+    return scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placed.mirrored else scaled

@@ -1,0 +1,238 @@
+"""Unpacks the built-in corpus: images, two parallel corpora and two benchmarks.
+
+Input: the packed, committed data. Output, in a git-ignored folder:
+
+    images/<split>/<scene>.jpg          128 px
+    pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`)
+    benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
+    COMPLETE                            written last: a digest of all inputs
+
+Image paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
+resumed; with the same inputs a second call returns at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from llava.data.sample import Turn
+from llava.errors import DataError
+from llava.files import writing
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
+from lrm_ext.emoji.conversations import (
+    SOURCE,
+    benchmark_items,
+    caption_turns,
+    question_turns,
+)
+from lrm_ext.emoji.scenes import (
+    CONCEPTS_FILE,
+    LANGUAGES,
+    SCENES_FILE,
+    Scene,
+    data_files,
+    load_scenes,
+    load_sprites,
+    packed_dir,
+    packed_path,
+    render_scene,
+    sprite_file,
+)
+
+if TYPE_CHECKING:
+    from lrm_ext.corpus.store import Corpus
+
+log = logging.getLogger(__name__)
+
+# Raise it when this file or `conversations.py` begins to write something else.
+FORMAT = 2
+NUM_CAPTIONED = 10_000
+JPEG_QUALITY = 90
+
+COMPLETE_FILE = "COMPLETE"
+_PROGRESS_FILE = "UNPACKING"
+BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
+
+
+def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
+    """Unpack the built-in corpus; does nothing if it is there already.
+
+    Safe to call from several processes: the first works, the others wait for it.
+
+    Args:
+        root: Where to; `playground/data/emoji_scenes/corpus` when left out.
+        force: Start over even if it is complete.
+        limit: Take so many scenes of each split only (for tests).
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: The packed data is missing or damaged, or `root` holds something else.
+    """
+    root = packed_dir() / "corpus" if root is None else root
+    digest = inputs_digest(limit)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked(root.parent):
+        if not force and _read(root / COMPLETE_FILE) == digest:
+            log.debug("%s is complete", root)
+            return root
+        scenes = load_scenes(limit)
+        _prepare(root, digest, keep=not force)
+        _write_images(root, scenes)
+        train = [scene for scene in scenes if scene.split == "train"]
+        _write_corpus(root / "pretrain", train[:NUM_CAPTIONED], "caption", caption_turns)
+        _write_corpus(root / "finetune", train, "conversation", question_turns)
+        _write_benchmarks(root, scenes)
+        _write(root / COMPLETE_FILE, digest.encode())
+        (root / _PROGRESS_FILE).unlink()
+    return root
+
+
+def ensure_unpacked() -> Path:
+    """The unpacked corpus in its usual place; unpacked now if it is not there yet.
+
+    Raises:
+        DataError: See `unpack`.
+    """
+    return unpack()
+
+
+def inputs_digest(limit: int | None = None) -> str:
+    """Digest of everything that the unpacked corpus is made from."""
+    digest = hashlib.sha256(f"{FORMAT} {limit}".encode())
+    names = [CONCEPTS_FILE, SCENES_FILE]
+    names += [
+        sprite_file(concept) for concept in json.loads(packed_path(CONCEPTS_FILE).read_bytes())
+    ]
+    for path in (*map(packed_path, names), *data_files()):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _prepare(root: Path, digest: str, keep: bool) -> None:
+    """Make `root` ready: keep pictures of an interrupted run of the same inputs, else empty it."""
+    started = _read(root / _PROGRESS_FILE)
+    if keep and started == digest:
+        log.info("resuming %s", root)
+        return
+    if root.exists():
+        if any(root.iterdir()) and started is None and not (root / COMPLETE_FILE).is_file():
+            raise DataError(
+                f"{root} holds something that is not an unpacked corpus; move it away or give "
+                "another folder."
+            )
+        # first, so that a run that is killed here does not leave a folder that looks complete
+        (root / COMPLETE_FILE).unlink(missing_ok=True)
+        _write(root / _PROGRESS_FILE, b"removing")
+        for path in root.iterdir():
+            if path.name != _PROGRESS_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    root.mkdir(exist_ok=True)
+    _write(root / _PROGRESS_FILE, digest.encode())
+
+
+def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
+    sprites = load_sprites()
+    for split in {scene.split for scene in scenes}:
+        (root / "images" / split).mkdir(parents=True, exist_ok=True)
+    for scene in _tracked(scenes, "images"):
+        path = root / "images" / image_name(scene)
+        if not path.is_file():
+            image = render_scene(scene, sprites)
+            with writing(path) as partial:
+                image.save(partial, format="JPEG", quality=JPEG_QUALITY)
+
+
+def image_name(scene: Scene) -> str:
+    """Path of a scene's picture below `images/`."""
+    return f"{scene.split}/{scene.id}.jpg"
+
+
+def _write_corpus(
+    path: Path,
+    scenes: Sequence[Scene],
+    task: str,
+    make_turns: Callable[[Scene, str], tuple[Turn, ...]],
+) -> None:
+    others = LANGUAGES[1:]
+    with CorpusWriter(path, others, image_root="../images", overwrite=True) as writer:
+        for scene in _tracked(scenes, f"{task}s"):
+            row = CorpusRow(
+                id=scene.id,
+                image=image_name(scene),
+                source=SOURCE,
+                task=task,
+                translatable=True,
+                turns=make_turns(scene, "en"),
+            )
+            writer.append(row, {lang: make_turns(scene, lang) for lang in others})
+
+
+def _write_benchmarks(root: Path, scenes: Sequence[Scene]) -> None:
+    for name, split in BENCHMARKS.items():
+        folder = root / "benchmarks" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        items = benchmark_items(scene for scene in scenes if scene.split == split)
+        for lang in LANGUAGES:
+            records = (item.to_record(lang, image_name(item.scene)) for item in items)
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            _write(folder / f"{lang}.jsonl", "".join(lines).encode())
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there wholly or not at all."""
+    with writing(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system drops it if the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
+    return track(scenes, title, console=Console(stderr=True))
+
+
+def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
+    """Open a corpus folder, or the built-in corpus of a stage.
+
+    Args:
+        path: A corpus folder; None for the built-in corpus.
+        stage: Which of the built-in corpora: "pretrain" or "finetune".
+
+    Raises:
+        DataError: The folder is not a corpus, or the built-in data is damaged.
+    """
+    from lrm_ext.corpus.store import Corpus
+
+    if path is not None:
+        return Corpus.open(path)
+
+    return Corpus.open(ensure_unpacked() / stage)

@@ -1,0 +1,535 @@
+"""`lrm benchmark`, `eval`, `report`, `compare` and `inspect`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lrm_ext.evaluate.agreement import Agreement, LanguagePairs
+    from lrm_ext.evaluate.registry import Benchmark
+    from lrm_ext.evaluate.report import EvalReport
+    from lrm_ext.evaluate.runner import EvalConfig
+    from lrm_ext.evaluate.translating import Correction, Target, Translation
+    from lrm_ext.translate.runner import Job
+
+benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `lrm`."""
+    app.add_typer(benchmark_app, name="benchmark")
+    app.command("eval")(evaluate)
+    app.command("report")(report)
+    app.command("compare")(compare)
+    app.command("inspect")(inspect)
+
+
+def evaluate(
+    model: Path = typer.Option(
+        ..., help="Folder of a checkpoint (LLaVA's or transformers'), or a name on the hub."
+    ),
+    model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
+    benchmarks: list[str] = typer.Option(
+        [], help="Names; repeat, or use commas. Default: all in --benchmark-dir, else scenes."
+    ),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    limit: int = typer.Option(None, help="About so many questions per benchmark and language."),
+    batch_size: int = typer.Option(64, help="Questions asked at once."),
+    blind: bool = typer.Option(True, help="Ask a second time without the picture."),
+    max_new_tokens: int = typer.Option(32, help="Longest answer."),
+    out: Path = typer.Option(
+        None, help="Folder of the results; <model>/eval, or runs/eval/<name>, by default."
+    ),
+    benchmark_dir: Path = typer.Option(
+        None, help="A folder of <lang>.jsonl, whose name is the benchmark's, or of such folders."
+    ),
+    conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    base_url: str = typer.Option(
+        None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
+    ),
+    max_tokens_field: str = typer.Option(
+        None, help="For a service: max_tokens or max_completion_tokens; found out by default."
+    ),
+    temperature: bool = typer.Option(
+        True, help="Ask a service for temperature 0; left out by itself where it is not taken."
+    ),
+    skip_missing_images: bool = typer.Option(
+        False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
+    ),
+    rank: str = typer.Option(
+        None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
+    ),
+    fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
+    table: bool = typer.Option(True, help="Print the tables at the end."),
+) -> None:
+    """Measure a model in all languages; what is answered already is not asked again.
+
+    On several GPUs: torchrun --nproc_per_node 8 -m lrm_ext.cli eval --model ...
+    """
+    from lrm_ext.evaluate.runner import EvalConfig
+
+    config = EvalConfig(
+        model_path=model, model_base=model_base, benchmarks=_names(benchmarks),
+        languages=_names(languages), limit=limit, batch_size=batch_size, blind=blind,
+        max_new_tokens=max_new_tokens, out_dir=out, benchmark_dir=benchmark_dir,
+        conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
+        base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
+    )  # fmt: skip
+    _evaluate(config, table)
+
+
+def _evaluate(config: EvalConfig, table: bool) -> None:
+    import transformers
+    from rich.console import Console
+
+    from lrm_ext.evaluate.report import score_run
+    from lrm_ext.evaluate.runner import Ranks, run_evaluation
+    from lrm_ext.report.html import write_report
+
+    console = Console()
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
+    ranks = Ranks.from_environment()
+    sets = run_evaluation(config, console, ranks=ranks)
+    if not ranks.is_first:
+        return
+    result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
+    page = write_report(result, config.results_dir, config.model_path)
+    if table:
+        _print_tables(result, console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def _print_tables(result: EvalReport, console: Console) -> None:
+    from lrm_ext.report.tables import print_headlines, print_report
+
+    print_report(result, console)
+    print_headlines(result, console)
+
+
+def report(
+    run: Path = typer.Argument(None, help="A run: the model's folder, or that of its results."),
+    model: Path = typer.Option(None, help="The model's folder, if its results lie elsewhere."),
+    out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
+) -> None:
+    """Print the tables again and render report.html, from the files of an evaluation alone."""
+    from rich.console import Console
+
+    from llava.errors import ConfigError
+    from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
+    from lrm_ext.evaluate.runner import default_results_dir
+    from lrm_ext.report.html import write_report
+
+    given = run or model or out
+    if given is None:
+        raise ConfigError("name a run: lrm report runs/mini")
+    console = Console()
+    has_report = (given / REPORT_FILE).is_file()
+    folder = out or (given if has_report else default_results_dir(given))
+    result = EvalReport.read(folder)
+    model = model or (Path(result.model_path) if has_report else given)
+    page = write_report(result, folder, model)
+    _print_tables(result, console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+def compare(
+    a: Path = typer.Argument(help="A run: the model's folder, or that of its results."),
+    b: Path = typer.Argument(help="The run that is judged against it."),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    mode: str = typer.Option(None, help="How answers are read, in place of the default."),
+    seed: int = typer.Option(0, help="Of the bootstrap."),
+    replicates: int = typer.Option(10_000, help="Of the bootstrap."),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
+) -> None:
+    """Is B better than A, worse, or not distinguishable? Per language and on average."""
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.evaluate.compare import compare_runs, print_comparison
+
+    results = compare_runs(
+        a,
+        b,
+        benchmarks=_names(benchmarks),
+        languages=_names(languages),
+        mode=mode,
+        seed=seed,
+        num_replicates=replicates,
+    )
+    if as_json:
+        content = {
+            "a": str(a),
+            "b": str(b),
+            "seed": seed,
+            "replicates": replicates,
+            "benchmarks": [result.to_json() for result in results],
+        }
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        print_comparison(results, a, b, Console())
+
+
+def inspect(
+    runs: list[Path] = typer.Argument(help="Models' folders, or those of their results."),
+    benchmark_dir: Path = typer.Option(
+        None, help="Folder of your own benchmarks, for their pictures."
+    ),
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    table: str = typer.Option(
+        None, help="Translations for answers in English: TSV or corpus, {lang} for the code."
+    ),
+    port: int = typer.Option(7861, min=0, max=65535, help="Port of the page; 0: a free one."),
+) -> None:
+    """Show answers beside their pictures, on a page that only this machine can open."""
+    import socket
+
+    from rich.console import Console
+
+    from llava.errors import ConfigError
+
+    try:
+        import uvicorn
+
+        from lrm_ext.evaluate.inspecting import load_runs, make_app
+    except ImportError as error:
+        raise ConfigError(f"the page needs {error.name}: pip install 'lrm-llava[serve]'") from error
+    loaded = load_runs(runs, benchmark_dir, _names(benchmarks), _names(languages), table)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"--port {port} is in use ({error.strerror}); choose another, or 0 for a free one"
+            ) from error
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        num_questions = f"{len(loaded.rows):,} questions, {len(loaded.names)} runs"
+        Console().print(f"{num_questions}: {address} (Ctrl-C ends it)", highlight=False)
+        config = uvicorn.Config(make_app(loaded), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _names(texts: list[str]) -> tuple[str, ...]:
+    """Split at commas; each name once, in the order given."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+@benchmark_app.command("import")
+def import_files(
+    name: str = typer.Argument(help="mme, pope, seed_bench, mmbench, or a set of the list."),
+    source: Path = typer.Argument(help="The official file or folder."),
+    out: Path = typer.Option(..., help="The benchmark folder to write, or to add a language to."),
+    lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
+    labels: Path = typer.Option(None, help="Expected answers, where the questions lack them."),
+    images: Path = typer.Option(None, help="Folder of the pictures, if it is not the usual one."),
+    prompt: str = typer.Option("llava", help="How it is asked: llava, or the question alone."),
+) -> None:
+    """Turn a benchmark's official files into a folder that `lrm eval` asks."""
+    from rich.console import Console
+
+    from lrm_ext.evaluate.importing import import_benchmark, kind_of, languages_of
+
+    kind_of(name)
+    for one in languages_of(name, source, lang):
+        questions = import_benchmark(
+            name, source, out, lang=one, labels=labels, images=images, style=prompt
+        )
+        pictures = len({item.image for item in questions.items})
+        Console().print(
+            f"{out}: {len(questions.items)} questions about {pictures} pictures in {one} "
+            f"({questions.version})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@benchmark_app.command("list")
+def list_benchmarks(
+    as_json: bool = typer.Option(False, "--json", help="Print the list as JSON."),
+) -> None:
+    """What can be asked, imported and scored."""
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.evaluate.printing import known_benchmarks, print_benchmarks
+
+    if as_json:
+        typer.echo(json.dumps(known_benchmarks(), ensure_ascii=False, indent=1))
+    else:
+        print_benchmarks(Console())
+
+
+@benchmark_app.command("score")
+def score(
+    name: str = typer.Argument(help="mme, pope, seed_bench, mmbench, or a set of the list."),
+    predictions: Path = typer.Option(..., help="Answers, JSON Lines."),
+    data: Path = typer.Option(None, help="The benchmark's folder, or its official files."),
+    mode: str = typer.Option(None, help="How answers are read: llava, lmms-eval, official, ..."),
+    lang: str = typer.Option(None, help="Language of the questions, if the answers do not say."),
+    allow_missing: bool = typer.Option(
+        False, "--allow-missing", help="Questions without an answer are wrong, not an error."
+    ),
+    on_duplicate: str = typer.Option("error", help="A second, different answer: error or last."),
+    intervals: bool = typer.Option(True, help="Compute a 95 % interval."),
+    seed: int = typer.Option(0, help="Of the bootstrap behind the interval."),
+    scores: Path = typer.Option(None, help="Write what was made of each answer here."),
+    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+) -> None:
+    """Score a file of answers; needs no model."""
+    import json
+
+    from rich.console import Console
+
+    from llava.errors import ConfigError
+    from lrm_ext.evaluate.printing import print_score
+    from lrm_ext.evaluate.results import score_file, write_scores
+
+    if on_duplicate not in ("error", "last"):
+        raise ConfigError(f"--on-duplicate is {on_duplicate!r}; expected error or last")
+    report = score_file(
+        name,
+        predictions,
+        data=data,
+        mode=mode,
+        lang=lang,
+        allow_missing=allow_missing,
+        last_wins=on_duplicate == "last",
+    )
+    content = report.to_json()
+    content["predictions"] = str(predictions)
+    if intervals:
+        content["interval"] = report.interval(seed)
+    if scores is not None:
+        write_scores(report, scores)
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        print_score(content, Console())
+
+
+@benchmark_app.command("translate")
+def translate(
+    benchmark: str = typer.Argument(help="A folder of `lrm benchmark import`, or mini-mme, ..."),
+    to: list[str] = typer.Option(..., help="Codes of languages; repeat, or use commas."),
+    engine: list[str] = typer.Option(..., help="Engines, with commas; tried in this order."),
+    out: Path = typer.Option(..., help="The folder to write; the benchmark's own adds to it."),
+    option: list[str] = typer.Option([], "--option", "-o", help="As of `lrm translate`."),
+    glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
+    cache: Path = typer.Option(None, help="File of answers; by default beside --out."),
+    check: bool = typer.Option(True, help="Check translations; what fails is rejected."),
+    limit: list[str] = typer.Option([], help="check=value: what passes, such as length=5."),
+    with_english: bool = typer.Option(
+        False, "--with-english", help="Ask rejected questions in English, and count them."
+    ),
+    corrections: list[Path] = typer.Option(
+        [], help="Filled review lists; kept in <out>/corrections.tsv, which always wins."
+    ),
+    replace: bool = typer.Option(False, "--replace", help="Make anew what people wrote there."),
+    compare_with: str = typer.Option(
+        None, help="A second engine: show how far both agree (BLEU, chrF) and where not."
+    ),
+    worst: int = typer.Option(100, min=0, help="Rows of the list of disagreements."),
+) -> None:
+    """Translate a benchmark; run it again after an interruption and it goes on from there."""
+    from rich.console import Console
+
+    from llava.errors import DataError
+    from lrm_ext.evaluate.registry import open_named
+    from lrm_ext.evaluate.translating import open_target
+    from lrm_ext.translate.commands import parse_limits, split_names
+    from lrm_ext.translate.engines.base import split_options
+    from lrm_ext.translate.runner import Job
+
+    console = Console(highlight=False, soft_wrap=True)
+    names, languages = split_names(engine), split_names(to)
+    others = (*names, compare_with) if compare_with else names
+    options = split_options(option, tuple(dict.fromkeys(others)))
+    target = open_target(open_named(benchmark), out, languages, with_english, replace)
+    known = _corrections(out, corrections)
+    compared: dict[str, LanguagePairs] = {}
+    faults: list[str] = []
+    for lang in languages:
+        job = Job(
+            corpus=out,
+            target=lang,
+            engines=tuple((name, options[name]) for name in names),
+            cache=cache or out.resolve().parent / "translation-cache.sqlite",
+            glossary=glossary,
+            checks=check,
+            limits=parse_limits(limit),
+        )
+        translation = _translate(target, job, known, console)
+        faults += _write(target, translation, console)
+        if compare_with:
+            compared[lang] = _compare(target, translation, job, compare_with, options)
+    if compared:
+        review = out / "translation" / f"disagreements.{compare_with}.tsv"
+        ours = (" + ".join(names), str(compare_with))
+        _report(target.source, compared, ours, review, worst, False, console)
+    if faults:
+        raise DataError("; ".join(faults))
+
+
+def _corrections(out: Path, given: list[Path]) -> list[Correction]:
+    """Those that are kept in a folder, with given ones added to them and kept."""
+    from lrm_ext.evaluate.translating import (
+        CORRECTIONS_FILE,
+        merge,
+        read_corrections,
+        write_corrections,
+    )
+
+    kept = out / CORRECTIONS_FILE
+    known = read_corrections(kept) if kept.is_file() else []
+    if given:
+        known = merge(known, (one for path in given for one in read_corrections(path)))
+        write_corrections(kept, known)
+    return known
+
+
+def _translate(
+    target: Target, job: Job, corrections: list[Correction], console: Console
+) -> Translation:
+    from rich.progress import Progress
+
+    from lrm_ext.evaluate.translating import translate_items
+
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(job.target)
+        return translate_items(
+            target.english,
+            target.kind,
+            job,
+            corrections,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _write(target: Target, translation: Translation, console: Console) -> list[str]:
+    """Write a language and say what became of it; what went wrong is for the end."""
+    from llava.errors import DataError
+    from lrm_ext.evaluate.translating import write_translation
+
+    counts, total = translation.counts, len(translation.outcomes)
+    faults: list[str] = []
+    try:
+        written = write_translation(target, translation)
+        console.print(f"{target.out}: {total} questions in {translation.lang} ({written.version})")
+    except DataError as error:
+        faults.append(str(error))
+    of_status = ", ".join(f"{name} {counts[name]}" for name in ("ok", "suspect", "rejected"))
+    console.print(f"  {translation.lang}: {of_status} of {total}; corrected {counts['corrected']}")
+    for reason, number in sorted(counts.items()):
+        if ": " in reason:
+            console.print(f"    {reason}: {number}", markup=False)
+    if counts["rejected"] and not faults:
+        console.print(f"    {counts['rejected']} are asked in English")
+    for one in translation.stale:
+        console.print(f"    correction not applied: {one}", markup=False)
+    return faults
+
+
+def _compare(
+    target: Target,
+    translation: Translation,
+    job: Job,
+    other: str,
+    options: Mapping[str, Mapping[str, str]],
+) -> LanguagePairs:
+    """The same questions by another engine, without what people wrote."""
+    from dataclasses import replace
+
+    from lrm_ext.evaluate.agreement import pairs_of_translations
+    from lrm_ext.evaluate.translating import translate_items
+
+    first = translation
+    if translation.counts["corrected"]:
+        first = translate_items(target.english, target.kind, job)
+    theirs = replace(job, engines=((other, options[other]),))
+    second = translate_items(target.english, target.kind, theirs)
+    return pairs_of_translations(first, second)
+
+
+@benchmark_app.command("agreement")
+def agreement(
+    a: Path = typer.Argument(help="A translated benchmark: the hypothesis."),
+    b: Path = typer.Argument(help="The same by another engine: the reference."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    review: Path = typer.Option(None, help="Write the texts that disagree most here (TSV)."),
+    worst: int = typer.Option(100, min=0, help="Rows of that list, per language."),
+    as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
+) -> None:
+    """How far two translations of a benchmark agree, as in the paper's Table 2."""
+    from rich.console import Console
+
+    from lrm_ext.evaluate.agreement import engines_of, pairs_of_folders, shared_languages
+    from lrm_ext.evaluate.registry import open_named
+    from lrm_ext.translate.commands import split_names
+
+    first, second = open_named(str(a)), open_named(str(b))
+    langs = shared_languages(first, second, split_names(languages))
+    found = {lang: pairs_of_folders(first, second, lang) for lang in langs}
+    names = (engines_of(a, langs[0]), engines_of(b, langs[0]))
+    console = Console(highlight=False, soft_wrap=True)
+    _report(first, found, names, review, worst, as_json, console)
+
+
+def _report(
+    benchmark: Benchmark,
+    found: Mapping[str, LanguagePairs],
+    names: tuple[str, str],
+    review: Path | None,
+    worst: int,
+    as_json: bool,
+    console: Console,
+) -> None:
+    import json
+
+    from lrm_ext.evaluate.agreement import REVIEW_COLUMNS, disagreements, measure, summary
+    from lrm_ext.evaluate.translating import write_table
+
+    by_lang = {lang: measure(pairs, lang) for lang, pairs in found.items()}
+    if review is not None:
+        rows = [row for lang, p in found.items() for row in disagreements(p, lang, worst)]
+        write_table(review, REVIEW_COLUMNS, rows)
+    content = summary(benchmark, by_lang, names)
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        return
+    _print(content, by_lang, console)
+    if review is not None:
+        console.print(f"Where they disagree most: {review}", markup=False)
+
+
+def _print(content: dict, by_lang: Mapping[str, Agreement], console: Console) -> None:  # type: ignore[type-arg]
+    from rich.table import Table
+
+    title = f"{content['benchmark']}: {content['hypothesis']} against {content['reference']}"
+    table = Table("language", "BLEU", "chrF", "texts", "left out", title=title)
+    for lang, one in by_lang.items():
+        figures = (f"{one.bleu:.2f}", f"{one.chrf:.2f}", str(one.num_texts), str(one.num_left_out))
+        table.add_row(lang, *figures)
+    mean = content["mean"]
+    table.add_row("mean", f"{mean['bleu']:.2f}", f"{mean['chrf']:.2f}", "", "")
+    console.print(table)
+    for signature in dict.fromkeys(one.signature for one in by_lang.values()):
+        console.print(signature, markup=False)
+    console.print(
+        "Agreement, not correctness; BLEU is not symmetric. Left out: questions that one "
+        "of both asks in English."
+    )

@@ -1,0 +1,396 @@
+"""Is one run better than another? Per language, on average, and how sure that is.
+
+In: the answers of two runs to the same questions. Out: differences with intervals, p-values that
+are adjusted for the number of languages, a verdict each, and how many questions it would take to
+tell. Scores are computed anew from the answers; no model is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.evaluate.kind import Kind
+from lrm_ext.evaluate.predictions import Answered, stated_kind
+from lrm_ext.evaluate.results import ENGLISH, ScoreReport, answer_files, open_result
+from lrm_ext.evaluate.statistics import (
+    NUM_REPLICATES,
+    Difference,
+    detectable,
+    difference,
+    holm,
+    mcnemar,
+    num_needed,
+    replicate,
+)
+from lrm_ext.languages import get_language, list_languages
+
+log = logging.getLogger(__name__)
+LEVEL: Final = 0.05
+BETTER: Final = "better"
+WORSE: Final = "worse"
+UNCLEAR: Final = "not distinguishable"
+_NUM_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs in one language, or on average.
+
+    Attributes:
+        lang: The language; `mean` for the average without English.
+        mode: How answers were read.
+        a: Score of the first.
+        b: Score of the second.
+        difference: Second less first.
+        p_adjusted: p of the difference, adjusted for the languages of the benchmark (Holm).
+        only_a: Questions that only the first gets right; None on average.
+        only_b: Questions that only the second gets right.
+        p_mcnemar: Exact p that both are right equally often.
+        verdict: Of the second against the first.
+        num_questions: On which it rests.
+        num_units: Pictures, or questions with rotations, that were drawn.
+        num_needed: Questions that it would take to tell this difference; None without one.
+        detectable: The smallest difference that this many questions would tell.
+    """
+
+    lang: str
+    mode: str
+    a: float
+    b: float
+    difference: Difference
+    p_adjusted: float
+    only_a: int | None
+    only_b: int | None
+    p_mcnemar: float | None
+    verdict: str
+    num_questions: int
+    num_units: int
+    num_needed: int | None
+    detectable: float
+
+
+@dataclass(frozen=True)
+class BenchmarkComparison:
+    """Two runs on one benchmark.
+
+    Attributes:
+        name: The benchmark.
+        headline: What its score is.
+        languages: One comparison a language.
+        mean: The average over languages without English; None if there are fewer than two, or
+            they have different questions.
+        only_in: Languages that only one run has, by run.
+    """
+
+    name: str
+    headline: str
+    languages: tuple[Comparison, ...]
+    mean: Comparison | None
+    only_in: dict[str, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object of plain values."""
+        return asdict(self)
+
+
+def compare_runs(
+    a: Path,
+    b: Path,
+    *,
+    benchmarks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    mode: str | None = None,
+    seed: int = 0,
+    num_replicates: int = NUM_REPLICATES,
+) -> list[BenchmarkComparison]:
+    """Compare two runs on everything that both have answered.
+
+    Args:
+        a: The first run.
+        b: The second run, which the verdicts are about.
+        benchmarks: Names; empty for all.
+        languages: Codes; empty for all.
+        mode: How to read answers; by default as each benchmark does.
+        seed: Of the bootstrap.
+        num_replicates: Of the bootstrap.
+
+    Raises:
+        ConfigError: The number of replicates cannot be.
+        DataError: The runs have nothing in common, or answered different questions.
+    """
+    if num_replicates < 1:
+        raise ConfigError(f"--replicates is {num_replicates}; expected 1 or more")
+    files_a, files_b = answer_files(a), answer_files(b)
+
+    def wanted(key: tuple[str, str]) -> bool:
+        return (not benchmarks or key[0] in benchmarks) and (not languages or key[1] in languages)
+
+    common = [key for key in files_a if key in files_b and wanted(key)]
+    if not common:
+        shown = ", ".join(f"{name} {lang}" for name, lang in list(files_a)[:_NUM_SHOWN])
+        raise DataError(f"{a} and {b} have answered nothing in common; {a} has {shown}")
+    results: list[BenchmarkComparison] = []
+    for name in dict.fromkeys(name for name, _ in common):
+        langs = _ordered([lang for benchmark, lang in common if benchmark == name])
+        pairs = [
+            _score_pair(name, lang, files_a[name, lang], files_b[name, lang], mode)
+            for lang in langs
+        ]
+        only_in = {
+            str(run): tuple(_ordered([lang for n, lang in own if n == name and (n, lang) in wants]))
+            for run, own, wants in (
+                (a, files_a, {k for k in files_a if k not in files_b and wanted(k)}),
+                (b, files_b, {k for k in files_b if k not in files_a and wanted(k)}),
+            )
+        }
+        results.append(_compare(name, pairs, only_in, seed, num_replicates))
+    return results
+
+
+def _ordered(langs: Sequence[str]) -> list[str]:
+    known = list_languages()
+    return sorted(
+        langs, key=lambda lang: (known.index(lang) if lang in known else len(known), lang)
+    )
+
+
+def _score_pair(
+    name: str, lang: str, path_a: Path, path_b: Path, mode: str | None
+) -> tuple[ScoreReport, ScoreReport, Kind]:
+    """Score the answers of both runs to the same questions."""
+    kind = stated_kind(path_a)
+    first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
+    _check_same(first.answered, second.answered, path_a, path_b)
+    return first.score(mode), second.score(mode), kind
+
+
+def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:
+    """Demand the same questions with the same expected answers.
+
+    Raises:
+        DataError: They differ.
+    """
+    golds_a = {item.question_id: (item.answer, item.text) for item in first.items}
+    golds_b = {item.question_id: (item.answer, item.text) for item in second.items}
+    if first.version != second.version and first.version and second.version:
+        raise DataError(
+            f"{path_a} answers version {first.version}, {path_b} version {second.version}; compare "
+            "answers to the same version"
+        )
+    if strangers := sorted(golds_a.keys() ^ golds_b.keys()):
+        raise DataError(
+            f"{path_a} and {path_b}: {len(strangers)} questions are answered in one of them only "
+            f"({', '.join(strangers[:_NUM_SHOWN])}); answer the same questions in both"
+        )
+    if changed := [key for key in golds_a if golds_a[key] != golds_b[key]]:
+        raise DataError(
+            f"{path_a} and {path_b}: {len(changed)} questions have another wording or expected "
+            f"answer ({', '.join(changed[:_NUM_SHOWN])}); they are of different versions"
+        )
+
+
+def _compare(
+    name: str,
+    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]],
+    only_in: dict[str, tuple[str, ...]],
+    seed: int,
+    num_replicates: int,
+) -> BenchmarkComparison:
+    drawn = _draw_differences(pairs, seed, num_replicates)
+    found = {
+        report_a.lang: difference(report_b.headline - report_a.headline, drawn[report_a.lang])
+        for report_a, report_b, _ in pairs
+    }
+    adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    languages = tuple(_language(*pair, found, adjusted) for pair in pairs)
+    mean = _mean(pairs, drawn, languages)
+    return BenchmarkComparison(name, pairs[0][0].headline_name, languages, mean, only_in)
+
+
+def _draw_differences(
+    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]], seed: int, num_replicates: int
+) -> dict[str, NDArray[np.float64]]:
+    """Differences on each draw by language; languages about the same pictures share the draws."""
+    groups: dict[tuple[str, ...], list[tuple[ScoreReport, ScoreReport]]] = {}
+    for report_a, report_b, _ in pairs:
+        groups.setdefault(report_a.units.units, []).append((report_a, report_b))
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for group in groups.values():
+        systems = [report.units for pair in group for report in pair]
+        scores = replicate(systems, seed, num_replicates)
+        for number, (report_a, _) in enumerate(group):
+            drawn[report_a.lang] = scores[2 * number + 1] - scores[2 * number]
+    return drawn
+
+
+def _language(
+    report_a: ScoreReport,
+    report_b: ScoreReport,
+    kind: Kind,
+    found: dict[str, Difference],
+    adjusted: dict[str, float],
+) -> Comparison:
+    lang = report_a.lang
+    right_a = report_a.right_by_question
+    right_b = report_b.right_by_question
+    only_a = sum(right_a[key] and not right_b[key] for key in right_a)
+    only_b = sum(right_b[key] and not right_a[key] for key in right_a)
+    has_right = kind.name != "captions"
+    return _judged(
+        lang=lang,
+        mode=report_a.mode,
+        a=report_a.headline,
+        b=report_b.headline,
+        one=found[lang],
+        p_adjusted=adjusted[lang],
+        only_a=only_a if has_right else None,
+        only_b=only_b if has_right else None,
+        p_mcnemar=mcnemar(only_a, only_b) if has_right else None,
+        num_questions=len(right_a),
+        num_units=len(report_a.units.units),
+    )
+
+
+def _mean(
+    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]],
+    drawn: dict[str, NDArray[np.float64]],
+    languages: Sequence[Comparison],
+) -> Comparison | None:
+    others = [one for one in languages if one.lang != ENGLISH]
+    if len(others) < 2:
+        return None
+    units = {pair[0].lang: pair[0].units.units for pair in pairs}
+    if len({units[one.lang] for one in others}) > 1:
+        log.warning("the languages have different questions, so there is no average over them")
+        return None
+    a, b = (sum(getattr(one, side) for one in others) / len(others) for side in ("a", "b"))
+    replicates = np.mean([drawn[one.lang] for one in others], axis=0)
+    one = difference(b - a, replicates)
+    return _judged(
+        lang="mean",
+        mode="/".join(dict.fromkeys(o.mode for o in others)),
+        a=a,
+        b=b,
+        one=one,
+        p_adjusted=one.p,
+        only_a=None,
+        only_b=None,
+        p_mcnemar=None,
+        num_questions=others[0].num_questions,
+        num_units=others[0].num_units,
+    )
+
+
+def _judged(*, one: Difference, **values: Any) -> Comparison:
+    verdict = UNCLEAR
+    if values["p_adjusted"] < LEVEL:
+        verdict = BETTER if one.value > 0 else WORSE
+    return Comparison(
+        **values,
+        difference=one,
+        verdict=verdict,
+        num_needed=num_needed(values["num_questions"], one.value, one.standard_error),
+        detectable=detectable(one.standard_error),
+    )
+
+
+_STYLES: Final = {BETTER: "green", WORSE: "red", UNCLEAR: "dim"}
+_WIDE_COLUMNS: Final = 110
+
+
+def print_comparison(
+    results: list[BenchmarkComparison], a: Path, b: Path, console: Console
+) -> None:
+    """Print a table for each benchmark and what its columns mean."""
+    for result in results:
+        console.print()
+        console.print(comparison_table(result, console.width))
+        for run, langs in result.only_in.items():
+            if langs:
+                console.print(f"only {run} has answers in {', '.join(langs)}", highlight=False)
+        console.print(sentence(result, b), highlight=False)
+    console.print(
+        f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over pictures; p: of "
+        "no difference, adjusted for the number of languages (Holm); McNemar: exact p on "
+        "questions, not adjusted; needed: questions that would tell a difference of this size four "
+        "times in five.",
+        highlight=False,
+    )
+
+
+def comparison_table(result: BenchmarkComparison, width: int) -> Table:
+    """One row a language, and the average.
+
+    Args:
+        result: The comparison.
+        width: Columns of the terminal.
+    """
+    table = Table(
+        title=f"{result.name}: {result.headline}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        show_edge=False,
+        padding=(0, 1) if width >= _WIDE_COLUMNS else 0,
+    )
+    table.add_column("language", no_wrap=True)
+    for column in ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("B is", no_wrap=width >= _WIDE_COLUMNS)
+    for one in result.languages:
+        name = get_language(one.lang).name if one.lang in list_languages() else one.lang
+        table.add_row(name, *_cells(one))
+    if result.mean:
+        table.add_section()
+        others = sum(one.lang != "en" for one in result.languages)
+        table.add_row(f"mean of {others}", *_cells(result.mean))
+    return table
+
+
+def _cells(one: Comparison) -> list[str]:
+    found = one.difference
+    return [
+        f"{one.a:.1f}",
+        f"{one.b:.1f}",
+        f"[bold]{found.value:+.1f}[/]",
+        f"{found.low:+.1f}..{found.high:+.1f}",
+        f"{one.p_adjusted:.4f}",
+        "-" if one.p_mcnemar is None else f"{one.p_mcnemar:.4f}",
+        f"{one.num_questions:,}",
+        "-" if one.num_needed is None else f"{one.num_needed:,}",
+        f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
+    ]
+
+
+def sentence(result: BenchmarkComparison, b: Path) -> str:
+    """The answer in a sentence."""
+    groups: dict[str, list[str]] = {}
+    for one in result.languages:
+        groups.setdefault(one.verdict, []).append(one.lang)
+    parts = [
+        f"{verdict} in {', '.join(groups[verdict])}"
+        for verdict in (BETTER, WORSE, UNCLEAR)
+        if verdict in groups
+    ]
+    text = f"{result.name}: {b.name or b} is {'; '.join(parts)}"
+    if result.mean:
+        text += f"; on average it is {result.mean.verdict}"
+    unclear = [one for one in result.languages if one.verdict == UNCLEAR]
+    if unclear:
+        largest = max(one.detectable for one in unclear)
+        if largest > 0:
+            text += f". A difference of {largest:.1f} or more would have been told in any of them"
+        else:
+            # nothing differs on any picture, so there is no spread to learn from either
+            text += ". There both score the same on every picture"
+    return text + "."

@@ -1,0 +1,408 @@
+"""The answers of one or several runs, question by question.
+
+Input: folders of answers. Output: one row a question with the answers of all runs, each judged as
+`lrm eval` judges it, and a filter over them. Answers to other versions of a question are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from llava.errors import ConfigError, DataError, UserError
+from lrm_ext.evaluate.glossing import Glosses
+from lrm_ext.evaluate.predictions import asked_benchmark
+from lrm_ext.evaluate.registry import Benchmark, get_benchmark
+from lrm_ext.evaluate.results import ENGLISH, answer_files, open_result, predictions_dir
+from lrm_ext.languages.registry import get_language, list_languages
+
+log = logging.getLogger(__name__)
+RIGHT: Final = "right"
+WRONG: Final = "wrong"
+DIFFERENT: Final = "different"
+STATES: Final = ("", RIGHT, WRONG, DIFFERENT)
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """What a run said.
+
+    Attributes:
+        text: The answer.
+        is_right: Whether it counts as right.
+        is_cut: It reached the length limit.
+    """
+
+    text: str
+    is_right: bool
+    is_cut: bool
+
+
+@dataclass
+class QuestionRow:
+    """A question and its answers.
+
+    Attributes:
+        benchmark: Its benchmark.
+        lang: Its language.
+        question_id: Its name.
+        category: Its task.
+        image: The picture's path as in the benchmark.
+        prompt: What was asked.
+        gold: The expected answer.
+        options: Texts of the options.
+        answers: By run; a run that did not answer it is absent.
+        prompt_in_english: What was asked in English, where a run was asked that, too.
+    """
+
+    benchmark: str
+    lang: str
+    question_id: str
+    category: str
+    image: str
+    prompt: str
+    gold: str
+    options: tuple[str, ...]
+    answers: dict[str, JudgedAnswer] = field(default_factory=dict)
+    prompt_in_english: str = ""
+
+    def has(self, text: str) -> bool:
+        """Whether a text occurs in the question, an option or an answer; `text` is casefolded."""
+        asked = (self.prompt, self.prompt_in_english, *self.options)
+        texts = (*asked, self.gold, self.question_id, self.category)
+        said = (answer.text for answer in self.answers.values())
+        return any(text in one.casefold() for one in (*texts, *said))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A filter.
+
+    Attributes:
+        lang: Code; "" for all.
+        benchmark: Name; "" for all.
+        state: right, wrong (by the first run), different (not all runs are right or wrong), or "".
+        text: Must occur in the question or an answer, in any case.
+    """
+
+    lang: str = ""
+    benchmark: str = ""
+    state: str = ""
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ConfigError(f"state {self.state!r}: expected one of {', '.join(STATES[1:])}")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All rows.
+
+    Attributes:
+        names: The runs, the first being the one that right and wrong are about.
+        rows: Sorted by benchmark, language and place in the file.
+        roots: Folder of each benchmark's pictures; those that are not at hand are absent.
+        glosses: Says answers in English.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[QuestionRow, ...]
+    roots: Mapping[str, Path]
+    glosses: Glosses
+
+    def find(self, wanted: Wanted) -> list[int]:
+        """Numbers of the rows that pass a filter."""
+        return list(self._find(wanted))
+
+    def _find(self, wanted: Wanted) -> Iterator[int]:
+        first, text = self.names[0], wanted.text.strip().casefold()
+        for number, row in enumerate(self.rows):
+            if wanted.lang not in ("", row.lang) or wanted.benchmark not in ("", row.benchmark):
+                continue
+            if wanted.state in (RIGHT, WRONG):
+                answer = row.answers.get(first)
+                if answer is None or answer.is_right != (wanted.state == RIGHT):
+                    continue
+            if wanted.state == DIFFERENT and len({a.is_right for a in row.answers.values()}) < 2:
+                continue
+            if not text or row.has(text):
+                yield number
+
+    def picture(self, number: int) -> Path | None:
+        """The file of a row's picture; None unless it is a file within its benchmark's folder."""
+        row = self.rows[number]
+        root = self.roots.get(row.benchmark)
+        if root is None or not row.image:
+            return None
+        path = (root / row.image).resolve()
+        inside = path.is_relative_to(root.resolve())
+        return path if inside and path.is_file() else None
+
+    def show(self, number: int) -> dict[str, Any]:
+        """A row as the page wants it."""
+        row = self.rows[number]
+        return {
+            "number": number,
+            "benchmark": row.benchmark,
+            "lang": row.lang,
+            "id": row.question_id,
+            "category": row.category,
+            "image": row.image,
+            "has_picture": self.picture(number) is not None,
+            "prompt": row.prompt,
+            "prompt_in_english": row.prompt_in_english,
+            "gold": row.gold,
+            "gold_in_english": self.glosses.of(row.gold, row.lang, row.options),
+            "options": list(row.options),
+            "answers": [
+                {
+                    "run": name,
+                    "text": answer.text,
+                    "right": answer.is_right,
+                    "cut": answer.is_cut,
+                    "in_english": self.glosses.of(answer.text, row.lang, row.options),
+                }
+                if (answer := row.answers.get(name))
+                else {"run": name, "text": None}
+                for name in self.names
+            ],
+        }
+
+
+def load_runs(
+    folders: Sequence[Path],
+    benchmark_dir: Path | None = None,
+    benchmarks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    table: str | None = None,
+) -> Runs:
+    """Read the answers of runs.
+
+    Args:
+        folders: Models' folders, or those of their results.
+        benchmark_dir: Where benchmarks of your own are, for their pictures.
+        benchmarks: Names; empty for all.
+        languages: Codes; empty for all.
+        table: Translations for the memory engine, beside the names that it knows.
+
+    Raises:
+        DataError: A folder has no answers, or two runs answered different versions of a question.
+    """
+    names = _names(folders)
+    rows: dict[tuple[str, str, str], QuestionRow] = {}
+    versions: dict[tuple[str, str], str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        for (benchmark, lang), path in answer_files(folder).items():
+            is_wanted = not benchmarks or benchmark in benchmarks
+            if is_wanted and (not languages or lang in languages):
+                _add(rows, versions, name, benchmark, lang, path)
+    if not rows:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: no answers to {', '.join(benchmarks) or 'anything'} "
+            f"in {', '.join(languages) or 'any language'}"
+        )
+    for (benchmark, lang, key), row in rows.items():
+        english = rows.get((benchmark, ENGLISH, key))
+        if english is not None and lang != ENGLISH:
+            row.prompt_in_english = english.prompt
+    known = list_languages()
+    ordered = sorted(
+        rows.values(), key=lambda row: (row.benchmark, (*known, row.lang).index(row.lang))
+    )
+    roots = _roots(ordered, [predictions_dir(folder) for folder in folders], benchmark_dir)
+    return Runs(names, tuple(ordered), roots, Glosses(table))
+
+
+def _names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Names of runs: as short as they can be told apart."""
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(resolved):
+        raise ConfigError("a run is named twice; name each once")
+    depth = 1
+    while True:
+        names = tuple("/".join(path.parts[-depth:]) for path in resolved)
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def _add(
+    rows: dict[tuple[str, str, str], QuestionRow],
+    versions: dict[tuple[str, str], str],
+    name: str,
+    benchmark: str,
+    lang: str,
+    path: Path,
+) -> None:
+    result = open_result(path, benchmark, lang)
+    answered = result.answered
+    version = versions.setdefault((benchmark, lang), answered.version)
+    if version and answered.version and version != answered.version:
+        raise DataError(
+            f"{path}: answers to version {answered.version} of {benchmark} in {lang}; another run "
+            f"answered version {version}. Show one of them"
+        )
+    right = {verdict.key: verdict.correct for verdict in result.score().verdicts}
+    for item in answered.items:
+        row = rows.setdefault(
+            (benchmark, lang, item.question_id),
+            QuestionRow(
+                benchmark, lang, item.question_id, item.category, item.image, item.text,
+                item.answer, item.options,
+            ),
+        )  # fmt: skip
+        if (row.prompt, row.gold) != (item.text, item.answer):
+            raise DataError(
+                f"{path}: question {item.question_id} was {row.prompt!r} in another run and is "
+                f"{item.text!r} here; they answered different versions of {benchmark}"
+            )
+        key = item.question_id
+        row.answers[name] = JudgedAnswer(
+            answered.texts[key], right.get(key, False), key in answered.cut_keys
+        )
+
+
+def _roots(
+    rows: Sequence[QuestionRow], runs: Sequence[Path], benchmark_dir: Path | None
+) -> dict[str, Path]:
+    """Folders of images; a benchmark that is not at hand is shown without.
+
+    Answers may be filed under the name of another benchmark, so the folder is the first that has
+    an image of theirs.
+    """
+    images = {row.benchmark: row.image for row in reversed(rows) if row.image}
+    roots: dict[str, Path] = {}
+    for name, image in images.items():
+        found = [
+            benchmark
+            for benchmark in _candidates(name, runs, benchmark_dir)
+            if benchmark.image_path(image).is_file()
+        ]
+        if found:
+            roots[name] = found[0].image_root
+        else:
+            log.warning(
+                "%s is shown without images: %s is in no folder that is known; name the "
+                "benchmark's with --benchmark-dir", name, image,
+            )  # fmt: skip
+    return roots
+
+
+def _candidates(name: str, runs: Sequence[Path], benchmark_dir: Path | None) -> Iterator[Benchmark]:
+    """Benchmarks that answers may be to, best first."""
+    if benchmark_dir is not None:
+        yield get_benchmark(name, benchmark_dir)
+    for run in runs:
+        try:
+            benchmark = asked_benchmark(run, name)
+        except UserError as error:
+            log.warning("%s: %s", run, error)
+            continue
+        if benchmark is not None:
+            yield benchmark
+
+
+HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
+PAGE_SIZE: Final = 24
+_MAX_TEXT: Final = 200
+_TYPES: Final = {
+    ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp",
+    ".gif": "image/gif", ".bmp": "image/bmp",
+}  # fmt: skip
+_TEMPLATE: Final = Path(__file__).with_name("inspecting.html")
+
+
+def make_app(runs: Runs) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="lrm inspect", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))
+    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
+    about = _about(runs)
+
+    @app.middleware("http")
+    async def harden(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        return response
+
+    @app.get("/")
+    def page() -> HTMLResponse:
+        nonce = secrets.token_urlsafe(16)
+        # "<" would end the script that the data stands in
+        data = json.dumps(about, ensure_ascii=False).replace("<", "\\u003c")
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+            "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        body = template.substitute(nonce=nonce, about=data)
+        return HTMLResponse(body, headers={"Content-Security-Policy": policy})
+
+    @app.get("/rows")
+    def rows(
+        lang: str = "", benchmark: str = "", state: str = "", text: str = "", page: int = 0
+    ) -> JSONResponse:
+        try:
+            wanted = Wanted(lang, benchmark, state, text[:_MAX_TEXT])
+        except ConfigError as error:
+            raise HTTPException(400, str(error)) from error
+        numbers = runs.find(wanted)
+        num_pages = max(1, -(-len(numbers) // PAGE_SIZE))
+        page = min(max(page, 0), num_pages - 1)
+        shown = numbers[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
+        return JSONResponse(
+            {
+                "rows": [runs.show(number) for number in shown],
+                "page": page,
+                "num_pages": num_pages,
+                "num_found": len(numbers),
+                "num_rows": len(runs.rows),
+                "counts": _counts(runs, numbers),
+            }
+        )
+
+    @app.get("/picture/{number}")
+    def picture(number: int) -> FileResponse:
+        path = runs.picture(number) if 0 <= number < len(runs.rows) else None
+        kind = _TYPES.get(path.suffix.lower()) if path is not None else None
+        if path is None or kind is None:
+            raise HTTPException(404, "no such picture")
+        return FileResponse(path, media_type=kind)
+
+    return app
+
+
+def _about(runs: Runs) -> dict[str, Any]:
+    langs = {row.lang for row in runs.rows}
+    known = [lang for lang in list_languages() if lang in langs]
+    return {
+        "runs": list(runs.names),
+        "benchmarks": sorted({row.benchmark for row in runs.rows}),
+        "languages": [[lang, get_language(lang).name] for lang in known]
+        + [[lang, lang] for lang in sorted(langs.difference(known))],
+    }
+
+
+def _counts(runs: Runs, numbers: list[int]) -> list[dict[str, Any]]:
+    """Of the rows found: right ones and answered ones of each run."""
+    right: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
+    for number in numbers:
+        for name, answer in runs.rows[number].answers.items():
+            answered[name] += 1
+            right[name] += answer.is_right
+    return [{"run": n, "right": right[n], "answered": answered[n]} for n in runs.names]

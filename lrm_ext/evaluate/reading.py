@@ -1,0 +1,536 @@
+"""Reads what an answer says: yes or no, an option's letter, a short text, and its language.
+
+Pure functions. Rules of lmms-eval and VLMEvalKit are for English; the local rules are for any
+language and know its words, scripts and punctuation. A language that word lists do not tell is
+identified in prose only: texts of fewer than four words are `undecided`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Final, Literal
+
+from lrm_ext.evaluate.items import LETTERS
+from lrm_ext.languages import get_language, list_languages
+
+Rule = Literal["mme", "pope"]
+NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
+OTHER: Final = "other"
+_APOSTROPHES = "\u2018\u2019\u201a\u201b\u02bc"
+_HYPHENS = "\u2010\u2011\u2012\u2013\u2212"
+_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f'
+# zero width, soft hyphen, marks of direction
+_INVISIBLE = "".join(
+    map(chr, [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+) + "\u2060\ufeff\u00ad\u061c"  # fmt: skip
+_TRANSLATION = (
+    {ord(c): "'" for c in _APOSTROPHES}
+    | {ord(c): "-" for c in _HYPHENS}
+    | dict.fromkeys(map(ord, "*_`" + _QUOTES + _INVISIBLE))
+)
+_TAG = re.compile(r"</?[a-z]+[1-6]?\s*/?>", re.IGNORECASE)
+_LINE_TAG = re.compile(r"<(?:br\s*/?|/p|/div|/li)>", re.IGNORECASE)
+_LATEX = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_LIST_MARK = re.compile(r"\A\s*(?:\d{1,2}[.)]\s*|[-\u2022]\s+)(?=\D)")
+_SINGLE_QUOTED = re.compile(r"(?<!\w)'([^'\n]+)'(?!\w)")
+_SENTENCE_END = re.compile("[.!?;\u3002\n]")
+_WORD = re.compile(r"\w+")
+_ASCII_WORD = re.compile(r"[a-z]+")
+_SPACES = re.compile(r"\s+")
+
+
+def normalise(text: str, keep_newlines: bool = False) -> str:
+    """Unify the ways in which the same characters can be written.
+
+    NFKC; typographic apostrophes and hyphens to ASCII; invisible characters, quotes and markup
+    (Markdown, HTML, LaTeX's boxes) deleted; white space collapsed and stripped.
+
+    Args:
+        text: Any text.
+        keep_newlines: Leave line ends standing, where they end a sentence.
+    """
+    text = _without_markup(unicodedata.normalize("NFKC", text)).translate(_TRANSLATION)
+    text = _SINGLE_QUOTED.sub(r"\1", text)
+    if keep_newlines:
+        return "\n".join(_SPACES.sub(" ", line).strip() for line in text.splitlines()).strip()
+    return _SPACES.sub(" ", text).strip()
+
+
+def _without_markup(text: str) -> str:
+    plain = _TAG.sub("", _LINE_TAG.sub("\n", text)) if "<" in text else text
+    while "\\" in plain and (match := _LATEX.search(plain)):
+        plain = plain[: match.start()].rstrip("$") + match[1] + plain[match.end() :].lstrip("$")
+    # a text that is nothing but a tag is about it ("<b>" as an option)
+    return plain if plain.strip() else text
+
+
+def fold(text: str) -> str:
+    """Casefold, then remove combining marks from Latin letters only.
+
+    Marks on other scripts make other letters (Cyrillic short i), so they stay.
+    """
+    kept: list[str] = []
+    after_latin = False
+    for character in unicodedata.normalize("NFD", text.casefold()):
+        if not unicodedata.combining(character):
+            after_latin = unicodedata.name(character, "").startswith("LATIN")
+        elif after_latin:
+            continue
+        kept.append(character)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters and digits."""
+    return _WORD.findall(text)
+
+
+def first_sentence(text: str) -> str:
+    """Text up to the first sentence end that leaves at least one word."""
+    for end in _SENTENCE_END.finditer(text):
+        head = text[: end.start()]
+        if _WORD.search(head):
+            return head
+    return text
+
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """How one language says yes and no. All entries are normalised and folded.
+
+    Attributes:
+        lang: Language code.
+        yes: Words (phrases where `spaced` is false) that affirm, English ones included.
+        no: Words that deny or negate, English ones included.
+        native: The words and phrases of the language itself.
+        letters: One-letter answers and what they mean.
+        stop: Phrases that begin like an answer and decide nothing.
+        spaced: Whether white space separates words.
+    """
+
+    lang: str
+    yes: frozenset[str]
+    no: frozenset[str]
+    native: frozenset[str]
+    letters: Mapping[str, str]
+    stop: frozenset[str] = frozenset()
+    spaced: bool = True
+
+    @classmethod
+    def build(
+        cls,
+        lang: str,
+        *,
+        yes: Iterable[str],
+        no: Iterable[str],
+        letters: Mapping[str, str],
+        english_yes: Iterable[str] = ("yes",),
+        english_no: Iterable[str] = ("no", "not"),
+        english_letters: Mapping[str, str] = MappingProxyType({"y": "yes", "n": "no"}),
+        stop: Iterable[str] = (),
+        spaced: bool = True,
+    ) -> AnswerWords:
+        """Fold the lists of a language and add the English words and letters.
+
+        That no word means both is the language file's to check, and is checked there.
+        """
+        own_yes, own_no = _folded(yes), _folded(no)
+        return cls(
+            lang=lang,
+            yes=own_yes | _folded(english_yes),
+            no=own_no | _folded(english_no),
+            native=own_yes | own_no,
+            letters={fold(k): v for k, v in {**english_letters, **letters}.items()},
+            stop=_folded(stop),
+            spaced=spaced,
+        )
+
+    @property
+    def harmless(self) -> frozenset[str]:
+        """Phrases to delete before looking for a negation inside a sentence without spaces.
+
+        The stop phrases, and affirmations that are written with a negation ("not wrong").
+        """
+        return self.stop | {yes for yes in self.yes if any(no in yes for no in self.no)}
+
+
+def _folded(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(fold(normalise(word)) for word in words)
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """What a yes/no answer says.
+
+    Attributes:
+        label: `yes` or `no`; where it says neither `other` (rule `mme`) or `unparsed` (`pope`).
+        answer_lang: Language code of the deciding word, `letter`, or `other`.
+        by_default: It is `yes` only because nothing negates (rule `pope`).
+    """
+
+    label: str
+    answer_lang: str
+    by_default: bool = False
+
+
+def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
+    """Decide what an answer to a yes/no question says.
+
+    The beginning of the answer decides. Where it does not, `mme` gives `other`, and `pope` takes
+    any negation in the first sentence for a no and everything else for a yes.
+
+    Args:
+        answer: The text that the model wrote.
+        words: The lists of the language that was asked in.
+        rule: `mme` (strict) or `pope`.
+
+    Example:
+        >>> words = AnswerWords.build("hr", yes=["da"], no=["ne"], letters={"d": "yes"})
+        >>> parse_yes_no("Ne, nema psa.", words)
+        YesNo(label='no', answer_lang='hr', by_default=False)
+    """
+    text = _LIST_MARK.sub("", fold(normalise(answer, keep_newlines=True)))
+    all_words = words_of(text)
+    if not all_words:
+        return YesNo("other" if rule == "mme" else "unparsed", OTHER)
+    if len(all_words) == 1 and (letter := words.letters.get(all_words[0])):
+        return YesNo(letter, NEUTRAL)
+    sentence = first_sentence(text)
+    if leading := _leading(sentence, words):
+        return leading
+    if rule == "mme":
+        return YesNo("other", OTHER)
+    if negation := _negation(sentence, words):
+        return YesNo("no", _language_of(negation, words))
+    return YesNo("yes", OTHER, by_default=True)
+
+
+def _leading(sentence: str, words: AnswerWords) -> YesNo | None:
+    """What the beginning of a sentence decides, if anything."""
+    found = words_of(sentence)[0]
+    if not words.spaced:
+        start = sentence[sentence.index(found) :]
+        if latin := _ASCII_WORD.match(start):
+            found = latin.group()
+        else:
+            phrases = words.yes | words.no | words.stop
+            found = max((p for p in phrases if start.startswith(p)), key=len, default="")
+    if found in words.no:
+        return YesNo("no", _language_of(found, words))
+    if found in words.yes:
+        return YesNo("yes", _language_of(found, words))
+    return None
+
+
+def _negation(sentence: str, words: AnswerWords) -> str | None:
+    """A negation anywhere in a sentence."""
+    if words.spaced:
+        return next((word for word in words_of(sentence) if word in words.no), None)
+    for phrase in sorted(words.harmless, key=len, reverse=True):
+        sentence = sentence.replace(phrase, " ")
+    latin = set(_ASCII_WORD.findall(sentence))
+    found = [no for no in words.no if (no in latin if no.isascii() else no in sentence)]
+    return max(found, key=len, default=None)
+
+
+def _language_of(word: str, words: AnswerWords) -> str:
+    return words.lang if word in words.native else "en"
+
+
+def text_key(text: str) -> str:
+    """What two short texts must share to count as the same answer.
+
+    Normalised and folded, without a full stop (or exclamation mark) at the end.
+    """
+    return fold(normalise(text)).rstrip(".!\u3002 ")
+
+
+def _answer_keys(answer: str) -> set[str]:
+    """`text_key` of an answer as it stands, and without a list mark before it ("1. red")."""
+    return {text_key(answer), text_key(_LIST_MARK.sub("", answer))}
+
+
+def matches_text(answer: str, gold: str) -> bool:
+    """Whether a short free answer equals the expected one; a longer answer does not."""
+    return text_key(gold) in _answer_keys(answer) - {""}
+
+
+def text_language(answer: str, lang: str, native: Collection[str], english: Collection[str]) -> str:
+    """Tell the language of a short answer by the answers that the benchmark itself uses.
+
+    Args:
+        answer: The text that the model wrote.
+        lang: The language that was asked in.
+        native: `text_key` of every expected answer in that language.
+        english: The same in English.
+
+    Returns:
+        `lang`, `en`, `letter` (no letters at all: figures) or `other`.
+    """
+    keys = _answer_keys(answer)
+    key = text_key(answer)
+    if key and not any(character.isalpha() for character in key):
+        return NEUTRAL
+    if not keys.isdisjoint(native):
+        return lang
+    return OTHER if keys.isdisjoint(english) else "en"
+
+
+# Affixes in the order in which lmms-eval tries them; each form must stand as a whole word.
+_LMMS_FORMS: Final = tuple(
+    "{}. {}, {}: {}) {}). ({}) ({}). :{} :{}, :{}. :{}) :{}).".split()
+)  # fmt: skip
+_LMMS_MAX_WORDS_WITH_ARTICLE: Final = 3
+_LMMS_LETTERS: Final = LETTERS[:5]
+_KIT_BLANKED: Final = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_KIT_LAST_WORDS: Final = 4
+# No word boundary: "the answer is Dog" names D.
+_KIT_ANSWER_IS: Final = re.compile(r"answer\s+is(?:\s|\*\*)+([A-Z])", re.IGNORECASE)
+
+# Cyrillic capitals as options: by their shape, else by their place in the Russian alphabet.
+_BY_PLACE: Final = dict(
+    zip("\u0410\u0411\u0412\u0413\u0414\u0415\u0416\u0417\u0418", LETTERS, strict=False)
+)
+_BY_SHAPE: Final = dict(
+    zip(
+        "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425",
+        "ABEKMHOPCTX",
+        strict=True,
+    )
+)
+_CYRILLIC: Final = _BY_PLACE | _BY_SHAPE
+_AMBIGUOUS_CYRILLIC: Final = {c for c, letter in _BY_PLACE.items() if letter != _CYRILLIC[c]}
+# Where the options are not known: further letters are read only if they are the whole answer.
+_NUM_UNKNOWN_OPTIONS: Final = 5
+_NEIGHBOUR: Final = "A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f0-9'"
+_ALONE: Final = re.compile(
+    f"(?<![{_NEIGHBOUR}])([A-Z{''.join(_CYRILLIC)}])(?![{_NEIGHBOUR}\u0300-\u036f])"
+)
+
+
+def infer_lmms_eval(text: str) -> str | None:
+    """Letter as lmms-eval infers it, without the options' texts; see `infer_by_text` for those.
+
+    Candidates are A to E, whatever the options are.
+    """
+    words = text.split()
+    bare = [letter for letter in _LMMS_LETTERS if letter in words]
+    article = "A" in words and len(words) > _LMMS_MAX_WORDS_WITH_ARTICLE
+    if len(bare) == 1 and not article:
+        return bare[0]
+    for form in _LMMS_FORMS:
+        found = [letter for letter in _LMMS_LETTERS if form.format(letter) in words]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def infer_by_text(text: str, options: Mapping[str, str]) -> str | None:
+    """Letter of the only option whose text occurs in an answer, whatever stands around it."""
+    found = [letter for letter, option in options.items() if option.lower() in text.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
+    """Letter as VLMEvalKit's exact matching infers it, without a judge.
+
+    It is the only letter among the words, if its first place is among the last four; else what
+    "answer is" names; else the only option whose text occurs in an answer that is not too long.
+    """
+    words = text.translate(_KIT_BLANKED).split()
+    found = [letter for letter in options if letter in words]
+    if len(found) == 1 and words.index(found[0]) >= len(words) - _KIT_LAST_WORDS:
+        return found[0]
+    named = _KIT_ANSWER_IS.search(text)
+    if named and named[1].upper() in options:
+        return named[1].upper()
+    if len(text) > 2 * sum(map(len, options.values())):
+        return None
+    return infer_by_text(text, options)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an answer chooses.
+
+    Attributes:
+        letter: The option, or None if it cannot be told.
+        by: What told it: `letter`, `text` (an option in the language asked in), `english` (the
+            English text of an option) or "" where nothing did.
+        ambiguous: It was a Cyrillic letter that is one option by its shape, and another by its
+            place in the alphabet.
+    """
+
+    letter: str | None
+    by: str = ""
+    ambiguous: bool = False
+
+
+def infer_local(
+    text: str,
+    options: Sequence[str],
+    word_letters: Sequence[str],
+    spaced: bool = True,
+    english: Sequence[str] = (),
+) -> Choice:
+    """Read an option from an answer in any language.
+
+    Args:
+        text: What the model wrote.
+        options: Texts of A, B, ... in the language of the question.
+        word_letters: Letters that are words of the language, too ("A" in Czech: and, but).
+        spaced: Whether white space separates words in the language.
+        english: The same options in English, read where the language's own do not decide.
+
+    Example:
+        >>> infer_local("Respuesta: B", ["un perro", "un gato"], ["A"]).letter
+        'B'
+    """
+    text = normalise(text)
+    present = LETTERS[: len(options) or _NUM_UNKNOWN_OPTIONS]
+    only = [character for character in text if character.isalnum()]
+    if len(only) == 1:
+        letter = _CYRILLIC.get(only[0].upper(), only[0].upper())
+        if letter in (present if options else LETTERS):
+            return Choice(letter, "letter", only[0].upper() in _AMBIGUOUS_CYRILLIC)
+        # a figure, or an option of one character
+    firm, weak = _standing_alone(text, present, word_letters)
+    strong_letters = {_CYRILLIC.get(letter, letter) for letter in firm}
+    weak_letters = {_CYRILLIC.get(letter, letter) for letter in weak}
+    if strong_letters:
+        if len(strong_letters | weak_letters) > 1:
+            return Choice(None)
+        return Choice(strong_letters.pop(), "letter", not _AMBIGUOUS_CYRILLIC.isdisjoint(firm))
+    for by, texts in (("text", options), ("english", english)):
+        if named := _only_contained(text, texts, spaced or by == "english"):
+            return Choice(named, by)
+    return Choice(None)
+
+
+def _standing_alone(
+    text: str, present: Sequence[str], word_letters: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Letters with nothing of a word on either side: those that count, and those that may be words.
+
+    A letter that is a word counts where it is the last word, or has an affix.
+    """
+    firm: set[str] = set()
+    weak: set[str] = set()
+    for match in _ALONE.finditer(text):
+        letter = match[1]
+        if _CYRILLIC.get(letter, letter) not in present:
+            continue
+        before, after = text[: match.start()].rstrip(), text[match.end() :].lstrip()
+        affixed = after[:1] in tuple(".):]") or before[-1:] in ("(", "[")
+        is_last = not any(character.isalnum() for character in after)
+        is_firm = letter not in word_letters or is_last or (bool(after) and affixed)
+        (firm if is_firm else weak).add(letter)
+    return firm, weak
+
+
+def _only_contained(text: str, options: Sequence[str], spaced: bool) -> str | None:
+    """Letter of the only option in a text, options that are part of another found one left out."""
+    haystack = fold(text)
+    keys = [text_key(option) for option in options]
+    found = [
+        (letter, key)
+        for letter, key in zip(LETTERS, keys, strict=False)
+        if key and _contains(haystack, key, spaced)
+    ]
+    widest = [
+        (letter, key)
+        for letter, key in found
+        if not any(key != other and key in other for _, other in found)
+    ]
+    return widest[0][0] if len(widest) == 1 else None
+
+
+def _contains(haystack: str, key: str, spaced: bool) -> bool:
+    if not spaced:
+        return key in haystack
+    return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", haystack) is not None
+
+
+def has_words_beside(text: str, minimum: int) -> bool:
+    """Whether an answer has so many words or more, single letters and figures not counted."""
+    return (
+        sum(len(word) > 1 and not word.isdigit() for word in words_of(normalise(text))) >= minimum
+    )
+
+
+_ENGLISH = "en"
+
+
+@cache
+def answer_words(lang: str) -> AnswerWords:
+    """How a language says yes and no, with the English words that count everywhere.
+
+    Raises:
+        ConfigError: There is no such language (the choices are listed), or its file is at fault.
+    """
+    language = get_language(lang)
+    own, english = language.local, get_language(_ENGLISH).local
+    return AnswerWords.build(
+        lang,
+        yes=own.yes,
+        no=own.no,
+        letters=own.letters,
+        english_yes=english.yes,
+        english_no=english.no,
+        english_letters=english.letters,
+        stop=own.stop,
+        spaced=language.spaced,
+    )
+
+
+UNDECIDED: Final = "undecided"
+MIN_WORDS: Final = 4
+MIN_LETTERS_UNSPACED: Final = 6
+# What says nothing about the language of an answer.
+SILENT: Final = frozenset({NEUTRAL, UNDECIDED, "missing"})
+
+
+def language_of_prose(text: str, lang: str) -> str:
+    """Tell whether prose is in the language that was asked in.
+
+    Args:
+        text: An answer.
+        lang: The language that was asked in.
+
+    Returns:
+        `lang`, `en`, `other`, or `undecided` where the text is too short or its language is none
+        that the identifier knows.
+    """
+    text = normalise(text)
+    words = [word for word in words_of(text) if not word.isdigit()]
+    if not any(map(_is_unspaced, words)):
+        enough = len(words) >= MIN_WORDS
+    else:
+        enough = sum(len(word) for word in words) >= MIN_LETTERS_UNSPACED
+    if not enough:
+        return UNDECIDED
+    from lrm_ext.translate.quality.language_id import probabilities
+
+    shares = probabilities(" ".join(words), (*list_languages(), lang))
+    if lang not in shares:
+        return UNDECIDED
+    best = max(shares, key=shares.__getitem__)
+    return best if best in (lang, _ENGLISH) else OTHER
+
+
+def _is_unspaced(word: str) -> bool:
+    """Whether a word is written in the letters of a language without spaces."""
+    return any("\u2e80" <= c <= "\u9fff" or "\u3040" <= c <= "\u30ff" for c in word) or any(
+        "\u0e00" <= c <= "\u0e7f" for c in word
+    )
+
+
+def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:
+    """How many answers are in the language of the question, of how many that have a language."""
+    decided = [found for found in answer_langs if found not in SILENT]
+    return decided.count(lang), len(decided)

@@ -1,0 +1,541 @@
+"""The result of a run on one benchmark in one language: questions, answers, verdicts and scores.
+
+An answer is judged once for each mode that is reported. `lrm eval` stores the verdicts in
+`scores.jsonl` beside the folder of answers; each line names the state of answers and rules that it
+was made from, so that nobody takes it for a verdict on other answers. Comparison, tables, plots,
+the page of answers and exports open the result here: they take the stored verdicts, and only what
+has none is judged. Scores are counted from verdicts, each figure beside its denominator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import lrm_ext
+from llava.errors import DataError, UserError
+from llava.eval.records import read_json_lines
+from llava.files import write_atomically
+from lrm_ext.evaluate.importing import kind_of, open_questions
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kind import (
+    MISSING,
+    UNPARSED,
+    Kind,
+    Reading,
+    UnitCounts,
+    Verdict,
+    judge_answers,
+    percentage,
+    text_answers,
+)
+from lrm_ext.evaluate.predictions import (
+    RUN_FILE,
+    Answered,
+    asked_benchmark,
+    prediction_path,
+    read_answered,
+    stated_kind,
+)
+from lrm_ext.evaluate.reading import UNDECIDED, answer_words, fidelity
+from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
+from lrm_ext.languages import get_language
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS_DIR: Final = "predictions"
+SCORES_FILE: Final = "scores.jsonl"
+# Raise it when a change of the code makes other verdicts: stored ones are judged again.
+RULES_VERSION: Final = 1
+ENGLISH: Final = "en"
+_BLIND: Final = ".blind.jsonl"
+_DIGEST_CHARS: Final = 16
+_VERDICT_FIELDS: Final = tuple(one.name for one in fields(Verdict))
+_StoredKey = tuple[str, str, bool, str]
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The score of one benchmark in one language.
+
+    Attributes:
+        benchmark: Name.
+        kind: Whose rules it follows.
+        version: Of the questions, as far as it is known.
+        lang: Language of the questions.
+        mode: How answers were read.
+        headline: The figure of the paper's tables, in its unit.
+        headline_name: What it is.
+        details: All other figures.
+        counts: How many questions, answers, and answers of each doubtful sort.
+        fidelity: Share of answers in the language of the question, and of how many.
+        verdicts: On each question.
+        units: The counts behind the headline.
+        right_by_question: Whether each question is right; with rotations, whether all of them are.
+        prompt_id: Which prompt the questions were asked with, as far as it is known.
+    """
+
+    benchmark: str
+    kind: str
+    version: str
+    lang: str
+    mode: str
+    headline: float
+    headline_name: str
+    details: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    fidelity: Mapping[str, Any]
+    verdicts: tuple[Verdict, ...]
+    units: UnitCounts
+    right_by_question: Mapping[str, bool]
+    prompt_id: str = ""
+
+    def interval(self, seed: int = 0) -> dict[str, Any]:
+        """95 % interval of the headline, in its unit, and how it was found.
+
+        A share of questions gets Wilson's, anything else the bootstrap's.
+
+        Args:
+            seed: Of the bootstrap.
+        """
+        if self.units.combine is percentage:
+            right, total = (round(value) for value in self.units.counts.sum(axis=0))
+            low, high = wilson_interval(right, total)
+            return {"low": 100 * low, "high": 100 * high, "method": "wilson", "n": total}
+        low, high = bootstrap_interval(self.units, seed)
+        return {
+            "low": low,
+            "high": high,
+            "method": "bootstrap",
+            "n": len(self.units.units),
+            "replicates": NUM_REPLICATES,
+            "seed": seed,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one flat object."""
+        return {
+            "benchmark": self.benchmark,
+            "kind": self.kind,
+            "version": self.version,
+            "prompt_id": self.prompt_id,
+            "lang": self.lang,
+            "mode": self.mode,
+            "headline": self.headline,
+            "headline_name": self.headline_name,
+            **self.details,
+            "counts": dict(self.counts),
+            "fidelity": dict(self.fidelity),
+        }
+
+
+@dataclass(eq=False)
+class RunResult:
+    """What a run answered to one benchmark in one language, and what the answers amount to.
+
+    Attributes:
+        benchmark: Name.
+        kind: Whose rules it follows.
+        answered: Questions and answers.
+        make_reading: Says what the answers are read by; called only if there is one to judge.
+        blind: Answers without the image; None if not every question has one.
+        excused: Questions without an answer that are wrong, not an error: any, or these.
+        known: Verdicts by mode and whether the image was withheld.
+    """
+
+    benchmark: str
+    kind: Kind
+    answered: Answered
+    make_reading: Callable[[], Reading]
+    blind: Mapping[str, str] | None = None
+    excused: bool | Collection[str] = False
+    known: dict[tuple[str, bool], tuple[Verdict, ...]] = field(default_factory=dict)
+
+    @property
+    def lang(self) -> str:
+        """The language of the questions."""
+        return self.answered.lang
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The questions."""
+        return self.answered.items
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Answers by question id."""
+        return self.answered.texts
+
+    def verdicts(self, mode: str | None = None, blind: bool = False) -> tuple[Verdict, ...]:
+        """One verdict a question, in the order of `items`; judged on the first call for a mode.
+
+        Args:
+            mode: How to read answers; by default the kind's own for English, `local` otherwise.
+            blind: Take the answers without the image, which must be there.
+
+        Raises:
+            ConfigError: The mode or language is unknown.
+            DataError: A question has no answer, or no expected one.
+        """
+        mode = self.kind.mode_for(self.lang, mode)
+        if (mode, blind) not in self.known:
+            texts = self.blind if blind else self.texts
+            assert texts is not None, "there are no answers without the image"
+            judge, reading = self.kind.modes[mode], self.make_reading()
+            verdicts = judge_answers(self.items, texts, reading, judge, self.excused)
+            self.known[mode, blind] = tuple(verdicts)
+        return self.known[mode, blind]
+
+    def score(self, mode: str | None = None, blind: bool = False) -> ScoreReport:
+        """Count the verdicts of a mode.
+
+        Raises:
+            ConfigError: The mode or language is unknown.
+            DataError: The questions are not as the benchmark needs them, or one has no answer.
+        """
+        kind, items, lang = self.kind, self.items, self.lang
+        mode = kind.mode_for(lang, mode)
+        num_missing = kind.check(items, bool(self.excused))
+        verdicts = self.verdicts(mode, blind)
+        units = kind.count(items, verdicts, mode)
+        return ScoreReport(
+            benchmark=self.benchmark,
+            kind=kind.name,
+            version=self.answered.version,
+            lang=lang,
+            mode=mode,
+            headline=units.score(),
+            headline_name=kind.headline,
+            details=kind.details(items, verdicts, mode),
+            counts=count_answers(verdicts, num_missing, self.answered.cut_keys),
+            fidelity=count_fidelity(verdicts, items[0].answer_lang or lang),
+            verdicts=verdicts,
+            units=units,
+            right_by_question=kind.right_by_question(items, verdicts),
+        )
+
+    def take_stored(self, path: Path) -> None:
+        """Take the verdicts that `lrm eval` stored on these very answers.
+
+        Args:
+            path: The file of answers.
+        """
+        scores, digest = path.parent.parent / SCORES_FILE, {}
+        for (name, lang, blind, mode), stored in _stored(scores).items():
+            if (name, lang) != (self.benchmark, self.lang) or mode not in self.kind.modes:
+                continue
+            if blind not in digest:
+                answers = path.with_name(path.stem + _BLIND) if blind else path
+                digest[blind] = state_of(answers, lang)
+            found = stored.get(digest[blind], {})
+            if all(item.question_id in found for item in self.items):
+                self.known[mode, blind] = tuple(found[item.question_id] for item in self.items)
+
+
+def state_of(answers: Path, lang: str) -> str:
+    """What verdicts on a file of answers depend on, as a digest: the answers and the rules.
+
+    Returns:
+        "" if there is no such file.
+    """
+    if not answers.is_file():
+        return ""
+    words = [repr(get_language(one).local) for one in (lang, ENGLISH)]
+    rules = hashlib.sha256("\n".join([str(RULES_VERSION), lrm_ext.__version__, *words]).encode())
+    rules.update(answers.read_bytes())
+    return rules.hexdigest()[:_DIGEST_CHARS]
+
+
+def _stored(path: Path) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
+    """Stored verdicts by benchmark, language, blindness and mode, then by state and question."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return {}
+    return _read_stored(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2)
+def _read_stored(
+    path: Path, state: tuple[int, int]
+) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
+    found: dict[_StoredKey, dict[str, dict[str, Verdict]]] = {}
+    try:
+        for _, line in read_json_lines(path):
+            key = (line["benchmark"], line["lang"], line["blind"], line["mode"])
+            verdict = Verdict(**{name: line[name] for name in _VERDICT_FIELDS})
+            found.setdefault(key, {}).setdefault(line["state"], {})[verdict.key] = verdict
+    except (DataError, KeyError, TypeError) as error:
+        log.info("%s: stored by another version, so answers are judged again (%r)", path, error)
+        return {}
+    return found
+
+
+def store_results(folder: Path, results: Sequence[RunResult]) -> None:
+    """Write `scores.jsonl`: every verdict of these results, and those of others that still hold.
+
+    Args:
+        folder: The folder of results, which holds the folder of answers.
+        results: In the order of the file.
+    """
+    path = folder / SCORES_FILE
+    lines: list[str] = []
+    for result in results:
+        for (mode, blind), verdicts in result.known.items():
+            key = (result.benchmark, result.lang, blind, mode)
+            lines += _score_lines(verdicts, key, _state_in(folder, key))
+    written = {(result.benchmark, result.lang) for result in results}
+    for key, by_state in _stored(path).items():
+        state = _state_in(folder, key)
+        if key[:2] not in written and state in by_state:
+            lines += _score_lines(by_state[state].values(), key, state)
+    write_atomically(path, "".join(lines))
+
+
+def _state_in(folder: Path, key: _StoredKey) -> str:
+    name, lang, blind, _ = key
+    return state_of(prediction_path(folder / PREDICTIONS_DIR, name, lang, blind), lang)
+
+
+def _score_lines(verdicts: Iterable[Verdict], key: _StoredKey, state: str) -> list[str]:
+    where = {**dict(zip(("benchmark", "lang", "blind", "mode"), key, strict=True)), "state": state}
+    return [json.dumps({**asdict(v), **where}, ensure_ascii=False) + "\n" for v in verdicts]
+
+
+def predictions_dir(run: Path) -> Path:
+    """The folder of answers of a run, which may be named by its model, results or answers.
+
+    Raises:
+        DataError: There is none.
+    """
+    for folder in (run / PREDICTIONS_DIR, run / "eval" / PREDICTIONS_DIR, run):
+        if folder.is_dir() and any(folder.glob("*.jsonl")):
+            return folder
+    raise DataError(
+        f"{run}: no answers in it; expected the folder of a model that `lrm eval` has asked, or "
+        "its results (--out)"
+    )
+
+
+def answer_files(run: Path) -> dict[tuple[str, str], Path]:
+    """Files of answers by benchmark and language, those without pictures left out."""
+    files: dict[tuple[str, str], Path] = {}
+    for path in sorted(predictions_dir(run).glob("*.jsonl")):
+        parts = path.name.removesuffix(".jsonl").rsplit(".", 1)
+        if not path.name.endswith(_BLIND) and len(parts) == 2:
+            files[parts[0], parts[1]] = path
+    return files
+
+
+def open_result(
+    path: Path,
+    benchmark: str,
+    lang: str,
+    *,
+    kind: Kind | None = None,
+    items: Sequence[Item] | None = None,
+    version: str = "",
+) -> RunResult:
+    """Open the result of a run, with its stored verdicts where they are of these answers and rules.
+
+    Answers without stored verdicts are read as `lrm eval` reads them if the run names its benchmark
+    and that is at hand, else by what the answers say themselves.
+
+    Args:
+        path: The file of answers.
+        benchmark: The benchmark that they are filed under.
+        lang: The language.
+        kind: Whose rules score them; by default what the file names.
+        items: The questions; None to take them from the file itself.
+        version: Of `items`.
+
+    Raises:
+        DataError: See `read_answered`.
+    """
+    kind = kind or stated_kind(path)
+    answered = read_answered(path, kind, lang=lang, items=items, version=version)
+    result = RunResult(
+        benchmark, kind, answered, lambda: _reading_at_hand(path, benchmark, answered)
+    )
+    result.take_stored(path)
+    return result
+
+
+def open_answers_alone(path: Path, benchmark: str, lang: str) -> RunResult:
+    """Open a result by its file of answers alone, without stored verdicts or other questions."""
+    kind = stated_kind(path)
+    answered = read_answered(path, kind, lang=lang)
+    return RunResult(benchmark, kind, answered, lambda: reading_of(lang, answered.items))
+
+
+def _reading_at_hand(path: Path, name: str, answered: Answered) -> Reading:
+    """By the benchmark that the run was asked, if it is at hand."""
+    lang = answered.lang
+    if (path.parent / RUN_FILE).is_file():
+        try:
+            benchmark = asked_benchmark(path.parent, name)
+            if benchmark is not None and benchmark.path(lang).is_file():
+                english = benchmark.read(ENGLISH) if benchmark.path(ENGLISH).is_file() else ()
+                return reading_of(lang, benchmark.read(lang), english)
+        except UserError as error:
+            log.warning("%s: read by the answers alone: %s", path, error)
+    return reading_of(lang, answered.items)
+
+
+def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -> Reading:
+    """What answers in a language are read by.
+
+    Args:
+        lang: The language of the questions.
+        items: All questions in it, which its short answers are known from.
+        english: The same questions in English, where they are at hand.
+
+    Raises:
+        ConfigError: There is no such language.
+    """
+    return Reading(
+        words=answer_words(lang),
+        word_letters=get_language(lang).local.word_letters,
+        native=text_answers(items),
+        english=text_answers(english),
+        english_options={item.question_id: item.options for item in english if item.options},
+    )
+
+
+def count_answers(
+    verdicts: Sequence[Verdict], num_missing: int = 0, cut_keys: Collection[str] = ()
+) -> dict[str, Any]:
+    """How many questions and answers there are, and of each doubtful sort.
+
+    Args:
+        verdicts: On every question that is known.
+        num_missing: Questions that are not even known, but must exist.
+        cut_keys: Questions whose answer reached the length limit.
+    """
+    missing = sum(verdict.missing for verdict in verdicts)
+    refused = sum(verdict.refused for verdict in verdicts)
+    return {
+        "questions": len(verdicts) + num_missing,
+        "answered": len(verdicts) - missing - refused,
+        "missing": missing + num_missing,
+        # only models behind a service have any
+        **({"refused": refused} if refused else {}),
+        "empty": sum(verdict.empty for verdict in verdicts),
+        "cut": sum(verdict.key in cut_keys for verdict in verdicts),
+        "unparsed": sum(verdict.parsed in UNPARSED for verdict in verdicts),
+        "default_yes": sum(verdict.by_default for verdict in verdicts),
+        "ambiguous_cyrillic": sum(verdict.ambiguous for verdict in verdicts),
+        "answer_lang": dict(
+            Counter(v.answer_lang for v in verdicts if v.answer_lang != MISSING).most_common()
+        ),
+    }
+
+
+def count_fidelity(verdicts: Sequence[Verdict], lang: str) -> dict[str, Any]:
+    """Share of answers in the language of the question, apart from whether they are right."""
+    langs = [verdict.answer_lang for verdict in verdicts]
+    own, decided = fidelity(langs, lang)
+    return {
+        "share": own / decided if decided else None,
+        "in_language": own,
+        "decided": decided,
+        "undecided": langs.count(UNDECIDED),
+    }
+
+
+def score_benchmark(
+    kind: Kind,
+    items: Sequence[Item],
+    texts: Mapping[str, str],
+    *,
+    lang: str,
+    mode: str | None = None,
+    allow_missing: bool = False,
+) -> ScoreReport:
+    """Score answers that are in no file.
+
+    Args:
+        kind: The benchmark's rules.
+        items: Its questions.
+        texts: Answers by question id.
+        lang: The language of the questions.
+        mode: How to read answers; by default the kind's own for English, `local` otherwise.
+        allow_missing: Count questions without an answer as wrong.
+
+    Raises:
+        ConfigError: The mode or language is unknown.
+        DataError: The questions are not as the benchmark needs them, or one has no answer.
+    """
+    answered = Answered(tuple(items), texts, lang)
+    reading = reading_of(lang, items)
+    return RunResult(kind.name, kind, answered, lambda: reading, excused=allow_missing).score(mode)
+
+
+def score_file(
+    name: str,
+    predictions: Path,
+    *,
+    data: Path | None = None,
+    mode: str | None = None,
+    lang: str | None = None,
+    allow_missing: bool = False,
+    last_wins: bool = False,
+) -> ScoreReport:
+    """Score a file of answers.
+
+    Args:
+        name: The benchmark.
+        predictions: The answers.
+        data: Its folder, or its official files; None where the answers say what was expected.
+        mode: How to read the answers.
+        lang: Language of the questions, where the answers do not say it.
+        allow_missing: Count questions without an answer as wrong.
+        last_wins: Of several answers to a question the last counts.
+
+    Raises:
+        ConfigError: The benchmark or mode is unknown.
+        DataError: Answers or questions are not as they must be.
+    """
+    kind = kind_of(name)
+    if data is None:
+        answered = read_answered(predictions, kind, lang=lang, last_wins=last_wins)
+        english: tuple[Item, ...] = ()
+    else:
+        questions = open_questions(name, data, lang or _stated_lang(predictions))
+        answered = read_answered(
+            predictions,
+            kind,
+            lang=questions.lang,
+            items=questions.items,
+            last_wins=last_wins,
+            version=questions.version,
+        )
+        english = questions.english
+    reading = reading_of(answered.lang, answered.items, english)
+    result = RunResult(name, kind, answered, lambda: reading, excused=allow_missing)
+    report = result.score(mode)
+    counts = {**report.counts, "answered_twice": answered.num_twice}
+    return replace(report, counts=counts, prompt_id=answered.prompt_id)
+
+
+def _stated_lang(predictions: Path) -> str:
+    """The language that the first answer says it is to a question in."""
+    try:
+        stated = next((record for _, record in read_json_lines(predictions)), {}).get("lang")
+    except DataError:
+        stated = None  # read_answered names the line
+    return stated if isinstance(stated, str) and stated else "en"
+
+
+def write_scores(report: ScoreReport, path: Path) -> None:
+    """Write what was made of each answer, a line each."""
+    where = {"benchmark": report.benchmark, "lang": report.lang, "mode": report.mode}
+    lines = (json.dumps({**asdict(v), **where}, ensure_ascii=False) for v in report.verdicts)
+    write_atomically(path, "\n".join(lines))

@@ -1,0 +1,55 @@
+"""`lrm plan`: what a preset takes, before it is run."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `lrm`."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("plan", context_settings=settings)(plan)
+
+
+def plan(
+    context: typer.Context,
+    preset: str = typer.Option("vicuna-13b", help="Of scripts/v1_5/presets/."),
+    gpus: int = typer.Option(8, min=0, help="GPUs in all; 0 plans for a CPU."),
+    gpu: str = typer.Option("a800-80g", help="Kind of GPU; another name lists the choices."),
+    samples: int | None = typer.Option(
+        None, min=1, help="Samples of each stage; default: the preset's corpus, else the paper's."
+    ),
+    text_tokens: float | None = typer.Option(
+        None, min=1, help="Mean tokens of a sample without its picture; default: measured."
+    ),
+    supervised_tokens: float | None = typer.Option(
+        None, min=0, help="Mean tokens that are learnt; default: measured, else all of the text."
+    ),
+    mfu: float | None = typer.Option(
+        None, help="Share of the GPUs' peak; default: what others reach (gpus.json)."
+    ),
+    price: float | None = typer.Option(None, min=0, help="Of a GPU for an hour, any currency."),
+    hours: float | None = typer.Option(
+        None, help="That a run took, both stages: print what they imply."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+) -> None:
+    """Plan a preset: memory by part, largest batch, operations, hours and money.
+
+    Flags of training after `--` win over the preset's: `lrm plan --preset vicuna-7b --
+    --per_device_train_batch_size 8 --deepspeed scripts/zero3.json`.
+    """
+    import json
+
+    from rich.console import Console
+
+    from lrm_ext.plan.plan import Wishes, as_dict, make_plan, render
+
+    wishes = Wishes(samples, text_tokens, supervised_tokens, mfu, price, hours)
+    made = make_plan(preset, gpus, gpu, wishes, tuple(context.args))
+    console = Console(highlight=False, soft_wrap=as_json)
+    if as_json:
+        console.print(json.dumps(as_dict(made), indent=1), markup=False)
+        return
+    for part in render(made):
+        console.print(part, markup=False)

@@ -1,0 +1,597 @@
+"""Plans a training: what each stage of a preset takes, on GPUs of one kind.
+
+Input: a preset, a number of GPUs and their kind. Output: a `Plan` with memory, operations and hours
+of each stage, and what a run that took a known time made of its GPUs; as tables for a terminal and
+as plain values for JSON. How many samples a stage sees and how long they are is measured where its
+data is, else assumed; a `StageData` says where its numbers are from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from llava.errors import ConfigError
+from llava.train.flops import ADAPTERS, ALL, PROJECTOR, Gpu, ModelShape, SampleFlops, get_gpu
+from lrm_ext.plan.memory import (
+    FILL_LIMIT,
+    Memory,
+    StageSettings,
+    estimate_memory,
+    largest_batch,
+    num_trained,
+)
+from lrm_ext.plan.presets import ROOT, STAGES, load_shape, stage_flags, switch
+from lrm_ext.training.arguments import NO_CACHE, read_cache_switch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes.
+
+    Attributes:
+        stage: "pretrain" or "finetune".
+        settings: How it is trained.
+        data: What it is trained on.
+        memory: Of a device, with samples of mean length.
+        memory_at_limit: The same, all samples as long as `--model_max_length`.
+        largest_batch: Most samples a device can take at mean length; None without a GPU.
+        largest_batch_at_limit: The same, all samples as long as the limit.
+        max_length: `--model_max_length`.
+        flops: Operations for a sample.
+        hours: At the MFU of the plan; None without a GPU.
+    """
+
+    stage: str
+    settings: StageSettings
+    data: StageData
+    memory: Memory
+    memory_at_limit: Memory
+    largest_batch: int | None
+    largest_batch_at_limit: int | None
+    max_length: int
+    flops: SampleFlops
+    hours: float | None
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.data.num_samples // self.settings.samples_a_step)
+
+    @property
+    def num_tokens(self) -> float:
+        """Positions in all, pictures included."""
+        return self.data.num_samples * self.data.num_positions
+
+    @property
+    def total_flops(self) -> float:
+        """Operations in all."""
+        return self.data.num_samples * self.flops.total
+
+
+@dataclass(frozen=True)
+class Implied:
+    """What a run that took a known time made of its GPUs.
+
+    Attributes:
+        hours: How long it took, all stages.
+        samples_per_second: Of all GPUs.
+        tokens_per_second_and_gpu: Positions, pictures included.
+        mfu: Share of the GPUs' peak.
+    """
+
+    hours: float
+    samples_per_second: float
+    tokens_per_second_and_gpu: float
+    mfu: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stages of a preset take.
+
+    Attributes:
+        preset: Its name.
+        shape: The model.
+        gpu: Kind of GPU; None for a CPU.
+        num_gpus: How many.
+        mfu: Share of the peak that is assumed.
+        stages: Each stage.
+        price: Of a GPU for an hour; None if not given.
+        implied: What `--hours` imply; None if not given.
+    """
+
+    preset: str
+    shape: ModelShape
+    gpu: Gpu | None
+    num_gpus: int
+    mfu: float | None
+    stages: tuple[StagePlan, ...]
+    price: float | None = None
+    implied: Implied | None = None
+
+    @property
+    def hours(self) -> float | None:
+        """Of all stages."""
+        hours = [stage.hours for stage in self.stages if stage.hours is not None]
+        return sum(hours) if len(hours) == len(self.stages) else None
+
+    @property
+    def cost(self) -> float | None:
+        """Of all stages, in the currency of the price."""
+        if self.price is None or self.hours is None:
+            return None
+        return self.hours * self.num_gpus * self.price
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user says about a plan; what is None is found out or assumed.
+
+    Attributes:
+        num_samples: Samples of each stage.
+        text_tokens: Of a sample, without its picture.
+        supervised_tokens: Of those, the ones that are learnt.
+        mfu: Share of the peak.
+        price: Of a GPU for an hour.
+        hours: That a run took, for what they imply.
+    """
+
+    num_samples: int | None = None
+    text_tokens: float | None = None
+    supervised_tokens: float | None = None
+    mfu: float | None = None
+    price: float | None = None
+    hours: float | None = None
+
+
+def make_plan(
+    preset: str,
+    num_gpus: int,
+    gpu_key: str | None,
+    wishes: Wishes | None = None,
+    extra: tuple[str, ...] = (),
+) -> Plan:
+    """Plan the stages of a preset.
+
+    Args:
+        preset: Its name.
+        num_gpus: GPUs, on one machine or several; 0 plans for a CPU.
+        gpu_key: Kind of GPU; None only for a CPU.
+        wishes: What else is said.
+        extra: Flags of training that win over the preset's.
+
+    Raises:
+        ConfigError: The preset, the GPU or a model is not known, or a number is out of range.
+    """
+    wishes = wishes or Wishes()
+    if num_gpus < 0:
+        raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
+    gpu = get_gpu(gpu_key or "") if num_gpus else None
+    mfu = None if gpu is None else (wishes.mfu if wishes.mfu is not None else gpu.plan_mfu)
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu is {mfu}, expected a share in (0, 1]")
+    stages, shape = [], None
+    for stage in STAGES:
+        flags = stage_flags(preset, stage, num_gpus, extra)
+        shape = load_shape(
+            str(_local(flags["model_name_or_path"])),
+            str(_local(flags["vision_tower"])) if "vision_tower" in flags else None,
+            int(flags.get("mm_vision_select_layer", -2)),
+        )
+        stages.append(_plan_stage(stage, flags, shape, (gpu, num_gpus, mfu), wishes))
+    assert shape is not None
+    plan = Plan(preset, shape, gpu, num_gpus, mfu, tuple(stages), wishes.price)
+    if wishes.hours is None:
+        return plan
+    return replace(plan, implied=_implied(plan, wishes.hours))
+
+
+def _local(name: str) -> Path | str:
+    """A folder that a preset names relative to the repository; else the name."""
+    return ROOT / name if (ROOT / name / "config.json").is_file() else name
+
+
+def _plan_stage(
+    stage: str,
+    flags: Mapping[str, str],
+    shape: ModelShape,
+    device: tuple[Gpu | None, int, float | None],
+    wishes: Wishes,
+) -> StagePlan:
+    gpu, num_gpus, mfu = device
+    settings = settings_of(flags, num_gpus)
+    data = measure_data(flags, shape.num_image_tokens, settings.samples_a_step, wishes)
+    limit = int(flags.get("model_max_length", 2048))
+    at_mean = (data.num_positions, data.num_supervised)
+    at_limit = (limit, data.num_supervised * limit / data.num_positions)
+    flops = shape.sample_flops(
+        data.num_positions,
+        data.num_supervised,
+        settings.trained,
+        tower_runs=not settings.caches_features,
+        lora_rank=settings.lora_rank,
+    )
+    batches: list[int | None] = [None, None]
+    hours = None
+    if gpu is not None and mfu is not None:
+        memory = gpu.memory_gib * GIB
+        batches = [
+            largest_batch(shape, settings, positions, supervised, memory)
+            for positions, supervised in (at_mean, at_limit)
+        ]
+        speed = num_gpus * gpu.peak_tflops * 1e12 * mfu
+        hours = data.num_samples * flops.total / speed / 3600
+    return StagePlan(
+        stage=stage,
+        settings=settings,
+        data=data,
+        memory=estimate_memory(shape, settings, *at_mean),
+        memory_at_limit=estimate_memory(shape, settings, *at_limit),
+        largest_batch=batches[0],
+        largest_batch_at_limit=batches[1],
+        max_length=limit,
+        flops=flops,
+        hours=hours,
+    )
+
+
+def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
+    """What the flags of a stage say about its memory.
+
+    Raises:
+        ConfigError: The DeepSpeed configuration cannot be read.
+    """
+    trained = ALL
+    if switch(flags, "tune_mm_mlp_adapter"):
+        trained = PROJECTOR
+    elif switch(flags, "lora_enable"):
+        trained = ADAPTERS
+    zero_stage, offloads = _zero(flags.get("deepspeed"))
+    return StageSettings(
+        trained=trained,
+        batch_size=int(flags.get("per_device_train_batch_size", 8)),
+        accumulation=int(flags.get("gradient_accumulation_steps", 1)),
+        num_gpus=num_gpus,
+        zero_stage=zero_stage,
+        offloads=offloads,
+        half=switch(flags, "bf16") or switch(flags, "fp16"),
+        checkpointing=switch(flags, "gradient_checkpointing")
+        or switch(flags, "activation_checkpointing"),
+        lora_rank=int(flags.get("lora_r", 64)) if trained == ADAPTERS else 0,
+        bits=int(flags.get("bits", 16)),
+        caches_features=read_cache_switch(flags.get("feature_cache", NO_CACHE)) != NO_CACHE,
+    )
+
+
+def _zero(path: str | None) -> tuple[int, bool]:
+    """ZeRO's stage and whether it offloads, of a DeepSpeed configuration."""
+    if path is None or path == "none":
+        return 0, False
+    file = Path(path) if Path(path).is_file() else ROOT / path
+    try:
+        zero = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--deepspeed {path}: not readable as JSON: {error}") from error
+    return int(zero.get("stage", 0)), "offload_param" in zero
+
+
+def _implied(plan: Plan, hours: float) -> Implied:
+    """What a run of all stages in so many hours made of its GPUs.
+
+    Raises:
+        ConfigError: There is no GPU, or the hours are no positive number.
+    """
+    if plan.gpu is None or hours <= 0:
+        raise ConfigError(f"--hours is {hours:g}: expected a positive number, and --gpus above 0")
+    seconds = hours * 3600
+    flops = sum(stage.total_flops for stage in plan.stages)
+    return Implied(
+        hours=hours,
+        samples_per_second=sum(stage.data.num_samples for stage in plan.stages) / seconds,
+        tokens_per_second_and_gpu=sum(s.num_tokens for s in plan.stages) / seconds / plan.num_gpus,
+        mfu=flops / seconds / (plan.num_gpus * plan.gpu.peak_tflops * 1e12),
+    )
+
+
+# The paper's abstract: 4.8 million in all, half of them in each stage.
+PAPER_SAMPLES = 2_400_000
+# An assumption: translated captions of ShareGPT4V in Llama's tokens, prompt included.
+ASSUMED_TEXT_TOKENS = 254
+_NUM_MEASURED = 200
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage is trained on.
+
+    Attributes:
+        num_samples: Samples in all, epochs counted.
+        num_positions: Mean of a sample, its picture included.
+        num_supervised: Mean of those that are learnt.
+        source_of_samples: Where their number is from.
+        source_of_lengths: Where their length is from.
+    """
+
+    num_samples: int
+    num_positions: float
+    num_supervised: float
+    source_of_samples: str
+    source_of_lengths: str
+
+
+def measure_data(
+    flags: Mapping[str, str],
+    num_image_tokens: int,
+    samples_a_step: int,
+    wishes: Wishes,
+) -> StageData:
+    """Find out what a stage is trained on.
+
+    Args:
+        flags: Of the stage.
+        num_image_tokens: Positions of a picture.
+        samples_a_step: The global batch, where flags give the number of steps.
+        wishes: What the user says.
+
+    Raises:
+        UserError: The corpus or the mixture that is there cannot be read.
+    """
+    num_measured, text, supervised, lengths = _measure(flags) or (
+        None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
+    )  # fmt: skip
+    source_of_measured = lengths
+    if wishes.text_tokens is not None:
+        text, supervised, lengths = wishes.text_tokens, None, "as given"
+    if wishes.supervised_tokens is not None:
+        supervised = wishes.supervised_tokens
+    if supervised is None:
+        supervised = text  # more it cannot be
+        lengths += "; all of the text learnt"
+    num_samples, source = PAPER_SAMPLES, "the paper's"
+    if wishes.num_samples is not None:
+        num_samples, source = wishes.num_samples, "as given"
+    elif int(flags.get("max_steps", -1)) > 0:
+        num_samples, source = int(flags["max_steps"]) * samples_a_step, "--max_steps"
+    elif num_measured is not None:
+        epochs = float(flags.get("num_train_epochs", 1))
+        num_samples, source = round(num_measured * epochs), source_of_measured
+    return StageData(num_samples, text + num_image_tokens, supervised, source, lengths)
+
+
+def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] | None:
+    """Number of samples, tokens of text and supervised ones in the mean, and what was measured.
+
+    None if corpus or tokenizer are not here.
+    """
+    corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
+    model_path = _find(flags.get("model_name_or_path"))
+    if corpus_path is None or model_path is None or not (corpus_path / "corpus.toml").is_file():
+        return None
+    if not any(model_path.glob("token*")):
+        return None
+    from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.instructions.inspection import encode_sample, load_tokenizer
+    from lrm_ext.mixture import Mixture, MixtureSpec
+
+    spec = MixtureSpec() if mixture_path is None else MixtureSpec.from_toml(mixture_path)
+    mixture = Mixture(spec, Corpus.open(corpus_path))
+    tokenizer = load_tokenizer(model_path)
+    count = min(_NUM_MEASURED, len(mixture))
+    num_text = num_supervised = 0
+    for index in range(count):
+        sample = mixture.sample(index)
+        encoded = encode_sample(sample, flags["version"], tokenizer)
+        num_text += sum(token != IMAGE_TOKEN_INDEX for token in encoded.input_ids)
+        num_supervised += sum(label != IGNORE_INDEX for label in encoded.labels)
+    source = f"{count} samples of {flags['corpus_path']}"
+    return len(mixture), num_text / count, num_supervised / count, source
+
+
+def _find(name: str | None) -> Path | None:
+    """A path that exists, as given or relative to the repository."""
+    candidates = () if name is None else (Path(name), ROOT / name)
+    return next(filter(Path.exists, candidates), None)
+
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "block": "a block computed again",
+    "logits": "logits",
+    "image_features": "pictures and features",
+    "buffers": "buffers, CUDA context",
+}
+
+
+def render(plan: Plan) -> list[str | Table]:
+    """The plan in text and tables, in the order in which they are read."""
+    return [_heading(plan), _models(plan), _table(plan), *_notes(plan)]
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: bytes, hours, operations."""
+    stages = []
+    for stage in plan.stages:
+        values = dataclasses.asdict(stage)
+        values["memory"]["total"] = stage.memory.total
+        values["memory_at_limit"]["total"] = stage.memory_at_limit.total
+        values["flops"] = {**stage.flops._asdict(), "total": stage.flops.total}
+        stages.append({**values, "steps": stage.num_steps, "tokens": stage.num_tokens})
+    return {
+        "preset": plan.preset,
+        "gpu": None if plan.gpu is None else dataclasses.asdict(plan.gpu),
+        "num_gpus": plan.num_gpus,
+        "mfu": plan.mfu,
+        "parameters": _parameters(plan),
+        "stages": stages,
+        "hours": plan.hours,
+        "cost": plan.cost,
+        "implied": None if plan.implied is None else dataclasses.asdict(plan.implied),
+    }
+
+
+def _parameters(plan: Plan) -> dict[str, int]:
+    tower = plan.shape.tower
+    return {
+        "language_model": plan.shape.language_model.num_parameters,
+        "projector": plan.shape.num_in_projector,
+        "tower": 0 if tower is None else tower.num_parameters,
+    }
+
+
+def _heading(plan: Plan) -> str:
+    if plan.gpu is None:
+        return f"preset {plan.preset} on a CPU"
+    return (
+        f"preset {plan.preset} on {plan.num_gpus} x {plan.gpu.name} "
+        f"({plan.gpu.peak_tflops:g} TFLOP/s: {plan.gpu.source})"
+    )
+
+
+def _models(plan: Plan) -> str:
+    names = {"language_model": "language model", "projector": "projector", "tower": "vision tower"}
+    counts = _parameters(plan)
+    return "parameters: " + ", ".join(f"{names[k]} {_big(n)}" for k, n in counts.items())
+
+
+def _table(plan: Plan) -> Table:
+    table = Table("", *(STAGES[stage.stage] for stage in plan.stages))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in _rows_of_settings(plan):
+        table.add_row(*row)
+    table.add_section()
+    for row in _rows_of_memory(plan):
+        table.add_row(*row)
+    table.add_section()
+    for row in _rows_of_cost(plan):
+        table.add_row(*row)
+    return table
+
+
+def _rows_of_settings(plan: Plan) -> list[list[str]]:
+    stages = plan.stages
+    return [
+        ["trained parameters", *(_big(num_trained(plan.shape, s.settings)) for s in stages)],
+        ["sharding", *(_sharding(s) for s in stages)],
+        ["activation checkpointing", *(_yes(s.settings.checkpointing) for s in stages)],
+        ["samples a GPU x accumulation x GPUs", *(_batch(s) for s in stages)],
+        ["positions a sample, mean", *(f"{s.data.num_positions:.0f}" for s in stages)],
+        ["of them learnt, mean", *(f"{s.data.num_supervised:.0f}" for s in stages)],
+    ]
+
+
+def _rows_of_memory(plan: Plan) -> list[list[str]]:
+    stages = plan.stages
+    unit, size = ("GiB", GIB) if plan.gpu is not None else ("MiB", 2**20)
+    rows = []
+    for field in dataclasses.fields(Memory):
+        values = [getattr(stage.memory, field.name) for stage in stages]
+        if any(values):
+            label = f"{_PARTS[field.name]}, {unit}"
+            rows.append([label, *(f"{value / size:.1f}" for value in values)])
+    rows.append([f"memory, {unit}", *(f"{s.memory.total / size:.1f}" for s in stages)])
+    rows.append(
+        [
+            f"the same, all samples at the limit, {unit}",
+            *(f"{s.memory_at_limit.total / size:.1f}" for s in stages),
+        ]
+    )
+    if plan.gpu is not None:
+        limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
+        rows.append([f"room ({FILL_LIMIT:.0%}), GiB", *(f"{limit / GIB:.1f}" for _ in stages)])
+        rows.append(["fits", *(_fits(stage, limit) for stage in stages)])
+        rows.append(["largest batch a GPU", *(str(s.largest_batch) for s in stages)])
+        rows.append(
+            [
+                "the same, all samples at the limit",
+                *(f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages),
+            ]
+        )
+    return rows
+
+
+def _rows_of_cost(plan: Plan) -> list[list[str]]:
+    stages = plan.stages
+    rows = [
+        ["samples", *(f"{s.data.num_samples:,}" for s in stages)],
+        ["optimizer steps", *(f"{s.num_steps:,}" for s in stages)],
+        ["tokens", *(_big(s.num_tokens) for s in stages)],
+        ["operations a sample", *(f"{s.flops.total / 1e12:.3g} T" for s in stages)],
+        ["operations", *(f"{s.total_flops:.3g}" for s in stages)],
+    ]
+    if plan.mfu is not None:
+        hours = [s.hours or 0.0 for s in stages]
+        rows.append([f"hours at MFU {plan.mfu:.0%}", *(f"{value:.1f}" for value in hours)])
+        if plan.price is not None:
+            prices = (value * plan.num_gpus * plan.price for value in hours)
+            label = f"money at {plan.price:g} a GPU and hour"
+            rows.append([label, *(f"{value:,.0f}" for value in prices)])
+    return rows
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    for stage in plan.stages:
+        data = stage.data
+        notes.append(
+            f"{STAGES[stage.stage]}: number of samples {data.source_of_samples}; lengths "
+            f"{data.source_of_lengths}"
+        )
+    if plan.hours is not None:
+        cost = "" if plan.cost is None else f", {plan.cost:,.0f} in money"
+        notes.append(f"both stages: {plan.hours:.1f} hours{cost}")
+    if plan.gpu is None:
+        notes.append("A CPU's peak is not known: no hours.")
+    elif plan.price is None:
+        notes.append("No money without a price: --price of a GPU for an hour.")
+    if plan.implied is not None:
+        implied = plan.implied
+        notes.append(
+            f"{implied.hours:g} hours imply {implied.samples_per_second:.2f} samples/s, "
+            f"{implied.tokens_per_second_and_gpu:,.0f} tokens/s on each GPU, MFU {implied.mfu:.1%}"
+        )
+    return notes
+
+
+def _sharding(stage: StagePlan) -> str:
+    settings = stage.settings
+    if settings.offloads:
+        return f"ZeRO-{settings.zero_stage}, offloaded"
+    if settings.zero_stage:
+        return f"ZeRO-{settings.zero_stage}"
+    return "none" if settings.num_devices == 1 else "DDP"
+
+
+def _batch(stage: StagePlan) -> str:
+    s = stage.settings
+    return f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
+
+
+def _fits(stage: StagePlan, limit: float) -> str:
+    if stage.memory.total > limit:
+        return "no"
+    return "yes" if stage.memory_at_limit.total <= limit else "yes, not at the limit"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _big(number: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,.0f}"

@@ -1,0 +1,237 @@
+"""Keeps what engines answered, so that no run asks or pays for it again.
+
+Input: keys made of a segment and of all that decides its translation. Output: the answer given
+before. One SQLite file in WAL mode: several runs may read and write it at once, and a run that is
+killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need a
+text at the same moment both ask for it; `put` says how often that happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.errors import DataError
+from lrm_ext.translate.engines.base import Engine, Segment, Usage, identity
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
+_BUSY_S = 60.0
+_BUSY_POLL_S = 0.02
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    engine TEXT, target TEXT, requests INTEGER, input_tokens INTEGER, output_tokens INTEGER,
+    usd REAL, PRIMARY KEY (engine, target)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY (engine, name));
+"""
+
+
+class CachedAnswer(NamedTuple):
+    """What an engine answered.
+
+    Attributes:
+        text: The translation; None if there is none.
+        error: Why there is none.
+        is_final: Asking again would give the same. Only such answers are in the cache.
+    """
+
+    text: str | None
+    error: str | None
+    is_final: bool = True
+
+
+class Cache:
+    """The cache file.
+
+    Args:
+        path: It is made if it is not there.
+
+    Raises:
+        DataError: The file is something else, of another version, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self._plain_errors("cannot be opened"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise DataError(
+                    f"{self.path}: cache version {version}, this code reads {_VERSION}; choose "
+                    "another file with --cache."
+                )
+            self._write_ahead()
+            # what was paid for has to survive a power cut, too
+            self._db.execute("PRAGMA synchronous=FULL")
+            if version == 0:
+                with self._transaction():
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Switch to a write-ahead log; of runs that begin at once, one does, the others wait."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                # SQLite's own waiting does not cover this switch
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_BUSY_POLL_S)
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedAnswer]:
+        """Look answers up; keys without one are left out.
+
+        Raises:
+            DataError: The file is damaged or cannot be read.
+        """
+        found: dict[bytes, CachedAnswer] = {}
+        with self._plain_errors("cannot be read"):
+            for start in range(0, len(keys), _LOOKUP):
+                some = keys[start : start + _LOOKUP]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, text, error FROM answers WHERE key IN ({marks})"
+                for key, text, error in self._db.execute(query, some):
+                    found[key] = CachedAnswer(text, error)
+        return found
+
+    def put(
+        self, answers: Mapping[bytes, CachedAnswer], engine: Engine, target: str, usage: Usage
+    ) -> int:
+        """Commit answers and what they cost, all or nothing.
+
+        Returns:
+            How many of the answers another run has committed in the meantime; its answers stay.
+
+        Raises:
+            DataError: The disk is full, or the file cannot be written.
+        """
+        rows = [(key, answer.text, answer.error) for key, answer in answers.items()]
+        spent = (
+            identity(engine),
+            target,
+            usage.requests,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.usd,
+        )
+        with self._plain_errors("cannot be written"), self._transaction():
+            query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
+            num_new = self._db.executemany(query, rows).rowcount if rows else 0
+            self._db.execute(
+                "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "requests = requests + excluded.requests, "
+                "input_tokens = input_tokens + excluded.input_tokens, "
+                "output_tokens = output_tokens + excluded.output_tokens, "
+                "usd = usd + excluded.usd",
+                spent,
+            )
+        return len(rows) - num_new
+
+    def spent(self, engine: str, target: str | None = None) -> Usage:
+        """What an engine has cost in this cache, in all runs.
+
+        Args:
+            engine: Its name.
+            target: Only for this language; None for all.
+        """
+        rows = self._db.execute("SELECT * FROM spent").fetchall()
+        total = Usage()
+        for who, lang, *values in rows:
+            if json.loads(who)[0] == engine and target in (None, lang):
+                total += Usage(*values)
+        return total
+
+    def note(self, engine: str, name: str, value: str | None) -> None:
+        """Keep something that a later run has to know, such as a job that a service works on.
+
+        Args:
+            engine: The engine's name.
+            name: What the value is about.
+            value: None forgets it.
+        """
+        with self._plain_errors("cannot be written"):
+            if value is None:
+                query = "DELETE FROM jobs WHERE engine = ? AND name = ?"
+                self._db.execute(query, (engine, name))
+            else:
+                query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)"
+                self._db.execute(query, (engine, name, value))
+
+    def notes(self, engine: str) -> dict[str, str]:
+        """What was kept by `note`."""
+        query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
+        return dict(self._db.execute(query, (engine,)).fetchall())
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # "immediate" takes the write lock at once: two runs wait for each other, none fails
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            # a full disk may have rolled it back by itself
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _plain_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise DataError(
+                f"{self.path}: the translation cache {what}: {error}. If the disk is full, make "
+                "room and run again: what was answered is kept. If the file is damaged, move it "
+                "away."
+            ) from error
+
+
+class Keys:
+    """Makes the keys of one engine and pair of languages.
+
+    Args:
+        engine: Its name, version and options enter the key.
+        source: Code of the source language.
+        target: Code of the target language.
+
+    Attributes:
+        name: Short and the same for the same three.
+    """
+
+    def __init__(self, engine: Engine, source: str, target: str) -> None:
+        self._base = hashlib.blake2b(digest_size=16)
+        self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
+        self.name = self._base.hexdigest()[:12]
+
+    def key(self, segment: Segment) -> bytes:
+        """The key of a segment: only what can change its translation enters it."""
+        digest = self._base.copy()
+        digest.update(segment.text.encode("utf-8", "surrogatepass"))
+        if segment.context or segment.terms:
+            # JSON escapes control characters, so the parts cannot run into each other
+            more = json.dumps([segment.context, segment.terms])
+            digest.update(b"\0" + more.encode())
+        return digest.digest()

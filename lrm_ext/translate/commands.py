@@ -1,0 +1,313 @@
+"""`lrm translate`: a corpus into other languages. `lrm corpus score`: judges its texts again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.corpus.commands import corpus_app
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from rich.console import Console
+
+    from lrm_ext.translate.ray_executor import RayWorkers
+    from lrm_ext.translate.runner import Job, Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `lrm`."""
+    app.command("translate")(translate)
+    corpus_app.command("score")(score)
+
+
+def translate(
+    corpus: Path = typer.Argument(None, help="Folder of the corpus."),
+    to: list[str] = typer.Option([], help="Codes of languages; repeat, or use commas."),
+    engine: list[str] = typer.Option(
+        [], help="Name of an engine; several, with commas, are tried in this order."
+    ),
+    option: list[str] = typer.Option(
+        [], "--option", "-o", help="name=value, or engine.name=value; `--list` shows the names."
+    ),
+    model: str = typer.Option(None, help="Short for --option model=..."),
+    base_url: str = typer.Option(None, help="Short for --option base_url=..."),
+    glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
+    cache: Path = typer.Option(
+        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+    ),
+    check: bool = typer.Option(True, help="Check translations; what fails is not trained on."),
+    limit: list[str] = typer.Option(
+        [], help="check=value: what passes, such as length=5; docs/translation-quality.md."
+    ),
+    anew: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
+    max_rejected: float = typer.Option(
+        None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
+    ),
+    executor: str = typer.Option(
+        "process", help="Who does the work: process (this one) or ray (many, see docs/scaling.md)."
+    ),
+    num_workers: int = typer.Option(
+        None, min=1, help="Workers of --executor ray; as many as fit by default."
+    ),
+    gpus_per_worker: float = typer.Option(
+        0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
+    ),
+    list_engines: bool = typer.Option(
+        False, "--list", help="Show the engines, with --engine one and its options, and end."
+    ),
+    plan: bool = typer.Option(
+        False, "--plan", help="Reckon hours and money of each engine, and end; needs no corpus."
+    ),
+    assumptions: Path = typer.Option(None, help="What --plan reckons with: your plan.toml."),
+    rows: int = typer.Option(None, min=1, help="Let --plan reckon so many rows."),
+) -> None:
+    """Translate a corpus; run it again after an interruption and it goes on from there."""
+    names, languages = split_names(engine), split_names(to)
+    if list_engines:
+        _print_engines(names)
+        return
+    if plan:
+        _print_plan(languages, corpus, assumptions, rows)
+        return
+    shorts = {"model": model, "base_url": base_url}
+    typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    jobs = _jobs(corpus, languages, names, typed, cache)
+    limits = parse_limits(limit)
+    jobs = [replace(j, glossary=glossary, checks=check, limits=limits, replaces=anew) for j in jobs]
+    _run_all(jobs, _workers(executor, num_workers, gpus_per_worker), max_rejected)
+
+
+def _print_plan(
+    languages: tuple[str, ...], corpus: Path | None, assumptions: Path | None, rows: int | None
+) -> None:
+    from rich.console import Console
+
+    from lrm_ext.translate.planning import plan
+
+    found = plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
+    Console(highlight=False).print(found, markup=False, soft_wrap=True)
+
+
+def _jobs(
+    corpus: Path | None,
+    languages: tuple[str, ...],
+    engines: tuple[str, ...],
+    options: list[str],
+    cache: Path | None,
+) -> list[Job]:
+    from lrm_ext.translate.engines.base import split_options
+    from lrm_ext.translate.runner import Job
+
+    if corpus is None or not engines or not languages:
+        raise ConfigError(
+            "nothing to do: expected a corpus, --to and --engine, such as "
+            "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
+        )
+    by_engine = split_options(options, engines)
+    chain = tuple((name, by_engine[name]) for name in engines)
+    return [Job(corpus, lang, chain, cache or _default_cache(corpus)) for lang in languages]
+
+
+def _default_cache(corpus: Path) -> Path:
+    return corpus.resolve().parent / "translation-cache.sqlite"
+
+
+def _run_all(jobs: list[Job], workers: RayWorkers | None, max_rejected: float | None) -> None:
+    failed: list[str] = []
+    for job in jobs:
+        counts = _run(job, workers).counts
+        share = counts["rejected"] / max(1, sum(counts[status] for status in _STATUSES))
+        if max_rejected is not None and share > max_rejected:
+            failed.append(f"{job.target}: {share:.1%} of the rows are rejected")
+    if failed:
+        raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
+
+
+_STATUSES = ("ok", "suspect", "rejected")
+
+
+def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayWorkers | None:
+    if name == "process":
+        if num_workers is not None or gpus_per_worker:
+            raise ConfigError("--num-workers and --gpus-per-worker are for --executor ray.")
+        return None
+    if name != "ray":
+        raise ConfigError(f"unknown --executor {name!r}; choose from: process, ray.")
+    from lrm_ext.translate.ray_executor import RayWorkers
+
+    return RayWorkers(num_workers, gpus_per_worker)
+
+
+def _run(job: Job, workers: RayWorkers | None) -> Result:
+    from rich.console import Console
+
+    from lrm_ext.translate.runner import translate_corpus
+
+    console = Console(highlight=False)
+    with _progress(job.target, console) as progress:
+        result = translate_corpus(job, workers, progress)
+    _print_result(job, result, console)
+    return result
+
+
+@contextmanager
+def _progress(lang: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(lang)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_result(job: Job, result: Result, console: Console) -> None:
+    from lrm_ext.translate.translator import UNANSWERED
+
+    print_counts(f"{job.corpus} in {job.target}", result.counts, console)
+    if num := result.counts[f"rejected: {UNANSWERED}"]:
+        console.print(
+            f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
+            "again, and takes the others from the cache.",
+            soft_wrap=True,
+        )
+    if result.work:
+        listed = ", ".join(f"{name} {n:,}" for name, n in sorted(result.work.items()))
+        console.print(f"this run: {listed}", soft_wrap=True)
+    usage = result.usage
+    if usage.input_tokens or usage.usd:
+        price = f"{usage.usd:.4f} USD" if usage.usd else "no price was given"
+        console.print(
+            f"cost: {usage.requests:,} requests, {usage.input_tokens:,} tokens in, "
+            f"{usage.output_tokens:,} out, {price}",
+            soft_wrap=True,
+        )
+
+
+def print_counts(title: str, counts: Counter[str], console: Console) -> None:
+    """Print rows by status and reason, and what becomes of those that are not accepted."""
+    from rich.table import Table
+
+    table = Table("rows", "number", title=title, title_justify="left")
+    for name in (*_STATUSES, "not translatable"):
+        table.add_row(name, f"{counts[name]:,}")
+        for reason, number in sorted(counts.items()):
+            if reason.startswith(f"{name}: "):
+                table.add_row(f"  {reason.removeprefix(f'{name}: ')}", f"{number:,}")
+    console.print(table)
+    if num := counts["suspect"] + counts["rejected"]:
+        rows = "1 row is" if num == 1 else f"{num:,} rows are"
+        console.print(
+            f"{rows} not accepted: a mixture draws others, `lrm corpus export` leaves them out or, "
+            "with --with-english, writes them in English.",
+            soft_wrap=True,
+        )
+
+
+def _print_engines(names: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lrm_ext.translate.engines.base import engine_names, get_spec
+
+    console = Console(highlight=False)
+    table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
+    faults: list[str] = []
+    for name in names or engine_names():
+        try:
+            spec = get_spec(name)
+        except ConfigError as error:  # another package's does not keep ours from being shown
+            faults.append(str(error))
+            continue
+        languages = " ".join(sorted(spec.languages())) or "none"
+        table.add_row(name, spec.summary, languages, spec.licence, spec.cost)
+    console.print(table)
+    for fault in faults:
+        console.print(fault, soft_wrap=True, markup=False)
+    for name in names:
+        _print_options(name, console)
+    if not names:
+        console.print("Options of one: lrm translate --list --engine NAME", soft_wrap=True)
+
+
+def _print_options(name: str, console: Console) -> None:
+    from rich.table import Table
+
+    from lrm_ext.translate.engines.base import describe_options, get_spec
+
+    table = Table("option", "default", "meaning", title=name, title_justify="left")
+    for option, default, meaning in describe_options(get_spec(name)):
+        table.add_row(option, default, meaning)
+    if table.row_count:
+        console.print(table)
+    if install := get_spec(name).install:
+        console.print(f"{name} needs: {install}", soft_wrap=True, markup=False)
+
+
+def parse_limits(texts: list[str]) -> dict[str, float]:
+    """Read `check=number`.
+
+    Raises:
+        ConfigError: It is of another form.
+    """
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            limits[name.strip()] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"--limit {text}: expected check=number, such as length=5 or ending=1."
+            ) from None
+    return limits
+
+
+def split_names(texts: list[str]) -> tuple[str, ...]:
+    """Split at commas; each name once, in the order given."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def score(
+    corpus: Path = typer.Argument(..., help="Folder of the corpus."),
+    lang: str = typer.Option(..., help="Codes of languages, with commas."),
+    by: list[str] = typer.Option(
+        ["checks"], help="checks, back-translation, labse or comet; repeat, or use commas."
+    ),
+    option: list[str] = typer.Option(
+        [], "--option", "-o", help="scorer.name=value, such as labse.model=folder."
+    ),
+    limit: list[str] = typer.Option(
+        [], help="name=value: a row with a larger figure is suspect, such as labse=0.4."
+    ),
+    cache: Path = typer.Option(
+        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+    ),
+) -> None:
+    """Check texts again, or have models judge them; the texts themselves stay as they are."""
+    from rich.console import Console
+
+    from lrm_ext.translate.scoring import ScoreJob, score_corpus, split_scorer_options
+
+    console = Console(highlight=False)
+    names = split_names(by)
+    scorers = [name for name in names if name != "checks"]
+    for code in split_names([lang]):
+        job = ScoreJob(
+            corpus=corpus,
+            lang=code,
+            names=names,
+            options=split_scorer_options(option, scorers),
+            limits=parse_limits(limit),
+            cache=cache or _default_cache(corpus),
+        )
+        with _progress(code, console) as progress:
+            counts = score_corpus(job, progress)
+        print_counts(f"{corpus} in {code}", counts, console)

@@ -1,0 +1,404 @@
+"""What a translation engine is: a batch of segments goes in, replies come out as they arrive.
+
+An engine is one file with a `SPEC`. It does not cache, protect or judge: it receives text that may
+hold placeholders and says, for every segment, what became of it. What it calls a language is in the
+`[engines]` table of the language's file. Another package adds an engine by an entry point:
+
+    [project.entry-points."lrm_llava.engines"]
+    mine = "my_package.engine:SPEC"
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from llava.errors import ConfigError, UserError
+from lrm_ext.corpus.store import ENGLISH
+from lrm_ext.languages.registry import KnownNames, get_language, known_names, list_languages
+
+if TYPE_CHECKING:
+    from lrm_ext.translate.cache import Cache
+
+OptionValue = str | int | float | bool | None
+
+
+class EngineError(UserError):
+    """An engine cannot go on: the key is refused, the service is down, a program is missing.
+
+    Whatever was answered before is in the cache; running again goes on from there.
+    """
+
+
+class BudgetError(EngineError):
+    """The budget is spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What an engine is asked to translate.
+
+    Attributes:
+        text: One line or less, perhaps with placeholders.
+        context: The question that a short text answers; "" if it stands by itself.
+        terms: Entries of the glossary that occur in `text`, English and translation.
+    """
+
+    text: str
+    context: str = ""
+    terms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one segment.
+
+    Attributes:
+        index: Its position in the batch.
+        text: The translation; None if there is none.
+        error: Why there is none.
+        is_final: Asking again would give the same. Final outcomes are cached, failures too;
+            others (time-outs) are asked again by the next run.
+    """
+
+    index: int
+    text: str | None
+    error: str | None = None
+    is_final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What something cost.
+
+    Attributes:
+        requests: Calls of a service, or batches through a model.
+        input_tokens: Tokens (or characters, if the service bills those) sent.
+        output_tokens: Tokens received.
+        usd: Price, 0 where none is known.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.usd + other.usd,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        negative = Usage(-other.requests, -other.input_tokens, -other.output_tokens, -other.usd)
+        return self + negative
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Some outcomes, as soon as they are there, and what they cost."""
+
+    outcomes: tuple[Outcome, ...]
+    usage: Usage = field(default_factory=Usage)
+
+
+class Engine(Protocol):
+    """Translates segments between two languages.
+
+    Making one is cheap: models are loaded with the first batch.
+
+    Attributes:
+        name: The engine's name; part of the cache key.
+        version: Of the model or program, as exact as can be had; part of the cache key.
+        options: All settings that change a translation, and no others; part of the cache key.
+        context: How it takes the question of a short answer: "native" (reads `Segment.context` and
+            `Segment.terms`), "question" (reads `Segment.context` only), "joined" (is sent question
+            and answer as one text), or "none".
+        mask_styles: Names of `protect.STYLES` in the order in which they are tried.
+        is_table: A table of human translations: gets text as it is, is trusted, is not cached.
+        is_sentence_level: It loses sentences of longer texts and is sent one at a time.
+    """
+
+    name: str
+    version: str
+    options: Mapping[str, OptionValue]
+    context: str
+    mask_styles: tuple[str, ...]
+    is_table: bool
+    is_sentence_level: bool
+
+    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+        """Translate a batch.
+
+        Args:
+            segments: Any number; the engine makes batches of the size it likes.
+
+        Yields:
+            Replies in any order. A segment that no reply mentions counts as failed, not final.
+
+        Raises:
+            EngineError: It cannot go on at all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free processes, connections and memory; it may be called twice."""
+        ...
+
+
+@runtime_checkable
+class AheadEngine(Protocol):
+    """An engine that wants much at once, because its answers take hours.
+
+    Attributes:
+        rows_ahead: Rows of the corpus that it is asked about before the first of them is written;
+            0 if, with these options, it is an engine like any other.
+    """
+
+    rows_ahead: int
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine as the command line knows it; importing its file loads nothing heavy.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line.
+        licence: Of the model or service; it decides what the data may be used for.
+        cost: What it costs, in words.
+        options: A frozen dataclass; its fields are what `--option name=value` may set.
+        build: Makes the engine of options, the codes of the languages from and into which it
+            translates, and the cache, which knows what earlier runs have cost.
+        languages: Gives codes of the languages that it translates into from English.
+        install: How to get what it needs.
+        likely_code: What it probably calls a language, by its tag and what CLDR knows of it; None
+            if it needs no code.
+        known_codes: Gives all codes of its own list; none where it has no list offline.
+        uses_service: It asks a service and keeps to a budget, so `--executor ray` leaves it in the
+            driver's process.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    cost: str
+    options: type
+    build: Callable[[Any, str, str, Cache], Engine]
+    languages: Callable[[], tuple[str, ...]]
+    install: str = ""
+    likely_code: Callable[[str, KnownNames], str] | None = None
+    known_codes: Callable[[], tuple[str, ...]] = tuple
+    uses_service: bool = False
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of an engine that has none."""
+
+
+def identity(engine: Engine) -> str:
+    """What of an engine decides its translations, as one line of JSON."""
+    return json.dumps([engine.name, engine.version, dict(engine.options)], sort_keys=True)
+
+
+def options_of(dataclass_options: Any, *leave_out: str) -> dict[str, OptionValue]:
+    """The options of a dataclass as a mapping, without those that change no translation."""
+    return {key: v for key, v in asdict(dataclass_options).items() if key not in leave_out}
+
+
+def languages_of(engine: str) -> tuple[str, ...]:
+    """Codes of the languages that an engine translates into from English."""
+    return tuple(
+        lang
+        for lang in list_languages()
+        if lang != ENGLISH and engine in get_language(lang).engine_codes
+    )
+
+
+def code_of(engine: str, lang: str) -> str:
+    """What an engine calls a language.
+
+    Raises:
+        ConfigError: The language's file has no entry for the engine.
+    """
+    code = get_language(lang).engine_codes.get(engine)
+    if code is None:
+        raise ConfigError(
+            f"engine {engine!r} does not have {lang!r}; add its code under [engines] in the "
+            f"language's file, or choose from: {', '.join(languages_of(engine))}."
+        )
+    return code
+
+
+ENTRY_POINTS = "lrm_llava.engines"
+# Where the spec of each is; its file is imported when it is asked for.
+_OURS = {
+    "memory": "memory:SPEC",
+    "apertium": "apertium:SPEC",
+    "madlad": "seq2seq:MADLAD",
+    "nllb": "seq2seq:NLLB",
+    "m2m100": "seq2seq:M2M100",
+    "opus-mt": "seq2seq:OPUS_MT",
+    "openai": "openai:SPEC",
+    "google": "metered:GOOGLE_SPEC",
+    "deepl": "metered:DEEPL_SPEC",
+}
+
+
+def engine_names() -> tuple[str, ...]:
+    """Names of all engines, ours first."""
+    return (*_OURS, *sorted(entry_points(group=ENTRY_POINTS).names - _OURS.keys()))
+
+
+def get_spec(name: str) -> EngineSpec:
+    """Look an engine up.
+
+    Raises:
+        ConfigError: There is none of this name, or another package's cannot be loaded.
+    """
+    if name in _OURS:
+        file, _, attribute = _OURS[name].partition(":")
+        spec = getattr(importlib.import_module(f"lrm_ext.translate.engines.{file}"), attribute)
+        assert isinstance(spec, EngineSpec)
+        return spec
+    found = entry_points(group=ENTRY_POINTS, name=name)
+    if not found:
+        raise ConfigError(f"unknown engine {name!r}; choose from: {', '.join(engine_names())}.")
+    entry = next(iter(found))
+    try:
+        spec = entry.load()
+    except Exception as error:  # another package's code
+        raise ConfigError(f"engine {name!r} ({entry.value}) cannot be loaded: {error!r}") from error
+    if not isinstance(spec, EngineSpec):
+        raise ConfigError(
+            f"engine {name!r}: entry point {entry.value} is {type(spec).__name__}, expected an "
+            "EngineSpec (lrm_ext.translate.engines.base)."
+        )
+    return spec
+
+
+def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Cache) -> Engine:
+    """Make an engine that translates from English.
+
+    Args:
+        name: Its name.
+        options: Settings as typed on the command line.
+        target: Code of the language to translate into.
+        ledger: What it may know of earlier runs.
+
+    Raises:
+        ConfigError: Unknown name or option, a value of the wrong type, or a language that the
+            engine does not have.
+        EngineError: What it needs is missing.
+    """
+    spec = get_spec(name)
+    if target not in spec.languages():
+        raise ConfigError(
+            f"engine {name!r} does not translate into {target!r}; it has: "
+            f"{', '.join(spec.languages()) or 'no language'}.{_code_to_add(spec, target)}"
+        )
+    return spec.build(parse_options(spec, options), ENGLISH, target, ledger)
+
+
+def _code_to_add(spec: EngineSpec, target: str) -> str:
+    """Where the code of a language belongs that has a file and no code for the engine."""
+    if spec.likely_code is None or target == ENGLISH or target not in list_languages():
+        return ""
+    code = spec.likely_code(target, known_names(target))
+    return (
+        f" {get_language(target).path} has no code for it: if the engine has the language, add "
+        f'its code under [engines], such as {spec.name} = "{code}".'
+    )
+
+
+def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
+    """Turn settings given as text into the engine's options.
+
+    Raises:
+        ConfigError: An option is unknown or missing, or its value is of the wrong type.
+    """
+    types = typing.get_type_hints(spec.options)
+    known = {f.name: f for f in fields(spec.options)}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise ConfigError(
+                f"engine {spec.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}."
+            )
+        values[key] = _parse(text, types[key], f"engine {spec.name!r}, option {key}")
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise ConfigError(
+            f"engine {spec.name!r} needs {', '.join(f'--option {name}=...' for name in missing)}."
+        )
+    return spec.options(**values)
+
+
+def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of an engine's options; docstrings say what they mean."""
+    meanings: dict[str, str] = {}
+    for kind in reversed(spec.options.__mro__[:-1]):
+        _, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+        for entry in re.split(r"\n {4}(?! )", "\n" + attributes)[1:]:
+            name, _, meaning = entry.partition(": ")
+            meanings[name] = " ".join(meaning.split())
+    found: list[tuple[str, str, str]] = []
+    for option in fields(spec.options):
+        default = "" if option.default in (MISSING, None, "") else str(option.default)
+        needed = option.default is MISSING and option.default_factory is MISSING
+        shown = "must be given" if needed else default
+        found.append((option.name, shown, meanings.get(option.name, "")))
+    return found
+
+
+def split_options(texts: Iterable[str], engines: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read `name=value` (for every engine that has it) and `engine.name=value`.
+
+    Raises:
+        ConfigError: There is no "=", or no engine of the chain has the option.
+    """
+    specs = {name: get_spec(name) for name in engines}
+    result: dict[str, dict[str, str]] = {name: {} for name in specs}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {text!r}: expected name=value.")
+        engine, dot, option = key.partition(".")
+        chosen = [engine] if dot and engine in specs else list(specs)
+        option = option if dot and engine in specs else key
+        takers = [
+            name for name in chosen if option in {f.name for f in fields(specs[name].options)}
+        ]
+        if not takers:
+            known = {name: [f.name for f in fields(specs[name].options)] for name in chosen}
+            listed = "; ".join(f"{name}: {', '.join(o) or 'none'}" for name, o in known.items())
+            raise ConfigError(f"--option {text!r}: no engine has it. There are: {listed}.")
+        for name in takers:
+            result[name][option] = value
+    return result
+
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _parse(text: str, kind: Any, where: str) -> Any:
+    kinds = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
+    wanted = kinds[0]
+    try:
+        return _WORDS[text.lower()] if wanted is bool else wanted(text)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{where} is {text!r}, expected {wanted.__name__}.") from error

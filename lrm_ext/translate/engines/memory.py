@@ -1,0 +1,172 @@
+"""Engine `memory`: a table of human translations; whatever is not in it stays untranslated.
+
+Input: the names that CLDR gives to what the built-in pictures show, and tables of your own (TSV:
+English, tab, translation; or a corpus with human texts). Output: exact matches only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava.errors import ConfigError
+from lrm_ext.corpus.store import ENGLISH, Corpus
+from lrm_ext.languages.registry import list_languages
+from lrm_ext.translate.engines.base import (
+    EngineSpec,
+    OptionValue,
+    Outcome,
+    Reply,
+    Segment,
+)
+
+if TYPE_CHECKING:
+    from lrm_ext.translate.cache import Cache
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Options of the engine.
+
+    Attributes:
+        table: A TSV file, or a corpus whose texts are human translations; `{lang}` in it stands
+            for the language's code. Left out: only the CLDR names.
+    """
+
+    table: str | None = None
+
+
+class MemoryEngine:
+    """Looks segments up."""
+
+    name = "memory"
+    context = "none"
+    mask_styles: tuple[str, ...] = ()
+    is_table = True
+    is_sentence_level = False
+
+    def __init__(self, options: MemoryOptions, target: str) -> None:
+        self._path = (
+            None if options.table is None else Path(options.table.replace("{lang}", target))
+        )
+        self._target = target
+        self._memory: Mapping[str, str] | None = None
+        self.version = "cldr"
+        self.options: Mapping[str, OptionValue] = {"table": _digest(self._path)}
+
+    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+        """Look segments up; see `Engine.translate`."""
+        if self._memory is None:
+            self._memory = known_translations(self._target, self._path)
+        outcomes: list[Outcome] = []
+        for i, segment in enumerate(segments):
+            text = self._memory.get(segment.text)
+            outcomes.append(Outcome(i, text, None if text else "not in the table"))
+        yield Reply(tuple(outcomes))
+
+    def close(self) -> None:
+        """Forget the table."""
+        self._memory = None
+
+
+def known_translations(target: str, table: Path | None = None) -> dict[str, str]:
+    """All that the engine knows in a language, by the English.
+
+    Args:
+        target: Code of the language.
+        table: Beside the CLDR names; see `MemoryOptions`.
+
+    Raises:
+        ConfigError: The table cannot be read or contradicts itself.
+    """
+    return _names(target) | _read(table, target)
+
+
+def _names(target: str) -> dict[str, str]:
+    """CLDR's names of the things in the built-in pictures, with a small and a capital letter."""
+    from lrm_ext.emoji.scenes import load_concepts
+
+    memory: dict[str, str] = {}
+    for concept in load_concepts():
+        english, other = concept.names.get(ENGLISH), concept.names.get(target)
+        if english and other:
+            memory[english] = other
+            memory[english[:1].upper() + english[1:]] = other[:1].upper() + other[1:]
+    return memory
+
+
+def _read(path: Path | None, target: str) -> dict[str, str]:
+    if path is None:
+        return {}
+    if path.is_dir():
+        return _read_corpus(Corpus.open(path), target)
+    memory: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the table of translations cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        english, tab, other = line.partition("\t")
+        if not line.strip():
+            continue
+        if not tab or not english.strip() or not other.strip() or "\t" in other:
+            raise ConfigError(
+                f"{path}:{number}: found {line[:60]!r}, expected English, a tab, the translation."
+            )
+        if memory.setdefault(english.strip(), other.strip()) != other.strip():
+            raise ConfigError(
+                f"{path}:{number}: {english!r} was {memory[english.strip()]!r} before and is "
+                f"{other!r} here; leave one."
+            )
+    return memory
+
+
+def _read_corpus(corpus: Corpus, target: str) -> dict[str, str]:
+    """Line by line; what has two translations is left out, for its context is not known here."""
+    memory: dict[str, str] = {}
+    ambiguous: set[str] = set()
+    for i in range(len(corpus)):
+        turns = corpus.turns(target, i)
+        if turns is None:
+            continue
+        for english, other in zip(corpus.row(i).turns, turns, strict=True):
+            ours, theirs = english.text.split("\n"), other.text.split("\n")
+            if len(ours) != len(theirs):
+                continue
+            for line, translated in zip(ours, theirs, strict=True):
+                if memory.setdefault(line, translated) != translated:
+                    ambiguous.add(line)
+    return {line: text for line, text in memory.items() if line not in ambiguous}
+
+
+def _digest(path: Path | None) -> str | None:
+    """Changes when the table does."""
+    if path is None:
+        return None
+    files = sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: the table of translations cannot be read: {error}") from error
+    return digest.hexdigest()[:16]
+
+
+def _build(options: MemoryOptions, source: str, target: str, ledger: Cache) -> MemoryEngine:
+    return MemoryEngine(options, target)
+
+
+SPEC = EngineSpec(
+    name="memory",
+    summary="a table of human translations: CLDR names, and your own",
+    licence="Unicode (CLDR); your table's own",
+    cost="free",
+    options=MemoryOptions,
+    build=_build,
+    languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
+)

@@ -1,0 +1,702 @@
+"""Asks services that bill what they are asked, within a budget; the engines `deepl` and `google`.
+
+Input: segments. Output: replies as they come. Several requests are under way at once, and no more
+are sent before a reply is kept. What was not answered is asked for again; a request that is at
+fault is halved until the text at fault is alone. After an error nothing new is asked, and what is
+under way is waited for: it is paid. The engine `openai` asks in the same way.
+
+DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its libraries find them
+(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is in GOOGLE_CLOUD_PROJECT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
+from lrm_ext.translate.engines.base import (
+    BudgetError,
+    EngineError,
+    EngineSpec,
+    OptionValue,
+    Outcome,
+    Reply,
+    Segment,
+    Usage,
+    code_of,
+    languages_of,
+)
+
+if TYPE_CHECKING:
+    from lrm_ext.translate.cache import Cache
+
+_MAX_WAIT_S = 60.0
+# Requests in a row that nobody answers before the service is taken to be down.
+_MAX_SILENT = 3
+
+
+@dataclass(frozen=True)
+class BilledOptions:
+    """Options of the engines on services that bill by the character.
+
+    Attributes:
+        concurrency: Requests under way at once.
+        timeout_s: Longest wait for one answer.
+        max_tries: Tries for one request.
+        first_wait_s: Wait before the second try; it doubles.
+        usd_per_million_characters: Price; without it money is not counted, only characters.
+        budget_usd: Stop before more is spent, counting all runs with this cache.
+        budget_characters: Stop before more is sent, counting all runs with this cache.
+    """
+
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    max_tries: int = 6
+    first_wait_s: float = 1.0
+    usd_per_million_characters: float | None = None
+    budget_usd: float | None = None
+    budget_characters: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "timeout_s", "max_tries"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
+        if self.budget_usd is not None and self.usd_per_million_characters is None:
+            raise ConfigError("budget_usd needs a price: set usd_per_million_characters.")
+
+
+class MayPassError(Exception):
+    """The service did not answer, and may if it is asked again."""
+
+
+class BilledAnswer(NamedTuple):
+    """What a service made of some texts.
+
+    Attributes:
+        texts: Translations, in order.
+        num_billed: Characters that are billed.
+    """
+
+    texts: list[str]
+    num_billed: int
+
+
+# Has texts translated that answer one question (or ""). Raises MayPassError, RejectedError for what
+# is the texts' fault, EngineError for what will not pass.
+Client = Callable[[Sequence[str], str], BilledAnswer]
+
+
+class Budget:
+    """What an engine has spent in all runs, and what is set aside for requests under way.
+
+    Args:
+        budget: So many units may be spent; None for any number.
+        budget_usd: So much money may be spent; None for any.
+        unit: What the service bills.
+    """
+
+    def __init__(self, budget: int | None, budget_usd: float | None, unit: str) -> None:
+        self._budget, self._budget_usd, self._unit = budget, budget_usd, unit
+        self._spent = self._pending = Usage()
+
+    def open(self, spent: Usage) -> None:
+        """Begin with what was spent before."""
+        self._spent, self._pending = spent, Usage()
+
+    def reserve(self, estimate: Usage) -> None:
+        """Set aside what a request may cost.
+
+        Raises:
+            BudgetError: With it, more would be spent than is allowed.
+        """
+        total = self._spent + self._pending + estimate
+        budget = None
+        if self._budget is not None and self._units(total) > self._budget:
+            budget = f"{self._budget:,} {self._unit}"
+        elif self._budget_usd is not None and total.usd > self._budget_usd:
+            budget = f"{self._budget_usd:g} USD"
+        if budget is not None:
+            raise BudgetError(
+                f"the budget of {budget} is spent: {self._spent.requests:,} requests used "
+                f"{self._units(self._spent):,} {self._unit}, {self._spent.usd:.4f} USD, in all "
+                "runs with this cache. What was answered is in the cache; run again with a larger "
+                "budget to go on."
+            )
+        self.hold(estimate)
+
+    def hold(self, estimate: Usage) -> None:
+        """Set aside what is spent already."""
+        self._pending += estimate
+
+    def settle(self, estimate: Usage, usage: Usage) -> None:
+        """Replace what was set aside by what it came to."""
+        self._pending -= estimate
+        self._spent += usage
+
+    def _units(self, usage: Usage) -> int:
+        # characters are billed where they are sent, tokens both ways
+        received = usage.output_tokens if self._unit == "tokens" else 0
+        return usage.input_tokens + received
+
+
+class Work(NamedTuple):
+    """Segments that are asked for together.
+
+    Attributes:
+        indices: Their numbers.
+        num_useless: Answers of no use to them so far.
+    """
+
+    indices: tuple[int, ...]
+    num_useless: int = 0
+
+
+class PaidEngine(Protocol):
+    """What `ask` needs of an engine.
+
+    Attributes:
+        account: What it has spent.
+        is_answered: Whether the service has answered it, in any batch.
+    """
+
+    account: Budget
+    is_answered: bool
+
+    def estimate(self, segments: Sequence[Segment]) -> Usage:
+        """About what a request for some segments will cost."""
+        ...
+
+    async def send(self, segments: Sequence[Segment]) -> Any:
+        """Ask the service.
+
+        Raises:
+            EngineError: It cannot be used at all; so does `ServiceError`.
+            RejectedError: It does not take this request.
+            ExhaustedError: It did not answer.
+        """
+        ...
+
+    def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """Outcomes in an answer, segments that are to be asked for again, and the cost."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Close connections."""
+        ...
+
+
+def ask(
+    engine: PaidEngine,
+    segments: Sequence[Segment],
+    requests: Iterable[tuple[int, ...]],
+    concurrency: int,
+) -> Iterator[Reply]:
+    """Have segments translated by a service, several requests at once.
+
+    Args:
+        engine: Makes requests and reads answers.
+        segments: What to translate.
+        requests: Numbers of segments that are asked for together.
+        concurrency: Requests under way at once.
+
+    Raises:
+        EngineError: The service cannot be used, or the budget is spent; after all that was under
+            way has been handed on.
+    """
+    asking = _Asking(engine, segments, requests, concurrency)
+    try:
+        yield from asking.replies()
+    finally:
+        asking.close()
+
+
+class _Asking:
+    """One batch under way."""
+
+    def __init__(
+        self,
+        engine: PaidEngine,
+        segments: Sequence[Segment],
+        requests: Iterable[tuple[int, ...]],
+        concurrency: int,
+    ) -> None:
+        self._engine = engine
+        self._segments = segments
+        self._work = deque(map(Work, requests))
+        self._concurrency = concurrency
+        self._running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
+        self._fault: EngineError | None = None
+        self._num_silent = 0
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(concurrency, "translate"))
+
+    def replies(self) -> Iterator[Reply]:
+        """Ask until all is answered or an error ends it.
+
+        Nothing new is asked before what was answered is kept: a kill loses no more than what is
+        under way.
+        """
+        while self._start():
+            waiting = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = self._loop.run_until_complete(waiting)
+            for task in done:
+                reply = self._finish(task, *self._running.pop(task))
+                if reply.outcomes or reply.usage != Usage():
+                    yield reply
+        if self._fault is not None:
+            raise self._fault
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            self._loop.run_until_complete(asyncio.gather(*self._running, return_exceptions=True))
+        self._loop.run_until_complete(self._engine.disconnect())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    def _start(self) -> bool:
+        """Fill up what is under way; say whether anything is."""
+        while self._work and self._fault is None and len(self._running) < self._concurrency:
+            asked = [self._segments[i] for i in self._work[0].indices]
+            estimate = self._engine.estimate(asked)
+            try:
+                self._engine.account.reserve(estimate)
+            except BudgetError as error:
+                # what is under way may come cheaper than thought, and leave room for this
+                if not self._running:
+                    self._fault = error
+                break
+            task = self._loop.create_task(self._engine.send(asked))
+            self._running[task] = self._work.popleft(), estimate
+        return bool(self._running)
+
+    def _finish(self, task: asyncio.Task[Any], work: Work, estimate: Usage) -> Reply:
+        outcomes: list[Outcome] = []
+        usage = Usage()
+        try:
+            answer = task.result()
+        except (EngineError, ServiceError) as error:
+            fault = error if isinstance(error, EngineError) else EngineError(str(error))
+            self._fault = self._fault or fault
+        except RejectedError as error:
+            outcomes = self._halve(work, f"refused: {error}", error.is_final)
+        except ExhaustedError as error:
+            self._num_silent += 1
+            if self._engine.is_answered and self._num_silent < max(_MAX_SILENT, self._concurrency):
+                outcomes = self._halve(work, f"no answer: {error}")
+            else:
+                self._fault = self._fault or EngineError(
+                    f"the service does not answer: {error}. What was answered before is in the "
+                    "cache; run again to go on."
+                )
+        else:
+            self._num_silent, self._engine.is_answered = 0, True
+            outcomes, rest, usage = self._engine.read(work, answer)
+            if rest and outcomes:
+                self._work.append(Work(rest, work.num_useless))
+            elif len(rest) > 1:
+                self._cut(rest, work.num_useless)
+            elif rest:
+                self._work.append(Work(rest, work.num_useless + 1))
+        self._engine.account.settle(estimate, usage)
+        return Reply(tuple(outcomes), usage)
+
+    def _halve(self, work: Work, fault: str, is_final: bool = False) -> list[Outcome]:
+        """Find the segment at fault; by itself it fails, for good or until another run."""
+        if len(work.indices) == 1:
+            return [Outcome(work.indices[0], None, fault, is_final)]
+        self._cut(work.indices, work.num_useless)
+        return []
+
+    def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
+        middle = len(indices) // 2
+        self._work += Work(indices[:middle], num_useless), Work(indices[middle:], num_useless)
+
+
+class BilledEngine:
+    """Translates with a service that bills by the character.
+
+    Args:
+        name: The engine's name.
+        version: The service's model, as far as it says which.
+        decisive: Options that change a translation.
+        options: How the service may be asked.
+        ledger: Knows what earlier runs have cost.
+        connect: Makes the client.
+        max_texts: Texts that a request may hold.
+        max_characters: Characters that a request may hold.
+    """
+
+    context = "joined"
+    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
+    is_table = False
+    is_sentence_level = False
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        decisive: Mapping[str, OptionValue],
+        options: BilledOptions,
+        ledger: Cache,
+        connect: Callable[[], Client],
+        max_texts: int,
+        max_characters: int,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.options = decisive
+        self.account = Budget(options.budget_characters, options.budget_usd, "characters")
+        self.is_answered = False
+        self._settings = options
+        self._ledger = ledger
+        self._connect = connect
+        self._client: Client | None = None
+        self._max_texts, self._max_characters = max_texts, max_characters
+
+    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+        """Translate a batch; see `Engine.translate`."""
+        if self._client is None:
+            self._client = self._connect()
+        self.account.open(self._ledger.spent(self.name))
+        yield from ask(self, segments, self._requests(segments), self._settings.concurrency)
+
+    def close(self) -> None:
+        """Forget the client."""
+        self._client = None
+
+    def _requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
+        """Numbers of segments that go together."""
+        by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
+        for _, group in groupby(by_context, key=lambda i: segments[i].context):
+            request: list[int] = []
+            size = 0
+            for i in group:
+                length = len(segments[i].text)
+                full = len(request) == self._max_texts or size + length > self._max_characters
+                if request and full:
+                    yield tuple(request)
+                    request, size = [], 0
+                request.append(i)
+                size += length
+            yield tuple(request)
+
+    def estimate(self, segments: Sequence[Segment]) -> Usage:
+        """See `PaidEngine`."""
+        return self._cost(sum(len(segment.text) for segment in segments), 0)
+
+    async def send(self, segments: Sequence[Segment]) -> BilledAnswer:
+        """See `PaidEngine`; with as many tries as are allowed.
+
+        The clients' own tries are not used: Google's are limited by time and not by number, and
+        neither client tries again after a page in place of JSON.
+        """
+        assert self._client is not None
+        texts, context = [segment.text for segment in segments], segments[0].context
+        fault = ""
+        for attempt in range(self._settings.max_tries):
+            if attempt:
+                wait_s = self._settings.first_wait_s * 2 ** (attempt - 1)
+                await asyncio.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
+            try:
+                return await asyncio.to_thread(self._client, texts, context)
+            except MayPassError as error:
+                fault = str(error)
+            except RejectedError as error:
+                if self.is_answered:
+                    raise
+                raise EngineError(
+                    f"{self.name}: the first request is not accepted: {error}"
+                ) from error
+        raise ExhaustedError(f"{self.name}: {fault} ({self._settings.max_tries} tries)")
+
+    def read(
+        self, work: Work, answer: BilledAnswer
+    ) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """See `PaidEngine`."""
+        usage = self._cost(answer.num_billed, sum(map(len, answer.texts)))
+        if len(answer.texts) == len(work.indices):
+            outcomes = [
+                Outcome(i, text if text.strip() else None, None if text.strip() else "empty")
+                for i, text in zip(work.indices, answer.texts, strict=True)
+            ]
+            return outcomes, (), usage
+        if len(work.indices) > 1:  # which is whose nobody can say
+            return [], work.indices, usage
+        fault = f"{len(answer.texts)} answers to 1 text"
+        return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
+
+    async def disconnect(self) -> None:
+        """See `PaidEngine`; the clients keep nothing open."""
+
+    def _cost(self, num_billed: int, num_received: int) -> Usage:
+        usd = num_billed * (self._settings.usd_per_million_characters or 0.0) / 1e6
+        return Usage(int(num_billed > 0), num_billed, num_received, usd)
+
+
+_DEEPL = "deepl"
+_DEEPL_TEXTS = 50  # of a request, as DeepL's documentation says
+_DEEPL_CHARACTERS = 30_000  # it may have 128 KiB, and a character up to four bytes
+
+
+@dataclass(frozen=True)
+class DeepLOptions(BilledOptions):
+    """Options of the engine.
+
+    Attributes:
+        key_variable: Environment variable that holds the key.
+        formality: default, more, less, prefer_more or prefer_less; not every language has it.
+        model_type: quality_optimized, latency_optimized, ...; left out: DeepL's choice.
+        server_url: Another address; left out: the one that the key belongs to.
+    """
+
+    key_variable: str = "DEEPL_AUTH_KEY"
+    formality: str | None = None
+    model_type: str | None = None
+    server_url: str | None = None
+
+
+class DeepLEngine(BilledEngine):
+    """DeepL reads the question of a short answer, and does not bill it."""
+
+    context = "question"
+
+
+def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
+    key = os.environ.get(options.key_variable)
+    if not key:
+        raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
+    try:
+        import deepl
+    except ImportError as error:
+        raise EngineError(
+            f"engine {_DEEPL!r} needs DeepL's client: {DEEPL_SPEC.install}"
+        ) from error
+    # tries and waits are counted in one place for all services
+    deepl.http_client.max_network_retries = 0
+    deepl.http_client.min_connection_timeout = options.timeout_s
+    client = deepl.Translator(key, server_url=options.server_url)
+    client.set_app_info("lrm-llava", "1")
+
+    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
+        try:
+            found: Any = client.translate_text(
+                list(texts),
+                source_lang=source,
+                target_lang=target,
+                context=context or None,
+                formality=options.formality,
+                model_type=options.model_type,
+                preserve_formatting=True,
+            )
+        except deepl.AuthorizationException as error:
+            raise EngineError(f"DeepL: the key is refused: {error}") from error
+        except deepl.QuotaExceededException as error:
+            raise EngineError(f"DeepL: the account's characters are used up: {error}") from error
+        except deepl.DeepLException as error:
+            raise _deepl_fault(error) from error
+        except (ValueError, KeyError, TypeError) as error:  # a page in place of JSON
+            raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
+        billed = [r.billed_characters for r in found]
+        known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
+        return BilledAnswer([result.text for result in found], known)
+
+    return translate
+
+
+def _deepl_fault(error: Any) -> Exception:
+    status = error.http_status_code
+    if error.should_retry or status is None or status in (408, 429) or status >= 500:
+        return MayPassError(str(error))
+    if status == 404:
+        return EngineError(f"DeepL: no such address or language: {error}")
+    return RejectedError(str(error))
+
+
+def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Cache) -> DeepLEngine:
+    codes = code_of(_DEEPL, source), code_of(_DEEPL, target)
+    return DeepLEngine(
+        _DEEPL,
+        options.model_type or "",
+        {"formality": options.formality, "target": codes[1]},
+        options,
+        ledger,
+        lambda: _connect_deepl(options, *codes),
+        _DEEPL_TEXTS,
+        _DEEPL_CHARACTERS,
+    )
+
+
+def _deepl_codes() -> tuple[str, ...]:
+    """Codes that DeepL's client knows; none if it is not installed."""
+    try:
+        from deepl import Language
+    except ImportError:
+        return ()
+    values = [value for name, value in vars(Language).items() if name.isupper()]
+    return tuple(str(value).upper() for value in values)
+
+
+DEEPL_SPEC = EngineSpec(
+    name=_DEEPL,
+    summary="DeepL's service",
+    licence="DeepL's terms; they may forbid training",
+    cost="by the character",
+    options=DeepLOptions,
+    build=_build_deepl,
+    languages=lambda: languages_of(_DEEPL),
+    install="pip install 'lrm-llava[deepl]'",
+    likely_code=lambda tag, names: tag.upper(),
+    known_codes=_deepl_codes,
+    uses_service=True,
+)
+
+
+_GOOGLE = "google"
+# Of a request, as Google's documentation says.
+_GOOGLE_TEXTS = 1024
+_GOOGLE_CHARACTERS = 30_000
+_GOOGLE_FATAL = {
+    401: "the credentials are refused",
+    403: "access is refused",
+    404: "there is no such model or language",
+}
+
+
+@dataclass(frozen=True)
+class GoogleOptions(BilledOptions):
+    """Options of the engine.
+
+    Attributes:
+        project: The project that pays; left out: GOOGLE_CLOUD_PROJECT.
+        location: Where it is translated; a model of one's own is in one place only.
+        model: general/nmt, general/translation-llm, or one's own; left out: Google's choice.
+        endpoint: Another address, such as translate-eu.googleapis.com. One that begins with http://
+            is a server on this machine, and gets no credentials.
+    """
+
+    project: str | None = None
+    location: str = "global"
+    model: str | None = None
+    endpoint: str | None = None
+
+
+def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
+    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+    if not project:
+        raise EngineError(
+            "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+        )
+    try:
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.cloud import translate_v3
+        from google.protobuf.json_format import ParseError
+    except ImportError as error:
+        raise EngineError(
+            f"engine {_GOOGLE!r} needs Google's client: {GOOGLE_SPEC.install}"
+        ) from error
+    try:
+        client = _google_client(translate_v3, options.endpoint)
+    except GoogleAuthError as error:
+        raise EngineError(
+            f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their file."
+        ) from error
+    parent = f"projects/{project}/locations/{options.location}"
+    request: dict[str, Any] = {
+        "parent": parent,
+        "mime_type": "text/plain",
+        "source_language_code": source,
+        "target_language_code": target,
+    }
+    if options.model:
+        request["model"] = f"{parent}/models/{options.model}"
+
+    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
+        try:
+            found = client.translate_text(
+                request={**request, "contents": list(texts)},
+                retry=None,
+                timeout=options.timeout_s,
+            )
+        except exceptions.GoogleAPICallError as error:
+            raise _google_fault(error) from error
+        except TransportError as error:
+            raise MayPassError(f"Google: {error}") from error
+        except GoogleAuthError as error:
+            raise EngineError(f"Google: the credentials are refused: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            ParseError,
+        ) as error:  # no connection, or a page in place of JSON
+            raise MayPassError(f"{type(error).__name__}: {error}") from error
+        answers = [translation.translated_text for translation in found.translations]
+        return BilledAnswer(answers, sum(map(len, texts)))
+
+    return translate
+
+
+def _google_client(translate_v3: Any, endpoint: str | None) -> Any:
+    if endpoint is None:
+        return translate_v3.TranslationServiceClient()
+    if not endpoint.startswith("http://"):
+        return translate_v3.TranslationServiceClient(client_options={"api_endpoint": endpoint})
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.translate_v3.services.translation_service.transports import (
+        TranslationServiceRestTransport,
+    )
+
+    transport = TranslationServiceRestTransport(
+        host=endpoint.removeprefix("http://"),
+        url_scheme="http",
+        credentials=AnonymousCredentials(),
+    )
+    return translate_v3.TranslationServiceClient(transport=transport)
+
+
+def _google_fault(error: Any) -> Exception:
+    status = int(error.code or 0)
+    if status in _GOOGLE_FATAL:
+        return EngineError(f"Google: {_GOOGLE_FATAL[status]}: {error}")
+    if status in (408, 409, 429) or status >= 500 or not status:
+        return MayPassError(str(error))
+    return RejectedError(str(error))
+
+
+def _build_google(options: GoogleOptions, source: str, target: str, ledger: Cache) -> BilledEngine:
+    codes = code_of(_GOOGLE, source), code_of(_GOOGLE, target)
+    return BilledEngine(
+        _GOOGLE,
+        f"v3 {options.model or ''}".strip(),
+        {"target": codes[1]},
+        options,
+        ledger,
+        lambda: _connect_google(options, *codes),
+        _GOOGLE_TEXTS,
+        _GOOGLE_CHARACTERS,
+    )
+
+
+GOOGLE_SPEC = EngineSpec(
+    name=_GOOGLE,
+    summary="Google Cloud Translation",
+    licence="Google's terms; they may forbid training",
+    cost="by the character",
+    options=GoogleOptions,
+    build=_build_google,
+    languages=lambda: languages_of(_GOOGLE),
+    install="pip install 'lrm-llava[google]'",
+    likely_code=lambda tag, names: tag,
+    uses_service=True,
+)

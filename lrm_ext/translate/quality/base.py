@@ -1,0 +1,292 @@
+"""What the checks share: a text with its translation, what is normal in a language, and verdicts.
+
+`Thresholds` are the [quality] section of a language's file, checked; where it says nothing the
+defaults hold, and `tools/calibrate_quality.py` measures limits and writes them into the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from llava.errors import ConfigError
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translate.protect import Span, find_spans, plain_characters
+
+# What these find is a matter of degree, and people translate freely, too: look before you use it.
+# What the others find is wrong.
+DOUBTS = frozenset({"near", "meaning", "length", "ending"})
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """One failed check.
+
+    Attributes:
+        check: Name of the check.
+        value: What was measured; larger is worse.
+        limit: The largest value that passes.
+        message: What is wrong, for people to read.
+    """
+
+    check: str
+    value: float
+    limit: float
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the checks say of a text or of a row.
+
+    Attributes:
+        findings: The failed checks, each once, in the order in which checks run.
+        figures: What each check measured, of a row the worst turn's; larger is worse. A check that
+            cannot judge, such as the language of one word, has no figure.
+    """
+
+    findings: tuple[FailedCheck, ...]
+    figures: Mapping[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not self.findings
+
+    @property
+    def status(self) -> str:
+        """What a row becomes: "rejected"; "suspect" if there are only doubts; "ok"."""
+        if self.ok:
+            return "ok"
+        return "suspect" if all(f.check in DOUBTS for f in self.findings) else "rejected"
+
+    @property
+    def reasons(self) -> list[str]:
+        """The findings as lines of text, what is wrong before what is doubtful."""
+        return [str(f) for f in sorted(self.findings, key=lambda f: f.check in DOUBTS)]
+
+
+class Measured(NamedTuple):
+    """What one check measured of one text.
+
+    Attributes:
+        value: Larger is worse; 0 is perfect.
+        message: What is wrong if the value is over the limit.
+    """
+
+    value: float
+    message: str
+
+
+# A value over its limit is a finding. Where a translator has no choice the limit is 0.
+DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "structure": 0.0,
+        "protected": 0.0,
+        "numbers": 0.0,
+        "mojibake": 0.0,
+        "answer": 0.0,
+        "script": 0.2,
+        "near": 0.1,
+        "language": 3.0,
+        "copy": 0.7,
+        "repetition": 0.3,
+        "length": 4.0,
+        "ending": 0.0,
+        "meaning": 0.7,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is normal for translations from English into a language.
+
+    Attributes:
+        near: Codes of languages that an identifier cannot tell from it in a sentence; they pass.
+        rivals: Codes of other languages that it may be mistaken for, beside ours; they do not.
+        foreign_letters: Letters that a near language has and this one has not.
+        foreign_words: Frequent words that a near language has and this one has not, folded.
+        length_ratio: Characters of a translation for each character of English.
+        length_spread: Standard deviation of the difference, in characters, for one character.
+        limits: The largest value that passes, by check.
+    """
+
+    near: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    foreign_letters: str = ""
+    foreign_words: frozenset[str] = frozenset()
+    length_ratio: float = 1.1
+    length_spread: float = 1.2
+    limits: Mapping[str, float] = field(default_factory=lambda: DEFAULT_LIMITS)
+
+    def with_limits(self, limits: Mapping[str, float]) -> Thresholds:
+        """The same with other limits for some checks.
+
+        Raises:
+            ConfigError: There is no such check.
+        """
+        _check_names(limits, "limits")
+        return replace(self, limits=MappingProxyType({**self.limits, **limits}))
+
+
+@cache
+def get_thresholds(lang: str) -> Thresholds:
+    """Thresholds for translations into a language.
+
+    Raises:
+        ConfigError: There is no such language, or its [quality] section is at fault.
+    """
+    language = get_language(lang)
+    return parse_thresholds(language.quality, f"{language.path}: quality")
+
+
+def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
+    """Read a [quality] section.
+
+    Raises:
+        ConfigError: A key is unknown, or a value of another type than expected.
+    """
+    known = [f.name for f in fields(Thresholds)]
+    if unknown := sorted(set(table) - set(known)):
+        raise ConfigError(f"{where}: {', '.join(unknown)} unknown; known: {', '.join(known)}.")
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "limits":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}.limits is {value!r}, expected a table of numbers.")
+            _check_names(value, f"{where}.limits")
+            given = {
+                name: _number(limit, f"{where}.limits.{name}") for name, limit in value.items()
+            }
+            values[key] = MappingProxyType({**DEFAULT_LIMITS, **given})
+        elif key.startswith("length_"):
+            values[key] = _number(value, f"{where}.{key}")
+            if not values[key] > 0:
+                raise ConfigError(f"{where}.{key} is {value!r}, expected a number above 0.")
+        elif key == "foreign_letters":
+            if not isinstance(value, str):
+                raise ConfigError(f"{where}.{key} is {value!r}, expected letters in one string.")
+            values[key] = value
+        else:
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                raise ConfigError(f"{where}.{key} is {value!r}, expected a list of strings.")
+            values[key] = frozenset(value) if key == "foreign_words" else tuple(value)
+    return Thresholds(**values)
+
+
+def _check_names(limits: Mapping[str, Any], where: str) -> None:
+    if unknown := sorted(set(limits) - set(DEFAULT_LIMITS)):
+        raise ConfigError(
+            f"{where}: no check is called {', '.join(unknown)}; there are: "
+            f"{', '.join(DEFAULT_LIMITS)}."
+        )
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{where} is {value!r}, expected a number.")
+    return float(value)
+
+
+# Up to 39: centuries, kings and wars have no more; suffixes as in "XIXe" and "IIIrd".
+ROMAN = re.compile(r"(?<![\w.])(?:([IVX]{2,7})[a-zè]{0,3}|([IVX]))(?!\w)")
+_WORD = re.compile(r"[^\W\d_]+")
+_LETTER = re.compile(r"[^\W\d_]")
+QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
+
+
+class TextPair:
+    """A text and its translation.
+
+    Attributes:
+        source: The text.
+        target: Its translation, with letters and digits of full width as those of ASCII.
+        source_lang: Code of the text's language.
+        target_lang: Code of the translation's language.
+        source_spans: The protected parts of the text.
+        source_prose: The text with a blank in place of each protected part.
+        target_prose: The same of the translation, without Roman numerals.
+        source_words: Words of the text, folded; protected parts are no words.
+        target_words: The same of the translation; letters where no blanks separate words.
+        parts: The prose of the translation; of a whole row that of each turn.
+        known_words: Which words of the text the lexicon knows, and whether the translation has
+            them, by key; None until the check of meaning has looked.
+    """
+
+    # plain attributes: properties that are made when asked for cost more than what they save
+    def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
+        self.source = source
+        self.target = target = plain_characters(target)
+        self.source_lang = source_lang
+        self.target_lang = target_lang
+        self.source_spans = find_spans(source)
+        self.source_prose = prose(source, self.source_spans)
+        # "siglo XIX" is no word of another script or language
+        self.target_prose = ROMAN.sub(" ", prose(target, _copied_spans(target, source)))
+        self.source_words = words(self.source_prose, source_lang)
+        self.target_words = words(self.target_prose, target_lang)
+        self.parts: tuple[str, ...] = (self.target_prose,)
+        self.known_words: dict[str, bool] | None = None
+
+    @classmethod
+    def of_all(cls, pairs: Sequence[TextPair]) -> TextPair:
+        """All of a row as one text, a line each; what is known of its parts is taken over."""
+        whole = cls.__new__(cls)
+        whole.source = "\n".join([pair.source for pair in pairs])
+        whole.target = "\n".join([pair.target for pair in pairs])
+        whole.source_lang, whole.target_lang = pairs[0].source_lang, pairs[0].target_lang
+        whole.source_spans = ()
+        whole.source_prose = "\n".join([pair.source_prose for pair in pairs])
+        whole.parts = tuple([pair.target_prose for pair in pairs])
+        whole.target_prose = "\n".join(whole.parts)
+        whole.source_words = list(chain.from_iterable([pair.source_words for pair in pairs]))
+        whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
+        found: dict[str, bool] = {}
+        for pair in pairs:
+            if pair.known_words is None:
+                whole.known_words = None
+                break
+            for key, is_there in pair.known_words.items():
+                if is_there or key not in found:
+                    found[key] = is_there
+        else:
+            whole.known_words = found
+        return whole
+
+
+def _copied_spans(target: str, source: str) -> Sequence[Span]:
+    """The protected parts of a translation; quotations only if their words are the text's."""
+    spans = find_spans(target, any_quotation=True)
+    return [
+        span
+        for span in spans
+        if span.kind != "quote" or target[span.start : span.end].strip(QUOTES) in source
+    ]
+
+
+def prose(text: str, spans: Sequence[Span]) -> str:
+    """A text with a blank in place of each of its protected parts."""
+    if not spans:
+        return text
+    pieces: list[str] = []
+    end = 0
+    for span in spans:
+        pieces.append(text[end : span.start])
+        end = span.end
+    pieces.append(text[end:])
+    return " ".join(pieces)
+
+
+def words(text: str, lang: str) -> list[str]:
+    """Words of a text, folded; single letters in a language without blanks between words."""
+    pattern = _WORD if get_language(lang).spaced else _LETTER
+    return pattern.findall(text.casefold())

@@ -1,0 +1,419 @@
+"""The checks of what a translation says: protected parts, numbers, yes and no, and the words.
+
+`protected`, `numbers`: what must come back to the character, and digits. `protect.py` says what is
+protected. The translator has checked each line already; this looks at whole turns, and at texts
+that others translated, so the way a language writes quotation marks and separates thousands is
+forgiven. Numbers may be in words or Roman numerals: "9th" may be "deveti" elsewhere. The words of a
+language are in the `[numbers]` table of its file: by number, what it is called, with `*` where
+other letters may follow (inflection, ordinals). Numbers are put together from them.
+
+`answer`: yes stays yes, no stays no.
+
+`meaning`: is this a translation of that text, or of another one? Words of the text that the lexicon
+knows are looked for in the translation. One that is missing says little (there are synonyms); many
+that are missing, and none found, say that rows were mixed up. The lexicon of a language is
+`data/<lang>.json`, made by `tools/build_lexicon.py` from Unicode CLDR's names and keywords of 1,900
+emoji: mostly things that can be seen, and colours, places and actions. Languages bend their words,
+so stems are compared. A language without a file has no lexicon.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translate.protect import damaged_parts, find_spans
+from lrm_ext.translate.quality.base import QUOTES, ROMAN, Measured, TextPair, Thresholds
+
+_DIGITS = re.compile(r"\d+(?:[.,:/×\u00a0\u202f ]\d{3})*(?:[.,:/×]\d+)*")
+_DIGIT = re.compile(r"\d")
+_SEPARATORS = re.compile(r"\D")
+_CENTS = re.compile(r"[.,]00\Z")
+_PARENTHESES = re.compile(r"[(（][^()（）]*[)）]")
+_NUMERIC = frozenset({"number", "ordinal"})
+_MARKS = re.compile('["“”„«»‘’「」『』《》]')
+
+
+def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How many numbers are missing or too much; None if there are none on either side.
+
+    A number in digits on one side may be in words on the other, and one side may say a number again
+    in parentheses: "5 cents (€0.05)".
+    """
+    if not _DIGIT.search(pair.source) and not _DIGIT.search(pair.target):
+        return None
+    source, target = _numbers(pair.source), _numbers(pair.target)
+    if source == target:
+        return Measured(0.0, "")
+    missing, extra = Counter(source) - Counter(target), Counter(target) - Counter(source)
+    missing -= _restated(pair.source)
+    extra -= _restated(pair.target)
+    if missing or extra:
+        in_source = spelled_numbers(pair.source, pair.source_lang)
+        in_target = spelled_numbers(pair.target, pair.target_lang)
+        spelled = in_target - in_source
+        if any(number != 1 and str(number) not in missing for number in spelled):
+            del spelled[1]  # where another number is there, the 1 is an article
+        missing -= _digits(spelled)
+        extra -= _digits(in_source)  # not less those of the translation: its "ein" may be "a"
+    listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
+    return Measured(missing.total() + extra.total(), ", ".join(listed))
+
+
+def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How many protected parts other than numbers are missing or too much."""
+    spans = pair.source_spans
+    faults = []
+    if spans or "<" in pair.target or "#" in pair.target or ":" in pair.target:
+        kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
+        for fault in damaged_parts(pair.source, pair.target, spans):
+            part = fault.removeprefix("missing ").removeprefix("too much ")
+            kind = kinds.get(part)
+            if kind in _NUMERIC or (kind is None and part[:1].isdigit()):
+                continue  # those are counted by the check of numbers
+            if kind == "quote" and part.strip(QUOTES) in pair.target:
+                continue  # the marks around it are the language's
+            faults.append(fault)
+        faults += _lost_names(pair)
+    else:
+        faults = _lost_names(pair)
+        if not faults:
+            return None
+    return Measured(len(faults), ", ".join(faults))
+
+
+def _lost_names(pair: TextPair) -> list[str]:
+    """Names in quotation marks for which the translation has neither the name nor a quotation.
+
+    Names that are no text in the image may be translated: “Fuji” is «Фуджи».
+    """
+    if not _MARKS.search(pair.source) or _MARKS.search(pair.target):
+        return []
+    quotes = [
+        pair.source[span.start : span.end].strip(QUOTES)
+        for span in find_spans(pair.source, any_quotation=True)
+        if span.kind == "quote" and span not in pair.source_spans
+    ]
+    return [f"missing {quote}" for quote in quotes if quote.istitle() and quote not in pair.target]
+
+
+def _restated(text: str) -> Counter[str]:
+    """Numbers in parentheses that stand outside of them too."""
+    inside = [number for match in _PARENTHESES.findall(text) for number in _numbers(match)]
+    outside = _numbers(_PARENTHESES.sub(" ", text)) if inside else []
+    return Counter(number for number in inside if number in outside)
+
+
+def _digits(numbers: Counter[int]) -> Counter[str]:
+    return Counter({str(number): count for number, count in numbers.items()})
+
+
+def _numbers(text: str) -> list[str]:
+    """Numbers without what separates their digits, so that 1,000.5 is 1.000,5 and .5 is 0,5.
+
+    Two zeros after the point say nothing: $1.00 is $1.
+    """
+    numbers = [_SEPARATORS.sub("", _CENTS.sub("", number)) for number in _DIGITS.findall(text)]
+    return [number.lstrip("0") or "0" for number in numbers]
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:[-‐][^\W\d_]+)*")
+# Between two words of one number: "twenty-five", "vingt et un", "dvadeset i pet".
+_GAP = re.compile(r"[\s‐-]*(?:[^\W\d_]{1,3}[\s‐-]+)?")
+# Letters that join two numbers in one word: "einundzwanzig", "soixante-et-onze".
+_MAX_JOINT = 4
+_ROMAN_FORM = re.compile(r"X{0,3}(?:IX|IV|V?I{0,3})")
+_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
+
+
+class _Part(NamedTuple):
+    """A word of a number: its value, and where it stands."""
+
+    value: int
+    start: int
+    end: int
+
+
+def spelled_numbers(text: str, lang: str) -> Counter[int]:
+    """Count the numbers that a text has in words of its language or in Roman numerals.
+
+    Args:
+        text: The text.
+        lang: Code of its language; without a `[numbers]` table only Roman numerals are read.
+
+    Example:
+        >>> spelled_numbers("Drugi svjetski rat, XX. stoljeće", "hr")
+        Counter({2: 1, 20: 1})
+    """
+    found = Counter(_roman(m[1] or m[2]) for m in ROMAN.finditer(text))
+    del found[0]
+    group: list[_Part] = []
+    is_spaced = get_language(lang).spaced
+    text = text.casefold()
+    for part in _parts(text, lang, is_spaced):
+        if group and not _continues(text, group[-1], part, is_spaced):
+            found[_value(group)] += 1
+            group = []
+        group.append(part)
+    if group:
+        found[_value(group)] += 1
+    return found
+
+
+def _parts(text: str, lang: str, is_spaced: bool) -> Iterator[_Part]:
+    if is_spaced:
+        for match in _WORD.finditer(text):
+            yield from _take_apart(match[0], match.start(), lang) or ()
+        return
+    at = 0
+    while at < len(text):
+        for literal, _, value in _entries(lang).get(text[at], ()):
+            if text.startswith(literal, at):
+                yield _Part(value, at, at + len(literal))
+                at += len(literal)
+                break
+        else:
+            at += 1
+
+
+def _take_apart(word: str, start: int, lang: str) -> list[_Part] | None:
+    """The numbers that a word is made of; None if it is no number."""
+    for literal, is_open, value in _entries(lang).get(word[0], ()):
+        if not word.startswith(literal):
+            continue
+        first = _Part(value, start, start + len(literal))
+        rest = word[len(literal) :]
+        for skipped in range(min(_MAX_JOINT + 1, len(rest))):
+            more = _take_apart(rest[skipped:], first.end + skipped, lang)
+            if more and _can_follow(value, more[0].value, is_joined=True):
+                return [first, *more]
+        if not rest or is_open or rest[0] in "-‐":
+            return [first]
+    return None
+
+
+@cache
+def _entries(lang: str) -> dict[str, list[tuple[str, bool, int]]]:
+    """What begins with a letter: the literal, whether letters may follow, the value; long first."""
+    entries: dict[str, list[tuple[str, bool, int]]] = {}
+    for number, words in get_language(lang).numbers.items():
+        for word in words.casefold().split():
+            literal = word.removesuffix("*")
+            entries.setdefault(literal[0], []).append((literal, literal != word, int(number)))
+    for some in entries.values():
+        some.sort(key=lambda entry: -len(entry[0]))
+    return entries
+
+
+def _continues(text: str, before: _Part, after: _Part, is_spaced: bool) -> bool:
+    """Whether two parts stand next to each other and make one number."""
+    gap = text[before.end : after.start]
+    is_joined = len(gap) <= (_MAX_JOINT if is_spaced else 0) and not any(map(str.isspace, gap))
+    is_next = is_joined or (is_spaced and _GAP.fullmatch(gap) is not None)
+    return is_next and _can_follow(before.value, after.value, is_joined)
+
+
+def _can_follow(before: int, after: int, is_joined: bool) -> bool:
+    """Whether the second of two neighbouring numbers belongs to the first."""
+    if before >= 100:
+        return after < before or after >= 1000
+    if after >= 100:
+        return True
+    if before >= 20:
+        return before % 10 == 0 and after < 20
+    if before == 10:
+        return is_joined and after < 10
+    return is_joined and 0 < before < 10 and after % 10 == 0
+
+
+def _value(group: list[_Part]) -> int:
+    total = rest = 0
+    for value, _, _ in group:
+        if value >= 1000:
+            total, rest = ((total + rest) or 1) * value, 0
+        elif value == 100 or (value == 10 and 0 < rest < 10):
+            total, rest = total + (rest or 1) * value, 0
+        else:
+            rest += value
+    return total + rest
+
+
+def _roman(text: str) -> int:
+    if not _ROMAN_FORM.fullmatch(text):
+        return 0
+    digits = [_ROMAN_DIGITS[letter] for letter in text]
+    return sum(
+        -digit if digit < after else digit
+        for digit, after in zip(digits, [*digits[1:], 0], strict=True)
+    )
+
+
+_YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
+_WORDS = re.compile(r"[^\W_]+")
+
+
+def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """1 if an answer that says yes says no in translation, or the other way; else 0.
+
+    Only answers that are, or begin with, "yes" or "no" and a mark are judged, and only where the
+    language's file lists the word that the translation begins with.
+    """
+    if pair.source_lang != "en":
+        return None
+    match = _YES_NO.match(pair.source)
+    if match is None or pair.source[match.end() : match.end() + 1].isspace():
+        return None
+    rest = pair.source[match.end() :].strip(" .,!")
+    said = polarity(pair.target, pair.target_lang)
+    if said is None:
+        # a sentence may say it in other words; a bare answer cannot
+        return None if rest else Measured(1.0, f"the text says {match[0]!r}, this neither")
+    return Measured(float(said != match[0].lower()), f"the text says {match[0]!r}, this {said!r}")
+
+
+def polarity(text: str, lang: str) -> str | None:
+    """What an answer begins with: "yes", "no", or None."""
+    language = get_language(lang)
+    folded = text.casefold().strip()
+    for word, meaning in ((language.yes, "yes"), (language.no, "no")):
+        if folded.startswith(word.casefold()) and not folded[len(word) : len(word) + 1].isalpha():
+            return meaning
+    first = _WORDS.search(folded)
+    word = first[0] if first else ""
+    local = language.local
+    for entries, meaning in ((local.yes, "yes"), (local.no, "no")):
+        if word in entries or (not language.spaced and word.startswith(tuple(entries))):
+            return meaning
+    return None
+
+
+# Every text about a picture has these; they do not tell one from another. Words of places ("top",
+# "left") are left out as well: languages say those in ways that names do not teach.
+_SAY_NOTHING = frozenset(
+    "a an the and or not no yes do doe did is are was were be been has have had can could "
+    "will would may might should must there here this that these those it its he she they you "
+    "your we our i my what which who where when how why any some all one two three see seen "
+    "show shown look visible appear contain feature depict picture image photo photograph "
+    "scene view please describe short brief sentence word answer question top bottom left "
+    "right upper lower up down in on at of to from with by for as into over under out off so "
+    "than then too very also only just more most other such like about".split()
+)
+
+
+def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """Missing words, as a share of all known ones and one more; None if no word is known.
+
+    The one more keeps one or two missing words from looking as bad as five.
+    """
+    if pair.source_lang != "en":
+        return None
+    lexicon = get_lexicon(pair.target_lang, get_language(pair.target_lang).spaced)
+    if lexicon is None:
+        return None
+    found = pair.known_words
+    if found is None:
+        keys = set(map(english_key, pair.source_words)) - _SAY_NOTHING
+        found = pair.known_words = lexicon.look_up(keys, pair.target_words)
+    if not found:
+        return None
+    if all(found.values()):
+        return Measured(0.0, "")
+    missing = sorted([key for key, is_there in found.items() if not is_there])
+    listed = ", ".join(missing[:8])
+    return Measured(
+        len(missing) / (len(found) + 1), f"{len(missing)} of {len(found)} words not there: {listed}"
+    )
+
+
+DATA_DIR = Path(__file__).parent / "data"
+_MIN_STEM, _MAX_STEM = 3, 6
+# Letters that a bent word may have in place of the last ones of its name.
+_BENT = 2
+
+
+class Lexicon:
+    """English words and the stems of their translations.
+
+    Args:
+        stems: For an English key (see `english_key`) stems in the other language.
+        is_spaced: Whether blanks separate the words of the language.
+    """
+
+    def __init__(self, stems: Mapping[str, Iterable[str]], is_spaced: bool) -> None:
+        self._stems = {key: frozenset(values) for key, values in stems.items()}
+        self._is_spaced = is_spaced
+
+    def __len__(self) -> int:
+        return len(self._stems)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._stems
+
+    def look_up(self, keys: Iterable[str], target: Sequence[str]) -> dict[str, bool]:
+        """Say which known words of a text are in its translation.
+
+        Args:
+            keys: Folded English words as `english_key` gives them.
+            target: Folded words of the translation; letters if it has no blanks between words.
+
+        Returns:
+            For each known word of the text, by its key, whether the translation has it.
+        """
+        known = sorted([key for key in keys if key in self._stems])
+        if not known:
+            return {}
+        there = units(target, self._is_spaced)
+        return {key: not self._stems[key].isdisjoint(there) for key in known}
+
+
+@cache
+def get_lexicon(lang: str, is_spaced: bool) -> Lexicon | None:
+    """The lexicon from English into a language; None if there is none."""
+    path = DATA_DIR / f"{lang}.json"
+    if not path.is_file():
+        return None
+    return Lexicon(json.loads(path.read_text(encoding="utf-8")), is_spaced)
+
+
+@lru_cache(maxsize=1 << 15)
+def english_key(word: str) -> str:
+    """A folded English word without its plural's ending.
+
+    Example:
+        >>> english_key("foxes"), english_key("berries"), english_key("cars"), english_key("glass")
+        ('fox', 'berry', 'car', 'glass')
+    """
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "xes", "sses", "zes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+def stem(word: str) -> str:
+    """The part of a word that stays when it is bent, more or less.
+
+    Example:
+        >>> stem("rajčica"), stem("slon"), stem("pas")
+        ('rajči', 'slo', 'pas')
+    """
+    return word[: min(_MAX_STEM, max(_MIN_STEM, len(word) - _BENT))]
+
+
+def units(words: Sequence[str], is_spaced: bool) -> set[str]:
+    """All that may be the stem of a word of a translation.
+
+    Where blanks separate words: the beginnings of each. Else: each letter, and each two in a row.
+    """
+    if not is_spaced:
+        return {*words, *map("".join, pairwise(words))}
+    return {word[:size] for size in range(_MIN_STEM, _MAX_STEM + 1) for word in words}

@@ -1,0 +1,305 @@
+"""The checks of a translation's form: structure, characters, script, copies, repetition, length.
+
+`structure`: turns, roles, lines, `<image>` and option letters come back. `mojibake`: text that was
+decoded in the wrong way. The proof is that it can be undone: letters that, written in an old
+encoding, are valid UTF-8. Text that a person wrote practically never is. Lost letters ("?ervená",
+U+FFFD) count as well. `script`: letters of another script than the language's. `copy`: what came
+back untranslated. `repetition`: what says the same thing again and again, which the text does not.
+`length`, `ending`: what was cut off or added. Gale and Church (1993): the length of a translation
+is about a constant times that of the text, and the variance grows with it. The constant and the
+spread of each language are in its file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.sample import Turn
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
+
+# What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
+_LEAD = re.compile(r"^[ \t]*(\(?[A-Ha-h][.):]|\(?\d{1,3}[.)]|[-*•]|#+)(?=\s)", re.M)
+_LETTER = re.compile(r"\(?([A-H])[.)]?\Z")
+_LONGEST_LETTER = len("(A).")
+
+
+def check_structure(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How many marks of structure of one text are missing or too much."""
+    source, target = pair.source, pair.target
+    faults: list[str] = []
+    if source.strip() and not target.strip():
+        faults.append("it is empty")
+    if source.count("\n") != target.count("\n"):
+        faults.append(f"{target.count(chr(10)) + 1} lines, expected {source.count(chr(10)) + 1}")
+    if source.count(DEFAULT_IMAGE_TOKEN) != target.count(DEFAULT_IMAGE_TOKEN):
+        num = source.count(DEFAULT_IMAGE_TOKEN)
+        faults.append(f"{target.count(DEFAULT_IMAGE_TOKEN)} {DEFAULT_IMAGE_TOKEN}, expected {num}")
+    leads, others = _LEAD.findall(source), _LEAD.findall(target)
+    if leads != others:
+        wanted, found = Counter(leads), Counter(others)
+        faults += [f"no line begins with {lead}" for lead in wanted - found]
+        faults += [f"a line begins with {lead}" for lead in found - wanted]
+    letter = _LETTER.match(source) if len(source) <= _LONGEST_LETTER else None
+    if letter and len(re.findall(rf"(?<!\w){letter[1]}(?!\w)", target)) != 1:
+        faults.append(f"the answer was option {letter[1]}")
+    return Measured(len(faults), "; ".join(faults))
+
+
+def check_order(source: Sequence[Turn], target: Sequence[Turn]) -> Measured:
+    """Whether a row has the same turns, by the same roles."""
+    if len(source) != len(target):
+        return Measured(1.0, f"{len(target)} turns, expected {len(source)}")
+    roles = [(a.role, b.role) for a, b in zip(source, target, strict=True) if a.role != b.role]
+    return Measured(float(len(roles)), f"roles of {len(roles)} turns differ")
+
+
+_ENCODINGS = ("cp1252", "latin-1", "cp1250", "cp1251")
+# what any of them can have made of a byte
+_MADE = frozenset(
+    bytes([byte]).decode(encoding, "ignore") or chr(byte)
+    for encoding in _ENCODINGS
+    for byte in range(0x80, 0x100)
+)
+_RUN = re.compile(r"[^\x00-\x7f]{2,}")
+_LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
+
+
+def check_mojibake(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How many places of a translation are broken."""
+    if pair.target.isascii() and "?" not in pair.target:
+        return None
+    target = pair.target_prose
+    faults = [match[0] for match in _LOST.finditer(target)] if _LOST.search(target) else []
+    if not target.isascii():
+        faults += [run for run in _RUN.findall(target) if undo(run) and run not in pair.source]
+    listed = ", ".join(map(repr, dict.fromkeys(faults[:5])))
+    return Measured(len(faults), f"broken characters: {listed}")
+
+
+def undo(run: str) -> str | None:
+    """What was meant by characters that are UTF-8 decoded in another way; None if they are fine.
+
+    Example:
+        >>> undo("Ã¨")
+        'è'
+    """
+    if not _MADE.issuperset(run):
+        return None
+    for encoding in _ENCODINGS:
+        raw = _encoded(run, encoding)
+        if raw is None:
+            continue
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        if not text.isascii() and len(text) < len(run):
+            return text
+    return None
+
+
+def _encoded(run: str, encoding: str) -> bytes | None:
+    """As bytes; what the encoding has no letter for is taken as the byte itself."""
+    pieces: list[bytes] = []
+    for character in run:
+        try:
+            pieces.append(character.encode(encoding))
+        except UnicodeEncodeError:
+            if ord(character) > 0xFF:
+                return None
+            pieces.append(bytes([ord(character)]))
+    return b"".join(pieces)
+
+
+# By ISO 15924 code. Scripts that are not here are not checked.
+_RANGES = {
+    "Latn": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
+    "Cyrl": r"\u0400-\u052f",
+    "Grek": r"\u0370-\u03ff\u1f00-\u1fff",
+    "Arab": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufeff",
+    "Hebr": r"\u0590-\u05ff",
+    "Deva": r"\u0900-\u097f",
+    "Thai": r"\u0e00-\u0e7f",
+    "Hans": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3007",
+    "Hant": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3007",
+    "Jpan": r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
+    "Kore": r"\uac00-\ud7af\u1100-\u11ff\u3130-\u318f",
+}
+
+
+def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """The share of letters that are not of the language's script.
+
+    Words that stand in the text as well (names, units) are not counted, and letters that belong to
+    the other way of writing Chinese are counted as foreign.
+    """
+    script = get_language(pair.target_lang).script
+    if script not in _RANGES:
+        return None
+    if not pair.target_words:
+        return None
+    if not _other_letters(script).search(pair.target_prose) and not (
+        script in ("Hans", "Hant")
+        and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
+    ):
+        return Measured(0.0, "")
+    kept = {word.casefold() for word in _WORD.findall(pair.source)}
+    letters = "".join(w for w in _WORD.findall(pair.target_prose) if w.casefold() not in kept)
+    if not letters:
+        return None
+    foreign = _foreign(script).findall(letters)
+    if script in ("Hans", "Hant"):
+        foreign += [c for c in letters if _is_other_chinese(c, script)]
+    listed = "".join(dict.fromkeys(foreign))[:20]
+    return Measured(len(foreign) / max(1, len(letters)), f"letters that are not {script}: {listed}")
+
+
+_WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")
+
+
+@cache
+def _other_letters(script: str) -> re.Pattern[str]:
+    """Letters of other scripts; `_foreign` finds marks and blanks as well."""
+    return re.compile(f"[^\\W\\d_{_RANGES[script]}]")
+
+
+@cache
+def _foreign(script: str) -> re.Pattern[str]:
+    return re.compile(f"[^{_RANGES[script]}]")
+
+
+@cache
+def _is_other_chinese(character: str, script: str) -> bool:
+    """Whether a character is only in the old standard of the other way of writing."""
+    ours, other = ("gb2312", "big5") if script == "Hans" else ("big5", "gb2312")
+    return not _has(character, ours) and _has(character, other)
+
+
+def _has(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# "hamburger", "New York" and "Mona Lisa" are the same in many languages; a sentence is not.
+_MIN_WORDS = 3
+
+
+def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """The share of the text's words that are in the translation as they were; None if too short.
+
+    Words with a capital inside a sentence are names and not counted.
+    """
+    total = len(pair.source_words)
+    if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
+        return None
+    target = pair.target_words
+    if not get_language(pair.target_lang).spaced:  # they are letters; English words may stand there
+        target = words(pair.target_prose, pair.source_lang)
+    common = set(pair.source_words).intersection(target)
+    if not common:
+        return Measured(0.0, "")
+    capitals = [word for word in pair.source_prose.split()[1:] if word[0].isupper()]
+    names = set(map(str.casefold, capitals))
+    source = [word for word in pair.source_words if word not in names]
+    total = len(source)
+    if total < _MIN_WORDS:
+        return None
+    left: dict[str, int] = {}
+    for word in target:
+        if word in common:
+            left[word] = left.get(word, 0) + 1
+    same = 0
+    for word in source:
+        if num := left.get(word):
+            left[word] = num - 1
+            same += 1
+    return Measured(same / total, f"{same} of {total} words are those of the text")
+
+
+_SIZE = 3
+
+
+def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """The share of a translation that repeats itself, beyond what the text repeats.
+
+    "Fire! Fire! Fire!" may be said two or three times; six times is half of it too much.
+    """
+    if not pair.target_words:
+        return None
+    value = repeated_share(pair.target_words)
+    if value:
+        in_source = repeated_share(pair.source_words)
+        value = max(0.0, (value - in_source) / (1 - in_source))
+    return Measured(value, f"{value:.0%} more is said twice than in the text")
+
+
+def repeated_share(words: Sequence[str]) -> float:
+    """The share of words that belong to a repetition.
+
+    Counted are all runs of three words that occurred before, and a text that is one shorter text
+    several times, however short.
+
+    Example:
+        >>> repeated_share("a dog a dog".split())
+        0.5
+    """
+    num = len(words)
+    if num < 2 or len(set(words)) == num:
+        return 0.0
+    for size in range(1, num // 2 + 1):
+        if num % size == 0 and words[:-size] == words[size:]:
+            return 1 - size / num
+    if num <= _SIZE:
+        return 0.0
+    runs = num - _SIZE + 1
+    distinct = len({tuple(words[i : i + _SIZE]) for i in range(runs)})
+    return 1 - distinct / runs
+
+
+# Words that are the same thing vary much in length; these many characters are added to both sides.
+_SOFTENING = 8
+_ENDS = ".!?…。！？"
+_QUESTIONS = "?？;؟"
+_CLOSERS = "\"'”’»“)]*_` "
+
+
+def check_length(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How many standard deviations a translation is too long or too short."""
+    source, target = len(pair.source.strip()), len(pair.target.strip())
+    if not source or not pair.source_words:
+        return None
+    value = deviation(source, target, thresholds.length_ratio, thresholds.length_spread)
+    word = "long" if value > 0 else "short"
+    return Measured(abs(value), f"{target} characters for {source} of the text, too {word}")
+
+
+def deviation(source: float, target: float, ratio: float, spread: float) -> float:
+    """How far a length is from what is expected, in standard deviations."""
+    return (target - ratio * source) / (spread * math.sqrt(source + _SOFTENING))
+
+
+def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """1 if the text ends a sentence and the translation does not, or ends it in another way.
+
+    Three words or more: labels take and lose a full stop as a language likes.
+    """
+    if len(pair.source_words) < 3:
+        return None
+    source = pair.source.rstrip(_CLOSERS)[-1:]
+    target = pair.target.rstrip(_CLOSERS)[-1:]
+    if source not in _ENDS or not source:
+        return None
+    is_question = source == "?"
+    same = target in _QUESTIONS if is_question else target in _ENDS + ":："
+    return Measured(
+        0.0 if same and target else 1.0, f"the text ends with {source!r}, this with {target!r}"
+    )

@@ -1,0 +1,534 @@
+"""Translates a corpus into one language, part by part; it may be killed at any moment.
+
+Input: a corpus and a `Job`. Output: the corpus with `text/<lang>/`. What was answered is in the
+cache, what was finished is in parts; running the same job again goes on from there and gives the
+same bytes. A translation that is being made lies in
+
+    text/.<lang>.work/job.json         what is being made; another job starts anew
+    text/.<lang>.work/parts/00000…     one record batch each, renamed into place when complete
+    text/<lang>/00000.arrow …          shards, usable.u32 and translation.json at the end
+
+The shards are put together from all parts and moved into place; `corpus.toml` is replaced last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from llava.errors import ConfigError, DataError
+from llava.files import writing
+from lrm_ext.corpus.store import (
+    ENGLISH,
+    META_FILE,
+    STATUSES,
+    TEXT_SCHEMA,
+    Corpus,
+    CorpusRow,
+    Meta,
+    shard_name,
+)
+from lrm_ext.languages.registry import get_language
+from lrm_ext.translate.cache import Cache
+from lrm_ext.translate.engines.base import AheadEngine, Engine, Usage, build_engine, get_spec
+from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
+from lrm_ext.translate.segment import SEEN_TEXT, RowPlan, build_texts, plan_row
+from lrm_ext.translate.translator import Glossary, Judge, Translator
+
+if TYPE_CHECKING:
+    from lrm_ext.translate.ray_executor import RayWorkers
+
+DESCRIPTION_FILE = "translation.json"
+NOT_TRANSLATABLE = "not translatable"
+
+
+def text_dir(corpus: Path, lang: str) -> Path:
+    """Folder of a language's texts."""
+    return corpus / "text" / lang
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """How a folder of texts was made: None if it was not made by translation."""
+    try:
+        found = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@contextmanager
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock that dies with the process.
+
+    Raises:
+        DataError: Somebody else holds it, and `wait` is not set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DataError(
+                f"{path}: another run is at work on the {what}; wait for it, or end it."
+            ) from error
+        yield
+
+
+class PartStore:
+    """The parts of one language of one corpus.
+
+    Args:
+        corpus: The corpus.
+        target: Code of the language.
+        job: What makes the texts what they are; parts made by another job are not used.
+    """
+
+    def __init__(self, corpus: Corpus, target: str, job: Mapping[str, Any]) -> None:
+        self.corpus = corpus
+        self.target = target
+        self.job = dict(job)
+        self._meta = Meta.load(corpus.path)
+        self._work = corpus.path / "text" / f".{target}.work"
+        self._final = text_dir(corpus.path, target)
+        shards, rest = divmod(self._meta.num_rows, self._meta.rows_per_shard)
+        self._per_shard = self._meta.rows_per_shard // self._meta.rows_per_batch
+        self.num_parts = shards * self._per_shard + -(-rest // self._meta.rows_per_batch)
+
+    def finished(self) -> Counter[str] | None:
+        """Rows by status and reason if this very job was finished, or killed while it finished."""
+        description = read_description(self._final)
+        if description is None or {k: description.get(k) for k in self.job} != self.job:
+            return None
+        self._announce(description["counts"])
+        shutil.rmtree(self._work, ignore_errors=True)
+        return Counter(description["counts"])
+
+    def begin(self) -> None:
+        """Start, or go on where the same job was cut short."""
+        with _disk_errors(self._work):
+            job = self._work / "job.json"
+            if not job.is_file() or job.read_text(encoding="utf-8") != _dump(self.job):
+                shutil.rmtree(self._work, ignore_errors=True)
+                (self._work / "parts").mkdir(parents=True)
+                _write(job, self.job)
+            for path in (self._work / "parts").glob(".*.partial"):
+                path.unlink()
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not done."""
+        return [n for n in range(self.num_parts) if not self.is_done(n)]
+
+    def is_done(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._part(number).is_file()
+
+    def row_numbers(self, number: int) -> range:
+        """The rows of a part."""
+        start = number * self._meta.rows_per_batch
+        return range(start, min(start + self._meta.rows_per_batch, self._meta.num_rows))
+
+    def rows(self, number: int) -> Iterator[tuple[int, CorpusRow]]:
+        """The English rows of a part, with their numbers."""
+        return ((i, self.corpus.row(i)) for i in self.row_numbers(number))
+
+    def write(self, number: int, batch: pa.RecordBatch) -> None:
+        """Write a part.
+
+        Raises:
+            DataError: The disk is full, or the folder cannot be written.
+        """
+        assert batch.num_rows == len(self.row_numbers(number))
+        path = self._part(number)
+        with _disk_errors(path), writing(path) as partial:
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
+                file.write_batch(batch)
+            _sync(partial)
+
+    def commit(self) -> Counter[str]:
+        """Put all parts together and make them part of the corpus.
+
+        Returns:
+            Rows by status and by reason.
+
+        Raises:
+            DataError: The disk is full, or a part is damaged.
+        """
+        out = self._work / "out"
+        with _disk_errors(out):
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            counts = self._assemble(out)
+            description = {**self.job, "counts": dict(sorted(counts.items()))}
+            _write(out / DESCRIPTION_FILE, description)
+            if self._final.exists():
+                shutil.rmtree(self._work / "old", ignore_errors=True)
+                self._final.rename(self._work / "old")
+            out.rename(self._final)
+            _sync(self._final.parent)
+            self._announce(counts)
+            shutil.rmtree(self._work)
+        return counts
+
+    def _assemble(self, out: Path) -> Counter[str]:
+        counts: Counter[str] = Counter({**dict.fromkeys(STATUSES, 0), "usable": 0})
+        rows = self.corpus.row_batches()
+        with (out / "usable.u32").open("wb") as usable:
+            for first in range(0, self.num_parts, self._per_shard):
+                path = out / shard_name(first // self._per_shard)
+                last = min(first + self._per_shard, self.num_parts)
+                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
+                    for number in range(first, last):
+                        batch = self._read(number)
+                        file.write_batch(batch)
+                        flags = next(rows).column("translatable").to_pylist()
+                        numbers = _count(batch, flags, counts) + self.row_numbers(number).start
+                        usable.write(numbers.astype("<u4").tobytes())
+                _sync(path)
+            usable.flush()
+            os.fsync(usable.fileno())
+        return counts
+
+    def _read(self, number: int) -> pa.RecordBatch:
+        path = self._part(number)
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: damaged ({error}); delete it and run again.") from error
+        if batch.num_rows != len(self.row_numbers(number)) or batch.schema != TEXT_SCHEMA:
+            raise DataError(f"{path}: not a part of this corpus; delete it and run again.")
+        return batch
+
+    def _announce(self, counts: Mapping[str, int]) -> None:
+        """Write the language into `corpus.toml`; several languages may finish at once."""
+        path = self.corpus.path / META_FILE
+        with locked(self.corpus.path / ".lock", "corpus", wait=True):
+            meta = Meta.load(self.corpus.path)
+            ours = {name: counts[name] for name in (*STATUSES, "usable")}
+            if meta.counts.get(self.target) == ours:
+                return
+            # by name: the order does not depend on who finishes first
+            languages = dict(sorted({**meta.counts, self.target: ours}.items()))
+            with writing(path) as partial:
+                replace(meta, counts=languages).dump(partial)
+                _sync(partial)
+
+    def _part(self, number: int) -> Path:
+        return self._work / "parts" / shard_name(number)
+
+
+def _count(batch: pa.RecordBatch, is_translatable: Sequence[bool], counts: Counter[str]) -> Any:
+    """Count a part's rows; return the offsets of those that are usable, as an array."""
+    statuses = batch.column("status").to_pylist()
+    for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
+        counts[status or NOT_TRANSLATABLE] += 1
+        if status not in (None, "ok"):
+            counts[f"{status}: {(reason or '').partition(':')[0]}"] += 1
+    usable = [s == "ok" and may_be for s, may_be in zip(statuses, is_translatable, strict=True)]
+    offsets = np.flatnonzero(usable)
+    counts["usable"] += len(offsets)
+    return offsets
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error}. Nothing is lost: make room and run again."
+        ) from error
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    with writing(path) as partial:
+        partial.write_text(_dump(data), encoding="utf-8")
+        _sync(partial)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+log = logging.getLogger(__name__)
+
+# Goes up when framing or protection change what becomes of a row.
+PROTECTION_VERSION = 2
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+_NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One corpus into one language.
+
+    Attributes:
+        corpus: Folder of the corpus.
+        target: Code of the language.
+        engines: Names and options (as text) in the order in which they are tried.
+        cache: The cache file.
+        glossary: A glossary file.
+        seen_text: Sources whose short answers are copied; see `plan_row`.
+        checks: Whether translations are checked.
+        limits: What passes a check, where that is not what the language's file says.
+        replaces: Replace a translation that is there already.
+    """
+
+    corpus: Path
+    target: str
+    engines: tuple[tuple[str, Mapping[str, str]], ...]
+    cache: Path
+    glossary: Path | None = None
+    seen_text: frozenset[str] = SEEN_TEXT
+    checks: bool = True
+    limits: Mapping[str, float] = field(default_factory=dict)
+    replaces: bool = False
+
+    def checker(self) -> Checker | None:
+        """What checks the translations.
+
+        Raises:
+            ConfigError: There is no such language or check.
+        """
+        if not self.checks:
+            return None
+        thresholds = get_thresholds(self.target).with_limits(self.limits)
+        return Checker(ENGLISH, self.target, thresholds)
+
+
+@dataclass
+class Result:
+    """What there is now, and what this run did.
+
+    Attributes:
+        counts: Rows of the language by status, "not translatable", and "<status>: <reason>".
+        work: What happened to units: asked, found in the cache, by which way.
+        usage: What this run cost.
+        num_parts: Parts in all.
+        num_done: Parts that were done before this run.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    work: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+    num_parts: int = 0
+    num_done: int = 0
+
+
+def translate_corpus(
+    job: Job,
+    workers: RayWorkers | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Translate what is not translated yet.
+
+    Args:
+        job: What to do.
+        workers: Do the work of local engines; this process does it if left out.
+        progress: Called with the numbers of parts done and in all.
+
+    Raises:
+        ConfigError: An unknown language or engine, or the corpus has the language already.
+        DataError: The corpus is damaged, the disk is full, or another run is at work on it.
+        EngineError: An engine cannot go on. Run again to go on from there.
+    """
+    corpus = Corpus.open(job.corpus)
+    if get_language(job.target).code == ENGLISH:
+        raise ConfigError("the corpus is English; choose another language to translate into.")
+    translator = build_translator(job, workers=workers)
+    lock = job.corpus / "text" / f".{job.target}.lock"
+    try:
+        with locked(lock, f"translation into {job.target!r}"):
+            store = PartStore(corpus, job.target, describe(job, translator))
+            if (counts := store.finished()) is not None:
+                log.info("%s: the texts in %s are complete", job.corpus, job.target)
+                return Result(counts, num_parts=store.num_parts, num_done=store.num_parts)
+            _check_free(job)
+            store.begin()
+            missing = store.missing()
+            result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
+            progress(result.num_done, result.num_parts)
+            steps = _translate_parts(job, store, translator, missing)
+            for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
+                result.work += work
+                result.usage += usage
+                progress(done, result.num_parts)
+            result.counts = store.commit()
+            return result
+    finally:
+        translator.close()
+
+
+def _translate_parts(
+    job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
+) -> Iterator[tuple[Counter[str], Usage]]:
+    """Translate parts; an engine that wants much at once is asked about many of them first."""
+    if not numbers:
+        return
+    rows = max(e.rows_ahead if isinstance(e, AheadEngine) else 0 for e in translator.engines)
+    size = max(1, rows // max(1, len(store.row_numbers(0))))
+    for start in range(0, len(numbers), size):
+        group = numbers[start : start + size]
+        work: Counter[str] = Counter()
+        usage = Usage()
+        if rows:
+            translator.counts, translator.usage = Counter(), Usage()
+            plans = (plan for number in group for plan in _plans(job, store, number).values())
+            translator.translate(unit for plan in plans for unit in plan.units)
+            # found again below: all but what was asked is counted there
+            asked = {k: n for k, n in translator.counts.items() if k.endswith(": asked")}
+            work, usage = Counter(asked), translator.usage
+        for number in group:
+            more_work, more_usage = translate_part(job, store, translator, number)
+            yield work + more_work, usage + more_usage
+            work, usage = Counter(), Usage()
+
+
+def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
+    return {
+        i: plan_row(row, job.target, job.seen_text)
+        for i, row in store.rows(number)
+        if row.translatable
+    }
+
+
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Search for garbage less often: what is made for a row stays until its part is written."""
+    before = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@collecting_rarely()
+def translate_part(
+    job: Job, store: PartStore, translator: Translator, number: int
+) -> tuple[Counter[str], Usage]:
+    """Translate one part and write it.
+
+    Returns:
+        What happened to its units, and the cost.
+    """
+    translator.counts, translator.usage = Counter(), Usage()
+    plans = _plans(job, store, number)
+    translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
+    checker = job.checker()
+    check = checker.check_rows if checker else None
+    texts = dict(zip(plans, build_texts([*plans.values()], translations, check), strict=True))
+    records = [texts[i].to_arrow() if i in texts else _NO_TEXT for i in store.row_numbers(number)]
+    store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
+    return translator.counts, translator.usage
+
+
+def build_translator(
+    job: Job, cache: Cache | None = None, workers: RayWorkers | None = None
+) -> Translator:
+    """Make the engines and the glossary of a job; no model is loaded yet.
+
+    Args:
+        job: The job.
+        cache: Where answers are kept; the job's file if left out.
+        workers: Do the work of local engines; this process does it if left out.
+
+    Raises:
+        ConfigError: An engine is unknown, or does not translate into the language.
+    """
+    glossary = Glossary.load(job.glossary, job.target)
+    cache = Cache(job.cache) if cache is None else cache
+    engines: list[Engine] = []
+    for name, options in job.engines:
+        engine = build_engine(name, options, job.target, cache)
+        engines.append(workers.wrap(engine, name, options, job.target) if workers else engine)
+    checker = job.checker()
+    judge = _judge(checker) if checker and len(engines) > 1 else None
+    return Translator(engines, cache, job.target, glossary, judge)
+
+
+def _judge(checker: Checker) -> Judge:
+    """Has the next engine tried if a check fails."""
+
+    def judge(source: str, target: str) -> str | None:
+        reasons = checker.check_text(source, target).reasons
+        return reasons[0] if reasons else None
+
+    return judge
+
+
+def describe(job: Job, translator: Translator) -> dict[str, Any]:
+    """All that decides what the texts will be, for people and for comparing."""
+    rows = sorted((job.corpus / "rows").iterdir())
+    return {
+        **describe_engines(job, translator),
+        "copied answers of": sorted(job.seen_text),
+        "rows": [[path.name, path.stat().st_size] for path in rows],
+    }
+
+
+def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
+    """The part of it that does not hang on what is translated."""
+    terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
+    return {
+        "target": job.target,
+        "engines": [
+            {
+                "name": engine.name,
+                "version": engine.version,
+                "options": dict(engine.options),
+                "licence": get_spec(engine.name).licence,
+            }
+            for engine in translator.engines
+        ],
+        "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
+        "protection": PROTECTION_VERSION,
+        "checks": _describe_checks(job),
+    }
+
+
+def _describe_checks(job: Job) -> dict[str, Any] | None:
+    checker = job.checker()
+    if checker is None:
+        return None
+    # JSON has no tuples and no frozen mappings; what was read back is compared with this
+    values = json.dumps(asdict(replace(checker.thresholds, limits={})), default=sorted)
+    return {
+        "version": QUALITY_VERSION,
+        "limits": dict(checker.thresholds.limits),
+        "thresholds": json.loads(values),
+    }
+
+
+def _check_free(job: Job) -> None:
+    folder = text_dir(job.corpus, job.target)
+    if folder.exists() and not job.replaces:
+        description = read_description(folder)
+        engines = [e["name"] for e in description["engines"]] if description else []
+        engines = engines or ["people"]
+        raise ConfigError(
+            f"{job.corpus} has texts in {job.target!r} already, made by {', '.join(engines)} or "
+            "with other settings. To make them anew use --replace; what is cached is not asked "
+            "again."
+        )

@@ -1,0 +1,151 @@
+"""The page and the tables of an invented evaluation."""
+
+import dataclasses
+import io
+import re
+
+import pytest
+from html_page import Page
+from make_report import make_report
+from rich.console import Console
+
+from llava.errors import DataError
+from lrm_ext.evaluate.report import EvalReport, Headline
+from lrm_ext.report.html import write_report
+from lrm_ext.report.tables import print_report
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "mini" / "eval"
+
+
+def render(folder, **options):
+    report = make_report(folder, **options)
+    return write_report(report, folder, folder.parent).read_text(encoding="utf-8")
+
+
+def test_page_is_well_formed_and_asks_for_nothing_outside(folder):
+    html = render(folder)
+    page = Page(html)
+    sources = [value for _, name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert len(sources) == 2 and all(source.startswith("data:image/png;") for source in sources)
+    assert not re.search(r"https?://|@import|url\(|<script|<link", html)
+    assert "prefers-color-scheme" in html and "$" not in html
+
+
+def test_page_says_the_figures_in_words(folder):
+    page = Page(render(folder))
+    assert "98.0\u00a0% in English and 88.0\u00a0% on average over nine other" in page.text
+    labels = [value for _, name, value in page.attributes if name == "aria-label"]
+    croatian = next(label for label in labels if label.startswith("Croatian"))
+    assert croatian == (
+        "Croatian: 90.0 percent right, 95 % interval 87.3 to 92.2, without the picture 50.0, "
+        "commonest answer 50.0"
+    )
+    assert "wrong, expected: pas" in page.text
+    assert "Is there a <b> in the picture?" in page.text
+
+
+def test_page_without_blind_run_training_or_english(folder):
+    page = Page(render(folder, blind=None, languages=("hr",)))
+    assert "without the picture" not in page.text and "Training" not in page.text
+    assert "98.0\u00a0% in Croatian" in page.text
+
+
+def test_page_shows_an_example_whose_picture_is_gone(folder, caplog):
+    report = make_report(folder)
+    (folder / "examples" / "scenes-1.png").unlink()
+    write_report(report, folder, folder.parent)
+    assert "without the picture" in caplog.text
+
+
+def test_report_survives_its_file(folder):
+    report = make_report(folder)
+    report.write(folder)
+    assert EvalReport.read(folder) == report
+    before = write_report(report, folder, folder.parent).read_bytes()
+    assert write_report(EvalReport.read(folder), folder, folder.parent).read_bytes() == before
+
+
+def test_report_file_must_be_there_and_whole(folder):
+    with pytest.raises(DataError, match="`lrm eval --model ...` makes it"):
+        EvalReport.read(folder)
+    path = make_report(folder).write(folder)
+    text = path.read_text()
+    path.write_text(text.replace('"format_version": 1', '"format_version": 9'))
+    with pytest.raises(DataError, match="format_version is 9"):
+        EvalReport.read(folder)
+    path.write_text(text[:-20])
+    with pytest.raises(DataError, match="not a report"):
+        EvalReport.read(folder)
+
+
+def printed(report, width):
+    console = Console(file=io.StringIO(), width=width)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table_fits_the_terminal(folder, width):
+    text = printed(make_report(folder), width)
+    assert "\u2026" not in text
+    assert max(map(len, text.splitlines())) <= width
+    row = next(line for line in text.splitlines() if "Croatian" in line)
+    assert row.split() == "Croatian 90.0 87.3-92.2 50.0 50.0 87.0 84.0 81.0 78.0".split()
+    mean = next(line for line in text.splitlines() if "mean of 9" in line)
+    assert mean.split()[3] == "88.0"
+
+
+def test_examples_show_answer_and_expected_answer(folder):
+    text = printed(make_report(folder), 80)
+    assert "some/1.png" in text and "some/2.png" in text
+    row = next(line for line in text.splitlines() if line.startswith("hr"))
+    assert row.split()[-2:] == ["mačka", "pas"]
+
+
+def test_table_without_blind_run(folder):
+    row = next(
+        line
+        for line in printed(make_report(folder, blind=None), 80).splitlines()
+        if "Croatian" in line
+    )
+    assert row.split()[3] == "-"
+
+
+def test_an_answer_cannot_steer_the_terminal(folder):
+    report = make_report(folder)
+    (benchmark,) = report.benchmarks
+    answers = (dataclasses.replace(benchmark.examples[0].answers[0], answer="\x1b[2Jda\r"),)
+    example = dataclasses.replace(benchmark.examples[0], answers=answers)
+    benchmark = dataclasses.replace(benchmark, examples=(example,))
+    text = printed(dataclasses.replace(report, benchmarks=(benchmark,)), 80)
+    assert "\x1b" not in text and "\r" not in text and "[2Jda" in text
+
+
+def test_the_page_shows_headlines_in_the_papers_unit(folder):
+    assert "perception" not in render(folder)
+    report = make_report(folder)
+    (benchmark,) = report.benchmarks
+    details = {
+        "counts": {"answered": 2374, "questions": 2374, "unparsed": 7},
+        "fidelity": {"in_language": 2300, "decided": 2360}, "num_categories": 10,
+    }  # fmt: skip
+    values = {"en": 1534.3, "cs": 1300.0, "de": 1400.0}
+    languages = tuple(
+        dataclasses.replace(
+            result,
+            headlines=(
+                Headline("perception", "local", values[result.lang], 1200, 1600, "bootstrap", None,
+                         details),
+            ),
+        )
+        for result in benchmark.languages
+        if result.lang in values
+    )  # fmt: skip
+    benchmark = dataclasses.replace(benchmark, languages=languages)
+    report = dataclasses.replace(report, benchmarks=(benchmark,))
+    page = write_report(report, folder, folder.parent).read_text(encoding="utf-8")
+    assert "<b>1534.30</b>" in page and "2,374 of 2,374" in page and "2,300 of 2,360" in page
+    assert "<td>mean of 2</td><td>local</td><td><b>1350.00</b></td>" in page

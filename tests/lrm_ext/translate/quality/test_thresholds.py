@@ -1,0 +1,50 @@
+"""What a language's [quality] section may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llava.errors import ConfigError
+from lrm_ext.languages.registry import list_languages
+from lrm_ext.translate.quality.base import (
+    DEFAULT_LIMITS,
+    get_thresholds,
+    parse_thresholds,
+)
+from lrm_ext.translate.quality.checking import CHECKS
+
+
+def test_every_check_has_a_limit_in_every_language() -> None:
+    for lang in list_languages():
+        assert set(CHECKS) <= set(get_thresholds(lang).limits)
+
+
+def test_what_the_file_leaves_out_has_a_default() -> None:
+    found = parse_thresholds({"near": ["sr"], "limits": {"length": 5}}, "hr.toml")
+    assert found.near == ("sr",)
+    assert found.limits == {**DEFAULT_LIMITS, "length": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"nere": []}, "nere unknown; known: near"),
+        ({"near": "sr"}, "near is 'sr', expected a list"),
+        ({"limits": {"lenght": 1}}, "no check is called lenght"),
+        ({"limits": {"length": "1"}}, "limits.length is '1', expected a number"),
+        ({"limits": 3}, "limits is 3, expected a table"),
+        ({"length_ratio": 0}, "length_ratio is 0, expected a number above 0"),
+        ({"foreign_letters": ["a"]}, "expected letters in one string"),
+    ],
+)
+def test_faults_are_named(table: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=r"hr\.toml: quality|hr\.toml") as error:
+        parse_thresholds(table, "hr.toml: quality")
+    assert words in str(error.value)
+
+
+def test_unknown_checks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no check is called"):
+        get_thresholds("hr").with_limits({"lenght": 1.0})
