@@ -6,10 +6,22 @@ import then shows its true cause.
 
 from typing import TYPE_CHECKING, Any
 
+from llava.moved import keep_old_paths
+
 if TYPE_CHECKING:
     from llava.model import LlavaLlamaForCausalLM
 
 __all__ = ["LlavaLlamaForCausalLM"]
+
+keep_old_paths(
+    {
+        "llava.image_file": "llava.images",
+        "llava.serve.pictures": "llava.serve.web",
+        "llava.serve.openai_reply": "llava.serve.openai_api",
+        "llava.serve.openai_schema": "llava.serve.openai_chat",
+    },
+    renamed={},
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,22 @@
 """Everything that the LRM-LLaVA paper adds to LLaVA: languages, instructions, mixtures."""
 
+from llava.moved import keep_old_paths
+
 __version__ = "0.1.0"
+
+keep_old_paths(
+    {
+        "lrm_ext.analysis": "lrm_ext.report",
+        "lrm_ext.benchmarks": "lrm_ext.evaluate",
+        "lrm_ext.benchmarks.parse": "lrm_ext.evaluate.reading",
+        "lrm_ext.benchmarks.pictures": "lrm_ext.evaluate.official",
+        "lrm_ext.benchmarks.words": "lrm_ext.evaluate.reading",
+        "lrm_ext.corpus.emoji": "lrm_ext.emoji",
+        "lrm_ext.evaluation": "lrm_ext.evaluate",
+        "lrm_ext.planning": "lrm_ext.plan",
+        "lrm_ext.serve.demo": "lrm_ext.demo",
+        "lrm_ext.translation": "lrm_ext.translate",
+        "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
+    },
+    renamed={},
+)
