@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 from typing import Final, Literal
 
 from lrm_ext.evaluate.items import LETTERS
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.registry import Language
 
 Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
@@ -92,11 +92,8 @@ def words_of(text: str) -> list[str]:
 
 def first_sentence(text: str) -> str:
     """Text up to the first sentence end that leaves at least one word."""
-    for end in _SENTENCE_END.finditer(text):
-        head = text[: end.start()]
-        if _WORD.search(head):
-            return head
-    return text
+    heads = (text[: end.start()] for end in _SENTENCE_END.finditer(text))
+    return next(filter(_WORD.search, heads), text)
 
 
 @dataclass(frozen=True)
@@ -122,32 +119,21 @@ class AnswerWords:
     spaced: bool = True
 
     @classmethod
-    def build(
-        cls,
-        lang: str,
-        *,
-        yes: Iterable[str],
-        no: Iterable[str],
-        letters: Mapping[str, str],
-        english_yes: Iterable[str] = ("yes",),
-        english_no: Iterable[str] = ("no", "not"),
-        english_letters: Mapping[str, str] = MappingProxyType({"y": "yes", "n": "no"}),
-        stop: Iterable[str] = (),
-        spaced: bool = True,
-    ) -> AnswerWords:
-        """Fold the lists of a language and add the English words and letters.
+    def of(cls, language: Language, english: Language) -> AnswerWords:
+        """Folds the word lists of a language and adds the English words and letters.
 
-        That no word means both is the language file's to check, and is checked there.
+        That no word means both is checked with the language's file.
         """
-        own_yes, own_no = _folded(yes), _folded(no)
+        own, other = language.local, english.local
+        own_yes, own_no = _folded(own.yes), _folded(own.no)
         return cls(
-            lang=lang,
-            yes=own_yes | _folded(english_yes),
-            no=own_no | _folded(english_no),
+            lang=language.code,
+            yes=own_yes | _folded(other.yes),
+            no=own_no | _folded(other.no),
             native=own_yes | own_no,
-            letters={fold(k): v for k, v in {**english_letters, **letters}.items()},
-            stop=_folded(stop),
-            spaced=spaced,
+            letters={fold(k): v for k, v in {**other.letters, **own.letters}.items()},
+            stop=_folded(own.stop),
+            spaced=language.spaced,
         )
 
     @property
@@ -190,8 +176,7 @@ def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
         rule: `mme` (strict) or `pope`.
 
     Example:
-        >>> words = AnswerWords.build("hr", yes=["da"], no=["ne"], letters={"d": "yes"})
-        >>> parse_yes_no("Ne, nema psa.", words)
+        >>> parse_yes_no("Ne, nema psa.", answer_words("hr"))
         YesNo(label='no', answer_lang='hr', by_default=False)
     """
     text = _LIST_MARK.sub("", fold(normalise(answer, keep_newlines=True)))
@@ -220,11 +205,8 @@ def _leading(sentence: str, words: AnswerWords) -> YesNo | None:
         else:
             phrases = words.yes | words.no | words.stop
             found = max((p for p in phrases if start.startswith(p)), key=len, default="")
-    if found in words.no:
-        return YesNo("no", _language_of(found, words))
-    if found in words.yes:
-        return YesNo("yes", _language_of(found, words))
-    return None
+    label = "no" if found in words.no else "yes" if found in words.yes else ""
+    return YesNo(label, _language_of(found, words)) if label else None
 
 
 def _negation(sentence: str, words: AnswerWords) -> str | None:
@@ -272,8 +254,7 @@ def text_language(answer: str, lang: str, native: Collection[str], english: Coll
     Returns:
         `lang`, `en`, `letter` (no letters at all: figures) or `other`.
     """
-    keys = _answer_keys(answer)
-    key = text_key(answer)
+    keys, key = _answer_keys(answer), text_key(answer)
     if key and not any(character.isalpha() for character in key):
         return NEUTRAL
     if not keys.isdisjoint(native):
@@ -341,7 +322,9 @@ def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
 
     It is the only letter among the words, if its first place is among the last four; else what
     "answer is" names; else the only option whose text occurs in an answer that is not too long.
+    Options that are not known are A to D.
     """
+    options = options or dict.fromkeys(LETTERS[:4], "\0")
     words = text.translate(_KIT_BLANKED).split()
     found = [letter for letter in options if letter in words]
     if len(found) == 1 and words.index(found[0]) >= len(words) - _KIT_LAST_WORDS:
@@ -352,6 +335,30 @@ def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
     if len(text) > 2 * sum(map(len, options.values())):
         return None
     return infer_by_text(text, options)
+
+
+# What VLMEvalKit deletes or blanks in an answer by yes or no; the asterisk and the colon are not
+# among them.
+_KIT_PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER: Final = re.compile(r"\d,\d")
+_STOP_OUTSIDE_NUMBER: Final = re.compile(r"(?<!\d)\.|\.(?!\d)")
+
+
+def yes_no_vlmevalkit(text: str) -> str | None:
+    """Yes or no as VLMEvalKit reads them: as a whole word, and not the other one.
+
+    A mark that stands beside a blank anywhere in the text is deleted wherever it stands, and so is
+    every mark if a number has a comma; other marks separate words.
+    """
+    text = text.lower()
+    joins_all = _COMMA_IN_NUMBER.search(text) is not None
+    table = {
+        ord(mark): "" if joins_all or f"{mark} " in text or f" {mark}" in text else " "
+        for mark in _KIT_PUNCTUATION
+    }
+    words = _STOP_OUTSIDE_NUMBER.sub("", text.translate(table)).split()
+    found = [label for label in ("yes", "no") if label in words]
+    return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -436,31 +443,15 @@ def _standing_alone(
 def _only_contained(text: str, options: Sequence[str], spaced: bool) -> str | None:
     """Letter of the only option in a text, options that are part of another found one left out."""
     haystack = fold(text)
-    keys = [text_key(option) for option in options]
-    found = [
-        (letter, key)
-        for letter, key in zip(LETTERS, keys, strict=False)
-        if key and _contains(haystack, key, spaced)
-    ]
-    widest = [
-        (letter, key)
-        for letter, key in found
-        if not any(key != other and key in other for _, other in found)
-    ]
-    return widest[0][0] if len(widest) == 1 else None
+    keys = {letter: text_key(option) for letter, option in zip(LETTERS, options, strict=False)}
+    found = {a: key for a, key in keys.items() if key and _contains(haystack, key, spaced)}
+    widest = [a for a, key in found.items() if not any(key in o != key for o in found.values())]
+    return widest[0] if len(widest) == 1 else None
 
 
 def _contains(haystack: str, key: str, spaced: bool) -> bool:
-    if not spaced:
-        return key in haystack
-    return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", haystack) is not None
-
-
-def has_words_beside(text: str, minimum: int) -> bool:
-    """Whether an answer has so many words or more, single letters and figures not counted."""
-    return (
-        sum(len(word) > 1 and not word.isdigit() for word in words_of(normalise(text))) >= minimum
-    )
+    pattern = rf"(?<!\w){re.escape(key)}(?!\w)" if spaced else re.escape(key)
+    return re.search(pattern, haystack) is not None
 
 
 _ENGLISH = "en"
@@ -473,24 +464,13 @@ def answer_words(lang: str) -> AnswerWords:
     Raises:
         ConfigError: There is no such language (the choices are listed), or its file is at fault.
     """
-    language = get_language(lang)
-    own, english = language.local, get_language(_ENGLISH).local
-    return AnswerWords.build(
-        lang,
-        yes=own.yes,
-        no=own.no,
-        letters=own.letters,
-        english_yes=english.yes,
-        english_no=english.no,
-        english_letters=english.letters,
-        stop=own.stop,
-        spaced=language.spaced,
-    )
+    return AnswerWords.of(get_language(lang), get_language(_ENGLISH))
 
 
 UNDECIDED: Final = "undecided"
 MIN_WORDS: Final = 4
 MIN_LETTERS_UNSPACED: Final = 6
+_UNSPACED: Final = re.compile("[\u2e80-\u9fff\u0e00-\u0e7f]")  # Chinese, Japanese, Thai
 # What says nothing about the language of an answer.
 SILENT: Final = frozenset({NEUTRAL, UNDECIDED, "missing"})
 
@@ -506,28 +486,21 @@ def language_of_prose(text: str, lang: str) -> str:
         `lang`, `en`, `other`, or `undecided` where the text is too short or its language is none
         that the identifier knows.
     """
-    text = normalise(text)
-    words = [word for word in words_of(text) if not word.isdigit()]
-    if not any(map(_is_unspaced, words)):
-        enough = len(words) >= MIN_WORDS
+    words = [word for word in words_of(normalise(text)) if not word.isdigit()]
+    prose = " ".join(words)
+    if _UNSPACED.search(prose):
+        enough = sum(map(len, words)) >= MIN_LETTERS_UNSPACED
     else:
-        enough = sum(len(word) for word in words) >= MIN_LETTERS_UNSPACED
+        enough = len(words) >= MIN_WORDS
     if not enough:
         return UNDECIDED
     from lrm_ext.translate.quality.language_id import probabilities
 
-    shares = probabilities(" ".join(words), (*list_languages(), lang))
+    shares = probabilities(prose, (*list_languages(), lang))
     if lang not in shares:
         return UNDECIDED
     best = max(shares, key=shares.__getitem__)
     return best if best in (lang, _ENGLISH) else OTHER
-
-
-def _is_unspaced(word: str) -> bool:
-    """Whether a word is written in the letters of a language without spaces."""
-    return any("\u2e80" <= c <= "\u9fff" or "\u3040" <= c <= "\u30ff" for c in word) or any(
-        "\u0e00" <= c <= "\u0e7f" for c in word
-    )
 
 
 def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:
