@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguagePairs:
-    """What is compared in one language.
+    """The texts that are compared in one language.
 
     Attributes:
         pairs: Distinct English texts in both translations.
@@ -69,7 +69,7 @@ class LanguagePairs:
 
 
 class Agreement(NamedTuple):
-    """How far two engines agree in one language, as percentages.
+    """The agreement of two engines in one language, in percent.
 
     Attributes:
         bleu: Corpus BLEU.

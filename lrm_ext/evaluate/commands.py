@@ -45,7 +45,7 @@ def evaluate(
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     limit: int = typer.Option(None, help="About so many questions per benchmark and language."),
     batch_size: int = typer.Option(64, help="Questions asked at once."),
-    blind: bool = typer.Option(True, help="Ask a second time without the picture."),
+    blind: bool = typer.Option(True, help="Ask a second time without the image."),
     max_new_tokens: int = typer.Option(32, help="Longest answer."),
     out: Path = typer.Option(
         None, help="Folder of the results; <model>/eval, or runs/eval/<name>, by default."
@@ -54,7 +54,7 @@ def evaluate(
         None, help="A folder of <lang>.jsonl, whose name is the benchmark's, or of such folders."
     ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
-    device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default if there is one."),
     base_url: str = typer.Option(
         None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
     ),
@@ -62,10 +62,10 @@ def evaluate(
         None, help="For a service: max_tokens or max_completion_tokens; found out by default."
     ),
     temperature: bool = typer.Option(
-        True, help="Ask a service for temperature 0; left out by itself where it is not taken."
+        True, help="Ask a service for temperature 0; left out by itself if it is not taken."
     ),
     skip_missing_images: bool = typer.Option(
-        False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
+        False, "--skip-missing-images", help="Questions without their image are wrong, counted."
     ),
     rank: str = typer.Option(
         None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
@@ -142,7 +142,7 @@ def compare(
     replicates: int = typer.Option(10_000, help="Of the bootstrap."),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
 ) -> None:
-    """Is B better than A, worse, or not distinguishable? Per language and on average."""
+    """Say whether B is better than A, worse, or neither, per language and on average."""
     from lrm_ext.evaluate.compare import compare_runs, print_comparison
 
     results = compare_runs(
@@ -170,7 +170,7 @@ def compare(
 def inspect(
     runs: list[Path] = typer.Argument(help="Models' folders, or those of their results."),
     benchmark_dir: Path = typer.Option(
-        None, help="Folder of your own benchmarks, for their pictures."
+        None, help="Folder of your own benchmarks, for their images."
     ),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
@@ -179,7 +179,7 @@ def inspect(
     ),
     port: int = typer.Option(7861, min=0, max=65535, help="Port of the page; 0: a free one."),
 ) -> None:
-    """Show answers beside their pictures, on a page that only this machine can open."""
+    """Show answers beside their images, on a page that only this machine can open."""
     import socket
 
     try:
@@ -212,8 +212,8 @@ def import_files(
     source: Path = typer.Argument(help="The official file or folder."),
     out: Path = typer.Option(..., help="The benchmark folder to write, or to add a language to."),
     lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
-    labels: Path = typer.Option(None, help="Expected answers, where the questions lack them."),
-    images: Path = typer.Option(None, help="Folder of the pictures, if it is not the usual one."),
+    labels: Path = typer.Option(None, help="Expected answers, if the questions lack them."),
+    images: Path = typer.Option(None, help="Folder of the images, if it is not the usual one."),
     prompt: str = typer.Option("llava", help="How it is asked: llava, or the question alone."),
 ) -> None:
     """Turn a benchmark's official files into a folder that `lrm eval` asks."""
@@ -237,7 +237,7 @@ def import_files(
 def list_benchmarks(
     as_json: bool = typer.Option(False, "--json", help="Print the list as JSON."),
 ) -> None:
-    """What can be asked, imported and scored."""
+    """List what can be asked, imported and scored."""
     from lrm_ext.evaluate.printing import known_benchmarks, print_benchmarks
 
     if as_json:
@@ -412,7 +412,7 @@ def agreement(
     worst: int = typer.Option(100, min=0, help="Rows of that list, per language."),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
 ) -> None:
-    """How far two translations of a benchmark agree, as in the paper's Table 2."""
+    """Measure how far two translations of a benchmark agree, as in the paper's Table 2."""
     from lrm_ext.evaluate.agreement import engines_of, pairs_of_folders, shared_languages
     from lrm_ext.evaluate.registry import open_named
 

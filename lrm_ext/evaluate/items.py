@@ -69,7 +69,7 @@ class Item:
 
     @property
     def unit(self) -> str:
-        """What is drawn as one in a bootstrap: the image, else the question."""
+        """The unit of the bootstrap: the image, else the question."""
         return self.image_id or self.image or self.group or self.question_id
 
     def lettered(self) -> dict[str, str]:

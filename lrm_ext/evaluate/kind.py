@@ -1,4 +1,4 @@
-"""The rules of a kind of benchmark, and verdicts on answers. Pure: questions and texts in.
+"""Judges answers by the rules of a kind of benchmark: questions and texts in, verdicts out.
 
 How an answer is read depends on its question: by yes or no, by the letter of an option, or by
 comparing texts. The rules here are the local ones, for any language: a yes/no answer
@@ -48,7 +48,7 @@ _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGN
 
 @dataclass(frozen=True)
 class Judgement:
-    """How an answer was read.
+    """The reading of an answer.
 
     Attributes:
         parsed: `yes`, `no`, `other`, `unparsed`, a letter, the answer's `text_key`, or `missing`.
@@ -70,7 +70,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Judgement):
-    """How the answer to a question was read, and what was expected.
+    """The judgement on the answer to a question, and what was expected.
 
     Attributes:
         key: The question.
@@ -78,7 +78,7 @@ class Verdict(Judgement):
         answer_type: `yesno`, `text`, `letter` or `caption`.
         gold: The expected answer, as `parsed` would say it.
         empty: Whether there was no text at all.
-        unit: What is drawn as one in a bootstrap: the image, or the question with its rotations.
+        unit: The unit of the bootstrap: the image, or the question with its rotations.
         missing: There was no answer; it counts as wrong.
         refused: There was no answer because a service refused the question; it counts as wrong.
     """
@@ -95,7 +95,7 @@ class Verdict(Judgement):
 
 @dataclass(frozen=True)
 class Reading:
-    """What answers in one language are read by.
+    """The words and texts that answers in one language are read by.
 
     Attributes:
         words: How it says yes and no.
@@ -327,14 +327,14 @@ class Kind:
 
     Attributes:
         name: As on the command line.
-        title: As people call it.
+        title: Its name in tables.
         headline: What the number in the paper's tables is.
         maximum: The best possible headline of the whole benchmark.
         answer_type: Of its questions.
         modes: Judges by mode; `local` is for any language.
         default_mode: For English; other languages are read by `local`.
         count: From verdicts (and items beside them, and the mode) to counts.
-        details: All other figures, by name, from the same arguments.
+        details: All other scores, by name, from the same arguments.
         outcomes: Whether each question is right, if a question is more than one verdict.
         aliases: Modes that are the same as another.
         refused: Modes that cannot be had from texts, and why.

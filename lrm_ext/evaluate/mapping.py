@@ -44,11 +44,11 @@ _NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of a mapping file; unknown keys are errors."""
+    """A table of a mapping file, in which unknown keys are errors."""
 
 
 class Columns(_Table):
-    """Where the parts of a question are.
+    """The places of the parts of a question.
 
     A place is a column's name, keys of nested objects joined by dots, or a pattern with columns in
     braces.
@@ -81,7 +81,7 @@ class Columns(_Table):
 
 
 class SetFiles(_Table):
-    """Where the files of a set are.
+    """The places of the files of a set.
 
     Attributes:
         questions: Patterns of question files, tried in this order.
@@ -95,7 +95,7 @@ class SetFiles(_Table):
 
 
 class SetMapping(_Table, kw_only=True):
-    """How a set of questions is read.
+    """The content of a mapping file.
 
     Attributes:
         path: The file.
@@ -360,25 +360,20 @@ class _Reader:
                 raise DataError(f"{where}: {columns.answers} is {found!r}; expected answers")
             return list(dict.fromkeys(str(text).strip() for text in texts if str(text).strip()))
         value = self._value(row, columns.answer)
-        if answer_type == "letter" and columns.answer_is == "index":
-            if not isinstance(value, int) or not 0 <= value < len(labels):
-                raise DataError(
-                    f"{where}: {columns.answer} is {value!r}; expected 0 to {len(labels) - 1} "
-                    "(are the answers kept back?)"
-                )
-            return [LETTERS[value]]
-        known = _LABELS if answer_type == "yesno" else dict(zip(labels, LETTERS, strict=False))
         text = str(value).strip()
-        if answer_type in ("letter", "yesno"):
-            text = text.lower() if answer_type == "yesno" else text
-            if text not in known:
-                raise DataError(
-                    f"{where}: the answer is {value!r}; expected one of {', '.join(known)}"
-                )
-            return [known[text]]
-        if not isinstance(value, str) or not text:
-            raise DataError(f"{where}: {columns.answer} is {value!r}; expected an answer")
-        return [text]
+        if answer_type in ("text", "caption"):
+            if not isinstance(value, str) or not text:
+                raise DataError(f"{where}: {columns.answer} is {value!r}; expected an answer")
+            return [text]
+        names = map(str, range(len(labels))) if columns.answer_is == "index" else labels
+        known = _LABELS if answer_type == "yesno" else dict(zip(names, LETTERS, strict=False))
+        text = text.lower() if answer_type == "yesno" else text
+        if text not in known:
+            raise DataError(
+                f"{where}: {columns.answer} is {value!r}; expected one of {', '.join(known)} "
+                "(are the answers kept back?)"
+            )
+        return [known[text]]
 
     def _question(self, asked: str) -> str:
         patterns = self._mapping.question
@@ -409,7 +404,7 @@ class _Reader:
 
 
 def _as_list(text: str, where: str) -> list[Any]:
-    """A list that a table holds as text, as Python or NumPy print it.
+    """Returns a list that a table holds as text, as Python or NumPy print it.
 
     Their texts may have line ends in them, and NumPy's no commas between them.
     """

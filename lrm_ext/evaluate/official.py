@@ -106,12 +106,12 @@ class Questions:
 
 @dataclass(frozen=True)
 class Files:
-    """How the official files of a benchmark are read.
+    """The readers of the official files of a benchmark.
 
     Attributes:
-        read_table: From the rows of a table, with an image in each, to questions.
-        read_own: From the owner's files, which lie beside their images; None if tables are all.
-        labels: What the owner's files are called where LLaVA's question file lies beside them.
+        read_table: Makes questions from the rows of a table, with an image in each.
+        read_own: Reads the owner's files, which lie beside their images; None if there are none.
+        labels: Name of the owner's files beside LLaVA's question file, which has no answers.
         item_key: What a question of the owner's shares with its row in LLaVA's question file.
         row_key: The same from that row, also by its `file:line`; None for a row to leave out.
     """

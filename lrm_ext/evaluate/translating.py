@@ -15,6 +15,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ REVIEW_COLUMNS: Final = (
     "lang", "question_id", "field", "english", "translation", "why", "correction",
 )  # fmt: skip
 IN_ENGLISH: Final = "in English"
-# So many questions are asked for at once, and then shown as done.
+# Number of questions that are asked for at once, and then shown as done.
 _CHUNK: Final = 256
 HINT: Final = "hint"
 QUESTION: Final = "question"
@@ -70,7 +71,7 @@ class Field(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is translated once: rotations of a question share it."""
+        """The key of a translation: rotations of a question share it."""
         return self.text, self.asked
 
 
@@ -96,7 +97,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class ItemOutcome:
-    """What became of a question.
+    """The translation of a question, good or not.
 
     Attributes:
         parts: Its texts in English.
@@ -128,7 +129,7 @@ class Translation:
 
     Attributes:
         lang: The language.
-        outcomes: Of each question.
+        outcomes: One for each question.
         made_by: Engines, checks and glossary, for people and for comparing.
         stale: Corrections that were not applied, and why.
     """
@@ -151,7 +152,7 @@ class Translation:
 
     @property
     def rejected(self) -> tuple[ItemOutcome, ...]:
-        """Those without a good translation."""
+        """Questions without a good translation."""
         return tuple(outcome for outcome in self.outcomes if outcome.is_rejected)
 
 
@@ -185,11 +186,10 @@ def translate_items(
     parts = [take_apart(item, job.target, corrected) for item in items]
     checker = job.checker()
     check = checker.check_rows if checker else None
-    translator = build_translator(job)
-    try:
+    outcomes: list[ItemOutcome] = []
+    with closing(build_translator(job)) as translator:
         ahead = (e.rows_ahead for e in translator.engines if isinstance(e, AheadEngine))
         size = max(_CHUNK, *ahead, 0)
-        outcomes: list[ItemOutcome] = []
         for start in range(0, len(parts), size):
             some = parts[start : start + size]
             done = translator.translate(unit for one in some for unit in one.plan.units)
@@ -197,14 +197,12 @@ def translate_items(
             outcomes += map(ItemOutcome, some, texts)
             progress(len(outcomes), len(parts))
         made_by = describe_engines(job, translator)
-        return Translation(job.target, tuple(outcomes), made_by, tuple(stale))
-    finally:
-        translator.close()
+    return Translation(job.target, tuple(outcomes), made_by, tuple(stale))
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a translated benchmark is written.
+    """The folder that a translated benchmark is written to.
 
     Attributes:
         out: The folder.
@@ -220,7 +218,7 @@ class Target:
 
     @property
     def made_from(self) -> Path:
-        """What the English questions were made from, which names their version."""
+        """The file that the English questions were made from; it names their version."""
         name = ""
         if (self.source.folder / DESCRIPTION_FILE).is_file():
             english = read_description(self.source.folder)["files"].get(ENGLISH, {})
@@ -383,11 +381,9 @@ def fields_of(item: Item) -> tuple[Field, ...]:
 
 def _prompt_of(item: Item) -> Prompt | None:
     """Returns how the prompt was made, found by making it again in English."""
-    english = get_language(ENGLISH)
-    for make in (bare_prompt, partial(llava_prompt, answer_lang=item.answer_lang)):
-        if make(item.question or item.text, item.hint, item.options, english) == item.text:
-            return make
-    return None
+    parts = (item.question or item.text, item.hint, item.options, get_language(ENGLISH))
+    ours: tuple[Prompt, ...] = (bare_prompt, partial(llava_prompt, answer_lang=item.answer_lang))
+    return next((make for make in ours if make(*parts) == item.text), None)
 
 
 def put_together(outcome: ItemOutcome, target: str) -> tuple[Item, int]:
@@ -449,7 +445,7 @@ _DELIMITERS: Final = ("\t", ";", ",")
 
 
 class Correction(NamedTuple):
-    """What somebody wrote.
+    """A translation that a person wrote.
 
     Attributes:
         lang: Language that it is in.

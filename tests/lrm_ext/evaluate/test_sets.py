@@ -201,7 +201,7 @@ def test_cvqa_takes_each_language_and_english_of_all(tmp_path, imported, name):
     assert english[0].options == ("1", "2", "3", "4")
     rows[0]["Label"] = -1
     files.write_parquet(root / "test-00000-of-00001.parquet", rows)
-    with pytest.raises(DataError, match="Label is -1; expected 0 to 3"):
+    with pytest.raises(DataError, match="Label is -1; expected one of 0, 1, 2, 3"):
         import_benchmark(name, root, tmp_path / "hidden", lang="es")
 
 
