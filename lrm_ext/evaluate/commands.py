@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lrm_ext.evaluate.agreement import LanguagePairs
     from lrm_ext.evaluate.registry import Benchmark
     from lrm_ext.evaluate.report import EvalReport
+    from lrm_ext.evaluate.runner import EvalConfig
     from lrm_ext.evaluate.translating import Correction, Target, Translation
     from lrm_ext.translate.runner import Job
 
@@ -77,11 +78,7 @@ def evaluate(
 
     On several GPUs: torchrun --nproc_per_node 8 -m lrm_ext.cli eval --model ...
     """
-    import transformers
-
-    from lrm_ext.evaluate.report import score_run
-    from lrm_ext.evaluate.runner import EvalConfig, Ranks, run_evaluation
-    from lrm_ext.report.html import write_report
+    from lrm_ext.evaluate.runner import EvalConfig
 
     config = EvalConfig(
         model_path=model, model_base=model_base, benchmarks=split_names(benchmarks),
@@ -90,6 +87,16 @@ def evaluate(
         conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
         base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
     )  # fmt: skip
+    _evaluate(config, table)
+
+
+def _evaluate(config: EvalConfig, table: bool) -> None:
+    import transformers
+
+    from lrm_ext.evaluate.report import score_run
+    from lrm_ext.evaluate.runner import Ranks, run_evaluation
+    from lrm_ext.report.html import write_report
+
     console, ranks = Console(), Ranks.from_environment()
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
@@ -315,15 +322,8 @@ def translate(
     """Translate a benchmark; run it again after an interruption and it goes on from there."""
     from dataclasses import replace as changed
 
-    from lrm_ext.evaluate.agreement import pairs_of_translations
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.evaluate.translating import (
-        TRANSLATION_DIR,
-        keep_corrections,
-        open_target,
-        translate_items,
-        write_translation,
-    )
+    from lrm_ext.evaluate.translating import TRANSLATION_DIR, keep_corrections, open_target
     from lrm_ext.translate.commands import parse_limits
     from lrm_ext.translate.engines.base import split_options
     from lrm_ext.translate.runner import Job
@@ -347,19 +347,10 @@ def translate(
             limits=parse_limits(limit),
         )
         translation = _translate(target, job, known, console)
-        written = None
-        try:
-            written = write_translation(target, translation)
-        except DataError as error:
-            faults.append(str(error))
-        _print_translation(translation, written, out, console)
-        if compare_with:  # the same questions without what people wrote
-            first = translation
-            if translation.counts["corrected"]:
-                first = translate_items(target.english, job)
+        faults += _write(target, translation, console)
+        if compare_with:
             theirs = changed(job, engines=((compare_with, options[compare_with]),))
-            second = translate_items(target.english, theirs)
-            compared[lang] = pairs_of_translations(first, second)
+            compared[lang] = _compare(target, translation, job, theirs)
     if compared:
         review = out / TRANSLATION_DIR / f"disagreements.{compare_with}.tsv"
         ours = (" + ".join(names), str(compare_with))
@@ -385,22 +376,37 @@ def _translate(
         )
 
 
-def _print_translation(
-    translation: Translation, version: str | None, out: Path, console: Console
-) -> None:
-    """Says what became of a language; `version` is None if it was not written."""
+def _write(target: Target, translation: Translation, console: Console) -> list[str]:
+    """Writes a language, says what became of it, and returns what went wrong."""
+    from lrm_ext.evaluate.translating import write_translation
+
     counts, total = translation.counts, len(translation.outcomes)
-    if version is not None:
-        console.print(f"{out}: {total} questions in {translation.lang} ({version})")
+    faults: list[str] = []
+    try:
+        version = write_translation(target, translation)
+        console.print(f"{target.out}: {total} questions in {translation.lang} ({version})")
+    except DataError as error:
+        faults.append(str(error))
     of_status = ", ".join(f"{name} {counts[name]}" for name in ("ok", "suspect", "rejected"))
     console.print(f"  {translation.lang}: {of_status} of {total}; corrected {counts['corrected']}")
     for reason, number in sorted(counts.items()):
         if ": " in reason:
             console.print(f"    {reason}: {number}", markup=False)
-    if counts["rejected"] and version is not None:
+    if counts["rejected"] and not faults:
         console.print(f"    {counts['rejected']} are asked in English")
     for one in translation.stale:
         console.print(f"    correction not applied: {one}", markup=False)
+    return faults
+
+
+def _compare(target: Target, translation: Translation, ours: Job, theirs: Job) -> LanguagePairs:
+    """Translates by the other engine, and anew without what people wrote."""
+    from lrm_ext.evaluate.agreement import pairs_of_translations
+    from lrm_ext.evaluate.translating import translate_items
+
+    if translation.counts["corrected"]:
+        translation = translate_items(target.english, ours)
+    return pairs_of_translations(translation, translate_items(target.english, theirs))
 
 
 @benchmark_app.command("agreement")

@@ -376,7 +376,9 @@ class Kind:
             name = f"{self.name}: question {item.question_id}"
             if self.golds and item.answer and item.answer not in self.golds:
                 known = ", ".join(self.golds)
-                raise DataError(f"{name}: the answer is {item.answer!r}; expected one of {known}")
+                raise DataError(
+                    f"{name}: the expected answer is {item.answer!r}; expected one of {known}"
+                )
             if item.options:
                 check_options(item, name)
         return self.check_together(items, allow_missing)

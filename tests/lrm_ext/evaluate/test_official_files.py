@@ -317,7 +317,7 @@ def test_damaged_pope(tmp_path):
         read("pope", path)
     labels.write_text(labels.read_text().replace('"label": "no"', '"label": "perhaps"'))
     with pytest.raises(DataError, match="question random/2 .*'perhaps' is neither"):
-        read("pope", path)
+        read("pope", labels)
     labels.write_text("".join(2 * [json.dumps({**extra, "question_id": n}) + "\n" for n in (1, 2)]))
     with pytest.raises(DataError, match="question random/1 is there twice|asked twice in their"):
         read("pope", labels)
@@ -333,7 +333,9 @@ def test_damaged_seed_bench(tmp_path):
     with pytest.raises(DataError, match="unknown question_type_id 77; known: 1 Scene"):
         read("seed_bench", folder)
     path.write_text(good.replace('"answer": "B"', '"answer": "E"'))
-    with pytest.raises(DataError, match="question 101: the answer is 'E'; expected one of"):
+    with pytest.raises(
+        DataError, match="question 101: the expected answer is 'E'; expected one of"
+    ):
         read("seed_bench", folder)
     path.write_text(good.replace('"data_type": "image"', '"data_type": "sound"'))
     with pytest.raises(DataError, match="data_type is 'sound'; expected image or video"):
