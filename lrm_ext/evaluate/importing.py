@@ -95,7 +95,7 @@ def read_benchmark(name: str, source: Source) -> Questions:
     if mapping := find_mapping(name):
         if source.style != LLAVA:
             raise ConfigError(f"--prompt is for {', '.join(PAPER)} only")
-        questions = read_set(mapping, source.path, source.lang, source.store, source.images)
+        questions = read_set(mapping, source)
         _check(questions, mapping.name, source.path)
         return questions
     kind = get_kind(name)

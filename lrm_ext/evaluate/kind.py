@@ -411,6 +411,16 @@ class Kind:
         return mode
 
 
+def refuse_categories(items: Iterable[Item], known: Sequence[str], name: str) -> None:
+    """Demands that every question is of a known category.
+
+    Raises:
+        DataError: One is not.
+    """
+    if unknown := sorted({item.category for item in items} - set(known)):
+        raise DataError(f"{name}: unknown category {', '.join(unknown)}; known: {', '.join(known)}")
+
+
 def gather(
     rows: Iterable[tuple[str, str, Mapping[int, float]]],
     num_columns: int,

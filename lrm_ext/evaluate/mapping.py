@@ -27,7 +27,7 @@ from lrm_ext.evaluate.items import (
     check_options,
     llava_prompt,
 )
-from lrm_ext.evaluate.official import ImageStore, Questions, read_rows
+from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
 from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages._toml import convert, load_toml
@@ -189,35 +189,26 @@ def available_languages(mapping: SetMapping, source: Path) -> tuple[str, ...]:
     return tuple(lang for lang in mapping.languages if question_files(mapping, source, lang))
 
 
-def read_set(
-    mapping: SetMapping, source: Path, lang: str, store: ImageStore, images: Path | None = None
-) -> Questions:
+def read_set(mapping: SetMapping, source: Source) -> Questions:
     """Reads one language of a set.
-
-    Args:
-        mapping: Where things are in its files.
-        source: Its folder, or one file.
-        lang: The language.
-        store: Where images go that are not taken from where they lie.
-        images: Folder of the images, if it is not the mapping's.
 
     Raises:
         DataError: The set has not this language, or a row is not as the mapping says.
     """
+    lang = source.lang
     if lang not in mapping.languages:
         raise DataError(
             f"{mapping.title} is not in {lang}; it is in {', '.join(mapping.languages)}"
         )
-    files = question_files(mapping, source, lang)
+    files = question_files(mapping, source.path, lang)
     if not files:
         patterns = ", ".join(
             p.format(lang=mapping.languages[lang]) for p in mapping.files.questions
         )
-        raise DataError(f"{source}: no questions in {lang}; expected one of {patterns}")
-    folder = source if source.is_dir() else source.parent
-    usual = (folder / name for name in _named(mapping, mapping.files.images, lang))
-    images = images or next(filter(Path.is_dir, usual), None)
-    reader = _Reader(mapping, lang, ImageStore(store.folder, images))
+        raise DataError(f"{source.path}: no questions in {lang}; expected one of {patterns}")
+    usual = (source.folder / name for name in _named(mapping, mapping.files.images, lang))
+    images = source.images or next(filter(Path.is_dir, usual), None)
+    reader = _Reader(mapping, lang, ImageStore(source.store.folder, images))
     items: list[Item] = []
     number = -1
     rows = (pair for file in files for pair in read_rows(file, mapping.files.rows))
@@ -229,7 +220,8 @@ def read_set(
     )
     if not items:
         raise DataError(
-            f"{source}: no questions in {lang} among {number + 1} rows that fit {mapping.filter}"
+            f"{source.path}: no questions in {lang} among {number + 1} rows that fit "
+            f"{mapping.filter}"
         )
     if len(items) <= number:
         log.info(

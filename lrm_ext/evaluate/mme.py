@@ -28,6 +28,7 @@ from lrm_ext.evaluate.kind import (
     gather,
     judge_by,
     judge_locally,
+    refuse_categories,
 )
 from lrm_ext.evaluate.official import Files, Questions, Row, Source, cell
 from lrm_ext.evaluate.reading import yes_no_vlmevalkit
@@ -55,10 +56,7 @@ def check(items: Sequence[Item], allow_missing: bool) -> int:
     Raises:
         DataError: A category is unknown, or an image has other questions.
     """
-    if unknown := sorted({item.category for item in items} - set(CATEGORIES)):
-        raise DataError(
-            f"mme: unknown category {', '.join(unknown)}; known: {', '.join(CATEGORIES)}"
-        )
+    refuse_categories(items, CATEGORIES, "mme")
     answers: dict[str, list[str]] = defaultdict(list)
     for item in items:
         answers[item.unit].append(item.answer.lower())

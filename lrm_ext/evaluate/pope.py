@@ -29,6 +29,7 @@ from lrm_ext.evaluate.kind import (
     gather,
     judge_by,
     judge_locally,
+    refuse_categories,
 )
 from lrm_ext.evaluate.official import Files, Questions, Row, Source, cell, read_rows
 from lrm_ext.evaluate.reading import yes_no_vlmevalkit
@@ -73,11 +74,8 @@ def check(items: Sequence[Item], allow_missing: bool) -> int:
     Raises:
         DataError: A category is unknown, or a question is asked twice.
     """
-    present = {item.category for item in items}
-    if present != {UNNAMED} and (unknown := sorted(present - set(CATEGORIES))):
-        raise DataError(
-            f"pope: unknown category {', '.join(unknown)}; known: {', '.join(CATEGORIES)}"
-        )
+    if any(item.category != UNNAMED for item in items):
+        refuse_categories(items, CATEGORIES, "pope")
     asked = Counter((item.category, item.image_id, item.question) for item in items)
     twice = [key for key, number in asked.items() if number > 1 and key[2]]
     if twice:
