@@ -454,8 +454,7 @@ def count_accuracy(
 
 def percentage(sums: Array) -> Array:
     """Turns (right, all) into percent."""
-    result: Array = 100.0 * sums[..., 0] / sums[..., 1]
-    return result
+    return 100.0 * sums[..., 0] / sums[..., 1]
 
 
 def share(right: Iterable[bool]) -> float:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from llava.errors import ConfigError
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import (
@@ -87,8 +85,7 @@ def _count_captions(items: Sequence[Item], verdicts: Sequence[Verdict], mode: st
 
 def _mean(sums: Array) -> Array:
     """Turns (sum, number) into the mean in percent; no share, whose interval would be Wilson's."""
-    result: Array = np.asarray(100.0 * sums[..., 0] / sums[..., 1])
-    return result
+    return 100.0 * sums[..., 0] / sums[..., 1]
 
 
 def _caption_details(

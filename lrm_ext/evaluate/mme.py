@@ -102,8 +102,7 @@ def count(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> Unit
 
 def _sum_of_means(sums: Array) -> Array:
     """Turns (points, images) of each category into the sum of means."""
-    result: Array = (sums[..., 0::2] / sums[..., 1::2]).sum(axis=-1)
-    return result
+    return (sums[..., 0::2] / sums[..., 1::2]).sum(axis=-1)
 
 
 def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:

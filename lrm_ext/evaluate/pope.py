@@ -110,8 +110,7 @@ def _mean_f1(sums: Array) -> Array:
     true_yes, false_yes, false_no = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     whole = 2 * true_yes + false_yes + false_no
     f1 = np.divide(2 * true_yes, whole, out=np.zeros_like(whole), where=true_yes > 0)
-    result: Array = 100.0 * f1.mean(axis=-1)
-    return result
+    return 100.0 * f1.mean(axis=-1)
 
 
 def _score(verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
