@@ -282,15 +282,16 @@ def judge_answers(
 def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Verdict:
     gold = gold_of(item, reading.words)
     refused = isinstance(text, RefusedAnswer)
-    has_answer = text is not None and not refused
-    found = judge(item, text, reading) if has_answer else Judgement(MISSING, False, MISSING)
+    found = Judgement(MISSING, False, MISSING)
+    if text is not None and not refused:
+        found = judge(item, text, reading)
     return Verdict(
         **vars(found),
         key=item.question_id,
         category=item.category,
         answer_type=item.answer_type,
         gold=gold,
-        empty=has_answer and not text.strip(),
+        empty=text is not None and not refused and not text.strip(),
         unit=item.unit,
         missing=text is None,
         refused=refused,

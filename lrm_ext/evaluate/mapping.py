@@ -47,7 +47,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of a mapping file, in which unknown keys are errors."""
 
 
-class Columns(_Table):
+class Columns(_Table, frozen=True):
     """The places of the parts of a question.
 
     A place is a column's name, keys of nested objects joined by dots, or a pattern with columns in
@@ -80,7 +80,7 @@ class Columns(_Table):
     option_pattern: str = ""
 
 
-class SetFiles(_Table):
+class SetFiles(_Table, frozen=True):
     """The places of the files of a set.
 
     Attributes:
@@ -94,7 +94,7 @@ class SetFiles(_Table):
     images: tuple[str, ...] = ()
 
 
-class SetMapping(_Table, kw_only=True):
+class SetMapping(_Table, frozen=True, kw_only=True):
     """The content of a mapping file.
 
     Attributes:

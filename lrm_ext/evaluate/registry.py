@@ -254,7 +254,7 @@ def write_folder(
         DataError: The folder holds another benchmark, or other questions in other languages.
     """
     relative = os.path.relpath(image_root.resolve(), out.resolve())
-    described = {"kind": kind, "prompt": style, "image_root": relative, "files": {}}
+    described: dict[str, Any] = {"kind": kind, "prompt": style, "image_root": relative, "files": {}}
     if (out / DESCRIPTION_FILE).is_file():
         there = read_description(out)
         if there["kind"] != kind:

@@ -90,7 +90,7 @@ def _read_own(source: Source, path: Path) -> Questions:
 
 
 def _dimension(row: Mapping[str, Any], names: Mapping[int, str], where: str) -> str:
-    number = row.get("question_type_id")
+    number: Any = row.get("question_type_id")
     if number not in names:
         known = ", ".join(f"{key} {name}".strip() for key, name in sorted(names.items()))
         raise DataError(f"{where}: unknown question_type_id {number!r}; known: {known}")
