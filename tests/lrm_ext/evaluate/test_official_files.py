@@ -334,7 +334,7 @@ def test_damaged_seed_bench(tmp_path):
         read("seed_bench", folder)
     path.write_text(good.replace('"answer": "B"', '"answer": "E"'))
     with pytest.raises(
-        DataError, match="question 101: the expected answer is 'E'; expected one of"
+        DataError, match="question 101: the answer is 'E'; expected one of"
     ):
         read("seed_bench", folder)
     path.write_text(good.replace('"data_type": "image"', '"data_type": "sound"'))
