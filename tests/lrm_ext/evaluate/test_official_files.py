@@ -333,9 +333,7 @@ def test_damaged_seed_bench(tmp_path):
     with pytest.raises(DataError, match="unknown question_type_id 77; known: 1 Scene"):
         read("seed_bench", folder)
     path.write_text(good.replace('"answer": "B"', '"answer": "E"'))
-    with pytest.raises(
-        DataError, match="question 101: the answer is 'E'; expected one of"
-    ):
+    with pytest.raises(DataError, match="question 101: the answer is 'E'; expected one of"):
         read("seed_bench", folder)
     path.write_text(good.replace('"data_type": "image"', '"data_type": "sound"'))
     with pytest.raises(DataError, match="data_type is 'sound'; expected image or video"):
