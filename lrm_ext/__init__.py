@@ -18,5 +18,5 @@ keep_old_paths(
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
     },
-    renamed={},
+    renamed={"PictureStore": "ImageStore"},
 )

@@ -1,16 +1,18 @@
-"""How far two engines agree on a benchmark: Table 2 of the LRM-LLaVA paper.
+"""Measures how far two engines agree on a benchmark: Table 2 of the LRM-LLaVA paper.
 
-Input: the same questions in the same language twice. Output: corpus BLEU and chrF of the first
-against the second over distinct English texts (hints, questions, options, free answers), per
-language and on average without English, and the texts on which they disagree most, as a review
-list. It measures agreement, not correctness. BLEU is not symmetric: the first is the hypothesis.
+The same questions in the same language twice give corpus BLEU and chrF of the first against the
+second over distinct English texts (hints, questions, options, free answers), per language and on
+average without English, and the texts on which they disagree most, as a review list. This is
+agreement, not correctness. BLEU is not symmetric: the first is the hypothesis.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from llava.errors import ConfigError, DataError
@@ -18,7 +20,13 @@ from llava.eval.records import read_json_lines
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.registry import Benchmark
-from lrm_ext.evaluate.translating import TRANSLATION_DIR, Translation, fields_of, kind_of_folder
+from lrm_ext.evaluate.translating import (
+    TRANSLATION_DIR,
+    Translation,
+    fields_of,
+    kind_of_folder,
+    put_together,
+)
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.segment import UNIT, frame
 
@@ -36,20 +44,20 @@ class Pair(NamedTuple):
         question_id: The first question that has it.
         field: Which of its texts.
         english: What it is in English.
-        first: By the engine that is compared.
-        second: By the engine that it is compared with.
+        translation: By the engine that is compared.
+        other: By the engine that it is compared with.
     """
 
     question_id: str
     field: str
     english: str
-    first: str
-    second: str
+    translation: str
+    other: str
 
 
 @dataclass(frozen=True)
 class LanguagePairs:
-    """What is compared in one language.
+    """The texts that are compared in one language.
 
     Attributes:
         pairs: Distinct English texts in both translations.
@@ -61,7 +69,7 @@ class LanguagePairs:
 
 
 class Agreement(NamedTuple):
-    """Figures of one language, as percentages.
+    """The agreement of two engines in one language, in percent.
 
     Attributes:
         bleu: Corpus BLEU.
@@ -79,13 +87,14 @@ class Agreement(NamedTuple):
 
 
 def pairs_of_folders(first: Benchmark, second: Benchmark, lang: str) -> LanguagePairs:
-    """The texts of two benchmark folders in one language.
+    """Pairs the texts of two benchmark folders in one language.
 
     Raises:
         DataError: They have not the same English questions, or one has not the language.
     """
-    english = first.read(ENGLISH)
-    if [_texts(item) for item in english] != [_texts(item) for item in second.read(ENGLISH)]:
+    english, other = first.read(ENGLISH), second.read(ENGLISH)
+    texts, others = ([(i.question_id, fields_of(i)) for i in items] for items in (english, other))
+    if texts != others:
         raise DataError(
             f"{first.folder} and {second.folder} have different English questions; translate the "
             "same version of the benchmark twice"
@@ -95,32 +104,17 @@ def pairs_of_folders(first: Benchmark, second: Benchmark, lang: str) -> Language
 
 
 def pairs_of_translations(first: Translation, second: Translation) -> LanguagePairs:
-    """The same of two translations that are at hand."""
-    texts: dict[str, Pair] = {}
-    unusable: set[str] = set()
-    for ours, theirs in zip(first.outcomes, second.outcomes, strict=True):
-        item = ours.parts.item
-        if "rejected" in (ours.text.status, theirs.text.status):
-            unusable.add(item.question_id)
-            continue
-        names = {field.name for field in fields_of(item)}
-        rows = zip(ours.parts.fields, ours.text.turns, theirs.text.turns, strict=True)
-        for field, mine, other in rows:
-            if field.name in names and _says_something(field.text):
-                pair = Pair(item.question_id, field.name, field.text, mine.text, other.text)
-                texts.setdefault(field.text, pair)
-    return LanguagePairs(tuple(texts.values()), len(unusable))
-
-
-def _texts(item: Item) -> tuple[Any, ...]:
-    return (item.question_id, *((field.name, field.text) for field in fields_of(item)))
+    """Pairs the texts of two translations that are at hand."""
+    ours, theirs = (
+        [put_together(outcome, one.lang)[0] for outcome in one.outcomes] for one in (first, second)
+    )
+    unusable = {o.item.question_id for o in (*first.rejected, *second.rejected)}
+    return _pairs([outcome.item for outcome in first.outcomes], ours, theirs, unusable)
 
 
 def _in_english(benchmark: Benchmark, lang: str) -> set[str]:
     path = benchmark.folder / TRANSLATION_DIR / f"{lang}.jsonl"
-    if not path.is_file():
-        return set()
-    rows = (row for _, row in read_json_lines(path))
+    rows = (row for _, row in read_json_lines(path)) if path.is_file() else ()
     return {str(row["question_id"]) for row in rows if row.get("status") == "rejected"}
 
 
@@ -134,10 +128,8 @@ def _pairs(
         key = item.question_id
         if key not in ours or key not in theirs:
             raise DataError(f"question {key} is in English and not in both translations")
-        if key in unusable:
-            continue
         columns = [fields_of(one) for one in (item, ours[key], theirs[key])]
-        for source, mine, other in zip(*columns, strict=False):
+        for source, mine, other in zip(*columns, strict=False) if key not in unusable else ():
             if _says_something(source.text):
                 pair = Pair(key, source.name, source.text, mine.text, other.text)
                 texts.setdefault(source.text, pair)
@@ -145,16 +137,15 @@ def _pairs(
 
 
 def _says_something(text: str) -> bool:
-    """Whether it has words: letters, numbers and code are copied by every engine."""
+    """Tells whether it has words: letters, numbers and code are copied by every engine."""
     return len(text.strip()) > 1 and any(piece.kind == UNIT for piece in frame(text))
 
 
-def measure(found: LanguagePairs, lang: str) -> Agreement:
-    """BLEU and chrF of the first translation against the second.
+def _metrics() -> tuple[Any, Any]:
+    """Returns the classes of BLEU and chrF.
 
     Raises:
         ConfigError: sacrebleu is not installed.
-        DataError: There is nothing to compare.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -163,6 +154,17 @@ def measure(found: LanguagePairs, lang: str) -> Agreement:
         raise ConfigError(
             "two engines are compared with sacrebleu: pip install 'lrm-llava[translate]'"
         ) from error
+    return BLEU, CHRF
+
+
+def measure(found: LanguagePairs, lang: str) -> Agreement:
+    """Measures BLEU and chrF of the first translation against the second.
+
+    Raises:
+        ConfigError: sacrebleu is not installed.
+        DataError: There is nothing to compare.
+    """
+    bleu_class, chrf_class = _metrics()
     if not found.pairs:
         raise DataError(
             f"nothing to compare in {lang}: all {found.num_left_out} questions are asked in "
@@ -170,68 +172,48 @@ def measure(found: LanguagePairs, lang: str) -> Agreement:
         )
     language = get_language(lang)
     usual = "13a" if language.spaced else "char"
-    bleu = BLEU(tokenize=_TOKENIZERS.get(language.script, usual))
-    ours = [pair.first for pair in found.pairs]
-    theirs = [[pair.second for pair in found.pairs]]
-    score = bleu.corpus_score(ours, theirs).score
-    chrf = CHRF().corpus_score(ours, theirs).score
-    signature = str(bleu.get_signature())
-    return Agreement(score, chrf, len(found.pairs), found.num_left_out, signature)
+    bleu = bleu_class(tokenize=_TOKENIZERS.get(language.script, usual))
+    texts = [p.translation for p in found.pairs], [[p.other for p in found.pairs]]
+    scores = bleu.corpus_score(*texts).score, chrf_class().corpus_score(*texts).score
+    return Agreement(*scores, len(found.pairs), found.num_left_out, str(bleu.get_signature()))
 
 
 def disagreements(found: LanguagePairs, lang: str, limit: int) -> list[dict[str, str]]:
-    """The texts on which both disagree most, by chrF, with an empty column to fill in.
+    """Returns the texts on which both disagree most, by chrF, with an empty column to fill in.
 
     Raises:
         ConfigError: sacrebleu is not installed.
     """
-    try:
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError as error:
-        raise ConfigError(
-            "two engines are compared with sacrebleu: pip install 'lrm-llava[translate]'"
-        ) from error
-    chrf = CHRF()
-    scored = [(chrf.sentence_score(p.first, [p.second]).score, p) for p in found.pairs]
+    chrf = _metrics()[1]()
+    scored = [(chrf.sentence_score(p.translation, [p.other]).score, p) for p in found.pairs]
     scored.sort(key=lambda one: (one[0], one[1].question_id, one[1].field))
     return [
-        {
-            "lang": lang,
-            "question_id": pair.question_id,
-            "field": pair.field,
-            "english": pair.english,
-            "translation": pair.first,
-            "other": pair.second,
-            "chrf": f"{score:.1f}",
-            "correction": "",
-        }
+        {"lang": lang, **pair._asdict(), "chrf": f"{score:.1f}", "correction": ""}
         for score, pair in scored[:limit]
-        if pair.first != pair.second
+        if pair.translation != pair.other
     ]
 
 
 def summary(
     benchmark: Benchmark, by_lang: Mapping[str, Agreement], names: tuple[str, str]
 ) -> dict[str, Any]:
-    """The figures as JSON: per language, and the mean without English."""
-    languages = {lang: found._asdict() for lang, found in by_lang.items()}
-    values = list(by_lang.values())
+    """Returns the agreement as JSON: per language, and the mean without English."""
     return {
         "benchmark": benchmark.name,
         "kind": kind_of_folder(benchmark).name,
         "hypothesis": names[0],
         "reference": names[1],
-        "languages": languages,
+        "languages": {lang: found._asdict() for lang, found in by_lang.items()},
         "mean": {
-            "bleu": sum(v.bleu for v in values) / len(values),
-            "chrf": sum(v.chrf for v in values) / len(values),
-            "num_languages": len(values),
+            "bleu": fmean(found.bleu for found in by_lang.values()),
+            "chrf": fmean(found.chrf for found in by_lang.values()),
+            "num_languages": len(by_lang),
         },
     }
 
 
 def shared_languages(first: Benchmark, second: Benchmark, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The languages to compare: those asked for, else all that both have.
+    """Returns the languages to compare: those asked for, else all that both have.
 
     Raises:
         ConfigError: There is none.
@@ -247,11 +229,8 @@ def shared_languages(first: Benchmark, second: Benchmark, wanted: Sequence[str])
 
 
 def engines_of(folder: Path, lang: str) -> str:
-    """Who translated a folder's language, for people; the folder itself where it does not say."""
-    import json
-
+    """Names who translated a folder's language; the folder itself if it does not say."""
     path = folder / TRANSLATION_DIR / f"{lang}.json"
-    if not path.is_file():
-        return str(folder)
-    engines = json.loads(path.read_text(encoding="utf-8")).get("engines", [])
-    return ", ".join(f"{e['name']} {e['version']}".strip() for e in engines) or str(folder)
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = (f"{e['name']} {e['version']}".strip() for e in made.get("engines", []))
+    return ", ".join(names) or str(folder)

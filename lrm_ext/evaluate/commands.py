@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+
+from llava.errors import ConfigError, DataError
+from lrm_ext.translate.commands import split_names
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from lrm_ext.evaluate.agreement import Agreement, LanguagePairs
+    from lrm_ext.evaluate.agreement import LanguagePairs
     from lrm_ext.evaluate.registry import Benchmark
     from lrm_ext.evaluate.report import EvalReport
     from lrm_ext.evaluate.runner import EvalConfig
@@ -43,7 +46,7 @@ def evaluate(
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     limit: int = typer.Option(None, help="About so many questions per benchmark and language."),
     batch_size: int = typer.Option(64, help="Questions asked at once."),
-    blind: bool = typer.Option(True, help="Ask a second time without the picture."),
+    blind: bool = typer.Option(True, help="Ask a second time without the image."),
     max_new_tokens: int = typer.Option(32, help="Longest answer."),
     out: Path = typer.Option(
         None, help="Folder of the results; <model>/eval, or runs/eval/<name>, by default."
@@ -52,7 +55,7 @@ def evaluate(
         None, help="A folder of <lang>.jsonl, whose name is the benchmark's, or of such folders."
     ),
     conv_mode: str = typer.Option(None, help="Template, in place of the checkpoint's own."),
-    device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default if there is one."),
     base_url: str = typer.Option(
         None, help="Ask a service with OpenAI's chat interface; --model is the name it knows."
     ),
@@ -60,10 +63,10 @@ def evaluate(
         None, help="For a service: max_tokens or max_completion_tokens; found out by default."
     ),
     temperature: bool = typer.Option(
-        True, help="Ask a service for temperature 0; left out by itself where it is not taken."
+        True, help="Ask a service for temperature 0; left out by itself if it is not taken."
     ),
     skip_missing_images: bool = typer.Option(
-        False, "--skip-missing-images", help="Questions without their picture are wrong, counted."
+        False, "--skip-missing-images", help="Questions without their image are wrong, counted."
     ),
     rank: str = typer.Option(
         None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
@@ -78,8 +81,8 @@ def evaluate(
     from lrm_ext.evaluate.runner import EvalConfig
 
     config = EvalConfig(
-        model_path=model, model_base=model_base, benchmarks=_names(benchmarks),
-        languages=_names(languages), limit=limit, batch_size=batch_size, blind=blind,
+        model_path=model, model_base=model_base, benchmarks=split_names(benchmarks),
+        languages=split_names(languages), limit=limit, batch_size=batch_size, blind=blind,
         max_new_tokens=max_new_tokens, out_dir=out, benchmark_dir=benchmark_dir,
         conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
         base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
@@ -89,24 +92,21 @@ def evaluate(
 
 def _evaluate(config: EvalConfig, table: bool) -> None:
     import transformers
-    from rich.console import Console
 
     from lrm_ext.evaluate.report import score_run
     from lrm_ext.evaluate.runner import Ranks, run_evaluation
     from lrm_ext.report.html import write_report
 
-    console = Console()
+    console, ranks = Console(), Ranks.from_environment()
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    ranks = Ranks.from_environment()
     sets = run_evaluation(config, console, ranks=ranks)
-    if not ranks.is_first:
-        return
-    result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
-    page = write_report(result, config.results_dir, config.model_path)
-    if table:
-        _print_tables(result, console)
-    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    if ranks.is_first:
+        result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
+        page = write_report(result, config.results_dir, config.model_path)
+        if table:
+            _print_tables(result, console)
+        console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
 def _print_tables(result: EvalReport, console: Console) -> None:
@@ -122,9 +122,6 @@ def report(
     out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
 ) -> None:
     """Print the tables again and render report.html, from the files of an evaluation alone."""
-    from rich.console import Console
-
-    from llava.errors import ConfigError
     from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluate.runner import default_results_dir
     from lrm_ext.report.html import write_report
@@ -152,18 +149,14 @@ def compare(
     replicates: int = typer.Option(10_000, help="Of the bootstrap."),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
 ) -> None:
-    """Is B better than A, worse, or not distinguishable? Per language and on average."""
-    import json
-
-    from rich.console import Console
-
+    """Say whether B is better than A, worse, or neither, per language and on average."""
     from lrm_ext.evaluate.compare import compare_runs, print_comparison
 
     results = compare_runs(
         a,
         b,
-        benchmarks=_names(benchmarks),
-        languages=_names(languages),
+        benchmarks=split_names(benchmarks),
+        languages=split_names(languages),
         mode=mode,
         seed=seed,
         num_replicates=replicates,
@@ -184,7 +177,7 @@ def compare(
 def inspect(
     runs: list[Path] = typer.Argument(help="Models' folders, or those of their results."),
     benchmark_dir: Path = typer.Option(
-        None, help="Folder of your own benchmarks, for their pictures."
+        None, help="Folder of your own benchmarks, for their images."
     ),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
@@ -193,12 +186,8 @@ def inspect(
     ),
     port: int = typer.Option(7861, min=0, max=65535, help="Port of the page; 0: a free one."),
 ) -> None:
-    """Show answers beside their pictures, on a page that only this machine can open."""
+    """Show answers beside their images, on a page that only this machine can open."""
     import socket
-
-    from rich.console import Console
-
-    from llava.errors import ConfigError
 
     try:
         import uvicorn
@@ -206,7 +195,9 @@ def inspect(
         from lrm_ext.evaluate.inspecting import load_runs, make_app
     except ImportError as error:
         raise ConfigError(f"the page needs {error.name}: pip install 'lrm-llava[serve]'") from error
-    loaded = load_runs(runs, benchmark_dir, _names(benchmarks), _names(languages), table)
+
+    names, codes = split_names(benchmarks), split_names(languages)
+    loaded = load_runs(runs, benchmark_dir, names, codes, table)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -222,25 +213,17 @@ def inspect(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _names(texts: list[str]) -> tuple[str, ...]:
-    """Split at commas; each name once, in the order given."""
-    names = (name.strip() for text in texts for name in text.split(","))
-    return tuple(dict.fromkeys(filter(None, names)))
-
-
 @benchmark_app.command("import")
 def import_files(
     name: str = typer.Argument(help="mme, pope, seed_bench, mmbench, or a set of the list."),
     source: Path = typer.Argument(help="The official file or folder."),
     out: Path = typer.Option(..., help="The benchmark folder to write, or to add a language to."),
     lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
-    labels: Path = typer.Option(None, help="Expected answers, where the questions lack them."),
-    images: Path = typer.Option(None, help="Folder of the pictures, if it is not the usual one."),
+    labels: Path = typer.Option(None, help="Expected answers, if the questions lack them."),
+    images: Path = typer.Option(None, help="Folder of the images, if it is not the usual one."),
     prompt: str = typer.Option("llava", help="How it is asked: llava, or the question alone."),
 ) -> None:
     """Turn a benchmark's official files into a folder that `lrm eval` asks."""
-    from rich.console import Console
-
     from lrm_ext.evaluate.importing import import_benchmark, kind_of, languages_of
 
     kind_of(name)
@@ -248,9 +231,9 @@ def import_files(
         questions = import_benchmark(
             name, source, out, lang=one, labels=labels, images=images, style=prompt
         )
-        pictures = len({item.image for item in questions.items})
+        num_images = len({item.image for item in questions.items})
         Console().print(
-            f"{out}: {len(questions.items)} questions about {pictures} pictures in {one} "
+            f"{out}: {len(questions.items)} questions about {num_images} images in {one} "
             f"({questions.version})",
             highlight=False,
             soft_wrap=True,
@@ -261,11 +244,7 @@ def import_files(
 def list_benchmarks(
     as_json: bool = typer.Option(False, "--json", help="Print the list as JSON."),
 ) -> None:
-    """What can be asked, imported and scored."""
-    import json
-
-    from rich.console import Console
-
+    """List what can be asked, imported and scored."""
     from lrm_ext.evaluate.printing import known_benchmarks, print_benchmarks
 
     if as_json:
@@ -291,11 +270,6 @@ def score(
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Score a file of answers; needs no model."""
-    import json
-
-    from rich.console import Console
-
-    from llava.errors import ConfigError
     from lrm_ext.evaluate.printing import print_score
     from lrm_ext.evaluate.results import score_file, write_scores
 
@@ -346,12 +320,11 @@ def translate(
     worst: int = typer.Option(100, min=0, help="Rows of the list of disagreements."),
 ) -> None:
     """Translate a benchmark; run it again after an interruption and it goes on from there."""
-    from rich.console import Console
+    from dataclasses import replace as changed
 
-    from llava.errors import DataError
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.evaluate.translating import open_target
-    from lrm_ext.translate.commands import parse_limits, split_names
+    from lrm_ext.evaluate.translating import TRANSLATION_DIR, keep_corrections, open_target
+    from lrm_ext.translate.commands import parse_limits
     from lrm_ext.translate.engines.base import split_options
     from lrm_ext.translate.runner import Job
 
@@ -360,7 +333,7 @@ def translate(
     others = (*names, compare_with) if compare_with else names
     options = split_options(option, tuple(dict.fromkeys(others)))
     target = open_target(open_named(benchmark), out, languages, with_english, replace)
-    known = _corrections(out, corrections)
+    known = keep_corrections(out, corrections)
     compared: dict[str, LanguagePairs] = {}
     faults: list[str] = []
     for lang in languages:
@@ -376,30 +349,14 @@ def translate(
         translation = _translate(target, job, known, console)
         faults += _write(target, translation, console)
         if compare_with:
-            compared[lang] = _compare(target, translation, job, compare_with, options)
+            theirs = changed(job, engines=((compare_with, options[compare_with]),))
+            compared[lang] = _compare(target, translation, job, theirs)
     if compared:
-        review = out / "translation" / f"disagreements.{compare_with}.tsv"
+        review = out / TRANSLATION_DIR / f"disagreements.{compare_with}.tsv"
         ours = (" + ".join(names), str(compare_with))
         _report(target.source, compared, ours, review, worst, False, console)
     if faults:
         raise DataError("; ".join(faults))
-
-
-def _corrections(out: Path, given: list[Path]) -> list[Correction]:
-    """Those that are kept in a folder, with given ones added to them and kept."""
-    from lrm_ext.evaluate.translating import (
-        CORRECTIONS_FILE,
-        merge,
-        read_corrections,
-        write_corrections,
-    )
-
-    kept = out / CORRECTIONS_FILE
-    known = read_corrections(kept) if kept.is_file() else []
-    if given:
-        known = merge(known, (one for path in given for one in read_corrections(path)))
-        write_corrections(kept, known)
-    return known
 
 
 def _translate(
@@ -413,7 +370,6 @@ def _translate(
         task = bar.add_task(job.target)
         return translate_items(
             target.english,
-            target.kind,
             job,
             corrections,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -421,15 +377,14 @@ def _translate(
 
 
 def _write(target: Target, translation: Translation, console: Console) -> list[str]:
-    """Write a language and say what became of it; what went wrong is for the end."""
-    from llava.errors import DataError
+    """Writes a language, says what became of it, and returns what went wrong."""
     from lrm_ext.evaluate.translating import write_translation
 
     counts, total = translation.counts, len(translation.outcomes)
     faults: list[str] = []
     try:
-        written = write_translation(target, translation)
-        console.print(f"{target.out}: {total} questions in {translation.lang} ({written.version})")
+        version = write_translation(target, translation)
+        console.print(f"{target.out}: {total} questions in {translation.lang} ({version})")
     except DataError as error:
         faults.append(str(error))
     of_status = ", ".join(f"{name} {counts[name]}" for name in ("ok", "suspect", "rejected"))
@@ -444,25 +399,14 @@ def _write(target: Target, translation: Translation, console: Console) -> list[s
     return faults
 
 
-def _compare(
-    target: Target,
-    translation: Translation,
-    job: Job,
-    other: str,
-    options: Mapping[str, Mapping[str, str]],
-) -> LanguagePairs:
-    """The same questions by another engine, without what people wrote."""
-    from dataclasses import replace
-
+def _compare(target: Target, translation: Translation, ours: Job, theirs: Job) -> LanguagePairs:
+    """Translates by the other engine, and anew without what people wrote."""
     from lrm_ext.evaluate.agreement import pairs_of_translations
     from lrm_ext.evaluate.translating import translate_items
 
-    first = translation
     if translation.counts["corrected"]:
-        first = translate_items(target.english, target.kind, job)
-    theirs = replace(job, engines=((other, options[other]),))
-    second = translate_items(target.english, target.kind, theirs)
-    return pairs_of_translations(first, second)
+        translation = translate_items(target.english, ours)
+    return pairs_of_translations(translation, translate_items(target.english, theirs))
 
 
 @benchmark_app.command("agreement")
@@ -474,12 +418,9 @@ def agreement(
     worst: int = typer.Option(100, min=0, help="Rows of that list, per language."),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
 ) -> None:
-    """How far two translations of a benchmark agree, as in the paper's Table 2."""
-    from rich.console import Console
-
+    """Measure how far two translations of a benchmark agree, as in the paper's Table 2."""
     from lrm_ext.evaluate.agreement import engines_of, pairs_of_folders, shared_languages
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.translate.commands import split_names
 
     first, second = open_named(str(a)), open_named(str(b))
     langs = shared_languages(first, second, split_names(languages))
@@ -498,7 +439,6 @@ def _report(
     as_json: bool,
     console: Console,
 ) -> None:
-    import json
 
     from lrm_ext.evaluate.agreement import REVIEW_COLUMNS, disagreements, measure, summary
     from lrm_ext.evaluate.translating import write_table
@@ -511,15 +451,9 @@ def _report(
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
         return
-    _print(content, by_lang, console)
-    if review is not None:
-        console.print(f"Where they disagree most: {review}", markup=False)
-
-
-def _print(content: dict, by_lang: Mapping[str, Agreement], console: Console) -> None:  # type: ignore[type-arg]
     from rich.table import Table
 
-    title = f"{content['benchmark']}: {content['hypothesis']} against {content['reference']}"
+    title = f"{benchmark.name}: {names[0]} against {names[1]}"
     table = Table("language", "BLEU", "chrF", "texts", "left out", title=title)
     for lang, one in by_lang.items():
         figures = (f"{one.bleu:.2f}", f"{one.chrf:.2f}", str(one.num_texts), str(one.num_left_out))
@@ -533,3 +467,5 @@ def _print(content: dict, by_lang: Mapping[str, Agreement], console: Console) ->
         "Agreement, not correctness; BLEU is not symmetric. Left out: questions that one "
         "of both asks in English."
     )
+    if review is not None:
+        console.print(f"Where they disagree most: {review}", markup=False)

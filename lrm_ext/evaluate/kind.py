@@ -1,15 +1,16 @@
-"""Decide which answers are right. Pure: questions and texts in, verdicts out.
+"""Judges answers by the rules of a kind of benchmark: questions and texts in, verdicts out.
 
 How an answer is read depends on its question: by yes or no, by the letter of an option, or by
 comparing texts. The rules here are the local ones, for any language: a yes/no answer
-that does not begin with a yes or a no decides nothing and is wrong. Those of the English scorers
-belong to their benchmarks (`mme.py`, `pope.py`, ...), which hand in a judge of their own.
+that does not begin with a yes or a no decides nothing and is wrong. The rules of the English
+scorers belong to their benchmarks (`mme.py`, `pope.py`, ...).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,25 +19,25 @@ from numpy.typing import NDArray
 
 from llava.errors import ConfigError, DataError
 from llava.eval.records import without_thinking
-from lrm_ext.evaluate.items import Item, RefusedAnswer
+from lrm_ext.evaluate.items import Item, RefusedAnswer, check_options
 from lrm_ext.evaluate.reading import (
     NEUTRAL,
     OTHER,
     UNDECIDED,
     AnswerWords,
     Rule,
-    has_words_beside,
     infer_local,
     language_of_prose,
     matches_text,
+    normalise,
     parse_yes_no,
     text_key,
     text_language,
+    words_of,
 )
-from lrm_ext.languages.registry import Language
 
 if TYPE_CHECKING:
-    from lrm_ext.evaluate.official import Questions, Source
+    from lrm_ext.evaluate.official import Files
 
 LOCAL: Final = "local"
 UNPARSED: Final = frozenset({"other", "unparsed"})
@@ -46,58 +47,55 @@ _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGN
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one answer amounts to.
+class Judgement:
+    """The reading of an answer.
+
+    Attributes:
+        parsed: `yes`, `no`, `other`, `unparsed`, a letter, the answer's `text_key`, or `missing`.
+        correct: Whether it is the expected answer.
+        answer_lang: Its language: a code, `letter` (belongs to none), `undecided` (too short to
+            tell) or `other`.
+        by_default: It is `yes` only because nothing in it negates.
+        ambiguous: A Cyrillic letter was read by its shape and could be another by its place.
+        value: How good it is, 0 to 1, if that is more than right or wrong.
+    """
+
+    parsed: str
+    correct: bool
+    answer_lang: str
+    by_default: bool = False
+    ambiguous: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Judgement):
+    """The judgement on the answer to a question, and what was expected.
 
     Attributes:
         key: The question.
         category: Its task.
         answer_type: `yesno`, `text`, `letter` or `caption`.
         gold: The expected answer, as `parsed` would say it.
-        parsed: `yes`, `no`, `other`, `unparsed`, a letter, the answer's `text_key`, or `missing`.
-        correct: Whether it is the expected answer.
-        answer_lang: Its language: a code, `letter` (belongs to none), `undecided` (too short to
-            tell) or `other`.
         empty: Whether there was no text at all.
-        by_default: It is `yes` only because nothing in it negates.
-        ambiguous: A Cyrillic letter was read by its shape and could be another by its place.
-        unit: What is drawn as one in a bootstrap: the picture, or the question with its rotations.
+        unit: The unit of the bootstrap: the image, or the question with its rotations.
         missing: There was no answer; it counts as wrong.
-        value: How good it is, 0 to 1, where that is more than right or wrong.
-        refused: There was no answer, for a service refused the question; it counts as wrong.
+        refused: There was no answer because a service refused the question; it counts as wrong.
     """
 
     key: str
     category: str
     answer_type: str
     gold: str
-    parsed: str
-    correct: bool
-    answer_lang: str
     empty: bool
-    by_default: bool = False
-    ambiguous: bool = False
     unit: str = ""
     missing: bool = False
-    value: float | None = None
     refused: bool = False
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """How an answer was read; see `Verdict` for the fields."""
-
-    parsed: str
-    correct: bool
-    answer_lang: str
-    by_default: bool = False
-    ambiguous: bool = False
-    value: float | None = None
-
-
-@dataclass(frozen=True)
 class Reading:
-    """What answers in one language are read by.
+    """The words and texts that answers in one language are read by.
 
     Attributes:
         words: How it says yes and no.
@@ -123,7 +121,7 @@ Judge = Callable[[Item, str, Reading], Judgement]
 
 
 def gold_of(item: Item, words: AnswerWords) -> str:
-    """The expected answer in the form in which answers are compared.
+    """Returns the expected answer in the form in which answers are compared.
 
     Raises:
         DataError: The expected answer of a yes/no question is neither in the language nor English,
@@ -148,7 +146,7 @@ def gold_of(item: Item, words: AnswerWords) -> str:
 
 
 def text_answers(items: Sequence[Item]) -> frozenset[str]:
-    """Every expected free answer, as `text_key`: what the language of an answer is told by."""
+    """Returns every expected free answer, as `text_key`: they tell the language of an answer."""
     return frozenset(
         text_key(answer)
         for item in items
@@ -158,7 +156,7 @@ def text_answers(items: Sequence[Item]) -> frozenset[str]:
 
 
 def final_answer(text: str) -> str:
-    """What a model that reasons aloud answers in the end: without its thoughts and answer tags.
+    """Returns what a model that reasons aloud answers in the end, without thoughts and tags.
 
     Example:
         >>> final_answer("<think>A or B?</think> So: <answer>B</answer>")
@@ -170,7 +168,7 @@ def final_answer(text: str) -> str:
 
 
 def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -> Judgement:
-    """Read an answer by the rules for any language.
+    """Reads an answer by the rules for any language.
 
     Args:
         item: The question.
@@ -178,66 +176,67 @@ def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -
         reading: The language of the question.
         rule: How a yes/no answer is read whose beginning does not decide: `mme` or `pope`.
     """
-    text = final_answer(text)
+    text, lang = final_answer(text), reading.lang
     if item.answer_type == "letter":
-        return _judge_letter(item, text, reading)
+        english = reading.english_options.get(item.question_id, ())
+        choice = infer_local(
+            text, item.options, reading.word_letters, reading.words.spaced, english
+        )
+        parsed, correct = choice.letter or "other", choice.letter == item.answer
+        answer_lang = _option_language(text, choice.by, lang)
+        return Judgement(parsed, correct, answer_lang, ambiguous=choice.ambiguous)
     if item.answer_type == "yesno":
         answer = parse_yes_no(text, reading.words, rule)
         correct = answer.label == gold_of(item, reading.words)
-        lang = yes_no_language(text, reading)
-        return Judgement(answer.label, correct, lang, answer.by_default)
-    accepted = item.answers or (item.answer,)
-    correct = any(matches_text(text, answer) for answer in accepted)
+        answer_lang = parse_yes_no(text, reading.words, "pope").answer_lang
+        if answer_lang == OTHER:
+            answer_lang = _prose_or(text, lang, OTHER)
+        return Judgement(answer.label, correct, answer_lang, answer.by_default)
+    correct = any(matches_text(text, answer) for answer in item.answers or (item.answer,))
     answer_lang = text_language(
         text, item.answer_lang or item.lang, reading.native, reading.english
     )
     if answer_lang == OTHER:
-        answer_lang = _prose_or(text, reading.lang, OTHER)
+        answer_lang = _prose_or(text, lang, OTHER)
     return Judgement(text_key(text), correct, answer_lang)
 
 
-def yes_no_language(text: str, reading: Reading) -> str:
-    """Language of a yes/no answer: by a word of the lists, else by the identifier."""
-    lang = parse_yes_no(text, reading.words, "pope").answer_lang
-    return _prose_or(text, reading.lang, OTHER) if lang == OTHER else lang
+def judge_by(
+    parse: Callable[..., str | None],
+    item: Item,
+    text: str,
+    reading: Reading,
+    undecided: str = "other",
+) -> Judgement:
+    """Reads an answer by a rule for English; give the first argument with `functools.partial`.
+
+    Args:
+        parse: The rule: from an answer, and the options by letter if the question has a letter for
+            an answer, to what it says, or None.
+        item: The question.
+        text: What the model wrote.
+        reading: The language of the question.
+        undecided: What is recorded of an answer that says nothing.
+    """
+    found = parse(text, item.lettered()) if item.answer_type == "letter" else parse(text)
+    lang = judge_locally(item, text, reading).answer_lang
+    return Judgement(found or undecided, found == gold_of(item, reading.words), lang)
 
 
-def _judge_letter(item: Item, text: str, reading: Reading) -> Judgement:
-    choice = infer_local(
-        text,
-        item.options,
-        reading.word_letters,
-        reading.words.spaced,
-        reading.english_options.get(item.question_id, ()),
-    )
-    return Judgement(
-        choice.letter or "other",
-        choice.letter == item.answer,
-        option_language(text, choice.by, reading.lang),
-        ambiguous=choice.ambiguous,
-    )
-
-
-def option_language(text: str, by: str, lang: str) -> str:
-    """Language of an answer to a multiple-choice question.
+def _option_language(text: str, by: str, lang: str) -> str:
+    """Returns the language of an answer to a multiple-choice question.
 
     Args:
         text: What the model wrote.
         by: What told the option: `letter`, `text`, `english` or "" (see `Choice`).
         lang: The language that was asked in.
     """
-    if has_words_beside(text, 1):
-        found = _prose_or(text, lang, "")
-        if found:
-            return found
-    if by == "letter" or not any(character.isalpha() for character in text):
+    has_words = any(len(w) > 1 and not w.isdigit() for w in words_of(normalise(text)))
+    if has_words and (found := _prose_or(text, lang, "")):
+        return found
+    if by == "letter" or not any(map(str.isalpha, text)):
         return NEUTRAL if text.strip() else OTHER
     return {"text": lang, "english": "en"}.get(by, UNDECIDED)
-
-
-def prose_language(text: str, reading: Reading) -> str:
-    """Language of free text: by the identifier, or `undecided`."""
-    return language_of_prose(text, reading.lang) if text.strip() else OTHER
 
 
 def _prose_or(text: str, lang: str, otherwise: str) -> str:
@@ -245,44 +244,18 @@ def _prose_or(text: str, lang: str, otherwise: str) -> str:
     return otherwise if found == UNDECIDED else found
 
 
-def score_answers(
-    items: Sequence[Item],
-    texts: Mapping[str, str],
-    words: AnswerWords,
-    native: Collection[str],
-    english: Collection[str],
-) -> list[Verdict]:
-    """Score the answers to questions in one language by the local rules.
-
-    Args:
-        items: The questions.
-        texts: The answers by question id; answers to other questions are left alone.
-        words: How the language says yes and no.
-        native: `text_answers` of the language.
-        english: `text_answers` of English.
-
-    Returns:
-        One verdict per question, in the order of `items`.
-
-    Raises:
-        DataError: A question has no answer: nothing is dropped from a denominator.
-    """
-    reading = Reading(words, native=frozenset(native), english=frozenset(english))
-    return judge_answers(items, texts, reading, judge_locally)
-
-
 def judge_answers(
     items: Sequence[Item],
     texts: Mapping[str, str],
     reading: Reading,
-    judge: Judge,
+    judge: Judge = judge_locally,
     allow_missing: bool | Collection[str] = False,
 ) -> list[Verdict]:
-    """Score the answers to questions in one language.
+    """Judges the answers to questions in one language.
 
     Args:
         items: The questions.
-        texts: The answers by question id; answers to other questions are left alone.
+        texts: The answers by question id; answers to other questions are ignored.
         reading: What answers in the language are read by.
         judge: The rule.
         allow_missing: A question without an answer is wrong, not an error: any, or these.
@@ -294,11 +267,8 @@ def judge_answers(
         DataError: A question has no answer: nothing is dropped from a denominator.
     """
     excused = () if isinstance(allow_missing, bool) else allow_missing
-    missing = [
-        item.question_id
-        for item in items
-        if item.question_id not in texts and item.question_id not in excused
-    ]
+    ids = [item.question_id for item in items]
+    missing = [key for key in ids if key not in texts and key not in excused]
     if missing and allow_missing is not True:
         shown = ", ".join(missing[:NUM_SHOWN]) + ("..." if len(missing) > NUM_SHOWN else "")
         raise DataError(
@@ -312,24 +282,18 @@ def judge_answers(
 def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Verdict:
     gold = gold_of(item, reading.words)
     refused = isinstance(text, RefusedAnswer)
-    if text is None or refused:
-        found = Judgement(MISSING, False, MISSING)
-    else:
+    found = Judgement(MISSING, False, MISSING)
+    if text is not None and not refused:
         found = judge(item, text, reading)
     return Verdict(
+        **vars(found),
         key=item.question_id,
         category=item.category,
         answer_type=item.answer_type,
         gold=gold,
-        parsed=found.parsed,
-        correct=found.correct,
-        answer_lang=found.answer_lang,
         empty=text is not None and not refused and not text.strip(),
-        by_default=found.by_default,
-        ambiguous=found.ambiguous,
         unit=item.unit,
         missing=text is None,
-        value=found.value,
         refused=refused,
     )
 
@@ -354,7 +318,7 @@ class UnitCounts:
     combine: Callable[[Array], Array]
 
     def score(self) -> float:
-        """The score itself."""
+        """Returns the score itself."""
         return float(self.combine(self.counts.sum(axis=0)))
 
 
@@ -364,23 +328,23 @@ class Kind:
 
     Attributes:
         name: As on the command line.
-        title: As people call it.
+        title: Its name in tables.
         headline: What the number in the paper's tables is.
         maximum: The best possible headline of the whole benchmark.
         answer_type: Of its questions.
         modes: Judges by mode; `local` is for any language.
-        outcomes: Whether each question is right, where a question is more than one verdict.
-        aliases: Modes that are the same as another.
         default_mode: For English; other languages are read by `local`.
-        refused: Modes that cannot be had from texts, and why.
-        prompt: From question, hint, options and language to what the model is asked.
-        check: Refuses questions that do not belong together as they must; its second argument
-            says whether missing ones are allowed (they count as wrong).
         count: From verdicts (and items beside them, and the mode) to counts.
-        details: All other figures, by name, from the same arguments.
-        skipped: Questions that must exist beside some that were answered, where the answers are
-            all that is known.
-        read: Reads its official files; None for a kind that mapping files use.
+        details: All other scores, by name, from the same arguments.
+        outcomes: Whether each question is right, if a question is more than one verdict.
+        aliases: Modes that are the same as another.
+        refused: Modes that cannot be had from texts, and why.
+        golds: The letters that are expected answers; empty if the benchmark has no letters.
+        check_together: Refuses questions that do not belong together as they must; its second
+            argument says whether missing ones are allowed. Returns their number.
+        skipped: Questions that must exist beside some that were answered, if the answers are all
+            that is known.
+        files: How its official files are read; None for a kind that mapping files use.
     """
 
     name: str
@@ -390,26 +354,46 @@ class Kind:
     answer_type: str
     modes: Mapping[str, Judge]
     default_mode: str
-    prompt: Callable[[str, str, Sequence[str], Language], str]
-    check: Callable[[Sequence[Item], bool], int]
     count: Callable[[Sequence[Item], Sequence[Verdict], str], UnitCounts]
     details: Callable[[Sequence[Item], Sequence[Verdict], str], dict[str, Any]]
     outcomes: Callable[[Sequence[Item], Sequence[Verdict]], dict[str, bool]] | None = None
-    skipped: Callable[[Sequence[Item]], list[Item]] = lambda items: []
-    read: Callable[[Source], Questions] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    golds: Collection[str] = ()
+    check_together: Callable[[Sequence[Item], bool], int] = lambda items, allow_missing: 0
+    skipped: Callable[[Sequence[Item]], list[Item]] = lambda items: []
+    files: Files | None = None
+
+    def check(self, items: Sequence[Item], allow_missing: bool = False) -> int:
+        """Checks letters and options, and what the benchmark itself demands.
+
+        Returns:
+            How many questions are known to be missing; 0 unless they are allowed to be.
+
+        Raises:
+            DataError: A question is not as the benchmark needs it.
+        """
+        for item in items:
+            name = f"{self.name}: question {item.question_id}"
+            if self.golds and item.answer and item.answer not in self.golds:
+                known = ", ".join(self.golds)
+                raise DataError(
+                    f"{name}: the expected answer is {item.answer!r}; expected one of {known}"
+                )
+            if item.options:
+                check_options(item, name)
+        return self.check_together(items, allow_missing)
 
     def right_by_question(
         self, items: Sequence[Item], verdicts: Sequence[Verdict]
     ) -> dict[str, bool]:
-        """Whether each question is right, by its id."""
+        """Returns whether each question is right, by its id."""
         if self.outcomes is not None:
             return self.outcomes(items, verdicts)
         return {verdict.key: verdict.correct for verdict in verdicts}
 
     def mode_for(self, lang: str, wanted: str | None = None) -> str:
-        """The mode in which answers in a language are read.
+        """Returns the mode in which answers in a language are read.
 
         Args:
             lang: Language of the questions.
@@ -428,71 +412,69 @@ class Kind:
         return mode
 
 
-def pair_up(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[tuple[Item, Verdict]]:
-    """Items with their verdicts; our own mistake if they differ in number."""
-    return list(zip(items, verdicts, strict=True))
+def refuse_categories(items: Iterable[Item], known: Sequence[str], name: str) -> None:
+    """Demands that every question is of a known category.
+
+    Raises:
+        DataError: One is not.
+    """
+    if unknown := sorted({item.category for item in items} - set(known)):
+        raise DataError(f"{name}: unknown category {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def gather(
-    rows: Sequence[tuple[str, str, Mapping[int, float]]],
+    rows: Iterable[tuple[str, str, Mapping[int, float]]],
     num_columns: int,
     combine: Callable[[Array], Array],
 ) -> UnitCounts:
-    """Sum contributions by unit.
+    """Sums contributions by unit.
 
     Args:
         rows: (unit, stratum, amount by column) of each question.
         num_columns: K.
         combine: See `UnitCounts`.
     """
+    sums: dict[str, Array] = defaultdict(lambda: np.zeros(num_columns))
     strata: dict[str, str] = {}
-    for unit, stratum, _ in rows:
+    for unit, stratum, amounts in rows:
         strata[unit] = stratum
-    units = sorted(strata)
-    place = {unit: number for number, unit in enumerate(units)}
-    counts = np.zeros((len(units), num_columns))
-    for unit, _, amounts in rows:
         for column, amount in amounts.items():
-            counts[place[unit], column] += amount
-    return UnitCounts(tuple(units), tuple(strata[unit] for unit in units), counts, combine)
+            sums[unit][column] += amount
+    units = tuple(sorted(strata))
+    counts = np.array([sums[unit] for unit in units]).reshape(len(units), num_columns)
+    return UnitCounts(units, tuple(strata[unit] for unit in units), counts, combine)
 
 
 def count_accuracy(
     items: Sequence[Item], verdicts: Sequence[Verdict], mode: str = LOCAL
 ) -> UnitCounts:
-    """Counts of right answers; the score is their share, in percent."""
-    rows = [(v.unit, "", {0: float(v.correct), 1: 1.0}) for v in verdicts]
+    """Counts right answers; the score is their share, in percent."""
+    rows = ((v.unit, "", {0: float(v.correct), 1: 1.0}) for v in verdicts)
     return gather(rows, 2, percentage)
 
 
 def percentage(sums: Array) -> Array:
-    """From (right, all) to percent."""
-    result: Array = 100.0 * sums[..., 0] / sums[..., 1]
-    return result
+    """Turns (right, all) into percent."""
+    return 100.0 * sums[..., 0] / sums[..., 1]
 
 
-def share(verdicts: Sequence[Verdict]) -> float:
-    """Share of right answers."""
-    return sum(verdict.correct for verdict in verdicts) / len(verdicts)
+def share(right: Iterable[bool]) -> float:
+    """Returns the share of right answers."""
+    found = list(right)
+    return sum(found) / len(found)
 
 
-def by_category(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """Verdicts by category, in the order in which categories occur."""
-    groups: dict[str, list[Verdict]] = {}
-    for item, verdict in pair_up(items, verdicts):
-        groups.setdefault(item.category, []).append(verdict)
-    return groups
+def shares_by(name: str, right: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+    """Returns shares of right answers by group, and how many answers each group has.
 
-
-def refuse_golds(items: Sequence[Item], allowed: Sequence[str], name: str) -> None:
-    """Demand that every expected answer is one of a few.
-
-    Raises:
-        DataError: One is not.
+    Args:
+        name: What the groups are: `category` makes `per_category` and `num_per_category`.
+        right: The group of each answer and whether it is right.
     """
-    for item in items:
-        if item.answer not in allowed and item.answer:
-            raise DataError(
-                f"{name}: question {item.question_id}: the expected answer is {item.answer!r}; "
-                f"expected one of {', '.join(allowed)}"
-            )
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for group, is_right in right:
+        groups[group].append(is_right)
+    return {
+        f"per_{name}": {group: share(found) for group, found in groups.items()},
+        f"num_per_{name}": {group: len(found) for group, found in groups.items()},
+    }

@@ -1,7 +1,7 @@
-"""A mapping file: where in somebody's table a question, its picture and its answer are.
+"""Mapping files: where in somebody's table a question, its image and its answer are.
 
-In: TOML (`sets/*.toml`, or a user's own). Out: a frozen `Mapping`. The files that ship are the
-manual: every key that there is occurs in one of them.
+A mapping is a TOML file (`sets/*.toml`, or a user's own), read into a frozen `SetMapping`. The
+files that ship are the manual: every key that there is occurs in one of them.
 """
 
 from __future__ import annotations
@@ -10,50 +10,60 @@ import ast
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from collections.abc import Mapping as AnyMapping
-from dataclasses import dataclass, fields
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
-from string import Formatter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from llava.errors import ConfigError, DataError
-from llava.eval.records import NUM_SHOWN, is_none
-from lrm_ext.evaluate.items import ANSWER_TYPES, LETTERS, Item, check_options, option_prompt
-from lrm_ext.evaluate.official import PictureStore, Questions, read_rows
+import msgspec
+
+from llava.errors import DataError
+from llava.eval.records import is_none, refuse_missing
+from lrm_ext.evaluate.items import (
+    LETTERS,
+    AnswerType,
+    Item,
+    bare_prompt,
+    check_options,
+    llava_prompt,
+)
+from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
 from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
-from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.registry import answer_request
+from lrm_ext.languages._toml import convert, load_toml
 
+log = logging.getLogger(__name__)
 SETS_DIR: Final = Path(__file__).parent / "sets"
-KINDS: Final = ("answers", "captions")
-ANSWER_FORMS: Final = ("text", "index")
-_TOP: Final = (
-    "title", "about", "licence", "kind", "answer_type", "answers_in", "languages",
-    "files", "columns", "filter", "question",
-)  # fmt: skip
-_REQUIRED: Final = ("title", "kind", "answer_type", "languages", "files", "columns")
+_LABELS: Final = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
+# A text in quotes inside a printed list, and the comma behind it, which NumPy does not print.
+_QUOTED: Final = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,?""", re.DOTALL)
+_ARRAY: Final = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
+_IN_BRACES: Final = re.compile(r"\{([^{}]+)\}")
+_IMAGE_MARK: Final = re.compile(r"\s*<image>")
+_NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where the parts of a question are.
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of a mapping file, in which unknown keys are errors."""
+
+
+class Columns(_Table, frozen=True):
+    """The places of the parts of a question.
 
     A place is a column's name, keys of nested objects joined by dots, or a pattern with columns in
     braces.
 
     Attributes:
         id: Its id; "" to number the rows.
-        image: Its picture; several are shown as one, side by side.
-        question: Its text; "" where the mapping says what is asked.
+        image: Its image; several are shown as one, side by side.
+        question: Its text; "" if the mapping says what is asked.
         hint: What is said before it.
         options: A column with a list, or one column for each option.
         answer: The expected answer.
         answers: A list of accepted answers.
         category: Its category.
         answer_is: How the right option is named: `text` (its letter or label), or `index` from 0.
-        image_pattern: Finds names of pictures inside the texts, where no column has them.
+        image_pattern: Finds names of images inside the texts, if no column has them.
         option_pattern: Splits an option into its label and its text.
     """
 
@@ -65,59 +75,83 @@ class Columns:
     answer: str = ""
     answers: str = ""
     category: str = ""
-    answer_is: str = "text"
+    answer_is: Literal["text", "index"] = "text"
     image_pattern: str = ""
     option_pattern: str = ""
 
 
-@dataclass(frozen=True)
-class SetMapping:
-    """How a set of questions is read.
+class SetFiles(_Table, frozen=True):
+    """The places of the files of a set.
 
     Attributes:
-        name: The file's name.
+        questions: Patterns of question files, tried in this order.
+        rows: Where in a JSON file the questions are.
+        images: Patterns of image folders.
+    """
+
+    questions: tuple[str, ...]
+    rows: str = ""
+    images: tuple[str, ...] = ()
+
+
+class SetMapping(_Table, frozen=True, kw_only=True):
+    """The content of a mapping file.
+
+    Attributes:
+        path: The file.
         title: The set's name.
         about: What it is, in a sentence.
         licence: As far as it is known.
-        kind: `answers` or `captions`.
+        kind: Whose rules score it.
         answer_type: See `Item`.
-        answers_in: The language of the answers, where it is not the question's.
+        answers_in: The language of the answers, if it is not the question's.
         languages: What the set calls each of our languages.
-        questions: Patterns of question files, tried in this order.
-        rows: Where in a JSON file the questions are.
-        images: Patterns of picture folders.
-        columns: By language; "" for those that are not named.
-        where: Columns and what they must be; `*` at the end for anything after it.
-        asked: By language, how a text becomes a question; `fixed` names a request of its file.
+        files: Where its files are.
+        columns: Keys of `Columns`, and by language a table of those that are other there.
+        filter: Columns and what they must be; `*` at the end for anything after it.
+        question: By language, how a text becomes a question; `fixed` names a request of its file.
     """
 
-    name: str
+    path: str = ""
     title: str
-    about: str
-    licence: str
-    kind: str
-    answer_type: str
-    answers_in: str
-    languages: AnyMapping[str, str]
-    questions: tuple[str, ...]
-    rows: str
-    images: tuple[str, ...]
-    columns: AnyMapping[str, Columns]
-    where: AnyMapping[str, str]
-    asked: AnyMapping[str, str]
+    about: str = ""
+    licence: str = ""
+    kind: Literal["answers", "captions"]
+    answer_type: AnswerType
+    answers_in: str = ""
+    languages: dict[str, str]
+    files: SetFiles
+    columns: dict[str, Any]
+    filter: dict[str, str] = {}
+    question: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return Path(self.path).stem
 
     def columns_in(self, lang: str) -> Columns:
-        """The columns of a language."""
-        return self.columns.get(lang, self.columns[""])
+        """Returns the columns of a language.
+
+        Raises:
+            ConfigError: A key is unknown or of another type.
+        """
+        own = {key: value for key, value in self.columns.items() if not isinstance(value, dict)}
+        changed = self.columns.get(lang, {})
+        table = {**own, **changed}
+        for key in ("image", "options"):
+            if isinstance(table.get(key), str):
+                table[key] = [table[key]]
+        return convert(table, Columns, f"{self.path}: columns" + (f".{lang}" if changed else ""))
 
 
 def set_names() -> tuple[str, ...]:
-    """Names of the mappings that ship."""
+    """Returns the names of the mappings that ship."""
     return tuple(sorted(path.stem for path in SETS_DIR.glob("*.toml")))
 
 
 def find_mapping(name: str) -> SetMapping | None:
-    """A mapping that ships, or a file of the user's; None if it is neither."""
+    """Returns a mapping that ships, or a file of the user's; None if it is neither."""
     if name in set_names():
         return load_mapping(SETS_DIR / f"{name}.toml")
     path = Path(name)
@@ -126,192 +160,126 @@ def find_mapping(name: str) -> SetMapping | None:
 
 @cache
 def load_mapping(path: Path) -> SetMapping:
-    """Read a mapping.
+    """Reads a mapping.
 
     Raises:
         ConfigError: A key is missing, unknown or of another type.
     """
-    data = load_toml(path)
-    _refuse_keys(path, "top level", data, _TOP, _REQUIRED)
-    files = data["files"]
-    _refuse_keys(path, "files", files, ("questions", "rows", "images"), ("questions",))
-    if data["kind"] not in KINDS:
-        raise ConfigError(f"{path}: kind is {data['kind']!r}; expected one of {', '.join(KINDS)}")
-    if data["answer_type"] not in ANSWER_TYPES:
-        raise ConfigError(
-            f"{path}: answer_type is {data['answer_type']!r}; expected one of "
-            f"{', '.join(ANSWER_TYPES)}"
-        )
-    return SetMapping(
-        name=path.stem,
-        title=data["title"],
-        about=data.get("about", ""),
-        licence=data.get("licence", ""),
-        kind=data["kind"],
-        answer_type=data["answer_type"],
-        answers_in=data.get("answers_in", ""),
-        languages=data["languages"],
-        questions=tuple(files["questions"]),
-        rows=files.get("rows", ""),
-        images=tuple(files.get("images", ())),
-        columns=_columns(path, data["columns"]),
-        where=data.get("filter", {}),
-        asked=data.get("question", {}),
-    )
+    mapping = msgspec.structs.replace(load_toml(path, SetMapping), path=str(path))
+    for lang in mapping.languages:
+        mapping.columns_in(lang)
+    return mapping
 
 
-def _columns(path: Path, table: AnyMapping[str, Any]) -> dict[str, Columns]:
-    own = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    columns = {"": _one(path, "columns", own)}
-    for lang, changed in table.items():
-        if isinstance(changed, dict):
-            columns[lang] = _one(path, f"columns.{lang}", {**own, **changed})
-    return columns
-
-
-def _one(path: Path, where: str, table: AnyMapping[str, Any]) -> Columns:
-    known = tuple(field.name for field in fields(Columns))
-    _refuse_keys(path, where, table, known, ())
-    values = dict(table)
-    for key in ("image", "options"):
-        found = values.get(key, ())
-        values[key] = (found,) if isinstance(found, str) else tuple(found)
-    columns = Columns(**values)
-    if columns.answer_is not in ANSWER_FORMS:
-        raise ConfigError(
-            f"{path}: {where}.answer_is is {columns.answer_is!r}; expected one of "
-            f"{', '.join(ANSWER_FORMS)}"
-        )
-    return columns
-
-
-def _refuse_keys(
-    path: Path,
-    where: str,
-    table: AnyMapping[str, Any],
-    known: tuple[str, ...],
-    required: tuple[str, ...],
-) -> None:
-    missing = [key for key in required if key not in table]
-    unknown = [key for key in table if key not in known]
-    if missing or unknown:
-        faults = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
-        raise ConfigError(f"{path}: {where}: {'; '.join(faults)}. Known: {', '.join(known)}.")
-
-
-log = logging.getLogger(__name__)
-_YES: Final = ("yes", "true", "1")
-_NO: Final = ("no", "false", "0")
-# A text in quotes inside a printed list, and the comma behind it, which NumPy does not print.
-_QUOTED: Final = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,?""", re.DOTALL)
-_ARRAY: Final = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
-_IMAGE_MARK: Final = re.compile(r"\s*<image>")
-_NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
+def _named(mapping: SetMapping, patterns: Sequence[str], lang: str) -> list[str]:
+    """Returns patterns with the set's name of a language, and with our own."""
+    return [p.format(lang=name) for p in patterns for name in (mapping.languages[lang], lang)]
 
 
 def question_files(mapping: SetMapping, source: Path, lang: str) -> list[Path]:
-    """The files of a language: those of the first pattern that finds any."""
+    """Returns the files of a language: those of the first pattern that finds any."""
     if source.is_file():
         return [source]
-    for pattern in mapping.questions:
-        for name in (mapping.languages[lang], lang):
-            found = sorted(source.glob(pattern.format(lang=name)))
-            if found:
-                return found
-    return []
+    patterns = _named(mapping, mapping.files.questions, lang)
+    return next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
 
 
 def available_languages(mapping: SetMapping, source: Path) -> tuple[str, ...]:
-    """The languages of a set that a folder has files of."""
+    """Returns the languages of a set that a folder has files of."""
     return tuple(lang for lang in mapping.languages if question_files(mapping, source, lang))
 
 
-def read_set(
-    mapping: SetMapping, source: Path, lang: str, store: PictureStore, images: Path | None = None
-) -> Questions:
-    """Read one language of a set.
-
-    Args:
-        mapping: Where things are in its files.
-        source: Its folder, or one file.
-        lang: The language.
-        store: Where pictures go that are not taken from where they lie.
-        images: Folder of the pictures, where it is not the mapping's.
+def read_set(mapping: SetMapping, source: Source) -> Questions:
+    """Reads one language of a set.
 
     Raises:
         DataError: The set has not this language, or a row is not as the mapping says.
     """
+    lang = source.lang
     if lang not in mapping.languages:
         raise DataError(
             f"{mapping.title} is not in {lang}; it is in {', '.join(mapping.languages)}"
         )
-    files = question_files(mapping, source, lang)
+    files = question_files(mapping, source.path, lang)
     if not files:
-        patterns = ", ".join(p.format(lang=mapping.languages[lang]) for p in mapping.questions)
-        raise DataError(f"{source}: no questions in {lang}; expected one of {patterns}")
-    reader = _Reader(mapping, lang, store, images or _image_folder(mapping, source, lang))
-    for file in files:
-        for where, row in read_rows(file, mapping.rows):
-            reader.add(row, where)
-    return reader.finish(source)
-
-
-def _image_folder(mapping: SetMapping, source: Path, lang: str) -> Path | None:
-    base = source if source.is_dir() else source.parent
-    for pattern in mapping.images:
-        for name in (mapping.languages[lang], lang):
-            if (base / pattern.format(lang=name)).is_dir():
-                return base / pattern.format(lang=name)
-    return None
+        patterns = ", ".join(
+            p.format(lang=mapping.languages[lang]) for p in mapping.files.questions
+        )
+        raise DataError(f"{source.path}: no questions in {lang}; expected one of {patterns}")
+    usual = (source.folder / name for name in _named(mapping, mapping.files.images, lang))
+    images = source.images or next(filter(Path.is_dir, usual), None)
+    reader = _Reader(mapping, lang, ImageStore(source.store.folder, images))
+    items: list[Item] = []
+    number = -1
+    rows = (pair for file in files for pair in read_rows(file, mapping.files.rows))
+    for number, (where, row) in enumerate(rows):
+        if reader.wants(row):
+            items.append(reader.read(row, where, number))
+    refuse_missing(
+        f"images are missing in {images}", reader.missing, "name their folder with --images"
+    )
+    if not items:
+        raise DataError(
+            f"{source.path}: no questions in {lang} among {number + 1} rows that fit "
+            f"{mapping.filter}"
+        )
+    if len(items) <= number:
+        log.info(
+            "%s %s: %d of %d rows are not of this language or sort and are left out",
+            mapping.name, lang, number + 1 - len(items), number + 1,
+        )  # fmt: skip
+    return Questions(tuple(items), images if reader.by_name else None)
 
 
 class _Reader:
-    """Collects the questions of one language."""
+    """Reads the rows of one language.
 
-    def __init__(
-        self, mapping: SetMapping, lang: str, store: PictureStore, images: Path | None
-    ) -> None:
-        self._mapping = mapping
-        self._columns = mapping.columns_in(lang)
-        self._lang = lang
-        self._language = get_language(lang)
-        self._store = PictureStore(store.folder, images)
-        self._images = images
-        self._items: list[Item] = []
-        self._missing: list[str] = []
-        self._num_left_out = 0
-        self._num_rows = 0
-        columns = self._columns
-        # one picture each, by name: they stay where they are
-        self._by_name = bool(images) and len(columns.image) == 1 and not columns.image_pattern
+    Attributes:
+        by_name: A question has one image each, by its name: it stays where it is.
+        missing: Images that are named and not there.
+    """
 
-    def add(self, row: Mapping[str, Any], where: str) -> None:
-        """Read a row."""
-        self._num_rows += 1
-        if not self._is_wanted(row):
-            self._num_left_out += 1
-            return
+    def __init__(self, mapping: SetMapping, lang: str, store: ImageStore) -> None:
+        self.missing: list[str] = []
+        self._mapping, self._lang, self._store = mapping, lang, store
+        self._columns, self._language = mapping.columns_in(lang), get_language(lang)
+        has_one = len(self._columns.image) == 1 and not self._columns.image_pattern
+        self.by_name = store.source is not None and has_one
+
+    def wants(self, row: Mapping[str, Any]) -> bool:
+        """Tells whether a row is of the language and of the sort that the mapping names."""
+        for column, wanted in self._mapping.filter.items():
+            value, wanted = str(row.get(column, "")), self._in_language(wanted)
+            if not (value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted):
+                return False
+        return True
+
+    def read(self, row: Mapping[str, Any], where: str, place: int) -> Item:
+        """Makes the question of a row; `place` is its id if the set has none."""
         columns, mapping = self._columns, self._mapping
-        number = self._text(row, columns.id, where) if columns.id else str(self._num_rows - 1)
+        number = self._text(row, columns.id, where) if columns.id else str(place)
         name = f"{where}: question {number}"
         options, labels = self._options(row, name)
         hint = self._text(row, columns.hint, name, optional=True)
         asked = self._text(row, columns.question, name) if columns.question else ""
-        answer, answers = self._answer(row, labels, name)
+        answers = self._answers(row, labels, name)
         cells = self._image_cells(row, [asked, hint, *options], name)
         image = self._image(cells, name)
-        # a single picture stands before the question; of several, numbers say which is meant
+        # a single image stands before the question; of several, numbers say which is meant
         mark = _NUMBERED_IMAGE_MARK if len(cells) == 1 else _IMAGE_MARK
         asked, hint = (mark.sub("", text).strip() for text in (asked, hint))
         question = self._question(asked)
+        make_prompt = bare_prompt if mapping.answer_type == "caption" else llava_prompt
+        # yes/no questions among free ones are read as such
+        is_yes_no = mapping.answer_type == "text" and answers[0].lower() in ("yes", "no")
         item = Item(
             question_id=number,
             image=image,
-            text=self._prompt(question, hint, options),
+            text=make_prompt(question, hint, options, self._language, mapping.answers_in),
             category=self._text(row, columns.category, name, optional=True) or mapping.name,
-            answer=answer,
+            answer=answers[0],
             lang=self._lang,
-            answer_type=self._answer_type(answer),
+            answer_type="yesno" if is_yes_no else mapping.answer_type,
             options=tuple(options),
             answers=tuple(answers) if len(answers) > 1 else (),
             question=question,
@@ -322,45 +290,16 @@ class _Reader:
         )
         if item.answer_type == "letter":
             check_options(item, name)
-        self._items.append(item)
+        return item
 
-    def finish(self, source: Path) -> Questions:
-        """The questions.
-
-        Raises:
-            DataError: Pictures are missing, or there are no questions.
-        """
-        if self._missing:
-            raise DataError(
-                f"{len(self._missing)} pictures are missing in {self._images}: "
-                f"{', '.join(self._missing[:NUM_SHOWN])}; name their folder with --images"
-            )
-        if not self._items:
-            raise DataError(
-                f"{source}: no questions in {self._lang} among {self._num_rows} rows that fit "
-                f"{dict(self._mapping.where)}"
-            )
-        if self._num_left_out:
-            log.info(
-                "%s %s: %d of %d rows are not of this language or sort and are left out",
-                self._mapping.name, self._lang, self._num_left_out, self._num_rows,
-            )  # fmt: skip
-        return Questions(tuple(self._items), self._images if self._by_name else None)
-
-    def _is_wanted(self, row: Mapping[str, Any]) -> bool:
-        for column, wanted in self._mapping.where.items():
-            value = str(row.get(column, ""))
-            wanted = wanted.replace("{lang}", self._mapping.languages[self._lang])
-            fits = value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted
-            if not fits:
-                return False
-        return True
+    def _in_language(self, text: str) -> str:
+        return text.replace("{lang}", self._mapping.languages[self._lang])
 
     def _text(self, row: Mapping[str, Any], path: str, where: str, optional: bool = False) -> str:
-        """The text at a path; several lines of a list are joined."""
+        """Returns the text at a path; several lines of a list are joined."""
         value = self._value(row, path) if path else None
         if isinstance(value, list):
-            value = "\n".join(str(part) for part in value)
+            value = "\n".join(map(str, value))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if optional and (value is None or (isinstance(value, str) and is_none(value))):
@@ -370,16 +309,12 @@ class _Reader:
         return value.strip()
 
     def _value(self, row: Mapping[str, Any], path: str) -> Any:
-        """The value at a path, or a pattern with columns in braces filled in."""
-        path = path.replace("{lang}", self._mapping.languages[self._lang])
+        """Returns the value at a path, or a pattern with columns in braces filled in."""
+        path = self._in_language(path)
         if "{" in path:
-            names = [name for _, name, _, _ in Formatter().parse(path) if name]
-            values = {name: row.get(name) for name in names}
-            if None in values.values():
+            if any(row.get(name) is None for name in _IN_BRACES.findall(path)):
                 return None
-            for name, text in values.items():
-                path = path.replace("{" + name + "}", str(text))
-            return path
+            return _IN_BRACES.sub(lambda match: str(row[match[1]]), path)
         value: Any = row
         for key in [path] if path in row else path.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -388,117 +323,80 @@ class _Reader:
         return value
 
     def _options(self, row: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
-        """Texts of the options, and what the answer calls each of them."""
-        columns = self._columns.options
-        if not columns:
-            return [], []
+        """Returns texts of the options, and what the answer calls each of them."""
+        columns, pattern = self._columns.options, self._columns.option_pattern
         found = self._value(row, columns[0]) if len(columns) == 1 else None
         if isinstance(found, str):
             found = _as_list(found, where)
         if found is None:
-            found = [row.get(column) for column in columns]
-            texts = []
-            for value in found:
-                if value is None or is_none(str(value)):
-                    break
-                texts.append(str(value).strip())
-            later = [str(value) for value in found[len(texts) :] if value is not None]
-            if not all(map(is_none, later)):
-                raise DataError(f"{where}: an option is empty, but not the ones after it: {found}")
+            cells = ["" if row.get(c) is None else str(row[c]).strip() for c in columns]
+            texts = list(takewhile(lambda text: not is_none(text), cells))
+            if not all(map(is_none, cells[len(texts) :])):
+                raise DataError(f"{where}: an option is empty, but not the ones after it: {cells}")
         else:
             texts = [str(value).strip() for value in found]
-        labels = list(LETTERS[: len(texts)])
-        if self._columns.option_pattern:
-            matches = [re.match(self._columns.option_pattern, text, re.DOTALL) for text in texts]
-            if not all(matches):
-                raise DataError(f"{where}: an option has no label: {texts}")
-            labels = [match[1] for match in matches if match]
-            texts = [match[2].strip() for match in matches if match]
-        return texts, labels
+        if not pattern:
+            return texts, list(LETTERS[: len(texts)])
+        matches = [match for text in texts if (match := re.match(pattern, text, re.DOTALL))]
+        if len(matches) < len(texts):
+            raise DataError(f"{where}: an option has no label: {texts}")
+        return [match[2].strip() for match in matches], [match[1] for match in matches]
 
-    def _answer(
-        self, row: Mapping[str, Any], labels: Sequence[str], where: str
-    ) -> tuple[str, list[str]]:
-        """The expected answer, and every accepted one."""
-        columns = self._columns
+    def _answers(self, row: Mapping[str, Any], labels: Sequence[str], where: str) -> list[str]:
+        """Returns the accepted answers, the expected one first."""
+        columns, answer_type = self._columns, self._mapping.answer_type
         if columns.answers:
             found = self._value(row, columns.answers)
-            found = [found] if isinstance(found, str) else found
-            if not isinstance(found, list) or not found:
+            texts = [found] if isinstance(found, str) else found
+            if not isinstance(texts, list) or not texts:
                 raise DataError(f"{where}: {columns.answers} is {found!r}; expected answers")
-            texts = list(dict.fromkeys(str(text).strip() for text in found if str(text).strip()))
-            return texts[0], texts
+            return list(dict.fromkeys(str(text).strip() for text in texts if str(text).strip()))
         value = self._value(row, columns.answer)
-        if self._mapping.answer_type == "letter":
-            return self._letter(value, labels, where), []
-        if self._mapping.answer_type == "yesno":
-            return _yes_or_no(value, where), []
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: {columns.answer} is {value!r}; expected an answer")
-        return value.strip(), []
-
-    def _letter(self, value: Any, labels: Sequence[str], where: str) -> str:
-        if self._columns.answer_is == "index":
-            if not isinstance(value, int) or not 0 <= value < len(labels):
-                raise DataError(
-                    f"{where}: {self._columns.answer} is {value!r}; expected 0 to "
-                    f"{len(labels) - 1} (are the answers kept back?)"
-                )
-            return LETTERS[value]
         text = str(value).strip()
-        if text not in labels:
-            raise DataError(f"{where}: the answer is {text!r}; expected one of {', '.join(labels)}")
-        return LETTERS[list(labels).index(text)]
-
-    def _answer_type(self, answer: str) -> str:
-        """Yes/no questions among free ones are read as such."""
-        if self._mapping.answer_type == "text" and answer.lower() in ("yes", "no"):
-            return "yesno"
-        return self._mapping.answer_type
+        if answer_type in ("text", "caption"):
+            if not isinstance(value, str) or not text:
+                raise DataError(f"{where}: {columns.answer} is {value!r}; expected an answer")
+            return [text]
+        names = map(str, range(len(labels))) if columns.answer_is == "index" else labels
+        known = _LABELS if answer_type == "yesno" else dict(zip(names, LETTERS, strict=False))
+        text = text.lower() if answer_type == "yesno" else text
+        if text not in known:
+            raise DataError(
+                f"{where}: {columns.answer} is {value!r}; expected one of {', '.join(known)} "
+                "(are the answers kept back?)"
+            )
+        return [known[text]]
 
     def _question(self, asked: str) -> str:
-        patterns = self._mapping.asked
+        patterns = self._mapping.question
         if fixed := patterns.get("fixed"):
             return self._language.fixed_prompts[fixed]
         return patterns.get(self._lang, "{question}").replace("{question}", asked)
 
-    def _prompt(self, question: str, hint: str, options: Sequence[str]) -> str:
-        """What the model is asked: LLaVA's form, in the language of the question."""
-        if self._mapping.answer_type == "caption":
-            return question
-        if options:
-            return option_prompt(question, hint, options, self._language)
-        lines = [hint, question]
-        if self._mapping.answers_in and self._mapping.answers_in != self._lang:
-            lines.append(answer_request(self._lang, self._mapping.answers_in))
-        return "\n".join(line for line in [*lines, self._language.short_answer] if line)
-
     def _image_cells(self, row: Mapping[str, Any], texts: Sequence[str], where: str) -> list[Any]:
         columns = self._columns
         if columns.image_pattern:
-            names = [n for text in texts for n in re.findall(columns.image_pattern, text)]
+            names = (n for text in texts for n in re.findall(columns.image_pattern, text))
             cells: list[Any] = list(dict.fromkeys(names))
         else:
-            found = [self._value(row, path) for path in columns.image]
+            found = (self._value(row, path) for path in columns.image)
             cells = [cell for cell in found if cell is not None]
         if not cells:
-            raise DataError(f"{where}: no picture; expected one in {', '.join(columns.image)}")
+            raise DataError(f"{where}: no image; expected one in {', '.join(columns.image)}")
         return cells
 
     def _image(self, cells: Sequence[Any], where: str) -> str:
-        named = [cell for cell in cells if isinstance(cell, str)]
-        if self._images is not None and named:
-            absent = [n for n in named if leaves_folder(n) or not (self._images / n).is_file()]
-            if absent:
-                self._missing += absent
-                return ""
-            if self._by_name:
-                return str(named[0])
+        folder, named = self._store.source, [cell for cell in cells if isinstance(cell, str)]
+        if folder is not None and named:
+            absent = [n for n in named if leaves_folder(n) or not (folder / n).is_file()]
+            self.missing += absent
+            if absent or self.by_name:
+                return named[0]
         return self._store.put_joined(cells, where)
 
 
 def _as_list(text: str, where: str) -> list[Any]:
-    """A list that a table holds as text, as Python or NumPy print it.
+    """Returns a list that a table holds as text, as Python or NumPy print it.
 
     Their texts may have line ends in them, and NumPy's no commas between them.
     """
@@ -515,12 +413,3 @@ def _as_list(text: str, where: str) -> list[Any]:
     if not isinstance(found, list) or not all(isinstance(x, (str, int, float)) for x in found):
         raise DataError(f"{where}: the options are no list: {text[:80]!r}")
     return found
-
-
-def _yes_or_no(value: Any, where: str) -> str:
-    text = str(value).strip().lower()
-    if text in _YES:
-        return "yes"
-    if text in _NO:
-        return "no"
-    raise DataError(f"{where}: the answer is {value!r}; expected yes or no, true or false")

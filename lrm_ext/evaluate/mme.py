@@ -1,241 +1,167 @@
-"""MME: two yes/no questions about each picture, in fourteen categories.
+"""MME: two yes/no questions about each image, in fourteen categories.
 
-Scores of a category go up to 200: the share of right answers, and the share of pictures with both
+Scores of a category go up to 200: the share of right answers, and the share of images with both
 answers right, each in percent. The paper's figure is perception, the sum over ten categories.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from statistics import fmean
 from typing import Any, Final
 
-import numpy as np
-
 from llava.errors import DataError
-from llava.eval.eval_mme import COGNITION as MME_COGNITION
-from llava.eval.eval_mme import PERCEPTION as MME_PERCEPTION
-from llava.eval.eval_mme import parse_answer as parse_mme_answer
-from llava.eval.records import NUM_SHOWN, read_text
-from lrm_ext.evaluate.items import Item, short_answer_prompt
+from llava.eval.eval_mme import COGNITION, PERCEPTION
+from llava.eval.eval_mme import parse_answer as parse_official
+from llava.eval.records import read_text, refuse_missing
+from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import (
     LOCAL,
     Array,
-    Judgement,
     Kind,
-    Reading,
     UnitCounts,
     Verdict,
     gather,
-    gold_of,
+    judge_by,
     judge_locally,
-    pair_up,
-    yes_no_language,
+    refuse_categories,
 )
-from lrm_ext.evaluate.official import Questions, Source, cell, is_table, read_rows
+from lrm_ext.evaluate.official import Files, Questions, Row, Source, cell
+from lrm_ext.evaluate.reading import yes_no_vlmevalkit
 
 INSTRUCTION: Final = "Please answer yes or no."
 POINTS_PER_CATEGORY: Final = 200
-NUM_PER_IMAGE: Final = 2
-CATEGORIES: Final = (*MME_PERCEPTION, *MME_COGNITION)
-_LETTERS: Final = {"y": "yes", "n": "no"}
-# What VLMEvalKit deletes or blanks; the asterisk and the colon are not among them.
-_KIT_PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA_IN_NUMBER: Final = re.compile(r"\d,\d")
-_STOP_OUTSIDE_NUMBER: Final = re.compile(r"(?<!\d)\.|\.(?!\d)")
+CATEGORIES: Final = (*PERCEPTION, *COGNITION)
+TEXT_FOLDER: Final = "questions_answers_YN"
+IMAGE_FOLDER: Final = "images"
+RELEASE: Final = "MME_Benchmark_release_version"
+IMAGE_SUFFIXES: Final = (".jpg", ".png", ".jpeg", ".JPG", ".PNG")
 
 
 def parse_lmms_eval(text: str) -> str:
-    """Read `yes`, `no` or `other` as lmms-eval does."""
+    """Reads `yes`, `no` or `other` as lmms-eval does."""
     text = text.lower().strip().replace(".", "")
     if len(text) == 1:
-        return _LETTERS.get(text, "other")
-    return parse_mme_answer(text)
-
-
-def parse_vlmevalkit(text: str) -> str:
-    """Read `yes`, `no` or `other` as VLMEvalKit does: a whole word, and not the other one.
-
-    A mark that stands beside a blank anywhere in the text is deleted wherever it stands, and so is
-    every mark where a number has a comma; other marks separate words.
-    """
-    text = text.lower()
-    joins_all = _COMMA_IN_NUMBER.search(text) is not None
-    table = {
-        ord(mark): "" if joins_all or f"{mark} " in text or f" {mark}" in text else " "
-        for mark in _KIT_PUNCTUATION
-    }
-    words = _STOP_OUTSIDE_NUMBER.sub("", text.translate(table)).split()
-    if ("yes" in words) == ("no" in words):
-        return "other"
-    return "yes" if "yes" in words else "no"
-
-
-def _judge(parse: Any) -> Any:
-    def judge(item: Item, text: str, reading: Reading) -> Judgement:
-        parsed = parse(text)
-        correct = parsed == gold_of(item, reading.words)
-        return Judgement(parsed, correct, yes_no_language(text, reading))
-
-    return judge
+        return {"y": "yes", "n": "no"}.get(text, "other")
+    return parse_official(text)
 
 
 def check(items: Sequence[Item], allow_missing: bool) -> int:
-    """Demand two questions a picture, one with yes and one with no, in known categories.
-
-    Returns:
-        How many questions are missing; 0 unless they are allowed to be.
+    """Demands two questions an image, one with yes and one with no, in known categories.
 
     Raises:
-        DataError: A category is unknown, or a picture has other questions.
+        DataError: A category is unknown, or an image has other questions.
     """
-    if unknown := sorted({item.category for item in items} - set(CATEGORIES)):
-        raise DataError(
-            f"mme: unknown category {', '.join(unknown)}; known: {', '.join(CATEGORIES)}"
-        )
-    pairs: dict[str, list[Item]] = defaultdict(list)
+    refuse_categories(items, CATEGORIES, "mme")
+    answers: dict[str, list[str]] = defaultdict(list)
     for item in items:
-        pairs[item.unit].append(item)
+        answers[item.unit].append(item.answer.lower())
     num_missing = 0
-    for image, pair in pairs.items():
-        if len(pair) < NUM_PER_IMAGE and allow_missing:
-            num_missing += NUM_PER_IMAGE - len(pair)
-        elif len(pair) != NUM_PER_IMAGE:
+    for image, expected in answers.items():
+        if len(expected) == 1 and allow_missing:
+            num_missing += 1
+        elif len(expected) != 2 or len(set(expected)) != 2:
             raise DataError(
-                f"mme: picture {image} has {len(pair)} questions, expected {NUM_PER_IMAGE}: "
-                "one that expects yes and one that expects no"
+                f"mme: image {image} has {len(expected)} questions, which expect "
+                f"{', '.join(expected)}; expected two, one with yes and one with no"
             )
-        elif len({item.answer.lower() for item in pair}) != NUM_PER_IMAGE:
-            raise DataError(f"mme: both questions about picture {image} expect {pair[0].answer!r}")
     return num_missing
 
 
+def _right_by_image(verdicts: Iterable[Verdict]) -> Mapping[str, Mapping[str, list[bool]]]:
+    """Returns by category and image which answers are right; categories in MME's order."""
+    found: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in CATEGORIES}
+    for verdict in verdicts:
+        found[verdict.category][verdict.unit].append(verdict.correct)
+    return {category: images for category, images in found.items() if images}
+
+
+def _accuracy(right: Sequence[bool]) -> float:
+    return 100 * sum(right) / 2
+
+
+def _accuracy_plus(right: Sequence[bool]) -> float:
+    return 100.0 * (sum(right) == 2)
+
+
 def count(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
-    """Points and pictures by category of perception; pictures are drawn within a category."""
-    rows: list[tuple[str, str, Mapping[int, float]]] = []
-    present = {item.category for item in items}
-    names: list[str] = [name for name in MME_PERCEPTION if name in present] or [
-        name for name in MME_COGNITION if name in present
-    ]
-    for (category, image), right in _by_image(items, verdicts).items():
-        if category in names:
-            column = 2 * names.index(category)
-            points = 100 * sum(right) / NUM_PER_IMAGE + 100 * _both(right)
-            rows.append((image, category, {column: points, column + 1: 1.0}))
+    """Counts points and images by category of perception; images are drawn within a category."""
+    found = _right_by_image(verdicts)
+    names = [name for name in PERCEPTION if name in found] or list(found)
+    rows = (
+        (image, name, {2 * i: _accuracy(right) + _accuracy_plus(right), 2 * i + 1: 1.0})
+        for i, name in enumerate(names)
+        for image, right in found[name].items()
+    )
     return gather(rows, 2 * len(names), _sum_of_means)
 
 
 def _sum_of_means(sums: Array) -> Array:
-    """From (points, pictures) of each category to the sum of means."""
-    result: Array = np.sum(sums[..., 0::2] / sums[..., 1::2], axis=-1)
-    return result
-
-
-def _by_image(
-    items: Sequence[Item], verdicts: Sequence[Verdict]
-) -> dict[tuple[str, str], list[bool]]:
-    right: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for item, verdict in pair_up(items, verdicts):
-        right[item.category, item.unit].append(verdict.correct)
-    return right
-
-
-def _both(right: Sequence[bool]) -> bool:
-    return len(right) == NUM_PER_IMAGE and all(right)
+    """Turns (points, images) of each category into the sum of means."""
+    return (sums[..., 0::2] / sums[..., 1::2]).sum(axis=-1)
 
 
 def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
-    """Scores of the categories and the two sums, with their parts."""
-    images: dict[str, list[list[bool]]] = defaultdict(list)
-    for (category, _), right in _by_image(items, verdicts).items():
-        images[category].append(right)
+    """Returns scores of the categories and the two sums, with their parts."""
+    num_other = Counter(v.category for v in verdicts if v.parsed == "other")
     parts: dict[str, dict[str, Any]] = {}
-    for category in CATEGORIES:
-        if category not in images:
-            continue
-        accuracy = fmean(100 * sum(right) / NUM_PER_IMAGE for right in images[category])
-        plus = fmean(100.0 * _both(right) for right in images[category])
-        of_category = [v for i, v in pair_up(items, verdicts) if i.category == category]
+    for category, images in _right_by_image(verdicts).items():
+        accuracy = fmean(map(_accuracy, images.values()))
+        plus = fmean(map(_accuracy_plus, images.values()))
         parts[category] = {
             "score": accuracy + plus,
             "accuracy": accuracy,
             "accuracy_plus": plus,
-            "num_images": len(images[category]),
-            "num_other": sum(verdict.parsed == "other" for verdict in of_category),
+            "num_images": len(images),
+            "num_other": num_other[category],
         }
     scores = {category: part["score"] for category, part in parts.items()}
     return {
-        "perception": sum(scores.get(name, 0.0) for name in MME_PERCEPTION),
-        "cognition": sum(scores.get(name, 0.0) for name in MME_COGNITION),
+        "perception": sum(scores.get(name, 0.0) for name in PERCEPTION),
+        "cognition": sum(scores.get(name, 0.0) for name in COGNITION),
         "per_category": scores,
         "categories": parts,
         "num_categories": len(parts),
         "num_categories_expected": len(CATEGORIES),
-        "maximum_perception": POINTS_PER_CATEGORY * sum(name in parts for name in MME_PERCEPTION),
-        "maximum_cognition": POINTS_PER_CATEGORY * sum(name in parts for name in MME_COGNITION),
+        "maximum_perception": POINTS_PER_CATEGORY * sum(name in parts for name in PERCEPTION),
+        "maximum_cognition": POINTS_PER_CATEGORY * sum(name in parts for name in COGNITION),
         "yes_ratio": sum(verdict.parsed == "yes" for verdict in verdicts) / len(verdicts),
     }
 
 
 def bare_question(text: str) -> str:
-    """A question of MME's own files without its instruction; some have two blanks before it."""
+    """Returns a question of MME's files without its instruction and repeated blanks."""
     return " ".join(text.split("\n")[0].replace(INSTRUCTION, "").split())
 
 
-TEXT_FOLDER: Final = "questions_answers_YN"
-IMAGE_FOLDER: Final = "images"
-RELEASE: Final = "MME_Benchmark_release_version"
-LABELS: Final = ("Yes", "No")
-IMAGE_SUFFIXES: Final = (".jpg", ".png", ".jpeg", ".JPG", ".PNG")
-
-
-def read(source: Source) -> Questions:
-    """Read MME.
-
-    Raises:
-        DataError: A file is not as it must be, or the expected answers are not found.
-    """
-    if source.path.suffix == ".jsonl":
-        return _bundle(source)
-    if is_table(source.path):
-        return Questions(tuple(_table(source)))
-    return _folder(source, source.path)
+def _bare(source: Source, text: str) -> str:
+    """Returns a question without the request for yes or no, in English or its own language."""
+    own = source.language.fixed_prompts.get("yes_no", INSTRUCTION)
+    return bare_question(re.sub(rf"\s*{re.escape(own)}\s*$", "", text))
 
 
 def _item(
     source: Source, category: str, stem: str, ordinal: int, file: str, image: str,
-    question: str, label: str, where: str,
+    question: str, label: str,
 ) -> Item:  # fmt: skip
-    if category not in CATEGORIES:
-        raise DataError(f"{where}: unknown category {category!r}; known: {', '.join(CATEGORIES)}")
-    if label not in LABELS:
-        raise DataError(f"{where}: the answer is {label!r}; expected Yes or No")
-    bare = _strip(question, source)
-    return Item(
-        question_id=f"{category}/{stem}#{ordinal}",
-        image=image,
-        text=source.prompt(bare),
+    return source.item(
+        f"{category}/{stem}#{ordinal}",
+        image,
+        _bare(source, question),
+        label.strip().capitalize(),
+        "yesno",
         category=category,
-        answer=label,
-        lang=source.lang,
-        answer_type="yesno",
-        question=bare,
         image_id=f"{category}/{stem}",
         source_id=file,
     )
 
 
-def _strip(question: str, source: Source) -> str:
-    """The question without the request to answer yes or no, in English or its own language."""
-    own = source.language.fixed_prompts.get("yes_no", INSTRUCTION)
-    return bare_question(re.sub(rf"\s*{re.escape(own)}\s*$", "", question))
-
-
-def _folder(source: Source, folder: Path) -> Questions:
-    """The released folder: a file of two lines beside each picture, or in a folder of its own."""
+def _read_release(source: Source, folder: Path) -> Questions:
+    """Reads the released folder: two lines of text for each image, beside it or in a folder."""
     items: list[Item] = []
     without: list[str] = []
     root = source.images or folder
@@ -246,94 +172,68 @@ def _folder(source: Source, folder: Path) -> Questions:
             f"{RELEASE}"
         )
     for category in present:
-        texts = folder / category / TEXT_FOLDER
-        pictures = root / category / IMAGE_FOLDER
-        texts = texts if texts.is_dir() else folder / category
-        pictures = pictures if pictures.is_dir() else root / category
+        texts, images = folder / category / TEXT_FOLDER, root / category / IMAGE_FOLDER
+        texts = texts if texts.is_dir() else texts.parent
+        images = images if images.is_dir() else images.parent
         paths = sorted(texts.glob("*.txt"))
         if not paths:
             raise DataError(f"{texts}: no .txt files with questions; is the benchmark complete?")
         for path in paths:
-            image = _find_image(pictures, path.stem)
-            if image is None:
-                without.append(str(pictures / path.stem))
-                continue
-            relative = image.relative_to(root).as_posix()
-            for ordinal, (question, label) in enumerate(_two_lines(path)):
-                items.append(
-                    _item(source, category, path.stem, ordinal, relative, relative, question,
-                          label, f"{path}:{ordinal + 1}")
-                )  # fmt: skip
-    if without:
-        raise DataError(
-            f"{len(without)} pictures are missing: {', '.join(without[:NUM_SHOWN])}; expected "
-            f"them with one of the endings {', '.join(IMAGE_SUFFIXES[:3])}"
-        )
+            named = (images / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+            image = next((one.relative_to(root).as_posix() for one in named if one.is_file()), "")
+            if not image:
+                without.append(str(images / path.stem))
+            lines = [line.rsplit("\t", 1) for line in read_text(path).splitlines() if line.strip()]
+            if [len(line) for line in lines] != [2, 2]:
+                raise DataError(f"{path}: expected two lines of a question, a tab, and Yes or No")
+            items += [
+                _item(source, category, path.stem, ordinal, image, image, question, label)
+                for ordinal, (question, label) in enumerate(lines)
+            ]
+    ends = ", ".join(IMAGE_SUFFIXES[:3])
+    refuse_missing("images are missing", without, f"expected them with one of the endings {ends}")
     return Questions(tuple(items), root)
 
 
-def _find_image(folder: Path, stem: str) -> Path | None:
-    found = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
+def _row_key(source: Source, row: dict[str, Any], where: str) -> Hashable:
+    name = PurePosixPath(cell(row, "question_id", where))
+    return f"{name.parts[0]}/{name.stem}", _bare(source, cell(row, "text", where))
 
 
-def _two_lines(path: Path) -> list[tuple[str, str]]:
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
-    pairs = [tuple(line.rsplit("\t", 1)) for line in lines]
-    if len(pairs) != 2 or any(len(pair) != 2 for pair in pairs):
-        raise DataError(f"{path}: expected two lines of a question, a tab, and Yes or No")
-    return [(str(pair[0]), str(pair[1]).strip()) for pair in pairs]
-
-
-def _bundle(source: Source) -> Questions:
-    """LLaVA's questions, without answers; those are in the released folder."""
-    release = source.labels or source.path.parent / RELEASE
-    gold = _folder(source, release)
-    by_question = {(item.image_id, item.question): item for item in gold.items}
-    items: list[Item] = []
-    for where, row in read_rows(source.path):
-        name = PurePosixPath(cell(row, "question_id", where))
-        key = (f"{name.parts[0]}/{name.stem}", _strip(cell(row, "text", where), source))
-        if key not in by_question:
-            raise DataError(f"{where}: {release} has no question {key[1]!r} about {key[0]}")
-        items.append(by_question[key])
-    return Questions(tuple(items), gold.image_root)
-
-
-def _table(source: Source) -> Iterator[Item]:
-    """Parquet or TSV, a picture in each row."""
-    ordinals: dict[tuple[str, str], int] = defaultdict(int)
-    for where, row in read_rows(source.path):
-        name = row.get("question_id") or row.get("image_path") or row.get("index")
-        category = cell(row, "category", where)
-        stem = PurePosixPath(str(name)).stem
-        ordinal = ordinals[category, stem]
-        ordinals[category, stem] += 1
+def _read_table(source: Source, rows: Iterable[Row]) -> Iterator[Item]:
+    ordinals: Counter[tuple[str, str]] = Counter()
+    for where, row in rows:
+        name = str(row.get("question_id") or row.get("image_path") or row.get("index"))
+        category, stem = cell(row, "category", where), PurePosixPath(name).stem
         image = source.store.put(row.get("image"), where)
-        yield _item(
-            source, category, stem, ordinal, str(name), image, cell(row, "question", where),
-            cell(row, "answer", where).strip().capitalize(), where,
-        )  # fmt: skip
+        question, label = cell(row, "question", where), cell(row, "answer", where)
+        yield _item(source, category, stem, ordinals[category, stem], name, image, question, label)
+        ordinals[category, stem] += 1
 
 
 MME: Final = Kind(
     name="mme",
-    read=read,
     title="MME",
     headline="perception",
-    maximum=POINTS_PER_CATEGORY * len(MME_PERCEPTION),
+    maximum=POINTS_PER_CATEGORY * len(PERCEPTION),
     answer_type="yesno",
     modes={
-        "lmms-eval": _judge(parse_lmms_eval),
-        "official": _judge(parse_mme_answer),
-        "vlmevalkit": _judge(parse_vlmevalkit),
+        "lmms-eval": partial(judge_by, parse_lmms_eval),
+        "official": partial(judge_by, parse_official),
+        "vlmevalkit": partial(judge_by, yes_no_vlmevalkit),
         LOCAL: judge_locally,
     },
     # LLaVA hands its answers to MME's own tool
     aliases={"llava": "official"},
     default_mode="lmms-eval",
-    prompt=short_answer_prompt,
-    check=check,
+    check_together=check,
     count=count,
     details=details,
+    files=Files(
+        read_table=_read_table,
+        read_own=_read_release,
+        labels=RELEASE,
+        item_key=lambda item: (item.image_id, item.question),
+        row_key=_row_key,
+    ),
 )

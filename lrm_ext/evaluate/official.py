@@ -1,4 +1,8 @@
-"""Parts that readers of official benchmark files share: source, rows of tables, their images."""
+"""Reads official benchmark files: what the kinds share. Tables, their images, and labels.
+
+A kind says in `Files` how a row of a table and the owner's own files become questions; which of the
+two a path is, and how LLaVA's question files find their labels, is decided here.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +14,81 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
 from llava.errors import DataError
-from llava.eval.records import read_json_lines, read_text
+from llava.eval.records import read_json, read_json_lines
 from llava.files import writing
 from llava.images import open_image
-from lrm_ext.evaluate.items import LLAVA, QUESTION, Item
-from lrm_ext.evaluate.kind import Kind
+from lrm_ext.evaluate.items import LLAVA, PROMPT_STYLES, Item
 from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages.registry import Language
 
+Row = tuple[str, dict[str, Any]]
+"""`file:line` and the cells of a row by column."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """Official files, and how they are to be read.
+    """Files of a benchmark, and how they are to be read.
 
     Attributes:
-        kind: The benchmark.
         path: File or folder.
         lang: Language that they are in.
-        store: Where pictures inside tables go.
-        labels: Files with the expected answers, where the questions come without.
-        images: Folder of the pictures, where it is not the usual one.
+        store: Where images inside tables go.
+        labels: Files with the expected answers, if the questions come without.
+        images: Folder of the images, if it is not the usual one.
         style: Of the prompt: one of `PROMPT_STYLES`.
     """
 
-    kind: Kind
     path: Path
     lang: str
-    store: PictureStore
+    store: ImageStore
     labels: Path | None = None
     images: Path | None = None
     style: str = LLAVA
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the files are in."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def language(self) -> Language:
         """The language's file."""
         return get_language(self.lang)
 
-    def prompt(self, question: str, hint: str = "", options: Sequence[str] = ()) -> str:
-        """What the model is asked."""
-        if self.style == QUESTION:
-            return f"{hint}\n{question}" if hint else question
-        return self.kind.prompt(question, hint, options, self.language)
+    def item(
+        self,
+        question_id: str,
+        image: str,
+        question: str,
+        answer: str,
+        answer_type: str,
+        options: Sequence[str] = (),
+        hint: str = "",
+        **more: str,
+    ) -> Item:
+        """Makes a question with its prompt; see `Item` for the fields."""
+        return Item(
+            question_id=question_id,
+            image=image,
+            text=PROMPT_STYLES[self.style](question, hint, options, self.language),
+            answer=answer,
+            lang=self.lang,
+            answer_type=answer_type,
+            options=tuple(options),
+            question=question,
+            hint=hint,
+            **{"source_id": question_id, **more},  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
@@ -68,15 +97,65 @@ class Questions:
 
     Attributes:
         items: The questions.
-        image_root: Folder that their picture paths are relative to; None for the store's.
+        image_root: Folder that their image paths are relative to; None for the store's.
     """
 
     items: tuple[Item, ...]
     image_root: Path | None = None
 
 
+@dataclass(frozen=True)
+class Files:
+    """The readers of the official files of a benchmark.
+
+    Attributes:
+        read_table: Makes questions from the rows of a table, with an image in each.
+        read_own: Reads the owner's files, which lie beside their images; None if there are none.
+        labels: Name of the owner's files beside LLaVA's question file, which has no answers.
+        item_key: What a question of the owner's shares with its row in LLaVA's question file.
+        row_key: The same from that row, also by its `file:line`; None for a row to leave out.
+    """
+
+    read_table: Callable[[Source, Iterator[Row]], Iterable[Item]]
+    read_own: Callable[[Source, Path], Questions] | None = None
+    labels: str = ""
+    item_key: Callable[[Item], Hashable] = lambda item: item.question_id
+    row_key: Callable[[Source, dict[str, Any], str], Hashable | None] = lambda source, row, where: (
+        cell(row, "question_id", where)
+    )
+
+    def read(self, source: Source) -> Questions:
+        """Reads a table, the owner's own files, or LLaVA's question file.
+
+        Raises:
+            DataError: A file is not as it must be, or questions and labels do not match.
+        """
+        if self.read_own is None or is_table(source.path):
+            return Questions(tuple(self.read_table(source, read_rows(source.path))))
+        if source.path.suffix != ".jsonl":
+            return self.read_own(source, source.path)
+        labels = source.labels or source.path.parent / self.labels
+        own = self.read_own(source, labels)
+        known = {self.item_key(item): item for item in own.items}
+        items: list[Item] = []
+        for where, row in read_rows(source.path):
+            key = self.row_key(source, row, where)
+            if key is not None and key not in known:
+                raise DataError(f"{where}: {labels} has no question {key!r}")
+            if key is not None:
+                items.append(replace(known[key], source_id=cell(row, "question_id", where)))
+        labelled = Counter(item.category for item in own.items)
+        for category, number in Counter(item.category for item in items).items():
+            if labelled[category] != number:
+                raise DataError(
+                    f"{labels}: {labelled[category]} labels in {category}, but {number} questions; "
+                    "use the release of the labels that the question file was made from"
+                )
+        return Questions(tuple(items), own.image_root)
+
+
 def cell(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A cell that must hold text.
+    """Returns a cell that must hold text.
 
     Raises:
         DataError: It is missing or empty.
@@ -90,19 +169,18 @@ def cell(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path is a table with everything in it: a TSV or Parquet, or a folder of those."""
+    """Tells whether a path is a table with everything in it: TSV, Parquet, or a folder of those."""
     if path.is_dir():
         return any(path.glob("*.parquet"))
     return path.suffix.lower() in (".tsv", ".parquet")
 
 
-Row = tuple[str, dict[str, Any]]
 SUFFIXES: Final = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 _DELIMITERS: Final = {".tsv": "\t", ".csv": ","}
 
 
 def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
-    """Read the rows of a table.
+    """Reads the rows of a table.
 
     Args:
         path: The file, or a folder of Parquet files.
@@ -113,17 +191,16 @@ def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
     Raises:
         DataError: The file is missing, of another type, or damaged.
     """
+    suffix = path.suffix.lower()
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if not files:
             raise DataError(f"{path}: no Parquet files in this folder")
         for file in files:
             yield from _parquet(file)
-        return
-    if not path.is_file():
+    elif not path.is_file():
         raise DataError(f"{path}: no such file")
-    suffix = path.suffix.lower()
-    if suffix in _DELIMITERS:
+    elif suffix in _DELIMITERS:
         yield from _delimited(path, _DELIMITERS[suffix])
     elif suffix == ".parquet":
         yield from _parquet(path)
@@ -136,7 +213,7 @@ def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole image
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         header = next(reader, [])
@@ -156,34 +233,27 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    yield f"{path}: row {number}", row
-                    number += 1
+            batches = table.iter_batches(batch_size=64)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: damaged, or not a Parquet file: {error}") from error
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether a file named .json holds one object a line, as POPE's do."""
+    """Tells whether a file named .json holds one object a line, as POPE's do."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            first = file.readline()
-            second = file.readline()
-        return isinstance(json.loads(first), dict) and (not second or second[:1] == "{")
+            first, second = file.readline(), file.readline()
+        return isinstance(json.loads(first), dict) and second[:1] in ("", "{")
     except ValueError:
         return False
 
 
 def _json(path: Path, rows_at: str) -> Iterator[Row]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    found: list[tuple[dict[str, Any], Any]] = [({}, content)]
+    found: list[tuple[dict[str, Any], Any]] = [({}, read_json(path, object))]
     for step in rows_at.split(".") if rows_at else ["[]"]:
         found = [pair for outer, value in found for pair in _step(path, outer, value, step)]
     for number, (outer, value) in enumerate(found):
@@ -194,9 +264,9 @@ def _json(path: Path, rows_at: str) -> Iterator[Row]:
 
 
 def _step(
-    path: Path, outer: Mapping[str, Any], value: Any, step: str
+    path: Path, outer: dict[str, Any], value: Any, step: str
 ) -> list[tuple[dict[str, Any], Any]]:
-    """Go one step into a JSON value; see `read_rows`."""
+    """Goes one step into a JSON value; see `read_rows`."""
     name, is_all = step.removesuffix("[]"), step.endswith("[]")
     if name:
         if not isinstance(value, dict) or name not in value:
@@ -204,11 +274,11 @@ def _step(
         outer = {**outer, **{k: v for k, v in value.items() if k != name}}
         value = value[name]
     if not is_all:
-        return [(dict(outer), value)]
-    if isinstance(value, list):
-        return [(dict(outer), member) for member in value]
+        return [(outer, value)]
     if isinstance(value, dict):
         return [({**outer, "key": key}, member) for key, member in value.items()]
+    if isinstance(value, list):
+        return [(outer, member) for member in value]
     raise DataError(f"{path}: expected a list or an object of questions at {step!r}")
 
 
@@ -224,11 +294,11 @@ GAP_PX: Final = 8
 
 
 @dataclass(frozen=True)
-class PictureStore:
-    """Where pictures go.
+class ImageStore:
+    """Writes the images of tables to files, named by their content.
 
     Attributes:
-        folder: The folder; None to name them only, when nothing is to be asked.
+        folder: The folder; None to name them only, if nothing is to be asked.
         source: A folder that names in cells are relative to.
     """
 
@@ -236,7 +306,7 @@ class PictureStore:
     source: Path | None = None
 
     def put(self, cell: Any, where: str) -> str:
-        """Store the picture of a cell.
+        """Stores the image of a cell.
 
         Args:
             cell: Bytes, base64 text, a name, an object of `bytes` and `path` as Parquet has, or a
@@ -247,82 +317,65 @@ class PictureStore:
             Path relative to the folder; for a name, its absolute path.
 
         Raises:
-            DataError: The cell holds no picture, or several.
+            DataError: The cell holds no image, or several.
         """
         if isinstance(cell, (list, tuple)):
             if len(cell) != 1:
-                raise DataError(f"{where}: {len(cell)} pictures; expected one")
-            return self.put(cell[0], where)
-        if isinstance(cell, dict):
-            if cell.get("bytes"):
-                return self._write(cell["bytes"])
-            return self.put(cell.get("path"), where)
-        if isinstance(cell, bytes) and cell:
-            return self._write(cell)
-        if not isinstance(cell, str) or not cell.strip():
-            raise DataError(f"{where}: no picture, found {str(cell)[:40]!r}")
-        if named := self._named(cell):
-            return named
-        return self._write(self._decode(cell, where))
-
-    def _decode(self, cell: str, where: str) -> bytes:
-        try:
-            return base64.b64decode(cell, validate=True)
-        except binascii.Error as error:
-            raise DataError(
-                f"{where}: the picture {cell[:40]!r} is neither a file in "
-                f"{self.source or 'the folder of pictures (--images)'} nor base64 ({error})"
-            ) from error
+                raise DataError(f"{where}: {len(cell)} images; expected one")
+            cell = cell[0]
+        found = self._find(cell, where)
+        return self._write(found) if isinstance(found, bytes) else str(found)
 
     def put_joined(self, cells: Sequence[Any], where: str) -> str:
-        """Store the pictures of several cells as one, side by side, at the height of the highest.
+        """Stores the images of several cells as one, side by side, at the height of the highest.
 
         Args:
             cells: See `put`; a single one is stored as it is.
             where: For messages.
 
         Raises:
-            DataError: A cell holds no picture.
+            DataError: A cell holds no image.
         """
-        contents = [self._content(cell, where) for cell in cells]
+        found = [self._find(cell, where) for cell in cells]
+        contents = [one if isinstance(one, bytes) else one.read_bytes() for one in found]
         if len(contents) == 1:
             return self._write(contents[0])
         opened = [open_image(content, where) for content in contents]
-        height = max(picture.height for picture in opened)
-        sizes = [max(1, round(picture.width * height / picture.height)) for picture in opened]
+        height = max(image.height for image in opened)
+        sizes = [max(1, round(image.width * height / image.height)) for image in opened]
         canvas = Image.new("RGB", (sum(sizes) + GAP_PX * (len(opened) - 1), height), "white")
         left = 0
-        for picture, width in zip(opened, sizes, strict=True):
-            canvas.paste(picture.resize((width, height)), (left, 0))
+        for image, width in zip(opened, sizes, strict=True):
+            canvas.paste(image.resize((width, height)), (left, 0))
             left += width + GAP_PX
         joined = io.BytesIO()
         canvas.save(joined, format="PNG")
         return self._write(joined.getvalue())
 
-    def _content(self, cell: Any, where: str) -> bytes:
-        """The bytes of a picture, wherever they are."""
+    def _find(self, cell: Any, where: str) -> bytes | Path:
+        """Returns the content of an image, or the file that a cell names."""
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes) and cell:
             return cell
         if not isinstance(cell, str) or not cell.strip():
-            raise DataError(f"{where}: no picture, found {str(cell)[:40]!r}")
-        if named := self._named(cell):
-            return Path(named).read_bytes()
-        return self._decode(cell, where)
-
-    def _named(self, name: str) -> str | None:
-        if self.source is None or len(name) > 255 or "://" in name:
-            return None
-        path = Path(os.path.abspath(self.source / name))
-        return str(path) if not leaves_folder(name) and path.is_file() else None
+            raise DataError(f"{where}: no image, found {str(cell)[:40]!r}")
+        if self.source and len(cell) <= 255 and "://" not in cell and not leaves_folder(cell):
+            path = Path(os.path.abspath(self.source / cell))
+            if path.is_file():
+                return path
+        try:
+            return base64.b64decode(cell, validate=True)
+        except binascii.Error as error:
+            raise DataError(
+                f"{where}: the image {cell[:40]!r} is neither a file in "
+                f"{self.source or 'the folder of images (--images)'} nor base64 ({error})"
+            ) from error
 
     def _write(self, content: bytes) -> str:
         suffix = next((s for magic, s in _MAGIC if content.startswith(magic)), ".img")
         name = hashlib.sha256(content).hexdigest()[:_HASH_CHARS] + suffix
-        if self.folder is not None:
-            path = self.folder / name
-            if not path.is_file():
-                with writing(path) as partial:
-                    partial.write_bytes(content)
+        if self.folder is not None and not (self.folder / name).is_file():
+            with writing(self.folder / name) as partial:
+                partial.write_bytes(content)
         return name

@@ -1,4 +1,4 @@
-"""Benchmarks and their scores on the terminal."""
+"""Prints benchmarks and their scores on the terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lrm_ext.evaluate.kind import Kind
-from lrm_ext.evaluate.kinds import KINDS, PAPER
+from lrm_ext.evaluate.kinds import ANSWERS, KINDS, PAPER
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
 from lrm_ext.evaluate.registry import BENCHMARKS
 
@@ -24,12 +24,8 @@ _DOUBTFUL: Final = {
     "ambiguous_cyrillic": "answered by a Cyrillic letter that may be the second or the third",
     "answered_twice": "answered twice, equally",
 }
-# Tables of a report, and what their figures are.
-_GROUPS: Final = {
-    "per_category": "category",
-    "per_dimension": "dimension",
-    "per_ability": "ability",
-}
+# Groups that a report may have scores of, under `per_<group>`.
+_GROUPS: Final = ("category", "dimension", "ability")
 _SUMS: Final = (
     "perception",
     "cognition",
@@ -41,10 +37,11 @@ _SUMS: Final = (
     "accuracy",
     "chrf",
 )
+_STYLE: Final[dict[str, Any]] = {"box": box.SIMPLE_HEAD, "show_edge": False}
 
 
 def print_score(report: Mapping[str, Any], console: Console) -> None:
-    """Print a report as `ScoreReport.to_json` gives it, with `interval` where there is one."""
+    """Prints a report as `ScoreReport.to_json` gives it, with `interval` if there is one."""
     version = f" {report['version']}" if report["version"] else ""
     console.print(
         f"[bold]{report['benchmark']}[/]{version}, {report['lang']}, read as {report['mode']}",
@@ -57,16 +54,24 @@ def print_score(report: Mapping[str, Any], console: Console) -> None:
         f"{report['headline_name']}: [bold]{report['headline']:.2f}[/]{span}{_whole(report)}",
         highlight=False,
     )
-    console.print(_sums(report))
-    for field, title in _GROUPS.items():
-        if len(report.get(field) or {}) > 1:
-            console.print(_group_table(report[field], title))
+    sums = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name in _SUMS:
+        if isinstance(report.get(name), float):
+            sums.add_row(name.replace("_", " "), f"{report[name]:.4f}")
+    console.print(sums)
+    for name in _GROUPS:
+        groups = report.get(f"per_{name}") or {}
+        if len(groups) > 1:
+            table = Table(name, Column("score", justify="right"), **_STYLE)
+            for group, value in groups.items():
+                table.add_row(group, f"{value:.4f}")
+            console.print(table)
     for line in remarks(report):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def _whole(report: Mapping[str, Any]) -> str:
-    """What part of the benchmark a score is of, where it is not the whole."""
+    """Says what part of the benchmark a score is of, if it is not the whole."""
     expected = report.get("num_categories_expected")
     if expected is None or report["num_categories"] == expected:
         return ""
@@ -75,25 +80,8 @@ def _whole(report: Mapping[str, Any]) -> str:
     return f"{points}; {report['num_categories']} of {expected} categories are there"
 
 
-def _sums(report: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name in _SUMS:
-        if isinstance(report.get(name), float):
-            table.add_row(name.replace("_", " "), f"{report[name]:.4f}")
-    return table
-
-
-def _group_table(values: Mapping[str, float], title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column(title)
-    table.add_column("score", justify="right")
-    for name, value in values.items():
-        table.add_row(name, f"{value:.4f}")
-    return table
-
-
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """How many of how many questions, and which answers a reader should know of."""
+    """Says how many of how many questions, and which answers a reader should know of."""
     counts = report["counts"]
     lines = [f"{counts['answered']} of {counts['questions']} questions are answered"]
     lines += [
@@ -115,18 +103,15 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_MINI = "mini-"
-
-
 def known_benchmarks() -> list[dict[str, Any]]:
-    """Name, title, where the files are from, what is scored, modes and languages of each."""
+    """Returns name, title, origin of the files, what is scored, modes and languages of each."""
     rows = [_row(name, KINDS[name].title, "import", KINDS[name]) for name in PAPER]
     for name in set_names():
         mapping = load_mapping(SETS_DIR / f"{name}.toml")
         row = _row(name, mapping.title, "import", KINDS[mapping.kind])
         rows.append({**row, "languages": list(mapping.languages), "licence": mapping.licence})
     for name in BENCHMARKS:
-        kind = KINDS[name.removeprefix(_MINI) if name.startswith(_MINI) else "answers"]
+        kind = KINDS.get(name.removeprefix("mini-"), ANSWERS)
         rows.append(_row(name, f"{kind.title}, scenes of the built-in corpus", "built-in", kind))
     return rows
 
@@ -145,10 +130,8 @@ def _row(name: str, title: str, files: str, kind: Kind) -> dict[str, Any]:
 
 
 def print_benchmarks(console: Console) -> None:
-    """Print a table of every benchmark."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("name", "files", "score", "read as", "languages"):
-        table.add_column(column)
+    """Prints a table of every benchmark."""
+    table = Table("name", "files", "score", "read as", "languages", **_STYLE)
     for row in known_benchmarks():
         languages = "any" if row["languages"] is None else " ".join(row["languages"])
         modes = ", ".join(row["modes"])

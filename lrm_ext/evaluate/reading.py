@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 from typing import Final, Literal
 
 from lrm_ext.evaluate.items import LETTERS
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.registry import Language
 
 Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
@@ -45,14 +45,14 @@ _SPACES = re.compile(r"\s+")
 
 
 def normalise(text: str, keep_newlines: bool = False) -> str:
-    """Unify the ways in which the same characters can be written.
+    """Unifies the ways in which the same characters can be written.
 
     NFKC; typographic apostrophes and hyphens to ASCII; invisible characters, quotes and markup
     (Markdown, HTML, LaTeX's boxes) deleted; white space collapsed and stripped.
 
     Args:
         text: Any text.
-        keep_newlines: Leave line ends standing, where they end a sentence.
+        keep_newlines: Leave line ends standing, as they may end a sentence.
     """
     text = _without_markup(unicodedata.normalize("NFKC", text)).translate(_TRANSLATION)
     text = _SINGLE_QUOTED.sub(r"\1", text)
@@ -70,7 +70,7 @@ def _without_markup(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Casefold, then remove combining marks from Latin letters only.
+    """Casefolds, then removes combining marks from Latin letters only.
 
     Marks on other scripts make other letters (Cyrillic short i), so they stay.
     """
@@ -86,26 +86,23 @@ def fold(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters and digits."""
+    """Returns the runs of letters and digits."""
     return _WORD.findall(text)
 
 
 def first_sentence(text: str) -> str:
-    """Text up to the first sentence end that leaves at least one word."""
-    for end in _SENTENCE_END.finditer(text):
-        head = text[: end.start()]
-        if _WORD.search(head):
-            return head
-    return text
+    """Returns the text up to the first sentence end that leaves at least one word."""
+    heads = (text[: end.start()] for end in _SENTENCE_END.finditer(text))
+    return next(filter(_WORD.search, heads), text)
 
 
 @dataclass(frozen=True)
 class AnswerWords:
-    """How one language says yes and no. All entries are normalised and folded.
+    """The words by which one language says yes and no, normalised and folded.
 
     Attributes:
         lang: Language code.
-        yes: Words (phrases where `spaced` is false) that affirm, English ones included.
+        yes: Words (phrases if `spaced` is false) that affirm, English ones included.
         no: Words that deny or negate, English ones included.
         native: The words and phrases of the language itself.
         letters: One-letter answers and what they mean.
@@ -122,39 +119,28 @@ class AnswerWords:
     spaced: bool = True
 
     @classmethod
-    def build(
-        cls,
-        lang: str,
-        *,
-        yes: Iterable[str],
-        no: Iterable[str],
-        letters: Mapping[str, str],
-        english_yes: Iterable[str] = ("yes",),
-        english_no: Iterable[str] = ("no", "not"),
-        english_letters: Mapping[str, str] = MappingProxyType({"y": "yes", "n": "no"}),
-        stop: Iterable[str] = (),
-        spaced: bool = True,
-    ) -> AnswerWords:
-        """Fold the lists of a language and add the English words and letters.
+    def of(cls, language: Language, english: Language) -> AnswerWords:
+        """Folds the word lists of a language and adds the English words and letters.
 
-        That no word means both is the language file's to check, and is checked there.
+        That no word means both is checked with the language's file.
         """
-        own_yes, own_no = _folded(yes), _folded(no)
+        own, other = language.local, english.local
+        own_yes, own_no = _folded(own.yes), _folded(own.no)
         return cls(
-            lang=lang,
-            yes=own_yes | _folded(english_yes),
-            no=own_no | _folded(english_no),
+            lang=language.code,
+            yes=own_yes | _folded(other.yes),
+            no=own_no | _folded(other.no),
             native=own_yes | own_no,
-            letters={fold(k): v for k, v in {**english_letters, **letters}.items()},
-            stop=_folded(stop),
-            spaced=spaced,
+            letters={fold(k): v for k, v in {**other.letters, **own.letters}.items()},
+            stop=_folded(own.stop),
+            spaced=language.spaced,
         )
 
     @property
     def harmless(self) -> frozenset[str]:
         """Phrases to delete before looking for a negation inside a sentence without spaces.
 
-        The stop phrases, and affirmations that are written with a negation ("not wrong").
+        They are the stop phrases, and affirmations written with a negation ("not wrong").
         """
         return self.stop | {yes for yes in self.yes if any(no in yes for no in self.no)}
 
@@ -165,10 +151,10 @@ def _folded(words: Iterable[str]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class YesNo:
-    """What a yes/no answer says.
+    """The meaning of a yes/no answer.
 
     Attributes:
-        label: `yes` or `no`; where it says neither `other` (rule `mme`) or `unparsed` (`pope`).
+        label: `yes` or `no`; if it says neither, `other` (rule `mme`) or `unparsed` (`pope`).
         answer_lang: Language code of the deciding word, `letter`, or `other`.
         by_default: It is `yes` only because nothing negates (rule `pope`).
     """
@@ -179,9 +165,9 @@ class YesNo:
 
 
 def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
-    """Decide what an answer to a yes/no question says.
+    """Decides what an answer to a yes/no question says.
 
-    The beginning of the answer decides. Where it does not, `mme` gives `other`, and `pope` takes
+    The beginning of the answer decides. If it does not, `mme` gives `other`, and `pope` takes
     any negation in the first sentence for a no and everything else for a yes.
 
     Args:
@@ -190,8 +176,7 @@ def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
         rule: `mme` (strict) or `pope`.
 
     Example:
-        >>> words = AnswerWords.build("hr", yes=["da"], no=["ne"], letters={"d": "yes"})
-        >>> parse_yes_no("Ne, nema psa.", words)
+        >>> parse_yes_no("Ne, nema psa.", answer_words("hr"))
         YesNo(label='no', answer_lang='hr', by_default=False)
     """
     text = _LIST_MARK.sub("", fold(normalise(answer, keep_newlines=True)))
@@ -211,7 +196,7 @@ def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
 
 
 def _leading(sentence: str, words: AnswerWords) -> YesNo | None:
-    """What the beginning of a sentence decides, if anything."""
+    """Returns what the beginning of a sentence decides, if anything."""
     found = words_of(sentence)[0]
     if not words.spaced:
         start = sentence[sentence.index(found) :]
@@ -220,15 +205,12 @@ def _leading(sentence: str, words: AnswerWords) -> YesNo | None:
         else:
             phrases = words.yes | words.no | words.stop
             found = max((p for p in phrases if start.startswith(p)), key=len, default="")
-    if found in words.no:
-        return YesNo("no", _language_of(found, words))
-    if found in words.yes:
-        return YesNo("yes", _language_of(found, words))
-    return None
+    label = "no" if found in words.no else "yes" if found in words.yes else ""
+    return YesNo(label, _language_of(found, words)) if label else None
 
 
 def _negation(sentence: str, words: AnswerWords) -> str | None:
-    """A negation anywhere in a sentence."""
+    """Returns a negation anywhere in a sentence."""
     if words.spaced:
         return next((word for word in words_of(sentence) if word in words.no), None)
     for phrase in sorted(words.harmless, key=len, reverse=True):
@@ -243,25 +225,25 @@ def _language_of(word: str, words: AnswerWords) -> str:
 
 
 def text_key(text: str) -> str:
-    """What two short texts must share to count as the same answer.
+    """Returns what two short texts must share to count as the same answer.
 
-    Normalised and folded, without a full stop (or exclamation mark) at the end.
+    It is the text normalised and folded, without a full stop or exclamation mark at the end.
     """
     return fold(normalise(text)).rstrip(".!\u3002 ")
 
 
 def _answer_keys(answer: str) -> set[str]:
-    """`text_key` of an answer as it stands, and without a list mark before it ("1. red")."""
+    """Returns `text_key` of an answer with and without a list mark before it ("1. red")."""
     return {text_key(answer), text_key(_LIST_MARK.sub("", answer))}
 
 
 def matches_text(answer: str, gold: str) -> bool:
-    """Whether a short free answer equals the expected one; a longer answer does not."""
+    """Tells whether a short free answer equals the expected one; a longer one does not."""
     return text_key(gold) in _answer_keys(answer) - {""}
 
 
 def text_language(answer: str, lang: str, native: Collection[str], english: Collection[str]) -> str:
-    """Tell the language of a short answer by the answers that the benchmark itself uses.
+    """Tells the language of a short answer by the answers that the benchmark itself uses.
 
     Args:
         answer: The text that the model wrote.
@@ -272,8 +254,7 @@ def text_language(answer: str, lang: str, native: Collection[str], english: Coll
     Returns:
         `lang`, `en`, `letter` (no letters at all: figures) or `other`.
     """
-    keys = _answer_keys(answer)
-    key = text_key(answer)
+    keys, key = _answer_keys(answer), text_key(answer)
     if key and not any(character.isalpha() for character in key):
         return NEUTRAL
     if not keys.isdisjoint(native):
@@ -305,7 +286,7 @@ _BY_SHAPE: Final = dict(
 )
 _CYRILLIC: Final = _BY_PLACE | _BY_SHAPE
 _AMBIGUOUS_CYRILLIC: Final = {c for c, letter in _BY_PLACE.items() if letter != _CYRILLIC[c]}
-# Where the options are not known: further letters are read only if they are the whole answer.
+# If the options are not known: further letters are read only if they are the whole answer.
 _NUM_UNKNOWN_OPTIONS: Final = 5
 _NEIGHBOUR: Final = "A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f0-9'"
 _ALONE: Final = re.compile(
@@ -314,7 +295,7 @@ _ALONE: Final = re.compile(
 
 
 def infer_lmms_eval(text: str) -> str | None:
-    """Letter as lmms-eval infers it, without the options' texts; see `infer_by_text` for those.
+    """Returns the letter as lmms-eval infers it, without the options' texts (`infer_by_text`).
 
     Candidates are A to E, whatever the options are.
     """
@@ -331,17 +312,19 @@ def infer_lmms_eval(text: str) -> str | None:
 
 
 def infer_by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """Letter of the only option whose text occurs in an answer, whatever stands around it."""
+    """Returns the letter of the only option whose text occurs anywhere in an answer."""
     found = [letter for letter, option in options.items() if option.lower() in text.lower()]
     return found[0] if len(found) == 1 else None
 
 
 def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
-    """Letter as VLMEvalKit's exact matching infers it, without a judge.
+    """Returns the letter as VLMEvalKit's exact matching infers it, without a judge.
 
     It is the only letter among the words, if its first place is among the last four; else what
     "answer is" names; else the only option whose text occurs in an answer that is not too long.
+    Options that are not known are A to D.
     """
+    options = options or dict.fromkeys(LETTERS[:4], "\0")
     words = text.translate(_KIT_BLANKED).split()
     found = [letter for letter in options if letter in words]
     if len(found) == 1 and words.index(found[0]) >= len(words) - _KIT_LAST_WORDS:
@@ -354,14 +337,38 @@ def infer_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
     return infer_by_text(text, options)
 
 
+# What VLMEvalKit deletes or blanks in an answer by yes or no; the asterisk and the colon are not
+# among them.
+_KIT_PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER: Final = re.compile(r"\d,\d")
+_STOP_OUTSIDE_NUMBER: Final = re.compile(r"(?<!\d)\.|\.(?!\d)")
+
+
+def yes_no_vlmevalkit(text: str) -> str | None:
+    """Returns yes or no as VLMEvalKit reads them: a whole word, and not the other one.
+
+    A mark that stands beside a blank anywhere in the text is deleted wherever it stands, and so is
+    every mark if a number has a comma; other marks separate words.
+    """
+    text = text.lower()
+    joins_all = _COMMA_IN_NUMBER.search(text) is not None
+    table = {
+        ord(mark): "" if joins_all or f"{mark} " in text or f" {mark}" in text else " "
+        for mark in _KIT_PUNCTUATION
+    }
+    words = _STOP_OUTSIDE_NUMBER.sub("", text.translate(table)).split()
+    found = [label for label in ("yes", "no") if label in words]
+    return found[0] if len(found) == 1 else None
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What an answer chooses.
+    """The option that an answer chooses.
 
     Attributes:
         letter: The option, or None if it cannot be told.
         by: What told it: `letter`, `text` (an option in the language asked in), `english` (the
-            English text of an option) or "" where nothing did.
+            English text of an option) or "" if nothing did.
         ambiguous: It was a Cyrillic letter that is one option by its shape, and another by its
             place in the alphabet.
     """
@@ -378,14 +385,14 @@ def infer_local(
     spaced: bool = True,
     english: Sequence[str] = (),
 ) -> Choice:
-    """Read an option from an answer in any language.
+    """Reads an option from an answer in any language.
 
     Args:
         text: What the model wrote.
         options: Texts of A, B, ... in the language of the question.
         word_letters: Letters that are words of the language, too ("A" in Czech: and, but).
         spaced: Whether white space separates words in the language.
-        english: The same options in English, read where the language's own do not decide.
+        english: The same options in English, read if the language's own do not decide.
 
     Example:
         >>> infer_local("Respuesta: B", ["un perro", "un gato"], ["A"]).letter
@@ -400,12 +407,11 @@ def infer_local(
             return Choice(letter, "letter", only[0].upper() in _AMBIGUOUS_CYRILLIC)
         # a figure, or an option of one character
     firm, weak = _standing_alone(text, present, word_letters)
-    strong_letters = {_CYRILLIC.get(letter, letter) for letter in firm}
-    weak_letters = {_CYRILLIC.get(letter, letter) for letter in weak}
-    if strong_letters:
-        if len(strong_letters | weak_letters) > 1:
+    if firm:
+        if len(firm.keys() | weak) > 1:
             return Choice(None)
-        return Choice(strong_letters.pop(), "letter", not _AMBIGUOUS_CYRILLIC.isdisjoint(firm))
+        [(letter, ambiguous)] = firm.items()
+        return Choice(letter, "letter", ambiguous)
     for by, texts in (("text", options), ("english", english)):
         if named := _only_contained(text, texts, spaced or by == "english"):
             return Choice(named, by)
@@ -414,53 +420,41 @@ def infer_local(
 
 def _standing_alone(
     text: str, present: Sequence[str], word_letters: Sequence[str]
-) -> tuple[set[str], set[str]]:
-    """Letters with nothing of a word on either side: those that count, and those that may be words.
+) -> tuple[dict[str, bool], set[str]]:
+    """Finds letters with nothing of a word on either side.
 
-    A letter that is a word counts where it is the last word, or has an affix.
+    Returns:
+        Those that count, and whether each is ambiguous; those that may be words. A letter that is a
+        word counts if it is the last word, or has an affix.
     """
-    firm: set[str] = set()
+    firm: dict[str, bool] = {}
     weak: set[str] = set()
     for match in _ALONE.finditer(text):
-        letter = match[1]
-        if _CYRILLIC.get(letter, letter) not in present:
-            continue
+        letter = _CYRILLIC.get(match[1], match[1])
         before, after = text[: match.start()].rstrip(), text[match.end() :].lstrip()
-        affixed = after[:1] in tuple(".):]") or before[-1:] in ("(", "[")
-        is_last = not any(character.isalnum() for character in after)
-        is_firm = letter not in word_letters or is_last or (bool(after) and affixed)
-        (firm if is_firm else weak).add(letter)
+        affixed = after[:1] in (".", ":", ")", "]") or before[-1:] in ("(", "[")
+        is_last = not any(map(str.isalnum, after))
+        if letter not in present:
+            continue
+        if match[1] not in word_letters or is_last or (after and affixed):
+            firm[letter] = firm.get(letter, False) or match[1] in _AMBIGUOUS_CYRILLIC
+        else:
+            weak.add(letter)
     return firm, weak
 
 
 def _only_contained(text: str, options: Sequence[str], spaced: bool) -> str | None:
-    """Letter of the only option in a text, options that are part of another found one left out."""
+    """Returns the letter of the only option in a text; one that is part of another is left out."""
     haystack = fold(text)
-    keys = [text_key(option) for option in options]
-    found = [
-        (letter, key)
-        for letter, key in zip(LETTERS, keys, strict=False)
-        if key and _contains(haystack, key, spaced)
-    ]
-    widest = [
-        (letter, key)
-        for letter, key in found
-        if not any(key != other and key in other for _, other in found)
-    ]
-    return widest[0][0] if len(widest) == 1 else None
+    keys = {letter: text_key(option) for letter, option in zip(LETTERS, options, strict=False)}
+    found = {a: key for a, key in keys.items() if key and _contains(haystack, key, spaced)}
+    widest = [a for a, key in found.items() if not any(key in o != key for o in found.values())]
+    return widest[0] if len(widest) == 1 else None
 
 
 def _contains(haystack: str, key: str, spaced: bool) -> bool:
-    if not spaced:
-        return key in haystack
-    return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", haystack) is not None
-
-
-def has_words_beside(text: str, minimum: int) -> bool:
-    """Whether an answer has so many words or more, single letters and figures not counted."""
-    return (
-        sum(len(word) > 1 and not word.isdigit() for word in words_of(normalise(text))) >= minimum
-    )
+    pattern = rf"(?<!\w){re.escape(key)}(?!\w)" if spaced else re.escape(key)
+    return re.search(pattern, haystack) is not None
 
 
 _ENGLISH = "en"
@@ -468,69 +462,51 @@ _ENGLISH = "en"
 
 @cache
 def answer_words(lang: str) -> AnswerWords:
-    """How a language says yes and no, with the English words that count everywhere.
+    """Returns how a language says yes and no, with the English words that count everywhere.
 
     Raises:
         ConfigError: There is no such language (the choices are listed), or its file is at fault.
     """
-    language = get_language(lang)
-    own, english = language.local, get_language(_ENGLISH).local
-    return AnswerWords.build(
-        lang,
-        yes=own.yes,
-        no=own.no,
-        letters=own.letters,
-        english_yes=english.yes,
-        english_no=english.no,
-        english_letters=english.letters,
-        stop=own.stop,
-        spaced=language.spaced,
-    )
+    return AnswerWords.of(get_language(lang), get_language(_ENGLISH))
 
 
 UNDECIDED: Final = "undecided"
 MIN_WORDS: Final = 4
 MIN_LETTERS_UNSPACED: Final = 6
+_UNSPACED: Final = re.compile("[\u2e80-\u9fff\u0e00-\u0e7f]")  # Chinese, Japanese, Thai
 # What says nothing about the language of an answer.
 SILENT: Final = frozenset({NEUTRAL, UNDECIDED, "missing"})
 
 
 def language_of_prose(text: str, lang: str) -> str:
-    """Tell whether prose is in the language that was asked in.
+    """Tells whether prose is in the language that was asked in.
 
     Args:
         text: An answer.
         lang: The language that was asked in.
 
     Returns:
-        `lang`, `en`, `other`, or `undecided` where the text is too short or its language is none
+        `lang`, `en`, `other`, or `undecided` if the text is too short or its language is none
         that the identifier knows.
     """
-    text = normalise(text)
-    words = [word for word in words_of(text) if not word.isdigit()]
-    if not any(map(_is_unspaced, words)):
-        enough = len(words) >= MIN_WORDS
+    words = [word for word in words_of(normalise(text)) if not word.isdigit()]
+    prose = " ".join(words)
+    if _UNSPACED.search(prose):
+        enough = sum(map(len, words)) >= MIN_LETTERS_UNSPACED
     else:
-        enough = sum(len(word) for word in words) >= MIN_LETTERS_UNSPACED
+        enough = len(words) >= MIN_WORDS
     if not enough:
         return UNDECIDED
     from lrm_ext.translate.quality.language_id import probabilities
 
-    shares = probabilities(" ".join(words), (*list_languages(), lang))
+    shares = probabilities(prose, (*list_languages(), lang))
     if lang not in shares:
         return UNDECIDED
     best = max(shares, key=shares.__getitem__)
     return best if best in (lang, _ENGLISH) else OTHER
 
 
-def _is_unspaced(word: str) -> bool:
-    """Whether a word is written in the letters of a language without spaces."""
-    return any("\u2e80" <= c <= "\u9fff" or "\u3040" <= c <= "\u30ff" for c in word) or any(
-        "\u0e00" <= c <= "\u0e7f" for c in word
-    )
-
-
 def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:
-    """How many answers are in the language of the question, of how many that have a language."""
+    """Counts answers in the language of the question, and all that have a language."""
     decided = [found for found in answer_langs if found not in SILENT]
     return decided.count(lang), len(decided)

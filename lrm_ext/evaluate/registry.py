@@ -1,22 +1,37 @@
-"""The benchmarks by name: where their files lie and which languages they have.
+"""Benchmarks on disk: where their files lie, which languages they have, how they are written.
 
-A benchmark is a folder with one `<lang>.jsonl` per language, and a folder of pictures; where it has
-a `benchmark.json`, that says whose rules score it. `scenes` is the built-in one: questions on test
+A benchmark is a folder with one `<lang>.jsonl` per language, and a folder of images; if it has a
+`benchmark.json`, that says whose rules score it. `scenes` is the built-in one: questions on test
 scenes of the emoji corpus, unpacked on first use; `scenes-val` has validation scenes, for choosing
 between models; `mini-mme` and its like have test scenes in the shape of the four benchmarks.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.items import Item, read_items
-from lrm_ext.evaluate.kinds import DESCRIPTION_FILE, PAPER, find_kind, read_description
+from llava.files import write_atomically
+from lrm_ext.evaluate.items import LLAVA, QUESTION, Item, read_items
+
+log = logging.getLogger(__name__)
+BENCHMARKS: Final = (
+    "scenes", "scenes-val", "mini-mme", "mini-pope", "mini-seed_bench", "mini-mmbench",
+)  # fmt: skip
+DESCRIPTION_FILE: Final = "benchmark.json"
+IMAGES_DIR: Final = "images"
+# Whose sets need not have the same questions in every language.
+FREE_KINDS: Final = ("answers", "captions")
+_KEYS: Final = {"kind": str, "prompt": str, "image_root": str, "files": dict}
+_HASH_CHARS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -26,10 +41,10 @@ class Benchmark:
     Attributes:
         name: Its name in file names and reports.
         folder: Holds `<lang>.jsonl`.
-        image_root: Folder that the picture paths in them are relative to.
+        image_root: Folder that the image paths in them are relative to.
         kind: Whose rules score it (see `kinds.py`); None for accuracy by the local rules.
-        versions: What the questions of each language are called, where that is known.
-        prompt: Style of the prompts, where that is known.
+        versions: What the questions of each language are called, if that is known.
+        prompt: Style of the prompts, if that is known.
     """
 
     name: str
@@ -40,15 +55,15 @@ class Benchmark:
     prompt: str = ""
 
     def path(self, lang: str) -> Path:
-        """The file of one language."""
+        """Returns the file of one language."""
         return self.folder / f"{lang}.jsonl"
 
     def languages(self) -> tuple[str, ...]:
-        """Languages that there is a file for."""
+        """Returns the languages that there is a file for."""
         return tuple(sorted(path.stem for path in self.folder.glob("*.jsonl")))
 
     def read(self, lang: str) -> list[Item]:
-        """Read one language's questions.
+        """Reads one language's questions.
 
         Raises:
             DataError: See `read_items`; a language without a file is never replaced by English.
@@ -61,26 +76,12 @@ class Benchmark:
         return read_items(self.path(lang), lang)
 
     def image_path(self, image: str) -> Path:
-        """Where a picture lies, whether it is there or not."""
+        """Returns where an image lies, whether it is there or not."""
         return Path(os.path.normpath(self.image_root / image))
 
 
-def _open_built_in(name: str) -> Benchmark:
-    from lrm_ext.emoji.unpack import ensure_unpacked
-
-    root = ensure_unpacked()
-    return Benchmark(name, root / "benchmarks" / name, root / "images")
-
-
-def _open_mini(name: str) -> Benchmark:
-    from lrm_ext.emoji.unpack import ensure_unpacked
-    from lrm_ext.evaluate.mini import ensure_mini
-
-    return open_folder(name, ensure_mini(name, ensure_unpacked()))
-
-
 def open_folder(name: str, folder: Path) -> Benchmark:
-    """A benchmark by its folder.
+    """Opens a benchmark by its folder.
 
     Raises:
         DataError: Its `benchmark.json` is damaged.
@@ -93,22 +94,12 @@ def open_folder(name: str, folder: Path) -> Benchmark:
     return Benchmark(name, folder, root, described["kind"], versions, described["prompt"])
 
 
-BENCHMARKS: Final[dict[str, Callable[[str], Benchmark]]] = {
-    "scenes": _open_built_in,
-    "scenes-val": _open_built_in,
-    "mini-mme": _open_mini,
-    "mini-pope": _open_mini,
-    "mini-seed_bench": _open_mini,
-    "mini-mmbench": _open_mini,
-}
-
-
 def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
-    """Open a benchmark.
+    """Opens a benchmark.
 
     Args:
         name: One of `BENCHMARKS`, or any name when `folder` is given.
-        folder: A folder of `<lang>.jsonl` files of your own, or a folder of such folders; picture
+        folder: A folder of `<lang>.jsonl` files of your own, or a folder of such folders; image
             paths are relative to it, unless its `benchmark.json` says otherwise.
 
     Raises:
@@ -121,18 +112,57 @@ def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:
         inner = folder / name
         return open_folder(name, inner if inner.is_dir() else folder)
     if name not in BENCHMARKS:
-        if (kind := find_kind(name)) and kind.name in PAPER:
-            raise ConfigError(
-                f"{name} does not come with the project: `lrm benchmark import {kind.name} FILES "
-                f"--out DIR/{name}`, then `lrm eval --benchmarks {name} --benchmark-dir DIR`. Its "
-                f"small built-in version is mini-{kind.name}"
-            )
-        raise ConfigError(f"unknown benchmark {name}; choose from {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name](name)
+        raise ConfigError(
+            f"unknown benchmark {name}; choose from {', '.join(BENCHMARKS)}. Others do not come "
+            f"with the project: `lrm benchmark import {name} FILES --out DIR/{name}`, then `lrm "
+            f"eval --benchmarks {name} --benchmark-dir DIR` (`lrm benchmark list` names them)"
+        )
+    from lrm_ext.emoji.unpack import ensure_unpacked
+
+    corpus = ensure_unpacked()
+    if name.startswith("mini-"):
+        return open_folder(name, ensure_mini(name, corpus))
+    return Benchmark(name, corpus / "benchmarks" / name, corpus / IMAGES_DIR)
+
+
+def ensure_mini(name: str, corpus: Path) -> Path:
+    """Returns the folder of a small benchmark, made now if it is not there.
+
+    Args:
+        name: `mini-mme` or its like.
+        corpus: The unpacked built-in corpus.
+
+    Raises:
+        DataError: The corpus is damaged.
+    """
+    from lrm_ext.emoji.unpack import COMPLETE_FILE, locked
+    from lrm_ext.evaluate.mini import FORMAT, PATTERNS_FILE
+
+    folder = corpus / "benchmarks" / name
+    inputs = f"{FORMAT} {(corpus / COMPLETE_FILE).read_text()} {PATTERNS_FILE.read_text()}"
+    digest, marker = hashlib.sha256(inputs.encode()).hexdigest(), folder / COMPLETE_FILE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # several processes may answer together
+    with locked(folder.parent):
+        if not marker.is_file() or marker.read_text() != digest:
+            log.info("making %s", folder)
+            _make_mini(name, corpus, folder)
+            marker.write_text(digest)
+    return folder
+
+
+def _make_mini(name: str, corpus: Path, folder: Path) -> None:
+    from lrm_ext.evaluate.mini import MINI, mini_languages
+
+    mini = MINI[name]
+    shutil.rmtree(folder, ignore_errors=True)
+    for lang in mini_languages():
+        items, root = mini.make(lang, corpus / IMAGES_DIR, folder / IMAGES_DIR)
+        write_folder(folder, mini.kind, lang, items, root, Path(mini.source), QUESTION)
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
-    """Names of the benchmarks in a folder: its own if it has questions, else its folders' that do.
+    """Names the benchmarks in a folder: itself if it has questions, else its folders that do.
 
     Raises:
         ConfigError: There is no such folder, or there are no questions in it.
@@ -149,7 +179,7 @@ def names_in(folder: Path) -> tuple[str, ...]:
 
 
 def open_named(name: str) -> Benchmark:
-    """A benchmark by its folder, else one of `BENCHMARKS`.
+    """Opens a benchmark by its folder, else one of `BENCHMARKS`.
 
     Raises:
         ConfigError: The name is unknown.
@@ -160,6 +190,105 @@ def open_named(name: str) -> Benchmark:
 
 
 def missing_images(benchmark: Benchmark, items: Sequence[Item]) -> list[str]:
-    """Paths of pictures that are not there, each once, sorted."""
+    """Returns paths of images that are not there, each once, sorted."""
     images = {item.image for item in items}
     return sorted(image for image in images if not benchmark.image_path(image).is_file())
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads a folder's description.
+
+    Returns:
+        `kind`; `prompt`, its style; `image_root`, relative to the folder; `files`, with `version`,
+        `source` and `num_questions` of each language.
+
+    Raises:
+        DataError: It is not as it must be.
+    """
+    path = folder / DESCRIPTION_FILE
+    try:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); import the benchmark again") from error
+    for key, kind in _KEYS.items():
+        if not isinstance(described, dict) or not isinstance(described.get(key), kind):
+            raise DataError(f"{path}: {key} is missing or wrong; import the benchmark again")
+    return dict(described)
+
+
+def version_of(path: Path, items: Sequence[Item]) -> str:
+    """Names a set of questions by file, number of questions, and a digest of them."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr((item.question_id, item.question, item.options, item.answer)).encode())
+    stem = path.name if path.is_dir() else path.stem
+    return f"{stem}-{len(items)}-{digest.hexdigest()[:_HASH_CHARS]}"
+
+
+def write_folder(
+    out: Path,
+    kind: str,
+    lang: str,
+    items: Sequence[Item],
+    image_root: Path,
+    source: Path,
+    style: str = LLAVA,
+    notes: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes one language of a benchmark folder.
+
+    Args:
+        out: The folder.
+        kind: Whose rules score it.
+        lang: The language.
+        items: Its questions.
+        image_root: Folder that their image paths are relative to.
+        source: What they were made from.
+        style: Of the prompt.
+        notes: What else the folder is to say of this language.
+
+    Returns:
+        The version of the questions.
+
+    Raises:
+        DataError: The folder holds another benchmark, or other questions in other languages.
+    """
+    relative = os.path.relpath(image_root.resolve(), out.resolve())
+    described: dict[str, Any] = {"kind": kind, "prompt": style, "image_root": relative, "files": {}}
+    if (out / DESCRIPTION_FILE).is_file():
+        there = read_description(out)
+        if there["kind"] != kind:
+            raise DataError(f"{out}: holds {there['kind']}, not {kind}; choose another folder")
+        if there["prompt"] != style:
+            raise DataError(
+                f"{out}: its other languages are asked in style {there['prompt']}, not {style}"
+            )
+        if kind not in FREE_KINDS:
+            _refuse_others(out, [one for one in there["files"] if one != lang], lang, items)
+        if there["image_root"] not in ("", relative):
+            raise DataError(
+                f"{out}: its images are in {there['image_root']}, those of {source} in {relative}"
+            )
+        described["files"] = there["files"]
+    version = version_of(source, items)
+    said = {"version": version, "source": source.name, "num_questions": len(items)}
+    described["files"][lang] = {**said, **(notes or {})}
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items)
+    write_atomically(out / f"{lang}.jsonl", "".join(lines))
+    text = json.dumps(described, indent=1, ensure_ascii=False)
+    write_atomically(out / DESCRIPTION_FILE, text + "\n")
+    return version
+
+
+def _refuse_others(out: Path, others: Iterable[str], lang: str, items: Sequence[Item]) -> None:
+    """Demands that all languages of a folder have the same questions and expected answers."""
+    here = {i.question_id: i.answer for i in items}
+    closed = any(item.answer_type != "text" for item in items)
+    for other in others:
+        there = {i.question_id: i.answer for i in read_items(out / f"{other}.jsonl", other)}
+        if there.keys() != here.keys() or (closed and there != here):
+            raise DataError(
+                f"{out}: the questions in {lang} are not those in {other} "
+                f"({len(here)} and {len(there)}; ids and expected answers must be equal)"
+            )

@@ -387,17 +387,7 @@ def check_short_answers(language: Language, english: Language) -> Iterator[str]:
     )
 
     local = language.local
-    words = AnswerWords.build(
-        language.code,
-        yes=local.yes,
-        no=local.no,
-        letters=local.letters,
-        english_yes=english.local.yes,
-        english_no=english.local.no,
-        english_letters=english.local.letters,
-        stop=local.stop,
-        spaced=language.spaced,
-    )
+    words = AnswerWords.of(language, english)
     listed = [("local.yes", word, "yes") for word in local.yes]
     listed += [("local.no", word, "no") for word in local.no]
     rules: tuple[Rule, ...] = ("mme", "pope")

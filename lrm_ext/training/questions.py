@@ -19,7 +19,7 @@ from llava.conversation import get_conversation
 from llava.errors import ConfigError
 from lrm_ext.evaluate.answerer import LlavaAnswerer, Request, Templates
 from lrm_ext.evaluate.items import Item, limit_items
-from lrm_ext.evaluate.kind import score_answers, text_answers
+from lrm_ext.evaluate.kind import Reading, judge_answers, text_answers
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark
 from lrm_ext.evaluate.statistics import wilson_interval
@@ -115,7 +115,8 @@ class Questions:
         for lang, items in self.items.items():
             texts = {key: text for of, key, text in answers if of == lang}
             native = text_answers(self._all[lang])
-            verdicts = score_answers(items, texts, answer_words(lang), native, english)
+            reading = Reading(answer_words(lang), native=native, english=english)
+            verdicts = judge_answers(items, texts, reading)
             num_right = sum(verdict.correct for verdict in verdicts)
             figures[f"answers/{lang}"] = num_right / len(verdicts)
             right, total = right + num_right, total + len(verdicts)

@@ -7,9 +7,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.importing import write_folder
 from lrm_ext.evaluate.inspecting import PAGE_SIZE, Wanted, load_runs, make_app
 from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.registry import write_folder
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 

@@ -42,7 +42,7 @@ def test_a_perfect_model_is_perfect_in_every_language_and_in_english_words(lang)
 def test_english_parsers_turn_other_languages_into_constants():
     assert mme.parse_lmms_eval("Ano") == "no", "Czech yes"
     for answer in ("Ano", "Ne", "Nein", "Non", "Nu", "Нет", "否"):
-        assert pope.parse_pope_answer(answer) == "yes"
+        assert pope.parse_official(answer) == "yes"
 
 
 @pytest.mark.parametrize(

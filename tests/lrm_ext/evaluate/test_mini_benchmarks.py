@@ -7,9 +7,9 @@ import pytest
 from lrm_ext.emoji import unpack as emoji
 from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.evaluate.kinds import get_kind
-from lrm_ext.evaluate.mini import NAMES, ensure_mini
+from lrm_ext.evaluate.mini import MINI
 from lrm_ext.evaluate.reading import text_key
-from lrm_ext.evaluate.registry import BENCHMARKS, missing_images, open_folder
+from lrm_ext.evaluate.registry import BENCHMARKS, ensure_mini, missing_images, open_folder
 from lrm_ext.evaluate.results import score_benchmark
 from lrm_ext.languages import get_language
 
@@ -21,17 +21,17 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def benchmarks(corpus):
-    return {name: open_folder(name, ensure_mini(name, corpus)) for name in NAMES}
+    return {name: open_folder(name, ensure_mini(name, corpus)) for name in MINI}
 
 
 def test_they_are_registered():
-    assert NAMES.keys() <= BENCHMARKS.keys()
+    assert MINI.keys() <= set(BENCHMARKS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MINI)
 def test_every_language_has_the_same_questions_and_pictures(benchmarks, name):
     benchmark = benchmarks[name]
-    assert benchmark.kind == NAMES[name]
+    assert benchmark.kind == MINI[name].kind
     assert set(benchmark.languages()) == set(emoji.LANGUAGES)
     golds = set()
     for lang in benchmark.languages():
@@ -43,10 +43,10 @@ def test_every_language_has_the_same_questions_and_pictures(benchmarks, name):
     assert missing_images(benchmark, items) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MINI)
 @pytest.mark.parametrize("lang", ["en", "cs", "ru", "zh"])
 def test_right_answers_get_all_points_and_constant_ones_few(benchmarks, name, lang):
-    benchmark, kind = benchmarks[name], get_kind(NAMES[name])
+    benchmark, kind = benchmarks[name], get_kind(MINI[name].kind)
     items = benchmark.read(lang)
     language = get_language(lang)
     right = {
@@ -96,7 +96,7 @@ def test_pictures_are_test_scenes(benchmarks):
 
 
 def test_made_once(benchmarks, corpus, monkeypatch):
-    from lrm_ext.evaluate import mini
+    from lrm_ext.evaluate import registry
 
-    monkeypatch.setattr(mini, "build_mini", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(registry, "_make_mini", lambda *_: pytest.fail("made again"))
     ensure_mini("mini-mme", corpus)

@@ -9,8 +9,9 @@ from official_files import mme_folder
 from typer.testing import CliRunner
 
 from lrm_ext.cli import app
-from lrm_ext.evaluate.importing import import_benchmark, write_folder
+from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.items import Item, read_items
+from lrm_ext.evaluate.registry import write_folder
 from lrm_ext.evaluate.translating import read_corrections
 from lrm_ext.languages import get_language
 from lrm_ext.translate import runner

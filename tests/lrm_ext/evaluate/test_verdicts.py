@@ -2,7 +2,7 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.evaluate.items import Item
-from lrm_ext.evaluate.kind import score_answers, text_answers
+from lrm_ext.evaluate.kind import Reading, judge_answers, text_answers
 from lrm_ext.evaluate.reading import answer_words
 
 
@@ -19,7 +19,9 @@ ENGLISH = text_answers([naming("3", "cat", "en"), naming("4", "dog", "en")])
 
 
 def score(texts):
-    return score_answers(ITEMS, texts, answer_words("hr"), text_answers(ITEMS), ENGLISH)
+    return judge_answers(
+        ITEMS, texts, Reading(answer_words("hr"), (), text_answers(ITEMS), ENGLISH)
+    )
 
 
 def test_content_decides_and_language_is_reported_apart():
@@ -43,7 +45,7 @@ def test_a_question_without_answer_is_an_error():
 
 def test_an_expected_answer_that_says_neither_is_an_error():
     with pytest.raises(DataError, match="'Oui' is neither yes nor no"):
-        score_answers([yes_no("1", "Oui")], {"1": "Da"}, answer_words("hr"), set(), set())
+        judge_answers([yes_no("1", "Oui")], {"1": "Da"}, Reading(answer_words("hr")))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,8 @@ def test_what_is_thought_before_an_answer_is_not_read(text):
 
 def test_tags_around_a_letter_and_a_word():
     options = Item("1", "a.png", "?", "c", "B", "en", "letter", options=("red", "green"))
-    (letter,) = score_answers([options], {"1": "A? <answer>B</answer>"}, answer_words("en"), (), ())
-    (word,) = score_answers(
-        [naming("3", "mačka")], {"3": "<answer>mačka</answer>"}, answer_words("hr"), (), ()
-    )
+    english = Reading(answer_words("en"))
+    (letter,) = judge_answers([options], {"1": "A? <answer>B</answer>"}, english)
+    croatian = Reading(answer_words("hr"))
+    (word,) = judge_answers([naming("3", "mačka")], {"3": "<answer>mačka</answer>"}, croatian)
     assert letter.correct and word.correct

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from fake_chat import ChatService
 
-from lrm_ext.evaluate.importing import write_folder
 from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.registry import write_folder
 
 NUM_QUESTIONS = 40
 
