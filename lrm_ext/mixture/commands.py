@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from llava.data.sample import Sample
     from lrm_ext.mixture.order import Mixture
-    from lrm_ext.mixture.table import CountTokens, TableRow
+    from lrm_ext.mixture.table import CountTokens, MixtureTableRow
 
 mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
 
@@ -97,75 +97,73 @@ def _notes(mixture: Mixture, measured: bool) -> str:
     return "\n".join(lines)
 
 
-def _render(mixture: Mixture, rows: Sequence[TableRow], epoch: int) -> Table:
-    """One line a language, one column an instruction."""
+def _table(heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with the sums of its columns, by heading, in a last line."""
     from rich.table import Table
 
-    from lrm_ext.mixture.table import rows_by_language
+    table = Table(show_footer=True)
+    for name, total in heads.items():
+        table.add_column(name, footer=total, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
-    rows_used = rows_by_language(mixture, epoch)
+
+def _render(mixture: Mixture, rows: Sequence[MixtureTableRow], epoch: int) -> Table:
+    """One line a language, one column an instruction."""
+    from lrm_ext.mixture.table import simulate
+
+    total = len(mixture)
     names = tuple(dict.fromkeys(row.instruction for row in rows))
     measured = rows[0].tokens is not None
-    table = Table("language", show_footer=True)
-    table.columns[0].footer = "all"
-    total = len(mixture)
-    for name in names:
-        count = sum(row.count for row in rows if row.instruction == name)
-        table.add_column(name, justify="right", footer=f"{count:,}")
-    table.add_column("samples", justify="right", footer=f"{total:,}")
-    table.add_column("share", justify="right", footer="100.0 %")
-    table.add_column("rows", justify="right")
     all_tokens = sum((row.tokens or 0) * row.count for row in rows)
+    sums = {name: sum(row.count for row in rows if row.instruction == name) for name in names}
+    heads = {"language": "all", **{name: f"{count:,}" for name, count in sums.items()}}
+    heads |= {"samples": f"{total:,}", "share": "100.0 %", "rows": ""}
     if measured:
-        table.add_column("characters", justify="right")
-        table.add_column("tokens", justify="right", footer=f"{all_tokens / total:,.1f}")
-        table.add_column("token share", justify="right", footer="100.0 %")
-    for lang in dict.fromkeys(row.lang for row in rows):
-        of_lang = [row for row in rows if row.lang == lang]
+        heads |= {"characters": "", "tokens": f"{all_tokens / total:,.1f}"}
+        heads["token share"] = "100.0 %"
+    lines = []
+    for each in simulate(mixture, [epoch]):
+        of_lang = [row for row in rows if row.lang == each.lang]
         counts = {row.instruction: row.count for row in of_lang}
-        count = sum(counts.values())
-        used, usable = rows_used[lang]
-        cells = [lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
-        cells += [f"{count:,}", _percent(count / total), f"{used:,} of {usable:,}"]
+        cells = [each.lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
+        cells += [f"{each.count:,}", _percent(each.count / total)]
+        cells.append(f"{each.num_rows:,} of {each.num_usable:,}")
         if measured:
-            characters = sum((row.characters or 0) * row.count for row in of_lang)
-            tokens = sum((row.tokens or 0) * row.count for row in of_lang)
-            mean = (f"{characters / count:,.1f}", f"{tokens / count:,.1f}") if count else ("", "")
-            cells += [*mean, _percent(tokens / all_tokens)]
-        table.add_row(*cells)
-    return table
+            characters, tokens = (
+                sum((getattr(row, name) or 0) * row.count for row in of_lang)
+                for name in ("characters", "tokens")
+            )
+            means = (f"{value / each.count:,.1f}" for value in (characters, tokens))
+            cells += [*(means if each.count else ("", "")), _percent(tokens / all_tokens)]
+        lines.append(cells)
+    return _table(heads, lines)
 
 
 def _render_simulated(
     mixture: Mixture, num_epochs: int, count_tokens: CountTokens | None, num_measured: int
 ) -> Table:
     """One line a language, over epochs."""
-    from rich.table import Table
-
     from lrm_ext.mixture.table import simulate
 
-    found = simulate(mixture, num_epochs, count_tokens, num_measured)
+    found = simulate(mixture, range(num_epochs), count_tokens, num_measured)
     total = sum(each.count for each in found)
-    all_tokens = sum(each.tokens or 0 for each in found)
-    table = Table("language", show_footer=True)
-    table.columns[0].footer = "all"
-    table.add_column("samples", justify="right", footer=f"{total:,}")
-    table.add_column("share", justify="right", footer="100.0 %")
-    table.add_column("rows", justify="right")
     repeats = sum(each.num_repeats for each in found)
-    table.add_column("repeated", justify="right", footer=f"{repeats:,}")
-    table.add_column("most often", justify="right")
+    all_tokens = sum(each.tokens or 0 for each in found)
+    heads = {"language": "all", "samples": f"{total:,}", "share": "100.0 %", "rows": ""}
+    heads |= {"repeated": f"{repeats:,}", "most often": ""}
     if count_tokens is not None:
-        table.add_column("tokens", justify="right", footer=f"{all_tokens:,.0f}")
-        table.add_column("token share", justify="right", footer="100.0 %")
+        heads |= {"tokens": f"{all_tokens:,.0f}", "token share": "100.0 %"}
+    lines = []
     for each in found:
         cells = [each.lang, f"{each.count:,}", _percent(each.count / total)]
         cells += [f"{each.num_rows:,} of {each.num_usable:,}", f"{each.num_repeats:,}"]
         cells.append(f"{each.most_often} x")
         if each.tokens is not None:
             cells += [f"{each.tokens:,.0f}", _percent(each.tokens / all_tokens)]
-        table.add_row(*cells)
-    return table
+        lines.append(cells)
+    return _table(heads, lines)
 
 
 def _notes_on_simulation(num_epochs: int, measured: bool) -> str:

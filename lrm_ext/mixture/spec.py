@@ -28,8 +28,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -124,17 +124,6 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """A mixture file, as it is written."""
-
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    non_english_ratio: Fraction = Fraction(1)
-    languages: dict[str, Fraction] | list[str] | None = None
-    instructions: dict[str, Fraction] | None = None
-    corpora: Annotated[tuple[CorpusShare, ...], msgspec.Meta(min_length=1)] = ()
-    curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
-
-
 def _decode(kind: type, value: Any) -> Any:
     """Make what msgspec does not know: paths, and numbers as they were written."""
     if kind is Path:
@@ -170,15 +159,12 @@ def shares_of(
         ConfigError: No language may give as many samples as UniMax is asked for.
     """
     if phase.sampling == TEMPERATURE:
-        return {lang: _power(sizes[lang], phase.setting) for lang in shares}
+        alpha = float(phase.setting)
+        # nine digits: the last bit of a power differs between machines, and counts must not
+        return {lang: Fraction(f"{float(sizes[lang]) ** alpha:.9g}") for lang in shares}
     if phase.sampling == UNIMAX:
         return _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting)
     return dict(shares)
-
-
-def _power(size: Fraction, alpha: Fraction) -> Fraction:
-    # nine digits: the last bit of a power differs between machines, and counts must not
-    return Fraction(f"{float(size) ** float(alpha):.9g}")
 
 
 def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> dict[str, Fraction]:
@@ -199,8 +185,7 @@ def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> 
     return {lang: found[lang] for lang in sizes}
 
 
-@dataclass(frozen=True)
-class MixtureSpec:
+class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mixture, independent of any corpus.
 
     Attributes:
@@ -212,14 +197,55 @@ class MixtureSpec:
         curriculum: How shares of languages are found, by epoch.
     """
 
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     non_english_ratio: Fraction = Fraction(1)
-    languages: Mapping[str, Fraction] = field(default_factory=dict)
-    instructions: Mapping[str, Fraction] = field(
+    languages: dict[str, Fraction] = {}
+    instructions: dict[str, Fraction] = msgspec.field(
         default_factory=lambda: dict.fromkeys(list_instructions(), Fraction(1))
     )
-    corpora: tuple[CorpusShare, ...] = ()
-    curriculum: tuple[Phase, ...] = (Phase(SHARES),)
+    corpora: Annotated[tuple[CorpusShare, ...], msgspec.Meta(min_length=1)] = ()
+    curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
+
+    def __post_init__(self) -> None:
+        """Check what msgspec does not.
+
+        Raises:
+            ValueError: An unknown language or instruction; a value out of range; fractions that do
+                not add up to 1; corpora or a curriculum that contradict themselves.
+        """
+        if not 0 <= self.non_english_ratio <= _MAX_RATIO:
+            raise ValueError(
+                f"non_english_ratio is {float(self.non_english_ratio)}, expected 0 to {_MAX_RATIO} "
+                "(non-English samples per English sample)"
+            )
+        starts = [phase.from_epoch for phase in self.curriculum]
+        if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(
+                f"curriculum: from_epoch is {', '.join(map(str, starts))}; expected 0 first, then "
+                "ascending"
+            )
+        for name in self.instructions:
+            get_instruction(name)
+        for lang in self.languages:
+            get_language(lang)
+        if ENGLISH in self.languages:
+            raise ValueError(
+                "languages.en: English is not part of the non-English shares; every English row is "
+                "drawn once. Set non_english_ratio instead"
+            )
+        _check_shares(self.instructions, "instructions")
+        if self.languages:
+            _check_shares(self.languages, "languages")
+        paths = Counter(str(share.path) for share in self.corpora)
+        if twice := [path for path, times in paths.items() if times > 1]:
+            raise ValueError(
+                f"corpora: {', '.join(twice)} comes twice; give it more epochs instead"
+            )
+        if len({share.weight is None for share in self.corpora}) > 1:
+            raise ValueError(
+                "corpora: some have a weight and some have not; give all of them a weight (shares "
+                "of the English part), or none"
+            )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> MixtureSpec:
@@ -246,32 +272,25 @@ class MixtureSpec:
                 range; fractions that do not add up to 1; corpora or a curriculum that contradict
                 themselves.
         """
-        file = convert(data, _File, where, _decode)
-        if not 0 <= file.non_english_ratio <= _MAX_RATIO:
+        given = data.get("languages")
+        if given is not None and not given:
+            raise ConfigError(f"{where}: languages is empty, expected some; or leave it out.")
+        if isinstance(given, list):
+            data = {**data, "languages": dict.fromkeys(map(str, given), 1)}
+            if len(data["languages"]) < len(given):
+                raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
+        spec = convert(data, cls, where, _decode)
+        if isinstance(given, dict) and all(phase.sampling != SHARES for phase in spec.curriculum):
             raise ConfigError(
-                f"{where}: non_english_ratio is {float(file.non_english_ratio)}, expected 0 to "
-                f"{_MAX_RATIO} (non-English samples per English sample)."
+                f"{where}: languages gives shares ({_listed(spec.languages)}), but no entry of the "
+                'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
+                "say which take part."
             )
-        starts = [phase.from_epoch for phase in file.curriculum]
-        if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise ConfigError(
-                f"{where}: curriculum: from_epoch is {', '.join(map(str, starts))}; expected 0 "
-                "first, then ascending."
-            )
-        instructions = dict.fromkeys(list_instructions(), Fraction(1))
-        if file.instructions is not None:
-            instructions = file.instructions
-            _check_shares(instructions, f"{where}: instructions")
-            for name in instructions:
-                get_instruction(name)
-        return cls(
-            file.seed,
-            file.non_english_ratio,
-            {} if file.languages is None else _languages(file, where),
-            instructions,
-            _corpora(file.corpora, where, folder or Path()),
-            file.curriculum,
-        )
+        corpora = [
+            msgspec.structs.replace(share, path=(folder or Path()) / share.path)
+            for share in spec.corpora
+        ]
+        return msgspec.structs.replace(spec, corpora=tuple(corpora))
 
     def fingerprint(self) -> str:
         """A short text that differs for mixtures with other orders or shares.
@@ -300,70 +319,26 @@ class MixtureSpec:
         return {get_language(lang).code: Fraction(1) for lang in available if lang != ENGLISH}
 
 
-def _languages(file: _File, where: str) -> dict[str, Fraction]:
-    """Shares of the languages, or even ones of those that take part."""
-    given = file.languages
-    if isinstance(given, list) and given:
-        found = dict.fromkeys(given, Fraction(1))
-        if len(found) < len(given):
-            raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
-    else:
-        found = given if isinstance(given, dict) else {}
-        _check_shares(found, f"{where}: languages")
-        if all(phase.sampling != SHARES for phase in file.curriculum):
-            raise ConfigError(
-                f"{where}: languages gives shares ({_listed(found)}), but no entry of the "
-                'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
-                "say which take part."
-            )
-    for lang in found:
-        get_language(lang)
-    if ENGLISH in found:
-        raise ConfigError(
-            f"{where}: languages.en: English is not part of the non-English shares; every English "
-            "row is drawn once. Set non_english_ratio instead."
-        )
-    return found
-
-
-def _corpora(given: Sequence[CorpusShare], where: str, folder: Path) -> tuple[CorpusShare, ...]:
-    """The corpora, with paths as seen from a folder."""
-    found = [msgspec.structs.replace(share, path=folder / share.path) for share in given]
-    paths = [share.path for share in found]
-    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
-    if twice:
-        raise ConfigError(
-            f"{where}: corpora: {', '.join(twice)} comes twice; give it more epochs instead."
-        )
-    if len({share.weight is None for share in found}) > 1:
-        raise ConfigError(
-            f"{where}: corpora: some have a weight and some have not; give all of them a weight "
-            "(shares of the English part), or none."
-        )
-    return tuple(found)
-
-
 def _check_shares(shares: Mapping[str, Fraction], where: str) -> None:
     """Check that whole numbers are weights, and fractions add up to 1.
 
     Raises:
-        ConfigError: There is none, one is not positive, or fractions do not add up.
+        ValueError: There is none, one is not positive, or fractions do not add up.
     """
     if not shares:
-        raise ConfigError(f"{where} is empty, expected a table of shares; or leave it out.")
+        raise ValueError(f"{where} is empty, expected a table of shares; or leave it out")
     wrong = {name: share for name, share in shares.items() if share <= 0}
     if wrong:
-        raise ConfigError(
-            f"{where}: shares must be positive, found {_listed(wrong)}; leave a name out "
-            "to give it nothing."
+        raise ValueError(
+            f"{where}: shares must be positive, found {_listed(wrong)}; leave a name out to give "
+            "it nothing"
         )
     total = sum(shares.values(), Fraction(0))
-    if any(share.denominator != 1 for share in shares.values()) and (
-        abs(total - 1) > _SUM_TOLERANCE
-    ):
-        raise ConfigError(
+    is_whole = all(share.denominator == 1 for share in shares.values())
+    if not is_whole and abs(total - 1) > _SUM_TOLERANCE:
+        raise ValueError(
             f"{where}: shares written as fractions must add up to 1, but {_listed(shares)} add up "
-            f"to {float(total):g}. Mend them, or write whole numbers as weights."
+            f"to {float(total):g}. Mend them, or write whole numbers as weights"
         )
 
 

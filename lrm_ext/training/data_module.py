@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError
@@ -87,7 +88,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         mixture = Mixture(spec, corpus)
     elif arguments.eval_corpus_path is not None:
         held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
-        spec = replace(spec, corpora=())
+        spec = msgspec.structs.replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))

@@ -200,8 +200,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self._start_end = mm_use_im_start_end
         self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
         self._cache_size = cache_size
-        layout = mixture.layout()
-        languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
+        languages = dict.fromkeys(block.lang for block in mixture.layout().blocks)
         self.sample_losses = SampleLosses(tuple(languages), limits.max_drop_rate)
         # adds entries to items
         self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
