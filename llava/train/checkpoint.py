@@ -14,7 +14,6 @@ final files of a run. Non-goals: what is in a checkpoint (`saving.py`).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,18 +24,19 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.errors import CheckpointError
+from accelerate import PartialState
+
+from llava.errors import CheckpointError, is_disk_full
 
 log = logging.getLogger(__name__)
 
 COMPLETE_FILE = "COMPLETE"
+STATE_FILE = "trainer_state.json"
 _SAVING = "tmp-saving"
 _OLD = "tmp-old"
-_NAME = re.compile(r"checkpoint-(\d+)")
 _NO_SPACE = re.compile(r"No space left|StorageFull|code: 28\b|os error 28")
 _WEIGHTS = re.compile(
     r"(model|pytorch_model|adapter_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?"
@@ -47,28 +47,21 @@ _CHECKSUM_BYTES = 2**22
 _CHECKSUM_THREADS = 4
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together.
-
-    Attributes:
-        is_writer: Whether it is the one that writes.
-        is_local_writer: Whether it is the first of its machine.
-        barrier: Waits for all processes.
-    """
-
-    is_writer: bool = True
-    is_local_writer: bool = True
-    barrier: Callable[[], None] = lambda: None
-
-
 @contextmanager
-def writing_folder(final: Path, ranks: Ranks) -> Iterator[Path]:
+def writing_folder(
+    final: Path,
+    parts: Sequence[Callable[[], None]] = (),
+    run: Callable[[Callable[[], None]], object] = lambda work: work(),
+) -> Iterator[Path]:
     """Write a checkpoint folder; it appears under its name when all of it is on the disk.
+
+    All processes must come here. Without a shared file system every machine has a folder of its
+    own.
 
     Args:
         final: Where it will be.
-        ranks: All processes must come here.
+        parts: Each writes some more files, after the block has ended.
+        run: Calls what writes the parts and puts the folder into its place, now or on a thread.
 
     Yields:
         A folder with the same name, in a temporary parent, to write into.
@@ -76,61 +69,34 @@ def writing_folder(final: Path, ranks: Ranks) -> Iterator[Path]:
     Raises:
         CheckpointError: The disk is full.
     """
-    folder = begin_folder(final, ranks)
+    saving = final.parent / _SAVING
+    folder = saving / final.name
+
+    def finish() -> None:
+        with _explained(final.parent):
+            for write in parts:
+                write()
+            _seal(folder)
+            _replace_folder(folder, final)
+        shutil.rmtree(saving, ignore_errors=True)
+
+    _make_empty(folder)
     with _explained(final.parent):
         yield folder
-        ranks.barrier()
-    if ranks.is_writer:
-        finish_folder(final)
-    ranks.barrier()
-    # without a shared file system every machine has a folder of its own
-    if ranks.is_local_writer and not ranks.is_writer and folder.is_dir():
-        finish_folder(final)
-
-
-def begin_folder(final: Path, ranks: Ranks) -> Path:
-    """Make the folder that a checkpoint is written into, for `finish_folder`.
-
-    Args:
-        final: Where the checkpoint will be.
-        ranks: All processes must come here.
-
-    Returns:
-        An empty folder with the same name, in a temporary parent.
-    """
-    folder = final.parent / _SAVING / final.name
-    _make_empty(folder, ranks)
-    return folder
-
-
-def finish_folder(final: Path, parts: Sequence[Callable[[], None]] = ()) -> None:
-    """Write what is still missing in a folder of `begin_folder`, and put it into its place.
-
-    One process of those that share the folder does this, on whichever thread.
-
-    Args:
-        final: As there.
-        parts: Each writes some files.
-
-    Raises:
-        CheckpointError: The disk is full.
-    """
-    saving = final.parent / _SAVING
-    with _explained(final.parent):
-        for write in parts:
-            write()
-        _seal(saving / final.name)
-        _replace_folder(saving / final.name, final)
-    shutil.rmtree(saving, ignore_errors=True)
+    ranks = PartialState()
+    ranks.wait_for_everyone()
+    # what the first process wrote, or has moved by now, is on a shared disk
+    is_foreign = (folder / STATE_FILE).exists() or not folder.is_dir()
+    if ranks.is_main_process or (ranks.is_local_main_process and not is_foreign):
+        run(finish)
+    ranks.wait_for_everyone()
 
 
 @contextmanager
-def writing_final(output_dir: Path, ranks: Ranks) -> Iterator[Path]:
+def writing_final(output_dir: Path) -> Iterator[Path]:
     """Write the final files of a run; they move into `output_dir` when all are on the disk.
 
-    Args:
-        output_dir: Where they will be, beside the checkpoints.
-        ranks: All processes must come here.
+    All processes must come here.
 
     Yields:
         A temporary folder to write into.
@@ -139,15 +105,16 @@ def writing_final(output_dir: Path, ranks: Ranks) -> Iterator[Path]:
         CheckpointError: The disk is full.
     """
     saving = output_dir / _SAVING / "final"
-    _make_empty(saving, ranks)
+    ranks = PartialState()
+    _make_empty(saving)
     with _explained(output_dir):
         yield saving
-        ranks.barrier()
-        if ranks.is_writer:
+        ranks.wait_for_everyone()
+        if ranks.is_main_process:
             _seal(saving)
             _move_files(saving, output_dir)
-        ranks.barrier()
-    if ranks.is_local_writer:
+        ranks.wait_for_everyone()
+    if ranks.is_local_main_process:
         shutil.rmtree(output_dir / _SAVING, ignore_errors=True)
 
 
@@ -193,9 +160,7 @@ def find_last_checkpoint(output_dir: str | Path, read_all: bool = False) -> Path
         output_dir: Folder of a run; it need not exist.
         read_all: As for `problem_of`; to go on from a checkpoint, not only to name it.
     """
-    folder = Path(output_dir)
-    found = [(step, path) for path in _entries(folder) if (step := _step(path)) is not None]
-    for _, path in sorted(found, reverse=True):
+    for path in reversed(_checkpoints(Path(output_dir))):
         problem = problem_of(path, read_all)
         if problem is None:
             return path
@@ -207,9 +172,9 @@ def rotate(output_dir: Path, limit: int | None, keep: tuple[Path, ...] = ()) -> 
     """Remove the oldest checkpoints beyond `limit`; those in `keep` stay and count."""
     if limit is None or limit <= 0:
         return
-    found = [(step, path) for path in _entries(output_dir) if (step := _step(path)) is not None]
+    found = _checkpoints(output_dir)
     kept = {path.resolve() for path in keep}
-    spare = [p for _, p in sorted(found) if p.resolve() not in kept]
+    spare = [path for path in found if path.resolve() not in kept]
     for path in spare[: max(len(found) - limit, 0)]:
         log.debug("removing %s (save_total_limit %d)", path, limit)
         _remove_checkpoint(path)
@@ -222,10 +187,8 @@ def begin_run(output_dir: Path, overwrites: bool = False) -> None:
         output_dir: Folder of the run.
         overwrites: Remove the checkpoints, too: they are another run's.
     """
-    if overwrites:
-        for path in _entries(output_dir):
-            if _step(path) is not None:
-                _remove_checkpoint(path)
+    for path in _checkpoints(output_dir) if overwrites else ():
+        _remove_checkpoint(path)
     for name in (_SAVING, _OLD):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / COMPLETE_FILE).unlink(missing_ok=True)
@@ -237,20 +200,22 @@ def _remove_checkpoint(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders with the name of a checkpoint, by their steps."""
+    found = {
+        int(path.name.partition("-")[2]): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.partition("-")[2].isdecimal() and path.is_dir()
+    }
+    return [path for _, path in sorted(found.items())]
 
 
-def _step(path: Path) -> int | None:
-    match = _NAME.fullmatch(path.name)
-    return int(match.group(1)) if match and path.is_dir() else None
-
-
-def _make_empty(folder: Path, ranks: Ranks) -> None:
-    if ranks.is_local_writer:
+def _make_empty(folder: Path) -> None:
+    ranks = PartialState()
+    if ranks.is_local_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-    ranks.barrier()
+    ranks.wait_for_everyone()
 
 
 def _seal(folder: Path) -> None:
@@ -258,10 +223,10 @@ def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    names = {path.relative_to(folder).as_posix(): path for path in files}
     content = {
-        "files": {name: path.stat().st_size for name, path in zip(names, files, strict=True)},
-        "crc32": {name: _checksum(path) for name, path in zip(names, files, strict=True)},
+        "files": {name: path.stat().st_size for name, path in names.items()},
+        "crc32": {name: _checksum(path) for name, path in names.items()},
     }
     mark = folder / COMPLETE_FILE
     mark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -297,14 +262,13 @@ def _move_files(source: Path, target: Path) -> None:
     (target / COMPLETE_FILE).unlink(missing_ok=True)
     new = {path.name for path in source.iterdir()}
     for path in target.iterdir():
-        if path.is_file() and _WEIGHTS.fullmatch(path.name) and path.name not in new:
+        if _WEIGHTS.fullmatch(path.name) and path.name not in new:
             path.unlink()
     last = ("config.json", COMPLETE_FILE)
-    for name in (*sorted(new.difference(last)), *(name for name in last if name in new)):
-        destination = target / name
+    for name in sorted(new, key=lambda name: (last.index(name) if name in last else -1, name)):
         if (source / name).is_dir():
-            shutil.rmtree(destination, ignore_errors=True)
-        os.replace(source / name, destination)
+            shutil.rmtree(target / name, ignore_errors=True)
+        os.replace(source / name, target / name)
     _sync(target)
 
 
@@ -322,7 +286,7 @@ def _explained(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_disk_full(error, output_dir):
+        if not _says_disk_full(error, output_dir):
             raise
         shutil.rmtree(output_dir / _SAVING, ignore_errors=True)
         last = find_last_checkpoint(output_dir)
@@ -334,13 +298,11 @@ def _explained(output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_disk_full(error: BaseException, folder: Path) -> bool:
+def _says_disk_full(error: BaseException, folder: Path) -> bool:
     """Whether an error of any library that writes comes from a full disk or quota."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if _NO_SPACE.search(str(cause)):
+        if isinstance(cause, OSError) and is_disk_full(cause) or _NO_SPACE.search(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     is_write_error = isinstance(error, OSError | RuntimeError)
@@ -349,7 +311,7 @@ def _is_disk_full(error: BaseException, folder: Path) -> bool:
 
 IDENTITY_FILE = "run_identity.json"
 
-# Flags that decide the result, besides those that `identity_of` reads.
+# Flags that decide the result, besides those that the identity has.
 _RESULT_FLAGS = (
     "learning_rate mm_projector_lr lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay "
     "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm loss_normalization "
@@ -357,10 +319,9 @@ _RESULT_FLAGS = (
     "lora_dropout lora_bias bits version mm_vision_select_layer mm_projector_type "
     "image_aspect_ratio alignment_loss"
 ).split()
-_SETTINGS = "settings"
+SETTINGS = "settings"
 _PLACES = ("model_name_or_path", "vision_tower")
 _FILES = ("pretrain_mm_mlp_adapter", "data_path")
-_READ_BYTES = 2**22
 
 
 def settings_of(*arguments: Any) -> dict[str, str]:
@@ -387,51 +348,7 @@ def settings_of(*arguments: Any) -> dict[str, str]:
 
 
 def _describe_file(path: Path) -> str:
-    if not path.is_file():
-        return path.name
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            checksum = zlib.crc32(block, checksum)
-    return f"{path.name} (CRC-32 {checksum:08x})"
-
-
-def identity_of(
-    args: Any,
-    dataset: Any,
-    sampler: Any,
-    tokenizer: Any,
-    data_seed: int,
-    settings: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Describe a run.
-
-    Args:
-        args: Training arguments.
-        dataset: The training samples; a method `identity`, if it has one, gives a dict of what
-            decides them.
-        sampler: Their order, with the same method; None for one that the arguments say.
-        tokenizer: May be None.
-        data_seed: Seed of the order.
-        settings: Of `settings_of`; None leaves them out.
-    """
-    return {
-        "samples in an epoch": len(dataset),
-        "samples in a step": args.train_batch_size
-        * args.gradient_accumulation_steps
-        * args.world_size,
-        "seed": data_seed,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-        "tokenizer": _fingerprint(tokenizer),
-        **getattr(dataset, "identity", dict)(),
-        **getattr(sampler, "identity", dict)(),
-        **({} if settings is None else {_SETTINGS: settings}),
-    }
-
-
-def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Put it into a checkpoint."""
-    (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+    return f"{path.name} (CRC-32 {_checksum(path)})" if path.is_file() else path.name
 
 
 def check_identity(folder: Path, now: dict[str, Any], args: Any) -> bool:
@@ -475,7 +392,7 @@ def check_identity(folder: Path, now: dict[str, Any], args: Any) -> bool:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Old and new value of what changed, flags with their dashes."""
     before, now = dict(before), dict(now)
-    old, new = before.pop(_SETTINGS, {}), now.pop(_SETTINGS, {})
+    old, new = before.pop(SETTINGS, {}), now.pop(SETTINGS, {})
     changed = {
         key: (before.get(key), now.get(key))
         for key in (*before, *(now.keys() - before.keys()))
@@ -501,7 +418,7 @@ def _advice(changed: dict[str, tuple[Any, Any]], args: Any) -> str:
     return "Give what it was before, name another --output_dir"
 
 
-def _fingerprint(tokenizer: Any) -> str | None:
+def tokenizer_fingerprint(tokenizer: Any) -> str | None:
     """Hash of the vocabulary and the special tokens."""
     if tokenizer is None:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, RandomSampler, Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from llava.data.batching import (
     LengthGroupedSampler,
@@ -23,7 +23,6 @@ from llava.data.batching import (
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
-from llava.errors import UserError
 from llava.train import checkpoint
 from llava.train.metrics import MetricsLog, ProgressCallback, WatchedTrainer
 from llava.train.saving import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
@@ -73,16 +72,6 @@ class SeededSampler(Sampler[int]):
         return iter(order)
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the sampler the epoch; accelerate's wrappers do not always hand it on."""
-
-    sampler: Any = None
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(int(state.epoch or 0))
-
-
 class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     """transformers' trainer for LLaVA models.
 
@@ -106,8 +95,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
             self.model_accepts_loss_kwargs = False
         # the guard sees to losses that are not finite; the filter would hide them
         self.args.logging_nan_inf_filter = False
-        self._epochs = _EpochCallback()
-        self.add_callback(self._epochs)
+        self._sampler: Any = train_sampler
         self.guard = StepGuard(
             self._last_checkpoint,
             getattr(self.args, "max_skipped_steps", 0),
@@ -126,30 +114,28 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler | None:
         """The order of the training samples, fixed by seed and epoch."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        self._epochs.sampler = self._make_train_sampler(dataset)
-        return self._epochs.sampler
-
-    def _make_train_sampler(self, dataset: Any) -> Sampler | None:
-        if self._given_sampler is not None:
-            return self._given_sampler
-        if dataset is not None and getattr(self.args, "group_by_modality_length", False):
-            sampler = LengthGroupedSampler(
+        self._sampler = self._given_sampler
+        if self._sampler is not None:
+            return self._sampler
+        if getattr(self.args, "group_by_modality_length", False):
+            chosen: Any = LengthGroupedSampler(
                 self.args.train_batch_size,
                 world_size=self.args.world_size * self.args.gradient_accumulation_steps,
                 lengths=dataset.modality_lengths,
                 group_by_modality=True,
             )
-            return SeededSampler(sampler, self._data_seed)
-        chosen = super()._get_train_sampler(dataset)
-        is_random = isinstance(chosen, RandomSampler)
-        return SeededSampler(chosen, self._data_seed) if is_random else chosen
+        else:
+            chosen = super()._get_train_sampler(dataset)
+        is_random = isinstance(chosen, LengthGroupedSampler | RandomSampler)
+        self._sampler = SeededSampler(chosen, self._data_seed) if is_random else chosen
+        return self._sampler
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """As in `Trainer`; the sampler learns what a resumed run skips, to skip it cheaply."""
         epoch, num_batches = super()._init_training_state(*args, **kwargs)
-        if num_batches and hasattr(self._epochs.sampler, "expect_skip"):
+        if num_batches and hasattr(self._sampler, "expect_skip"):
             num_samples = num_batches * self.args.train_batch_size * self.args.world_size
-            self._epochs.sampler.expect_skip(epoch, num_samples)
+            self._sampler.expect_skip(epoch, num_samples)
         return epoch, num_batches
 
     # --- steps ---
@@ -163,37 +149,33 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        # accelerate's wrappers do not always hand the epoch on
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(kwargs["epoch"])
         try:
             super()._run_epoch(*args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self._last_batch is None:
                 raise
-            raise self._explain_memory(error) from error
+            tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", None)
+            num_positions = getattr(tower and tower(), "num_image_tokens", 0)
+            batch = describe_batch(self._last_batch, num_positions)
+            raise out_of_memory(error, batch, self.args, self.state.global_step + 1) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser; with `mm_projector_lr` the projector has groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
         projector_lr = getattr(self.args, "mm_projector_lr", None)
-        if projector_lr is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        trained = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(trained))
-        groups: list[dict[str, Any]] = []
-        for is_projector in (False, True):
-            for has_decay in (True, False):
-                group: dict[str, Any] = {
-                    "params": [
-                        parameter
-                        for name, parameter in trained.named_parameters()
-                        if parameter.requires_grad
-                        and ("mm_projector" in name) == is_projector
-                        and (name in decayed) == has_decay
-                    ],
-                    "weight_decay": self.args.weight_decay if has_decay else 0.0,
-                }
-                groups.append({**group, "lr": projector_lr} if is_projector else group)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-        self.optimizer = kind(groups, **options)
-        return self.optimizer
+        if projector_lr is None or not is_new:
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
+        for group in list(optimizer.param_groups):
+            theirs = [each for each in group["params"] if id(each) in projector]
+            group["params"] = [each for each in group["params"] if id(each) not in projector]
+            optimizer.add_param_group({**group, "params": theirs, "lr": projector_lr})
+        return optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -238,12 +220,6 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     def _last_checkpoint(self) -> Path | None:
         self.wait_for_save()
         return checkpoint.find_last_checkpoint(self.args.output_dir)
-
-    def _explain_memory(self, error: Exception) -> UserError:
-        tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", lambda: None)
-        num_positions = getattr(tower(), "num_image_tokens", 0)
-        batch = describe_batch(self._last_batch, num_positions)
-        return out_of_memory(error, batch, self.args, self.state.global_step + 1)
 
     def close_progress(self) -> None:
         """Remove the progress bar, also of a run that stopped early."""

@@ -12,6 +12,7 @@ Non-goals: how a folder becomes whole, and what may not change between checkpoin
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -32,7 +34,6 @@ from llava.model.multimodal_projector.builder import (
     read_tensors,
 )
 from llava.train import checkpoint
-from llava.train.checkpoint import identity_of, write_identity
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +72,18 @@ def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dic
         NotImplementedError: another value of `bias`.
     """
     params = dict(named_params)
-    lora = [name for name in params if "lora_" in name]
-    if bias == "none":
-        chosen = set(lora)
-    elif bias == "all":
-        chosen = {*lora, *(name for name in params if "bias" in name)}
-    elif bias == "lora_only":
+    lora = {name for name in params if "lora_" in name}
+    layers = {name.split("lora_")[0] for name in lora}
+    chosen = {
+        "none": lora,
+        "all": lora | {name for name in params if "bias" in name},
         # the adapted layer itself is called base_layer in current peft
-        layers = {name.split("lora_")[0] for name in lora}
-        biases = {f"{layer}{inner}bias" for layer in layers for inner in ("", "base_layer.")}
-        chosen = {*lora, *(biases & params.keys())}
-    else:
-        raise NotImplementedError(f"bias={bias!r}; choose from: none, all, lora_only")
-    return {n: maybe_zero_3(p, ignore_status=True) for n, p in params.items() if n in chosen}
+        "lora_only": lora
+        | {f"{layer}{inner}bias" for layer in layers for inner in ("", "base_layer.")},
+    }
+    if bias not in chosen:
+        raise NotImplementedError(f"bias={bias!r}; choose from: {', '.join(chosen)}")
+    return {n: maybe_zero_3(p, ignore_status=True) for n, p in params.items() if n in chosen[bias]}
 
 
 def get_peft_state_non_lora_maybe_zero_3(
@@ -116,26 +116,15 @@ def save_projector(
 
     Args:
         model: A model with a projector.
-        path: The file, or the folder that gets `mm_projector.bin`.
+        path: The file.
         with_embeddings: Write the input embeddings, too (for `<im_start>` and `<im_end>`).
         is_writer: Whether this process writes; all processes must call.
     """
     keys = (*PROJECTOR_KEYS, *(EMBEDDING_KEYS if with_embeddings else ()))
     state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), keys)
     if is_writer:
-        path = path / PROJECTOR_FILE if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path)
-
-
-def save_non_lora(model: nn.Module, folder: Path, is_writer: bool = True) -> None:
-    """Write what LoRA training changes besides the adapters, and the base's configuration."""
-    state = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
-    if is_writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(state, folder / NON_LORA_FILE)
-        config: Any = model.config
-        config.save_pretrained(folder)
 
 
 def load_adapter_state(model: Any, folder: Path) -> None:
@@ -151,15 +140,6 @@ def load_adapter_state(model: Any, folder: Path) -> None:
         weight = model.get_input_embeddings().weight
         with gathered([weight], modify=True), torch.no_grad():
             weight.copy_(rows)
-
-
-def load_non_lora(model: nn.Module, folder: Path) -> None:
-    """Load what `save_non_lora` wrote, into a model with the same adapters.
-
-    Raises:
-        CheckpointError: the file is missing or cut short.
-    """
-    model.load_state_dict(read_tensors(folder / NON_LORA_FILE), strict=False)
 
 
 class BackgroundWriter:
@@ -224,30 +204,21 @@ class StateCopy:
         return copied
 
     def _copy(self, value: Any, place: tuple[Any, ...], seen: dict[Any, Tensor]) -> Any:
-        if isinstance(value, Tensor):
-            return self._copy_tensor(value.detach(), place, seen)
         if isinstance(value, dict):
             return {key: self._copy(entry, (*place, key), seen) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            copied = [self._copy(entry, (*place, i), seen) for i, entry in enumerate(value)]
-            return copied if isinstance(value, list) else tuple(copied)
-        return value
-
-    def _copy_tensor(
-        self, tensor: Tensor, place: tuple[Any, ...], seen: dict[Any, Tensor]
-    ) -> Tensor:
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and memory in seen:
+            return type(value)(self._copy(each, (*place, i), seen) for i, each in enumerate(value))
+        if not isinstance(value, Tensor):
+            return value
+        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and memory in seen:
             return seen[memory]
         buffer = self._buffers.get(place)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._buffers[place] = buffer
-        seen[memory] = buffer.copy_(tensor, non_blocking=True)
+        seen[memory] = buffer.copy_(value.detach(), non_blocking=True)
         return buffer
-
-
-STATE_FILE = "trainer_state.json"
 
 
 class CheckpointSaving(Trainer):
@@ -266,45 +237,32 @@ class CheckpointSaving(Trainer):
         self._writer = BackgroundWriter()
         self._state_copy = StateCopy()
         super().__init__(*args, **kwargs)
-
-    def ranks(self) -> checkpoint.Ranks:
-        """This process among the others, as `checkpoint` wants it."""
-        return checkpoint.Ranks(
-            is_writer=self.is_world_process_zero(),
-            is_local_writer=self.is_local_process_zero(),
-            barrier=self.accelerator.wait_for_everyone,
-        )
+        self._saves_adapter_only = bool(getattr(self.args, "tune_mm_mlp_adapter", False))
+        self._saves_lora = bool(getattr(self.args, "lora_enable", False))
 
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def identity(self) -> dict[str, Any]:
-        """What must not change while this run goes on; see `checkpoint.identity_of`."""
-        sampler = getattr(self, "_given_sampler", None)
-        return identity_of(
-            self.args,
-            self.train_dataset,
-            sampler,
-            self.processing_class,
-            self._data_seed,
-            self.settings,
-        )
+        """What must not change while this run goes on.
+
+        Dataset and sampler may have a method `identity` that gives a dict of what decides them.
+        """
+        args, sampler = self.args, getattr(self, "_given_sampler", None)
+        micro_steps = args.gradient_accumulation_steps * args.world_size
+        return {
+            "samples in an epoch": len(self.train_dataset),
+            "samples in a step": args.train_batch_size * micro_steps,
+            "seed": self._data_seed,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+            "tokenizer": checkpoint.tokenizer_fingerprint(self.processing_class),
+            **getattr(self.train_dataset, "identity", dict)(),
+            **getattr(sampler, "identity", dict)(),
+            **({} if self.settings is None else {checkpoint.SETTINGS: self.settings}),
+        }
 
     # --- checkpoints ---
-
-    @property
-    def _saves_adapter_only(self) -> bool:
-        return bool(getattr(self.args, "tune_mm_mlp_adapter", False))
-
-    @property
-    def _saves_lora(self) -> bool:
-        return bool(getattr(self.args, "lora_enable", False))
-
-    @property
-    def _saves_in_background(self) -> bool:
-        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return getattr(self.args, "async_save", False) and not is_sharded
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_dir or super()._get_output_dir(trial))
@@ -318,80 +276,69 @@ class CheckpointSaving(Trainer):
         self._writer.wait()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-<step>` with all that a run needs to go on, wholly or not at all."""
+        """Write `checkpoint-<step>` with all that a run needs to go on, wholly or not at all.
+
+        With `async_save` the small files are written and the large ones copied; those are left to
+        the thread.
+        """
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.wait_for_save()
-        if self._saves_in_background:
-            self._save_in_background(final, model, trial)
-            return
-        with checkpoint.writing_folder(final, self.ranks()) as folder:
-            self._fill(folder, final, model, trial)
-        self._rotation(final)()
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        is_async = getattr(self.args, "async_save", False) and not is_sharded
+        parts: list[Callable[[], None]] = []
 
-    def _save_in_background(self, final: Path, model: nn.Module, trial: Any) -> None:
-        """Write the small files, copy the large ones, and leave those to the thread."""
-        folder = checkpoint.begin_folder(final, self.ranks())
-        self._left_to_write = parts = []
-        try:
-            self._fill(folder, final, model, trial)
-        finally:
-            self._left_to_write = None
-        self.ranks().barrier()
-        if self.is_world_process_zero():
-            parts.append(self._rotation(final))
-            *writes, rotate = parts
-            self._writer.start(lambda: (checkpoint.finish_folder(final, writes), rotate())[1])
-        elif self.is_local_process_zero() and not (folder / STATE_FILE).exists():
-            # another machine's folder: of its own it has the generators' states only. If the disk
-            # is a shared one, the folder may have moved by now
-            if folder.is_dir():
-                self._writer.start(lambda: checkpoint.finish_folder(final))
+        def run(finish: Callable[[], None]) -> None:
+            best = self.state.best_model_checkpoint
+            keep = (final, Path(best)) if best else (final,)
+            limit = self.args.save_total_limit if self.args.should_save else None
 
-    def _fill(self, folder: Path, final: Path, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint's files into `folder`, which will be moved to `final`."""
-        self._saving_dir = folder.parent
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving_dir = None
-        self._note_best(final)
+            def work() -> None:
+                finish()
+                checkpoint.rotate(final.parent, limit, keep)
+
+            if is_async:
+                self._writer.start(work)
+            else:
+                work()
+
+        with checkpoint.writing_folder(final, parts, run) as folder:
+            self._saving_dir, self._left_to_write = folder.parent, parts if is_async else None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving_dir = self._left_to_write = None
+            if self.state.best_global_step:
+                # by its final place, not by the temporary one
+                best = final.parent / f"checkpoint-{self.state.best_global_step}"
+                if best == final or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+            self._write_state(folder)
+
+    def _write_state(self, folder: Path) -> None:
+        """Write the run's history, and what the run is."""
         if self.args.should_save:
-            self.state.save_to_json(str(folder / STATE_FILE))
-            write_identity(folder, self.identity())
-
-    def _note_best(self, final: Path) -> None:
-        """Name the best checkpoint by its final place, not by the temporary one."""
-        if self.state.best_global_step:
-            best = final.parent / f"checkpoint-{self.state.best_global_step}"
-            if best == final or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-
-    def _rotation(self, final: Path) -> Callable[[], None]:
-        """What removes the checkpoints beyond `save_total_limit`; not the new and the best one."""
-        best = self.state.best_model_checkpoint
-        keep = (final, Path(best)) if best else (final,)
-        limit = self.args.save_total_limit if self.args.should_save else None
-        return partial(checkpoint.rotate, final.parent, limit, keep)
-
-    def _write(self, write: Callable[[], None]) -> None:
-        """Write now, or leave it to the thread."""
-        if self._left_to_write is None:
-            write()
-        else:
-            self._left_to_write.append(write)
+            self.state.save_to_json(str(folder / checkpoint.STATE_FILE))
+            text = json.dumps(self.identity(), indent=1)
+            (folder / checkpoint.IDENTITY_FILE).write_text(text + "\n", encoding="utf-8")
 
     # --- what a stage trains ---
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what this stage trains: the projector, LoRA adapters, or the whole model."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder, should_save = Path(output_dir or self.args.output_dir), self.args.should_save
+        if not self._saves_adapter_only:
+            super().save_model(str(folder), _internal_call)
+        model: Any = self.accelerator.unwrap_model(self.model)
         if self._saves_adapter_only:
-            self._save_adapter(folder)
-            return
-        super().save_model(str(folder), _internal_call)
-        if self._saves_lora:
-            model = self.accelerator.unwrap_model(self.model)
-            save_non_lora(model, folder, self.args.should_save)
+            with_embeddings = bool(getattr(self.args, "use_im_start_end", False))
+            save_projector(model, folder / PROJECTOR_FILE, with_embeddings, should_save)
+        elif self._saves_lora:
+            # what LoRA training changes besides the adapters
+            state = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
+            if should_save:
+                torch.save(state, folder / NON_LORA_FILE)
+        if should_save and (self._saves_adapter_only or self._saves_lora):
+            model.config.save_pretrained(folder)
 
     def save_result(self, folder: Path) -> None:
         """Write the final files of a run: the model, the projector by itself, the run's history."""
@@ -399,41 +346,26 @@ class CheckpointSaving(Trainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         if not self._saves_adapter_only and getattr(model.config, "mm_vision_tower", None):
             save_projector(model, folder / PROJECTOR_FILE, False, self.args.should_save)
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / STATE_FILE))
-            write_identity(folder, self.identity())
+        self._write_state(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self._saves_adapter_only:
-            self._save_adapter(folder)
-            return
         if self._left_to_write is None or not isinstance(self.model, PreTrainedModel):
             super()._save(output_dir, state_dict)  # adapters are small
-            return
-        if not self.args.should_save:
-            return
-        # configuration and tokenizer now: training uses the tokenizer, which is not for two threads
-        super()._save(str(folder), state_dict={})
-        copied = self._state_copy("model", state_dict or self.model.state_dict())
-        self._write(lambda: self.model.save_pretrained(folder, state_dict=copied))
-
-    def _save_adapter(self, folder: Path) -> None:
-        """Write `config.json` and `mm_projector.bin`."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            model.config.save_pretrained(folder)
-        with_embeddings = bool(getattr(self.args, "use_im_start_end", False))
-        save_projector(model, folder / PROJECTOR_FILE, with_embeddings, self.args.should_save)
+        elif self.args.should_save:
+            # configuration and tokenizer now: training uses the tokenizer, which is not for two
+            # threads
+            super()._save(output_dir, state_dict={})
+            copied = self._state_copy("model", state_dict or self.model.state_dict())
+            write = partial(self.model.save_pretrained, output_dir, state_dict=copied)
+            self._left_to_write.append(write)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._left_to_write is None:
             super()._save_optimizer_and_scheduler(output_dir)
-            return
-        if self.args.should_save:
+        elif self.args.should_save:
             copied = self._state_copy("optimizer", self.optimizer.state_dict())
-            self._write(partial(torch.save, copied, Path(output_dir) / OPTIMIZER_NAME))
+            path = Path(output_dir) / OPTIMIZER_NAME
+            self._left_to_write.append(partial(torch.save, copied, path))
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # --- loading ---
@@ -447,9 +379,10 @@ class CheckpointSaving(Trainer):
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._saves_lora:
-            load_non_lora(self.accelerator.unwrap_model(loaded), folder)
+            tensors = read_tensors(folder / NON_LORA_FILE)
+            self.accelerator.unwrap_model(loaded).load_state_dict(tensors, strict=False)
 
     def _load_best_model(self) -> None:
         self.wait_for_save()
-        self.ranks().barrier()
+        PartialState().wait_for_everyone()
         super()._load_best_model()

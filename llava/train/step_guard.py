@@ -13,12 +13,14 @@ import math
 import re
 import signal
 import statistics
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
@@ -26,7 +28,7 @@ from llava.errors import UserError
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # of EX_TEMPFAIL in sysexits.h: run the same command again
 STOPPED_EXIT_CODE = 75
 STATE_KEY = "step_guard"
@@ -65,7 +67,7 @@ class StepGuard(TrainerCallback):
         self._step_losses: list[Tensor] = []
         self._step_ids: list[list[str]] = []
         self._must_stop = False
-        self._exchange = _Exchange()
+        self._cpu_group: Any = None
 
     # --- what the trainer tells ---
 
@@ -101,7 +103,7 @@ class StepGuard(TrainerCallback):
         ids, self._step_ids = self._step_ids, []
         num_bad = sum(not math.isfinite(loss) for loss in losses)
         own = sum(loss for loss in losses if math.isfinite(loss))
-        total_bad, total, asked = self._exchange.sum([num_bad, own, float(self.signal is not None)])
+        total_bad, total, asked = self._sum([num_bad, own, float(self.signal is not None)])
         self._must_stop = asked > 0
         # the trainer multiplies a rank's share by the number of ranks
         loss = math.nan if total_bad else total / max(args.world_size, 1)
@@ -132,6 +134,16 @@ class StepGuard(TrainerCallback):
 
     # --- judging ---
 
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks, which their CPUs exchange."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return values
+        if self._cpu_group is None:
+            self._cpu_group = distributed.new_group(backend="gloo")
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self._cpu_group)
+        return tensor.tolist()
+
     def _problem(self, loss: float) -> str | None:
         if not math.isfinite(loss):
             return "the loss is not finite"
@@ -153,11 +165,7 @@ class StepGuard(TrainerCallback):
         Raises:
             UserError: No more steps may be left out.
         """
-        named = [
-            sample_id
-            for rank in self._exchange.gather(_suspects(losses, ids))
-            for sample_id in rank
-        ]
+        named = gather_object(_suspects(losses, ids))
         self.num_skipped += 1
         step = state.global_step + 1
         if self.num_skipped > self.max_skipped_steps:
@@ -178,45 +186,13 @@ class StepGuard(TrainerCallback):
 
 def _suspects(losses: list[float], ids: list[list[str]]) -> list[str]:
     """Samples of the micro-batches that are not finite, else of the one with the highest loss."""
-    bad = [batch for loss, batch in zip(losses, ids, strict=True) if not math.isfinite(loss)]
-    if not bad and losses:
-        bad = [ids[max(range(len(losses)), key=losses.__getitem__)]]
-    return [sample_id for batch in bad for sample_id in batch]
+    pairs = list(zip(losses, ids, strict=True))
+    bad = [pair for pair in pairs if not math.isfinite(pair[0])]
+    return [sample_id for _, batch in bad or [max(pairs)] for sample_id in batch]
 
 
 def _named(sample_ids: list[str]) -> str:
     return f", samples {', '.join(sample_ids)}" if sample_ids else ""
-
-
-class _Exchange:
-    """Small values between the CPUs of all ranks."""
-
-    _group: Any = None
-
-    def sum(self, values: list[float]) -> list[float]:
-        """Sums over the ranks."""
-        if not _has_ranks():
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(tensor, group=self._cpu_group())
-        return tensor.tolist()
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks."""
-        if not _has_ranks():
-            return [value]
-        found: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, value, group=self._cpu_group())
-        return found
-
-    def _cpu_group(self) -> Any:
-        if self._group is None and distributed.get_backend() != "gloo":
-            self._group = distributed.new_group(backend="gloo")
-        return self._group
-
-
-def _has_ranks() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 @contextmanager
@@ -230,14 +206,8 @@ def stop_signals(guard: StepGuard) -> Iterator[None]:
         guard.signal = signal.Signals(number).name
         log.warning("%s: saving after this step, then ending", guard.signal)
 
-    before: dict[int, Any] = {}
-    try:
-        for name in STOP_SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None:
-                before[number] = signal.signal(number, take_note)
-    except ValueError:
-        log.debug("not the main thread: signals are left alone")
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, take_note) for each in STOP_SIGNALS if is_main}
     try:
         yield
     finally:
@@ -265,8 +235,11 @@ def describe_batch(inputs: dict[str, Any], num_image_positions: int = 0) -> str:
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+    # [3, S, S] and [P, D] are one picture, [tiles, ...] several
     images = inputs.get("images", inputs.get("image_features"))
-    pictures = 0 if images is None else _count(images)
+    pictures = sum(
+        len(image) if image.ndim > 3 else 1 for image in (() if images is None else images)
+    )
     text = (
         f"{len(ids)} samples of {min(lengths):,} to {max(lengths):,} tokens, {sum(lengths):,} in "
         f"all ({ids.numel():,} with padding)"
@@ -285,31 +258,21 @@ def out_of_memory(error: BaseException, batch: str, args: Any, step: int) -> Use
         args: Training arguments.
         step: The optimizer step, from 1.
     """
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
     size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    advice = []
-    if size > 1:
-        advice.append(
-            f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {steps * 2} "
-            "learns from as many samples a step with half the activations"
-        )
-    if not args.activation_checkpointing:
-        advice.append("--activation_checkpointing True computes activations again, not kept")
-    if not args.packing:
-        advice.append("--packing True leaves the padding out")
-    advice.append(f"--model_max_length is {args.model_max_length}")
-    if not args.deepspeed and not args.fsdp and args.world_size > 1:
-        advice.append("--deepspeed scripts/zero3.json shares weights and states between the GPUs")
+    is_alone = args.deepspeed or args.fsdp or args.world_size == 1
+    advice = {
+        f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {steps * 2} "
+        "learns from as many samples a step with half the activations": size > 1,
+        "--activation_checkpointing True computes activations again, not kept": (
+            not args.activation_checkpointing
+        ),
+        "--packing True leaves the padding out": not args.packing,
+        f"--model_max_length is {args.model_max_length}": True,
+        "--deepspeed scripts/zero3.json shares weights and states between the GPUs": not is_alone,
+    }
     return UserError(
         f"out of memory in step {step}, with {batch}: {first_line}\nWhat helps: "
-        + "; ".join(advice)
-        + ". The same command goes on from the last whole checkpoint."
+        f"{'; '.join(text for text, helps in advice.items() if helps)}. The same command goes on "
+        "from the last whole checkpoint."
     )
-
-
-def _count(images: Tensor | list[Tensor]) -> int:
-    """Pictures, or their tiles, of a batch."""
-    if isinstance(images, Tensor):
-        # [N, 3, S, S] and [N, P, D], or [N, tiles, ...]
-        return len(images) if images.ndim in (3, 4) else images.shape[0] * images.shape[1]
-    return sum(len(image) if image.ndim > 3 else 1 for image in images)

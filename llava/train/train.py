@@ -3,14 +3,12 @@
 Input: LLaVA's flags on the command line. Output: checkpoints and the final model in `output_dir`.
 Each step is a function of `build`, `freeze`, `checkpoint` or `llava_trainer`; LLaVA's public names
 are re-exported here. Who builds dataset, collator and sampler is an argument (`data_module`).
-A process that ends tells why to those that wait for it, which by themselves only see that a
-connection broke. The reason goes through the store with which the ranks found each other; under
-torchrun that is the launcher's, and outlives every rank.
+torchrun's summary says why the process that ended first did so; the others only see that a
+connection broke.
 """
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import re
@@ -22,8 +20,10 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
@@ -183,35 +183,37 @@ def run(trainer: LLaVATrainer) -> None:
             `output_dir` is of a run with other data or settings. It is as it was then.
         RunStoppedError: A signal asked for it; everything is saved.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir, ranks = Path(trainer.args.output_dir), PartialState()
     start = _start_from(trainer)
     is_same = check_identity(start or output_dir, trainer.identity(), trainer.args)
     # the first process decides: without a shared disk the others have nothing to compare with
     is_same = broadcast_object_list([is_same])[0]
-    if not is_same:
-        start = None
-    trainer.ranks().barrier()  # all have read what is removed now
-    if trainer.is_local_process_zero():
+    start = start if is_same else None
+    ranks.wait_for_everyone()  # all have read what is removed now
+    if ranks.is_local_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.begin_run(output_dir, overwrites=not is_same)
-    trainer.ranks().barrier()
+    ranks.wait_for_everyone()
     if start is not None:
         log.info("going on from %s", start)
     try:
         with stop_signals(trainer.guard):
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
         trainer.wait_for_save()
-    except KeyboardInterrupt:
-        _finish_save(trainer)
-        last = checkpoint.find_last_checkpoint(output_dir)
-        log.warning(
-            "stopped in step %d. %s",
-            trainer.state.global_step + 1,
-            f"The same command goes on from {last}" if last else "No checkpoint was written yet",
-        )
-        raise
-    except Exception:
-        _finish_save(trainer)
+    except BaseException as error:
+        try:
+            trainer.wait_for_save()
+        except Exception as other:  # must not hide the error that ends the run
+            log.error("a checkpoint could not be written, too: %s", other)
+        if isinstance(error, KeyboardInterrupt):
+            last = checkpoint.find_last_checkpoint(output_dir)
+            log.warning(
+                "stopped in step %d. %s",
+                trainer.state.global_step + 1,
+                f"The same command goes on from {last}"
+                if last
+                else "No checkpoint was written yet",
+            )
         raise
     finally:
         trainer.close_progress()
@@ -228,14 +230,6 @@ def run(trainer: LLaVATrainer) -> None:
         )
 
 
-def _finish_save(trainer: LLaVATrainer) -> None:
-    """Wait for a checkpoint without hiding the error that ends the run."""
-    try:
-        trainer.wait_for_save()
-    except Exception as error:
-        log.error("a checkpoint could not be written, too: %s", error)
-
-
 def _start_from(trainer: LLaVATrainer) -> Path | None:
     """The checkpoint to go on from: the one that is asked for, or the last whole one.
 
@@ -249,7 +243,7 @@ def _start_from(trainer: LLaVATrainer) -> Path | None:
             raise CheckpointError(f"--resume_from_checkpoint {asked}: {problem}")
         return Path(asked)
     found = None
-    if trainer.is_world_process_zero():  # one reads it all, and decides for all
+    if PartialState().is_main_process:  # one reads it all, and decides for all
         found = checkpoint.find_last_checkpoint(str(trainer.args.output_dir), read_all=True)
     return broadcast_object_list([found])[0]
 
@@ -262,7 +256,7 @@ def save_final(trainer: LLaVATrainer) -> None:
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
-    with checkpoint.writing_final(Path(trainer.args.output_dir), trainer.ranks()) as folder:
+    with checkpoint.writing_final(Path(trainer.args.output_dir)) as folder:
         trainer.save_result(folder)
     log.info("saved to %s", trainer.args.output_dir)
 
@@ -300,7 +294,7 @@ def main(run_training: Callable[[], None] = train) -> int:
     """
     build.set_up_logging()
     try:
-        run_training()
+        record(run_training)()
         _leave_ranks()
     except RunStoppedError as stop:
         log.warning("%s", stop)
@@ -309,12 +303,9 @@ def main(run_training: Callable[[], None] = train) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        reason = _explain_loss_of_contact(error)
+        reason = _explain_loss_of_contact(error) or explain(error)
         if reason is None:
-            reason = explain(error)
-            _leave_reason(reason or repr(error))
-            if reason is None:
-                raise
+            raise
         log.error("%s", reason)
         return 1
     return 0
@@ -326,9 +317,9 @@ def _leave_ranks() -> None:
     A rank that just exits may abort while its threads still talk (gloo), and the launcher then ends
     the first rank, which may still be writing.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 class NamedDataset(LazySupervisedDataset):
@@ -348,25 +339,12 @@ class NamedCollator(DataCollatorForSupervisedDataset):
         return {**batch, "sample_ids": [instance["id"] for instance in instances]}
 
 
-_KEY = "lrm/last_words"
-_TIMEOUT = datetime.timedelta(seconds=5)
-# of gloo, NCCL and the store
+# of gloo and NCCL
 _LOST = re.compile(
-    r"Connection (closed|reset)|Broken pipe|recv(Value|Bytes) failed|gloo|NCCL|ncclRemoteError|"
-    r"Socket(Status)?.*(closed|error)|Timed out waiting",
+    r"Connection (closed|reset)|Broken pipe|gloo|NCCL|ncclRemoteError|Socket.*(closed|error)|"
+    r"Timed out waiting",
     re.IGNORECASE,
 )
-
-
-def _leave_reason(reason: str) -> None:
-    """Say why this process ends; the first one that ends is heard."""
-    store = _store()
-    if store is None:
-        return
-    try:
-        store.compare_set(_KEY, "", f"rank {os.environ.get('RANK', '?')}: {reason}")
-    except (RuntimeError, ValueError) as error:
-        log.debug("no last words: %s", error)
 
 
 def _explain_loss_of_contact(error: BaseException) -> str | None:
@@ -376,32 +354,12 @@ def _explain_loss_of_contact(error: BaseException) -> str | None:
     is_lost = isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
     if not is_lost or isinstance(error, torch.OutOfMemoryError):
         return None
-    heard = _heard() or (
-        "it gave no reason: it was killed (perhaps for memory), or its machine is gone"
-    )
     return (
-        f"another process of this run ended ({heard}). Contact was lost: "
-        f"{str(error).strip().splitlines()[0]}. The same command goes on from the last whole "
-        "checkpoint."
+        "another process of this run ended. Its reason is in its own messages and in the "
+        "launcher's summary; one without was killed (perhaps for memory), or its machine is gone. "
+        f"Contact was lost: {str(error).strip().splitlines()[0]}. The same command goes on from "
+        "the last whole checkpoint."
     )
-
-
-def _heard() -> str | None:
-    store = _store()
-    try:
-        return store.get(_KEY).decode() if store is not None and store.check([_KEY]) else None
-    except (RuntimeError, ValueError):
-        return None
-
-
-def _store() -> distributed.TCPStore | None:
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if not (host and port and distributed.is_available()):
-        return None
-    try:
-        return distributed.TCPStore(host, int(port), is_master=False, timeout=_TIMEOUT)
-    except (RuntimeError, ValueError):
-        return None
 
 
 if __name__ == "__main__":

@@ -12,15 +12,13 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.train import checkpoint
-from llava.train.checkpoint import Ranks, find_last_checkpoint, is_whole, problem_of, rotate
+from llava.train.checkpoint import find_last_checkpoint, is_whole, problem_of, rotate
 from llava.train.saving import BackgroundWriter, StateCopy, get_peft_state_maybe_zero_3
-
-ALONE = Ranks()
 
 
 def write(output_dir, step, text="weights"):
     final = output_dir / f"checkpoint-{step}"
-    with checkpoint.writing_folder(final, ALONE) as folder:
+    with checkpoint.writing_folder(final) as folder:
         (folder / "a.bin").write_text(text)
         (folder / "sub").mkdir()
         (folder / "sub" / "b.bin").write_text(text)
@@ -79,11 +77,13 @@ def test_a_mark_without_checksums_counts(tmp_path):
 
 
 def test_parts_are_written_before_the_mark(tmp_path):
-    final = tmp_path / "checkpoint-4"
-    folder = checkpoint.begin_folder(final, ALONE)
-    (folder / "small.bin").write_text("now")
+    final, later, parts = tmp_path / "checkpoint-4", [], []
+    with checkpoint.writing_folder(final, parts, later.append) as folder:
+        (folder / "small.bin").write_text("now")
+        parts.append(lambda: (folder / "large.bin").write_text("later"))
     assert find_last_checkpoint(tmp_path) is None
-    checkpoint.finish_folder(final, [lambda: (folder / "large.bin").write_text("later")])
+    (finish,) = later
+    finish()
     assert set(json.loads((final / "COMPLETE").read_text())["files"]) == {"small.bin", "large.bin"}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
@@ -128,7 +128,7 @@ def test_an_error_while_writing_leaves_nothing_behind_that_counts(tmp_path):
     write(tmp_path, 1)
     with (
         pytest.raises(RuntimeError, match="boom"),
-        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE) as folder,
+        checkpoint.writing_folder(tmp_path / "checkpoint-2") as folder,
     ):
         (folder / "a.bin").write_text("x")
         raise RuntimeError("boom")
@@ -148,7 +148,7 @@ def test_a_full_disk_is_explained(tmp_path, error):
     write(tmp_path, 1)
     with (
         pytest.raises(CheckpointError, match=r"disk is full.*checkpoint-1.*same command"),
-        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE),
+        checkpoint.writing_folder(tmp_path / "checkpoint-2"),
     ):
         raise error
     assert not (tmp_path / "tmp-saving").exists()
@@ -175,7 +175,7 @@ def test_final_files_move_in_and_stale_weights_go(tmp_path):
     (tmp_path / "model-00001-of-00002.safetensors").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "COMPLETE").write_text("{}")
-    with checkpoint.writing_final(tmp_path, ALONE) as folder:
+    with checkpoint.writing_final(tmp_path) as folder:
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_text("new")
     names = sorted(path.name for path in tmp_path.iterdir())
