@@ -12,7 +12,7 @@ import difflib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,12 @@ _REPORTERS = {
     "comet_ml": integrations.is_comet_available,
     "flyte": integrations.is_flytekit_available,
 }
-LOSS_NORMALIZATIONS = ("global", "micro_batch")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "bits": (4, 8, 16),
+    "lora_bias": ("none", "all", "lora_only"),
+    "quant_type": ("fp4", "nf4"),
+    "loss_normalization": ("global", "micro_batch"),
+}
 
 
 @dataclass
@@ -277,40 +282,44 @@ class TrainingArguments(transformers.TrainingArguments):
         Raises:
             ConfigError: with the choices or the package to install.
         """
-        _check_choice("--bits", self.bits, (4, 8, 16))
-        _check_choice("--lora_bias", self.lora_bias, ("none", "all", "lora_only"))
-        _check_choice("--quant_type", self.quant_type, ("fp4", "nf4"))
-        _check_choice("--loss_normalization", self.loss_normalization, LOSS_NORMALIZATIONS)
-        if self.max_skipped_steps < 0 or (self.loss_spike_factor and self.loss_spike_factor <= 1):
-            raise ConfigError(
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(str, choices))
+                raise ConfigError(f"--{name} is {getattr(self, name)!r}; choose from: {listed}")
+        begins_anew_from = self.overwrite_output_dir and self.resume_from_checkpoint
+        _refuse(
+            {
                 f"--max_skipped_steps is {self.max_skipped_steps}, expected 0 or more; "
-                f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1"
-            )
-        if self.max_skipped_steps and (self.deepspeed or self.fp16):
-            raise ConfigError(
+                f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1": (
+                    self.max_skipped_steps < 0
+                    or 0 < self.loss_spike_factor <= 1
+                    or self.loss_spike_factor < 0
+                ),
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
-                "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
-            )
-        asked = self.resume_from_checkpoint not in (None, "True", "true")
-        if self.overwrite_output_dir and asked:
-            raise ConfigError(
+                "itself, or --fp16, whose scaler steps over overflows; use --bf16": (
+                    self.max_skipped_steps and (self.deepspeed or self.fp16)
+                ),
                 "--overwrite_output_dir and --resume_from_checkpoint exclude each other: the one "
-                "removes the checkpoints that the other may name"
-            )
-        if self.group_steps < 1:
-            raise ConfigError(f"--group_steps is {self.group_steps}, expected 1 or more")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ConfigError(f"--peak_tflops is {self.peak_tflops}, expected a positive number")
-        if self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16):
-            raise ConfigError(
-                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits"
-            )
-        if self.bits < 16:
-            _need("bitsandbytes", f"--bits {self.bits}", "gpu")
-        if self.lora_enable:
-            _need("peft", "--lora_enable", "train")
-        if self.deepspeed:
-            _need("deepspeed", "--deepspeed", "train")
+                "removes the checkpoints that the other may name": (
+                    begins_anew_from and begins_anew_from not in ("True", "true")
+                ),
+                f"--group_steps is {self.group_steps}, expected 1 or more": self.group_steps < 1,
+                f"--peak_tflops is {self.peak_tflops}, expected a positive number": (
+                    self.peak_tflops is not None and self.peak_tflops <= 0
+                ),
+                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits": (
+                    self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16)
+                ),
+            }
+        )
+        needed = {
+            ("bitsandbytes", f"--bits {self.bits}", "gpu"): self.bits < 16,
+            ("peft", "--lora_enable", "train"): self.lora_enable,
+            ("deepspeed", "--deepspeed", "train"): self.deepspeed,
+        }
+        for package, is_needed in needed.items():
+            if is_needed:
+                _need(*package)
 
 
 @dataclass(frozen=True)
@@ -383,14 +392,21 @@ def _check_paths(
     Raises:
         ConfigError: naming the flags.
     """
-    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
-        raise ConfigError("--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other")
-    if model_args.tune_mm_mlp_adapter and training_args.lora_enable:
-        raise ConfigError("--tune_mm_mlp_adapter and --lora_enable exclude each other")
-    if model_args.tune_mm_mlp_adapter and model_args.vision_tower is None:
-        raise ConfigError("--tune_mm_mlp_adapter trains the projector: name a --vision_tower")
-    if not 0 <= data_args.max_drop_rate < 1:
-        raise ConfigError(f"--max_drop_rate is {data_args.max_drop_rate}, expected 0 <= rate < 1")
+    tunes, rate = model_args.tune_mm_mlp_adapter, data_args.max_drop_rate
+    _refuse(
+        {
+            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other": (
+                tunes and training_args.freeze_mm_mlp_adapter
+            ),
+            "--tune_mm_mlp_adapter and --lora_enable exclude each other": (
+                tunes and training_args.lora_enable
+            ),
+            "--tune_mm_mlp_adapter trains the projector: name a --vision_tower": (
+                tunes and model_args.vision_tower is None
+            ),
+            f"--max_drop_rate is {rate}, expected 0 <= rate < 1": not 0 <= rate < 1,
+        }
+    )
 
 
 def check_surroundings(training_args: TrainingArguments) -> None:
@@ -417,9 +433,15 @@ def check_surroundings(training_args: TrainingArguments) -> None:
         raise ConfigError(f"--output_dir {folder} cannot be made: {there} {problem}")
 
 
-def _check_choice(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{flag} is {value!r}; choose from: {', '.join(map(str, choices))}")
+def _refuse(problems: Mapping[str, Any]) -> None:
+    """Raise the first problem that there is.
+
+    Args:
+        problems: Whether there is each, by its text.
+    """
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ConfigError(problem)
 
 
 def _need(package: str, flag: str, extra: str) -> None:

@@ -96,27 +96,28 @@ def build_model(
     if config is None:
         raise CheckpointError(f"{path}: there is no config.json; name a base model's folder")
     model_class: Any = AutoModelForCausalLM
-    keywords: dict[str, Any] = {"dtype": load_dtype(model_args, training_args)}
+    if training_args.packing and attn_implementation in (None, "sdpa"):
+        attn_implementation = PACKED_SDPA
+    options: dict[str, Any] = {
+        "dtype": load_dtype(model_args, training_args),
+        "attn_implementation": attn_implementation,
+        "cache_dir": training_args.cache_dir,
+    }
     if model_args.vision_tower is not None:
         where = f"--model_name_or_path {path}"
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)
         # not from the folder: transformers would warn that the base is of another type
         kept = {key: value for key, value in config.items() if key != "model_type"}
-        keywords["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
-    if training_args.packing and attn_implementation in (None, "sdpa"):
-        attn_implementation = PACKED_SDPA
-    if attn_implementation is not None:
-        keywords["attn_implementation"] = attn_implementation
-    if training_args.cache_dir is not None:
-        keywords["cache_dir"] = training_args.cache_dir
+        options["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
     if training_args.bits < 16:
-        keywords["device_map"] = {"": training_args.device}
-        keywords["quantization_config"] = _quantization(training_args)
+        options["device_map"] = {"": training_args.device}
+        options["quantization_config"] = _quantization(training_args)
     if Path(path).is_dir():
         _refuse_parts(path)
         check_complete(Path(path))
-    model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
+    options = {key: value for key, value in options.items() if value is not None}
+    model, info = model_class.from_pretrained(path, output_loading_info=True, **options)
     _refuse_gaps(path, info["missing_keys"])
     model.config.use_cache = False
     model.liger_loss = training_args.liger_loss
@@ -172,19 +173,17 @@ def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArgumen
             f"--pretrain_mm_mlp_adapter {model_args.pretrain_mm_mlp_adapter} replaces its trained "
             "projector; leave the flag out to keep that"
         )
-    template = config.get("conversation") or {}
+    template, tower = config.get("conversation") or {}, config["mm_vision_tower"]
     name = template.get("name") if isinstance(template, Mapping) else template
-    if name and name != model_args.version:
-        told.append(f"it was trained with --version {name}, not {model_args.version}")
-    tower = config["mm_vision_tower"]
-    if Path(tower).name != Path(str(model_args.vision_tower)).name:
-        told.append(f"it was trained with --vision_tower {tower}, not {model_args.vision_tower}")
-    layer = config.get("mm_vision_select_layer")
-    if layer not in (None, model_args.mm_vision_select_layer):
-        told.append(
-            f"it was trained with --mm_vision_select_layer {layer}, not "
-            f"{model_args.mm_vision_select_layer}"
-        )
+    is_same_tower = Path(tower).name == Path(str(model_args.vision_tower)).name
+    trained_with = {
+        "version": name,
+        "vision_tower": None if is_same_tower else tower,
+        "mm_vision_select_layer": config.get("mm_vision_select_layer"),
+    }
+    for flag, was in trained_with.items():
+        if was not in (None, "", now := getattr(model_args, flag)):
+            told.append(f"it was trained with --{flag} {was}, not {now}")
     if told:
         log.warning("--model_name_or_path %s is a trained model: %s", path, "; ".join(told))
 

@@ -8,6 +8,7 @@ fine-tuning stage trains projector and language model; the tower is frozen in bo
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -79,32 +80,28 @@ class FreezeReport:
         """Parameters that are trained, in all."""
         return sum(part.num_trainable for part in self.parts)
 
-    @property
-    def num_total(self) -> int:
-        """All parameters."""
-        return sum(part.num_total for part in self.parts)
-
     def __str__(self) -> str:
-        lines = [f"{'part':<15}{'trainable':>15}{'all':>15}  dtype"]
-        total = PartCount("total", self.num_trainable, self.num_total, "")
-        lines += [
+        total = PartCount("total", self.num_trainable, sum(p.num_total for p in self.parts), "")
+        rows = [
             f"{p.part:<15}{p.num_trainable:>15,}{p.num_total:>15,}  {p.dtype}".rstrip()
             for p in (*self.parts, total)
         ]
-        return "\n".join(lines)
+        return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
+
+
+# what the name of a parameter holds
+_MARKS = {
+    "lora_": ADAPTERS,
+    "vision_tower.": TOWER,
+    "mm_projector.": PROJECTOR,
+    "image_newline": NEWLINE,
+    "lm_head.": HEAD,
+}
 
 
 def part_of(name: str) -> str:
     """Tell by its name which part of the model a parameter belongs to."""
-    if "lora_" in name:
-        return ADAPTERS
-    if "vision_tower." in name:
-        return TOWER
-    if "mm_projector." in name:
-        return PROJECTOR
-    if "image_newline" in name:
-        return NEWLINE
-    return HEAD if "lm_head." in name else LANGUAGE_MODEL
+    return next((part for mark, part in _MARKS.items() if mark in name), LANGUAGE_MODEL)
 
 
 def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
@@ -139,18 +136,14 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
 
 def count_parameters(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> FreezeReport:
     """Count parameters by part; one that ZeRO-3 partitioned counts with its full size."""
-    counts: dict[str, list[int]] = {}
-    dtypes: dict[str, set[str]] = {}
+    parts: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        part = part_of(name)
-        count = counts.setdefault(part, [0, 0])
-        count[0] += size if parameter.requires_grad else 0
-        count[1] += size
-        dtypes.setdefault(part, set()).add(str(parameter.dtype).removeprefix("torch."))
-    return FreezeReport(
-        tuple(
-            PartCount(part, trainable, total, ", ".join(sorted(dtypes[part])))
-            for part, (trainable, total) in counts.items()
-        )
-    )
+        parts[part_of(name)].append(parameter)
+    counts = []
+    for part, own in parts.items():
+        sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in own]
+        dtypes = {str(each.dtype).removeprefix("torch.") for each in own}
+        trainable = sum(size for size, is_trained in sizes if is_trained)
+        total = sum(size for size, _ in sizes)
+        counts.append(PartCount(part, trainable, total, ", ".join(sorted(dtypes))))
+    return FreezeReport(tuple(counts))
