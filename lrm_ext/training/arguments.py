@@ -103,26 +103,30 @@ class LrmArguments:
         Raises:
             ConfigError: A value is none of the choices.
         """
-        if self.feature_cache_dtype not in CACHE_DTYPES:
-            raise ConfigError(
-                f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
-                f"{', '.join(CACHE_DTYPES)}"
-            )
-        if min(self.length_window, self.pack_window, self.encode_cache) < 0:
-            raise ConfigError(
-                "--length_window, --pack_window and --encode_cache must not be negative"
-            )
-        if self.alignment_loss < 0:
-            raise ConfigError(f"--alignment_loss is {self.alignment_loss}, expected 0 or more")
-        if not 0 <= self.eval_share < 1:
-            raise ConfigError(f"--eval_share is {self.eval_share}, expected a share in [0, 1)")
-        if self.eval_share and self.eval_corpus_path is not None:
-            raise ConfigError("--eval_share and --eval_corpus_path exclude each other")
-        if self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0:
-            raise ConfigError(
-                "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience "
-                "must not be negative"
-            )
+        counts = (self.length_window, self.pack_window, self.encode_cache)
+        problems = {
+            f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
+            f"{', '.join(CACHE_DTYPES)}": self.feature_cache_dtype not in CACHE_DTYPES,
+            "--length_window, --pack_window and --encode_cache must not be negative": (
+                min(counts) < 0
+            ),
+            f"--alignment_loss is {self.alignment_loss}, expected 0 or more": (
+                self.alignment_loss < 0
+            ),
+            f"--eval_share is {self.eval_share}, expected a share in [0, 1)": (
+                not 0 <= self.eval_share < 1
+            ),
+            "--eval_share and --eval_corpus_path exclude each other": (
+                self.eval_share and self.eval_corpus_path is not None
+            ),
+            "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience must "
+            "not be negative": (
+                self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0
+            ),
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise ConfigError(problem)
         self.feature_cache = read_cache_switch(self.feature_cache)
 
     @property

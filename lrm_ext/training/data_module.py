@@ -21,9 +21,9 @@ from lrm_ext.corpus.store import AnyCorpus, Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
-from lrm_ext.training.dataset import Limits, MixtureDataset
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits
 from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
-from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
+from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
 from lrm_ext.training.validation import (
     MarkBest,
     StopEarly,
@@ -149,9 +149,9 @@ def _validation(
     if arguments.early_stop_patience:
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
-        from lrm_ext.training.questions import Questions  # imports the evaluation
+        from lrm_ext.training.questions import ValidationQuestions  # imports the evaluation
 
-        result["extra_evaluation"] = Questions(
+        result["extra_evaluation"] = ValidationQuestions(
             arguments.eval_benchmark,
             arguments.eval_questions,
             corpus.languages,
@@ -183,7 +183,7 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
     return default_data_module(context, orient_images=True)
 
 
-def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> StepSampler:
+def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> LengthWindowSampler:
     step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     seed = args.seed if args.data_seed is None else args.data_seed
     common = (len(dataset), step_size, dataset.length)
@@ -194,25 +194,23 @@ def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> Ste
 
 def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) -> MixtureDataset:
     tower = context.model.get_vision_tower() if context.data_args.is_multimodal else None
-    num_image_tokens = 0
-    loader = features = None
+    pictures: PictureLoader | FeatureCache | None = None
     if tower is not None:
-        num_image_tokens = tower.num_image_tokens
-        loader = PictureLoader(
+        pictures = PictureLoader(
             context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
         )
-        features = _features(context, arguments, mixture.corpus, tower, loader)
+        if arguments.feature_cache != NO_CACHE:
+            pictures = _features(context, arguments, mixture.corpus, tower, pictures)
     return MixtureDataset(
         mixture,
         context.tokenizer,
         str(context.model_args.version),
-        Limits(
+        SampleLimits(
             max_length=context.training_args.model_max_length,
-            num_image_tokens=num_image_tokens,
+            num_image_tokens=0 if tower is None else tower.num_image_tokens,
             max_drop_rate=context.data_args.max_drop_rate,
         ),
-        loader,
-        features,
+        pictures,
         context.model_args.mm_use_im_start_end,
         arguments.encode_cache,
     )
@@ -224,10 +222,8 @@ def _features(
     corpus: AnyCorpus,
     tower: Any,
     loader: PictureLoader,
-) -> FeatureCache | None:
-    """Open the feature cache, filled for all pictures of the corpus, if one is wanted."""
-    if arguments.feature_cache == NO_CACHE:
-        return None
+) -> FeatureCache:
+    """Open the feature cache, filled for all pictures of the corpus."""
     root = Path(arguments.feature_cache)
     if arguments.feature_cache in (WITH_CACHE, AUTO_CACHE):
         root = corpus.path.resolve().parent / FEATURE_DIR

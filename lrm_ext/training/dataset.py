@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from llava.constants import IGNORE_INDEX
@@ -119,7 +117,7 @@ _MAX_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True)
-class Limits:
+class SampleLimits:
     """How long a sample may be, and what happens to one that is longer.
 
     Attributes:
@@ -148,8 +146,7 @@ class EncodedItem:
         labels: [T] int32, not shifted.
         length: Positions in the model, the picture's included.
         groups: Names under which figures of training are collected.
-        num_characters: Of its answers.
-        num_bytes: Of its answers, in UTF-8.
+        units: How many characters, and bytes in UTF-8, its answers have.
     """
 
     id: str
@@ -160,8 +157,7 @@ class EncodedItem:
     labels: npt.NDArray[np.int32]
     length: int
     groups: tuple[str, ...] = ()
-    num_characters: int = 0
-    num_bytes: int = 0
+    units: Mapping[str, int] = field(default_factory=dict)
 
 
 class MixtureDataset(Dataset[dict[str, Any]]):
@@ -173,8 +169,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         version: Template family; a sample gets the template of its answers' language, if the
             family has one.
         limits: How long a sample may be.
-        loader: Opens pictures; None for a text-only model.
-        features: Outputs of the frozen tower, in place of the loader's pictures.
+        pictures: Opens pictures, or reads the outputs of the frozen tower; None for a text-only
+            model.
         mm_use_im_start_end: Put `<im_start>` and `<im_end>` around a picture.
         cache_size: Encoded samples to keep. The sampler asks for a sample's length before the
             loader asks for the sample.
@@ -185,9 +181,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         mixture: Mixture,
         tokenizer: Any,
         version: str,
-        limits: Limits,
-        loader: PictureLoader | None = None,
-        features: FeatureCache | None = None,
+        limits: SampleLimits,
+        pictures: PictureLoader | FeatureCache | None = None,
         mm_use_im_start_end: bool = False,
         cache_size: int = 100_000,
     ) -> None:
@@ -195,8 +190,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self.tokenizer = tokenizer
         self.version = version
         self.limits = limits
-        self._loader = loader
-        self._features = features
+        self._pictures = pictures
         self._start_end = mm_use_im_start_end
         self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
         self._cache_size = cache_size
@@ -216,7 +210,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     @property
     def has_features(self) -> bool:
         """Whether items hold the tower's outputs in place of pictures."""
-        return self._features is not None
+        return isinstance(self._pictures, FeatureCache)
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples and their order, for checkpoints."""
@@ -246,18 +240,22 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
             "groups": encoded.groups,
-            "units": {"character": encoded.num_characters, "byte": encoded.num_bytes},
+            "units": encoded.units,
         }
         if self.extend is not None:
             item |= self.extend(encoded)
-        if self._loader is not None or self._features is not None:
-            name = "image" if self._features is None else "image_features"
+        if self._pictures is not None:
+            name = self._pictures.entry
+            item[name] = self._pictures.empty
             self.sample_losses.count(READ, encoded.lang)
+            path = self.mixture.corpus.image_path(encoded.row) if encoded.has_image else None
             try:
-                item[name] = self._picture(encoded) if encoded.has_image else self._no_picture
+                item[name] = item[name] if path is None else self._pictures(path)
             except DataError as error:
-                self._lose_picture(encoded, error)
-                item[name] = self._no_picture
+                # another sample in its place would come twice in the epoch
+                what = f"{self._named(encoded.id, encoded.lang)}: {str(error).rstrip('.')}"
+                self.sample_losses.lose(BROKEN, encoded.lang, what, "Mend it")
+                log.warning("%s; nothing is learnt from it", what)
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         if not (item["labels"] != IGNORE_INDEX).any():
             item["units"] = dict.fromkeys(item["units"], 0)
@@ -265,15 +263,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
                 item["picture"] = -1
         return item
 
-    def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
-        """Count a picture that broke: its sample keeps its place in the step, but is not learnt.
-
-        Another sample in its place would come twice in the epoch.
-        """
-        reason = str(error).rstrip(".")
-        what = f"{self.mixture.corpus.path}: sample {item.id!r} ({item.lang}): {reason}"
-        self.sample_losses.lose(BROKEN, item.lang, what, "Mend it")
-        log.warning("%s; nothing is learnt from it", what)
+    def _named(self, sample_id: str, what: str) -> str:
+        return f"{self.mixture.corpus.path}: sample {sample_id!r} ({what})"
 
     def length(self, index: int) -> int:
         """Positions that the item of an index takes in the model."""
@@ -292,9 +283,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         epoch, position = divmod(index, len(self))
         for step in range(_MAX_IN_A_ROW):
             draw = self.mixture.draw((position + step) % len(self), epoch)
-            item = self._cache.get(draw)
-            if item is None:
-                item = self._encode(draw)
+            item = self._cache.get(draw) or self._encode(draw)
             if item.length <= self.limits.max_length:
                 return item
         raise DataError(
@@ -307,18 +296,23 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         return self.sample_losses.report()
 
     def _encode(self, draw: Draw) -> EncodedItem:
-        sample = self.mixture.make_sample(draw)
+        sample, limit = self.mixture.make_sample(draw), self.limits.max_length
         conv = _conversation(self.version, sample.lang)
         turns = place_images(sample.turns, conv, self._start_end)
-        item = self._encode_turns(sample, draw, conv, turns)
+        item = whole = self._encode_turns(sample, draw, conv, turns)
         self.sample_losses.count(ENCODED, draw.lang)
-        if item.length > self.limits.max_length:
-            item = self._cut(sample, draw, conv, turns) or item
-        if item.length > self.limits.max_length:
+        # as many of its first rounds as fit
+        for end in range(len(turns) - 2, 0, -2):
+            if item.length > limit:
+                item = self._encode_turns(sample, draw, conv, turns[:end])
+        if item is not whole and item.length <= limit and (item.labels != IGNORE_INDEX).any():
+            self.sample_losses.count(CUT, draw.lang)
+            log.debug("%s: its last rounds do not fit", self._named(sample.id, draw.lang))
+        elif whole.length > limit:
+            item = whole
             what = (
-                f"{self.mixture.corpus.path}: sample {sample.id!r} ({draw.lang}, "
-                f"{draw.instruction}) takes {item.length} positions with its picture, "
-                f"--model_max_length is {self.limits.max_length}"
+                f"{self._named(sample.id, f'{draw.lang}, {draw.instruction}')} takes "
+                f"{item.length} positions with its picture, --model_max_length is {limit}"
             )
             self.sample_losses.lose(TOO_LONG, draw.lang, what, "Raise it")
             log.debug("%s; left out", what)
@@ -342,45 +336,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             labels=np.asarray(encoded.labels, dtype=np.int32),
             length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
             groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
-            num_characters=len(answers),
-            num_bytes=len(answers.encode()),
+            units={"character": len(answers), "byte": len(answers.encode())},
         )
-
-    def _cut(
-        self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
-    ) -> EncodedItem | None:
-        """The sample with as many of its first rounds as fit; None if no answer is left then."""
-        for end in range(len(turns) - 2, 0, -2):
-            item = self._encode_turns(sample, draw, conv, turns[:end])
-            if item.length <= self.limits.max_length:
-                if not (item.labels != IGNORE_INDEX).any():
-                    return None
-                self.sample_losses.count(CUT, draw.lang)
-                text = "%s: sample %r (%s): %d of its %d turns do not fit"
-                where = self.mixture.corpus.path
-                log.debug(text, where, sample.id, draw.lang, len(turns) - end, len(turns))
-                return item
-        return None
-
-    def _image_path(self, item: EncodedItem) -> Path:
-        path = self.mixture.corpus.image_path(item.row)
-        assert path is not None
-        return path
-
-    def _picture(self, item: EncodedItem) -> Tensor:
-        if self._features is not None:
-            return self._features[self._image_path(item)]
-        assert self._loader is not None
-        return self._loader(self._image_path(item))
-
-    @property
-    def _no_picture(self) -> Tensor:
-        """What stands for the picture of a sample that has none: zeros."""
-        if self._features is not None:
-            dtype: torch.dtype = getattr(torch, self._features.dtype)
-            return torch.zeros(self._features.feature_shape, dtype=dtype)
-        assert self._loader is not None
-        return self._loader.empty
 
 
 @lru_cache(maxsize=256)

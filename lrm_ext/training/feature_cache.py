@@ -20,15 +20,16 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from llava.errors import ConfigError, DataError
 from llava.files import writing
@@ -56,16 +57,17 @@ class PictureLoader:
         ConfigError: Another aspect ratio.
     """
 
+    # the entry of items and batches that holds the pictures
+    entry = "image"
+
     def __init__(self, processor: Any, aspect_ratio: str, uses_draft: bool = False) -> None:
         if aspect_ratio not in ASPECT_RATIOS:
             raise ConfigError(
                 f"--image_aspect_ratio is {aspect_ratio!r}; training on a mixture knows: "
                 f"{', '.join(ASPECT_RATIOS)}"
             )
-        self.processor = processor
-        self.aspect_ratio = aspect_ratio
-        self.uses_draft = uses_draft
-        self.gives_bytes = keeps_bytes(processor)
+        self.processor, self.aspect_ratio = processor, aspect_ratio
+        self.uses_draft, self.gives_bytes = uses_draft, keeps_bytes(processor)
 
     @property
     def empty(self) -> Tensor:
@@ -91,8 +93,7 @@ class PictureLoader:
             ) from error
         if not self.gives_bytes:
             settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
-            pixels: Tensor = process_images([image], self.processor, settings)[0]
-            return pixels
+            return process_images([image], self.processor, settings)[0]  # type: ignore[no-any-return]
         if self.aspect_ratio == "pad":
             color = tuple(int(255 * mean) for mean in self.processor.image_mean)
             image = expand2square(image, color)
@@ -107,13 +108,6 @@ PICTURES_PER_SHARD = 2048
 BATCH_SIZE = 64
 
 
-class FileState(NamedTuple):
-    """What tells that a file has not changed."""
-
-    size: int
-    mtime_ns: int
-
-
 class FeatureCache:
     """The features of the pictures that were computed so far.
 
@@ -121,9 +115,11 @@ class FeatureCache:
         >>> cache = FeatureCache(folder, tower, loader, dtype="float16")
         >>> cache.add(paths, tower)
         24000
-        >>> cache[paths[0]].shape
+        >>> cache(paths[0]).shape
         torch.Size([16, 160])
     """
+
+    entry = "image_features"
 
     def __init__(self, root: Path, tower: Any, loader: PictureLoader, dtype: str) -> None:
         """Open the cache for a tower.
@@ -138,11 +134,13 @@ class FeatureCache:
         self.folder = root / cache_key(tower, loader, dtype)
         self.feature_shape = (tower.num_image_tokens, int(tower.hidden_size))
         self._loader = loader
-        self._places: dict[str, tuple[str, int, FileState]] = {}
+        # by path: shard, row, and size and time of the picture when it was read
+        self._places: dict[str, tuple[str, int, tuple[int, int]]] = {}
         self._shards: dict[str, npt.NDArray[Any]] = {}
         # not on disk: the next opening tries again
         self._broken: dict[str, str] = {}
-        self._read_lists()
+        for path in sorted(self.folder.glob("*.json")):
+            self._enter(path.stem, json.loads(path.read_text(encoding="utf-8"))["pictures"])
 
     def __getstate__(self) -> dict[str, Any]:
         # a loader's workers map the shards themselves
@@ -151,7 +149,12 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, path: Path) -> Tensor:
+    @property
+    def empty(self) -> Tensor:
+        """What stands for the features of a sample without a picture: zeros, [P, D]."""
+        return torch.zeros(self.feature_shape, dtype=getattr(torch, self.dtype))
+
+    def __call__(self, path: Path) -> Tensor:
         """The features of a picture, [P, D].
 
         Raises:
@@ -161,10 +164,9 @@ class FeatureCache:
         if _name(path) in self._broken:
             raise DataError(self._broken[_name(path)])
         name, row, _ = self._places[_name(path)]
-        shard = self._shards.get(name)
-        if shard is None:
-            shard = self._shards[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return torch.from_numpy(np.array(shard[row]))
+        if name not in self._shards:
+            self._shards[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return torch.from_numpy(np.array(self._shards[name][row]))
 
     def missing(self, paths: Sequence[Path]) -> list[Path]:
         """Those pictures that are new, or have changed since their features were computed."""
@@ -197,34 +199,40 @@ class FeatureCache:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         log.info("computing the vision tower's output for %d pictures", len(todo))
-        pictures = _Pictures(todo, self._loader)
         batches: DataLoader[Any] = DataLoader(
-            pictures, batch_size=BATCH_SIZE, num_workers=num_workers
+            todo,  # type: ignore[arg-type]
+            batch_size=BATCH_SIZE,
+            num_workers=num_workers,
+            collate_fn=self._open,
         )
         with Progress("vision tower", len(todo), "pictures") as progress:
             rows: list[npt.NDArray[Any]] = []
             whole: list[Path] = []
-            num_seen = 0
-            for pixels, reasons in batches:
-                batch = todo[num_seen : num_seen + len(pixels)]
-                self._note_broken(batch, reasons, tolerates_broken)
+            for paths, pixels, reasons in batches:
+                broken = {_name(path): why for path, why in zip(paths, reasons, strict=True) if why}
+                if broken and not tolerates_broken:
+                    raise DataError(next(iter(broken.values())))
+                self._broken |= broken
                 kept = [i for i, reason in enumerate(reasons) if not reason]
                 rows.append(self._encode(tower, pixels)[kept])
-                whole += [batch[i] for i in kept]
-                num_seen += len(pixels)
-                progress.advance(len(pixels))
-                if len(whole) >= PICTURES_PER_SHARD or (whole and num_seen == len(todo)):
+                whole += [paths[i] for i in kept]
+                progress.advance(len(paths))
+                if len(whole) >= PICTURES_PER_SHARD or (whole and paths[-1] == todo[-1]):
                     self._write(whole, np.concatenate(rows))
                     whole, rows = [], []
         return sum(_name(path) not in self._broken for path in todo)
 
-    def _note_broken(self, paths: Sequence[Path], reasons: Sequence[str], tolerates: bool) -> None:
-        for path, reason in zip(paths, reasons, strict=True):
-            if reason and not tolerates:
-                raise DataError(reason)
-            self._broken.pop(_name(path), None)
-            if reason:
-                self._broken[_name(path)] = reason
+    def _open(self, paths: list[Path]) -> tuple[list[Path], Tensor, list[str]]:
+        """Pictures' pixels and empty texts; of one that cannot be read, zeros and the reason."""
+        pixels, reasons = [], []
+        for path in paths:
+            try:
+                pixels.append(self._loader(path))
+                reasons.append("")
+            except DataError as error:
+                pixels.append(self._loader.empty)
+                reasons.append(str(error))
+        return paths, torch.stack(pixels), reasons
 
     def _encode(self, tower: Any, pixels: Tensor) -> npt.NDArray[Any]:
         with torch.no_grad(), np.errstate(over="ignore"):
@@ -234,8 +242,7 @@ class FeatureCache:
                 f"the vision tower's output does not fit into {self.dtype}; use "
                 "--feature_cache_dtype float32"
             )
-        result: npt.NDArray[Any] = features
-        return result
+        return features  # type: ignore[no-any-return]
 
     def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
         """Write a shard; its list comes last and makes it count."""
@@ -246,23 +253,16 @@ class FeatureCache:
         _write_whole(self.folder / f"{name}.json", lambda file: file.write(text))
         self._enter(name, entries)
 
-    def _read_lists(self) -> None:
-        for path in sorted(self.folder.glob("*.json")):
-            entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-            self._enter(path.stem, entries)
-
     def _enter(self, name: str, entries: Sequence[Sequence[Any]]) -> None:
         for row, (picture, size, mtime_ns) in enumerate(entries):
-            self._places[picture] = (name, row, FileState(size, mtime_ns))
+            self._places[picture] = (name, row, (size, mtime_ns))
+            self._broken.pop(picture, None)
 
     def _is_missing(self, path: Path) -> bool:
         place = self._places.get(_name(path))
-        if place is None:
-            return True
-        try:
-            return place[2] != _state(path)
-        except DataError:
-            return True  # whoever reads it says why
+        with suppress(DataError):  # whoever reads it says why
+            return place is None or place[2] != _state(path)
+        return True
 
 
 def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
@@ -284,34 +284,18 @@ def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Pictures(Dataset[tuple[Tensor, str]]):
-    """Pixels and an empty text; of a picture that cannot be read, zeros and the reason."""
-
-    def __init__(self, paths: Sequence[Path], loader: PictureLoader) -> None:
-        self._paths = paths
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        try:
-            return self._loader(self._paths[index]), ""
-        except DataError as error:
-            return self._loader.empty, str(error)
-
-
 def _name(path: Path) -> str:
     """One spelling of a path: two corpora may share their pictures."""
     return os.path.abspath(path)
 
 
-def _state(path: Path) -> FileState:
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of a picture, which tell that it has not changed."""
     try:
         stat = path.stat()
     except OSError as error:
         raise DataError(f"{path}: there is no such picture ({error.strerror})") from error
-    return FileState(stat.st_size, stat.st_mtime_ns)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -12,7 +12,6 @@ must take part in it.
 from __future__ import annotations
 
 import heapq
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,34 +21,35 @@ from torch.utils.data import Sampler
 Length = Callable[[int], int]
 
 
-class StepSampler(Sampler[int], ABC):
-    """Indices of a mixture, step after step.
+class LengthWindowSampler(Sampler[int]):
+    """Indices of a mixture, in steps of like length, for batches that are padded.
+
+    Inside a window samples are sorted by length and cut into steps, whose order is shuffled; so
+    padding is small and the mixture's order stays, window by window.
 
     Args:
         num_samples: Samples an epoch.
         step_size: Samples that all ranks learn from in one optimizer step.
         length: Length of the sample of an index, in tokens.
-        seed: Decides what is shuffled.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Decides the order of the steps in a window.
     """
 
-    # steps that are planned together
-    window: int
-
-    def __init__(self, num_samples: int, step_size: int, length: Length, seed: int = 0) -> None:
-        self.num_samples = num_samples
-        self.step_size = step_size
-        self.seed = seed
-        self.epoch = 0
-        self._length = length
+    def __init__(
+        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
+    ) -> None:
+        self.num_samples, self.step_size, self._length = num_samples, step_size, length
+        self.window, self._sorts = window or 1, window > 0
+        self.seed, self.epoch = seed, 0
         self._num_skipped: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Indices an epoch, with those that fill up its last step."""
         return -(-self.num_samples // self.step_size) * self.step_size
 
-    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides which samples make a step, for checkpoints."""
+        return {"sorted steps": self.window if self._sorts else 0}
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -72,51 +72,13 @@ class StepSampler(Sampler[int], ABC):
                 yield from range(first + start, first + end)
                 continue
             for step in self._plan(range(first + start, first + end), number):
-                yield from self._deal([*step, *self._fill(step)])
+                # repeats make a short step whole; the shortest sample costs the least
+                missing = self.step_size - len(step)
+                fill = [~min(step, key=self._length)] * missing if missing else []
+                yield from self._deal([*step, *fill])
 
-    def _fill(self, step: Sequence[int]) -> list[int]:
-        """Repeats that make a short step whole; the shortest sample costs the least."""
-        missing = self.step_size - len(step)
-        return [~min(step, key=self._length)] * missing if missing else []
-
-    @abstractmethod
     def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
         """Cut window `number` into steps; only the last step of an epoch may be short."""
-
-    @abstractmethod
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
-        """The order in which a step is cut into micro-batches and those are dealt to ranks."""
-
-    def _size(self, index: int) -> int:
-        return self._length(index if index >= 0 else ~index)
-
-
-class LengthWindowSampler(StepSampler):
-    """Steps of like length, for batches that are padded.
-
-    Inside a window samples are sorted by length and cut into steps, whose order is shuffled; so
-    padding is small and the mixture's order stays, window by window.
-
-    Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
-        window: Steps that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the steps in a window.
-    """
-
-    def __init__(
-        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
-    ) -> None:
-        super().__init__(num_samples, step_size, length, seed)
-        self.window = window or 1
-        self._sorts = window > 0
-
-    def identity(self) -> dict[str, Any]:
-        """The window; without one, steps are those of `PackedSampler`."""
-        return {"sorted steps": self.window if self._sorts else 0}
-
-    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
         if not self._sorts:
             yield indices
             return
@@ -131,9 +93,12 @@ class LengthWindowSampler(StepSampler):
         if rest:
             yield [by_length[i] for i in sorted(rest)]
 
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
-        # neighbours are of like length already, and go to the ranks of one micro-step
-        return step if self._sorts else list(step)
+    def _deal(self, step: list[int]) -> list[int]:
+        """The order in which a step is cut into micro-batches and those are dealt to ranks.
+
+        Neighbours are of like length already, and go to the ranks of one micro-step.
+        """
+        return step
 
 
 class PackedSampler(LengthWindowSampler):
@@ -166,13 +131,14 @@ class PackedSampler(LengthWindowSampler):
         super().__init__(num_samples, step_size, length, window, seed)
         self.batch_size = batch_size
 
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
+    def _deal(self, step: list[int]) -> list[int]:
         """Longest first, each to the micro-batch with the fewest tokens that has room."""
         batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
         lightest = [(0, number) for number in range(len(batches))]
-        for index in sorted(step, key=lambda index: (-self._size(index), index)):
+        lengths = {index: self._length(max(index, ~index)) for index in step}
+        for index in sorted(step, key=lambda index: (-lengths[index], index)):
             tokens, number = heapq.heappop(lightest)
             batches[number].append(index)
             if len(batches[number]) < self.batch_size:
-                heapq.heappush(lightest, (tokens + self._size(index), number))
+                heapq.heappush(lightest, (tokens + lengths[index], number))
         return [index for batch in batches for index in batch]

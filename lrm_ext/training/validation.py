@@ -13,22 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.files import write_atomically
-from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
+from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset
 
@@ -47,15 +48,11 @@ class CorpusPart(Corpus):
     """
 
     def __init__(self, whole: Corpus, share: float, is_held_out: bool) -> None:
+        super().__init__(whole.path, whole._meta, whole.image_root)
         self.whole, self.share, self.is_held_out = whole, share, is_held_out
-        self.path, self.image_root = whole.path, whole.image_root
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (CorpusPart, (self.whole, self.share, self.is_held_out))
-
-    def __repr__(self) -> str:
-        kind = "held out" if self.is_held_out else "trained on"
-        return f"CorpusPart({self.whole!r}, {len(self)} rows {kind})"
 
     @cached_property
     def rows(self) -> npt.NDArray[np.uint32]:
@@ -72,27 +69,10 @@ class CorpusPart(Corpus):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """As of the whole corpus."""
-        return self.whole.languages
-
     def fingerprint(self) -> str:
         """Differs from the whole's, and for another share."""
         name = f"{self.whole.fingerprint()} {self.share!r} {self.is_held_out}"
         return hashlib.sha256(name.encode()).hexdigest()[:12]
-
-    def row(self, index: int) -> CorpusRow:
-        """See `Corpus`."""
-        return self.whole.row(int(self.rows[index]))
-
-    def text(self, lang: str, index: int) -> Text | None:
-        """See `Corpus`."""
-        return self.whole.text(lang, int(self.rows[index]))
-
-    def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
-        """See `Corpus`."""
-        return self.whole.turns(lang, int(self.rows[index]))
 
     def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
         """See `Corpus`; numbers of this part."""
@@ -101,11 +81,10 @@ class CorpusPart(Corpus):
 
     def usable(self, lang: str) -> Sequence[int]:
         """See `Corpus`."""
-        return list(map(int, self.usable_rows(lang)))
+        return self.usable_rows(lang).tolist()
 
-    def image_path(self, index: int) -> Path | None:
-        """See `Corpus`."""
-        return self.whole.image_path(int(self.rows[index]))
+    def _locate(self, folder: str, index: int) -> tuple[pa.RecordBatch, int]:
+        return self.whole._locate(folder, int(self.rows[index]))
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -149,15 +128,13 @@ class ValidationSet(Dataset[dict[str, Any]]):
     def __init__(self, dataset: MixtureDataset, num_samples: int) -> None:
         self.dataset = dataset
         wanted = -(-num_samples // len(dataset.mixture.corpus.languages))
-        by_language: Counter[str] = Counter()
-        chosen = []
+        chosen: dict[str, list[int]] = defaultdict(list)
         for index in range(len(dataset)):
-            lang = dataset.mixture.draw(index).lang
-            if by_language[lang] < wanted:
-                by_language[lang] += 1
-                chosen.append(index)
-        self.counts = dict(by_language)
-        self.indices = sorted(chosen, key=lambda index: (dataset.length(index), index))
+            own = chosen[dataset.mixture.draw(index).lang]
+            if len(own) < wanted:
+                own.append(index)
+        self.counts = {lang: len(own) for lang, own in chosen.items()}
+        self.indices = sorted(chain(*chosen.values()), key=lambda i: (dataset.length(i), i))
 
     @property
     def has_features(self) -> bool:
@@ -186,10 +163,8 @@ class StopEarly(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look back."""
         logged = [(e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e]
-        losses = [loss for _, loss in dict(logged).items()]
-        if not losses:
-            return
-        since_best = len(losses) - 1 - losses.index(min(losses))
+        losses = list(dict(logged).values())
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else -1
         if since_best >= self.patience:
             log.info(
                 "stopped early in step %d: the validation loss has not fallen for %d validations",
@@ -228,18 +203,18 @@ def check_validation_flags(arguments: LrmArguments, args: Any) -> None:
     Raises:
         ConfigError: naming the flags.
     """
-    is_on = args.eval_strategy != "no"
-    if is_on and not arguments.validates:
-        raise ConfigError(
-            "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share "
-            "0.01, or name a corpus with --eval_corpus_path"
-        )
-    if arguments.validates and not is_on:
-        raise ConfigError("--eval_share and --eval_corpus_path need --eval_strategy steps")
-    if (arguments.eval_questions or arguments.early_stop_patience) and not arguments.validates:
-        raise ConfigError("--eval_questions and --early_stop_patience need --eval_share")
-    if arguments.eval_questions and (args.fsdp or is_deepspeed_zero3_enabled()):
-        raise ConfigError(
-            "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it "
-            "out, and measure checkpoints with `lrm eval`"
-        )
+    is_on, validates = args.eval_strategy != "no", arguments.validates
+    is_sharded = args.fsdp or is_deepspeed_zero3_enabled()
+    problems = {
+        "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share 0.01, "
+        "or name a corpus with --eval_corpus_path": is_on and not validates,
+        "--eval_share and --eval_corpus_path need --eval_strategy steps": validates and not is_on,
+        "--eval_questions and --early_stop_patience need --eval_share": (
+            not validates and (arguments.eval_questions or arguments.early_stop_patience)
+        ),
+        "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it out, "
+        "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(problem)

@@ -12,7 +12,7 @@ from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training import dataset as dataset_module
-from lrm_ext.training.dataset import Limits, MixtureDataset, SampleLosses
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits, SampleLosses
 from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_ROWS = 8
@@ -45,9 +45,8 @@ def make(chats, tiny_tokenizer, tiny_tower):
             Mixture(spec, chats),
             tiny_tokenizer,
             "lrm_v1",
-            Limits(limit, 16, rate),
-            loader,
-            features,
+            SampleLimits(limit, 16, rate),
+            features or loader,
         )
 
     return build
@@ -175,7 +174,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
             assert (item["labels"] == IGNORE_INDEX).all() and not item["image_features"].any()
         else:
             assert torch.equal(item["labels"], labels)
-            assert torch.equal(item["image_features"], cache[paths[row]])
+            assert torch.equal(item["image_features"], cache(paths[row]))
     assert dataset.sample_losses.number("read") == len(dataset)
     assert dataset.sample_losses.number("broken picture", "hr") == 2
     with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Mend it, or tolerate"):
@@ -185,7 +184,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
     # mended, it is read at the next opening
     Image.new("RGB", (9, 9)).save(chats.image_path(3))
     assert cache.add(paths, tiny_tower, tolerates_broken=True) == 1
-    assert cache[paths[3]].shape == cache.feature_shape
+    assert cache(paths[3]).shape == cache.feature_shape
 
 
 def test_workers_count_into_the_same_account(make, chats):

@@ -8,7 +8,7 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import DataError
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training.dataset import Limits, MixtureDataset
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits
 from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
 
 NUM_IMAGE_TOKENS = 16
@@ -18,8 +18,8 @@ NUM_IMAGE_TOKENS = 16
 def make(corpus, tiny_tokenizer, tiny_tower):
     def build(limit=512, rate=0.0, **kwargs):
         loader = PictureLoader(tiny_tower.image_processor, "pad")
-        limits = Limits(limit, NUM_IMAGE_TOKENS, rate)
-        settings = {"version": "lrm_v1", "loader": loader, **kwargs}
+        limits = SampleLimits(limit, NUM_IMAGE_TOKENS, rate)
+        settings = {"version": "lrm_v1", "pictures": loader, **kwargs}
         return MixtureDataset(
             Mixture(MixtureSpec(), corpus), tiny_tokenizer, limits=limits, **settings
         )
@@ -109,7 +109,7 @@ def test_cached_features_replace_pictures(make, corpus, tiny_tower, tmp_path):
     cache = FeatureCache(tmp_path, tiny_tower, loader, "float16")
     paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i))]
     cache.add(paths, tiny_tower)
-    item = make(features=cache)
+    item = make(pictures=cache)
     kinds = {bool(item[i]["image_features"].any()) for i in range(24)}
     assert kinds == {True, False}
     assert all(item[i]["image_features"].shape == (16, 32) for i in range(24))

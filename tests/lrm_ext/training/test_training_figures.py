@@ -71,7 +71,7 @@ def test_watching_does_not_change_what_is_learnt(run_lrm, tmp_path, monkeypatch)
     from llava.train.metrics import WatchedTrainer
 
     seen = load_file(run_lrm(output_dir=tmp_path / "a", max_steps=3) / "model.safetensors")
-    monkeypatch.setattr(WatchedTrainer, "_tally", lambda *args: None)
+    monkeypatch.setattr(WatchedTrainer, "_measure", lambda *args: None)
     unseen = load_file(run_lrm(output_dir=tmp_path / "b", max_steps=3) / "model.safetensors")
     assert all((value == unseen[name]).all() for name, value in seen.items())
 
