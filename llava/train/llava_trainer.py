@@ -2,7 +2,7 @@
 
 Input: a model, its arguments, and what a data module made. Output: whole checkpoints in
 `output_dir`, from which a killed run goes on with the same order of samples.
-Non-goals: which parameters are trained (`freeze.py`), saving (`saving.py`).
+Non-goals: which parameters are trained (`freeze.py`), saving (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from llava.data.batching import (
     split_to_even_chunks,
 )
 from llava.train import checkpoint
+from llava.train.checkpoint import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 from llava.train.metrics import MetricsLog, ProgressCallback, WatchedTrainer
-from llava.train.saving import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 from llava.train.step_guard import StepGuard, describe_batch, is_out_of_memory, out_of_memory
 
 __all__ = [

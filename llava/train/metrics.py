@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ from llava.train.flops import (
     TowerShape,
     peak_tflops_of,
 )
-from llava.utils import duration
 
 log = logging.getLogger(__name__)
 
@@ -535,7 +535,7 @@ class ProgressCallback(TrainerCallback):
             done = state.global_step - self._first_step
             left = (now - self._started) / done * (state.max_steps - state.global_step)
             step = f"step {state.global_step} of {state.max_steps}"
-            self._print(f"{step}, {summary}, {duration(left)} left")
+            self._print(f"{step}, {summary}, {timedelta(seconds=round(left))} left")
             if machine := self._machine():
                 self._print(machine)
             if names := self._groups():
@@ -546,7 +546,7 @@ class ProgressCallback(TrainerCallback):
         """Remove the bar and say what was reached."""
         if state.is_world_process_zero:
             self.close()
-            took = duration(time.monotonic() - self._started)
+            took = timedelta(seconds=round(time.monotonic() - self._started))
             self._print(f"{state.global_step} steps, {self._summary(args, state)}, {took}")
 
     def close(self) -> None:

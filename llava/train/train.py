@@ -51,16 +51,17 @@ from llava.train.arguments import (
     parse_arguments,
 )
 from llava.train.build import find_all_linear_names, smart_tokenizer_and_embedding_resize
-from llava.train.checkpoint import check_identity, settings_of
-from llava.train.freeze import FreezePlan, apply_freeze
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import (
+from llava.train.checkpoint import (
+    check_identity,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
     maybe_zero_3,
     save_projector,
+    settings_of,
 )
+from llava.train.freeze import FreezePlan, apply_freeze
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.step_guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 
 __all__ = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError
@@ -28,7 +29,6 @@ from lrm_ext.training.validation import (
     MarkBest,
     StopEarly,
     ValidationSet,
-    check_validation_flags,
     split_corpus,
 )
 
@@ -135,7 +135,7 @@ def _validation(
         ConfigError: Flags contradict each other.
     """
     args = context.training_args
-    check_validation_flags(arguments, args)
+    _check_validation(arguments, args)
     if corpus is None:
         return {"eval_dataset": None}
     dataset = ValidationSet(
@@ -160,6 +160,29 @@ def _validation(
             str(context.model_args.version),
         )
     return result
+
+
+def _check_validation(arguments: LrmArguments, args: Any) -> None:
+    """Find contradictions between what is validated on and when.
+
+    Raises:
+        ConfigError: naming the flags.
+    """
+    is_on, validates = args.eval_strategy != "no", arguments.validates
+    is_sharded = args.fsdp or is_deepspeed_zero3_enabled()
+    problems = {
+        "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share 0.01, "
+        "or name a corpus with --eval_corpus_path": is_on and not validates,
+        "--eval_share and --eval_corpus_path need --eval_strategy steps": validates and not is_on,
+        "--eval_questions and --early_stop_patience need --eval_share": (
+            not validates and (arguments.eval_questions or arguments.early_stop_patience)
+        ),
+        "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it out, "
+        "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(problem)
 
 
 def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:

@@ -25,12 +25,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.errors import ConfigError
 from llava.files import write_atomically
 from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
-from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset
 
 log = logging.getLogger(__name__)
@@ -191,30 +189,3 @@ class MarkBest(TrainerCallback):
         }
         path = Path(args.output_dir) / BEST_FILE
         write_atomically(path, json.dumps(record))
-
-
-def check_validation_flags(arguments: LrmArguments, args: Any) -> None:
-    """Find contradictions between what is validated on and when.
-
-    Args:
-        arguments: Ours.
-        args: transformers' training arguments.
-
-    Raises:
-        ConfigError: naming the flags.
-    """
-    is_on, validates = args.eval_strategy != "no", arguments.validates
-    is_sharded = args.fsdp or is_deepspeed_zero3_enabled()
-    problems = {
-        "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share 0.01, "
-        "or name a corpus with --eval_corpus_path": is_on and not validates,
-        "--eval_share and --eval_corpus_path need --eval_strategy steps": validates and not is_on,
-        "--eval_questions and --early_stop_patience need --eval_share": (
-            not validates and (arguments.eval_questions or arguments.early_stop_patience)
-        ),
-        "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it out, "
-        "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise ConfigError(problem)

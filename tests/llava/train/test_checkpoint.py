@@ -12,8 +12,15 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.train import checkpoint
-from llava.train.checkpoint import find_last_checkpoint, is_whole, problem_of, rotate
-from llava.train.saving import BackgroundWriter, StateCopy, get_peft_state_maybe_zero_3
+from llava.train.checkpoint import (
+    BackgroundWriter,
+    StateCopy,
+    find_last_checkpoint,
+    get_peft_state_maybe_zero_3,
+    is_whole,
+    problem_of,
+    rotate,
+)
 
 
 def write(output_dir, step, text="weights"):
