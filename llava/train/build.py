@@ -137,18 +137,15 @@ def _refuse_parts(path: str) -> None:
     Raises:
         CheckpointError: saying how to go on from it.
     """
-    kind = kind_of(path)
-    if kind == "lora":
-        raise CheckpointError(
-            f"--model_name_or_path {path} holds LoRA adapters, not a whole model. Merge them with "
-            f"their base first: python scripts/merge_lora_weights.py --model-path {path} "
-            "--model-base BASE --save-model-path FOLDER"
-        )
-    if kind == "projector":
-        raise CheckpointError(
-            f"--model_name_or_path {path} holds a projector, not a whole model. Name its base "
-            f"model there, and --pretrain_mm_mlp_adapter {path}/{PROJECTOR_FILE}"
-        )
+    found = {
+        "lora": "LoRA adapters, not a whole model. Merge them with their base first: python "
+        f"scripts/merge_lora_weights.py --model-path {path} --model-base BASE --save-model-path "
+        "FOLDER",
+        "projector": "a projector, not a whole model. Name its base model there, and "
+        f"--pretrain_mm_mlp_adapter {path}/{PROJECTOR_FILE}",
+    }.get(kind_of(path))
+    if found is not None:
+        raise CheckpointError(f"--model_name_or_path {path} holds {found}")
 
 
 def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArguments) -> None:
@@ -249,12 +246,11 @@ def build_tokenizer(
     version = str(model_args.version)
     keeps_default = version in VICUNA_VERSIONS
     conv = conversation_lib.default_conversation if keeps_default else get_conversation(version)
-    cache = {} if training_args.cache_dir is None else {"cache_dir": training_args.cache_dir}
     tokenizer = load_tokenizer(
         str(model_args.model_name_or_path),
         model_max_length=training_args.model_max_length,
         padding_side="right",
-        **cache,
+        cache_dir=training_args.cache_dir,
     )
     has_unk = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
     if version == "v0":

@@ -402,10 +402,15 @@ def check_identity(folder: Path, now: dict[str, Any], args: Any) -> bool:
     if getattr(args, "overwrite_output_dir", False):
         log.warning("%s; it is overwritten, as --overwrite_output_dir asks", text)
         return False
+    advice = "Give what it was before, name another --output_dir"
+    size, per_pass = before.get("samples in a step"), args.train_batch_size * args.world_size
+    if "samples in a step" in changed and size and size % per_pass == 0:
+        advice = (
+            f"--gradient_accumulation_steps {size // per_pass} gives {size} samples a step again"
+        )
     raise CheckpointError(
-        f"{text}. The result would be neither run's. {_advice(changed, args)}, begin anew in this "
-        "folder with --overwrite_output_dir True, or go on all the same with --allow_changed_run "
-        "True."
+        f"{text}. The result would be neither run's. {advice}, begin anew in this folder with "
+        "--overwrite_output_dir True, or go on all the same with --allow_changed_run True."
     )
 
 
@@ -427,15 +432,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
     return changed | {
         f"--{name}": (old.get(name, "unset"), new.get(name, "unset")) for name in both
     }
-
-
-def _advice(changed: dict[str, tuple[Any, Any]], args: Any) -> str:
-    before, _ = changed.get("samples in a step", (None, None))
-    per_pass = args.train_batch_size * args.world_size
-    if before and before % per_pass == 0:
-        steps = before // per_pass
-        return f"--gradient_accumulation_steps {steps} gives {before} samples a step again"
-    return "Give what it was before, name another --output_dir"
 
 
 def _fingerprint(tokenizer: Any) -> str | None:

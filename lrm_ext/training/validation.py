@@ -134,11 +134,6 @@ class ValidationSet(Dataset[dict[str, Any]]):
         self.counts = {lang: len(own) for lang, own in chosen.items()}
         self.indices = sorted(chain(*chosen.values()), key=lambda i: (dataset.length(i), i))
 
-    @property
-    def has_features(self) -> bool:
-        """As of the training set."""
-        return self.dataset.has_features
-
     def __len__(self) -> int:
         return len(self.indices)
 
