@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from llava.data.sample import Sample
     from lrm_ext.mixture.order import Mixture
-    from lrm_ext.mixture.table import CountTokens, MixtureTableRow
+    from lrm_ext.mixture.table import CountTokens, MixtureTableRow, Simulated
 
 mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
 
@@ -97,73 +97,80 @@ def _notes(mixture: Mixture, measured: bool) -> str:
     return "\n".join(lines)
 
 
-def _table(heads: Mapping[str, str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table with the sums of its columns, by heading, in a last line."""
+# by heading: the total, and the cell of each language
+Columns = dict[str, tuple[str, Mapping[str, str]]]
+
+
+def _table(langs: Iterable[str], columns: Columns) -> Table:
+    """One line a language, and the totals in a last line."""
     from rich.table import Table
 
     table = Table(show_footer=True)
-    for name, total in heads.items():
-        table.add_column(name, footer=total, justify="right" if table.columns else "left")
-    for row in rows:
-        table.add_row(*row)
+    table.add_column("language", footer="all")
+    for name, (total, _) in columns.items():
+        table.add_column(name, footer=total, justify="right")
+    for lang in langs:
+        table.add_row(lang, *(cells.get(lang, "") for _, cells in columns.values()))
     return table
 
 
+def _counts(found: Sequence[Simulated]) -> Columns:
+    total = sum(each.count for each in found)
+    rows = {each.lang: f"{each.num_rows:,} of {each.num_usable:,}" for each in found}
+    return {
+        "samples": (f"{total:,}", {each.lang: f"{each.count:,}" for each in found}),
+        "share": _shares({each.lang: each.count for each in found}),
+        "rows": ("", rows),
+    }
+
+
+def _shares(values: Mapping[str, float]) -> tuple[str, Mapping[str, str]]:
+    total = sum(values.values())
+    return "100.0 %", {lang: f"{100 * value / total:.1f} %" for lang, value in values.items()}
+
+
 def _render(mixture: Mixture, rows: Sequence[MixtureTableRow], epoch: int) -> Table:
-    """One line a language, one column an instruction."""
+    """One column an instruction."""
     from lrm_ext.mixture.table import simulate
 
-    total = len(mixture)
-    names = tuple(dict.fromkeys(row.instruction for row in rows))
-    measured = rows[0].tokens is not None
-    all_tokens = sum((row.tokens or 0) * row.count for row in rows)
-    sums = {name: sum(row.count for row in rows if row.instruction == name) for name in names}
-    heads = {"language": "all", **{name: f"{count:,}" for name, count in sums.items()}}
-    heads |= {"samples": f"{total:,}", "share": "100.0 %", "rows": ""}
-    if measured:
-        heads |= {"characters": "", "tokens": f"{all_tokens / total:,.1f}"}
-        heads["token share"] = "100.0 %"
-    lines = []
-    for each in simulate(mixture, [epoch]):
-        of_lang = [row for row in rows if row.lang == each.lang]
-        counts = {row.instruction: row.count for row in of_lang}
-        cells = [each.lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
-        cells += [f"{each.count:,}", _percent(each.count / total)]
-        cells.append(f"{each.num_rows:,} of {each.num_usable:,}")
-        if measured:
-            characters, tokens = (
-                sum((getattr(row, name) or 0) * row.count for row in of_lang)
-                for name in ("characters", "tokens")
-            )
-            means = (f"{value / each.count:,.1f}" for value in (characters, tokens))
-            cells += [*(means if each.count else ("", "")), _percent(tokens / all_tokens)]
-        lines.append(cells)
-    return _table(heads, lines)
+    found = simulate(mixture, [epoch])
+    columns: Columns = {}
+    for name in dict.fromkeys(row.instruction for row in rows):
+        counts = {row.lang: row.count for row in rows if row.instruction == name}
+        cells = {lang: f"{count:,}" for lang, count in counts.items()}
+        columns[name] = (f"{sum(counts.values()):,}", cells)
+    columns |= _counts(found)
+    if rows[0].tokens is not None:
+        for name in ("characters", "tokens"):
+            sums = {each.lang: 0.0 for each in found}
+            for row in rows:
+                sums[row.lang] += (getattr(row, name) or 0) * row.count
+            means = {e.lang: f"{sums[e.lang] / e.count:,.1f}" for e in found if e.count}
+            columns[name] = (f"{sum(sums.values()) / len(mixture):,.1f}", means)
+        columns["token share"] = _shares(sums)
+    return _table([each.lang for each in found], columns)
 
 
 def _render_simulated(
     mixture: Mixture, num_epochs: int, count_tokens: CountTokens | None, num_measured: int
 ) -> Table:
-    """One line a language, over epochs."""
+    """What comes again over epochs."""
     from lrm_ext.mixture.table import simulate
 
     found = simulate(mixture, range(num_epochs), count_tokens, num_measured)
-    total = sum(each.count for each in found)
-    repeats = sum(each.num_repeats for each in found)
-    all_tokens = sum(each.tokens or 0 for each in found)
-    heads = {"language": "all", "samples": f"{total:,}", "share": "100.0 %", "rows": ""}
-    heads |= {"repeated": f"{repeats:,}", "most often": ""}
+    repeats = {each.lang: each.num_repeats for each in found}
+    columns = _counts(found)
+    columns["repeated"] = (
+        f"{sum(repeats.values()):,}",
+        {lang: f"{count:,}" for lang, count in repeats.items()},
+    )
+    columns["most often"] = ("", {each.lang: f"{each.most_often} x" for each in found})
     if count_tokens is not None:
-        heads |= {"tokens": f"{all_tokens:,.0f}", "token share": "100.0 %"}
-    lines = []
-    for each in found:
-        cells = [each.lang, f"{each.count:,}", _percent(each.count / total)]
-        cells += [f"{each.num_rows:,} of {each.num_usable:,}", f"{each.num_repeats:,}"]
-        cells.append(f"{each.most_often} x")
-        if each.tokens is not None:
-            cells += [f"{each.tokens:,.0f}", _percent(each.tokens / all_tokens)]
-        lines.append(cells)
-    return _table(heads, lines)
+        tokens = {each.lang: each.tokens or 0 for each in found}
+        cells = {lang: f"{count:,.0f}" for lang, count in tokens.items()}
+        columns["tokens"] = (f"{sum(tokens.values()):,.0f}", cells)
+        columns["token share"] = _shares(tokens)
+    return _table(repeats, columns)
 
 
 def _notes_on_simulation(num_epochs: int, measured: bool) -> str:
@@ -178,7 +185,3 @@ def _notes_on_simulation(num_epochs: int, measured: bool) -> str:
             "as one."
         )
     return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
