@@ -1,9 +1,9 @@
-"""Flags of training: LLaVA's three dataclasses, and the old flags that its recipes still pass.
+"""Flags of training: LLaVA's three dataclasses, and the old flags that its recipes still use.
 
-Role: the schema of a training run. Input: the command line (`parse_arguments`). Output: filled and
-checked dataclasses. Flags that current transformers no longer has (`--evaluation_strategy`,
-`--warmup_ratio`, ...) stay declared here and are translated, so that LLaVA's recipes parse.
-Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or to data (`llava.data`).
+Input: the command line (`parse_arguments`). Output: checked dataclasses. Flags that transformers
+has removed (`--evaluation_strategy`, `--warmup_ratio`, ...) are still declared here and translated,
+so that LLaVA's recipes parse. Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or
+to data (`llava.data`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llava.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# packages that transformers asks for by another name than that of `--report_to`
+# reporters whose package check has another name in transformers
 _REPORTERS = {
     "azure_ml": integrations.is_azureml_available,
     "comet_ml": integrations.is_comet_available,
@@ -43,7 +43,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and which parts of it."""
+    """The model, and which of its parts are trained."""
 
     model_name_or_path: str | None = field(
         default="facebook/opt-125m", metadata={"help": "Base language model or LLaVA checkpoint."}
@@ -72,7 +72,7 @@ class ModelArguments:
     mm_patch_merge_type: str | None = field(default="flat")
     mm_vision_select_feature: str | None = field(default="patch")
     s2: bool = field(
-        default=False, metadata={"help": "Look at pictures at several scales (not in LLaVA)."}
+        default=False, metadata={"help": "Encode images at several scales (not in LLaVA)."}
     )
     s2_scales: str = field(
         default="336,672,1008", metadata={"help": "Those scales, sides in pixels."}
@@ -81,7 +81,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the training data is and how pictures are shaped.
+    """The training data, and how images are shaped.
 
     `image_processor` and `mm_use_im_start_end` are set by `train()`, as in LLaVA.
     """
@@ -103,7 +103,7 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' training arguments, LLaVA's, and the old ones that LLaVA's recipes pass."""
+    """transformers' training arguments, LLaVA's, and the old ones that LLaVA's recipes use."""
 
     cache_dir: str | None = field(default=None)
     optim: str = field(default="adamw_torch")
@@ -117,7 +117,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Longest sequence in tokens, image included; right padded."},
     )
     double_quant: bool = field(
-        default=True, metadata={"help": "Compress the quantisation statistics as well."}
+        default=True, metadata={"help": "Compress the quantization statistics as well."}
     )
     quant_type: str = field(default="nf4", metadata={"help": "fp4 or nf4."})
     bits: int = field(default=16, metadata={"help": "Bits of the frozen weights: 16, 8 or 4."})
@@ -132,13 +132,13 @@ class TrainingArguments(transformers.TrainingArguments):
     loss_normalization: str = field(
         default="global",
         metadata={
-            "help": "global: mean over the supervised tokens of an optimiser step; micro_batch: "
+            "help": "global: mean over the supervised tokens of an optimizer step; micro_batch: "
             "LLaVA's mean of the micro-batches' means."
         },
     )
     allow_changed_run: bool = field(
         default=False,
-        metadata={"help": "Go on from a checkpoint of a run with other data or settings."},
+        metadata={"help": "Resume from a checkpoint of a run with other data or settings."},
     )
     compile_layers: bool = field(
         default=False,
@@ -146,13 +146,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     liger_loss: bool = field(
         default=True,
-        metadata={"help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."},
+        metadata={
+            "help": "Compute the loss with Liger's kernel if liger-kernel and a GPU are available."
+        },
     )
     max_skipped_steps: int = field(
         default=0,
         metadata={
-            "help": "Steps with a loss that is not finite, or a spike, that are left out and "
-            "counted; at one more the run ends. 0: it ends at the first."
+            "help": "Steps with a loss that is not finite, or a spike, that are skipped and "
+            "counted; one more ends the run. 0: the first one ends it."
         },
     )
     loss_spike_factor: float = field(
@@ -165,30 +167,28 @@ class TrainingArguments(transformers.TrainingArguments):
     async_save: bool = field(
         default=True,
         metadata={
-            "help": "Training goes on while a checkpoint is written; takes RAM of the size of "
-            "weights and optimiser state. Without effect under DeepSpeed and FSDP."
+            "help": "Training continues while a checkpoint is written; needs as much RAM as "
+            "weights and optimizer state. No effect with DeepSpeed and FSDP."
         },
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Run a batch's samples as one row without padding, each by itself."},
+        metadata={"help": "Run the samples of a batch as one row without padding, each by itself."},
     )
     stage_name: str | None = field(
-        default=None, metadata={"help": "What the progress display calls this run."}
+        default=None, metadata={"help": "Name of the run in the progress display."}
     )
     group_steps: int = field(
         default=50,
-        metadata={
-            "help": "Least optimizer steps between figures per group of samples, as by language."
-        },
+        metadata={"help": "Minimum optimizer steps between metrics per group, such as a language."},
     )
     peak_tflops: float | None = field(
         default=None,
         metadata={
-            "help": "Peak of a device, in 1e12 operations a second, for MFU; GPUs are known."
+            "help": "Peak of a device in 1e12 operations per second, for MFU; GPUs are known."
         },
     )
-    # gone from transformers
+    # removed from transformers
     evaluation_strategy: str | None = field(
         default=None, metadata={"help": "Old name of --eval_strategy."}
     )
@@ -202,8 +202,8 @@ class TrainingArguments(transformers.TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Begin anew where output_dir has a run with other data or settings; the same "
-            "run goes on from its last checkpoint."
+            "help": "Start over if output_dir has a run with other data or settings; the same run "
+            "resumes from its last checkpoint."
         },
     )
     save_safetensors: bool = field(
@@ -212,10 +212,10 @@ class TrainingArguments(transformers.TrainingArguments):
     no_cuda: bool = field(default=False, metadata={"help": "Old name of --use_cpu."})
 
     def __post_init__(self) -> None:
-        """Translate old flags, check ours, and let transformers do the rest.
+        """Translates old flags and checks values.
 
         Raises:
-            ConfigError: a value that is none of the choices, or a package that is missing.
+            ConfigError: A value is invalid, or a package is missing.
         """
         self._translate_old_flags()
         self._check()
@@ -226,24 +226,24 @@ class TrainingArguments(transformers.TrainingArguments):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype that the flags `fp16` and `bf16` ask for."""
+        """The dtype that the flags `fp16` and `bf16` select."""
         if self.fp16:
             return torch.float16
         return torch.bfloat16 if self.bf16 else torch.float32
 
     def _translate_old_flags(self) -> None:
-        """Bring flags that transformers dropped into their present form."""
+        """Translates flags that transformers has removed to their present form."""
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
-            # --save_total_limit then keeps the best checkpoint besides the last ones
+            # so that --save_total_limit also keeps the best checkpoint
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ConfigError(
                     f"--warmup_ratio is {self.warmup_ratio}, expected a share in [0, 1)"
                 )
-            # as before: a number of steps wins over the ratio
+            # as in older versions, the number of steps takes precedence
             self.warmup_steps = self.warmup_steps or self.warmup_ratio
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
@@ -264,7 +264,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.tf32 = None
 
     def _set_up_deepspeed_on_cpu(self) -> None:
-        """Start DeepSpeed's processes on CPUs, where transformers would leave DeepSpeed out."""
+        """Starts DeepSpeed's processes on CPUs; transformers would not use DeepSpeed there."""
         _need("deepspeed", "--deepspeed", "train")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self.use_cpu = self.dataloader_pin_memory = False
@@ -277,10 +277,10 @@ class TrainingArguments(transformers.TrainingArguments):
         self.accelerator_config = {"use_configured_state": True}
 
     def _check(self) -> None:
-        """Refuse values that would fail, or do something else, later.
+        """Checks values and packages.
 
         Raises:
-            ConfigError: with the choices or the package to install.
+            ConfigError: A value is invalid, or a package is missing.
         """
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -324,15 +324,15 @@ class TrainingArguments(transformers.TrainingArguments):
 
 @dataclass(frozen=True)
 class DataContext:
-    """What a data module is made from; `train()` passes it to its `data_module` argument.
+    """The argument of a data module; see `data_module` of `train()`.
 
     Attributes:
-        tokenizer: With `model_max_length`, right padding and a pad token.
-        image_processor: Of the vision tower; None for a text-only model.
-        model: The model to be trained, with its tower.
-        model_args: Which model.
-        data_args: Which data.
-        training_args: How it is trained.
+        tokenizer: Tokenizer with `model_max_length`, right padding and a pad token.
+        image_processor: The vision tower's; None for a text-only model.
+        model: The model to train, with its tower.
+        model_args: Flags of the model.
+        data_args: Flags of the data.
+        training_args: Flags of training.
         extra: Instances of `train()`'s `extra_arguments`, in the same order.
         conversation: The template that `--version` names.
     """
@@ -350,20 +350,20 @@ class DataContext:
 def parse_arguments(
     extra_arguments: Sequence[type] = (), args: Sequence[str] | None = None
 ) -> tuple[ModelArguments, DataArguments, TrainingArguments, tuple[Any, ...]]:
-    """Parse a command line.
+    """Parses a command line.
 
     Args:
-        extra_arguments: Further dataclasses whose fields are flags, too.
-        args: The command line; None takes the process's.
+        extra_arguments: Dataclasses of further flags.
+        args: The command line; that of the process by default.
 
     Returns:
-        The three dataclasses and a tuple with the further ones.
+        The three dataclasses and a tuple of the further ones.
 
     Raises:
-        ConfigError: A flag is unknown, or a value does not fit.
+        ConfigError: A flag is unknown, or a value is invalid.
     """
     types = (ModelArguments, DataArguments, TrainingArguments, *extra_arguments)
-    # a name is written out: `--data` must not be taken for `--data_path`
+    # names must not be abbreviated: `--data` is not `--data_path`
     parser = HfArgumentParser(types, allow_abbrev=False)
     model_args, data_args, training_args, *extra, unknown = parser.parse_args_into_dataclasses(
         args=None if args is None else list(args), return_remaining_strings=True
@@ -376,7 +376,7 @@ def parse_arguments(
 
 
 def _name_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """Say what stands on the command line that no flag takes, and what may have been meant."""
+    """Lists what no flag accepts, with similar flags."""
     told = []
     for word in unknown:
         alike = difflib.get_close_matches(word.partition("=")[0], known, 1, 0.75)
@@ -387,10 +387,10 @@ def _name_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
 def _check_paths(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> None:
-    """Find contradictions between the dataclasses before anything is loaded.
+    """Checks for contradictions between the dataclasses before anything is loaded.
 
     Raises:
-        ConfigError: naming the flags.
+        ConfigError: Flags contradict each other; the message names them.
     """
     tunes, rate = model_args.tune_mm_mlp_adapter, data_args.max_drop_rate
     _refuse(
@@ -410,11 +410,11 @@ def _check_paths(
 
 
 def check_surroundings(training_args: TrainingArguments) -> None:
-    """Find out that results cannot be recorded here, before a model is loaded.
+    """Checks that results can be recorded, before a model is loaded.
 
     Raises:
-        ConfigError: A package that `--report_to` needs is missing, or the folder of the results
-            cannot be made.
+        ConfigError: A package that `--report_to` needs is missing, or the output folder cannot be
+            created.
     """
     for name in training_args.report_to:
         is_available = _REPORTERS.get(name) or getattr(integrations, f"is_{name}_available", None)
@@ -434,13 +434,16 @@ def check_surroundings(training_args: TrainingArguments) -> None:
 
 
 def _refuse(problems: Mapping[str, Any]) -> None:
-    """Raise the first problem that there is.
+    """Raises the first problem that applies.
 
     Args:
-        problems: Whether there is each, by its text.
+        problems: Messages, and whether each applies.
+
+    Raises:
+        ConfigError: A problem applies.
     """
-    for problem, is_there in problems.items():
-        if is_there:
+    for problem, applies in problems.items():
+        if applies:
             raise ConfigError(problem)
 
 

@@ -1,20 +1,21 @@
-"""Checkpoints: what a stage saves and loads, wholly or not at all, and what a run may go on from.
+"""Saves and loads checkpoints, completely or not at all, and decides whether a run may be resumed.
 
-A folder is written beside its place, flushed to the disk, marked `COMPLETE` (a list of its files
-with their sizes and checksums) and renamed; what is read back must carry the mark and be what it
-says. So a run that is killed, or whose disk fills up or errs, leaves the earlier checkpoint as the
-last one. CRC-32 finds what disks and networks do to a file, at several GB a second; it is no
-protection against people.
+A checkpoint folder is written under a temporary name, flushed to disk, marked with a `COMPLETE`
+file (the sizes and checksums of its files) and renamed; a folder without a matching mark is not
+read. If a run is killed, or its disk fills up or fails, the previous checkpoint remains the last
+one. CRC-32 detects what disks and networks do to a file, at several GB per second; it does not
+protect against tampering.
 
-By itself, or under DDP, training waits only until the state is copied into RAM; a thread of the
-first process writes it. The copy's buffers are kept for the next one, so a checkpoint costs as much
-RAM as the state has bytes. DeepSpeed and FSDP gather and write together, and training waits for
-that. Collecting weights is a collective operation: under ZeRO-3 every rank must call it, the writer
-alone writes.
+On one device or under DDP, training only waits until the state is copied to RAM; a thread of the
+first process writes it. The buffers of the copy are reused, so checkpoints need as much RAM as the
+state has bytes. With DeepSpeed and FSDP all ranks gather and write the state while training waits.
+Gathering weights is a collective operation: under ZeRO-3 every rank must call it, although only one
+writes.
 
-A small JSON file in each checkpoint and beside the result tells a run's arguments, data and
-tokenizer; going on with others is refused, naming what changed. The number of ranks may change, as
-long as an optimizer step takes as many samples; so may the folders of model and data.
+A small JSON file in each checkpoint and beside the result records a run's arguments, data and
+tokenizer. Resuming with other ones is refused, and the message names the differences. The number of
+ranks may change as long as an optimizer step takes as many samples, and so may the folders of model
+and data.
 
 Input: the trainer's state, or a run's settings. Output: folders `checkpoint-<step>` and the final
 files of a run.
@@ -61,7 +62,7 @@ _NO_SPACE = re.compile(r"No space left|StorageFull|code: 28\b|os error 28")
 _WEIGHTS = re.compile(
     r"(model|pytorch_model|adapter_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?"
 )
-# less free space than this after a failed write means that the disk was full
+# if a write fails with less free space than this, the disk counts as full
 _FULL_BELOW_BYTES = 16 * 2**20
 _CHECKSUM_BYTES = 2**22
 _CHECKSUM_THREADS = 4
@@ -73,18 +74,17 @@ def writing_folder(
     parts: Sequence[Callable[[], None]] = (),
     run: Callable[[Callable[[], None]], object] = lambda work: work(),
 ) -> Iterator[Path]:
-    """Write a checkpoint folder; it appears under its name when all of it is on the disk.
+    """Writes a checkpoint folder, which gets its name when all of it is on disk.
 
-    All processes must come here. Without a shared file system every machine has a folder of its
-    own.
+    All processes must call this. Without a shared file system every machine has its own folder.
 
     Args:
-        final: Where it will be.
-        parts: Each writes some more files, after the block has ended.
-        run: Calls what writes the parts and puts the folder into its place, now or on a thread.
+        final: The folder's final path.
+        parts: Functions that write further files after the block has ended.
+        run: Runs the function that calls `parts` and renames the folder, now or on a thread.
 
     Yields:
-        A folder with the same name, in a temporary parent, to write into.
+        A folder with the same name in a temporary parent, to write into.
 
     Raises:
         CheckpointError: The disk is full.
@@ -105,7 +105,7 @@ def writing_folder(
         yield folder
     ranks = PartialState()
     ranks.wait_for_everyone()
-    # what the first process wrote, or has moved by now, is on a shared disk
+    # on a shared disk the first process has written this folder, or has renamed it by now
     is_foreign = (folder / STATE_FILE).exists() or not folder.is_dir()
     if ranks.is_main_process or (ranks.is_local_main_process and not is_foreign):
         run(finish)
@@ -114,9 +114,9 @@ def writing_folder(
 
 @contextmanager
 def writing_final(output_dir: Path) -> Iterator[Path]:
-    """Write the final files of a run; they move into `output_dir` when all are on the disk.
+    """Writes the final files of a run; they move to `output_dir` when all are on disk.
 
-    All processes must come here.
+    All processes must call this.
 
     Yields:
         A temporary folder to write into.
@@ -139,17 +139,17 @@ def writing_final(output_dir: Path) -> Iterator[Path]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder carries its mark and has the files that the mark lists."""
+    """Returns whether a folder has its mark and the files that the mark lists."""
     return problem_of(folder) is None
 
 
 def problem_of(folder: Path, read_all: bool = False) -> str | None:
-    """Say why a folder is no whole checkpoint; None if it is one.
+    """Returns why a folder is not a complete checkpoint, or None if it is one.
 
     Args:
         folder: A checkpoint, or a finished run.
-        read_all: Compare the files' content with the checksums, too. A mark of an older version has
-            none.
+        read_all: Also compare the files' content with the checksums, which marks of older versions
+            lack.
     """
     try:
         mark = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))
@@ -174,11 +174,11 @@ def problem_of(folder: Path, read_all: bool = False) -> str | None:
 
 
 def find_last_checkpoint(output_dir: str | Path, read_all: bool = False) -> Path | None:
-    """Find the whole checkpoint with the most steps; others are named in the log and left out.
+    """Finds the complete checkpoint with the most steps; logs each one that is skipped.
 
     Args:
         output_dir: Folder of a run; it need not exist.
-        read_all: As for `problem_of`; to go on from a checkpoint, not only to name it.
+        read_all: See `problem_of`; wanted to resume from a checkpoint, not to name it.
     """
     for path in reversed(_checkpoints(Path(output_dir))):
         problem = problem_of(path, read_all)
@@ -189,7 +189,7 @@ def find_last_checkpoint(output_dir: str | Path, read_all: bool = False) -> Path
 
 
 def rotate(output_dir: Path, limit: int | None, keep: tuple[Path, ...] = ()) -> None:
-    """Remove the oldest checkpoints beyond `limit`; those in `keep` stay and count."""
+    """Removes the oldest checkpoints beyond `limit`; those in `keep` count and are kept."""
     if limit is None or limit <= 0:
         return
     found = _checkpoints(output_dir)
@@ -201,11 +201,11 @@ def rotate(output_dir: Path, limit: int | None, keep: tuple[Path, ...] = ()) -> 
 
 
 def begin_run(output_dir: Path, overwrites: bool = False) -> None:
-    """Remove what a run that was killed left half-written, and the mark of an older result.
+    """Removes the incomplete files of a killed run and the mark of an older result.
 
     Args:
         output_dir: Folder of the run.
-        overwrites: Remove the checkpoints, too: they are another run's.
+        overwrites: Also remove the checkpoints, which belong to another run.
     """
     for path in _checkpoints(output_dir) if overwrites else ():
         _remove_checkpoint(path)
@@ -215,13 +215,13 @@ def begin_run(output_dir: Path, overwrites: bool = False) -> None:
 
 
 def _remove_checkpoint(path: Path) -> None:
-    # without its mark it is no checkpoint, even if the removal is cut short
+    # the mark goes first, in case the removal is interrupted
     (path / COMPLETE_FILE).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Folders with the name of a checkpoint, by their steps."""
+    """Returns the folders that are named as checkpoints, ordered by step."""
     found = {
         int(path.name.partition("-")[2]): path
         for path in folder.glob("checkpoint-*")
@@ -239,7 +239,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Flush every file, then write the mark."""
+    """Flushes every file, then writes the mark."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
@@ -256,7 +256,7 @@ def _seal(folder: Path) -> None:
 
 
 def _checksum(path: Path) -> str:
-    """CRC-32 of a file in hexadecimal; an unreadable sector gives an error's name."""
+    """Returns the CRC-32 of a file in hexadecimal, or the error if it cannot be read."""
     value = 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -278,7 +278,7 @@ def _replace_folder(source: Path, final: Path) -> None:
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move files into `target`; configuration and mark come last, stale weights go."""
+    """Moves files to `target`, configuration and mark last, and removes stale weights."""
     (target / COMPLETE_FILE).unlink(missing_ok=True)
     new = {path.name for path in source.iterdir()}
     for path in target.iterdir():
@@ -302,7 +302,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _explained(output_dir: Path) -> Iterator[None]:
-    """Tell a full disk from other errors, and free what was written in vain."""
+    """Raises `CheckpointError` if the disk is full, and removes the incomplete files."""
     try:
         yield
     except Exception as error:
@@ -319,7 +319,7 @@ def _explained(output_dir: Path) -> Iterator[None]:
 
 
 def _says_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error of any library that writes comes from a full disk or quota."""
+    """Returns whether an error, of any library, comes from a full disk or quota."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and is_disk_full(cause) or _NO_SPACE.search(str(cause)):
@@ -345,19 +345,19 @@ _FILES = ("pretrain_mm_mlp_adapter", "data_path")
 
 
 def settings_of(*arguments: Any) -> dict[str, str]:
-    """Describe what the flags ask for, as far as the result depends on it.
+    """Describes the flags that the result depends on.
 
     Args:
         *arguments: Dataclasses of flags; a flag is looked up in each.
 
     Returns:
-        Values by flag, without the dashes. Models are named by their folder's name, files by their
-        name and CRC-32: both may move.
+        Values by flag, without dashes. A model is described by its folder's name, a file by its
+        name and CRC-32, since both may move.
     """
     values = {name: value for each in arguments for name, value in vars(each).items()}
     found = {name: values[name] for name in _RESULT_FLAGS if name in values}
     if not str(getattr(values.get("lr_scheduler_type"), "value", "")).startswith("constant"):
-        # by the length of the run the learning rate falls
+        # the learning rate falls with the length of the run
         length = "max_steps" if values.get("max_steps", -1) > 0 else "num_train_epochs"
         found[length] = values.get(length)
     for name in _PLACES:
@@ -372,20 +372,20 @@ def _describe_file(path: Path) -> str:
 
 
 def check_identity(folder: Path, now: dict[str, Any], args: Any) -> bool:
-    """Refuse to go on from another run's checkpoint.
+    """Refuses to resume from another run's checkpoint.
 
     Args:
-        folder: The checkpoint, or the folder of a result. One without the file (of an older
-            version) is not checked; nor are settings that an older version did not record.
-        now: What the run is.
+        folder: The checkpoint, or the folder of a result. It is not checked if an older version
+            wrote it without the file; settings that were not recorded are not checked either.
+        now: The identity of this run.
         args: Training arguments; `allow_changed_run` and `overwrite_output_dir` turn the refusal
             into a warning.
 
     Returns:
-        Whether to go on from it; False if it is of another run, which is to be overwritten.
+        Whether to resume from it; False if it belongs to another run and is to be overwritten.
 
     Raises:
-        CheckpointError: It says what was and what is, and how to have it as it was.
+        CheckpointError: The run differs; the message lists old and new values and what to do.
     """
     path = folder / IDENTITY_FILE
     if not path.is_file():
@@ -415,7 +415,7 @@ def check_identity(folder: Path, now: dict[str, Any], args: Any) -> bool:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Old and new value of what changed, flags with their dashes."""
+    """Returns old and new values of what changed; flags have their dashes."""
     before, now = dict(before), dict(now)
     old, new = before.pop(_SETTINGS, {}), now.pop(_SETTINGS, {})
     changed = {
@@ -423,8 +423,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
         for key in (*before, *(now.keys() - before.keys()))
         if before.get(key) != now.get(key)
     }
-    # a flag that only one of them has was not recorded by the other's version, but for the
-    # length of the run, which has two names
+    # a flag that only one side has was not recorded by the other side's version; the length of a
+    # run is an exception, because it has two names
     both = [name for name in new if name in old and old[name] != new[name]]
     lengths = [name for name in ("max_steps", "num_train_epochs") if (name in old) != (name in new)]
     if old and new and old.get("lr_scheduler_type") == new.get("lr_scheduler_type"):
@@ -435,7 +435,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
 
 
 def _fingerprint(tokenizer: Any) -> str | None:
-    """Hash of the vocabulary and the special tokens."""
+    """Returns a hash of the vocabulary and the special tokens."""
     if tokenizer is None:
         return None
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens]
@@ -449,12 +449,12 @@ EMBEDDING_KEYS = ("embed_tokens", "embed_in")
 
 
 def maybe_zero_3(param: Tensor, ignore_status: bool = False, name: str | None = None) -> Tensor:
-    """Copy a parameter to the CPU; one that ZeRO-3 partitioned is gathered first.
+    """Copies a parameter to the CPU; gathers it first if ZeRO-3 partitioned it.
 
     Args:
-        param: A parameter, of any shape.
-        ignore_status: Say nothing if the parameter is in use while it is gathered.
-        name: Its name, for messages.
+        param: A parameter of any shape.
+        ignore_status: Do not warn if the parameter is in use while it is gathered.
+        name: Its name, for the warning.
     """
     if not hasattr(param, "ds_id"):
         return param.detach().cpu().clone()
@@ -467,14 +467,14 @@ def maybe_zero_3(param: Tensor, ignore_status: bool = False, name: str | None = 
 
 
 def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dict[str, Tensor]:
-    """Collect LoRA's weights.
+    """Collects LoRA's weights.
 
     Args:
         named_params: All parameters of the peft model.
-        bias: `none`, `all` (every bias, too) or `lora_only` (the biases of adapted layers, too).
+        bias: `none`, `all` (with every bias) or `lora_only` (with the biases of adapted layers).
 
     Raises:
-        NotImplementedError: another value of `bias`.
+        NotImplementedError: `bias` has another value.
     """
     params = dict(named_params)
     lora = {name for name in params if "lora_" in name}
@@ -482,7 +482,7 @@ def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dic
     chosen = {
         "none": lora,
         "all": lora | {name for name in params if "bias" in name},
-        # the adapted layer itself is called base_layer in current peft
+        # current peft calls the adapted layer itself base_layer
         "lora_only": lora
         | {f"{layer}{inner}bias" for layer in layers for inner in ("", "base_layer.")},
     }
@@ -494,7 +494,7 @@ def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dic
 def get_peft_state_non_lora_maybe_zero_3(
     named_params: NamedParameters, require_grad_only: bool = True
 ) -> dict[str, Tensor]:
-    """Collect what LoRA training changes besides the adapters, e.g. the projector."""
+    """Collects the weights that LoRA training changes besides the adapters, e.g. the projector."""
     return {
         name: maybe_zero_3(param, ignore_status=True)
         for name, param in named_params
@@ -505,7 +505,7 @@ def get_peft_state_non_lora_maybe_zero_3(
 def get_mm_adapter_state_maybe_zero_3(
     named_params: NamedParameters, keys_to_match: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Collect the parameters whose names contain one of `keys_to_match`."""
+    """Collects the parameters whose names contain one of `keys_to_match`."""
     keys = tuple(keys_to_match)
     return {
         name: maybe_zero_3(param, ignore_status=True)
@@ -517,13 +517,13 @@ def get_mm_adapter_state_maybe_zero_3(
 def save_projector(
     model: nn.Module, path: Path, with_embeddings: bool = False, is_writer: bool = True
 ) -> None:
-    """Write the projector's weights, in the dtype in which they are trained.
+    """Writes the projector's weights in the dtype in which they are trained.
 
     Args:
         model: A model with a projector.
         path: The file.
-        with_embeddings: Write the input embeddings, too (for `<im_start>` and `<im_end>`).
-        is_writer: Whether this process writes; all processes must call.
+        with_embeddings: Also write the input embeddings (for `<im_start>` and `<im_end>`).
+        is_writer: Whether this process writes; all processes must call this.
     """
     keys = (*PROJECTOR_KEYS, *(EMBEDDING_KEYS if with_embeddings else ()))
     state = get_mm_adapter_state_maybe_zero_3(model.named_parameters(), keys)
@@ -533,10 +533,10 @@ def save_projector(
 
 
 def load_adapter_state(model: Any, folder: Path) -> None:
-    """Load the projector, and embeddings if they were saved, from a first stage's checkpoint.
+    """Loads the projector, and the embeddings if they were saved, from a stage 1 checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, cut short or does not fit.
+        CheckpointError: The file is missing, truncated or does not fit.
     """
     tensors = read_tensors(folder / PROJECTOR_FILE)
     load_projector(model.get_model().mm_projector, folder / PROJECTOR_FILE)
@@ -548,60 +548,60 @@ def load_adapter_state(model: Any, folder: Path) -> None:
 
 
 class BackgroundWriter:
-    """Runs one function at a time on a thread of its own."""
+    """Runs one function at a time on its own thread."""
 
     def __init__(self) -> None:
-        # at the end of the process Python waits for the thread
+        # Python waits for the thread before the process exits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Run a function; one that is still running is waited for first.
+        """Runs a function after the previous one has finished.
 
         Raises:
-            Exception: What the one before raised.
+            Exception: The previous function raised it.
         """
         self.wait()
         self._running = self._thread.submit(work)
 
     def wait(self) -> None:
-        """Wait until nothing is running.
+        """Waits until no function is running.
 
         Raises:
-            Exception: What it raised.
+            Exception: The function raised it.
         """
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
     def check(self) -> None:
-        """Without waiting, see how the last one went.
+        """Checks the last function without waiting for it.
 
         Raises:
-            Exception: What it raised.
+            Exception: The function raised it.
         """
         if self._running is not None and self._running.done():
             self.wait()
 
 
 class StateCopy:
-    """Copies nested dicts and lists of tensors into CPU buffers that it keeps.
+    """Copies nested dicts and lists of tensors to CPU buffers, which it reuses.
 
-    What an earlier call returned is overwritten by the next call with the same name.
+    A call overwrites what the previous call with the same name returned.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, name: str, state: Any) -> Any:
-        """Copy.
+        """Copies a state.
 
         Args:
-            name: Tells several states apart.
+            name: Name of the state.
             state: Dicts, lists, tuples, tensors and small values.
 
         Returns:
-            The same structure; tensors that shared their memory (tied weights) share it again.
+            The same structure; tensors that shared memory (tied weights) share it again.
         """
         copied = self._copy(state, (name,), {})
         if torch.cuda.is_available():
@@ -627,17 +627,17 @@ class StateCopy:
 
 
 class CheckpointSaving(Trainer):
-    """The half of `LLaVATrainer` that saves and loads.
+    """Saves and loads checkpoints; a base class of `LLaVATrainer`.
 
-    `args` may carry LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save the projector only) and
-    `use_im_start_end` (and the embeddings).
+    `args` may have LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save only the projector) and
+    `use_im_start_end` (save the embeddings with it).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # what `settings_of` says of the run, if it was asked
+        # from `settings_of`; None leaves the settings out of the identity
         self.settings: dict[str, str] | None = None
         self._saving_dir: Path | None = None
-        # what is left to the thread, while a checkpoint is being prepared for it
+        # collects the work for the thread while a checkpoint is prepared
         self._left_to_write: list[Callable[[], None]] | None = None
         self._writer = BackgroundWriter()
         self._state_copy = StateCopy()
@@ -650,9 +650,9 @@ class CheckpointSaving(Trainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def identity(self) -> dict[str, Any]:
-        """What must not change while this run goes on.
+        """Returns what must not change when this run is resumed.
 
-        Dataset and sampler may have a method `identity` that gives a dict of what decides them.
+        Dataset and sampler may add to it with a method `identity`.
         """
         args, sampler = self.args, getattr(self, "_given_sampler", None)
         micro_steps = args.gradient_accumulation_steps * args.world_size
@@ -673,7 +673,7 @@ class CheckpointSaving(Trainer):
         return str(self._saving_dir or super()._get_output_dir(trial))
 
     def wait_for_save(self) -> None:
-        """Wait until the checkpoint that is being written is on the disk.
+        """Waits until the current checkpoint is on disk.
 
         Raises:
             CheckpointError: The disk is full.
@@ -681,10 +681,10 @@ class CheckpointSaving(Trainer):
         self._writer.wait()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-<step>` with all that a run needs to go on, wholly or not at all.
+        """Writes `checkpoint-<step>` with everything that is needed to resume the run.
 
-        With `async_save` the small files are written and the large ones copied; those are left to
-        the thread.
+        With `async_save` the small files are written here, and the thread writes copies of the
+        large ones.
         """
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.wait_for_save()
@@ -713,14 +713,14 @@ class CheckpointSaving(Trainer):
             finally:
                 self._saving_dir = self._left_to_write = None
             if self.state.best_global_step:
-                # by its final place, not by the temporary one
+                # transformers has stored the temporary path
                 best = final.parent / f"checkpoint-{self.state.best_global_step}"
                 if best == final or best.is_dir():
                     self.state.best_model_checkpoint = str(best)
             self._write_state(folder)
 
     def _write_state(self, folder: Path) -> None:
-        """Write the run's history, and what the run is."""
+        """Writes the run's history and identity."""
         if self.args.should_save:
             self.state.save_to_json(str(folder / STATE_FILE))
             text = json.dumps(self.identity(), indent=1)
@@ -729,7 +729,7 @@ class CheckpointSaving(Trainer):
     # --- what a stage trains ---
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what this stage trains: the projector, LoRA adapters, or the whole model."""
+        """Saves what this stage trains: the projector, LoRA adapters, or the whole model."""
         folder, should_save = Path(output_dir or self.args.output_dir), self.args.should_save
         if not self._saves_adapter_only:
             super().save_model(str(folder), _internal_call)
@@ -738,7 +738,6 @@ class CheckpointSaving(Trainer):
             with_embeddings = bool(getattr(self.args, "use_im_start_end", False))
             save_projector(model, folder / PROJECTOR_FILE, with_embeddings, should_save)
         elif self._saves_lora:
-            # what LoRA training changes besides the adapters
             state = get_peft_state_non_lora_maybe_zero_3(model.named_parameters())
             if should_save:
                 torch.save(state, folder / NON_LORA_FILE)
@@ -746,7 +745,7 @@ class CheckpointSaving(Trainer):
             model.config.save_pretrained(folder)
 
     def save_result(self, folder: Path) -> None:
-        """Write the final files of a run: the model, the projector by itself, the run's history."""
+        """Writes the final files of a run: the model, a separate projector file, the history."""
         self.save_model(str(folder))
         model: Any = self.accelerator.unwrap_model(self.model)
         if not self._saves_adapter_only and getattr(model.config, "mm_vision_tower", None):
@@ -757,8 +756,7 @@ class CheckpointSaving(Trainer):
         if self._left_to_write is None or not isinstance(self.model, PreTrainedModel):
             super()._save(output_dir, state_dict)  # adapters are small
         elif self.args.should_save:
-            # configuration and tokenizer now: training uses the tokenizer, which is not for two
-            # threads
+            # configuration and tokenizer are written now: the tokenizer is not thread-safe
             super()._save(output_dir, state_dict={})
             copied = self._state_copy("model", state_dict or self.model.state_dict())
             write = partial(self.model.save_pretrained, output_dir, state_dict=copied)
@@ -776,7 +774,7 @@ class CheckpointSaving(Trainer):
     # --- loading ---
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load what `save_model` wrote into the model that goes on."""
+        """Loads what `save_model` wrote."""
         folder = Path(resume_from_checkpoint)
         loaded = self.model if model is None else model
         if self._saves_adapter_only:

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: one decision in one place, shown as a table.
+"""Decides which parameters a stage trains, and shows them as a table.
 
 Input: a model with its vision modules, and the flags of a stage. Output: `requires_grad` set on
 every parameter, and a `FreezeReport`. Rules: the projector stage trains the projector alone; the
@@ -31,13 +31,13 @@ TOWER, PROJECTOR, NEWLINE, LANGUAGE_MODEL, HEAD, ADAPTERS = (
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """Which parts of a model are trained.
+    """The parts of a model that are trained.
 
     Attributes:
         projector: The projector.
         language_model: Embeddings and layers of the language model, and `image_newline`.
         head: The language model's output matrix.
-        adapters: The language model is left to its LoRA adapters.
+        adapters: The LoRA adapters are trained in place of the language model.
     """
 
     projector: bool = True
@@ -47,7 +47,7 @@ class FreezePlan:
 
     @classmethod
     def from_args(cls, model_args: ModelArguments, training_args: TrainingArguments) -> FreezePlan:
-        """The plan that the flags of a stage describe."""
+        """Makes the plan that the flags of a stage describe."""
         if model_args.tune_mm_mlp_adapter:
             return cls(projector=True, language_model=False, head=False)
         adapters = training_args.lora_enable
@@ -71,13 +71,13 @@ class PartCount:
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What is trained, by part of the model."""
+    """Trained parameters by part of the model."""
 
     parts: tuple[PartCount, ...]
 
     @property
     def num_trainable(self) -> int:
-        """Parameters that are trained, in all."""
+        """Number of trained parameters."""
         return sum(part.num_trainable for part in self.parts)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class FreezeReport:
         return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
 
 
-# what the name of a parameter holds
+# a parameter's name contains the mark of its part
 _MARKS = {
     "lora_": ADAPTERS,
     "vision_tower.": TOWER,
@@ -100,16 +100,16 @@ _MARKS = {
 
 
 def part_of(name: str) -> str:
-    """Tell by its name which part of the model a parameter belongs to."""
+    """Returns the part of the model that a parameter belongs to, by its name."""
     return next((part for mark, part in _MARKS.items() if mark in name), LANGUAGE_MODEL)
 
 
 def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
-    """Set `requires_grad` on every parameter, and log what is trained.
+    """Sets `requires_grad` on every parameter and logs what is trained.
 
     Args:
         model: A model with its vision modules, perhaps with LoRA adapters.
-        plan: What is to be trained. Adapters' own bias terms keep what peft has set.
+        plan: What to train. Bias terms of adapted layers keep what peft has set.
 
     Raises:
         ConfigError: Nothing would be trained.
@@ -124,7 +124,7 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
     }
     kept_by_peft = (LANGUAGE_MODEL, HEAD) if plan.adapters else ()
     for name, parameter in model.named_parameters():
-        # quantised weights are integers, which cannot have a gradient
+        # quantized weights are integers, which have no gradient
         if part_of(name) not in kept_by_peft and parameter.is_floating_point():
             parameter.requires_grad_(is_trained[part_of(name)])
     report = count_parameters(model.named_parameters())
@@ -135,7 +135,7 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
 
 
 def count_parameters(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> FreezeReport:
-    """Count parameters by part; one that ZeRO-3 partitioned counts with its full size."""
+    """Counts parameters by part; partitioned ones (ZeRO-3) count with their full size."""
     parts: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
         parts[part_of(name)].append(parameter)

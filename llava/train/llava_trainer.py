@@ -1,7 +1,7 @@
 """The trainer: LLaVA's sampling, parameter groups and steps on top of transformers' `Trainer`.
 
-Input: a model, its arguments, and what a data module made. Output: whole checkpoints in
-`output_dir`, from which a killed run goes on with the same order of samples.
+Input: a model, its arguments, and the result of a data module. Output: complete checkpoints in
+`output_dir`, from which a killed run resumes with the same order of samples.
 Non-goals: which parameters are trained (`freeze.py`), saving (`checkpoint.py`).
 """
 
@@ -43,13 +43,13 @@ log = logging.getLogger(__name__)
 
 
 class SeededSampler(Sampler[int]):
-    """Another sampler with the order fixed by (seed, epoch) instead of the global generator.
+    """Wraps a sampler so that (seed, epoch) determines its order.
 
-    LLaVA's samplers draw from torch's global generator, whose state at the start of an epoch a
-    resumed run cannot know.
+    LLaVA's samplers draw from torch's global generator, whose state at the start of an epoch is
+    unknown to a resumed run.
 
     Args:
-        sampler: Draws all its numbers when its iteration begins.
+        sampler: The sampler; it must draw all its numbers when its iteration begins.
         seed: Seed of the run's data order.
     """
 
@@ -62,7 +62,7 @@ class SeededSampler(Sampler[int]):
         return len(self.sampler)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -75,14 +75,11 @@ class SeededSampler(Sampler[int]):
 class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     """transformers' trainer for LLaVA models.
 
-    `args` may carry LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save the projector only) and
-    `use_im_start_end` (and the embeddings).
-
     Args:
-        *args: As for `Trainer`.
-        train_sampler: Order of the training samples; None chooses one by the arguments. Its
-            `set_epoch` is called, if it has one.
-        **kwargs: As for `WatchedTrainer` and `Trainer`; LLaVA's `tokenizer` is taken for
+        *args: See `Trainer`.
+        train_sampler: Order of the training samples; by default the arguments determine it. Its
+            `set_epoch` is called if it has one.
+        **kwargs: See `WatchedTrainer` and `Trainer`; LLaVA's `tokenizer` is accepted as
             `processing_class`.
     """
 
@@ -93,7 +90,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         super().__init__(*args, **kwargs)
         if getattr(self.args, "loss_normalization", "global") == "micro_batch":
             self.model_accepts_loss_kwargs = False
-        # the guard sees to losses that are not finite; the filter would hide them
+        # the filter would hide losses that are not finite from the guard
         self.args.logging_nan_inf_filter = False
         self._sampler: Any = train_sampler
         self.guard = StepGuard(
@@ -112,7 +109,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     # --- order of samples ---
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler | None:
-        """The order of the training samples, fixed by seed and epoch."""
+        """Returns the sampler of the training samples; seed and epoch determine its order."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         self._sampler = self._given_sampler
         if self._sampler is not None:
@@ -131,7 +128,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         return self._sampler
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """As in `Trainer`; the sampler learns what a resumed run skips, to skip it cheaply."""
+        """Works as in `Trainer` and tells the sampler what a resumed run skips."""
         epoch, num_batches = super()._init_training_state(*args, **kwargs)
         if num_batches and hasattr(self._sampler, "expect_skip"):
             num_samples = num_batches * self.args.train_batch_size * self.args.world_size
@@ -141,7 +138,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     # --- steps ---
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, but a run that had all its steps before does not take one more.
+        """Works as in `Trainer`, but a finished run does not take another step.
 
         Raises:
             UserError: There is not enough memory.
@@ -149,7 +146,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # accelerate's wrappers do not always hand the epoch on
+        # accelerate's wrappers do not always pass the epoch on
         if hasattr(self._sampler, "set_epoch"):
             self._sampler.set_epoch(kwargs["epoch"])
         try:
@@ -163,7 +160,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
             raise out_of_memory(error, batch, self.args, self.state.global_step + 1) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser; with `mm_projector_lr` the projector has groups of its own."""
+        """Creates the optimizer; with `mm_projector_lr` the projector has its own groups."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         projector_lr = getattr(self.args, "mm_projector_lr", None)
@@ -180,12 +177,12 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Run forward and backward on a micro-batch.
+        """Runs forward and backward on a micro-batch.
 
         Args:
             model: The model, perhaps wrapped.
             inputs: The batch; an entry `sample_ids` names its samples in messages.
-            num_items_in_batch: Supervised tokens of the optimiser step.
+            num_items_in_batch: Supervised tokens of the optimizer step.
 
         Raises:
             UserError: The loss is not finite, or there is not enough memory.
@@ -200,10 +197,10 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        """As in `Trainer`; in training a loss that is not finite ends the run.
+        """Works as in `Trainer`, but a loss that is not finite ends the training run.
 
         Raises:
-            UserError: It names the samples.
+            UserError: The loss is not finite; the message names the samples.
         """
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
@@ -213,7 +210,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        if norm is not None and not self.args.fp16:  # fp16's scaler steps over overflows itself
+        if norm is not None and not self.args.fp16:  # fp16's scaler skips overflows itself
             self.guard.gradient_norm = float(norm)
         return norm
 
@@ -222,7 +219,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         return checkpoint.find_last_checkpoint(self.args.output_dir)
 
     def close_progress(self) -> None:
-        """Remove the progress bar, also of a run that stopped early."""
+        """Removes the progress bar, also of a run that stopped early."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback):
                 callback.close()

@@ -1,18 +1,18 @@
-"""What a run is watched by: metrics per group of samples and of the machine, and their display.
+"""Measures a training run, per group of samples and per machine, and displays the metrics.
 
-Input: the batches, which may say what groups their samples belong to (`groups`, a sequence of names
-for each sample, and `units`, such as the characters of their answers). Output: more entries in what
-the trainer logs, and so in `metrics.jsonl`, on the terminal, and wherever `--report_to` says. It
-needs no forward pass of its own; sums are kept on the device, and the host waits for it only when
-something is logged. What a group means is not known here.
+Input: batches, which may name the groups of their samples (`groups`, a sequence of names for each
+sample) and their `units`, such as the characters of their answers. Output: further entries in what
+the trainer logs, and so in `metrics.jsonl`, on the terminal and wherever `--report_to` says. No
+extra forward pass is needed; sums stay on the device, and the host waits for it only when something
+is logged. This module does not know what a group means.
 
-`<output_dir>/metrics.jsonl` has one JSON object a line, of all attempts of a run: `{"attempt": ..,
-"step": .., "time": .., "loss": .., ...}`. Unlike the history in `trainer_state.json` it also holds
-the steps that an attempt made after its last checkpoint, so that an interrupted run can be compared
-with itself. `lrm plot-run` shows it.
+`<output_dir>/metrics.jsonl` has one JSON object per line, from all attempts of a run:
+`{"attempt": .., "step": .., "time": .., "loss": .., ...}`. Unlike the history in
+`trainer_state.json`, it includes the steps that an attempt made after its last checkpoint, so an
+interrupted run can be compared with itself. `lrm plot-run` draws it.
 
-The display is on stderr of the first process: a bar and a table on a terminal, lines every ten
-seconds elsewhere.
+The first process displays its progress on stderr: a bar and a table on a terminal, otherwise plain
+lines every ten seconds.
 
 Legend: B samples of a batch, T their positions, N supervised positions, G groups.
 """
@@ -56,19 +56,19 @@ from llava.train.flops import (
 
 log = logging.getLogger(__name__)
 
-# by quantity and group
+# keys are (quantity, group)
 Sums = Counter[tuple[str, str]]
-# the group of all samples
+# the group that every sample belongs to
 EVERYTHING = ""
-# read at the latest after so many micro-batches
+# pending micro-batches are read at the latest after this many
 _MAX_PENDING = 256
 
 
 class GroupSums:
-    """Sums of quantities over the samples of each group, since they were last taken.
+    """Sums quantities over the samples of each group, since the sums were last taken.
 
-    What samples add stays on the device until it is read, so that the host does not wait for the
-    device in every micro-batch.
+    Values stay on the device until they are read, so the host does not wait for the device in every
+    micro-batch.
     """
 
     def __init__(self) -> None:
@@ -76,10 +76,10 @@ class GroupSums:
         self._pending: list[tuple[Sequence[str], Tensor, Sequence[Sequence[str]]]] = []
 
     def add(self, quantities: Mapping[str, Tensor], groups: Sequence[Sequence[str]]) -> None:
-        """Add a micro-batch.
+        """Adds a micro-batch.
 
         Args:
-            quantities: By name, [B] each.
+            quantities: Tensors [B] by name.
             groups: The names of each sample's groups.
         """
         values = torch.stack([value.float() for value in quantities.values()], dim=1)
@@ -88,7 +88,7 @@ class GroupSums:
             self._read()
 
     def take(self) -> Sums:
-        """The sums, which begin anew."""
+        """Returns the sums and starts again from zero."""
         self._read()
         taken, self._sums = self._sums, Counter()
         return taken
@@ -96,7 +96,7 @@ class GroupSums:
     def _read(self) -> None:
         if not self._pending:
             return
-        # one wait for the device
+        # the only wait for the device
         numbers = iter(torch.cat([values.flatten() for _, values, _ in self._pending]).tolist())
         for quantities, _, groups in self._pending:
             for names in groups:
@@ -108,16 +108,16 @@ class GroupSums:
 
 
 def token_quantities(labels: Tensor, losses: Tensor, is_right: Tensor) -> dict[str, Tensor]:
-    """What the supervised tokens of samples add up to.
+    """Sums losses, correct tokens and tokens over the supervised positions of each sample.
 
     Args:
         labels: [B, T], not shifted.
-        losses: [N] of its supervised positions, sample after sample.
+        losses: [N], one per supervised position, sample after sample.
         is_right: [N] bool.
 
     Returns:
-        `loss`, `correct` and `tokens`, and `misfits`, which is not 0 where the losses are not those
-        of the labels; that happens where samples are cut inside the model.
+        `loss`, `correct`, `tokens` and `misfits`; the last is not 0 if the losses do not match the
+        labels, which happens when samples are truncated inside the model.
     """
     ends = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).cumsum(0)
     number = torch.arange(len(losses), device=losses.device)
@@ -129,12 +129,12 @@ def token_quantities(labels: Tensor, losses: Tensor, is_right: Tensor) -> dict[s
 
 
 def position_quantities(inputs: Mapping[str, Any], num_image_tokens: int) -> dict[str, Tensor]:
-    """What is real and what is padding in a batch, and what operations are counted from.
+    """Counts real and padded positions, and what the number of operations is computed from.
 
     Args:
         inputs: `input_ids` [B, T] with image sentinels, `labels`, perhaps `attention_mask`, and
-            `packing` where the samples lie one after the other.
-        num_image_tokens: Positions that a picture takes.
+            `packing` if the samples form one row.
+        num_image_tokens: Positions that an image takes.
     """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     images = (ids == IMAGE_TOKEN_INDEX).sum(dim=1)
@@ -150,11 +150,11 @@ def position_quantities(inputs: Mapping[str, Any], num_image_tokens: int) -> dic
 
 
 def group_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
-    """Mean losses, accuracies and tokens of groups: `loss/hr`, `accuracy/hr`, `tokens/hr`, ...
+    """Computes mean losses, accuracies and tokens: `loss/hr`, `accuracy/hr`, `tokens/hr`, ...
 
     Args:
-        sums: Of `token_quantities`, and of `per_<unit>`.
-        prefix: Before the names, such as `eval_`.
+        sums: Sums of the `token_quantities` and of `per_<unit>`.
+        prefix: Put before the names, such as `eval_`.
     """
     units = sorted({quantity for quantity, _ in sums if quantity.startswith("per_")})
     metrics: dict[str, float] = {}
@@ -169,20 +169,20 @@ def group_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
     return metrics
 
 
-# taken out of a batch before the model sees it
+# entries that are taken out of a batch before the model sees it
 BATCH_NOTES = ("groups", "units", "sample_ids")
 ExtraLoss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 class WatchedTrainer(Trainer):
-    """transformers' trainer, which logs more.
+    """transformers' trainer with more metrics.
 
     Args:
-        *args: As for `Trainer`.
-        extra_loss: A term that is added to the loss, made of the model and the batch's entries
-            that begin with `extra_`; None for none.
-        extra_evaluation: Further metrics of a validation, made of the model; all ranks call it.
-        **kwargs: As for `Trainer`.
+        *args: See `Trainer`.
+        extra_loss: Computes a term that is added to the loss, from the model and the batch's
+            entries that begin with `extra_`.
+        extra_evaluation: Computes further validation metrics from the model; all ranks call it.
+        **kwargs: See `Trainer`.
     """
 
     def __init__(
@@ -195,18 +195,18 @@ class WatchedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._extra_loss, self._extra_evaluation = extra_loss, extra_evaluation
         self._shape = shape_of(self.model)
-        # of training, and of validation
+        # by `model.training`
         self._sums = {True: GroupSums(), False: GroupSums()}
-        self._since: float | None = None  # the first batch
+        self._since: float | None = None  # set by the first batch
         self._waited_s = 0.0
-        # since the last metrics of groups, and after which step those were
+        # sums since the metrics of groups were last logged, and the step of that
         self._group_sums: Sums = Counter()
         self._last_groups = 0
 
     # --- measuring ---
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; measures how long the data is waited for."""
+        """Works as in `Trainer` and measures how long it waits for data."""
         if self._since is None:
             self._since = time.monotonic()
         return super().get_batch_samples(self._timed(epoch_iterator), *args, **kwargs)
@@ -227,11 +227,11 @@ class WatchedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """As in `Trainer`; measures the batch and its token losses.
+        """Works as in `Trainer` and measures the batch and its token losses.
 
         Args:
             model: The model, perhaps wrapped.
-            inputs: The batch; `groups`, `units` and what begins with `extra_` are taken out.
+            inputs: The batch; `groups`, `units` and entries that begin with `extra_` are removed.
             return_outputs: Return the outputs as well.
             num_items_in_batch: Supervised tokens of the optimizer step.
         """
@@ -239,7 +239,7 @@ class WatchedTrainer(Trainer):
         extra = {name: inputs.pop(name) for name in [*inputs] if name.startswith("extra_")}
         tokens: list[tuple[Tensor, Tensor]] = []
         if not model.training:
-            # logits of all positions are not looked at
+            # the logits are not used
             inputs.setdefault("logits_to_keep", 1)
         with token_loss_hook(lambda losses, is_right: tokens.append((losses, is_right))):
             result = super().compute_loss(
@@ -251,7 +251,7 @@ class WatchedTrainer(Trainer):
         term = self._extra_loss(self.accelerator.unwrap_model(model), extra)
         seen = term.detach().reshape(1)
         self._sums[True].add({"extra": seen, "extras": torch.ones_like(seen)}, [[EVERYTHING]])
-        # Trainer divides by the accumulated micro-batches only where the loss is a mean
+        # Trainer divides by the number of micro-batches only if the loss is a mean
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             term = term / self.args.gradient_accumulation_steps
         return (result[0] + term, result[1]) if return_outputs else result + term
@@ -282,13 +282,13 @@ class WatchedTrainer(Trainer):
     # --- logging ---
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`; with the metrics of the steps since the last time."""
+        """Works as in `Trainer` and adds the metrics of the steps since the last entry."""
         if "loss" in logs:
             logs = {**logs, **self._new_metrics()}
         super().log(logs, *args, **kwargs)
 
     def _new_metrics(self) -> dict[str, float]:
-        """Metrics of all ranks since the last log entry; all ranks must ask."""
+        """Returns the metrics of all ranks since the last log entry; all ranks must call it."""
         now = time.monotonic()
         seconds = now - (self._since or now)
         self._since = now
@@ -312,11 +312,11 @@ class WatchedTrainer(Trainer):
         return metrics
 
     def _token_metrics(self, sums: Sums, prefix: str = "") -> dict[str, float]:
-        """Metrics of all samples, and of groups where those can be told apart."""
+        """Returns the metrics of all samples, and of groups if their losses can be told apart."""
         metrics = {}
         if sums["misfits", EVERYTHING]:
             log.warning(
-                "no metrics per group: samples were cut inside the model, so that its losses "
+                "no metrics per group: samples were truncated inside the model, so their losses "
                 "cannot be told apart; raise --model_max_length"
             )
         else:
@@ -328,7 +328,7 @@ class WatchedTrainer(Trainer):
         return metrics
 
     def _speed(self, sums: Sums, device_seconds: float) -> dict[str, float]:
-        """Operations a second of a device, and their share of its peak where that is known."""
+        """Returns the operations per second of a device, and their share of its peak if known."""
         assert self._shape is not None
         trained = ADAPTERS if getattr(self.args, "lora_enable", False) else ALL
         real, supervised, images, squared = (
@@ -342,7 +342,7 @@ class WatchedTrainer(Trainer):
             tower_runs=not getattr(self.train_dataset, "has_features", False),
             lora_rank=getattr(self.args, "lora_r", 0),
         )
-        # attention goes with the square of each sample's length, not of their sum
+        # attention grows with the square of each sample's length, not of their sum
         attention = flops.attention * squared / real**2
         speed = (flops.total - flops.attention + attention) / device_seconds / 1e12
         peak, device = getattr(self.args, "peak_tflops", None), self.args.device
@@ -353,17 +353,17 @@ class WatchedTrainer(Trainer):
     # --- validation ---
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; the loss is a mean over tokens, and there is one for each group."""
+        """Works as in `Trainer`, but the loss is a mean over tokens, in all and for each group."""
         start = time.monotonic()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        self._sums[False].take()  # of a validation that did not end
+        self._sums[False].take()  # left by a validation that did not finish
         result = super().evaluation_loop(*args, **kwargs)
         sums = _total(gather_object([self._sums[False].take()]))
         result.metrics.update(self._token_metrics(sums, f"{prefix}_"))
         if self._extra_evaluation is not None:
             found = self._extra_evaluation(self.accelerator.unwrap_model(self.model))
             result.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
-        if self._since is not None:  # validation is no training time
+        if self._since is not None:  # validation does not count as training time
             self._since += time.monotonic() - start
         return result
 
@@ -376,10 +376,10 @@ def _total(ranks: Iterable[Sums]) -> Sums:
 
 
 def shape_of(model: Any) -> ModelShape | None:
-    """The sizes of a model that is trained; None where they are not of a known kind.
+    """Returns the sizes of a model in training; None if its architecture is unknown.
 
-    Pictures in tiles take a number of positions that differs from picture to picture, so there are
-    no metrics that count positions.
+    The number of positions of tiled images differs from image to image, so None is returned for
+    such models, too.
     """
     config = getattr(model, "config", None)
     if config is None or getattr(config, "image_aspect_ratio", None) == "anyres":
@@ -397,13 +397,13 @@ def shape_of(model: Any) -> ModelShape | None:
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Most memory that was allocated and reserved on a GPU so far, or a CPU process's most, GiB."""
+    """Returns the peak of allocated and reserved GPU memory, or of a CPU process, in GiB."""
     if device.type == "cuda":
         return {
             "memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
             "memory_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
         }
-    # kilobytes, but bytes on macOS
+    # Linux counts kilobytes, macOS bytes
     unit = 1 if sys.platform == "darwin" else 1024
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
@@ -417,21 +417,21 @@ class MetricsLog(TrainerCallback):
     _attempt = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin another attempt, whose first line says after which step."""
+        """Begins an attempt; its first line says after which step."""
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         if state.global_step == 0:
-            path.unlink(missing_ok=True)  # nothing of an older run is kept, so neither are these
+            path.unlink(missing_ok=True)  # a run that starts anew keeps nothing of an older one
         self._attempt = 1 + max((int(line["attempt"]) for line in read_metrics(path)), default=0)
         is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        self._append(args, state, {}, "\n" if is_cut else "")  # by a kill in the middle of a line
+        self._append(args, state, {}, "\n" if is_cut else "")  # a kill may have cut the last line
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Append one line."""
+        """Appends one line."""
         if state.is_world_process_zero and logs:
             self._append(args, state, logs)
 
@@ -442,13 +442,13 @@ class MetricsLog(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file.
+    """Reads a metrics file.
 
     Args:
-        path: A file that need not exist.
+        path: The file; it need not exist.
 
     Returns:
-        Its lines; one that a killed process did not finish is left out.
+        Its lines, without those that a killed process did not finish.
     """
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -459,7 +459,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 LINE_INTERVAL_S = 10.0
 MAX_GROUPS = 16
-# metrics of the machine, how they are shown, in this order
+# metrics of the machine and their formats, in the order of display
 _MACHINE = {
     "tokens_per_second": "{:,.0f} tokens/s",
     "padding_share": "padding {:.0%}",
@@ -469,7 +469,7 @@ _MACHINE = {
     "grad_norm": "gradient {:.2g}",
     "eval_loss": "validation loss {:.4f}",
 }
-# metrics of a group: headings, and how they are shown
+# metrics of a group: headings and formats
 _COLUMNS = {
     "loss": ("loss", "{:.3f}"),
     "accuracy": ("right", "{:.1%}"),
@@ -479,11 +479,11 @@ _COLUMNS = {
 
 
 class ProgressCallback(TrainerCallback):
-    """Progress of a training run.
+    """Displays the progress of a training run.
 
     Args:
-        stage: What the run is called.
-        console: Where to show it; stderr if left out.
+        stage: Name of the run.
+        console: Where it is displayed; stderr by default.
     """
 
     def __init__(self, stage: str | None = None, console: Console | None = None) -> None:
@@ -503,7 +503,7 @@ class ProgressCallback(TrainerCallback):
         self._started = self._shown = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar, or the first line."""
+        """Shows the bar, or prints the first line."""
         if not state.is_world_process_zero:
             return
         self._first_step = state.global_step
@@ -520,11 +520,11 @@ class ProgressCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Take note of the metrics."""
+        """Remembers the metrics."""
         self._seen |= {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar, or print lines if the last ones are old."""
+        """Moves the bar, or prints lines if the last ones are old."""
         if not state.is_world_process_zero:
             return
         now, summary = time.monotonic(), self._summary(args, state)
@@ -543,14 +543,14 @@ class ProgressCallback(TrainerCallback):
                 self._print(f"loss of {', '.join(losses)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove the bar and say what was reached."""
+        """Removes the bar and prints the result."""
         if state.is_world_process_zero:
             self.close()
             took = timedelta(seconds=round(time.monotonic() - self._started))
             self._print(f"{state.global_step} steps, {self._summary(args, state)}, {took}")
 
     def close(self) -> None:
-        """Remove the bar; also for a run that stops early."""
+        """Removes the bar, also of a run that stops early."""
         if self._live is not None:
             self._live.stop()
         self._live = None
@@ -563,7 +563,7 @@ class ProgressCallback(TrainerCallback):
         return f"{loss}{rate:.1f} samples/s"
 
     def _view(self) -> Group:
-        """The bar, how the machine is used, and the groups."""
+        """Renders the bar, the metrics of the machine and those of the groups."""
         shown: list[Any] = [self._bar]
         if machine := self._machine():
             shown.append(Text(machine, style="dim", no_wrap=True, overflow="ellipsis"))
@@ -576,12 +576,12 @@ class ProgressCallback(TrainerCallback):
         return ", ".join(form.format(seen[name]) for name, form in _MACHINE.items() if name in seen)
 
     def _groups(self) -> list[str]:
-        """Names of the groups that are no part of another."""
+        """Returns the names of the groups that are not part of another."""
         names = [key.removeprefix("loss/") for key in self._seen if key.startswith("loss/")]
         return sorted(name for name in names if "/" not in name)[:MAX_GROUPS]
 
     def _table(self, names: Sequence[str]) -> Table:
-        """The metrics of groups; a column that none has is left out."""
+        """Renders the metrics of groups, without columns that would be empty."""
         seen = self._seen
         shown = [key for key in _COLUMNS if any(f"{key}/{name}" in seen for name in names)]
         heads = [Column(_COLUMNS[key][0], justify="right") for key in shown]

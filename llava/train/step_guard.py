@@ -1,9 +1,9 @@
-"""Watches each optimizer step: losses that went wrong, signals to stop, and running out of memory.
+"""Guards each optimizer step against bad losses, signals and running out of memory.
 
-Input: the losses of micro-batches with the ids of their samples, the process's signals, and what a
-step raised. Output: a `UserError` that names the samples, or the batch and what to lower; or, if
-asked for, a step that is left out and counted; or the end of the run after a checkpoint. All ranks
-decide together, by one small exchange a step between their CPUs.
+Input: the losses of micro-batches with the ids of their samples, signals, and errors of a step.
+Output: a `UserError` that names the samples, or the batch and what to reduce; or a skipped step, if
+the user allows it; or the end of the run after a checkpoint. All ranks decide together, with one
+small exchange between their CPUs per step.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from llava.errors import UserError
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# of EX_TEMPFAIL in sysexits.h: run the same command again
+# EX_TEMPFAIL in sysexits.h: run the same command again
 STOPPED_EXIT_CODE = 75
 STATE_KEY = "step_guard"
-# steps that a spike is measured against, and how few are enough
+# a spike is compared with the median of at most and at least so many steps
 SPIKE_WINDOW, SPIKE_MIN_STEPS = 64, 16
 
 
 class RunStoppedError(Exception):
-    """A run saved its state and stopped because it was asked to by a signal."""
+    """A signal stopped the run; its state is saved."""
 
 
 class StepGuard(TrainerCallback):
-    """Stops at, or leaves out, steps whose loss or gradient is not finite, or loss much too high.
+    """Skips or refuses steps whose loss or gradient is not finite, or whose loss is a spike.
 
     Args:
-        last_checkpoint: Finds what the run could go on from, for messages.
-        max_skipped_steps: Bad steps of a run that are left out and counted; at one more it stops.
-        spike_factor: A loss is bad that is more than this factor over the median of the last steps;
-            0 is off.
+        last_checkpoint: Finds the checkpoint to resume from, for messages.
+        max_skipped_steps: Bad steps that are skipped and counted; one more ends the run.
+        spike_factor: A loss counts as bad if it exceeds the median of the last steps by this
+            factor; 0 disables the check.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class StepGuard(TrainerCallback):
         self._must_stop = False
         self._cpu_group: Any = None
 
-    # --- what the trainer tells ---
+    # --- called by LLaVATrainer ---
 
     def check_before_backward(self, loss: Tensor, sample_ids: list[str], step: int) -> None:
-        """Stop at a micro-batch's loss that is not finite, unless steps may be left out.
+        """Refuses a micro-batch's loss that is not finite, unless steps may be skipped.
 
         Raises:
-            UserError: It names the samples.
+            UserError: The loss is not finite; the message names the samples.
         """
         if not self.max_skipped_steps and not torch.isfinite(loss).all():
             raise UserError(
@@ -84,20 +84,20 @@ class StepGuard(TrainerCallback):
             )
 
     def note(self, loss: Tensor, sample_ids: list[str]) -> None:
-        """Take note of a micro-batch's share of the step's loss; it is not waited for here."""
+        """Records a micro-batch's share of the step's loss, without waiting for the device."""
         self._step_losses.append(loss)
         self._step_ids.append(sample_ids)
 
-    # --- what transformers' trainer calls ---
+    # --- called by transformers' trainer ---
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from what a checkpoint keeps."""
+        """Restores the state from a checkpoint."""
         kept = state.stateful_callbacks.get(STATE_KEY, {}) if state.global_step else {}
         self._recent = list(kept.get("recent", []))
         self.num_skipped = int(kept.get("num_skipped", 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Judge the step by the losses of all ranks."""
+        """Judges the step by the losses of all ranks."""
         losses = [loss.item() for loss in self._step_losses]
         self._step_losses = []
         ids, self._step_ids = self._step_ids, []
@@ -110,7 +110,7 @@ class StepGuard(TrainerCallback):
         problem = self._problem(loss)
         norm, self.gradient_norm = self.gradient_norm, None
         if problem is None and norm is not None and not math.isfinite(norm):
-            problem = f"the gradient's norm is {norm}"  # of all ranks together
+            problem = f"the gradient's norm is {norm}"  # the norm over all ranks
         if problem is None:
             self._recent = [*self._recent[1 - SPIKE_WINDOW :], loss]
         else:
@@ -121,21 +121,21 @@ class StepGuard(TrainerCallback):
         }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and end if any rank got a signal."""
+        """Saves and ends the run if any rank received a signal."""
         if self._must_stop:
             control.should_save = control.should_training_stop = self.is_stopped = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Add the count to what is logged."""
+        """Adds the number of skipped steps to the log entry."""
         if logs is not None and self.num_skipped:
             logs["skipped_steps"] = self.num_skipped
 
     # --- judging ---
 
     def _sum(self, values: list[float]) -> list[float]:
-        """Sums over the ranks, which their CPUs exchange."""
+        """Sums values over the ranks, on their CPUs."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return values
         if self._cpu_group is None:
@@ -160,10 +160,10 @@ class StepGuard(TrainerCallback):
     def _leave_out(
         self, problem: str, losses: list[float], ids: list[list[str]], state: Any, optimizer: Any
     ) -> None:
-        """Drop the gradients, so that the optimizer changes nothing, or stop.
+        """Drops the gradients, so that the optimizer changes nothing, or ends the run.
 
         Raises:
-            UserError: No more steps may be left out.
+            UserError: No more steps may be skipped.
         """
         named = gather_object(_suspects(losses, ids))
         self.num_skipped += 1
@@ -185,7 +185,7 @@ class StepGuard(TrainerCallback):
 
 
 def _suspects(losses: list[float], ids: list[list[str]]) -> list[str]:
-    """Samples of the micro-batches that are not finite, else of the one with the highest loss."""
+    """Returns the samples of losses that are not finite, or else those of the highest loss."""
     pairs = list(zip(losses, ids, strict=True))
     bad = [pair for pair in pairs if not math.isfinite(pair[0])]
     return [sample_id for _, batch in bad or [max(pairs)] for sample_id in batch]
@@ -197,9 +197,9 @@ def _named(sample_ids: list[str]) -> str:
 
 @contextmanager
 def stop_signals(guard: StepGuard) -> Iterator[None]:
-    """Let `STOP_SIGNALS` end the run after the step that is running.
+    """Lets `STOP_SIGNALS` end the run after the current step.
 
-    Works on the main thread only, as signals do; elsewhere it changes nothing.
+    It has no effect outside the main thread, which alone can handle signals.
     """
 
     def take_note(number: int, frame: Any) -> None:
@@ -219,42 +219,42 @@ _CPU_MESSAGE = re.compile(r"DefaultCPUAllocator: (can't|not enough)|std::bad_all
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or a CPU."""
+    """Returns whether an allocation failed, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _CPU_MESSAGE.search(str(error)) is not None
 
 
 def describe_batch(inputs: dict[str, Any], num_image_positions: int = 0) -> str:
-    """Say how large a batch is.
+    """Describes the size of a batch.
 
     Args:
-        inputs: As the collator makes it.
-        num_image_positions: Positions that a picture takes in the model.
+        inputs: The batch of the collator.
+        num_image_positions: Positions that an image takes in the model.
     """
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
-    # [3, S, S] and [P, D] are one picture, [tiles, ...] several
+    # [3, S, S] and [P, D] are one image, [tiles, ...] are several
     images = inputs.get("images", inputs.get("image_features"))
-    pictures = sum(
+    num_images = sum(
         len(image) if image.ndim > 3 else 1 for image in (() if images is None else images)
     )
     text = (
         f"{len(ids)} samples of {min(lengths):,} to {max(lengths):,} tokens, {sum(lengths):,} in "
         f"all ({ids.numel():,} with padding)"
     )
-    if pictures:
-        text += f", and {pictures} pictures of {num_image_positions:,} positions each"
+    if num_images:
+        text += f", and {num_images} images of {num_image_positions:,} positions each"
     return text
 
 
 def out_of_memory(error: BaseException, batch: str, args: Any, step: int) -> UserError:
-    """The message for a user.
+    """Returns the error that tells the user what to reduce.
 
     Args:
-        error: What was raised.
-        batch: From `describe_batch`.
+        error: The original error.
+        batch: Result of `describe_batch`.
         args: Training arguments.
         step: The optimizer step, from 1.
     """

@@ -1,15 +1,15 @@
-"""What a training picture becomes: pixels, or the frozen vision tower's output from a cache.
+"""Loads training images as pixels, or as the frozen vision tower's features from a cache.
 
-Pixels: a path in, [3, S, S] out, turned upright and shaped for the tower; as bytes where the tower
-can make the same floats of them as LLaVA's dataset and inference do, else those floats.
+Pixels: [3, S, S] for a path, upright and shaped for the tower; as bytes if the tower can convert
+them to the same floats as LLaVA's dataset and inference, else as those floats.
 
-Cache: a tower and a list of pictures in, [P, D] per picture out, computed once and memory-mapped.
-On disk, below a folder named by everything that the features depend on (weights, layer,
-preprocessing, dtype): shards `<name>.npy` [n, P, D] with `<name>.json`, the pictures' paths, sizes
-and times. A shard counts when its list is there, so an interrupted run goes on, and a larger corpus
-adds shards. Worth it for small models only: 24 x 24 features of a large tower are 1.2 MB a picture.
+Cache: [P, D] per image, computed once and memory-mapped. A folder, named by everything that the
+features depend on (weights, layer, preprocessing, dtype), has shards `<name>.npy` [n, P, D] with
+`<name>.json`, the paths, sizes and times of the images. A shard counts once its list exists, so an
+interrupted run resumes, and a larger corpus adds shards. The cache pays off for small models only:
+24 x 24 features of a large tower are 1.2 MB per image.
 
-Legend: N pictures, P patches, D the tower's hidden size.
+Legend: N images, P patches, D the tower's hidden size.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from llava.progress import Progress
 log = logging.getLogger(__name__)
 
 ASPECT_RATIOS = ("square", "pad")
-# with draft mode a picture still has so many times the pixels that the tower takes along a side
+# in draft mode a side of an image keeps at least this many times the tower's pixels
 DRAFT_MARGIN = 2
 
 
-class PictureLoader:
-    """Opens pictures for one image processor.
+class ImageLoader:
+    """Opens images for an image processor.
 
     Args:
         processor: The vision tower's image processor.
-        aspect_ratio: `pad` (to a square) or `square` (cut out the middle).
-        uses_draft: Decode large JPEG files at a half, a quarter or an eighth, where at least twice
-            the tower's side is left. Other pixels, though few levels apart, so off by default.
+        aspect_ratio: `pad` (to a square) or `square` (crop the center).
+        uses_draft: Decode large JPEG files at a half, a quarter or an eighth of their size if at
+            least twice the tower's side remains. Pixels differ slightly, so it is off by default.
 
     Raises:
-        ConfigError: Another aspect ratio.
+        ConfigError: The aspect ratio is unknown.
     """
 
-    # the entry of items and batches that holds the pictures
+    # name of the entry in items and batches
     entry = "image"
 
     def __init__(self, processor: Any, aspect_ratio: str, uses_draft: bool = False) -> None:
@@ -71,16 +71,16 @@ class PictureLoader:
 
     @property
     def empty(self) -> Tensor:
-        """What stands for the picture of a sample without one: zeros, [3, S, S]."""
+        """Zeros [3, S, S], for a sample without an image."""
         size = self.processor.crop_size
         dtype = torch.uint8 if self.gives_bytes else torch.float32
         return torch.zeros(3, size["height"], size["width"], dtype=dtype)
 
     def __call__(self, path: Path) -> Tensor:
-        """Return [3, S, S].
+        """Returns the pixels of an image, [3, S, S].
 
         Raises:
-            DataError: The picture is missing or cannot be read.
+            DataError: The image is missing or cannot be read.
         """
         side = self.processor.crop_size["height"]
         try:
@@ -89,7 +89,7 @@ class PictureLoader:
             if path.exists():
                 raise
             raise DataError(
-                f"{error}. Unpack or copy the corpus' pictures, or give --image_folder."
+                f"{error}. Unpack or copy the images of the corpus, or give --image_folder."
             ) from error
         if not self.gives_bytes:
             settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
@@ -102,14 +102,14 @@ class PictureLoader:
         return preprocess_bytes(image, self.processor)
 
 
-# Raise it when the same tower and picture begin to give other numbers.
+# Increase it when the same tower and image give other numbers.
 FORMAT = 2
-PICTURES_PER_SHARD = 2048
+IMAGES_PER_SHARD = 2048
 BATCH_SIZE = 64
 
 
 class FeatureCache:
-    """The features of the pictures that were computed so far.
+    """Features of images, computed on demand.
 
     Example:
         >>> cache = FeatureCache(folder, tower, loader, dtype="float16")
@@ -121,29 +121,29 @@ class FeatureCache:
 
     entry = "image_features"
 
-    def __init__(self, root: Path, tower: Any, loader: PictureLoader, dtype: str) -> None:
-        """Open the cache for a tower.
+    def __init__(self, root: Path, tower: Any, loader: ImageLoader, dtype: str) -> None:
+        """Opens the cache of a tower.
 
         Args:
-            root: Folder of caches; the one for this tower is in it, under its key.
+            root: Folder of caches, in which each has its key as name.
             tower: A loaded, frozen `CLIPVisionTower`.
-            loader: Opens the pictures.
+            loader: Opens the images.
             dtype: `float16` or `float32`.
         """
         self.dtype = dtype
         self.folder = root / cache_key(tower, loader, dtype)
         self.feature_shape = (tower.num_image_tokens, int(tower.hidden_size))
         self._loader = loader
-        # by path: shard, row, and size and time of the picture when it was read
+        # by path: shard, row, and size and time of the file when it was read
         self._places: dict[str, tuple[str, int, tuple[int, int]]] = {}
         self._shards: dict[str, npt.NDArray[Any]] = {}
-        # not on disk: the next opening tries again
+        # kept in memory only, so that the next run tries again
         self._broken: dict[str, str] = {}
         for path in sorted(self.folder.glob("*.json")):
             self._enter(path.stem, json.loads(path.read_text(encoding="utf-8"))["pictures"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # a loader's workers map the shards themselves
+        # each worker maps the shards itself
         return {**self.__dict__, "_shards": {}}
 
     def __len__(self) -> int:
@@ -151,15 +151,15 @@ class FeatureCache:
 
     @property
     def empty(self) -> Tensor:
-        """What stands for the features of a sample without a picture: zeros, [P, D]."""
+        """Zeros [P, D], for a sample without an image."""
         return torch.zeros(self.feature_shape, dtype=getattr(torch, self.dtype))
 
     def __call__(self, path: Path) -> Tensor:
-        """The features of a picture, [P, D].
+        """Returns the features of an image, [P, D].
 
         Raises:
-            DataError: The picture could not be read.
-            KeyError: They were not computed.
+            DataError: The image could not be read.
+            KeyError: The features were not computed.
         """
         if _name(path) in self._broken:
             raise DataError(self._broken[_name(path)])
@@ -169,7 +169,7 @@ class FeatureCache:
         return torch.from_numpy(np.array(self._shards[name][row]))
 
     def missing(self, paths: Sequence[Path]) -> list[Path]:
-        """Those pictures that are new, or have changed since their features were computed."""
+        """Returns the images that are new or have changed since their features were computed."""
         return [path for path in paths if self._is_missing(path)]
 
     def add(
@@ -179,33 +179,33 @@ class FeatureCache:
         num_workers: int = 0,
         tolerates_broken: bool = False,
     ) -> int:
-        """Compute the features that are missing.
+        """Computes the missing features.
 
         Args:
-            paths: Pictures; duplicates are computed once.
+            paths: Images; duplicates are computed once.
             tower: The tower that the cache was opened for.
-            num_workers: Processes that open pictures.
-            tolerates_broken: A picture that cannot be read raises when its features are asked for,
+            num_workers: Processes that open images.
+            tolerates_broken: Raise an error for a broken image when its features are requested,
                 not now.
 
         Returns:
-            How many were computed.
+            The number of images whose features were computed.
 
         Raises:
-            DataError: A picture cannot be read, or features do not fit into the dtype.
+            DataError: An image cannot be read, or features overflow the dtype.
         """
         todo = self.missing(list({_name(path): path for path in paths}.values()))
         if not todo:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        log.info("computing the vision tower's output for %d pictures", len(todo))
+        log.info("computing the vision tower's output for %d images", len(todo))
         batches: DataLoader[Any] = DataLoader(
             todo,  # type: ignore[arg-type]
             batch_size=BATCH_SIZE,
             num_workers=num_workers,
             collate_fn=self._open,
         )
-        with Progress("vision tower", len(todo), "pictures") as progress:
+        with Progress("vision tower", len(todo), "images") as progress:
             rows: list[npt.NDArray[Any]] = []
             whole: list[Path] = []
             for paths, pixels, reasons in batches:
@@ -217,13 +217,13 @@ class FeatureCache:
                 rows.append(self._encode(tower, pixels)[kept])
                 whole += [paths[i] for i in kept]
                 progress.advance(len(paths))
-                if len(whole) >= PICTURES_PER_SHARD or (whole and paths[-1] == todo[-1]):
+                if len(whole) >= IMAGES_PER_SHARD or (whole and paths[-1] == todo[-1]):
                     self._write(whole, np.concatenate(rows))
                     whole, rows = [], []
         return sum(_name(path) not in self._broken for path in todo)
 
     def _open(self, paths: list[Path]) -> tuple[list[Path], Tensor, list[str]]:
-        """Pictures' pixels and empty texts; of one that cannot be read, zeros and the reason."""
+        """Returns pixels and reasons: zeros and an error text for an image that is unreadable."""
         pixels, reasons = [], []
         for path in paths:
             try:
@@ -245,7 +245,7 @@ class FeatureCache:
         return features  # type: ignore[no-any-return]
 
     def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
-        """Write a shard; its list comes last and makes it count."""
+        """Writes a shard; its list is written last and makes it count."""
         name = uuid.uuid4().hex[:16]
         entries = [[_name(path), *_state(path)] for path in paths]
         _write_whole(self.folder / f"{name}.npy", lambda file: np.save(file, features))
@@ -254,19 +254,19 @@ class FeatureCache:
         self._enter(name, entries)
 
     def _enter(self, name: str, entries: Sequence[Sequence[Any]]) -> None:
-        for row, (picture, size, mtime_ns) in enumerate(entries):
-            self._places[picture] = (name, row, (size, mtime_ns))
-            self._broken.pop(picture, None)
+        for row, (path, size, mtime_ns) in enumerate(entries):
+            self._places[path] = (name, row, (size, mtime_ns))
+            self._broken.pop(path, None)
 
     def _is_missing(self, path: Path) -> bool:
         place = self._places.get(_name(path))
-        with suppress(DataError):  # whoever reads it says why
+        with suppress(DataError):  # raised again when the image is read
             return place is None or place[2] != _state(path)
         return True
 
 
-def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
-    """Digest of everything that features depend on."""
+def cache_key(tower: Any, loader: ImageLoader, dtype: str) -> str:
+    """Returns a digest of everything that features depend on."""
     digest = hashlib.sha256()
     settings = {
         "format": FORMAT,
@@ -285,16 +285,16 @@ def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
 
 
 def _name(path: Path) -> str:
-    """One spelling of a path: two corpora may share their pictures."""
+    """Returns one spelling of a path, because corpora may share images."""
     return os.path.abspath(path)
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size and time of a picture, which tell that it has not changed."""
+    """Returns size and time of a file, which detect changes."""
     try:
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: there is no such picture ({error.strerror})") from error
+        raise DataError(f"{path}: there is no such image ({error.strerror})") from error
     return stat.st_size, stat.st_mtime_ns
 
 

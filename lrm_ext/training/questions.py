@@ -1,7 +1,7 @@
-"""Questions of a benchmark that a model is asked at a validation of its training.
+"""Asks a model questions of a benchmark when training validates.
 
-Input: the model and a benchmark. Output: the share of right answers by language. Not imported by a
-run that asks none, which therefore imports no evaluation. Non-goals: the validation loss
+Input: the model and a benchmark. Output: the share of correct answers by language. A run without
+questions does not import this module, and thus no evaluation. Non-goals: the validation loss
 (`validation.py`).
 """
 
@@ -34,19 +34,19 @@ _ANSWER_BATCH, _MAX_NEW_TOKENS = 32, 32
 class ValidationQuestions:
     """Asks a model questions of a benchmark, in all languages, and scores its answers.
 
-    Called with the model; under several processes each asks its part.
+    It is called with the model; each of several processes asks its share.
 
     Args:
-        name: Of a benchmark, or a folder of `<lang>.jsonl` files.
-        num_questions: Of each language.
-        languages: Which; those that the benchmark lacks are left out and named.
-        tokenizer: The model's.
-        image_processor: The tower's.
-        version: Template of the conversation.
+        name: Name of a benchmark, or a folder of `<lang>.jsonl` files.
+        num_questions: Questions per language.
+        languages: Languages; those that the benchmark lacks are skipped with a warning.
+        tokenizer: The model's tokenizer.
+        image_processor: The tower's image processor.
+        version: Name of the conversation template.
 
     Raises:
         ConfigError: There is no such benchmark.
-        DataError: A question is not as it must be.
+        DataError: A question is invalid.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class ValidationQuestions:
         )
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Ask and score.
+        """Asks the questions and scores the answers.
 
         Args:
-            model: As it is trained; its mode is put back.
+            model: The model in training; its mode is restored.
 
         Returns:
-            `answers/<lang>`, the share of right answers; `answers`, the mean over languages, with
-            the ends of its 95 % interval.
+            `answers/<lang>`, the share of correct answers; `answers`, the mean over languages, and
+            the bounds of its 95 % interval.
         """
         was_training = model.training
         answerer = self._make_answerer(model.eval())

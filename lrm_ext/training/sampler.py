@@ -1,11 +1,11 @@
-"""The order of a mixture's samples: which of them make an optimizer step, and how a step is dealt.
+"""The order of a mixture's samples, from optimizer steps to micro-batches of ranks.
 
-Input: the lengths of samples, by index. Output: indices that count on over epochs. What a step
-learns from is a pure function of (seed, epoch, step, samples a step); ranks, micro-batches and
-workers only deal it out. So a run may go on with another number of ranks, as long as a step takes
-as many samples, and sees no sample twice and none too few.
+Input: the lengths of samples, by index. Output: indices that continue over epochs. The samples of a
+step are a pure function of (seed, epoch, step, samples per step), however they are distributed over
+ranks, micro-batches and workers. So a run may resume with another number of ranks, as long as a
+step takes as many samples, and still sees every sample of an epoch exactly once.
 
-An epoch's last step is filled up with repeats that are not learnt from (`~index`), for all ranks
+The last step of an epoch is filled up with repeats without labels (`~index`), because all ranks
 must take part in it.
 """
 
@@ -22,17 +22,17 @@ Length = Callable[[int], int]
 
 
 class LengthWindowSampler(Sampler[int]):
-    """Indices of a mixture, in steps of like length, for batches that are padded.
+    """Yields indices of a mixture in steps of similar length, for padded batches.
 
-    Inside a window samples are sorted by length and cut into steps, whose order is shuffled; so
-    padding is small and the mixture's order stays, window by window.
+    Samples of a window are sorted by length and split into steps in random order. So there is
+    little padding, and the mixture's order holds from window to window.
 
     Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
         window: Steps that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the steps in a window.
+        seed: Seed of the order of steps in a window.
     """
 
     def __init__(
@@ -44,21 +44,21 @@ class LengthWindowSampler(Sampler[int]):
         self._num_skipped: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Indices an epoch, with those that fill up its last step."""
+        """Indices per epoch, with those that fill up its last step."""
         return -(-self.num_samples // self.step_size) * self.step_size
 
     def identity(self) -> dict[str, Any]:
-        """What decides which samples make a step, for checkpoints."""
+        """Returns what determines the samples of a step, for checkpoints."""
         return {"sorted steps": self.window if self._sorts else 0}
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def expect_skip(self, epoch: int, num_samples: int) -> None:
-        """Announce that the first indices of an epoch will be thrown away.
+        """Announces that the first indices of an epoch will be discarded.
 
-        Windows that lie before them wholly are then yielded unplanned, which costs nothing.
+        Windows that contain no others are then yielded without planning, which is fast.
         """
         self._num_skipped = {epoch: num_samples}
 
@@ -72,20 +72,20 @@ class LengthWindowSampler(Sampler[int]):
                 yield from range(first + start, first + end)
                 continue
             for step in self._plan(range(first + start, first + end), number):
-                # repeats make a short step whole; the shortest sample costs the least
+                # repeats of the shortest sample, the cheapest one, complete a short step
                 missing = self.step_size - len(step)
                 fill = [~min(step, key=self._length)] * missing if missing else []
                 yield from self._deal([*step, *fill])
 
     def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
-        """Cut window `number` into steps; only the last step of an epoch may be short."""
+        """Splits window `number` into steps; only the last step of an epoch may be short."""
         if not self._sorts:
             yield indices
             return
         by_length = sorted(indices, key=self._length)
         num_whole, num_rest = divmod(len(by_length), self.step_size)
         rng = np.random.default_rng([self.seed, self.epoch, number])
-        # the rest is taken from the whole range of lengths, not from its longest
+        # the remainder is drawn from all lengths, not only from the longest samples
         rest = set(rng.choice(len(by_length), num_rest, replace=False).tolist())
         whole = [index for i, index in enumerate(by_length) if i not in rest]
         for step in rng.permutation(num_whole).tolist():
@@ -94,28 +94,27 @@ class LengthWindowSampler(Sampler[int]):
             yield [by_length[i] for i in sorted(rest)]
 
     def _deal(self, step: list[int]) -> list[int]:
-        """The order in which a step is cut into micro-batches and those are dealt to ranks.
+        """Orders a step; it is then split into micro-batches, which go to the ranks in turn.
 
-        Neighbours are of like length already, and go to the ranks of one micro-step.
+        Neighbors already have similar lengths and go to the ranks of one micro-step.
         """
         return step
 
 
 class PackedSampler(LengthWindowSampler):
-    """Steps that are dealt so that all micro-batches have as many tokens.
+    """Balances the tokens of micro-batches, for packed samples.
 
-    For samples that are packed: nothing is padded, so like lengths need not come together, and
-    what matters is that no rank waits for another. Steps are the mixture's own; where a rank has
-    few samples in a micro-batch they cannot be dealt evenly, and a window, whose steps are of like
-    length each, helps.
+    Packed samples have no padding, so lengths need not be similar, but no rank should wait for
+    another. Steps keep the mixture's order by default. If micro-batches have few samples, they
+    cannot be balanced; a window helps, because the samples of its steps have similar lengths.
 
     Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
         batch_size: Samples of one rank in one micro-batch; a divisor of `step_size`.
         window: Steps that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the steps in a window.
+        seed: Seed of the order of steps in a window.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class PackedSampler(LengthWindowSampler):
         self.batch_size = batch_size
 
     def _deal(self, step: list[int]) -> list[int]:
-        """Longest first, each to the micro-batch with the fewest tokens that has room."""
+        """Assigns samples, longest first, to the micro-batch with the fewest tokens and room."""
         batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
         lightest = [(0, number) for number in range(len(batches))]
         lengths = {index: self._length(max(index, ~index)) for index in step}

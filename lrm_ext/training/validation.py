@@ -1,11 +1,10 @@
-"""Validation while training: rows that are held out, samples in every language, and when to stop.
+"""Validation during training: held-out rows, samples in every language, early stopping.
 
-Input: a corpus and a share; a mixture of held-out rows. Output: two corpora, one to train on and
-one to validate on; a dataset for the trainer's validation loss; callbacks that stop a run and mark
-its best checkpoint. A hash of the picture's path decides which rows are held out, so that all rows
-about a picture are on the same side, on every machine and whatever else the corpus holds. A row
-without a picture goes by its id. Non-goals: the loss itself (`llava.train.metrics`), questions that
-are asked at a validation (`questions.py`).
+Input: a corpus and a share, or a mixture of held-out rows. Output: a corpus to train on and one to
+validate on; a dataset for the trainer's validation loss; callbacks that stop a run and mark its
+best checkpoint. A hash of the image's path, or of the id of a row without an image, decides whether
+a row is held out. So all rows with an image are on the same side, on every machine and whatever
+else is in the corpus. Non-goals: the loss (`llava.train.metrics`), questions (`questions.py`).
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ _SCALE = 2**64
 
 
 class CorpusPart(Corpus):
-    """Some rows of a corpus, numbered anew.
+    """A renumbered subset of the rows of a corpus.
 
     Args:
         whole: The corpus.
-        share: Share of the pictures that are held out.
-        is_held_out: Whether this is the part that is held out, or the rest.
+        share: Share of the images that is held out.
+        is_held_out: Whether this is the held-out part or the rest.
     """
 
     def __init__(self, whole: Corpus, share: float, is_held_out: bool) -> None:
@@ -54,7 +53,7 @@ class CorpusPart(Corpus):
 
     @cached_property
     def rows(self) -> npt.NDArray[np.uint32]:
-        """The rows of the whole corpus that are in this part, ascending."""
+        """Row numbers in the whole corpus, ascending."""
         chosen = [
             is_held_out(image if image is not None else row_id, self.share) == self.is_held_out
             for batch in self.whole.row_batches()
@@ -68,12 +67,12 @@ class CorpusPart(Corpus):
         return len(self.rows)
 
     def fingerprint(self) -> str:
-        """Differs from the whole's, and for another share."""
+        """See `Corpus`; it differs from the whole's and depends on the share."""
         name = f"{self.whole.fingerprint()} {self.share!r} {self.is_held_out}"
         return hashlib.sha256(name.encode()).hexdigest()[:12]
 
     def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
-        """See `Corpus`; numbers of this part."""
+        """See `Corpus`; the numbers are those of this part."""
         usable = np.isin(self.rows, self.whole.usable_rows(lang))
         return np.flatnonzero(usable).astype(np.uint32)
 
@@ -86,13 +85,13 @@ class CorpusPart(Corpus):
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether a picture is among the share that is held out."""
+    """Returns whether an image is held out."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * _SCALE
 
 
 def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]:
-    """Split a corpus, or each of several, into what is trained on and what is held out.
+    """Splits a corpus, or each of several, into a part to train on and a held-out part.
 
     Raises:
         ConfigError: One of the parts has no rows.
@@ -102,7 +101,7 @@ def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]
         ours, others = (CorpusPart(part, share, is_held) for is_held in (False, True))
         if not len(ours) or not len(others):
             raise ConfigError(
-                f"--eval_share {share:g} of the pictures of {part.path} ({len(part)} rows) leaves "
+                f"--eval_share {share:g} of the images of {part.path} ({len(part)} rows) leaves "
                 f"{len(ours)} rows for training and {len(others)} for validation; choose another"
             )
         trained.append(ours)
@@ -116,11 +115,11 @@ BEST_FILE = "best.json"
 
 
 class ValidationSet(Dataset[dict[str, Any]]):
-    """A fixed choice of a mixture's samples: as many of every language, sorted by length.
+    """A fixed subset of a mixture: the same number of samples per language, sorted by length.
 
     Args:
-        dataset: Of held-out rows.
-        num_samples: About how many, all languages together.
+        dataset: Dataset of held-out rows.
+        num_samples: Approximate number of samples, in all languages together.
     """
 
     def __init__(self, dataset: MixtureDataset, num_samples: int) -> None:
@@ -142,9 +141,9 @@ class ValidationSet(Dataset[dict[str, Any]]):
 
 
 class StopEarly(TrainerCallback):
-    """Ends a run whose validation loss has not improved for a while.
+    """Ends a run whose validation loss no longer improves.
 
-    It goes by the run's logged history, so a run that was interrupted counts on.
+    It uses the logged history, so an interrupted run continues to count.
 
     Args:
         patience: Validations without a better loss.
@@ -154,7 +153,7 @@ class StopEarly(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look back."""
+        """Ends the run if the best loss is too far back."""
         logged = [(e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e]
         losses = list(dict(logged).values())
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else -1
@@ -168,10 +167,10 @@ class StopEarly(TrainerCallback):
 
 
 class MarkBest(TrainerCallback):
-    """Writes which checkpoint is the best one into `best.json`."""
+    """Writes the name of the best checkpoint to `best.json`."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the file, if the best checkpoint is there, or is being written right now."""
+        """Writes the file, if the best checkpoint exists or is being written."""
         best = state.best_model_checkpoint
         if not state.is_world_process_zero or not best:
             return

@@ -25,7 +25,7 @@ from _pair import SHAPES, Shape, build_llava
 from _sides import apart, entry, finish, parser_of
 from PIL import Image
 
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 NUM_PICTURES = 128
 TEXT_TOKENS = {"mini": 60}
@@ -107,7 +107,7 @@ def measure() -> tuple[float, float, float, bool]:
         paths = [Path(folder) / f"{number}.png" for number in range(NUM_PICTURES)]
         for path in paths:
             Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
-        loader = PictureLoader(tower.image_processor, "pad")
+        loader = ImageLoader(tower.image_processor, "pad")
         cache = FeatureCache(Path(folder) / "cache", tower, loader, "float32")
         cache.add(paths, tower)
         start = time.process_time()

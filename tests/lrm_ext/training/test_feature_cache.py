@@ -9,12 +9,12 @@ from PIL import ExifTags, Image
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.training import feature_cache
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader, cache_key
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader, cache_key
 
 
 @pytest.fixture
 def loader(tiny_tower):
-    return PictureLoader(tiny_tower.image_processor, "pad")
+    return ImageLoader(tiny_tower.image_processor, "pad")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_second_opening_finds_them(cache, paths, loader, tiny_tower, tmp_path)
 
 def test_an_interrupted_run_goes_on(cache, paths, loader, tiny_tower, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "BATCH_SIZE", 2)
-    monkeypatch.setattr(feature_cache, "PICTURES_PER_SHARD", 2)
+    monkeypatch.setattr(feature_cache, "IMAGES_PER_SHARD", 2)
     calls = []
 
     def dies(pixels):
@@ -96,7 +96,7 @@ def test_the_key_holds_what_features_depend_on(tiny_tower, loader):
     key = cache_key(tiny_tower, loader, "float32")
     assert key == cache_key(tiny_tower, loader, "float32")
     assert key != cache_key(tiny_tower, loader, "float16")
-    other = PictureLoader(tiny_tower.image_processor, "square")
+    other = ImageLoader(tiny_tower.image_processor, "square")
     assert key != cache_key(tiny_tower, other, "float32")
     weight = next(tiny_tower.parameters())
     saved = weight.detach().clone()
@@ -125,9 +125,9 @@ def test_overflow_is_refused(tmp_path, paths, loader, tiny_tower):
 
 
 def test_pictures_that_cannot_be_read(cache, tmp_path, tiny_tower, loader):
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such image"):
         cache.add([tmp_path / "gone.png"], tiny_tower)
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such image"):
         loader(tmp_path / "gone.png")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"cut\.png: the picture cannot be read"):
@@ -136,4 +136,4 @@ def test_pictures_that_cannot_be_read(cache, tmp_path, tiny_tower, loader):
 
 def test_unknown_shape(tiny_tower):
     with pytest.raises(ConfigError, match="square, pad"):
-        PictureLoader(tiny_tower.image_processor, "round")
+        ImageLoader(tiny_tower.image_processor, "round")
