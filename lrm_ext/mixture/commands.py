@@ -1,4 +1,4 @@
-"""`lrm mixture show`: what a mixture realises on a corpus."""
+"""`lrm mixture show`: the samples of a mixture of a corpus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lrm_ext.mixture.order import Mixture
     from lrm_ext.mixture.table import CountTokens, MixtureTableRow, Simulated
 
-mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
+mixture_app = typer.Typer(help="Inspect mixtures.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -25,12 +25,12 @@ def register(app: typer.Typer) -> None:
 
 @mixture_app.callback()
 def _group() -> None:
-    """Keep `show` a subcommand even while it is the only one."""
+    """Keeps `show` a subcommand although it is the only one."""
 
 
 @mixture_app.command("show")
 def show(
-    mixture: str = typer.Option("finetune", help="A TOML file, or the name of one that ships."),
+    mixture: str = typer.Option("finetune", help="A TOML file, or the name of an included one."),
     corpus: Path | None = typer.Option(
         None, help="A corpus folder; default: those of the mixture, or the built-in one."
     ),
@@ -41,13 +41,13 @@ def show(
     num_measured: int = typer.Option(
         100, min=1, help="Samples to measure per language and instruction."
     ),
-    epoch: int = typer.Option(0, min=0, help="Which epoch of a curriculum the table is of."),
+    epoch: int = typer.Option(0, min=0, help="Epoch of a curriculum."),
     simulate: bool = typer.Option(
-        False, help="What each language gets over --epochs: tokens, rows, repeated rows."
+        False, help="Show what each language gets over --epochs: tokens, rows, repeated rows."
     ),
-    epochs: int = typer.Option(1, min=1, help="Epochs to simulate, the first ones."),
+    epochs: int = typer.Option(1, min=1, help="Epochs to simulate, from the first."),
 ) -> None:
-    """Print the samples per language and instruction, their shares, and the rows they use."""
+    """Print the samples per language and instruction, their shares, and their rows."""
     from rich.console import Console
 
     from lrm_ext.corpus.store import parts_of
@@ -85,7 +85,7 @@ def _notes(mixture: Mixture, measured: bool) -> str:
     ratio = mixture.num_non_english / mixture.num_english
     lines = [
         f"{mixture.num_english:,} English + {mixture.num_non_english:,} other samples an epoch "
-        f"(1 : {ratio:g}). Rows: different corpus rows in an epoch, of those with accepted text."
+        f"(1 : {ratio:g}). Rows: distinct corpus rows in an epoch, of those with accepted text."
     ]
     if mixture.left_out:
         lines.append(
@@ -93,16 +93,16 @@ def _notes(mixture: Mixture, measured: bool) -> str:
             "mixture does not. Add them there, or leave [languages] out to take all."
         )
     if measured:
-        lines.append("Lengths are means over a part of the samples; a picture counts as one token.")
+        lines.append("Lengths are means over some of the samples; an image counts as one token.")
     return "\n".join(lines)
 
 
-# by heading: the total, and the cell of each language
+# total, and cells by language, for each heading
 Columns = dict[str, tuple[str, Mapping[str, str]]]
 
 
 def _table(langs: Iterable[str], columns: Columns) -> Table:
-    """One line a language, and the totals in a last line."""
+    """Makes a table with a row per language and a last row of totals."""
     from rich.table import Table
 
     table = Table(show_footer=True)
@@ -130,7 +130,7 @@ def _shares(values: Mapping[str, float]) -> tuple[str, Mapping[str, str]]:
 
 
 def _render(mixture: Mixture, rows: Sequence[MixtureTableRow], epoch: int) -> Table:
-    """One column an instruction."""
+    """Makes the table of an epoch, with a column per instruction."""
     from lrm_ext.mixture.table import simulate
 
     found = simulate(mixture, [epoch])
@@ -154,7 +154,7 @@ def _render(mixture: Mixture, rows: Sequence[MixtureTableRow], epoch: int) -> Ta
 def _render_simulated(
     mixture: Mixture, num_epochs: int, count_tokens: CountTokens | None, num_measured: int
 ) -> Table:
-    """What comes again over epochs."""
+    """Makes the table of several epochs, with repeated rows."""
     from lrm_ext.mixture.table import simulate
 
     found = simulate(mixture, range(num_epochs), count_tokens, num_measured)
@@ -176,12 +176,12 @@ def _render_simulated(
 def _notes_on_simulation(num_epochs: int, measured: bool) -> str:
     epochs = f"{num_epochs} epochs" if num_epochs > 1 else "one epoch"
     lines = [
-        f"Over {epochs}. Repeated: samples of a row that came before; most often: how often the "
-        "row comes that comes most often."
+        f"Over {epochs}. Repeated: samples of a row that was drawn before; most often: draws of "
+        "the most frequent row."
     ]
     if measured:
         lines.append(
-            "Tokens are means over a part of the samples, times the exact counts; a picture counts "
-            "as one."
+            "Tokens are means over some of the samples, times the exact counts; an image counts as "
+            "one."
         )
     return "\n".join(lines)

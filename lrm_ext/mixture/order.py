@@ -1,22 +1,22 @@
-"""The mixture: index i of epoch e is a row, a language, an instruction and a direction.
+"""Maps index i of epoch e to a row, a language, an instruction and a direction.
 
 Input: a `MixtureSpec` and a corpus. Output: draws, as a pure function of (spec, epoch, index): the
-same on every worker and rank, resumable at any index. Every English row is drawn once an epoch, or
-as often as the spec says of its corpus. The non-English part is laid out in blocks of languages
-and, inside those, of instructions, with exact counts (largest remainder, never sampled); one keyed
-permutation shuffles the whole, another the rows of a language.
+same on every worker and rank, resumable at any index. Every English row is drawn once per epoch, or
+as often as the spec says for its corpus. The non-English part consists of blocks of languages,
+divided into instructions, with exact counts (largest remainder, never sampled). One keyed
+permutation shuffles the epoch, another one the rows of a language.
 
-All languages walk through the same permutation of their rows, each from where the one before it
-ends. So where all rows have text in all languages and the ratio is 1, every English row gets
-exactly one twin (how we read the paper); no language repeats a row before it has seen all of its
-rows, over epochs too, whatever a curriculum makes of its share; and a row's twin is in another
-language each epoch.
+All languages follow the same permutation of their rows, each from where the previous one ends. So
+if all rows have text in all languages and the ratio is 1, every English row has exactly one twin,
+which is our reading of the paper. No language repeats a row before it has seen all of its rows,
+even over epochs and whatever share a curriculum gives it, and the twin of a row is in another
+language in each epoch.
 
 A permutation is computed, not stored: an alternating Feistel network over the smallest power of two
-that holds n (halves of unequal size where needed), walked until it lands below n. Any round
-function makes it a bijection; how many rounds are needed to look random depends on n (measured:
-eight for n >= 2^16, 24 below). It takes constant time and memory, where a shuffled list of a
-hundred million indices would have to be held by every worker. Not for cryptography.
+that holds n (with halves of unequal size if necessary), repeated until the result is below n. It is
+a bijection for any round function; the number of rounds that look random depends on n (measured:
+eight for n >= 2^16, 24 below). Time and memory are constant, while a shuffled list of a hundred
+million indices would have to be in the memory of every worker. Not for cryptography.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _MANY_ROUNDS_BELOW = 1 << 16
-# The purpose of a permutation; part of its key.
+# the purpose of a permutation is part of its key
 ORDER_STREAM, ROW_STREAM, ENGLISH_STREAM = 0, 1, 2
 PLAIN_INSTRUCTION = "mvqa"
-# at the border of two epochs the loader is ahead of what is learnt
+# between two epochs the data loader is ahead of training
 _EPOCHS_KEPT = 4
 
 
@@ -61,7 +61,7 @@ def mix64(value: int) -> int:
 
 
 def derive_key(*parts: int) -> int:
-    """One 64-bit key of several numbers; their order matters."""
+    """Derives a 64-bit key from several numbers; their order matters."""
     return reduce(lambda key, part: mix64(key ^ mix64(part & _MASK_64)), parts, 0)
 
 
@@ -91,7 +91,7 @@ class Permutation(Sequence[int]):
         return self._n
 
     def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
-        """Where `index` goes.
+        """Returns the image of an index.
 
         Raises:
             IndexError: It is not in 0 .. n-1.
@@ -104,7 +104,7 @@ class Permutation(Sequence[int]):
         return value
 
     def take(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Where many indices go; the same as `[p[i] for i in indices]`, vectorised.
+        """Returns the images of many indices; a vectorized `[p[i] for i in indices]`.
 
         Args:
             indices: Integers in 0 .. n-1.
@@ -121,9 +121,9 @@ class Permutation(Sequence[int]):
         return values.astype(np.int64)
 
     def _step(self, value: Any) -> Any:
-        """One pass through the network, on the power-of-two domain, of an int or of uint64 values.
+        """Passes an int, or an array of uint64, through the network once.
 
-        `mix64` is written out: two calls a round are half of a draw's time.
+        `mix64` is inlined, because two calls per round would take half of a draw's time.
         """
         high, low = value >> self._low_bits, value & self._low_mask
         for first, second in self._keys:
@@ -139,11 +139,11 @@ class Permutation(Sequence[int]):
 
 
 def apportion(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Split `total` by largest remainder; ties go to the earlier share.
+    """Splits `total` by largest remainder; ties go to the earlier share.
 
     Args:
-        total: What to split, at least 0.
-        shares: Positive; only their ratio counts.
+        total: The number to split, at least 0.
+        shares: Positive numbers; only their ratio counts.
 
     Example:
         >>> apportion(10, [Fraction(1)] * 3)
@@ -153,15 +153,15 @@ def apportion(total: int, shares: Sequence[Fraction]) -> list[int]:
 
 
 def apportion_table(row_totals: Sequence[int], shares: Sequence[Fraction]) -> list[list[int]]:
-    """Split every row total by the same shares so that the columns come out right, too.
+    """Splits every row total by the same shares so that the columns are right, too.
 
-    What a row's rounding owes a column is carried into the next row. So each row adds up to its
-    total, and each column adds up to what largest remainder gives it for the sum of all rows
-    (exactly if every row is large enough to give each column at least one).
+    The rounding error of a column is carried to the next row. So each row adds up to its total, and
+    each column to what largest remainder gives it for the sum of all rows (exactly, if every row is
+    large enough to give each column at least one).
 
     Args:
-        row_totals: One total a row (languages).
-        shares: One share a column (instructions); only their ratio counts.
+        row_totals: One total per row (language).
+        shares: One share per column (instruction); only their ratio counts.
 
     Returns:
         `[rows][columns]` counts.
@@ -173,7 +173,7 @@ def apportion_table(row_totals: Sequence[int], shares: Sequence[Fraction]) -> li
         owed = [total * share / whole + debt for share, debt in zip(shares, owed, strict=True)]
         row = [max(0, math.floor(value)) for value in owed]
         while sum(row) != total:
-            # one too many only where a debt would have made a count negative
+            # the sum is too large only if a debt would have made a count negative
             one = 1 if sum(row) < total else -1
             places = [i for i, count in enumerate(row) if count + one >= 0]
             row[max(places, key=lambda i: one * (owed[i] - row[i]))] += one
@@ -183,7 +183,7 @@ def apportion_table(row_totals: Sequence[int], shares: Sequence[Fraction]) -> li
 
 
 def halves(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """Split each count in two; the odd ones go to the first and second half in turn."""
+    """Splits each count in two; odd ones favor the first and the second half in turn."""
     ends = pairwise(-(-total // 2) for total in accumulate(counts, initial=0))
     firsts = [end - start for start, end in ends]
     return [(first, count - first) for first, count in zip(firsts, counts, strict=True)]
@@ -191,15 +191,15 @@ def halves(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class LanguageBlock:
-    """A language's part of an epoch that comes from one corpus.
+    """The samples of a language from one corpus in an epoch.
 
     Attributes:
         lang: The language.
-        start: Its first position in the epoch, before it is shuffled.
-        count: Samples in the epoch: positions `start` to `start + count - 1`.
-        rows: Numbers of the rows that it may have.
-        order: The order in which those are drawn.
-        first_step: Where in that order the epoch begins; steps count on over epochs.
+        start: Its first position in the unshuffled epoch.
+        count: Samples in the epoch, at positions `start` to `start + count - 1`.
+        rows: Numbers of its rows.
+        order: The order in which they are drawn.
+        first_step: Where in that order the epoch begins; steps continue over epochs.
     """
 
     lang: str
@@ -210,20 +210,20 @@ class LanguageBlock:
     first_step: int
 
     def row(self, position: int) -> int:
-        """Row that is drawn at a position."""
+        """Returns the row of a position."""
         # any len(rows) consecutive steps are different rows
         step = (position - self.start + self.first_step) % len(self.rows)
         return int(self.rows[self.order[step]])
 
 
 class EpochPlan:
-    """How many samples each language takes from each corpus, and which rows those are.
+    """Plans how many samples each language takes from each corpus, and which rows.
 
     Args:
         spec: Seed, ratio, shares and curriculum.
-        english_counts: English samples an epoch, from each corpus.
-        rows: For English, and each other language that takes part, the rows that it has in each
-            corpus; of another language some list must hold one.
+        english_counts: English samples per epoch from each corpus.
+        rows: Rows of each language, English included, in each corpus; every language must have at
+            least one.
 
     Raises:
         ConfigError: UniMax is asked for more samples than it allows.
@@ -236,7 +236,7 @@ class EpochPlan:
         rows: Mapping[str, Sequence[Sequence[int]]],
     ) -> None:
         self._seed, self._phases, self._rows = spec.seed, spec.curriculum, rows
-        # a corpus that comes k times an epoch has k times as many rows to give
+        # rows of a corpus that comes k times per epoch count k times
         times = [
             Fraction(count, len(own))
             for count, own in zip(english_counts, rows[ENGLISH], strict=True)
@@ -248,7 +248,7 @@ class EpochPlan:
         }
         total = spec.num_non_english(sum(english_counts)) if weights else 0
         sizes = {lang: sum(parts, Fraction(0)) for lang, parts in weights.items()}
-        # by phase and language: samples from each corpus
+        # samples from each corpus, by phase and language
         self._counts: list[dict[str, list[int]]] = []
         for phase in spec.curriculum:
             shares = shares_of(phase, total, spec.languages_in(weights), sizes) if weights else {}
@@ -260,10 +260,10 @@ class EpochPlan:
             self._counts.append({ENGLISH: [*english_counts], **others})
 
     def blocks(self, epoch: int) -> list[LanguageBlock]:
-        """Lay an epoch out, English first; a corpus without a language has no block of it.
+        """Returns the blocks of an epoch, English first, without blocks that have no rows.
 
-        In epoch 0 a language begins in the order of its rows where the one before it ends; later,
-        so many steps on as it took.
+        In epoch 0 a language begins in the order of its rows where the previous one ends; later it
+        continues where it stopped.
         """
         borders = [*(phase.from_epoch for phase in self._phases), epoch]
         spans = [max(0, min(epoch, end) - start) for start, end in pairwise(borders)]
@@ -286,17 +286,17 @@ class EpochPlan:
         return blocks
 
     def _order(self, lang: str, part: int) -> Sequence[int]:
-        """The order of a language's rows in a corpus, the same in all epochs."""
+        """Returns the order of a language's rows in a corpus, the same in all epochs."""
         size = len(self._rows[lang][part])
         if lang != ENGLISH:
             return Permutation(size, (self._seed, ROW_STREAM, *((part,) * (part > 0))))
         if self._counts[0][ENGLISH][part] == size:
-            return range(size)  # rows that come once each are not shuffled twice
+            return range(size)  # rows that come once need no second shuffle
         return Permutation(size, (self._seed, ENGLISH_STREAM, part))
 
 
 def _english_counts(spec: MixtureSpec, sizes: Sequence[int]) -> list[int]:
-    """English samples an epoch from corpora of so many rows.
+    """Returns the English samples per epoch from corpora of the given sizes.
 
     Raises:
         ConfigError: A corpus would give no sample.
@@ -323,7 +323,7 @@ def _english_counts(spec: MixtureSpec, sizes: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Draw:
-    """What sample an index stands for.
+    """The sample of an index.
 
     Attributes:
         row: Row number in the corpus.
@@ -350,12 +350,12 @@ class InstructionCell:
 
 
 class Layout:
-    """An epoch: its order, and what lies where before it is shuffled.
+    """The order of an epoch, and the language and instruction of each position.
 
     Args:
-        order: From index to position.
-        blocks: The languages, English first.
-        spec: Gives the shares of the instructions.
+        order: Maps indices to positions.
+        blocks: Blocks of languages, English first.
+        spec: Shares of the instructions.
     """
 
     def __init__(self, order: Permutation, blocks: list[LanguageBlock], spec: MixtureSpec) -> None:
@@ -364,14 +364,14 @@ class Layout:
         self._starts = [cell.start for cell in self.cells]
 
     def draw(self, position: int) -> Draw:
-        """The draw at a position."""
+        """Returns the draw of a position."""
         cell = self.cells[bisect_right(self._starts, position) - 1]
         block = cell.block
         return Draw(block.row(position), block.lang, cell.instruction, cell.direction)
 
 
 def _cells(blocks: Sequence[LanguageBlock], spec: MixtureSpec) -> list[InstructionCell]:
-    """Lay the instructions out inside the blocks; some cells may be empty."""
+    """Divides the blocks into instructions; some cells may be empty."""
     cells = [
         InstructionCell(block, PLAIN_INSTRUCTION, None, block.start, block.count)
         for block in blocks
@@ -398,12 +398,12 @@ class Mixture:
     """A mixture spec applied to a corpus.
 
     Args:
-        spec: What to mix.
-        corpus: What to mix it from; several corpora are joined in the order of the spec.
+        spec: The mixture.
+        corpus: The corpus; several corpora are joined in the order of the spec.
 
     Raises:
-        ConfigError: The corpus is empty, has no usable text in a language that is asked for, or is
-            none of those that the spec names.
+        ConfigError: The corpus is empty, lacks usable text in a requested language, or does not
+            match the corpora of the spec.
 
     Example:
         >>> mixture = Mixture(MixtureSpec.from_toml("mixture.toml"), Corpus.open("corpus"))
@@ -427,12 +427,12 @@ class Mixture:
         self.num_non_english = spec.num_non_english(self.num_english)
         languages = spec.languages_in(corpus.languages) if self.num_non_english else {}
         self._plan = EpochPlan(spec, counts, self._usable_rows(languages))
-        # what lies where in an epoch
+        # the layout of an epoch
         self.layout = lru_cache(_EPOCHS_KEPT)(self._lay_out)
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Languages of the corpus that the spec's `languages` do not name."""
+        """Languages of the corpus that are not in the spec's `languages`."""
         taken = {ENGLISH, *(self.spec.languages or self.corpus.languages)}
         return tuple(lang for lang in self.corpus.languages if lang not in taken)
 
@@ -440,15 +440,15 @@ class Mixture:
     def open(
         cls, spec: MixtureSpec, corpus: Corpus | None = None, image_root: str | None = None
     ) -> Mixture:
-        """Apply a spec to the corpora that it names, or to the one that is given.
+        """Applies a spec to the corpora that it names, or to the given one.
 
         Args:
-            spec: What to mix.
+            spec: The mixture.
             corpus: The corpus, if the spec names none.
-            image_root: Where the pictures of the spec's corpora are, if not where those say.
+            image_root: Image folder of the spec's corpora, in place of their own.
 
         Raises:
-            ConfigError: Both name a corpus, or none does; or as for the class.
+            ConfigError: Both name a corpus, or neither does; see also `Mixture`.
             DataError: A folder is not a corpus.
         """
         if spec.corpora and corpus is not None:
@@ -465,20 +465,20 @@ class Mixture:
         return cls(spec, parts[0] if len(parts) == 1 else JoinedCorpus(parts))
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         return self.num_english + self.num_non_english
 
     def __reduce__(self) -> tuple[type[Mixture], tuple[MixtureSpec, AnyCorpus]]:
-        # Row lists are opened again in a worker instead of being sent there.
+        # workers open row lists themselves
         return (Mixture, (self.spec, self.corpus))
 
     def _lay_out(self, epoch: int = 0) -> Layout:
-        """What lies where in an epoch."""
+        """Makes the layout of an epoch."""
         order = Permutation(len(self), (self.spec.seed, ORDER_STREAM, epoch))
         return Layout(order, self._plan.blocks(epoch), self.spec)
 
     def draw(self, index: int, epoch: int = 0) -> Draw:
-        """What sample `index` of an epoch is.
+        """Returns the draw of an index.
 
         Raises:
             IndexError: The index is not in 0 .. len - 1.
@@ -487,18 +487,18 @@ class Mixture:
         return layout.draw(layout.order[index])
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The formatted sample that `index` of an epoch stands for."""
+        """Returns the formatted sample of an index."""
         return self.make_sample(self.draw(index, epoch))
 
     def make_sample(self, draw: Draw) -> Sample:
-        """Fetch a draw's row and format it by its instruction."""
+        """Reads a draw's row and formats it by its instruction."""
         row = self.corpus.row(draw.row)
         turns = row.turns if draw.lang == ENGLISH else self.corpus.turns(draw.lang, draw.row)
         instruction = get_instruction(draw.instruction)
         return instruction.format(row, turns, draw.lang, draw.direction)
 
     def _usable_rows(self, languages: Iterable[str]) -> dict[str, list[Sequence[int]]]:
-        """Rows of each language, by corpus; a language without any is an error with all counts."""
+        """Returns the rows of each language by corpus; a language without rows is an error."""
         parts = parts_of(self.corpus)
         starts = list(accumulate(map(len, parts), initial=0))
         rows: dict[str, list[Sequence[int]]] = {

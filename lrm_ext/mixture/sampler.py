@@ -1,8 +1,8 @@
-"""A torch sampler with the mixture's order, for people who bring their own data set.
+"""A torch sampler with the mixture's order, for other data sets.
 
 Input: the language of each item of a data set. Output: indices into it. Every English item comes
-once an epoch; the other languages come in exact shares. It knows nothing of instructions: the
-items are taken to be formatted already.
+once per epoch; the other languages have exact shares. There are no instructions: items are already
+formatted.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from lrm_ext.mixture.spec import MixtureSpec
 class LanguageMixSampler(Sampler[int]):
     """Draws English items once and items of other languages in the shares of a spec.
 
-    A pure function of (spec, epoch, position), like `Mixture`. Call `set_epoch` before each epoch;
-    with several ranks, accelerate and `Trainer` hand the batches out.
+    The order is a pure function of (spec, epoch, position), as in `Mixture`. Call `set_epoch`
+    before each epoch; with several ranks, accelerate and `Trainer` distribute the batches.
 
     Args:
         langs: Language code of each item of the data set.
-        spec: Ratio, shares of languages, curriculum and seed; its instructions and corpora are not
-            used.
-        epoch: Epoch to begin with.
-        start: Position in that epoch to begin at, to resume.
+        spec: Ratio, shares of languages, curriculum and seed; instructions and corpora are ignored.
+        epoch: First epoch.
+        start: First position in that epoch, to resume.
 
     Raises:
-        ConfigError: There is no English item, or none of a language that is asked for.
+        ConfigError: There is no item in English or in a requested language.
 
     Example:
         >>> sampler = LanguageMixSampler(["en", "cs", "en", "hr"], MixtureSpec())
@@ -70,11 +69,11 @@ class LanguageMixSampler(Sampler[int]):
         self._size = num_english + num_others
 
     def __len__(self) -> int:
-        """Indices that an epoch has left."""
+        """Remaining indices of the epoch."""
         return self._size - self._start
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, and begin it at its start if it is another one."""
+        """Sets the epoch; another epoch begins at its start."""
         if epoch != self._epoch:
             self._start = 0
         self._epoch = epoch

@@ -1,26 +1,26 @@
-"""What a mixture file says.
+"""The specification of a mixture, read from a TOML file.
 
     seed = 0
     non_english_ratio = 1.0     # non-English samples per English sample
-    [languages]                 # shares of the non-English part; left out: all of the corpus
+    [languages]                 # shares of the non-English part; default: all of the corpus
     cs = 1
-    [instructions]              # shares of the non-English part; left out: all three, evenly
+    [instructions]              # shares of the non-English part; default: all three, evenly
     mvqa = 1
-    [[corpora]]                 # left out: the corpus that the command names
-    path = "captions"           # seen from this file
+    [[corpora]]                 # default: the corpus that the command names
+    path = "captions"           # relative to this file
     epochs = 0.5                # how often its rows come in an epoch of the mixture
-    [[curriculum]]              # shares that are computed; the first entry begins with epoch 0
+    [[curriculum]]              # computed shares; the first entry begins with epoch 0
     from_epoch = 0
-    sampling = "temperature"    # as rows ** alpha: 0 is evenly, 1 is by size
+    sampling = "temperature"    # rows ** alpha: 0 is even, 1 is by size
     alpha = 0.3
-    [[curriculum]]              # and holds until the next one
+    [[curriculum]]              # an entry holds until the next one
     from_epoch = 2
-    sampling = "unimax"         # evenly, but no language more than so often through its rows
+    sampling = "unimax"         # even, but at most max_epochs passes through a language's rows
     max_epochs = 4
 
-Input: TOML. Output: a checked `MixtureSpec`. Shares in whole numbers are weights (1 : 1 : 2); as
-soon as one is a fraction they must add up to 1. `languages` may be a list, for even shares. Whether
-a corpus has the languages is checked in `order.py`. Nothing is drawn at random.
+Input: TOML. Output: a checked `MixtureSpec`. Whole numbers are weights (1 : 1 : 2); fractions must
+add up to 1. `languages` may be a list, for even shares. `order.py` checks whether a corpus has the
+languages. Nothing is random.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instruc
 from lrm_ext.languages._toml import convert, load_toml
 from lrm_ext.languages.registry import get_language
 
-# Part of what decides the order: raise it when the scheme changes, and checkpoints that were
-# written under another number are not resumed in the middle of an epoch.
+# Increase it when the order changes; then older checkpoints are not resumed within an epoch.
 SCHEME_VERSION = 1
 _SUM_TOLERANCE = Fraction(1, 10**6)
 SHARES: Final = "shares"
 TEMPERATURE: Final = "temperature"
 UNIMAX: Final = "unimax"
-# what a choice must be told, and the largest value that makes sense
+# the setting of a sampling method, and its largest sensible value
 _SETTINGS = {TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
 _MAX_RATIO = 100
 _MAX_EPOCHS = 1000
@@ -57,13 +56,13 @@ MIXTURES_DIR = Path(__file__).parents[2] / "scripts" / "v1_5" / "mixtures"
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds from one epoch on.
+    """An entry of the curriculum.
 
     Attributes:
         sampling: "shares", "temperature" or "unimax".
         from_epoch: The first epoch, from 0.
-        alpha: Of temperature: the power of the number of rows, 0 to 1.
-        max_epochs: Of UniMax: how often a language may go through its rows.
+        alpha: For temperature: exponent of the number of rows, 0 to 1.
+        max_epochs: For UniMax: maximum passes of a language through its rows.
     """
 
     sampling: Literal["shares", "temperature", "unimax"]
@@ -72,10 +71,10 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_epochs: Fraction | None = None
 
     def __post_init__(self) -> None:
-        """Check that just the setting of the sampling is given.
+        """Checks that only the setting of the sampling method is given.
 
         Raises:
-            ValueError: It is not, or is out of range.
+            ValueError: Another one is given, it is missing, or it is out of range.
         """
         needed, most = _SETTINGS.get(self.sampling, ("", 0))
         for name in ("alpha", "max_epochs"):
@@ -97,8 +96,8 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         path: Its folder.
-        epochs: How often its rows come in an epoch of the mixture (1 if left out), or
-        weight: its share in the English part; then every corpus of the mixture has one.
+        epochs: How often its rows come in an epoch of the mixture, 1 by default.
+        weight: Its share of the English part, in place of `epochs`; every corpus has one or none.
     """
 
     path: Path
@@ -106,7 +105,7 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Fraction | None = None
 
     def __post_init__(self) -> None:
-        """Fill in `epochs`.
+        """Sets the default of `epochs`.
 
         Raises:
             ValueError: Both are given, or one is out of range.
@@ -125,18 +124,18 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _decode(kind: type, value: Any) -> Any:
-    """Make what msgspec does not know: paths, and numbers as they were written."""
+    """Decodes paths and exact fractions."""
     if kind is Path:
         if not isinstance(value, str) or not value:
             raise ValueError(f"{value!r}, expected a folder")
         return Path(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
-    return Fraction(str(value))  # of what was written: 0.1 is a tenth
+    return Fraction(str(value))  # 0.1 is exactly a tenth
 
 
 def phase_at(phases: Sequence[Phase], epoch: int) -> int:
-    """Number of the phase that an epoch is in."""
+    """Returns the index of an epoch's phase."""
     return sum(phase.from_epoch <= epoch for phase in phases) - 1
 
 
@@ -146,21 +145,20 @@ def shares_of(
     shares: Mapping[str, Fraction],
     sizes: Mapping[str, Fraction],
 ) -> dict[str, Fraction]:
-    """Shares of the languages in the non-English part.
+    """Computes the languages' shares of the non-English part.
 
     Args:
-        phase: How they are found.
-        total: Non-English samples an epoch.
-        shares: The shares that the mixture file gives, one for each language that takes part.
-        sizes: Rows that each language has; rows of a corpus that comes k times an epoch count k
-            times.
+        phase: The method.
+        total: Non-English samples per epoch.
+        shares: Shares in the mixture file, one per language.
+        sizes: Rows of each language; rows of a corpus that comes k times per epoch count k times.
 
     Raises:
-        ConfigError: No language may give as many samples as UniMax is asked for.
+        ConfigError: UniMax allows fewer samples than `total`.
     """
     if phase.sampling == TEMPERATURE:
         alpha = float(phase.setting)
-        # nine digits: the last bit of a power differs between machines, and counts must not
+        # nine digits, because the last bit of a power differs between machines
         return {lang: Fraction(f"{float(sizes[lang]) ** alpha:.9g}") for lang in shares}
     if phase.sampling == UNIMAX:
         return _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting)
@@ -168,7 +166,7 @@ def shares_of(
 
 
 def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> dict[str, Fraction]:
-    """An even share each; what a small language may not take goes to the others (UniMax)."""
+    """Gives even shares; larger languages take what exceeds the limit of smaller ones."""
     left = Fraction(total)
     found: dict[str, Fraction] = {}
     by_size = sorted(sizes, key=lambda lang: sizes[lang])
@@ -189,12 +187,12 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mixture, independent of any corpus.
 
     Attributes:
-        seed: Key of all orders.
+        seed: Seed of all orders.
         non_english_ratio: Non-English samples per English sample; 0 is English only.
-        languages: Share of each non-English language; empty: all that the corpus has, evenly.
+        languages: Share of each non-English language; empty for all of the corpus, evenly.
         instructions: Share of each instruction in the non-English part.
-        corpora: What it is drawn from; empty: from one corpus that is named elsewhere.
-        curriculum: How shares of languages are found, by epoch.
+        corpora: Corpora to draw from; empty for one corpus that is given elsewhere.
+        curriculum: How shares of languages are computed, by epoch.
     """
 
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -207,7 +205,7 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
 
     def __post_init__(self) -> None:
-        """Check what msgspec does not.
+        """Checks what msgspec does not.
 
         Raises:
             ValueError: An unknown language or instruction; a value out of range; fractions that do
@@ -249,10 +247,10 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_toml(cls, path: str | Path) -> MixtureSpec:
-        """Read a mixture file.
+        """Reads a mixture file.
 
         Raises:
-            ConfigError: The file is missing or not TOML, or as in `from_dict`.
+            ConfigError: The file is missing or not TOML; see also `from_dict`.
         """
         return cls.from_dict(load_toml(path), str(path), Path(path).parent)
 
@@ -260,17 +258,15 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_dict(
         cls, data: Mapping[str, Any], where: str = "mixture", folder: Path | None = None
     ) -> MixtureSpec:
-        """Check a mixture given as plain values.
+        """Makes a mixture from plain values.
 
         Args:
             data: The content of the file.
             where: Its name, for errors.
-            folder: What paths of corpora are seen from; the working directory if left out.
+            folder: Folder that paths of corpora are relative to; the working directory by default.
 
         Raises:
-            ConfigError: An unknown key, language or instruction; a value of another type or out of
-                range; fractions that do not add up to 1; corpora or a curriculum that contradict
-                themselves.
+            ConfigError: A key or value is invalid; the message names it.
         """
         given = data.get("languages")
         if given is not None and not given:
@@ -293,9 +289,9 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(spec, corpora=tuple(corpora))
 
     def fingerprint(self) -> str:
-        """A short text that differs for mixtures with other orders or shares.
+        """Returns a short text that depends on everything that changes orders or shares.
 
-        Where the corpora lie does not count; what is in them has a fingerprint of its own.
+        The paths of corpora do not count; their content has its own fingerprint.
         """
         tables = [
             [(name, str(share)) for name, share in table.items()]
@@ -309,21 +305,21 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def num_non_english(self, num_english: int) -> int:
-        """Non-English samples beside so many English ones, rounded half up."""
+        """Returns the number of non-English samples, rounded half up."""
         return math.floor(self.non_english_ratio * num_english + Fraction(1, 2))
 
     def languages_in(self, available: Iterable[str]) -> dict[str, Fraction]:
-        """Shares of the languages: those of the spec, or all that are available, evenly."""
+        """Returns the shares of the spec, or even ones of all available languages."""
         if self.languages:
             return dict(self.languages)
         return {get_language(lang).code: Fraction(1) for lang in available if lang != ENGLISH}
 
 
 def _check_shares(shares: Mapping[str, Fraction], where: str) -> None:
-    """Check that whole numbers are weights, and fractions add up to 1.
+    """Checks that shares are positive whole numbers, or fractions that add up to 1.
 
     Raises:
-        ValueError: There is none, one is not positive, or fractions do not add up.
+        ValueError: They are not, or there are none.
     """
     if not shares:
         raise ValueError(f"{where} is empty, expected a table of shares; or leave it out")
@@ -347,13 +343,13 @@ def _listed(shares: Mapping[str, Fraction]) -> str:
 
 
 def mixture_path(name: str) -> Path:
-    """Path of a mixture file.
+    """Returns the path of a mixture file.
 
     Args:
-        name: A path, or the name of one that ships ("finetune").
+        name: A path, or the name of an included mixture ("finetune").
 
     Raises:
-        ConfigError: There is no such file; those that ship are listed.
+        ConfigError: There is no such file; the included ones are listed.
     """
     for path in (Path(name), MIXTURES_DIR / f"{name}.toml"):
         if path.is_file():

@@ -1,8 +1,8 @@
-"""What a mixture realises, as a table: counts, shares, rows, and lengths where wanted.
+"""Tabulates a mixture: counts, shares, rows and, optionally, lengths.
 
 Input: a `Mixture`. Output: one `MixtureTableRow` per language and instruction, or one `Simulated`
-per language over several epochs. Equal shares of samples are unequal shares of tokens: languages
-differ by up to a factor of two in tokens for the same text, which is why both are shown.
+per language over several epochs. Equal shares of samples are unequal shares of tokens, because
+languages differ by up to a factor of two in tokens for the same text; so both are shown.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ CountTokens = Callable[[Sample], int]
 
 @dataclass(frozen=True)
 class MixtureTableRow:
-    """What a mixture realises for one language and instruction.
+    """One language and instruction in an epoch of a mixture.
 
     Attributes:
         lang: Language.
         instruction: Instruction; both directions of BVQA together.
-        count: Samples an epoch.
-        share: Their share in all samples.
-        num_rows: Different corpus rows among them.
-        num_usable: Rows that could be drawn in this language.
-        characters: Mean characters of a sample, if measured.
-        tokens: Mean tokens of a sample, if measured.
-        num_measured: Samples that the means are taken over.
+        count: Samples per epoch.
+        share: Their share of all samples.
+        num_rows: Distinct corpus rows among them.
+        num_usable: Usable rows in this language.
+        characters: Mean characters per sample, if measured.
+        tokens: Mean tokens per sample, if measured.
+        num_measured: Number of measured samples.
     """
 
     lang: str
@@ -53,16 +53,16 @@ class MixtureTableRow:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a language gets over epochs.
+    """A language over several epochs of a mixture.
 
     Attributes:
         lang: Language.
         count: Samples.
-        num_rows: Different corpus rows among them.
-        num_usable: Rows that could be drawn.
+        num_rows: Distinct corpus rows among them.
+        num_usable: Usable rows.
         num_repeats: Samples of a row that was drawn before.
-        most_often: How often the row comes that comes most often.
-        tokens: Tokens of all samples, from means per instruction, if measured.
+        most_often: Draws of the most frequent row.
+        tokens: Tokens of all samples, estimated from means per instruction, if measured.
     """
 
     lang: str
@@ -80,14 +80,14 @@ def make_table(
     num_measured: int = 100,
     epoch: int = 0,
 ) -> list[MixtureTableRow]:
-    """Tabulate an epoch, English first, in the order of the mixture's spec.
+    """Tabulates an epoch, English first, in the order of the mixture's spec.
 
-    Without a curriculum, counts hold for every epoch.
+    Without a curriculum, counts are the same in every epoch.
 
     Args:
         mixture: The mixture.
-        count_tokens: Length of a sample in tokens; left out, lengths are not measured.
-        num_measured: Samples to measure per row of the table, spread evenly over its draws.
+        count_tokens: Returns the length of a sample in tokens; None measures no lengths.
+        num_measured: Samples to measure per row of the table, evenly spaced.
         epoch: The epoch.
     """
     layout = mixture.layout(epoch)
@@ -96,7 +96,7 @@ def make_table(
         groups[cell.block.lang, cell.instruction].append(cell)
     rows = []
     for (lang, instruction), cells in groups.items():
-        # steps of a cell follow each other, and so do those of a block's two directions
+        # the steps of a block's cells are consecutive, also those of two directions
         drawn = [list(own) for _, own in groupby(cells, key=lambda cell: id(cell.block))]
         parts = [(sum(cell.count for cell in own), len(own[0].block.rows)) for own in drawn]
         count = sum(number for number, _ in parts)
@@ -121,12 +121,12 @@ def simulate(
     count_tokens: CountTokens | None = None,
     num_measured: int = 100,
 ) -> list[Simulated]:
-    """What each language gets in consecutive epochs, English first.
+    """Computes what each language gets in consecutive epochs, English first.
 
-    Nothing is drawn but what is measured: a block walks through all of its rows before it repeats
-    one, from where its last epoch ended, so counts say it all, for any number of rows.
+    Only measured samples are drawn. A block goes through all of its rows before it repeats one, so
+    the counts determine the result, for any number of rows.
     """
-    # for each language, its samples and rows in each corpus
+    # samples and rows in each corpus, by language
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for blocks in zip(*(mixture.layout(epoch).blocks for epoch in epochs), strict=True):
         found[blocks[0].lang].append((sum(each.count for each in blocks), len(blocks[0].rows)))
@@ -152,7 +152,7 @@ def simulate(
 
 
 def _positions(cells: Sequence[InstructionCell], num_measured: int) -> Iterator[int]:
-    """At most so many positions, spread evenly over some cells."""
+    """Yields at most `num_measured` positions, evenly spaced over some cells."""
     ends = list(accumulate(cell.count for cell in cells))
     number = min(ends[-1], num_measured)
     for i in (i * ends[-1] // number for i in range(number)):
@@ -163,7 +163,7 @@ def _positions(cells: Sequence[InstructionCell], num_measured: int) -> Iterator[
 def _measure(
     mixture: Mixture, draws: Iterable[Draw], count_tokens: CountTokens | None
 ) -> tuple[float | None, float | None, int]:
-    """Mean characters and tokens, and over how many samples."""
+    """Returns mean characters and tokens, and the number of samples."""
     samples = map(mixture.make_sample, draws if count_tokens is not None else ())
     lengths = [
         (sum(len(turn.text) for turn in sample.turns), count_tokens(sample)) for sample in samples
