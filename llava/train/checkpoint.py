@@ -138,11 +138,6 @@ def writing_final(output_dir: Path) -> Iterator[Path]:
         shutil.rmtree(output_dir / _SAVING, ignore_errors=True)
 
 
-def is_whole(folder: Path) -> bool:
-    """Returns whether a folder has its mark and the files that the mark lists."""
-    return problem_of(folder) is None
-
-
 def problem_of(folder: Path, read_all: bool = False) -> str | None:
     """Returns why a folder is not a complete checkpoint, or None if it is one.
 
@@ -547,43 +542,6 @@ def load_adapter_state(model: Any, folder: Path) -> None:
             weight.copy_(rows)
 
 
-class BackgroundWriter:
-    """Runs one function at a time on its own thread."""
-
-    def __init__(self) -> None:
-        # Python waits for the thread before the process exits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: Future[None] | None = None
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Runs a function after the previous one has finished.
-
-        Raises:
-            Exception: The previous function raised it.
-        """
-        self.wait()
-        self._running = self._thread.submit(work)
-
-    def wait(self) -> None:
-        """Waits until no function is running.
-
-        Raises:
-            Exception: The function raised it.
-        """
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
-
-    def check(self) -> None:
-        """Checks the last function without waiting for it.
-
-        Raises:
-            Exception: The function raised it.
-        """
-        if self._running is not None and self._running.done():
-            self.wait()
-
-
 class StateCopy:
     """Copies nested dicts and lists of tensors to CPU buffers, which it reuses.
 
@@ -639,7 +597,9 @@ class CheckpointSaving(Trainer):
         self._saving_dir: Path | None = None
         # collects the work for the thread while a checkpoint is prepared
         self._left_to_write: list[Callable[[], None]] | None = None
-        self._writer = BackgroundWriter()
+        # one checkpoint at a time; Python waits for the thread before the process exits
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
         self._state_copy = StateCopy()
         super().__init__(*args, **kwargs)
         self._saves_adapter_only = bool(getattr(self.args, "tune_mm_mlp_adapter", False))
@@ -678,7 +638,18 @@ class CheckpointSaving(Trainer):
         Raises:
             CheckpointError: The disk is full.
         """
-        self._writer.wait()
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def check_save(self) -> None:
+        """Raises the error of a save that has failed, without waiting.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
+        if self._saving is not None and self._saving.done():
+            self.wait_for_save()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes `checkpoint-<step>` with everything that is needed to resume the run.
@@ -702,7 +673,7 @@ class CheckpointSaving(Trainer):
                 rotate(final.parent, limit, keep)
 
             if is_async:
-                self._writer.start(work)
+                self._saving = self._thread.submit(work)
             else:
                 work()
 

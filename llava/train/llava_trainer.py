@@ -102,9 +102,10 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         self._sample_ids: list[str] = []
         self.add_callback(self.guard)
         self.add_callback(MetricsLog())
+        self.progress = ProgressCallback(getattr(self.args, "stage_name", None))
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
-            self.add_callback(ProgressCallback(getattr(self.args, "stage_name", None)))
+            self.add_callback(self.progress)
 
     # --- order of samples ---
 
@@ -187,7 +188,7 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         Raises:
             UserError: The loss is not finite, or there is not enough memory.
         """
-        self._writer.check()
+        self.check_save()
         self._sample_ids = inputs.pop("sample_ids", None) or []
         self._last_batch = {**inputs}
         if getattr(self.args, "packing", False):
@@ -217,9 +218,3 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     def _last_checkpoint(self) -> Path | None:
         self.wait_for_save()
         return checkpoint.find_last_checkpoint(self.args.output_dir)
-
-    def close_progress(self) -> None:
-        """Removes the progress bar, also of a run that stopped early."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback):
-                callback.close()

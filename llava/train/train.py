@@ -217,7 +217,7 @@ def run(trainer: LLaVATrainer) -> None:
             )
         raise
     finally:
-        trainer.close_progress()
+        trainer.progress.close()
         report = getattr(trainer.train_dataset, "report", None)
         if report is not None:
             log.info("data: %s", report())

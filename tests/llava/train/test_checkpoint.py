@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import threading
 import zlib
 
 import pytest
@@ -13,11 +12,9 @@ from torch import nn
 from llava.errors import CheckpointError
 from llava.train import checkpoint
 from llava.train.checkpoint import (
-    BackgroundWriter,
     StateCopy,
     find_last_checkpoint,
     get_peft_state_maybe_zero_3,
-    is_whole,
     problem_of,
     rotate,
 )
@@ -37,7 +34,7 @@ def test_a_folder_appears_with_its_mark(tmp_path):
     mark = json.loads((final / "COMPLETE").read_text())
     assert mark["files"] == {"a.bin": 7, "sub/b.bin": 7}
     assert mark["crc32"]["a.bin"] == f"{zlib.crc32(b'weights'):08x}"
-    assert is_whole(final)
+    assert problem_of(final) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -95,29 +92,6 @@ def test_parts_are_written_before_the_mark(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def test_the_background_writer_runs_one_at_a_time():
-    writer, go, order = BackgroundWriter(), threading.Event(), []
-    writer.start(lambda: (go.wait(10), order.append(1)))
-    writer.check()
-    threading.Timer(0.05, go.set).start()
-    writer.start(lambda: order.append(2))
-    writer.wait()
-    assert order == [1, 2]
-
-
-@pytest.mark.parametrize("ask", ["wait", "check", "start"])
-def test_what_goes_wrong_in_the_background_is_raised(ask):
-    def fail():
-        raise CheckpointError("the disk is full")
-
-    writer = BackgroundWriter()
-    writer.start(fail)
-    while not writer._running.done():
-        pass
-    with pytest.raises(CheckpointError, match="disk is full"):
-        getattr(writer, ask)(*([fail] if ask == "start" else []))
-
-
 def test_a_copy_of_the_state_does_not_change_with_it():
     weight = torch.arange(6.0).view(2, 3)
     state = {"a": weight, "tied": weight, "groups": [{"lr": 0.1, "params": [0]}], "none": None}
@@ -166,7 +140,7 @@ def test_an_older_folder_of_the_same_name_is_replaced(tmp_path):
     (old / "COMPLETE").unlink()
     write(tmp_path, 3, "new")
     assert (old / "a.bin").read_text() == "new"
-    assert is_whole(old)
+    assert problem_of(old) is None
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
@@ -187,7 +161,7 @@ def test_final_files_move_in_and_stale_weights_go(tmp_path):
         (folder / "model.safetensors").write_text("new")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["COMPLETE", "config.json", "model.safetensors", "notes.txt"]
-    assert is_whole(tmp_path)
+    assert problem_of(tmp_path) is None
 
 
 def test_files_are_on_the_disk_before_the_folder_is_renamed(tmp_path, monkeypatch):
