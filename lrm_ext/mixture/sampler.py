@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -54,7 +55,9 @@ class LanguageMixSampler(Sampler[int]):
         self._seed, self._epoch, self._start = spec.seed, epoch, start
         num_others = spec.num_non_english(num_english)
         languages = spec.languages_in(there) if num_others else {}
-        rows = {lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages}
+        rows: dict[str, Any] = {
+            lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages
+        }
         counts = {lang: len(items) for lang, items in rows.items()}
         if num_others and not all(counts.values() or [0]):
             empty = [lang for lang, count in counts.items() if not count]

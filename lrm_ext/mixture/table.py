@@ -164,7 +164,9 @@ def _measure(
     mixture: Mixture, draws: Iterable[Draw], count_tokens: CountTokens | None
 ) -> tuple[float | None, float | None, int]:
     """Returns mean characters and tokens, and the number of samples."""
-    samples = map(mixture.make_sample, draws if count_tokens is not None else ())
+    if count_tokens is None:
+        return None, None, 0
+    samples = map(mixture.make_sample, draws)
     lengths = [
         (sum(len(turn.text) for turn in sample.turns), count_tokens(sample)) for sample in samples
     ]
