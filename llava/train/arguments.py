@@ -1,9 +1,9 @@
-"""Flags of training: LLaVA's three dataclasses, and the old flags that its recipes still pass.
+"""Flags of training: LLaVA's three dataclasses, and the old flags that its recipes still use.
 
-Role: the schema of a training run. Input: the command line (`parse_arguments`). Output: filled and
-checked dataclasses. Flags that current transformers no longer has (`--evaluation_strategy`,
-`--warmup_ratio`, ...) stay declared here and are translated, so that LLaVA's recipes parse.
-Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or to data (`llava.data`).
+Input: the command line (`parse_arguments`). Output: checked dataclasses. Flags that transformers
+has removed (`--evaluation_strategy`, `--warmup_ratio`, ...) are still declared here and translated,
+so that LLaVA's recipes parse. Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or
+to data (`llava.data`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,23 @@ from llava.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# packages that transformers asks for by another name than that of `--report_to`
+# reporters whose package check has another name in transformers
 _REPORTERS = {
     "azure_ml": integrations.is_azureml_available,
     "comet_ml": integrations.is_comet_available,
     "flyte": integrations.is_flytekit_available,
 }
-LOSS_NORMALIZATIONS = ("global", "micro_batch")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "bits": (4, 8, 16),
+    "lora_bias": ("none", "all", "lora_only"),
+    "quant_type": ("fp4", "nf4"),
+    "loss_normalization": ("global", "micro_batch"),
+}
 
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and which parts of it."""
+    """The model, and which of its parts are trained."""
 
     model_name_or_path: str | None = field(
         default="facebook/opt-125m", metadata={"help": "Base language model or LLaVA checkpoint."}
@@ -67,7 +72,7 @@ class ModelArguments:
     mm_patch_merge_type: str | None = field(default="flat")
     mm_vision_select_feature: str | None = field(default="patch")
     s2: bool = field(
-        default=False, metadata={"help": "Look at pictures at several scales (not in LLaVA)."}
+        default=False, metadata={"help": "Encode images at several scales (not in LLaVA)."}
     )
     s2_scales: str = field(
         default="336,672,1008", metadata={"help": "Those scales, sides in pixels."}
@@ -76,7 +81,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the training data is and how pictures are shaped.
+    """The training data, and how images are shaped.
 
     `image_processor` and `mm_use_im_start_end` are set by `train()`, as in LLaVA.
     """
@@ -98,7 +103,7 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' training arguments, LLaVA's, and the old ones that LLaVA's recipes pass."""
+    """transformers' training arguments, LLaVA's, and the old ones that LLaVA's recipes use."""
 
     cache_dir: str | None = field(default=None)
     optim: str = field(default="adamw_torch")
@@ -112,7 +117,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Longest sequence in tokens, image included; right padded."},
     )
     double_quant: bool = field(
-        default=True, metadata={"help": "Compress the quantisation statistics as well."}
+        default=True, metadata={"help": "Compress the quantization statistics as well."}
     )
     quant_type: str = field(default="nf4", metadata={"help": "fp4 or nf4."})
     bits: int = field(default=16, metadata={"help": "Bits of the frozen weights: 16, 8 or 4."})
@@ -127,13 +132,13 @@ class TrainingArguments(transformers.TrainingArguments):
     loss_normalization: str = field(
         default="global",
         metadata={
-            "help": "global: mean over the supervised tokens of an optimiser step; micro_batch: "
+            "help": "global: mean over the supervised tokens of an optimizer step; micro_batch: "
             "LLaVA's mean of the micro-batches' means."
         },
     )
     allow_changed_run: bool = field(
         default=False,
-        metadata={"help": "Go on from a checkpoint of a run with other data or settings."},
+        metadata={"help": "Resume from a checkpoint of a run with other data or settings."},
     )
     compile_layers: bool = field(
         default=False,
@@ -141,13 +146,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     liger_loss: bool = field(
         default=True,
-        metadata={"help": "Loss by Liger's kernel, where liger-kernel and a GPU are there."},
+        metadata={
+            "help": "Compute the loss with Liger's kernel if liger-kernel and a GPU are available."
+        },
     )
     max_skipped_steps: int = field(
         default=0,
         metadata={
-            "help": "Steps with a loss that is not finite, or a spike, that are left out and "
-            "counted; at one more the run ends. 0: it ends at the first."
+            "help": "Steps with a loss that is not finite, or a spike, that are skipped and "
+            "counted; one more ends the run. 0: the first one ends it."
         },
     )
     loss_spike_factor: float = field(
@@ -160,30 +167,28 @@ class TrainingArguments(transformers.TrainingArguments):
     async_save: bool = field(
         default=True,
         metadata={
-            "help": "Training goes on while a checkpoint is written; takes RAM of the size of "
-            "weights and optimiser state. Without effect under DeepSpeed and FSDP."
+            "help": "Training continues while a checkpoint is written; needs as much RAM as "
+            "weights and optimizer state. No effect with DeepSpeed and FSDP."
         },
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Run a batch's samples as one row without padding, each by itself."},
+        metadata={"help": "Run the samples of a batch as one row without padding, each by itself."},
     )
     stage_name: str | None = field(
-        default=None, metadata={"help": "What the progress display calls this run."}
+        default=None, metadata={"help": "Name of the run in the progress display."}
     )
     group_steps: int = field(
         default=50,
-        metadata={
-            "help": "Least optimizer steps between figures per group of samples, as by language."
-        },
+        metadata={"help": "Minimum optimizer steps between metrics per group, such as a language."},
     )
     peak_tflops: float | None = field(
         default=None,
         metadata={
-            "help": "Peak of a device, in 1e12 operations a second, for MFU; GPUs are known."
+            "help": "Peak of a device in 1e12 operations per second, for MFU; GPUs are known."
         },
     )
-    # gone from transformers
+    # removed from transformers
     evaluation_strategy: str | None = field(
         default=None, metadata={"help": "Old name of --eval_strategy."}
     )
@@ -197,8 +202,8 @@ class TrainingArguments(transformers.TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Begin anew where output_dir has a run with other data or settings; the same "
-            "run goes on from its last checkpoint."
+            "help": "Start over if output_dir has a run with other data or settings; the same run "
+            "resumes from its last checkpoint."
         },
     )
     save_safetensors: bool = field(
@@ -207,10 +212,10 @@ class TrainingArguments(transformers.TrainingArguments):
     no_cuda: bool = field(default=False, metadata={"help": "Old name of --use_cpu."})
 
     def __post_init__(self) -> None:
-        """Translate old flags, check ours, and let transformers do the rest.
+        """Translates old flags and checks values.
 
         Raises:
-            ConfigError: a value that is none of the choices, or a package that is missing.
+            ConfigError: A value is invalid, or a package is missing.
         """
         self._translate_old_flags()
         self._check()
@@ -221,24 +226,24 @@ class TrainingArguments(transformers.TrainingArguments):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype that the flags `fp16` and `bf16` ask for."""
+        """The dtype that the flags `fp16` and `bf16` select."""
         if self.fp16:
             return torch.float16
         return torch.bfloat16 if self.bf16 else torch.float32
 
     def _translate_old_flags(self) -> None:
-        """Bring flags that transformers dropped into their present form."""
+        """Translates flags that transformers has removed to their present form."""
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
-            # --save_total_limit then keeps the best checkpoint besides the last ones
+            # so that --save_total_limit also keeps the best checkpoint
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ConfigError(
                     f"--warmup_ratio is {self.warmup_ratio}, expected a share in [0, 1)"
                 )
-            # as before: a number of steps wins over the ratio
+            # as in older versions, the number of steps takes precedence
             self.warmup_steps = self.warmup_steps or self.warmup_ratio
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
@@ -259,7 +264,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.tf32 = None
 
     def _set_up_deepspeed_on_cpu(self) -> None:
-        """Start DeepSpeed's processes on CPUs, where transformers would leave DeepSpeed out."""
+        """Starts DeepSpeed's processes on CPUs; transformers would not use DeepSpeed there."""
         _need("deepspeed", "--deepspeed", "train")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self.use_cpu = self.dataloader_pin_memory = False
@@ -272,58 +277,62 @@ class TrainingArguments(transformers.TrainingArguments):
         self.accelerator_config = {"use_configured_state": True}
 
     def _check(self) -> None:
-        """Refuse values that would fail, or do something else, later.
+        """Checks values and packages.
 
         Raises:
-            ConfigError: with the choices or the package to install.
+            ConfigError: A value is invalid, or a package is missing.
         """
-        _check_choice("--bits", self.bits, (4, 8, 16))
-        _check_choice("--lora_bias", self.lora_bias, ("none", "all", "lora_only"))
-        _check_choice("--quant_type", self.quant_type, ("fp4", "nf4"))
-        _check_choice("--loss_normalization", self.loss_normalization, LOSS_NORMALIZATIONS)
-        if self.max_skipped_steps < 0 or (self.loss_spike_factor and self.loss_spike_factor <= 1):
-            raise ConfigError(
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(str, choices))
+                raise ConfigError(f"--{name} is {getattr(self, name)!r}; choose from: {listed}")
+        begins_anew_from = self.overwrite_output_dir and self.resume_from_checkpoint
+        _refuse(
+            {
                 f"--max_skipped_steps is {self.max_skipped_steps}, expected 0 or more; "
-                f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1"
-            )
-        if self.max_skipped_steps and (self.deepspeed or self.fp16):
-            raise ConfigError(
+                f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1": (
+                    self.max_skipped_steps < 0
+                    or 0 < self.loss_spike_factor <= 1
+                    or self.loss_spike_factor < 0
+                ),
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
-                "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it out"
-            )
-        asked = self.resume_from_checkpoint not in (None, "True", "true")
-        if self.overwrite_output_dir and asked:
-            raise ConfigError(
+                "itself, or --fp16, whose scaler steps over overflows; use --bf16": (
+                    self.max_skipped_steps and (self.deepspeed or self.fp16)
+                ),
                 "--overwrite_output_dir and --resume_from_checkpoint exclude each other: the one "
-                "removes the checkpoints that the other may name"
-            )
-        if self.group_steps < 1:
-            raise ConfigError(f"--group_steps is {self.group_steps}, expected 1 or more")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ConfigError(f"--peak_tflops is {self.peak_tflops}, expected a positive number")
-        if self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16):
-            raise ConfigError(
-                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits"
-            )
-        if self.bits < 16:
-            _need("bitsandbytes", f"--bits {self.bits}", "gpu")
-        if self.lora_enable:
-            _need("peft", "--lora_enable", "train")
-        if self.deepspeed:
-            _need("deepspeed", "--deepspeed", "train")
+                "removes the checkpoints that the other may name": (
+                    begins_anew_from and begins_anew_from not in ("True", "true")
+                ),
+                f"--group_steps is {self.group_steps}, expected 1 or more": self.group_steps < 1,
+                f"--peak_tflops is {self.peak_tflops}, expected a positive number": (
+                    self.peak_tflops is not None and self.peak_tflops <= 0
+                ),
+                "--compile_layers cannot be combined with --torch_compile, --deepspeed or --bits": (
+                    self.compile_layers and (self.torch_compile or self.deepspeed or self.bits < 16)
+                ),
+            }
+        )
+        needed = {
+            ("bitsandbytes", f"--bits {self.bits}", "gpu"): self.bits < 16,
+            ("peft", "--lora_enable", "train"): self.lora_enable,
+            ("deepspeed", "--deepspeed", "train"): self.deepspeed,
+        }
+        for package, is_needed in needed.items():
+            if is_needed:
+                _need(*package)
 
 
 @dataclass(frozen=True)
 class DataContext:
-    """What a data module is made from; `train()` passes it to its `data_module` argument.
+    """The argument of a data module; see `data_module` of `train()`.
 
     Attributes:
-        tokenizer: With `model_max_length`, right padding and a pad token.
-        image_processor: Of the vision tower; None for a text-only model.
-        model: The model to be trained, with its tower.
-        model_args: Which model.
-        data_args: Which data.
-        training_args: How it is trained.
+        tokenizer: Tokenizer with `model_max_length`, right padding and a pad token.
+        image_processor: The vision tower's; None for a text-only model.
+        model: The model to train, with its tower.
+        model_args: Flags of the model.
+        data_args: Flags of the data.
+        training_args: Flags of training.
         extra: Instances of `train()`'s `extra_arguments`, in the same order.
         conversation: The template that `--version` names.
     """
@@ -341,20 +350,20 @@ class DataContext:
 def parse_arguments(
     extra_arguments: Sequence[type] = (), args: Sequence[str] | None = None
 ) -> tuple[ModelArguments, DataArguments, TrainingArguments, tuple[Any, ...]]:
-    """Parse a command line.
+    """Parses a command line.
 
     Args:
-        extra_arguments: Further dataclasses whose fields are flags, too.
-        args: The command line; None takes the process's.
+        extra_arguments: Dataclasses of further flags.
+        args: The command line; that of the process by default.
 
     Returns:
-        The three dataclasses and a tuple with the further ones.
+        The three dataclasses and a tuple of the further ones.
 
     Raises:
-        ConfigError: A flag is unknown, or a value does not fit.
+        ConfigError: A flag is unknown, or a value is invalid.
     """
     types = (ModelArguments, DataArguments, TrainingArguments, *extra_arguments)
-    # a name is written out: `--data` must not be taken for `--data_path`
+    # names must not be abbreviated: `--data` is not `--data_path`
     parser = HfArgumentParser(types, allow_abbrev=False)
     model_args, data_args, training_args, *extra, unknown = parser.parse_args_into_dataclasses(
         args=None if args is None else list(args), return_remaining_strings=True
@@ -367,7 +376,7 @@ def parse_arguments(
 
 
 def _name_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """Say what stands on the command line that no flag takes, and what may have been meant."""
+    """Lists what no flag accepts, with similar flags."""
     told = []
     for word in unknown:
         alike = difflib.get_close_matches(word.partition("=")[0], known, 1, 0.75)
@@ -378,27 +387,34 @@ def _name_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
 def _check_paths(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> None:
-    """Find contradictions between the dataclasses before anything is loaded.
+    """Checks for contradictions between the dataclasses before anything is loaded.
 
     Raises:
-        ConfigError: naming the flags.
+        ConfigError: Flags contradict each other; the message names them.
     """
-    if model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter:
-        raise ConfigError("--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other")
-    if model_args.tune_mm_mlp_adapter and training_args.lora_enable:
-        raise ConfigError("--tune_mm_mlp_adapter and --lora_enable exclude each other")
-    if model_args.tune_mm_mlp_adapter and model_args.vision_tower is None:
-        raise ConfigError("--tune_mm_mlp_adapter trains the projector: name a --vision_tower")
-    if not 0 <= data_args.max_drop_rate < 1:
-        raise ConfigError(f"--max_drop_rate is {data_args.max_drop_rate}, expected 0 <= rate < 1")
+    tunes, rate = model_args.tune_mm_mlp_adapter, data_args.max_drop_rate
+    _refuse(
+        {
+            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other": (
+                tunes and training_args.freeze_mm_mlp_adapter
+            ),
+            "--tune_mm_mlp_adapter and --lora_enable exclude each other": (
+                tunes and training_args.lora_enable
+            ),
+            "--tune_mm_mlp_adapter trains the projector: name a --vision_tower": (
+                tunes and model_args.vision_tower is None
+            ),
+            f"--max_drop_rate is {rate}, expected 0 <= rate < 1": not 0 <= rate < 1,
+        }
+    )
 
 
 def check_surroundings(training_args: TrainingArguments) -> None:
-    """Find out that results cannot be recorded here, before a model is loaded.
+    """Checks that results can be recorded, before a model is loaded.
 
     Raises:
-        ConfigError: A package that `--report_to` needs is missing, or the folder of the results
-            cannot be made.
+        ConfigError: A package that `--report_to` needs is missing, or the output folder cannot be
+            created.
     """
     for name in training_args.report_to:
         is_available = _REPORTERS.get(name) or getattr(integrations, f"is_{name}_available", None)
@@ -417,9 +433,18 @@ def check_surroundings(training_args: TrainingArguments) -> None:
         raise ConfigError(f"--output_dir {folder} cannot be made: {there} {problem}")
 
 
-def _check_choice(flag: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{flag} is {value!r}; choose from: {', '.join(map(str, choices))}")
+def _refuse(problems: Mapping[str, Any]) -> None:
+    """Raises the first problem that applies.
+
+    Args:
+        problems: Messages, and whether each applies.
+
+    Raises:
+        ConfigError: A problem applies.
+    """
+    for problem, applies in problems.items():
+        if applies:
+            raise ConfigError(problem)
 
 
 def _need(package: str, flag: str, extra: str) -> None:

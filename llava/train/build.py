@@ -1,12 +1,13 @@
-"""Build what is trained: language model, tokenizer, vision modules, LoRA adapters.
+"""Builds the model to train: language model, tokenizer, vision modules, LoRA adapters.
 
-Input: the flags. Output: a model on its way into the trainer, its tokenizer, image processor and
-conversation template. `train.py` calls these functions one after the other.
+Input: the flags. Output: a model for the trainer, its tokenizer, image processor and conversation
+template. `train.py` calls these functions one after the other.
 Non-goals: what is frozen (`freeze.py`), data (`llava.data`), the training loop.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -37,28 +38,39 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 
 log = logging.getLogger(__name__)
 
-# what some models keep free for padding, best first
+# tokens that models reserve for padding, best first
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|reserved_special_token_0|>")
 MULTIMODAL_PARTS = ("mm_projector", "vision_tower", "vision_resampler")
 VICUNA_VERSIONS = ("v0", "v0.5")
 
 
 def set_up_logging() -> None:
-    """Log to stderr: everything of ours on the first rank, errors elsewhere."""
+    """Logs to stderr: all of our messages on the first rank, only errors on the others."""
     is_first = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    for name in ("llava", "lrm_ext", "__main__"):  # what `python -m` runs has the last name
+    for name in (
+        "llava",
+        "lrm_ext",
+        "__main__",
+    ):  # __main__: run by `python -m`
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.ERROR)
 
 
-def load_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
-    """The dtype of the language model's weights.
+def memory_efficient_attention() -> str:
+    """Returns `flash_attention_2` if flash-attn and a GPU are available, else `sdpa`."""
+    if importlib.util.find_spec("flash_attn") is None or not torch.cuda.is_available():
+        log.info("attention: sdpa (flash-attn or a GPU is missing)")
+        return "sdpa"
+    return "flash_attention_2"
 
-    A model that is trained as a whole needs float32 weights to step on: small updates vanish in 16
-    bits. DeepSpeed keeps such a copy itself; elsewhere the weights are float32 and autocast
-    computes in 16 bits.
+
+def load_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
+    """Returns the dtype of the language model's weights.
+
+    A fully trained model needs float32 weights, because small updates vanish in 16 bits. DeepSpeed
+    keeps its own float32 copy; otherwise the weights are float32 and autocast computes in 16 bits.
     """
     compute = training_args.compute_dtype
     is_frozen = (
@@ -76,47 +88,48 @@ def build_model(
     training_args: TrainingArguments,
     attn_implementation: str | None = None,
 ) -> Any:
-    """Load the language model, or the LLaVA checkpoint, that training starts from.
+    """Loads the language model, or the LLaVA checkpoint, that training starts from.
 
     Args:
         model_args: `model_name_or_path`, `vision_tower`.
-        training_args: dtype, quantisation and cache.
-        attn_implementation: as in transformers; None leaves the choice to it.
+        training_args: dtype, quantization and cache.
+        attn_implementation: See transformers, which chooses one by default.
 
     Returns:
         A causal language model of LLaVA's class if a tower is named, else a plain one.
 
     Raises:
-        CheckpointError: the model cannot be read, or a part of its weights is missing.
-        ConfigError: a kind of model that is not supported with images, or a projector of another
-            kind than the checkpoint's.
+        CheckpointError: The model cannot be read, or some of its weights are missing.
+        ConfigError: The kind of model is not supported with images, or its projector has another
+            type than the flags say.
     """
     path = str(model_args.model_name_or_path)
     config = read_config(path)
     if config is None:
         raise CheckpointError(f"{path}: there is no config.json; name a base model's folder")
     model_class: Any = AutoModelForCausalLM
-    keywords: dict[str, Any] = {"dtype": load_dtype(model_args, training_args)}
+    if training_args.packing and attn_implementation in (None, "sdpa"):
+        attn_implementation = PACKED_SDPA
+    options: dict[str, Any] = {
+        "dtype": load_dtype(model_args, training_args),
+        "attn_implementation": attn_implementation,
+        "cache_dir": training_args.cache_dir,
+    }
     if model_args.vision_tower is not None:
         where = f"--model_name_or_path {path}"
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)
-        # not from the folder: transformers would warn that the base is of another type
+        # from the dict, because transformers would warn of the base's other model type
         kept = {key: value for key, value in config.items() if key != "model_type"}
-        keywords["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
-    if training_args.packing and attn_implementation in (None, "sdpa"):
-        attn_implementation = PACKED_SDPA
-    if attn_implementation is not None:
-        keywords["attn_implementation"] = attn_implementation
-    if training_args.cache_dir is not None:
-        keywords["cache_dir"] = training_args.cache_dir
+        options["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
     if training_args.bits < 16:
-        keywords["device_map"] = {"": training_args.device}
-        keywords["quantization_config"] = _quantization(training_args)
+        options["device_map"] = {"": training_args.device}
+        options["quantization_config"] = _quantization(training_args)
     if Path(path).is_dir():
         _refuse_parts(path)
         check_complete(Path(path))
-    model, info = model_class.from_pretrained(path, output_loading_info=True, **keywords)
+    options = {key: value for key, value in options.items() if value is not None}
+    model, info = model_class.from_pretrained(path, output_loading_info=True, **options)
     _refuse_gaps(path, info["missing_keys"])
     model.config.use_cache = False
     model.liger_loss = training_args.liger_loss
@@ -131,31 +144,28 @@ def build_model(
 
 
 def _refuse_parts(path: str) -> None:
-    """Refuse a folder that holds only what a stage trained on top of another model.
+    """Refuses a folder that has only what a stage trained on top of another model.
 
     Raises:
-        CheckpointError: saying how to go on from it.
+        CheckpointError: The folder is one; the message says how to use it.
     """
-    kind = kind_of(path)
-    if kind == "lora":
-        raise CheckpointError(
-            f"--model_name_or_path {path} holds LoRA adapters, not a whole model. Merge them with "
-            f"their base first: python scripts/merge_lora_weights.py --model-path {path} "
-            "--model-base BASE --save-model-path FOLDER"
-        )
-    if kind == "projector":
-        raise CheckpointError(
-            f"--model_name_or_path {path} holds a projector, not a whole model. Name its base "
-            f"model there, and --pretrain_mm_mlp_adapter {path}/{PROJECTOR_FILE}"
-        )
+    found = {
+        "lora": "LoRA adapters, not a whole model. Merge them with their base first: python "
+        f"scripts/merge_lora_weights.py --model-path {path} --model-base BASE --save-model-path "
+        "FOLDER",
+        "projector": "a projector, not a whole model. Name its base model there, and "
+        f"--pretrain_mm_mlp_adapter {path}/{PROJECTOR_FILE}",
+    }.get(kind_of(path))
+    if found is not None:
+        raise CheckpointError(f"--model_name_or_path {path} holds {found}")
 
 
 def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArguments) -> None:
-    """Warn of what the flags replace in a LLaVA checkpoint that training starts from.
+    """Warns about parts of a LLaVA checkpoint that the flags replace.
 
     Raises:
-        ConfigError: the checkpoint's projector is of another kind; config.json would say the
-            flag's kind of the checkpoint's weights.
+        ConfigError: The checkpoint's projector has another type than the flag, so config.json would
+            not describe its weights.
     """
     if not config.get("mm_vision_tower"):
         return
@@ -172,30 +182,28 @@ def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArgumen
             f"--pretrain_mm_mlp_adapter {model_args.pretrain_mm_mlp_adapter} replaces its trained "
             "projector; leave the flag out to keep that"
         )
-    template = config.get("conversation") or {}
+    template, tower = config.get("conversation") or {}, config["mm_vision_tower"]
     name = template.get("name") if isinstance(template, Mapping) else template
-    if name and name != model_args.version:
-        told.append(f"it was trained with --version {name}, not {model_args.version}")
-    tower = config["mm_vision_tower"]
-    if Path(tower).name != Path(str(model_args.vision_tower)).name:
-        told.append(f"it was trained with --vision_tower {tower}, not {model_args.vision_tower}")
-    layer = config.get("mm_vision_select_layer")
-    if layer not in (None, model_args.mm_vision_select_layer):
-        told.append(
-            f"it was trained with --mm_vision_select_layer {layer}, not "
-            f"{model_args.mm_vision_select_layer}"
-        )
+    is_same_tower = Path(tower).name == Path(str(model_args.vision_tower)).name
+    trained_with = {
+        "version": name,
+        "vision_tower": None if is_same_tower else tower,
+        "mm_vision_select_layer": config.get("mm_vision_select_layer"),
+    }
+    for flag, was in trained_with.items():
+        if was not in (None, "", now := getattr(model_args, flag)):
+            told.append(f"it was trained with --{flag} {was}, not {now}")
     if told:
         log.warning("--model_name_or_path %s is a trained model: %s", path, "; ".join(told))
 
 
 def _refuse_gaps(path: str, missing: Iterable[str]) -> None:
-    """Refuse a base whose language model would start from random weights.
+    """Refuses a base whose language model would start from random weights.
 
     Raises:
-        CheckpointError: naming some of the weights.
+        CheckpointError: Weights are missing; the message names some of them.
     """
-    # what training itself adds
+    # training itself adds these
     added = (*MULTIMODAL_PARTS, "image_newline")
     gaps = sorted(key for key in missing if not any(part in key for part in added))
     if gaps:
@@ -219,9 +227,9 @@ def _quantization(training_args: TrainingArguments) -> BitsAndBytesConfig:
 
 
 def _mend_generation_config(model: Any) -> None:
-    """Make a generation configuration savable.
+    """Makes the generation configuration valid.
 
-    Vicuna's sets a temperature without sampling, which transformers refuses to write at the end.
+    Vicuna's sets a temperature without sampling, which transformers refuses to save.
     """
     generation = getattr(model, "generation_config", None)
     if generation is None:
@@ -235,27 +243,26 @@ def _mend_generation_config(model: Any) -> None:
 def build_tokenizer(
     model_args: ModelArguments, training_args: TrainingArguments, model: Any
 ) -> tuple[Any, Conversation]:
-    """Load the tokenizer, give it a pad token, and choose the conversation template.
+    """Loads the tokenizer, sets its pad token, and chooses the conversation template.
 
     Args:
         model_args: `model_name_or_path` and `version`. The versions `v0` and `v0.5` keep
             `llava.conversation.default_conversation`, which is `vicuna_v1`, as in LLaVA.
         training_args: `model_max_length`.
-        model: gets a row of embeddings if the pad token is new.
+        model: Its embeddings grow by one row if the pad token is new.
 
     Raises:
-        TemplateError: there is no template of that name; the choices are listed.
-        CheckpointError: there is no tokenizer.
+        TemplateError: There is no template of that name; the choices are listed.
+        CheckpointError: There is no tokenizer.
     """
     version = str(model_args.version)
     keeps_default = version in VICUNA_VERSIONS
     conv = conversation_lib.default_conversation if keeps_default else get_conversation(version)
-    cache = {} if training_args.cache_dir is None else {"cache_dir": training_args.cache_dir}
     tokenizer = load_tokenizer(
         str(model_args.model_name_or_path),
         model_max_length=training_args.model_max_length,
         padding_side="right",
-        **cache,
+        cache_dir=training_args.cache_dir,
     )
     has_unk = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
     if version == "v0":
@@ -281,11 +288,11 @@ _TWO_ROUNDS = (
 
 
 def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
-    """Warn where a tokenizer speaks another chat format than the template. It never fails.
+    """Warns if the tokenizer's chat format differs from the template; never raises.
 
     Args:
         conv: The template that training uses.
-        tokenizer: Of the language model.
+        tokenizer: The language model's tokenizer.
         name: The template's name, for the message.
     """
     if conv.sep_style is SeparatorStyle.PLAIN:
@@ -300,7 +307,7 @@ def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
             f"(its own end is {tokenizer.eos_token!r})"
         )
     theirs, ours = _second_round(tokenizer), _second_round_of(conv)
-    # blanks apart: LLaVA's templates have other ones than Mistral's, and learn them
+    # white space is ignored: LLaVA's templates differ from Mistral's in it, and models learn that
     if theirs and "".join(theirs.split()) != "".join(ours.split()):
         told.append(f"it writes a round as {ours!r}, the tokenizer's chat template as {theirs!r}")
     if told:
@@ -313,7 +320,7 @@ def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
 
 
 def _second_round_of(conv: Conversation) -> str:
-    """What a template writes for the second question and its answer."""
+    """Returns what a template writes for the second question and its answer."""
     prompts = []
     for end in (2, 4):
         copy = conv.copy()
@@ -324,7 +331,7 @@ def _second_round_of(conv: Conversation) -> str:
 
 
 def _second_round(tokenizer: Any) -> str | None:
-    """The same by the tokenizer's own chat template; None if it has none that can be compared."""
+    """Returns the same for the tokenizer's chat template, or None if it cannot be compared."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     messages = [{"role": role, "content": text} for role, text in _TWO_ROUNDS]
@@ -332,14 +339,14 @@ def _second_round(tokenizer: Any) -> str | None:
         first, both = (
             tokenizer.apply_chat_template(messages[:end], tokenize=False) for end in (2, 4)
         )
-    except Exception as error:  # whatever a model's own Jinja may raise
+    except Exception as error:  # a model's Jinja template may raise anything
         log.debug("the tokenizer's chat template cannot be compared: %s", error)
         return None
     return both.removeprefix(first) if both.startswith(first) else None
 
 
 def _choose_pad_token(tokenizer: Any, model: Any) -> None:
-    """Pad with something that no text holds; with EOS the end of answers would be masked."""
+    """Sets a pad token that no text contains; EOS would mask the end of answers."""
     vocabulary = tokenizer.get_vocab()
     known = next((token for token in PAD_TOKENS if token in vocabulary), None)
     if known is not None:
@@ -351,12 +358,12 @@ def _choose_pad_token(tokenizer: Any, model: Any) -> None:
 def smart_tokenizer_and_embedding_resize(
     special_tokens_dict: dict[str, str], tokenizer: Any, model: Any
 ) -> None:
-    """Add special tokens; their embeddings are the mean of the old ones.
+    """Adds special tokens; their embeddings are the mean of the old ones.
 
     Args:
-        special_tokens_dict: such as `{"pad_token": "[PAD]"}`.
-        tokenizer: gets the tokens.
-        model: both embedding tables grow where the tokenizer outgrows them.
+        special_tokens_dict: Such as `{"pad_token": "[PAD]"}`.
+        tokenizer: Tokenizer that gets the tokens.
+        model: Both of its embedding tables grow if they are too small.
     """
     tokenizer.add_special_tokens(special_tokens_dict)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -370,13 +377,13 @@ def add_vision(
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> Any:
-    """Give the model its tower and projector, and LLaVA's arguments what they carry later on.
+    """Adds tower and projector to the model, and LLaVA's dynamic attributes to the arguments.
 
     Returns:
         The tower's image processor; None for a text-only model.
 
     Raises:
-        CheckpointError: tower or projector file cannot be read or do not fit.
+        CheckpointError: The tower or the projector file cannot be read or does not fit.
     """
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # type: ignore[attr-defined]
     training_args.use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
@@ -400,9 +407,10 @@ def add_vision(
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let `torch.compile` compile each layer of the language model, for any length.
+    """Compiles each layer of the language model with `torch.compile`, for any length.
 
-    Not the model as a whole: where pictures are put between the text, shapes depend on the data.
+    The model is not compiled as a whole, because splicing images into the text makes shapes depend
+    on the data.
     """
     for name, module in model.named_modules():
         if isinstance(module, GradientCheckpointingLayer) and "vision_tower" not in name:
@@ -410,7 +418,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
-    """Last parts of the names of the language model's linear layers, without its head."""
+    """Returns the last name parts of the language model's linear layers, without its head."""
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -420,7 +428,7 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
 
 
 def add_lora(model: Any, training_args: TrainingArguments) -> Any:
-    """Wrap the model with LoRA adapters on the language model's linear layers, if asked for.
+    """Adds LoRA adapters to the language model's linear layers, if `--lora_enable` is set.
 
     Raises:
         ConfigError: peft refuses the settings.
@@ -429,7 +437,7 @@ def add_lora(model: Any, training_args: TrainingArguments) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    # by full path: the tower's attention has layers of the same short names
+    # full paths, because layers of the tower have the same short names
     layers = "|".join(find_all_linear_names(model))
     targets = rf"(?!.*({'|'.join(MULTIMODAL_PARTS)})).*\.({layers})"
     config = LoraConfig(
@@ -454,9 +462,9 @@ def write_config(
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> None:
-    """Record in `config.json` what training decided; readers need no flags then.
+    """Records the settings of training in `config.json`, so that readers need no flags.
 
-    `initialize_vision_modules` has written the keys of tower and projector.
+    `initialize_vision_modules` has already written the keys of tower and projector.
     """
     keys: dict[str, Any] = {
         "conversation": conversation_to_dict(conv),

@@ -1,8 +1,8 @@
-"""How large a model is and how many operations training it takes, from its shape alone.
+"""Computes a model's size and the operations of training it from its shape alone.
 
 Input: `config.json` of a language model and of a CLIP tower. Output: parameters by part, and the
-floating-point operations that one sample needs, once each: what is computed again for activation
-checkpointing is left out, as MFU is defined. Non-goals: memory (`lrm_ext.plan`), time.
+floating-point operations for one sample. Recomputation for activation checkpointing does not count,
+as in the definition of MFU. Non-goals: memory (`lrm_ext.plan`), time.
 
 Legend: T positions of a sample, S its supervised positions, P image features.
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from llava.errors import ConfigError
 
 GPU_FILE = Path(__file__).with_name("gpus.json")
-# what a stage trains
+# what a stage may train
 PROJECTOR, ADAPTERS, ALL = "projector", "adapters", "all"
 
 
@@ -35,7 +35,7 @@ class LanguageModelShape:
         num_heads: Heads of the queries.
         num_kv_heads: Heads of keys and values.
         head_dim: Width of a head.
-        is_gated: The MLP has a gate (SwiGLU), so three matrices; else two.
+        is_gated: The MLP has a gate (SwiGLU) and thus three matrices instead of two.
         is_tied: The output matrix is the embedding table.
     """
 
@@ -51,7 +51,7 @@ class LanguageModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LanguageModelShape:
-        """Read the sizes from the content of `config.json`.
+        """Reads the sizes from the content of `config.json`.
 
         Raises:
             ConfigError: A size is missing.
@@ -101,7 +101,7 @@ class LanguageModelShape:
 
     @property
     def num_in_embeddings(self) -> int:
-        """Parameters of the embedding table and, if it has one of its own, the output matrix."""
+        """Parameters of the embedding table and, unless tied, the output matrix."""
         return self.vocab_size * self.hidden_size * (1 if self.is_tied else 2)
 
     @property
@@ -114,14 +114,15 @@ class LanguageModelShape:
         return self.num_layers * rank * sum(rows + columns for rows, columns in self.linear_sizes)
 
     def forward_flops(self, num_positions: float, num_logits: float) -> tuple[float, float]:
-        """Operations of a forward pass over one sample.
+        """Counts the operations of a forward pass over one sample.
 
         Args:
             num_positions: T.
-            num_logits: Positions that get logits.
+            num_logits: Positions with logits.
 
         Returns:
-            Those in matrices, head included, and those of causal attention, each half counted once.
+            Operations of matrices, with the head, and of causal attention (the masked half does
+            not count).
         """
         head = self.vocab_size * self.hidden_size
         matrices = 2.0 * (self.num_in_matrices * num_positions + head * num_logits)
@@ -136,8 +137,8 @@ class TowerShape:
     Attributes:
         hidden_size: Width.
         intermediate_size: Width of the MLP.
-        num_layers: Blocks it has.
-        image_size_px: Side of a picture.
+        num_layers: Blocks.
+        image_size_px: Side of an image.
         patch_size_px: Side of a patch.
         select_layer: Index into its hidden states; blocks after it are not run.
     """
@@ -153,7 +154,7 @@ class TowerShape:
     def from_config(
         cls, config: Mapping[str, Any], where: str, select_layer: int = -2
     ) -> TowerShape:
-        """Read the sizes from the content of `config.json`.
+        """Reads the sizes from the content of `config.json`.
 
         Raises:
             ConfigError: A size is missing.
@@ -191,7 +192,7 @@ class TowerShape:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, those of blocks that are not run included."""
+        """All parameters, with those of blocks that are not run."""
         width, inner = self.hidden_size, self.intermediate_size
         biases = 4 * width + inner + width + 4 * width
         patches = 3 * self.patch_size_px**2 * width
@@ -200,14 +201,14 @@ class TowerShape:
 
     @property
     def forward_flops(self) -> float:
-        """Operations for one picture, up to the selected layer."""
+        """Operations for one image, up to the selected layer."""
         positions, width = self.num_patches + 1, self.hidden_size
         block = 2.0 * self._num_in_block * positions + 4.0 * width * positions**2
         return self.num_layers_run * block + 6.0 * self.patch_size_px**2 * width * self.num_patches
 
 
 class SampleFlops(NamedTuple):
-    """Operations for one sample in training, by part of the model."""
+    """Operations for one training sample, by part of the model."""
 
     language_model: float
     attention: float
@@ -242,7 +243,7 @@ class ModelShape:
 
     @property
     def num_image_tokens(self) -> int:
-        """Positions that a picture takes."""
+        """Positions that an image takes."""
         return 0 if self.tower is None else self.tower.num_patches
 
     def sample_flops(
@@ -254,18 +255,18 @@ class ModelShape:
         tower_runs: bool = True,
         lora_rank: int = 0,
     ) -> SampleFlops:
-        """Operations for one sample, forward and backward.
+        """Counts the operations for one sample, forward and backward.
 
-        A trained matrix takes three products (forward, gradient of inputs, gradient of weights), a
-        frozen one that gradients pass two, the frozen tower one.
+        A trained matrix needs three products (forward, gradient of inputs, gradient of weights), a
+        frozen one that gradients pass through two, the frozen tower one.
 
         Args:
-            num_positions: T, the picture's included.
-            num_logits: Positions that get logits; S where the loss computes no others.
+            num_positions: T, including the image's.
+            num_logits: Positions with logits; S if the loss computes no others.
             trained: PROJECTOR, ADAPTERS or ALL.
-            num_images: Pictures a sample.
-            tower_runs: False where its outputs are cached.
-            lora_rank: Of the adapters.
+            num_images: Images per sample.
+            tower_runs: False if its outputs are cached.
+            lora_rank: Rank of the adapters.
         """
         matrices, attention = self.language_model.forward_flops(num_positions, num_logits)
         adapters = 0.0
@@ -287,13 +288,13 @@ class Gpu:
     """A kind of GPU.
 
     Attributes:
-        key: What commands call it.
-        name: Its name.
-        match: Words that its name in CUDA holds.
+        key: Its name in commands.
+        name: Its full name.
+        match: Words in its CUDA name.
         memory_gib: Its memory.
-        peak_tflops: Peak of dense bfloat16 matrix products, in 1e12 operations a second.
+        peak_tflops: Peak of dense bfloat16 matrix products, in 1e12 operations per second.
         plan_mfu: Share of the peak that plans assume.
-        source: Where the peak is from.
+        source: Source of the peak.
     """
 
     key: str
@@ -307,7 +308,7 @@ class Gpu:
 
 @cache
 def gpus() -> dict[str, Gpu]:
-    """The kinds of GPUs that are known, by key."""
+    """Returns the known kinds of GPUs by key."""
     table = json.loads(GPU_FILE.read_text(encoding="utf-8"))
     return {
         key: Gpu(key=key, **{**entry, "match": tuple(entry["match"])})
@@ -316,7 +317,7 @@ def gpus() -> dict[str, Gpu]:
 
 
 def get_gpu(key: str) -> Gpu:
-    """Look a kind of GPU up.
+    """Looks up a kind of GPU.
 
     Raises:
         ConfigError: There is none of that name; the choices are listed.
@@ -327,11 +328,11 @@ def get_gpu(key: str) -> Gpu:
 
 
 def peak_tflops_of(device_name: str) -> float | None:
-    """Peak of the GPU that CUDA calls so; None for one that is not known."""
+    """Returns the peak of the GPU with this CUDA name; None if it is unknown."""
     words = device_name.replace("-", " ").upper().split()
     for gpu in gpus().values():
         wanted = [word.upper() for word in " ".join(gpu.match).split()]
-        # "40G" is in "40GB"; a chip's name stands for itself: an A100 is no A10
+        # "40G" matches "40GB", but "A10" must not match "A100"
         if all(any(w == word or w.startswith(word + "B") for w in words) for word in wanted):
             return gpu.peak_tflops
     return None

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: one decision in one place, shown as a table.
+"""Decides which parameters a stage trains, and shows them as a table.
 
 Input: a model with its vision modules, and the flags of a stage. Output: `requires_grad` set on
 every parameter, and a `FreezeReport`. Rules: the projector stage trains the projector alone; the
@@ -8,6 +8,7 @@ fine-tuning stage trains projector and language model; the tower is frozen in bo
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,13 +31,13 @@ TOWER, PROJECTOR, NEWLINE, LANGUAGE_MODEL, HEAD, ADAPTERS = (
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """Which parts of a model are trained.
+    """The parts of a model that are trained.
 
     Attributes:
         projector: The projector.
         language_model: Embeddings and layers of the language model, and `image_newline`.
         head: The language model's output matrix.
-        adapters: The language model is left to its LoRA adapters.
+        adapters: The LoRA adapters are trained in place of the language model.
     """
 
     projector: bool = True
@@ -46,7 +47,7 @@ class FreezePlan:
 
     @classmethod
     def from_args(cls, model_args: ModelArguments, training_args: TrainingArguments) -> FreezePlan:
-        """The plan that the flags of a stage describe."""
+        """Makes the plan that the flags of a stage describe."""
         if model_args.tune_mm_mlp_adapter:
             return cls(projector=True, language_model=False, head=False)
         adapters = training_args.lora_enable
@@ -70,49 +71,45 @@ class PartCount:
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What is trained, by part of the model."""
+    """Trained parameters by part of the model."""
 
     parts: tuple[PartCount, ...]
 
     @property
     def num_trainable(self) -> int:
-        """Parameters that are trained, in all."""
+        """Number of trained parameters."""
         return sum(part.num_trainable for part in self.parts)
 
-    @property
-    def num_total(self) -> int:
-        """All parameters."""
-        return sum(part.num_total for part in self.parts)
-
     def __str__(self) -> str:
-        lines = [f"{'part':<15}{'trainable':>15}{'all':>15}  dtype"]
-        total = PartCount("total", self.num_trainable, self.num_total, "")
-        lines += [
+        total = PartCount("total", self.num_trainable, sum(p.num_total for p in self.parts), "")
+        rows = [
             f"{p.part:<15}{p.num_trainable:>15,}{p.num_total:>15,}  {p.dtype}".rstrip()
             for p in (*self.parts, total)
         ]
-        return "\n".join(lines)
+        return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
+
+
+# a parameter's name contains the mark of its part
+_MARKS = {
+    "lora_": ADAPTERS,
+    "vision_tower.": TOWER,
+    "mm_projector.": PROJECTOR,
+    "image_newline": NEWLINE,
+    "lm_head.": HEAD,
+}
 
 
 def part_of(name: str) -> str:
-    """Tell by its name which part of the model a parameter belongs to."""
-    if "lora_" in name:
-        return ADAPTERS
-    if "vision_tower." in name:
-        return TOWER
-    if "mm_projector." in name:
-        return PROJECTOR
-    if "image_newline" in name:
-        return NEWLINE
-    return HEAD if "lm_head." in name else LANGUAGE_MODEL
+    """Returns the part of the model that a parameter belongs to, by its name."""
+    return next((part for mark, part in _MARKS.items() if mark in name), LANGUAGE_MODEL)
 
 
 def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
-    """Set `requires_grad` on every parameter, and log what is trained.
+    """Sets `requires_grad` on every parameter and logs what is trained.
 
     Args:
         model: A model with its vision modules, perhaps with LoRA adapters.
-        plan: What is to be trained. Adapters' own bias terms keep what peft has set.
+        plan: What to train. Bias terms of adapted layers keep what peft has set.
 
     Raises:
         ConfigError: Nothing would be trained.
@@ -127,7 +124,7 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
     }
     kept_by_peft = (LANGUAGE_MODEL, HEAD) if plan.adapters else ()
     for name, parameter in model.named_parameters():
-        # quantised weights are integers, which cannot have a gradient
+        # quantized weights are integers, which have no gradient
         if part_of(name) not in kept_by_peft and parameter.is_floating_point():
             parameter.requires_grad_(is_trained[part_of(name)])
     report = count_parameters(model.named_parameters())
@@ -138,19 +135,15 @@ def apply_freeze(model: nn.Module, plan: FreezePlan) -> FreezeReport:
 
 
 def count_parameters(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> FreezeReport:
-    """Count parameters by part; one that ZeRO-3 partitioned counts with its full size."""
-    counts: dict[str, list[int]] = {}
-    dtypes: dict[str, set[str]] = {}
+    """Counts parameters by part; partitioned ones (ZeRO-3) count with their full size."""
+    parts: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        part = part_of(name)
-        count = counts.setdefault(part, [0, 0])
-        count[0] += size if parameter.requires_grad else 0
-        count[1] += size
-        dtypes.setdefault(part, set()).add(str(parameter.dtype).removeprefix("torch."))
-    return FreezeReport(
-        tuple(
-            PartCount(part, trainable, total, ", ".join(sorted(dtypes[part])))
-            for part, (trainable, total) in counts.items()
-        )
-    )
+        parts[part_of(name)].append(parameter)
+    counts = []
+    for part, own in parts.items():
+        sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in own]
+        dtypes = {str(each.dtype).removeprefix("torch.") for each in own}
+        trainable = sum(size for size, is_trained in sizes if is_trained)
+        total = sum(size for size, _ in sizes)
+        counts.append(PartCount(part, trainable, total, ", ".join(sorted(dtypes))))
+    return FreezeReport(tuple(counts))

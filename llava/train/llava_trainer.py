@@ -1,8 +1,8 @@
 """The trainer: LLaVA's sampling, parameter groups and steps on top of transformers' `Trainer`.
 
-Input: a model, its arguments, and what a data module made. Output: whole checkpoints in
-`output_dir`, from which a killed run goes on with the same order of samples.
-Non-goals: which parameters are trained (`freeze.py`), saving (`saving.py`).
+Input: a model, its arguments, and the result of a data module. Output: complete checkpoints in
+`output_dir`, from which a killed run resumes with the same order of samples.
+Non-goals: which parameters are trained (`freeze.py`), saving (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, RandomSampler, Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from llava.data.batching import (
     LengthGroupedSampler,
@@ -23,10 +23,9 @@ from llava.data.batching import (
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
-from llava.errors import UserError
 from llava.train import checkpoint
+from llava.train.checkpoint import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 from llava.train.metrics import MetricsLog, ProgressCallback, WatchedTrainer
-from llava.train.saving import CheckpointSaving, get_mm_adapter_state_maybe_zero_3, maybe_zero_3
 from llava.train.step_guard import StepGuard, describe_batch, is_out_of_memory, out_of_memory
 
 __all__ = [
@@ -44,13 +43,13 @@ log = logging.getLogger(__name__)
 
 
 class SeededSampler(Sampler[int]):
-    """Another sampler with the order fixed by (seed, epoch) instead of the global generator.
+    """Wraps a sampler so that (seed, epoch) determines its order.
 
-    LLaVA's samplers draw from torch's global generator, whose state at the start of an epoch a
-    resumed run cannot know.
+    LLaVA's samplers draw from torch's global generator, whose state at the start of an epoch is
+    unknown to a resumed run.
 
     Args:
-        sampler: Draws all its numbers when its iteration begins.
+        sampler: The sampler; it must draw all its numbers when its iteration begins.
         seed: Seed of the run's data order.
     """
 
@@ -63,7 +62,7 @@ class SeededSampler(Sampler[int]):
         return len(self.sampler)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -73,27 +72,14 @@ class SeededSampler(Sampler[int]):
         return iter(order)
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the sampler the epoch; accelerate's wrappers do not always hand it on."""
-
-    sampler: Any = None
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(int(state.epoch or 0))
-
-
 class LLaVATrainer(CheckpointSaving, WatchedTrainer):
     """transformers' trainer for LLaVA models.
 
-    `args` may carry LLaVA's dynamic attributes `tune_mm_mlp_adapter` (save the projector only) and
-    `use_im_start_end` (and the embeddings).
-
     Args:
-        *args: As for `Trainer`.
-        train_sampler: Order of the training samples; None chooses one by the arguments. Its
-            `set_epoch` is called, if it has one.
-        **kwargs: As for `WatchedTrainer` and `Trainer`; LLaVA's `tokenizer` is taken for
+        *args: See `Trainer`.
+        train_sampler: Order of the training samples; by default the arguments determine it. Its
+            `set_epoch` is called if it has one.
+        **kwargs: See `WatchedTrainer` and `Trainer`; LLaVA's `tokenizer` is accepted as
             `processing_class`.
     """
 
@@ -104,10 +90,9 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         super().__init__(*args, **kwargs)
         if getattr(self.args, "loss_normalization", "global") == "micro_batch":
             self.model_accepts_loss_kwargs = False
-        # the guard sees to losses that are not finite; the filter would hide them
+        # the filter would hide losses that are not finite from the guard
         self.args.logging_nan_inf_filter = False
-        self._epochs = _EpochCallback()
-        self.add_callback(self._epochs)
+        self._sampler: Any = train_sampler
         self.guard = StepGuard(
             self._last_checkpoint,
             getattr(self.args, "max_skipped_steps", 0),
@@ -117,45 +102,44 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         self._sample_ids: list[str] = []
         self.add_callback(self.guard)
         self.add_callback(MetricsLog())
+        self.progress = ProgressCallback(getattr(self.args, "stage_name", None))
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
-            self.add_callback(ProgressCallback(getattr(self.args, "stage_name", None)))
+            self.add_callback(self.progress)
 
     # --- order of samples ---
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler | None:
-        """The order of the training samples, fixed by seed and epoch."""
+        """Returns the sampler of the training samples; seed and epoch determine its order."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        self._epochs.sampler = self._make_train_sampler(dataset)
-        return self._epochs.sampler
-
-    def _make_train_sampler(self, dataset: Any) -> Sampler | None:
-        if self._given_sampler is not None:
-            return self._given_sampler
-        if dataset is not None and getattr(self.args, "group_by_modality_length", False):
-            sampler = LengthGroupedSampler(
+        self._sampler = self._given_sampler
+        if self._sampler is not None:
+            return self._sampler
+        if getattr(self.args, "group_by_modality_length", False):
+            chosen: Any = LengthGroupedSampler(
                 self.args.train_batch_size,
                 world_size=self.args.world_size * self.args.gradient_accumulation_steps,
                 lengths=dataset.modality_lengths,
                 group_by_modality=True,
             )
-            return SeededSampler(sampler, self._data_seed)
-        chosen = super()._get_train_sampler(dataset)
-        is_random = isinstance(chosen, RandomSampler)
-        return SeededSampler(chosen, self._data_seed) if is_random else chosen
+        else:
+            chosen = super()._get_train_sampler(dataset)
+        is_random = isinstance(chosen, LengthGroupedSampler | RandomSampler)
+        self._sampler = SeededSampler(chosen, self._data_seed) if is_random else chosen
+        return self._sampler
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """As in `Trainer`; the sampler learns what a resumed run skips, to skip it cheaply."""
+        """Works as in `Trainer` and tells the sampler what a resumed run skips."""
         epoch, num_batches = super()._init_training_state(*args, **kwargs)
-        if num_batches and hasattr(self._epochs.sampler, "expect_skip"):
+        if num_batches and hasattr(self._sampler, "expect_skip"):
             num_samples = num_batches * self.args.train_batch_size * self.args.world_size
-            self._epochs.sampler.expect_skip(epoch, num_samples)
+            self._sampler.expect_skip(epoch, num_samples)
         return epoch, num_batches
 
     # --- steps ---
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, but a run that had all its steps before does not take one more.
+        """Works as in `Trainer`, but a finished run does not take another step.
 
         Raises:
             UserError: There is not enough memory.
@@ -163,52 +147,48 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        # accelerate's wrappers do not always pass the epoch on
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(kwargs["epoch"])
         try:
             super()._run_epoch(*args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self._last_batch is None:
                 raise
-            raise self._explain_memory(error) from error
+            tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", None)
+            num_positions = getattr(tower and tower(), "num_image_tokens", 0)
+            batch = describe_batch(self._last_batch, num_positions)
+            raise out_of_memory(error, batch, self.args, self.state.global_step + 1) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser; with `mm_projector_lr` the projector has groups of its own."""
+        """Creates the optimizer; with `mm_projector_lr` the projector has its own groups."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
         projector_lr = getattr(self.args, "mm_projector_lr", None)
-        if projector_lr is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        trained = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(trained))
-        groups: list[dict[str, Any]] = []
-        for is_projector in (False, True):
-            for has_decay in (True, False):
-                group: dict[str, Any] = {
-                    "params": [
-                        parameter
-                        for name, parameter in trained.named_parameters()
-                        if parameter.requires_grad
-                        and ("mm_projector" in name) == is_projector
-                        and (name in decayed) == has_decay
-                    ],
-                    "weight_decay": self.args.weight_decay if has_decay else 0.0,
-                }
-                groups.append({**group, "lr": projector_lr} if is_projector else group)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-        self.optimizer = kind(groups, **options)
-        return self.optimizer
+        if projector_lr is None or not is_new:
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
+        for group in list(optimizer.param_groups):
+            theirs = [each for each in group["params"] if id(each) in projector]
+            group["params"] = [each for each in group["params"] if id(each) not in projector]
+            optimizer.add_param_group({**group, "params": theirs, "lr": projector_lr})
+        return optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Run forward and backward on a micro-batch.
+        """Runs forward and backward on a micro-batch.
 
         Args:
             model: The model, perhaps wrapped.
             inputs: The batch; an entry `sample_ids` names its samples in messages.
-            num_items_in_batch: Supervised tokens of the optimiser step.
+            num_items_in_batch: Supervised tokens of the optimizer step.
 
         Raises:
             UserError: The loss is not finite, or there is not enough memory.
         """
-        self._writer.check()
+        self.check_save()
         self._sample_ids = inputs.pop("sample_ids", None) or []
         self._last_batch = {**inputs}
         if getattr(self.args, "packing", False):
@@ -218,10 +198,10 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        """As in `Trainer`; in training a loss that is not finite ends the run.
+        """Works as in `Trainer`, but a loss that is not finite ends the training run.
 
         Raises:
-            UserError: It names the samples.
+            UserError: The loss is not finite; the message names the samples.
         """
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
@@ -231,22 +211,10 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        if norm is not None and not self.args.fp16:  # fp16's scaler steps over overflows itself
+        if norm is not None and not self.args.fp16:  # fp16's scaler skips overflows itself
             self.guard.gradient_norm = float(norm)
         return norm
 
     def _last_checkpoint(self) -> Path | None:
         self.wait_for_save()
         return checkpoint.find_last_checkpoint(self.args.output_dir)
-
-    def _explain_memory(self, error: Exception) -> UserError:
-        tower = getattr(self.accelerator.unwrap_model(self.model), "get_vision_tower", lambda: None)
-        num_positions = getattr(tower(), "num_image_tokens", 0)
-        batch = describe_batch(self._last_batch, num_positions)
-        return out_of_memory(error, batch, self.args, self.state.global_step + 1)
-
-    def close_progress(self) -> None:
-        """Remove the progress bar, also of a run that stopped early."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback):
-                callback.close()

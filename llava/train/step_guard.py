@@ -1,9 +1,9 @@
-"""Watches each optimizer step: losses that went wrong, signals to stop, and running out of memory.
+"""Guards each optimizer step against bad losses, signals and running out of memory.
 
-Input: the losses of micro-batches with the ids of their samples, the process's signals, and what a
-step raised. Output: a `UserError` that names the samples, or the batch and what to lower; or, if
-asked for, a step that is left out and counted; or the end of the run after a checkpoint. All ranks
-decide together, by one small exchange a step between their CPUs.
+Input: the losses of micro-batches with the ids of their samples, signals, and errors of a step.
+Output: a `UserError` that names the samples, or the batch and what to reduce; or a skipped step, if
+the user allows it; or the end of the run after a checkpoint. All ranks decide together, with one
+small exchange between their CPUs per step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import math
 import re
 import signal
 import statistics
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
@@ -26,26 +28,26 @@ from llava.errors import UserError
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
-# of EX_TEMPFAIL in sysexits.h: run the same command again
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# EX_TEMPFAIL in sysexits.h: run the same command again
 STOPPED_EXIT_CODE = 75
 STATE_KEY = "step_guard"
-# steps that a spike is measured against, and how few are enough
+# a spike is compared with the median of at most and at least so many steps
 SPIKE_WINDOW, SPIKE_MIN_STEPS = 64, 16
 
 
 class RunStoppedError(Exception):
-    """A run saved its state and stopped because it was asked to by a signal."""
+    """A signal stopped the run; its state is saved."""
 
 
 class StepGuard(TrainerCallback):
-    """Stops at, or leaves out, steps whose loss or gradient is not finite, or loss much too high.
+    """Skips or refuses steps whose loss or gradient is not finite, or whose loss is a spike.
 
     Args:
-        last_checkpoint: Finds what the run could go on from, for messages.
-        max_skipped_steps: Bad steps of a run that are left out and counted; at one more it stops.
-        spike_factor: A loss is bad that is more than this factor over the median of the last steps;
-            0 is off.
+        last_checkpoint: Finds the checkpoint to resume from, for messages.
+        max_skipped_steps: Bad steps that are skipped and counted; one more ends the run.
+        spike_factor: A loss counts as bad if it exceeds the median of the last steps by this
+            factor; 0 disables the check.
     """
 
     def __init__(
@@ -65,15 +67,15 @@ class StepGuard(TrainerCallback):
         self._step_losses: list[Tensor] = []
         self._step_ids: list[list[str]] = []
         self._must_stop = False
-        self._exchange = _Exchange()
+        self._cpu_group: Any = None
 
-    # --- what the trainer tells ---
+    # --- called by LLaVATrainer ---
 
     def check_before_backward(self, loss: Tensor, sample_ids: list[str], step: int) -> None:
-        """Stop at a micro-batch's loss that is not finite, unless steps may be left out.
+        """Refuses a micro-batch's loss that is not finite, unless steps may be skipped.
 
         Raises:
-            UserError: It names the samples.
+            UserError: The loss is not finite; the message names the samples.
         """
         if not self.max_skipped_steps and not torch.isfinite(loss).all():
             raise UserError(
@@ -82,33 +84,33 @@ class StepGuard(TrainerCallback):
             )
 
     def note(self, loss: Tensor, sample_ids: list[str]) -> None:
-        """Take note of a micro-batch's share of the step's loss; it is not waited for here."""
+        """Records a micro-batch's share of the step's loss, without waiting for the device."""
         self._step_losses.append(loss)
         self._step_ids.append(sample_ids)
 
-    # --- what transformers' trainer calls ---
+    # --- called by transformers' trainer ---
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from what a checkpoint keeps."""
+        """Restores the state from a checkpoint."""
         kept = state.stateful_callbacks.get(STATE_KEY, {}) if state.global_step else {}
         self._recent = list(kept.get("recent", []))
         self.num_skipped = int(kept.get("num_skipped", 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Judge the step by the losses of all ranks."""
+        """Judges the step by the losses of all ranks."""
         losses = [loss.item() for loss in self._step_losses]
         self._step_losses = []
         ids, self._step_ids = self._step_ids, []
         num_bad = sum(not math.isfinite(loss) for loss in losses)
         own = sum(loss for loss in losses if math.isfinite(loss))
-        total_bad, total, asked = self._exchange.sum([num_bad, own, float(self.signal is not None)])
+        total_bad, total, asked = self._sum([num_bad, own, float(self.signal is not None)])
         self._must_stop = asked > 0
         # the trainer multiplies a rank's share by the number of ranks
         loss = math.nan if total_bad else total / max(args.world_size, 1)
         problem = self._problem(loss)
         norm, self.gradient_norm = self.gradient_norm, None
         if problem is None and norm is not None and not math.isfinite(norm):
-            problem = f"the gradient's norm is {norm}"  # of all ranks together
+            problem = f"the gradient's norm is {norm}"  # the norm over all ranks
         if problem is None:
             self._recent = [*self._recent[1 - SPIKE_WINDOW :], loss]
         else:
@@ -119,18 +121,28 @@ class StepGuard(TrainerCallback):
         }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and end if any rank got a signal."""
+        """Saves and ends the run if any rank received a signal."""
         if self._must_stop:
             control.should_save = control.should_training_stop = self.is_stopped = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Add the count to what is logged."""
+        """Adds the number of skipped steps to the log entry."""
         if logs is not None and self.num_skipped:
             logs["skipped_steps"] = self.num_skipped
 
     # --- judging ---
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums values over the ranks, on their CPUs."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return values
+        if self._cpu_group is None:
+            self._cpu_group = distributed.new_group(backend="gloo")
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self._cpu_group)
+        return tensor.tolist()
 
     def _problem(self, loss: float) -> str | None:
         if not math.isfinite(loss):
@@ -148,16 +160,12 @@ class StepGuard(TrainerCallback):
     def _leave_out(
         self, problem: str, losses: list[float], ids: list[list[str]], state: Any, optimizer: Any
     ) -> None:
-        """Drop the gradients, so that the optimizer changes nothing, or stop.
+        """Drops the gradients, so that the optimizer changes nothing, or ends the run.
 
         Raises:
-            UserError: No more steps may be left out.
+            UserError: No more steps may be skipped.
         """
-        named = [
-            sample_id
-            for rank in self._exchange.gather(_suspects(losses, ids))
-            for sample_id in rank
-        ]
+        named = gather_object(_suspects(losses, ids))
         self.num_skipped += 1
         step = state.global_step + 1
         if self.num_skipped > self.max_skipped_steps:
@@ -177,67 +185,29 @@ class StepGuard(TrainerCallback):
 
 
 def _suspects(losses: list[float], ids: list[list[str]]) -> list[str]:
-    """Samples of the micro-batches that are not finite, else of the one with the highest loss."""
-    bad = [batch for loss, batch in zip(losses, ids, strict=True) if not math.isfinite(loss)]
-    if not bad and losses:
-        bad = [ids[max(range(len(losses)), key=losses.__getitem__)]]
-    return [sample_id for batch in bad for sample_id in batch]
+    """Returns the samples of losses that are not finite, or else those of the highest loss."""
+    pairs = list(zip(losses, ids, strict=True))
+    bad = [pair for pair in pairs if not math.isfinite(pair[0])]
+    return [sample_id for _, batch in bad or [max(pairs)] for sample_id in batch]
 
 
 def _named(sample_ids: list[str]) -> str:
     return f", samples {', '.join(sample_ids)}" if sample_ids else ""
 
 
-class _Exchange:
-    """Small values between the CPUs of all ranks."""
-
-    _group: Any = None
-
-    def sum(self, values: list[float]) -> list[float]:
-        """Sums over the ranks."""
-        if not _has_ranks():
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(tensor, group=self._cpu_group())
-        return tensor.tolist()
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks."""
-        if not _has_ranks():
-            return [value]
-        found: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, value, group=self._cpu_group())
-        return found
-
-    def _cpu_group(self) -> Any:
-        if self._group is None and distributed.get_backend() != "gloo":
-            self._group = distributed.new_group(backend="gloo")
-        return self._group
-
-
-def _has_ranks() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
 @contextmanager
 def stop_signals(guard: StepGuard) -> Iterator[None]:
-    """Let `STOP_SIGNALS` end the run after the step that is running.
+    """Lets `STOP_SIGNALS` end the run after the current step.
 
-    Works on the main thread only, as signals do; elsewhere it changes nothing.
+    It has no effect outside the main thread, which alone can handle signals.
     """
 
     def take_note(number: int, frame: Any) -> None:
         guard.signal = signal.Signals(number).name
         log.warning("%s: saving after this step, then ending", guard.signal)
 
-    before: dict[int, Any] = {}
-    try:
-        for name in STOP_SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None:
-                before[number] = signal.signal(number, take_note)
-    except ValueError:
-        log.debug("not the main thread: signals are left alone")
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, take_note) for each in STOP_SIGNALS if is_main}
     try:
         yield
     finally:
@@ -249,67 +219,60 @@ _CPU_MESSAGE = re.compile(r"DefaultCPUAllocator: (can't|not enough)|std::bad_all
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or a CPU."""
+    """Returns whether an allocation failed, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _CPU_MESSAGE.search(str(error)) is not None
 
 
 def describe_batch(inputs: dict[str, Any], num_image_positions: int = 0) -> str:
-    """Say how large a batch is.
+    """Describes the size of a batch.
 
     Args:
-        inputs: As the collator makes it.
-        num_image_positions: Positions that a picture takes in the model.
+        inputs: The batch of the collator.
+        num_image_positions: Positions that an image takes in the model.
     """
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+    # [3, S, S] and [P, D] are one image, [tiles, ...] are several
     images = inputs.get("images", inputs.get("image_features"))
-    pictures = 0 if images is None else _count(images)
+    num_images = sum(
+        len(image) if image.ndim > 3 else 1 for image in (() if images is None else images)
+    )
     text = (
         f"{len(ids)} samples of {min(lengths):,} to {max(lengths):,} tokens, {sum(lengths):,} in "
         f"all ({ids.numel():,} with padding)"
     )
-    if pictures:
-        text += f", and {pictures} pictures of {num_image_positions:,} positions each"
+    if num_images:
+        text += f", and {num_images} images of {num_image_positions:,} positions each"
     return text
 
 
 def out_of_memory(error: BaseException, batch: str, args: Any, step: int) -> UserError:
-    """The message for a user.
+    """Returns the error that tells the user what to reduce.
 
     Args:
-        error: What was raised.
-        batch: From `describe_batch`.
+        error: The original error.
+        batch: Result of `describe_batch`.
         args: Training arguments.
         step: The optimizer step, from 1.
     """
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
     size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    advice = []
-    if size > 1:
-        advice.append(
-            f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {steps * 2} "
-            "learns from as many samples a step with half the activations"
-        )
-    if not args.activation_checkpointing:
-        advice.append("--activation_checkpointing True computes activations again, not kept")
-    if not args.packing:
-        advice.append("--packing True leaves the padding out")
-    advice.append(f"--model_max_length is {args.model_max_length}")
-    if not args.deepspeed and not args.fsdp and args.world_size > 1:
-        advice.append("--deepspeed scripts/zero3.json shares weights and states between the GPUs")
+    is_alone = args.deepspeed or args.fsdp or args.world_size == 1
+    advice = {
+        f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps {steps * 2} "
+        "learns from as many samples a step with half the activations": size > 1,
+        "--activation_checkpointing True computes activations again, not kept": (
+            not args.activation_checkpointing
+        ),
+        "--packing True leaves the padding out": not args.packing,
+        f"--model_max_length is {args.model_max_length}": True,
+        "--deepspeed scripts/zero3.json shares weights and states between the GPUs": not is_alone,
+    }
     return UserError(
         f"out of memory in step {step}, with {batch}: {first_line}\nWhat helps: "
-        + "; ".join(advice)
-        + ". The same command goes on from the last whole checkpoint."
+        f"{'; '.join(text for text, helps in advice.items() if helps)}. The same command goes on "
+        "from the last whole checkpoint."
     )
-
-
-def _count(images: Tensor | list[Tensor]) -> int:
-    """Pictures, or their tiles, of a batch."""
-    if isinstance(images, Tensor):
-        # [N, 3, S, S] and [N, P, D], or [N, tiles, ...]
-        return len(images) if images.ndim in (3, 4) else images.shape[0] * images.shape[1]
-    return sum(len(image) if image.ndim > 3 else 1 for image in images)

@@ -2,15 +2,13 @@
 
 Input: LLaVA's flags on the command line. Output: checkpoints and the final model in `output_dir`.
 Each step is a function of `build`, `freeze`, `checkpoint` or `llava_trainer`; LLaVA's public names
-are re-exported here. Who builds dataset, collator and sampler is an argument (`data_module`).
-A process that ends tells why to those that wait for it, which by themselves only see that a
-connection broke. The reason goes through the store with which the ranks found each other; under
-torchrun that is the launcher's, and outlives every rank.
+are re-exported here. The argument `data_module` builds dataset, collator and sampler.
+If a process fails, torchrun's summary has its error; the other processes only see a broken
+connection.
 """
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import re
@@ -22,8 +20,10 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
@@ -51,16 +51,17 @@ from llava.train.arguments import (
     parse_arguments,
 )
 from llava.train.build import find_all_linear_names, smart_tokenizer_and_embedding_resize
-from llava.train.checkpoint import check_identity, settings_of
-from llava.train.freeze import FreezePlan, apply_freeze
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.saving import (
+from llava.train.checkpoint import (
+    check_identity,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
     maybe_zero_3,
     save_projector,
+    settings_of,
 )
+from llava.train.freeze import FreezePlan, apply_freeze
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.step_guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
 
 __all__ = [
@@ -97,7 +98,7 @@ log = logging.getLogger(__name__)
 
 DataModule = Callable[[DataContext], dict[str, Any]]
 
-# for importers; nothing here reads it
+# for importers; not used here
 local_rank = None
 IS_TOKENIZER_GREATER_THAN_0_14 = tuple(map(int, tokenizers.__version__.split(".")[:2])) >= (0, 14)
 
@@ -107,17 +108,17 @@ def train(
     data_module: DataModule | None = None,
     extra_arguments: Sequence[type] = (),
 ) -> None:
-    """Run the training that the command line describes.
+    """Runs the training that the command line describes.
 
     Args:
-        attn_implementation: As in transformers; None leaves the choice to it.
-        data_module: Makes `train_dataset`, `eval_dataset`, `data_collator`, and where wanted
+        attn_implementation: See transformers, which chooses one by default.
+        data_module: Makes `train_dataset`, `eval_dataset`, `data_collator`, and optionally
             `train_sampler`, `callbacks`, `extra_loss`, `extra_evaluation` (see `LLaVATrainer`) and
-            `conversation` (for `config.json`); None is LLaVA's own.
-        extra_arguments: Dataclasses of further flags, for the data module.
+            `conversation` (for `config.json`); LLaVA's own by default.
+        extra_arguments: Dataclasses of further flags for the data module.
 
     Raises:
-        UserError: A flag, the data or a checkpoint is not as it must be, or the loss is not finite.
+        UserError: A flag, the data or a checkpoint is invalid, or the loss is not finite.
     """
     model_args, data_args, training_args, extra = parse_arguments(extra_arguments)
     check_surroundings(training_args)
@@ -150,12 +151,12 @@ def default_data_module(context: DataContext, orient_images: bool = False) -> di
     """Builds LLaVA's dataset and collator for `--data_path`.
 
     Args:
-        context: What there is before the data.
+        context: The model and the flags.
         orient_images: See `LazySupervisedDataset`.
 
     Raises:
-        ConfigError: There is no `--data_path`.
-        DataError: The data cannot be used.
+        ConfigError: `--data_path` is missing.
+        DataError: The data is invalid.
     """
     data_args = context.data_args
     if data_args.data_path is None:
@@ -176,45 +177,47 @@ def default_data_module(context: DataContext, orient_images: bool = False) -> di
 
 
 def run(trainer: LLaVATrainer) -> None:
-    """Train, from the last whole checkpoint if there is one.
+    """Trains, from the last complete checkpoint if there is one.
 
     Raises:
-        CheckpointError: The checkpoint of `--resume_from_checkpoint` is not whole, or what is in
-            `output_dir` is of a run with other data or settings. It is as it was then.
-        RunStoppedError: A signal asked for it; everything is saved.
+        CheckpointError: The checkpoint of `--resume_from_checkpoint` is incomplete, or `output_dir`
+            belongs to a run with other data or settings; it is left unchanged.
+        RunStoppedError: A signal stopped the run; everything is saved.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir, ranks = Path(trainer.args.output_dir), PartialState()
     start = _start_from(trainer)
     is_same = check_identity(start or output_dir, trainer.identity(), trainer.args)
-    # the first process decides: without a shared disk the others have nothing to compare with
+    # the first process decides: without a shared disk the others have no checkpoint
     is_same = broadcast_object_list([is_same])[0]
-    if not is_same:
-        start = None
-    trainer.ranks().barrier()  # all have read what is removed now
-    if trainer.is_local_process_zero():
+    start = start if is_same else None
+    ranks.wait_for_everyone()  # all have read what may be removed now
+    if ranks.is_local_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.begin_run(output_dir, overwrites=not is_same)
-    trainer.ranks().barrier()
+    ranks.wait_for_everyone()
     if start is not None:
         log.info("going on from %s", start)
     try:
         with stop_signals(trainer.guard):
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
         trainer.wait_for_save()
-    except KeyboardInterrupt:
-        _finish_save(trainer)
-        last = checkpoint.find_last_checkpoint(output_dir)
-        log.warning(
-            "stopped in step %d. %s",
-            trainer.state.global_step + 1,
-            f"The same command goes on from {last}" if last else "No checkpoint was written yet",
-        )
-        raise
-    except Exception:
-        _finish_save(trainer)
+    except BaseException as error:
+        try:
+            trainer.wait_for_save()
+        except Exception as other:  # must not hide the error that ends the run
+            log.error("a checkpoint could not be written, too: %s", other)
+        if isinstance(error, KeyboardInterrupt):
+            last = checkpoint.find_last_checkpoint(output_dir)
+            log.warning(
+                "stopped in step %d. %s",
+                trainer.state.global_step + 1,
+                f"The same command goes on from {last}"
+                if last
+                else "No checkpoint was written yet",
+            )
         raise
     finally:
-        trainer.close_progress()
+        trainer.progress.close()
         report = getattr(trainer.train_dataset, "report", None)
         if report is not None:
             log.info("data: %s", report())
@@ -228,19 +231,11 @@ def run(trainer: LLaVATrainer) -> None:
         )
 
 
-def _finish_save(trainer: LLaVATrainer) -> None:
-    """Wait for a checkpoint without hiding the error that ends the run."""
-    try:
-        trainer.wait_for_save()
-    except Exception as error:
-        log.error("a checkpoint could not be written, too: %s", error)
-
-
 def _start_from(trainer: LLaVATrainer) -> Path | None:
-    """The checkpoint to go on from: the one that is asked for, or the last whole one.
+    """Returns the checkpoint to resume from: the requested one, or the last complete one.
 
     Raises:
-        CheckpointError: The one that is asked for is not whole.
+        CheckpointError: The requested one is incomplete.
     """
     asked = trainer.args.resume_from_checkpoint
     if asked not in (None, "True", "true"):
@@ -249,26 +244,26 @@ def _start_from(trainer: LLaVATrainer) -> Path | None:
             raise CheckpointError(f"--resume_from_checkpoint {asked}: {problem}")
         return Path(asked)
     found = None
-    if trainer.is_world_process_zero():  # one reads it all, and decides for all
+    if PartialState().is_main_process:  # one process reads it and decides for all
         found = checkpoint.find_last_checkpoint(str(trainer.args.output_dir), read_all=True)
     return broadcast_object_list([found])[0]
 
 
 def save_final(trainer: LLaVATrainer) -> None:
-    """Write the result of a run into `output_dir`, all of it or nothing.
+    """Writes the result of a run to `output_dir`, completely or not at all.
 
     Raises:
         CheckpointError: The disk is full.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
-    with checkpoint.writing_final(Path(trainer.args.output_dir), trainer.ranks()) as folder:
+    with checkpoint.writing_final(Path(trainer.args.output_dir)) as folder:
         trainer.save_result(folder)
     log.info("saved to %s", trainer.args.output_dir)
 
 
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
-    """Save what a stage trains, as LLaVA's function of this name does.
+    """Saves what a stage trains, as LLaVA's function of this name does.
 
     In the projector stage a folder `<parent>/checkpoint-<N>` becomes the file
     `<parent>/mm_projector/checkpoint-<N>.bin`.
@@ -287,20 +282,20 @@ def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
 
 
 def rank0_print(*args: Any) -> None:
-    """Log on the first rank; LLaVA's name for it."""
+    """Logs on the first rank; the name is LLaVA's."""
     log.info(" ".join(map(str, args)))
 
 
 def main(run_training: Callable[[], None] = train) -> int:
-    """Run a training entry point from the command line.
+    """Runs a training entry point from the command line.
 
     Returns:
-        The exit code: 1 for an error that the user can mend, 75 (`EX_TEMPFAIL`) after a signal that
-        stopped the run with everything saved, 130 after Ctrl-C.
+        The exit code: 1 for an error that the user can fix, 75 (`EX_TEMPFAIL`) if a signal stopped
+        the run with everything saved, 130 after Ctrl-C.
     """
     build.set_up_logging()
     try:
-        run_training()
+        record(run_training)()
         _leave_ranks()
     except RunStoppedError as stop:
         log.warning("%s", stop)
@@ -309,99 +304,63 @@ def main(run_training: Callable[[], None] = train) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        reason = _explain_loss_of_contact(error)
+        reason = _explain_loss_of_contact(error) or explain(error)
         if reason is None:
-            reason = explain(error)
-            _leave_reason(reason or repr(error))
-            if reason is None:
-                raise
+            raise
         log.error("%s", reason)
         return 1
     return 0
 
 
 def _leave_ranks() -> None:
-    """Wait for the other ranks and end the process group.
+    """Waits for the other ranks and ends the process group.
 
-    A rank that just exits may abort while its threads still talk (gloo), and the launcher then ends
-    the first rank, which may still be writing.
+    A rank that exits at once may abort while gloo's threads still communicate; the launcher would
+    then end the first rank, which may still be writing.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 class NamedDataset(LazySupervisedDataset):
-    """Samples with their `id`; a picture that is replaced keeps the id of the broken one."""
+    """Adds the `id` to samples; a replacement of a broken sample has the broken one's id."""
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """As in LLaVA's dataset, and `id`."""
+        """Returns the item of LLaVA's dataset, with `id`."""
         return {**super().__getitem__(i), "id": str(self.sample(i).id)}
 
 
 class NamedCollator(DataCollatorForSupervisedDataset):
-    """Batches with `sample_ids`."""
+    """Adds `sample_ids` to batches."""
 
     def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As LLaVA's collator, and `sample_ids`."""
+        """Returns the batch of LLaVA's collator, with `sample_ids`."""
         batch: dict[str, Tensor | list[Tensor]] = super().__call__(instances)
         return {**batch, "sample_ids": [instance["id"] for instance in instances]}
 
 
-_KEY = "lrm/last_words"
-_TIMEOUT = datetime.timedelta(seconds=5)
-# of gloo, NCCL and the store
+# messages of gloo and NCCL
 _LOST = re.compile(
-    r"Connection (closed|reset)|Broken pipe|recv(Value|Bytes) failed|gloo|NCCL|ncclRemoteError|"
-    r"Socket(Status)?.*(closed|error)|Timed out waiting",
+    r"Connection (closed|reset)|Broken pipe|gloo|NCCL|ncclRemoteError|Socket.*(closed|error)|"
+    r"Timed out waiting",
     re.IGNORECASE,
 )
 
 
-def _leave_reason(reason: str) -> None:
-    """Say why this process ends; the first one that ends is heard."""
-    store = _store()
-    if store is None:
-        return
-    try:
-        store.compare_set(_KEY, "", f"rank {os.environ.get('RANK', '?')}: {reason}")
-    except (RuntimeError, ValueError) as error:
-        log.debug("no last words: %s", error)
-
-
 def _explain_loss_of_contact(error: BaseException) -> str | None:
-    """What to say about an exception that another process's end has caused; None for others."""
+    """Returns the message for an error that another process's end caused, else None."""
     if not isinstance(error, RuntimeError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     is_lost = isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
     if not is_lost or isinstance(error, torch.OutOfMemoryError):
         return None
-    heard = _heard() or (
-        "it gave no reason: it was killed (perhaps for memory), or its machine is gone"
-    )
     return (
-        f"another process of this run ended ({heard}). Contact was lost: "
-        f"{str(error).strip().splitlines()[0]}. The same command goes on from the last whole "
-        "checkpoint."
+        "another process of this run ended: the connection to it was lost "
+        f"({str(error).strip().splitlines()[0]}). Its own messages and the launcher's summary have "
+        "the reason; without one it was killed, perhaps for memory, or its machine is down. The "
+        "same command resumes from the last complete checkpoint."
     )
-
-
-def _heard() -> str | None:
-    store = _store()
-    try:
-        return store.get(_KEY).decode() if store is not None and store.check([_KEY]) else None
-    except (RuntimeError, ValueError):
-        return None
-
-
-def _store() -> distributed.TCPStore | None:
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if not (host and port and distributed.is_available()):
-        return None
-    try:
-        return distributed.TCPStore(host, int(port), is_master=False, timeout=_TIMEOUT)
-    except (RuntimeError, ValueError):
-        return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The entry point of LLaVA's recipe for GPUs without flash-attention, such as V100.
+"""Entry point of LLaVA's recipe for GPUs without flash-attention, such as V100.
 
-torch's own attention (SDPA) has the memory-efficient kernel that xformers was needed for.
+torch's own attention (SDPA) has the memory-efficient kernel that once required xformers.
 """
 
 from __future__ import annotations

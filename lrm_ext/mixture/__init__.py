@@ -1,4 +1,4 @@
-"""Which row, language and instruction: a pure function of (spec, epoch, index)."""
+"""Mixtures: row, language and instruction as a pure function of (spec, epoch, index)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["Draw", "LanguageMixSampler", "Mixture", "MixtureSpec"]
 
 
 def __getattr__(name: str) -> Any:
-    # The sampler needs torch, which takes seconds to import; the rest does without.
+    # the sampler imports torch, which takes seconds
     if name == "LanguageMixSampler":
         from lrm_ext.mixture.sampler import LanguageMixSampler
 

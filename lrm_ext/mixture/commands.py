@@ -1,8 +1,8 @@
-"""`lrm mixture show`: what a mixture realises on a corpus."""
+"""`lrm mixture show`: the samples of a mixture of a corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from llava.data.sample import Sample
     from lrm_ext.mixture.order import Mixture
-    from lrm_ext.mixture.table import CountTokens, TableRow
+    from lrm_ext.mixture.table import CountTokens, MixtureTableRow, Simulated
 
-mixture_app = typer.Typer(help="Look at mixtures.", no_args_is_help=True)
+mixture_app = typer.Typer(help="Inspect mixtures.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -25,12 +25,12 @@ def register(app: typer.Typer) -> None:
 
 @mixture_app.callback()
 def _group() -> None:
-    """Keep `show` a subcommand even while it is the only one."""
+    """Keeps `show` a subcommand although it is the only one."""
 
 
 @mixture_app.command("show")
 def show(
-    mixture: str = typer.Option("finetune", help="A TOML file, or the name of one that ships."),
+    mixture: str = typer.Option("finetune", help="A TOML file, or the name of an included one."),
     corpus: Path | None = typer.Option(
         None, help="A corpus folder; default: those of the mixture, or the built-in one."
     ),
@@ -41,13 +41,13 @@ def show(
     num_measured: int = typer.Option(
         100, min=1, help="Samples to measure per language and instruction."
     ),
-    epoch: int = typer.Option(0, min=0, help="Which epoch of a curriculum the table is of."),
+    epoch: int = typer.Option(0, min=0, help="Epoch of a curriculum."),
     simulate: bool = typer.Option(
-        False, help="What each language gets over --epochs: tokens, rows, repeated rows."
+        False, help="Show what each language gets over --epochs: tokens, rows, repeated rows."
     ),
-    epochs: int = typer.Option(1, min=1, help="Epochs to simulate, the first ones."),
+    epochs: int = typer.Option(1, min=1, help="Epochs to simulate, from the first."),
 ) -> None:
-    """Print the samples per language and instruction, their shares, and the rows they use."""
+    """Print the samples per language and instruction, their shares, and their rows."""
     from rich.console import Console
 
     from lrm_ext.corpus.store import parts_of
@@ -85,7 +85,7 @@ def _notes(mixture: Mixture, measured: bool) -> str:
     ratio = mixture.num_non_english / mixture.num_english
     lines = [
         f"{mixture.num_english:,} English + {mixture.num_non_english:,} other samples an epoch "
-        f"(1 : {ratio:g}). Rows: different corpus rows in an epoch, of those with accepted text."
+        f"(1 : {ratio:g}). Rows: distinct corpus rows in an epoch, of those with accepted text."
     ]
     if mixture.left_out:
         lines.append(
@@ -93,94 +93,95 @@ def _notes(mixture: Mixture, measured: bool) -> str:
             "mixture does not. Add them there, or leave [languages] out to take all."
         )
     if measured:
-        lines.append("Lengths are means over a part of the samples; a picture counts as one token.")
+        lines.append("Lengths are means over some of the samples; an image counts as one token.")
     return "\n".join(lines)
 
 
-def _render(mixture: Mixture, rows: Sequence[TableRow], epoch: int) -> Table:
-    """One line a language, one column an instruction."""
+# total, and cells by language, for each heading
+Columns = dict[str, tuple[str, Mapping[str, str]]]
+
+
+def _table(langs: Iterable[str], columns: Columns) -> Table:
+    """Makes a table with a row per language and a last row of totals."""
     from rich.table import Table
 
-    from lrm_ext.mixture.table import rows_by_language
-
-    rows_used = rows_by_language(mixture, epoch)
-    names = tuple(dict.fromkeys(row.instruction for row in rows))
-    measured = rows[0].tokens is not None
-    table = Table("language", show_footer=True)
-    table.columns[0].footer = "all"
-    total = len(mixture)
-    for name in names:
-        count = sum(row.count for row in rows if row.instruction == name)
-        table.add_column(name, justify="right", footer=f"{count:,}")
-    table.add_column("samples", justify="right", footer=f"{total:,}")
-    table.add_column("share", justify="right", footer="100.0 %")
-    table.add_column("rows", justify="right")
-    all_tokens = sum((row.tokens or 0) * row.count for row in rows)
-    if measured:
-        table.add_column("characters", justify="right")
-        table.add_column("tokens", justify="right", footer=f"{all_tokens / total:,.1f}")
-        table.add_column("token share", justify="right", footer="100.0 %")
-    for lang in dict.fromkeys(row.lang for row in rows):
-        of_lang = [row for row in rows if row.lang == lang]
-        counts = {row.instruction: row.count for row in of_lang}
-        count = sum(counts.values())
-        used, usable = rows_used[lang]
-        cells = [lang, *(f"{counts[n]:,}" if n in counts else "" for n in names)]
-        cells += [f"{count:,}", _percent(count / total), f"{used:,} of {usable:,}"]
-        if measured:
-            characters = sum((row.characters or 0) * row.count for row in of_lang)
-            tokens = sum((row.tokens or 0) * row.count for row in of_lang)
-            mean = (f"{characters / count:,.1f}", f"{tokens / count:,.1f}") if count else ("", "")
-            cells += [*mean, _percent(tokens / all_tokens)]
-        table.add_row(*cells)
+    table = Table(show_footer=True)
+    table.add_column("language", footer="all")
+    for name, (total, _) in columns.items():
+        table.add_column(name, footer=total, justify="right")
+    for lang in langs:
+        table.add_row(lang, *(cells.get(lang, "") for _, cells in columns.values()))
     return table
+
+
+def _counts(found: Sequence[Simulated]) -> Columns:
+    total = sum(each.count for each in found)
+    rows = {each.lang: f"{each.num_rows:,} of {each.num_usable:,}" for each in found}
+    return {
+        "samples": (f"{total:,}", {each.lang: f"{each.count:,}" for each in found}),
+        "share": _shares({each.lang: each.count for each in found}),
+        "rows": ("", rows),
+    }
+
+
+def _shares(values: Mapping[str, float]) -> tuple[str, Mapping[str, str]]:
+    total = sum(values.values())
+    return "100.0 %", {lang: f"{100 * value / total:.1f} %" for lang, value in values.items()}
+
+
+def _render(mixture: Mixture, rows: Sequence[MixtureTableRow], epoch: int) -> Table:
+    """Makes the table of an epoch, with a column per instruction."""
+    from lrm_ext.mixture.table import simulate
+
+    found = simulate(mixture, [epoch])
+    columns: Columns = {}
+    for name in dict.fromkeys(row.instruction for row in rows):
+        counts = {row.lang: row.count for row in rows if row.instruction == name}
+        cells = {lang: f"{count:,}" for lang, count in counts.items()}
+        columns[name] = (f"{sum(counts.values()):,}", cells)
+    columns |= _counts(found)
+    if rows[0].tokens is not None:
+        for name in ("characters", "tokens"):
+            sums = {each.lang: 0.0 for each in found}
+            for row in rows:
+                sums[row.lang] += (getattr(row, name) or 0) * row.count
+            means = {e.lang: f"{sums[e.lang] / e.count:,.1f}" for e in found if e.count}
+            columns[name] = (f"{sum(sums.values()) / len(mixture):,.1f}", means)
+        columns["token share"] = _shares(sums)
+    return _table([each.lang for each in found], columns)
 
 
 def _render_simulated(
     mixture: Mixture, num_epochs: int, count_tokens: CountTokens | None, num_measured: int
 ) -> Table:
-    """One line a language, over epochs."""
-    from rich.table import Table
-
+    """Makes the table of several epochs, with repeated rows."""
     from lrm_ext.mixture.table import simulate
 
-    found = simulate(mixture, num_epochs, count_tokens, num_measured)
-    total = sum(each.count for each in found)
-    all_tokens = sum(each.tokens or 0 for each in found)
-    table = Table("language", show_footer=True)
-    table.columns[0].footer = "all"
-    table.add_column("samples", justify="right", footer=f"{total:,}")
-    table.add_column("share", justify="right", footer="100.0 %")
-    table.add_column("rows", justify="right")
-    repeats = sum(each.num_repeats for each in found)
-    table.add_column("repeated", justify="right", footer=f"{repeats:,}")
-    table.add_column("most often", justify="right")
+    found = simulate(mixture, range(num_epochs), count_tokens, num_measured)
+    repeats = {each.lang: each.num_repeats for each in found}
+    columns = _counts(found)
+    columns["repeated"] = (
+        f"{sum(repeats.values()):,}",
+        {lang: f"{count:,}" for lang, count in repeats.items()},
+    )
+    columns["most often"] = ("", {each.lang: f"{each.most_often} x" for each in found})
     if count_tokens is not None:
-        table.add_column("tokens", justify="right", footer=f"{all_tokens:,.0f}")
-        table.add_column("token share", justify="right", footer="100.0 %")
-    for each in found:
-        cells = [each.lang, f"{each.count:,}", _percent(each.count / total)]
-        cells += [f"{each.num_rows:,} of {each.num_usable:,}", f"{each.num_repeats:,}"]
-        cells.append(f"{each.most_often} x")
-        if each.tokens is not None:
-            cells += [f"{each.tokens:,.0f}", _percent(each.tokens / all_tokens)]
-        table.add_row(*cells)
-    return table
+        tokens = {each.lang: each.tokens or 0 for each in found}
+        cells = {lang: f"{count:,.0f}" for lang, count in tokens.items()}
+        columns["tokens"] = (f"{sum(tokens.values()):,.0f}", cells)
+        columns["token share"] = _shares(tokens)
+    return _table(repeats, columns)
 
 
 def _notes_on_simulation(num_epochs: int, measured: bool) -> str:
     epochs = f"{num_epochs} epochs" if num_epochs > 1 else "one epoch"
     lines = [
-        f"Over {epochs}. Repeated: samples of a row that came before; most often: how often the "
-        "row comes that comes most often."
+        f"Over {epochs}. Repeated: samples of a row that was drawn before; most often: draws of "
+        "the most frequent row."
     ]
     if measured:
         lines.append(
-            "Tokens are means over a part of the samples, times the exact counts; a picture counts "
-            "as one."
+            "Tokens are means over some of the samples, times the exact counts; an image counts as "
+            "one."
         )
     return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

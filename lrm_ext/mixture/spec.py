@@ -1,26 +1,26 @@
-"""What a mixture file says.
+"""The specification of a mixture, read from a TOML file.
 
     seed = 0
     non_english_ratio = 1.0     # non-English samples per English sample
-    [languages]                 # shares of the non-English part; left out: all of the corpus
+    [languages]                 # shares of the non-English part; default: all of the corpus
     cs = 1
-    [instructions]              # shares of the non-English part; left out: all three, evenly
+    [instructions]              # shares of the non-English part; default: all three, evenly
     mvqa = 1
-    [[corpora]]                 # left out: the corpus that the command names
-    path = "captions"           # seen from this file
+    [[corpora]]                 # default: the corpus that the command names
+    path = "captions"           # relative to this file
     epochs = 0.5                # how often its rows come in an epoch of the mixture
-    [[curriculum]]              # shares that are computed; the first entry begins with epoch 0
+    [[curriculum]]              # computed shares; the first entry begins with epoch 0
     from_epoch = 0
-    sampling = "temperature"    # as rows ** alpha: 0 is evenly, 1 is by size
+    sampling = "temperature"    # rows ** alpha: 0 is even, 1 is by size
     alpha = 0.3
-    [[curriculum]]              # and holds until the next one
+    [[curriculum]]              # an entry holds until the next one
     from_epoch = 2
-    sampling = "unimax"         # evenly, but no language more than so often through its rows
+    sampling = "unimax"         # even, but at most max_epochs passes through a language's rows
     max_epochs = 4
 
-Input: TOML. Output: a checked `MixtureSpec`. Shares in whole numbers are weights (1 : 1 : 2); as
-soon as one is a fraction they must add up to 1. `languages` may be a list, for even shares. Whether
-a corpus has the languages is checked in `order.py`. Nothing is drawn at random.
+Input: TOML. Output: a checked `MixtureSpec`. Whole numbers are weights (1 : 1 : 2); fractions must
+add up to 1. `languages` may be a list, for even shares. `order.py` checks whether a corpus has the
+languages. Nothing is random.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -42,14 +42,13 @@ from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instruc
 from lrm_ext.languages._toml import convert, load_toml
 from lrm_ext.languages.registry import get_language
 
-# Part of what decides the order: raise it when the scheme changes, and checkpoints that were
-# written under another number are not resumed in the middle of an epoch.
+# Increase it when the order changes; then older checkpoints are not resumed within an epoch.
 SCHEME_VERSION = 1
 _SUM_TOLERANCE = Fraction(1, 10**6)
 SHARES: Final = "shares"
 TEMPERATURE: Final = "temperature"
 UNIMAX: Final = "unimax"
-# what a choice must be told, and the largest value that makes sense
+# the setting of a sampling method, and its largest sensible value
 _SETTINGS = {TEMPERATURE: ("alpha", 1), UNIMAX: ("max_epochs", 1000)}
 _MAX_RATIO = 100
 _MAX_EPOCHS = 1000
@@ -57,13 +56,13 @@ MIXTURES_DIR = Path(__file__).parents[2] / "scripts" / "v1_5" / "mixtures"
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds from one epoch on.
+    """An entry of the curriculum.
 
     Attributes:
         sampling: "shares", "temperature" or "unimax".
         from_epoch: The first epoch, from 0.
-        alpha: Of temperature: the power of the number of rows, 0 to 1.
-        max_epochs: Of UniMax: how often a language may go through its rows.
+        alpha: For temperature: exponent of the number of rows, 0 to 1.
+        max_epochs: For UniMax: maximum passes of a language through its rows.
     """
 
     sampling: Literal["shares", "temperature", "unimax"]
@@ -72,10 +71,10 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_epochs: Fraction | None = None
 
     def __post_init__(self) -> None:
-        """Check that just the setting of the sampling is given.
+        """Checks that only the setting of the sampling method is given.
 
         Raises:
-            ValueError: It is not, or is out of range.
+            ValueError: Another one is given, it is missing, or it is out of range.
         """
         needed, most = _SETTINGS.get(self.sampling, ("", 0))
         for name in ("alpha", "max_epochs"):
@@ -97,8 +96,8 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         path: Its folder.
-        epochs: How often its rows come in an epoch of the mixture (1 if left out), or
-        weight: its share in the English part; then every corpus of the mixture has one.
+        epochs: How often its rows come in an epoch of the mixture, 1 by default.
+        weight: Its share of the English part, in place of `epochs`; every corpus has one or none.
     """
 
     path: Path
@@ -106,7 +105,7 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Fraction | None = None
 
     def __post_init__(self) -> None:
-        """Fill in `epochs`.
+        """Sets the default of `epochs`.
 
         Raises:
             ValueError: Both are given, or one is out of range.
@@ -124,30 +123,19 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """A mixture file, as it is written."""
-
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    non_english_ratio: Fraction = Fraction(1)
-    languages: dict[str, Fraction] | list[str] | None = None
-    instructions: dict[str, Fraction] | None = None
-    corpora: Annotated[tuple[CorpusShare, ...], msgspec.Meta(min_length=1)] = ()
-    curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
-
-
 def _decode(kind: type, value: Any) -> Any:
-    """Make what msgspec does not know: paths, and numbers as they were written."""
+    """Decodes paths and exact fractions."""
     if kind is Path:
         if not isinstance(value, str) or not value:
             raise ValueError(f"{value!r}, expected a folder")
         return Path(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
-    return Fraction(str(value))  # of what was written: 0.1 is a tenth
+    return Fraction(str(value))  # 0.1 is exactly a tenth
 
 
 def phase_at(phases: Sequence[Phase], epoch: int) -> int:
-    """Number of the phase that an epoch is in."""
+    """Returns the index of an epoch's phase."""
     return sum(phase.from_epoch <= epoch for phase in phases) - 1
 
 
@@ -157,32 +145,28 @@ def shares_of(
     shares: Mapping[str, Fraction],
     sizes: Mapping[str, Fraction],
 ) -> dict[str, Fraction]:
-    """Shares of the languages in the non-English part.
+    """Computes the languages' shares of the non-English part.
 
     Args:
-        phase: How they are found.
-        total: Non-English samples an epoch.
-        shares: The shares that the mixture file gives, one for each language that takes part.
-        sizes: Rows that each language has; rows of a corpus that comes k times an epoch count k
-            times.
+        phase: The method.
+        total: Non-English samples per epoch.
+        shares: Shares in the mixture file, one per language.
+        sizes: Rows of each language; rows of a corpus that comes k times per epoch count k times.
 
     Raises:
-        ConfigError: No language may give as many samples as UniMax is asked for.
+        ConfigError: UniMax allows fewer samples than `total`.
     """
     if phase.sampling == TEMPERATURE:
-        return {lang: _power(sizes[lang], phase.setting) for lang in shares}
+        alpha = float(phase.setting)
+        # nine digits, because the last bit of a power differs between machines
+        return {lang: Fraction(f"{float(sizes[lang]) ** alpha:.9g}") for lang in shares}
     if phase.sampling == UNIMAX:
         return _unimax(total, {lang: sizes[lang] for lang in shares}, phase.setting)
     return dict(shares)
 
 
-def _power(size: Fraction, alpha: Fraction) -> Fraction:
-    # nine digits: the last bit of a power differs between machines, and counts must not
-    return Fraction(f"{float(size) ** float(alpha):.9g}")
-
-
 def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> dict[str, Fraction]:
-    """An even share each; what a small language may not take goes to the others (UniMax)."""
+    """Gives even shares; larger languages take what exceeds the limit of smaller ones."""
     left = Fraction(total)
     found: dict[str, Fraction] = {}
     by_size = sorted(sizes, key=lambda lang: sizes[lang])
@@ -199,34 +183,74 @@ def _unimax(total: int, sizes: Mapping[str, Fraction], max_epochs: Fraction) -> 
     return {lang: found[lang] for lang in sizes}
 
 
-@dataclass(frozen=True)
-class MixtureSpec:
+class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mixture, independent of any corpus.
 
     Attributes:
-        seed: Key of all orders.
+        seed: Seed of all orders.
         non_english_ratio: Non-English samples per English sample; 0 is English only.
-        languages: Share of each non-English language; empty: all that the corpus has, evenly.
+        languages: Share of each non-English language; empty for all of the corpus, evenly.
         instructions: Share of each instruction in the non-English part.
-        corpora: What it is drawn from; empty: from one corpus that is named elsewhere.
-        curriculum: How shares of languages are found, by epoch.
+        corpora: Corpora to draw from; empty for one corpus that is given elsewhere.
+        curriculum: How shares of languages are computed, by epoch.
     """
 
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     non_english_ratio: Fraction = Fraction(1)
-    languages: Mapping[str, Fraction] = field(default_factory=dict)
-    instructions: Mapping[str, Fraction] = field(
+    languages: dict[str, Fraction] = {}
+    instructions: dict[str, Fraction] = msgspec.field(
         default_factory=lambda: dict.fromkeys(list_instructions(), Fraction(1))
     )
-    corpora: tuple[CorpusShare, ...] = ()
-    curriculum: tuple[Phase, ...] = (Phase(SHARES),)
+    corpora: Annotated[tuple[CorpusShare, ...], msgspec.Meta(min_length=1)] = ()
+    curriculum: Annotated[tuple[Phase, ...], msgspec.Meta(min_length=1)] = (Phase(SHARES),)
+
+    def __post_init__(self) -> None:
+        """Checks what msgspec does not.
+
+        Raises:
+            ValueError: An unknown language or instruction; a value out of range; fractions that do
+                not add up to 1; corpora or a curriculum that contradict themselves.
+        """
+        if not 0 <= self.non_english_ratio <= _MAX_RATIO:
+            raise ValueError(
+                f"non_english_ratio is {float(self.non_english_ratio)}, expected 0 to {_MAX_RATIO} "
+                "(non-English samples per English sample)"
+            )
+        starts = [phase.from_epoch for phase in self.curriculum]
+        if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(
+                f"curriculum: from_epoch is {', '.join(map(str, starts))}; expected 0 first, then "
+                "ascending"
+            )
+        for name in self.instructions:
+            get_instruction(name)
+        for lang in self.languages:
+            get_language(lang)
+        if ENGLISH in self.languages:
+            raise ValueError(
+                "languages.en: English is not part of the non-English shares; every English row is "
+                "drawn once. Set non_english_ratio instead"
+            )
+        _check_shares(self.instructions, "instructions")
+        if self.languages:
+            _check_shares(self.languages, "languages")
+        paths = Counter(str(share.path) for share in self.corpora)
+        if twice := [path for path, times in paths.items() if times > 1]:
+            raise ValueError(
+                f"corpora: {', '.join(twice)} comes twice; give it more epochs instead"
+            )
+        if len({share.weight is None for share in self.corpora}) > 1:
+            raise ValueError(
+                "corpora: some have a weight and some have not; give all of them a weight (shares "
+                "of the English part), or none"
+            )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> MixtureSpec:
-        """Read a mixture file.
+        """Reads a mixture file.
 
         Raises:
-            ConfigError: The file is missing or not TOML, or as in `from_dict`.
+            ConfigError: The file is missing or not TOML; see also `from_dict`.
         """
         return cls.from_dict(load_toml(path), str(path), Path(path).parent)
 
@@ -234,49 +258,40 @@ class MixtureSpec:
     def from_dict(
         cls, data: Mapping[str, Any], where: str = "mixture", folder: Path | None = None
     ) -> MixtureSpec:
-        """Check a mixture given as plain values.
+        """Makes a mixture from plain values.
 
         Args:
             data: The content of the file.
             where: Its name, for errors.
-            folder: What paths of corpora are seen from; the working directory if left out.
+            folder: Folder that paths of corpora are relative to; the working directory by default.
 
         Raises:
-            ConfigError: An unknown key, language or instruction; a value of another type or out of
-                range; fractions that do not add up to 1; corpora or a curriculum that contradict
-                themselves.
+            ConfigError: A key or value is invalid; the message names it.
         """
-        file = convert(data, _File, where, _decode)
-        if not 0 <= file.non_english_ratio <= _MAX_RATIO:
+        given = data.get("languages")
+        if given is not None and not given:
+            raise ConfigError(f"{where}: languages is empty, expected some; or leave it out.")
+        if isinstance(given, list):
+            data = {**data, "languages": dict.fromkeys(map(str, given), 1)}
+            if len(data["languages"]) < len(given):
+                raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
+        spec = convert(data, cls, where, _decode)
+        if isinstance(given, dict) and all(phase.sampling != SHARES for phase in spec.curriculum):
             raise ConfigError(
-                f"{where}: non_english_ratio is {float(file.non_english_ratio)}, expected 0 to "
-                f"{_MAX_RATIO} (non-English samples per English sample)."
+                f"{where}: languages gives shares ({_listed(spec.languages)}), but no entry of the "
+                'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
+                "say which take part."
             )
-        starts = [phase.from_epoch for phase in file.curriculum]
-        if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise ConfigError(
-                f"{where}: curriculum: from_epoch is {', '.join(map(str, starts))}; expected 0 "
-                "first, then ascending."
-            )
-        instructions = dict.fromkeys(list_instructions(), Fraction(1))
-        if file.instructions is not None:
-            instructions = file.instructions
-            _check_shares(instructions, f"{where}: instructions")
-            for name in instructions:
-                get_instruction(name)
-        return cls(
-            file.seed,
-            file.non_english_ratio,
-            {} if file.languages is None else _languages(file, where),
-            instructions,
-            _corpora(file.corpora, where, folder or Path()),
-            file.curriculum,
-        )
+        corpora = [
+            msgspec.structs.replace(share, path=(folder or Path()) / share.path)
+            for share in spec.corpora
+        ]
+        return msgspec.structs.replace(spec, corpora=tuple(corpora))
 
     def fingerprint(self) -> str:
-        """A short text that differs for mixtures with other orders or shares.
+        """Returns a short text that depends on everything that changes orders or shares.
 
-        Where the corpora lie does not count; what is in them has a fingerprint of its own.
+        The paths of corpora do not count; their content has its own fingerprint.
         """
         tables = [
             [(name, str(share)) for name, share in table.items()]
@@ -290,80 +305,36 @@ class MixtureSpec:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def num_non_english(self, num_english: int) -> int:
-        """Non-English samples beside so many English ones, rounded half up."""
+        """Returns the number of non-English samples, rounded half up."""
         return math.floor(self.non_english_ratio * num_english + Fraction(1, 2))
 
     def languages_in(self, available: Iterable[str]) -> dict[str, Fraction]:
-        """Shares of the languages: those of the spec, or all that are available, evenly."""
+        """Returns the shares of the spec, or even ones of all available languages."""
         if self.languages:
             return dict(self.languages)
         return {get_language(lang).code: Fraction(1) for lang in available if lang != ENGLISH}
 
 
-def _languages(file: _File, where: str) -> dict[str, Fraction]:
-    """Shares of the languages, or even ones of those that take part."""
-    given = file.languages
-    if isinstance(given, list) and given:
-        found = dict.fromkeys(given, Fraction(1))
-        if len(found) < len(given):
-            raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
-    else:
-        found = given if isinstance(given, dict) else {}
-        _check_shares(found, f"{where}: languages")
-        if all(phase.sampling != SHARES for phase in file.curriculum):
-            raise ConfigError(
-                f"{where}: languages gives shares ({_listed(found)}), but no entry of the "
-                'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
-                "say which take part."
-            )
-    for lang in found:
-        get_language(lang)
-    if ENGLISH in found:
-        raise ConfigError(
-            f"{where}: languages.en: English is not part of the non-English shares; every English "
-            "row is drawn once. Set non_english_ratio instead."
-        )
-    return found
-
-
-def _corpora(given: Sequence[CorpusShare], where: str, folder: Path) -> tuple[CorpusShare, ...]:
-    """The corpora, with paths as seen from a folder."""
-    found = [msgspec.structs.replace(share, path=folder / share.path) for share in given]
-    paths = [share.path for share in found]
-    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
-    if twice:
-        raise ConfigError(
-            f"{where}: corpora: {', '.join(twice)} comes twice; give it more epochs instead."
-        )
-    if len({share.weight is None for share in found}) > 1:
-        raise ConfigError(
-            f"{where}: corpora: some have a weight and some have not; give all of them a weight "
-            "(shares of the English part), or none."
-        )
-    return tuple(found)
-
-
 def _check_shares(shares: Mapping[str, Fraction], where: str) -> None:
-    """Check that whole numbers are weights, and fractions add up to 1.
+    """Checks that shares are positive whole numbers, or fractions that add up to 1.
 
     Raises:
-        ConfigError: There is none, one is not positive, or fractions do not add up.
+        ValueError: They are not, or there are none.
     """
     if not shares:
-        raise ConfigError(f"{where} is empty, expected a table of shares; or leave it out.")
+        raise ValueError(f"{where} is empty, expected a table of shares; or leave it out")
     wrong = {name: share for name, share in shares.items() if share <= 0}
     if wrong:
-        raise ConfigError(
-            f"{where}: shares must be positive, found {_listed(wrong)}; leave a name out "
-            "to give it nothing."
+        raise ValueError(
+            f"{where}: shares must be positive, found {_listed(wrong)}; leave a name out to give "
+            "it nothing"
         )
     total = sum(shares.values(), Fraction(0))
-    if any(share.denominator != 1 for share in shares.values()) and (
-        abs(total - 1) > _SUM_TOLERANCE
-    ):
-        raise ConfigError(
+    is_whole = all(share.denominator == 1 for share in shares.values())
+    if not is_whole and abs(total - 1) > _SUM_TOLERANCE:
+        raise ValueError(
             f"{where}: shares written as fractions must add up to 1, but {_listed(shares)} add up "
-            f"to {float(total):g}. Mend them, or write whole numbers as weights."
+            f"to {float(total):g}. Mend them, or write whole numbers as weights"
         )
 
 
@@ -372,13 +343,13 @@ def _listed(shares: Mapping[str, Fraction]) -> str:
 
 
 def mixture_path(name: str) -> Path:
-    """Path of a mixture file.
+    """Returns the path of a mixture file.
 
     Args:
-        name: A path, or the name of one that ships ("finetune").
+        name: A path, or the name of an included mixture ("finetune").
 
     Raises:
-        ConfigError: There is no such file; those that ship are listed.
+        ConfigError: There is no such file; the included ones are listed.
     """
     for path in (Path(name), MIXTURES_DIR / f"{name}.toml"):
         if path.is_file():

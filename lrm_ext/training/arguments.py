@@ -22,48 +22,48 @@ def read_cache_switch(value: str) -> str:
 
 @dataclass
 class LrmArguments:
-    """What is mixed, and how it is fed."""
+    """Flags of the mixture, its features, its order and its validation."""
 
     corpus_path: str | None = field(
         default=None, metadata={"help": "Parallel corpus (folder with corpus.toml)."}
     )
     mixture_path: str | None = field(
         default=None,
-        metadata={"help": "Mixture file (TOML); left out: all languages and instructions evenly."},
+        metadata={"help": "Mixture file (TOML); by default all languages and instructions evenly."},
     )
     feature_cache: str = field(
         default=NO_CACHE,
         metadata={
-            "help": "The frozen tower runs once per picture, training reads its output. on: kept "
-            "beside the corpus; auto: the same, and off for a LLaVA JSON file; off; or a folder."
+            "help": "Run the frozen tower once per image and train on its features. on: store them "
+            "beside the corpus; auto: the same, but off for a LLaVA JSON file; off; or a folder."
         },
     )
     feature_cache_dtype: str = field(default="float16", metadata={"help": "float16 or float32."})
     length_window: int = field(
         default=64,
-        metadata={"help": "Batches among which samples are sorted by length; 0: not at all."},
+        metadata={"help": "Batches within which samples are sorted by length; 0: do not sort."},
     )
     pack_window: int = field(
         default=0,
         metadata={
-            "help": "With --packing: steps among which samples are sorted by length, so that few "
-            "samples a rank can be dealt evenly; 0: the mixture's order."
+            "help": "With --packing: steps within which samples are sorted by length, which "
+            "balances ranks with few samples; 0: the mixture's order."
         },
     )
     encode_cache: int = field(
-        default=100_000, metadata={"help": "Tokenised samples that are kept in memory."}
+        default=100_000, metadata={"help": "Tokenized samples to keep in memory."}
     )
     alignment_loss: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a contrastive term between pictures and their texts in English and "
+            "help": "Weight of a contrastive loss between images and their texts in English and "
             "the sample's language; 0: none. Not part of the paper's recipe."
         },
     )
     eval_share: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the corpus' pictures that are held out of training, with all their "
+            "help": "Share of the corpus' images that is held out of training, with all their "
             "rows, for a validation loss (--eval_strategy steps --eval_steps N)."
         },
     )
@@ -72,60 +72,62 @@ class LrmArguments:
     )
     eval_samples: int = field(
         default=500,
-        metadata={"help": "Samples of a validation, as many of every language."},
+        metadata={"help": "Samples of a validation, the same number in every language."},
     )
     eval_benchmark: str = field(
         default="scenes-val",
-        metadata={"help": "What is asked at a validation: a benchmark or a folder of questions."},
+        metadata={"help": "Benchmark, or folder of questions, to ask at each validation."},
     )
     eval_questions: int = field(
         default=0,
-        metadata={"help": "Questions in each language that are asked at a validation; 0: none."},
+        metadata={"help": "Questions to ask in each language at each validation; 0: none."},
     )
     early_stop_patience: int = field(
         default=0,
-        metadata={
-            "help": "Validations without a better loss after which a run ends; 0: it never does."
-        },
+        metadata={"help": "End the run after so many validations without a better loss; 0: never."},
     )
 
     jpeg_draft: bool = field(
         default=False,
         metadata={
             "help": "Decode JPEG files of at least four times the tower's side at a fraction of "
-            "their size: faster, but not the same pixels."
+            "their size: faster, but with slightly different pixels."
         },
     )
 
     def __post_init__(self) -> None:
-        """Check the values.
+        """Checks the values.
 
         Raises:
-            ConfigError: A value is none of the choices.
+            ConfigError: A value is invalid.
         """
-        if self.feature_cache_dtype not in CACHE_DTYPES:
-            raise ConfigError(
-                f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
-                f"{', '.join(CACHE_DTYPES)}"
-            )
-        if min(self.length_window, self.pack_window, self.encode_cache) < 0:
-            raise ConfigError(
-                "--length_window, --pack_window and --encode_cache must not be negative"
-            )
-        if self.alignment_loss < 0:
-            raise ConfigError(f"--alignment_loss is {self.alignment_loss}, expected 0 or more")
-        if not 0 <= self.eval_share < 1:
-            raise ConfigError(f"--eval_share is {self.eval_share}, expected a share in [0, 1)")
-        if self.eval_share and self.eval_corpus_path is not None:
-            raise ConfigError("--eval_share and --eval_corpus_path exclude each other")
-        if self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0:
-            raise ConfigError(
-                "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience "
-                "must not be negative"
-            )
+        counts = (self.length_window, self.pack_window, self.encode_cache)
+        problems = {
+            f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
+            f"{', '.join(CACHE_DTYPES)}": self.feature_cache_dtype not in CACHE_DTYPES,
+            "--length_window, --pack_window and --encode_cache must not be negative": (
+                min(counts) < 0
+            ),
+            f"--alignment_loss is {self.alignment_loss}, expected 0 or more": (
+                self.alignment_loss < 0
+            ),
+            f"--eval_share is {self.eval_share}, expected a share in [0, 1)": (
+                not 0 <= self.eval_share < 1
+            ),
+            "--eval_share and --eval_corpus_path exclude each other": (
+                self.eval_share and self.eval_corpus_path is not None
+            ),
+            "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience must "
+            "not be negative": (
+                self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0
+            ),
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise ConfigError(problem)
         self.feature_cache = read_cache_switch(self.feature_cache)
 
     @property
     def validates(self) -> bool:
-        """Whether there is anything to validate on."""
+        """Whether there is data to validate on."""
         return bool(self.eval_share) or self.eval_corpus_path is not None

@@ -1,4 +1,4 @@
-"""`lrm plot-run`: how trainings went."""
+"""`lrm plot-run`: plots of training runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def register(app: typer.Typer) -> None:
 
 
 def plot_run(
-    runs: list[Path] = typer.Argument(..., help="Output folders of trainings."),
-    out: Path = typer.Option(Path("loss.png"), help="Picture to write: .png, .svg or .pdf."),
+    runs: list[Path] = typer.Argument(..., help="Output folders of training runs."),
+    out: Path = typer.Option(Path("loss.png"), help="Plot to write: .png, .svg or .pdf."),
     smooth: int = typer.Option(1, min=1, help="Average the loss over so many logged steps."),
 ) -> None:
-    """Draw the loss of trainings, in all and in each language, and their validation.
+    """Plot the loss of training runs, in all and per language, and their validation.
 
-    Interrupted ones show where they went on.
+    Marks where interrupted runs were resumed.
     """
     from rich.console import Console
 

@@ -1,11 +1,10 @@
-"""An optional loss that pulls a picture's features towards what is said about it, in any language.
+"""An optional contrastive loss between the features of images and their texts in any language.
 
 Input: projected image features of a batch, and the texts of its samples in English and in the
-sample's language. Output: a contrastive term (InfoNCE in both directions, both languages) that
-`--alignment_loss WEIGHT` adds to the loss. It is not part of the paper's recipe, whose regularizer
-is its instructions; it is off by default. Features and the language model's embeddings of the text
-are pooled by their mean, in the space in which the model reads both, so no further forward pass is
-needed.
+sample's language. Output: a contrastive term (InfoNCE, in both directions and for both languages)
+that `--alignment_loss WEIGHT` adds to the loss. It is off by default and not part of the paper's
+recipe, which regularizes by its instructions. Image features and the language model's embeddings of
+the text are mean-pooled in the same space, so no further forward pass is needed.
 
 Legend: B samples, P image features, T tokens, D hidden.
 """
@@ -37,8 +36,8 @@ class Renderings:
     """Adds a sample's texts, in English and in its language, to an item.
 
     Args:
-        corpus: That the mixture draws from.
-        tokenizer: The model's.
+        corpus: Corpus of the mixture.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, corpus: AnyCorpus, tokenizer: Any) -> None:
@@ -46,17 +45,18 @@ class Renderings:
         self.tokenizer = tokenizer
 
     def __call__(self, encoded: EncodedItem) -> dict[str, Any]:
-        """`english` and `native`, token ids [T] each, and `picture`, a number that tells pictures.
+        """Returns `english` and `native`, token ids [T], and `image_number`, -1 without an image.
 
-        A sample without a picture has the number -1.
+        Samples have the same number if they have the same image.
         """
         lang = encoded.groups[0]
         english = self.corpus.row(encoded.row).turns
         native = english if lang == ENGLISH else self.corpus.turns(lang, encoded.row)
         assert native is not None, "the mixture draws only rows that have text"
         path = self.corpus.image_path(encoded.row)
-        picture = -1 if path is None else zlib.crc32(str(path).encode())
-        return {"english": self._ids(english), "native": self._ids(native), "picture": picture}
+        number = -1 if path is None else zlib.crc32(str(path).encode())
+        texts = {"english": self._ids(english), "native": self._ids(native)}
+        return {**texts, "image_number": number}
 
     def _ids(self, turns: Sequence[Turn]) -> Tensor:
         text = "\n".join(turn.text for turn in turns).replace(DEFAULT_IMAGE_TOKEN, "").strip()
@@ -64,38 +64,39 @@ class Renderings:
 
 
 def collate_renderings(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """What the items' renderings add to a batch: `extra_...`, which the model does not see.
+    """Collates the entries of `Renderings` to `extra_...` entries, which the model does not see.
 
     Args:
-        items: With what `Renderings` adds.
+        items: Items with the entries of `Renderings`.
 
     Returns:
-        `extra_english` and `extra_native`, [B, T] long with -1 as padding, and `extra_picture` [B].
+        `extra_english` and `extra_native`, [B, T] long with -1 as padding, and
+        `extra_image_number` [B].
     """
     batch = {
         f"extra_{name}": pad_sequence([item[name] for item in items], True, padding_value=-1)
         for name in _TEXTS
     }
-    batch["extra_picture"] = torch.tensor([item["picture"] for item in items])
+    batch["extra_image_number"] = torch.tensor([item["image_number"] for item in items])
     return batch
 
 
 class AlignmentLoss:
-    """The term, times its weight; called after the model's forward pass on the same batch.
+    """Computes the weighted term after the model's forward pass on the same batch.
 
     Args:
-        weight: Of the term.
-        projector: Whose output, one row a sample, is the image features.
+        weight: Weight of the term.
+        projector: The projector; its output has one row of image features per sample.
         args: transformers' training arguments.
 
     Raises:
-        ConfigError: The weights are dealt out to ranks, where embeddings cannot be read.
+        ConfigError: The weights are sharded, so that embeddings cannot be read.
     """
 
     def __init__(self, weight: float, projector: nn.Module, args: Any) -> None:
         if args.fsdp or is_deepspeed_zero3_enabled():
             raise ConfigError(
-                "--alignment_loss does not work where weights are dealt out (ZeRO-3, FSDP): use "
+                "--alignment_loss does not work with sharded weights (ZeRO-3, FSDP): use "
                 "ZeRO-2 or leave it out"
             )
         self.weight = weight
@@ -106,49 +107,50 @@ class AlignmentLoss:
         self._features = output if module.training else None
 
     def __call__(self, model: Any, extra: Mapping[str, Tensor]) -> Tensor:
-        """The term for a batch.
+        """Returns the term of a batch.
 
         Args:
-            model: Whose forward pass it was.
-            extra: What `collate_renderings` added.
+            model: The model that has just seen the batch.
+            extra: The entries of `collate_renderings`.
 
         Returns:
-            A scalar, float32; 0 where fewer than two pictures are in the batch.
+            A scalar, float32; 0 if the batch has fewer than two images.
         """
         features, self._features = self._features, None
         assert features is not None, "the model has just seen this batch"
         embed = model.get_input_embeddings()
-        pictures = extra["extra_picture"]
+        numbers = extra["extra_image_number"]
         pooled = features.float().mean(dim=1)
         texts = [_pooled_text(embed, extra[f"extra_{name}"]) for name in _TEXTS]
-        terms = [contrast(pooled, text, pictures) for text in texts]
+        terms = [contrast(pooled, text, numbers) for text in texts]
         return self.weight * torch.stack(terms).mean()
 
 
 def _pooled_text(embed: nn.Module, ids: Tensor) -> Tensor:
-    """Mean embeddings [B, D] of texts [B, T], -1 where they are padded."""
+    """Returns mean embeddings [B, D] of texts [B, T], in which -1 is padding."""
     is_text = (ids >= 0).unsqueeze(-1)
     vectors = embed(ids.clamp(min=0)).float() * is_text
     return vectors.sum(dim=1) / is_text.sum(dim=1).clamp(min=1)
 
 
-def contrast(features: Tensor, texts: Tensor, pictures: Tensor) -> Tensor:
-    """InfoNCE between pictures and texts, both ways.
+def contrast(features: Tensor, texts: Tensor, image_numbers: Tensor) -> Tensor:
+    """Computes InfoNCE between images and texts, in both directions.
 
     Args:
         features: [B, D].
         texts: [B, D].
-        pictures: [B] long, which picture a sample shows; -1 for none. A text about the same picture
-            is never a wrong one.
+        image_numbers: [B] long, -1 for a sample without an image. Samples with the same image are
+            not contrasted with each other.
 
     Returns:
-        A scalar that is 0, with its graph, where fewer than two pictures are to be told apart.
+        A scalar; 0, with its graph, if there are fewer than two images.
     """
-    has_picture = pictures >= 0
-    first, second = (F.normalize(vectors, dim=-1)[has_picture] for vectors in (features, texts))
-    if len(pictures[has_picture].unique()) < 2:
+    has_image = image_numbers >= 0
+    numbers = image_numbers[has_image]
+    first, second = (F.normalize(vectors, dim=-1)[has_image] for vectors in (features, texts))
+    if len(numbers.unique()) < 2:
         return 0.0 * (features.sum() + texts.sum())
-    same = pictures[has_picture][:, None] == pictures[has_picture][None, :]
+    same = numbers[:, None] == numbers[None, :]
     other = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     scores = (first @ second.T / TEMPERATURE).masked_fill(other, float("-inf"))
     target = torch.arange(len(scores), device=scores.device)

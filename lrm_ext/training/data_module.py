@@ -1,16 +1,18 @@
-"""The data module that makes llava's `train()` train on a mixture.
+"""The data module with which llava's `train()` trains on a mixture.
 
-Input: a `DataContext` with `LrmArguments`. Output: dataset, collator, sampler and the template to
-store in `config.json`. Without a corpus LLaVA's own data module serves `--data_path`.
+Input: a `DataContext` with `LrmArguments`. Output: dataset, collator, sampler and the template for
+`config.json`. Without a corpus, LLaVA's own data module reads `--data_path`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError
@@ -20,14 +22,13 @@ from lrm_ext.corpus.store import AnyCorpus, Corpus
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
-from lrm_ext.training.dataset import Limits, MixtureDataset
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
-from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler, StepSampler
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
+from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
 from lrm_ext.training.validation import (
     MarkBest,
     StopEarly,
     ValidationSet,
-    check_validation_flags,
     split_corpus,
 )
 
@@ -37,14 +38,14 @@ FEATURE_DIR = "features"
 
 
 class MixtureCollator(NamedCollator):
-    """LLaVA's collator, which also passes on what samples are called and belong to.
+    """Adds the samples' ids, groups and units to LLaVA's batches.
 
-    The trainer takes out `sample_ids`, for messages, and `groups` and `units`, for metrics by
-    language and instruction and by character and byte of the answers.
+    The trainer removes `sample_ids`, which messages name, and `groups` and `units`, by which it
+    measures languages, instructions, characters and bytes.
     """
 
     def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Build a batch."""
+        """Builds a batch."""
         batch = super().__call__(instances)
         batch["groups"] = [item["groups"] for item in instances]
         batch["units"] = {
@@ -54,17 +55,17 @@ class MixtureCollator(NamedCollator):
 
 
 def lrm_data_module(context: DataContext) -> dict[str, Any]:
-    """Make what `train()` needs of a mixture.
+    """Makes what `train()` needs to train on a mixture.
 
     Args:
-        context: Its `extra` holds one `LrmArguments`.
+        context: The context; `extra` has one `LrmArguments`.
 
     Returns:
         `train_dataset`, `eval_dataset`, `data_collator`, `train_sampler`, `conversation`.
 
     Raises:
         ConfigError: Flags contradict each other, or the mixture does not fit the corpus.
-        DataError: The corpus or a picture cannot be read.
+        DataError: The corpus or an image cannot be read.
     """
     (arguments,) = (extra for extra in context.extra if isinstance(extra, LrmArguments))
     has_data_path = context.data_args.data_path is not None
@@ -87,7 +88,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         mixture = Mixture(spec, corpus)
     elif arguments.eval_corpus_path is not None:
         held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
-        spec = replace(spec, corpora=())
+        spec = msgspec.structs.replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
     sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
@@ -110,10 +111,10 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
 def _alignment(
     context: DataContext, arguments: LrmArguments, dataset: MixtureDataset
 ) -> dict[str, Any]:
-    """The alignment loss, if it is asked for.
+    """Makes the alignment loss, if its flag is set.
 
     Raises:
-        ConfigError: The model sees no pictures, or its weights are dealt out.
+        ConfigError: The model has no images, or its weights are sharded.
     """
     if not arguments.alignment_loss:
         return {}
@@ -128,13 +129,13 @@ def _alignment(
 def _validation(
     context: DataContext, arguments: LrmArguments, spec: MixtureSpec, corpus: AnyCorpus | None
 ) -> dict[str, Any]:
-    """The validation set, and what goes with it.
+    """Makes the validation set, and the callbacks and questions of validation.
 
     Raises:
         ConfigError: Flags contradict each other.
     """
     args = context.training_args
-    check_validation_flags(arguments, args)
+    _check_validation(arguments, args)
     if corpus is None:
         return {"eval_dataset": None}
     dataset = ValidationSet(
@@ -148,9 +149,9 @@ def _validation(
     if arguments.early_stop_patience:
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
-        from lrm_ext.training.questions import Questions  # imports the evaluation
+        from lrm_ext.training.questions import ValidationQuestions  # imports the evaluation
 
-        result["extra_evaluation"] = Questions(
+        result["extra_evaluation"] = ValidationQuestions(
             arguments.eval_benchmark,
             arguments.eval_questions,
             corpus.languages,
@@ -161,11 +162,34 @@ def _validation(
     return result
 
 
-def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
-    """LLaVA's own data, with images turned as everywhere in `lrm`.
+def _check_validation(arguments: LrmArguments, args: Any) -> None:
+    """Checks the flags of validation.
 
     Raises:
-        ConfigError: There is no data, or a mixture of something that is no corpus.
+        ConfigError: Flags contradict each other; the message names them.
+    """
+    is_on, validates = args.eval_strategy != "no", arguments.validates
+    is_sharded = args.fsdp or is_deepspeed_zero3_enabled()
+    problems = {
+        "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share 0.01, "
+        "or name a corpus with --eval_corpus_path": is_on and not validates,
+        "--eval_share and --eval_corpus_path need --eval_strategy steps": validates and not is_on,
+        "--eval_questions and --early_stop_patience need --eval_share": (
+            not validates and (arguments.eval_questions or arguments.early_stop_patience)
+        ),
+        "--eval_questions does not work with sharded weights (ZeRO-3, FSDP): leave it out, "
+        "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise ConfigError(problem)
+
+
+def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
+    """Returns LLaVA's own data module, with images turned upright.
+
+    Raises:
+        ConfigError: There is no data, or a flag needs a corpus.
     """
     if context.data_args.data_path is None:
         raise ConfigError(
@@ -178,11 +202,11 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
             "data of --data_path into one, or leave these flags out to train on it as it is"
         )
-    # the demo, the API and `lrm eval` turn images, so the model is trained on turned ones
+    # the demo, the API and `lrm eval` turn images upright, so training does, too
     return default_data_module(context, orient_images=True)
 
 
-def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> StepSampler:
+def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> LengthWindowSampler:
     step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     seed = args.seed if args.data_seed is None else args.data_seed
     common = (len(dataset), step_size, dataset.length)
@@ -193,25 +217,23 @@ def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> Ste
 
 def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) -> MixtureDataset:
     tower = context.model.get_vision_tower() if context.data_args.is_multimodal else None
-    num_image_tokens = 0
-    loader = features = None
+    images: ImageLoader | FeatureCache | None = None
     if tower is not None:
-        num_image_tokens = tower.num_image_tokens
-        loader = PictureLoader(
+        images = ImageLoader(
             context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
         )
-        features = _features(context, arguments, mixture.corpus, tower, loader)
+        if arguments.feature_cache != NO_CACHE:
+            images = _features(context, arguments, mixture.corpus, tower, images)
     return MixtureDataset(
         mixture,
         context.tokenizer,
         str(context.model_args.version),
-        Limits(
+        SampleLimits(
             max_length=context.training_args.model_max_length,
-            num_image_tokens=num_image_tokens,
+            num_image_tokens=0 if tower is None else tower.num_image_tokens,
             max_drop_rate=context.data_args.max_drop_rate,
         ),
-        loader,
-        features,
+        images,
         context.model_args.mm_use_im_start_end,
         arguments.encode_cache,
     )
@@ -222,17 +244,15 @@ def _features(
     arguments: LrmArguments,
     corpus: AnyCorpus,
     tower: Any,
-    loader: PictureLoader,
-) -> FeatureCache | None:
-    """Open the feature cache, filled for all pictures of the corpus, if one is wanted."""
-    if arguments.feature_cache == NO_CACHE:
-        return None
+    loader: ImageLoader,
+) -> FeatureCache:
+    """Opens the feature cache and computes the features of all images of the corpus."""
     root = Path(arguments.feature_cache)
     if arguments.feature_cache in (WITH_CACHE, AUTO_CACHE):
         root = corpus.path.resolve().parent / FEATURE_DIR
     args = context.training_args
     paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i)) is not None]
-    # the first process of a machine computes, the others then find everything there
+    # the first process of a machine computes them, the others read them
     with args.main_process_first(desc="vision features"):
         cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
         tolerates = context.data_args.max_drop_rate > 0

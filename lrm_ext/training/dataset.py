@@ -1,9 +1,8 @@
-"""The mixture as a torch dataset: index in, token ids, labels and picture out.
+"""A mixture as a torch dataset, from index to token ids, labels and image.
 
-Input: a `Mixture`, a tokenizer, a template family. Output: items for LLaVA's collator. An index
-counts on over epochs (epoch * length + position), so that a loader's workers need not be told the
-epoch: item k is a pure function of k. What happens to the samples is counted per language, over all
-loader processes.
+Input: a `Mixture`, a tokenizer, a template family. Output: items for LLaVA's collator. Indices
+continue over epochs (epoch * length + position), so workers do not need to know the epoch: item k
+is a pure function of k. Lost samples are counted per language, over all worker processes.
 Non-goals: the order of the items (`sampler.py`), padding (`llava.data.batching`).
 """
 
@@ -11,16 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from llava.constants import IGNORE_INDEX
@@ -31,68 +28,69 @@ from llava.data.tokenize import encode_turns
 from llava.errors import DataError
 from lrm_ext.languages.templates import template_for
 from lrm_ext.mixture import Draw, Mixture
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 log = logging.getLogger(__name__)
 
-ENCODED, CUT, TOO_LONG, READ, BROKEN = "encoded", "cut", "too long", "read", "broken picture"
+ENCODED, CUT, TOO_LONG, READ, BROKEN = "encoded", "cut", "too long", "read", "broken image"
 _EVENTS = (ENCODED, CUT, TOO_LONG, READ, BROKEN)
-# counted where a sample is encoded: by whoever plans steps, and again by the workers
+# encoding happens twice: in the process that plans steps, and in the workers
 _OF_ENCODING = (ENCODED, CUT, TOO_LONG)
 _MAX_WORKERS = 64
-# a rate says little about fewer samples than this
+# rates of fewer samples are not meaningful
 _MIN_SEEN = 200
 
 
 class SampleLosses:
-    """Counts of events, in memory that workers share.
+    """Counts events in memory that is shared with workers.
 
     Args:
-        languages: Those of the mixture.
-        max_drop_rate: Share of the samples, overall and in each language, that may be lost; at 0
-            none.
+        languages: Languages of the mixture.
+        max_drop_rate: Share of samples, overall and in each language, that may be lost.
     """
 
     def __init__(self, languages: Sequence[str], max_drop_rate: float) -> None:
         self._langs = tuple(languages)
         self.max_drop_rate = max_drop_rate
-        # a row for each process, so that none waits for another
+        # one row per process, so that no locks are needed
         self._counts = torch.zeros(
             _MAX_WORKERS, len(self._langs), len(_EVENTS), dtype=torch.int64
         ).share_memory_()
 
     def count(self, event: str, lang: str) -> None:
-        """Count an event."""
+        """Counts an event."""
         worker = get_worker_info()
         row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
         self._counts[row, self._langs.index(lang), _EVENTS.index(event)] += 1
 
     def number(self, event: str, lang: str | None = None) -> int:
-        """How often something happened, in a language or in all."""
+        """Returns the number of events, in one language or in all."""
         column = self._counts[:, :, _EVENTS.index(event)]
         by_lang = column.sum(0)
         if event in _OF_ENCODING:
-            # both sides encode the same samples; the one that had more of them counts
+            # both sides encode the same samples; the side with more of them counts
             encoded = self._counts[:, :, 0].sum(1)
             by_lang = column[0] if encoded[0] >= encoded[1:].sum() else column[1:].sum(0)
         return int(by_lang.sum() if lang is None else by_lang[self._langs.index(lang)])
 
     def lose(self, event: str, lang: str, what: str, advice: str) -> None:
-        """Count a sample that is lost.
+        """Counts a lost sample.
 
         Args:
             event: `TOO_LONG` or `BROKEN`.
             lang: The sample's language.
-            what: Which sample, and what is wrong with it.
-            advice: What to do about it.
+            what: The sample and its problem.
+            advice: How to fix it.
 
         Raises:
-            DataError: None may be lost, or there are too many.
+            DataError: No sample may be lost, or too many are.
         """
         self.count(event, lang)
         rate = self.max_drop_rate
         if rate == 0:
-            raise DataError(f"{what}. {advice}, or tolerate a share of such with --max_drop_rate.")
+            raise DataError(
+                f"{what}. {advice}, or tolerate a share of such samples with --max_drop_rate."
+            )
         whole = ENCODED if event == TOO_LONG else READ
         of_all = self.number(event) / max(self.number(whole), 1)
         num_of_lang = self.number(whole, lang)
@@ -101,7 +99,7 @@ class SampleLosses:
             raise DataError(f"{what}; more than --max_drop_rate {rate:.1%}\n{self.report()}")
 
     def report(self) -> str:
-        """All counts, a line for each language that something happened to."""
+        """Returns all counts, with a line for each language that has lost samples."""
         head = f"{self.number(ENCODED)} samples encoded"
         lines = [", ".join([head, *(f"{self.number(e)} {e}" for e in (CUT, TOO_LONG, BROKEN))])]
         for event in (CUT, TOO_LONG, BROKEN):
@@ -114,20 +112,20 @@ class SampleLosses:
         return "\n".join(lines)
 
 
-# how many samples in a row may be too long before the mixture is hopeless
+# after so many samples in a row that are too long, the dataset gives up
 _MAX_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How long a sample may be, and what happens to one that is longer.
+class SampleLimits:
+    """Limits of samples.
 
     Attributes:
-        max_length: Positions in the model, the picture's included.
-        num_image_tokens: Positions that a picture takes.
-        max_drop_rate: Share of the samples, overall and in each language, that may be left out
-            because even their first round is too long, or because their picture is broken; at 0
-            the first one raises.
+        max_length: Positions in the model, including the image's.
+        num_image_tokens: Positions that an image takes.
+        max_drop_rate: Share of samples, overall and in each language, that may be dropped because
+            even their first round is too long or their image is broken; with 0 the first one is an
+            error.
     """
 
     max_length: int
@@ -137,19 +135,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """A sample in tokens.
+    """A tokenized sample.
 
     Attributes:
         id: The sample's id.
         row: Its row in the corpus.
         lang: Its language in the mixture.
-        has_image: Whether it has a picture.
-        input_ids: [T] int32, -200 for the picture.
+        has_image: Whether it has an image.
+        input_ids: [T] int32, -200 for the image.
         labels: [T] int32, not shifted.
-        length: Positions in the model, the picture's included.
-        groups: Names under which figures of training are collected.
-        num_characters: Of its answers.
-        num_bytes: Of its answers, in UTF-8.
+        length: Positions in the model, including the image's.
+        groups: Names of the groups whose metrics it counts in.
+        units: Number of characters and UTF-8 bytes of its answers.
     """
 
     id: str
@@ -160,24 +157,22 @@ class EncodedItem:
     labels: npt.NDArray[np.int32]
     length: int
     groups: tuple[str, ...] = ()
-    num_characters: int = 0
-    num_bytes: int = 0
+    units: Mapping[str, int] = field(default_factory=dict)
 
 
 class MixtureDataset(Dataset[dict[str, Any]]):
-    """The samples of a mixture, encoded.
+    """The encoded samples of a mixture.
 
     Args:
-        mixture: What to draw.
-        tokenizer: With a pad token.
+        mixture: The mixture to draw from.
+        tokenizer: A tokenizer with a pad token.
         version: Template family; a sample gets the template of its answers' language, if the
             family has one.
-        limits: How long a sample may be.
-        loader: Opens pictures; None for a text-only model.
-        features: Outputs of the frozen tower, in place of the loader's pictures.
-        mm_use_im_start_end: Put `<im_start>` and `<im_end>` around a picture.
-        cache_size: Encoded samples to keep. The sampler asks for a sample's length before the
-            loader asks for the sample.
+        limits: Limits of samples.
+        images: Opens images, or reads the features of the frozen tower; None for a text-only model.
+        mm_use_im_start_end: Put `<im_start>` and `<im_end>` around an image.
+        cache_size: Number of encoded samples to keep, because the sampler needs a sample's length
+            before the loader needs the sample.
     """
 
     def __init__(
@@ -185,9 +180,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         mixture: Mixture,
         tokenizer: Any,
         version: str,
-        limits: Limits,
-        loader: PictureLoader | None = None,
-        features: FeatureCache | None = None,
+        limits: SampleLimits,
+        images: ImageLoader | FeatureCache | None = None,
         mm_use_im_start_end: bool = False,
         cache_size: int = 100_000,
     ) -> None:
@@ -195,32 +189,30 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self.tokenizer = tokenizer
         self.version = version
         self.limits = limits
-        self._loader = loader
-        self._features = features
+        self._images = images
         self._start_end = mm_use_im_start_end
         self._cache: OrderedDict[Draw, EncodedItem] = OrderedDict()
         self._cache_size = cache_size
-        layout = mixture.layout()
-        languages = dict.fromkeys(b.lang for b in (*layout.english, *layout.others))
+        languages = dict.fromkeys(block.lang for block in mixture.layout().blocks)
         self.sample_losses = SampleLosses(tuple(languages), limits.max_drop_rate)
-        # adds entries to items
+        # adds further entries to items
         self.extend: Callable[[EncodedItem], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker fills a cache of its own
+        # each worker fills its own cache
         return {**self.__dict__, "_cache": OrderedDict()}
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         return len(self.mixture)
 
     @property
     def has_features(self) -> bool:
-        """Whether items hold the tower's outputs in place of pictures."""
-        return self._features is not None
+        """Whether items have the tower's features in place of images."""
+        return isinstance(self._images, FeatureCache)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the samples and their order, for checkpoints."""
+        """Returns what determines the samples and their order, for checkpoints."""
         return {
             "corpus": self.mixture.corpus.fingerprint(),
             "mixture": self.mixture.spec.fingerprint(),
@@ -229,7 +221,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         }
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The item of an index that counts on over epochs; `~index` is the same, not learnt from.
+        """Returns the item of an index that continues over epochs.
+
+        `~index` is the same item without labels, which fills up a step.
 
         Returns:
             `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S]
@@ -237,7 +231,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             sample.
 
         Raises:
-            DataError: The sample is too long, or its picture is broken, and none may be lost.
+            DataError: The sample is too long, or its image is broken, and no sample may be lost.
         """
         is_fill = index < 0
         encoded = self.encoded(~index if is_fill else index)
@@ -247,55 +241,50 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             "labels": torch.full_like(labels, IGNORE_INDEX) if is_fill else labels,
             "id": encoded.id,
             "groups": encoded.groups,
-            "units": {"character": encoded.num_characters, "byte": encoded.num_bytes},
+            "units": encoded.units,
         }
         if self.extend is not None:
             item |= self.extend(encoded)
-        if self._loader is not None or self._features is not None:
-            name = "image" if self._features is None else "image_features"
+        if self._images is not None:
+            name = self._images.entry
+            item[name] = self._images.empty
             self.sample_losses.count(READ, encoded.lang)
+            path = self.mixture.corpus.image_path(encoded.row) if encoded.has_image else None
             try:
-                item[name] = self._picture(encoded) if encoded.has_image else self._no_picture
+                item[name] = item[name] if path is None else self._images(path)
             except DataError as error:
-                self._lose_picture(encoded, error)
-                item[name] = self._no_picture
+                # a replacement would come twice in the epoch
+                what = f"{self._named(encoded.id, encoded.lang)}: {str(error).rstrip('.')}"
+                self.sample_losses.lose(BROKEN, encoded.lang, what, "Mend it")
+                log.warning("%s; nothing is learned from it", what)
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         if not (item["labels"] != IGNORE_INDEX).any():
             item["units"] = dict.fromkeys(item["units"], 0)
-            if "picture" in item:
-                item["picture"] = -1
+            if "image_number" in item:
+                item["image_number"] = -1
         return item
 
-    def _lose_picture(self, item: EncodedItem, error: DataError) -> None:
-        """Count a picture that broke: its sample keeps its place in the step, but is not learnt.
-
-        Another sample in its place would come twice in the epoch.
-        """
-        reason = str(error).rstrip(".")
-        what = f"{self.mixture.corpus.path}: sample {item.id!r} ({item.lang}): {reason}"
-        self.sample_losses.lose(BROKEN, item.lang, what, "Mend it")
-        log.warning("%s; nothing is learnt from it", what)
+    def _named(self, sample_id: str, what: str) -> str:
+        return f"{self.mixture.corpus.path}: sample {sample_id!r} ({what})"
 
     def length(self, index: int) -> int:
-        """Positions that the item of an index takes in the model."""
+        """Returns the positions that the item of an index takes in the model."""
         return self.encoded(index).length
 
     def encoded(self, index: int) -> EncodedItem:
-        """The sample of an index in tokens.
+        """Returns the tokenized sample of an index.
 
-        Of one that is too long the last rounds are left out; if its first is too long already, the
-        next sample is in its place.
+        The last rounds of a sample that is too long are dropped; if even its first round is too
+        long, the next sample takes its place.
 
         Raises:
-            DataError: It is too long and none, or no more, may be dropped.
+            DataError: The sample is too long, and no more samples may be dropped.
         """
         assert index >= 0
         epoch, position = divmod(index, len(self))
         for step in range(_MAX_IN_A_ROW):
             draw = self.mixture.draw((position + step) % len(self), epoch)
-            item = self._cache.get(draw)
-            if item is None:
-                item = self._encode(draw)
+            item = self._cache.get(draw) or self._encode(draw)
             if item.length <= self.limits.max_length:
                 return item
         raise DataError(
@@ -304,22 +293,27 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         )
 
     def report(self) -> str:
-        """Samples that were encoded, cut, too long, or had a broken picture, per language."""
+        """Returns counts of samples that were encoded, cut, too long or broken, per language."""
         return self.sample_losses.report()
 
     def _encode(self, draw: Draw) -> EncodedItem:
-        sample = self.mixture.make_sample(draw)
+        sample, limit = self.mixture.make_sample(draw), self.limits.max_length
         conv = _conversation(self.version, sample.lang)
         turns = place_images(sample.turns, conv, self._start_end)
-        item = self._encode_turns(sample, draw, conv, turns)
+        item = whole = self._encode_turns(sample, draw, conv, turns)
         self.sample_losses.count(ENCODED, draw.lang)
-        if item.length > self.limits.max_length:
-            item = self._cut(sample, draw, conv, turns) or item
-        if item.length > self.limits.max_length:
+        # keep as many of the first rounds as fit
+        for end in range(len(turns) - 2, 0, -2):
+            if item.length > limit:
+                item = self._encode_turns(sample, draw, conv, turns[:end])
+        if item is not whole and item.length <= limit and (item.labels != IGNORE_INDEX).any():
+            self.sample_losses.count(CUT, draw.lang)
+            log.debug("%s: its last rounds do not fit", self._named(sample.id, draw.lang))
+        elif whole.length > limit:
+            item = whole
             what = (
-                f"{self.mixture.corpus.path}: sample {sample.id!r} ({draw.lang}, "
-                f"{draw.instruction}) takes {item.length} positions with its picture, "
-                f"--model_max_length is {self.limits.max_length}"
+                f"{self._named(sample.id, f'{draw.lang}, {draw.instruction}')} takes "
+                f"{item.length} positions with its image, --model_max_length is {limit}"
             )
             self.sample_losses.lose(TOO_LONG, draw.lang, what, "Raise it")
             log.debug("%s; left out", what)
@@ -343,45 +337,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             labels=np.asarray(encoded.labels, dtype=np.int32),
             length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
             groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
-            num_characters=len(answers),
-            num_bytes=len(answers.encode()),
+            units={"character": len(answers), "byte": len(answers.encode())},
         )
-
-    def _cut(
-        self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
-    ) -> EncodedItem | None:
-        """The sample with as many of its first rounds as fit; None if no answer is left then."""
-        for end in range(len(turns) - 2, 0, -2):
-            item = self._encode_turns(sample, draw, conv, turns[:end])
-            if item.length <= self.limits.max_length:
-                if not (item.labels != IGNORE_INDEX).any():
-                    return None
-                self.sample_losses.count(CUT, draw.lang)
-                text = "%s: sample %r (%s): %d of its %d turns do not fit"
-                where = self.mixture.corpus.path
-                log.debug(text, where, sample.id, draw.lang, len(turns) - end, len(turns))
-                return item
-        return None
-
-    def _image_path(self, item: EncodedItem) -> Path:
-        path = self.mixture.corpus.image_path(item.row)
-        assert path is not None
-        return path
-
-    def _picture(self, item: EncodedItem) -> Tensor:
-        if self._features is not None:
-            return self._features[self._image_path(item)]
-        assert self._loader is not None
-        return self._loader(self._image_path(item))
-
-    @property
-    def _no_picture(self) -> Tensor:
-        """What stands for the picture of a sample that has none: zeros."""
-        if self._features is not None:
-            dtype: torch.dtype = getattr(torch, self._features.dtype)
-            return torch.zeros(self._features.feature_shape, dtype=dtype)
-        assert self._loader is not None
-        return self._loader.empty
 
 
 @lru_cache(maxsize=256)

@@ -1,15 +1,15 @@
-"""What a training picture becomes: pixels, or the frozen vision tower's output from a cache.
+"""Loads training images as pixels, or as the frozen vision tower's features from a cache.
 
-Pixels: a path in, [3, S, S] out, turned upright and shaped for the tower; as bytes where the tower
-can make the same floats of them as LLaVA's dataset and inference do, else those floats.
+Pixels: [3, S, S] for a path, upright and shaped for the tower; as bytes if the tower can convert
+them to the same floats as LLaVA's dataset and inference, else as those floats.
 
-Cache: a tower and a list of pictures in, [P, D] per picture out, computed once and memory-mapped.
-On disk, below a folder named by everything that the features depend on (weights, layer,
-preprocessing, dtype): shards `<name>.npy` [n, P, D] with `<name>.json`, the pictures' paths, sizes
-and times. A shard counts when its list is there, so an interrupted run goes on, and a larger corpus
-adds shards. Worth it for small models only: 24 x 24 features of a large tower are 1.2 MB a picture.
+Cache: [P, D] per image, computed once and memory-mapped. A folder, named by everything that the
+features depend on (weights, layer, preprocessing, dtype), has shards `<name>.npy` [n, P, D] with
+`<name>.json`, the paths, sizes and times of the images. A shard counts once its list exists, so an
+interrupted run resumes, and a larger corpus adds shards. The cache pays off for small models only:
+24 x 24 features of a large tower are 1.2 MB per image.
 
-Legend: N pictures, P patches, D the tower's hidden size.
+Legend: N images, P patches, D the tower's hidden size.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from llava.errors import ConfigError, DataError
 from llava.files import writing
@@ -39,22 +40,25 @@ from llava.progress import Progress
 log = logging.getLogger(__name__)
 
 ASPECT_RATIOS = ("square", "pad")
-# with draft mode a picture still has so many times the pixels that the tower takes along a side
+# in draft mode a side of an image keeps at least this many times the tower's pixels
 DRAFT_MARGIN = 2
 
 
-class PictureLoader:
-    """Opens pictures for one image processor.
+class ImageLoader:
+    """Opens images for an image processor.
 
     Args:
         processor: The vision tower's image processor.
-        aspect_ratio: `pad` (to a square) or `square` (cut out the middle).
-        uses_draft: Decode large JPEG files at a half, a quarter or an eighth, where at least twice
-            the tower's side is left. Other pixels, though few levels apart, so off by default.
+        aspect_ratio: `pad` (to a square) or `square` (crop the center).
+        uses_draft: Decode large JPEG files at a half, a quarter or an eighth of their size if at
+            least twice the tower's side remains. Pixels differ slightly, so it is off by default.
 
     Raises:
-        ConfigError: Another aspect ratio.
+        ConfigError: The aspect ratio is unknown.
     """
+
+    # name of the entry in items and batches
+    entry = "image"
 
     def __init__(self, processor: Any, aspect_ratio: str, uses_draft: bool = False) -> None:
         if aspect_ratio not in ASPECT_RATIOS:
@@ -62,23 +66,21 @@ class PictureLoader:
                 f"--image_aspect_ratio is {aspect_ratio!r}; training on a mixture knows: "
                 f"{', '.join(ASPECT_RATIOS)}"
             )
-        self.processor = processor
-        self.aspect_ratio = aspect_ratio
-        self.uses_draft = uses_draft
-        self.gives_bytes = keeps_bytes(processor)
+        self.processor, self.aspect_ratio = processor, aspect_ratio
+        self.uses_draft, self.gives_bytes = uses_draft, keeps_bytes(processor)
 
     @property
     def empty(self) -> Tensor:
-        """What stands for the picture of a sample without one: zeros, [3, S, S]."""
+        """Zeros [3, S, S], for a sample without an image."""
         size = self.processor.crop_size
         dtype = torch.uint8 if self.gives_bytes else torch.float32
         return torch.zeros(3, size["height"], size["width"], dtype=dtype)
 
     def __call__(self, path: Path) -> Tensor:
-        """Return [3, S, S].
+        """Returns the pixels of an image, [3, S, S].
 
         Raises:
-            DataError: The picture is missing or cannot be read.
+            DataError: The image is missing or cannot be read.
         """
         side = self.processor.crop_size["height"]
         try:
@@ -87,12 +89,11 @@ class PictureLoader:
             if path.exists():
                 raise
             raise DataError(
-                f"{error}. Unpack or copy the corpus' pictures, or give --image_folder."
+                f"{error}. Unpack or copy the images of the corpus, or give --image_folder."
             ) from error
         if not self.gives_bytes:
             settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
-            pixels: Tensor = process_images([image], self.processor, settings)[0]
-            return pixels
+            return process_images([image], self.processor, settings)[0]  # type: ignore[no-any-return]
         if self.aspect_ratio == "pad":
             color = tuple(int(255 * mean) for mean in self.processor.image_mean)
             image = expand2square(image, color)
@@ -101,73 +102,74 @@ class PictureLoader:
         return preprocess_bytes(image, self.processor)
 
 
-# Raise it when the same tower and picture begin to give other numbers.
+# Increase it when the same tower and image give other numbers.
 FORMAT = 2
-PICTURES_PER_SHARD = 2048
+IMAGES_PER_SHARD = 2048
 BATCH_SIZE = 64
 
 
-class FileState(NamedTuple):
-    """What tells that a file has not changed."""
-
-    size: int
-    mtime_ns: int
-
-
 class FeatureCache:
-    """The features of the pictures that were computed so far.
+    """Features of images, computed on demand.
 
     Example:
         >>> cache = FeatureCache(folder, tower, loader, dtype="float16")
         >>> cache.add(paths, tower)
         24000
-        >>> cache[paths[0]].shape
+        >>> cache(paths[0]).shape
         torch.Size([16, 160])
     """
 
-    def __init__(self, root: Path, tower: Any, loader: PictureLoader, dtype: str) -> None:
-        """Open the cache for a tower.
+    entry = "image_features"
+
+    def __init__(self, root: Path, tower: Any, loader: ImageLoader, dtype: str) -> None:
+        """Opens the cache of a tower.
 
         Args:
-            root: Folder of caches; the one for this tower is in it, under its key.
+            root: Folder of caches, in which each has its key as name.
             tower: A loaded, frozen `CLIPVisionTower`.
-            loader: Opens the pictures.
+            loader: Opens the images.
             dtype: `float16` or `float32`.
         """
         self.dtype = dtype
         self.folder = root / cache_key(tower, loader, dtype)
         self.feature_shape = (tower.num_image_tokens, int(tower.hidden_size))
         self._loader = loader
-        self._places: dict[str, tuple[str, int, FileState]] = {}
+        # by path: shard, row, and size and time of the file when it was read
+        self._places: dict[str, tuple[str, int, tuple[int, int]]] = {}
         self._shards: dict[str, npt.NDArray[Any]] = {}
-        # not on disk: the next opening tries again
+        # kept in memory only, so that the next run tries again
         self._broken: dict[str, str] = {}
-        self._read_lists()
+        for path in sorted(self.folder.glob("*.json")):
+            self._enter(path.stem, json.loads(path.read_text(encoding="utf-8"))["pictures"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # a loader's workers map the shards themselves
+        # each worker maps the shards itself
         return {**self.__dict__, "_shards": {}}
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, path: Path) -> Tensor:
-        """The features of a picture, [P, D].
+    @property
+    def empty(self) -> Tensor:
+        """Zeros [P, D], for a sample without an image."""
+        return torch.zeros(self.feature_shape, dtype=getattr(torch, self.dtype))
+
+    def __call__(self, path: Path) -> Tensor:
+        """Returns the features of an image, [P, D].
 
         Raises:
-            DataError: The picture could not be read.
-            KeyError: They were not computed.
+            DataError: The image could not be read.
+            KeyError: The features were not computed.
         """
         if _name(path) in self._broken:
             raise DataError(self._broken[_name(path)])
         name, row, _ = self._places[_name(path)]
-        shard = self._shards.get(name)
-        if shard is None:
-            shard = self._shards[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return torch.from_numpy(np.array(shard[row]))
+        if name not in self._shards:
+            self._shards[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return torch.from_numpy(np.array(self._shards[name][row]))
 
     def missing(self, paths: Sequence[Path]) -> list[Path]:
-        """Those pictures that are new, or have changed since their features were computed."""
+        """Returns the images that are new or have changed since their features were computed."""
         return [path for path in paths if self._is_missing(path)]
 
     def add(
@@ -177,54 +179,60 @@ class FeatureCache:
         num_workers: int = 0,
         tolerates_broken: bool = False,
     ) -> int:
-        """Compute the features that are missing.
+        """Computes the missing features.
 
         Args:
-            paths: Pictures; duplicates are computed once.
+            paths: Images; duplicates are computed once.
             tower: The tower that the cache was opened for.
-            num_workers: Processes that open pictures.
-            tolerates_broken: A picture that cannot be read raises when its features are asked for,
+            num_workers: Processes that open images.
+            tolerates_broken: Raise an error for a broken image when its features are requested,
                 not now.
 
         Returns:
-            How many were computed.
+            The number of images whose features were computed.
 
         Raises:
-            DataError: A picture cannot be read, or features do not fit into the dtype.
+            DataError: An image cannot be read, or features overflow the dtype.
         """
         todo = self.missing(list({_name(path): path for path in paths}.values()))
         if not todo:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        log.info("computing the vision tower's output for %d pictures", len(todo))
-        pictures = _Pictures(todo, self._loader)
+        log.info("computing the vision tower's output for %d images", len(todo))
         batches: DataLoader[Any] = DataLoader(
-            pictures, batch_size=BATCH_SIZE, num_workers=num_workers
+            todo,  # type: ignore[arg-type]
+            batch_size=BATCH_SIZE,
+            num_workers=num_workers,
+            collate_fn=self._open,
         )
-        with Progress("vision tower", len(todo), "pictures") as progress:
+        with Progress("vision tower", len(todo), "images") as progress:
             rows: list[npt.NDArray[Any]] = []
             whole: list[Path] = []
-            num_seen = 0
-            for pixels, reasons in batches:
-                batch = todo[num_seen : num_seen + len(pixels)]
-                self._note_broken(batch, reasons, tolerates_broken)
+            for paths, pixels, reasons in batches:
+                broken = {_name(path): why for path, why in zip(paths, reasons, strict=True) if why}
+                if broken and not tolerates_broken:
+                    raise DataError(next(iter(broken.values())))
+                self._broken |= broken
                 kept = [i for i, reason in enumerate(reasons) if not reason]
                 rows.append(self._encode(tower, pixels)[kept])
-                whole += [batch[i] for i in kept]
-                num_seen += len(pixels)
-                progress.advance(len(pixels))
-                if len(whole) >= PICTURES_PER_SHARD or (whole and num_seen == len(todo)):
+                whole += [paths[i] for i in kept]
+                progress.advance(len(paths))
+                if len(whole) >= IMAGES_PER_SHARD or (whole and paths[-1] == todo[-1]):
                     self._write(whole, np.concatenate(rows))
                     whole, rows = [], []
         return sum(_name(path) not in self._broken for path in todo)
 
-    def _note_broken(self, paths: Sequence[Path], reasons: Sequence[str], tolerates: bool) -> None:
-        for path, reason in zip(paths, reasons, strict=True):
-            if reason and not tolerates:
-                raise DataError(reason)
-            self._broken.pop(_name(path), None)
-            if reason:
-                self._broken[_name(path)] = reason
+    def _open(self, paths: list[Path]) -> tuple[list[Path], Tensor, list[str]]:
+        """Returns pixels and reasons: zeros and an error text for an image that is unreadable."""
+        pixels, reasons = [], []
+        for path in paths:
+            try:
+                pixels.append(self._loader(path))
+                reasons.append("")
+            except DataError as error:
+                pixels.append(self._loader.empty)
+                reasons.append(str(error))
+        return paths, torch.stack(pixels), reasons
 
     def _encode(self, tower: Any, pixels: Tensor) -> npt.NDArray[Any]:
         with torch.no_grad(), np.errstate(over="ignore"):
@@ -234,11 +242,10 @@ class FeatureCache:
                 f"the vision tower's output does not fit into {self.dtype}; use "
                 "--feature_cache_dtype float32"
             )
-        result: npt.NDArray[Any] = features
-        return result
+        return features  # type: ignore[no-any-return]
 
     def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
-        """Write a shard; its list comes last and makes it count."""
+        """Writes a shard; its list is written last and makes it count."""
         name = uuid.uuid4().hex[:16]
         entries = [[_name(path), *_state(path)] for path in paths]
         _write_whole(self.folder / f"{name}.npy", lambda file: np.save(file, features))
@@ -246,27 +253,20 @@ class FeatureCache:
         _write_whole(self.folder / f"{name}.json", lambda file: file.write(text))
         self._enter(name, entries)
 
-    def _read_lists(self) -> None:
-        for path in sorted(self.folder.glob("*.json")):
-            entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-            self._enter(path.stem, entries)
-
     def _enter(self, name: str, entries: Sequence[Sequence[Any]]) -> None:
-        for row, (picture, size, mtime_ns) in enumerate(entries):
-            self._places[picture] = (name, row, FileState(size, mtime_ns))
+        for row, (path, size, mtime_ns) in enumerate(entries):
+            self._places[path] = (name, row, (size, mtime_ns))
+            self._broken.pop(path, None)
 
     def _is_missing(self, path: Path) -> bool:
         place = self._places.get(_name(path))
-        if place is None:
-            return True
-        try:
-            return place[2] != _state(path)
-        except DataError:
-            return True  # whoever reads it says why
+        with suppress(DataError):  # raised again when the image is read
+            return place is None or place[2] != _state(path)
+        return True
 
 
-def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
-    """Digest of everything that features depend on."""
+def cache_key(tower: Any, loader: ImageLoader, dtype: str) -> str:
+    """Returns a digest of everything that features depend on."""
     digest = hashlib.sha256()
     settings = {
         "format": FORMAT,
@@ -284,34 +284,18 @@ def cache_key(tower: Any, loader: PictureLoader, dtype: str) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Pictures(Dataset[tuple[Tensor, str]]):
-    """Pixels and an empty text; of a picture that cannot be read, zeros and the reason."""
-
-    def __init__(self, paths: Sequence[Path], loader: PictureLoader) -> None:
-        self._paths = paths
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        try:
-            return self._loader(self._paths[index]), ""
-        except DataError as error:
-            return self._loader.empty, str(error)
-
-
 def _name(path: Path) -> str:
-    """One spelling of a path: two corpora may share their pictures."""
+    """Returns one spelling of a path, because corpora may share images."""
     return os.path.abspath(path)
 
 
-def _state(path: Path) -> FileState:
+def _state(path: Path) -> tuple[int, int]:
+    """Returns size and time of a file, which detect changes."""
     try:
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: there is no such picture ({error.strerror})") from error
-    return FileState(stat.st_size, stat.st_mtime_ns)
+        raise DataError(f"{path}: there is no such image ({error.strerror})") from error
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -1,18 +1,17 @@
-"""The order of a mixture's samples: which of them make an optimizer step, and how a step is dealt.
+"""The order of a mixture's samples, from optimizer steps to micro-batches of ranks.
 
-Input: the lengths of samples, by index. Output: indices that count on over epochs. What a step
-learns from is a pure function of (seed, epoch, step, samples a step); ranks, micro-batches and
-workers only deal it out. So a run may go on with another number of ranks, as long as a step takes
-as many samples, and sees no sample twice and none too few.
+Input: the lengths of samples, by index. Output: indices that continue over epochs. The samples of a
+step are a pure function of (seed, epoch, step, samples per step), however they are distributed over
+ranks, micro-batches and workers. So a run may resume with another number of ranks, as long as a
+step takes as many samples, and still sees every sample of an epoch exactly once.
 
-An epoch's last step is filled up with repeats that are not learnt from (`~index`), for all ranks
+The last step of an epoch is filled up with repeats without labels (`~index`), because all ranks
 must take part in it.
 """
 
 from __future__ import annotations
 
 import heapq
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,43 +21,44 @@ from torch.utils.data import Sampler
 Length = Callable[[int], int]
 
 
-class StepSampler(Sampler[int], ABC):
-    """Indices of a mixture, step after step.
+class LengthWindowSampler(Sampler[int]):
+    """Yields indices of a mixture in steps of similar length, for padded batches.
+
+    Samples of a window are sorted by length and split into steps in random order. So there is
+    little padding, and the mixture's order holds from window to window.
 
     Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
-        seed: Decides what is shuffled.
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Seed of the order of steps in a window.
     """
 
-    # steps that are planned together
-    window: int
-
-    def __init__(self, num_samples: int, step_size: int, length: Length, seed: int = 0) -> None:
-        self.num_samples = num_samples
-        self.step_size = step_size
-        self.seed = seed
-        self.epoch = 0
-        self._length = length
+    def __init__(
+        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
+    ) -> None:
+        self.num_samples, self.step_size, self._length = num_samples, step_size, length
+        self.window, self._sorts = window or 1, window > 0
+        self.seed, self.epoch = seed, 0
         self._num_skipped: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Indices an epoch, with those that fill up its last step."""
+        """Indices per epoch, with those that fill up its last step."""
         return -(-self.num_samples // self.step_size) * self.step_size
 
-    @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides which samples make a step, for checkpoints."""
+        """Returns what determines the samples of a step, for checkpoints."""
+        return {"sorted steps": self.window if self._sorts else 0}
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def expect_skip(self, epoch: int, num_samples: int) -> None:
-        """Announce that the first indices of an epoch will be thrown away.
+        """Announces that the first indices of an epoch will be discarded.
 
-        Windows that lie before them wholly are then yielded unplanned, which costs nothing.
+        Windows that contain no others are then yielded without planning, which is fast.
         """
         self._num_skipped = {epoch: num_samples}
 
@@ -72,58 +72,20 @@ class StepSampler(Sampler[int], ABC):
                 yield from range(first + start, first + end)
                 continue
             for step in self._plan(range(first + start, first + end), number):
-                yield from self._deal([*step, *self._fill(step)])
-
-    def _fill(self, step: Sequence[int]) -> list[int]:
-        """Repeats that make a short step whole; the shortest sample costs the least."""
-        missing = self.step_size - len(step)
-        return [~min(step, key=self._length)] * missing if missing else []
-
-    @abstractmethod
-    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
-        """Cut window `number` into steps; only the last step of an epoch may be short."""
-
-    @abstractmethod
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
-        """The order in which a step is cut into micro-batches and those are dealt to ranks."""
-
-    def _size(self, index: int) -> int:
-        return self._length(index if index >= 0 else ~index)
-
-
-class LengthWindowSampler(StepSampler):
-    """Steps of like length, for batches that are padded.
-
-    Inside a window samples are sorted by length and cut into steps, whose order is shuffled; so
-    padding is small and the mixture's order stays, window by window.
-
-    Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
-        window: Steps that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the steps in a window.
-    """
-
-    def __init__(
-        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
-    ) -> None:
-        super().__init__(num_samples, step_size, length, seed)
-        self.window = window or 1
-        self._sorts = window > 0
-
-    def identity(self) -> dict[str, Any]:
-        """The window; without one, steps are those of `PackedSampler`."""
-        return {"sorted steps": self.window if self._sorts else 0}
+                # repeats of the shortest sample, the cheapest one, complete a short step
+                missing = self.step_size - len(step)
+                fill = [~min(step, key=self._length)] * missing if missing else []
+                yield from self._deal([*step, *fill])
 
     def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
+        """Splits window `number` into steps; only the last step of an epoch may be short."""
         if not self._sorts:
             yield indices
             return
         by_length = sorted(indices, key=self._length)
         num_whole, num_rest = divmod(len(by_length), self.step_size)
         rng = np.random.default_rng([self.seed, self.epoch, number])
-        # the rest is taken from the whole range of lengths, not from its longest
+        # the remainder is drawn from all lengths, not only from the longest samples
         rest = set(rng.choice(len(by_length), num_rest, replace=False).tolist())
         whole = [index for i, index in enumerate(by_length) if i not in rest]
         for step in rng.permutation(num_whole).tolist():
@@ -131,26 +93,28 @@ class LengthWindowSampler(StepSampler):
         if rest:
             yield [by_length[i] for i in sorted(rest)]
 
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
-        # neighbours are of like length already, and go to the ranks of one micro-step
-        return step if self._sorts else list(step)
+    def _deal(self, step: list[int]) -> list[int]:
+        """Orders a step; it is then split into micro-batches, which go to the ranks in turn.
+
+        Neighbors already have similar lengths and go to the ranks of one micro-step.
+        """
+        return step
 
 
 class PackedSampler(LengthWindowSampler):
-    """Steps that are dealt so that all micro-batches have as many tokens.
+    """Balances the tokens of micro-batches, for packed samples.
 
-    For samples that are packed: nothing is padded, so like lengths need not come together, and
-    what matters is that no rank waits for another. Steps are the mixture's own; where a rank has
-    few samples in a micro-batch they cannot be dealt evenly, and a window, whose steps are of like
-    length each, helps.
+    Packed samples have no padding, so lengths need not be similar, but no rank should wait for
+    another. Steps keep the mixture's order by default. If micro-batches have few samples, they
+    cannot be balanced; a window helps, because the samples of its steps have similar lengths.
 
     Args:
-        num_samples: Samples an epoch.
-        step_size: Samples that all ranks learn from in one optimizer step.
-        length: Length of the sample of an index, in tokens.
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
         batch_size: Samples of one rank in one micro-batch; a divisor of `step_size`.
         window: Steps that are sorted together; 0 keeps the mixture's order.
-        seed: Decides the order of the steps in a window.
+        seed: Seed of the order of steps in a window.
     """
 
     def __init__(
@@ -166,13 +130,14 @@ class PackedSampler(LengthWindowSampler):
         super().__init__(num_samples, step_size, length, window, seed)
         self.batch_size = batch_size
 
-    def _deal(self, step: Sequence[int]) -> Sequence[int]:
-        """Longest first, each to the micro-batch with the fewest tokens that has room."""
+    def _deal(self, step: list[int]) -> list[int]:
+        """Assigns samples, longest first, to the micro-batch with the fewest tokens and room."""
         batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
         lightest = [(0, number) for number in range(len(batches))]
-        for index in sorted(step, key=lambda index: (-self._size(index), index)):
+        lengths = {index: self._length(max(index, ~index)) for index in step}
+        for index in sorted(step, key=lambda index: (-lengths[index], index)):
             tokens, number = heapq.heappop(lightest)
             batches[number].append(index)
             if len(batches[number]) < self.batch_size:
-                heapq.heappush(lightest, (tokens + self._size(index), number))
+                heapq.heappush(lightest, (tokens + lengths[index], number))
         return [index for batch in batches for index in batch]

@@ -1,11 +1,10 @@
-"""Validation while training: rows that are held out, samples in every language, and when to stop.
+"""Validation during training: held-out rows, samples in every language, early stopping.
 
-Input: a corpus and a share; a mixture of held-out rows. Output: two corpora, one to train on and
-one to validate on; a dataset for the trainer's validation loss; callbacks that stop a run and mark
-its best checkpoint. A hash of the picture's path decides which rows are held out, so that all rows
-about a picture are on the same side, on every machine and whatever else the corpus holds. A row
-without a picture goes by its id. Non-goals: the loss itself (`llava.train.metrics`), questions that
-are asked at a validation (`questions.py`).
+Input: a corpus and a share, or a mixture of held-out rows. Output: a corpus to train on and one to
+validate on; a dataset for the trainer's validation loss; callbacks that stop a run and mark its
+best checkpoint. A hash of the image's path, or of the id of a row without an image, decides whether
+a row is held out. So all rows with an image are on the same side, on every machine and whatever
+else is in the corpus. Non-goals: the loss (`llava.train.metrics`), questions (`questions.py`).
 """
 
 from __future__ import annotations
@@ -13,23 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.files import write_atomically
-from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
-from lrm_ext.training.arguments import LrmArguments
+from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.training.dataset import MixtureDataset
 
 log = logging.getLogger(__name__)
@@ -38,28 +36,24 @@ _SCALE = 2**64
 
 
 class CorpusPart(Corpus):
-    """Some rows of a corpus, numbered anew.
+    """A renumbered subset of the rows of a corpus.
 
     Args:
         whole: The corpus.
-        share: Share of the pictures that are held out.
-        is_held_out: Whether this is the part that is held out, or the rest.
+        share: Share of the images that is held out.
+        is_held_out: Whether this is the held-out part or the rest.
     """
 
     def __init__(self, whole: Corpus, share: float, is_held_out: bool) -> None:
+        super().__init__(whole.path, whole._meta, whole.image_root)
         self.whole, self.share, self.is_held_out = whole, share, is_held_out
-        self.path, self.image_root = whole.path, whole.image_root
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (CorpusPart, (self.whole, self.share, self.is_held_out))
 
-    def __repr__(self) -> str:
-        kind = "held out" if self.is_held_out else "trained on"
-        return f"CorpusPart({self.whole!r}, {len(self)} rows {kind})"
-
     @cached_property
     def rows(self) -> npt.NDArray[np.uint32]:
-        """The rows of the whole corpus that are in this part, ascending."""
+        """Row numbers in the whole corpus, ascending."""
         chosen = [
             is_held_out(image if image is not None else row_id, self.share) == self.is_held_out
             for batch in self.whole.row_batches()
@@ -72,50 +66,32 @@ class CorpusPart(Corpus):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """As of the whole corpus."""
-        return self.whole.languages
-
     def fingerprint(self) -> str:
-        """Differs from the whole's, and for another share."""
+        """See `Corpus`; it differs from the whole's and depends on the share."""
         name = f"{self.whole.fingerprint()} {self.share!r} {self.is_held_out}"
         return hashlib.sha256(name.encode()).hexdigest()[:12]
 
-    def row(self, index: int) -> CorpusRow:
-        """See `Corpus`."""
-        return self.whole.row(int(self.rows[index]))
-
-    def text(self, lang: str, index: int) -> Text | None:
-        """See `Corpus`."""
-        return self.whole.text(lang, int(self.rows[index]))
-
-    def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
-        """See `Corpus`."""
-        return self.whole.turns(lang, int(self.rows[index]))
-
     def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
-        """See `Corpus`; numbers of this part."""
+        """See `Corpus`; the numbers are those of this part."""
         usable = np.isin(self.rows, self.whole.usable_rows(lang))
         return np.flatnonzero(usable).astype(np.uint32)
 
     def usable(self, lang: str) -> Sequence[int]:
         """See `Corpus`."""
-        return list(map(int, self.usable_rows(lang)))
+        return self.usable_rows(lang).tolist()
 
-    def image_path(self, index: int) -> Path | None:
-        """See `Corpus`."""
-        return self.whole.image_path(int(self.rows[index]))
+    def _locate(self, folder: str, index: int) -> tuple[pa.RecordBatch, int]:
+        return self.whole._locate(folder, int(self.rows[index]))
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether a picture is among the share that is held out."""
+    """Returns whether an image is held out."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * _SCALE
 
 
 def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]:
-    """Split a corpus, or each of several, into what is trained on and what is held out.
+    """Splits a corpus, or each of several, into a part to train on and a held-out part.
 
     Raises:
         ConfigError: One of the parts has no rows.
@@ -125,7 +101,7 @@ def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]
         ours, others = (CorpusPart(part, share, is_held) for is_held in (False, True))
         if not len(ours) or not len(others):
             raise ConfigError(
-                f"--eval_share {share:g} of the pictures of {part.path} ({len(part)} rows) leaves "
+                f"--eval_share {share:g} of the images of {part.path} ({len(part)} rows) leaves "
                 f"{len(ours)} rows for training and {len(others)} for validation; choose another"
             )
         trained.append(ours)
@@ -139,30 +115,23 @@ BEST_FILE = "best.json"
 
 
 class ValidationSet(Dataset[dict[str, Any]]):
-    """A fixed choice of a mixture's samples: as many of every language, sorted by length.
+    """A fixed subset of a mixture: the same number of samples per language, sorted by length.
 
     Args:
-        dataset: Of held-out rows.
-        num_samples: About how many, all languages together.
+        dataset: Dataset of held-out rows.
+        num_samples: Approximate number of samples, in all languages together.
     """
 
     def __init__(self, dataset: MixtureDataset, num_samples: int) -> None:
         self.dataset = dataset
         wanted = -(-num_samples // len(dataset.mixture.corpus.languages))
-        by_language: Counter[str] = Counter()
-        chosen = []
+        chosen: dict[str, list[int]] = defaultdict(list)
         for index in range(len(dataset)):
-            lang = dataset.mixture.draw(index).lang
-            if by_language[lang] < wanted:
-                by_language[lang] += 1
-                chosen.append(index)
-        self.counts = dict(by_language)
-        self.indices = sorted(chosen, key=lambda index: (dataset.length(index), index))
-
-    @property
-    def has_features(self) -> bool:
-        """As of the training set."""
-        return self.dataset.has_features
+            own = chosen[dataset.mixture.draw(index).lang]
+            if len(own) < wanted:
+                own.append(index)
+        self.counts = {lang: len(own) for lang, own in chosen.items()}
+        self.indices = sorted(chain(*chosen.values()), key=lambda i: (dataset.length(i), i))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -172,9 +141,9 @@ class ValidationSet(Dataset[dict[str, Any]]):
 
 
 class StopEarly(TrainerCallback):
-    """Ends a run whose validation loss has not improved for a while.
+    """Ends a run whose validation loss no longer improves.
 
-    It goes by the run's logged history, so a run that was interrupted counts on.
+    It uses the logged history, so an interrupted run continues to count.
 
     Args:
         patience: Validations without a better loss.
@@ -184,12 +153,10 @@ class StopEarly(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look back."""
+        """Ends the run if the best loss is too far back."""
         logged = [(e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e]
-        losses = [loss for _, loss in dict(logged).items()]
-        if not losses:
-            return
-        since_best = len(losses) - 1 - losses.index(min(losses))
+        losses = list(dict(logged).values())
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else -1
         if since_best >= self.patience:
             log.info(
                 "stopped early in step %d: the validation loss has not fallen for %d validations",
@@ -200,10 +167,10 @@ class StopEarly(TrainerCallback):
 
 
 class MarkBest(TrainerCallback):
-    """Writes which checkpoint is the best one into `best.json`."""
+    """Writes the name of the best checkpoint to `best.json`."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the file, if the best checkpoint is there, or is being written right now."""
+        """Writes the file, if the best checkpoint exists or is being written."""
         best = state.best_model_checkpoint
         if not state.is_world_process_zero or not best:
             return
@@ -216,30 +183,3 @@ class MarkBest(TrainerCallback):
         }
         path = Path(args.output_dir) / BEST_FILE
         write_atomically(path, json.dumps(record))
-
-
-def check_validation_flags(arguments: LrmArguments, args: Any) -> None:
-    """Find contradictions between what is validated on and when.
-
-    Args:
-        arguments: Ours.
-        args: transformers' training arguments.
-
-    Raises:
-        ConfigError: naming the flags.
-    """
-    is_on = args.eval_strategy != "no"
-    if is_on and not arguments.validates:
-        raise ConfigError(
-            "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share "
-            "0.01, or name a corpus with --eval_corpus_path"
-        )
-    if arguments.validates and not is_on:
-        raise ConfigError("--eval_share and --eval_corpus_path need --eval_strategy steps")
-    if (arguments.eval_questions or arguments.early_stop_patience) and not arguments.validates:
-        raise ConfigError("--eval_questions and --early_stop_patience need --eval_share")
-    if arguments.eval_questions and (args.fsdp or is_deepspeed_zero3_enabled()):
-        raise ConfigError(
-            "--eval_questions does not work where weights are dealt out (ZeRO-3, FSDP): leave it "
-            "out, and measure checkpoints with `lrm eval`"
-        )

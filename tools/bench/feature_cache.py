@@ -25,7 +25,7 @@ from _pair import SHAPES, Shape, build_llava
 from _sides import apart, entry, finish, parser_of
 from PIL import Image
 
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 NUM_PICTURES = 128
 TEXT_TOKENS = {"mini": 60}
@@ -107,7 +107,7 @@ def measure() -> tuple[float, float, float, bool]:
         paths = [Path(folder) / f"{number}.png" for number in range(NUM_PICTURES)]
         for path in paths:
             Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
-        loader = PictureLoader(tower.image_processor, "pad")
+        loader = ImageLoader(tower.image_processor, "pad")
         cache = FeatureCache(Path(folder) / "cache", tower, loader, "float32")
         cache.add(paths, tower)
         start = time.process_time()
@@ -117,9 +117,9 @@ def measure() -> tuple[float, float, float, bool]:
         with torch.no_grad():
             computed = tower(pixels)
         computing = time.process_time() - start
-        cache[paths[0]]  # opens the file
+        cache(paths[0])  # opens the file
         start = time.process_time()
-        read = torch.stack([cache[path] for path in paths])
+        read = torch.stack([cache(path) for path in paths])
         reading = time.process_time() - start
     is_equal = bool(torch.allclose(read, computed, atol=1e-5))
     taken = (reading, computing, opening + computing)

@@ -6,7 +6,7 @@ Both ways take the same steps on the same batches, in pairs whose order alternat
 time is compared, which other processes disturb less than the clock. `ratio` is without / with, so
 0.99 means that watching costs a hundredth of a step. `equal` is whether the losses are the same to
 1e-6: token losses are added up in another order when they are watched. That gradients are the same
-bit for bit is tested (`tests/llava/train/test_tallies.py`).
+bit for bit is tested (`tests/llava/train/test_metrics.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loss import token_loss_hook
-from llava.train.metrics import BatchTally, GroupTally
+from llava.train.metrics import (
+    GroupSums,
+    group_metrics,
+    position_quantities,
+    token_quantities,
+)
 
 MINI = Path(__file__).parents[2] / "playground" / "models" / "mini"
 B, T, SUPERVISED, STEPS = 32, 101, 40, 3
@@ -103,17 +108,17 @@ def step(model: Any, batch: dict[str, torch.Tensor], watched: bool) -> float:
         loss = model(**batch).loss
     else:
         tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
-        groups, batches = GroupTally(), BatchTally()
+        sums = GroupSums()
         with token_loss_hook(lambda *token: tokens.append(token)):
             loss = model(**batch).loss
         losses, is_right = (torch.cat(parts) for parts in zip(*tokens, strict=True))
         names = [
             ("", f"lang{i % 10}", f"task{i % 3}", f"lang{i % 10}/task{i % 3}") for i in range(B)
         ]
-        groups.add(batch["labels"], losses, is_right, names, {"character": [50] * B})
-        batches.add(batch, 16, False)
-        groups.take().figures()
-        batches.take()
+        quantities = position_quantities(batch, 16)
+        quantities |= token_quantities(batch["labels"], losses, is_right)
+        sums.add({**quantities, "per_character": torch.full((B,), 50.0)}, names)
+        group_metrics(sums.take())
     loss.backward()
     return float(loss.detach())
 

@@ -41,8 +41,7 @@ from _pair import (
 from _sides import entry, finish, parser_of
 
 from llava.model.language_model.causal_lm import PACKED_SDPA
-from llava.train.build import compile_layers
-from llava.train.train_mem import memory_efficient_attention
+from llava.train.build import compile_layers, memory_efficient_attention
 
 NUM_PICTURES = 32
 NUM_WARM_UP = 5

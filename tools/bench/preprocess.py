@@ -251,12 +251,12 @@ class _Ids:
 def measure_pictures() -> list[dict[str, Any]]:
     """Rows of both sizes, without and with draft mode."""
     from llava.mm_utils import byte_table, to_floats
-    from lrm_ext.training.feature_cache import PictureLoader
+    from lrm_ext.training.feature_cache import ImageLoader
 
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}
     )
-    plain, draft = (PictureLoader(processor, "pad", uses_draft) for uses_draft in (False, True))
+    plain, draft = (ImageLoader(processor, "pad", uses_draft) for uses_draft in (False, True))
     table = byte_table(processor)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

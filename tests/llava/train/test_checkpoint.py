@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import threading
 import zlib
 
 import pytest
@@ -12,15 +11,18 @@ from torch import nn
 
 from llava.errors import CheckpointError
 from llava.train import checkpoint
-from llava.train.checkpoint import Ranks, find_last_checkpoint, is_whole, problem_of, rotate
-from llava.train.saving import BackgroundWriter, StateCopy, get_peft_state_maybe_zero_3
-
-ALONE = Ranks()
+from llava.train.checkpoint import (
+    StateCopy,
+    find_last_checkpoint,
+    get_peft_state_maybe_zero_3,
+    problem_of,
+    rotate,
+)
 
 
 def write(output_dir, step, text="weights"):
     final = output_dir / f"checkpoint-{step}"
-    with checkpoint.writing_folder(final, ALONE) as folder:
+    with checkpoint.writing_folder(final) as folder:
         (folder / "a.bin").write_text(text)
         (folder / "sub").mkdir()
         (folder / "sub" / "b.bin").write_text(text)
@@ -32,7 +34,7 @@ def test_a_folder_appears_with_its_mark(tmp_path):
     mark = json.loads((final / "COMPLETE").read_text())
     assert mark["files"] == {"a.bin": 7, "sub/b.bin": 7}
     assert mark["crc32"]["a.bin"] == f"{zlib.crc32(b'weights'):08x}"
-    assert is_whole(final)
+    assert problem_of(final) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -79,36 +81,15 @@ def test_a_mark_without_checksums_counts(tmp_path):
 
 
 def test_parts_are_written_before_the_mark(tmp_path):
-    final = tmp_path / "checkpoint-4"
-    folder = checkpoint.begin_folder(final, ALONE)
-    (folder / "small.bin").write_text("now")
+    final, later, parts = tmp_path / "checkpoint-4", [], []
+    with checkpoint.writing_folder(final, parts, later.append) as folder:
+        (folder / "small.bin").write_text("now")
+        parts.append(lambda: (folder / "large.bin").write_text("later"))
     assert find_last_checkpoint(tmp_path) is None
-    checkpoint.finish_folder(final, [lambda: (folder / "large.bin").write_text("later")])
+    (finish,) = later
+    finish()
     assert set(json.loads((final / "COMPLETE").read_text())["files"]) == {"small.bin", "large.bin"}
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
-
-
-def test_the_background_writer_runs_one_at_a_time():
-    writer, go, order = BackgroundWriter(), threading.Event(), []
-    writer.start(lambda: (go.wait(10), order.append(1)))
-    writer.check()
-    threading.Timer(0.05, go.set).start()
-    writer.start(lambda: order.append(2))
-    writer.wait()
-    assert order == [1, 2]
-
-
-@pytest.mark.parametrize("ask", ["wait", "check", "start"])
-def test_what_goes_wrong_in_the_background_is_raised(ask):
-    def fail():
-        raise CheckpointError("the disk is full")
-
-    writer = BackgroundWriter()
-    writer.start(fail)
-    while not writer._running.done():
-        pass
-    with pytest.raises(CheckpointError, match="disk is full"):
-        getattr(writer, ask)(*([fail] if ask == "start" else []))
 
 
 def test_a_copy_of_the_state_does_not_change_with_it():
@@ -128,7 +109,7 @@ def test_an_error_while_writing_leaves_nothing_behind_that_counts(tmp_path):
     write(tmp_path, 1)
     with (
         pytest.raises(RuntimeError, match="boom"),
-        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE) as folder,
+        checkpoint.writing_folder(tmp_path / "checkpoint-2") as folder,
     ):
         (folder / "a.bin").write_text("x")
         raise RuntimeError("boom")
@@ -148,7 +129,7 @@ def test_a_full_disk_is_explained(tmp_path, error):
     write(tmp_path, 1)
     with (
         pytest.raises(CheckpointError, match=r"disk is full.*checkpoint-1.*same command"),
-        checkpoint.writing_folder(tmp_path / "checkpoint-2", ALONE),
+        checkpoint.writing_folder(tmp_path / "checkpoint-2"),
     ):
         raise error
     assert not (tmp_path / "tmp-saving").exists()
@@ -159,7 +140,7 @@ def test_an_older_folder_of_the_same_name_is_replaced(tmp_path):
     (old / "COMPLETE").unlink()
     write(tmp_path, 3, "new")
     assert (old / "a.bin").read_text() == "new"
-    assert is_whole(old)
+    assert problem_of(old) is None
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
@@ -175,12 +156,12 @@ def test_final_files_move_in_and_stale_weights_go(tmp_path):
     (tmp_path / "model-00001-of-00002.safetensors").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "COMPLETE").write_text("{}")
-    with checkpoint.writing_final(tmp_path, ALONE) as folder:
+    with checkpoint.writing_final(tmp_path) as folder:
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_text("new")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["COMPLETE", "config.json", "model.safetensors", "notes.txt"]
-    assert is_whole(tmp_path)
+    assert problem_of(tmp_path) is None
 
 
 def test_files_are_on_the_disk_before_the_folder_is_renamed(tmp_path, monkeypatch):

@@ -119,14 +119,16 @@ def test_a_bad_loss_on_one_rank_ends_the_other_with_its_reason(run_two):
     code, said = run_two("loss = loss * float('nan')")
     assert code != 0
     assert "the loss is nan in step 5" in said
-    assert "another process of this run ended (rank 1: the loss is nan in step 5" in said
+    assert "another process of this run ended" in said
+    # torchrun's summary
+    assert re.search(r"Root Cause.*the loss is nan in step 5", said, re.DOTALL)
 
 
 def test_a_rank_that_is_killed_ends_the_other(start_two):
     process = start_two("os.kill(os.getpid(), signal.SIGKILL)")
     _, said = process.communicate(timeout=150)
     assert process.returncode != 0
-    assert "another process of this run ended (it gave no reason" in said
+    assert "another process of this run ended" in said
     assert re.search(r"exitcode\s*: -9", said)
 
 

@@ -141,7 +141,7 @@ def test_out_of_memory_says_what_to_lower(flags, run_train, monkeypatch):
     monkeypatch.setattr(Trainer, "compute_loss", full)
     said = (
         r"out of memory in step 1, with 4 samples of \d+ to \d+ tokens, \d+ in all \(\d+ with "
-        r"padding\), and 4 pictures of 16 positions each: CUDA out of memory. Tried to allocate "
+        r"padding\), and 4 images of 16 positions each: CUDA out of memory. Tried to allocate "
         r"2.00 GiB.\nWhat helps: --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
         r".*--activation_checkpointing True.*--packing True.*--model_max_length is 256"
     )

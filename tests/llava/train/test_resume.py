@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from llava.errors import CheckpointError
 from llava.model.multimodal_projector.builder import read_tensors
 from llava.train import checkpoint
-from llava.train.checkpoint import find_last_checkpoint, is_whole
+from llava.train.checkpoint import find_last_checkpoint, problem_of
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import default_data_module
 
@@ -61,7 +61,7 @@ def test_killed_run_ends_with_the_same_weights(flags, run_train, tmp_path):
     run_train(flags(output_dir=killed, **settings))
     weights = [load_file(tmp_path / n / "model.safetensors") for n in ("straight", "killed")]
     assert same(*weights)
-    assert is_whole(killed)
+    assert problem_of(killed) is None
 
 
 def test_in_the_background_the_same_is_saved(flags, run_train, tmp_path):
@@ -193,7 +193,7 @@ def test_other_settings_are_refused_and_the_result_stays(
     with pytest.raises(CheckpointError, match=named):
         run_train(flags(**{**settings, **changes}))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert is_whole(out)
+    assert problem_of(out) is None
 
 
 def test_another_starting_projector_is_refused_but_may_move(flags, run_train, tmp_path):

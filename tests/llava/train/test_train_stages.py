@@ -11,7 +11,7 @@ from llava import conversation as conversation_lib
 from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.builder import read_tensors
-from llava.train.checkpoint import is_whole
+from llava.train.checkpoint import problem_of
 
 
 def weights_of(folder):
@@ -28,7 +28,7 @@ def test_stage_1_writes_projector_and_config_only(stage_1):
     written = {path.name for path in stage_1.iterdir() if path.is_file()}
     assert {"config.json", "mm_projector.bin", "trainer_state.json", "COMPLETE"} <= written
     assert not any(name.endswith(".safetensors") for name in written)
-    assert is_whole(stage_1)
+    assert problem_of(stage_1) is None
     names = set(read_tensors(stage_1 / "mm_projector.bin"))
     assert names == {
         f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")

@@ -100,7 +100,7 @@ def test_no_row_twice_before_all_were_there(
     rows: dict[str, Counter[int]] = {lang: Counter() for lang in SIZES}
     for epoch in range(num_epochs):
         for position in range(NUM_ROWS):
-            draw = mixture.layout(epoch).draw(position)
+            draw = mixture.layout(epoch).draw(NUM_ROWS + position)
             rows[draw.lang][draw.row] += 1
     for lang, counts in rows.items():
         times = [counts[row] for row in range(SIZES[lang])]

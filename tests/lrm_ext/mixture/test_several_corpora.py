@@ -129,7 +129,7 @@ def test_simulation_is_what_is_drawn(
         for epochs, (rows, _) in zip(times, CORPORA.values(), strict=True)
     )
     assert sum(drawn["en"].values()) == english * num_epochs
-    for each in simulate(mixture, num_epochs):
+    for each in simulate(mixture, range(num_epochs)):
         counts = drawn.get(each.lang, Counter())
         assert each.count == sum(counts.values())
         assert each.num_rows == len(counts)

@@ -9,12 +9,12 @@ from PIL import ExifTags, Image
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.training import feature_cache
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader, cache_key
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader, cache_key
 
 
 @pytest.fixture
 def loader(tiny_tower):
-    return PictureLoader(tiny_tower.image_processor, "pad")
+    return ImageLoader(tiny_tower.image_processor, "pad")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_values_are_the_towers(cache, paths, loader, tiny_tower):
     assert cache.add(paths, tiny_tower) == 7
     for path in paths:
         expected = tiny_tower(loader(path)[None])[0]
-        assert torch.allclose(cache[path], expected, atol=1e-5)
+        assert torch.allclose(cache(path), expected, atol=1e-5)
 
 
 def test_a_second_opening_finds_them(cache, paths, loader, tiny_tower, tmp_path):
@@ -44,12 +44,12 @@ def test_a_second_opening_finds_them(cache, paths, loader, tiny_tower, tmp_path)
     assert len(again) == 4
     # the larger corpus of the second stage
     assert again.add(paths, tiny_tower) == 3
-    assert torch.equal(again[paths[0]], cache[paths[0]])
+    assert torch.equal(again(paths[0]), cache(paths[0]))
 
 
 def test_an_interrupted_run_goes_on(cache, paths, loader, tiny_tower, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "BATCH_SIZE", 2)
-    monkeypatch.setattr(feature_cache, "PICTURES_PER_SHARD", 2)
+    monkeypatch.setattr(feature_cache, "IMAGES_PER_SHARD", 2)
     calls = []
 
     def dies(pixels):
@@ -69,11 +69,11 @@ def test_an_interrupted_run_goes_on(cache, paths, loader, tiny_tower, tmp_path, 
 
 def test_a_changed_picture_is_computed_anew(cache, paths, tiny_tower):
     cache.add(paths, tiny_tower)
-    before = cache[paths[0]]
+    before = cache(paths[0])
     Image.new("RGB", (9, 9), (255, 0, 0)).save(paths[0])
     assert cache.missing(paths) == [paths[0]]
     cache.add(paths, tiny_tower)
-    assert not torch.equal(before, cache[paths[0]])
+    assert not torch.equal(before, cache(paths[0]))
     assert cache.missing(paths) == []
 
 
@@ -86,7 +86,7 @@ def test_images_are_seen_upright(cache, loader, tiny_tower, tmp_path, monkeypatc
     turned, plain = tmp_path / "turned.png", tmp_path / "plain.png"
     assert torch.equal(loader(turned), loader(plain))
     cache.add([turned, plain], tiny_tower)
-    assert torch.equal(cache[turned], cache[plain])
+    assert torch.equal(cache(turned), cache(plain))
     # features of images as stored, which a cache may hold from before, are not found
     monkeypatch.setattr(feature_cache, "FORMAT", 1)
     assert cache_key(tiny_tower, loader, "float32") != cache.folder.name
@@ -96,7 +96,7 @@ def test_the_key_holds_what_features_depend_on(tiny_tower, loader):
     key = cache_key(tiny_tower, loader, "float32")
     assert key == cache_key(tiny_tower, loader, "float32")
     assert key != cache_key(tiny_tower, loader, "float16")
-    other = PictureLoader(tiny_tower.image_processor, "square")
+    other = ImageLoader(tiny_tower.image_processor, "square")
     assert key != cache_key(tiny_tower, other, "float32")
     weight = next(tiny_tower.parameters())
     saved = weight.detach().clone()
@@ -108,14 +108,14 @@ def test_the_key_holds_what_features_depend_on(tiny_tower, loader):
 def test_spelling_of_a_path_does_not_matter(cache, paths, tiny_tower):
     cache.add(paths, tiny_tower)
     other = paths[0].parent / "x" / ".." / paths[0].name
-    assert torch.equal(cache[other], cache[paths[0]])
+    assert torch.equal(cache(other), cache(paths[0]))
 
 
 def test_it_travels_to_workers(cache, paths, tiny_tower):
     cache.add(paths, tiny_tower)
-    cache[paths[0]]
+    cache(paths[0])
     copy = pickle.loads(pickle.dumps(cache))
-    assert torch.equal(copy[paths[3]], cache[paths[3]])
+    assert torch.equal(copy(paths[3]), cache(paths[3]))
 
 
 def test_overflow_is_refused(tmp_path, paths, loader, tiny_tower):
@@ -125,9 +125,9 @@ def test_overflow_is_refused(tmp_path, paths, loader, tiny_tower):
 
 
 def test_pictures_that_cannot_be_read(cache, tmp_path, tiny_tower, loader):
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such (image|picture)"):
         cache.add([tmp_path / "gone.png"], tiny_tower)
-    with pytest.raises(DataError, match="no such picture"):
+    with pytest.raises(DataError, match="no such (image|picture)"):
         loader(tmp_path / "gone.png")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"cut\.png: the picture cannot be read"):
@@ -136,4 +136,4 @@ def test_pictures_that_cannot_be_read(cache, tmp_path, tiny_tower, loader):
 
 def test_unknown_shape(tiny_tower):
     with pytest.raises(ConfigError, match="square, pad"):
-        PictureLoader(tiny_tower.image_processor, "round")
+        ImageLoader(tiny_tower.image_processor, "round")

@@ -12,8 +12,8 @@ from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.training import dataset as dataset_module
-from lrm_ext.training.dataset import Limits, MixtureDataset, SampleLosses
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits, SampleLosses
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 NUM_ROWS = 8
 
@@ -39,15 +39,14 @@ def chat(answer, number):
 @pytest.fixture
 def make(chats, tiny_tokenizer, tiny_tower):
     def build(limit=2000, rate=0.0, instruction="mvqa", features=None):
-        loader = PictureLoader(tiny_tower.image_processor, "pad")
+        loader = ImageLoader(tiny_tower.image_processor, "pad")
         spec = MixtureSpec.from_dict({"instructions": {instruction: 1}})
         return MixtureDataset(
             Mixture(spec, chats),
             tiny_tokenizer,
             "lrm_v1",
-            Limits(limit, 16, rate),
-            loader,
-            features,
+            SampleLimits(limit, 16, rate),
+            features or loader,
         )
 
     return build
@@ -144,16 +143,16 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
         assert bool((again["labels"] != IGNORE_INDEX).any()) == (not is_broken)
         assert again["image"].shape == item["image"].shape
         assert again["image"].dtype == item["image"].dtype
-    assert dataset.sample_losses.number("broken picture") == 2  # English and Croatian
-    assert dataset.sample_losses.number("broken picture", "hr") == 1
-    assert "3.png" in caplog.text and "nothing is learnt from it" in caplog.text
+    assert dataset.sample_losses.number("broken image") == 2  # English and Croatian
+    assert dataset.sample_losses.number("broken image", "hr") == 1
+    assert "3.png" in caplog.text and "nothing is learned from it" in caplog.text
 
 
 def test_damage_of_any_format_is_counted(make, chats, damaged_image):
     chats.image_path(3).write_bytes(damaged_image)
     dataset = make(rate=0.2)
     assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
-    assert dataset.sample_losses.number("broken picture") == 2
+    assert dataset.sample_losses.number("broken image") == 2
 
 
 def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp_path, tiny_tower):
@@ -161,7 +160,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
     plain = [before[i]["labels"] for i in range(len(before))]
     break_picture(chats, 3)
     chats.image_path(5).unlink()
-    loader = PictureLoader(tiny_tower.image_processor, "pad")
+    loader = ImageLoader(tiny_tower.image_processor, "pad")
     paths = [chats.image_path(row) for row in range(NUM_ROWS)]
     cache = FeatureCache(tmp_path / "cache", tiny_tower, loader, "float32")
     with pytest.raises(DataError, match=r"3\.png: the picture cannot be read"):
@@ -175,9 +174,9 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
             assert (item["labels"] == IGNORE_INDEX).all() and not item["image_features"].any()
         else:
             assert torch.equal(item["labels"], labels)
-            assert torch.equal(item["image_features"], cache[paths[row]])
+            assert torch.equal(item["image_features"], cache(paths[row]))
     assert dataset.sample_losses.number("read") == len(dataset)
-    assert dataset.sample_losses.number("broken picture", "hr") == 2
+    assert dataset.sample_losses.number("broken image", "hr") == 2
     with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Mend it, or tolerate"):
         strict = make(features=cache)
         for i in range(len(strict)):
@@ -185,7 +184,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
     # mended, it is read at the next opening
     Image.new("RGB", (9, 9)).save(chats.image_path(3))
     assert cache.add(paths, tiny_tower, tolerates_broken=True) == 1
-    assert cache[paths[3]].shape == cache.feature_shape
+    assert cache(paths[3]).shape == cache.feature_shape
 
 
 def test_workers_count_into_the_same_account(make, chats):
@@ -195,7 +194,7 @@ def test_workers_count_into_the_same_account(make, chats):
     assert sum(1 for _ in loader) == len(dataset)
     assert dataset.sample_losses.number("encoded") == len(dataset)
     assert dataset.sample_losses.number("read") == len(dataset)
-    assert dataset.sample_losses.number("broken picture") == 2
+    assert dataset.sample_losses.number("broken image") == 2
     # the process that plans steps encodes the same samples: they are not counted twice
     for i in range(len(dataset)):
         dataset.length(i)
@@ -210,7 +209,7 @@ def test_too_many_broken_ones_end_the_run(monkeypatch):
     for i in range(10):
         counts.count("read", "hr")
         if i < 3:  # too few were seen yet to say that a third is too much
-            counts.lose("broken picture", "hr", "x.png", "Mend it")
+            counts.lose("broken image", "hr", "x.png", "Mend it")
     with pytest.raises(DataError, match=r"x\.png; more than --max_drop_rate 30\.0%") as caught:
-        counts.lose("broken picture", "hr", "x.png", "Mend it")
-    assert "broken picture hr          4 of 10" in str(caught.value)
+        counts.lose("broken image", "hr", "x.png", "Mend it")
+    assert "broken image   hr          4 of 10" in str(caught.value)

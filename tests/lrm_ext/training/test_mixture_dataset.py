@@ -8,8 +8,8 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import DataError
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training.dataset import Limits, MixtureDataset
-from lrm_ext.training.feature_cache import FeatureCache, PictureLoader
+from lrm_ext.training.dataset import MixtureDataset, SampleLimits
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 NUM_IMAGE_TOKENS = 16
 
@@ -17,9 +17,9 @@ NUM_IMAGE_TOKENS = 16
 @pytest.fixture
 def make(corpus, tiny_tokenizer, tiny_tower):
     def build(limit=512, rate=0.0, **kwargs):
-        loader = PictureLoader(tiny_tower.image_processor, "pad")
-        limits = Limits(limit, NUM_IMAGE_TOKENS, rate)
-        settings = {"version": "lrm_v1", "loader": loader, **kwargs}
+        loader = ImageLoader(tiny_tower.image_processor, "pad")
+        limits = SampleLimits(limit, NUM_IMAGE_TOKENS, rate)
+        settings = {"version": "lrm_v1", "images": loader, **kwargs}
         return MixtureDataset(
             Mixture(MixtureSpec(), corpus), tiny_tokenizer, limits=limits, **settings
         )
@@ -105,11 +105,11 @@ def test_a_mixture_of_which_nothing_fits_ends(make):
 
 
 def test_cached_features_replace_pictures(make, corpus, tiny_tower, tmp_path):
-    loader = PictureLoader(tiny_tower.image_processor, "pad")
+    loader = ImageLoader(tiny_tower.image_processor, "pad")
     cache = FeatureCache(tmp_path, tiny_tower, loader, "float16")
     paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i))]
     cache.add(paths, tiny_tower)
-    item = make(features=cache)
+    item = make(images=cache)
     kinds = {bool(item[i]["image_features"].any()) for i in range(24)}
     assert kinds == {True, False}
     assert all(item[i]["image_features"].shape == (16, 32) for i in range(24))

@@ -1,4 +1,4 @@
-"""Tallies of groups and batches, against sums made by hand."""
+"""Sums over groups and batches, against sums made by hand."""
 
 import sys
 from types import ModuleType
@@ -11,7 +11,8 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.loss import causal_lm_loss, has_token_loss_hook, token_loss_hook
-from llava.train.metrics import BatchTally, GroupSums, GroupTally
+from llava.train import metrics as metrics_module
+from llava.train.metrics import GroupSums, group_metrics, position_quantities, token_quantities
 
 B, T, D, V = 3, 7, 8, 11
 
@@ -89,48 +90,64 @@ def test_tokens_are_seen_although_liger_holds_no_logits(batch, monkeypatch, max_
     assert kernel.call_count == 2
 
 
+def summed(*batches):
+    """Metrics of micro-batches (labels, losses, is_right, groups, units)."""
+    sums = GroupSums()
+    for labels, losses, is_right, groups, units in batches:
+        quantities = token_quantities(labels, losses, is_right)
+        quantities |= {f"per_{unit}": torch.tensor(amounts) for unit, amounts in units.items()}
+        sums.add(quantities, groups)
+    found = sums.take()
+    assert not sums.take()  # they began anew
+    return found
+
+
 def test_groups_are_summed_over_micro_batches(batch):
     hidden, labels, head = batch
     _, losses, is_right = watched(hidden, labels, head)
     counts = (labels[:, 1:] != IGNORE_INDEX).sum(1).tolist()
     by_sample = [part.sum().item() for part in losses.split(counts)]
     groups = [("hr", "mvqa"), ("en", "mvqa"), ("hr", "bvqa")]
-    tally = GroupTally()
-    for _ in range(2):
-        units = {"character": [4, 5, 6]}
-        tally.add(labels, losses, is_right, groups, units)
-    figures = tally.take().metrics()
-    assert figures["tokens/hr"] == 2 * (counts[0] + counts[2])
-    assert figures["loss/hr"] == pytest.approx(
+    one = (labels, losses, is_right, groups, {"character": [4, 5, 6]})
+    metrics = group_metrics(summed(one, one))
+    assert metrics["tokens/hr"] == 2 * (counts[0] + counts[2])
+    assert metrics["loss/hr"] == pytest.approx(
         (by_sample[0] + by_sample[2]) / (counts[0] + counts[2])
     )
-    assert figures["loss/en"] == pytest.approx(by_sample[1] / counts[1])
-    assert figures["loss_per_character/hr"] == pytest.approx(2 * (by_sample[0] + by_sample[2]) / 20)
+    assert metrics["loss/en"] == pytest.approx(by_sample[1] / counts[1])
+    assert metrics["loss_per_character/hr"] == pytest.approx(2 * (by_sample[0] + by_sample[2]) / 20)
     right = [part.sum().item() for part in is_right.split(counts)]
-    assert figures["accuracy/mvqa"] == pytest.approx((right[0] + right[1]) / sum(counts[:2]))
-    assert tally.take().metrics() == {}  # they began anew
+    assert metrics["accuracy/mvqa"] == pytest.approx((right[0] + right[1]) / sum(counts[:2]))
+
+
+def test_many_micro_batches_are_read_in_between(batch, monkeypatch):
+    hidden, labels, head = batch
+    _, losses, is_right = watched(hidden, labels, head)
+    one = (labels, losses, is_right, [("hr",)] * B, {})
+    expected = summed(*[one] * 5)
+    monkeypatch.setattr(metrics_module, "_MAX_PENDING", 2)
+    assert summed(*[one] * 5) == expected
 
 
 def test_ranks_add_up(batch):
     hidden, labels, head = batch
     _, losses, is_right = watched(hidden, labels, head)
-    units = {"byte": [1, 2, 3]}
-    whole, first, second = GroupTally(), GroupTally(), GroupTally()
     groups = [("hr",), ("zh",), ("hr",)]
-    whole.add(labels, losses, is_right, groups, units)
+    whole = summed((labels, losses, is_right, groups, {"byte": [1, 2, 3]}))
     cut = int((labels[:1, 1:] != IGNORE_INDEX).sum())
-    first.add(labels[:1], losses[:cut], is_right[:cut], groups[:1], {"byte": [1]})
-    second.add(labels[1:], losses[cut:], is_right[cut:], groups[1:], {"byte": [2, 3]})
-    together = sum((tally.take() for tally in (first, second)), GroupSums())
-    assert together.metrics() == pytest.approx(whole.take().metrics())
+    together = summed((labels[:1], losses[:cut], is_right[:cut], groups[:1], {"byte": [1]}))
+    together.update(
+        summed((labels[1:], losses[cut:], is_right[cut:], groups[1:], {"byte": [2, 3]}))
+    )
+    assert group_metrics(together) == pytest.approx(group_metrics(whole))
 
 
 def test_losses_of_samples_that_were_cut_are_noticed(batch):
     hidden, labels, head = batch
     _, losses, is_right = watched(hidden, labels, head)
-    tally = GroupTally()
-    tally.add(labels, losses[:-1], is_right[:-1], [("a",)] * B, {})
-    assert tally.take().num_misfits == 1
+    groups = [("a",)] * B
+    assert summed((labels, losses[:-1], is_right[:-1], groups, {}))["misfits", "a"]
+    assert not summed((labels, losses, is_right, groups, {}))["misfits", "a"]
 
 
 @pytest.mark.parametrize(("packing", "padded"), [(False, 3 * 10), (True, 10 + 4 + 9)])
@@ -141,9 +158,9 @@ def test_real_positions_and_padding(packing, padded):
     ids[0, 1] = ids[2, 1] = IMAGE_TOKEN_INDEX
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, 2] = 1
-    tally = BatchTally()
-    tally.add({"input_ids": ids, "attention_mask": mask, "labels": labels}, 5, packing)
-    assert tally.take() == {
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "packing": packing}
+    found = position_quantities(inputs, 5)
+    assert {name: value.sum().item() for name, value in found.items()} == {
         "real": 10 + 4 + 9,
         "padded": padded,
         "squared": 100 + 16 + 81,

@@ -1,4 +1,4 @@
-"""What a training on a mixture logs: figures per language and instruction, and of the machine."""
+"""What a training on a mixture logs: metrics per language and instruction, and of the machine."""
 
 import json
 import math
@@ -12,7 +12,7 @@ def entries(folder, key):
     return [line for line in read_metrics(folder / METRICS_FILE) if key in line]
 
 
-def test_figures_per_language_and_instruction(run_lrm):
+def test_metrics_per_language_and_instruction(run_lrm):
     out = run_lrm(max_steps=6, group_steps=3)
     logged = entries(out, "loss/hr")
     assert [line["step"] for line in logged] == [3, 6]
@@ -30,7 +30,7 @@ def test_figures_per_language_and_instruction(run_lrm):
         assert line["loss_per_byte/zh"] < line["loss_per_character/zh"]
 
 
-def test_figures_are_the_same_however_a_step_is_dealt(run_lrm, tmp_path):
+def test_metrics_are_the_same_however_a_step_is_dealt(run_lrm, tmp_path):
     settings = {"max_steps": 2, "group_steps": 2, "length_window": 0, "learning_rate": 1e-3}
     whole = entries(run_lrm(output_dir=tmp_path / "a", **settings), "loss/hr")[-1]
     dealt = entries(
@@ -49,7 +49,7 @@ def test_figures_are_the_same_however_a_step_is_dealt(run_lrm, tmp_path):
         assert {k: other[k] for k in names} == pytest.approx({k: whole[k] for k in names}, abs=1e-4)
 
 
-def test_figures_of_the_machine(run_lrm):
+def test_metrics_of_the_machine(run_lrm):
     out = run_lrm(max_steps=3, peak_tflops=0.1)
     for line in entries(out, "loss"):
         assert line["tokens_per_second"] > 0
@@ -71,12 +71,12 @@ def test_watching_does_not_change_what_is_learnt(run_lrm, tmp_path, monkeypatch)
     from llava.train.metrics import WatchedTrainer
 
     seen = load_file(run_lrm(output_dir=tmp_path / "a", max_steps=3) / "model.safetensors")
-    monkeypatch.setattr(WatchedTrainer, "_tally", lambda *args: None)
+    monkeypatch.setattr(WatchedTrainer, "_measure", lambda *args: None)
     unseen = load_file(run_lrm(output_dir=tmp_path / "b", max_steps=3) / "model.safetensors")
     assert all((value == unseen[name]).all() for name, value in seen.items())
 
 
-def test_tensorboard_has_the_figures(run_lrm, tmp_path):
+def test_tensorboard_has_the_metrics(run_lrm, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -87,7 +87,7 @@ def test_tensorboard_has_the_figures(run_lrm, tmp_path):
     assert {"train/loss", "train/loss/hr", "train/accuracy/mvqa", "train/padding_share"} <= {*tags}
 
 
-def test_wandb_gets_the_figures(run_lrm, monkeypatch):
+def test_wandb_gets_the_metrics(run_lrm, monkeypatch):
     """W&B takes what transformers' callback hands it; nothing is sent."""
     from transformers.integrations import WandbCallback, integration_utils
 
