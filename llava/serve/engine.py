@@ -18,15 +18,14 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import (
@@ -73,13 +72,11 @@ class Sampler:
         self._temperature = temperature
         self._top_p = top_p
         self._top_k = top_k
-        self._generator: torch.Generator | None = None
-        if not self.is_greedy:
-            self._generator = torch.Generator(device=device)
-            if seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(seed)
+        self._generator = torch.Generator(device=device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is drawn from.
@@ -107,14 +104,14 @@ class Sampler:
         return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
 
 
-def picture_key(picture: Image.Image) -> str:
-    """Return a hash of a picture's mode, size and pixels."""
-    head = f"{picture.mode} {picture.width} {picture.height} ".encode()
-    return hashlib.sha256(head + picture.tobytes()).hexdigest()
+def image_key(image: Image.Image) -> str:
+    """Returns a hash of an image's mode, size and pixels."""
+    head = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
 
 
-class FeatureCache:
-    """A bounded map from pictures to features. All methods are thread-safe.
+class ImageFeatureCache:
+    """A bounded map from images to features, in memory. All methods are thread-safe.
 
     Args:
         max_bytes: Memory of all features; 0 remembers nothing.
@@ -125,33 +122,23 @@ class FeatureCache:
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
         self.num_bytes = 0
-        self.num_hits = 0
-        self.num_misses = 0
 
     def get(self, key: str) -> Tensor | None:
-        """Return the features of a picture, or None."""
-        with self._lock:
-            found = self._entries.get(key)
-            if found is None:
-                self.num_misses += 1
-            else:
-                self.num_hits += 1
-                self._entries.move_to_end(key)
-            return found
-
-    def put(self, key: str, features: Tensor) -> None:
-        """Remember features; older ones go to make room."""
-        size = features.element_size() * features.numel()
-        if size > self._max_bytes:
-            return
+        """Returns the features of an image, or None."""
         with self._lock:
             if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: str, features: Tensor) -> None:
+        """Remembers features; those that were used least recently go to make room."""
+        with self._lock:
+            if key in self._entries or features.nbytes > self._max_bytes:
                 return
             self._entries[key] = features
-            self.num_bytes += size
+            self.num_bytes += features.nbytes
             while self.num_bytes > self._max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self.num_bytes -= oldest.element_size() * oldest.numel()
+                self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
 
 
 class IncrementalDecoder:
@@ -233,7 +220,6 @@ class AnswerText:
     Args:
         tokenizer: The model's.
         stop: Text that ends the answer and is cut from it.
-        stop_id: The id of `stop` where it is one token: decoding would hide a special one.
         end_ids: Ids that end an answer.
         max_new_tokens: How many ids there may be.
 
@@ -246,13 +232,12 @@ class AnswerText:
         self,
         tokenizer: Any,
         stop: str | None,
-        stop_id: int | None,
-        end_ids: frozenset[int],
+        end_ids: Collection[int],
         max_new_tokens: int,
     ) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop_filter = StopFilter(stop)
-        self._end_ids = end_ids if stop_id is None else end_ids | {stop_id}
+        self._end_ids = end_ids
         self._max_new_tokens = max_new_tokens
         self.num_tokens = 0
         self.finish_reason: str | None = None
@@ -276,53 +261,33 @@ class AnswerText:
         return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
 
 
-class CancelCriteria(StoppingCriteria):
-    """End the generation of every row once an event is set."""
+class _StepQueue(BaseStreamer):
+    """Hands the ids of each step from the generating thread to a reader, until it cancels."""
 
     def __init__(self, cancel: threading.Event) -> None:
+        self.steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._cancel = cancel
-
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return one bool a row, shape [B]."""
-        return torch.full(
-            (input_ids.shape[0],), self._cancel.is_set(), dtype=torch.bool, device=input_ids.device
-        )
-
-
-class _End:
-    """Marks the end of a generation and carries its error."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-class _QueueStreamer(BaseStreamer):
-    """Hands ids from the generating thread to a queue; `generate` puts the prompt first."""
-
-    def __init__(self, ids: queue.SimpleQueue[list[int] | _End]) -> None:
-        self._ids = ids
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the ids of one step."""
-        if self._is_prompt:
-            self._is_prompt = False
-            return
-        self._ids.put(value.reshape(-1).tolist())
+        """Takes the ids of one step; `generate` puts the prompt first."""
+        if not self._is_prompt:
+            self.steps.put(value.reshape(-1).tolist())
+        self._is_prompt = False
+        if self._cancel.is_set():
+            raise InterruptedError("the generation was cancelled")
 
     def end(self) -> None:
-        """Do nothing: the thread itself marks the end, with or without an error."""
+        """Does nothing: the thread itself marks the end, with or without an error."""
 
 
 def generated_ids(
     model: Any, arguments: dict[str, Any], cancel: threading.Event
 ) -> Iterator[list[int]]:
-    """Run `model.generate` in a thread and yield new ids as they come.
+    """Runs `model.generate` in a thread and yields new ids as they come.
 
     Args:
-        model: A model whose `generate` takes `streamer` and `stopping_criteria`.
+        model: A model whose `generate` takes a `streamer`.
         arguments: Its other keyword arguments, for one row.
         cancel: Ends the generation after the current token; set when the reader leaves.
 
@@ -332,28 +297,23 @@ def generated_ids(
     Raises:
         Exception: What `generate` raised, as soon as it did.
     """
-    ids: queue.SimpleQueue[list[int] | _End] = queue.SimpleQueue()
+    streamer = _StepQueue(cancel)
 
     def run() -> None:
-        error: BaseException | None = None
         try:
             with torch.inference_mode():
-                model.generate(
-                    **arguments,
-                    streamer=_QueueStreamer(ids),
-                    stopping_criteria=StoppingCriteriaList([CancelCriteria(cancel)]),
-                )
-        except BaseException as caught:
-            error = caught
-        ids.put(_End(error))
+                model.generate(**arguments, streamer=streamer)
+            streamer.steps.put(None)
+        except BaseException as error:
+            streamer.steps.put(None if cancel.is_set() else error)
 
     thread = threading.Thread(target=run, name="generate", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := ids.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
+        while (step := streamer.steps.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
     finally:
         cancel.set()
         thread.join()
@@ -401,6 +361,49 @@ class ContextFull(Exception):
 
 
 @dataclass
+class PreparedImage:
+    """An image of a request, ready for the vision tower.
+
+    Attributes:
+        key: Of its features in the cache.
+        size: (width, height).
+        pixels: [tiles, 3, S, S] on the CPU; None where the features are known.
+        features: [tiles, P, D_vision]; None where they are not known yet.
+    """
+
+    key: str
+    size: tuple[int, int]
+    pixels: Tensor | None
+    features: Tensor | None
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles it is cut into; 1 where it is whole."""
+        tiles = self.pixels if self.features is None else self.features
+        assert tiles is not None
+        return len(tiles)
+
+
+@dataclass
+class PreparedRequest:
+    """A request that has been tokenized and checked against the context.
+
+    Attributes:
+        request: What is asked for.
+        input_ids: [1, T] with one sentinel for each image.
+        images: The images, in the order of the sentinels.
+        prompt_len: Positions that prompt and images take, or a few more.
+        max_new_tokens: How many tokens the answer may have.
+    """
+
+    request: GenerationRequest
+    input_ids: Tensor
+    images: list[PreparedImage]
+    prompt_len: int
+    max_new_tokens: int
+
+
+@dataclass
 class Engine:
     """A model with all that it needs to answer.
 
@@ -415,7 +418,6 @@ class Engine:
     model: Any
     image_processor: Any
     name: str
-    _stop_ids: dict[str, int | None] = field(default_factory=dict, repr=False)
 
     @property
     def context_len(self) -> int:
@@ -424,44 +426,66 @@ class Engine:
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether the model takes pictures."""
+        """Whether the model takes images."""
         return self.image_processor is not None
 
-    @torch.inference_mode()
-    def prepare(self, request: GenerationRequest) -> dict[str, Any]:
-        """Build the arguments of `model.generate` for a request.
+    @property
+    def is_tiled(self) -> bool:
+        """Whether images are cut into tiles."""
+        return getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
 
-        Returns:
-            Keyword arguments: `inputs` of shape [1, T] with one sentinel for each picture, `images`
-            of shape [N, 3, S, S] (or a list for tiled pictures) in the model's dtype, and the
-            sampling settings.
+    def prepare(
+        self, request: GenerationRequest, known: ImageFeatureCache | None = None
+    ) -> PreparedRequest:
+        """Tokenizes a prompt and prepares its images; any thread may do so.
+
+        Args:
+            request: What is asked for.
+            known: Features of images that need not be computed again.
 
         Raises:
-            ContextFull: Prompt and pictures fill the context.
-            DataError: Pictures were given to a model that takes none.
+            ContextFull: Prompt and images fill the context.
+            DataError: Images were given to a model that takes none.
         """
-        images, image_sizes = self._prepare_images(request.images)
-        input_ids = self.prompt_ids(request)
-        num_tiles = [
-            len(image) if image.ndim == 4 else 1 for image in (() if images is None else images)
-        ]
-        max_new_tokens = self.room(request, input_ids, num_tiles)
-        arguments: dict[str, Any] = {
-            "inputs": input_ids.unsqueeze(0).to(self.model.device),
-            "max_new_tokens": max_new_tokens,
-            "use_cache": True,
-            "do_sample": request.temperature > GREEDY_BELOW,
-        }
-        if arguments["do_sample"]:
-            arguments |= {"temperature": request.temperature, "top_p": request.top_p}
-        if images is not None:
-            arguments |= {"images": images, "image_sizes": image_sizes}
-        return arguments
+        if request.images and not self.is_multimodal:
+            raise DataError(
+                f"model {self.name} takes no images, but {len(request.images)} were given"
+            )
+        prompt = request.prompt
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
+        images = [self._prepare_image(image, known) for image in request.images]
+        prompt_len = int((ids != IMAGE_TOKEN_INDEX).sum())
+        prompt_len += sum(self._num_image_tokens(image.num_tiles) for image in images)
+        room = self.context_len - prompt_len
+        if room < 1:
+            raise ContextFull
+        max_new_tokens = min(request.max_new_tokens, room)
+        return PreparedRequest(request, ids.unsqueeze(0), images, prompt_len, max_new_tokens)
+
+    def _prepare_image(self, image: Image.Image, known: ImageFeatureCache | None) -> PreparedImage:
+        rgb = to_rgb(image)
+        key = "" if known is None else image_key(rgb)
+        features = None if known is None else known.get(key)
+        pixels = None
+        if features is None:
+            pixels = process_images([rgb], self.image_processor, self.model.config)[0]
+            pixels = pixels if self.is_tiled else pixels.unsqueeze(0)
+        return PreparedImage(key, rgb.size, pixels, features)
+
+    def _num_image_tokens(self, num_tiles: int) -> int:
+        """Returns the positions that an image takes; an upper bound for one in tiles."""
+        tower = self.model.get_vision_tower()
+        # a newline token ends each row of patches
+        num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
+        return num_tiles * (tower.num_image_tokens + num_newlines)
 
     def stream(
         self, request: GenerationRequest, cancel: threading.Event | None = None
     ) -> Iterator[str]:
-        """Generate, yielding text as it becomes final.
+        """Generates, yielding text as it becomes final.
 
         Bytes of an unfinished character are held back, and so is text that may turn out to be the
         beginning of the stop string. Closing the iterator cancels the generation.
@@ -485,101 +509,50 @@ class Engine:
     def pieces(
         self, request: GenerationRequest, cancel: threading.Event
     ) -> Generator[tuple[str, str | None], None, None]:
-        """As `stream`, token by token.
+        """Does as `stream`, token by token.
 
         Yields:
             New text, perhaps "", and with the last piece `stop` or `length`, else None.
         """
-        arguments = self.prepare(request)
-        text = self.answer_text(request, arguments["max_new_tokens"])
-        for ids in generated_ids(self.model, arguments, cancel):
+        prepared = self.prepare(request)
+        text = self.answer_text(prepared)
+        for ids in generated_ids(self.model, self._arguments(prepared), cancel):
             for token_id in ids:
                 yield text.push(token_id), text.finish_reason
                 if text.finish_reason is not None:
                     return
         yield text.flush(), "stop"
 
-    def answer_text(self, request: GenerationRequest, max_new_tokens: int) -> AnswerText:
-        """Return what turns the ids of an answer into text and finds its end."""
-        return AnswerText(
-            self.tokenizer, request.stop, self._stop_id(request.stop), self.end_ids, max_new_tokens
-        )
+    def _arguments(self, prepared: PreparedRequest) -> dict[str, Any]:
+        """Builds the arguments of `model.generate`."""
+        request, model = prepared.request, self.model
+        arguments: dict[str, Any] = {
+            "inputs": prepared.input_ids.to(model.device),
+            "max_new_tokens": prepared.max_new_tokens,
+            "use_cache": True,
+            "do_sample": request.temperature > GREEDY_BELOW,
+        }
+        if arguments["do_sample"]:
+            arguments |= {"temperature": request.temperature, "top_p": request.top_p}
+        if prepared.images:
+            place = {"device": model.device, "dtype": model.dtype}
+            pixels = [image.pixels.to(**place) for image in prepared.images]
+            arguments["images"] = pixels if self.is_tiled else torch.cat(pixels)
+            arguments["image_sizes"] = [image.size for image in prepared.images]
+        return arguments
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer, as the checkpoint says."""
+    def answer_text(self, prepared: PreparedRequest) -> AnswerText:
+        """Returns what turns the ids of an answer into text and finds its end."""
         config = getattr(self.model, "generation_config", None)
         end = getattr(config, "eos_token_id", None)
-        if end is None:
-            return frozenset()
-        return frozenset([end] if isinstance(end, int) else end)
-
-    def prompt_ids(self, request: GenerationRequest) -> torch.Tensor:
-        """Return the ids [T] of a prompt, with one sentinel for each picture."""
-        prompt = request.prompt
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-        return tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-
-    def room(
-        self, request: GenerationRequest, input_ids: torch.Tensor, num_tiles: Sequence[int]
-    ) -> int:
-        """Return how many tokens the answer may have.
-
-        Args:
-            request: What is asked for.
-            input_ids: [T], with sentinels.
-            num_tiles: Of each picture; 1 for one that is not cut.
-
-        Raises:
-            ContextFull: Prompt and pictures fill the context.
-        """
-        room = self.context_len - self.prompt_len(input_ids, num_tiles)
-        if room < 1:
-            raise ContextFull
-        return min(request.max_new_tokens, room)
-
-    def prompt_len(self, input_ids: torch.Tensor, num_tiles: Sequence[int]) -> int:
-        """Return how many positions a prompt takes, or a few more; arguments as for `room`."""
-        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
-        return num_text + self._num_image_tokens(num_tiles)
-
-    def _stop_id(self, stop: str | None) -> int | None:
-        """Return the id of a stop string that is one token: decoding would hide a special one."""
-        if not stop:
-            return None
-        if stop not in self._stop_ids:
-            token_id = self.tokenizer.convert_tokens_to_ids(stop)
-            known = isinstance(token_id, int) and token_id != self.tokenizer.unk_token_id
-            self._stop_ids[stop] = token_id if known else None
-        return self._stop_ids[stop]
-
-    def _prepare_images(self, pictures: tuple[Image.Image, ...]) -> tuple[Any, Any]:
-        if not pictures:
-            return None, None
-        if not self.is_multimodal:
-            raise DataError(f"model {self.name} takes no pictures, but {len(pictures)} were given")
-        rgb = [to_rgb(picture) for picture in pictures]
-        images = process_images(rgb, self.image_processor, self.model.config)
-        place = {"device": self.model.device, "dtype": self.model.dtype}
-        if isinstance(images, list):
-            images = [image.to(**place) for image in images]
-        else:
-            images = images.to(**place)
-        return images, [picture.size for picture in rgb]
-
-    def _num_image_tokens(self, num_tiles: Sequence[int]) -> int:
-        """Positions that the pictures take; an upper bound for pictures cut into tiles."""
-        if not num_tiles:
-            return 0
-        tower = self.model.get_vision_tower()
-        num_tokens = 0
-        for number in num_tiles:
-            num_tokens += number * tower.num_image_tokens
-            if number > 1:  # a newline token ends each row of patches
-                num_tokens += number * tower.num_patches_per_side
-        return num_tokens
+        end_ids = {end} if isinstance(end, int) else set(end or ())
+        stop = prepared.request.stop
+        if stop:
+            # Decoding hides a special token, so its text would never be found.
+            stop_id = self.tokenizer.convert_tokens_to_ids(stop)
+            if stop_id != self.tokenizer.unk_token_id:
+                end_ids.add(stop_id)
+        return AnswerText(self.tokenizer, stop, end_ids, prepared.max_new_tokens)
 
 
 def pick_device(requested: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -20,24 +19,18 @@ import httpx
 import requests
 
 from llava.errors import ConfigError, run_command
-from llava.serve.check import check_port_is_free
 from llava.serve.model_worker import (
     DEFAULT_CONCURRENCY,
     MAX_NEW_TOKENS,
     add_worker_flags,
-    create_app,
+    app,
     heart_beat_worker,
-    new_worker_id,
     parse_request,
-    serve,
 )
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.utils import build_logger
+from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
 
 __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]
-
-log = logging.getLogger(__name__)
 
 
 def pipeline(params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -55,20 +48,17 @@ def pipeline(params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         "temperature": request.temperature,
         "top_p": request.top_p or 1e-6,  # SGLang wants more than 0
         "max_new_tokens": request.max_new_tokens,
+        **({"stop": [request.stop]} if request.stop else {}),
     }
-    if request.stop:
-        sampling["stop"] = [request.stop]
-    body = {
+    return {
         "input_ids": engine_ids(request.prompt, tokenizer),
         "sampling_params": sampling,
         "stream": True,
+        **({"image_data": list(params["images"])} if request.images else {}),
     }
-    if request.images:
-        body["image_data"] = list(params["images"])
-    return body
 
 
-class ModelWorker(AdapterWorker):
+class SglangWorker(RemoteWorker):
     """A worker whose model is in an SGLang server.
 
     Args:
@@ -99,27 +89,24 @@ class ModelWorker(AdapterWorker):
         model_path: str | None = None,
     ) -> None:
         self.sgl_endpoint = sgl_endpoint.rstrip("/")
-        path = self._model_path()
-        super().__init__(
-            controller_addr, worker_addr, worker_id, no_register, model_name or path,
-            model_path or path, limit_model_concurrency,
-        )  # fmt: skip
-
-    def _model_path(self) -> str:
         try:
             response = requests.get(
                 self.sgl_endpoint + "/get_model_info", timeout=CONNECT_TIMEOUT_S
             )
             response.raise_for_status()
-            return str(response.json()["model_path"])
+            path = str(response.json()["model_path"])
         except (requests.RequestException, ValueError, KeyError) as error:
             raise ConfigError(
                 f"no SGLang server answers at {self.sgl_endpoint} ({type(error).__name__}): start "
                 "`python3 -m sglang.launch_server --model-path FOLDER --port 30000`"
             ) from None
+        super().__init__(
+            controller_addr, worker_addr, worker_id, no_register, model_name or path,
+            model_path or path, limit_model_concurrency,
+        )  # fmt: skip
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yield the answer so far, as often as it grows."""
+        """Yields the answer so far, as often as it grows."""
         body = pipeline(params, self.tokenizer)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with (
@@ -133,11 +120,11 @@ class ModelWorker(AdapterWorker):
                     yield str(json.loads(data)["text"])
 
 
-app = create_app()
+ModelWorker = SglangWorker  # LLaVA's name for it
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.sglang_worker", description=__doc__
     )
@@ -149,15 +136,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("sglang_worker", f"model_worker_{worker_id}.log")
-    check_port_is_free(args.host, args.port)
+def _build(args: argparse.Namespace, worker_id: str) -> SglangWorker:
     if not args.sgl_endpoint:
         raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
-    worker = ModelWorker(
+    return SglangWorker(
         args.controller_address,
         args.worker_address,
         args.sgl_endpoint,
@@ -167,7 +149,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         limit_model_concurrency=args.limit_model_concurrency,
         model_path=args.model_path,
     )
-    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    run_remote_worker("sglang_worker", build_parser(), argv, _build)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,14 @@ this process and batches by itself; it is imported only when the worker starts.
 from __future__ import annotations
 
 import argparse
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from llava.errors import ConfigError, run_command
 from llava.images import to_rgb
-from llava.serve.check import check_port_is_free
-from llava.serve.model_worker import (
-    add_worker_flags,
-    create_app,
-    new_worker_id,
-    parse_request,
-    serve,
-)
-from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.utils import build_logger
-
-log = logging.getLogger(__name__)
+from llava.serve.model_worker import add_worker_flags, parse_request
+from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
 
 
 def import_vllm() -> Any:
@@ -47,7 +36,7 @@ def import_vllm() -> Any:
     return vllm
 
 
-class VllmWorker(AdapterWorker):
+class VllmWorker(RemoteWorker):
     """A worker whose model is in vLLM's asynchronous engine.
 
     Args:
@@ -98,40 +87,31 @@ class VllmWorker(AdapterWorker):
         if request.images:
             prompt["multi_modal_data"] = {"image": [to_rgb(image) for image in request.images]}
         request_id = uuid.uuid4().hex
-        is_complete = False
         try:
             async for output in self.engine.generate(prompt, sampling, request_id):
                 yield output.outputs[0].text
-            is_complete = True
-        finally:
-            if not is_complete:
-                await self.engine.abort(request_id)
-
-
-app = create_app()
+        except BaseException:
+            await self.engine.abort(request_id)
+            raise
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.vllm_worker", description=__doc__)
     add_worker_flags(parser)
     parser.set_defaults(limit_model_concurrency=256)  # vLLM itself says what fits
-    parser.add_argument("--model-path", required=True, help="an exported checkpoint")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs")
-    parser.add_argument("--pipeline-parallel-size", type=int, default=1, help="machines")
-    parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    parser.add_argument("--max-images", type=int, default=8, help="pictures in a request")
+    add = parser.add_argument
+    add("--model-path", required=True, help="an exported checkpoint")
+    add("--tensor-parallel-size", type=int, default=1, help="GPUs")
+    add("--pipeline-parallel-size", type=int, default=1, help="machines")
+    add("--max-model-len", type=int)
+    add("--gpu-memory-utilization", type=float, default=0.9)
+    add("--max-images", type=int, default=8, help="images in a request")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and serve it until interrupted."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("vllm_worker", f"model_worker_{worker_id}.log")
-    check_port_is_free(args.host, args.port)
-    worker = VllmWorker(
+def _build(args: argparse.Namespace, worker_id: str) -> VllmWorker:
+    return VllmWorker(
         args.controller_address,
         args.worker_address,
         worker_id,
@@ -145,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         gpu_memory_utilization=args.gpu_memory_utilization,
         limit_mm_per_prompt={"image": args.max_images},
     )
-    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    run_remote_worker("vllm_worker", build_parser(), argv, _build)
 
 
 if __name__ == "__main__":
