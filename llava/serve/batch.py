@@ -92,8 +92,8 @@ class KVRows(Cache):
 
     def __init__(self, max_rows: int, max_positions: int | None = None) -> None:
         super().__init__(layers=[])
-        self._max_rows = max_rows
-        self._max_positions = max_positions
+        self.max_rows = max_rows
+        self.max_positions = max_positions
         self._states: list[Tensor] = []  # of each layer: keys and values, [2, B', H, L', D]
         self._rows = self._ends = torch.empty(0, dtype=torch.long)
         self.lengths: list[int] = []
@@ -114,7 +114,7 @@ class KVRows(Cache):
         Args:
             prompt: The cache of its prompt, one row in each layer.
         """
-        assert self.num_rows < self._max_rows
+        assert self.num_rows < self.max_rows
         if not self._states:
             self._states = [
                 layer.keys.new_zeros(2, 0, layer.keys.shape[1], 0, layer.keys.shape[3])
@@ -185,9 +185,9 @@ class KVRows(Cache):
         # Of what others left behind, only what is needed now is kept: otherwise many short rows
         # and a long one after them would together take more than there may be.
         capacity = rounded(max([length, *self.lengths]))
-        rows = min(self._max_rows, 1 << (num_rows - 1).bit_length())
-        if self._max_positions is not None:
-            rows = max(num_rows, min(rows, self._max_positions // capacity))
+        rows = min(self.max_rows, 1 << (num_rows - 1).bit_length())
+        if self.max_positions is not None:
+            rows = max(num_rows, min(rows, self.max_positions // capacity))
         used, known = self.num_rows, self.get_seq_length()
         # One layer after the other: old and new space of all at once may not fit.
         for index, states in enumerate(self._states):
@@ -257,8 +257,6 @@ class Batch:
         self, engine: Engine, max_rows: int, cache_bytes: int, max_kv_tokens: int | None = None
     ) -> None:
         self._engine = engine
-        self._max_rows = max_rows
-        self._max_kv_tokens = max_kv_tokens
         self.kv = KVRows(max_rows, max_kv_tokens)
         self.features = ImageFeatureCache(cache_bytes)
         self.rows: list[Row] = []
@@ -270,12 +268,12 @@ class Batch:
 
     def has_room(self, row: Row) -> bool:
         """Whether a request can join now and end, however long its answer becomes."""
-        if len(self.rows) >= self._max_rows:
+        if len(self.rows) >= self.kv.max_rows:
             return False
-        if self._max_kv_tokens is None:
+        if self.kv.max_positions is None:
             return True
         longest = max(each.max_positions for each in (row, *self.rows))
-        return (len(self.rows) + 1) * rounded(longest) <= self._max_kv_tokens
+        return (len(self.rows) + 1) * rounded(longest) <= self.kv.max_positions
 
     def prepare(self, request: GenerationRequest, owner: Any) -> Row:
         """Tokenizes a prompt and prepares its images; any thread may do so.
@@ -286,8 +284,8 @@ class Batch:
                 memory for keys and values.
         """
         prepared = self._engine.prepare(request, self.features)
-        if self._max_kv_tokens is not None:
-            usable = self._max_kv_tokens // BLOCK * BLOCK
+        if self.kv.max_positions is not None:
+            usable = self.kv.max_positions // BLOCK * BLOCK
             if prepared.prompt_len >= usable:
                 raise DataError(
                     f"the prompt takes {prepared.prompt_len:,} positions with its images, but this "

@@ -15,26 +15,24 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Annotated, Any
 
 import requests
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.errors import ConfigError, run_command
 from llava.serve.protocol import (
-    CLIENT_HEADERS,
     CONNECT_TIMEOUT_S,
     NO_WORKER,
-    READ_TIMEOUT_S,
     WORKER_UNREACHABLE,
     encode_error,
     model_details,
     post_json,
+    stream_bytes,
 )
 from llava.serve.web import ClosingStream, run_server
 from llava.utils import build_logger
@@ -82,29 +80,7 @@ class WorkerStatus(ModelDetails):
     models: dict[str, ModelDetails] | None = None
 
 
-class RegisterRequest(BaseModel):
-    """Body of `/register_worker`."""
-
-    worker_name: str
-    check_heart_beat: bool = False
-    worker_status: WorkerStatus | None = None
-
-
-class HeartBeat(BaseModel):
-    """Body of `/receive_heart_beat`."""
-
-    worker_name: str
-    queue_length: int
-
-
-class ModelRequest(BaseModel):
-    """Body of `/get_worker_address`."""
-
-    model: str
-
-
-@dataclass
-class WorkerInfo:
+class WorkerInfo(WorkerStatus):
     """A registered worker.
 
     Attributes:
@@ -113,15 +89,10 @@ class WorkerInfo:
         queue_length: Requests that it works on or that wait there.
         check_heart_beat: Whether it is dropped when it falls silent.
         last_heart_beat: `time.time()` of the last sign of life, in seconds.
-        models: What it says of each model: conversation template, context length and so on.
     """
 
-    model_names: list[str]
-    speed: float
-    queue_length: int
     check_heart_beat: bool
     last_heart_beat: float
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Controller:
@@ -148,33 +119,19 @@ class Controller:
         Returns:
             Whether it is registered now.
         """
-        status = worker_status or self.get_worker_status(worker_name)
-        if not status:
-            log.error("worker %s did not say its status and is not registered", worker_name)
-            return False
-        parsed = WorkerStatus.model_validate(status)
-        plain = parsed.model_dump()
-        with self._lock:
-            known = worker_name in self.worker_info
-            self.worker_info[worker_name] = WorkerInfo(
-                parsed.model_names,
-                parsed.speed,
-                parsed.queue_length,
-                check_heart_beat,
-                time.time(),
-                {name: model_details(plain, name) for name in parsed.model_names},
-            )
-        verb = "renewed" if known else "registered"
-        log.info("%s worker %s: %s", verb, worker_name, ", ".join(parsed.model_names))
-        return True
-
-    def get_worker_status(self, worker_name: str) -> dict[str, Any] | None:
-        """Ask a worker for its status; None when it does not answer."""
         try:
-            return post_json(worker_name + "/worker_get_status", timeout_s=CONNECT_TIMEOUT_S)
-        except (requests.RequestException, ValueError) as error:
-            log.error("worker %s gives no status: %s", worker_name, error)
-            return None
+            status = worker_status or post_json(
+                worker_name + "/worker_get_status", timeout_s=CONNECT_TIMEOUT_S
+            )
+            beat = {"check_heart_beat": check_heart_beat, "last_heart_beat": time.time()}
+            info = WorkerInfo.model_validate({**status, **beat})
+        except (requests.RequestException, ValueError, TypeError) as error:
+            log.error("worker %s gives no status and is not registered: %s", worker_name, error)
+            return False
+        with self._lock:
+            self.worker_info[worker_name] = info
+        log.info("registered worker %s: %s", worker_name, ", ".join(info.model_names))
+        return True
 
     def remove_worker(self, worker_name: str) -> None:
         """Forget a worker."""
@@ -205,7 +162,10 @@ class Controller:
             if not serving:
                 return ""
             if self.dispatch_method is DispatchMethod.LOTTERY:
-                return _draw(serving)
+                speeds = [info.speed for info in serving.values()]
+                if sum(speeds) < 1e-4:  # all are as good as stopped
+                    return ""
+                return random.choices(list(serving), weights=speeds)[0]
             chosen = min(serving, key=lambda name: serving[name].queue_length / serving[name].speed)
             # The next choice must not wait for this worker's next heartbeat.
             serving[chosen].queue_length += 1
@@ -243,8 +203,8 @@ class Controller:
             infos = list(self.worker_info.values())
         models: dict[str, dict[str, Any]] = {}
         for info in infos:
-            for name, details in info.models.items():
-                for key, value in details.items():
+            for name in info.model_names:
+                for key, value in model_details(info.model_dump(), name).items():
                     if models.setdefault(name, {}).setdefault(key, value) != value:
                         log.warning("workers of model %s differ in %s", name, key)
         return {
@@ -271,26 +231,10 @@ class Controller:
             yield encode_error(NO_WORKER, f"no worker serves model {model_name!r}")
             return
         try:
-            with requests.post(
-                address + "/worker_generate_stream",
-                headers=CLIENT_HEADERS,
-                json=params,
-                stream=True,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            ) as response:
-                response.raise_for_status()
-                yield from response.iter_content(chunk_size=None)
+            yield from stream_bytes(address, params)
         except requests.RequestException as error:
             log.error("worker %s failed: %s", address, error)
             yield encode_error(WORKER_UNREACHABLE, "the worker is gone or does not answer")
-
-
-def _draw(serving: dict[str, WorkerInfo]) -> str:
-    """Draw a worker with chances proportional to speed; "" when all are as good as stopped."""
-    speeds = [info.speed for info in serving.values()]
-    if sum(speeds) < 1e-4:
-        return ""
-    return random.choices(list(serving), weights=speeds)[0]
 
 
 def heart_beat_controller(controller: Controller) -> None:
@@ -307,49 +251,57 @@ def _controller(request: Request) -> Controller:
     return request.app.state.controller
 
 
+Known = Annotated[Controller, Depends(_controller)]
+
+
 @router.post("/register_worker")
-def register_worker(body: RegisterRequest, request: Request) -> None:
-    """Register a worker."""
-    status = body.worker_status.model_dump() if body.worker_status else None
-    _controller(request).register_worker(body.worker_name, body.check_heart_beat, status)
+def register_worker(
+    known: Known,
+    worker_name: Annotated[str, Body()],
+    check_heart_beat: Annotated[bool, Body()] = False,
+    worker_status: Annotated[WorkerStatus | None, Body()] = None,
+) -> None:
+    """Registers a worker."""
+    status = worker_status.model_dump() if worker_status else None
+    known.register_worker(worker_name, check_heart_beat, status)
 
 
 @router.post("/refresh_all_workers")
-def refresh_all_workers(request: Request) -> None:
-    """Ask all workers again."""
-    _controller(request).refresh_all_workers()
+def refresh_all_workers(known: Known) -> None:
+    """Asks all workers again."""
+    known.refresh_all_workers()
 
 
 @router.post("/list_models")
-def list_models(request: Request) -> dict[str, list[str]]:
-    """List the models."""
-    return {"models": _controller(request).list_models()}
+def list_models(known: Known) -> dict[str, list[str]]:
+    """Lists the models."""
+    return {"models": known.list_models()}
 
 
 @router.post("/get_worker_address")
-def get_worker_address(body: ModelRequest, request: Request) -> dict[str, str]:
-    """Choose a worker."""
-    return {"address": _controller(request).get_worker_address(body.model)}
+def get_worker_address(known: Known, model: Annotated[str, Body(embed=True)]) -> dict[str, str]:
+    """Chooses a worker."""
+    return {"address": known.get_worker_address(model)}
 
 
 @router.post("/receive_heart_beat")
-def receive_heart_beat(body: HeartBeat, request: Request) -> dict[str, bool]:
-    """Note a heartbeat."""
-    exist = _controller(request).receive_heart_beat(body.worker_name, body.queue_length)
-    return {"exist": exist}
+def receive_heart_beat(
+    known: Known, worker_name: Annotated[str, Body()], queue_length: Annotated[int, Body()]
+) -> dict[str, bool]:
+    """Notes a heartbeat."""
+    return {"exist": known.receive_heart_beat(worker_name, queue_length)}
 
 
 @router.post("/worker_generate_stream")
-def worker_api_generate_stream(params: dict[str, Any], request: Request) -> Response:
-    """Pass a generation on."""
-    stream = _controller(request).worker_api_generate_stream(params)
-    return ClosingStream(stream)
+def worker_api_generate_stream(known: Known, params: dict[str, Any]) -> Response:
+    """Passes a generation on."""
+    return ClosingStream(known.worker_api_generate_stream(params))
 
 
 @router.post("/worker_get_status")
-def worker_api_get_status(request: Request) -> dict[str, Any]:
-    """Return the status of all workers together."""
-    return _controller(request).worker_api_get_status()
+def worker_api_get_status(known: Known) -> dict[str, Any]:
+    """Returns the status of all workers together."""
+    return known.worker_api_get_status()
 
 
 def create_app(controller: Controller | None = None) -> FastAPI:

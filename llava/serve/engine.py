@@ -150,32 +150,27 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._context_start = 0
-        self._num_emitted = 0
+        self._shown: list[int] = []  # ids of the piece before
+        self._pending: list[int] = []
 
     def push(self, ids: list[int]) -> str:
-        """Add ids and return the text that they complete, "" if a character is unfinished."""
-        self._ids.extend(ids)
-        text = self._new_text()
-        if text.endswith(REPLACEMENT_CHARACTER):
-            return ""
-        self._context_start, self._num_emitted = self._num_emitted, len(self._ids)
-        return text
+        """Adds ids and returns the text that they complete, "" if a character is unfinished."""
+        self._pending += ids
+        text = self._pending_text()
+        return "" if text.endswith(REPLACEMENT_CHARACTER) else self._show(text)
 
     def flush(self) -> str:
-        """Return what was held back, with a replacement character for a cut one."""
-        text = self._new_text()
-        self._context_start = self._num_emitted = len(self._ids)
+        """Returns what was held back, with a replacement character for a cut one."""
+        return self._show(self._pending_text())
+
+    def _show(self, text: str) -> str:
+        self._shown, self._pending = self._pending, []
         return text
 
-    def _new_text(self) -> str:
-        shown = self._decode(self._ids[self._context_start : self._num_emitted])
-        return self._decode(self._ids[self._context_start :])[len(shown) :]
+    def _pending_text(self) -> str:
+        return self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
 
     def _decode(self, ids: list[int]) -> str:
-        if not ids:
-            return ""
         return self._tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -185,13 +180,12 @@ class StopFilter:
     """Pass text through up to the first of some stop strings, which may come in several pieces."""
 
     def __init__(self, stop: str | Sequence[str] | None) -> None:
-        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
-        self._stops = [text for text in self._stops if text]
+        self._stops = [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; return what is certainly before a stop string."""
+        """Adds text; returns what is certainly before a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -199,14 +193,11 @@ class StopFilter:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        num_held = max((self._num_begun(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
-
-    @staticmethod
-    def _num_begun(text: str, stop: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+        # Characters at the end that may be the beginning of a stop string.
+        begun = (n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n]))
+        num_certain = len(text) - max(begun, default=0)
+        self._held = text[num_certain:]
+        return text[:num_certain]
 
     def flush(self) -> str:
         """Return text that looked like the beginning of a stop string and was not."""

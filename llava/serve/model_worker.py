@@ -52,13 +52,6 @@ from llava.serve.protocol import (
 from llava.serve.web import FORMATS, ClosingStream, run_server
 from llava.utils import build_logger
 
-__all__ = [
-    "ModelWorker",
-    "app",
-    "heart_beat_worker",
-    "release_model_semaphore",
-]
-
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 5.0
@@ -338,21 +331,22 @@ class StreamEncoder:
         if new or (is_end and (self._has_details or self._is_empty)):
             # an empty answer is an answer
             self._is_empty = False
-            wire += encode_chunk(self._text, **self._details(events))
+            details = _details(events) if self._has_details else {}
+            wire += encode_chunk(self._text, **details)
         if last.error is not None:
             wire += encode_failure(last.error, self._text)
         return wire
 
-    def _details(self, events: Sequence[Event]) -> dict[str, Any]:
-        details: dict[str, Any] = {}
-        if self._has_details:
-            counted = [event.usage for event in events if event.usage is not None]
-            if counted:
-                prompt, completion = counted[-1]
-                details["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion}
-            if events[-1].finish_reason is not None:
-                details["finish_reason"] = events[-1].finish_reason
-        return details
+
+def _details(events: Sequence[Event]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    counted = [event.usage for event in events if event.usage is not None]
+    if counted:
+        prompt, completion = counted[-1]
+        details["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    if events[-1].finish_reason is not None:
+        details["finish_reason"] = events[-1].finish_reason
+    return details
 
 
 class ModelWorker(WorkerBase):

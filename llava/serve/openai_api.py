@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -24,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, FastAPI, Request
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -47,7 +47,7 @@ from llava.serve.openai_chat import (
     ChatRequest,
     Piece,
     parse_chat_request,
-    read_pictures,
+    read_images,
 )
 from llava.serve.web import (
     BodyRefused,
@@ -136,41 +136,8 @@ class Admission:
             )
 
 
-class Metrics:
-    """The figures of one API, in a registry of its own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "lrm_api_requests", "Answered requests", ["status"], registry=self.registry
-        )
-        self.running = Gauge(
-            "lrm_api_running_requests", "Requests that are being answered", registry=self.registry
-        )
-        self.tokens = Counter(
-            "lrm_api_tokens", "Tokens that workers counted", ["kind"], registry=self.registry
-        )
-        self.pictures = Counter("lrm_api_pictures", "Pictures read", registry=self.registry)
-        self.first_token = Histogram(
-            "lrm_api_first_token_seconds",
-            "From the request to the first text",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.duration = Histogram(
-            "lrm_api_request_seconds",
-            "From the request to the end of the answer",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-
-    def text(self) -> bytes:
-        """Return the figures as Prometheus reads them."""
-        return generate_latest(self.registry)
-
-
-class Reply:
-    """What is known of a request and its answers."""
+class CompletionReply:
+    """A request and its answers: the whole reply, the events of a stream, the line of the log."""
 
     def __init__(self) -> None:
         self.id = "chatcmpl-" + uuid.uuid4().hex
@@ -179,44 +146,39 @@ class Reply:
         self.status = 200
         self.error: str | None = None
         self.client = ""
-        self.model = ""
-        self.num_choices = 1
-        self.num_pictures = 0
-        self.streams = False
-        self.is_closed = False
+        self.chat = ChatRequest.model_construct(model="", messages=[])  # until it is known
+        self.num_images = 0
         self.first_text_s: float | None = None
-        self._include_usage = False
-        self._texts: dict[int, list[str]] = {}
-        self._reasons: dict[int, str] = {}
-        self._usages: dict[int, tuple[int, int]] = {}
+        self._pieces: list[Piece] = []
 
     def begin(self, chat: ChatRequest) -> None:
-        """Take note of what was asked for."""
-        self.model = chat.model
-        self.num_choices = chat.n or 1
-        self.streams = bool(chat.stream)
-        options = chat.stream_options
-        self._include_usage = bool(options and options.include_usage)
-        self._texts = {choice: [] for choice in range(self.num_choices)}
+        """Takes note of what was asked for."""
+        self.chat = chat
+
+    def fail(self, error: Exception) -> ApiError:
+        """Takes note of why there is no whole answer; returns what the client is told."""
+        told = _as_api_error(error)
+        self.status, self.error = told.status, told.code or told.kind
+        return told
 
     def add(self, piece: Piece) -> None:
-        """Add a piece to its answer."""
+        """Adds a piece to its answer."""
         if piece.text and self.first_text_s is None:
             self.first_text_s = time.monotonic() - self.started
-        if not self.streams:
-            self._texts[piece.choice].append(piece.text)
-        if piece.finish_reason is not None:
-            self._reasons[piece.choice] = piece.finish_reason
-        if piece.usage is not None:
-            self._usages[piece.choice] = piece.usage
+        self._pieces.append(piece)
 
     @property
     def usage(self) -> tuple[int, int] | None:
         """Tokens of the prompt, counted once, and of all answers; None if a worker does not say."""
-        if not self._usages or len(self._usages) < self.num_choices:
+        usages = {piece.choice: piece.usage for piece in self._pieces if piece.usage is not None}
+        if len(usages) < self.chat.n:
             return None
-        prompts, answers = zip(*self._usages.values(), strict=True)
+        prompts, answers = zip(*usages.values(), strict=True)
         return max(prompts), sum(answers)
+
+    def _json(self, kind: str, choices: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.chat.model}
+        return {**head, "choices": choices, **extra}
 
     def _usage_json(self) -> dict[str, int] | None:
         if self.usage is None:
@@ -229,68 +191,85 @@ class Reply:
         }
 
     def completion(self) -> dict[str, Any]:
-        """Return the whole reply."""
-        choices = [
-            {
-                "index": choice,
-                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                "logprobs": None,
-                "finish_reason": self._reasons.get(choice, "stop"),
-            }
-            for choice, texts in self._texts.items()
-        ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage_json()}
+        """Returns the whole reply."""
+        choices = []
+        for index in range(self.chat.n):
+            pieces = [piece for piece in self._pieces if piece.choice == index]
+            content = "".join(piece.text for piece in pieces)
+            message = {"role": "assistant", "content": content, "refusal": None}
+            reason = next((p.finish_reason for p in pieces if p.finish_reason), "stop")
+            choices.append(_choice(index, "message", message, reason))
+        return self._json("chat.completion", choices, usage=self._usage_json())
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    def _event(self, *choices: dict[str, Any], usage: dict[str, int] | None = None) -> bytes:
+        extra = {"usage": usage} if self.chat.stream_options.include_usage else {}
+        return _server_sent(self._json("chat.completion.chunk", list(choices), **extra))
 
-    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        body = {**self._head("chat.completion.chunk"), "choices": choices, **extra}
-        if self._include_usage:
-            body.setdefault("usage", None)
-        return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    async def collect(self, pieces: AsyncIterator[Piece]) -> None:
+        """Adds all pieces."""
+        async for piece in pieces:
+            self.add(piece)
 
-    def _delta(self, choice: int, delta: dict[str, str], reason: str | None = None) -> bytes:
-        return self._event(
-            [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
-        )
+    async def events(
+        self, piece: Piece | None, rest: AsyncGenerator[Piece, None]
+    ) -> AsyncIterator[bytes]:
+        """Yields server-sent events; what fails after the first piece is one of them.
 
-    def opening(self) -> Iterator[bytes]:
-        """Yield the events that say who speaks."""
-        for choice in range(self.num_choices):
-            yield self._delta(choice, {"role": "assistant", "content": ""})
-
-    def events(self, piece: Piece) -> Iterator[bytes]:
-        """Add a piece; yield its events."""
-        self.add(piece)
-        if piece.text:
-            yield self._delta(piece.choice, {"content": piece.text})
-        if piece.finish_reason is not None:
-            yield self._delta(piece.choice, {}, piece.finish_reason)
-
-    def closing(self) -> Iterator[bytes]:
-        """Yield the usage, where it was asked for, and the end."""
-        if self._include_usage:
-            yield self._event([], usage=self._usage_json())
-        self.is_closed = True
-        yield b"data: [DONE]\n\n"
+        Args:
+            piece: The first one.
+            rest: The others.
+        """
+        try:
+            for index in range(self.chat.n):
+                yield self._event(_choice(index, "delta", {"role": "assistant", "content": ""}))
+            while piece is not None:
+                self.add(piece)
+                if piece.text:
+                    yield self._event(_choice(piece.choice, "delta", {"content": piece.text}))
+                if piece.finish_reason is not None:
+                    yield self._event(_choice(piece.choice, "delta", {}, piece.finish_reason))
+                piece = await anext(rest, None)
+            if self.chat.stream_options.include_usage:
+                yield self._event(usage=self._usage_json())
+            self.status, self.error = 200, None
+            yield b"data: [DONE]\n\n"
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                log.exception("a stream failed")
+            yield _server_sent(self.fail(error).body())
 
     def record(self, seconds: float) -> dict[str, Any]:
-        """Return the line of the log."""
+        """Returns the line of the log."""
         first = None if self.first_text_s is None else round(self.first_text_s, 3)
         return {
             "id": self.id,
             "status": self.status,
             "error": self.error,
             "client": self.client,
-            "model": self.model[:80],
-            "stream": self.streams,
-            "choices": self.num_choices,
-            "pictures": self.num_pictures,
+            "model": self.chat.model[:80],
+            "stream": self.chat.stream,
+            "choices": self.chat.n,
+            "pictures": self.num_images,
             "tokens": self.usage,
             "first_text_s": first,
             "seconds": round(seconds, 3),
         }
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ClientGone):
+        return ApiError(499, "the client hung up", code="client_gone")
+    return ApiError(500, SERVER_FAILED)
+
+
+def _choice(index: int, key: str, value: Any, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, key: value, "logprobs": None, "finish_reason": reason}
+
+
+def _server_sent(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
 @dataclass
@@ -355,18 +334,16 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
         if getattr(args, name) <= 0:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
-    pictures = PictureLimits(
-        max_bytes=args.max_image_mib * 2**20,
-        max_pixels=args.max_image_pixels,
-        max_pictures=args.max_images,
-        url_hosts=frozenset(host.lower() for host in args.allow_url_host),
-        fetch_timeout_s=args.fetch_timeout,
-    )
-    admission = Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit)))
     return ApiSettings(
         args.controller_address.rstrip("/"),
-        pictures,
-        admission,
+        PictureLimits(
+            max_bytes=args.max_image_mib * 2**20,
+            max_pixels=args.max_image_pixels,
+            max_pictures=args.max_images,
+            url_hosts=frozenset(host.lower() for host in args.allow_url_host),
+            fetch_timeout_s=args.fetch_timeout,
+        ),
+        Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit))),
         args.max_body_mib * 2**20,
         args.max_requests,
         args.moderate,
@@ -374,20 +351,36 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
 
 
 class Api:
-    """The state of a running API."""
+    """The state of a running API, with metrics in a registry of its own."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self.settings = settings
         self.client = AsyncClient(settings.controller)
-        self.metrics = Metrics()
         self.started = int(time.time())
         self.num_running = 0
+        self.registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=self.registry)
+        seconds = functools.partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        running = Gauge(
+            "lrm_api_running_requests", "Requests that are being answered", registry=self.registry
+        )
+        running.set_function(lambda: self.num_running)
+        self._requests = counter("lrm_api_requests", "Answered requests", ["status"])
+        self._tokens = counter("lrm_api_tokens", "Tokens that workers counted", ["kind"])
+        self._images = counter("lrm_api_pictures", "Pictures read")
+        self._first_token = seconds(
+            "lrm_api_first_token_seconds", "From the request to the first text"
+        )
+        self._duration = seconds(
+            "lrm_api_request_seconds", "From the request to the end of the answer"
+        )
 
-    def enter(self) -> None:
-        """Count a request in.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Takes one of the places for requests that are answered at the same time.
 
         Raises:
-            ApiError: 503, too many are being answered.
+            ApiError: 503, all are taken.
         """
         if self.num_running >= self.settings.max_requests:
             raise ApiError(
@@ -398,26 +391,29 @@ class Api:
                 retry_after_s=1,
             )
         self.num_running += 1
-        self.metrics.running.inc()
+        try:
+            yield
+        finally:
+            self.num_running -= 1
 
-    def leave(self, reply: Reply) -> None:
-        """Count a request out and write its line into the log."""
-        self.num_running -= 1
-        self.metrics.running.dec()
-        self.count(reply)
-
-    def count(self, reply: Reply) -> None:
-        """Add a request to figures and log."""
-        seconds = time.monotonic() - reply.started
-        self.metrics.requests.labels(str(reply.status)).inc()
-        self.metrics.duration.observe(seconds)
-        if reply.first_text_s is not None:
-            self.metrics.first_token.observe(reply.first_text_s)
-        self.metrics.pictures.inc(reply.num_pictures)
-        if reply.usage is not None:
-            for kind, number in zip(("prompt", "completion"), reply.usage, strict=True):
-                self.metrics.tokens.labels(kind).inc(number)
-        log.info("%s", json.dumps(reply.record(seconds), ensure_ascii=False))
+    @contextlib.contextmanager
+    def recording(self, reply: CompletionReply) -> Iterator[None]:
+        """Adds a request to metrics and log when it ends."""
+        try:
+            yield
+        except Exception as error:
+            reply.fail(error)
+            raise
+        finally:
+            seconds = time.monotonic() - reply.started
+            self._requests.labels(str(reply.status)).inc()
+            self._duration.observe(seconds)
+            if reply.first_text_s is not None:
+                self._first_token.observe(reply.first_text_s)
+            self._images.inc(reply.num_images)
+            for kind, number in zip(("prompt", "completion"), reply.usage or (), strict=False):
+                self._tokens.labels(kind).inc(number)
+            log.info("%s", json.dumps(reply.record(seconds), ensure_ascii=False))
 
 
 async def _read_json(request: Request, limit: int) -> Any:
@@ -462,11 +458,11 @@ def _admit(request: Request) -> str:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Say whether a model can be asked: 200 or 503."""
+    """Says whether a model can be asked: 200 or 503."""
     try:
         models = await _api(request).client.list_models()
-    except (httpx.HTTPError, ValueError, KeyError):
-        return JSONResponse({"status": "the controller does not answer"}, 503)
+    except ApiError as error:
+        return JSONResponse({"status": error.message}, 503)
     if not models:
         return JSONResponse({"status": "no worker has registered", "models": []}, 503)
     return JSONResponse({"status": "ok", "models": models})
@@ -474,35 +470,27 @@ async def health(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Return the figures for Prometheus."""
+    """Returns the metrics for Prometheus."""
     _admit(request)
-    return Response(_api(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _models(request: Request) -> list[dict[str, Any]]:
-    _admit(request)
-    try:
-        names = await _api(request).client.list_models()
-    except (httpx.HTTPError, ValueError, KeyError):
-        raise ApiError(
-            503, "the controller does not answer", code="no_controller", retry_after_s=5
-        ) from None
-    created = _api(request).started
-    return [
-        {"id": name, "object": "model", "created": created, "owned_by": "llava"} for name in names
-    ]
+    return Response(generate_latest(_api(request).registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """List the models."""
-    return {"object": "list", "data": await _models(request)}
+    """Lists the models."""
+    _admit(request)
+    api = _api(request)
+    models = [
+        {"id": name, "object": "model", "created": api.started, "owned_by": "llava"}
+        for name in await api.client.list_models()
+    ]
+    return {"object": "list", "data": models}
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, request: Request) -> dict[str, Any]:
-    """Return one model."""
-    for model in await _models(request):
+    """Returns one model."""
+    for model in (await list_models(request))["data"]:
         if model["id"] == name:
             return model
     raise ApiError(404, f"The model {name[:80]!r} does not exist", "model", "model_not_found")
@@ -510,44 +498,29 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """Answer a conversation, whole or streamed."""
-    api, reply = _api(request), Reply()
-    entered = streaming = False
-    try:
+    """Answers a conversation, whole or streamed."""
+    api, reply = _api(request), CompletionReply()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(api.recording(reply))
         reply.client = _admit(request)
         api.settings.admission.count(reply.client)
-        api.enter()
-        entered = True
+        stack.enter_context(api.place())
         pieces = await _pieces(api, request, reply)
-        try:
-            first = await until_gone(request, anext(pieces))
-            if reply.streams:
-                streaming = True
-                return _stream(api, reply, first, pieces)
-            reply.add(first)
-            await until_gone(request, _collect(reply, pieces))
+        await stack.enter_async_context(contextlib.aclosing(pieces))
+        if not reply.chat.stream:
+            await until_gone(request, reply.collect(pieces))
             return JSONResponse(reply.completion())
-        finally:
-            if not streaming:
-                await pieces.aclose()
-    except ApiError as error:
-        reply.status, reply.error = error.status, error.code or error.kind
-        raise
-    except ClientGone:
-        reply.status, reply.error = 499, "client_gone"
-        return Response(status_code=499)
-    except Exception as error:
-        reply.status, reply.error = 500, type(error).__name__
-        raise
-    finally:
-        if entered and not streaming:
-            api.leave(reply)
-        elif not entered:
-            api.count(reply)
+        first = await until_gone(request, anext(pieces))
+        reply.fail(ClientGone())  # unless the stream comes to its end
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        events = reply.events(first, pieces)
+        return ClosingStream(events, stack.pop_all().aclose, headers, "text/event-stream")
 
 
-async def _pieces(api: Api, request: Request, reply: Reply) -> AsyncGenerator[Piece, None]:
-    """Check a request and begin to answer it."""
+async def _pieces(
+    api: Api, request: Request, reply: CompletionReply
+) -> AsyncGenerator[Piece, None]:
+    """Checks a request and begins to answer it."""
     settings = api.settings
     chat = parse_chat_request(await _read_json(request, settings.max_body_bytes))
     reply.begin(chat)
@@ -555,58 +528,17 @@ async def _pieces(api: Api, request: Request, reply: Reply) -> AsyncGenerator[Pi
         text = "\n".join(message.text() for message in chat.messages if message.role == "user")
         if await run_in_threadpool(violates_moderation, text):
             raise ApiError(400, moderation_msg, "messages", "content_policy_violation")
-    pictures = await until_gone(request, read_pictures(chat.messages, settings.pictures))
-    reply.num_pictures = len(pictures)
-    return ChatAnswer(api.client, chat, pictures).pieces()
-
-
-async def _collect(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> None:
-    async for piece in pieces:
-        reply.add(piece)
-
-
-def _stream(api: Api, reply: Reply, first: Piece, pieces: AsyncGenerator[Piece, None]) -> Response:
-    async def close() -> None:
-        if not reply.is_closed and reply.error is None:
-            reply.status, reply.error = 499, "client_gone"
-        api.leave(reply)
-        await pieces.aclose()
-
-    return ClosingStream(
-        _events(reply, first, pieces),
-        close,
-        {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        "text/event-stream",
-    )
-
-
-async def _events(
-    reply: Reply, first: Piece, pieces: AsyncGenerator[Piece, None]
-) -> AsyncIterator[bytes]:
-    """Yield server-sent events; what fails after the first piece is one of them."""
-    try:
-        for event in (*reply.opening(), *reply.events(first)):
-            yield event
-        async for piece in pieces:
-            for event in reply.events(piece):
-                yield event
-        for event in reply.closing():
-            yield event
-    except Exception as error:
-        if not isinstance(error, ApiError):
-            log.exception("a stream failed")
-            error = ApiError(500, SERVER_FAILED)
-        reply.status, reply.error = error.status, error.code or error.kind
-        yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+    images = await until_gone(request, read_images(chat.messages, settings.pictures))
+    reply.num_images = len(images)
+    return ChatAnswer(api.client, chat, images).pieces()
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    told = _as_api_error(error)
     if isinstance(error, HTTPException):
         what = f"Invalid URL ({request.method} {request.url.path[:200]})"
-        error = ApiError(error.status_code, what)
-    elif not isinstance(error, ApiError):
-        error = ApiError(500, SERVER_FAILED)
-    return JSONResponse(error.body(), error.status, headers=error.headers())
+        told = ApiError(error.status_code, what)
+    return JSONResponse(told.body(), told.status, headers=told.headers())
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -622,21 +554,20 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     application.include_router(router)
     application.state.api = Api(settings)
-    for kind in (ApiError, HTTPException, Exception):
+    for kind in (ApiError, ClientGone, HTTPException, Exception):
         application.add_exception_handler(kind, _on_error)
     return application
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    proxies = args.forwarded_allow_ips
     settings = settings_from(args)
     app = create_app(settings)
     check_port_is_free(args.host, args.port)
     for problem in find_problems(settings.controller):
         log.warning("%s", problem)
-    options = {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies or None}
-    run_server(app, args.host, args.port, **options)
+    proxies = args.forwarded_allow_ips or None
+    run_server(app, args.host, args.port, proxy_headers=bool(proxies), forwarded_allow_ips=proxies)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,9 +10,10 @@ knows of HTTP servers or models.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import requests
@@ -148,19 +149,18 @@ def get_worker_status(worker_address: str) -> dict[str, Any]:
     return post_json(worker_address + "/worker_get_status")
 
 
-def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask a worker (or a controller) to generate; closing the iterator hangs up.
+def stream_bytes(worker_address: str, body: dict[str, Any]) -> Generator[bytes, None, None]:
+    """Asks a worker (or a controller) to generate; closing the iterator hangs up.
 
     Args:
         worker_address: URL.
         body: Body of `/worker_generate_stream`.
 
     Yields:
-        Objects with `text`, `error_code` and, for errors, perhaps `reason`.
+        The stream as it comes.
 
     Raises:
         requests.RequestException: The worker does not answer or goes away.
-        ValueError: What it sends is not the protocol.
     """
     with requests.post(
         worker_address + "/worker_generate_stream",
@@ -170,7 +170,21 @@ def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dic
         timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
     ) as response:
         response.raise_for_status()
-        yield from decode_chunks(response.iter_content(chunk_size=None))
+        yield from response.iter_content(chunk_size=None)
+
+
+def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Does as `stream_bytes`, decoded.
+
+    Yields:
+        Objects with `text`, `error_code` and, for errors, perhaps `reason`.
+
+    Raises:
+        requests.RequestException: The worker does not answer or goes away.
+        ValueError: What it sends is not the protocol.
+    """
+    with contextlib.closing(stream_bytes(worker_address, body)) as pieces:
+        yield from decode_chunks(pieces)
 
 
 def template_name(model_name: str) -> str:

@@ -9,16 +9,12 @@ In: the two addresses. Out: the controller knows the worker, or an error says wh
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 
 import requests
 
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError, run_script
 from llava.serve.protocol import post_json
-
-log = logging.getLogger(__name__)
 
 
 def register(controller_address: str, worker_name: str, check_heart_beat: bool) -> None:
@@ -41,16 +37,16 @@ def register(controller_address: str, worker_name: str, check_heart_beat: bool) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.register_worker")
     parser.add_argument("--controller-address", required=True)
     parser.add_argument("--worker-name", required=True)
     parser.add_argument("--check-heart-beat", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        register(args.controller_address, args.worker_name, args.check_heart_beat)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(
+        lambda args: register(args.controller_address, args.worker_name, args.check_heart_beat),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":
