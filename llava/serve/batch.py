@@ -1,9 +1,9 @@
-"""Several requests that one model answers at the same time, token by token.
+"""Answers several requests with one model at the same time, token by token.
 
 In: requests from any thread, at any time. Out: events for each of them, in order. A request joins
-with a pass over its prompt, as it would alone; from then on all rows advance by one token with one
-pass. Rows do not see each other: what a request gets is what it gets alone, up to how a processor
-rounds sums of another shape.
+with a forward pass over its prompt, as it would alone; after that, each pass advances all rows by
+one token. Rows do not see each other: a request gets the answer that it would get alone, up to the
+rounding of sums of a different shape.
 
 `KVRows` holds keys and values, one row for each request; `Batch` runs prompts and steps; a
 `Scheduler` is the bounded queue in front, with deadlines and cancellation: `BatchScheduler` drives
@@ -44,12 +44,13 @@ from llava.serve.protocol import BUSY, DEADLINE, STOPPING
 
 log = logging.getLogger(__name__)
 
-# Space grows by this many positions, so that it is seldom copied.
+# The cache grows by this many positions at a time, so that it is seldom copied.
 BLOCK = 128
 
-# As transformers, where a checkpoint does not say.
+# The default of transformers for checkpoints that set none.
 DEFAULT_TOP_K = 50
-# Settings of a checkpoint that change logits, and the values that leave them off: not done here.
+# Settings of a checkpoint that change logits, with the values that switch them off. The batch does
+# not implement them.
 _OFF: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -70,14 +71,14 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
 }
 
-# Prompts that join between two steps have at most this many tokens together (one may have more):
-# those who are being answered must not wait for a crowd of newcomers.
+# Prompts that join between two steps have at most this many tokens together (a single one may have
+# more), so that running requests do not wait for a crowd of new ones.
 JOIN_TOKENS = 2048
 CACHE_BYTES = 256 * 2**20
 
 
 def rounded(length: int) -> int:
-    """Return the positions that are set aside for a row of a length."""
+    """Returns the positions that are reserved for a row of `length`."""
     return -(-length // BLOCK) * BLOCK
 
 
@@ -85,9 +86,9 @@ class KVRows(Cache):
     """A cache for one step of all rows; transformers' layers call `update`.
 
     Args:
-        max_rows: How many rows there may be.
-        max_positions: How many positions all rows have together; None for any number. Rows times
-            `rounded` length of the longest must not exceed it: the caller sees to that.
+        max_rows: Maximum number of rows.
+        max_positions: Maximum number of positions of all rows together; None for no limit. The
+            caller keeps the number of rows times the `rounded` length of the longest below it.
     """
 
     def __init__(self, max_rows: int, max_positions: int | None = None) -> None:
@@ -100,19 +101,19 @@ class KVRows(Cache):
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.lengths)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of keys and values."""
+        """Memory of keys and values in bytes."""
         return sum(states.nbytes for states in self._states)
 
     def join(self, prompt: DynamicCache) -> None:
         """Adds a row.
 
         Args:
-            prompt: The cache of its prompt, one row in each layer.
+            prompt: The cache of its prompt, with one row in each layer.
         """
         assert self.num_rows < self.max_rows
         if not self._states:
@@ -125,7 +126,7 @@ class KVRows(Cache):
         for states, layer in zip(self._states, prompt.layers, strict=True):
             states[0, row, :, :length] = layer.keys[0]
             states[1, row, :, :length] = layer.values[0]
-            # What the row's last owner left may not be finite.
+            # The last owner of the row may have left values that are not finite.
             states[:, row, :, length:] = 0
         self.lengths.append(length)
 
@@ -141,7 +142,7 @@ class KVRows(Cache):
             self.clear()
 
     def clear(self) -> None:
-        """Removes all rows and gives their memory back."""
+        """Removes all rows and frees their memory."""
         self._states, self.lengths = [], []
 
     def begin_step(self) -> tuple[Tensor, Tensor]:
@@ -165,7 +166,7 @@ class KVRows(Cache):
         """Stores the keys and values of one step, [B, H, 1, D]; returns those of all positions.
 
         Returns:
-            Two of [B, H, L, D]; beyond a row's end they hold what its mask hides.
+            Keys and values, [B, H, L, D] each; the mask hides what lies beyond a row's end.
         """
         keys, values = self._states[layer_idx]
         keys[self._rows, :, self._ends] = key_states[:, :, 0]
@@ -174,25 +175,25 @@ class KVRows(Cache):
         return keys[:rows, :, :longest], values[:rows, :, :longest]
 
     def get_seq_length(self, layer_idx: int = 0, *_: Any) -> int:
-        """Returns the positions of the longest row."""
+        """Returns the length of the longest row."""
         return max(self.lengths, default=0)
 
     def _reserve(self, num_rows: int, length: int) -> None:
-        """Makes sure that so many rows of `length` positions fit."""
+        """Makes room for `num_rows` rows of `length` positions."""
         _, rows, _, capacity, _ = self._states[0].shape
         if num_rows <= rows and length <= capacity:
             return
-        # Of what others left behind, only what is needed now is kept: otherwise many short rows
-        # and a long one after them would together take more than there may be.
+        # Only what is needed now is kept of the space that earlier rows took: otherwise many short
+        # rows followed by a long one would exceed the limit.
         capacity = rounded(max([length, *self.lengths]))
         rows = min(self.max_rows, 1 << (num_rows - 1).bit_length())
         if self.max_positions is not None:
             rows = max(num_rows, min(rows, self.max_positions // capacity))
         used, known = self.num_rows, self.get_seq_length()
-        # One layer after the other: old and new space of all at once may not fit.
+        # Layer by layer: the old and new tensors of all layers at once may not fit.
         for index, states in enumerate(self._states):
             _, _, heads, _, width = states.shape
-            # Zeros, because what a mask hides is still multiplied: it must be finite.
+            # Zeros, because hidden values still take part in products and must be finite.
             grown = states.new_zeros(2, rows, heads, capacity, width)
             grown[:, :used, :, :known] = states[:, :used, :, :known]
             self._states[index] = grown
@@ -214,14 +215,14 @@ def batching_blocker(engine: Engine) -> str | None:
 
 @dataclass(eq=False)
 class Row:
-    """A request in the batch, or one that is ready to join.
+    """A request in the batch, or one that is ready to join it.
 
     Attributes:
-        prepared: The request; its images go once it has joined.
-        owner: Whom the text is for.
-        text: What has been generated.
+        prepared: The request; its images are freed once it has joined.
+        owner: The receiver of the text.
+        text: The answer so far.
         sampler: Chooses the next token.
-        num_prompt_tokens: Positions of the prompt, images included; 0 before it has joined.
+        num_prompt_tokens: Positions of the prompt, including images; 0 before the request joins.
         last_id: The last token.
     """
 
@@ -234,23 +235,24 @@ class Row:
 
     @property
     def max_positions(self) -> int:
-        """Positions that prompt and answer may take together."""
+        """Maximum number of positions of prompt and answer together."""
         return self.prepared.prompt_len + self.prepared.max_new_tokens
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Tokens of the prompt and of the answer."""
+        """Number of tokens of the prompt and of the answer so far."""
         return self.num_prompt_tokens, self.text.num_tokens
 
 
 class Batch:
-    """The running requests of one model. One thread may use it, but for `prepare`.
+    """The running requests of one model. Only `prepare` may be called from several threads.
 
     Args:
         engine: The model.
-        max_rows: How many requests run at the same time.
-        cache_bytes: Memory for features of images.
-        max_kv_tokens: Positions of keys and values of all requests together; None for any number.
+        max_rows: Maximum number of requests that run at the same time.
+        cache_bytes: Memory for image features.
+        max_kv_tokens: Maximum number of cached positions of all requests together; None for no
+            limit.
     """
 
     def __init__(
@@ -263,11 +265,11 @@ class Batch:
         top_k = getattr(engine.model.generation_config, "top_k", None)
         self._top_k = DEFAULT_TOP_K if top_k is None else int(top_k)
         if str(getattr(engine.model.config, "_attn_implementation", "")).startswith("flash"):
-            log.info("requests of different lengths share a step: sdpa is used, not flash-attn")
+            log.info("requests of different lengths share a step: using sdpa, not flash-attn")
             engine.model.set_attn_implementation("sdpa")
 
     def has_room(self, row: Row) -> bool:
-        """Whether a request can join now and end, however long its answer becomes."""
+        """Returns whether there is room for a request and its longest possible answer."""
         if len(self.rows) >= self.kv.max_rows:
             return False
         if self.kv.max_positions is None:
@@ -276,12 +278,12 @@ class Batch:
         return (len(self.rows) + 1) * rounded(longest) <= self.kv.max_positions
 
     def prepare(self, request: GenerationRequest, owner: Any) -> Row:
-        """Tokenizes a prompt and prepares its images; any thread may do so.
+        """Tokenizes a prompt and prepares its images. Thread-safe.
 
         Raises:
-            ContextFull: Prompt and images fill the context.
-            DataError: Images were given to a model that takes none, or prompt and images fill the
-                memory for keys and values.
+            ContextFull: If prompt and images fill the context.
+            DataError: If the model takes no images, or prompt and images fill the memory for keys
+                and values.
         """
         prepared = self._engine.prepare(request, self.features)
         if self.kv.max_positions is not None:
@@ -289,7 +291,7 @@ class Batch:
             if prepared.prompt_len >= usable:
                 raise DataError(
                     f"the prompt takes {prepared.prompt_len:,} positions with its images, but this "
-                    f"worker has memory for {usable:,} (--max-kv-tokens): ask for less"
+                    f"worker has memory for {usable:,} (--max-kv-tokens): send a shorter one"
                 )
             room = usable - prepared.prompt_len
             prepared.max_new_tokens = min(prepared.max_new_tokens, room)
@@ -299,13 +301,13 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, row: Row) -> str:
-        """Runs a prompt and takes its request into the batch, unless the first token ends it.
+        """Runs a prompt and adds its request to the batch, unless the first token ends it.
 
         Returns:
             The text of the first token.
 
         Raises:
-            Exception: Whatever the model raises; the batch is as it was.
+            Exception: Whatever the model raises; the batch is then unchanged.
         """
         model = self._engine.model
         embeds = self._embed(row.prepared)
@@ -334,7 +336,7 @@ class Batch:
         return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0]
 
     def _features_of(self, image: PreparedImage) -> Tensor:
-        # Another request may have brought the same image in the meantime.
+        # Another request with the same image may have run in the meantime.
         features = self.features.get(image.key) if image.features is None else image.features
         if features is None:
             model = self._engine.model
@@ -349,10 +351,10 @@ class Batch:
         """Advances every request by one token.
 
         Returns:
-            Each row with its new text, perhaps "". Rows whose text is complete have left.
+            Each row with its new text, which may be "". Rows whose answer is complete have left.
 
         Raises:
-            Exception: Whatever the model raises; `clear` then.
+            Exception: Whatever the model raises; call `clear` then.
         """
         model = self._engine.model
         ids = torch.tensor([[row.last_id] for row in self.rows], device=model.device)
@@ -376,23 +378,23 @@ class Batch:
                 self.leave(row)
         return texts
 
-    @torch.inference_mode()  # what was made in this mode may only be changed in it
+    @torch.inference_mode()  # tensors made in this mode may only be changed in it
     def leave(self, row: Row) -> None:
-        """Takes a request out of the batch; the last one gets its place."""
+        """Removes a request; the last one takes its place."""
         index = self.rows.index(row)
         self.kv.leave(index)
         self.rows[index] = self.rows[-1]
         self.rows.pop()
 
     def clear(self) -> list[Row]:
-        """Takes all requests out, whatever state a failed step left them in; returns them."""
+        """Removes and returns all requests, whatever state a failed step left them in."""
         rows, self.rows = self.rows, []
         self.kv.clear()
         return rows
 
 
 class Unanswered(Exception):
-    """A request that the worker could not answer, for no fault of the request.
+    """The worker could not answer a request, for no fault of the request.
 
     Attributes:
         kind: The cause, as the protocol names it.
@@ -408,7 +410,7 @@ class Busy(Unanswered):
 
 
 class Stopping(Unanswered):
-    """The worker finishes what it has and takes nothing new."""
+    """The worker finishes what it has begun and takes no new requests."""
 
     kind = STOPPING
 
@@ -421,13 +423,13 @@ class DeadlineExceeded(Unanswered):
 
 @dataclass(frozen=True)
 class Event:
-    """News of a request: more of its answer, the end of the answer, or a failure.
+    """New text of an answer, its end, or the failure of its request.
 
     Attributes:
         text: New text.
-        usage: Tokens of the prompt and of the answer so far; None where they are not counted.
+        usage: Tokens of the prompt and of the answer so far; None if they are not counted.
         finish_reason: `stop` or `length` at the end of the answer, else None.
-        error: Why there will be no more of the answer, else None.
+        error: The cause of a failure, else None.
     """
 
     text: str = ""
@@ -437,19 +439,19 @@ class Event:
 
     @property
     def is_last(self) -> bool:
-        """Whether no other event follows."""
+        """Whether this is the last event of its request."""
         return self.finish_reason is not None or self.error is not None
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One request on its way.
+    """A submitted request.
 
     Attributes:
-        request: What is asked for.
-        sink: Takes the events.
-        cancelled: Set when nobody waits for the answer.
-        started: `time.monotonic()` when the request came.
+        request: The request.
+        sink: Called with each event.
+        cancelled: Set when nobody waits for the answer any more.
+        started: `time.monotonic()` when the request arrived.
     """
 
     request: GenerationRequest
@@ -458,7 +460,7 @@ class Ticket:
     started: float = field(default_factory=time.monotonic)
 
     def send(self, event: Event) -> None:
-        """Hands an event over; a reader that is gone ends the request."""
+        """Passes an event to the sink; if that fails, the reader is gone and the request ends."""
         try:
             self.sink(event)
         except Exception:
@@ -471,11 +473,11 @@ class Scheduler(ABC):
 
     Attributes:
         engine: The model.
-        max_running: Requests that are answered at the same time.
-        max_waiting: Requests that may wait beyond those.
-        timeout_s: How long a request may take, waiting included; None for any time.
+        max_running: Maximum number of requests that are answered at the same time.
+        max_waiting: Maximum number of requests that wait for their turn.
+        timeout_s: Maximum time of a request, including waiting; None for no limit.
         on_change: Called when the number of requests changes.
-        num_requests: How many requests are answered or wait.
+        num_requests: Number of requests that are running or waiting.
     """
 
     engine: Engine
@@ -489,13 +491,13 @@ class Scheduler(ABC):
     _is_closed: bool = field(default=False, init=False)
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request; its events come to its sink.
+        """Queues a request, whose sink then gets its events.
 
         Raises:
-            Busy: The queue is full.
-            Stopping: The worker leaves.
-            ContextFull: Prompt and images fill the context.
-            DataError: The model cannot take the request.
+            Busy: If the queue is full.
+            Stopping: If the worker is about to stop.
+            ContextFull: If prompt and images fill the context.
+            DataError: If the model cannot take the request.
         """
         with self._changed:
             if self._is_stopping:
@@ -517,7 +519,7 @@ class Scheduler(ABC):
         """Answers a request; closing the iterator cancels it.
 
         Raises:
-            Exception: As for `submit`.
+            Exception: As `submit`.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = Ticket(request, events.put)
@@ -530,19 +532,19 @@ class Scheduler(ABC):
             ticket.cancelled.set()
 
     def drain(self, timeout_s: float) -> bool:
-        """Takes nothing new and waits until all is answered; returns whether it was."""
+        """Refuses new requests and waits for the others; returns whether all were answered."""
         with self._changed:
             self._is_stopping = True
             return self._changed.wait_for(lambda: self.num_requests == 0, timeout_s)
 
     def close(self) -> None:
-        """Ends the scheduler; what still runs fails."""
+        """Stops the scheduler; requests that still run fail."""
         with self._changed:
             self._is_stopping = self._is_closed = True
             self._changed.notify_all()
 
     def _finish(self, ticket: Ticket, event: Event) -> None:
-        """Sends the last event and forgets a request."""
+        """Sends the last event of a request and forgets the request."""
         ticket.send(event)
         self._forget()
 
@@ -553,7 +555,7 @@ class Scheduler(ABC):
         self.on_change()
 
     def _is_over(self, ticket: Ticket) -> bool:
-        """Whether nobody waits for a request any more, or it has taken too long."""
+        """Returns whether a request was cancelled or has taken too long."""
         is_late = self.timeout_s is not None and time.monotonic() > ticket.started + self.timeout_s
         return is_late or ticket.cancelled.is_set()
 
@@ -562,12 +564,12 @@ class Scheduler(ABC):
 
     @abstractmethod
     def _enqueue(self, ticket: Ticket) -> None:
-        """Takes a request that has been counted."""
+        """Takes a request that has already been counted."""
 
 
 @dataclass(eq=False)
 class ThreadScheduler(Scheduler):
-    """Answers each request by the model's own `generate`, in a thread."""
+    """Answers each request with the model's own `generate`, in a thread."""
 
     def __post_init__(self) -> None:
         self._places = threading.Semaphore(self.max_running)
@@ -603,9 +605,9 @@ class BatchScheduler(Scheduler):
     """Answers requests in one batch, which they join and leave while it runs.
 
     Attributes:
-        cache_bytes: Memory for features of images.
-        max_kv_tokens: Positions of keys and values of all that run; None for any number. Requests
-            wait until there is room for the longest answer that they may get.
+        cache_bytes: Memory for image features.
+        max_kv_tokens: Maximum number of cached positions of all running requests; None for no
+            limit. A request waits until there is room for its longest possible answer.
     """
 
     cache_bytes: int = CACHE_BYTES
@@ -618,7 +620,7 @@ class BatchScheduler(Scheduler):
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the scheduler; what still runs fails."""
+        """Stops the scheduler; requests that still run fail."""
         super().close()
         self._thread.join()
 
@@ -640,7 +642,7 @@ class BatchScheduler(Scheduler):
         self._fail([*self._waiting, *self.batch.clear()], Stopping("the worker stopped"))
 
     def _drop_ended(self) -> None:
-        """Lets go of requests that nobody waits for, or that took too long."""
+        """Drops requests that were cancelled or have taken too long."""
         running = [row for row in self.batch.rows if self._is_over(row.owner)]
         for row in running:
             self.batch.leave(row)
@@ -651,11 +653,11 @@ class BatchScheduler(Scheduler):
         self._fail([*running, *waiting], self._too_late())
 
     def _admit(self) -> None:
-        """Lets those who wait join, as far as there is room."""
+        """Adds waiting requests to the batch while there is room."""
         num_tokens = 0
         while num_tokens < JOIN_TOKENS:
             with self._changed:
-                # In order: a long request would wait for ever if short ones went past it.
+                # In order: a long request would wait for ever if short ones overtook it.
                 if not self._waiting or not self.batch.has_room(self._waiting[0]):
                     return
                 row = self._waiting.popleft()

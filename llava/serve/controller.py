@@ -1,8 +1,8 @@
-"""Knows the workers: registration, heartbeats, dispatch, and a proxy for their streams.
+"""Manages workers: registration, heartbeats, dispatch, and a proxy for their streams.
 
-In: POST requests with JSON from workers and clients. Out: JSON, or a worker's stream passed on.
-A controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
-controllers nest; what a worker says of its model goes up with it. It holds no model.
+In: POST requests with JSON from workers and clients. Out: JSON, or the stream of a worker. A
+controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
+controllers can be nested; the details of each model are passed on. It holds no model.
 
     python -m llava.serve.controller --host localhost --port 21001
 """
@@ -41,17 +41,17 @@ log = logging.getLogger(__name__)
 
 
 class DispatchMethod(Enum):
-    """How a worker is chosen among those that serve a model."""
+    """The ways to choose among the workers that serve a model."""
 
     LOTTERY = auto()
     SHORTEST_QUEUE = auto()
 
     @classmethod
     def from_str(cls, name: str) -> DispatchMethod:
-        """Return the method called `lottery` or `shortest_queue`.
+        """Returns the method called `lottery` or `shortest_queue`.
 
         Raises:
-            ConfigError: Any other name.
+            ConfigError: If there is no such method.
         """
         try:
             return cls[name.upper()]
@@ -61,7 +61,7 @@ class DispatchMethod(Enum):
 
 
 class ModelDetails(BaseModel):
-    """What a status may say of a model (`llava.serve.protocol.MODEL_KEYS`)."""
+    """The details of a model in a status (`llava.serve.protocol.MODEL_KEYS`)."""
 
     conversation: dict[str, Any] | str | None = None
     context_len: int | None = None
@@ -69,9 +69,9 @@ class ModelDetails(BaseModel):
 
 
 class WorkerStatus(ModelDetails):
-    """What a worker says of itself; further keys are allowed and ignored.
+    """The status of a worker; further keys are allowed and ignored.
 
-    A controller, whose models differ, says it of each of them under `models`.
+    A controller, whose models differ, has the details of each of them under `models`.
     """
 
     model_names: list[str]
@@ -86,9 +86,9 @@ class WorkerInfo(WorkerStatus):
     Attributes:
         model_names: Models that it serves.
         speed: Its weight in the dispatch.
-        queue_length: Requests that it works on or that wait there.
-        check_heart_beat: Whether it is dropped when it falls silent.
-        last_heart_beat: `time.time()` of the last sign of life, in seconds.
+        queue_length: Number of requests that are running or waiting there.
+        check_heart_beat: Whether it is removed when its heartbeats stop.
+        last_heart_beat: `time.time()` of the last heartbeat, in seconds.
     """
 
     check_heart_beat: bool
@@ -96,7 +96,7 @@ class WorkerInfo(WorkerStatus):
 
 
 class Controller:
-    """The list of workers and the choice among them. All methods are thread-safe."""
+    """Lists the workers and chooses among them. All methods are thread-safe."""
 
     def __init__(self, dispatch_method: str | DispatchMethod = "shortest_queue") -> None:
         if isinstance(dispatch_method, str):
@@ -108,13 +108,13 @@ class Controller:
     def register_worker(
         self, worker_name: str, check_heart_beat: bool, worker_status: dict[str, Any] | None
     ) -> bool:
-        """Add or renew a worker.
+        """Adds or updates a worker.
 
         Args:
             worker_name: The worker's URL.
-            check_heart_beat: Drop it when it falls silent.
-            worker_status: `model_names`, `speed`, `queue_length`, and what is known of the
-                models; None asks the worker.
+            check_heart_beat: Remove it when its heartbeats stop.
+            worker_status: `model_names`, `speed`, `queue_length` and details of the models; None
+                to ask the worker.
 
         Returns:
             Whether it is registered now.
@@ -134,12 +134,12 @@ class Controller:
         return True
 
     def remove_worker(self, worker_name: str) -> None:
-        """Forget a worker."""
+        """Forgets a worker."""
         with self._lock:
             self.worker_info.pop(worker_name, None)
 
     def refresh_all_workers(self) -> None:
-        """Ask every worker for its status again and forget those that do not answer."""
+        """Asks every worker for its status again and forget those that do not answer."""
         with self._lock:
             known = dict(self.worker_info)
         for name, info in known.items():
@@ -147,12 +147,12 @@ class Controller:
                 self.remove_worker(name)
 
     def list_models(self) -> list[str]:
-        """Return the names of all models, sorted."""
+        """Returns the names of all models, sorted."""
         with self._lock:
             return sorted({name for info in self.worker_info.values() for name in info.model_names})
 
     def get_worker_address(self, model_name: str) -> str:
-        """Choose a worker for a model; "" when none serves it."""
+        """Returns the address of a worker for a model, "" if none serves it."""
         with self._lock:
             serving = {
                 name: info
@@ -163,16 +163,16 @@ class Controller:
                 return ""
             if self.dispatch_method is DispatchMethod.LOTTERY:
                 speeds = [info.speed for info in serving.values()]
-                if sum(speeds) < 1e-4:  # all are as good as stopped
+                if sum(speeds) < 1e-4:  # all are practically stopped
                     return ""
                 return random.choices(list(serving), weights=speeds)[0]
             chosen = min(serving, key=lambda name: serving[name].queue_length / serving[name].speed)
-            # The next choice must not wait for this worker's next heartbeat.
+            # Counted here, because the next choice may come before the next heartbeat.
             serving[chosen].queue_length += 1
             return chosen
 
     def receive_heart_beat(self, worker_name: str, queue_length: int) -> bool:
-        """Note a sign of life; False tells the worker to register again."""
+        """Notes a heartbeat; returns False if the worker has to register again."""
         with self._lock:
             info = self.worker_info.get(worker_name)
             if info is None:
@@ -182,7 +182,7 @@ class Controller:
             return True
 
     def remove_stale_workers_by_expiration(self) -> None:
-        """Forget workers that have been silent for too long."""
+        """Removes workers whose heartbeats have stopped."""
         oldest = time.time() - CONTROLLER_HEART_BEAT_EXPIRATION
         with self._lock:
             stale = [
@@ -198,7 +198,7 @@ class Controller:
             )
 
     def worker_api_get_status(self) -> dict[str, Any]:
-        """Return the status of all workers together, as one worker would, and all models'."""
+        """Returns the status of all workers together, as one worker would, with all models."""
         with self._lock:
             infos = list(self.worker_info.values())
         models: dict[str, dict[str, Any]] = {}
@@ -215,7 +215,7 @@ class Controller:
         }
 
     def worker_api_generate_stream(self, params: dict[str, Any]) -> Iterator[bytes]:
-        """Pass a request on to a worker and its stream back.
+        """Passes a request to a worker and its stream back.
 
         Args:
             params: The body of `/worker_generate_stream`; `model` chooses the worker.
@@ -238,7 +238,7 @@ class Controller:
 
 
 def heart_beat_controller(controller: Controller) -> None:
-    """Forget silent workers for ever; run it in a daemon thread."""
+    """Removes silent workers every 30 s; run it in a daemon thread."""
     while True:
         time.sleep(CONTROLLER_HEART_BEAT_EXPIRATION)
         controller.remove_stale_workers_by_expiration()
@@ -251,61 +251,65 @@ def _controller(request: Request) -> Controller:
     return request.app.state.controller
 
 
-Known = Annotated[Controller, Depends(_controller)]
+ControllerState = Annotated[Controller, Depends(_controller)]
 
 
 @router.post("/register_worker")
 def register_worker(
-    known: Known,
+    controller: ControllerState,
     worker_name: Annotated[str, Body()],
     check_heart_beat: Annotated[bool, Body()] = False,
     worker_status: Annotated[WorkerStatus | None, Body()] = None,
 ) -> None:
     """Registers a worker."""
     status = worker_status.model_dump() if worker_status else None
-    known.register_worker(worker_name, check_heart_beat, status)
+    controller.register_worker(worker_name, check_heart_beat, status)
 
 
 @router.post("/refresh_all_workers")
-def refresh_all_workers(known: Known) -> None:
+def refresh_all_workers(controller: ControllerState) -> None:
     """Asks all workers again."""
-    known.refresh_all_workers()
+    controller.refresh_all_workers()
 
 
 @router.post("/list_models")
-def list_models(known: Known) -> dict[str, list[str]]:
+def list_models(controller: ControllerState) -> dict[str, list[str]]:
     """Lists the models."""
-    return {"models": known.list_models()}
+    return {"models": controller.list_models()}
 
 
 @router.post("/get_worker_address")
-def get_worker_address(known: Known, model: Annotated[str, Body(embed=True)]) -> dict[str, str]:
+def get_worker_address(
+    controller: ControllerState, model: Annotated[str, Body(embed=True)]
+) -> dict[str, str]:
     """Chooses a worker."""
-    return {"address": known.get_worker_address(model)}
+    return {"address": controller.get_worker_address(model)}
 
 
 @router.post("/receive_heart_beat")
 def receive_heart_beat(
-    known: Known, worker_name: Annotated[str, Body()], queue_length: Annotated[int, Body()]
+    controller: ControllerState,
+    worker_name: Annotated[str, Body()],
+    queue_length: Annotated[int, Body()],
 ) -> dict[str, bool]:
     """Notes a heartbeat."""
-    return {"exist": known.receive_heart_beat(worker_name, queue_length)}
+    return {"exist": controller.receive_heart_beat(worker_name, queue_length)}
 
 
 @router.post("/worker_generate_stream")
-def worker_api_generate_stream(known: Known, params: dict[str, Any]) -> Response:
+def worker_api_generate_stream(controller: ControllerState, params: dict[str, Any]) -> Response:
     """Passes a generation on."""
-    return ClosingStream(known.worker_api_generate_stream(params))
+    return ClosingStream(controller.worker_api_generate_stream(params))
 
 
 @router.post("/worker_get_status")
-def worker_api_get_status(known: Known) -> dict[str, Any]:
+def worker_api_get_status(controller: ControllerState) -> dict[str, Any]:
     """Returns the status of all workers together."""
-    return known.worker_api_get_status()
+    return controller.worker_api_get_status()
 
 
 def create_app(controller: Controller | None = None) -> FastAPI:
-    """Build the web application around a controller."""
+    """Builds the web application around a controller."""
     application = FastAPI(title="LLaVA controller")
     application.include_router(router)
     application.state.controller = controller or Controller()
@@ -316,7 +320,7 @@ app = create_app()
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.controller", description=__doc__)
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=21001)
@@ -327,7 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until interrupted."""
+    """Serves until interrupted."""
     controller = Controller(args.dispatch_method)
     app.state.controller = controller
     threading.Thread(target=heart_beat_controller, args=(controller,), daemon=True).start()
@@ -335,7 +339,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("controller", "controller.log")
     run(args)

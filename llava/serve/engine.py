@@ -1,13 +1,14 @@
-"""One loaded model and how it turns a request into a stream of text.
+"""A loaded model that turns a request into a stream of text.
 
-Command line and worker share it. In: a prompt with `<image>` placeholders, pictures and sampling
-settings. Out: pieces of text as they are generated. A failing generation raises in the reader at
-once; a reader that stops reading cancels the generation. No HTTP and no templates here.
+The command line and the worker share it. In: a prompt with `<image>` placeholders, images and
+sampling settings. Out: pieces of text as they are generated. If the generation fails, the reader
+gets the exception at once; if the reader stops reading, the generation is cancelled. This module
+knows neither HTTP nor templates.
 
-From a token to what a reader sees: `Sampler` chooses ids, `generated_ids` hands them over as they
-come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` what may begin a stop
-string, and `AnswerText` finds the end. transformers' own text streamer blocks its reader for ever
-when the generation fails; this one raises.
+On the way from the model to the reader, `Sampler` chooses ids, `generated_ids` passes them on as
+they come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` holds back text that
+may begin a stop string, and `AnswerText` finds the end. transformers' own text streamer blocks its
+reader for ever when the generation fails; this one raises.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ log = logging.getLogger(__name__)
 
 GREEDY_BELOW = 0.001
 
-# A tokenizer decodes the bytes of an unfinished character to this.
+# Tokenizers decode the bytes of an unfinished character to this.
 REPLACEMENT_CHARACTER = "\ufffd"
 
 DEFAULT_CONTEXT_LEN = 2048
 
 
 class Sampler:
-    """Temperature, top-k and top-p of one request.
+    """Draws the tokens of one request with temperature, top-k and top-p.
 
     Args:
         temperature: 0.001 and below means greedy.
-        top_p: Share of the probability that is drawn from.
-        top_k: Tokens that are drawn from; 0 for all.
-        seed: Of the random numbers; None for another one each time.
-        device: Where the logits are.
+        top_p: Share of the probability mass to draw from.
+        top_k: Number of tokens to draw from; 0 for all.
+        seed: Seed of the random numbers; None for a new one each time.
+        device: Device of the logits.
     """
 
     def __init__(
@@ -79,25 +80,25 @@ class Sampler:
             self._generator.manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is drawn from.
+        """Returns the distribution to draw from.
 
         Args:
             logits: [V].
 
         Returns:
-            Probabilities [K], descending, 0 where top-p cuts off; and their token ids [K].
+            Probabilities [K], descending and 0 beyond top-p, and their token ids [K].
         """
         num_kept = min(self._top_k or len(logits), len(logits))
         values, ids = torch.topk(logits.float() / self._temperature, num_kept)
         chances = torch.softmax(values, dim=0)
-        before = chances.cumsum(dim=0) - chances  # of all that are more probable
+        before = chances.cumsum(dim=0) - chances  # sum of all that are more probable
         outside = before >= self._top_p
         outside[0] = False
         chances = chances.masked_fill(outside, 0.0)
         return chances / chances.sum(), ids
 
     def draw(self, logits: Tensor) -> int:
-        """Return the next token for logits [V]."""
+        """Returns the next token for logits [V]."""
         if self.is_greedy:
             return int(logits.argmax())
         chances, ids = self.probabilities(logits)
@@ -142,15 +143,15 @@ class ImageFeatureCache:
 
 
 class IncrementalDecoder:
-    """Decode a growing list of ids, piece by piece.
+    """Decodes a growing list of ids, piece by piece.
 
-    Each piece is decoded together with the one before it, because a tokenizer drops a leading space
-    and because one character may take several tokens.
+    Each piece is decoded together with the piece before it, because tokenizers drop a leading space
+    and because a character may take several tokens.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[int] = []  # ids of the piece before
+        self._shown: list[int] = []  # ids of the previous piece
         self._pending: list[int] = []
 
     def push(self, ids: list[int]) -> str:
@@ -160,7 +161,7 @@ class IncrementalDecoder:
         return "" if text.endswith(REPLACEMENT_CHARACTER) else self._show(text)
 
     def flush(self) -> str:
-        """Returns what was held back, with a replacement character for a cut one."""
+        """Returns the text that was held back; an unfinished character is replaced."""
         return self._show(self._pending_text())
 
     def _show(self, text: str) -> str:
@@ -177,7 +178,7 @@ class IncrementalDecoder:
 
 
 class StopFilter:
-    """Pass text through up to the first of some stop strings, which may come in several pieces."""
+    """Passes text through up to the first stop string, which may come in several pieces."""
 
     def __init__(self, stop: str | Sequence[str] | None) -> None:
         self._stops = [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
@@ -200,22 +201,22 @@ class StopFilter:
         return text[:num_certain]
 
     def flush(self) -> str:
-        """Return text that looked like the beginning of a stop string and was not."""
+        """Returns text that looked like the beginning of a stop string but was not."""
         held, self._held = self._held, ""
         return held
 
 
 class AnswerText:
-    """Text and end of one answer, from the ids as they come.
+    """Turns the ids of one answer into text and finds its end.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         stop: Text that ends the answer and is cut from it.
         end_ids: Ids that end an answer.
-        max_new_tokens: How many ids there may be.
+        max_new_tokens: Maximum number of ids.
 
     Attributes:
-        num_tokens: Ids so far.
+        num_tokens: Number of ids so far.
         finish_reason: `stop` or `length` once the answer is complete, else None.
     """
 
@@ -234,7 +235,7 @@ class AnswerText:
         self.finish_reason: str | None = None
 
     def push(self, token_id: int) -> str:
-        """Add an id; return the text that is certain now, with all that was held at the end."""
+        """Adds an id; returns the text that is final now."""
         self.num_tokens += 1
         piece = ""
         if token_id in self._end_ids:
@@ -248,12 +249,12 @@ class AnswerText:
         return piece + self.flush() if self.finish_reason else piece
 
     def flush(self) -> str:
-        """Return what was held back: of a cut character, and of what might have been a stop."""
+        """Returns all text that was held back."""
         return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
 
 
 class _StepQueue(BaseStreamer):
-    """Hands the ids of each step from the generating thread to a reader, until it cancels."""
+    """Passes the ids of each step from the generating thread to a reader, until it cancels."""
 
     def __init__(self, cancel: threading.Event) -> None:
         self.steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
@@ -269,7 +270,7 @@ class _StepQueue(BaseStreamer):
             raise InterruptedError("the generation was cancelled")
 
     def end(self) -> None:
-        """Does nothing: the thread itself marks the end, with or without an error."""
+        """Does nothing: the thread marks the end, with or without an error."""
 
 
 def generated_ids(
@@ -280,13 +281,13 @@ def generated_ids(
     Args:
         model: A model whose `generate` takes a `streamer`.
         arguments: Its other keyword arguments, for one row.
-        cancel: Ends the generation after the current token; set when the reader leaves.
+        cancel: Ends the generation after the current token; it is set when the reader stops.
 
     Yields:
         The ids of each step, usually one.
 
     Raises:
-        Exception: What `generate` raised, as soon as it did.
+        Exception: Whatever `generate` raises, at once.
     """
     streamer = _StepQueue(cancel)
 
@@ -312,16 +313,16 @@ def generated_ids(
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate.
+    """A prompt with images and sampling settings.
 
     Attributes:
-        prompt: The whole templated text, one `<image>` for each picture.
-        images: The pictures, in the order of the placeholders.
+        prompt: The whole text in its template, with one `<image>` for each image.
+        images: The images, in the order of the placeholders.
         temperature: 0.001 and below means greedy.
         top_p: Nucleus sampling; ignored when greedy.
-        max_new_tokens: Upper bound; the context may allow less.
+        max_new_tokens: Upper bound; the context may leave room for fewer.
         stop: Text that ends the answer and is cut from it.
-        seed: Of the sampling, where requests run in a batch; None for another one each time.
+        seed: Seed of the sampling for requests in a batch; None for a new one each time.
     """
 
     prompt: str
@@ -342,8 +343,8 @@ class GenerationRequest:
         placeholders = self.prompt.count(DEFAULT_IMAGE_TOKEN)
         if placeholders != len(self.images):
             raise DataError(
-                f"{len(self.images)} pictures were given, but the prompt has {placeholders} "
-                f"{DEFAULT_IMAGE_TOKEN} placeholders; give one picture for each placeholder"
+                f"{len(self.images)} images were given, but the prompt has {placeholders} "
+                f"{DEFAULT_IMAGE_TOKEN} placeholders; give one image for each placeholder"
             )
 
 
@@ -356,10 +357,10 @@ class PreparedImage:
     """An image of a request, ready for the vision tower.
 
     Attributes:
-        key: Of its features in the cache.
+        key: Key of its features in the cache.
         size: (width, height).
-        pixels: [tiles, 3, S, S] on the CPU; None where the features are known.
-        features: [tiles, P, D_vision]; None where they are not known yet.
+        pixels: [tiles, 3, S, S] on the CPU; None if the features are known.
+        features: [tiles, P, D_vision]; None if they are not known yet.
     """
 
     key: str
@@ -369,7 +370,7 @@ class PreparedImage:
 
     @property
     def num_tiles(self) -> int:
-        """How many tiles it is cut into; 1 where it is whole."""
+        """Number of tiles; 1 for an image that is not cut."""
         tiles = self.pixels if self.features is None else self.features
         assert tiles is not None
         return len(tiles)
@@ -380,11 +381,11 @@ class PreparedRequest:
     """A request that has been tokenized and checked against the context.
 
     Attributes:
-        request: What is asked for.
+        request: The request.
         input_ids: [1, T] with one sentinel for each image.
         images: The images, in the order of the sentinels.
-        prompt_len: Positions that prompt and images take, or a few more.
-        max_new_tokens: How many tokens the answer may have.
+        prompt_len: Number of positions of prompt and images, or a few more.
+        max_new_tokens: Maximum number of tokens of the answer.
     """
 
     request: GenerationRequest
@@ -396,13 +397,13 @@ class PreparedRequest:
 
 @dataclass
 class Engine:
-    """A model with all that it needs to answer.
+    """A model with everything that it needs to answer.
 
     Attributes:
         tokenizer: The model's tokenizer.
-        model: A LLaVA model, or a text model when `image_processor` is None.
+        model: A LLaVA model, or a text model if `image_processor` is None.
         image_processor: The vision tower's processor.
-        name: The model's name as shown to users.
+        name: The model's name for users.
     """
 
     tokenizer: Any
@@ -412,7 +413,7 @@ class Engine:
 
     @property
     def context_len(self) -> int:
-        """Positions that the model can attend to."""
+        """Number of positions that the model can attend to."""
         return int(getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_LEN))
 
     @property
@@ -428,15 +429,15 @@ class Engine:
     def prepare(
         self, request: GenerationRequest, known: ImageFeatureCache | None = None
     ) -> PreparedRequest:
-        """Tokenizes a prompt and prepares its images; any thread may do so.
+        """Tokenizes a prompt and prepares its images. Thread-safe.
 
         Args:
-            request: What is asked for.
-            known: Features of images that need not be computed again.
+            request: The request.
+            known: Features that need not be computed again.
 
         Raises:
-            ContextFull: Prompt and images fill the context.
-            DataError: Images were given to a model that takes none.
+            ContextFull: If prompt and images fill the context.
+            DataError: If the model takes no images.
         """
         if request.images and not self.is_multimodal:
             raise DataError(
@@ -467,7 +468,7 @@ class Engine:
         return PreparedImage(key, rgb.size, pixels, features)
 
     def _num_image_tokens(self, num_tiles: int) -> int:
-        """Returns the positions that an image takes; an upper bound for one in tiles."""
+        """Returns the positions that an image takes; an upper bound if it is cut into tiles."""
         tower = self.model.get_vision_tower()
         # a newline token ends each row of patches
         num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
@@ -476,21 +477,21 @@ class Engine:
     def stream(
         self, request: GenerationRequest, cancel: threading.Event | None = None
     ) -> Iterator[str]:
-        """Generates, yielding text as it becomes final.
+        """Generates an answer and yields text as it becomes final.
 
-        Bytes of an unfinished character are held back, and so is text that may turn out to be the
-        beginning of the stop string. Closing the iterator cancels the generation.
+        Unfinished characters are held back, and so is text that may turn out to be the beginning of
+        the stop string. Closing the iterator cancels the generation.
 
         Args:
-            request: What to generate.
-            cancel: Set it from anywhere to end the generation after the current token.
+            request: The request.
+            cancel: Set it from any thread to end the generation after the current token.
 
         Yields:
             Pieces whose concatenation is the answer.
 
         Raises:
-            ContextFull: The prompt leaves no room.
-            Exception: Whatever `model.generate` raised, unchanged.
+            ContextFull: If the prompt leaves no room.
+            Exception: Whatever `model.generate` raises.
         """
         with contextlib.closing(self.pieces(request, cancel or threading.Event())) as pieces:
             for piece, _ in pieces:
@@ -500,10 +501,10 @@ class Engine:
     def pieces(
         self, request: GenerationRequest, cancel: threading.Event
     ) -> Generator[tuple[str, str | None], None, None]:
-        """Does as `stream`, token by token.
+        """Generates like `stream`, token by token.
 
         Yields:
-            New text, perhaps "", and with the last piece `stop` or `length`, else None.
+            New text, which may be "", and None, or `stop` or `length` with the last piece.
         """
         prepared = self.prepare(request)
         text = self.answer_text(prepared)
@@ -533,13 +534,13 @@ class Engine:
         return arguments
 
     def answer_text(self, prepared: PreparedRequest) -> AnswerText:
-        """Returns what turns the ids of an answer into text and finds its end."""
+        """Returns an empty answer, to which ids are added."""
         config = getattr(self.model, "generation_config", None)
         end = getattr(config, "eos_token_id", None)
         end_ids = {end} if isinstance(end, int) else set(end or ())
         stop = prepared.request.stop
         if stop:
-            # Decoding hides a special token, so its text would never be found.
+            # Decoding hides special tokens, so a stop string that is one would never be found.
             stop_id = self.tokenizer.convert_tokens_to_ids(stop)
             if stop_id != self.tokenizer.unk_token_id:
                 end_ids.add(stop_id)
@@ -547,7 +548,7 @@ class Engine:
 
 
 def pick_device(requested: str) -> str:
-    """Return the device to use: the one asked for, or the CPU where there is no CUDA."""
+    """Returns the requested device, or the CPU if there is no CUDA device."""
     if requested.startswith("cuda") and not torch.cuda.is_available():
         log.warning("no CUDA device was found: running on the CPU")
         return "cpu"
@@ -564,23 +565,23 @@ def load_engine(
     device: str = "cuda",
     use_flash_attn: bool = False,
 ) -> Engine:
-    """Load a checkpoint for answering.
+    """Loads a checkpoint for answering.
 
     Args:
         model_path: Folder or Hub name.
-        model_base: The base model of a LoRA or projector-only checkpoint.
-        model_name: Name to show; by default LLaVA's rule on the path.
+        model_base: Base model of a LoRA or projector-only checkpoint.
+        model_name: Name for users; by default LLaVA derives it from the path.
         load_8bit: Quantise to 8 bits (needs bitsandbytes).
         load_4bit: Quantise to 4 bits (needs bitsandbytes).
-        device: Where to run; the CPU replaces a missing CUDA device.
+        device: Device to run on; the CPU replaces a missing CUDA device.
         use_flash_attn: Use flash-attention 2.
 
     Returns:
         The engine.
 
     Raises:
-        CheckpointError: The folder is missing or incomplete.
-        ConfigError: Both quantisations were asked for.
+        CheckpointError: If the folder is missing or incomplete.
+        ConfigError: If both quantisations are asked for.
     """
     from llava.model.builder import load_pretrained_model
 

@@ -1,10 +1,10 @@
 """Serves one model: status, streamed generation, registration and heartbeats.
 
-In: `/worker_generate_stream` with a templated prompt and base64 pictures. Out: the NUL-delimited
-stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are answered in one
-batch, up to `--max-waiting` wait, the others are told that the worker is busy. The model itself is
-in `llava.serve.engine`, the batch in `llava.serve.batch`. `WorkerBase` is what all workers share;
-those in front of other engines are in `llava.serve.remote_worker`.
+In: `/worker_generate_stream` with a prompt in its template and images in base64. Out: the
+NUL-delimited stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are
+answered in one batch, up to `--max-waiting` wait, and others are told that the worker is busy. The
+model is in `llava.serve.engine`, the batch in `llava.serve.batch`. `WorkerBase` is common to all
+workers; workers in front of other engines are in `llava.serve.remote_worker`.
 
     python -m llava.serve.model_worker --model-path runs/mini
 """
@@ -55,7 +55,7 @@ from llava.utils import build_logger
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 5.0
-# A heartbeat also follows each change of the queue, but not more often than this.
+# A change of the queue is reported at once, but not more often than this.
 MIN_BEAT_INTERVAL_S = 0.1
 DEFAULT_CONCURRENCY = 5
 DEFAULT_WAITING = 64
@@ -63,11 +63,11 @@ DEFAULT_DRAIN_S = 30.0
 
 MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
-# Width times height of a picture; LLaVA's clients and ours send far smaller ones.
+# Width times height of an image; LLaVA's clients and ours send far smaller ones.
 MAX_PIXELS = 50_000_000
-# Of keys and values: 16 requests of 2,048 positions, or 16 GiB of Vicuna-7B in float16.
+# Cached positions: 16 requests of 2,048 positions, which take 16 GiB with Vicuna-7B in float16.
 DEFAULT_KV_TOKENS = 32_768
-# Pieces that a reader may be behind with before it gets several in one object.
+# A reader that is further behind than this many events gets all of them in one object.
 MAX_BACKLOG = 16
 WARM_UP_PROMPT = "USER: {}Hello. ASSISTANT:"
 
@@ -79,12 +79,12 @@ class WorkerBase(ABC):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
+        no_register: Do not register with the controller.
 
     Attributes:
         model_name: Name to serve the model under.
-        details: What the status says of the model beyond LLaVA's keys.
-        beat_now: Set it to send a heartbeat at once: the queue has changed.
+        details: Keys that the status has beyond LLaVA's.
+        beat_now: Set when the queue has changed, so that a heartbeat is sent at once.
     """
 
     model_name: str
@@ -107,14 +107,14 @@ class WorkerBase(ABC):
 
     @abstractmethod
     def get_queue_length(self) -> int:
-        """Returns how many requests generate or wait."""
+        """Returns the number of requests that are running or waiting."""
 
     @abstractmethod
     def drain(self, timeout_s: float) -> bool:
-        """Waits until all requests are answered; returns whether they were."""
+        """Waits for running requests; returns whether all were answered."""
 
     def get_status(self) -> dict[str, Any]:
-        """Returns the status; a worker that leaves serves nothing any more."""
+        """Returns the status; a worker that is leaving serves no model."""
         return {
             "model_names": [] if self.is_leaving else [self.model_name],
             "speed": 1,
@@ -133,7 +133,7 @@ class WorkerBase(ABC):
         self.beat_now.set()
 
     def leave(self, timeout_s: float) -> None:
-        """Tells the controller to send nothing more, then finishes what there is."""
+        """Tells the controller to send no more requests, then finishes those that there are."""
         self.is_leaving = True
         self.stop()
         if not self.no_register:
@@ -145,10 +145,10 @@ class WorkerBase(ABC):
             )
 
     def register_to_controller(self) -> None:
-        """Tells the controller of this worker.
+        """Registers with the controller.
 
         Raises:
-            requests.RequestException: The controller does not answer.
+            requests.RequestException: If the controller does not answer.
         """
         body = {
             "worker_name": self.worker_addr,
@@ -160,10 +160,10 @@ class WorkerBase(ABC):
         log.info("registered %s with %s", what, self.controller_addr)
 
     def send_heart_beat(self) -> bool:
-        """Sends one heartbeat; returns False when the controller does not know this worker.
+        """Sends a heartbeat; returns whether the controller knows this worker.
 
         Raises:
-            requests.RequestException: The controller does not answer.
+            requests.RequestException: If the controller does not answer.
         """
         body = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
         url = self.controller_addr + "/receive_heart_beat"
@@ -192,7 +192,7 @@ router = APIRouter()
 
 @router.post("/worker_generate_stream")
 async def generate_stream(params: dict[str, Any], request: Request) -> Response:
-    """Generates; the generation ends when the client goes."""
+    """Generates an answer until the client hangs up."""
     return ClosingStream(request.app.state.worker.answer(params))
 
 
@@ -233,17 +233,17 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def start_log(name: str) -> str:
-    """Starts the log of a worker; returns the worker's id, which is in the name of the file."""
+    """Starts the log of a worker; returns the worker's id, which is part of the file name."""
     worker_id = uuid.uuid4().hex[:6]
     build_logger(name, f"model_worker_{worker_id}.log")
     return worker_id
 
 
 def serve(worker: WorkerBase, args: argparse.Namespace) -> None:
-    """Serves a worker until it is told to stop; it then finishes what it has begun.
+    """Serves a worker until it is told to stop; it then finishes its requests.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: If the port is taken.
     """
     check_port_is_free(args.host, args.port)
     app.state.worker = worker
@@ -253,16 +253,16 @@ def serve(worker: WorkerBase, args: argparse.Namespace) -> None:
         args.host,
         args.port,
         on_stop=lambda: worker.leave(args.drain_timeout),
-        # a reader that is slow to take the end of its answer
+        # for readers that are slow to take the end of their answers
         timeout_graceful_shutdown=3,
     )
 
 
 class Mailbox:
-    """Hands events from other threads to queues of the running event loop.
+    """Passes events from other threads to queues of the running event loop.
 
-    A loop is woken once for all that has come, not for each event: with a full batch, waking it for
-    each row would take longer than a small model's step.
+    The loop is woken once for all events that have arrived: with a full batch, waking it for each
+    row would take longer than a small model's step.
     """
 
     def __init__(self) -> None:
@@ -271,30 +271,30 @@ class Mailbox:
         self._is_woken = False
 
     def put(self, events: asyncio.Queue[Event], event: Event) -> None:
-        """Hand an event over, from any thread.
+        """Passes an event to a queue, from any thread.
 
         Raises:
-            RuntimeError: The loop has been closed.
+            RuntimeError: If the loop has been closed.
         """
         self._arrived.append((events, event))
-        # Two threads may both wake it, which does no harm; that neither does cannot happen.
+        # Two threads may both wake the loop, which does no harm; at least one always does.
         if not self._is_woken:
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._is_woken = False  # before looking: what comes from now on wakes the loop again
+        self._is_woken = False  # first, so that events from now on wake the loop again
         while self._arrived:
             events, event = self._arrived.popleft()
             events.put_nowait(event)
 
 
 def encode_failure(error: BaseException, text: str) -> bytes:
-    """Encodes why there is no more of an answer; what is not the caller's fault is in the log.
+    """Encodes the end of a stream after an error; unexpected errors are only in the log.
 
     Args:
         error: The cause.
-        text: Prompt and everything generated so far.
+        text: The prompt and all text generated so far.
     """
     if isinstance(error, ContextFull):
         return encode_chunk(text + TOO_LONG_MESSAGE)
@@ -312,8 +312,8 @@ def encode_failure(error: BaseException, text: str) -> bytes:
 class StreamEncoder:
     """Turns events of one request into the bytes of its stream.
 
-    With `details` in the request, which LLaVA's clients never send, each object also has the tokens
-    so far, and the last one says why the answer ended.
+    If the request has `details`, which LLaVA's clients never send, each object also has the number
+    of tokens so far, and the last one has the reason for the end.
     """
 
     def __init__(self, params: dict[str, Any]) -> None:
@@ -322,14 +322,14 @@ class StreamEncoder:
         self._is_empty = True
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        """Encodes events that came together; returns b"" where they change nothing."""
+        """Encodes events that arrived together; returns b"" if they change nothing."""
         wire = b""
         new = "".join(event.text for event in events)
         last = events[-1]
         is_end = last.finish_reason is not None
         self._text += new
         if new or (is_end and (self._has_details or self._is_empty)):
-            # an empty answer is an answer
+            # even an empty answer is one object
             self._is_empty = False
             details = _details(events) if self._has_details else {}
             wire += encode_chunk(self._text, **details)
@@ -356,19 +356,20 @@ class ModelWorker(WorkerBase):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
+        no_register: Do not register with the controller.
         model_path: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
-        model_name: Name to serve it under; by default from the path.
+        model_name: Name to serve the model under; by default derived from the path.
         load_8bit: Quantise to 8 bits.
         load_4bit: Quantise to 4 bits.
-        device: Where to run.
+        device: Device to run on.
         use_flash_attn: Use flash-attention 2.
-        engine: A loaded model, in place of loading `model_path`.
-        limit_model_concurrency: Requests that are answered at the same time.
-        max_waiting: Requests that may wait beyond those.
-        request_timeout_s: How long a request may take; None for any time.
-        max_kv_tokens: Positions of keys and values of all that run; None for any number.
+        engine: A loaded model, instead of `model_path`.
+        limit_model_concurrency: Maximum number of requests that are answered at the same time.
+        max_waiting: Maximum number of requests that wait for their turn.
+        request_timeout_s: Maximum time of a request; None for no limit.
+        max_kv_tokens: Maximum number of cached positions of all running requests; None for no
+            limit.
     """
 
     def __init__(
@@ -407,7 +408,7 @@ class ModelWorker(WorkerBase):
             "context_len": self.engine.context_len,
             "multimodal": self.engine.is_multimodal,
         }
-        self._mailbox: Mailbox | None = None  # made by the loop that serves
+        self._mailbox: Mailbox | None = None  # made in the event loop that serves
         self.scheduler = build_scheduler(
             self.engine,
             limit_model_concurrency,
@@ -418,23 +419,23 @@ class ModelWorker(WorkerBase):
         )
 
     def get_queue_length(self) -> int:
-        """Returns how many requests generate or wait."""
+        """Returns the number of requests that are running or waiting."""
         return self.scheduler.num_requests
 
     def drain(self, timeout_s: float) -> bool:
-        """Takes nothing new and waits until all is answered; returns whether it was."""
+        """Refuses new requests and waits for the others; returns whether all were answered."""
         return self.scheduler.drain(timeout_s)
 
     def close(self) -> None:
-        """Ends the heartbeats and the scheduler."""
+        """Stops the heartbeats and the scheduler."""
         self.stop()
         self.scheduler.close()
 
     def warm_up(self) -> None:
-        """Answer a tiny request, so that the first user does not wait for what is only done once.
+        """Answers a tiny request, so that the first user does not wait for one-time work.
 
         Raises:
-            Exception: What the model raises: better now than at the first request.
+            Exception: Whatever the model raises: better now than at the first request.
         """
         images = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
         prompt = WARM_UP_PROMPT.format("<image>\n" * len(images))
@@ -444,13 +445,13 @@ class ModelWorker(WorkerBase):
                 raise event.error
 
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Answers one request; an error ends the stream with code 1 and its cause.
+        """Answers a request; after an error, the last object has code 1 and the cause.
 
         Args:
             params: Body of `/worker_generate_stream`.
 
         Yields:
-            Encoded objects, each with the prompt and everything generated so far.
+            Encoded objects, each with the prompt and all text generated so far.
         """
         encoder = StreamEncoder(params)
         if self._mailbox is None:
@@ -465,7 +466,7 @@ class ModelWorker(WorkerBase):
             while not is_last:
                 ready = [await events.get()]
                 if events.qsize() > MAX_BACKLOG:
-                    # A reader that is slow gets all that has come meanwhile at once.
+                    # A slow reader gets everything that has arrived meanwhile at once.
                     ready += [events.get_nowait() for _ in range(events.qsize())]
                 if chunk := encoder.encode(ready):
                     yield chunk
@@ -478,17 +479,17 @@ class ModelWorker(WorkerBase):
 
 
 def parse_request(params: dict[str, Any]) -> GenerationRequest:
-    """Check the body of a request.
+    """Checks the body of a request.
 
     Args:
         params: `prompt`, and optionally `images` (base64), `temperature`, `top_p`,
             `max_new_tokens`, `stop`, `seed`.
 
     Returns:
-        The request, with `max_new_tokens` capped at 1024.
+        The request, with `max_new_tokens` limited to 1024.
 
     Raises:
-        DataError: A value is missing or wrong; the text names it.
+        DataError: If a value is missing or wrong; the message names it.
     """
     prompt, stop, seed = (params.get(name) for name in ("prompt", "stop", "seed"))
     encoded = params.get("images") or []
@@ -524,7 +525,7 @@ def _number(params: dict[str, Any], name: str, default: float) -> float:
 
 def _decode_image(encoded: Any, index: int) -> Image.Image:
     try:
-        # Not with every decoder that PIL has: some of them run other programs.
+        # Not every decoder of PIL: some of them run other programs.
         raw = io.BytesIO(base64.b64decode(encoded))
         image = Image.open(raw, formats=[*FORMATS, "BMP"])
         num_pixels = image.width * image.height
@@ -532,11 +533,11 @@ def _decode_image(encoded: Any, index: int) -> Image.Image:
             raise ValueError(f"{num_pixels:,} pixels; expected up to {MAX_PIXELS:,}")
         return apply_orientation(image)
     except Exception as error:  # decoders raise nearly everything at a hostile file
-        raise DataError(f"images[{index}] is no picture: {image_fault(error)}") from error
+        raise DataError(f"images[{index}] is not an image: {image_fault(error)}") from error
 
 
 def release_model_semaphore(fn: Callable[[], None] | None = None) -> None:
-    """Call `fn`; requests are counted by the scheduler, there is nothing to give back."""
+    """Calls `fn`; the scheduler counts requests, so there is no semaphore to release."""
     if fn is not None:
         fn()
 
@@ -559,7 +560,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-kv-tokens",
         type=int,
         default=DEFAULT_KV_TOKENS,
-        help="positions of keys and values of all running requests; 0: any number",
+        help="cached positions of all running requests; 0: no limit",
     )
     return parser
 

@@ -1,9 +1,9 @@
 """OpenAI's chat API in front of a controller: `/v1/models`, `/v1/chat/completions`.
 
-In: requests as the `openai` client sends them, with text and pictures. Out: its answers, whole or
-streamed, and its errors. It speaks LLaVA's protocol to controller and workers, so it works with
-LLaVA's own, too. `/health` and `/metrics` are for those who run it. It holds no model, keeps no
-picture and logs no contents.
+In: requests as the `openai` client sends them, with text and images. Out: replies, whole or
+streamed, and errors in OpenAI's format. The API speaks LLaVA's protocol to controller and workers,
+so it works with LLaVA's own, too. `/health` and `/metrics` are for operators. The API holds no
+model, keeps no image and logs no contents.
 
     python -m llava.serve.openai_api --controller-address http://localhost:21001 --port 8000
 """
@@ -66,18 +66,20 @@ log = logging.getLogger(__name__)
 KEYS_VARIABLE = "LRM_API_KEYS"
 SERVER_FAILED = "the server failed; its log says why"
 
-
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 def read_api_keys(path: Path | None) -> tuple[str, ...]:
-    """Read the keys: a file with one a line, or the variable `LRM_API_KEYS` (comma-separated).
+    """Reads the API keys.
+
+    Args:
+        path: File with one key a line; None for the variable `LRM_API_KEYS` (comma-separated).
 
     Returns:
-        The keys; none lets everybody in.
+        The keys; without any, everybody is let in.
 
     Raises:
-        ConfigError: The file cannot be read or holds no key.
+        ConfigError: If the file cannot be read or holds no key.
     """
     if path is None:
         return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key)
@@ -96,18 +98,18 @@ class Admission:
     """Decides who may send a request, and how often.
 
     Attributes:
-        keys: Valid API keys; none lets everybody in.
-        limiter: How often a client may ask.
+        keys: Valid API keys; without any, everybody is let in.
+        limiter: Limits the requests of each client.
     """
 
     keys: tuple[str, ...] = ()
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
 
     def check_key(self, authorization: str | None, address: str) -> str:
-        """Return the client's name: of its key, or its address where no keys are asked for.
+        """Returns the client's name: a hash of its key, or its address if there are no keys.
 
         Raises:
-            ApiError: 401, the key is missing or wrong.
+            ApiError: 401 if the key is missing or wrong.
         """
         if not self.keys:
             return address
@@ -121,10 +123,10 @@ class Admission:
         return "key-" + hashlib.sha256(given.strip().encode()).hexdigest()[:12]
 
     def count(self, client: str) -> None:
-        """Count a client's request.
+        """Counts a request of a client.
 
         Raises:
-            ApiError: 429, with the seconds after which it is worth trying again.
+            ApiError: 429 if there were too many, with the seconds to wait.
         """
         if wait_s := self.limiter.take(client):
             raise ApiError(
@@ -137,7 +139,7 @@ class Admission:
 
 
 class CompletionReply:
-    """A request and its answers: the whole reply, the events of a stream, the line of the log."""
+    """Collects the answers to a request; writes the reply, a stream's events and the log line."""
 
     def __init__(self) -> None:
         self.id = "chatcmpl-" + uuid.uuid4().hex
@@ -152,24 +154,24 @@ class CompletionReply:
         self._pieces: list[Piece] = []
 
     def begin(self, chat: ChatRequest) -> None:
-        """Takes note of what was asked for."""
+        """Notes the request."""
         self.chat = chat
 
     def fail(self, error: Exception) -> ApiError:
-        """Takes note of why there is no whole answer; returns what the client is told."""
-        told = _as_api_error(error)
-        self.status, self.error = told.status, told.code or told.kind
-        return told
+        """Notes why there is no complete answer; returns the error for the client."""
+        api_error = _as_api_error(error)
+        self.status, self.error = api_error.status, api_error.code or api_error.kind
+        return api_error
 
     def add(self, piece: Piece) -> None:
-        """Adds a piece to its answer."""
+        """Adds a piece of an answer."""
         if piece.text and self.first_text_s is None:
             self.first_text_s = time.monotonic() - self.started
         self._pieces.append(piece)
 
     @property
     def usage(self) -> tuple[int, int] | None:
-        """Tokens of the prompt, counted once, and of all answers; None if a worker does not say."""
+        """Tokens of the prompt and of all answers; None if a worker does not count them."""
         usages = {piece.choice: piece.usage for piece in self._pieces if piece.usage is not None}
         if len(usages) < self.chat.n:
             return None
@@ -213,11 +215,11 @@ class CompletionReply:
     async def events(
         self, piece: Piece | None, rest: AsyncGenerator[Piece, None]
     ) -> AsyncIterator[bytes]:
-        """Yields server-sent events; what fails after the first piece is one of them.
+        """Yields server-sent events; an error after the first piece is one of them.
 
         Args:
-            piece: The first one.
-            rest: The others.
+            piece: The first piece.
+            rest: The other pieces.
         """
         try:
             for index in range(self.chat.n):
@@ -239,7 +241,7 @@ class CompletionReply:
             yield _server_sent(self.fail(error).body())
 
     def record(self, seconds: float) -> dict[str, Any]:
-        """Returns the line of the log."""
+        """Returns the log line."""
         first = None if self.first_text_s is None else round(self.first_text_s, 3)
         return {
             "id": self.id,
@@ -274,14 +276,14 @@ def _server_sent(body: dict[str, Any]) -> bytes:
 
 @dataclass
 class ApiSettings:
-    """How an API behaves.
+    """Settings of an API.
 
     Attributes:
-        controller: The controller's URL.
-        pictures: What pictures may be.
-        admission: Who may ask, and how often.
-        max_body_bytes: Size of a request.
-        max_requests: Requests that are answered at the same time.
+        controller: URL of the controller.
+        pictures: Limits of images.
+        admission: Decides who may ask, and how often.
+        max_body_bytes: Maximum size of a request.
+        max_requests: Maximum number of requests that are answered at the same time.
         moderate: Ask OpenAI's moderation service about each question, as LLaVA's page does.
     """
 
@@ -294,7 +296,7 @@ class ApiSettings:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.openai_api", description=__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1")
@@ -304,17 +306,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rate-limit", type=int, default=0, help="requests a minute and client; 0: any")
     add("--max-requests", type=int, default=256, help="answered at the same time")
     add("--max-body-mib", type=int, default=32, help="size of a request")
-    add("--max-images", type=int, default=8, help="pictures in a request")
-    add("--max-image-mib", type=int, default=10, help="size of a picture's file")
+    add("--max-images", type=int, default=8, help="images in a request")
+    add("--max-image-mib", type=int, default=10, help="size of an image file")
     add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
     add(
         "--allow-url-host",
         action="append",
         default=[],
         metavar="HOST",
-        help="fetch pictures from this host (several times for several); none: data URLs only",
+        help="fetch images from this host (may be repeated); none: data URLs only",
     )
-    add("--fetch-timeout", type=float, default=10.0, help="seconds for a picture by URL")
+    add("--fetch-timeout", type=float, default=10.0, help="seconds to fetch an image by URL")
     add("--moderate", action="store_true", help="ask OpenAI's moderation (OPENAI_API_KEY)")
     add(
         "--forwarded-allow-ips",
@@ -325,10 +327,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def settings_from(args: argparse.Namespace) -> ApiSettings:
-    """Turn flags into settings.
+    """Turns flags into settings.
 
     Raises:
-        ConfigError: A number is below its least value, or the key file is no key file.
+        ConfigError: If a number is too small, or the key file holds no keys.
     """
     for name in ("max_requests", "max_body_mib", "max_images", "max_image_mib", "fetch_timeout"):
         if getattr(args, name) <= 0:
@@ -351,7 +353,7 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
 
 
 class Api:
-    """The state of a running API, with metrics in a registry of its own."""
+    """The state of a running API, with its own metrics registry."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self.settings = settings
@@ -376,11 +378,11 @@ class Api:
         )
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Takes one of the places for requests that are answered at the same time.
+    def running(self) -> Iterator[None]:
+        """Counts a request as running.
 
         Raises:
-            ApiError: 503, all are taken.
+            ApiError: 503 if too many are running.
         """
         if self.num_running >= self.settings.max_requests:
             raise ApiError(
@@ -398,7 +400,7 @@ class Api:
 
     @contextlib.contextmanager
     def recording(self, reply: CompletionReply) -> Iterator[None]:
-        """Adds a request to metrics and log when it ends."""
+        """Writes a request to the metrics and the log when it ends."""
         try:
             yield
         except Exception as error:
@@ -417,10 +419,10 @@ class Api:
 
 
 async def _read_json(request: Request, limit: int) -> Any:
-    """Read a bounded body.
+    """Reads a JSON body of limited size.
 
     Raises:
-        ApiError: It is too large, too slow or not JSON.
+        ApiError: If it is too large, too slow or not JSON.
     """
     try:
         body = await read_body(request, limit)
@@ -446,10 +448,10 @@ def _api(request: Request) -> Api:
 
 
 def _admit(request: Request) -> str:
-    """Return the client's name.
+    """Returns the client's name.
 
     Raises:
-        ApiError: It may not ask, or not now.
+        ApiError: 401 if its key is missing or wrong.
     """
     admission = _api(request).settings.admission
     address = request.client.host if request.client else ""
@@ -458,7 +460,7 @@ def _admit(request: Request) -> str:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Says whether a model can be asked: 200 or 503."""
+    """Returns 200 if a model can be asked, else 503."""
     try:
         models = await _api(request).client.list_models()
     except ApiError as error:
@@ -504,7 +506,7 @@ async def chat_completions(request: Request) -> Response:
         stack.enter_context(api.recording(reply))
         reply.client = _admit(request)
         api.settings.admission.count(reply.client)
-        stack.enter_context(api.place())
+        stack.enter_context(api.running())
         pieces = await _pieces(api, request, reply)
         await stack.enter_async_context(contextlib.aclosing(pieces))
         if not reply.chat.stream:
@@ -534,15 +536,15 @@ async def _pieces(
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    told = _as_api_error(error)
+    api_error = _as_api_error(error)
     if isinstance(error, HTTPException):
         what = f"Invalid URL ({request.method} {request.url.path[:200]})"
-        told = ApiError(error.status_code, what)
-    return JSONResponse(told.body(), told.status, headers=told.headers())
+        api_error = ApiError(error.status_code, what)
+    return JSONResponse(api_error.body(), api_error.status, headers=api_error.headers())
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """Build the web application. Pages of other origins may not use it: no CORS header is sent."""
+    """Builds the web application; it sends no CORS header, so that other origins cannot use it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -560,7 +562,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until interrupted."""
+    """Serves until interrupted."""
     settings = settings_from(args)
     app = create_app(settings)
     check_port_is_free(args.host, args.port)
@@ -571,7 +573,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("openai_api", "openai_api.log")
     run(args)

@@ -1,13 +1,13 @@
-"""From a request in OpenAI's shape to a worker's, and from its stream to pieces of answers.
+"""Answers requests in OpenAI's format through LLaVA's controller and workers.
 
 In: decoded JSON and a controller. Out: a checked `ChatRequest`, and `Piece`s of one or several
-answers as they come. Nothing here knows of HTTP servers; errors are `ApiError`s that name the
-field, in the shape that clients of OpenAI's API expect.
+answers as they come. Errors are `ApiError`s that name the field, in the format that clients of
+OpenAI's API expect. This module knows no HTTP server.
 
-What OpenAI refuses is refused (unknown fields, wrong types, numbers out of bounds); what it takes
-but no model here can do is refused by name, not ignored. A field that says nothing (null, an empty
-list or object) is accepted under any name: clients send back whole replies, and every service adds
-fields of its own to them.
+Requests that OpenAI refuses are refused (unknown fields, wrong types, numbers out of range).
+Features that OpenAI has but no model here supports are refused by name, not ignored. Empty fields
+(null, an empty list or object) are accepted under any name: clients send whole replies back, and
+every service adds fields of its own to them.
 """
 
 from __future__ import annotations
@@ -59,32 +59,32 @@ from llava.serve.web import PictureLimits, read_picture
 
 log = logging.getLogger(__name__)
 
-# What LLaVA's workers generate at most.
+# LLaVA's workers generate no more.
 MAX_NEW_TOKENS = 1024
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_MESSAGES = 512
 
-# Seconds for which a worker's template is not asked for again.
+# Seconds after which workers are asked for their templates again.
 TEMPLATE_LIFETIME_S = 30.0
 MAX_CONNECTIONS = 1024
 
-# A worker that is gone is replaced this often, as long as nothing has been sent of its answer.
+# Workers that are tried for an answer, as long as nothing of it has been sent.
 MAX_ATTEMPTS = 3
 SEED_RANGE = 2**63
 
 
 class ApiError(Exception):
-    """An answer other than the one that was asked for.
+    """An error in OpenAI's format.
 
     Args:
         status: HTTP status.
-        message: What was found, what was expected.
+        message: What was found and what was expected.
         param: The field, such as `messages[0].content`.
-        code: OpenAI's short word for the cause.
-        kind: OpenAI's `type`; by default from the status.
-        retry_after_s: When it is worth trying again.
+        code: OpenAI's code of the cause.
+        kind: OpenAI's `type`; by default it follows from the status.
+        retry_after_s: Seconds after which it is worth trying again.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """Returns the JSON of the answer."""
+        """Returns the body of the response."""
         return {
             "error": {
                 "message": self.message,
@@ -116,7 +116,7 @@ class ApiError(Exception):
         }
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of the answer."""
+        """Returns the headers of the response."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
@@ -126,7 +126,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_silent_fields(cls, data: Any) -> Any:
-        """Drops null, and unknown fields that say nothing, such as `"tool_calls": []`."""
+        """Drops null, and unknown fields that are empty, such as `"tool_calls": []`."""
         if not isinstance(data, dict):
             return data
         return {
@@ -137,19 +137,19 @@ class _Strict(BaseModel):
 
 
 class _Cacheable(_Strict):
-    # A hint to services that bill by cached tokens.
+    # A hint for services that bill cached tokens.
     cache_control: dict[str, Any] | None = None
 
 
 class TextPart(_Cacheable):
-    """A piece of text."""
+    """A part with text."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(_Strict):
-    """Where an image is; `detail` is taken and means nothing to these models."""
+    """The address of an image; `detail` is accepted and has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
@@ -160,7 +160,7 @@ def _url_as_object(value: Any) -> Any:
 
 
 class ImagePart(_Cacheable):
-    """An image; its URL may also stand there without the object around it."""
+    """A part with an image; the URL may also be given without an object around it."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl, BeforeValidator(_url_as_object)]
@@ -174,7 +174,7 @@ def _text_as_parts(value: Any) -> Any:
 
 
 class Message(_Cacheable):
-    """One message of the conversation; only an assistant's may have no content."""
+    """A message of the conversation; only the assistant's may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -200,11 +200,11 @@ class Message(_Cacheable):
         return parts
 
     def text(self) -> str:
-        """Returns all text, a line for each piece."""
+        """Returns all text, one part a line."""
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
     def image_urls(self) -> list[tuple[int, str]]:
-        """Returns position and URL of each image."""
+        """Returns the position and the URL of each image."""
         return [
             (index, part.image_url.url)
             for index, part in enumerate(self.content or ())
@@ -213,7 +213,7 @@ class Message(_Cacheable):
 
 
 def _check_unicode(texts: Iterable[str]) -> None:
-    """Refuses halves of surrogate pairs: JSON can hold them, UTF-8 and tokenizers cannot."""
+    """Refuses single surrogates: JSON can hold them, but UTF-8 and tokenizers cannot."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -221,14 +221,14 @@ def _check_unicode(texts: Iterable[str]) -> None:
 
 
 class StreamOptions(_Strict):
-    """What a stream says besides the answer."""
+    """Options of a streamed reply."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ResponseFormat(BaseModel):
-    """Only free text: nothing here can force a model to write JSON."""
+    """The format of the answer; only free text is supported."""
 
     type: Literal["text"]
 
@@ -251,14 +251,14 @@ class ChatRequest(_Strict):
     stop: Annotated[list[str], BeforeValidator(_text_as_list)] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
-    # Taken, without effect.
+    # Accepted without effect.
     user: str = ""
     safety_identifier: str = ""
     prompt_cache_key: str = ""
     metadata: dict[str, str] = Field(default_factory=dict)
     service_tier: Literal["auto", "default"] = "auto"
     parallel_tool_calls: bool = True
-    # Taken where they ask for what happens anyway.
+    # Accepted only with the values that describe what happens anyway.
     store: Literal[False] = False
     presence_penalty: float = Field(0, ge=0, le=0)
     frequency_penalty: float = Field(0, ge=0, le=0)
@@ -289,7 +289,7 @@ class ChatRequest(_Strict):
 
     @property
     def num_new_tokens(self) -> int:
-        """How many tokens an answer may have: what was asked for, up to the workers' bound."""
+        """Maximum number of tokens of an answer, within the limit of the workers."""
         return min(self.max_completion_tokens or self.max_tokens, MAX_NEW_TOKENS)
 
 
@@ -300,10 +300,10 @@ def parse_chat_request(data: Any) -> ChatRequest:
         data: Decoded JSON.
 
     Returns:
-        The request; its last message is the user's.
+        The request; its last message is from the user.
 
     Raises:
-        ApiError: 400, with the field's name.
+        ApiError: 400 with the name of the first field that is wrong.
     """
     if not isinstance(data, dict):
         raise ApiError(400, f"the body is a JSON {type(data).__name__}; expected an object")
@@ -323,7 +323,7 @@ def parse_chat_request(data: Any) -> ChatRequest:
 
 
 def _first_error(error: ValidationError) -> ApiError:
-    """Says the first thing that is wrong."""
+    """Returns the first error."""
     first = error.errors(include_url=False, include_context=False)[0]
     param = field_name(first["loc"])
     if first["type"] == "extra_forbidden":
@@ -336,7 +336,7 @@ def _first_error(error: ValidationError) -> ApiError:
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
-    """Writes a place in a request as OpenAI does: `messages[0].content[1].image_url`."""
+    """Formats a place in a request as OpenAI does: `messages[0].content[1].image_url`."""
     name = ""
     for index, step in enumerate(location):
         if isinstance(step, int):
@@ -347,10 +347,10 @@ def field_name(location: tuple[int | str, ...]) -> str:
 
 
 class AsyncClient:
-    """A controller and its workers as the API sees them.
+    """An asynchronous client of a controller and its workers.
 
     Args:
-        controller: The controller's URL.
+        controller: URL of the controller.
     """
 
     def __init__(self, controller: str) -> None:
@@ -387,7 +387,7 @@ class AsyncClient:
         """Returns the names of the models, sorted.
 
         Raises:
-            ApiError: 503, the controller does not answer.
+            ApiError: 503 if the controller does not answer.
         """
         return sorted(await self._ask_controller("/list_models", "models"))
 
@@ -395,7 +395,7 @@ class AsyncClient:
         """Returns the address of a worker for a model.
 
         Raises:
-            ApiError: 404, no worker serves it; 503, there is none at all, or no controller.
+            ApiError: 404 if no worker serves it; 503 if there is no worker or no controller.
         """
         address = await self._ask_controller("/get_worker_address", "address", model=model)
         if address:
@@ -411,12 +411,12 @@ class AsyncClient:
         )
 
     async def refresh(self) -> None:
-        """Lets the controller ask all workers again and forget those that are gone."""
+        """Makes the controller ask all workers for their status and forget those that are gone."""
         with contextlib.suppress(httpx.HTTPError):
             await self._post(self.controller + "/refresh_all_workers")
 
     async def template(self, worker: str, model: str) -> Conversation:
-        """Returns a fresh conversation in the template of the worker's checkpoint, else by name."""
+        """Returns a new conversation in the template of the worker's checkpoint, or by its name."""
         now = time.monotonic()
         if now - self._templates_since > TEMPLATE_LIFETIME_S:
             self._templates, self._templates_since = {}, now
@@ -425,7 +425,7 @@ class AsyncClient:
                 status = await self._post(worker + "/worker_get_status")
                 found = template_from_status(status, model)
             except (httpx.HTTPError, ValueError, TemplateError) as error:
-                log.warning("worker %s gives no template (%s): by name", worker, error)
+                log.warning("worker %s has no template (%s): using the model's name", worker, error)
                 found = template_from_status({}, model)
             self._templates[worker, model] = found
         return self._templates[worker, model].copy()
@@ -439,8 +439,8 @@ class AsyncClient:
             Objects with `text`, `error_code` and further keys.
 
         Raises:
-            httpx.HTTPError: The worker does not answer or goes away.
-            ValueError: What it sends is not the protocol.
+            httpx.HTTPError: If the worker does not answer or goes away.
+            ValueError: If it violates the protocol.
         """
         rest = b""
         async with self._http.stream(
@@ -449,7 +449,7 @@ class AsyncClient:
             response.raise_for_status()
             async for piece in response.aiter_raw():
                 *complete, rest = (rest + piece).split(DELIMITER)
-                # Each object holds all text so far: of several that wait, the last one will do.
+                # Each object holds all text so far, so only the last of several matters.
                 for chunk in complete[-1:]:
                     yield json.loads(chunk)
         if rest:
@@ -461,10 +461,10 @@ class Piece:
     """A piece of one of the answers.
 
     Attributes:
-        choice: Which answer, from 0.
-        text: What is new.
+        choice: Number of the answer, from 0.
+        text: New text.
         finish_reason: `stop` or `length` with the last piece, else None.
-        usage: Tokens of the prompt and of the answer so far; None when the worker does not say.
+        usage: Tokens of the prompt and of the answer so far; None if the worker does not count.
     """
 
     choice: int
@@ -477,10 +477,10 @@ async def read_images(messages: Sequence[Message], limits: PictureLimits) -> lis
     """Reads all images of a conversation, in order.
 
     Returns:
-        PNGs as base64 text.
+        PNG files in base64.
 
     Raises:
-        ApiError: 400 with the image's field.
+        ApiError: 400 with the field of an image that is refused.
     """
     urls = [
         (f"messages[{index}].content[{part}].image_url.url", url)
@@ -490,7 +490,7 @@ async def read_images(messages: Sequence[Message], limits: PictureLimits) -> lis
     if len(urls) > limits.max_pictures:
         raise ApiError(
             400,
-            f"{len(urls)} pictures were sent; expected up to {limits.max_pictures}",
+            f"{len(urls)} images were sent; expected up to {limits.max_pictures}",
             "messages",
             "too_many_images",
         )
@@ -506,16 +506,16 @@ async def read_images(messages: Sequence[Message], limits: PictureLimits) -> lis
 def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str:
     """Writes messages into a template.
 
-    A message's images come before its text, as in training. System messages take the place of the
-    template's own; answers without text are left out; neighbours of one role become one message.
+    The images of a message come before its text, as in training. System messages replace the
+    template's own. Answers without text are left out. Successive messages of one role become one.
 
     Args:
-        conversation: A fresh conversation; it is filled.
-        messages: At least one, the last the user's.
+        conversation: A new conversation, which is filled.
+        messages: At least one message; the last one is from the user.
     """
     system = [message.text() for message in messages if message.role in ("system", "developer")]
     if system:
-        # chatml's templates hold the tag with the text
+        # the system text of chatml begins with a tag
         tag, newline, _ = conversation.system.partition("\n")
         is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline
         conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
@@ -527,14 +527,14 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
     turns = [(is_answer, text) for is_answer, text in turns if text or not is_answer]
     begins_with_answer = turns[0][0]
     if begins_with_answer:
-        # Templates count on a question first: it decides which separator follows which message.
+        # Templates expect a question first: separators depend on the position of a message.
         conversation.append_message(conversation.roles[0], " ")
     for is_answer, neighbours in itertools.groupby(turns, key=operator.itemgetter(0)):
         text = "\n".join(text for _, text in neighbours)
         conversation.append_message(conversation.roles[is_answer], text)
     conversation.append_message(conversation.roles[1], None)
     segments = conversation.segments(conversation.messages)
-    # Llama 2 has the system text inside the first question, so an empty question stays there.
+    # Llama 2 puts the system text into the first question, which therefore stays.
     if begins_with_answer and conversation.sep_style is not SeparatorStyle.LLAMA_2:
         segments = [each for each in segments if each.message != conversation.offset]
     return "".join(segment.text for segment in segments)
@@ -545,9 +545,9 @@ class ChatAnswer:
     """The answers to one request.
 
     Attributes:
-        client: The controller.
-        request: What was asked.
-        images: PNGs as base64 text.
+        client: Client of the controller.
+        request: The request.
+        images: PNG files in base64.
     """
 
     client: AsyncClient
@@ -555,13 +555,13 @@ class ChatAnswer:
     images: list[str]
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yields pieces of all answers as they come; closing the iterator cancels them.
+        """Yields pieces of all answers as they come; closing the iterator cancels the answers.
 
         Raises:
-            ApiError: No worker serves the model, or it fails.
+            ApiError: If no worker serves the model, or the worker fails.
         """
         num_running = self.request.n
-        # Bounded, so that a slow reader slows down what is read from the workers.
+        # Bounded, so that the workers' streams are read no faster than the reader takes them.
         ready: asyncio.Queue[Piece | Exception] = asyncio.Queue(num_running)
 
         async def run(choice: int) -> None:
@@ -583,11 +583,11 @@ class ChatAnswer:
         finally:
             for task in tasks:
                 task.cancel()
-            # Not `gather`: cancelled itself, it would cancel them again while they hang up.
+            # Not `gather`, which, if it is cancelled, cancels the tasks while they hang up.
             await asyncio.wait(tasks)
 
     async def _choice(self, choice: int) -> AsyncGenerator[Piece, None]:
-        """Yields one answer; another worker takes over where one is gone before its first piece."""
+        """Yields one answer; if a worker is gone before its first piece, another one is asked."""
         started = False
         for _ in range(MAX_ATTEMPTS):
             worker = await self.client.worker_address(self.request.model)
@@ -614,13 +614,13 @@ class ChatAnswer:
             "top_p": request.top_p,
             "max_new_tokens": request.num_new_tokens,
             "stop": stop_string(conversation),
-            # Workers of LLaVA do not know the rest and ignore it.
+            # LLaVA's workers ignore the other keys.
             "details": True,
             "seed": None if request.seed is None else (request.seed + choice) % SEED_RANGE,
         }
 
     async def _ask(self, worker: str, choice: int) -> AsyncGenerator[Piece, None]:
-        """Yields one worker's answer."""
+        """Yields the answer of one worker."""
         body = self._body(await self.client.template(worker, self.request.model), choice)
         stops = StopFilter(self.request.stop)
         seen, usage, finish_reason = len(body["prompt"]), None, "stop"
@@ -652,7 +652,7 @@ class ChatAnswer:
         yield Piece(choice, stops.flush(), finish_reason, usage)
 
 
-# Status, OpenAI's code and `Retry-After` for the kinds of a worker's errors.
+# HTTP status, OpenAI's code and `Retry-After` for each kind of a worker's error.
 _WORKER_ERRORS = {
     BUSY: (503, "overloaded", 1),
     STOPPING: (503, "overloaded", 1),
@@ -662,7 +662,7 @@ _WORKER_ERRORS = {
 
 
 def _error_of_worker(chunk: dict[str, Any]) -> ApiError:
-    """Says in OpenAI's words what a worker or controller reports."""
+    """Translates an error of a worker or controller."""
     other = (503 if chunk["error_code"] == NO_WORKER else 500, "generation_failed", None)
     status, code, retry_after_s = _WORKER_ERRORS.get(chunk.get("kind", ""), other)
     reason = str(chunk.get("reason") or chunk["text"])

@@ -1,6 +1,6 @@
-"""Register a worker with a controller by hand.
+"""Registers a worker with a controller by hand.
 
-In: the two addresses. Out: the controller knows the worker, or an error says why not.
+In: the two addresses. Out: a registered worker, or an error.
 
     python -m llava.serve.register_worker --controller-address http://localhost:21001 \
         --worker-name http://localhost:21002
@@ -18,10 +18,10 @@ from llava.serve.protocol import post_json
 
 
 def register(controller_address: str, worker_name: str, check_heart_beat: bool) -> None:
-    """Ask a controller to register a worker; it asks the worker for its status.
+    """Makes a controller register a worker; the controller asks it for its status.
 
     Raises:
-        ConfigError: The controller does not answer or refuses.
+        ConfigError: If the controller does not answer or refuses.
     """
     body = {
         "worker_name": worker_name,

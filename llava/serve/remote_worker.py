@@ -1,8 +1,8 @@
-"""A worker that holds no model itself but passes requests on to another engine.
+"""The base of workers that pass requests on to another engine.
 
 In: an asynchronous stream of texts from a subclass, each the answer so far. Out: LLaVA's protocol.
-Engines get token ids: LLaVA tokenises the text between images apart, and no text makes every engine
-do the same.
+Engines get token ids, because LLaVA tokenises the text between images separately, and no prompt
+text makes every engine do the same.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class RemoteWorker(WorkerBase):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_name: Name to serve the model under; a path is shortened by LLaVA's rule.
-        model_path: The exported checkpoint: its tokenizer and, where it has one, its template.
-        limit_model_concurrency: Requests that are passed on at the same time.
+        no_register: Do not register with the controller.
+        model_name: Name to serve the model under; LLaVA's rule shortens a path.
+        model_path: The exported checkpoint, whose tokenizer and template are used.
+        limit_model_concurrency: Maximum number of requests that are passed on at the same time.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: It knows no `<image>`.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If the tokenizer has no token `<image>`.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class RemoteWorker(WorkerBase):
         """Yields the answer so far, as often as it grows; closing the generator cancels it."""
 
     def get_queue_length(self) -> int:
-        """Returns how many requests are passed on or wait."""
+        """Returns the number of requests that are running or waiting."""
         return self.num_requests
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until all requests are answered; returns whether they were."""
+        """Waits for running requests; returns whether all were answered."""
         deadline = time.monotonic() + timeout_s
         while self.num_requests and time.monotonic() < deadline:
             time.sleep(0.05)
         return not self.num_requests
 
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Passes one request on and its answer back."""
+        """Passes a request on and its answer back."""
         prompt = str(params.get("prompt", ""))
         seen: str | None = None
         self.num_requests += 1
@@ -102,7 +102,7 @@ class RemoteWorker(WorkerBase):
                     if text != seen:
                         seen = text
                         yield encode_chunk(prompt + text)
-            if seen is None:  # an empty answer is an answer
+            if seen is None:  # even an empty answer is one object
                 yield encode_chunk(prompt)
         except Exception as error:
             yield encode_failure(error, prompt)
@@ -121,7 +121,7 @@ def run_remote_worker(
 
     Args:
         name: Name of the log.
-        parser: Of the command line.
+        parser: Parser of the command line.
         argv: The command line; None for that of the process.
         build: Makes the worker from its flags and its id.
     """
@@ -132,11 +132,11 @@ def run_remote_worker(
 
 
 def engine_ids(prompt: str, tokenizer: Any) -> list[int]:
-    """Return the ids that LLaVA gives for a prompt, with the id of `<image>` for each image.
+    """Returns LLaVA's ids of a prompt, with the id of `<image>` for each image.
 
     Args:
-        prompt: LLaVA's prompt, with `<image>` where an image goes.
-        tokenizer: Of an exported checkpoint. Some leave BOS to the chat template.
+        prompt: LLaVA's prompt, with `<image>` for each image.
+        tokenizer: Tokenizer of an exported checkpoint; some leave BOS to the chat template.
     """
     ids = encode_prompt(prompt, tokenizer, image_token_id(tokenizer))
     bos = tokenizer.bos_token
@@ -148,10 +148,10 @@ def engine_ids(prompt: str, tokenizer: Any) -> list[int]:
 
 
 def image_token_id(tokenizer: Any) -> int:
-    """Return the id of `<image>`.
+    """Returns the id of `<image>`.
 
     Raises:
-        ConfigError: The tokenizer has no such token, so the checkpoint is not an exported one.
+        ConfigError: If the tokenizer has no such token, that is, the checkpoint was not exported.
     """
     index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     if index is None or index == tokenizer.unk_token_id:
@@ -163,10 +163,10 @@ def image_token_id(tokenizer: Any) -> int:
 
 
 def read_conversation(model_path: str) -> dict[str, Any] | None:
-    """Return the conversation template of a checkpoint, None where there is none here.
+    """Returns the conversation template of a checkpoint, or None if it has none.
 
-    An exported checkpoint has it in `llava_config.json`, LLaVA's own in `config.json`. An export
-    with `--conv-mode` names another template than LLaVA's configuration inside it.
+    Exported checkpoints have it in `llava_config.json`, LLaVA's own in `config.json`. An export
+    with `--conv-mode` names another template than the configuration of LLaVA inside it.
     """
     for name in ("llava_config.json", "config.json"):
         try:

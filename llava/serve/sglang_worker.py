@@ -1,8 +1,7 @@
 """A worker of LLaVA's protocol in front of an SGLang server that holds the model.
 
-In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. It passes
-token ids and pictures to SGLang's `/generate`, which batches by itself; nothing of SGLang is
-imported.
+In and out: as for `llava.serve.model_worker`. The worker sends token ids and images to SGLang's
+`/generate`, which batches requests itself; nothing of SGLang is imported.
 
     python3 -m sglang.launch_server --model-path runs/mini-hf --port 30000
     python -m llava.serve.sglang_worker --sgl-endpoint http://127.0.0.1:30000
@@ -34,19 +33,19 @@ __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipelin
 
 
 def pipeline(params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Turn a request of LLaVA's protocol into the body of SGLang's `/generate`.
+    """Turns a request of LLaVA's protocol into the body of SGLang's `/generate`.
 
     Args:
         params: The request.
-        tokenizer: The exported checkpoint's.
+        tokenizer: Tokenizer of the exported checkpoint.
 
     Raises:
-        DataError: A value is missing or wrong; the text names it.
+        DataError: If a value is missing or wrong; the message names it.
     """
     request = parse_request(params)
     sampling: dict[str, Any] = {
         "temperature": request.temperature,
-        "top_p": request.top_p or 1e-6,  # SGLang wants more than 0
+        "top_p": request.top_p or 1e-6,  # SGLang refuses 0
         "max_new_tokens": request.max_new_tokens,
         **({"stop": [request.stop]} if request.stop else {}),
     }
@@ -66,14 +65,14 @@ class SglangWorker(RemoteWorker):
         worker_addr: URL under which the controller and the clients reach this worker.
         sgl_endpoint: URL of the SGLang server.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_name: Name to serve it under; by default from the path that SGLang tells.
-        limit_model_concurrency: Requests that are passed on at the same time.
-        model_path: Where this machine has the exported checkpoint; by default where SGLang has it.
+        no_register: Do not register with the controller.
+        model_name: Name to serve the model under; by default derived from SGLang's path.
+        limit_model_concurrency: Maximum number of requests that are passed on at the same time.
+        model_path: The exported checkpoint on this machine; by default SGLang's path.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: The server does not answer, or the checkpoint is not an exported one.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If the server does not answer, or the checkpoint was not exported.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class SglangWorker(RemoteWorker):
         )  # fmt: skip
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yields the answer so far, as often as it grows."""
+        """Yields the answer so far whenever it has grown."""
         body = pipeline(params, self.tokenizer)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with (

@@ -1,7 +1,7 @@
-"""A worker of LLaVA's protocol around vLLM's own engine, for exported checkpoints.
+"""A worker of LLaVA's protocol with vLLM's engine, for exported checkpoints.
 
-In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. vLLM runs in
-this process and batches by itself; it is imported only when the worker starts.
+In and out: as for `llava.serve.model_worker`. vLLM runs in this process and batches requests
+itself; it is imported only when the worker starts.
 
     lrm export hf --model runs/mini --out runs/mini-hf
     python -m llava.serve.vllm_worker --model-path runs/mini-hf --tensor-parallel-size 2
@@ -21,10 +21,10 @@ from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worke
 
 
 def import_vllm() -> Any:
-    """Return vLLM.
+    """Returns vLLM.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: If it is not installed.
     """
     try:
         import vllm
@@ -43,15 +43,15 @@ class VllmWorker(RemoteWorker):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_path: Exported checkpoint.
-        model_name: Name to serve it under; by default from the path.
-        limit_model_concurrency: Requests that are given to the engine at the same time.
+        no_register: Do not register with the controller.
+        model_path: The exported checkpoint.
+        model_name: Name to serve the model under; by default derived from the path.
+        limit_model_concurrency: Maximum number of requests in the engine at the same time.
         engine_options: Further arguments of `vllm.AsyncEngineArgs`.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: vLLM is not installed, or the checkpoint is not an exported one.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If vLLM is not installed, or the checkpoint was not exported.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class VllmWorker(RemoteWorker):
         self.engine = self._vllm.AsyncLLMEngine.from_engine_args(engine_args)
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yield the answer so far, as often as it grows."""
+        """Yields the answer so far whenever it has grown."""
         request = parse_request(params)
         sampling = self._vllm.SamplingParams(
             temperature=request.temperature,
-            top_p=request.top_p or 1e-6,  # vLLM wants more than 0
+            top_p=request.top_p or 1e-6,  # vLLM refuses 0
             max_tokens=request.max_new_tokens,
             stop=[request.stop] if request.stop else None,
             seed=request.seed,
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.vllm_worker", description=__doc__)
     add_worker_flags(parser)
-    parser.set_defaults(limit_model_concurrency=256)  # vLLM itself says what fits
+    parser.set_defaults(limit_model_concurrency=256)  # vLLM itself limits what runs
     add = parser.add_argument
     add("--model-path", required=True, help="an exported checkpoint")
     add("--tensor-parallel-size", type=int, default=1, help="GPUs")

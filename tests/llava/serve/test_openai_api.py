@@ -389,7 +389,7 @@ def test_pictures_are_bounded(make_engine, start_api):
         (with_picture(data_url(wide)), "5001 x 1 pixels"),
         (with_picture(data_url(noise)), "larger than 3,000 bytes"),
         (with_picture(escaped), "larger than 3,000 bytes"),
-        (with_picture(data_url(small)) * 2, "2 pictures"),
+        (with_picture(data_url(small)) * 2, "2 images"),
     ):
         response = post(api, {**GOOD, "messages": messages})
         assert response.status_code == 400

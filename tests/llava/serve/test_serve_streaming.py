@@ -114,7 +114,7 @@ def test_greedy_below_the_threshold(make_engine):
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"prompt": "<image> <image>"}, "0 pictures.*2 <image>"),
+        ({"prompt": "<image> <image>"}, "0 images.*2 <image>"),
     ],
 )
 def test_requests_are_checked(options, names):

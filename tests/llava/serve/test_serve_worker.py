@@ -28,7 +28,7 @@ def test_images_are_turned_as_the_api_turns_them():
 
 def test_the_message_on_a_foreign_file_names_no_object():
     encoded = base64.b64encode(b"hello, world").decode()
-    with pytest.raises(DataError, match=r"images\[0\] is no picture") as caught:
+    with pytest.raises(DataError, match=r"images\[0\] is not an image") as caught:
         parse_request({"prompt": "<image>", "images": [encoded]})
     assert "BytesIO" not in str(caught.value)
 
@@ -72,9 +72,9 @@ def test_an_empty_answer_is_an_answer(make_engine, start_worker):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"prompt": "<image>"}, "0 pictures"),
-        ({"images": ["AAAA"]}, r"images\[0\] is no picture"),
-        ({"images": [7]}, r"images\[0\] is no picture"),
+        ({"prompt": "<image>"}, "0 images"),
+        ({"images": ["AAAA"]}, r"images\[0\] is not an image"),
+        ({"images": [7]}, r"images\[0\] is not an image"),
         ({"images": "AAAA"}, "images is str"),
         ({"prompt": None}, "prompt is NoneType"),
         ({"stop": 3}, "stop is int"),
