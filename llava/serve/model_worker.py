@@ -493,11 +493,12 @@ def parse_request(params: dict[str, Any]) -> GenerationRequest:
     """
     prompt, stop, seed = (params.get(name) for name in ("prompt", "stop", "seed"))
     encoded = params.get("images") or []
-    for name, value, kind, expected in (
+    types: list[tuple[str, Any, Any, str]] = [
         ("prompt", prompt, str, "text"),
         ("stop", stop, str | None, "text or null"),
         ("images", encoded, list, "a list of base64 texts"),
-    ):
+    ]
+    for name, value, kind, expected in types:
         if not isinstance(value, kind):
             raise DataError(f"{name} is {type(value).__name__}; expected {expected}")
     if len(encoded) > MAX_IMAGES:

@@ -623,8 +623,8 @@ class ChatAnswer:
         """Yields the answer of one worker."""
         body = self._body(await self.client.template(worker, self.request.model), choice)
         stops = StopFilter(self.request.stop)
-        seen, usage, finish_reason = len(body["prompt"]), None, "stop"
-        has_text = False
+        usage: tuple[int, int] | None = None
+        seen, has_text, finish_reason = len(body["prompt"]), False, "stop"
         async with contextlib.aclosing(self.client.stream_generation(worker, body)) as stream:
             async for chunk in stream:
                 if chunk["error_code"] != OK:
@@ -653,7 +653,7 @@ class ChatAnswer:
 
 
 # HTTP status, OpenAI's code and `Retry-After` for each kind of a worker's error.
-_WORKER_ERRORS = {
+_WORKER_ERRORS: dict[str, tuple[int, str, int | None]] = {
     BUSY: (503, "overloaded", 1),
     STOPPING: (503, "overloaded", 1),
     DEADLINE: (504, "deadline_exceeded", None),
