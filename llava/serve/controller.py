@@ -53,11 +53,10 @@ class DispatchMethod(Enum):
         Raises:
             ConfigError: If there is no such method.
         """
-        try:
-            return cls[name.upper()]
-        except KeyError:
+        if name.upper() not in cls.__members__:
             choices = ", ".join(method.name.lower() for method in cls)
-            raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}") from None
+            raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}")
+        return cls[name.upper()]
 
 
 class ModelDetails(BaseModel):

@@ -528,8 +528,9 @@ class Engine:
             arguments |= {"temperature": request.temperature, "top_p": request.top_p}
         if prepared.images:
             place = {"device": model.device, "dtype": model.dtype}
-            all_pixels = (image.pixels for image in prepared.images)
-            pixels = [each.to(**place) for each in all_pixels if each is not None]
+            pixels = [
+                image.pixels.to(**place) for image in prepared.images if image.pixels is not None
+            ]
             arguments["images"] = pixels if self.is_tiled else torch.cat(pixels)
             arguments["image_sizes"] = [image.size for image in prepared.images]
         return arguments

@@ -301,7 +301,7 @@ def encode_failure(error: BaseException, text: str) -> bytes:
     if isinstance(error, Unanswered | UserError):
         log.warning("refused a request: %s", error)
         kind = error.kind if isinstance(error, Unanswered) else INVALID_REQUEST
-        return encode_error(GENERATION_FAILED, str(error), kind)
+        return encode_error(GENERATION_FAILED, str(error), kind=kind)
     log.error("the generation failed", exc_info=error)
     if isinstance(error, torch.OutOfMemoryError):
         return encode_error(GENERATION_FAILED, "the worker ran out of memory")

@@ -78,9 +78,8 @@ def encode_chunk(text: str, error_code: int = OK, **extra: Any) -> bytes:
     return json.dumps({"text": text, "error_code": error_code, **extra}).encode() + DELIMITER
 
 
-def encode_error(error_code: int, reason: str, kind: str | None = None) -> bytes:
-    """Encodes an error: LLaVA's fixed text, with the cause as `reason`."""
-    extra = {} if kind is None else {"kind": kind}
+def encode_error(error_code: int, reason: str, **extra: str) -> bytes:
+    """Encodes an error: LLaVA's fixed text, with the cause as `reason` and perhaps its `kind`."""
     return encode_chunk(server_error_msg, error_code, reason=reason, **extra)
 
 
