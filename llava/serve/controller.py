@@ -1,8 +1,8 @@
-"""Knows the workers: registration, heartbeats, dispatch, and a proxy for their streams.
+"""Manages workers: registration, heartbeats, dispatch, and a proxy for their streams.
 
-In: POST requests with JSON from workers and clients. Out: JSON, or a worker's stream passed on.
-A controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
-controllers nest; what a worker says of its model goes up with it. It holds no model.
+In: POST requests with JSON from workers and clients. Out: JSON, or the stream of a worker. A
+controller answers `/worker_get_status` and `/worker_generate_stream` as a worker does, so that
+controllers can be nested; the details of each model are passed on. It holds no model.
 
     python -m llava.serve.controller --host localhost --port 21001
 """
@@ -15,26 +15,24 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Annotated, Any
 
 import requests
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.errors import ConfigError, run_command
 from llava.serve.protocol import (
-    CLIENT_HEADERS,
     CONNECT_TIMEOUT_S,
     NO_WORKER,
-    READ_TIMEOUT_S,
     WORKER_UNREACHABLE,
     encode_error,
     model_details,
     post_json,
+    stream_bytes,
 )
 from llava.serve.web import ClosingStream, run_server
 from llava.utils import build_logger
@@ -43,27 +41,26 @@ log = logging.getLogger(__name__)
 
 
 class DispatchMethod(Enum):
-    """How a worker is chosen among those that serve a model."""
+    """The ways to choose among the workers that serve a model."""
 
     LOTTERY = auto()
     SHORTEST_QUEUE = auto()
 
     @classmethod
     def from_str(cls, name: str) -> DispatchMethod:
-        """Return the method called `lottery` or `shortest_queue`.
+        """Returns the method called `lottery` or `shortest_queue`.
 
         Raises:
-            ConfigError: Any other name.
+            ConfigError: If there is no such method.
         """
-        try:
-            return cls[name.upper()]
-        except KeyError:
+        if name.upper() not in cls.__members__:
             choices = ", ".join(method.name.lower() for method in cls)
-            raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}") from None
+            raise ConfigError(f"unknown dispatch method {name!r}; choose from: {choices}")
+        return cls[name.upper()]
 
 
 class ModelDetails(BaseModel):
-    """What a status may say of a model (`llava.serve.protocol.MODEL_KEYS`)."""
+    """The details of a model in a status (`llava.serve.protocol.MODEL_KEYS`)."""
 
     conversation: dict[str, Any] | str | None = None
     context_len: int | None = None
@@ -71,9 +68,9 @@ class ModelDetails(BaseModel):
 
 
 class WorkerStatus(ModelDetails):
-    """What a worker says of itself; further keys are allowed and ignored.
+    """The status of a worker; further keys are allowed and ignored.
 
-    A controller, whose models differ, says it of each of them under `models`.
+    A controller, whose models differ, has the details of each of them under `models`.
     """
 
     model_names: list[str]
@@ -82,50 +79,23 @@ class WorkerStatus(ModelDetails):
     models: dict[str, ModelDetails] | None = None
 
 
-class RegisterRequest(BaseModel):
-    """Body of `/register_worker`."""
-
-    worker_name: str
-    check_heart_beat: bool = False
-    worker_status: WorkerStatus | None = None
-
-
-class HeartBeat(BaseModel):
-    """Body of `/receive_heart_beat`."""
-
-    worker_name: str
-    queue_length: int
-
-
-class ModelRequest(BaseModel):
-    """Body of `/get_worker_address`."""
-
-    model: str
-
-
-@dataclass
-class WorkerInfo:
+class WorkerInfo(WorkerStatus):
     """A registered worker.
 
     Attributes:
         model_names: Models that it serves.
         speed: Its weight in the dispatch.
-        queue_length: Requests that it works on or that wait there.
-        check_heart_beat: Whether it is dropped when it falls silent.
-        last_heart_beat: `time.time()` of the last sign of life, in seconds.
-        models: What it says of each model: conversation template, context length and so on.
+        queue_length: Number of requests that are running or waiting there.
+        check_heart_beat: Whether it is removed when its heartbeats stop.
+        last_heart_beat: `time.time()` of the last heartbeat, in seconds.
     """
 
-    model_names: list[str]
-    speed: float
-    queue_length: int
     check_heart_beat: bool
     last_heart_beat: float
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Controller:
-    """The list of workers and the choice among them. All methods are thread-safe."""
+    """Lists the workers and chooses among them. All methods are thread-safe."""
 
     def __init__(self, dispatch_method: str | DispatchMethod = "shortest_queue") -> None:
         if isinstance(dispatch_method, str):
@@ -137,52 +107,38 @@ class Controller:
     def register_worker(
         self, worker_name: str, check_heart_beat: bool, worker_status: dict[str, Any] | None
     ) -> bool:
-        """Add or renew a worker.
+        """Adds or updates a worker.
 
         Args:
             worker_name: The worker's URL.
-            check_heart_beat: Drop it when it falls silent.
-            worker_status: `model_names`, `speed`, `queue_length`, and what is known of the
-                models; None asks the worker.
+            check_heart_beat: Remove it when its heartbeats stop.
+            worker_status: `model_names`, `speed`, `queue_length` and details of the models; None
+                to ask the worker.
 
         Returns:
             Whether it is registered now.
         """
-        status = worker_status or self.get_worker_status(worker_name)
-        if not status:
-            log.error("worker %s did not say its status and is not registered", worker_name)
-            return False
-        parsed = WorkerStatus.model_validate(status)
-        plain = parsed.model_dump()
-        with self._lock:
-            known = worker_name in self.worker_info
-            self.worker_info[worker_name] = WorkerInfo(
-                parsed.model_names,
-                parsed.speed,
-                parsed.queue_length,
-                check_heart_beat,
-                time.time(),
-                {name: model_details(plain, name) for name in parsed.model_names},
+        try:
+            status = worker_status or post_json(
+                worker_name + "/worker_get_status", timeout_s=CONNECT_TIMEOUT_S
             )
-        verb = "renewed" if known else "registered"
-        log.info("%s worker %s: %s", verb, worker_name, ", ".join(parsed.model_names))
+            beat = {"check_heart_beat": check_heart_beat, "last_heart_beat": time.time()}
+            info = WorkerInfo.model_validate({**status, **beat})
+        except (requests.RequestException, ValueError, TypeError) as error:
+            log.error("worker %s gives no status and is not registered: %s", worker_name, error)
+            return False
+        with self._lock:
+            self.worker_info[worker_name] = info
+        log.info("registered worker %s: %s", worker_name, ", ".join(info.model_names))
         return True
 
-    def get_worker_status(self, worker_name: str) -> dict[str, Any] | None:
-        """Ask a worker for its status; None when it does not answer."""
-        try:
-            return post_json(worker_name + "/worker_get_status", timeout_s=CONNECT_TIMEOUT_S)
-        except (requests.RequestException, ValueError) as error:
-            log.error("worker %s gives no status: %s", worker_name, error)
-            return None
-
     def remove_worker(self, worker_name: str) -> None:
-        """Forget a worker."""
+        """Forgets a worker."""
         with self._lock:
             self.worker_info.pop(worker_name, None)
 
     def refresh_all_workers(self) -> None:
-        """Ask every worker for its status again and forget those that do not answer."""
+        """Asks every worker for its status again and forget those that do not answer."""
         with self._lock:
             known = dict(self.worker_info)
         for name, info in known.items():
@@ -190,12 +146,12 @@ class Controller:
                 self.remove_worker(name)
 
     def list_models(self) -> list[str]:
-        """Return the names of all models, sorted."""
+        """Returns the names of all models, sorted."""
         with self._lock:
             return sorted({name for info in self.worker_info.values() for name in info.model_names})
 
     def get_worker_address(self, model_name: str) -> str:
-        """Choose a worker for a model; "" when none serves it."""
+        """Returns the address of a worker for a model, "" if none serves it."""
         with self._lock:
             serving = {
                 name: info
@@ -205,14 +161,17 @@ class Controller:
             if not serving:
                 return ""
             if self.dispatch_method is DispatchMethod.LOTTERY:
-                return _draw(serving)
+                speeds = [info.speed for info in serving.values()]
+                if sum(speeds) < 1e-4:  # all are practically stopped
+                    return ""
+                return random.choices(list(serving), weights=speeds)[0]
             chosen = min(serving, key=lambda name: serving[name].queue_length / serving[name].speed)
-            # The next choice must not wait for this worker's next heartbeat.
+            # Counted here, because the next choice may come before the next heartbeat.
             serving[chosen].queue_length += 1
             return chosen
 
     def receive_heart_beat(self, worker_name: str, queue_length: int) -> bool:
-        """Note a sign of life; False tells the worker to register again."""
+        """Notes a heartbeat; returns False if the worker has to register again."""
         with self._lock:
             info = self.worker_info.get(worker_name)
             if info is None:
@@ -222,7 +181,7 @@ class Controller:
             return True
 
     def remove_stale_workers_by_expiration(self) -> None:
-        """Forget workers that have been silent for too long."""
+        """Removes workers whose heartbeats have stopped."""
         oldest = time.time() - CONTROLLER_HEART_BEAT_EXPIRATION
         with self._lock:
             stale = [
@@ -238,13 +197,13 @@ class Controller:
             )
 
     def worker_api_get_status(self) -> dict[str, Any]:
-        """Return the status of all workers together, as one worker would, and all models'."""
+        """Returns the status of all workers together, as one worker would, with all models."""
         with self._lock:
             infos = list(self.worker_info.values())
         models: dict[str, dict[str, Any]] = {}
         for info in infos:
-            for name, details in info.models.items():
-                for key, value in details.items():
+            for name in info.model_names:
+                for key, value in model_details(info.model_dump(), name).items():
                     if models.setdefault(name, {}).setdefault(key, value) != value:
                         log.warning("workers of model %s differ in %s", name, key)
         return {
@@ -255,7 +214,7 @@ class Controller:
         }
 
     def worker_api_generate_stream(self, params: dict[str, Any]) -> Iterator[bytes]:
-        """Pass a request on to a worker and its stream back.
+        """Passes a request to a worker and its stream back.
 
         Args:
             params: The body of `/worker_generate_stream`; `model` chooses the worker.
@@ -271,30 +230,14 @@ class Controller:
             yield encode_error(NO_WORKER, f"no worker serves model {model_name!r}")
             return
         try:
-            with requests.post(
-                address + "/worker_generate_stream",
-                headers=CLIENT_HEADERS,
-                json=params,
-                stream=True,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            ) as response:
-                response.raise_for_status()
-                yield from response.iter_content(chunk_size=None)
+            yield from stream_bytes(address, params)
         except requests.RequestException as error:
             log.error("worker %s failed: %s", address, error)
             yield encode_error(WORKER_UNREACHABLE, "the worker is gone or does not answer")
 
 
-def _draw(serving: dict[str, WorkerInfo]) -> str:
-    """Draw a worker with chances proportional to speed; "" when all are as good as stopped."""
-    speeds = [info.speed for info in serving.values()]
-    if sum(speeds) < 1e-4:
-        return ""
-    return random.choices(list(serving), weights=speeds)[0]
-
-
 def heart_beat_controller(controller: Controller) -> None:
-    """Forget silent workers for ever; run it in a daemon thread."""
+    """Removes silent workers every 30 s; run it in a daemon thread."""
     while True:
         time.sleep(CONTROLLER_HEART_BEAT_EXPIRATION)
         controller.remove_stale_workers_by_expiration()
@@ -307,53 +250,65 @@ def _controller(request: Request) -> Controller:
     return request.app.state.controller
 
 
+ControllerState = Annotated[Controller, Depends(_controller)]
+
+
 @router.post("/register_worker")
-def register_worker(body: RegisterRequest, request: Request) -> None:
-    """Register a worker."""
-    status = body.worker_status.model_dump() if body.worker_status else None
-    _controller(request).register_worker(body.worker_name, body.check_heart_beat, status)
+def register_worker(
+    controller: ControllerState,
+    worker_name: Annotated[str, Body()],
+    check_heart_beat: Annotated[bool, Body()] = False,
+    worker_status: Annotated[WorkerStatus | None, Body()] = None,
+) -> None:
+    """Registers a worker."""
+    status = worker_status.model_dump() if worker_status else None
+    controller.register_worker(worker_name, check_heart_beat, status)
 
 
 @router.post("/refresh_all_workers")
-def refresh_all_workers(request: Request) -> None:
-    """Ask all workers again."""
-    _controller(request).refresh_all_workers()
+def refresh_all_workers(controller: ControllerState) -> None:
+    """Asks all workers again."""
+    controller.refresh_all_workers()
 
 
 @router.post("/list_models")
-def list_models(request: Request) -> dict[str, list[str]]:
-    """List the models."""
-    return {"models": _controller(request).list_models()}
+def list_models(controller: ControllerState) -> dict[str, list[str]]:
+    """Lists the models."""
+    return {"models": controller.list_models()}
 
 
 @router.post("/get_worker_address")
-def get_worker_address(body: ModelRequest, request: Request) -> dict[str, str]:
-    """Choose a worker."""
-    return {"address": _controller(request).get_worker_address(body.model)}
+def get_worker_address(
+    controller: ControllerState, model: Annotated[str, Body(embed=True)]
+) -> dict[str, str]:
+    """Chooses a worker."""
+    return {"address": controller.get_worker_address(model)}
 
 
 @router.post("/receive_heart_beat")
-def receive_heart_beat(body: HeartBeat, request: Request) -> dict[str, bool]:
-    """Note a heartbeat."""
-    exist = _controller(request).receive_heart_beat(body.worker_name, body.queue_length)
-    return {"exist": exist}
+def receive_heart_beat(
+    controller: ControllerState,
+    worker_name: Annotated[str, Body()],
+    queue_length: Annotated[int, Body()],
+) -> dict[str, bool]:
+    """Notes a heartbeat."""
+    return {"exist": controller.receive_heart_beat(worker_name, queue_length)}
 
 
 @router.post("/worker_generate_stream")
-def worker_api_generate_stream(params: dict[str, Any], request: Request) -> Response:
-    """Pass a generation on."""
-    stream = _controller(request).worker_api_generate_stream(params)
-    return ClosingStream(stream)
+def worker_api_generate_stream(controller: ControllerState, params: dict[str, Any]) -> Response:
+    """Passes a generation on."""
+    return ClosingStream(controller.worker_api_generate_stream(params))
 
 
 @router.post("/worker_get_status")
-def worker_api_get_status(request: Request) -> dict[str, Any]:
-    """Return the status of all workers together."""
-    return _controller(request).worker_api_get_status()
+def worker_api_get_status(controller: ControllerState) -> dict[str, Any]:
+    """Returns the status of all workers together."""
+    return controller.worker_api_get_status()
 
 
 def create_app(controller: Controller | None = None) -> FastAPI:
-    """Build the web application around a controller."""
+    """Builds the web application around a controller."""
     application = FastAPI(title="LLaVA controller")
     application.include_router(router)
     application.state.controller = controller or Controller()
@@ -364,7 +319,7 @@ app = create_app()
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.controller", description=__doc__)
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=21001)
@@ -375,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until interrupted."""
+    """Serves until interrupted."""
     controller = Controller(args.dispatch_method)
     app.state.controller = controller
     threading.Thread(target=heart_beat_controller, args=(controller,), daemon=True).start()
@@ -383,7 +338,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("controller", "controller.log")
     run(args)

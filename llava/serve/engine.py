@@ -1,13 +1,14 @@
-"""One loaded model and how it turns a request into a stream of text.
+"""A loaded model that turns a request into a stream of text.
 
-Command line and worker share it. In: a prompt with `<image>` placeholders, pictures and sampling
-settings. Out: pieces of text as they are generated. A failing generation raises in the reader at
-once; a reader that stops reading cancels the generation. No HTTP and no templates here.
+The command line and the worker share it. In: a prompt with `<image>` placeholders, images and
+sampling settings. Out: pieces of text as they are generated. If the generation fails, the reader
+gets the exception at once; if the reader stops reading, the generation is cancelled. This module
+knows neither HTTP nor templates.
 
-From a token to what a reader sees: `Sampler` chooses ids, `generated_ids` hands them over as they
-come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` what may begin a stop
-string, and `AnswerText` finds the end. transformers' own text streamer blocks its reader for ever
-when the generation fails; this one raises.
+On the way from the model to the reader, `Sampler` chooses ids, `generated_ids` passes them on as
+they come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` holds back text that
+may begin a stop string, and `AnswerText` finds the end. transformers' own text streamer blocks its
+reader for ever when the generation fails; this one raises.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import (
@@ -44,21 +44,21 @@ log = logging.getLogger(__name__)
 
 GREEDY_BELOW = 0.001
 
-# A tokenizer decodes the bytes of an unfinished character to this.
+# Tokenizers decode the bytes of an unfinished character to this.
 REPLACEMENT_CHARACTER = "\ufffd"
 
 DEFAULT_CONTEXT_LEN = 2048
 
 
 class Sampler:
-    """Temperature, top-k and top-p of one request.
+    """Draws the tokens of one request with temperature, top-k and top-p.
 
     Args:
         temperature: 0.001 and below means greedy.
-        top_p: Share of the probability that is drawn from.
-        top_k: Tokens that are drawn from; 0 for all.
-        seed: Of the random numbers; None for another one each time.
-        device: Where the logits are.
+        top_p: Share of the probability mass to draw from.
+        top_k: Number of tokens to draw from; 0 for all.
+        seed: Seed of the random numbers; None for a new one each time.
+        device: Device of the logits.
     """
 
     def __init__(
@@ -73,48 +73,46 @@ class Sampler:
         self._temperature = temperature
         self._top_p = top_p
         self._top_k = top_k
-        self._generator: torch.Generator | None = None
-        if not self.is_greedy:
-            self._generator = torch.Generator(device=device)
-            if seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(seed)
+        self._generator = torch.Generator(device=device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is drawn from.
+        """Returns the distribution to draw from.
 
         Args:
             logits: [V].
 
         Returns:
-            Probabilities [K], descending, 0 where top-p cuts off; and their token ids [K].
+            Probabilities [K], descending and 0 beyond top-p, and their token ids [K].
         """
         num_kept = min(self._top_k or len(logits), len(logits))
         values, ids = torch.topk(logits.float() / self._temperature, num_kept)
         chances = torch.softmax(values, dim=0)
-        before = chances.cumsum(dim=0) - chances  # of all that are more probable
+        before = chances.cumsum(dim=0) - chances  # sum of all that are more probable
         outside = before >= self._top_p
         outside[0] = False
         chances = chances.masked_fill(outside, 0.0)
         return chances / chances.sum(), ids
 
     def draw(self, logits: Tensor) -> int:
-        """Return the next token for logits [V]."""
+        """Returns the next token for logits [V]."""
         if self.is_greedy:
             return int(logits.argmax())
         chances, ids = self.probabilities(logits)
         return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
 
 
-def picture_key(picture: Image.Image) -> str:
-    """Return a hash of a picture's mode, size and pixels."""
-    head = f"{picture.mode} {picture.width} {picture.height} ".encode()
-    return hashlib.sha256(head + picture.tobytes()).hexdigest()
+def image_key(image: Image.Image) -> str:
+    """Returns a hash of an image's mode, size and pixels."""
+    head = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
 
 
-class FeatureCache:
-    """A bounded map from pictures to features. All methods are thread-safe.
+class ImageFeatureCache:
+    """A bounded map from images to features, in memory. All methods are thread-safe.
 
     Args:
         max_bytes: Memory of all features; 0 remembers nothing.
@@ -125,86 +123,70 @@ class FeatureCache:
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
         self.num_bytes = 0
-        self.num_hits = 0
-        self.num_misses = 0
 
     def get(self, key: str) -> Tensor | None:
-        """Return the features of a picture, or None."""
-        with self._lock:
-            found = self._entries.get(key)
-            if found is None:
-                self.num_misses += 1
-            else:
-                self.num_hits += 1
-                self._entries.move_to_end(key)
-            return found
-
-    def put(self, key: str, features: Tensor) -> None:
-        """Remember features; older ones go to make room."""
-        size = features.element_size() * features.numel()
-        if size > self._max_bytes:
-            return
+        """Returns the features of an image, or None."""
         with self._lock:
             if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: str, features: Tensor) -> None:
+        """Remembers features; those that were used least recently go to make room."""
+        with self._lock:
+            if key in self._entries or features.nbytes > self._max_bytes:
                 return
             self._entries[key] = features
-            self.num_bytes += size
+            self.num_bytes += features.nbytes
             while self.num_bytes > self._max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self.num_bytes -= oldest.element_size() * oldest.numel()
+                self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
 
 
 class IncrementalDecoder:
-    """Decode a growing list of ids, piece by piece.
+    """Decodes a growing list of ids, piece by piece.
 
-    Each piece is decoded together with the one before it, because a tokenizer drops a leading space
-    and because one character may take several tokens.
+    Each piece is decoded together with the piece before it, because tokenizers drop a leading space
+    and because a character may take several tokens.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._context_start = 0
-        self._num_emitted = 0
+        self._shown: list[int] = []  # ids of the previous piece
+        self._pending: list[int] = []
 
     def push(self, ids: list[int]) -> str:
-        """Add ids and return the text that they complete, "" if a character is unfinished."""
-        self._ids.extend(ids)
-        text = self._new_text()
-        if text.endswith(REPLACEMENT_CHARACTER):
-            return ""
-        self._context_start, self._num_emitted = self._num_emitted, len(self._ids)
-        return text
+        """Adds ids and returns the text that they complete, "" if a character is unfinished."""
+        self._pending += ids
+        text = self._pending_text()
+        return "" if text.endswith(REPLACEMENT_CHARACTER) else self._show(text)
 
     def flush(self) -> str:
-        """Return what was held back, with a replacement character for a cut one."""
-        text = self._new_text()
-        self._context_start = self._num_emitted = len(self._ids)
+        """Returns the text that was held back; an unfinished character is replaced."""
+        return self._show(self._pending_text())
+
+    def _show(self, text: str) -> str:
+        self._shown, self._pending = self._pending, []
         return text
 
-    def _new_text(self) -> str:
-        shown = self._decode(self._ids[self._context_start : self._num_emitted])
-        return self._decode(self._ids[self._context_start :])[len(shown) :]
+    def _pending_text(self) -> str:
+        return self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
 
     def _decode(self, ids: list[int]) -> str:
-        if not ids:
-            return ""
         return self._tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 
 class StopFilter:
-    """Pass text through up to the first of some stop strings, which may come in several pieces."""
+    """Passes text through up to the first stop string, which may come in several pieces."""
 
     def __init__(self, stop: str | Sequence[str] | None) -> None:
-        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
-        self._stops = [text for text in self._stops if text]
+        self._stops = [text for text in ([stop] if isinstance(stop, str) else stop or []) if text]
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; return what is certainly before a stop string."""
+        """Adds text; returns what is certainly before a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -212,33 +194,29 @@ class StopFilter:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        num_held = max((self._num_begun(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
-
-    @staticmethod
-    def _num_begun(text: str, stop: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+        # Characters at the end that may be the beginning of a stop string.
+        begun = (n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n]))
+        num_certain = len(text) - max(begun, default=0)
+        self._held = text[num_certain:]
+        return text[:num_certain]
 
     def flush(self) -> str:
-        """Return text that looked like the beginning of a stop string and was not."""
+        """Returns text that looked like the beginning of a stop string but was not."""
         held, self._held = self._held, ""
         return held
 
 
 class AnswerText:
-    """Text and end of one answer, from the ids as they come.
+    """Turns the ids of one answer into text and finds its end.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         stop: Text that ends the answer and is cut from it.
-        stop_id: The id of `stop` where it is one token: decoding would hide a special one.
         end_ids: Ids that end an answer.
-        max_new_tokens: How many ids there may be.
+        max_new_tokens: Maximum number of ids.
 
     Attributes:
-        num_tokens: Ids so far.
+        num_tokens: Number of ids so far.
         finish_reason: `stop` or `length` once the answer is complete, else None.
     """
 
@@ -246,19 +224,18 @@ class AnswerText:
         self,
         tokenizer: Any,
         stop: str | None,
-        stop_id: int | None,
-        end_ids: frozenset[int],
+        end_ids: Collection[int],
         max_new_tokens: int,
     ) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop_filter = StopFilter(stop)
-        self._end_ids = end_ids if stop_id is None else end_ids | {stop_id}
+        self._end_ids = end_ids
         self._max_new_tokens = max_new_tokens
         self.num_tokens = 0
         self.finish_reason: str | None = None
 
     def push(self, token_id: int) -> str:
-        """Add an id; return the text that is certain now, with all that was held at the end."""
+        """Adds an id; returns the text that is final now."""
         self.num_tokens += 1
         piece = ""
         if token_id in self._end_ids:
@@ -272,88 +249,63 @@ class AnswerText:
         return piece + self.flush() if self.finish_reason else piece
 
     def flush(self) -> str:
-        """Return what was held back: of a cut character, and of what might have been a stop."""
+        """Returns all text that was held back."""
         return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
 
 
-class CancelCriteria(StoppingCriteria):
-    """End the generation of every row once an event is set."""
+class _StepQueue(BaseStreamer):
+    """Passes the ids of each step from the generating thread to a reader, until it cancels."""
 
     def __init__(self, cancel: threading.Event) -> None:
+        self.steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         self._cancel = cancel
-
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return one bool a row, shape [B]."""
-        return torch.full(
-            (input_ids.shape[0],), self._cancel.is_set(), dtype=torch.bool, device=input_ids.device
-        )
-
-
-class _End:
-    """Marks the end of a generation and carries its error."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-class _QueueStreamer(BaseStreamer):
-    """Hands ids from the generating thread to a queue; `generate` puts the prompt first."""
-
-    def __init__(self, ids: queue.SimpleQueue[list[int] | _End]) -> None:
-        self._ids = ids
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the ids of one step."""
-        if self._is_prompt:
-            self._is_prompt = False
-            return
-        self._ids.put(value.reshape(-1).tolist())
+        """Takes the ids of one step; `generate` puts the prompt first."""
+        if not self._is_prompt:
+            self.steps.put(value.reshape(-1).tolist())
+        self._is_prompt = False
+        if self._cancel.is_set():
+            raise InterruptedError("the generation was cancelled")
 
     def end(self) -> None:
-        """Do nothing: the thread itself marks the end, with or without an error."""
+        """Does nothing: the thread marks the end, with or without an error."""
 
 
 def generated_ids(
     model: Any, arguments: dict[str, Any], cancel: threading.Event
 ) -> Iterator[list[int]]:
-    """Run `model.generate` in a thread and yield new ids as they come.
+    """Runs `model.generate` in a thread and yields new ids as they come.
 
     Args:
-        model: A model whose `generate` takes `streamer` and `stopping_criteria`.
+        model: A model whose `generate` takes a `streamer`.
         arguments: Its other keyword arguments, for one row.
-        cancel: Ends the generation after the current token; set when the reader leaves.
+        cancel: Ends the generation after the current token; it is set when the reader stops.
 
     Yields:
         The ids of each step, usually one.
 
     Raises:
-        Exception: What `generate` raised, as soon as it did.
+        Exception: Whatever `generate` raises, at once.
     """
-    ids: queue.SimpleQueue[list[int] | _End] = queue.SimpleQueue()
+    streamer = _StepQueue(cancel)
 
     def run() -> None:
-        error: BaseException | None = None
         try:
             with torch.inference_mode():
-                model.generate(
-                    **arguments,
-                    streamer=_QueueStreamer(ids),
-                    stopping_criteria=StoppingCriteriaList([CancelCriteria(cancel)]),
-                )
-        except BaseException as caught:
-            error = caught
-        ids.put(_End(error))
+                model.generate(**arguments, streamer=streamer)
+            streamer.steps.put(None)
+        except BaseException as error:
+            streamer.steps.put(None if cancel.is_set() else error)
 
     thread = threading.Thread(target=run, name="generate", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := ids.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
+        while (step := streamer.steps.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
     finally:
         cancel.set()
         thread.join()
@@ -361,16 +313,16 @@ def generated_ids(
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate.
+    """A prompt with images and sampling settings.
 
     Attributes:
-        prompt: The whole templated text, one `<image>` for each picture.
-        images: The pictures, in the order of the placeholders.
+        prompt: The whole text in its template, with one `<image>` for each image.
+        images: The images, in the order of the placeholders.
         temperature: 0.001 and below means greedy.
         top_p: Nucleus sampling; ignored when greedy.
-        max_new_tokens: Upper bound; the context may allow less.
+        max_new_tokens: Upper bound; the context may leave room for fewer.
         stop: Text that ends the answer and is cut from it.
-        seed: Of the sampling, where requests run in a batch; None for another one each time.
+        seed: Seed of the sampling for requests in a batch; None for a new one each time.
     """
 
     prompt: str
@@ -391,8 +343,8 @@ class GenerationRequest:
         placeholders = self.prompt.count(DEFAULT_IMAGE_TOKEN)
         if placeholders != len(self.images):
             raise DataError(
-                f"{len(self.images)} pictures were given, but the prompt has {placeholders} "
-                f"{DEFAULT_IMAGE_TOKEN} placeholders; give one picture for each placeholder"
+                f"{len(self.images)} images were given, but the prompt has {placeholders} "
+                f"{DEFAULT_IMAGE_TOKEN} placeholders; give one image for each placeholder"
             )
 
 
@@ -401,81 +353,145 @@ class ContextFull(Exception):
 
 
 @dataclass
+class PreparedImage:
+    """An image of a request, ready for the vision tower.
+
+    Attributes:
+        key: Key of its features in the cache.
+        size: (width, height).
+        pixels: [tiles, 3, S, S] on the CPU; None if the features are known.
+        features: [tiles, P, D_vision]; None if they are not known yet.
+    """
+
+    key: str
+    size: tuple[int, int]
+    pixels: Tensor | None
+    features: Tensor | None
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles; 1 for an image that is not cut."""
+        tiles = self.pixels if self.features is None else self.features
+        assert tiles is not None
+        return len(tiles)
+
+
+@dataclass
+class PreparedRequest:
+    """A request that has been tokenized and checked against the context.
+
+    Attributes:
+        request: The request.
+        input_ids: [1, T] with one sentinel for each image.
+        images: The images, in the order of the sentinels.
+        prompt_len: Number of positions of prompt and images, or a few more.
+        max_new_tokens: Maximum number of tokens of the answer.
+    """
+
+    request: GenerationRequest
+    input_ids: Tensor
+    images: list[PreparedImage]
+    prompt_len: int
+    max_new_tokens: int
+
+
+@dataclass
 class Engine:
-    """A model with all that it needs to answer.
+    """A model with everything that it needs to answer.
 
     Attributes:
         tokenizer: The model's tokenizer.
-        model: A LLaVA model, or a text model when `image_processor` is None.
+        model: A LLaVA model, or a text model if `image_processor` is None.
         image_processor: The vision tower's processor.
-        name: The model's name as shown to users.
+        name: The model's name for users.
     """
 
     tokenizer: Any
     model: Any
     image_processor: Any
     name: str
-    _stop_ids: dict[str, int | None] = field(default_factory=dict, repr=False)
 
     @property
     def context_len(self) -> int:
-        """Positions that the model can attend to."""
+        """Number of positions that the model can attend to."""
         return int(getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT_LEN))
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether the model takes pictures."""
+        """Whether the model takes images."""
         return self.image_processor is not None
 
-    @torch.inference_mode()
-    def prepare(self, request: GenerationRequest) -> dict[str, Any]:
-        """Build the arguments of `model.generate` for a request.
+    @property
+    def is_tiled(self) -> bool:
+        """Whether images are cut into tiles."""
+        return getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
 
-        Returns:
-            Keyword arguments: `inputs` of shape [1, T] with one sentinel for each picture, `images`
-            of shape [N, 3, S, S] (or a list for tiled pictures) in the model's dtype, and the
-            sampling settings.
+    def prepare(
+        self, request: GenerationRequest, known: ImageFeatureCache | None = None
+    ) -> PreparedRequest:
+        """Tokenizes a prompt and prepares its images. Thread-safe.
+
+        Args:
+            request: The request.
+            known: Features that need not be computed again.
 
         Raises:
-            ContextFull: Prompt and pictures fill the context.
-            DataError: Pictures were given to a model that takes none.
+            ContextFull: If prompt and images fill the context.
+            DataError: If the model takes no images.
         """
-        images, image_sizes = self._prepare_images(request.images)
-        input_ids = self.prompt_ids(request)
-        num_tiles = [
-            len(image) if image.ndim == 4 else 1 for image in (() if images is None else images)
-        ]
-        max_new_tokens = self.room(request, input_ids, num_tiles)
-        arguments: dict[str, Any] = {
-            "inputs": input_ids.unsqueeze(0).to(self.model.device),
-            "max_new_tokens": max_new_tokens,
-            "use_cache": True,
-            "do_sample": request.temperature > GREEDY_BELOW,
-        }
-        if arguments["do_sample"]:
-            arguments |= {"temperature": request.temperature, "top_p": request.top_p}
-        if images is not None:
-            arguments |= {"images": images, "image_sizes": image_sizes}
-        return arguments
+        if request.images and not self.is_multimodal:
+            raise DataError(
+                f"model {self.name} takes no images, but {len(request.images)} were given"
+            )
+        prompt = request.prompt
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+        ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
+        images = [self._prepare_image(image, known) for image in request.images]
+        prompt_len = int((ids != IMAGE_TOKEN_INDEX).sum())
+        prompt_len += sum(self._num_image_tokens(image.num_tiles) for image in images)
+        room = self.context_len - prompt_len
+        if room < 1:
+            raise ContextFull
+        max_new_tokens = min(request.max_new_tokens, room)
+        return PreparedRequest(request, ids.unsqueeze(0), images, prompt_len, max_new_tokens)
+
+    def _prepare_image(self, image: Image.Image, known: ImageFeatureCache | None) -> PreparedImage:
+        rgb = to_rgb(image)
+        key = "" if known is None else image_key(rgb)
+        features = None if known is None else known.get(key)
+        pixels = None
+        if features is None:
+            pixels = process_images([rgb], self.image_processor, self.model.config)[0]
+            pixels = pixels if self.is_tiled else pixels.unsqueeze(0)
+        return PreparedImage(key, rgb.size, pixels, features)
+
+    def _num_image_tokens(self, num_tiles: int) -> int:
+        """Returns the positions that an image takes; an upper bound if it is cut into tiles."""
+        tower = self.model.get_vision_tower()
+        # a newline token ends each row of patches
+        num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
+        return num_tiles * (tower.num_image_tokens + num_newlines)
 
     def stream(
         self, request: GenerationRequest, cancel: threading.Event | None = None
     ) -> Iterator[str]:
-        """Generate, yielding text as it becomes final.
+        """Generates an answer and yields text as it becomes final.
 
-        Bytes of an unfinished character are held back, and so is text that may turn out to be the
-        beginning of the stop string. Closing the iterator cancels the generation.
+        Unfinished characters are held back, and so is text that may turn out to be the beginning of
+        the stop string. Closing the iterator cancels the generation.
 
         Args:
-            request: What to generate.
-            cancel: Set it from anywhere to end the generation after the current token.
+            request: The request.
+            cancel: Set it from any thread to end the generation after the current token.
 
         Yields:
             Pieces whose concatenation is the answer.
 
         Raises:
-            ContextFull: The prompt leaves no room.
-            Exception: Whatever `model.generate` raised, unchanged.
+            ContextFull: If the prompt leaves no room.
+            Exception: Whatever `model.generate` raises.
         """
         with contextlib.closing(self.pieces(request, cancel or threading.Event())) as pieces:
             for piece, _ in pieces:
@@ -485,105 +501,56 @@ class Engine:
     def pieces(
         self, request: GenerationRequest, cancel: threading.Event
     ) -> Generator[tuple[str, str | None], None, None]:
-        """As `stream`, token by token.
+        """Generates like `stream`, token by token.
 
         Yields:
-            New text, perhaps "", and with the last piece `stop` or `length`, else None.
+            New text, which may be "", and None, or `stop` or `length` with the last piece.
         """
-        arguments = self.prepare(request)
-        text = self.answer_text(request, arguments["max_new_tokens"])
-        for ids in generated_ids(self.model, arguments, cancel):
+        prepared = self.prepare(request)
+        text = self.answer_text(prepared)
+        for ids in generated_ids(self.model, self._arguments(prepared), cancel):
             for token_id in ids:
                 yield text.push(token_id), text.finish_reason
                 if text.finish_reason is not None:
                     return
         yield text.flush(), "stop"
 
-    def answer_text(self, request: GenerationRequest, max_new_tokens: int) -> AnswerText:
-        """Return what turns the ids of an answer into text and finds its end."""
-        return AnswerText(
-            self.tokenizer, request.stop, self._stop_id(request.stop), self.end_ids, max_new_tokens
-        )
+    def _arguments(self, prepared: PreparedRequest) -> dict[str, Any]:
+        """Builds the arguments of `model.generate`."""
+        request, model = prepared.request, self.model
+        arguments: dict[str, Any] = {
+            "inputs": prepared.input_ids.to(model.device),
+            "max_new_tokens": prepared.max_new_tokens,
+            "use_cache": True,
+            "do_sample": request.temperature > GREEDY_BELOW,
+        }
+        if arguments["do_sample"]:
+            arguments |= {"temperature": request.temperature, "top_p": request.top_p}
+        if prepared.images:
+            place = {"device": model.device, "dtype": model.dtype}
+            pixels = [
+                image.pixels.to(**place) for image in prepared.images if image.pixels is not None
+            ]
+            arguments["images"] = pixels if self.is_tiled else torch.cat(pixels)
+            arguments["image_sizes"] = [image.size for image in prepared.images]
+        return arguments
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer, as the checkpoint says."""
+    def answer_text(self, prepared: PreparedRequest) -> AnswerText:
+        """Returns an empty answer, to which ids are added."""
         config = getattr(self.model, "generation_config", None)
         end = getattr(config, "eos_token_id", None)
-        if end is None:
-            return frozenset()
-        return frozenset([end] if isinstance(end, int) else end)
-
-    def prompt_ids(self, request: GenerationRequest) -> torch.Tensor:
-        """Return the ids [T] of a prompt, with one sentinel for each picture."""
-        prompt = request.prompt
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-        return tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-
-    def room(
-        self, request: GenerationRequest, input_ids: torch.Tensor, num_tiles: Sequence[int]
-    ) -> int:
-        """Return how many tokens the answer may have.
-
-        Args:
-            request: What is asked for.
-            input_ids: [T], with sentinels.
-            num_tiles: Of each picture; 1 for one that is not cut.
-
-        Raises:
-            ContextFull: Prompt and pictures fill the context.
-        """
-        room = self.context_len - self.prompt_len(input_ids, num_tiles)
-        if room < 1:
-            raise ContextFull
-        return min(request.max_new_tokens, room)
-
-    def prompt_len(self, input_ids: torch.Tensor, num_tiles: Sequence[int]) -> int:
-        """Return how many positions a prompt takes, or a few more; arguments as for `room`."""
-        num_text = int((input_ids != IMAGE_TOKEN_INDEX).sum())
-        return num_text + self._num_image_tokens(num_tiles)
-
-    def _stop_id(self, stop: str | None) -> int | None:
-        """Return the id of a stop string that is one token: decoding would hide a special one."""
-        if not stop:
-            return None
-        if stop not in self._stop_ids:
-            token_id = self.tokenizer.convert_tokens_to_ids(stop)
-            known = isinstance(token_id, int) and token_id != self.tokenizer.unk_token_id
-            self._stop_ids[stop] = token_id if known else None
-        return self._stop_ids[stop]
-
-    def _prepare_images(self, pictures: tuple[Image.Image, ...]) -> tuple[Any, Any]:
-        if not pictures:
-            return None, None
-        if not self.is_multimodal:
-            raise DataError(f"model {self.name} takes no pictures, but {len(pictures)} were given")
-        rgb = [to_rgb(picture) for picture in pictures]
-        images = process_images(rgb, self.image_processor, self.model.config)
-        place = {"device": self.model.device, "dtype": self.model.dtype}
-        if isinstance(images, list):
-            images = [image.to(**place) for image in images]
-        else:
-            images = images.to(**place)
-        return images, [picture.size for picture in rgb]
-
-    def _num_image_tokens(self, num_tiles: Sequence[int]) -> int:
-        """Positions that the pictures take; an upper bound for pictures cut into tiles."""
-        if not num_tiles:
-            return 0
-        tower = self.model.get_vision_tower()
-        num_tokens = 0
-        for number in num_tiles:
-            num_tokens += number * tower.num_image_tokens
-            if number > 1:  # a newline token ends each row of patches
-                num_tokens += number * tower.num_patches_per_side
-        return num_tokens
+        end_ids = {end} if isinstance(end, int) else set(end or ())
+        stop = prepared.request.stop
+        if stop:
+            # Decoding hides special tokens, so a stop string that is one would never be found.
+            stop_id = self.tokenizer.convert_tokens_to_ids(stop)
+            if stop_id != self.tokenizer.unk_token_id:
+                end_ids.add(stop_id)
+        return AnswerText(self.tokenizer, stop, end_ids, prepared.max_new_tokens)
 
 
 def pick_device(requested: str) -> str:
-    """Return the device to use: the one asked for, or the CPU where there is no CUDA."""
+    """Returns the requested device, or the CPU if there is no CUDA device."""
     if requested.startswith("cuda") and not torch.cuda.is_available():
         log.warning("no CUDA device was found: running on the CPU")
         return "cpu"
@@ -600,23 +567,23 @@ def load_engine(
     device: str = "cuda",
     use_flash_attn: bool = False,
 ) -> Engine:
-    """Load a checkpoint for answering.
+    """Loads a checkpoint for answering.
 
     Args:
         model_path: Folder or Hub name.
-        model_base: The base model of a LoRA or projector-only checkpoint.
-        model_name: Name to show; by default LLaVA's rule on the path.
+        model_base: Base model of a LoRA or projector-only checkpoint.
+        model_name: Name for users; by default LLaVA derives it from the path.
         load_8bit: Quantise to 8 bits (needs bitsandbytes).
         load_4bit: Quantise to 4 bits (needs bitsandbytes).
-        device: Where to run; the CPU replaces a missing CUDA device.
+        device: Device to run on; the CPU replaces a missing CUDA device.
         use_flash_attn: Use flash-attention 2.
 
     Returns:
         The engine.
 
     Raises:
-        CheckpointError: The folder is missing or incomplete.
-        ConfigError: Both quantisations were asked for.
+        CheckpointError: If the folder is missing or incomplete.
+        ConfigError: If both quantisations are asked for.
     """
     from llava.model.builder import load_pretrained_model
 

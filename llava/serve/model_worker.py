@@ -1,10 +1,10 @@
 """Serves one model: status, streamed generation, registration and heartbeats.
 
-In: `/worker_generate_stream` with a templated prompt and base64 pictures. Out: the NUL-delimited
-stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are answered in one
-batch, up to `--max-waiting` wait, the others are told that the worker is busy. The model itself is
-in `llava.serve.engine`, the batch in `llava.serve.batch`. `WorkerBase` is what all workers share;
-those in front of other engines are in `llava.serve.remote_worker`.
+In: `/worker_generate_stream` with a prompt in its template and images in base64. Out: the
+NUL-delimited stream of `llava.serve.protocol`. Up to `--limit-model-concurrency` requests are
+answered in one batch, up to `--max-waiting` wait, and others are told that the worker is busy. The
+model is in `llava.serve.engine`, the batch in `llava.serve.batch`. `WorkerBase` is common to all
+workers; workers in front of other engines are in `llava.serve.remote_worker`.
 
     python -m llava.serve.model_worker --model-path runs/mini
 """
@@ -24,7 +24,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import requests
@@ -37,26 +37,13 @@ from starlette.responses import Response
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
 from llava.errors import ConfigError, DataError, UserError, run_command
 from llava.images import apply_orientation, image_fault
-from llava.serve.batch import (
-    BLOCK,
-    Busy,
-    DeadlineExceeded,
-    Done,
-    Event,
-    Failed,
-    Stopping,
-    Text,
-    build_scheduler,
-)
+from llava.serve.batch import BLOCK, Event, Ticket, Unanswered, build_scheduler
 from llava.serve.check import check_port_is_free
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
 from llava.serve.protocol import (
-    BUSY,
     CONNECT_TIMEOUT_S,
-    DEADLINE,
     GENERATION_FAILED,
     INVALID_REQUEST,
-    STOPPING,
     TOO_LONG_MESSAGE,
     encode_chunk,
     encode_error,
@@ -65,17 +52,10 @@ from llava.serve.protocol import (
 from llava.serve.web import FORMATS, ClosingStream, run_server
 from llava.utils import build_logger
 
-__all__ = [
-    "ModelWorker",
-    "app",
-    "heart_beat_worker",
-    "release_model_semaphore",
-]
-
 log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S = 5.0
-# A heartbeat also follows each change of the queue, but not more often than this.
+# A change of the queue is reported at once, but not more often than this.
 MIN_BEAT_INTERVAL_S = 0.1
 DEFAULT_CONCURRENCY = 5
 DEFAULT_WAITING = 64
@@ -83,11 +63,11 @@ DEFAULT_DRAIN_S = 30.0
 
 MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
-# Width times height of a picture; LLaVA's clients and ours send far smaller ones.
+# Width times height of an image; LLaVA's clients and ours send far smaller ones.
 MAX_PIXELS = 50_000_000
-# Of keys and values: 16 requests of 2,048 positions, or 16 GiB of Vicuna-7B in float16.
+# Cached positions: 16 requests of 2,048 positions, which take 16 GiB with Vicuna-7B in float16.
 DEFAULT_KV_TOKENS = 32_768
-# Pieces that a reader may be behind with before it gets several in one object.
+# A reader that is further behind than this many events gets all of them in one object.
 MAX_BACKLOG = 16
 WARM_UP_PROMPT = "USER: {}Hello. ASSISTANT:"
 
@@ -99,10 +79,16 @@ class WorkerBase(ABC):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
+        no_register: Do not register with the controller.
+
+    Attributes:
+        model_name: Name to serve the model under.
+        details: Keys that the status has beyond LLaVA's.
+        beat_now: Set when the queue has changed, so that a heartbeat is sent at once.
     """
 
     model_name: str
+    details: dict[str, Any]
 
     def __init__(
         self, controller_addr: str, worker_addr: str, worker_id: str, no_register: bool
@@ -112,42 +98,42 @@ class WorkerBase(ABC):
         self.worker_id = worker_id
         self.no_register = no_register
         self.is_leaving = False
-        self._stopped = threading.Event()
-        self._beat_now = threading.Event()
+        self.stopped = threading.Event()
+        self.beat_now = threading.Event()
 
     @abstractmethod
     def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Answer one request; closing the generator cancels it."""
+        """Answers one request; closing the generator cancels it."""
 
     @abstractmethod
     def get_queue_length(self) -> int:
-        """Return how many requests generate or wait."""
+        """Returns the number of requests that are running or waiting."""
 
     @abstractmethod
     def drain(self, timeout_s: float) -> bool:
-        """Wait until all requests are answered; whether they were."""
+        """Waits for running requests; returns whether all were answered."""
 
     def get_status(self) -> dict[str, Any]:
-        """Return the status; a worker that leaves serves nothing any more."""
+        """Returns the status; a worker that is leaving serves no model."""
         return {
             "model_names": [] if self.is_leaving else [self.model_name],
             "speed": 1,
             "queue_length": self.get_queue_length(),
+            **self.details,
         }
 
     def start(self) -> None:
-        """Register with the controller and send heartbeats from a thread, unless told not to."""
-        if self.no_register:
-            return
-        threading.Thread(target=heart_beat_worker, args=(self,), daemon=True).start()
+        """Registers with the controller and sends heartbeats from a thread, unless told not to."""
+        if not self.no_register:
+            threading.Thread(target=heart_beat_worker, args=(self,), daemon=True).start()
 
     def stop(self) -> None:
-        """End the heartbeats."""
-        self._stopped.set()
-        self._beat_now.set()
+        """Ends the heartbeats."""
+        self.stopped.set()
+        self.beat_now.set()
 
     def leave(self, timeout_s: float) -> None:
-        """Tell the controller to send nothing more, then finish what there is."""
+        """Tells the controller to send no more requests, then finishes those that there are."""
         self.is_leaving = True
         self.stop()
         if not self.no_register:
@@ -159,51 +145,35 @@ class WorkerBase(ABC):
             )
 
     def register_to_controller(self) -> None:
-        """Tell the controller of this worker.
+        """Registers with the controller.
 
         Raises:
-            requests.RequestException: The controller does not answer.
+            requests.RequestException: If the controller does not answer.
         """
-        status = self.get_status()
         body = {
             "worker_name": self.worker_addr,
             "check_heart_beat": True,
-            "worker_status": status,
+            "worker_status": self.get_status(),
         }
         post_json(self.controller_addr + "/register_worker", body, CONNECT_TIMEOUT_S)
-        names = ", ".join(status["model_names"]) or "nothing any more"
-        log.info("registered %s with %s", names, self.controller_addr)
+        what = "nothing any more" if self.is_leaving else self.model_name
+        log.info("registered %s with %s", what, self.controller_addr)
 
     def send_heart_beat(self) -> bool:
-        """Send one heartbeat; False when the controller does not know this worker.
+        """Sends a heartbeat; returns whether the controller knows this worker.
 
         Raises:
-            requests.RequestException: The controller does not answer.
+            requests.RequestException: If the controller does not answer.
         """
         body = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
         url = self.controller_addr + "/receive_heart_beat"
         return bool(post_json(url, body, CONNECT_TIMEOUT_S)["exist"])
 
-    def beat_soon(self) -> None:
-        """Let the next heartbeat come at once: the queue has changed."""
-        self._beat_now.set()
-
-    def wait_for_next_beat(self, seconds: float) -> bool:
-        """Wait until a heartbeat is due, by time or by a change of the queue.
-
-        Returns:
-            False when the worker has been stopped.
-        """
-        self._stopped.wait(MIN_BEAT_INTERVAL_S)
-        self._beat_now.wait(seconds)
-        self._beat_now.clear()
-        return not self._stopped.is_set()
-
 
 def heart_beat_worker(worker: WorkerBase) -> None:
-    """Keep a worker registered until it is stopped; run it in a daemon thread."""
+    """Keeps a worker registered until it is stopped; run it in a daemon thread."""
     registered = False
-    while True:
+    while not worker.stopped.is_set():
         try:
             if not registered or not worker.send_heart_beat():
                 worker.register_to_controller()
@@ -212,8 +182,9 @@ def heart_beat_worker(worker: WorkerBase) -> None:
         except (requests.RequestException, ValueError, KeyError) as error:
             log.error("no contact to the controller %s: %s", worker.controller_addr, error)
             pause_s = RETRY_INTERVAL_S
-        if not worker.wait_for_next_beat(pause_s):
-            return
+        worker.stopped.wait(MIN_BEAT_INTERVAL_S)
+        worker.beat_now.wait(pause_s)
+        worker.beat_now.clear()
 
 
 router = APIRouter()
@@ -221,40 +192,39 @@ router = APIRouter()
 
 @router.post("/worker_generate_stream")
 async def generate_stream(params: dict[str, Any], request: Request) -> Response:
-    """Generate; the generation ends when the client goes."""
+    """Generates an answer until the client hangs up."""
     return ClosingStream(request.app.state.worker.answer(params))
 
 
 @router.post("/worker_get_status")
 async def get_status(request: Request) -> dict[str, Any]:
-    """Return the status."""
+    """Returns the status."""
     return request.app.state.worker.get_status()
 
 
 def create_app(worker: WorkerBase | None = None) -> FastAPI:
-    """Build the web application around a worker; `main` sets `app.state.worker` later."""
+    """Builds the web application around a worker; `serve` sets that of `app`."""
     application = FastAPI(title="LLaVA worker", docs_url=None, redoc_url=None, openapi_url=None)
     application.include_router(router)
     application.state.worker = worker
     return application
 
 
-def new_worker_id() -> str:
-    """Return a short random name for a worker."""
-    return uuid.uuid4().hex[:6]
+app = create_app()
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all workers have; LLaVA's, and `--drain-timeout`."""
-    parser.add_argument("--host", default="localhost")
-    parser.add_argument("--port", type=int, default=21002)
-    parser.add_argument("--worker-address", default="http://localhost:21002")
-    parser.add_argument("--controller-address", default="http://localhost:21001")
-    parser.add_argument("--model-name")
-    parser.add_argument("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY)
-    parser.add_argument("--stream-interval", type=int, default=1, help="has no effect")
-    parser.add_argument("--no-register", action="store_true")
-    parser.add_argument(
+    """Adds the flags that all workers have: LLaVA's, and `--drain-timeout`."""
+    add = parser.add_argument
+    add("--host", default="localhost")
+    add("--port", type=int, default=21002)
+    add("--worker-address", default="http://localhost:21002")
+    add("--controller-address", default="http://localhost:21001")
+    add("--model-name")
+    add("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY)
+    add("--stream-interval", type=int, default=1, help="has no effect")
+    add("--no-register", action="store_true")
+    add(
         "--drain-timeout",
         type=float,
         default=DEFAULT_DRAIN_S,
@@ -262,11 +232,18 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def serve(app: FastAPI, worker: WorkerBase, args: argparse.Namespace) -> None:
-    """Serve a worker until it is told to stop; it then finishes what it has begun.
+def start_log(name: str) -> str:
+    """Starts the log of a worker; returns the worker's id, which is part of the file name."""
+    worker_id = uuid.uuid4().hex[:6]
+    build_logger(name, f"model_worker_{worker_id}.log")
+    return worker_id
+
+
+def serve(worker: WorkerBase, args: argparse.Namespace) -> None:
+    """Serves a worker until it is told to stop; it then finishes its requests.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: If the port is taken.
     """
     check_port_is_free(args.host, args.port)
     app.state.worker = worker
@@ -276,16 +253,16 @@ def serve(app: FastAPI, worker: WorkerBase, args: argparse.Namespace) -> None:
         args.host,
         args.port,
         on_stop=lambda: worker.leave(args.drain_timeout),
-        # a reader that is slow to take the end of its answer
+        # for readers that are slow to take the end of their answers
         timeout_graceful_shutdown=3,
     )
 
 
 class Mailbox:
-    """Hands events from other threads to queues of the running event loop.
+    """Passes events from other threads to queues of the running event loop.
 
-    A loop is woken once for all that has come, not for each event: with a full batch, waking it for
-    each row would take longer than a small model's step.
+    The loop is woken once for all events that have arrived: with a full batch, waking it for each
+    row would take longer than a small model's step.
     """
 
     def __init__(self) -> None:
@@ -294,82 +271,82 @@ class Mailbox:
         self._is_woken = False
 
     def put(self, events: asyncio.Queue[Event], event: Event) -> None:
-        """Hand an event over, from any thread.
+        """Passes an event to a queue, from any thread.
 
         Raises:
-            RuntimeError: The loop has been closed.
+            RuntimeError: If the loop has been closed.
         """
         self._arrived.append((events, event))
-        # Two threads may both wake it, which does no harm; that neither does cannot happen.
+        # Two threads may both wake the loop, which does no harm; at least one always does.
         if not self._is_woken:
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._is_woken = False  # before looking: what comes from now on wakes the loop again
+        self._is_woken = False  # first, so that events from now on wake the loop again
         while self._arrived:
             events, event = self._arrived.popleft()
             events.put_nowait(event)
 
 
+def encode_failure(error: BaseException, text: str) -> bytes:
+    """Encodes the end of a stream after an error; unexpected errors are only in the log.
+
+    Args:
+        error: The cause.
+        text: The prompt and all text generated so far.
+    """
+    if isinstance(error, ContextFull):
+        return encode_chunk(text + TOO_LONG_MESSAGE)
+    if isinstance(error, Unanswered | UserError):
+        log.warning("refused a request: %s", error)
+        kind = error.kind if isinstance(error, Unanswered) else INVALID_REQUEST
+        return encode_error(GENERATION_FAILED, str(error), kind=kind)
+    log.error("the generation failed", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return encode_error(GENERATION_FAILED, "the worker ran out of memory")
+    reason = f"the generation failed ({type(error).__name__}); see the worker's log"
+    return encode_error(GENERATION_FAILED, reason)
+
+
 class StreamEncoder:
     """Turns events of one request into the bytes of its stream.
 
-    With `details` in the request, which LLaVA's clients never send, each object also has the tokens
-    so far, and one more at the end says why the answer ended.
+    If the request has `details`, which LLaVA's clients never send, each object also has the number
+    of tokens so far, and the last one has the reason for the end.
     """
 
     def __init__(self, params: dict[str, Any]) -> None:
         self._text = str(params.get("prompt", ""))
         self._has_details = params.get("details") is True
         self._is_empty = True
-        self.is_complete = False
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        """Encode events that came together; "" where they change nothing."""
+        """Encodes events that arrived together; returns b"" if they change nothing."""
         wire = b""
-        new = "".join(event.text for event in events if isinstance(event, Text))
+        new = "".join(event.text for event in events)
         last = events[-1]
-        if new:
+        is_end = last.finish_reason is not None
+        self._text += new
+        if new or (is_end and (self._has_details or self._is_empty)):
+            # even an empty answer is one object
             self._is_empty = False
-            self._text += new
-        is_end = isinstance(last, Done) and (self._has_details or self._is_empty)
-        if new or is_end:  # an empty answer is an answer
-            wire += encode_chunk(self._text, **self._details(events))
-        if isinstance(last, Failed):
-            wire += self._error(last.error)
-        self.is_complete = not isinstance(last, Text)
+            details = _details(events) if self._has_details else {}
+            wire += encode_chunk(self._text, **details)
+        if last.error is not None:
+            wire += encode_failure(last.error, self._text)
         return wire
 
-    def _details(self, events: Sequence[Event]) -> dict[str, Any]:
-        if not self._has_details:
-            return {}
-        last = next(event for event in reversed(events) if not isinstance(event, Failed))
-        details: dict[str, Any] = {}
-        if last.usage is not None:
-            details["usage"] = dict(
-                zip(("prompt_tokens", "completion_tokens"), last.usage, strict=True)
-            )
-        if isinstance(last, Done):
-            details["finish_reason"] = last.finish_reason
-        return details
 
-    def _error(self, error: BaseException) -> bytes:
-        """Encode a failure; its cause is told where it is the caller's, else it is in the log."""
-        if isinstance(error, ContextFull):
-            return encode_chunk(self._text + TOO_LONG_MESSAGE)
-        for known, kind in ((Busy, BUSY), (Stopping, STOPPING), (DeadlineExceeded, DEADLINE)):
-            if isinstance(error, known):
-                log.warning("%s", error)
-                return encode_error(GENERATION_FAILED, str(error), kind)
-        if isinstance(error, UserError):
-            log.error("refused a request: %s", error)
-            return encode_error(GENERATION_FAILED, str(error), INVALID_REQUEST)
-        log.error("the generation failed", exc_info=error)
-        if isinstance(error, torch.OutOfMemoryError):
-            return encode_error(GENERATION_FAILED, "the worker ran out of memory")
-        reason = f"the generation failed ({type(error).__name__}); see the worker's log"
-        return encode_error(GENERATION_FAILED, reason)
+def _details(events: Sequence[Event]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    counted = [event.usage for event in events if event.usage is not None]
+    if counted:
+        prompt, completion = counted[-1]
+        details["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    if events[-1].finish_reason is not None:
+        details["finish_reason"] = events[-1].finish_reason
+    return details
 
 
 class ModelWorker(WorkerBase):
@@ -379,19 +356,20 @@ class ModelWorker(WorkerBase):
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
+        no_register: Do not register with the controller.
         model_path: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
-        model_name: Name to serve it under; by default from the path.
+        model_name: Name to serve the model under; by default derived from the path.
         load_8bit: Quantise to 8 bits.
         load_4bit: Quantise to 4 bits.
-        device: Where to run.
+        device: Device to run on.
         use_flash_attn: Use flash-attention 2.
-        engine: A loaded model, in place of loading `model_path`.
-        limit_model_concurrency: Requests that are answered at the same time.
-        max_waiting: Requests that may wait beyond those.
-        request_timeout_s: How long a request may take; None for any time.
-        max_kv_tokens: Positions of keys and values of all that run; None for any number.
+        engine: A loaded model, instead of `model_path`.
+        limit_model_concurrency: Maximum number of requests that are answered at the same time.
+        max_waiting: Maximum number of requests that wait for their turn.
+        request_timeout_s: Maximum time of a request; None for no limit.
+        max_kv_tokens: Maximum number of cached positions of all running requests; None for no
+            limit.
     """
 
     def __init__(
@@ -425,123 +403,106 @@ class ModelWorker(WorkerBase):
             use_flash_attn=use_flash_attn,
         )
         self.model_name = model_name or self.engine.name
-        self._mailbox: Mailbox | None = None  # made by the loop that serves
+        self.details = {
+            "conversation": getattr(self.engine.model.config, "conversation", None),
+            "context_len": self.engine.context_len,
+            "multimodal": self.engine.is_multimodal,
+        }
+        self._mailbox: Mailbox | None = None  # made in the event loop that serves
         self.scheduler = build_scheduler(
             self.engine,
             limit_model_concurrency,
             max_waiting,
             request_timeout_s,
-            self.beat_soon,
+            self.beat_now.set,
             max_kv_tokens,
         )
 
     def get_queue_length(self) -> int:
-        """Return how many requests generate or wait."""
+        """Returns the number of requests that are running or waiting."""
         return self.scheduler.num_requests
 
-    def get_status(self) -> dict[str, Any]:
-        """Return the status; the last three keys are additions to LLaVA's."""
-        config = self.engine.model.config
-        return {
-            **super().get_status(),
-            "conversation": getattr(config, "conversation", None),
-            "context_len": self.engine.context_len,
-            "multimodal": self.engine.is_multimodal,
-        }
-
     def drain(self, timeout_s: float) -> bool:
-        """Take nothing new and wait until all requests are answered; whether they were."""
+        """Refuses new requests and waits for the others; returns whether all were answered."""
         return self.scheduler.drain(timeout_s)
 
     def close(self) -> None:
-        """End the heartbeats and the scheduler."""
+        """Stops the heartbeats and the scheduler."""
         self.stop()
         self.scheduler.close()
 
     def warm_up(self) -> None:
-        """Answer a tiny request, so that the first user does not wait for what is only done once.
+        """Answers a tiny request, so that the first user does not wait for one-time work.
 
         Raises:
-            Exception: What the model raises: better now than at the first request.
+            Exception: Whatever the model raises: better now than at the first request.
         """
-        pictures = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
-        prompt = WARM_UP_PROMPT.format("<image>\n" * len(pictures))
-        request = GenerationRequest(prompt, pictures, temperature=0, max_new_tokens=2)
+        images = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
+        prompt = WARM_UP_PROMPT.format("<image>\n" * len(images))
+        request = GenerationRequest(prompt, images, temperature=0, max_new_tokens=2)
         for event in self.scheduler.stream(request):
-            if isinstance(event, Failed):
+            if event.error is not None:
                 raise event.error
 
-    def generate_stream(
-        self, params: dict[str, Any], cancel: threading.Event | None = None
-    ) -> Iterator[bytes]:
-        """Answer one request; an error ends the stream with code 1 and its cause.
+    async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Answers a request; after an error, the last object has code 1 and the cause.
 
         Args:
             params: Body of `/worker_generate_stream`.
-            cancel: Set it to end the generation.
 
         Yields:
-            Encoded objects, each with the prompt and everything generated so far.
+            Encoded objects, each with the prompt and all text generated so far.
         """
-        encoder = StreamEncoder(params)
-        try:
-            for event in self.scheduler.stream(parse_request(params), cancel):
-                if chunk := encoder.encode([event]):
-                    yield chunk
-        except Exception as error:
-            yield encoder.encode([Failed(error)])
-
-    async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """As `generate_stream`, without a thread; closing the generator cancels the request."""
         encoder = StreamEncoder(params)
         if self._mailbox is None:
             self._mailbox = Mailbox()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        sink = functools.partial(self._mailbox.put, events)
         ticket = None
         try:
             request = await run_in_threadpool(parse_request, params)
-            ticket = self.scheduler.ticket(request, sink)
+            ticket = Ticket(request, functools.partial(self._mailbox.put, events))
             await run_in_threadpool(self.scheduler.submit, ticket)
-            while not encoder.is_complete:
+            is_last = False
+            while not is_last:
                 ready = [await events.get()]
                 if events.qsize() > MAX_BACKLOG:
-                    # A reader that is slow gets all that has come meanwhile at once.
+                    # A slow reader gets everything that has arrived meanwhile at once.
                     ready += [events.get_nowait() for _ in range(events.qsize())]
                 if chunk := encoder.encode(ready):
                     yield chunk
+                is_last = ready[-1].is_last
         except Exception as error:
-            yield encoder.encode([Failed(error)])
+            yield encoder.encode([Event(error=error)])
         finally:
             if ticket is not None:
-                ticket.cancel()
+                ticket.cancelled.set()
 
 
 def parse_request(params: dict[str, Any]) -> GenerationRequest:
-    """Check the body of a request.
+    """Checks the body of a request.
 
     Args:
         params: `prompt`, and optionally `images` (base64), `temperature`, `top_p`,
             `max_new_tokens`, `stop`, `seed`.
 
     Returns:
-        The request, with `max_new_tokens` capped at 1024.
+        The request, with `max_new_tokens` limited to 1024.
 
     Raises:
-        DataError: A value is missing or wrong; the text names it.
+        DataError: If a value is missing or wrong; the message names it.
     """
-    prompt = params.get("prompt")
-    if not isinstance(prompt, str):
-        raise DataError(f"prompt is {type(prompt).__name__}; expected text")
-    stop = params.get("stop")
-    if stop is not None and not isinstance(stop, str):
-        raise DataError(f"stop is {type(stop).__name__}; expected text or null")
+    prompt, stop, seed = (params.get(name) for name in ("prompt", "stop", "seed"))
     encoded = params.get("images") or []
-    if not isinstance(encoded, list):
-        raise DataError(f"images is {type(encoded).__name__}; expected a list of base64 texts")
+    types: list[tuple[str, Any, Any, str]] = [
+        ("prompt", prompt, str, "text"),
+        ("stop", stop, str | None, "text or null"),
+        ("images", encoded, list, "a list of base64 texts"),
+    ]
+    for name, value, kind, expected in types:
+        if not isinstance(value, kind):
+            raise DataError(f"{name} is {type(value).__name__}; expected {expected}")
     if len(encoded) > MAX_IMAGES:
         raise DataError(f"images has {len(encoded)} entries; expected up to {MAX_IMAGES}")
-    seed = params.get("seed")
     if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise DataError(f"seed is {seed!r:.80}; expected a whole number from 0 to 2**63 - 1")
     return GenerationRequest(
@@ -557,18 +518,15 @@ def parse_request(params: dict[str, Any]) -> GenerationRequest:
 
 def _number(params: dict[str, Any], name: str, default: float) -> float:
     value = params.get(name, default)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{name} is {value!r:.80}; expected a number")
-    return number
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(number := float(value)):
+            return number
+    raise DataError(f"{name} is {value!r:.80}; expected a number")
 
 
 def _decode_image(encoded: Any, index: int) -> Image.Image:
     try:
-        # Not with every decoder that PIL has: some of them run other programs.
+        # Not every decoder of PIL: some of them run other programs.
         raw = io.BytesIO(base64.b64decode(encoded))
         image = Image.open(raw, formats=[*FORMATS, "BMP"])
         num_pixels = image.width * image.height
@@ -576,54 +534,48 @@ def _decode_image(encoded: Any, index: int) -> Image.Image:
             raise ValueError(f"{num_pixels:,} pixels; expected up to {MAX_PIXELS:,}")
         return apply_orientation(image)
     except Exception as error:  # decoders raise nearly everything at a hostile file
-        raise DataError(f"images[{index}] is no picture: {image_fault(error)}") from error
-
-
-app = create_app()
+        raise DataError(f"images[{index}] is not an image: {image_fault(error)}") from error
 
 
 def release_model_semaphore(fn: Callable[[], None] | None = None) -> None:
-    """Call `fn`; requests are counted by the scheduler, there is nothing to give back."""
+    """Calls `fn`; the scheduler counts requests, so there is no semaphore to release."""
     if fn is not None:
         fn()
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.model_worker", description=__doc__)
     add_worker_flags(parser)
-    parser.add_argument("--model-path", default="facebook/opt-350m")
-    parser.add_argument("--model-base")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--multi-modal", action="store_true", help="deprecated, has no effect")
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
-    parser.add_argument("--use-flash-attn", action="store_true")
-    parser.add_argument(
-        "--max-waiting", type=int, default=DEFAULT_WAITING, help="requests that may wait"
-    )
-    parser.add_argument(
-        "--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model-path", default="facebook/opt-350m")
+    add("--model-base")
+    add("--device", default="cuda")
+    add("--multi-modal", action="store_true", help="deprecated, has no effect")
+    add("--load-8bit", action="store_true")
+    add("--load-4bit", action="store_true")
+    add("--use-flash-attn", action="store_true")
+    add("--max-waiting", type=int, default=DEFAULT_WAITING, help="requests that may wait")
+    add("--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any")
+    add(
         "--max-kv-tokens",
         type=int,
         default=DEFAULT_KV_TOKENS,
-        help="positions of keys and values of all running requests; 0: any number",
+        help="cached positions of all running requests; 0: no limit",
     )
     return parser
 
 
-def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
-    """Load the model and serve it until interrupted."""
+def run(args: argparse.Namespace, worker_id: str = "") -> None:
+    """Loads the model and serves it until interrupted."""
     check_port_is_free(args.host, args.port)
     at_least = {
         "limit_model_concurrency": 1, "max_waiting": 0, "request_timeout": 0, "max_kv_tokens": 0
     }  # fmt: skip
-    for flag, least in at_least.items():
-        if not getattr(args, flag) >= least:
-            name = "--" + flag.replace("_", "-")
-            raise ConfigError(f"{name} is {getattr(args, flag)}; expected {least} or more")
+    for name, least in at_least.items():
+        if not getattr(args, name) >= least:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is {getattr(args, name)}; expected {least} or more")
     if 0 < args.max_kv_tokens < BLOCK:
         raise ConfigError(
             f"--max-kv-tokens is {args.max_kv_tokens}; expected {BLOCK} or more, or 0"
@@ -634,7 +586,7 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
     worker = ModelWorker(
         args.controller_address,
         args.worker_address,
-        worker_id or new_worker_id(),
+        worker_id,
         args.no_register,
         args.model_path,
         args.model_base,
@@ -656,15 +608,13 @@ def run(args: argparse.Namespace, worker_id: str | None = None) -> None:
         loaded - started,
         time.monotonic() - loaded,
     )
-    serve(app, worker, args)
+    serve(worker, args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("model_worker", f"model_worker_{worker_id}.log")
-    run(args, worker_id)
+    run(args, start_log("model_worker"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """OpenAI's chat API in front of a controller: `/v1/models`, `/v1/chat/completions`.
 
-In: requests as the `openai` client sends them, with text and pictures. Out: its answers, whole or
-streamed, and its errors. It speaks LLaVA's protocol to controller and workers, so it works with
-LLaVA's own, too. `/health` and `/metrics` are for those who run it. It holds no model, keeps no
-picture and logs no contents.
+In: requests as the `openai` client sends them, with text and images. Out: replies, whole or
+streamed, and errors in OpenAI's format. The API speaks LLaVA's protocol to controller and workers,
+so it works with LLaVA's own, too. `/health` and `/metrics` are for operators. The API holds no
+model, keeps no image and logs no contents.
 
     python -m llava.serve.openai_api --controller-address http://localhost:21001 --port 8000
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -24,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, FastAPI, Request
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -47,7 +47,7 @@ from llava.serve.openai_chat import (
     ChatRequest,
     Piece,
     parse_chat_request,
-    read_pictures,
+    read_images,
 )
 from llava.serve.web import (
     BodyRefused,
@@ -66,18 +66,20 @@ log = logging.getLogger(__name__)
 KEYS_VARIABLE = "LRM_API_KEYS"
 SERVER_FAILED = "the server failed; its log says why"
 
-
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 def read_api_keys(path: Path | None) -> tuple[str, ...]:
-    """Read the keys: a file with one a line, or the variable `LRM_API_KEYS` (comma-separated).
+    """Reads the API keys.
+
+    Args:
+        path: File with one key a line; None for the variable `LRM_API_KEYS` (comma-separated).
 
     Returns:
-        The keys; none lets everybody in.
+        The keys; without any, everybody is let in.
 
     Raises:
-        ConfigError: The file cannot be read or holds no key.
+        ConfigError: If the file cannot be read or holds no key.
     """
     if path is None:
         return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key)
@@ -96,18 +98,18 @@ class Admission:
     """Decides who may send a request, and how often.
 
     Attributes:
-        keys: Valid API keys; none lets everybody in.
-        limiter: How often a client may ask.
+        keys: Valid API keys; without any, everybody is let in.
+        limiter: Limits the requests of each client.
     """
 
     keys: tuple[str, ...] = ()
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
 
     def check_key(self, authorization: str | None, address: str) -> str:
-        """Return the client's name: of its key, or its address where no keys are asked for.
+        """Returns the client's name: a hash of its key, or its address if there are no keys.
 
         Raises:
-            ApiError: 401, the key is missing or wrong.
+            ApiError: 401 if the key is missing or wrong.
         """
         if not self.keys:
             return address
@@ -121,10 +123,10 @@ class Admission:
         return "key-" + hashlib.sha256(given.strip().encode()).hexdigest()[:12]
 
     def count(self, client: str) -> None:
-        """Count a client's request.
+        """Counts a request of a client.
 
         Raises:
-            ApiError: 429, with the seconds after which it is worth trying again.
+            ApiError: 429 if there were too many, with the seconds to wait.
         """
         if wait_s := self.limiter.take(client):
             raise ApiError(
@@ -136,41 +138,8 @@ class Admission:
             )
 
 
-class Metrics:
-    """The figures of one API, in a registry of its own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "lrm_api_requests", "Answered requests", ["status"], registry=self.registry
-        )
-        self.running = Gauge(
-            "lrm_api_running_requests", "Requests that are being answered", registry=self.registry
-        )
-        self.tokens = Counter(
-            "lrm_api_tokens", "Tokens that workers counted", ["kind"], registry=self.registry
-        )
-        self.pictures = Counter("lrm_api_pictures", "Pictures read", registry=self.registry)
-        self.first_token = Histogram(
-            "lrm_api_first_token_seconds",
-            "From the request to the first text",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.duration = Histogram(
-            "lrm_api_request_seconds",
-            "From the request to the end of the answer",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-
-    def text(self) -> bytes:
-        """Return the figures as Prometheus reads them."""
-        return generate_latest(self.registry)
-
-
-class Reply:
-    """What is known of a request and its answers."""
+class CompletionReply:
+    """Collects the answers to a request; writes the reply, a stream's events and the log line."""
 
     def __init__(self) -> None:
         self.id = "chatcmpl-" + uuid.uuid4().hex
@@ -179,44 +148,39 @@ class Reply:
         self.status = 200
         self.error: str | None = None
         self.client = ""
-        self.model = ""
-        self.num_choices = 1
-        self.num_pictures = 0
-        self.streams = False
-        self.is_closed = False
+        self.chat = ChatRequest.model_construct(model="", messages=[])  # until it is known
+        self.num_images = 0
         self.first_text_s: float | None = None
-        self._include_usage = False
-        self._texts: dict[int, list[str]] = {}
-        self._reasons: dict[int, str] = {}
-        self._usages: dict[int, tuple[int, int]] = {}
+        self._pieces: list[Piece] = []
 
     def begin(self, chat: ChatRequest) -> None:
-        """Take note of what was asked for."""
-        self.model = chat.model
-        self.num_choices = chat.n or 1
-        self.streams = bool(chat.stream)
-        options = chat.stream_options
-        self._include_usage = bool(options and options.include_usage)
-        self._texts = {choice: [] for choice in range(self.num_choices)}
+        """Notes the request."""
+        self.chat = chat
+
+    def fail(self, error: Exception) -> ApiError:
+        """Notes why there is no complete answer; returns the error for the client."""
+        api_error = _as_api_error(error)
+        self.status, self.error = api_error.status, api_error.code or api_error.kind
+        return api_error
 
     def add(self, piece: Piece) -> None:
-        """Add a piece to its answer."""
+        """Adds a piece of an answer."""
         if piece.text and self.first_text_s is None:
             self.first_text_s = time.monotonic() - self.started
-        if not self.streams:
-            self._texts[piece.choice].append(piece.text)
-        if piece.finish_reason is not None:
-            self._reasons[piece.choice] = piece.finish_reason
-        if piece.usage is not None:
-            self._usages[piece.choice] = piece.usage
+        self._pieces.append(piece)
 
     @property
     def usage(self) -> tuple[int, int] | None:
-        """Tokens of the prompt, counted once, and of all answers; None if a worker does not say."""
-        if not self._usages or len(self._usages) < self.num_choices:
+        """Tokens of the prompt and of all answers; None if a worker does not count them."""
+        usages = {piece.choice: piece.usage for piece in self._pieces if piece.usage is not None}
+        if len(usages) < self.chat.n:
             return None
-        prompts, answers = zip(*self._usages.values(), strict=True)
+        prompts, answers = zip(*usages.values(), strict=True)
         return max(prompts), sum(answers)
+
+    def _json(self, kind: str, choices: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.chat.model}
+        return {**head, "choices": choices, **extra}
 
     def _usage_json(self) -> dict[str, int] | None:
         if self.usage is None:
@@ -229,80 +193,97 @@ class Reply:
         }
 
     def completion(self) -> dict[str, Any]:
-        """Return the whole reply."""
-        choices = [
-            {
-                "index": choice,
-                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                "logprobs": None,
-                "finish_reason": self._reasons.get(choice, "stop"),
-            }
-            for choice, texts in self._texts.items()
-        ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage_json()}
+        """Returns the whole reply."""
+        choices = []
+        for index in range(self.chat.n):
+            pieces = [piece for piece in self._pieces if piece.choice == index]
+            content = "".join(piece.text for piece in pieces)
+            message = {"role": "assistant", "content": content, "refusal": None}
+            reason = next((p.finish_reason for p in pieces if p.finish_reason), "stop")
+            choices.append(_choice(index, "message", message, reason))
+        return self._json("chat.completion", choices, usage=self._usage_json())
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    def _event(self, *choices: dict[str, Any], usage: dict[str, int] | None = None) -> bytes:
+        extra = {"usage": usage} if self.chat.stream_options.include_usage else {}
+        return _server_sent(self._json("chat.completion.chunk", list(choices), **extra))
 
-    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        body = {**self._head("chat.completion.chunk"), "choices": choices, **extra}
-        if self._include_usage:
-            body.setdefault("usage", None)
-        return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    async def collect(self, pieces: AsyncIterator[Piece]) -> None:
+        """Adds all pieces."""
+        async for piece in pieces:
+            self.add(piece)
 
-    def _delta(self, choice: int, delta: dict[str, str], reason: str | None = None) -> bytes:
-        return self._event(
-            [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
-        )
+    async def events(
+        self, piece: Piece | None, rest: AsyncGenerator[Piece, None]
+    ) -> AsyncIterator[bytes]:
+        """Yields server-sent events; an error after the first piece is one of them.
 
-    def opening(self) -> Iterator[bytes]:
-        """Yield the events that say who speaks."""
-        for choice in range(self.num_choices):
-            yield self._delta(choice, {"role": "assistant", "content": ""})
-
-    def events(self, piece: Piece) -> Iterator[bytes]:
-        """Add a piece; yield its events."""
-        self.add(piece)
-        if piece.text:
-            yield self._delta(piece.choice, {"content": piece.text})
-        if piece.finish_reason is not None:
-            yield self._delta(piece.choice, {}, piece.finish_reason)
-
-    def closing(self) -> Iterator[bytes]:
-        """Yield the usage, where it was asked for, and the end."""
-        if self._include_usage:
-            yield self._event([], usage=self._usage_json())
-        self.is_closed = True
-        yield b"data: [DONE]\n\n"
+        Args:
+            piece: The first piece.
+            rest: The other pieces.
+        """
+        try:
+            for index in range(self.chat.n):
+                yield self._event(_choice(index, "delta", {"role": "assistant", "content": ""}))
+            while piece is not None:
+                self.add(piece)
+                if piece.text:
+                    yield self._event(_choice(piece.choice, "delta", {"content": piece.text}))
+                if piece.finish_reason is not None:
+                    yield self._event(_choice(piece.choice, "delta", {}, piece.finish_reason))
+                piece = await anext(rest, None)
+            if self.chat.stream_options.include_usage:
+                yield self._event(usage=self._usage_json())
+            self.status, self.error = 200, None
+            yield b"data: [DONE]\n\n"
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                log.exception("a stream failed")
+            yield _server_sent(self.fail(error).body())
 
     def record(self, seconds: float) -> dict[str, Any]:
-        """Return the line of the log."""
+        """Returns the log line."""
         first = None if self.first_text_s is None else round(self.first_text_s, 3)
         return {
             "id": self.id,
             "status": self.status,
             "error": self.error,
             "client": self.client,
-            "model": self.model[:80],
-            "stream": self.streams,
-            "choices": self.num_choices,
-            "pictures": self.num_pictures,
+            "model": self.chat.model[:80],
+            "stream": self.chat.stream,
+            "choices": self.chat.n,
+            "pictures": self.num_images,
             "tokens": self.usage,
             "first_text_s": first,
             "seconds": round(seconds, 3),
         }
 
 
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ClientGone):
+        return ApiError(499, "the client hung up", code="client_gone")
+    return ApiError(500, SERVER_FAILED)
+
+
+def _choice(index: int, key: str, value: Any, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, key: value, "logprobs": None, "finish_reason": reason}
+
+
+def _server_sent(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
 @dataclass
 class ApiSettings:
-    """How an API behaves.
+    """Settings of an API.
 
     Attributes:
-        controller: The controller's URL.
-        pictures: What pictures may be.
-        admission: Who may ask, and how often.
-        max_body_bytes: Size of a request.
-        max_requests: Requests that are answered at the same time.
+        controller: URL of the controller.
+        pictures: Limits of images.
+        admission: Decides who may ask, and how often.
+        max_body_bytes: Maximum size of a request.
+        max_requests: Maximum number of requests that are answered at the same time.
         moderate: Ask OpenAI's moderation service about each question, as LLaVA's page does.
     """
 
@@ -315,7 +296,7 @@ class ApiSettings:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.openai_api", description=__doc__)
     add = parser.add_argument
     add("--host", default="127.0.0.1")
@@ -325,17 +306,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rate-limit", type=int, default=0, help="requests a minute and client; 0: any")
     add("--max-requests", type=int, default=256, help="answered at the same time")
     add("--max-body-mib", type=int, default=32, help="size of a request")
-    add("--max-images", type=int, default=8, help="pictures in a request")
-    add("--max-image-mib", type=int, default=10, help="size of a picture's file")
+    add("--max-images", type=int, default=8, help="images in a request")
+    add("--max-image-mib", type=int, default=10, help="size of an image file")
     add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
     add(
         "--allow-url-host",
         action="append",
         default=[],
         metavar="HOST",
-        help="fetch pictures from this host (several times for several); none: data URLs only",
+        help="fetch images from this host (may be repeated); none: data URLs only",
     )
-    add("--fetch-timeout", type=float, default=10.0, help="seconds for a picture by URL")
+    add("--fetch-timeout", type=float, default=10.0, help="seconds to fetch an image by URL")
     add("--moderate", action="store_true", help="ask OpenAI's moderation (OPENAI_API_KEY)")
     add(
         "--forwarded-allow-ips",
@@ -346,27 +327,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def settings_from(args: argparse.Namespace) -> ApiSettings:
-    """Turn flags into settings.
+    """Turns flags into settings.
 
     Raises:
-        ConfigError: A number is below its least value, or the key file is no key file.
+        ConfigError: If a number is too small, or the key file holds no keys.
     """
     for name in ("max_requests", "max_body_mib", "max_images", "max_image_mib", "fetch_timeout"):
         if getattr(args, name) <= 0:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
-    pictures = PictureLimits(
-        max_bytes=args.max_image_mib * 2**20,
-        max_pixels=args.max_image_pixels,
-        max_pictures=args.max_images,
-        url_hosts=frozenset(host.lower() for host in args.allow_url_host),
-        fetch_timeout_s=args.fetch_timeout,
-    )
-    admission = Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit)))
     return ApiSettings(
         args.controller_address.rstrip("/"),
-        pictures,
-        admission,
+        PictureLimits(
+            max_bytes=args.max_image_mib * 2**20,
+            max_pixels=args.max_image_pixels,
+            max_pictures=args.max_images,
+            url_hosts=frozenset(host.lower() for host in args.allow_url_host),
+            fetch_timeout_s=args.fetch_timeout,
+        ),
+        Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit))),
         args.max_body_mib * 2**20,
         args.max_requests,
         args.moderate,
@@ -374,20 +353,36 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
 
 
 class Api:
-    """The state of a running API."""
+    """The state of a running API, with its own metrics registry."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self.settings = settings
         self.client = AsyncClient(settings.controller)
-        self.metrics = Metrics()
         self.started = int(time.time())
         self.num_running = 0
+        self.registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=self.registry)
+        seconds = functools.partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        running = Gauge(
+            "lrm_api_running_requests", "Requests that are being answered", registry=self.registry
+        )
+        running.set_function(lambda: self.num_running)
+        self._requests = counter("lrm_api_requests", "Answered requests", ["status"])
+        self._tokens = counter("lrm_api_tokens", "Tokens that workers counted", ["kind"])
+        self._images = counter("lrm_api_pictures", "Pictures read")
+        self._first_token = seconds(
+            "lrm_api_first_token_seconds", "From the request to the first text"
+        )
+        self._duration = seconds(
+            "lrm_api_request_seconds", "From the request to the end of the answer"
+        )
 
-    def enter(self) -> None:
-        """Count a request in.
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts a request as running.
 
         Raises:
-            ApiError: 503, too many are being answered.
+            ApiError: 503 if too many are running.
         """
         if self.num_running >= self.settings.max_requests:
             raise ApiError(
@@ -398,33 +393,36 @@ class Api:
                 retry_after_s=1,
             )
         self.num_running += 1
-        self.metrics.running.inc()
+        try:
+            yield
+        finally:
+            self.num_running -= 1
 
-    def leave(self, reply: Reply) -> None:
-        """Count a request out and write its line into the log."""
-        self.num_running -= 1
-        self.metrics.running.dec()
-        self.count(reply)
-
-    def count(self, reply: Reply) -> None:
-        """Add a request to figures and log."""
-        seconds = time.monotonic() - reply.started
-        self.metrics.requests.labels(str(reply.status)).inc()
-        self.metrics.duration.observe(seconds)
-        if reply.first_text_s is not None:
-            self.metrics.first_token.observe(reply.first_text_s)
-        self.metrics.pictures.inc(reply.num_pictures)
-        if reply.usage is not None:
-            for kind, number in zip(("prompt", "completion"), reply.usage, strict=True):
-                self.metrics.tokens.labels(kind).inc(number)
-        log.info("%s", json.dumps(reply.record(seconds), ensure_ascii=False))
+    @contextlib.contextmanager
+    def recording(self, reply: CompletionReply) -> Iterator[None]:
+        """Writes a request to the metrics and the log when it ends."""
+        try:
+            yield
+        except Exception as error:
+            reply.fail(error)
+            raise
+        finally:
+            seconds = time.monotonic() - reply.started
+            self._requests.labels(str(reply.status)).inc()
+            self._duration.observe(seconds)
+            if reply.first_text_s is not None:
+                self._first_token.observe(reply.first_text_s)
+            self._images.inc(reply.num_images)
+            for kind, number in zip(("prompt", "completion"), reply.usage or (), strict=False):
+                self._tokens.labels(kind).inc(number)
+            log.info("%s", json.dumps(reply.record(seconds), ensure_ascii=False))
 
 
 async def _read_json(request: Request, limit: int) -> Any:
-    """Read a bounded body.
+    """Reads a JSON body of limited size.
 
     Raises:
-        ApiError: It is too large, too slow or not JSON.
+        ApiError: If it is too large, too slow or not JSON.
     """
     try:
         body = await read_body(request, limit)
@@ -450,10 +448,10 @@ def _api(request: Request) -> Api:
 
 
 def _admit(request: Request) -> str:
-    """Return the client's name.
+    """Returns the client's name.
 
     Raises:
-        ApiError: It may not ask, or not now.
+        ApiError: 401 if its key is missing or wrong.
     """
     admission = _api(request).settings.admission
     address = request.client.host if request.client else ""
@@ -462,11 +460,11 @@ def _admit(request: Request) -> str:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Say whether a model can be asked: 200 or 503."""
+    """Returns 200 if a model can be asked, else 503."""
     try:
         models = await _api(request).client.list_models()
-    except (httpx.HTTPError, ValueError, KeyError):
-        return JSONResponse({"status": "the controller does not answer"}, 503)
+    except ApiError as error:
+        return JSONResponse({"status": error.message}, 503)
     if not models:
         return JSONResponse({"status": "no worker has registered", "models": []}, 503)
     return JSONResponse({"status": "ok", "models": models})
@@ -474,35 +472,27 @@ async def health(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Return the figures for Prometheus."""
+    """Returns the metrics for Prometheus."""
     _admit(request)
-    return Response(_api(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _models(request: Request) -> list[dict[str, Any]]:
-    _admit(request)
-    try:
-        names = await _api(request).client.list_models()
-    except (httpx.HTTPError, ValueError, KeyError):
-        raise ApiError(
-            503, "the controller does not answer", code="no_controller", retry_after_s=5
-        ) from None
-    created = _api(request).started
-    return [
-        {"id": name, "object": "model", "created": created, "owned_by": "llava"} for name in names
-    ]
+    return Response(generate_latest(_api(request).registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """List the models."""
-    return {"object": "list", "data": await _models(request)}
+    """Lists the models."""
+    _admit(request)
+    api = _api(request)
+    models = [
+        {"id": name, "object": "model", "created": api.started, "owned_by": "llava"}
+        for name in await api.client.list_models()
+    ]
+    return {"object": "list", "data": models}
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, request: Request) -> dict[str, Any]:
-    """Return one model."""
-    for model in await _models(request):
+    """Returns one model."""
+    for model in (await list_models(request))["data"]:
         if model["id"] == name:
             return model
     raise ApiError(404, f"The model {name[:80]!r} does not exist", "model", "model_not_found")
@@ -510,44 +500,29 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """Answer a conversation, whole or streamed."""
-    api, reply = _api(request), Reply()
-    entered = streaming = False
-    try:
+    """Answers a conversation, whole or streamed."""
+    api, reply = _api(request), CompletionReply()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(api.recording(reply))
         reply.client = _admit(request)
         api.settings.admission.count(reply.client)
-        api.enter()
-        entered = True
+        stack.enter_context(api.running())
         pieces = await _pieces(api, request, reply)
-        try:
-            first = await until_gone(request, anext(pieces))
-            if reply.streams:
-                streaming = True
-                return _stream(api, reply, first, pieces)
-            reply.add(first)
-            await until_gone(request, _collect(reply, pieces))
+        await stack.enter_async_context(contextlib.aclosing(pieces))
+        if not reply.chat.stream:
+            await until_gone(request, reply.collect(pieces))
             return JSONResponse(reply.completion())
-        finally:
-            if not streaming:
-                await pieces.aclose()
-    except ApiError as error:
-        reply.status, reply.error = error.status, error.code or error.kind
-        raise
-    except ClientGone:
-        reply.status, reply.error = 499, "client_gone"
-        return Response(status_code=499)
-    except Exception as error:
-        reply.status, reply.error = 500, type(error).__name__
-        raise
-    finally:
-        if entered and not streaming:
-            api.leave(reply)
-        elif not entered:
-            api.count(reply)
+        first = await until_gone(request, anext(pieces))
+        reply.fail(ClientGone())  # unless the stream comes to its end
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        events = reply.events(first, pieces)
+        return ClosingStream(events, stack.pop_all().aclose, headers, "text/event-stream")
 
 
-async def _pieces(api: Api, request: Request, reply: Reply) -> AsyncGenerator[Piece, None]:
-    """Check a request and begin to answer it."""
+async def _pieces(
+    api: Api, request: Request, reply: CompletionReply
+) -> AsyncGenerator[Piece, None]:
+    """Checks a request and begins to answer it."""
     settings = api.settings
     chat = parse_chat_request(await _read_json(request, settings.max_body_bytes))
     reply.begin(chat)
@@ -555,62 +530,21 @@ async def _pieces(api: Api, request: Request, reply: Reply) -> AsyncGenerator[Pi
         text = "\n".join(message.text() for message in chat.messages if message.role == "user")
         if await run_in_threadpool(violates_moderation, text):
             raise ApiError(400, moderation_msg, "messages", "content_policy_violation")
-    pictures = await until_gone(request, read_pictures(chat.messages, settings.pictures))
-    reply.num_pictures = len(pictures)
-    return ChatAnswer(api.client, chat, pictures).pieces()
-
-
-async def _collect(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> None:
-    async for piece in pieces:
-        reply.add(piece)
-
-
-def _stream(api: Api, reply: Reply, first: Piece, pieces: AsyncGenerator[Piece, None]) -> Response:
-    async def close() -> None:
-        if not reply.is_closed and reply.error is None:
-            reply.status, reply.error = 499, "client_gone"
-        api.leave(reply)
-        await pieces.aclose()
-
-    return ClosingStream(
-        _events(reply, first, pieces),
-        close,
-        {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        "text/event-stream",
-    )
-
-
-async def _events(
-    reply: Reply, first: Piece, pieces: AsyncGenerator[Piece, None]
-) -> AsyncIterator[bytes]:
-    """Yield server-sent events; what fails after the first piece is one of them."""
-    try:
-        for event in (*reply.opening(), *reply.events(first)):
-            yield event
-        async for piece in pieces:
-            for event in reply.events(piece):
-                yield event
-        for event in reply.closing():
-            yield event
-    except Exception as error:
-        if not isinstance(error, ApiError):
-            log.exception("a stream failed")
-            error = ApiError(500, SERVER_FAILED)
-        reply.status, reply.error = error.status, error.code or error.kind
-        yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+    images = await until_gone(request, read_images(chat.messages, settings.pictures))
+    reply.num_images = len(images)
+    return ChatAnswer(api.client, chat, images).pieces()
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    api_error = _as_api_error(error)
     if isinstance(error, HTTPException):
         what = f"Invalid URL ({request.method} {request.url.path[:200]})"
-        error = ApiError(error.status_code, what)
-    elif not isinstance(error, ApiError):
-        error = ApiError(500, SERVER_FAILED)
-    return JSONResponse(error.body(), error.status, headers=error.headers())
+        api_error = ApiError(error.status_code, what)
+    return JSONResponse(api_error.body(), api_error.status, headers=api_error.headers())
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """Build the web application. Pages of other origins may not use it: no CORS header is sent."""
+    """Builds the web application; it sends no CORS header, so that other origins cannot use it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -622,25 +556,24 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     application.include_router(router)
     application.state.api = Api(settings)
-    for kind in (ApiError, HTTPException, Exception):
+    for kind in (ApiError, ClientGone, HTTPException, Exception):
         application.add_exception_handler(kind, _on_error)
     return application
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve until interrupted."""
-    proxies = args.forwarded_allow_ips
+    """Serves until interrupted."""
     settings = settings_from(args)
     app = create_app(settings)
     check_port_is_free(args.host, args.port)
     for problem in find_problems(settings.controller):
         log.warning("%s", problem)
-    options = {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies or None}
-    run_server(app, args.host, args.port, **options)
+    proxies = args.forwarded_allow_ips or None
+    run_server(app, args.host, args.port, proxy_headers=bool(proxies), forwarded_allow_ips=proxies)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("openai_api", "openai_api.log")
     run(args)

@@ -1,28 +1,40 @@
-"""From a request in OpenAI's shape to a worker's, and from its stream to pieces of answers.
+"""Answers requests in OpenAI's format through LLaVA's controller and workers.
 
 In: decoded JSON and a controller. Out: a checked `ChatRequest`, and `Piece`s of one or several
-answers as they come. Nothing here knows of HTTP servers; errors are `ApiError`s that name the
-field, in the shape that clients of OpenAI's API expect.
+answers as they come. Errors are `ApiError`s that name the field, in the format that clients of
+OpenAI's API expect. This module knows no HTTP server.
 
-What OpenAI refuses is refused (unknown fields, wrong types, numbers out of bounds); what it takes
-but no model here can do is refused by name, not ignored. A field that says nothing (null, an empty
-list or object) is accepted under any name: clients send back whole replies, and every service adds
-fields of its own to them.
+Requests that OpenAI refuses are refused (unknown fields, wrong types, numbers out of range).
+Features that OpenAI has but no model here supports are refused by name, not ignored. Empty fields
+(null, an empty list or object) are accepted under any name: clients send whole replies back, and
+every service adds fields of its own to them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
+import operator
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -47,32 +59,32 @@ from llava.serve.web import PictureLimits, read_picture
 
 log = logging.getLogger(__name__)
 
-# What LLaVA's workers generate at most.
+# LLaVA's workers generate no more.
 MAX_NEW_TOKENS = 1024
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_MESSAGES = 512
 
-# Seconds for which a worker's template is not asked for again.
+# Seconds after which workers are asked for their templates again.
 TEMPLATE_LIFETIME_S = 30.0
 MAX_CONNECTIONS = 1024
 
-# A worker that is gone is replaced this often, as long as nothing has been sent of its answer.
+# Workers that are tried for an answer, as long as nothing of it has been sent.
 MAX_ATTEMPTS = 3
 SEED_RANGE = 2**63
 
 
 class ApiError(Exception):
-    """An answer other than the one that was asked for.
+    """An error in OpenAI's format.
 
     Args:
         status: HTTP status.
-        message: What was found, what was expected.
+        message: What was found and what was expected.
         param: The field, such as `messages[0].content`.
-        code: OpenAI's short word for the cause.
-        kind: OpenAI's `type`; by default from the status.
-        retry_after_s: When it is worth trying again.
+        code: OpenAI's code of the cause.
+        kind: OpenAI's `type`; by default it follows from the status.
+        retry_after_s: Seconds after which it is worth trying again.
     """
 
     def __init__(
@@ -93,17 +105,18 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON of the answer."""
-        error = {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
+        """Returns the body of the response."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
         }
-        return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of the answer."""
+        """Returns the headers of the response."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
@@ -113,30 +126,30 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_silent_fields(cls, data: Any) -> Any:
-        """Drop unknown fields that say nothing, such as `"refusal": null` or `"tool_calls": []`."""
+        """Drops null, and unknown fields that are empty, such as `"tool_calls": []`."""
         if not isinstance(data, dict):
             return data
         return {
             key: value
             for key, value in data.items()
-            if key in cls.model_fields or value not in (None, [], {})
+            if value is not None and (key in cls.model_fields or value not in ([], {}))
         }
 
 
 class _Cacheable(_Strict):
-    # A hint to services that bill by cached tokens.
+    # A hint for services that bill cached tokens.
     cache_control: dict[str, Any] | None = None
 
 
 class TextPart(_Cacheable):
-    """A piece of text."""
+    """A part with text."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(_Strict):
-    """Where a picture is; `detail` is taken and means nothing to these models."""
+    """The address of an image; `detail` is accepted and has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
@@ -147,7 +160,7 @@ def _url_as_object(value: Any) -> Any:
 
 
 class ImagePart(_Cacheable):
-    """A picture; its URL may also stand there without the object around it."""
+    """A part with an image; the URL may also be given without an object around it."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl, BeforeValidator(_url_as_object)]
@@ -156,27 +169,42 @@ class ImagePart(_Cacheable):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _text_as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class Message(_Cacheable):
-    """One message of the conversation; only an assistant's may have no content."""
+    """A message of the conversation; only the assistant's may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Annotated[
+        Annotated[list[Part], Field(min_length=1)] | None, BeforeValidator(_text_as_parts)
+    ] = Field(None, validate_default=True)
     name: str | None = None
 
-    def texts(self) -> list[str]:
-        """Return the pieces of text."""
-        if isinstance(self.content, str):
-            return [self.content]
-        return [part.text for part in self.content or () if isinstance(part, TextPart)]
+    @field_validator("content")
+    @classmethod
+    def _check_content(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
+        role = info.data.get("role")
+        if parts is None and role != "assistant":
+            raise PydanticCustomError("missing", "Field required")
+        texts = [part.text for part in parts or () if isinstance(part, TextPart)]
+        if len(texts) < len(parts or ()) and role != "user":
+            raise ValueError("only the user's messages may hold images")
+        if any(DEFAULT_IMAGE_TOKEN in text for text in texts):
+            raise ValueError(
+                f"it holds {DEFAULT_IMAGE_TOKEN}, which stands for an image in a prompt: send "
+                "images as parts of type image_url, and write the word in another way"
+            )
+        _check_unicode(texts)
+        return parts
 
     def text(self) -> str:
-        """Return all text, a line for each piece."""
-        return "\n".join(self.texts())
+        """Returns all text, one part a line."""
+        return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
     def image_urls(self) -> list[tuple[int, str]]:
-        """Return position and URL of each picture."""
-        if isinstance(self.content, str):
-            return []
+        """Returns the position and the URL of each image."""
         return [
             (index, part.image_url.url)
             for index, part in enumerate(self.content or ())
@@ -184,74 +212,98 @@ class Message(_Cacheable):
         ]
 
 
-class StreamOptions(_Strict):
-    """What a stream says besides the answer."""
+def _check_unicode(texts: Iterable[str]) -> None:
+    """Refuses single surrogates: JSON can hold them, but UTF-8 and tokenizers cannot."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid Unicode") from None
 
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+
+class StreamOptions(_Strict):
+    """Options of a streamed reply."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class ResponseFormat(BaseModel):
-    """Only free text: nothing here can force a model to write JSON."""
+    """The format of the answer; only free text is supported."""
 
     type: Literal["text"]
 
 
+def _text_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class ChatRequest(_Strict):
-    """Body of `/v1/chat/completions`."""
+    """Body of `/v1/chat/completions`; null stands for a field's default."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    # Taken where they ask for what happens anyway.
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
+    stop: Annotated[list[str], BeforeValidator(_text_as_list)] = Field(default_factory=list)
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    # Accepted without effect.
+    user: str = ""
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    service_tier: Literal["auto", "default"] = "auto"
+    parallel_tool_calls: bool = True
+    # Accepted only with the values that describe what happens anyway.
+    store: Literal[False] = False
+    presence_penalty: float = Field(0, ge=0, le=0)
+    frequency_penalty: float = Field(0, ge=0, le=0)
+    logprobs: Literal[False] = False
+    top_logprobs: int = Field(0, ge=0, le=0)
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=0)
+    tools: list[Any] = Field(default_factory=list, max_length=0)
+    tool_choice: Literal["none", "auto"] = "auto"
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: list[Literal["text"]] = Field(default_factory=list)
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str) -> str:
+        _check_unicode(model)
+        return model
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: list[str]) -> list[str]:
+        if len(stop) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_LENGTH for text in stop):
+            raise ValueError(
+                f"it is {len(stop)} text(s); expected up to {MAX_STOPS}, each with 1 to "
+                f"{MAX_STOP_LENGTH} characters"
+            )
+        _check_unicode(stop)
+        return stop
 
     @property
     def num_new_tokens(self) -> int:
-        """How many tokens an answer may have: what was asked for, up to the workers' bound."""
-        wanted = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
-        return min(wanted, MAX_NEW_TOKENS)
-
-    @property
-    def stops(self) -> list[str]:
-        """The caller's stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        """Maximum number of tokens of an answer, within the limit of the workers."""
+        return min(self.max_completion_tokens or self.max_tokens, MAX_NEW_TOKENS)
 
 
 def parse_chat_request(data: Any) -> ChatRequest:
-    """Check a request.
+    """Checks a request.
 
     Args:
         data: Decoded JSON.
 
     Returns:
-        The request; its last message is the user's.
+        The request; its last message is from the user.
 
     Raises:
-        ApiError: 400, with the field's name.
+        ApiError: 400 with the name of the first field that is wrong.
     """
     if not isinstance(data, dict):
         raise ApiError(400, f"the body is a JSON {type(data).__name__}; expected an object")
@@ -259,114 +311,50 @@ def parse_chat_request(data: Any) -> ChatRequest:
         request = ChatRequest.model_validate(data)
     except ValidationError as error:
         raise _first_error(error) from None
-    _check_encoding(request)
-    _check_stops(request.stops)
-    for index, message in enumerate(request.messages):
-        _check_message(message, f"messages[{index}].content")
-    if request.messages[-1].role != "user":
-        last = len(request.messages) - 1
+    last = request.messages[-1]
+    if last.role != "user":
         raise ApiError(
             400,
-            f"the last message is the {request.messages[-1].role}'s; expected the user's",
-            f"messages[{last}].role",
+            f"the last message is the {last.role}'s; expected the user's",
+            f"messages[{len(request.messages) - 1}].role",
             "invalid_value",
         )
     return request
 
 
 def _first_error(error: ValidationError) -> ApiError:
-    """Say the first thing that is wrong."""
-    errors = error.errors(include_url=False, include_context=False)
-    # Of a field that may have several types each says why not; the deepest one fits best.
-    same_field = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
-    first = max(same_field, key=lambda each: len(each["loc"]))
+    """Returns the first error."""
+    first = error.errors(include_url=False, include_context=False)[0]
     param = field_name(first["loc"])
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {param}", param)
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: {param!r}.", param, "missing_parameter")
     found = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r:.80})"
-    return ApiError(
-        400, f"Invalid value for {param!r}: {first['msg']}{found}.", param, "invalid_value"
-    )
+    what = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"Invalid value for {param!r}: {what}{found}.", param, "invalid_value")
 
 
 def field_name(location: tuple[int | str, ...]) -> str:
-    """Write a place in a request as OpenAI does: `messages[0].content[1].image_url`.
-
-    Names that stand for a choice among types (`str`, `list[...]`, a part's type) are left out.
-    """
+    """Formats a place in a request as OpenAI does: `messages[0].content[1].image_url`."""
     name = ""
-    previous: int | str = ""
-    for step in location:
+    for index, step in enumerate(location):
         if isinstance(step, int):
             name += f"[{step}]"
-        elif step.isidentifier() and step not in ("str", "float", "int", "text", "image_url"):
-            name += f".{step}" if name else step
-        elif step == previous == "image_url" or (step == "text" and previous == "text"):
+        elif index < 2 or location[index - 2] != "content":  # there pydantic puts a part's type
             name += f".{step}"
-        previous = step
-    return name
+    return name.removeprefix(".")
 
 
-def _check_encoding(request: ChatRequest) -> None:
-    """Refuse halves of surrogate pairs: JSON can hold them, UTF-8 and tokenizers cannot."""
-    places = [("model", request.model), *(("stop", stop) for stop in request.stops)]
-    for index, message in enumerate(request.messages):
-        places += [(f"messages[{index}].content", text) for text in message.texts()]
-    for place, text in places:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ApiError(400, f"{place} is not valid Unicode", place, "invalid_value") from None
-
-
-def _check_stops(stops: list[str]) -> None:
-    too_long = any(len(stop) > MAX_STOP_LENGTH for stop in stops)
-    if len(stops) > MAX_STOPS or too_long or not all(stops):
-        raise ApiError(
-            400,
-            f"stop is {len(stops)} text(s); expected up to {MAX_STOPS}, each with 1 to "
-            f"{MAX_STOP_LENGTH} characters",
-            "stop",
-            "invalid_value",
-        )
-
-
-def _check_message(message: Message, field: str) -> None:
-    if message.content is None and message.role != "assistant":
-        raise ApiError(400, f"Missing required parameter: {field!r}.", field, "missing_parameter")
-    if isinstance(message.content, list) and not message.content:
-        raise ApiError(400, f"{field} is an empty list", field, "invalid_value")
-    if message.image_urls() and message.role != "user":
-        raise ApiError(
-            400, f"{field}: only the user's messages may hold pictures", field, "invalid_value"
-        )
-    if any(DEFAULT_IMAGE_TOKEN in text for text in message.texts()):
-        raise ApiError(
-            400,
-            f"{field} holds {DEFAULT_IMAGE_TOKEN}, which stands for a picture in a prompt: send "
-            "pictures as parts of type image_url, and write the word in another way",
-            field,
-            "invalid_value",
-        )
-
-
-@dataclass
 class AsyncClient:
-    """A controller as the API sees it.
+    """An asynchronous client of a controller and its workers.
 
-    Attributes:
-        controller: The controller's URL.
+    Args:
+        controller: URL of the controller.
     """
 
-    controller: str
-    _http: httpx.AsyncClient = field(init=False, repr=False)
-    _templates: dict[tuple[str, str], tuple[float, Conversation]] = field(
-        init=False, default_factory=dict, repr=False
-    )
-
-    def __post_init__(self) -> None:
+    def __init__(self, controller: str) -> None:
+        self.controller = controller
         self._http = httpx.AsyncClient(
             headers=CLIENT_HEADERS,
             timeout=httpx.Timeout(
@@ -375,9 +363,11 @@ class AsyncClient:
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64),
             trust_env=False,
         )
+        self._templates: dict[tuple[str, str], Conversation] = {}
+        self._templates_since = time.monotonic()
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Closes all connections."""
         await self._http.aclose()
 
     async def _post(self, url: str, body: dict[str, Any] | None = None) -> Any:
@@ -385,65 +375,72 @@ class AsyncClient:
         response.raise_for_status()
         return response.json()
 
+    async def _ask_controller(self, route: str, key: str, **body: str) -> Any:
+        try:
+            return (await self._post(self.controller + route, body))[key]
+        except (httpx.HTTPError, ValueError, KeyError):
+            raise ApiError(
+                503, "the controller does not answer", code="no_controller", retry_after_s=5
+            ) from None
+
     async def list_models(self) -> list[str]:
-        """Return the names of the models, sorted.
+        """Returns the names of the models, sorted.
 
         Raises:
-            httpx.HTTPError: The controller does not answer.
+            ApiError: 503 if the controller does not answer.
         """
-        return sorted((await self._post(self.controller + "/list_models"))["models"])
+        return sorted(await self._ask_controller("/list_models", "models"))
 
     async def worker_address(self, model: str) -> str:
-        """Return the address of a worker for a model, "" if there is none.
+        """Returns the address of a worker for a model.
 
         Raises:
-            httpx.HTTPError: The controller does not answer.
+            ApiError: 404 if no worker serves it; 503 if there is no worker or no controller.
         """
-        return (await self._post(self.controller + "/get_worker_address", {"model": model}))[
-            "address"
-        ]
+        address = await self._ask_controller("/get_worker_address", "address", model=model)
+        if address:
+            return address
+        served = await self.list_models()
+        if not served:
+            raise ApiError(503, "no model runs at the moment", code="no_worker", retry_after_s=5)
+        raise ApiError(
+            404,
+            f"The model {model[:80]!r} does not exist; served: {', '.join(served)}",
+            "model",
+            "model_not_found",
+        )
 
     async def refresh(self) -> None:
-        """Let the controller ask all workers again and forget those that are gone.
-
-        Raises:
-            httpx.HTTPError: The controller does not answer.
-        """
-        await self._post(self.controller + "/refresh_all_workers")
+        """Makes the controller ask all workers for their status and forget those that are gone."""
+        with contextlib.suppress(httpx.HTTPError):
+            await self._post(self.controller + "/refresh_all_workers")
 
     async def template(self, worker: str, model: str) -> Conversation:
-        """Return a fresh conversation in the template of the worker's checkpoint, else by name."""
+        """Returns a new conversation in the template of the worker's checkpoint, or by its name."""
         now = time.monotonic()
-        asked_at, known = self._templates.get((worker, model), (float("-inf"), None))
-        if known is None or now - asked_at > TEMPLATE_LIFETIME_S:
-            known = await self._ask_template(worker, model)
-            self._templates = {
-                key: entry
-                for key, entry in self._templates.items()
-                if now - entry[0] <= TEMPLATE_LIFETIME_S
-            }
-            self._templates[worker, model] = (now, known)
-        return known.copy()
-
-    async def _ask_template(self, worker: str, model: str) -> Conversation:
-        try:
-            status = await self._post(worker + "/worker_get_status")
-            return template_from_status(status, model)
-        except (httpx.HTTPError, ValueError, TemplateError) as error:
-            log.warning("worker %s gives no template (%s): by name", worker, error)
-        return template_from_status({}, model)
+        if now - self._templates_since > TEMPLATE_LIFETIME_S:
+            self._templates, self._templates_since = {}, now
+        if (worker, model) not in self._templates:
+            try:
+                status = await self._post(worker + "/worker_get_status")
+                found = template_from_status(status, model)
+            except (httpx.HTTPError, ValueError, TemplateError) as error:
+                log.warning("worker %s has no template (%s): using the model's name", worker, error)
+                found = template_from_status({}, model)
+            self._templates[worker, model] = found
+        return self._templates[worker, model].copy()
 
     async def stream_generation(
         self, worker: str, body: dict[str, Any]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Ask a worker to generate; closing the iterator hangs up.
+        """Asks a worker to generate; closing the iterator hangs up.
 
         Yields:
             Objects with `text`, `error_code` and further keys.
 
         Raises:
-            httpx.HTTPError: The worker does not answer or goes away.
-            ValueError: What it sends is not the protocol.
+            httpx.HTTPError: If the worker does not answer or goes away.
+            ValueError: If it violates the protocol.
         """
         rest = b""
         async with self._http.stream(
@@ -452,7 +449,7 @@ class AsyncClient:
             response.raise_for_status()
             async for piece in response.aiter_raw():
                 *complete, rest = (rest + piece).split(DELIMITER)
-                # Each object holds all text so far: of several that wait, the last one will do.
+                # Each object holds all text so far, so only the last of several matters.
                 for chunk in complete[-1:]:
                     yield json.loads(chunk)
         if rest:
@@ -464,10 +461,10 @@ class Piece:
     """A piece of one of the answers.
 
     Attributes:
-        choice: Which answer, from 0.
-        text: What is new.
+        choice: Number of the answer, from 0.
+        text: New text.
         finish_reason: `stop` or `length` with the last piece, else None.
-        usage: Tokens of the prompt and of the answer so far; None when the worker does not say.
+        usage: Tokens of the prompt and of the answer so far; None if the worker does not count.
     """
 
     choice: int
@@ -476,14 +473,14 @@ class Piece:
     usage: tuple[int, int] | None = None
 
 
-async def read_pictures(messages: Sequence[Message], limits: PictureLimits) -> list[str]:
-    """Read all pictures of a conversation, in order.
+async def read_images(messages: Sequence[Message], limits: PictureLimits) -> list[str]:
+    """Reads all images of a conversation, in order.
 
     Returns:
-        PNGs as base64 text.
+        PNG files in base64.
 
     Raises:
-        ApiError: 400 with the picture's field.
+        ApiError: 400 with the field of an image that is refused.
     """
     urls = [
         (f"messages[{index}].content[{part}].image_url.url", url)
@@ -493,117 +490,107 @@ async def read_pictures(messages: Sequence[Message], limits: PictureLimits) -> l
     if len(urls) > limits.max_pictures:
         raise ApiError(
             400,
-            f"{len(urls)} pictures were sent; expected up to {limits.max_pictures}",
+            f"{len(urls)} images were sent; expected up to {limits.max_pictures}",
             "messages",
             "too_many_images",
         )
-    pictures = []
+    images = []
     for place, url in urls:
         try:
-            pictures.append(await read_picture(url, limits))
+            images.append(await read_picture(url, limits))
         except DataError as error:
             raise ApiError(400, f"{place}: {error}", place, "invalid_image") from None
-    return pictures
+    return images
 
 
 def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str:
-    """Write messages into a template.
+    """Writes messages into a template.
 
-    A message's pictures come before its text, as in training. System messages take the place of the
-    template's own; answers without text are left out; neighbours of one role become one message.
+    The images of a message come before its text, as in training. System messages replace the
+    template's own. Answers without text are left out. Successive messages of one role become one.
 
     Args:
-        conversation: A fresh conversation; it is filled.
-        messages: At least one, the last the user's.
+        conversation: A new conversation, which is filled.
+        messages: At least one message; the last one is from the user.
     """
     system = [message.text() for message in messages if message.role in ("system", "developer")]
     if system:
-        # chatml's templates hold the tag with the text
+        # the system text of chatml begins with a tag
         tag, newline, _ = conversation.system.partition("\n")
         is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline
         conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
-    turns: list[tuple[str, list[str]]] = []
-    for message in messages:
-        text = f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text()
-        if message.role not in ("user", "assistant") or (message.role == "assistant" and not text):
-            continue
-        if turns and turns[-1][0] == message.role:
-            turns[-1][1].append(text)
-        else:
-            turns.append((message.role, [text]))
-    begins_with_answer = turns[0][0] == "assistant"
+    turns = [
+        (is_answer, f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text())
+        for message in messages
+        if (is_answer := message.role == "assistant") or message.role == "user"
+    ]
+    turns = [(is_answer, text) for is_answer, text in turns if text or not is_answer]
+    begins_with_answer = turns[0][0]
     if begins_with_answer:
-        # Templates count on a question first: it decides which separator follows which message.
+        # Templates expect a question first: separators depend on the position of a message.
         conversation.append_message(conversation.roles[0], " ")
-    for role, texts in turns:
-        conversation.append_message(
-            conversation.roles[0 if role == "user" else 1], "\n".join(texts)
-        )
+    for is_answer, neighbours in itertools.groupby(turns, key=operator.itemgetter(0)):
+        text = "\n".join(text for _, text in neighbours)
+        conversation.append_message(conversation.roles[is_answer], text)
     conversation.append_message(conversation.roles[1], None)
     segments = conversation.segments(conversation.messages)
-    # Llama 2 has the system text inside the first question, so an empty question stays there.
+    # Llama 2 puts the system text into the first question, which therefore stays.
     if begins_with_answer and conversation.sep_style is not SeparatorStyle.LLAMA_2:
         segments = [each for each in segments if each.message != conversation.offset]
     return "".join(segment.text for segment in segments)
 
 
+@dataclass
 class ChatAnswer:
     """The answers to one request.
 
-    Args:
-        client: The controller.
-        request: What was asked.
-        pictures: PNGs as base64 text.
+    Attributes:
+        client: Client of the controller.
+        request: The request.
+        images: PNG files in base64.
     """
 
-    def __init__(self, client: AsyncClient, request: ChatRequest, pictures: list[str]) -> None:
-        self._client = client
-        self._request = request
-        self._pictures = pictures
+    client: AsyncClient
+    request: ChatRequest
+    images: list[str]
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield pieces of all answers as they come; closing the iterator cancels them.
+        """Yields pieces of all answers as they come; closing the iterator cancels the answers.
 
         Raises:
-            ApiError: No worker serves the model, or it fails.
+            ApiError: If no worker serves the model, or the worker fails.
         """
-        num_choices = self._request.n or 1
-        if num_choices == 1:
-            async with contextlib.aclosing(self._choice(0)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
-        ready: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+        num_running = self.request.n
+        # Bounded, so that the workers' streams are read no faster than the reader takes them.
+        ready: asyncio.Queue[Piece | Exception] = asyncio.Queue(num_running)
 
         async def run(choice: int) -> None:
-            end: BaseException | None = None
             try:
-                async for piece in self._choice(choice):
-                    ready.put_nowait(piece)
+                async with contextlib.aclosing(self._choice(choice)) as pieces:
+                    async for piece in pieces:
+                        await ready.put(piece)
             except Exception as error:
-                end = error
-            ready.put_nowait(end)
+                await ready.put(error)
 
-        tasks = [asyncio.create_task(run(choice)) for choice in range(num_choices)]
+        tasks = [asyncio.create_task(run(choice)) for choice in range(num_running)]
         try:
-            while num_choices:
+            while num_running:
                 item = await ready.get()
-                if isinstance(item, Piece):
-                    yield item
-                elif item is None:
-                    num_choices -= 1
-                else:
+                if isinstance(item, Exception):
                     raise item
+                yield item
+                num_running -= item.finish_reason is not None
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Not `gather`, which, if it is cancelled, cancels the tasks while they hang up.
+            await asyncio.wait(tasks)
 
     async def _choice(self, choice: int) -> AsyncGenerator[Piece, None]:
-        """One answer; another worker takes over where one is gone before its first piece."""
-        for attempt in range(MAX_ATTEMPTS):
-            worker = await self._worker()
-            started = False
+        """Yields one answer; if a worker is gone before its first piece, another one is asked."""
+        started = False
+        for _ in range(MAX_ATTEMPTS):
+            worker = await self.client.worker_address(self.request.model)
             try:
                 async with contextlib.aclosing(self._ask(worker, choice)) as pieces:
                     async for piece in pieces:
@@ -612,70 +599,45 @@ class ChatAnswer:
                 return
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 log.error("worker %s failed: %s", worker, type(error).__name__)
-                if started or attempt == MAX_ATTEMPTS - 1:
-                    break
-                with contextlib.suppress(httpx.HTTPError):
-                    await self._client.refresh()
+            if started:
+                break
+            await self.client.refresh()
         raise ApiError(502, "the worker is gone or does not answer", code="worker_unreachable")
 
-    async def _worker(self) -> str:
-        model = self._request.model
-        try:
-            address = await self._client.worker_address(model)
-            served = [] if address else await self._client.list_models()
-        except (httpx.HTTPError, ValueError, KeyError):
-            raise ApiError(
-                503, "the controller does not answer", code="no_controller", retry_after_s=5
-            ) from None
-        if address:
-            return address
-        if not served:
-            raise ApiError(503, "no model runs at the moment", code="no_worker", retry_after_s=5)
-        raise ApiError(
-            404,
-            f"The model {model[:80]!r} does not exist; served: {', '.join(served)}",
-            "model",
-            "model_not_found",
-        )
-
     def _body(self, conversation: Conversation, choice: int) -> dict[str, Any]:
-        request = self._request
-        body: dict[str, Any] = {
+        request = self.request
+        return {
             "model": request.model,
             "prompt": build_prompt(conversation, request.messages),
-            "images": self._pictures,
-            "temperature": 1.0 if request.temperature is None else request.temperature,
-            "top_p": 1.0 if request.top_p is None else request.top_p,
+            "images": self.images,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
             "max_new_tokens": request.num_new_tokens,
             "stop": stop_string(conversation),
-            # Workers of LLaVA do not know the rest and ignore it.
+            # LLaVA's workers ignore the other keys.
             "details": True,
+            "seed": None if request.seed is None else (request.seed + choice) % SEED_RANGE,
         }
-        if request.seed is not None:
-            body["seed"] = (request.seed + choice) % SEED_RANGE
-        return body
 
     async def _ask(self, worker: str, choice: int) -> AsyncGenerator[Piece, None]:
-        """One worker's answer."""
-        conversation = await self._client.template(worker, self._request.model)
-        body = self._body(conversation, choice)
-        start = len(body["prompt"])
-        stops = StopFilter(self._request.stops)
-        seen, text, usage, finish_reason = start, "", None, None
-        has_text = False
-        stream = self._client.stream_generation(worker, body)
-        async with contextlib.aclosing(stream):
+        """Yields the answer of one worker."""
+        body = self._body(await self.client.template(worker, self.request.model), choice)
+        stops = StopFilter(self.request.stop)
+        usage: tuple[int, int] | None = None
+        seen, has_text, finish_reason = len(body["prompt"]), False, "stop"
+        async with contextlib.aclosing(self.client.stream_generation(worker, body)) as stream:
             async for chunk in stream:
                 if chunk["error_code"] != OK:
                     raise _error_of_worker(chunk)
                 if chunk["text"] == body["prompt"] + TOO_LONG_MESSAGE:
                     raise ApiError(
                         400,
-                        "the messages and their pictures fill the model's context; send less",
+                        "the messages and their images fill the model's context; send less",
                         "messages",
                         "context_length_exceeded",
                     )
-                usage = _usage_of(chunk) or usage
+                if counted := chunk.get("usage"):
+                    usage = counted["prompt_tokens"], counted["completion_tokens"]
                 finish_reason = chunk.get("finish_reason", finish_reason)
                 text = stops.push(chunk["text"][seen:])
                 seen = len(chunk["text"])
@@ -687,25 +649,21 @@ class ChatAnswer:
                 if stops.stopped:
                     finish_reason = "stop"
                     break
-        yield Piece(choice, stops.flush(), finish_reason or "stop", usage)
+        yield Piece(choice, stops.flush(), finish_reason, usage)
 
 
-def _usage_of(chunk: dict[str, Any]) -> tuple[int, int] | None:
-    usage = chunk.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    return int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+# HTTP status, OpenAI's code and `Retry-After` for each kind of a worker's error.
+_WORKER_ERRORS: dict[str, tuple[int, str, int | None]] = {
+    BUSY: (503, "overloaded", 1),
+    STOPPING: (503, "overloaded", 1),
+    DEADLINE: (504, "deadline_exceeded", None),
+    INVALID_REQUEST: (400, "invalid_value", None),
+}
 
 
 def _error_of_worker(chunk: dict[str, Any]) -> ApiError:
-    """Say in OpenAI's words what a worker or controller reports."""
+    """Translates an error of a worker or controller."""
+    other = (503 if chunk["error_code"] == NO_WORKER else 500, "generation_failed", None)
+    status, code, retry_after_s = _WORKER_ERRORS.get(chunk.get("kind", ""), other)
     reason = str(chunk.get("reason") or chunk["text"])
-    kind = chunk.get("kind")
-    if kind in (BUSY, STOPPING):
-        return ApiError(503, reason, code="overloaded", retry_after_s=1)
-    if kind == DEADLINE:
-        return ApiError(504, reason, code="deadline_exceeded")
-    if kind == INVALID_REQUEST:
-        return ApiError(400, reason, code="invalid_value")
-    status = 503 if chunk["error_code"] == NO_WORKER else 500
-    return ApiError(status, reason, code="generation_failed")
+    return ApiError(status, reason, code=code, retry_after_s=retry_after_s)

@@ -1,18 +1,19 @@
-"""The wire format between page, controller and workers, and how a client speaks it.
+"""The wire format between page, controller and workers, and its client.
 
-A generation answer is a stream of JSON objects, each followed by one NUL byte. Each holds the whole
-text so far (prompt first), so a reader may skip objects. Every call of a client is bounded in time.
-A checkpoint that carries its own conversation template wins; else LLaVA's rule on the name holds.
+An answer is a stream of JSON objects, each followed by one NUL byte. Each object holds the whole
+text so far, beginning with the prompt, so a reader may skip objects. Every call of the client has a
+time limit. The conversation template of a checkpoint takes precedence over LLaVA's rule on names.
 
-In: dictionaries, raw bytes or addresses. Out: raw bytes, dictionaries, conversations. Nothing here
-knows of HTTP servers or models.
+In: dictionaries, raw bytes or addresses. Out: raw bytes, dictionaries, conversations. This module
+knows neither HTTP servers nor models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import requests
@@ -38,7 +39,7 @@ BUSY = "busy"
 DEADLINE = "deadline"
 STOPPING = "stopping"
 
-# What a status says of a model beyond LLaVA's protocol.
+# Keys of a status that describe a model, beyond LLaVA's protocol.
 MODEL_KEYS = ("conversation", "context_len", "multimodal")
 
 TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, thanks."
@@ -46,7 +47,7 @@ TOO_LONG_MESSAGE = "Exceeds max token length. Please start a new conversation, t
 DELIMITER = b"\0"
 CLIENT_HEADERS = {"User-Agent": "LLaVA Client"}
 
-# Seconds. Reading waits longer than connecting: a long prompt may take its time to the first token.
+# Seconds. Reading may take longer than connecting: a long prompt delays the first token.
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 120.0
 
@@ -55,19 +56,19 @@ PINNED_MODELS = ("vicuna-13b", "koala-13b")
 
 
 def model_details(status: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return what a status says of one model: those of `MODEL_KEYS` that it knows.
+    """Returns the details of a model in a status: those of `MODEL_KEYS` that are known.
 
-    A worker says it of its one model beside the name, a controller under `models`, by name.
+    The status of a worker has them at the top level, that of a controller under `models`.
     """
     details = (status.get("models") or {}).get(model, status)
     return {key: details[key] for key in MODEL_KEYS if details.get(key) is not None}
 
 
 def encode_chunk(text: str, error_code: int = OK, **extra: Any) -> bytes:
-    """Encode one object of a stream.
+    """Encodes one object of a stream.
 
     Args:
-        text: Prompt and everything generated so far, or an error message.
+        text: The prompt and all text generated so far, or an error message.
         error_code: `OK` or one of the codes of this module.
         extra: Further keys, such as `reason`; clients of LLaVA ignore them.
 
@@ -77,23 +78,22 @@ def encode_chunk(text: str, error_code: int = OK, **extra: Any) -> bytes:
     return json.dumps({"text": text, "error_code": error_code, **extra}).encode() + DELIMITER
 
 
-def encode_error(error_code: int, reason: str, kind: str | None = None) -> bytes:
-    """Encode an error: LLaVA's fixed text, and the cause in words as `reason`."""
-    extra = {} if kind is None else {"kind": kind}
+def encode_error(error_code: int, reason: str, **extra: str) -> bytes:
+    """Encodes an error: LLaVA's fixed text, with the cause as `reason` and perhaps its `kind`."""
     return encode_chunk(server_error_msg, error_code, reason=reason, **extra)
 
 
 def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a stream from pieces that are cut anywhere.
+    """Yields the objects of a stream, which may be cut into pieces anywhere.
 
     Args:
-        pieces: Raw bytes as they come from the network.
+        pieces: Raw bytes from the network.
 
     Yields:
         The decoded objects, in order.
 
     Raises:
-        ValueError: An object is not JSON, or the stream ends inside one.
+        ValueError: If an object is not JSON, or the stream ends inside an object.
     """
     rest = b""
     for piece in pieces:
@@ -108,10 +108,10 @@ def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 def post_json(
     url: str, body: dict[str, Any] | None = None, timeout_s: float = READ_TIMEOUT_S
 ) -> Any:
-    """Post JSON and return the JSON of the answer.
+    """Posts JSON and returns the JSON of the response.
 
     Raises:
-        requests.RequestException: Nobody answers, or with an error, or not with JSON.
+        requests.RequestException: If there is no response, an error, or a response without JSON.
     """
     response = requests.post(url, json=body or {}, timeout=(CONNECT_TIMEOUT_S, timeout_s))
     response.raise_for_status()
@@ -119,10 +119,10 @@ def post_json(
 
 
 def get_model_list(controller_url: str) -> list[str]:
-    """Return the names of the models, pinned ones first, after asking all workers again.
+    """Returns the names of the models, pinned ones first, after a refresh of all workers.
 
     Raises:
-        requests.RequestException: The controller does not answer.
+        requests.RequestException: If the controller does not answer.
     """
     post_json(controller_url + "/refresh_all_workers")
     models = post_json(controller_url + "/list_models")["models"]
@@ -131,36 +131,35 @@ def get_model_list(controller_url: str) -> list[str]:
 
 
 def get_worker_address(controller_url: str, model: str) -> str:
-    """Return the address of a worker for a model, "" if there is none.
+    """Returns the address of a worker for a model, "" if there is none.
 
     Raises:
-        requests.RequestException: The controller does not answer.
+        requests.RequestException: If the controller does not answer.
     """
     return post_json(controller_url + "/get_worker_address", {"model": model})["address"]
 
 
 def get_worker_status(worker_address: str) -> dict[str, Any]:
-    """Return what a worker says of itself.
+    """Returns the status of a worker.
 
     Raises:
-        requests.RequestException: The worker does not answer.
+        requests.RequestException: If the worker does not answer.
     """
     return post_json(worker_address + "/worker_get_status")
 
 
-def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask a worker (or a controller) to generate; closing the iterator hangs up.
+def stream_bytes(worker_address: str, body: dict[str, Any]) -> Generator[bytes, None, None]:
+    """Asks a worker or a controller to generate; closing the iterator closes the connection.
 
     Args:
         worker_address: URL.
         body: Body of `/worker_generate_stream`.
 
     Yields:
-        Objects with `text`, `error_code` and, for errors, perhaps `reason`.
+        The raw stream.
 
     Raises:
-        requests.RequestException: The worker does not answer or goes away.
-        ValueError: What it sends is not the protocol.
+        requests.RequestException: If the worker does not answer or goes away.
     """
     with requests.post(
         worker_address + "/worker_generate_stream",
@@ -170,14 +169,28 @@ def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dic
         timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
     ) as response:
         response.raise_for_status()
-        yield from decode_chunks(response.iter_content(chunk_size=None))
+        yield from response.iter_content(chunk_size=None)
+
+
+def stream_generation(worker_address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Asks as `stream_bytes` does and decodes the stream.
+
+    Yields:
+        Objects with `text`, `error_code` and, after an error, perhaps `reason`.
+
+    Raises:
+        requests.RequestException: If the worker does not answer or goes away.
+        ValueError: If it violates the protocol.
+    """
+    with contextlib.closing(stream_bytes(worker_address, body)) as pieces:
+        yield from decode_chunks(pieces)
 
 
 def template_name(model_name: str) -> str:
-    """Return the template that LLaVA's page chooses for a model's name.
+    """Returns the template that LLaVA's page chooses by the name of a model.
 
-    Where LLaVA names a template that does not exist (`mistral_orca`, `mpt_text`) this names the one
-    with the same format.
+    For templates that LLaVA names but does not have (`mistral_orca`, `mpt_text`), the name of one
+    with the same format is returned.
     """
     name = model_name.lower()
     if "llava" not in name:
@@ -206,20 +219,20 @@ def _first_match(name: str, rules: tuple[tuple[str, str], ...], default: str) ->
 
 
 def template_of_worker(worker_address: str, model_name: str) -> Conversation:
-    """Return a fresh conversation in the template of the worker's checkpoint, else by its name."""
+    """Returns a new conversation in the template of the worker's checkpoint, or by its name."""
     try:
         status = get_worker_status(worker_address)
     except (requests.RequestException, ValueError) as error:
-        log.warning("worker %s gives no status (%s): template by name", worker_address, error)
+        log.warning("worker %s gives no status (%s): using the model's name", worker_address, error)
         status = {}
     return template_from_status(status, model_name)
 
 
 def template_from_status(status: dict[str, Any], model_name: str) -> Conversation:
-    """Return a fresh conversation in the template that a status has for a model, else by its name.
+    """Returns a new conversation in the template that a status has for a model, or by its name.
 
     Raises:
-        TemplateError: The template is broken.
+        TemplateError: If the template is broken.
     """
     own = model_details(status, model_name).get("conversation")
     if isinstance(own, dict):
@@ -228,17 +241,17 @@ def template_from_status(status: dict[str, Any], model_name: str) -> Conversatio
 
 
 def stop_string(conversation: Conversation) -> str | None:
-    """Return the text that ends an answer in a template."""
+    """Returns the text that ends an answer in a template."""
     if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
         return conversation.sep
     return conversation.sep2
 
 
 def text_request(worker_address: str, model: str, question: str, **sampling: Any) -> dict[str, Any]:
-    """Return the body that asks a worker one question without images.
+    """Returns the body of a request with one question and no image.
 
     Args:
-        worker_address: URL; its checkpoint's template is used, else the one by the model's name.
+        worker_address: URL of the worker, whose template is used if it has one.
         model: Name of the model.
         question: The question.
         sampling: Further keys, such as `temperature` and `max_new_tokens`.

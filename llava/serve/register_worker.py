@@ -1,6 +1,6 @@
-"""Register a worker with a controller by hand.
+"""Registers a worker with a controller by hand.
 
-In: the two addresses. Out: the controller knows the worker, or an error says why not.
+In: the two addresses. Out: a registered worker, or an error.
 
     python -m llava.serve.register_worker --controller-address http://localhost:21001 \
         --worker-name http://localhost:21002
@@ -9,23 +9,19 @@ In: the two addresses. Out: the controller knows the worker, or an error says wh
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 
 import requests
 
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError, run_script
 from llava.serve.protocol import post_json
-
-log = logging.getLogger(__name__)
 
 
 def register(controller_address: str, worker_name: str, check_heart_beat: bool) -> None:
-    """Ask a controller to register a worker; it asks the worker for its status.
+    """Makes a controller register a worker; the controller asks it for its status.
 
     Raises:
-        ConfigError: The controller does not answer or refuses.
+        ConfigError: If the controller does not answer or refuses.
     """
     body = {
         "worker_name": worker_name,
@@ -41,16 +37,16 @@ def register(controller_address: str, worker_name: str, check_heart_beat: bool) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.register_worker")
     parser.add_argument("--controller-address", required=True)
     parser.add_argument("--worker-name", required=True)
     parser.add_argument("--check-heart-beat", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        register(args.controller_address, args.worker_name, args.check_heart_beat)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(
+        lambda args: register(args.controller_address, args.worker_name, args.check_heart_beat),
+        parser,
+        argv,
+    )
 
 
 if __name__ == "__main__":

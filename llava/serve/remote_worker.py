@@ -1,86 +1,55 @@
-"""What the workers share that hold no model themselves but pass requests on to another engine.
+"""The base of workers that pass requests on to another engine.
 
 In: an asynchronous stream of texts from a subclass, each the answer so far. Out: LLaVA's protocol.
-Engines get token ids: LLaVA tokenises the text between images apart, and no text makes every engine
-do the same.
+Engines get token ids, because LLaVA tokenises the text between images separately, and no prompt
+text makes every engine do the same.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates, conversation_to_dict
 from llava.data.tokenize import encode_prompt
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.tokenizer import load_tokenizer
-from llava.serve.model_worker import DEFAULT_WAITING, WorkerBase
-from llava.serve.protocol import (
-    BUSY,
-    GENERATION_FAILED,
-    INVALID_REQUEST,
-    STOPPING,
-    encode_chunk,
-    encode_error,
+from llava.serve.batch import Busy, Stopping
+from llava.serve.check import check_port_is_free
+from llava.serve.model_worker import (
+    DEFAULT_WAITING,
+    WorkerBase,
+    encode_failure,
+    serve,
+    start_log,
 )
-
-log = logging.getLogger(__name__)
-
-
-class AsyncQueue:
-    """A bounded number of requests at a time for adapters, whose engine queues by itself.
-
-    Args:
-        limit: Requests that are passed on at the same time.
-        max_waiting: Requests that may wait beyond those.
-    """
-
-    def __init__(self, limit: int, max_waiting: int = DEFAULT_WAITING) -> None:
-        self._semaphore = asyncio.Semaphore(limit)
-        self._limit = limit
-        self._max_waiting = max_waiting
-        self.num_requests = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no request can even wait."""
-        return self.num_requests >= self._limit + self._max_waiting
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncGenerator[None, None]:
-        """Wait for a place and keep it."""
-        self.num_requests += 1
-        try:
-            async with self._semaphore:
-                yield
-        finally:
-            self.num_requests -= 1
+from llava.serve.protocol import encode_chunk
 
 
-class AdapterWorker(WorkerBase):
-    """A worker in front of another engine.
+class RemoteWorker(WorkerBase):
+    """A worker in front of another engine, which batches by itself.
 
     Args:
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_name: Name to serve the model under; a path is shortened by LLaVA's rule.
-        model_path: The exported checkpoint: its tokenizer and, where it has one, its template.
-        limit_model_concurrency: Requests that are passed on at the same time.
+        no_register: Do not register with the controller.
+        model_name: Name to serve the model under; LLaVA's rule shortens a path.
+        model_path: The exported checkpoint, whose tokenizer and template are used.
+        limit_model_concurrency: Maximum number of requests that are passed on at the same time.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: It knows no `<image>`.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If the tokenizer has no token `<image>`.
     """
 
     def __init__(
@@ -97,66 +66,77 @@ class AdapterWorker(WorkerBase):
         self.model_name = get_model_name_from_path(model_name)
         self.tokenizer = load_tokenizer(model_path)
         image_token_id(self.tokenizer)
-        self._conversation = read_conversation(model_path)
-        self._queue = AsyncQueue(limit_model_concurrency)
+        self.details = {"conversation": read_conversation(model_path)}
+        self.num_requests = 0
+        self._max_requests = limit_model_concurrency + DEFAULT_WAITING
+        self._places = asyncio.Semaphore(limit_model_concurrency)
 
     @abstractmethod
     def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yield the answer so far, as often as it grows; closing the generator cancels it."""
+        """Yields the answer so far, as often as it grows; closing the generator cancels it."""
 
     def get_queue_length(self) -> int:
-        """Return how many requests are passed on or wait."""
-        return self._queue.num_requests
-
-    def get_status(self) -> dict[str, Any]:
-        """Return the status, with the checkpoint's template where this machine can read it."""
-        return {**super().get_status(), "conversation": self._conversation}
+        """Returns the number of requests that are running or waiting."""
+        return self.num_requests
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until all requests are answered; whether they were."""
+        """Waits for running requests; returns whether all were answered."""
         deadline = time.monotonic() + timeout_s
-        while self._queue.num_requests and time.monotonic() < deadline:
+        while self.num_requests and time.monotonic() < deadline:
             time.sleep(0.05)
-        return not self._queue.num_requests
+        return not self.num_requests
 
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Pass one request on and its answer back."""
-        if self.is_leaving:
-            yield encode_error(GENERATION_FAILED, "the worker is about to stop", STOPPING)
-            return
-        if self._queue.is_full:
-            yield encode_error(GENERATION_FAILED, "the queue is full, try again later", BUSY)
-            return
-        self.beat_soon()
+        """Passes a request on and its answer back."""
         prompt = str(params.get("prompt", ""))
         seen: str | None = None
+        self.num_requests += 1
+        self.beat_now.set()
         try:
-            async with self._queue.slot(), contextlib.aclosing(self.texts(params)) as texts:
+            if self.is_leaving:
+                raise Stopping("the worker is about to stop and takes no new requests")
+            if self.num_requests > self._max_requests:
+                raise Busy("the queue is full, try again later")
+            async with self._places, contextlib.aclosing(self.texts(params)) as texts:
                 async for text in texts:
                     if text != seen:
                         seen = text
                         yield encode_chunk(prompt + text)
-            if seen is None:  # an empty answer is an answer
+            if seen is None:  # even an empty answer is one object
                 yield encode_chunk(prompt)
-        except UserError as error:
-            log.error("refused a request: %s", error)
-            yield encode_error(GENERATION_FAILED, str(error), INVALID_REQUEST)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
-            log.exception("the engine behind this worker failed")
-            reason = f"the engine failed ({type(error).__name__}); see the worker's log"
-            yield encode_error(GENERATION_FAILED, reason)
+            yield encode_failure(error, prompt)
         finally:
-            self.beat_soon()
+            self.num_requests -= 1
+            self.beat_now.set()
+
+
+def run_remote_worker(
+    name: str,
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    build: Callable[[argparse.Namespace, str], RemoteWorker],
+) -> None:
+    """Serves a worker in front of another engine until interrupted.
+
+    Args:
+        name: Name of the log.
+        parser: Parser of the command line.
+        argv: The command line; None for that of the process.
+        build: Makes the worker from its flags and its id.
+    """
+    args = parser.parse_args(argv)
+    worker_id = start_log(name)
+    check_port_is_free(args.host, args.port)
+    serve(build(args, worker_id), args)
 
 
 def engine_ids(prompt: str, tokenizer: Any) -> list[int]:
-    """Return the ids that LLaVA gives for a prompt, with the id of `<image>` for each image.
+    """Returns LLaVA's ids of a prompt, with the id of `<image>` for each image.
 
     Args:
-        prompt: LLaVA's prompt, with `<image>` where an image goes.
-        tokenizer: Of an exported checkpoint. Some leave BOS to the chat template.
+        prompt: LLaVA's prompt, with `<image>` for each image.
+        tokenizer: Tokenizer of an exported checkpoint; some leave BOS to the chat template.
     """
     ids = encode_prompt(prompt, tokenizer, image_token_id(tokenizer))
     bos = tokenizer.bos_token
@@ -168,10 +148,10 @@ def engine_ids(prompt: str, tokenizer: Any) -> list[int]:
 
 
 def image_token_id(tokenizer: Any) -> int:
-    """Return the id of `<image>`.
+    """Returns the id of `<image>`.
 
     Raises:
-        ConfigError: The tokenizer has no such token, so the checkpoint is not an exported one.
+        ConfigError: If the tokenizer has no such token, that is, the checkpoint was not exported.
     """
     index = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     if index is None or index == tokenizer.unk_token_id:
@@ -183,10 +163,10 @@ def image_token_id(tokenizer: Any) -> int:
 
 
 def read_conversation(model_path: str) -> dict[str, Any] | None:
-    """Return the conversation template of a checkpoint, None where there is none here.
+    """Returns the conversation template of a checkpoint, or None if it has none.
 
-    An exported checkpoint has it in `llava_config.json`, LLaVA's own in `config.json`. An export
-    with `--conv-mode` names another template than LLaVA's configuration inside it.
+    Exported checkpoints have it in `llava_config.json`, LLaVA's own in `config.json`. An export
+    with `--conv-mode` names another template than the configuration of LLaVA inside it.
     """
     for name in ("llava_config.json", "config.json"):
         try:

@@ -1,8 +1,7 @@
 """A worker of LLaVA's protocol in front of an SGLang server that holds the model.
 
-In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. It passes
-token ids and pictures to SGLang's `/generate`, which batches by itself; nothing of SGLang is
-imported.
+In and out: as for `llava.serve.model_worker`. The worker sends token ids and images to SGLang's
+`/generate`, which batches requests itself; nothing of SGLang is imported.
 
     python3 -m sglang.launch_server --model-path runs/mini-hf --port 30000
     python -m llava.serve.sglang_worker --sgl-endpoint http://127.0.0.1:30000
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -20,55 +18,46 @@ import httpx
 import requests
 
 from llava.errors import ConfigError, run_command
-from llava.serve.check import check_port_is_free
 from llava.serve.model_worker import (
     DEFAULT_CONCURRENCY,
     MAX_NEW_TOKENS,
     add_worker_flags,
-    create_app,
+    app,
     heart_beat_worker,
-    new_worker_id,
     parse_request,
-    serve,
 )
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.utils import build_logger
+from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
 
 __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]
 
-log = logging.getLogger(__name__)
-
 
 def pipeline(params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Turn a request of LLaVA's protocol into the body of SGLang's `/generate`.
+    """Turns a request of LLaVA's protocol into the body of SGLang's `/generate`.
 
     Args:
         params: The request.
-        tokenizer: The exported checkpoint's.
+        tokenizer: Tokenizer of the exported checkpoint.
 
     Raises:
-        DataError: A value is missing or wrong; the text names it.
+        DataError: If a value is missing or wrong; the message names it.
     """
     request = parse_request(params)
     sampling: dict[str, Any] = {
         "temperature": request.temperature,
-        "top_p": request.top_p or 1e-6,  # SGLang wants more than 0
+        "top_p": request.top_p or 1e-6,  # SGLang refuses 0
         "max_new_tokens": request.max_new_tokens,
+        **({"stop": [request.stop]} if request.stop else {}),
     }
-    if request.stop:
-        sampling["stop"] = [request.stop]
-    body = {
+    return {
         "input_ids": engine_ids(request.prompt, tokenizer),
         "sampling_params": sampling,
         "stream": True,
+        **({"image_data": list(params["images"])} if request.images else {}),
     }
-    if request.images:
-        body["image_data"] = list(params["images"])
-    return body
 
 
-class ModelWorker(AdapterWorker):
+class SglangWorker(RemoteWorker):
     """A worker whose model is in an SGLang server.
 
     Args:
@@ -76,14 +65,14 @@ class ModelWorker(AdapterWorker):
         worker_addr: URL under which the controller and the clients reach this worker.
         sgl_endpoint: URL of the SGLang server.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_name: Name to serve it under; by default from the path that SGLang tells.
-        limit_model_concurrency: Requests that are passed on at the same time.
-        model_path: Where this machine has the exported checkpoint; by default where SGLang has it.
+        no_register: Do not register with the controller.
+        model_name: Name to serve the model under; by default derived from SGLang's path.
+        limit_model_concurrency: Maximum number of requests that are passed on at the same time.
+        model_path: The exported checkpoint on this machine; by default SGLang's path.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: The server does not answer, or the checkpoint is not an exported one.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If the server does not answer, or the checkpoint was not exported.
     """
 
     def __init__(
@@ -99,27 +88,24 @@ class ModelWorker(AdapterWorker):
         model_path: str | None = None,
     ) -> None:
         self.sgl_endpoint = sgl_endpoint.rstrip("/")
-        path = self._model_path()
-        super().__init__(
-            controller_addr, worker_addr, worker_id, no_register, model_name or path,
-            model_path or path, limit_model_concurrency,
-        )  # fmt: skip
-
-    def _model_path(self) -> str:
         try:
             response = requests.get(
                 self.sgl_endpoint + "/get_model_info", timeout=CONNECT_TIMEOUT_S
             )
             response.raise_for_status()
-            return str(response.json()["model_path"])
+            path = str(response.json()["model_path"])
         except (requests.RequestException, ValueError, KeyError) as error:
             raise ConfigError(
                 f"no SGLang server answers at {self.sgl_endpoint} ({type(error).__name__}): start "
                 "`python3 -m sglang.launch_server --model-path FOLDER --port 30000`"
             ) from None
+        super().__init__(
+            controller_addr, worker_addr, worker_id, no_register, model_name or path,
+            model_path or path, limit_model_concurrency,
+        )  # fmt: skip
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yield the answer so far, as often as it grows."""
+        """Yields the answer so far whenever it has grown."""
         body = pipeline(params, self.tokenizer)
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with (
@@ -133,11 +119,11 @@ class ModelWorker(AdapterWorker):
                     yield str(json.loads(data)["text"])
 
 
-app = create_app()
+ModelWorker = SglangWorker  # LLaVA's name for it
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.sglang_worker", description=__doc__
     )
@@ -149,15 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("sglang_worker", f"model_worker_{worker_id}.log")
-    check_port_is_free(args.host, args.port)
+def _build(args: argparse.Namespace, worker_id: str) -> SglangWorker:
     if not args.sgl_endpoint:
         raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
-    worker = ModelWorker(
+    return SglangWorker(
         args.controller_address,
         args.worker_address,
         args.sgl_endpoint,
@@ -167,7 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         limit_model_concurrency=args.limit_model_concurrency,
         model_path=args.model_path,
     )
-    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    run_remote_worker("sglang_worker", build_parser(), argv, _build)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A worker of LLaVA's protocol around vLLM's own engine, for exported checkpoints.
+"""A worker of LLaVA's protocol with vLLM's engine, for exported checkpoints.
 
-In: `/worker_generate_stream`, as for `llava.serve.model_worker`. Out: the same stream. vLLM runs in
-this process and batches by itself; it is imported only when the worker starts.
+In and out: as for `llava.serve.model_worker`. vLLM runs in this process and batches requests
+itself; it is imported only when the worker starts.
 
     lrm export hf --model runs/mini --out runs/mini-hf
     python -m llava.serve.vllm_worker --model-path runs/mini-hf --tensor-parallel-size 2
@@ -10,32 +10,21 @@ this process and batches by itself; it is imported only when the worker starts.
 from __future__ import annotations
 
 import argparse
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from llava.errors import ConfigError, run_command
 from llava.images import to_rgb
-from llava.serve.check import check_port_is_free
-from llava.serve.model_worker import (
-    add_worker_flags,
-    create_app,
-    new_worker_id,
-    parse_request,
-    serve,
-)
-from llava.serve.remote_worker import AdapterWorker, engine_ids
-from llava.utils import build_logger
-
-log = logging.getLogger(__name__)
+from llava.serve.model_worker import add_worker_flags, parse_request
+from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
 
 
 def import_vllm() -> Any:
-    """Return vLLM.
+    """Returns vLLM.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: If it is not installed.
     """
     try:
         import vllm
@@ -47,22 +36,22 @@ def import_vllm() -> Any:
     return vllm
 
 
-class VllmWorker(AdapterWorker):
+class VllmWorker(RemoteWorker):
     """A worker whose model is in vLLM's asynchronous engine.
 
     Args:
         controller_addr: URL of the controller.
         worker_addr: URL under which the controller and the clients reach this worker.
         worker_id: Short random name for logs.
-        no_register: Stay unknown to the controller.
-        model_path: Exported checkpoint.
-        model_name: Name to serve it under; by default from the path.
-        limit_model_concurrency: Requests that are given to the engine at the same time.
+        no_register: Do not register with the controller.
+        model_path: The exported checkpoint.
+        model_name: Name to serve the model under; by default derived from the path.
+        limit_model_concurrency: Maximum number of requests in the engine at the same time.
         engine_options: Further arguments of `vllm.AsyncEngineArgs`.
 
     Raises:
-        CheckpointError: There is no tokenizer at `model_path`.
-        ConfigError: vLLM is not installed, or the checkpoint is not an exported one.
+        CheckpointError: If there is no tokenizer at `model_path`.
+        ConfigError: If vLLM is not installed, or the checkpoint was not exported.
     """
 
     def __init__(
@@ -85,11 +74,11 @@ class VllmWorker(AdapterWorker):
         self.engine = self._vllm.AsyncLLMEngine.from_engine_args(engine_args)
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yield the answer so far, as often as it grows."""
+        """Yields the answer so far whenever it has grown."""
         request = parse_request(params)
         sampling = self._vllm.SamplingParams(
             temperature=request.temperature,
-            top_p=request.top_p or 1e-6,  # vLLM wants more than 0
+            top_p=request.top_p or 1e-6,  # vLLM refuses 0
             max_tokens=request.max_new_tokens,
             stop=[request.stop] if request.stop else None,
             seed=request.seed,
@@ -98,40 +87,31 @@ class VllmWorker(AdapterWorker):
         if request.images:
             prompt["multi_modal_data"] = {"image": [to_rgb(image) for image in request.images]}
         request_id = uuid.uuid4().hex
-        is_complete = False
         try:
             async for output in self.engine.generate(prompt, sampling, request_id):
                 yield output.outputs[0].text
-            is_complete = True
-        finally:
-            if not is_complete:
-                await self.engine.abort(request_id)
-
-
-app = create_app()
+        except BaseException:
+            await self.engine.abort(request_id)
+            raise
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.vllm_worker", description=__doc__)
     add_worker_flags(parser)
-    parser.set_defaults(limit_model_concurrency=256)  # vLLM itself says what fits
-    parser.add_argument("--model-path", required=True, help="an exported checkpoint")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs")
-    parser.add_argument("--pipeline-parallel-size", type=int, default=1, help="machines")
-    parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    parser.add_argument("--max-images", type=int, default=8, help="pictures in a request")
+    parser.set_defaults(limit_model_concurrency=256)  # vLLM itself limits what runs
+    add = parser.add_argument
+    add("--model-path", required=True, help="an exported checkpoint")
+    add("--tensor-parallel-size", type=int, default=1, help="GPUs")
+    add("--pipeline-parallel-size", type=int, default=1, help="machines")
+    add("--max-model-len", type=int)
+    add("--gpu-memory-utilization", type=float, default=0.9)
+    add("--max-images", type=int, default=8, help="images in a request")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and serve it until interrupted."""
-    args = build_parser().parse_args(argv)
-    worker_id = new_worker_id()
-    build_logger("vllm_worker", f"model_worker_{worker_id}.log")
-    check_port_is_free(args.host, args.port)
-    worker = VllmWorker(
+def _build(args: argparse.Namespace, worker_id: str) -> VllmWorker:
+    return VllmWorker(
         args.controller_address,
         args.worker_address,
         worker_id,
@@ -145,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         gpu_memory_utilization=args.gpu_memory_utilization,
         limit_mm_per_prompt={"image": args.max_images},
     )
-    serve(app, worker, args)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    run_remote_worker("vllm_worker", build_parser(), argv, _build)
 
 
 if __name__ == "__main__":

@@ -74,26 +74,20 @@ class StubModel:
     def eval(self):
         return self
 
-    def generate(self, inputs, max_new_tokens, streamer, stopping_criteria, **kwargs):
+    def generate(self, inputs, max_new_tokens, streamer, **kwargs):
         self.finished.clear()
         self.calls.append(
             {"prompt": bytes(i for i in inputs[0].tolist() if i >= 0).decode(), **kwargs}
         )
         try:
             streamer.put(torch.zeros(1, 0, dtype=torch.long))
-            out = torch.zeros(1, 0, dtype=torch.long)
             for token in self.ids[:max_new_tokens]:
                 time.sleep(self.delay_s)
-                step = torch.tensor([[token]])
-                streamer.put(step[0])
-                out = torch.cat([out, step], dim=1)
                 self.num_generated += 1
-                if bool(stopping_criteria(out, None).all()):
-                    break
+                streamer.put(torch.tensor([token]))
             if self.error is not None:
                 raise self.error
             streamer.end()
-            return out
         finally:
             self.finished.set()
 

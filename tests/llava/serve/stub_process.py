@@ -7,7 +7,7 @@ from conftest import ByteTokenizer, StubModel, stub_processor
 
 from llava.serve import model_worker
 from llava.serve.engine import Engine, load_engine
-from llava.serve.model_worker import ModelWorker, app
+from llava.serve.model_worker import ModelWorker
 
 parser = argparse.ArgumentParser()
 model_worker.add_worker_flags(parser)
@@ -26,4 +26,4 @@ worker = ModelWorker(
     "", None, None, False, False, "cpu", engine=engine,
     limit_model_concurrency=args.limit_model_concurrency,
 )  # fmt: skip
-model_worker.serve(app, worker, args)
+model_worker.serve(worker, args)

@@ -389,7 +389,7 @@ def test_pictures_are_bounded(make_engine, start_api):
         (with_picture(data_url(wide)), "5001 x 1 pixels"),
         (with_picture(data_url(noise)), "larger than 3,000 bytes"),
         (with_picture(escaped), "larger than 3,000 bytes"),
-        (with_picture(data_url(small)) * 2, "2 pictures"),
+        (with_picture(data_url(small)) * 2, "2 images"),
     ):
         response = post(api, {**GOOD, "messages": messages})
         assert response.status_code == 400
@@ -498,9 +498,9 @@ def test_metrics_and_logs_hold_no_contents(make_engine, start_api, client_of, pi
 def test_a_client_that_leaves_cancels_its_answer(make_engine, start_api, wait_for):
     engine = make_engine("x" * 900, delay_s=0.01)
     api = start_api(engine)
-    for stream in (True, False):
+    for options in ({"stream": True}, {"stream": True, "n": 2}, {}):
         engine.model.num_generated = 0
-        body = {**GOOD, "stream": stream}
+        body = {**GOOD, **options}
         request = json.dumps(body).encode()
         with socket.create_connection(("127.0.0.1", int(api.rsplit(":", 1)[1]))) as line:
             line.sendall(

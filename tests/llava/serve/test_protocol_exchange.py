@@ -136,7 +136,7 @@ def test_our_worker_answers_as_llavas(make_engine, start_worker, picture, step):
 def test_our_worker_registers_as_llavas(make_engine, start_worker, wait_for, double):
     controller, address = double
     worker, own = start_worker(make_engine("a"), address)
-    worker.beat_soon()
+    worker.beat_now.set()
     for step in fill_in(EXCHANGE["worker_sends"], WORKER=own):
         wait_for(lambda route=step["route"]: controller.bodies(route))
         assert covers(controller.bodies(step["route"])[0], step["request"])

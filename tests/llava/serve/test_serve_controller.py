@@ -93,7 +93,7 @@ def test_worker_registers_and_again_when_forgotten(
     worker, _ = start_worker(make_engine(), address)
     wait_for(lambda: dispatch.list_models() == ["llava-v1-stub"])
     dispatch.remove_worker(worker.worker_addr)
-    worker._beat_now.set()  # the next heartbeat, now
+    worker.beat_now.set()
     wait_for(lambda: dispatch.list_models() == ["llava-v1-stub"])
 
 

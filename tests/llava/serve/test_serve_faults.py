@@ -263,7 +263,7 @@ def test_hostile_pictures_leave_the_worker_alive(make_engine, start_worker, raw)
     body = {"prompt": "<image>", "images": [base64.b64encode(raw).decode()]}
     refused = list(protocol.stream_generation(address, body))
     assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "invalid_request")
-    assert "images[0] is no picture" in refused[0]["reason"]
+    assert "images[0] is not an image" in refused[0]["reason"]
     assert list(protocol.stream_generation(address, {"prompt": "Q"}))[-1]["text"] == "Qa"
 
 

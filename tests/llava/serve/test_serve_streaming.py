@@ -99,9 +99,11 @@ def test_context_is_shared_by_text_pictures_and_answer(make_engine, picture):
 
 
 def test_greedy_below_the_threshold(make_engine):
-    engine = make_engine()
-    assert engine.prepare(GenerationRequest("Q", temperature=0.001))["do_sample"] is False
-    sampling = engine.prepare(GenerationRequest("Q", temperature=0.2, top_p=0.7))
+    engine = make_engine("a")
+    for options in ({"temperature": 0.001}, {"temperature": 0.2, "top_p": 0.7}):
+        list(engine.stream(GenerationRequest("Q", **options)))
+    greedy, sampling = engine.model.calls
+    assert greedy["do_sample"] is False
     assert (sampling["do_sample"], sampling["temperature"], sampling["top_p"]) == (True, 0.2, 0.7)
 
 
@@ -112,7 +114,7 @@ def test_greedy_below_the_threshold(make_engine):
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"prompt": "<image> <image>"}, "0 pictures.*2 <image>"),
+        ({"prompt": "<image> <image>"}, "0 images.*2 <image>"),
     ],
 )
 def test_requests_are_checked(options, names):
@@ -123,7 +125,7 @@ def test_requests_are_checked(options, names):
 def test_picture_for_a_text_model_is_refused(make_engine, picture):
     engine = make_engine()
     engine.image_processor = None
-    with pytest.raises(DataError, match="takes no pictures"):
+    with pytest.raises(DataError, match="takes no images"):
         engine.prepare(GenerationRequest("<image>", (picture,)))
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import logging
@@ -27,7 +28,7 @@ def test_images_are_turned_as_the_api_turns_them():
 
 def test_the_message_on_a_foreign_file_names_no_object():
     encoded = base64.b64encode(b"hello, world").decode()
-    with pytest.raises(DataError, match=r"images\[0\] is no picture") as caught:
+    with pytest.raises(DataError, match=r"images\[0\] is not an image") as caught:
         parse_request({"prompt": "<image>", "images": [encoded]})
     assert "BytesIO" not in str(caught.value)
 
@@ -71,9 +72,9 @@ def test_an_empty_answer_is_an_answer(make_engine, start_worker):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"prompt": "<image>"}, "0 pictures"),
-        ({"images": ["AAAA"]}, r"images\[0\] is no picture"),
-        ({"images": [7]}, r"images\[0\] is no picture"),
+        ({"prompt": "<image>"}, "0 images"),
+        ({"images": ["AAAA"]}, r"images\[0\] is not an image"),
+        ({"images": [7]}, r"images\[0\] is not an image"),
         ({"images": "AAAA"}, "images is str"),
         ({"prompt": None}, "prompt is NoneType"),
         ({"stop": 3}, "stop is int"),
@@ -83,20 +84,22 @@ def test_an_empty_answer_is_an_answer(make_engine, start_worker):
     ],
 )
 def test_bad_requests_get_code_1_and_the_reason(make_engine, body, reason):
-    worker = bare_worker(make_engine("a"))
-    params = {"prompt": "Q", **body}
-    chunks = list(protocol.decode_chunks(worker.generate_stream(params)))
-    assert len(chunks) == 1
-    assert chunks[0]["text"] == server_error_msg
-    assert chunks[0]["error_code"] == 1
-
-    assert re.search(reason, chunks[0]["reason"])
+    (chunk,) = answer_of(make_engine("a"), {"prompt": "Q", **body})
+    assert chunk["text"] == server_error_msg
+    assert chunk["error_code"] == 1
+    assert re.search(reason, chunk["reason"])
 
 
-def bare_worker(engine, **options):
-    return model_worker.ModelWorker(
-        "", "", "test", True, "", None, None, False, False, "cpu", engine=engine, **options
+def answer_of(engine, params):
+    """Answer one request without a server between."""
+    worker = model_worker.ModelWorker(
+        "", "", "test", True, "", None, None, False, False, "cpu", engine=engine
     )
+
+    async def collect():
+        return [chunk async for chunk in worker.answer(params)]
+
+    return list(protocol.decode_chunks(asyncio.run(collect())))
 
 
 def test_failing_generation_ends_the_stream_with_its_cause(make_engine, start_worker, caplog):
@@ -112,9 +115,7 @@ def test_failing_generation_ends_the_stream_with_its_cause(make_engine, start_wo
 
 
 def test_too_long_prompt_gets_the_fixed_message(make_engine):
-    worker = bare_worker(make_engine("a", context_len=10))
-    chunks = list(protocol.decode_chunks(worker.generate_stream({"prompt": "x" * 10})))
-    assert chunks == [
+    assert answer_of(make_engine("a", context_len=10), {"prompt": "x" * 10}) == [
         {
             "text": "x" * 10 + "Exceeds max token length. Please start a new conversation, thanks.",
             "error_code": 0,

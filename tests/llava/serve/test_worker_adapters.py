@@ -20,6 +20,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.mm_utils import tokenizer_image_token
 from llava.serve import protocol, remote_worker, sglang_worker, vllm_worker
 from llava.serve.check import find_problems, main
+from llava.serve.model_worker import create_app
 
 
 def encoded(picture):
@@ -81,14 +82,10 @@ def sglang(start, exported):
     return start(app), bodies
 
 
-def serve_worker(start, module, worker):
-    return start(module.create_app(worker))
-
-
 def test_sglang_worker_speaks_the_protocol(sglang, start, picture, ids_of):
     endpoint, bodies = sglang
     worker = sglang_worker.ModelWorker("", "", endpoint, "test", True, None)
-    address = serve_worker(start, sglang_worker, worker)
+    address = start(create_app(worker))
     assert protocol.get_worker_status(address)["model_names"] == ["llava-v1.5-tiny"]
     prompt = "USER: <image>\nCo? ASSISTANT:"
     body = {
@@ -118,7 +115,7 @@ def test_sglang_worker_says_that_its_server_is_missing(free_address):
 
 def test_sglang_server_that_dies_is_an_error_of_the_worker(sglang, start, free_address):
     worker = sglang_worker.ModelWorker("", "", sglang[0], "test", True, "m")
-    address = serve_worker(start, sglang_worker, worker)
+    address = start(create_app(worker))
     worker.sgl_endpoint = free_address
     refused = list(protocol.stream_generation(address, {"prompt": "Q"}))
     assert refused[0]["error_code"] == 1
@@ -127,7 +124,7 @@ def test_sglang_server_that_dies_is_an_error_of_the_worker(sglang, start, free_a
 
 def test_full_and_leaving_adapters_refuse(sglang):
     worker = sglang_worker.ModelWorker("", "", sglang[0], "test", True, "m")
-    worker._queue.num_requests = 1000
+    worker.num_requests = 1000
 
     async def first():
         async for chunk in worker.answer({"prompt": "Q"}):
@@ -200,7 +197,7 @@ def test_vllm_worker_speaks_the_protocol(vllm, start, picture, exported, ids_of,
         "", "", "test", True, str(tmp_path), "llava-x", 4, tensor_parallel_size=2
     )
     assert vllm["args"] == {"model": str(tmp_path), "tensor_parallel_size": 2}
-    address = serve_worker(start, vllm_worker, worker)
+    address = start(create_app(worker))
     status = protocol.get_worker_status(address)
     assert (status["model_names"], status["conversation"]) == (["llava-x"], conversation)
     body = {"prompt": "<image>\nQ", "images": [encoded(picture)], "seed": 3, "stop": "</s>"}
@@ -267,7 +264,7 @@ def test_check_says_what_is_missing(
 
 def test_pictures_of_any_mode_reach_the_engine(vllm, start, exported):
     worker = vllm_worker.VllmWorker("", "", "test", True, exported, None, 4)
-    address = serve_worker(start, vllm_worker, worker)
+    address = start(create_app(worker))
     body = {"prompt": "<image>", "images": [encoded(Image.new("P", (2, 2)))]}
     assert list(protocol.stream_generation(address, body))[-1]["error_code"] == 0
     assert vllm["prompt"]["multi_modal_data"]["image"][0].mode == "RGB"
