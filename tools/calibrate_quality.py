@@ -32,6 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -326,7 +327,9 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
         The language's thresholds with what was measured in their place.
     """
     ratio, spread = measure_lengths(rows, lang)
-    thresholds = replace(get_thresholds(lang), length_ratio=ratio, length_spread=spread)
+    thresholds = msgspec.structs.replace(
+        get_thresholds(lang), length_ratio=ratio, length_spread=spread
+    )
     checker = Checker(ENGLISH, lang, thresholds)
     clean = [verdict.figures for verdict in _verdicts(checker, _pairs(rows, lang))]
     limits: dict[str, float] = {}

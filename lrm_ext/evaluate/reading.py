@@ -514,7 +514,7 @@ def language_of_prose(text: str, lang: str) -> str:
         enough = sum(len(word) for word in words) >= MIN_LETTERS_UNSPACED
     if not enough:
         return UNDECIDED
-    from lrm_ext.translate.quality.language_id import probabilities
+    from lrm_ext.languages.identification import probabilities
 
     shares = probabilities(" ".join(words), (*list_languages(), lang))
     if lang not in shares:

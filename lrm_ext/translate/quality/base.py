@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from llava.errors import ConfigError
+from lrm_ext.languages._toml import convert
+from lrm_ext.languages.identification import Confusable
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import Span, find_spans, plain_characters
 
@@ -106,9 +110,8 @@ DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """What is normal for translations from English into a language.
+class Thresholds(Confusable, frozen=True, forbid_unknown_fields=True):
+    """The [quality] section of a language: what is normal for translations from English into it.
 
     Attributes:
         near: Codes of languages that an identifier cannot tell from it in a sentence; they pass.
@@ -117,30 +120,35 @@ class Thresholds:
         foreign_words: Frequent words that a near language has and this one has not, folded.
         length_ratio: Characters of a translation for each character of English.
         length_spread: Standard deviation of the difference, in characters, for one character.
-        limits: The largest value that passes, by check.
+        limits: The largest value that passes, by check; `DEFAULT_LIMITS` where it says nothing.
     """
 
-    near: tuple[str, ...] = ()
-    rivals: tuple[str, ...] = ()
     foreign_letters: str = ""
     foreign_words: frozenset[str] = frozenset()
-    length_ratio: float = 1.1
-    length_spread: float = 1.2
-    limits: Mapping[str, float] = field(default_factory=lambda: DEFAULT_LIMITS)
+    length_ratio: Annotated[float, msgspec.Meta(gt=0)] = 1.1
+    length_spread: Annotated[float, msgspec.Meta(gt=0)] = 1.2
+    limits: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.limits) - set(DEFAULT_LIMITS)):
+            raise ConfigError(
+                f"limits: no check is called {', '.join(unknown)}; there are: "
+                f"{', '.join(DEFAULT_LIMITS)}"
+            )
+        msgspec.structs.force_setattr(self, "limits", {**DEFAULT_LIMITS, **self.limits})
 
     def with_limits(self, limits: Mapping[str, float]) -> Thresholds:
-        """The same with other limits for some checks.
+        """Returns the same thresholds with other limits for some checks.
 
         Raises:
             ConfigError: There is no such check.
         """
-        _check_names(limits, "limits")
-        return replace(self, limits=MappingProxyType({**self.limits, **limits}))
+        return msgspec.structs.replace(self, limits={**self.limits, **limits})
 
 
 @cache
 def get_thresholds(lang: str) -> Thresholds:
-    """Thresholds for translations into a language.
+    """Returns the thresholds for translations into a language.
 
     Raises:
         ConfigError: There is no such language, or its [quality] section is at fault.
@@ -150,51 +158,13 @@ def get_thresholds(lang: str) -> Thresholds:
 
 
 def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
-    """Read a [quality] section.
+    """Reads a [quality] section.
 
     Raises:
         ConfigError: A key is unknown, or a value of another type than expected.
     """
-    known = [f.name for f in fields(Thresholds)]
-    if unknown := sorted(set(table) - set(known)):
-        raise ConfigError(f"{where}: {', '.join(unknown)} unknown; known: {', '.join(known)}.")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key == "limits":
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}.limits is {value!r}, expected a table of numbers.")
-            _check_names(value, f"{where}.limits")
-            given = {
-                name: _number(limit, f"{where}.limits.{name}") for name, limit in value.items()
-            }
-            values[key] = MappingProxyType({**DEFAULT_LIMITS, **given})
-        elif key.startswith("length_"):
-            values[key] = _number(value, f"{where}.{key}")
-            if not values[key] > 0:
-                raise ConfigError(f"{where}.{key} is {value!r}, expected a number above 0.")
-        elif key == "foreign_letters":
-            if not isinstance(value, str):
-                raise ConfigError(f"{where}.{key} is {value!r}, expected letters in one string.")
-            values[key] = value
-        else:
-            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"{where}.{key} is {value!r}, expected a list of strings.")
-            values[key] = frozenset(value) if key == "foreign_words" else tuple(value)
-    return Thresholds(**values)
-
-
-def _check_names(limits: Mapping[str, Any], where: str) -> None:
-    if unknown := sorted(set(limits) - set(DEFAULT_LIMITS)):
-        raise ConfigError(
-            f"{where}: no check is called {', '.join(unknown)}; there are: "
-            f"{', '.join(DEFAULT_LIMITS)}."
-        )
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{where} is {value!r}, expected a number.")
-    return float(value)
+    # of a mapping that is no dictionary msgspec does not refuse unknown keys
+    return convert(dict(table), Thresholds, where)
 
 
 # Up to 39: centuries, kings and wars have no more; suffixes as in "XIXe" and "IIIrd".

@@ -32,7 +32,7 @@ from lrm_ext.translate.quality.form_checks import (
     check_script,
     check_structure,
 )
-from lrm_ext.translate.quality.language_id import (
+from lrm_ext.translate.quality.language_checks import (
     check_language,
     check_near,
     identify,

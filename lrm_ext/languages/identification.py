@@ -1,14 +1,14 @@
-"""Checks `language` and `near`: is a translation in the language that was asked for?
+"""Identifies the language of a text among the project's languages and those like them.
 
-py3langid (4.5 MB, offline) scores the candidates: our languages and the rivals that the target's
-file names. Languages that it cannot tell apart in a sentence (Croatian, Serbian) count as one;
-`near` looks closer at those: "šta" and "gde" are Serbian, "ľ" is Slovak and not Czech; the
-language's file lists them. Under four words the identifier is not asked, for it would guess.
+py3langid (4.5 MB, offline) scores the candidates: the languages that have a file, and those that
+the [quality] sections of these files name as near or as rivals.
 
 py3langid walks through a text byte by byte: each few letters that its automaton knows count for
 some languages and against others. `LetterScores` has all texts of a batch take each step together,
-in numpy; a text by itself is walked in Python. Both find the same letters and add them up in the
-same order, in float64, so that a score does not depend on the batch.
+in numpy; a single text is walked in Python. Both find the same letters and add them up in the same
+order, in float64, so that a score does not depend on the batch. It reads the arrays of py3langid's
+model, because the public interface takes one text at a time, which costs several times as much, and
+computes in float32, which would change scores.
 """
 
 from __future__ import annotations
@@ -19,106 +19,45 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llava.errors import ConfigError
+from lrm_ext.languages._toml import convert
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, get_thresholds
 
-MIN_WORDS = 4
-MIN_LETTERS_UNSPACED = 6
 # questions and answers repeat
 _MAX_KNOWN = 1 << 14
 _MAX_KNOWN_LENGTH = 1000
 _known: dict[str, Mapping[str, float]] = {}
 
 
-def is_too_short(pair: TextPair) -> bool:
-    """Whether the language of a translation cannot be told from it alone."""
-    return len(pair.target_words) < _minimum(pair.target_lang)
+class Confusable(msgspec.Struct, frozen=True):
+    """Languages that an identifier may take a language for.
 
-
-@cache
-def _others_of_script(lang: str) -> bool:
-    script = get_language(lang).script
-    return any(get_language(code).script == script for code in list_languages() if code != lang)
-
-
-def _is_told_by_script(lang: str, thresholds: Thresholds) -> bool:
-    """Whether no other candidate is written like the language: the check of script is enough."""
-    return not (thresholds.near or thresholds.rivals or _others_of_script(lang))
-
-
-def _minimum(lang: str) -> int:
-    return MIN_WORDS if get_language(lang).spaced else MIN_LETTERS_UNSPACED
-
-
-def check_language(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How much likelier another language is, as a power of e; None if too short.
-
-    0 if the translation's own language is the likeliest, or one that cannot be told from it.
+    Attributes:
+        near: Codes of languages that it cannot tell from it in a sentence.
+        rivals: Codes of others, beside those of the project.
     """
-    if is_too_short(pair) or _is_told_by_script(pair.target_lang, thresholds):
-        return None
-    scores = _total(pair.parts)
-    if pair.target_lang not in scores:
-        return None  # the identifier does not know the language
-    own = max([scores[code] for code in (pair.target_lang, *thresholds.near) if code in scores])
-    best, foreign = pair.target_lang, own
-    for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
-        if scores.get(code, own) > foreign:
-            best, foreign = code, scores[code]
-    if best == pair.target_lang:
-        return Measured(0.0, "")
-    return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+
+    near: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
 
 
-def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:
-    """Look at the languages of many translations at once, so that `check_language` knows them."""
-    parts = [
-        part
-        for pair in pairs
-        if not _is_told_by_script(pair.target_lang, thresholds)
-        for part in pair.parts
-    ]
-    fresh = [
-        part
-        for part in dict.fromkeys(parts)
-        if part not in _known and len(part) <= _MAX_KNOWN_LENGTH
-    ]
-    if len(_known) + len(fresh) > _MAX_KNOWN:
-        _known.clear()
-    _known.update(zip(fresh, _score_all(fresh), strict=True))
-
-
-@cache
-def _foreign(lang: str, near: tuple[str, ...], rivals: tuple[str, ...]) -> tuple[str, ...]:
-    others = dict.fromkeys((*list_languages(), *rivals))
-    return tuple(code for code in others if code != lang and code not in near)
-
-
-@cache
-def _candidates(lang: str, others: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*list_languages(), lang, *others)))
-
-
-def candidates(lang: str, thresholds: Thresholds) -> tuple[str, ...]:
-    """Codes of the languages that a text is told apart from."""
-    return _candidates(lang, (*thresholds.near, *thresholds.rivals))
+def candidates(lang: str, confusable: Confusable) -> tuple[str, ...]:
+    """Returns the codes of the languages that a text is told apart from."""
+    others = (*list_languages(), lang, *confusable.near, *confusable.rivals)
+    return tuple(dict.fromkeys(others))
 
 
 def probabilities(text: str, among: Sequence[str]) -> dict[str, float]:
-    """How probable each of some languages is, as the identifier sees it.
+    """Returns how probable each of some languages is.
 
     Args:
         text: Some words.
         among: Codes of languages; those that the identifier does not know are left out.
-
-    Raises:
-        ConfigError: py3langid is not installed.
     """
-    found = _total((text,))
+    found = log_scores((text,))
     scores = {code: found[code] for code in among if code in found}
     if not scores:
         return {}
@@ -128,12 +67,25 @@ def probabilities(text: str, among: Sequence[str]) -> dict[str, float]:
     return {code: value / total for code, value in odds.items()}
 
 
-def _total(parts: Sequence[str]) -> Mapping[str, float]:
+def log_scores(parts: Sequence[str]) -> Mapping[str, float]:
+    """Returns the log probability of a text, given in parts, in each language; {} if unknown."""
     scores = [score for score in map(_score, parts) if score]
     if len(scores) < 2:
         return scores[0] if scores else {}
     # the identifier adds up what each few letters say, so the parts' scores add up to the whole's
     return {code: sum([score[code] for score in scores]) for code in scores[0]}
+
+
+def score_ahead(texts: Iterable[str]) -> None:
+    """Scores many texts at once, so that `log_scores` knows them."""
+    fresh = [
+        text
+        for text in dict.fromkeys(texts)
+        if text not in _known and len(text) <= _MAX_KNOWN_LENGTH
+    ]
+    if len(_known) + len(fresh) > _MAX_KNOWN:
+        _known.clear()
+    _known.update(zip(fresh, _score_all(fresh), strict=True))
 
 
 def _score(text: str) -> Mapping[str, float]:
@@ -161,24 +113,21 @@ def _score_all(texts: Sequence[str]) -> list[Mapping[str, float]]:
 
 @cache
 def _letter_scores() -> LetterScores:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise ConfigError(
-            "the check of the language needs py3langid: pip install py3langid"
-        ) from error
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
-    known = set(identifier.labels)
+    wanted: set[str] = set()
+    for language in map(get_language, list_languages()):
+        confusable = convert(language.quality, Confusable, f"{language.path}: quality")
+        wanted.update(candidates(language.code, confusable))
     # few candidates are scored ten times faster than all that it knows
-    wanted = {code for lang in list_languages() for code in candidates(lang, get_thresholds(lang))}
-    identifier.set_languages(sorted(wanted & known))
+    identifier.set_languages(sorted(wanted & set(identifier.labels)))
     return LetterScores(identifier)
 
 
 def forget() -> None:
-    """Prepare again for the languages that there are, after one was added or taken away."""
-    for cached in (_letter_scores, _candidates, _foreign, _others_of_script):
-        cached.cache_clear()
+    """Forgets what was prepared for the languages that there are, after these have changed."""
+    _letter_scores.cache_clear()
     _known.clear()
 
 
@@ -264,23 +213,3 @@ class LetterScores:
             starts = np.flatnonzero(np.diff(owner, prepend=-1))
             scores[owner[starts]] = np.add.reduceat(terms, starts) + self._prior
         return scores
-
-
-def check_near(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """The share of words that a near language has and this one has not.
-
-    Words that stand in the text too are names; they are not counted.
-    """
-    if not pair.target_words or not (thresholds.foreign_letters or thresholds.foreign_words):
-        return None
-    found = thresholds.foreign_words.intersection(pair.target_words)
-    text = pair.target_prose.casefold()
-    if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
-        found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
-    if found:
-        found = found.difference(pair.source_words)
-    if not found:
-        return Measured(0.0, "")
-    foreign = [word for word in pair.target_words if word in found]
-    listed = ", ".join(dict.fromkeys(foreign))
-    return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")
