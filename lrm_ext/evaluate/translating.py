@@ -32,7 +32,7 @@ from lrm_ext.evaluate.kinds import DESCRIPTION_FILE, get_kind, read_description
 from lrm_ext.evaluate.plain import ANSWERS
 from lrm_ext.evaluate.registry import Benchmark
 from lrm_ext.languages.registry import Language, answer_request, get_language
-from lrm_ext.translate.engines.base import AheadEngine, Usage
+from lrm_ext.translate.engines.base import Usage
 from lrm_ext.translate.runner import Job, build_translator, describe_engines
 from lrm_ext.translate.segment import Given, RowPlan, build_texts, plan_row
 
@@ -133,8 +133,7 @@ def translate_items(
     check = checker.check_rows if checker else None
     translator = build_translator(job)
     try:
-        ahead = (e.rows_ahead for e in translator.engines if isinstance(e, AheadEngine))
-        size = max(_CHUNK, *ahead, 0)
+        size = max(_CHUNK, translator.rows_ahead)
         outcomes: list[Outcome] = []
         for start in range(0, len(parts), size):
             some = parts[start : start + size]

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from lrm_ext.translate.engines.base import Engine, Segment, Usage, identity
-
-log = logging.getLogger(__name__)
+from lrm_ext.translate.engines.base import Engine, EngineError, Segment, Usage, identity
 
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
@@ -121,14 +120,7 @@ class Cache:
             DataError: The disk is full, or the file cannot be written.
         """
         rows = [(key, answer.text, answer.error) for key, answer in answers.items()]
-        spent = (
-            identity(engine),
-            target,
-            usage.requests,
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.usd,
-        )
+        spent = (identity(engine), target, *astuple(usage))
         with self._plain_errors("cannot be written"), self._transaction():
             query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
             num_new = self._db.executemany(query, rows).rowcount if rows else 0
@@ -235,3 +227,61 @@ class Keys:
             more = json.dumps([segment.context, segment.terms])
             digest.update(b"\0" + more.encode())
         return digest.digest()
+
+
+class CachedEngine:
+    """An engine that is asked only for what the cache does not have.
+
+    Args:
+        engine: The engine.
+        cache: Where its answers are kept.
+        source: Code of the source language.
+        target: Code of the target language.
+    """
+
+    def __init__(self, engine: Engine, cache: Cache, source: str, target: str) -> None:
+        self._engine, self._cache, self._target = engine, cache, target
+        self._keys = Keys(engine, source, target)
+
+    def translate(
+        self, segments: Sequence[Segment], counts: Counter[str]
+    ) -> tuple[dict[Segment, CachedAnswer], Usage]:
+        """Look segments up, and have the engine translate the rest; its answers are kept at once.
+
+        Args:
+            segments: Each once.
+            counts: What happened to them is added here.
+
+        Returns:
+            The answers, and what they cost. A segment that the engine says nothing of has none.
+
+        Raises:
+            EngineError: The engine cannot go on; what it answered is in the cache.
+            DataError: The cache cannot be read or written.
+        """
+        engine, usage = self._engine, Usage()
+        keys = {segment: self._keys.key(segment) for segment in segments}
+        answers: dict[Segment, CachedAnswer] = {}
+        if not engine.is_table:
+            found = self._cache.get_many(list(keys.values()))
+            answers = {segment: found[key] for segment, key in keys.items() if key in found}
+            counts[f"{engine.name}: from the cache"] += len(answers)
+        missing = [segment for segment in segments if segment not in answers]
+        for reply in engine.translate(missing) if missing else ():
+            fresh: dict[bytes, CachedAnswer] = {}
+            for outcome in reply.outcomes:
+                if not 0 <= outcome.index < len(missing):
+                    raise EngineError(
+                        f"engine {engine.name!r} answered segment {outcome.index} of "
+                        f"{len(missing)}; its code is at fault."
+                    )
+                segment = missing[outcome.index]
+                answers[segment] = CachedAnswer(outcome.text, outcome.error, outcome.is_final)
+                if outcome.is_final:
+                    fresh[keys[segment]] = answers[segment]
+            if not engine.is_table:
+                num_twice = self._cache.put(fresh, engine, self._target, reply.usage)
+                counts[f"{engine.name}: asked by another run, too"] += num_twice
+            usage += reply.usage
+            counts[f"{engine.name}: asked"] += len(reply.outcomes)
+        return answers, usage

@@ -174,7 +174,7 @@ def find_spans(text: str, any_quotation: bool = False) -> tuple[Span, ...]:
         >>> find_spans('The sign reads "STOP" in 2 languages.')
         (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
     """
-    find = _known if len(text) <= _MAX_KNOWN_LENGTH else _find
+    find = _find if len(text) <= _MAX_KNOWN_LENGTH else _find.__wrapped__
     return find(text, any_quotation)
 
 
@@ -183,17 +183,11 @@ _MAX_KNOWN_LENGTH = 1000
 
 # a line is taken apart, masked, compared and checked; all lines of a record batch at each step
 @lru_cache(maxsize=1 << 15)
-def _known(text: str, any_quotation: bool) -> tuple[Span, ...]:
-    return _find(text, any_quotation)
-
-
 def _find(text: str, any_quotation: bool) -> tuple[Span, ...]:
     if _TRIGGER.search(text) is None:
         return ()
     kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
-    if not kinds:
-        return ()
-    return tuple(_matches(_pattern(kinds), text, 0, len(text), any_quotation))
+    return tuple(_matches(_pattern(kinds), text, 0, len(text), any_quotation)) if kinds else ()
 
 
 def _matches(
@@ -227,19 +221,19 @@ def _is_image_text(text: str, start: int, end: int) -> bool:
         end: Index after the closing mark.
     """
     quoted = text[start + 1 : end - 1].strip(" .,!?")
-    if not any(map(str.islower, quoted)) and any(map(str.isupper, quoted)):
-        return True
-    if any(map(str.isdigit, quoted)):
-        return True
-    if quoted and not any(map(str.isspace, quoted)) and not _PLAIN_WORD.fullmatch(quoted):
-        return True
     before = _CLAUSE_END.split(text[max(0, start - _BEFORE) : start])[-1]
     after = _CLAUSE_END.split(text[end : end + _AFTER])[0]
-    if _CUE.search(before) or _CUE.search(after):
-        return True
-    if _NAME_BEFORE.search(before) or _ON_IT.match(after):
-        return True
-    return not any(map(str.isalnum, text[:start] + text[end:]))
+    is_one_word = quoted != "" and not any(map(str.isspace, quoted))
+    return bool(
+        (not any(map(str.islower, quoted)) and any(map(str.isupper, quoted)))
+        or any(map(str.isdigit, quoted))
+        or (is_one_word and not _PLAIN_WORD.fullmatch(quoted))
+        or _CUE.search(before)
+        or _CUE.search(after)
+        or _NAME_BEFORE.search(before)
+        or _ON_IT.match(after)
+        or not any(map(str.isalnum, text[:start] + text[end:]))
+    )
 
 
 def plain_characters(text: str) -> str:
@@ -395,15 +389,9 @@ def _is_word(character: str) -> bool:
     return character.isascii() and character.isalnum()
 
 
-_PLACEHOLDERS: dict[str, re.Pattern[str]] = {}
-
-
+@cache
 def _placeholder(style: str) -> re.Pattern[str]:
     """What an engine may have made of a placeholder."""
-    style = "brackets" if style == "visible" else style
-    if style not in _PLACEHOLDERS:
-        before, after = (
-            r"\s?".join(map(re.escape, half)) for half in STYLES[style].format("\0").split("\0")
-        )
-        _PLACEHOLDERS[style] = re.compile(rf"{before}\s?(\d+)\s?{after}", re.IGNORECASE)
-    return _PLACEHOLDERS[style]
+    form = STYLES["brackets" if style == "visible" else style].format("\0")
+    before, after = (r"\s?".join(map(re.escape, half)) for half in form.split("\0"))
+    return re.compile(rf"{before}\s?(\d+)\s?{after}", re.IGNORECASE)

@@ -22,7 +22,6 @@ from lrm_ext.languages.registry import FOLDER_VARIABLE
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     Engine,
-    OptionValue,
     Reply,
     Segment,
     build_engine,
@@ -152,24 +151,18 @@ class RayWorkers:
         return self._num_wanted or room
 
 
-class RayEngine:
+class RayEngine(Engine):
     """An engine whose work the workers do; see `Engine` for its attributes."""
 
-    is_table = False
-
     def __init__(self, engine: Engine, workers: RayWorkers, recipe: Recipe) -> None:
-        self.name = engine.name
-        self.version = engine.version
-        self.options: Mapping[str, OptionValue] = engine.options
-        self.context = engine.context
-        self.mask_styles = engine.mask_styles
-        self.is_sentence_level = engine.is_sentence_level
+        for name in ("name", "version", "options", "context", "mask_styles", "is_sentence_level"):
+            setattr(self, name, getattr(engine, name))
         self._workers = workers
         self._recipe = recipe
 
     @property
-    def rows_ahead(self) -> int:
-        """See `AheadEngine`: enough for all workers to have something to do."""
+    def rows_ahead(self) -> int:  # type: ignore[override]  # known when the workers are
+        """Enough for all workers to have something to do."""
         return ROWS_PER_WORKER * len(self._workers.actors)
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:

@@ -21,9 +21,10 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +40,16 @@ from lrm_ext.corpus.store import (
     STATUSES,
     TEXT_SCHEMA,
     Corpus,
-    CorpusRow,
     Meta,
+    Text,
     shard_name,
 )
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache
-from lrm_ext.translate.engines.base import AheadEngine, Engine, Usage, build_engine, get_spec
+from lrm_ext.translate.engines.base import Engine, Usage, build_engine, get_spec
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translate.segment import SEEN_TEXT, RowPlan, build_texts, plan_row
-from lrm_ext.translate.translator import Glossary, Judge, Translator
+from lrm_ext.translate.translator import Glossary, Translator
 
 if TYPE_CHECKING:
     from lrm_ext.translate.ray_executor import RayWorkers
@@ -118,8 +119,23 @@ class PartStore:
         shutil.rmtree(self._work, ignore_errors=True)
         return Counter(description["counts"])
 
-    def begin(self) -> None:
-        """Start, or go on where the same job was cut short."""
+    def make(
+        self,
+        batches: Callable[[Sequence[int]], Iterable[pa.RecordBatch]],
+        progress: Callable[[int, int], None],
+    ) -> Counter[str]:
+        """Make the parts that are not there, or go on where the same job was cut short.
+
+        Args:
+            batches: Makes parts, given their numbers; each is written before the next is made.
+            progress: Called with the numbers of parts done and in all.
+
+        Returns:
+            Rows by status and by reason.
+
+        Raises:
+            DataError: The disk is full, or the folder cannot be written.
+        """
         with _disk_errors(self._work):
             job = self._work / "job.json"
             if not job.is_file() or job.read_text(encoding="utf-8") != _dump(self.job):
@@ -128,53 +144,43 @@ class PartStore:
                 _write(job, self.job)
             for path in (self._work / "parts").glob(".*.partial"):
                 path.unlink()
+        missing = self.missing()
+        num_done = self.num_parts - len(missing)
+        progress(num_done, self.num_parts)
+        for number, batch in zip(missing, batches(missing), strict=True):
+            self._write_part(number, batch)
+            num_done += 1
+            progress(num_done, self.num_parts)
+        return self._commit()
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not done."""
-        return [n for n in range(self.num_parts) if not self.is_done(n)]
-
-    def is_done(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._part(number).is_file()
+        return [n for n in range(self.num_parts) if not self._part(n).is_file()]
 
     def row_numbers(self, number: int) -> range:
         """The rows of a part."""
         start = number * self._meta.rows_per_batch
         return range(start, min(start + self._meta.rows_per_batch, self._meta.num_rows))
 
-    def rows(self, number: int) -> Iterator[tuple[int, CorpusRow]]:
-        """The English rows of a part, with their numbers."""
-        return ((i, self.corpus.row(i)) for i in self.row_numbers(number))
-
-    def write(self, number: int, batch: pa.RecordBatch) -> None:
-        """Write a part.
-
-        Raises:
-            DataError: The disk is full, or the folder cannot be written.
-        """
+    def _write_part(self, number: int, batch: pa.RecordBatch) -> None:
         assert batch.num_rows == len(self.row_numbers(number))
         path = self._part(number)
-        with _disk_errors(path), writing(path) as partial:
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
+        with _disk_errors(path), writing(path) as new:
+            with (
+                pa.OSFile(str(new), "wb") as sink,
+                pa.ipc.new_file(sink, TEXT_SCHEMA) as file,
+            ):
                 file.write_batch(batch)
-            _sync(partial)
+            _sync(new)
 
-    def commit(self) -> Counter[str]:
-        """Put all parts together and make them part of the corpus.
-
-        Returns:
-            Rows by status and by reason.
-
-        Raises:
-            DataError: The disk is full, or a part is damaged.
-        """
+    def _commit(self) -> Counter[str]:
+        """Put all parts together and make them part of the corpus."""
         out = self._work / "out"
         with _disk_errors(out):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             counts = self._assemble(out)
-            description = {**self.job, "counts": dict(sorted(counts.items()))}
-            _write(out / DESCRIPTION_FILE, description)
+            _write(out / DESCRIPTION_FILE, {**self.job, "counts": dict(sorted(counts.items()))})
             if self._final.exists():
                 shutil.rmtree(self._work / "old", ignore_errors=True)
                 self._final.rename(self._work / "old")
@@ -223,9 +229,9 @@ class PartStore:
                 return
             # by name: the order does not depend on who finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
-            with writing(path) as partial:
-                replace(meta, counts=languages).dump(partial)
-                _sync(partial)
+            with writing(path) as new:
+                replace(meta, counts=languages).dump(new)
+                _sync(new)
 
     def _part(self, number: int) -> Path:
         return self._work / "parts" / shard_name(number)
@@ -259,9 +265,9 @@ def _dump(data: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    with writing(path) as partial:
-        partial.write_text(_dump(data), encoding="utf-8")
-        _sync(partial)
+    with writing(path) as new:
+        new.write_text(_dump(data), encoding="utf-8")
+        _sync(new)
 
 
 def _sync(path: Path) -> None:
@@ -326,15 +332,11 @@ class Result:
         counts: Rows of the language by status, "not translatable", and "<status>: <reason>".
         work: What happened to units: asked, found in the cache, by which way.
         usage: What this run cost.
-        num_parts: Parts in all.
-        num_done: Parts that were done before this run.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     work: Counter[str] = field(default_factory=Counter)
     usage: Usage = field(default_factory=Usage)
-    num_parts: int = 0
-    num_done: int = 0
 
 
 def translate_corpus(
@@ -357,60 +359,44 @@ def translate_corpus(
     corpus = Corpus.open(job.corpus)
     if get_language(job.target).code == ENGLISH:
         raise ConfigError("the corpus is English; choose another language to translate into.")
-    translator = build_translator(job, workers=workers)
+    translator = build_translator(job, workers)
     lock = job.corpus / "text" / f".{job.target}.lock"
     try:
         with locked(lock, f"translation into {job.target!r}"):
             store = PartStore(corpus, job.target, describe(job, translator))
             if (counts := store.finished()) is not None:
                 log.info("%s: the texts in %s are complete", job.corpus, job.target)
-                return Result(counts, num_parts=store.num_parts, num_done=store.num_parts)
+                return Result(counts)
             _check_free(job)
-            store.begin()
-            missing = store.missing()
-            result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
-            progress(result.num_done, result.num_parts)
-            steps = _translate_parts(job, store, translator, missing)
-            for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
-                result.work += work
-                result.usage += usage
-                progress(done, result.num_parts)
-            result.counts = store.commit()
-            return result
+            counts = store.make(partial(_translated, job, store, translator), progress)
+            return Result(counts, +translator.counts, translator.usage)
     finally:
         translator.close()
 
 
-def _translate_parts(
+def _translated(
     job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
-) -> Iterator[tuple[Counter[str], Usage]]:
+) -> Iterator[pa.RecordBatch]:
     """Translate parts; an engine that wants much at once is asked about many of them first."""
-    if not numbers:
-        return
-    rows = max(e.rows_ahead if isinstance(e, AheadEngine) else 0 for e in translator.engines)
+    checker = job.checker()
+    rows = translator.rows_ahead if numbers else 0
     size = max(1, rows // max(1, len(store.row_numbers(0))))
-    for start in range(0, len(numbers), size):
-        group = numbers[start : start + size]
-        work: Counter[str] = Counter()
-        usage = Usage()
-        if rows:
-            translator.counts, translator.usage = Counter(), Usage()
-            plans = (plan for number in group for plan in _plans(job, store, number).values())
+    for i, number in enumerate(numbers):
+        if rows and i % size == 0:
+            before = translator.counts.copy()
+            plans = (plan for n in numbers[i : i + size] for plan in _plans(job, store, n).values())
             translator.translate(unit for plan in plans for unit in plan.units)
             # found again below: all but what was asked is counted there
             asked = {k: n for k, n in translator.counts.items() if k.endswith(": asked")}
-            work, usage = Counter(asked), translator.usage
-        for number in group:
-            more_work, more_usage = translate_part(job, store, translator, number)
-            yield work + more_work, usage + more_usage
-            work, usage = Counter(), Usage()
+            translator.counts = Counter({**before, **asked})
+        yield _translate_part(job, store, translator, checker, number)
 
 
 def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
     return {
         i: plan_row(row, job.target, job.seen_text)
-        for i, row in store.rows(number)
-        if row.translatable
+        for i in store.row_numbers(number)
+        if (row := store.corpus.row(i)).translatable
     }
 
 
@@ -426,57 +412,43 @@ def collecting_rarely() -> Iterator[None]:
 
 
 @collecting_rarely()
-def translate_part(
-    job: Job, store: PartStore, translator: Translator, number: int
-) -> tuple[Counter[str], Usage]:
-    """Translate one part and write it.
-
-    Returns:
-        What happened to its units, and the cost.
-    """
-    translator.counts, translator.usage = Counter(), Usage()
+def _translate_part(
+    job: Job, store: PartStore, translator: Translator, checker: Checker | None, number: int
+) -> pa.RecordBatch:
     plans = _plans(job, store, number)
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
-    checker = job.checker()
     check = checker.check_rows if checker else None
     texts = dict(zip(plans, build_texts([*plans.values()], translations, check), strict=True))
-    records = [texts[i].to_arrow() if i in texts else _NO_TEXT for i in store.row_numbers(number)]
-    store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
-    return translator.counts, translator.usage
+    return batch_of(texts.get(i) for i in store.row_numbers(number))
 
 
-def build_translator(
-    job: Job, cache: Cache | None = None, workers: RayWorkers | None = None
-) -> Translator:
+def batch_of(texts: Iterable[Text | None]) -> pa.RecordBatch:
+    """Texts as a part is written; None where a row has none."""
+    records = [_NO_TEXT if text is None else text.to_arrow() for text in texts]
+    return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)
+
+
+def build_translator(job: Job, workers: RayWorkers | None = None) -> Translator:
     """Make the engines and the glossary of a job; no model is loaded yet.
 
     Args:
         job: The job.
-        cache: Where answers are kept; the job's file if left out.
         workers: Do the work of local engines; this process does it if left out.
 
     Raises:
         ConfigError: An engine is unknown, or does not translate into the language.
     """
     glossary = Glossary.load(job.glossary, job.target)
-    cache = Cache(job.cache) if cache is None else cache
+    cache = Cache(job.cache)
     engines: list[Engine] = []
     for name, options in job.engines:
         engine = build_engine(name, options, job.target, cache)
         engines.append(workers.wrap(engine, name, options, job.target) if workers else engine)
     checker = job.checker()
-    judge = _judge(checker) if checker and len(engines) > 1 else None
-    return Translator(engines, cache, job.target, glossary, judge)
-
-
-def _judge(checker: Checker) -> Judge:
-    """Has the next engine tried if a check fails."""
-
-    def judge(source: str, target: str) -> str | None:
-        reasons = checker.check_text(source, target).reasons
-        return reasons[0] if reasons else None
-
-    return judge
+    is_good = None
+    if checker and len(engines) > 1:
+        is_good = lambda source, target: checker.check_text(source, target).ok  # noqa: E731
+    return Translator(engines, cache, job.target, glossary, is_good)
 
 
 def describe(job: Job, translator: Translator) -> dict[str, Any]:

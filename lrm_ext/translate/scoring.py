@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus, CorpusRow, Text
-from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, Text
+from lrm_ext.translate.cache import Cache, CachedEngine
 from lrm_ext.translate.engines.base import Engine, Segment, get_spec, identity, parse_options
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
-from lrm_ext.translate.runner import PartStore, locked, read_description, text_dir
+from lrm_ext.translate.runner import PartStore, batch_of, locked, read_description, text_dir
 from lrm_ext.translate.segment import UNIT, frame
 
 # These take no notice of the language that they are asked to translate from.
@@ -34,7 +35,23 @@ Pairs = Sequence[tuple[str, str]]
 Options = Mapping[str, str]
 
 
-class BackTranslation:
+class Scorer(Protocol):
+    """Judges pairs of an English text and its translation.
+
+    Attributes:
+        identity: All that decides its figures.
+    """
+
+    identity: Mapping[str, Any]
+
+    def score(self, pairs: Pairs) -> list[float | None]:
+        """Judge pairs; None where it cannot."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class BackTranslation(Scorer):
     """Translates back into English and compares: 1 - chrF, from 0 (the same) to 1.
 
     Args:
@@ -65,35 +82,22 @@ class BackTranslation:
         settings = parse_options(spec, {k: v for k, v in options.items() if k != "engine"})
         self._cache = Cache(cache)
         self._engine: Engine = spec.build(settings, lang, ENGLISH, self._cache)
-        self._keys = Keys(self._engine, lang, ENGLISH)
+        self._cached = CachedEngine(self._engine, self._cache, lang, ENGLISH)
         self._chrf = CHRF()
         metric = f"chrF of sacrebleu {sacrebleu.__version__}"
-        self.identity: Mapping[str, Any] = {"engine": identity(self._engine), "metric": metric}
+        self.identity = {"engine": identity(self._engine), "metric": metric}
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs of an English text and its translation; None where it cannot."""
-        back = self._translate(list(dict.fromkeys(target for _, target in pairs)))
+        """See `Scorer`."""
+        asked = dict.fromkeys(Segment(target) for _, target in pairs)
+        answers, _ = self._cached.translate(list(asked), Counter())
+        back = [answers.get(Segment(target)) for _, target in pairs]
         return [
             None
-            if (text := back.get(target)) is None
-            else 1 - self._chrf.sentence_score(text, [source]).score / 100
-            for source, target in pairs
+            if answer is None or answer.text is None
+            else 1 - self._chrf.sentence_score(answer.text, [source]).score / 100
+            for (source, _), answer in zip(pairs, back, strict=True)
         ]
-
-    def _translate(self, texts: Sequence[str]) -> dict[str, str | None]:
-        keys = {text: self._keys.key(Segment(text)) for text in texts}
-        known = self._cache.get_many(list(keys.values()))
-        found = {text: known[key].text for text, key in keys.items() if key in known}
-        missing = [text for text in texts if text not in found]
-        for reply in self._engine.translate([Segment(text) for text in missing]) if missing else ():
-            fresh: dict[bytes, CachedAnswer] = {}
-            for outcome in reply.outcomes:
-                text = missing[outcome.index]
-                found[text] = outcome.text
-                if outcome.is_final:
-                    fresh[keys[text]] = CachedAnswer(outcome.text, outcome.error)
-            self._cache.put(fresh, self._engine, ENGLISH, reply.usage)
-        return found
 
     def close(self) -> None:
         """Close engine and cache."""
@@ -101,7 +105,7 @@ class BackTranslation:
         self._cache.close()
 
 
-class Labse:
+class Labse(Scorer):
     """Compares meanings across languages: 1 - cosine of LaBSE's sentence vectors, from 0 to 2.
 
     Args:
@@ -111,14 +115,26 @@ class Labse:
     """
 
     def __init__(self, options: Options, lang: str, cache: Path) -> None:
-        _check_options("labse", options, ("model", "device"))
-        self._model_name = options.get("model", "setu4993/LaBSE")
-        self._device = options.get("device", "cpu")
-        self._loaded: tuple[Any, Any] | None = None
-        self.identity: Mapping[str, Any] = {"model": self._model_name}
+        self._options = _options("labse", options, model="setu4993/LaBSE", device="cpu")
+        self.identity = {"model": self._options["model"]}
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model."""
+        from transformers import AutoModel, AutoTokenizer
+
+        name = self._options["model"]
+        try:
+            model = AutoModel.from_pretrained(name).eval().to(self._options["device"])
+            return AutoTokenizer.from_pretrained(name), model
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"labse: the model {name!r} cannot be loaded ({error}); expected a folder or a "
+                "name on the hub with --option labse.model=..."
+            ) from error
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs of an English text and its translation; None where it cannot."""
+        """See `Scorer`."""
         import torch
 
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -134,18 +150,6 @@ class Labse:
         """Unit vectors, `[len(texts), D]`, float32."""
         import torch
 
-        if self._loaded is None:
-            from transformers import AutoModel, AutoTokenizer
-
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self._model_name)
-                model = AutoModel.from_pretrained(self._model_name).eval().to(self._device)
-            except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"labse: the model {self._model_name!r} cannot be loaded ({error}); expected "
-                    "a folder or a name on the hub with --option labse.model=..."
-                ) from error
-            self._loaded = tokenizer, model
         tokenizer, model = self._loaded
         inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
         inputs = inputs.to(model.device)
@@ -153,12 +157,8 @@ class Labse:
             pooled = model(**inputs).pooler_output.float().cpu()
         return torch.nn.functional.normalize(pooled, dim=-1)
 
-    def close(self) -> None:
-        """Forget the model."""
-        self._loaded = None
 
-
-class CometQE:
+class CometQE(Scorer):
     """Asks a model that learnt from people's judgement: 1 - COMET's estimate without a reference.
 
     Args:
@@ -171,7 +171,6 @@ class CometQE:
     """
 
     def __init__(self, options: Options, lang: str, cache: Path) -> None:
-        _check_options("comet", options, ("model", "gpus"))
         try:
             import comet
         except ImportError as error:
@@ -180,28 +179,24 @@ class CometQE:
                 "transformers than the rest of this project; give it an environment of its own."
             ) from error
         self._comet: Any = comet
-        self._model_name = options.get("model", "Unbabel/wmt22-cometkiwi-da")
-        self._gpus = int(options.get("gpus", "0"))
-        self._model: Any = None
-        self.identity: Mapping[str, Any] = {"model": self._model_name}
+        self._options = _options("comet", options, model="Unbabel/wmt22-cometkiwi-da", gpus="0")
+        self.identity = {"model": self._options["model"]}
+
+    @cached_property
+    def _model(self) -> Any:
+        name = self._options["model"]
+        path = name if Path(name).is_file() else self._comet.download_model(name)
+        return self._comet.load_from_checkpoint(path)
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs of an English text and its translation; None where it cannot."""
-        if self._model is None:
-            path = self._model_name
-            if not Path(path).is_file():
-                path = self._comet.download_model(path)
-            self._model = self._comet.load_from_checkpoint(path)
+        """See `Scorer`."""
         data = [{"src": source, "mt": target} for source, target in pairs]
-        found = self._model.predict(data, batch_size=_BATCH, gpus=self._gpus, progress_bar=False)
+        found = self._model.predict(
+            data, batch_size=_BATCH, gpus=int(self._options["gpus"]), progress_bar=False
+        )
         return [1 - float(score) for score in found.scores]
 
-    def close(self) -> None:
-        """Forget the model."""
-        self._model = None
 
-
-Scorer = BackTranslation | Labse | CometQE
 SCORERS: Mapping[str, Callable[[Options, str, Path], Scorer]] = MappingProxyType(
     {"back-translation": BackTranslation, "labse": Labse, "comet": CometQE}
 )
@@ -226,18 +221,19 @@ def split_scorer_options(texts: Sequence[str], names: Sequence[str]) -> dict[str
     return result
 
 
-def _check_options(name: str, options: Options, known: Sequence[str]) -> None:
-    if unknown := sorted(set(options) - set(known)):
+def _options(name: str, options: Options, **defaults: str) -> dict[str, str]:
+    """The options of a scorer; defaults where they are not given."""
+    if unknown := sorted(options.keys() - defaults.keys()):
         raise ConfigError(
-            f"score {name!r} has no option {', '.join(unknown)}; it has: {', '.join(known)}."
+            f"score {name!r} has no option {', '.join(unknown)}; it has: {', '.join(defaults)}."
         )
+    return {**defaults, **options}
 
 
 CHECKS = "checks"
 NAMES = (CHECKS, *SCORERS)
 # Of fewer words no scorer can say much; a row without longer ones is judged as a whole.
 _MIN_WORDS = 4
-_NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
 
 
 @dataclass(frozen=True)
@@ -294,12 +290,9 @@ def score_corpus(
             store = PartStore(corpus, job.lang, _describe(job, tools))
             if (counts := store.finished()) is not None:
                 return counts
-            store.begin()
-            missing = store.missing()
-            for done, number in enumerate(missing, start=store.num_parts - len(missing) + 1):
-                store.write(number, _score_part(job, store, tools, number))
-                progress(done, store.num_parts)
-            return store.commit()
+            return store.make(
+                lambda numbers: (_score_part(job, store, tools, n) for n in numbers), progress
+            )
     finally:
         for scorer in tools.scorers.values():
             scorer.close()
@@ -339,42 +332,39 @@ def _describe(job: ScoreJob, tools: _Tools) -> dict[str, Any]:
 
 
 def _score_part(job: ScoreJob, store: PartStore, tools: _Tools, number: int) -> pa.RecordBatch:
-    rows = [(row, store.corpus.text(job.lang, i)) for i, row in store.rows(number)]
-    there = [i for i, (_, text) in enumerate(rows) if text is not None]
-    texts = {i: text for i in there if (text := rows[i][1]) is not None}
+    numbers = store.row_numbers(number)
+    rows = {i: store.corpus.row(i) for i in numbers}
+    texts = {i: text for i in numbers if (text := store.corpus.text(job.lang, i)) is not None}
     if tools.checker is not None:
-        texts = {i: _checked(rows[i][0], text, tools.checker) for i, text in texts.items()}
+        texts = {i: _checked(rows[i], text, tools.checker) for i, text in texts.items()}
     for name, scorer in tools.scorers.items():
         # what has no translation cannot be judged
-        judged = {i: pairs_of(rows[i][0], t) for i, t in texts.items() if _is_translated(t)}
+        judged = {i: pairs_of(rows[i], t) for i, t in texts.items() if _is_translated(t)}
         pairs = list(dict.fromkeys(pair for found in judged.values() for pair in found))
         figures = dict(zip(pairs, scorer.score(pairs), strict=True)) if pairs else {}
         for i, found in judged.items():
             known = [figure for pair in found if (figure := figures[pair]) is not None]
             if known:
                 texts[i] = _scored(texts[i], name, max(known), job.limits.get(name))
-    records = [texts[i].to_arrow() if i in texts else _NO_TEXT for i in range(len(rows))]
-    return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)
+    return batch_of(map(texts.get, numbers))
 
 
 def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
     """Lines of a row and their translations, for a scorer; all as one if all are short."""
-    longer: list[tuple[str, str]] = []
     every: list[tuple[str, str]] = []
     for ours, theirs in zip(row.turns, text.turns, strict=False):
         lines, others = ours.text.splitlines(), theirs.text.splitlines()
         if len(lines) != len(others):
             lines, others = [ours.text], [theirs.text]
-        for line, other in zip(lines, others, strict=True):
-            if not other.strip() or not any(piece.kind == UNIT for piece in frame(line)):
-                continue
-            every.append((line, other))
-            if len(line.split()) >= _MIN_WORDS:
-                longer.append((line, other))
+        every += [
+            (line, other)
+            for line, other in zip(lines, others, strict=True)
+            if other.strip() and any(piece.kind == UNIT for piece in frame(line))
+        ]
+    longer = [pair for pair in every if len(pair[0].split()) >= _MIN_WORDS]
     if longer or not every:
         return longer
-    sources, targets = zip(*every, strict=True)
-    return [("\n".join(sources), "\n".join(targets))]
+    return [("\n".join(line for line, _ in every), "\n".join(other for _, other in every))]
 
 
 def _is_translated(text: Text) -> bool:
@@ -399,14 +389,9 @@ def _scored(text: Text, name: str, figure: float, limit: float | None) -> Text:
     quality = {**(text.quality or {}), name: round(figure, 4)}
     if limit is None:
         return replace(text, quality=quality)
-    reasons = _without(text.reason, name)
+    reasons = [r for r in (text.reason or "").split("; ") if r and not r.startswith(f"{name}: ")]
     status = "ok" if text.status == "suspect" and not reasons else text.status
     if figure > limit:
         reasons.append(f"{name}: {figure:.2f}, the limit is {limit:g}")
         status = "suspect" if status == "ok" else status
     return replace(text, status=status, reason="; ".join(reasons) or None, quality=quality)
-
-
-def _without(reason: str | None, name: str) -> list[str]:
-    parts: Sequence[str] = reason.split("; ") if reason else ()
-    return [part for part in parts if not part.startswith(f"{name}: ")]

@@ -37,7 +37,7 @@ _LEAD = re.compile(
 )
 _OPTION = re.compile(r"\s*\(?[A-H][.):]\s+\S")
 _TABLE_RULE = re.compile(r"(\s*\|\s*)")
-_MAX_SHORT_WORDS = 3
+_MAX_SHORT_WORDS = 3  # of a text that cannot be translated without its question
 
 
 class TurnPiece(NamedTuple):
@@ -65,11 +65,9 @@ def frame(text: str) -> list[TurnPiece]:
     pieces: list[TurnPiece] = []
     end = 0
     for block in _BLOCK.finditer(text) if "```" in text or "$$" in text or "\\" in text else ():
-        if "\n" not in block[0]:  # within a line it is a span like any other
-            continue
-        pieces += _lines(text[end : block.start()])
-        pieces.append(TurnPiece(block[0], COPY))
-        end = block.end()
+        if "\n" in block[0]:  # within a line it is a span like any other
+            pieces += (*_lines(text[end : block.start()]), TurnPiece(block[0], COPY))
+            end = block.end()
     pieces += _lines(text[end:])
     return pieces
 
@@ -90,29 +88,14 @@ def fixed_text(text: str, target: str) -> str | None:
     found = table.get(capital)
     if found is None and text.endswith("."):
         found = table.get(capital[:-1])
-        found = found and found + full_stop(target)
+        found = found and found + get_language(target).full_stop
     if found is not None and text[:1].islower():
         found = found[:1].lower() + found[1:]
     return found
 
 
-def full_stop(lang: str) -> str:
-    """The mark that ends a sentence of the language; "" if it has none."""
-    return get_language(lang).full_stop
-
-
-def is_short(text: str) -> bool:
-    """Whether a text is too short to be translated without its question."""
-    return len(text.split()) <= _MAX_SHORT_WORDS
-
-
-def question_of(text: str) -> str:
-    """The line of a human turn that its answer answers: the last question, or the last line."""
-    return question_among(frame(text))
-
-
 def question_among(pieces: Iterable[TurnPiece]) -> str:
-    """The same, of a turn that was taken apart."""
+    """The line of a human turn that its answer answers: the last question, or the last line."""
     units = [p.text for p in pieces if p.kind == UNIT and not p.is_option]
     questions = [unit for unit in units if unit.rstrip().endswith("?")]
     return (questions or units or [""])[-1]
@@ -150,38 +133,40 @@ def _lines(text: str) -> list[TurnPiece]:
         else:
             lead = _LEAD.match(line)
             start = lead.end() if lead else 0
-            if start:
-                pieces.append(TurnPiece(line[:start], COPY))
+            pieces.append(TurnPiece(line[:start], COPY))
             pieces += _words(line[start:], is_option=_OPTION.match(line) is not None)
     return [piece for piece in pieces if piece.text]
 
 
-def _words(text: str, is_option: bool) -> list[TurnPiece]:
-    """The pieces of a line without its lead."""
-    body = text.rstrip()
-    tail = [TurnPiece(text[len(body) :], COPY)] if len(body) < len(text) else []
-    start = len(body) - len(body.lstrip())
-    head, body = [TurnPiece(body[:start], COPY)] if start else [], body[start:]
-    if _is_wordless(body):
-        return [*head, TurnPiece(body, COPY), *tail]
-    if fixed_text(body, ENGLISH) is not None:
-        return [*head, TurnPiece(body, FIXED), *tail]
+def _words(text: str, is_option: bool) -> Iterator[TurnPiece]:
+    """The pieces of a line without its lead; some may be empty."""
+    body = text.strip()
+    start = text.index(body)
+    yield TurnPiece(text[:start], COPY)
+    yield from _body(body, is_option)
+    yield TurnPiece(text[start + len(body) :], COPY)
+
+
+def _body(body: str, is_option: bool) -> Iterator[TurnPiece]:
+    """The pieces of a line without blanks around it."""
+    kind = COPY if _is_wordless(body) else FIXED if fixed_text(body, ENGLISH) else UNIT
+    if kind != UNIT:
+        yield TurnPiece(body, kind)
+        return
     for prompt in _openings() if ": " in body else ():
         if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
+            yield TurnPiece(prompt, FIXED)
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
-            after = [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
-            return [*head, TurnPiece(prompt, FIXED), *after, *tail]
+            yield from [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
+            return
     prompts = _prompts()
     for prompt in prompts if body.endswith(prompts) else ():
         if body.endswith(" " + prompt):
-            return [
-                *head,
-                *_words(body[: -len(prompt)], is_option),
-                TurnPiece(prompt, FIXED),
-                *tail,
-            ]
-    return [*head, TurnPiece(body, UNIT, is_option), *tail]
+            yield from _words(body[: -len(prompt)], is_option)
+            yield TurnPiece(prompt, FIXED)
+            return
+    yield TurnPiece(body, UNIT, is_option)
 
 
 def _is_wordless(text: str) -> bool:
@@ -322,7 +307,8 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
         chosen: list[Unit] = []
         for piece in pieces:
             fixed = fixed_text(piece.text, target) if piece.kind == FIXED else None
-            needs_context = (is_answer or piece.is_option) and is_short(piece.text)
+            is_short = len(piece.text.split()) <= _MAX_SHORT_WORDS
+            needs_context = is_short and (is_answer or piece.is_option)
             if piece.kind == COPY:
                 parts.append(piece.text)
             elif fixed is not None:
@@ -400,28 +386,29 @@ def _judged(plan: RowPlan, translations: Mapping[Unit, Translated]) -> list[tupl
     """The turns that have something to judge, in both languages."""
     pairs: list[tuple[str, str]] = []
     for parts in plan.turns:
-        if any(isinstance(part, Unit) for part in parts):
-            source, target = "", ""
-            for part in parts:
-                if isinstance(part, Unit):
-                    source, target = source + part.text, target + str(translations[part].text)
-                elif isinstance(part, str):
-                    source, target = source + part, target + part
-            # it was copied, and would have each text searched for mark-up
-            pairs.append((source.removeprefix(_IMAGE), target.removeprefix(_IMAGE)))
+        if not any(isinstance(part, Unit) for part in parts):
+            continue
+        judged = [
+            (p.text, str(translations[p].text)) if isinstance(p, Unit) else (p, p)
+            for p in parts
+            if not isinstance(p, Given)
+        ]
+        # the image token was copied, and would have each text searched for mark-up
+        source, target = (
+            "".join(texts).removeprefix(_IMAGE) for texts in zip(*judged, strict=True)
+        )
+        pairs.append((source, target))
     return pairs
 
 
 def _same_options(units: Sequence[Unit], translations: Mapping[Unit, Translated]) -> str | None:
     """Two options that differ in English and no longer do."""
     seen: dict[str, Unit] = {}
-    for unit in dict.fromkeys(units):
-        text = translations[unit].text
-        if text is None:
-            continue
-        other = seen.setdefault(text.casefold(), unit)
-        if other.text.casefold() != unit.text.casefold():
-            return f"{other.text!r} and {unit.text!r} are both {text!r}"
+    for unit in units:
+        if (text := translations[unit].text) is not None:
+            other = seen.setdefault(text.casefold(), unit)
+            if other.text.casefold() != unit.text.casefold():
+                return f"{other.text!r} and {unit.text!r} are both {text!r}"
     return None
 
 

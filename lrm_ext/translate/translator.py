@@ -17,22 +17,25 @@ engines that can read them.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from llava.errors import ConfigError
+import msgspec
+
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
-from lrm_ext.translate.engines.base import Engine, EngineError, Segment, Usage
+from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
+from lrm_ext.translate.engines.base import Engine, Segment, Usage
 from lrm_ext.translate.protect import Masked, damaged_parts, mask, restore, split
 from lrm_ext.translate.segment import Translated, Unit, sentences
+
+# Not empty, nor blank.
+_Word = Annotated[str, msgspec.Meta(pattern=r"\S")]
 
 
 class Glossary:
@@ -55,16 +58,7 @@ class Glossary:
         """
         if path is None:
             return cls({})
-        data = load_toml(path)
-        for lang, table in data.items():
-            if not isinstance(table, dict) or not all(
-                isinstance(text, str) and text.strip() and term.strip()
-                for term, text in table.items()
-            ):
-                raise ConfigError(
-                    f'{path}: [{lang}] must hold lines of the form "english" = "translation".'
-                )
-        return cls(dict(data.get(target, {})))
+        return cls(load_toml(path, dict[str, dict[_Word, _Word]]).get(target, {}))
 
     def exact(self, text: str) -> str | None:
         """The translation of a text that is a term; a first capital and a full stop are kept."""
@@ -93,13 +87,8 @@ class Glossary:
         )
 
 
-log = logging.getLogger(__name__)
-
 # The reason of what failed for reasons that may pass.
 UNANSWERED = "unanswered"
-
-# Says what is wrong with a translation, or None.
-Judge = Callable[[str, str], str | None]
 
 _QUESTION_MARK = re.compile(r"[?？;;؟]")
 _END = (".", "。")
@@ -123,7 +112,8 @@ class Translator:
         cache: Where answers are kept.
         target: Code of the language to translate into.
         glossary: Terms of that language.
-        judge: Decides whether the next engine is tried; the last one's answer stays.
+        is_good: Whether a text has a good translation; if not, the next engine is tried. The last
+            one's answer stays.
     """
 
     def __init__(
@@ -132,17 +122,17 @@ class Translator:
         cache: Cache,
         target: str,
         glossary: Glossary | None = None,
-        judge: Judge | None = None,
+        is_good: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.target = target
         self.engines = tuple(engines)
         self.counts: Counter[str] = Counter()
         self.usage = Usage()
-        self._cache = cache
         self._glossary = glossary or Glossary({})
-        self._judge = judge
+        self._is_good = is_good
         self._is_spaced = get_language(target).spaced
-        self._keys = {id(engine): Keys(engine, ENGLISH, target) for engine in self.engines}
+        self._cache = cache
+        self._asked = {id(e): CachedEngine(e, cache, ENGLISH, target) for e in self.engines}
 
     def translate(self, units: Iterable[Unit]) -> dict[Unit, Translated]:
         """Translate units, each once however often it occurs.
@@ -162,20 +152,26 @@ class Translator:
         self.counts["units"] += len(done)
         spare: dict[Unit, Translated] = {}
         for engine in self.engines:
-            is_last = engine is self.engines[-1]
+            is_trusted = engine.is_table or engine is self.engines[-1]
+            is_good = None if is_trusted else self._is_good
             for unit, result in self._by_engine(engine, pending).items():
-                fault = None
-                if result.text is not None and not is_last and not engine.is_table and self._judge:
-                    fault = self._judge(unit.text, result.text)
-                if fault is None:
-                    done[unit] = result if result.text is not None else _join(done[unit], result)
-                else:
+                if result.text is None:
+                    done[unit] = _join(done[unit], result)
+                elif is_good and not is_good(unit.text, result.text):
                     spare.setdefault(unit, result)
+                else:
+                    done[unit] = result
             pending = [unit for unit in pending if done[unit].text is None]
         # a doubtful translation is better than none: it is judged, and counted, with its row
         done.update({unit: spare[unit] for unit in pending if unit in spare})
         self.counts["failed"] += sum(result.text is None for result in done.values())
         return done
+
+    @property
+    def rows_ahead(self) -> int:
+        """Rows of the corpus to ask about before the first of them is written."""
+        # another package's engine need not have the attribute
+        return max((getattr(engine, "rows_ahead", 0) for engine in self.engines), default=0)
 
     def close(self) -> None:
         """Close the engines and the cache."""
@@ -190,21 +186,26 @@ class Translator:
         pending = list(units)
         for way, plan_of in self._ways(engine):
             plans = {unit: plan for unit in pending if (plan := plan_of(unit)) is not None}
-            answers = self._ask(engine, plans.values())
+            segments = dict.fromkeys(
+                self._segment(engine, part, plan)
+                for plan in plans.values()
+                for part in plan.parts
+                if isinstance(part, Masked)
+            )
+            answers, usage = self._asked[id(engine)].translate(list(segments), self.counts)
+            self.usage += usage
             for unit, plan in plans.items():
                 text, fault = self._finish(unit, plan, answers, engine)
                 results[unit] = Translated(text, name, fault)
                 if text is not None:
                     self.counts[f"{engine.name}: {way}"] += 1
             # an engine that refuses a text refuses it masked, too
+            given_up = ("engine", UNANSWERED)
             pending = [
                 unit
                 for unit in pending
-                if unit not in results
-                or (
-                    results[unit].text is None
-                    and not results[unit].reason.startswith(("engine", UNANSWERED))
-                )
+                if (found := results.get(unit)) is None
+                or (found.text is None and not found.reason.startswith(given_up))
             ]
         return results
 
@@ -239,54 +240,6 @@ class Translator:
         if style != "visible" and not any(isinstance(p, Masked) and p.parts for p in parts):
             return None  # the same as in sight
         return _Plan(tuple(parts), unit.context if context else "")
-
-    def _ask(self, engine: Engine, plans: Iterable[_Plan]) -> dict[Segment, CachedAnswer]:
-        """Look segments up, and have the engine translate the rest."""
-        segments = list(
-            dict.fromkeys(
-                self._segment(engine, part, plan)
-                for plan in plans
-                for part in plan.parts
-                if isinstance(part, Masked)
-            )
-        )
-        answers: dict[Segment, CachedAnswer] = {}
-        keys = {segment: self._keys[id(engine)].key(segment) for segment in segments}
-        if not engine.is_table:
-            found = self._cache.get_many(list(keys.values()))
-            answers = {segment: found[key] for segment, key in keys.items() if key in found}
-            self.counts[f"{engine.name}: from the cache"] += len(answers)
-        missing = [segment for segment in segments if segment not in answers]
-        if missing:
-            self._ask_for(missing, engine, keys, answers)
-        return answers
-
-    def _ask_for(
-        self,
-        missing: Sequence[Segment],
-        engine: Engine,
-        keys: dict[Segment, bytes],
-        answers: dict[Segment, CachedAnswer],
-    ) -> None:
-        """Have the engine translate segments; what it answers goes into the cache at once."""
-        for reply in engine.translate(missing):
-            fresh: dict[bytes, CachedAnswer] = {}
-            for outcome in reply.outcomes:
-                if not 0 <= outcome.index < len(missing):
-                    raise EngineError(
-                        f"engine {engine.name!r} answered segment {outcome.index} of "
-                        f"{len(missing)}; its code is at fault."
-                    )
-                segment = missing[outcome.index]
-                answers[segment] = CachedAnswer(outcome.text, outcome.error, outcome.is_final)
-                if outcome.is_final:
-                    fresh[keys[segment]] = answers[segment]
-            if not engine.is_table:
-                num_twice = self._cache.put(fresh, engine, self.target, reply.usage)
-                if num_twice:
-                    self.counts[f"{engine.name}: asked by another run, too"] += num_twice
-            self.usage += reply.usage
-            self.counts[f"{engine.name}: asked"] += len(reply.outcomes)
 
     def _segment(self, engine: Engine, part: Masked, plan: _Plan) -> Segment:
         terms = self._glossary.terms_in(part.text) if engine.context == "native" else ()
@@ -344,12 +297,11 @@ def _answer_part(question: str, text: str) -> str | None:
 
 def _cut_plan(text: str) -> _Plan | None:
     pieces = split(text)
-    if all(not is_protected for _, is_protected in pieces):
+    if not any(is_protected for _, is_protected in pieces):
         return None
     return _Plan(
         tuple(
-            piece if is_protected else Masked(piece, (), "visible")
-            for piece, is_protected in pieces
+            part if is_protected else Masked(part, (), "visible") for part, is_protected in pieces
         )
     )
 

@@ -11,26 +11,22 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    Engine,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
     Segment,
     Usage,
     code_of,
     languages_of,
-    options_of,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 _NAME = "apertium"
 _INSTALL = (
@@ -56,21 +52,17 @@ class ApertiumOptions:
     mark_unknown: bool = False
 
 
-class ApertiumEngine:
+class ApertiumEngine(Engine):
     """Pipes segments through one mode, or through several one after another."""
 
     name = _NAME
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("angle", "word", "tag")
-    is_table = False
-    is_sentence_level = False
+    mask_styles = ("angle", "word", "tag")
 
-    def __init__(self, options: ApertiumOptions, target: str) -> None:
-        self._options = options
+    def __init__(self, options: ApertiumOptions, source: str, target: str, ledger: Cache) -> None:
         self._modes = code_of(_NAME, target).split()
         self._check_installed(target)
         self.version = _data_version(self._modes)
-        self.options: Mapping[str, OptionValue] = options_of(options)
+        self.options = asdict(options)
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch; see `Engine.translate`."""
@@ -84,14 +76,14 @@ class ApertiumEngine:
             )
             yield Reply(outcomes, Usage(requests=1))
 
-    def close(self) -> None:
-        """Nothing stays open."""
-
     def _pipe(self, mode: str, texts: Sequence[str]) -> list[str]:
         # a segment that is empty would not be answered
         kept = [i for i, text in enumerate(texts) if text.strip()]
-        stream = "".join(_escape(texts[i]) + _END + "\0" for i in kept)
-        command = [_NAME, "-z", *([] if self._options.mark_unknown else ["-u"]), "-f", "none", mode]
+        stream = "".join(
+            _SPECIAL.sub(r"\\\1", texts[i].replace("\0", " ")) + _END + "\0" for i in kept
+        )
+        unmarked = [] if self.options["mark_unknown"] else ["-u"]
+        command = [_NAME, "-z", *unmarked, "-f", "none", mode]
         try:
             process = subprocess.run(
                 command, input=stream.encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
@@ -120,10 +112,6 @@ class ApertiumEngine:
             )
 
 
-def _escape(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text.replace("\0", " "))
-
-
 def _data_version(modes: Sequence[str]) -> str:
     """A digest of the pairs' dictionaries and rules."""
     digest = hashlib.sha256()
@@ -134,17 +122,13 @@ def _data_version(modes: Sequence[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _build(options: ApertiumOptions, source: str, target: str, ledger: Cache) -> ApertiumEngine:
-    return ApertiumEngine(options, target)
-
-
 SPEC = EngineSpec(
     name=_NAME,
     summary="rule-based, offline, deterministic; for tests and demonstrations",
     licence="GPL",
     cost="free; about 1,000 sentences a second on one core",
     options=ApertiumOptions,
-    build=_build,
+    build=ApertiumEngine,
     languages=lambda: languages_of(_NAME),
     install=_INSTALL,
     likely_code=lambda tag, names: f"eng-{names.iso_639_3}",

@@ -16,9 +16,11 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import msgspec
 
 from llava.errors import ConfigError, UserError
 from lrm_ext.corpus.store import ENGLISH
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from lrm_ext.translate.cache import Cache
 
 OptionValue = str | int | float | bool | None
+# Types of options that are checked where options are read.
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class EngineError(UserError):
@@ -114,7 +119,8 @@ class Reply:
 class Engine(Protocol):
     """Translates segments between two languages.
 
-    Making one is cheap: models are loaded with the first batch.
+    Making one is cheap: models are loaded with the first batch. Ours inherit the defaults below;
+    another package's may, or may set all attributes but `rows_ahead` itself.
 
     Attributes:
         name: The engine's name; part of the cache key.
@@ -126,15 +132,18 @@ class Engine(Protocol):
         mask_styles: Names of `protect.STYLES` in the order in which they are tried.
         is_table: A table of human translations: gets text as it is, is trusted, is not cached.
         is_sentence_level: It loses sentences of longer texts and is sent one at a time.
+        rows_ahead: Rows of the corpus that it is asked about before the first of them is written,
+            for one whose answers take hours.
     """
 
     name: str
     version: str
     options: Mapping[str, OptionValue]
-    context: str
-    mask_styles: tuple[str, ...]
-    is_table: bool
-    is_sentence_level: bool
+    context: str = "joined"
+    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
+    is_table: bool = False
+    is_sentence_level: bool = False
+    rows_ahead: int = 0
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch.
@@ -148,23 +157,9 @@ class Engine(Protocol):
         Raises:
             EngineError: It cannot go on at all.
         """
-        ...
 
     def close(self) -> None:
         """Free processes, connections and memory; it may be called twice."""
-        ...
-
-
-@runtime_checkable
-class AheadEngine(Protocol):
-    """An engine that wants much at once, because its answers take hours.
-
-    Attributes:
-        rows_ahead: Rows of the corpus that it is asked about before the first of them is written;
-            0 if, with these options, it is an engine like any other.
-    """
-
-    rows_ahead: int
 
 
 @dataclass(frozen=True)
@@ -211,11 +206,6 @@ def identity(engine: Engine) -> str:
     return json.dumps([engine.name, engine.version, dict(engine.options)], sort_keys=True)
 
 
-def options_of(dataclass_options: Any, *leave_out: str) -> dict[str, OptionValue]:
-    """The options of a dataclass as a mapping, without those that change no translation."""
-    return {key: v for key, v in asdict(dataclass_options).items() if key not in leave_out}
-
-
 def languages_of(engine: str) -> tuple[str, ...]:
     """Codes of the languages that an engine translates into from English."""
     return tuple(
@@ -240,6 +230,7 @@ def code_of(engine: str, lang: str) -> str:
     return code
 
 
+_WORDS = {"yes": True, "no": False}  # beside true, false, 1 and 0
 ENTRY_POINTS = "lrm_llava.engines"
 # Where the spec of each is; its file is imported when it is asked for.
 _OURS = {
@@ -325,27 +316,28 @@ def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
     """Turn settings given as text into the engine's options.
 
     Raises:
-        ConfigError: An option is unknown or missing, or its value is of the wrong type.
+        ConfigError: An option is unknown or missing, or its value is not as it must be.
     """
     types = typing.get_type_hints(spec.options)
-    known = {f.name: f for f in fields(spec.options)}
-    values: dict[str, Any] = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise ConfigError(
-                f"engine {spec.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}."
-            )
-        values[key] = _parse(text, types[key], f"engine {spec.name!r}, option {key}")
-    missing = [
-        name
-        for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
+    if unknown := texts.keys() - {f.name for f in fields(spec.options)}:
         raise ConfigError(
-            f"engine {spec.name!r} needs {', '.join(f'--option {name}=...' for name in missing)}."
+            f"engine {spec.name!r} has no option {', '.join(sorted(unknown))}; it has: "
+            f"{', '.join(f.name for f in fields(spec.options)) or 'none'}."
         )
-    return spec.options(**values)
+    values = {
+        key: _WORDS.get(text.lower(), text) if types[key] is bool else text
+        for key, text in texts.items()
+    }
+    try:
+        return msgspec.convert(values, spec.options, strict=False)
+    except msgspec.ValidationError as error:
+        said, _, key = str(error).partition(" - at `$.")
+        key = key.rstrip("`")
+        if key in texts:
+            wanted = said.removeprefix("Expected ").partition(", got")[0]
+            wanted = wanted.replace("`", "").removesuffix(" | null")
+            said = f"option {key} is {texts[key]!r}, expected {wanted}"
+        raise ConfigError(f"engine {spec.name!r}: {said.rstrip('.')}.") from error
 
 
 def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
@@ -371,34 +363,18 @@ def split_options(texts: Iterable[str], engines: Iterable[str]) -> dict[str, dic
     Raises:
         ConfigError: There is no "=", or no engine of the chain has the option.
     """
-    specs = {name: get_spec(name) for name in engines}
-    result: dict[str, dict[str, str]] = {name: {} for name in specs}
+    known = {name: [f.name for f in fields(get_spec(name).options)] for name in engines}
+    result: dict[str, dict[str, str]] = {name: {} for name in known}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text!r}: expected name=value.")
-        engine, dot, option = key.partition(".")
-        chosen = [engine] if dot and engine in specs else list(specs)
-        option = option if dot and engine in specs else key
-        takers = [
-            name for name in chosen if option in {f.name for f in fields(specs[name].options)}
-        ]
+        engine, _, option = key.partition(".")
+        asked = {engine: option} if option and engine in known else dict.fromkeys(known, key)
+        takers = [name for name, option in asked.items() if option in known[name]]
         if not takers:
-            known = {name: [f.name for f in fields(specs[name].options)] for name in chosen}
-            listed = "; ".join(f"{name}: {', '.join(o) or 'none'}" for name, o in known.items())
+            listed = "; ".join(f"{name}: {', '.join(known[name]) or 'none'}" for name in asked)
             raise ConfigError(f"--option {text!r}: no engine has it. There are: {listed}.")
         for name in takers:
-            result[name][option] = value
+            result[name][asked[name]] = value
     return result
-
-
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _parse(text: str, kind: Any, where: str) -> Any:
-    kinds = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
-    wanted = kinds[0]
-    try:
-        return _WORDS[text.lower()] if wanted is bool else wanted(text)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{where} is {text!r}, expected {wanted.__name__}.") from error

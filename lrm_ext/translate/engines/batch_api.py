@@ -14,11 +14,11 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava.chat_service import (
-    ChatReply,
     NotFoundError,
     is_completion,
     read_json_lines,
@@ -94,11 +94,8 @@ def ask_in_jobs(
         EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
             way are found again by the next run.
     """
-    working = _Working(engine, segments)
-    try:
+    with closing(_Working(engine, segments)) as working:
         yield from working.replies()
-    finally:
-        working.close()
     if working.fault is not None:
         raise working.fault
     return sorted(working.open.values())
@@ -156,38 +153,28 @@ class _Working:
 
     def _new_jobs(self, free: Sequence[bytes]) -> list[BatchJob]:
         """Make jobs of what the budget allows."""
-        size = self._settings.segments_per_request
-        jobs: list[BatchJob] = []
-        lines: list[str] = []
+        size, most = self._settings.segments_per_request, self._settings.batch_requests
         requests: list[tuple[bytes, ...]] = []
-        estimate = Usage()
         for start in range(0, len(free), size):
-            asked = tuple(free[start : start + size])
-            texts = [self._segments[self.open[key]] for key in asked]
-            cost = self._engine.estimate(texts)
+            keys = tuple(free[start : start + size])
             try:
-                self._engine.account.reserve(cost)
+                self._engine.account.reserve(self._engine.estimate(self._segments_of(keys)))
             except BudgetError as error:
                 self.fault = error
                 break
-            line = {"custom_id": str(len(lines)), "method": "POST", "url": "/v1/chat/completions"}
-            body = self._body(texts)
-            lines.append(json.dumps({**line, "body": body}, ensure_ascii=False))
-            requests.append(asked)
-            estimate += cost
-            if len(lines) == self._settings.batch_requests:
-                jobs.append(self._make(lines, requests, estimate))
-                lines, requests, estimate = [], [], Usage()
-        if lines:
-            jobs.append(self._make(lines, requests, estimate))
-        return jobs
+            requests.append(keys)
+        return [self._make(requests[i : i + most]) for i in range(0, len(requests), most)]
 
-    def _make(
-        self, lines: Sequence[str], requests: Sequence[tuple[bytes, ...]], estimate: Usage
-    ) -> BatchJob:
-        data = ("\n".join(lines) + "\n").encode()
+    def _make(self, requests: Sequence[tuple[bytes, ...]]) -> BatchJob:
+        lines: list[str] = []
+        estimate = Usage()
+        for number, segments in enumerate(map(self._segments_of, requests)):
+            body = self._service.dialect.adapt(self._engine.body(segments))
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions"}
+            lines.append(json.dumps({**line, "body": body}, ensure_ascii=False) + "\n")
+            estimate += self._engine.estimate(segments)
         client = self._service.client
-        file = ("requests.jsonl", data, "application/jsonl")
+        file = ("requests.jsonl", "".join(lines).encode(), "application/jsonl")
         uploaded = self._do(client.files.create(file=file, purpose="batch"))
         job = BatchJob(uuid.uuid4().hex, None, tuple(requests), estimate)
         self._note(job)
@@ -210,6 +197,9 @@ class _Working:
         self._note(job)
         log.info("job %s: %d requests", job.id, len(requests))
         return job
+
+    def _segments_of(self, keys: Sequence[bytes]) -> list[Segment]:
+        return [self._segments[self.open[key]] for key in keys]
 
     def _wait_for(self, jobs: Sequence[BatchJob]) -> Iterator[Reply]:
         waiting = list(jobs)
@@ -240,13 +230,15 @@ class _Working:
     def _collect(self, job: BatchJob, files: Sequence[str | None]) -> Iterator[Reply]:
         usage = Usage()
         answers: dict[bytes, CachedAnswer] = {}
-        for line in (line for file in files for line in self._lines(file)):
+        texts = [self._do(self._service.client.files.content(file)).text for file in files if file]
+        for line in (line for text in texts for line in read_json_lines(text)):
             asked = job.requests[int(line["custom_id"])]
             response = line.get("response") or {}
             if response.get("status_code") == 200 and is_completion(response.get("body")):
                 reply = read_reply(response["body"])
                 usage += self._engine.usage_of(reply)
-                answers.update(self._read(asked, reply))
+                outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
+                answers.update((asked[o.index], CachedAnswer(o.text, o.error)) for o in outcomes)
             else:
                 self._learn(response.get("body"))
         self._engine.account.settle(job.estimate, usage)
@@ -264,20 +256,13 @@ class _Working:
             del self.open[key]
         log.info("job %s: %d answers, %d segments are open", job.id, len(fresh), len(self.open))
 
-    def _body(self, segments: Sequence[Segment]) -> dict[str, Any]:
-        return self._service.dialect.adapt(self._engine.body(segments))
-
     def _learn(self, body: Any) -> None:
         """Find out from an error which fields the service does not take, for the next job."""
         error = body.get("error") if isinstance(body, dict) else None
         fault = str((error.get("param") if isinstance(error, dict) else None) or error)
-        if dialect := self._service.dialect.after(fault, self._body([])):
+        sent = self._service.dialect.adapt(self._engine.body([]))
+        if dialect := self._service.dialect.after(fault, sent):
             self._service.speak(dialect)
-
-    def _lines(self, file: str | None) -> list[dict[str, Any]]:
-        if not file:
-            return []
-        return read_json_lines(self._do(self._service.client.files.content(file)).text)
 
     def _find(self, tag: str) -> str | None:
         """The service's name for a job that has our tag."""
@@ -305,8 +290,3 @@ class _Working:
                 f"the service does not do what batch mode needs: {error}. Jobs under way are kept; "
                 "run again to go on."
             ) from error
-
-    def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, CachedAnswer]:
-        """The answers to one request."""
-        outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
-        return {asked[o.index]: CachedAnswer(o.text, o.error) for o in outcomes}

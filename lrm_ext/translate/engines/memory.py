@@ -7,24 +7,22 @@ English, tab, translation; or a corpus with human texts). Output: exact matches 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.languages.registry import list_languages
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    Engine,
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
     Segment,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -39,37 +37,29 @@ class MemoryOptions:
     table: str | None = None
 
 
-class MemoryEngine:
+class MemoryEngine(Engine):
     """Looks segments up."""
 
     name = "memory"
+    version = "cldr"
     context = "none"
-    mask_styles: tuple[str, ...] = ()
     is_table = True
-    is_sentence_level = False
 
-    def __init__(self, options: MemoryOptions, target: str) -> None:
-        self._path = (
-            None if options.table is None else Path(options.table.replace("{lang}", target))
-        )
+    def __init__(self, options: MemoryOptions, source: str, target: str, ledger: Cache) -> None:
+        table = options.table
+        self._path = None if table is None else Path(table.replace("{lang}", target))
         self._target = target
-        self._memory: Mapping[str, str] | None = None
-        self.version = "cldr"
-        self.options: Mapping[str, OptionValue] = {"table": _digest(self._path)}
+        self.options = {"table": _digest(self._path)}
+
+    @cached_property
+    def _memory(self) -> dict[str, str]:
+        return known_translations(self._target, self._path)
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Look segments up; see `Engine.translate`."""
-        if self._memory is None:
-            self._memory = known_translations(self._target, self._path)
-        outcomes: list[Outcome] = []
-        for i, segment in enumerate(segments):
-            text = self._memory.get(segment.text)
-            outcomes.append(Outcome(i, text, None if text else "not in the table"))
+        found = [self._memory.get(segment.text) for segment in segments]
+        outcomes = [Outcome(i, t, None if t else "not in the table") for i, t in enumerate(found)]
         yield Reply(tuple(outcomes))
-
-    def close(self) -> None:
-        """Forget the table."""
-        self._memory = None
 
 
 def known_translations(target: str, table: Path | None = None) -> dict[str, str]:
@@ -82,7 +72,7 @@ def known_translations(target: str, table: Path | None = None) -> dict[str, str]
     Raises:
         ConfigError: The table cannot be read or contradicts itself.
     """
-    return _names(target) | _read(table, target)
+    return _names(target) | (_read(table, target) if table else {})
 
 
 def _names(target: str) -> dict[str, str]:
@@ -98,9 +88,7 @@ def _names(target: str) -> dict[str, str]:
     return memory
 
 
-def _read(path: Path | None, target: str) -> dict[str, str]:
-    if path is None:
-        return {}
+def _read(path: Path, target: str) -> dict[str, str]:
     if path.is_dir():
         return _read_corpus(Corpus.open(path), target)
     memory: dict[str, str] = {}
@@ -157,16 +145,12 @@ def _digest(path: Path | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _build(options: MemoryOptions, source: str, target: str, ledger: Cache) -> MemoryEngine:
-    return MemoryEngine(options, target)
-
-
 SPEC = EngineSpec(
     name="memory",
     summary="a table of human translations: CLDR names, and your own",
     licence="Unicode (CLDR); your table's own",
     cost="free",
     options=MemoryOptions,
-    build=_build,
+    build=MemoryEngine,
     languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
 )

@@ -14,29 +14,31 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
     BudgetError,
+    Engine,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
+    Positive,
     Reply,
     Segment,
     Usage,
     code_of,
     languages_of,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 _MAX_WAIT_S = 60.0
 # Requests in a row that nobody answers before the service is taken to be down.
@@ -57,18 +59,15 @@ class BilledOptions:
         budget_characters: Stop before more is sent, counting all runs with this cache.
     """
 
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    max_tries: int = 6
+    concurrency: AtLeastOne = 8
+    timeout_s: Positive = 60.0
+    max_tries: AtLeastOne = 6
     first_wait_s: float = 1.0
     usd_per_million_characters: float | None = None
     budget_usd: float | None = None
     budget_characters: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "timeout_s", "max_tries"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
         if self.budget_usd is not None and self.usd_per_million_characters is None:
             raise ConfigError("budget_usd needs a price: set usd_per_million_characters.")
 
@@ -87,11 +86,6 @@ class BilledAnswer(NamedTuple):
 
     texts: list[str]
     num_billed: int
-
-
-# Has texts translated that answer one question (or ""). Raises MayPassError, RejectedError for what
-# is the texts' fault, EngineError for what will not pass.
-Client = Callable[[Sequence[str], str], BilledAnswer]
 
 
 class Budget:
@@ -159,21 +153,30 @@ class Work(NamedTuple):
     num_useless: int = 0
 
 
-class PaidEngine(Protocol):
-    """What `ask` needs of an engine.
+class PaidEngine(Engine):
+    """An engine on a service that bills; several requests are under way at once.
+
+    Args:
+        ledger: Knows what earlier runs have cost.
+        account: What may be spent.
+        concurrency: Requests under way at once.
 
     Attributes:
-        account: What it has spent.
+        ledger: As above.
+        account: As above, and what is spent.
+        concurrency: As above.
         is_answered: Whether the service has answered it, in any batch.
     """
 
-    account: Budget
-    is_answered: bool
+    def __init__(self, ledger: Cache, account: Budget, concurrency: int) -> None:
+        self.ledger, self.account, self.concurrency = ledger, account, concurrency
+        self.is_answered = False
 
+    @abstractmethod
     def estimate(self, segments: Sequence[Segment]) -> Usage:
         """About what a request for some segments will cost."""
-        ...
 
+    @abstractmethod
     async def send(self, segments: Sequence[Segment]) -> Any:
         """Ask the service.
 
@@ -182,40 +185,29 @@ class PaidEngine(Protocol):
             RejectedError: It does not take this request.
             ExhaustedError: It did not answer.
         """
-        ...
 
+    @abstractmethod
     def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
         """Outcomes in an answer, segments that are to be asked for again, and the cost."""
-        ...
 
     async def disconnect(self) -> None:
         """Close connections."""
-        ...
 
+    def ask(
+        self, segments: Sequence[Segment], requests: Iterable[tuple[int, ...]]
+    ) -> Iterator[Reply]:
+        """Have segments translated by the service.
 
-def ask(
-    engine: PaidEngine,
-    segments: Sequence[Segment],
-    requests: Iterable[tuple[int, ...]],
-    concurrency: int,
-) -> Iterator[Reply]:
-    """Have segments translated by a service, several requests at once.
+        Args:
+            segments: What to translate.
+            requests: Numbers of segments that are asked for together.
 
-    Args:
-        engine: Makes requests and reads answers.
-        segments: What to translate.
-        requests: Numbers of segments that are asked for together.
-        concurrency: Requests under way at once.
-
-    Raises:
-        EngineError: The service cannot be used, or the budget is spent; after all that was under
-            way has been handed on.
-    """
-    asking = _Asking(engine, segments, requests, concurrency)
-    try:
-        yield from asking.replies()
-    finally:
-        asking.close()
+        Raises:
+            EngineError: The service cannot be used, or the budget is spent; after all that was
+                under way has been handed on.
+        """
+        with closing(_Asking(self, segments, requests)) as asking:
+            yield from asking.replies()
 
 
 class _Asking:
@@ -226,12 +218,11 @@ class _Asking:
         engine: PaidEngine,
         segments: Sequence[Segment],
         requests: Iterable[tuple[int, ...]],
-        concurrency: int,
     ) -> None:
         self._engine = engine
         self._segments = segments
         self._work = deque(map(Work, requests))
-        self._concurrency = concurrency
+        self._concurrency = concurrency = engine.concurrency
         self._running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
         self._fault: EngineError | None = None
         self._num_silent = 0
@@ -258,10 +249,13 @@ class _Asking:
         """Give up what is under way."""
         for task in self._running:
             task.cancel()
-        if self._running:
-            self._loop.run_until_complete(asyncio.gather(*self._running, return_exceptions=True))
-        self._loop.run_until_complete(self._engine.disconnect())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+
+        async def end() -> None:
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._engine.disconnect()
+            await self._loop.shutdown_default_executor()
+
+        self._loop.run_until_complete(end())
         self._loop.close()
 
     def _start(self) -> bool:
@@ -323,53 +317,54 @@ class _Asking:
         self._work += Work(indices[:middle], num_useless), Work(indices[middle:], num_useless)
 
 
-class BilledEngine:
-    """Translates with a service that bills by the character.
+class BilledEngine(PaidEngine):
+    """Translates with a service that bills by the character, through its official client.
 
     Args:
-        name: The engine's name.
-        version: The service's model, as far as it says which.
-        decisive: Options that change a translation.
         options: How the service may be asked.
+        source: Code of the language to translate from.
+        target: Code of the language to translate into.
         ledger: Knows what earlier runs have cost.
-        connect: Makes the client.
+
+    Attributes:
         max_texts: Texts that a request may hold.
         max_characters: Characters that a request may hold.
+        codes: What the service calls the two languages.
     """
 
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
-    is_table = False
-    is_sentence_level = False
+    max_texts: int
+    max_characters: int = 30_000
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        decisive: Mapping[str, OptionValue],
-        options: BilledOptions,
-        ledger: Cache,
-        connect: Callable[[], Client],
-        max_texts: int,
-        max_characters: int,
-    ) -> None:
-        self.name = name
-        self.version = version
-        self.options = decisive
-        self.account = Budget(options.budget_characters, options.budget_usd, "characters")
-        self.is_answered = False
+    def __init__(self, options: Any, source: str, target: str, ledger: Cache) -> None:
+        account = Budget(options.budget_characters, options.budget_usd, "characters")
+        super().__init__(ledger, account, options.concurrency)
+        self.codes = code_of(self.name, source), code_of(self.name, target)
         self._settings = options
-        self._ledger = ledger
-        self._connect = connect
-        self._client: Client | None = None
-        self._max_texts, self._max_characters = max_texts, max_characters
+        self._client: Any = None
+
+    @abstractmethod
+    def connect(self) -> Any:
+        """Make the client.
+
+        Raises:
+            EngineError: The client or what it needs to sign in is missing.
+        """
+
+    @abstractmethod
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """Have texts translated that answer one question (or "").
+
+        Raises:
+            MayPassError: The service did not answer.
+            RejectedError: The texts are at fault.
+            EngineError: What will not pass.
+        """
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch; see `Engine.translate`."""
-        if self._client is None:
-            self._client = self._connect()
-        self.account.open(self._ledger.spent(self.name))
-        yield from ask(self, segments, self._requests(segments), self._settings.concurrency)
+        self._client = self._client or self.connect()
+        self.account.open(self.ledger.spent(self.name))
+        yield from self.ask(segments, self._requests(segments))
 
     def close(self) -> None:
         """Forget the client."""
@@ -383,7 +378,7 @@ class BilledEngine:
             size = 0
             for i in group:
                 length = len(segments[i].text)
-                full = len(request) == self._max_texts or size + length > self._max_characters
+                full = len(request) == self.max_texts or size + length > self.max_characters
                 if request and full:
                     yield tuple(request)
                     request, size = [], 0
@@ -401,7 +396,6 @@ class BilledEngine:
         The clients' own tries are not used: Google's are limited by time and not by number, and
         neither client tries again after a page in place of JSON.
         """
-        assert self._client is not None
         texts, context = [segment.text for segment in segments], segments[0].context
         fault = ""
         for attempt in range(self._settings.max_tries):
@@ -409,7 +403,7 @@ class BilledEngine:
                 wait_s = self._settings.first_wait_s * 2 ** (attempt - 1)
                 await asyncio.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
             try:
-                return await asyncio.to_thread(self._client, texts, context)
+                return await asyncio.to_thread(self.translate_texts, texts, context)
             except MayPassError as error:
                 fault = str(error)
             except RejectedError as error:
@@ -436,17 +430,9 @@ class BilledEngine:
         fault = f"{len(answer.texts)} answers to 1 text"
         return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
 
-    async def disconnect(self) -> None:
-        """See `PaidEngine`; the clients keep nothing open."""
-
     def _cost(self, num_billed: int, num_received: int) -> Usage:
         usd = num_billed * (self._settings.usd_per_million_characters or 0.0) / 1e6
         return Usage(int(num_billed > 0), num_billed, num_received, usd)
-
-
-_DEEPL = "deepl"
-_DEEPL_TEXTS = 50  # of a request, as DeepL's documentation says
-_DEEPL_CHARACTERS = 30_000  # it may have 128 KiB, and a character up to four bytes
 
 
 @dataclass(frozen=True)
@@ -469,34 +455,44 @@ class DeepLOptions(BilledOptions):
 class DeepLEngine(BilledEngine):
     """DeepL reads the question of a short answer, and does not bill it."""
 
+    name = "deepl"
     context = "question"
+    # as its documentation says; a request may have 128 KiB, and a character up to four bytes
+    max_texts = 50
 
+    def __init__(self, options: DeepLOptions, source: str, target: str, ledger: Cache) -> None:
+        super().__init__(options, source, target, ledger)
+        self.version = options.model_type or ""
+        self.options = {"formality": options.formality, "target": self.codes[1]}
 
-def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
-    key = os.environ.get(options.key_variable)
-    if not key:
-        raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
-    try:
-        import deepl
-    except ImportError as error:
-        raise EngineError(
-            f"engine {_DEEPL!r} needs DeepL's client: {DEEPL_SPEC.install}"
-        ) from error
-    # tries and waits are counted in one place for all services
-    deepl.http_client.max_network_retries = 0
-    deepl.http_client.min_connection_timeout = options.timeout_s
-    client = deepl.Translator(key, server_url=options.server_url)
-    client.set_app_info("lrm-llava", "1")
-
-    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
+    def connect(self) -> Any:
+        """See `BilledEngine`."""
+        variable = self._settings.key_variable
+        key = os.environ.get(variable)
+        if not key:
+            raise EngineError(f"the environment has no {variable}; set it to the key.")
         try:
-            found: Any = client.translate_text(
-                list(texts),
-                source_lang=source,
-                target_lang=target,
+            import deepl
+        except ImportError as error:
+            raise EngineError(f"engine 'deepl' needs its client: {DEEPL_SPEC.install}") from error
+        # tries and waits are counted in one place for all services
+        deepl.http_client.max_network_retries = 0
+        deepl.http_client.min_connection_timeout = self._settings.timeout_s
+        client = deepl.Translator(key, server_url=self._settings.server_url)
+        return client.set_app_info("lrm-llava", "1")
+
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """See `BilledEngine`."""
+        import deepl
+
+        try:
+            found: Any = self._client.translate_text(
+                texts,
+                source_lang=self.codes[0],
+                target_lang=self.codes[1],
                 context=context or None,
-                formality=options.formality,
-                model_type=options.model_type,
+                formality=self._settings.formality,
+                model_type=self._settings.model_type,
                 preserve_formatting=True,
             )
         except deepl.AuthorizationException as error:
@@ -511,8 +507,6 @@ def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
         known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
         return BilledAnswer([result.text for result in found], known)
 
-    return translate
-
 
 def _deepl_fault(error: Any) -> Exception:
     status = error.http_status_code
@@ -521,20 +515,6 @@ def _deepl_fault(error: Any) -> Exception:
     if status == 404:
         return EngineError(f"DeepL: no such address or language: {error}")
     return RejectedError(str(error))
-
-
-def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Cache) -> DeepLEngine:
-    codes = code_of(_DEEPL, source), code_of(_DEEPL, target)
-    return DeepLEngine(
-        _DEEPL,
-        options.model_type or "",
-        {"formality": options.formality, "target": codes[1]},
-        options,
-        ledger,
-        lambda: _connect_deepl(options, *codes),
-        _DEEPL_TEXTS,
-        _DEEPL_CHARACTERS,
-    )
 
 
 def _deepl_codes() -> tuple[str, ...]:
@@ -548,13 +528,13 @@ def _deepl_codes() -> tuple[str, ...]:
 
 
 DEEPL_SPEC = EngineSpec(
-    name=_DEEPL,
+    name=DeepLEngine.name,
     summary="DeepL's service",
     licence="DeepL's terms; they may forbid training",
     cost="by the character",
     options=DeepLOptions,
-    build=_build_deepl,
-    languages=lambda: languages_of(_DEEPL),
+    build=DeepLEngine,
+    languages=lambda: languages_of(DeepLEngine.name),
     install="pip install 'lrm-llava[deepl]'",
     likely_code=lambda tag, names: tag.upper(),
     known_codes=_deepl_codes,
@@ -562,10 +542,6 @@ DEEPL_SPEC = EngineSpec(
 )
 
 
-_GOOGLE = "google"
-# Of a request, as Google's documentation says.
-_GOOGLE_TEXTS = 1024
-_GOOGLE_CHARACTERS = 30_000
 _GOOGLE_FATAL = {
     401: "the credentials are refused",
     403: "access is refused",
@@ -591,78 +567,77 @@ class GoogleOptions(BilledOptions):
     endpoint: str | None = None
 
 
-def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
-    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
-    if not project:
-        raise EngineError(
-            "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+class GoogleEngine(BilledEngine):
+    """Google is sent question and answer together, and bills both."""
+
+    name = "google"
+    max_texts = 1024  # as its documentation says
+
+    def __init__(self, options: GoogleOptions, source: str, target: str, ledger: Cache) -> None:
+        super().__init__(options, source, target, ledger)
+        self.version = f"v3 {options.model or ''}".strip()
+        self.options = {"target": self.codes[1]}
+
+    def connect(self) -> Any:
+        """See `BilledEngine`."""
+        project = self._settings.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+        if not project:
+            raise EngineError(
+                "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+            )
+        try:
+            from google.auth.credentials import AnonymousCredentials
+            from google.auth.exceptions import GoogleAuthError
+            from google.cloud.translate_v3 import TranslationServiceClient
+        except ImportError as error:
+            raise EngineError(f"engine 'google' needs its client: {GOOGLE_SPEC.install}") from error
+        parent = f"projects/{project}/locations/{self._settings.location}"
+        self._request: dict[str, Any] = {
+            "parent": parent,
+            "mime_type": "text/plain",
+            "source_language_code": self.codes[0],
+            "target_language_code": self.codes[1],
+        }
+        if self._settings.model:
+            self._request["model"] = f"{parent}/models/{self._settings.model}"
+        endpoint = self._settings.endpoint
+        try:
+            if endpoint is None or not endpoint.startswith("http://"):
+                options = {"api_endpoint": endpoint} if endpoint else None
+                return TranslationServiceClient(client_options=options)
+        except GoogleAuthError as error:
+            raise EngineError(
+                f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their "
+                "file."
+            ) from error
+        rest = TranslationServiceClient.get_transport_class("rest")(
+            host=endpoint.removeprefix("http://"),
+            url_scheme="http",
+            credentials=AnonymousCredentials(),
         )
-    try:
+        return TranslationServiceClient(transport=rest)
+
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """See `BilledEngine`."""
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.cloud import translate_v3
         from google.protobuf.json_format import ParseError
-    except ImportError as error:
-        raise EngineError(
-            f"engine {_GOOGLE!r} needs Google's client: {GOOGLE_SPEC.install}"
-        ) from error
-    try:
-        client = _google_client(translate_v3, options.endpoint)
-    except GoogleAuthError as error:
-        raise EngineError(
-            f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their file."
-        ) from error
-    parent = f"projects/{project}/locations/{options.location}"
-    request: dict[str, Any] = {
-        "parent": parent,
-        "mime_type": "text/plain",
-        "source_language_code": source,
-        "target_language_code": target,
-    }
-    if options.model:
-        request["model"] = f"{parent}/models/{options.model}"
 
-    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
         try:
-            found = client.translate_text(
-                request={**request, "contents": list(texts)},
+            found = self._client.translate_text(
+                request={**self._request, "contents": texts},
                 retry=None,
-                timeout=options.timeout_s,
+                timeout=self._settings.timeout_s,
             )
         except exceptions.GoogleAPICallError as error:
             raise _google_fault(error) from error
-        except TransportError as error:
-            raise MayPassError(f"Google: {error}") from error
+        except (TransportError, OSError, ValueError, ParseError) as error:
+            # no connection, or a page in place of JSON
+            raise MayPassError(f"{type(error).__name__}: {error}") from error
         except GoogleAuthError as error:
             raise EngineError(f"Google: the credentials are refused: {error}") from error
-        except (
-            OSError,
-            ValueError,
-            ParseError,
-        ) as error:  # no connection, or a page in place of JSON
-            raise MayPassError(f"{type(error).__name__}: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
         return BilledAnswer(answers, sum(map(len, texts)))
-
-    return translate
-
-
-def _google_client(translate_v3: Any, endpoint: str | None) -> Any:
-    if endpoint is None:
-        return translate_v3.TranslationServiceClient()
-    if not endpoint.startswith("http://"):
-        return translate_v3.TranslationServiceClient(client_options={"api_endpoint": endpoint})
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud.translate_v3.services.translation_service.transports import (
-        TranslationServiceRestTransport,
-    )
-
-    transport = TranslationServiceRestTransport(
-        host=endpoint.removeprefix("http://"),
-        url_scheme="http",
-        credentials=AnonymousCredentials(),
-    )
-    return translate_v3.TranslationServiceClient(transport=transport)
 
 
 def _google_fault(error: Any) -> Exception:
@@ -674,28 +649,14 @@ def _google_fault(error: Any) -> Exception:
     return RejectedError(str(error))
 
 
-def _build_google(options: GoogleOptions, source: str, target: str, ledger: Cache) -> BilledEngine:
-    codes = code_of(_GOOGLE, source), code_of(_GOOGLE, target)
-    return BilledEngine(
-        _GOOGLE,
-        f"v3 {options.model or ''}".strip(),
-        {"target": codes[1]},
-        options,
-        ledger,
-        lambda: _connect_google(options, *codes),
-        _GOOGLE_TEXTS,
-        _GOOGLE_CHARACTERS,
-    )
-
-
 GOOGLE_SPEC = EngineSpec(
-    name=_GOOGLE,
+    name=GoogleEngine.name,
     summary="Google Cloud Translation",
     licence="Google's terms; they may forbid training",
     cost="by the character",
     options=GoogleOptions,
-    build=_build_google,
-    languages=lambda: languages_of(_GOOGLE),
+    build=GoogleEngine,
+    languages=lambda: languages_of(GoogleEngine.name),
     install="pip install 'lrm-llava[google]'",
     likely_code=lambda tag, names: tag,
     uses_service=True,

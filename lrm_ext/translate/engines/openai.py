@@ -13,24 +13,27 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
+    Positive,
     Reply,
     Segment,
     Usage,
 )
-from lrm_ext.translate.engines.metered import Budget, Work, ask
+from lrm_ext.translate.engines.metered import Budget, PaidEngine, Work
 
 if TYPE_CHECKING:
     from llava.chat_service import ChatReply, ChatService
@@ -39,8 +42,8 @@ log = logging.getLogger(__name__)
 
 _NAME = "openai"
 _HOSTED = "https://api.openai.com/v1"
+_MAX_USELESS = 3  # useless answers to one segment before it is given up
 _CHARACTERS_PER_TOKEN = 3  # on the safe side, for estimates only
-_JSON_MODES = ("json_object", "json_schema", "none")
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -95,31 +98,25 @@ class OpenAIOptions:
     key_variable: str = "OPENAI_API_KEY"
     style: str | None = None
     temperature: float = 0.0
-    json: str = "json_object"
-    segments_per_request: int = 8
-    concurrency: int = 16
-    timeout_s: float = 120.0
-    max_tries: int = 6
+    json: Literal["json_object", "json_schema", "none"] = "json_object"
+    segments_per_request: AtLeastOne = 8
+    concurrency: AtLeastOne = 16
+    timeout_s: Positive = 120.0
+    max_tries: AtLeastOne = 6
     first_wait_s: float = 1.0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     usd_per_million_input: float | None = None
     usd_per_million_output: float | None = None
     batch: bool = False
-    batch_rows: int = 50_000
-    batch_requests: int = 10_000
-    batch_fewest: int = 100
-    poll_s: float = 30.0
+    batch_rows: AtLeastOne = 50_000
+    batch_requests: AtLeastOne = 10_000
+    batch_fewest: AtLeastOne = 100
+    poll_s: Positive = 30.0
     budget_usd: float | None = None
     budget_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.json not in _JSON_MODES:
-            raise ConfigError(f"json is {self.json!r}, expected one of {', '.join(_JSON_MODES)}.")
-        counts = ("segments_per_request", "concurrency", "max_tries", "timeout_s")
-        for name in (*counts, "batch_rows", "batch_requests", "batch_fewest", "poll_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if self.budget_usd is not None and None in prices:
             raise ConfigError(
@@ -128,32 +125,28 @@ class OpenAIOptions:
             )
 
 
-class OpenAIEngine:
+class OpenAIEngine(PaidEngine):
     """Asks a chat model.
 
     Attributes:
         settings: All its options.
         service: Where requests go; it is connected while it is asked.
-        ledger: Knows what earlier runs have cost, and their jobs.
+        source: Code of the language to translate from.
         target: Code of the language to translate into.
     """
 
     name = _NAME
     context = "native"
-    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
-    is_table = False
-    is_sentence_level = False
 
     def __init__(self, options: OpenAIOptions, source: str, target: str, ledger: Cache) -> None:
+        account = Budget(options.budget_tokens, options.budget_usd, "tokens")
+        super().__init__(ledger, account, options.concurrency)
         self.settings = options
         self.source, self.target = source, target
-        self.ledger = ledger
-        self.account = Budget(options.budget_tokens, options.budget_usd, "tokens")
-        self.is_answered = False
         self.service = _service(options)
         self.version = options.model
         self.rows_ahead = options.batch_rows if options.batch else 0
-        self.options: Mapping[str, OptionValue] = {
+        self.options = {
             "prompt": PROMPT_VERSION,
             "style": options.style,
             "temperature": options.temperature,
@@ -173,10 +166,7 @@ class OpenAIEngine:
         size = options.segments_per_request
         requests = (tuple(rest[i : i + size]) for i in range(0, len(rest), size))
         self.service.connect()
-        yield from ask(self, segments, requests, options.concurrency)
-
-    def close(self) -> None:
-        """Nothing stays open between batches."""
+        yield from self.ask(segments, requests)
 
     def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
         """The request that asks for some segments."""
@@ -206,9 +196,8 @@ class OpenAIEngine:
 
     async def send(self, segments: Sequence[Segment]) -> ChatReply:
         """See `PaidEngine`."""
-        estimate = self.estimate(segments)
-        num_tokens = estimate.input_tokens + estimate.output_tokens
-        return await self.service.ask(self.body(segments), num_tokens)
+        cost = self.estimate(segments)
+        return await self.service.ask(self.body(segments), cost.input_tokens + cost.output_tokens)
 
     def read(self, work: Work, answer: ChatReply) -> tuple[list[Outcome], tuple[int, ...], Usage]:
         """See `PaidEngine`."""
@@ -324,7 +313,12 @@ def messages(
     rules = _RULES.format(source=get_language(source).name, target=into.name, script=into.script)
     if style:
         rules += f"\n- {style}"
-    asked = [_asked(number, segment) for number, segment in enumerate(segments, start=1)]
+    asked = [
+        {"id": number, "text": s.text}
+        | ({"context": s.context} if s.context else {})
+        | ({"terms": dict(s.terms)} if s.terms else {})
+        for number, s in enumerate(segments, start=1)
+    ]
     return [
         {"role": "system", "content": rules},
         {"role": "user", "content": json.dumps({"segments": asked}, ensure_ascii=False)},
@@ -345,21 +339,22 @@ def read_answer(content: str, num_segments: int) -> dict[int, str]:
         >>> read_answer('{"translations": [{"id": 2, "text": "pas"}]}', 2)
         {1: 'pas'}
     """
-    items = _find_items(content)
-    found: dict[int, str] = {}
-    doubled: set[int] = set()
-    for item in items:
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            continue
+    found: dict[int, set[str]] = {}
+    for raw in _find_items(content):
         try:
-            position = int(item["id"]) - 1
-        except (KeyError, TypeError, ValueError):
+            item = msgspec.convert(raw, _Item, strict=False)
+        except msgspec.ValidationError:
             continue
-        if not 0 <= position < num_segments or not item["text"].strip():
-            continue
-        if found.setdefault(position, item["text"]) != item["text"]:
-            doubled.add(position)
-    return {position: text for position, text in found.items() if position not in doubled}
+        if 1 <= item.id <= num_segments and item.text.strip():
+            found.setdefault(item.id - 1, set()).add(item.text)
+    return {position: texts.pop() for position, texts in found.items() if len(texts) == 1}
+
+
+class _Item(msgspec.Struct):
+    """One translation in a model's answer."""
+
+    id: int
+    text: str
 
 
 def _find_items(content: str) -> list[Any]:
@@ -380,15 +375,3 @@ def _find_items(content: str) -> list[Any]:
         if isinstance(found, list) and any(isinstance(item, dict) for item in found):
             items = found
     return items
-
-
-def _asked(number: int, segment: Segment) -> dict[str, object]:
-    asked: dict[str, object] = {"id": number, "text": segment.text}
-    if segment.context:
-        asked["context"] = segment.context
-    if segment.terms:
-        asked["terms"] = dict(segment.terms)
-    return asked
-
-
-_MAX_USELESS = 3  # useless answers to one segment before it is given up

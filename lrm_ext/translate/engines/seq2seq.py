@@ -12,16 +12,20 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from llava.errors import ConfigError
+import msgspec
+
 from lrm_ext.languages.registry import m2m100_codes, nllb_codes
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
+    Engine,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
     Segment,
@@ -30,12 +34,46 @@ from lrm_ext.translate.engines.base import (
     languages_of,
 )
 
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
-
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 1 << 20
+INSTALL = "nothing beside lrm-llava itself; lrm-llava[ct2] for CTranslate2"
+_SHORTEST_CLASS = 16
+# Tokens of an answer beside twice those of the text.
+_MORE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Seq2SeqOptions:
+    """Options of the engines on encoder-decoder models.
+
+    Attributes:
+        model: A folder, or an id on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Fetch nothing; what is missing is an error.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; of a
+            CTranslate2 model also int8 and the like.
+        beams: Width of the beam search; 1 is greedy, faster, and reads worse.
+        no_repeat_ngram: Forbid that so many tokens occur twice in an answer; 0 allows it.
+        max_source_tokens: Longer segments are not translated.
+        tokens_per_batch: Tokens of a batch, padding included; halved where memory runs out.
+        ct2_model: Folder of the same model converted for CTranslate2.
+        ct2_fault: Why CTranslate2's own converter cannot make one; "" if it can.
+    """
+
+    ct2_fault: ClassVar[str] = ""
+
+    model: str
+    revision: str | None = None
+    local_files_only: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    beams: AtLeastOne = 4
+    no_repeat_ngram: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_source_tokens: AtLeastOne = 256
+    tokens_per_batch: AtLeastOne = 4096
+    ct2_model: str | None = None
 
 
 class Naming(NamedTuple):
@@ -56,12 +94,10 @@ class Found(NamedTuple):
     """A checkpoint, as exactly as can be said.
 
     Attributes:
-        name: Folder or id on the hub.
         revision: The commit; None for a folder.
         version: For the cache key.
     """
 
-    name: str
     revision: str | None
     version: str
 
@@ -86,7 +122,7 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
     """
     folder = Path(options.model)
     if folder.is_dir():
-        found = Found(options.model, None, f"{folder.resolve().name} {_digest(folder)}")
+        found = Found(None, f"{folder.resolve().name} {_digest(folder)}")
     else:
         from huggingface_hub import hf_hub_download
 
@@ -105,31 +141,19 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
                 f"hf download {options.model}"
             ) from error
         commit = Path(config).parent.name
-        found = Found(options.model, commit, f"{options.model}@{commit[:12]}")
+        found = Found(commit, f"{options.model}@{commit[:12]}")
     if options.ct2_model is None:
         return found
     converted = Path(options.ct2_model)
     if not (converted / "model.bin").is_file():
-        fault = f"{converted} holds no CTranslate2 model (no model.bin). "
-        if options.ct2_fault:
-            raise EngineError(f"{fault}{options.ct2_fault}; leave option ct2_model out.")
-        raise EngineError(
-            f"{fault}To make one: "
-            f"ct2-transformers-converter --model {options.model} --output_dir {converted}"
+        how = (
+            f"{options.ct2_fault}; leave option ct2_model out."
+            if options.ct2_fault
+            else "To make one: ct2-transformers-converter "
+            f"--model {options.model} --output_dir {converted}"
         )
+        raise EngineError(f"{converted} holds no CTranslate2 model (no model.bin). {how}")
     return found._replace(version=f"{found.version} ct2 {_digest(converted)}")
-
-
-def load(found: Found, options: Seq2SeqOptions, naming: Naming) -> Runner:
-    """Load tokenizer and model.
-
-    Raises:
-        EngineError: A file or package is missing, or the model does not know a language.
-    """
-    tokenizer = _load_tokenizer(found, options, naming)
-    if options.ct2_model is not None:
-        return CTranslate2Runner(tokenizer, options, naming)
-    return TorchRunner(tokenizer, found, options, naming)
 
 
 class TorchRunner:
@@ -146,18 +170,14 @@ class TorchRunner:
         self._device = _device(torch, options.device)
         dtype = _dtype(torch, options.dtype, self._device)
         log.info("loading %s on %s, %s", found.version, self._device, dtype)
-        try:
+        with _loading(f"model {options.model!r}"):
             self.model = AutoModelForSeq2SeqLM.from_pretrained(
-                found.name,
+                options.model,
                 revision=found.revision,
                 local_files_only=options.local_files_only,
                 dtype=dtype,
             )
             self.model = self.model.to(self._device).eval()
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise EngineError(
-                f"model {found.name!r} cannot be loaded: {_first_line(error)}"
-            ) from error
         config = self.model.config
         self.max_positions = getattr(config, "max_position_embeddings", None)
         self._end, self._pad = config.eos_token_id, config.pad_token_id
@@ -173,12 +193,10 @@ class TorchRunner:
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
         """Translate token ids, at most `limit` new ones each."""
         torch = self._torch
-        width = max(map(len, batch))
-        ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
+        rows = [torch.tensor(tokens) for tokens in batch]
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad(rows, batch_first=True, padding_value=self._pad)
+        mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode():
             answers = self.model.generate(
                 input_ids=ids.to(self._device),
@@ -219,17 +237,13 @@ class CTranslate2Runner:
         self._first = [naming.first] if naming.first else None
         self._beams, self._no_repeat = options.beams, options.no_repeat_ngram
         kind, _, index = options.device.partition(":")
-        try:
+        with _loading(str(options.ct2_model)):
             self.model = ctranslate2.Translator(
                 str(options.ct2_model),
                 device=kind,
                 device_index=int(index or 0),
-                compute_type="auto" if options.dtype == "auto" else options.dtype,
+                compute_type=options.dtype,
             )
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(
-                f"{options.ct2_model} cannot be loaded: {_first_line(error)}"
-            ) from error
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
         """Translate token ids, at most `limit` new ones each."""
@@ -261,57 +275,51 @@ class CTranslate2Runner:
 Runner = TorchRunner | CTranslate2Runner
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a smaller batch may help."""
-    text = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        words in text for words in ("out of memory", "can't allocate memory")
-    )
-
-
 def _load_tokenizer(found: Found, options: Seq2SeqOptions, naming: Naming) -> Any:
     from transformers import AutoTokenizer
 
     told = {} if naming.source is None else {"src_lang": naming.source}
-    try:
+    with _loading(f"the tokenizer of {options.model!r}"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            found.name,
+            options.model,
             revision=found.revision,
             local_files_only=options.local_files_only,
             **told,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise EngineError(
-            f"the tokenizer of {found.name!r} cannot be loaded: {_first_line(error)}"
-        ) from error
     for token in filter(None, (naming.prefix, naming.first)):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
             raise EngineError(
-                f"model {found.name!r} has no token {token!r} for the language; correct its code "
-                "under [engines] in the language's file, or choose another model."
+                f"model {options.model!r} has no token {token!r} for the language; correct its "
+                "code under [engines] in the language's file, or choose another model."
             )
     return tokenizer
 
 
 def _device(torch: Any, name: str) -> Any:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        return torch.device(found if name == "auto" else name)
     except RuntimeError as error:
         raise EngineError(f"option device is {name!r}: {_first_line(error)}") from error
 
 
 def _dtype(torch: Any, name: str, device: Any) -> Any:
     if name == "auto":
-        if device.type == "cpu":
-            name = "float32"
-        else:
-            name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        name = "float32" if device.type == "cpu" else half
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise EngineError(f"option dtype is {name!r}, expected float32, bfloat16 or float16.")
     return dtype
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Let the error of a library say what could not be loaded."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise EngineError(f"{what} cannot be loaded: {_first_line(error)}") from error
 
 
 def _digest(folder: Path) -> str:
@@ -331,58 +339,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
-
-log = logging.getLogger(__name__)
-
-INSTALL = "nothing beside lrm-llava itself; lrm-llava[ct2] for CTranslate2"
-_SHORTEST_CLASS = 16
-# Tokens of an answer beside twice those of the text.
-_MORE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Seq2SeqOptions:
-    """Options of the engines on encoder-decoder models.
-
-    Attributes:
-        model: A folder, or an id on the Hugging Face hub.
-        revision: Branch, tag or commit on the hub.
-        local_files_only: Fetch nothing; what is missing is an error.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; of a
-            CTranslate2 model also int8 and the like.
-        beams: Width of the beam search; 1 is greedy, faster, and reads worse.
-        no_repeat_ngram: Forbid that so many tokens occur twice in an answer; 0 allows it.
-        max_source_tokens: Longer segments are not translated.
-        tokens_per_batch: Tokens of a batch, padding included; halved where memory runs out.
-        ct2_model: Folder of the same model converted for CTranslate2.
-        ct2_fault: Why CTranslate2's own converter cannot make one; "" if it can.
-    """
-
-    ct2_fault: ClassVar[str] = ""
-
-    model: str
-    revision: str | None = None
-    local_files_only: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    beams: int = 4
-    no_repeat_ngram: int = 0
-    max_source_tokens: int = 256
-    tokens_per_batch: int = 4096
-    ct2_model: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("beams", "max_source_tokens", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more.")
-        if self.no_repeat_ngram < 0:
-            raise ConfigError(f"no_repeat_ngram is {self.no_repeat_ngram}, expected 0 or more.")
-
-
-class Seq2SeqEngine:
+class Seq2SeqEngine(Engine):
     """Translates with a model in this process.
 
     Args:
@@ -394,9 +351,7 @@ class Seq2SeqEngine:
         EngineError: There is no such model.
     """
 
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("underscores", "word", "tag")
-    is_table = False
+    mask_styles = ("underscores", "word", "tag")
     is_sentence_level = True
 
     def __init__(self, name: str, options: Seq2SeqOptions, naming: Naming) -> None:
@@ -407,7 +362,7 @@ class Seq2SeqEngine:
         self._runner: Runner | None = None
         self._tokens_per_batch = options.tokens_per_batch
         self.version = self._found.version
-        self.options: Mapping[str, OptionValue] = {
+        self.options = {
             "beams": options.beams,
             "dtype": options.dtype,
             "max_source_tokens": options.max_source_tokens,
@@ -418,7 +373,12 @@ class Seq2SeqEngine:
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
         """Translate a batch; see `Engine.translate`."""
         if self._runner is None:
-            self._runner = load(self._found, self._settings, self._naming)
+            tokenizer = _load_tokenizer(self._found, self._settings, self._naming)
+            self._runner = (
+                TorchRunner(tokenizer, self._found, self._settings, self._naming)
+                if self._settings.ct2_model is None
+                else CTranslate2Runner(tokenizer, self._settings, self._naming)
+            )
         runner = self._runner
         prefix = f"{self._naming.prefix} " if self._naming.prefix else ""
         tokens = [runner.tokenizer(prefix + segment.text).input_ids for segment in segments]
@@ -426,35 +386,39 @@ class Seq2SeqEngine:
         if runner.max_positions is not None:
             # a few places are left for what the model puts around a text
             most = min(most, runner.max_positions - 4)
-        too_long = [i for i, ids in enumerate(tokens) if len(ids) > most]
+        too_long = [
+            Outcome(i, None, f"too long: {len(ids)} tokens, at most {most}")
+            for i, ids in enumerate(tokens)
+            if len(ids) > most
+        ]
         if too_long:
-            yield Reply(
-                tuple(
-                    Outcome(i, None, f"too long: {len(tokens[i])} tokens, at most {most}")
-                    for i in too_long
-                )
-            )
+            yield Reply(tuple(too_long))
         lengths = {i: len(ids) for i, ids in enumerate(tokens) if len(ids) <= most}
-        waiting = make_batches(lengths, self._tokens_per_batch)[::-1]
+        waiting = make_batches(lengths, self._tokens_per_batch)
         while waiting:
-            batch = waiting.pop()
+            batch = waiting.pop(0)
             limit = max_new_tokens(max(lengths[i] for i in batch), runner.max_positions)
             answers = self._run(runner, [tokens[i] for i in batch], limit)
-            if answers is None and len(batch) == 1:
+            if answers is not None:
+                yield self._reply(runner, batch, answers, sum(lengths[i] for i in batch), limit)
+            elif len(batch) == 1:
                 fault = f"out of memory with {lengths[batch[0]]} tokens"
                 yield Reply((Outcome(batch[0], None, fault, is_final=False),))
-                continue
-            if answers is None:
-                self._shrink(len(batch))
+            else:
+                self._tokens_per_batch = max(1, self._tokens_per_batch // 2)
+                log.warning(
+                    "%s: memory ran out with %d segments; batches now have at most %d tokens",
+                    self.name,
+                    len(batch),
+                    self._tokens_per_batch,
+                )
                 left = sorted(i for some in (*waiting, batch) for i in some)
-                waiting = make_batches({i: lengths[i] for i in left}, self._tokens_per_batch)[::-1]
-                continue
-            yield self._reply(runner, batch, answers, sum(lengths[i] for i in batch), limit)
+                waiting = make_batches({i: lengths[i] for i in left}, self._tokens_per_batch)
 
     def close(self) -> None:
         """Free the model's memory."""
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
+        runner, self._runner = self._runner, None
+        if runner is not None:
             runner.close()
 
     def _run(
@@ -464,20 +428,14 @@ class Seq2SeqEngine:
         try:
             return runner.run(batch, limit)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            text = f"{type(error).__name__} {error}".lower()
+            if not any(
+                w in text for w in ("outofmemory", "out of memory", "can't allocate memory")
+            ):
                 raise
         # outside the handler: the error holds on to what filled the memory
         runner.free()
         return None
-
-    def _shrink(self, num_segments: int) -> None:
-        self._tokens_per_batch = max(1, self._tokens_per_batch // 2)
-        log.warning(
-            "%s: memory ran out with %d segments; batches now have at most %d tokens",
-            self.name,
-            num_segments,
-            self._tokens_per_batch,
-        )
 
     def _reply(
         self,
@@ -493,13 +451,10 @@ class Seq2SeqEngine:
             clean_up_tokenization_spaces=False,
         )
         outcomes: list[Outcome] = []
-        for i, answer, text in zip(batch, answers, texts, strict=True):
-            if not answer.is_ended:
-                outcomes.append(Outcome(i, None, f"no end after {limit} tokens"))
-            elif not text.strip():
-                outcomes.append(Outcome(i, None, "empty answer"))
-            else:
-                outcomes.append(Outcome(i, text.strip()))
+        for i, answer, text in zip(batch, answers, map(str.strip, texts), strict=True):
+            fault = "" if answer.is_ended else f"no end after {limit} tokens"
+            fault = fault or ("" if text else "empty answer")
+            outcomes.append(Outcome(i, None, fault) if fault else Outcome(i, text))
         usage = Usage(1, num_tokens, sum(len(answer.ids) for answer in answers))
         return Reply(tuple(outcomes), usage)
 

@@ -220,25 +220,20 @@ class TextPair:
         whole.target_prose = "\n".join(whole.parts)
         whole.source_words = list(chain.from_iterable([pair.source_words for pair in pairs]))
         whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
-        found: dict[str, bool] = {}
-        for pair in pairs:
-            if pair.known_words is None:
-                whole.known_words = None
-                break
-            for key, is_there in pair.known_words.items():
-                if is_there or key not in found:
-                    found[key] = is_there
-        else:
-            whole.known_words = found
+        whole.known_words = None
+        if all([pair.known_words is not None for pair in pairs]):
+            whole.known_words = found = {}
+            for pair in pairs:
+                for key, is_there in (pair.known_words or {}).items():
+                    found[key] = is_there or found.get(key, False)
         return whole
 
 
 def _copied_spans(target: str, source: str) -> Sequence[Span]:
     """The protected parts of a translation; quotations only if their words are the text's."""
-    spans = find_spans(target, any_quotation=True)
     return [
         span
-        for span in spans
+        for span in find_spans(target, any_quotation=True)
         if span.kind != "quote" or target[span.start : span.end].strip(QUOTES) in source
     ]
 
@@ -247,13 +242,9 @@ def prose(text: str, spans: Sequence[Span]) -> str:
     """A text with a blank in place of each of its protected parts."""
     if not spans:
         return text
-    pieces: list[str] = []
-    end = 0
-    for span in spans:
-        pieces.append(text[end : span.start])
-        end = span.end
-    pieces.append(text[end:])
-    return " ".join(pieces)
+    starts, ends = [span.start for span in spans], [span.end for span in spans]
+    pieces = zip([0, *ends], [*starts, len(text)], strict=True)
+    return " ".join([text[start:end] for start, end in pieces])
 
 
 def words(text: str, lang: str) -> list[str]:

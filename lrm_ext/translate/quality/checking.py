@@ -25,16 +25,14 @@ from lrm_ext.translate.quality.content_checks import (
 from lrm_ext.translate.quality.form_checks import (
     check_copy,
     check_ending,
+    check_language,
     check_length,
     check_mojibake,
+    check_near,
     check_order,
     check_repetition,
     check_script,
     check_structure,
-)
-from lrm_ext.translate.quality.language_checks import (
-    check_language,
-    check_near,
     identify,
     is_too_short,
 )
@@ -180,16 +178,12 @@ class Checker:
         return TextPair(*key, self.source_lang, self.target_lang)
 
     def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
-        findings: list[FailedCheck] = []
-        figures: dict[str, float] = {}
-        for name, limit in self._limits:
-            found = measured.get(name)
-            if found is not None:
-                value, message = found
-                figures[name] = round(float(value), 4) if value else 0.0
-                if value > limit:
-                    findings.append(FailedCheck(name, value, limit, message))
-        return Verdict(tuple(findings), figures)
+        ours = [(name, limit, *measured[name]) for name, limit in self._limits if name in measured]
+        failed = [
+            FailedCheck(n, value, most, said) for n, most, value, said in ours if value > most
+        ]
+        figures = {name: round(float(value), 4) if value else 0.0 for name, _, value, _ in ours}
+        return Verdict(tuple(failed), figures)
 
 
 def _measure(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +70,7 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """How many protected parts other than numbers are missing or too much."""
     spans = pair.source_spans
-    faults = []
+    faults: list[str] = []
     if spans or "<" in pair.target or "#" in pair.target or ":" in pair.target:
         kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
         for fault in damaged_parts(pair.source, pair.target, spans):
@@ -282,14 +282,14 @@ def polarity(text: str, lang: str) -> str | None:
     """What an answer begins with: "yes", "no", or None."""
     language = get_language(lang)
     folded = text.casefold().strip()
-    for word, meaning in ((language.yes, "yes"), (language.no, "no")):
-        if folded.startswith(word.casefold()) and not folded[len(word) : len(word) + 1].isalpha():
-            return meaning
     first = _WORDS.search(folded)
     word = first[0] if first else ""
-    local = language.local
-    for entries, meaning in ((local.yes, "yes"), (local.no, "no")):
-        if word in entries or (not language.spaced and word.startswith(tuple(entries))):
+    sides = ((language.yes, language.local.yes, "yes"), (language.no, language.local.no, "no"))
+    for said, _, meaning in sides:
+        if folded.startswith(said.casefold()) and not folded[len(said) : len(said) + 1].isalpha():
+            return meaning
+    for _, entries, meaning in sides:
+        if word in entries or (not language.spaced and word.startswith(entries)):
             return meaning
     return None
 
@@ -314,13 +314,16 @@ def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """
     if pair.source_lang != "en":
         return None
-    lexicon = get_lexicon(pair.target_lang, get_language(pair.target_lang).spaced)
+    lexicon = get_lexicon(pair.target_lang)
     if lexicon is None:
         return None
     found = pair.known_words
     if found is None:
         keys = set(map(english_key, pair.source_words)) - _SAY_NOTHING
-        found = pair.known_words = lexicon.look_up(keys, pair.target_words)
+        known = keys & lexicon.keys()
+        there = units(pair.target_words, get_language(pair.target_lang).spaced) if known else set()
+        found = {key: not lexicon[key].isdisjoint(there) for key in known}
+        pair.known_words = found
     if not found:
         return None
     if all(found.values()):
@@ -338,48 +341,14 @@ _MIN_STEM, _MAX_STEM = 3, 6
 _BENT = 2
 
 
-class Lexicon:
-    """English words and the stems of their translations.
-
-    Args:
-        stems: For an English key (see `english_key`) stems in the other language.
-        is_spaced: Whether blanks separate the words of the language.
-    """
-
-    def __init__(self, stems: Mapping[str, Iterable[str]], is_spaced: bool) -> None:
-        self._stems = {key: frozenset(values) for key, values in stems.items()}
-        self._is_spaced = is_spaced
-
-    def __len__(self) -> int:
-        return len(self._stems)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._stems
-
-    def look_up(self, keys: Iterable[str], target: Sequence[str]) -> dict[str, bool]:
-        """Say which known words of a text are in its translation.
-
-        Args:
-            keys: Folded English words as `english_key` gives them.
-            target: Folded words of the translation; letters if it has no blanks between words.
-
-        Returns:
-            For each known word of the text, by its key, whether the translation has it.
-        """
-        known = sorted([key for key in keys if key in self._stems])
-        if not known:
-            return {}
-        there = units(target, self._is_spaced)
-        return {key: not self._stems[key].isdisjoint(there) for key in known}
-
-
 @cache
-def get_lexicon(lang: str, is_spaced: bool) -> Lexicon | None:
-    """The lexicon from English into a language; None if there is none."""
+def get_lexicon(lang: str) -> dict[str, frozenset[str]] | None:
+    """Stems in a language, by the English key (see `english_key`); None if it has no lexicon."""
     path = DATA_DIR / f"{lang}.json"
     if not path.is_file():
         return None
-    return Lexicon(json.loads(path.read_text(encoding="utf-8")), is_spaced)
+    stems = json.loads(path.read_text(encoding="utf-8"))
+    return {key: frozenset(values) for key, values in stems.items()}
 
 
 @lru_cache(maxsize=1 << 15)

@@ -1,4 +1,4 @@
-"""The checks of a translation's form: structure, characters, script, copies, repetition, length.
+"""The checks of a translation's form and language: all that needs no look at what the text says.
 
 `structure`: turns, roles, lines, `<image>` and option letters come back. `mojibake`: text that was
 decoded in the wrong way. The proof is that it can be undone: letters that, written in an old
@@ -8,19 +8,27 @@ back untranslated. `repetition`: what says the same thing again and again, which
 `length`, `ending`: what was cut off or added. Gale and Church (1993): the length of a translation
 is about a constant times that of the text, and the variance grows with it. The constant and the
 spread of each language are in its file.
+
+`language`: is it in the language that was asked for? Languages that the identifier cannot tell
+apart in a sentence (Croatian, Serbian) count as one; `near` looks closer at those: "šta" and "gde"
+are Serbian, "ľ" is Slovak and not Czech; the language's file lists them. Under four words the
+identifier is not asked, for it would guess.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.identification import log_scores, score_ahead
+from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
@@ -89,34 +97,22 @@ def undo(run: str) -> str | None:
         >>> undo("Ã¨")
         'è'
     """
-    if not _MADE.issuperset(run):
-        return None
-    for encoding in _ENCODINGS:
-        raw = _encoded(run, encoding)
-        if raw is None:
-            continue
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        if not text.isascii() and len(text) < len(run):
-            return text
+    for encoding in _ENCODINGS if _MADE.issuperset(run) else ():
+        with suppress(UnicodeError):
+            text = run.encode(encoding, _AS_BYTE).decode("utf-8")
+            if not text.isascii() and len(text) < len(run):
+                return text
     return None
 
 
-def _encoded(run: str, encoding: str) -> bytes | None:
-    """As bytes; what the encoding has no letter for is taken as the byte itself."""
-    pieces: list[bytes] = []
-    for character in run:
-        try:
-            pieces.append(character.encode(encoding))
-        except UnicodeEncodeError:
-            if ord(character) > 0xFF:
-                return None
-            pieces.append(bytes([ord(character)]))
-    return b"".join(pieces)
+def _as_byte(error: UnicodeError) -> tuple[bytes, int]:
+    """Let what an encoding has no letter for be the byte itself."""
+    assert isinstance(error, UnicodeEncodeError)
+    return error.object[error.start : error.end].encode("latin-1"), error.end
 
 
+_AS_BYTE = "lrm_as_byte"
+codecs.register_error(_AS_BYTE, _as_byte)
 # By ISO 15924 code. Scripts that are not here are not checked.
 _RANGES = {
     "Latn": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
@@ -133,6 +129,10 @@ _RANGES = {
 }
 
 
+# The old standard of each way of writing Chinese, and that of the other one.
+_CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
+
+
 def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """The share of letters that are not of the language's script.
 
@@ -140,53 +140,37 @@ def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     the other way of writing Chinese are counted as foreign.
     """
     script = get_language(pair.target_lang).script
-    if script not in _RANGES:
+    if script not in _RANGES or not pair.target_words:
         return None
-    if not pair.target_words:
-        return None
-    if not _other_letters(script).search(pair.target_prose) and not (
-        script in ("Hans", "Hant")
-        and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
+    foreign, is_chinese = _foreign_letters(script), script in _CHINESE
+    if not foreign.search(pair.target_prose) and not (
+        is_chinese and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
     ):
         return Measured(0.0, "")
     kept = {word.casefold() for word in _WORD.findall(pair.source)}
     letters = "".join(w for w in _WORD.findall(pair.target_prose) if w.casefold() not in kept)
     if not letters:
         return None
-    foreign = _foreign(script).findall(letters)
-    if script in ("Hans", "Hant"):
-        foreign += [c for c in letters if _is_other_chinese(c, script)]
-    listed = "".join(dict.fromkeys(foreign))[:20]
-    return Measured(len(foreign) / max(1, len(letters)), f"letters that are not {script}: {listed}")
+    found = foreign.findall(letters)
+    if is_chinese:
+        found += [c for c in letters if _is_other_chinese(c, script)]
+    listed = "".join(dict.fromkeys(found))[:20]
+    return Measured(len(found) / len(letters), f"letters that are not {script}: {listed}")
 
 
 _WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")
 
 
 @cache
-def _other_letters(script: str) -> re.Pattern[str]:
-    """Letters of other scripts; `_foreign` finds marks and blanks as well."""
+def _foreign_letters(script: str) -> re.Pattern[str]:
     return re.compile(f"[^\\W\\d_{_RANGES[script]}]")
-
-
-@cache
-def _foreign(script: str) -> re.Pattern[str]:
-    return re.compile(f"[^{_RANGES[script]}]")
 
 
 @cache
 def _is_other_chinese(character: str, script: str) -> bool:
     """Whether a character is only in the old standard of the other way of writing."""
-    ours, other = ("gb2312", "big5") if script == "Hans" else ("big5", "gb2312")
-    return not _has(character, ours) and _has(character, other)
-
-
-def _has(character: str, encoding: str) -> bool:
-    try:
-        character.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
+    ours, others = (bool(character.encode(name, "ignore")) for name in _CHINESE[script])
+    return others and not ours
 
 
 # "hamburger", "New York" and "Mona Lisa" are the same in many languages; a sentence is not.
@@ -207,21 +191,13 @@ def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     common = set(pair.source_words).intersection(target)
     if not common:
         return Measured(0.0, "")
-    capitals = [word for word in pair.source_prose.split()[1:] if word[0].isupper()]
-    names = set(map(str.casefold, capitals))
+    names = {word.casefold() for word in pair.source_prose.split()[1:] if word[0].isupper()}
     source = [word for word in pair.source_words if word not in names]
     total = len(source)
     if total < _MIN_WORDS:
         return None
-    left: dict[str, int] = {}
-    for word in target:
-        if word in common:
-            left[word] = left.get(word, 0) + 1
-    same = 0
-    for word in source:
-        if num := left.get(word):
-            left[word] = num - 1
-            same += 1
+    left = Counter(word for word in target if word in common)
+    same = (Counter(source) & left).total()
     return Measured(same / total, f"{same} of {total} words are those of the text")
 
 
@@ -294,12 +270,86 @@ def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """
     if len(pair.source_words) < 3:
         return None
-    source = pair.source.rstrip(_CLOSERS)[-1:]
-    target = pair.target.rstrip(_CLOSERS)[-1:]
-    if source not in _ENDS or not source:
+    source, target = (text.rstrip(_CLOSERS)[-1:] for text in (pair.source, pair.target))
+    if not source or source not in _ENDS:
         return None
-    is_question = source == "?"
-    same = target in _QUESTIONS if is_question else target in _ENDS + ":："
-    return Measured(
-        0.0 if same and target else 1.0, f"the text ends with {source!r}, this with {target!r}"
+    is_same = target and target in (_QUESTIONS if source == "?" else _ENDS + ":：")
+    return Measured(0.0 if is_same else 1.0, f"the text ends with {source!r}, this with {target!r}")
+
+
+# Of words, or of letters where no blanks separate words, that the identifier is asked about.
+_MIN_WORDS_IDENTIFIED, _MIN_LETTERS_IDENTIFIED = 4, 6
+
+
+def is_too_short(pair: TextPair) -> bool:
+    """Whether the language of a translation cannot be told from it alone."""
+    is_spaced = get_language(pair.target_lang).spaced
+    minimum = _MIN_WORDS_IDENTIFIED if is_spaced else _MIN_LETTERS_IDENTIFIED
+    return len(pair.target_words) < minimum
+
+
+@cache
+def _shares_script(lang: str) -> bool:
+    script = get_language(lang).script
+    return any(get_language(code).script == script for code in list_languages() if code != lang)
+
+
+def _is_told_by_script(lang: str, thresholds: Thresholds) -> bool:
+    """Whether no other candidate is written like the language: the check of script is enough."""
+    return not (thresholds.near or thresholds.rivals or _shares_script(lang))
+
+
+def check_language(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """How much likelier another language is, as a power of e; None if too short.
+
+    0 if the translation's own language is the likeliest, or one that cannot be told from it.
+    """
+    if is_too_short(pair) or _is_told_by_script(pair.target_lang, thresholds):
+        return None
+    scores = log_scores(pair.parts)
+    if pair.target_lang not in scores:
+        return None  # the identifier does not know the language
+    own = max([scores[code] for code in (pair.target_lang, *thresholds.near) if code in scores])
+    best, foreign = pair.target_lang, own
+    for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
+        if scores.get(code, own) > foreign:
+            best, foreign = code, scores[code]
+    if best == pair.target_lang:
+        return Measured(0.0, "")
+    return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+
+
+def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:
+    """Look at the languages of many translations at once, so that `check_language` knows them."""
+    score_ahead(
+        part
+        for pair in pairs
+        if not _is_told_by_script(pair.target_lang, thresholds)
+        for part in pair.parts
     )
+
+
+@cache
+def _foreign(lang: str, near: tuple[str, ...], rivals: tuple[str, ...]) -> tuple[str, ...]:
+    others = dict.fromkeys((*list_languages(), *rivals))
+    return tuple(code for code in others if code != lang and code not in near)
+
+
+def check_near(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """The share of words that a near language has and this one has not.
+
+    Words that stand in the text too are names; they are not counted.
+    """
+    if not pair.target_words or not (thresholds.foreign_letters or thresholds.foreign_words):
+        return None
+    found = thresholds.foreign_words.intersection(pair.target_words)
+    text = pair.target_prose.casefold()
+    if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
+        found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
+    if found:
+        found = found.difference(pair.source_words)
+    if not found:
+        return Measured(0.0, "")
+    foreign = [word for word in pair.target_words if word in found]
+    listed = ", ".join(dict.fromkeys(foreign))
+    return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")
