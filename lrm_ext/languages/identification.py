@@ -26,18 +26,18 @@ import numpy.typing as npt
 from lrm_ext.languages._toml import convert
 from lrm_ext.languages.registry import get_language, list_languages
 
-# questions and answers repeat
+# results are cached, because questions and answers repeat
 _MAX_KNOWN = 1 << 14
 _MAX_KNOWN_LENGTH = 1000
 _known: dict[str, Mapping[str, float]] = {}
 
 
 class Confusable(msgspec.Struct, frozen=True):
-    """Languages that an identifier may take a language for.
+    """Languages that an identifier may confuse a language with.
 
     Attributes:
-        near: Codes of languages that it cannot tell from it in a sentence.
-        rivals: Codes of others, beside those of the project.
+        near: Codes of languages that it cannot tell apart in a sentence.
+        rivals: Codes of other languages that the project does not have.
     """
 
     near: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def log_scores(parts: Sequence[str]) -> Mapping[str, float]:
     scores = [score for score in map(_score, parts) if score]
     if len(scores) < 2:
         return scores[0] if scores else {}
-    # the identifier adds up what each few letters say, so the parts' scores add up to the whole's
+    # the score of a text is the sum over its letter groups, so the scores of parts add up
     return {code: sum([score[code] for score in scores]) for code in scores[0]}
 
 
@@ -100,11 +100,11 @@ def _score(text: str) -> Mapping[str, float]:
 
 
 def _score_all(texts: Sequence[str]) -> list[Mapping[str, float]]:
-    """Log probability of texts in each language that some language may be mistaken for."""
+    """Returns the log probability of texts in each candidate of any language."""
     scores: list[Mapping[str, float]] = [{}] * len(texts)
     judged = [i for i, text in enumerate(texts) if any(map(str.isalpha, text))]
     if judged:
-        # it reads capitals as names of another language
+        # capitals would be read as names of another language
         found = _letter_scores().score([texts[i].lower() for i in judged])
         for i, score in zip(judged, found, strict=True):
             scores[i] = score
@@ -120,13 +120,13 @@ def _letter_scores() -> LetterScores:
     for language in map(get_language, list_languages()):
         confusable = convert(language.quality, Confusable, f"{language.path}: quality")
         wanted.update(candidates(language.code, confusable))
-    # few candidates are scored ten times faster than all that it knows
+    # scoring few candidates is ten times faster than scoring all languages that it knows
     identifier.set_languages(sorted(wanted & set(identifier.labels)))
     return LetterScores(identifier)
 
 
 def forget() -> None:
-    """Forgets what was prepared for the languages that there are, after these have changed."""
+    """Clears what was prepared for the known languages, after these have changed."""
     _letter_scores.cache_clear()
     _known.clear()
 
@@ -135,7 +135,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class LetterScores:
-    """The model of an identifier, and the languages that it is restricted to.
+    """Scores texts with the model of an identifier, in the languages that it is restricted to.
 
     Args:
         identifier: py3langid's `LanguageIdentifier`, its probabilities not normalised.
@@ -143,7 +143,7 @@ class LetterScores:
 
     def __init__(self, identifier: Any) -> None:
         self.labels: list[str] = list(identifier.labels)
-        # a language may be there twice, in two scripts
+        # a language may occur twice, in two scripts
         classes = list(identifier.nb_classes)
         self._columns = [
             [i for i, name in enumerate(classes) if name == label] for label in self.labels
@@ -153,18 +153,18 @@ class LetterScores:
         self._rows = np.asarray(identifier.tk_row, np.int64) << 8
         self._next = np.asarray(identifier.tk_nextmove)
         self._letters = np.asarray(identifier.tk_output, np.int64)
-        # one step at a time is faster without numpy
+        # for single texts, which are faster without numpy
         self._plain = self._rows.tolist(), identifier.tk_nextmove, self._letters.tolist()
 
     def score(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Score texts.
+        """Scores texts.
 
         Args:
-            texts: In small letters.
+            texts: Texts in lower case.
 
         Returns:
-            For each text the log probability of every language; all the same if none of its
-            letters says anything.
+            For each text the log probability of every language; all equal if the model knows none
+            of its letter groups.
         """
         raw = [
             unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass") for text in texts
@@ -186,7 +186,7 @@ class LetterScores:
 
     def _walk_together(self, raw: Sequence[bytes]) -> tuple[Ints, Ints]:
         lengths = np.array([len(one) for one in raw], np.int64)
-        order = np.argsort(-lengths, kind="stable")  # who is done is at the end
+        order = np.argsort(-lengths, kind="stable")  # texts that end first are last
         num_left = len(raw) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), "right")
         bytes_of = np.zeros((len(raw), lengths.max()), np.uint8)
         for place, i in enumerate(order):
@@ -204,7 +204,7 @@ class LetterScores:
         return np.concatenate([empty, *owners]), np.concatenate([empty, *found])
 
     def _add_up(self, owners: Ints, letters: Ints, num_texts: int) -> npt.NDArray[np.float64]:
-        """Naive Bayes with damped counts, as py3langid's; shape (texts, classes)."""
+        """Returns naive Bayes scores with damped counts, as py3langid's, `[texts, classes]`."""
         scores = np.zeros((num_texts, len(self._prior)))
         keys, counts = np.unique(owners * len(self._weights) + letters, return_counts=True)
         if len(keys):

@@ -1,9 +1,9 @@
-"""Keeps what engines answered, so that no run asks or pays for it again.
+"""Caches the answers of engines, so that no run asks or pays for one twice.
 
-Input: keys made of a segment and of all that decides its translation. Output: the answer given
-before. One SQLite file in WAL mode: several runs may read and write it at once, and a run that is
-killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need a
-text at the same moment both ask for it; `put` says how often that happened.
+A key is a digest of a segment and of everything that decides its translation. The cache is one
+SQLite file in WAL mode: several runs may read and write it at the same time, and a run that is
+killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need
+the same text at the same moment both ask for it; `put` reports how often that happened.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY
 
 
 class CachedAnswer(NamedTuple):
-    """What an engine answered.
+    """An engine's answer to one segment.
 
     Attributes:
         text: The translation; None if there is none.
         error: Why there is none.
-        is_final: Asking again would give the same. Only such answers are in the cache.
+        is_final: Whether asking again would give the same answer. Only such answers are cached.
     """
 
     text: str | None
@@ -50,13 +50,13 @@ class CachedAnswer(NamedTuple):
 
 
 class Cache:
-    """The cache file.
+    """A file of answers.
 
     Args:
-        path: It is made if it is not there.
+        path: Created if it does not exist.
 
     Raises:
-        DataError: The file is something else, of another version, or cannot be written.
+        DataError: The file is not a cache, has another version, or cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -80,7 +80,7 @@ class Cache:
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def _write_ahead(self) -> None:
-        """Switch to a write-ahead log; of runs that begin at once, one does, the others wait."""
+        """Switches to a write-ahead log; of several runs that start at once, one does it."""
         until = time.monotonic() + _BUSY_S
         while True:
             try:
@@ -93,7 +93,7 @@ class Cache:
                 time.sleep(_BUSY_POLL_S)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedAnswer]:
-        """Look answers up; keys without one are left out.
+        """Returns the answers to keys; keys without an answer are left out.
 
         Raises:
             DataError: The file is damaged or cannot be read.
@@ -111,10 +111,10 @@ class Cache:
     def put(
         self, answers: Mapping[bytes, CachedAnswer], engine: Engine, target: str, usage: Usage
     ) -> int:
-        """Commit answers and what they cost, all or nothing.
+        """Commits answers and their cost in one transaction.
 
         Returns:
-            How many of the answers another run has committed in the meantime; its answers stay.
+            How many of the answers another run had committed already; those stay.
 
         Raises:
             DataError: The disk is full, or the file cannot be written.
@@ -135,11 +135,11 @@ class Cache:
         return len(rows) - num_new
 
     def spent(self, engine: str, target: str | None = None) -> Usage:
-        """What an engine has cost in this cache, in all runs.
+        """Returns what an engine has cost in all runs that used this cache.
 
         Args:
             engine: Its name.
-            target: Only for this language; None for all.
+            target: Only this language; None for all.
         """
         rows = self._db.execute("SELECT * FROM spent").fetchall()
         total = Usage()
@@ -149,12 +149,12 @@ class Cache:
         return total
 
     def note(self, engine: str, name: str, value: str | None) -> None:
-        """Keep something that a later run has to know, such as a job that a service works on.
+        """Stores a note for later runs, such as a job that a service works on.
 
         Args:
             engine: The engine's name.
-            name: What the value is about.
-            value: None forgets it.
+            name: Name of the note.
+            value: Its text; None deletes the note.
         """
         with self._plain_errors("cannot be written"):
             if value is None:
@@ -165,7 +165,7 @@ class Cache:
                 self._db.execute(query, (engine, name, value))
 
     def notes(self, engine: str) -> dict[str, str]:
-        """What was kept by `note`."""
+        """Returns the notes of an engine, by name."""
         query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
         return dict(self._db.execute(query, (engine,)).fetchall())
 
@@ -173,7 +173,7 @@ class Cache:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._db.close()
 
     @contextmanager
@@ -202,7 +202,7 @@ class Cache:
 
 
 class Keys:
-    """Makes the keys of one engine and pair of languages.
+    """Computes the cache keys of one engine and pair of languages.
 
     Args:
         engine: Its name, version and options enter the key.
@@ -210,7 +210,7 @@ class Keys:
         target: Code of the target language.
 
     Attributes:
-        name: Short and the same for the same three.
+        name: A short digest of the three arguments.
     """
 
     def __init__(self, engine: Engine, source: str, target: str) -> None:
@@ -219,7 +219,7 @@ class Keys:
         self.name = self._base.hexdigest()[:12]
 
     def key(self, segment: Segment) -> bytes:
-        """The key of a segment: only what can change its translation enters it."""
+        """Returns the key of a segment; only what can change its translation enters it."""
         digest = self._base.copy()
         digest.update(segment.text.encode("utf-8", "surrogatepass"))
         if segment.context or segment.terms:
@@ -230,7 +230,7 @@ class Keys:
 
 
 class CachedEngine:
-    """An engine that is asked only for what the cache does not have.
+    """An engine that is asked only for segments that the cache does not have.
 
     Args:
         engine: The engine.
@@ -246,17 +246,19 @@ class CachedEngine:
     def translate(
         self, segments: Sequence[Segment], counts: Counter[str]
     ) -> tuple[dict[Segment, CachedAnswer], Usage]:
-        """Look segments up, and have the engine translate the rest; its answers are kept at once.
+        """Returns answers from the cache, and has the engine translate the rest.
+
+        Answers are committed as they arrive.
 
         Args:
-            segments: Each once.
-            counts: What happened to them is added here.
+            segments: What to translate, without duplicates.
+            counts: Counters to update.
 
         Returns:
-            The answers, and what they cost. A segment that the engine says nothing of has none.
+            The answers and their cost. A segment that the engine does not mention has no answer.
 
         Raises:
-            EngineError: The engine cannot go on; what it answered is in the cache.
+            EngineError: The engine cannot continue; its answers so far are in the cache.
             DataError: The cache cannot be read or written.
         """
         engine, usage = self._engine, Usage()

@@ -25,7 +25,7 @@ _STATUSES = ("ok", "suspect", "rejected")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `lrm`."""
+    """Adds the commands to `lrm`."""
     app.command("translate")(translate)
     corpus_app.command("score")(score)
 
@@ -34,44 +34,46 @@ def translate(
     corpus: Path = typer.Argument(None, help="Folder of the corpus."),
     to: list[str] = typer.Option([], help="Codes of languages; repeat, or use commas."),
     engine: list[str] = typer.Option(
-        [], help="Name of an engine; several, with commas, are tried in this order."
+        [], help="Names of engines, with commas; they are tried in this order."
     ),
     option: list[str] = typer.Option(
         [], "--option", "-o", help="name=value, or engine.name=value; `--list` shows the names."
     ),
     model: str = typer.Option(None, help="Short for --option model=..."),
     base_url: str = typer.Option(None, help="Short for --option base_url=..."),
-    glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
+    glossary: Path = typer.Option(None, help="TOML file of terms with fixed translations."),
     cache: Path = typer.Option(
-        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+        None, help="Cache file; translation-cache.sqlite beside the corpus by default."
     ),
-    check: bool = typer.Option(True, help="Check translations; what fails is not trained on."),
+    check: bool = typer.Option(
+        True, help="Check translations; failed ones are not used for training."
+    ),
     limit: list[str] = typer.Option(
-        [], help="check=value: what passes, such as length=5; docs/translation-quality.md."
+        [], help="check=value: limit of a check, such as length=5; docs/translation-quality.md."
     ),
-    anew: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
+    anew: bool = typer.Option(False, "--replace", help="Replace existing texts."),
     max_rejected: float = typer.Option(
         None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
     ),
     executor: str = typer.Option(
-        "process", help="Who does the work: process (this one) or ray (many, see docs/scaling.md)."
+        "process", help="Where engines run: process (this one) or ray (many, see docs/scaling.md)."
     ),
     num_workers: int = typer.Option(
-        None, min=1, help="Workers of --executor ray; as many as fit by default."
+        None, min=1, help="Workers of --executor ray; by default as many as fit."
     ),
     gpus_per_worker: float = typer.Option(
-        0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
+        0.0, min=0.0, help="GPUs per worker of --executor ray; may be a fraction."
     ),
     list_engines: bool = typer.Option(
-        False, "--list", help="Show the engines, with --engine one and its options, and end."
+        False, "--list", help="List the engines, or with --engine the options of one, and exit."
     ),
     plan: bool = typer.Option(
-        False, "--plan", help="Reckon hours and money of each engine, and end; needs no corpus."
+        False, "--plan", help="Estimate hours and money of each engine, and exit; needs no corpus."
     ),
-    assumptions: Path = typer.Option(None, help="What --plan reckons with: your plan.toml."),
-    rows: int = typer.Option(None, min=1, help="Let --plan reckon so many rows."),
+    assumptions: Path = typer.Option(None, help="Assumptions of --plan: your own plan.toml."),
+    rows: int = typer.Option(None, min=1, help="Number of rows for --plan."),
 ) -> None:
-    """Translate a corpus; run it again after an interruption and it goes on from there."""
+    """Translate a corpus; after an interruption, run it again to continue."""
     from lrm_ext.translate.engines.base import split_options
     from lrm_ext.translate.planning import plan as make_plan
     from lrm_ext.translate.runner import Job, translate_corpus
@@ -146,7 +148,7 @@ def _print_result(title: str, result: Result, console: Console) -> None:
     print_counts(title, result.counts, console)
     if num := result.counts[f"rejected: {UNANSWERED}"]:
         console.print(
-            f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
+            f"{num:,} rows have no answer for reasons that may pass; --replace asks for these "
             "again, and takes the others from the cache.",
             soft_wrap=True,
         )
@@ -164,7 +166,7 @@ def _print_result(title: str, result: Result, console: Console) -> None:
 
 
 def print_counts(title: str, counts: Counter[str], console: Console) -> None:
-    """Print rows by status and reason, and what becomes of those that are not accepted."""
+    """Prints rows by status and reason, and what happens to rows that are not accepted."""
     table = Table("rows", "number", title=title, title_justify="left")
     for name in (*_STATUSES, "not translatable"):
         table.add_row(name, f"{counts[name]:,}")
@@ -189,7 +191,7 @@ def _print_engines(names: tuple[str, ...], console: Console) -> None:
     for name in names or engine_names():
         try:
             spec = get_spec(name)
-        except ConfigError as error:  # another package's does not keep ours from being shown
+        except ConfigError as error:  # a broken engine of another package does not hide ours
             faults.append(str(error))
             continue
         languages = " ".join(sorted(spec.languages())) or "none"
@@ -211,10 +213,10 @@ def _print_engines(names: tuple[str, ...], console: Console) -> None:
 
 
 def parse_limits(texts: list[str]) -> dict[str, float]:
-    """Read `check=number`.
+    """Parses `check=number`.
 
     Raises:
-        ConfigError: It is of another form.
+        ConfigError: A text has another form.
     """
     limits: dict[str, float] = {}
     for text in texts:
@@ -229,7 +231,7 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
 
 
 def split_names(texts: list[str]) -> tuple[str, ...]:
-    """Split at commas; each name once, in the order given."""
+    """Splits texts at commas; returns each name once, in order."""
     names = (name.strip() for text in texts for name in text.split(","))
     return tuple(dict.fromkeys(filter(None, names)))
 
@@ -244,13 +246,13 @@ def score(
         [], "--option", "-o", help="scorer.name=value, such as labse.model=folder."
     ),
     limit: list[str] = typer.Option(
-        [], help="name=value: a row with a larger figure is suspect, such as labse=0.4."
+        [], help="name=value: rows with a larger value are suspect, such as labse=0.4."
     ),
     cache: Path = typer.Option(
-        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+        None, help="Cache file; translation-cache.sqlite beside the corpus by default."
     ),
 ) -> None:
-    """Check texts again, or have models judge them; the texts themselves stay as they are."""
+    """Check texts again, or score them with models; the texts themselves do not change."""
     from lrm_ext.translate.scoring import ScoreJob, score_corpus, split_scorer_options
 
     console = Console(highlight=False)

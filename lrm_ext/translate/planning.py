@@ -1,7 +1,7 @@
-"""What a translation will take, before it is begun (`lrm translate --plan`).
+"""Estimates the cost of a translation (`lrm translate --plan`).
 
-Input: assumptions from a file (`plan.toml`), and perhaps a corpus whose text is counted. Output:
-GPU hours and money of each engine with the arithmetic, as a Markdown table. Nothing is translated.
+Reads assumptions from a file (`plan.toml`) and optionally counts the text of a corpus. Prints the
+GPU hours and money of each engine, with the arithmetic, as a Markdown table. Nothing is translated.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from lrm_ext.translate.engines.base import AtLeastOne, Positive
 from lrm_ext.translate.segment import Unit, plan_row
 
 ASSUMPTIONS_FILE = Path(__file__).with_name("plan.toml")
-MAX_ROWS = 50_000  # of a corpus that are counted
+MAX_ROWS = 50_000  # of a corpus to count
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file."""
+    """A table of `plan.toml`."""
 
 
 class Volume(_Table, frozen=True):
-    """How much text there is.
+    """The amount of text.
 
     Attributes:
         rows: Rows to translate.
-        characters_per_row: Characters of one that an engine gets, on average.
-        unique_share: Share of those that is left when each text is translated once.
-        source: Where the numbers are from.
+        characters_per_row: Average number of characters of a row that an engine receives.
+        unique_share: Share of these that remains when each text is translated once.
+        source: Source of the numbers.
     """
 
     rows: AtLeastOne
@@ -44,17 +44,17 @@ class Volume(_Table, frozen=True):
 
     @property
     def characters(self) -> float:
-        """Characters that are translated into each language."""
+        """The number of characters to translate into each language."""
         return self.rows * self.characters_per_row * self.unique_share
 
 
 class Tokens(_Table, frozen=True):
-    """From characters to tokens.
+    """Converts characters to tokens.
 
     Attributes:
-        characters_per_token: Of English.
-        relative: Tokens of a translation for one of English.
-        source: Where the numbers are from.
+        characters_per_token: Characters of English in a token.
+        relative: Tokens of a translation for one token of English.
+        source: Source of the numbers.
     """
 
     characters_per_token: Positive
@@ -67,9 +67,9 @@ class GpuPrice(_Table, frozen=True):
 
     Attributes:
         name: Its name.
-        flops_per_s: Peak, dense.
-        usd_per_hour: What an hour costs.
-        source: Where the numbers are from.
+        flops_per_s: Dense peak performance.
+        usd_per_hour: Price of an hour.
+        source: Source of the numbers.
     """
 
     name: str
@@ -88,7 +88,7 @@ _WAYS = (
 
 
 class EngineCost(_Table, frozen=True):
-    """What is known of an engine's speed or price; `plan.toml` explains the entries."""
+    """An engine's speed or price; `plan.toml` explains the entries."""
 
     name: str
     licence: str
@@ -113,7 +113,7 @@ class EngineCost(_Table, frozen=True):
 
 
 class Assumptions(_Table, frozen=True):
-    """All that a plan reckons with."""
+    """The content of `plan.toml`."""
 
     volume: Volume
     tokens: Tokens
@@ -123,13 +123,13 @@ class Assumptions(_Table, frozen=True):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an engine will take.
+    """The estimated cost of an engine.
 
     Attributes:
-        languages: Those that the engine has of those asked for.
-        hours: Of GPUs, or of CPU cores, which have no price; None for a service.
-        usd: Money; None where only the machine is one's own to price.
-        arithmetic: How the numbers came about.
+        languages: The requested languages that the engine has.
+        hours: Hours of GPUs, or of CPU cores, which have no price; None for a service.
+        usd: Money; None for CPU cores.
+        arithmetic: How the numbers were computed.
     """
 
     languages: tuple[str, ...]
@@ -139,11 +139,11 @@ class Estimate:
 
 
 def count_volume(corpus: Corpus, target: str) -> Volume:
-    """Count the text of a corpus that engines would get; of a large one, of a part of the rows.
+    """Counts the text of a corpus that engines would receive; samples the rows of a large corpus.
 
     Args:
         corpus: The corpus.
-        target: Code of a language; what its file translates is not counted.
+        target: Code of a language; texts that its file translates are not counted.
     """
     step = max(1, -(-len(corpus) // MAX_ROWS))
     counted = range(0, len(corpus), step)
@@ -165,11 +165,11 @@ def count_volume(corpus: Corpus, target: str) -> Volume:
 
 
 def estimate(engine: EngineCost, given: Assumptions, languages: Sequence[str]) -> Estimate:
-    """Reckon an engine.
+    """Estimates the cost of an engine.
 
     Args:
         engine: The engine.
-        given: Numbers to reckon with.
+        given: The assumptions.
         languages: Codes of the languages to translate into.
     """
     has = tuple(c for c in languages if engine.languages is None or c in engine.languages)
@@ -196,7 +196,7 @@ def estimate(engine: EngineCost, given: Assumptions, languages: Sequence[str]) -
         speed, how = engine.tokens_per_s, ""
         if speed is None:
             assert engine.parameters and engine.utilization
-            # half of the parameters reads a token of English, the other half writes its translation
+            # half of the parameters reads the English token, the other half writes its translation
             cost = engine.parameters * (1 + 1 / given.tokens.relative)
             speed = given.gpu.flops_per_s * engine.utilization / cost
             share = f"{engine.utilization:.0%} of {given.gpu.flops_per_s:.3g}"
@@ -208,7 +208,7 @@ def estimate(engine: EngineCost, given: Assumptions, languages: Sequence[str]) -
 
 
 def to_markdown(assumptions: Assumptions, languages: Sequence[str]) -> str:
-    """The plan as a table, with what it reckons with below."""
+    """Returns the plan as a table, with its assumptions below."""
     volume, tokens, gpu = assumptions.volume, assumptions.tokens, assumptions.gpu
     lines = [
         f"| engine | licence | {gpu.name} hours | USD | arithmetic |",
@@ -244,16 +244,16 @@ def plan(
     assumptions: Path | None = None,
     rows: int | None = None,
 ) -> str:
-    """Make the table of a corpus, or of the rows that the assumptions state.
+    """Returns the plan for a corpus, or for the rows that the assumptions state.
 
     Args:
         languages: Codes of the languages to translate into; empty for all that are shipped.
         corpus: A corpus whose text is counted.
-        assumptions: Numbers of one's own.
-        rows: So many rows like those, in place of how many there are.
+        assumptions: A file of assumptions in place of `plan.toml`.
+        rows: Number of rows to plan for, in place of the actual number.
 
     Raises:
-        ConfigError: The assumptions are not as they must be, or a language is unknown.
+        ConfigError: The assumptions are invalid, or a language is unknown.
         DataError: The corpus is damaged.
     """
     found = load_toml(assumptions or ASSUMPTIONS_FILE, Assumptions)
@@ -269,7 +269,7 @@ def plan(
 
 
 def _big(number: float) -> str:
-    """A large number in words, to three places."""
+    """Formats a large number with a unit, to three significant digits."""
     for size, word in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{word}"
@@ -277,7 +277,7 @@ def _big(number: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """A number to two or three places: none of this is exact."""
+    """Rounds a number to two or three significant digits, since these are estimates."""
     if number >= 1000:
         return f"{float(f'{number:.3g}'):,.0f}"
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -1,14 +1,13 @@
-"""Translates a corpus into one language, part by part; it may be killed at any moment.
+"""Translates a corpus into one language, part by part, and survives being killed at any moment.
 
-Input: a corpus and a `Job`. Output: the corpus with `text/<lang>/`. What was answered is in the
-cache, what was finished is in parts; running the same job again goes on from there and gives the
-same bytes. A translation that is being made lies in
+A `Job` adds `text/<lang>/` to a corpus. Answers are in the cache and finished parts on disk; the
+same job continues from there and produces the same bytes. An unfinished translation lies in
 
-    text/.<lang>.work/job.json         what is being made; another job starts anew
+    text/.<lang>.work/job.json         the job; another job starts from scratch
     text/.<lang>.work/parts/00000…     one record batch each, renamed into place when complete
     text/<lang>/00000.arrow …          shards, usable.u32 and translation.json at the end
 
-The shards are put together from all parts and moved into place; `corpus.toml` is replaced last.
+Shards are assembled from all parts and moved into place; `corpus.toml` is replaced last.
 """
 
 from __future__ import annotations
@@ -59,12 +58,12 @@ NOT_TRANSLATABLE = "not translatable"
 
 
 def text_dir(corpus: Path, lang: str) -> Path:
-    """Folder of a language's texts."""
+    """Returns the folder of a language's texts."""
     return corpus / "text" / lang
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """How a folder of texts was made: None if it was not made by translation."""
+    """Returns the description of a folder of texts; None if translation did not make it."""
     try:
         found = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -74,10 +73,10 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold a lock that dies with the process.
+    """Holds a lock that ends with the process.
 
     Raises:
-        DataError: Somebody else holds it, and `wait` is not set.
+        DataError: Another process holds the lock, and `wait` is not set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -96,7 +95,7 @@ class PartStore:
     Args:
         corpus: The corpus.
         target: Code of the language.
-        job: What makes the texts what they are; parts made by another job are not used.
+        job: Everything that decides the texts; parts of another job are not used.
     """
 
     def __init__(self, corpus: Corpus, target: str, job: Mapping[str, Any]) -> None:
@@ -111,7 +110,7 @@ class PartStore:
         self.num_parts = shards * self._per_shard + -(-rest // self._meta.rows_per_batch)
 
     def finished(self) -> Counter[str] | None:
-        """Rows by status and reason if this very job was finished, or killed while it finished."""
+        """Returns the counts of rows if this job was finished, or killed while finishing."""
         description = read_description(self._final)
         if description is None or {k: description.get(k) for k in self.job} != self.job:
             return None
@@ -124,14 +123,14 @@ class PartStore:
         batches: Callable[[Sequence[int]], Iterable[pa.RecordBatch]],
         progress: Callable[[int, int], None],
     ) -> Counter[str]:
-        """Make the parts that are not there, or go on where the same job was cut short.
+        """Makes the missing parts and adds the language to the corpus.
 
         Args:
-            batches: Makes parts, given their numbers; each is written before the next is made.
-            progress: Called with the numbers of parts done and in all.
+            batches: Yields the parts with the given numbers; each is written before the next.
+            progress: Called with the number of finished parts and the total.
 
         Returns:
-            Rows by status and by reason.
+            Counts of rows by status and by reason.
 
         Raises:
             DataError: The disk is full, or the folder cannot be written.
@@ -154,11 +153,11 @@ class PartStore:
         return self._commit()
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not done."""
+        """Returns the numbers of the parts that are not done."""
         return [n for n in range(self.num_parts) if not self._part(n).is_file()]
 
     def row_numbers(self, number: int) -> range:
-        """The rows of a part."""
+        """Returns the numbers of the rows of a part."""
         start = number * self._meta.rows_per_batch
         return range(start, min(start + self._meta.rows_per_batch, self._meta.num_rows))
 
@@ -174,7 +173,7 @@ class PartStore:
             _sync(new)
 
     def _commit(self) -> Counter[str]:
-        """Put all parts together and make them part of the corpus."""
+        """Assembles the parts and adds the language to the corpus."""
         out = self._work / "out"
         with _disk_errors(out):
             shutil.rmtree(out, ignore_errors=True)
@@ -220,14 +219,14 @@ class PartStore:
         return batch
 
     def _announce(self, counts: Mapping[str, int]) -> None:
-        """Write the language into `corpus.toml`; several languages may finish at once."""
+        """Adds the language to `corpus.toml`; several languages may finish at once."""
         path = self.corpus.path / META_FILE
         with locked(self.corpus.path / ".lock", "corpus", wait=True):
             meta = Meta.load(self.corpus.path)
             ours = {name: counts[name] for name in (*STATUSES, "usable")}
             if meta.counts.get(self.target) == ours:
                 return
-            # by name: the order does not depend on who finishes first
+            # by name, so that the order does not depend on which language finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
             with writing(path) as new:
                 replace(meta, counts=languages).dump(new)
@@ -238,7 +237,7 @@ class PartStore:
 
 
 def _count(batch: pa.RecordBatch, is_translatable: Sequence[bool], counts: Counter[str]) -> Any:
-    """Count a part's rows; return the offsets of those that are usable, as an array."""
+    """Counts a part's rows and returns the offsets of usable ones, as an array."""
     statuses = batch.column("status").to_pylist()
     for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
         counts[status or NOT_TRANSLATABLE] += 1
@@ -280,7 +279,7 @@ def _sync(path: Path) -> None:
 
 log = logging.getLogger(__name__)
 
-# Goes up when framing or protection change what becomes of a row.
+# Increases when framing or protection change what a row becomes.
 PROTECTION_VERSION = 2
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
@@ -288,7 +287,7 @@ _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
 
 @dataclass(frozen=True)
 class Job:
-    """One corpus into one language.
+    """The translation of one corpus into one language.
 
     Attributes:
         corpus: Folder of the corpus.
@@ -298,8 +297,8 @@ class Job:
         glossary: A glossary file.
         seen_text: Sources whose short answers are copied; see `plan_row`.
         checks: Whether translations are checked.
-        limits: What passes a check, where that is not what the language's file says.
-        replaces: Replace a translation that is there already.
+        limits: Limits of checks that replace those of the language file.
+        replaces: Whether to replace an existing translation.
     """
 
     corpus: Path
@@ -313,10 +312,10 @@ class Job:
     replaces: bool = False
 
     def checker(self) -> Checker | None:
-        """What checks the translations.
+        """Returns the checker of translations; None without checks.
 
         Raises:
-            ConfigError: There is no such language or check.
+            ConfigError: The language or a check is unknown.
         """
         if not self.checks:
             return None
@@ -326,12 +325,12 @@ class Job:
 
 @dataclass
 class Result:
-    """What there is now, and what this run did.
+    """The state of a translation, and what this run did.
 
     Attributes:
         counts: Rows of the language by status, "not translatable", and "<status>: <reason>".
-        work: What happened to units: asked, found in the cache, by which way.
-        usage: What this run cost.
+        work: Counts of units: asked for, found in the cache, and by way of translation.
+        usage: Cost of this run.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -344,17 +343,17 @@ def translate_corpus(
     workers: RayWorkers | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """Translate what is not translated yet.
+    """Translates a corpus, or continues an unfinished translation.
 
     Args:
-        job: What to do.
-        workers: Do the work of local engines; this process does it if left out.
-        progress: Called with the numbers of parts done and in all.
+        job: The job.
+        workers: Run local engines; by default they run in this process.
+        progress: Called with the number of finished parts and the total.
 
     Raises:
-        ConfigError: An unknown language or engine, or the corpus has the language already.
+        ConfigError: A language or engine is unknown, or the corpus has the language already.
         DataError: The corpus is damaged, the disk is full, or another run is at work on it.
-        EngineError: An engine cannot go on. Run again to go on from there.
+        EngineError: An engine cannot continue. The next run continues from there.
     """
     corpus = Corpus.open(job.corpus)
     if get_language(job.target).code == ENGLISH:
@@ -377,7 +376,7 @@ def translate_corpus(
 def _translated(
     job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
 ) -> Iterator[pa.RecordBatch]:
-    """Translate parts; an engine that wants much at once is asked about many of them first."""
+    """Yields translated parts; for engines with `rows_ahead`, asks for many parts in advance."""
     checker = job.checker()
     rows = translator.rows_ahead if numbers else 0
     size = max(1, rows // max(1, len(store.row_numbers(0))))
@@ -386,7 +385,7 @@ def _translated(
             before = translator.counts.copy()
             plans = (plan for n in numbers[i : i + size] for plan in _plans(job, store, n).values())
             translator.translate(unit for plan in plans for unit in plan.units)
-            # found again below: all but what was asked is counted there
+            # the units are found again below and counted there, except for those asked for
             asked = {k: n for k, n in translator.counts.items() if k.endswith(": asked")}
             translator.counts = Counter({**before, **asked})
         yield _translate_part(job, store, translator, checker, number)
@@ -402,7 +401,7 @@ def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Search for garbage less often: what is made for a row stays until its part is written."""
+    """Collects garbage less often, because objects of a row live until its part is written."""
     before = gc.get_threshold()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
     try:
@@ -423,17 +422,17 @@ def _translate_part(
 
 
 def batch_of(texts: Iterable[Text | None]) -> pa.RecordBatch:
-    """Texts as a part is written; None where a row has none."""
+    """Returns texts as the record batch of a part; None for a row without text."""
     records = [_NO_TEXT if text is None else text.to_arrow() for text in texts]
     return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)
 
 
 def build_translator(job: Job, workers: RayWorkers | None = None) -> Translator:
-    """Make the engines and the glossary of a job; no model is loaded yet.
+    """Makes the engines and the glossary of a job; loads no model yet.
 
     Args:
         job: The job.
-        workers: Do the work of local engines; this process does it if left out.
+        workers: Run local engines; by default they run in this process.
 
     Raises:
         ConfigError: An engine is unknown, or does not translate into the language.
@@ -452,7 +451,7 @@ def build_translator(job: Job, workers: RayWorkers | None = None) -> Translator:
 
 
 def describe(job: Job, translator: Translator) -> dict[str, Any]:
-    """All that decides what the texts will be, for people and for comparing."""
+    """Returns everything that decides the texts, for readers and for comparison."""
     rows = sorted((job.corpus / "rows").iterdir())
     return {
         **describe_engines(job, translator),
@@ -462,7 +461,7 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
 
 
 def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
-    """The part of it that does not hang on what is translated."""
+    """Returns the part of `describe` that does not depend on the corpus."""
     terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
     return {
         "target": job.target,
@@ -485,7 +484,7 @@ def _describe_checks(job: Job) -> dict[str, Any] | None:
     checker = job.checker()
     if checker is None:
         return None
-    # the order of a set changes from run to run, and what was read back is compared with this
+    # in a fixed order, because it is compared with what an earlier run wrote
     thresholds = msgspec.to_builtins(checker.thresholds, order="deterministic")
     return {
         "version": QUALITY_VERSION,

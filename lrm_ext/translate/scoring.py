@@ -1,10 +1,10 @@
-"""`lrm corpus score`: checks and second opinions on texts that are in a corpus already.
+"""Scores the texts of a corpus with checks and models (`lrm corpus score`).
 
-Input: a corpus with texts in a language, whoever made them. Output: the same texts with more
-figures and, where a limit is passed, another status. It goes part by part and may be killed like a
-translation; the texts themselves are not touched. Scorers are costly: models that judge pairs of an
-English text and its translation, or translate them back. Their figures are like those of the
-checks: larger is worse, 0 is perfect. What a scorer needs is imported when it is made.
+Adds values to the texts of a language, whoever made them, and changes the status of texts above a
+limit; the texts themselves do not change. Works part by part and, like a translation, survives
+being killed. Scorers are costly: models that judge pairs of an English text and its translation, or
+translate back. As for checks, larger values are worse and 0 is perfect. A scorer imports its
+packages when it is constructed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translate.runner import PartStore, batch_of, locked, read_description, text_dir
 from lrm_ext.translate.segment import UNIT, frame
 
-# These take no notice of the language that they are asked to translate from.
+# These ignore the language that they are asked to translate from.
 _FROM_ENGLISH = frozenset({"memory", "apertium", "opus-mt"})
 _BATCH = 32
 
@@ -36,19 +36,19 @@ Options = Mapping[str, str]
 
 
 class Scorer(Protocol):
-    """Judges pairs of an English text and its translation.
+    """Scores pairs of an English text and its translation.
 
     Attributes:
-        identity: All that decides its figures.
+        identity: Everything that decides its values.
     """
 
     identity: Mapping[str, Any]
 
     def score(self, pairs: Pairs) -> list[float | None]:
-        """Judge pairs; None where it cannot."""
+        """Returns the value of each pair; None if it has none."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Frees its resources."""
 
 
 class BackTranslation(Scorer):
@@ -57,10 +57,11 @@ class BackTranslation(Scorer):
     Args:
         options: `engine`, and options of that engine.
         lang: Code of the language of the translations.
-        cache: File of answers, as for translating.
+        cache: The cache file, as for translating.
 
     Raises:
-        ConfigError: No engine is named, it cannot do this, or sacrebleu is not installed.
+        ConfigError: No engine is named, it translates from English only, or sacrebleu is not
+            installed.
     """
 
     def __init__(self, options: Options, lang: str, cache: Path) -> None:
@@ -100,7 +101,7 @@ class BackTranslation(Scorer):
         ]
 
     def close(self) -> None:
-        """Close engine and cache."""
+        """Closes the engine and the cache."""
         self._engine.close()
         self._cache.close()
 
@@ -110,7 +111,7 @@ class Labse(Scorer):
 
     Args:
         options: `model`, a folder or a name on the Hugging Face hub, and `device`.
-        lang: Code of the language of the translations; the model needs none.
+        lang: Not used.
         cache: Not used.
     """
 
@@ -120,7 +121,7 @@ class Labse(Scorer):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and model."""
+        """The tokenizer and the model."""
         from transformers import AutoModel, AutoTokenizer
 
         name = self._options["model"]
@@ -138,7 +139,7 @@ class Labse(Scorer):
         import torch
 
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        # texts of one length side by side need no padding
+        # texts of equal length in a batch need no padding
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors: dict[str, Any] = {}
         for start in range(0, len(texts), _BATCH):
@@ -147,7 +148,7 @@ class Labse(Scorer):
         return [max(0.0, 1 - float(torch.dot(vectors[a], vectors[b]))) for a, b in pairs]
 
     def _embed(self, texts: list[str]) -> Any:
-        """Unit vectors, `[len(texts), D]`, float32."""
+        """Returns unit vectors, `[len(texts), D]`, float32."""
         import torch
 
         tokenizer, model = self._loaded
@@ -159,11 +160,11 @@ class Labse(Scorer):
 
 
 class CometQE(Scorer):
-    """Asks a model that learnt from people's judgement: 1 - COMET's estimate without a reference.
+    """Asks a model trained on human judgements: 1 - COMET's reference-free estimate.
 
     Args:
         options: `model`, a checkpoint file or a name that COMET knows; `gpus`, a number.
-        lang: Code of the language of the translations; the model needs none.
+        lang: Not used.
         cache: Not used.
 
     Raises:
@@ -203,10 +204,10 @@ SCORERS: Mapping[str, Callable[[Options, str, Path], Scorer]] = MappingProxyType
 
 
 def split_scorer_options(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Read `scorer.name=value`.
+    """Parses `scorer.name=value`.
 
     Raises:
-        ConfigError: It is of another form, or of a scorer that is not asked for.
+        ConfigError: A text has another form, or names another scorer.
     """
     result: dict[str, dict[str, str]] = {name: {} for name in names}
     for text in texts:
@@ -222,7 +223,7 @@ def split_scorer_options(texts: Sequence[str], names: Sequence[str]) -> dict[str
 
 
 def _options(name: str, options: Options, **defaults: str) -> dict[str, str]:
-    """The options of a scorer; defaults where they are not given."""
+    """Returns the options of a scorer, with defaults."""
     if unknown := sorted(options.keys() - defaults.keys()):
         raise ConfigError(
             f"score {name!r} has no option {', '.join(unknown)}; it has: {', '.join(defaults)}."
@@ -232,22 +233,22 @@ def _options(name: str, options: Options, **defaults: str) -> dict[str, str]:
 
 CHECKS = "checks"
 NAMES = (CHECKS, *SCORERS)
-# Of fewer words no scorer can say much; a row without longer ones is judged as a whole.
+# Scorers say little about fewer words; a row without longer lines is scored as a whole.
 _MIN_WORDS = 4
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What to look at, and how.
+    """What to score, and how.
 
     Attributes:
         corpus: Folder of the corpus.
         lang: Code of the language.
         names: Some of `NAMES`.
         options: Options of scorers, by scorer.
-        limits: The largest figure that passes, by check or scorer; a scorer without one only adds
-            its figure.
-        cache: The file of answers of a back-translation.
+        limits: The largest value that passes, by check or scorer; a scorer without a limit only
+            adds its value.
+        cache: The cache file of a back-translation.
     """
 
     corpus: Path
@@ -266,17 +267,17 @@ class _Tools(NamedTuple):
 def score_corpus(
     job: ScoreJob, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Counter[str]:
-    """Add figures to all texts in a language.
+    """Scores all texts in a language.
 
     Args:
-        job: What to do.
-        progress: Called with the numbers of parts done and in all.
+        job: The job.
+        progress: Called with the number of finished parts and the total.
 
     Returns:
-        Rows by status and by reason.
+        Counts of rows by status and by reason.
 
     Raises:
-        ConfigError: A name, option or limit is unknown, or a scorer needs what is not installed.
+        ConfigError: A name, option or limit is unknown, or a package is not installed.
         DataError: The corpus lacks the language or is damaged, or another run is at work on it.
     """
     corpus = Corpus.open(job.corpus)
@@ -320,7 +321,7 @@ def _tools(job: ScoreJob) -> _Tools:
 
 
 def _describe(job: ScoreJob, tools: _Tools) -> dict[str, Any]:
-    """How the texts were made, as before, and what they were judged by."""
+    """Returns how the texts were made, as before, and how they were scored."""
     before = read_description(text_dir(job.corpus, job.lang)) or {"target": job.lang, "engines": []}
     scores = dict(before.get("scores", {}))
     if tools.checker is not None:
@@ -338,7 +339,7 @@ def _score_part(job: ScoreJob, store: PartStore, tools: _Tools, number: int) -> 
     if tools.checker is not None:
         texts = {i: _checked(rows[i], text, tools.checker) for i, text in texts.items()}
     for name, scorer in tools.scorers.items():
-        # what has no translation cannot be judged
+        # a text without a translation cannot be scored
         judged = {i: pairs_of(rows[i], t) for i, t in texts.items() if _is_translated(t)}
         pairs = list(dict.fromkeys(pair for found in judged.values() for pair in found))
         figures = dict(zip(pairs, scorer.score(pairs), strict=True)) if pairs else {}
@@ -350,7 +351,7 @@ def _score_part(job: ScoreJob, store: PartStore, tools: _Tools, number: int) -> 
 
 
 def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
-    """Lines of a row and their translations, for a scorer; all as one if all are short."""
+    """Returns lines of a row and their translations, joined to one pair if all are short."""
     every: list[tuple[str, str]] = []
     for ours, theirs in zip(row.turns, text.turns, strict=False):
         lines, others = ours.text.splitlines(), theirs.text.splitlines()
@@ -372,11 +373,11 @@ def _is_translated(text: Text) -> bool:
 
 
 def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
-    """Judge a text anew; one that could not be translated stays rejected."""
+    """Checks a text again; a text that could not be translated stays rejected."""
     if not _is_translated(text):
         return text
     verdict = checker.check_turns(row.turns, text.turns)
-    # figures of scorers stay
+    # keep the values of scorers
     quality = {k: v for k, v in (text.quality or {}).items() if k in SCORERS}
     reason = "; ".join(verdict.reasons) or None
     return replace(
@@ -385,7 +386,7 @@ def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
 
 
 def _scored(text: Text, name: str, figure: float, limit: float | None) -> Text:
-    """Keep a figure, and take back what an earlier limit of the same scorer said."""
+    """Adds a value to a text, and removes findings of an earlier limit of the same scorer."""
     quality = {**(text.quality or {}), name: round(figure, 4)}
     if limit is None:
         return replace(text, quality=quality)

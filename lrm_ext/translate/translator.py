@@ -1,18 +1,17 @@
-"""Gets units translated: each once, protected, from the cache or by the first engine that can.
+"""Translates units, each once, from the cache or with the first engine of a chain that succeeds.
 
-Input: units of English. Output: for each, its translation or the reason why there is none. An
-engine is tried in several ways (numbers in sight, everything masked in one style after another, cut
-at the protected parts), then the next engine of the chain is. What is judged a row at a time is
-not here (`segment.py`).
+Every unit receives a translation or a reason why there is none. Each engine is tried in several
+ways (with visible numbers, with everything masked in one style after another, split at the
+protected parts) before the next engine is. Whole rows are checked in `segment.py`.
 
-A glossary has words that a user wants translated in one way: a TOML file with one table a language,
-English on the left:
+A glossary fixes the translation of words: a TOML file with one table per language and English on
+the left:
 
     [hr]
     "fire hydrant" = "hidrant"
 
-No engine is asked for a text that is a term; the terms that occur in other texts are a hint for
-engines that can read them.
+No engine is asked for a text that is a term; engines that can read hints receive the terms that
+occur in other texts.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from lrm_ext.translate.engines.base import Engine, Segment, Usage
 from lrm_ext.translate.protect import Masked, damaged_parts, mask, restore, split
 from lrm_ext.translate.segment import Translated, Unit, sentences
 
-# Not empty, nor blank.
+# Neither empty nor blank.
 _Word = Annotated[str, msgspec.Meta(pattern=r"\S")]
 
 
@@ -42,7 +41,7 @@ class Glossary:
     """The terms of one language.
 
     Args:
-        terms: English and translation.
+        terms: Translations by English.
     """
 
     def __init__(self, terms: dict[str, str]) -> None:
@@ -51,17 +50,17 @@ class Glossary:
 
     @classmethod
     def load(cls, path: str | Path | None, target: str) -> Glossary:
-        """Read the terms of a language; none if there is no file.
+        """Reads the terms of a language; no terms if `path` is None.
 
         Raises:
-            ConfigError: The file is missing, not TOML, or holds something other than strings.
+            ConfigError: The file is missing, is not TOML, or is not a table of texts per language.
         """
         if path is None:
             return cls({})
         return cls(load_toml(path, dict[str, dict[_Word, _Word]]).get(target, {}))
 
     def exact(self, text: str) -> str | None:
-        """The translation of a text that is a term; a first capital and a full stop are kept."""
+        """Returns the translation of a text that is a term; keeps a capital and a full stop."""
         body = text.rstrip(".")
         found = self.terms.get(body) or self._lower.get(body.lower())
         if found is None:
@@ -71,7 +70,7 @@ class Glossary:
         return found + text[len(body) :]
 
     def terms_in(self, text: str) -> tuple[tuple[str, str], ...]:
-        """The terms that occur in a text as whole words, in the order of their first place."""
+        """Returns the terms that occur in a text as whole words, in order of first occurrence."""
         if self._pattern is None:
             return ()
         names = dict.fromkeys(match[0].lower() for match in self._pattern.finditer(text))
@@ -87,7 +86,7 @@ class Glossary:
         )
 
 
-# The reason of what failed for reasons that may pass.
+# The keyword of failures that may not recur.
 UNANSWERED = "unanswered"
 
 _QUESTION_MARK = re.compile(r"[?？;;؟]")
@@ -97,7 +96,7 @@ _UNICODE = str.maketrans({"ş": "ș", "Ş": "Ș", "ţ": "ț", "Ţ": "Ț"})  # ce
 
 
 class _Plan(NamedTuple):
-    """One way to have a unit translated: parts that are copied or sent, put together afterwards."""
+    """One way to translate a unit: parts that are copied or translated and then joined."""
 
     parts: tuple[str | Masked, ...]
     context: str = ""
@@ -108,12 +107,12 @@ class Translator:
     """Translates units with a chain of engines.
 
     Args:
-        engines: They are tried in this order.
-        cache: Where answers are kept.
+        engines: Engines in the order in which they are tried.
+        cache: The cache of their answers.
         target: Code of the language to translate into.
         glossary: Terms of that language.
-        is_good: Whether a text has a good translation; if not, the next engine is tried. The last
-            one's answer stays.
+        is_good: Returns whether a text has a good translation; if not, the next engine is tried.
+            The answer of the last engine is always accepted.
     """
 
     def __init__(
@@ -135,10 +134,10 @@ class Translator:
         self._asked = {id(e): CachedEngine(e, cache, ENGLISH, target) for e in self.engines}
 
     def translate(self, units: Iterable[Unit]) -> dict[Unit, Translated]:
-        """Translate units, each once however often it occurs.
+        """Translates units, each once however often it occurs.
 
         Raises:
-            EngineError: An engine cannot go on; what it answered is in the cache.
+            EngineError: An engine cannot continue; its answers so far are in the cache.
             DataError: The cache cannot be read or written.
         """
         done: dict[Unit, Translated] = {}
@@ -162,25 +161,25 @@ class Translator:
                 else:
                     done[unit] = result
             pending = [unit for unit in pending if done[unit].text is None]
-        # a doubtful translation is better than none: it is judged, and counted, with its row
+        # a doubtful translation is better than none; it is checked and counted with its row
         done.update({unit: spare[unit] for unit in pending if unit in spare})
         self.counts["failed"] += sum(result.text is None for result in done.values())
         return done
 
     @property
     def rows_ahead(self) -> int:
-        """Rows of the corpus to ask about before the first of them is written."""
-        # another package's engine need not have the attribute
+        """The number of rows to ask for before the first of them is written."""
+        # an engine of another package may lack the attribute
         return max((getattr(engine, "rows_ahead", 0) for engine in self.engines), default=0)
 
     def close(self) -> None:
-        """Close the engines and the cache."""
+        """Closes the engines and the cache."""
         for engine in self.engines:
             engine.close()
         self._cache.close()
 
     def _by_engine(self, engine: Engine, units: Sequence[Unit]) -> dict[Unit, Translated]:
-        """Try one engine in all its ways."""
+        """Tries one engine in all ways."""
         results: dict[Unit, Translated] = {}
         name = f"{engine.name} {engine.version}".strip()
         pending = list(units)
@@ -199,7 +198,7 @@ class Translator:
                 results[unit] = Translated(text, name, fault)
                 if text is not None:
                     self.counts[f"{engine.name}: {way}"] += 1
-            # an engine that refuses a text refuses it masked, too
+            # an engine that refuses a text refuses the masked text, too
             given_up = ("engine", UNANSWERED)
             pending = [
                 unit
@@ -235,10 +234,10 @@ class Translator:
             if masked is None:
                 return None
             parts.append(masked)
-            # Chinese puts no blank between sentences
+            # Chinese has no blank between sentences
             parts.append(piece[len(body) :] if self._is_spaced else "")
         if style != "visible" and not any(isinstance(p, Masked) and p.parts for p in parts):
-            return None  # the same as in sight
+            return None  # the same as "visible"
         return _Plan(tuple(parts), unit.context if context else "")
 
     def _segment(self, engine: Engine, part: Masked, plan: _Plan) -> Segment:
@@ -248,7 +247,7 @@ class Translator:
     def _finish(
         self, unit: Unit, plan: _Plan, answers: dict[Segment, CachedAnswer], engine: Engine
     ) -> tuple[str | None, str]:
-        """Put a plan's parts together and check what must have survived."""
+        """Joins the parts of a plan and checks that protected parts are intact."""
         texts: list[str] = []
         for part in plan.parts:
             if isinstance(part, str):
@@ -277,7 +276,7 @@ class Translator:
 
 
 def _joined_plan(unit: Unit) -> _Plan | None:
-    """Question and answer as one text, for an engine that knows no context."""
+    """Returns a plan of question and answer as one text, for engines without context."""
     if not unit.context.rstrip().endswith("?") or unit.context.count("?") != 1:
         return None
     end = "" if unit.text.endswith(_SENTENCE_ENDS) else "."
@@ -286,12 +285,12 @@ def _joined_plan(unit: Unit) -> _Plan | None:
 
 
 def _answer_part(question: str, text: str) -> str | None:
-    """What follows the question; None unless that is unambiguous."""
+    """Returns the text after the question; None if it is ambiguous."""
     head, *tails = _QUESTION_MARK.split(text)
     if len(tails) != 1 or not head.strip() or not tails[0].strip(" ."):
         return None
     tail = tails[0].strip()
-    # an answer of a few words does not become a sentence
+    # an answer of a few words does not become a long sentence
     return tail if len(tail) < max(40, len(question)) else None
 
 
@@ -307,7 +306,7 @@ def _cut_plan(text: str) -> _Plan | None:
 
 
 def _tidy(source: str, target: str) -> str:
-    """Take off blanks and a full stop that the source does not have."""
+    """Removes blanks and a full stop that the source does not have."""
     target = target.strip()
     if target.endswith(_END) and not target.endswith("..") and not source.endswith(_SENTENCE_ENDS):
         return target[:-1].rstrip() or target
@@ -315,6 +314,6 @@ def _tidy(source: str, target: str) -> str:
 
 
 def _join(before: Translated, now: Translated) -> Translated:
-    """Keep the reasons of all engines that failed; the first word counts."""
+    """Joins the reasons of all engines that failed; the first keyword counts."""
     reason = f"{before.reason}; {now.reason}" if before.reason else now.reason
     return Translated(None, now.engine, reason)

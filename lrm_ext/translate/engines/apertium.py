@@ -1,8 +1,8 @@
-"""Engine `apertium`: Debian's rule-based translator; offline, the same answer every time.
+"""Engine `apertium`: Debian's rule-based translator, offline and deterministic.
 
-It has few of our pairs, French and Italian only by way of Spanish, and reads as such engines do:
-for tests and demonstrations, not for training data. Input: segments. Output: what the pair's
-pipeline makes of each by itself (null-flush mode: no segment sees its neighbours).
+It covers few of our languages, French and Italian only via Spanish, and its translations are poor:
+use it for tests and demonstrations, not for training data. The pipeline of a pair translates each
+segment by itself (null-flush mode).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BATCH = 500
 _TIMEOUT_S = 120
 _SPECIAL = re.compile(r"([\[\]{}^$/\\@<>~])")
 _ESCAPED = re.compile(r"\\(.)")
-# A blank that every stage hands through; it shows that the pipeline came to the segment's end.
+# A blank that every stage passes through; it marks the end of a segment.
 _END = "[]"
 
 
@@ -46,14 +46,14 @@ class ApertiumOptions:
     """Options of the engine.
 
     Attributes:
-        mark_unknown: Put "*" before words that the dictionary lacks.
+        mark_unknown: Put "*" before words that are not in the dictionary.
     """
 
     mark_unknown: bool = False
 
 
 class ApertiumEngine(Engine):
-    """Pipes segments through one mode, or through several one after another."""
+    """Pipes segments through one mode, or through several in sequence."""
 
     name = _NAME
     mask_styles = ("angle", "word", "tag")
@@ -65,7 +65,7 @@ class ApertiumEngine(Engine):
         self.options = asdict(options)
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+        """Translates a batch; see `Engine.translate`."""
         for start in range(0, len(segments), _BATCH):
             texts = [segment.text for segment in segments[start : start + _BATCH]]
             for mode in self._modes:
@@ -77,7 +77,7 @@ class ApertiumEngine(Engine):
             yield Reply(outcomes, Usage(requests=1))
 
     def _pipe(self, mode: str, texts: Sequence[str]) -> list[str]:
-        # a segment that is empty would not be answered
+        # the pipeline gives no answer to an empty segment
         kept = [i for i, text in enumerate(texts) if text.strip()]
         stream = "".join(
             _SPECIAL.sub(r"\\\1", texts[i].replace("\0", " ")) + _END + "\0" for i in kept
@@ -95,7 +95,7 @@ class ApertiumEngine(Engine):
             said = process.stderr.decode("utf-8", "replace").strip()[-300:]
             raise EngineError(
                 f"{' '.join(command)} ended with code {process.returncode} and {len(answers)} "
-                f"answers to {len(kept)} segments. It said: {said or 'nothing'}."
+                f"answers to {len(kept)} segments. Its error output: {said or 'none'}."
             )
         result = [""] * len(texts)
         for i, answer in zip(kept, answers, strict=True):
@@ -113,7 +113,7 @@ class ApertiumEngine(Engine):
 
 
 def _data_version(modes: Sequence[str]) -> str:
-    """A digest of the pairs' dictionaries and rules."""
+    """Returns a digest of the pairs' dictionaries and rules."""
     digest = hashlib.sha256()
     for mode in modes:
         text = (_MODES / f"{mode}.mode").read_text(encoding="utf-8")

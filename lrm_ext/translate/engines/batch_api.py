@@ -1,9 +1,9 @@
-"""Batch mode of a chat service: requests in a file, a job that works on it, answers in a file.
+"""Translates in the batch mode of a chat service: one file of requests, one file of answers.
 
-Input: segments. Output: replies when a job is done, hours later perhaps. A job is noted in the
-ledger before it is made, with a tag that the service keeps: a run that was killed at any moment
-finds its jobs again, waits for them, and asks nothing a second time. What a job leaves open is
-given to another job, or, if it is little, asked directly.
+Replies arrive when a job is done, perhaps hours later. A job is noted in the ledger before it is
+created, with a tag that the service keeps: a run that was killed at any moment finds its jobs
+again, waits for them, and asks nothing twice. Segments that a job leaves open go into another job
+or, if they are few, are asked for directly.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job as the ledger knows it.
+    """A job as the ledger stores it.
 
     Attributes:
-        tag: Our name for it; the service keeps it as metadata.
-        id: The service's name for it; None if we were cut off before we heard it.
+        tag: Our name for it, which the service keeps as metadata.
+        id: The service's name for it; None if its answer never arrived.
         requests: The cache keys of each request's segments.
         estimate: What it may cost.
     """
@@ -66,13 +66,13 @@ class BatchJob:
     estimate: Usage
 
     def dump(self) -> str:
-        """Write it as JSON."""
+        """Returns the job as JSON."""
         requests = [[key.hex() for key in keys] for keys in self.requests]
         return json.dumps({"id": self.id, "requests": requests, "estimate": astuple(self.estimate)})
 
     @classmethod
     def load(cls, tag: str, text: str) -> BatchJob:
-        """Read it back."""
+        """Reads what `dump` returned."""
         data = json.loads(text)
         requests = tuple(tuple(map(bytes.fromhex, keys)) for keys in data["requests"])
         return cls(tag, data["id"], requests, Usage(*data["estimate"]))
@@ -81,18 +81,18 @@ class BatchJob:
 def ask_in_jobs(
     engine: OpenAIEngine, segments: Sequence[Segment]
 ) -> Generator[Reply, None, list[int]]:
-    """Have segments translated by jobs of a chat service.
+    """Yields the replies of jobs of a chat service.
 
     Args:
-        engine: Makes requests and keeps the accounts.
+        engine: Makes requests and counts their cost.
         segments: What to translate.
 
     Returns:
-        Numbers of the segments that are left to be asked directly.
+        Positions of the segments that are left to ask for directly.
 
     Raises:
-        EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
-            way are found again by the next run.
+        EngineError: The service cannot be used, a job failed, or the budget is spent. The next
+            run finds jobs under way again.
     """
     with closing(_Working(engine, segments)) as working:
         yield from working.replies()
@@ -111,14 +111,14 @@ class _Working:
         self._ledger = engine.ledger
         self._segments = segments
         self._settings = engine.settings
-        # what the engine's jobs for these settings and this language are called in the ledger
+        # prefix of the ledger's names of jobs with these settings and this language
         address = engine.settings.base_url.rstrip("/")
         self._scope = f"batch {address} {engine.target} {keys.name}"
         self._loop = asyncio.new_event_loop()
         self._service.connect()
 
     def replies(self) -> Iterator[Reply]:
-        """Wait for old jobs, and make new ones while much is open."""
+        """Waits for the jobs of earlier runs, and makes new ones while many segments are open."""
         jobs = self._old_jobs()
         for _ in range(_MAX_ROUNDS):
             taken = {key for job in jobs for keys in job.requests for key in keys}
@@ -131,7 +131,7 @@ class _Working:
             jobs = []
 
     def close(self) -> None:
-        """Close connections."""
+        """Closes connections."""
         self._loop.run_until_complete(self._service.close())
         self._loop.close()
 
@@ -152,7 +152,7 @@ class _Working:
         return jobs
 
     def _new_jobs(self, free: Sequence[bytes]) -> list[BatchJob]:
-        """Make jobs of what the budget allows."""
+        """Makes jobs for as many segments as the budget allows."""
         size, most = self._settings.segments_per_request, self._settings.batch_requests
         requests: list[tuple[bytes, ...]] = []
         for start in range(0, len(free), size):
@@ -210,17 +210,17 @@ class _Working:
                     continue
                 waiting.remove(job)
                 yield from self._collect(job, files)
-                self._note(job, False)  # now what it brought is in the cache
+                self._note(job, False)  # its answers are in the cache by now
             if waiting:
                 time.sleep(self._settings.poll_s)
 
     def _look_at(self, job: BatchJob) -> tuple[str, tuple[str | None, ...]]:
-        """How far a job is, and the names of the files of its answers and errors."""
-        assert job.id is not None, "only jobs that the service has are waited for"
+        """Returns a job's status, and the names of the files of its answers and errors."""
+        assert job.id is not None, "only jobs that the service knows are waited for"
         try:
             state = self._do(self._service.client.batches.retrieve(job.id))
         except NotFoundError:
-            log.warning("the service has forgotten job %s; it is asked again", job.id)
+            log.warning("the service has forgotten job %s; its segments are open again", job.id)
             return "expired", ()
         if state.status == "failed":
             self._note(job, False)
@@ -242,7 +242,7 @@ class _Working:
             else:
                 self._learn(response.get("body"))
         self._engine.account.settle(job.estimate, usage)
-        # killed between the two commits, we have read this job before
+        # a run that was killed between the two commits has read this job before
         known = self._ledger.get_many(list(answers))
         fresh = {key: answer for key, answer in answers.items() if key not in known}
         usage = usage if fresh or not answers else Usage()
@@ -257,7 +257,7 @@ class _Working:
         log.info("job %s: %d answers, %d segments are open", job.id, len(fresh), len(self.open))
 
     def _learn(self, body: Any) -> None:
-        """Find out from an error which fields the service does not take, for the next job."""
+        """Learns from an error which fields the service rejects, for the next job."""
         error = body.get("error") if isinstance(body, dict) else None
         fault = str((error.get("param") if isinstance(error, dict) else None) or error)
         sent = self._service.dialect.adapt(self._engine.body([]))
@@ -265,7 +265,7 @@ class _Working:
             self._service.speak(dialect)
 
     def _find(self, tag: str) -> str | None:
-        """The service's name for a job that has our tag."""
+        """Returns the service's name for the job with our tag."""
 
         async def find() -> str | None:
             async for job in self._service.client.batches.list(limit=100):

@@ -1,7 +1,7 @@
-"""Engine `memory`: a table of human translations; whatever is not in it stays untranslated.
+"""Engine `memory`: a table of human translations; a text that is not in it stays untranslated.
 
-Input: the names that CLDR gives to what the built-in pictures show, and tables of your own (TSV:
-English, tab, translation; or a corpus with human texts). Output: exact matches only.
+The table holds the CLDR names of what the built-in images show, and your own translations (a TSV
+file of English, tab, translation; or a corpus with human texts). Only exact matches count.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class MemoryOptions:
     """Options of the engine.
 
     Attributes:
-        table: A TSV file, or a corpus whose texts are human translations; `{lang}` in it stands
-            for the language's code. Left out: only the CLDR names.
+        table: A TSV file, or a corpus whose texts are human translations; `{lang}` stands for the
+            language's code. By default only the CLDR names are used.
     """
 
     table: str | None = None
 
 
 class MemoryEngine(Engine):
-    """Looks segments up."""
+    """Looks segments up in a table."""
 
     name = "memory"
     version = "cldr"
@@ -56,18 +56,18 @@ class MemoryEngine(Engine):
         return known_translations(self._target, self._path)
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Look segments up; see `Engine.translate`."""
+        """Looks segments up; see `Engine.translate`."""
         found = [self._memory.get(segment.text) for segment in segments]
         outcomes = [Outcome(i, t, None if t else "not in the table") for i, t in enumerate(found)]
         yield Reply(tuple(outcomes))
 
 
 def known_translations(target: str, table: Path | None = None) -> dict[str, str]:
-    """All that the engine knows in a language, by the English.
+    """Returns all translations into a language, by their English.
 
     Args:
         target: Code of the language.
-        table: Beside the CLDR names; see `MemoryOptions`.
+        table: Read in addition to the CLDR names; see `MemoryOptions`.
 
     Raises:
         ConfigError: The table cannot be read or contradicts itself.
@@ -76,7 +76,7 @@ def known_translations(target: str, table: Path | None = None) -> dict[str, str]
 
 
 def _names(target: str) -> dict[str, str]:
-    """CLDR's names of the things in the built-in pictures, with a small and a capital letter."""
+    """Returns the CLDR names of things in the built-in images, in lower case and capitalised."""
     from lrm_ext.emoji.scenes import load_concepts
 
     memory: dict[str, str] = {}
@@ -107,13 +107,13 @@ def _read(path: Path, target: str) -> dict[str, str]:
         if memory.setdefault(english.strip(), other.strip()) != other.strip():
             raise ConfigError(
                 f"{path}:{number}: {english!r} was {memory[english.strip()]!r} before and is "
-                f"{other!r} here; leave one."
+                f"{other!r} here; delete one."
             )
     return memory
 
 
 def _read_corpus(corpus: Corpus, target: str) -> dict[str, str]:
-    """Line by line; what has two translations is left out, for its context is not known here."""
+    """Reads a corpus line by line; omits lines with two translations, which depend on context."""
     memory: dict[str, str] = {}
     ambiguous: set[str] = set()
     for i in range(len(corpus)):
@@ -131,7 +131,7 @@ def _read_corpus(corpus: Corpus, target: str) -> dict[str, str]:
 
 
 def _digest(path: Path | None) -> str | None:
-    """Changes when the table does."""
+    """Returns a digest of the table."""
     if path is None:
         return None
     files = sorted(path.rglob("*.arrow")) if path.is_dir() else [path]

@@ -1,12 +1,12 @@
-"""Asks services that bill what they are asked, within a budget; the engines `deepl` and `google`.
+"""Asks services that bill per request, within a budget; has the engines `deepl` and `google`.
 
-Input: segments. Output: replies as they come. Several requests are under way at once, and no more
-are sent before a reply is kept. What was not answered is asked for again; a request that is at
-fault is halved until the text at fault is alone. After an error nothing new is asked, and what is
-under way is waited for: it is paid. The engine `openai` asks in the same way.
+Several requests are under way at once, and no new one is sent before the last reply is stored.
+Segments without an answer are asked for again; a request that fails is halved until the text at
+fault is alone. After an error nothing new is sent, but the requests under way are awaited, because
+they are billed. The engine `openai` uses the same loop.
 
-DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its libraries find them
-(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is in GOOGLE_CLOUD_PROJECT.
+DeepL's key is read from DEEPL_AUTH_KEY. Google's libraries find their own credentials
+(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is read from GOOGLE_CLOUD_PROJECT.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _MAX_SILENT = 3
 
 @dataclass(frozen=True)
 class BilledOptions:
-    """Options of the engines on services that bill by the character.
+    """Options of engines that bill by the character.
 
     Attributes:
         concurrency: Requests under way at once.
-        timeout_s: Longest wait for one answer.
-        max_tries: Tries for one request.
-        first_wait_s: Wait before the second try; it doubles.
-        usd_per_million_characters: Price; without it money is not counted, only characters.
+        timeout_s: Time limit of one request.
+        max_tries: Attempts per request.
+        first_wait_s: Wait before the second attempt; it doubles each time.
+        usd_per_million_characters: Price; without it only characters are counted, not money.
         budget_usd: Stop before more is spent, counting all runs with this cache.
         budget_characters: Stop before more is sent, counting all runs with this cache.
     """
@@ -73,15 +73,15 @@ class BilledOptions:
 
 
 class MayPassError(Exception):
-    """The service did not answer, and may if it is asked again."""
+    """The service did not answer, but may if it is asked again."""
 
 
 class BilledAnswer(NamedTuple):
-    """What a service made of some texts.
+    """A service's answer to some texts.
 
     Attributes:
         texts: Translations, in order.
-        num_billed: Characters that are billed.
+        num_billed: Characters billed.
     """
 
     texts: list[str]
@@ -89,12 +89,12 @@ class BilledAnswer(NamedTuple):
 
 
 class Budget:
-    """What an engine has spent in all runs, and what is set aside for requests under way.
+    """Counts what an engine has spent in all runs and what is reserved for requests under way.
 
     Args:
-        budget: So many units may be spent; None for any number.
-        budget_usd: So much money may be spent; None for any.
-        unit: What the service bills.
+        budget: How many units may be spent; None for no limit.
+        budget_usd: How much money may be spent; None for no limit.
+        unit: What the service bills: "characters" or "tokens".
     """
 
     def __init__(self, budget: int | None, budget_usd: float | None, unit: str) -> None:
@@ -102,14 +102,14 @@ class Budget:
         self._spent = self._pending = Usage()
 
     def open(self, spent: Usage) -> None:
-        """Begin with what was spent before."""
+        """Starts with what earlier runs have spent."""
         self._spent, self._pending = spent, Usage()
 
     def reserve(self, estimate: Usage) -> None:
-        """Set aside what a request may cost.
+        """Reserves what a request may cost.
 
         Raises:
-            BudgetError: With it, more would be spent than is allowed.
+            BudgetError: The request might exceed the budget.
         """
         total = self._spent + self._pending + estimate
         budget = None
@@ -127,11 +127,11 @@ class Budget:
         self.hold(estimate)
 
     def hold(self, estimate: Usage) -> None:
-        """Set aside what is spent already."""
+        """Reserves what a request under way may cost, without checking the budget."""
         self._pending += estimate
 
     def settle(self, estimate: Usage, usage: Usage) -> None:
-        """Replace what was set aside by what it came to."""
+        """Replaces a reservation by the actual cost."""
         self._pending -= estimate
         self._spent += usage
 
@@ -142,11 +142,11 @@ class Budget:
 
 
 class Work(NamedTuple):
-    """Segments that are asked for together.
+    """Segments that share a request.
 
     Attributes:
-        indices: Their numbers.
-        num_useless: Answers of no use to them so far.
+        indices: Their positions in the batch.
+        num_useless: How many useless answers they have had so far.
     """
 
     indices: tuple[int, ...]
@@ -154,18 +154,18 @@ class Work(NamedTuple):
 
 
 class PaidEngine(Engine):
-    """An engine on a service that bills; several requests are under way at once.
+    """An engine that uses a service that bills, with several requests at once.
 
     Args:
-        ledger: Knows what earlier runs have cost.
-        account: What may be spent.
+        ledger: Knows the cost of earlier runs.
+        account: The budget.
         concurrency: Requests under way at once.
 
     Attributes:
         ledger: As above.
-        account: As above, and what is spent.
+        account: As above.
         concurrency: As above.
-        is_answered: Whether the service has answered it, in any batch.
+        is_answered: Whether the service has answered any request.
     """
 
     def __init__(self, ledger: Cache, account: Budget, concurrency: int) -> None:
@@ -174,44 +174,44 @@ class PaidEngine(Engine):
 
     @abstractmethod
     def estimate(self, segments: Sequence[Segment]) -> Usage:
-        """About what a request for some segments will cost."""
+        """Estimates the cost of a request for some segments."""
 
     @abstractmethod
     async def send(self, segments: Sequence[Segment]) -> Any:
-        """Ask the service.
+        """Sends one request.
 
         Raises:
-            EngineError: It cannot be used at all; so does `ServiceError`.
-            RejectedError: It does not take this request.
-            ExhaustedError: It did not answer.
+            EngineError: The service cannot be used at all; so does `ServiceError`.
+            RejectedError: The service refuses this request.
+            ExhaustedError: The service did not answer.
         """
 
     @abstractmethod
     def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
-        """Outcomes in an answer, segments that are to be asked for again, and the cost."""
+        """Returns an answer's outcomes, the segments to ask for again, and the cost."""
 
     async def disconnect(self) -> None:
-        """Close connections."""
+        """Closes connections."""
 
     def ask(
         self, segments: Sequence[Segment], requests: Iterable[tuple[int, ...]]
     ) -> Iterator[Reply]:
-        """Have segments translated by the service.
+        """Yields the service's replies to requests.
 
         Args:
             segments: What to translate.
-            requests: Numbers of segments that are asked for together.
+            requests: Positions of the segments of each request.
 
         Raises:
-            EngineError: The service cannot be used, or the budget is spent; after all that was
-                under way has been handed on.
+            EngineError: The service cannot be used, or the budget is spent. Replies to requests
+                under way are yielded first.
         """
         with closing(_Asking(self, segments, requests)) as asking:
             yield from asking.replies()
 
 
 class _Asking:
-    """One batch under way."""
+    """The state of one batch."""
 
     def __init__(
         self,
@@ -230,10 +230,10 @@ class _Asking:
         self._loop.set_default_executor(ThreadPoolExecutor(concurrency, "translate"))
 
     def replies(self) -> Iterator[Reply]:
-        """Ask until all is answered or an error ends it.
+        """Sends requests until every segment has an outcome or an error ends the batch.
 
-        Nothing new is asked before what was answered is kept: a kill loses no more than what is
-        under way.
+        Nothing new is sent before the last replies are stored: a kill loses no more than the
+        requests under way.
         """
         while self._start():
             waiting = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -246,7 +246,7 @@ class _Asking:
             raise self._fault
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Cancels the requests under way and closes connections."""
         for task in self._running:
             task.cancel()
 
@@ -259,14 +259,14 @@ class _Asking:
         self._loop.close()
 
     def _start(self) -> bool:
-        """Fill up what is under way; say whether anything is."""
+        """Starts requests up to the limit; returns whether any is under way."""
         while self._work and self._fault is None and len(self._running) < self._concurrency:
             asked = [self._segments[i] for i in self._work[0].indices]
             estimate = self._engine.estimate(asked)
             try:
                 self._engine.account.reserve(estimate)
             except BudgetError as error:
-                # what is under way may come cheaper than thought, and leave room for this
+                # the requests under way may cost less than estimated and leave room for this one
                 if not self._running:
                     self._fault = error
                 break
@@ -306,7 +306,7 @@ class _Asking:
         return Reply(tuple(outcomes), usage)
 
     def _halve(self, work: Work, fault: str, is_final: bool = False) -> list[Outcome]:
-        """Find the segment at fault; by itself it fails, for good or until another run."""
+        """Splits a request to isolate the segment at fault; a single segment fails."""
         if len(work.indices) == 1:
             return [Outcome(work.indices[0], None, fault, is_final)]
         self._cut(work.indices, work.num_useless)
@@ -321,15 +321,15 @@ class BilledEngine(PaidEngine):
     """Translates with a service that bills by the character, through its official client.
 
     Args:
-        options: How the service may be asked.
+        options: A subclass of `BilledOptions`.
         source: Code of the language to translate from.
         target: Code of the language to translate into.
-        ledger: Knows what earlier runs have cost.
+        ledger: Knows the cost of earlier runs.
 
     Attributes:
-        max_texts: Texts that a request may hold.
-        max_characters: Characters that a request may hold.
-        codes: What the service calls the two languages.
+        max_texts: Most texts in a request.
+        max_characters: Most characters in a request.
+        codes: The service's codes of the two languages.
     """
 
     max_texts: int
@@ -344,34 +344,34 @@ class BilledEngine(PaidEngine):
 
     @abstractmethod
     def connect(self) -> Any:
-        """Make the client.
+        """Makes the client.
 
         Raises:
-            EngineError: The client or what it needs to sign in is missing.
+            EngineError: The client or its credentials are missing.
         """
 
     @abstractmethod
     def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
-        """Have texts translated that answer one question (or "").
+        """Translates texts that answer one question (or "").
 
         Raises:
             MayPassError: The service did not answer.
-            RejectedError: The texts are at fault.
-            EngineError: What will not pass.
+            RejectedError: The service refuses these texts.
+            EngineError: The service cannot be used.
         """
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+        """Translates a batch; see `Engine.translate`."""
         self._client = self._client or self.connect()
         self.account.open(self.ledger.spent(self.name))
         yield from self.ask(segments, self._requests(segments))
 
     def close(self) -> None:
-        """Forget the client."""
+        """Drops the client."""
         self._client = None
 
     def _requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
-        """Numbers of segments that go together."""
+        """Groups segments into requests by context and size."""
         by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
         for _, group in groupby(by_context, key=lambda i: segments[i].context):
             request: list[int] = []
@@ -391,10 +391,10 @@ class BilledEngine(PaidEngine):
         return self._cost(sum(len(segment.text) for segment in segments), 0)
 
     async def send(self, segments: Sequence[Segment]) -> BilledAnswer:
-        """See `PaidEngine`; with as many tries as are allowed.
+        """See `PaidEngine`; makes at most `max_tries` attempts.
 
-        The clients' own tries are not used: Google's are limited by time and not by number, and
-        neither client tries again after a page in place of JSON.
+        The clients' own retries are not used: Google's are limited by time and not by number, and
+        neither client retries after a page in place of JSON.
         """
         texts, context = [segment.text for segment in segments], segments[0].context
         fault = ""
@@ -425,7 +425,7 @@ class BilledEngine(PaidEngine):
                 for i, text in zip(work.indices, answer.texts, strict=True)
             ]
             return outcomes, (), usage
-        if len(work.indices) > 1:  # which is whose nobody can say
+        if len(work.indices) > 1:  # answers have no ids to tell which is missing
             return [], work.indices, usage
         fault = f"{len(answer.texts)} answers to 1 text"
         return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
@@ -441,9 +441,9 @@ class DeepLOptions(BilledOptions):
 
     Attributes:
         key_variable: Environment variable that holds the key.
-        formality: default, more, less, prefer_more or prefer_less; not every language has it.
-        model_type: quality_optimized, latency_optimized, ...; left out: DeepL's choice.
-        server_url: Another address; left out: the one that the key belongs to.
+        formality: default, more, less, prefer_more or prefer_less; not for every language.
+        model_type: quality_optimized, latency_optimized, ...; DeepL's choice by default.
+        server_url: Another address; by default the one that the key belongs to.
     """
 
     key_variable: str = "DEEPL_AUTH_KEY"
@@ -453,7 +453,7 @@ class DeepLOptions(BilledOptions):
 
 
 class DeepLEngine(BilledEngine):
-    """DeepL reads the question of a short answer, and does not bill it."""
+    """DeepL, which reads the question of a short answer and does not bill it."""
 
     name = "deepl"
     context = "question"
@@ -475,7 +475,7 @@ class DeepLEngine(BilledEngine):
             import deepl
         except ImportError as error:
             raise EngineError(f"engine 'deepl' needs its client: {DEEPL_SPEC.install}") from error
-        # tries and waits are counted in one place for all services
+        # `send` counts attempts and waits for all services
         deepl.http_client.max_network_retries = 0
         deepl.http_client.min_connection_timeout = self._settings.timeout_s
         client = deepl.Translator(key, server_url=self._settings.server_url)
@@ -518,7 +518,7 @@ def _deepl_fault(error: Any) -> Exception:
 
 
 def _deepl_codes() -> tuple[str, ...]:
-    """Codes that DeepL's client knows; none if it is not installed."""
+    """Returns the codes that DeepL's client knows; none if it is not installed."""
     try:
         from deepl import Language
     except ImportError:
@@ -554,11 +554,11 @@ class GoogleOptions(BilledOptions):
     """Options of the engine.
 
     Attributes:
-        project: The project that pays; left out: GOOGLE_CLOUD_PROJECT.
-        location: Where it is translated; a model of one's own is in one place only.
-        model: general/nmt, general/translation-llm, or one's own; left out: Google's choice.
+        project: The project to bill; GOOGLE_CLOUD_PROJECT by default.
+        location: Region; a custom model exists in one region only.
+        model: general/nmt, general/translation-llm, or a custom model; Google's choice by default.
         endpoint: Another address, such as translate-eu.googleapis.com. One that begins with http://
-            is a server on this machine, and gets no credentials.
+            is a server on this machine and receives no credentials.
     """
 
     project: str | None = None
@@ -568,7 +568,7 @@ class GoogleOptions(BilledOptions):
 
 
 class GoogleEngine(BilledEngine):
-    """Google is sent question and answer together, and bills both."""
+    """Google Translate, which receives question and answer together and bills both."""
 
     name = "google"
     max_texts = 1024  # as its documentation says
@@ -583,7 +583,7 @@ class GoogleEngine(BilledEngine):
         project = self._settings.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
         if not project:
             raise EngineError(
-                "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+                "no project to bill; set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
             )
         try:
             from google.auth.credentials import AnonymousCredentials

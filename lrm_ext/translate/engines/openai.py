@@ -1,8 +1,8 @@
-"""Engine `openai`: any service that speaks OpenAI's chat protocol, vLLM and SGLang included.
+"""Engine `openai`: any service that speaks OpenAI's chat protocol, including vLLM and SGLang.
 
-A chat model gets JSON with an id per segment and answers in JSON; remarks, refusals, unknown or
-doubled ids are not translations. How requests are sent and paid for is in `metered.py`, batch mode
-in `batch_api.py`.
+A chat model receives JSON with an id for each segment and answers in JSON; remarks, refusals, and
+unknown or duplicate ids are not translations. `metered.py` sends requests and counts their cost;
+batch mode is in `batch_api.py`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 _NAME = "openai"
 _HOSTED = "https://api.openai.com/v1"
-_MAX_USELESS = 3  # useless answers to one segment before it is given up
-_CHARACTERS_PER_TOKEN = 3  # on the safe side, for estimates only
+_MAX_USELESS = 3  # useless answers to one segment before the engine gives up
+_CHARACTERS_PER_TOKEN = 3  # deliberately low; for estimates only
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -67,28 +67,28 @@ class OpenAIOptions:
     """Options of the engine.
 
     Attributes:
-        model: Name of the model, as the service knows it; left out: the only one that it has.
+        model: The service's name for the model; by default its only model.
         base_url: Address of the service.
-        key_variable: Environment variable that holds the key; it may be unset for a local service.
-        style: More rules for the model, such as "Address the reader formally."
-        temperature: 0 for the likeliest answer; -1 leaves it to the service.
-        json: How JSON is asked for: json_object, json_schema, or none.
-        segments_per_request: Segments that are asked for at once.
+        key_variable: Environment variable that holds the key; may be unset for a local service.
+        style: Additional rules for the model, such as "Address the reader formally."
+        temperature: 0 for the likeliest answer; -1 for the service's default.
+        json: How to request JSON: json_object, json_schema, or none.
+        segments_per_request: Segments in one request.
         concurrency: Requests under way at once.
-        timeout_s: Longest wait for one answer.
-        max_tries: Tries for one request.
-        first_wait_s: Without effect, for commands that set it: the wait before the second try is
-            half a second, doubles, and is what the service asks for where it says so.
+        timeout_s: Time limit of one request.
+        max_tries: Attempts per request.
+        first_wait_s: No effect; accepted for older commands. The wait before the second attempt is
+            half a second and doubles, unless the service asks for another wait.
         requests_per_minute: Rate limit.
         tokens_per_minute: Rate limit.
         usd_per_million_input: Price of tokens sent.
         usd_per_million_output: Price of tokens received.
-        batch: Use the service's batch mode: cheaper, and answers within a day. The prices are those
-            of batch mode then; a small rest is asked directly all the same.
-        batch_rows: Rows that are asked about at once in batch mode.
+        batch: Use the service's batch mode, which is cheaper and answers within a day. Prices are
+            then those of batch mode, although a small remainder is asked for directly.
+        batch_rows: Rows to ask for at once in batch mode.
         batch_requests: Most requests in one job of batch mode.
-        batch_fewest: Fewer segments than these are asked directly.
-        poll_s: Time between two looks at a job of batch mode.
+        batch_fewest: Fewer segments than this are asked for directly.
+        poll_s: Time between two checks of a job of batch mode.
         budget_usd: Stop before more is spent, counting all runs with this cache.
         budget_tokens: Stop before more tokens are used, counting all runs with this cache.
     """
@@ -129,8 +129,8 @@ class OpenAIEngine(PaidEngine):
     """Asks a chat model.
 
     Attributes:
-        settings: All its options.
-        service: Where requests go; it is connected while it is asked.
+        settings: All options.
+        service: The service, connected while requests are under way.
         source: Code of the language to translate from.
         target: Code of the language to translate into.
     """
@@ -153,7 +153,7 @@ class OpenAIEngine(PaidEngine):
         }
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+        """Translates a batch; see `Engine.translate`."""
         options = self.settings
         self.account.open(self.ledger.spent(self.name))
         if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
@@ -169,7 +169,7 @@ class OpenAIEngine(PaidEngine):
         yield from self.ask(segments, requests)
 
     def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
-        """The request that asks for some segments."""
+        """Returns the request for some segments."""
         options = self.settings
         body: dict[str, Any] = {
             "model": options.model,
@@ -185,11 +185,11 @@ class OpenAIEngine(PaidEngine):
         return body
 
     def usage_of(self, reply: ChatReply) -> Usage:
-        """What a reply cost."""
+        """Returns the cost of a reply."""
         return self._cost(reply.num_input_tokens, reply.num_output_tokens)
 
     def estimate(self, segments: Sequence[Segment]) -> Usage:
-        """About what a request will cost; the answer is taken to be as long as the segments."""
+        """Estimates the cost of a request; the answer is assumed to be as long as the segments."""
         told = self.body(segments)["messages"]
         rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in told)
         return self._cost(rules + asked, asked)
@@ -228,11 +228,11 @@ def _build(options: OpenAIOptions, source: str, target: str, ledger: Cache) -> O
 
 
 def _only_model(options: OpenAIOptions) -> str:
-    """Ask the service which model it has.
+    """Returns the name of the service's only model.
 
     Raises:
-        ConfigError: The service is OpenAI's own, or it has none or several.
-        EngineError: It does not say.
+        ConfigError: The service is OpenAI's own, or does not have exactly one model.
+        EngineError: The service does not list its models.
     """
     if options.base_url == _HOSTED:
         raise ConfigError(
@@ -301,13 +301,13 @@ _OPENING = re.compile(r"[{\[]")
 def messages(
     segments: Sequence[Segment], source: str, target: str, style: str | None = None
 ) -> list[dict[str, str]]:
-    """The conversation that asks for translations.
+    """Returns the conversation that asks for translations.
 
     Args:
-        segments: They get the ids 1, 2, ...
+        segments: What to translate; their ids are 1, 2, ...
         source: Code of their language.
         target: Code of the language to translate into.
-        style: More rules, such as the form of address.
+        style: Additional rules, such as the form of address.
     """
     into = get_language(target)
     rules = _RULES.format(source=get_language(source).name, target=into.name, script=into.script)
@@ -326,14 +326,14 @@ def messages(
 
 
 def read_answer(content: str, num_segments: int) -> dict[int, str]:
-    """Translations in a model's answer, by position.
+    """Returns the translations in a model's answer, by position.
 
     Args:
-        content: What the model said.
-        num_segments: How many segments it was asked about.
+        content: The model's answer.
+        num_segments: How many segments were in the request.
 
     Returns:
-        What can be used; empty if it is not the JSON that was asked for.
+        The usable translations; empty if the answer is not the requested JSON.
 
     Example:
         >>> read_answer('{"translations": [{"id": 2, "text": "pas"}]}', 2)
@@ -358,9 +358,9 @@ class _Item(msgspec.Struct):
 
 
 def _find_items(content: str) -> list[Any]:
-    """The list of translations in a model's answer, whatever stands around it; the last of several.
+    """Returns the last list of translations in a model's answer, ignoring everything around it.
 
-    Models put JSON into fences, behind a line of prose, or behind a draft of it.
+    Models put JSON in fences, after a line of prose, or after a draft of it.
     """
     items: list[Any] = []
     decoder = json.JSONDecoder()

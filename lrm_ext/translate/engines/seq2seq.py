@@ -1,9 +1,9 @@
-"""Engines on encoder-decoder models, in transformers or CTranslate2.
+"""Engines for encoder-decoder models, in transformers or CTranslate2.
 
-Input: segments. Output: replies, a batch at a time. A batch holds segments of one length class, so
-that the longest answer allowed depends on the segment alone: what else is in the batch changes a
-translation only as far as floating point does (sums in another order; in bfloat16 a near tie may
-fall the other way). Text is never cut: what is too long or does not end is said, not shortened.
+A batch holds segments of one length class, so that the length limit of an answer depends only on
+its segment: the rest of the batch changes a translation only by floating-point effects (in bfloat16
+a near tie may go the other way). Text is never truncated: a segment that is too long, or an answer
+that does not end, is an error.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from lrm_ext.translate.engines.base import (
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 1 << 20
-INSTALL = "nothing beside lrm-llava itself; lrm-llava[ct2] for CTranslate2"
+INSTALL = "nothing but lrm-llava itself; lrm-llava[ct2] for CTranslate2"
 _SHORTEST_CLASS = 16
-# Tokens of an answer beside twice those of the text.
+# Tokens that an answer may have beyond twice those of the text.
 _MORE_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Seq2SeqOptions:
-    """Options of the engines on encoder-decoder models.
+    """Options of the engines for encoder-decoder models.
 
     Attributes:
         model: A folder, or an id on the Hugging Face hub.
         revision: Branch, tag or commit on the hub.
-        local_files_only: Fetch nothing; what is missing is an error.
+        local_files_only: Download nothing; a missing file is an error.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; of a
-            CTranslate2 model also int8 and the like.
-        beams: Width of the beam search; 1 is greedy, faster, and reads worse.
-        no_repeat_ngram: Forbid that so many tokens occur twice in an answer; 0 allows it.
+        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; for a
+            CTranslate2 model also int8 and so on.
+        beams: Width of the beam search; 1 is greedy, faster, and worse.
+        no_repeat_ngram: Length of token sequences that may not repeat in an answer; 0 for no limit.
         max_source_tokens: Longer segments are not translated.
-        tokens_per_batch: Tokens of a batch, padding included; halved where memory runs out.
+        tokens_per_batch: Tokens in a batch, including padding; halved when memory runs out.
         ct2_model: Folder of the same model converted for CTranslate2.
-        ct2_fault: Why CTranslate2's own converter cannot make one; "" if it can.
+        ct2_fault: Why CTranslate2's converter cannot convert the model; "" if it can.
     """
 
     ct2_fault: ClassVar[str] = ""
@@ -77,12 +77,12 @@ class Seq2SeqOptions:
 
 
 class Naming(NamedTuple):
-    """How a model is told the languages.
+    """How the languages are named to a model.
 
     Attributes:
-        source: What its tokenizer calls the source language; None if it is not told.
+        source: The tokenizer's name for the source language; None if it takes none.
         prefix: A token before the text that names the target language; "" for none.
-        first: The token that the answer begins with; "" for none.
+        first: The first token of the answer; "" for none.
     """
 
     source: str | None = None
@@ -91,11 +91,11 @@ class Naming(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A checkpoint, as exactly as can be said.
+    """Identifies a checkpoint.
 
     Attributes:
         revision: The commit; None for a folder.
-        version: For the cache key.
+        version: The version for the cache key.
     """
 
     revision: str | None
@@ -103,11 +103,11 @@ class Found(NamedTuple):
 
 
 class DecodedText(NamedTuple):
-    """What a model made of one text.
+    """A model's answer to one text.
 
     Attributes:
-        ids: Its tokens, without those that begin and end.
-        is_ended: False if it was still at it when it reached the limit.
+        ids: Its tokens, without the first and last special tokens.
+        is_ended: Whether it ended before the length limit.
     """
 
     ids: list[int]
@@ -115,10 +115,10 @@ class DecodedText(NamedTuple):
 
 
 def find_checkpoint(options: Seq2SeqOptions) -> Found:
-    """Find out which checkpoint is meant; of one on the hub only `config.json` is fetched.
+    """Identifies the checkpoint; from the hub only `config.json` is downloaded.
 
     Raises:
-        EngineError: There is none.
+        EngineError: The checkpoint does not exist.
     """
     folder = Path(options.model)
     if folder.is_dir():
@@ -133,7 +133,7 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
                 revision=options.revision,
                 local_files_only=options.local_files_only,
             )
-        except Exception as error:  # whatever the hub's client throws: it says what is wrong
+        except Exception as error:  # the hub's client raises many types, with useful messages
             raise EngineError(
                 f"model {options.model!r} is neither a folder nor to be had from the hub "
                 f"({'only local files are allowed' if options.local_files_only else 'asked'}): "
@@ -183,7 +183,7 @@ class TorchRunner:
         self._end, self._pad = config.eos_token_id, config.pad_token_id
         self._first = tokenizer.convert_tokens_to_ids(naming.first) if naming.first else None
         settings = self.model.generation_config
-        # a forced end would make a text that was cut look complete; limits are given with each call
+        # a forced end would make a truncated text look complete; each call sets its own limit
         settings.forced_eos_token_id = None
         settings.max_length = None
         settings.num_beams, settings.do_sample = options.beams, False
@@ -191,7 +191,7 @@ class TorchRunner:
         settings.forced_bos_token_id = self._first
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
-        """Translate token ids, at most `limit` new ones each."""
+        """Translates token ids, with at most `limit` new ones each."""
         torch = self._torch
         rows = [torch.tensor(tokens) for tokens in batch]
         pad = torch.nn.utils.rnn.pad_sequence
@@ -203,16 +203,16 @@ class TorchRunner:
                 attention_mask=mask.to(self._device),
                 max_new_tokens=limit,
             ).tolist()
-        return [self._read(answer[1:]) for answer in answers]  # without what decoding starts with
+        return [self._read(answer[1:]) for answer in answers]  # without the start token
 
     def free(self) -> None:
-        """Give back memory that is not in use."""
+        """Frees unused memory."""
         gc.collect()
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Give back all memory."""
+        """Frees all memory."""
         del self.model
         self.free()
 
@@ -246,7 +246,7 @@ class CTranslate2Runner:
             )
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
-        """Translate token ids, at most `limit` new ones each."""
+        """Translates token ids, with at most `limit` new ones each."""
         results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
             target_prefix=None if self._first is None else [self._first] * len(batch),
@@ -258,10 +258,10 @@ class CTranslate2Runner:
         return [self._read(result.hypotheses[0]) for result in results]
 
     def free(self) -> None:
-        """CTranslate2 does so by itself."""
+        """Does nothing: CTranslate2 frees unused memory itself."""
 
     def close(self) -> None:
-        """Give back all memory."""
+        """Frees all memory."""
         self.model.unload_model()
 
     def _read(self, tokens: list[str]) -> DecodedText:
@@ -315,7 +315,7 @@ def _dtype(torch: Any, name: str, device: Any) -> Any:
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """Let the error of a library say what could not be loaded."""
+    """Turns a library's error into one that names what could not be loaded."""
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
@@ -323,7 +323,7 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def _digest(folder: Path) -> str:
-    """Of a folder's files; of large ones only size, beginning, middle and end are read."""
+    """Returns a digest of a folder's files; samples the beginning, middle and end of large ones."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         size = path.stat().st_size
@@ -345,10 +345,10 @@ class Seq2SeqEngine(Engine):
     Args:
         name: The engine's name.
         options: Its options.
-        naming: How the model is told the languages.
+        naming: How the languages are named to the model.
 
     Raises:
-        EngineError: There is no such model.
+        EngineError: The model does not exist.
     """
 
     mask_styles = ("underscores", "word", "tag")
@@ -371,7 +371,7 @@ class Seq2SeqEngine(Engine):
         }
 
     def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+        """Translates a batch; see `Engine.translate`."""
         if self._runner is None:
             tokenizer = _load_tokenizer(self._found, self._settings, self._naming)
             self._runner = (
@@ -384,7 +384,7 @@ class Seq2SeqEngine(Engine):
         tokens = [runner.tokenizer(prefix + segment.text).input_ids for segment in segments]
         most = self._settings.max_source_tokens
         if runner.max_positions is not None:
-            # a few places are left for what the model puts around a text
+            # special tokens around the text need a few positions
             most = min(most, runner.max_positions - 4)
         too_long = [
             Outcome(i, None, f"too long: {len(ids)} tokens, at most {most}")
@@ -416,7 +416,7 @@ class Seq2SeqEngine(Engine):
                 waiting = make_batches({i: lengths[i] for i in left}, self._tokens_per_batch)
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Frees the model's memory."""
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
@@ -424,7 +424,7 @@ class Seq2SeqEngine(Engine):
     def _run(
         self, runner: Runner, batch: Sequence[Sequence[int]], limit: int
     ) -> list[DecodedText] | None:
-        """Translate token ids; None if memory ran out."""
+        """Translates token ids; returns None if memory ran out."""
         try:
             return runner.run(batch, limit)
         except RuntimeError as error:
@@ -433,7 +433,7 @@ class Seq2SeqEngine(Engine):
                 w in text for w in ("outofmemory", "out of memory", "can't allocate memory")
             ):
                 raise
-        # outside the handler: the error holds on to what filled the memory
+        # outside the handler, because the error keeps references to the tensors
         runner.free()
         return None
 
@@ -460,14 +460,14 @@ class Seq2SeqEngine(Engine):
 
 
 def make_batches(lengths: Mapping[int, int], tokens_per_batch: int) -> list[list[int]]:
-    """Group segments of like lengths, the longest first.
+    """Groups segments of similar lengths, the longest first.
 
     Args:
-        lengths: Tokens of each segment, by its number.
-        tokens_per_batch: Most tokens in a batch, padding included; a longer segment is alone.
+        lengths: Tokens of each segment, by its position.
+        tokens_per_batch: Most tokens in a batch, including padding; a longer segment is alone.
 
     Returns:
-        Numbers of segments; all of a batch are of one length class.
+        Positions of the segments of each batch, which are of one length class.
 
     Example:
         >>> make_batches({0: 3, 1: 40, 2: 5, 3: 39}, 80)
@@ -486,12 +486,12 @@ def make_batches(lengths: Mapping[int, int], tokens_per_batch: int) -> list[list
 
 
 def length_class(num_tokens: int) -> int:
-    """The length up to which segments may share a batch: 16, 32, 64, ..."""
+    """Returns the length up to which segments may share a batch: 16, 32, 64, ..."""
     return max(_SHORTEST_CLASS, 1 << (num_tokens - 1).bit_length())
 
 
 def max_new_tokens(num_tokens: int, max_positions: int | None) -> int:
-    """The longest answer to a segment of this length, in tokens."""
+    """Returns the length limit of an answer to a segment of this length, in tokens."""
     limit = 2 * length_class(num_tokens) + _MORE_TOKENS
     return limit if max_positions is None else min(limit, max_positions - 2)
 
@@ -524,13 +524,13 @@ class M2M100Options(Seq2SeqOptions):
 
 @dataclass(frozen=True)
 class OpusOptions(Seq2SeqOptions):
-    """Options of the engine; without `model` the language file's, which may end with a tag."""
+    """Options of the engine; the default model is in the language file and may end with a tag."""
 
     model: str = ""
 
 
-# Says, from an engine's options and its codes of two languages, which model is meant and how it is
-# told the languages.
+# Returns the options with the model, and how the languages are named to it, given the options, a
+# function that returns the engine's code of a language, and the codes of both languages.
 Tell = Callable[[Any, Callable[[str], str], str, str], tuple[Seq2SeqOptions, Naming]]
 
 
@@ -552,9 +552,9 @@ def _spec(name: str, tell: Tell, cost: str = "GPU or CPU time", **known: Any) ->
 def _tell_opus(
     options: OpusOptions, code: Callable[[str], str], source: str, target: str
 ) -> tuple[Seq2SeqOptions, Naming]:
-    """The language files name the model of each language.
+    """Takes the model from the language file.
 
-    A model of several languages is given a tag before the text, which follows after a blank:
+    A model for several languages needs a tag before the text, which the file gives after a space:
     `Helsinki-NLP/opus-mt-tc-base-en-sh >>hrv<<`.
     """
     model, _, tag = (options.model or code(target)).partition(" >>")

@@ -1,8 +1,8 @@
-"""How good a translation is, as far as a program can tell: figures, and findings where one fails.
+"""Measures the quality of translations, as far as a program can.
 
-Input: a text or a row in two languages. Output: a `Verdict`. Each check is one small file and one
-number, larger is worse; what passes is in the language's file (`thresholds.py`). A check that finds
-what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
+A `Checker` returns a `Verdict` of a text or row in two languages. Each check measures one number;
+larger is worse. The language file says what passes (`Thresholds`). A failed check rejects a row; a
+failed check of `DOUBTS` makes it suspect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lrm_ext.translate.quality.base import (
 )
 from lrm_ext.translate.quality.checking import CHECKS, Checker
 
-# Goes up when the same text may get another verdict; translations remember it.
+# Increases when the same text may get another verdict; translations store it.
 QUALITY_VERSION = 3
 
 __all__ = [
