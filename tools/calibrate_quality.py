@@ -51,7 +51,7 @@ from lrm_ext.emoji.conversations import (
 from lrm_ext.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH, get_language
-from lrm_ext.translate.quality.base import DEFAULT_LIMITS, Thresholds, Verdict, get_thresholds
+from lrm_ext.translate.quality.base import DEFAULT_LIMITS, RowVerdict, Thresholds, get_thresholds
 from lrm_ext.translate.quality.checking import CHECKS, Checker
 from lrm_ext.translate.quality.form_checks import deviation
 
@@ -396,11 +396,11 @@ def _pairs(rows: Sequence[Row], lang: str) -> list[tuple[Turns, Turns]]:
     return [(row.english, row.texts[lang]) for row in rows]
 
 
-def _verdicts(checker: Checker, pairs: Sequence[tuple[Turns, Turns]]) -> list[Verdict]:
+def _verdicts(checker: Checker, pairs: Sequence[tuple[Turns, Turns]]) -> list[RowVerdict]:
     return [checker.check_turns(english, turns) for english, turns in pairs]
 
 
-def _named(verdict: Verdict) -> list[str]:
+def _named(verdict: RowVerdict) -> list[str]:
     names = [finding.check for finding in verdict.findings]
     status = ["rejected"] if verdict.status == "rejected" else []
     return ["any", *status, *names] if names else []

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from lrm_ext.translate.engines.base import Engine, EngineError, Segment, Usage, identity
+from lrm_ext.translate.engines.base import (
+    EngineError,
+    TextSegment,
+    TranslationEngine,
+    Usage,
+    identity,
+)
 
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
@@ -109,7 +115,11 @@ class Cache:
         return found
 
     def put(
-        self, answers: Mapping[bytes, CachedAnswer], engine: Engine, target: str, usage: Usage
+        self,
+        answers: Mapping[bytes, CachedAnswer],
+        engine: TranslationEngine,
+        target: str,
+        usage: Usage,
     ) -> int:
         """Commits answers and their cost in one transaction.
 
@@ -213,12 +223,12 @@ class Keys:
         name: A short digest of the three arguments.
     """
 
-    def __init__(self, engine: Engine, source: str, target: str) -> None:
+    def __init__(self, engine: TranslationEngine, source: str, target: str) -> None:
         self._base = hashlib.blake2b(digest_size=16)
         self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
         self.name = self._base.hexdigest()[:12]
 
-    def key(self, segment: Segment) -> bytes:
+    def key(self, segment: TextSegment) -> bytes:
         """Returns the key of a segment; only what can change its translation enters it."""
         digest = self._base.copy()
         digest.update(segment.text.encode("utf-8", "surrogatepass"))
@@ -239,13 +249,13 @@ class CachedEngine:
         target: Code of the target language.
     """
 
-    def __init__(self, engine: Engine, cache: Cache, source: str, target: str) -> None:
+    def __init__(self, engine: TranslationEngine, cache: Cache, source: str, target: str) -> None:
         self._engine, self._cache, self._target = engine, cache, target
         self._keys = Keys(engine, source, target)
 
     def translate(
-        self, segments: Sequence[Segment], counts: Counter[str]
-    ) -> tuple[dict[Segment, CachedAnswer], Usage]:
+        self, segments: Sequence[TextSegment], counts: Counter[str]
+    ) -> tuple[dict[TextSegment, CachedAnswer], Usage]:
         """Returns answers from the cache, and has the engine translate the rest.
 
         Answers are committed as they arrive.
@@ -263,7 +273,7 @@ class CachedEngine:
         """
         engine, usage = self._engine, Usage()
         keys = {segment: self._keys.key(segment) for segment in segments}
-        answers: dict[Segment, CachedAnswer] = {}
+        answers: dict[TextSegment, CachedAnswer] = {}
         if not engine.is_table:
             found = self._cache.get_many(list(keys.values()))
             answers = {segment: found[key] for segment, key in keys.items() if key in found}

@@ -132,7 +132,7 @@ STYLES: dict[str, str] = {
 }
 
 
-class Span(NamedTuple):
+class ProtectedSpan(NamedTuple):
     """A part of a text that must be preserved.
 
     Attributes:
@@ -160,7 +160,7 @@ class Masked(NamedTuple):
     style: str
 
 
-def find_spans(text: str, any_quotation: bool = False) -> tuple[Span, ...]:
+def find_spans(text: str, any_quotation: bool = False) -> tuple[ProtectedSpan, ...]:
     """Finds the parts of a text that translation must not change.
 
     Args:
@@ -171,8 +171,8 @@ def find_spans(text: str, any_quotation: bool = False) -> tuple[Span, ...]:
         Spans in order, without overlaps.
 
     Example:
-        >>> find_spans('The sign reads "STOP" in 2 languages.')
-        (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
+        >>> find_spans('The sign reads "STOP".')
+        (ProtectedSpan(start=15, end=21, kind='quote'),)
     """
     find = _find if len(text) <= _MAX_KNOWN_LENGTH else _find.__wrapped__
     return find(text, any_quotation)
@@ -183,7 +183,7 @@ _MAX_KNOWN_LENGTH = 1000
 
 # each step (splitting, masking, comparing, checking) goes over all lines of a record batch
 @lru_cache(maxsize=1 << 15)
-def _find(text: str, any_quotation: bool) -> tuple[Span, ...]:
+def _find(text: str, any_quotation: bool) -> tuple[ProtectedSpan, ...]:
     if _TRIGGER.search(text) is None:
         return ()
     kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
@@ -192,7 +192,7 @@ def _find(text: str, any_quotation: bool) -> tuple[Span, ...]:
 
 def _matches(
     pattern: re.Pattern[str], text: str, start: int, end: int, any_quotation: bool
-) -> Iterator[Span]:
+) -> Iterator[ProtectedSpan]:
     """Yields the spans of `text[start:end]`; searches quotations of ordinary words for spans."""
     seen_end = -1  # end of the last quotation that is text in the image
     for match in pattern.finditer(text, start, end):
@@ -205,7 +205,7 @@ def _matches(
                 yield from _matches(pattern, text, first + 1, last - 1, any_quotation)
                 continue
             seen_end = last
-        yield Span(first, last, kind)
+        yield ProtectedSpan(first, last, kind)
 
 
 def _is_image_text(text: str, start: int, end: int) -> bool:
@@ -307,7 +307,9 @@ def restore(masked: Masked, answer: str) -> str | None:
     return text if sorted(seen) == list(range(len(masked.parts))) else None
 
 
-def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None) -> list[str]:
+def damaged_parts(
+    source: str, target: str, spans: Sequence[ProtectedSpan] | None = None
+) -> list[str]:
     """Compares the protected parts of a text with those of its translation.
 
     Args:
@@ -352,7 +354,7 @@ def split(text: str) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = []
     end = 0
     spans = [s for s in find_spans(text) if s.kind not in TRANSLATED_KINDS]
-    for span in (*spans, Span(len(text), len(text), "")):
+    for span in (*spans, ProtectedSpan(len(text), len(text), "")):
         between = text[end : span.start]
         words = between.strip(_EDGE)
         if words and any(map(str.isalpha, words)):

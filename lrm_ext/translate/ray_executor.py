@@ -21,9 +21,9 @@ from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.languages.registry import FOLDER_VARIABLE
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
-    Engine,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     build_engine,
     get_spec,
 )
@@ -62,8 +62,8 @@ class RayWorkers:
         self._open = ExitStack()
 
     def wrap(
-        self, engine: Engine, name: str, options: Mapping[str, str], target: str
-    ) -> Engine | RayEngine:
+        self, engine: TranslationEngine, name: str, options: Mapping[str, str], target: str
+    ) -> TranslationEngine | RayEngine:
         """Returns an engine whose work the workers do; engines that ask a service stay unchanged.
 
         Args:
@@ -99,7 +99,7 @@ class RayWorkers:
         log.info("%d workers", len(actors))
         return actors
 
-    def translate(self, recipe: Recipe, segments: Sequence[Segment]) -> Iterator[Reply]:
+    def translate(self, recipe: Recipe, segments: Sequence[TextSegment]) -> Iterator[Reply]:
         """Translates segments, in any order.
 
         Args:
@@ -152,10 +152,10 @@ class RayWorkers:
         return self._num_wanted or room
 
 
-class RayEngine(Engine):
+class RayEngine(TranslationEngine):
     """An engine whose work the workers do."""
 
-    def __init__(self, engine: Engine, workers: RayWorkers, recipe: Recipe) -> None:
+    def __init__(self, engine: TranslationEngine, workers: RayWorkers, recipe: Recipe) -> None:
         for name in ("name", "version", "options", "context", "mask_styles", "is_sentence_level"):
             setattr(self, name, getattr(engine, name))
         self._workers = workers
@@ -163,15 +163,15 @@ class RayEngine(Engine):
 
     @property
     def rows_ahead(self) -> int:  # type: ignore[override]  # known once workers run
-        """See `Engine`; enough rows to occupy all workers."""
+        """See `TranslationEngine`; enough rows to occupy all workers."""
         return ROWS_PER_WORKER * len(self._workers.actors)
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """See `Engine`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """See `TranslationEngine`."""
         return self._workers.translate(self._recipe, segments)
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `TranslationEngine`."""
         self._workers.close()
 
 
@@ -187,13 +187,13 @@ class Worker:
         os.chdir(folder)
         if languages is not None:
             os.environ[FOLDER_VARIABLE] = languages
-        self._engines: dict[Recipe, Engine] = {}
+        self._engines: dict[Recipe, TranslationEngine] = {}
 
-    def translate(self, recipe: Recipe, start: int, segments: Sequence[Segment]) -> list[Reply]:
+    def translate(self, recipe: Recipe, start: int, segments: Sequence[TextSegment]) -> list[Reply]:
         """Translates a block that starts at segment `start`.
 
         Raises:
-            UserError: See `build_engine` and `Engine.translate`.
+            UserError: See `build_engine` and `TranslationEngine.translate`.
         """
         if recipe not in self._engines:
             name, options, target = recipe

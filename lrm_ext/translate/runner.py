@@ -45,7 +45,7 @@ from lrm_ext.corpus.store import (
 )
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache
-from lrm_ext.translate.engines.base import Engine, Usage, build_engine, get_spec
+from lrm_ext.translate.engines.base import TranslationEngine, Usage, build_engine, get_spec
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translate.segment import SEEN_TEXT, RowPlan, build_texts, plan_row
 from lrm_ext.translate.translator import Glossary, Translator
@@ -439,7 +439,7 @@ def build_translator(job: Job, workers: RayWorkers | None = None) -> Translator:
     """
     glossary = Glossary.load(job.glossary, job.target)
     cache = Cache(job.cache)
-    engines: list[Engine] = []
+    engines: list[TranslationEngine] = []
     for name, options in job.engines:
         engine = build_engine(name, options, job.target, cache)
         engines.append(workers.wrap(engine, name, options, job.target) if workers else engine)

@@ -22,7 +22,13 @@ import pyarrow as pa
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, Text
 from lrm_ext.translate.cache import Cache, CachedEngine
-from lrm_ext.translate.engines.base import Engine, Segment, get_spec, identity, parse_options
+from lrm_ext.translate.engines.base import (
+    TextSegment,
+    TranslationEngine,
+    get_spec,
+    identity,
+    parse_options,
+)
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translate.runner import PartStore, batch_of, locked, read_description, text_dir
 from lrm_ext.translate.segment import UNIT, frame
@@ -82,7 +88,7 @@ class BackTranslation(Scorer):
         spec = get_spec(name)
         settings = parse_options(spec, {k: v for k, v in options.items() if k != "engine"})
         self._cache = Cache(cache)
-        self._engine: Engine = spec.build(settings, lang, ENGLISH, self._cache)
+        self._engine: TranslationEngine = spec.build(settings, lang, ENGLISH, self._cache)
         self._cached = CachedEngine(self._engine, self._cache, lang, ENGLISH)
         self._chrf = CHRF()
         metric = f"chrF of sacrebleu {sacrebleu.__version__}"
@@ -90,9 +96,9 @@ class BackTranslation(Scorer):
 
     def score(self, pairs: Pairs) -> list[float | None]:
         """See `Scorer`."""
-        asked = dict.fromkeys(Segment(target) for _, target in pairs)
+        asked = dict.fromkeys(TextSegment(target) for _, target in pairs)
         answers, _ = self._cached.translate(list(asked), Counter())
-        back = [answers.get(Segment(target)) for _, target in pairs]
+        back = [answers.get(TextSegment(target)) for _, target in pairs]
         return [
             None
             if answer is None or answer.text is None

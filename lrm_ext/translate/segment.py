@@ -20,7 +20,7 @@ from llava.data.sample import Turn
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.languages.registry import Language, get_language
 from lrm_ext.translate.protect import find_spans
-from lrm_ext.translate.quality.base import Verdict
+from lrm_ext.translate.quality.base import RowVerdict
 
 COPY, FIXED, SEEN, UNIT = "copy", "fixed", "seen", "unit"
 
@@ -282,7 +282,7 @@ class RowPlan(NamedTuple):
 
 
 # Returns the verdict of each row, which is given as one pair of text and translation per turn.
-CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[Verdict]]
+CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[RowVerdict]]
 
 
 def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT) -> RowPlan:

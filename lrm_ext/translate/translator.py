@@ -29,7 +29,7 @@ from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
-from lrm_ext.translate.engines.base import Engine, Segment, Usage
+from lrm_ext.translate.engines.base import TextSegment, TranslationEngine, Usage
 from lrm_ext.translate.protect import Masked, damaged_parts, mask, restore, split
 from lrm_ext.translate.segment import Translated, Unit, sentences
 
@@ -117,7 +117,7 @@ class Translator:
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Sequence[TranslationEngine],
         cache: Cache,
         target: str,
         glossary: Glossary | None = None,
@@ -178,7 +178,9 @@ class Translator:
             engine.close()
         self._cache.close()
 
-    def _by_engine(self, engine: Engine, units: Sequence[Unit]) -> dict[Unit, Translated]:
+    def _by_engine(
+        self, engine: TranslationEngine, units: Sequence[Unit]
+    ) -> dict[Unit, Translated]:
         """Tries one engine in all ways."""
         results: dict[Unit, Translated] = {}
         name = f"{engine.name} {engine.version}".strip()
@@ -208,7 +210,9 @@ class Translator:
             ]
         return results
 
-    def _ways(self, engine: Engine) -> Iterator[tuple[str, Callable[[Unit], _Plan | None]]]:
+    def _ways(
+        self, engine: TranslationEngine
+    ) -> Iterator[tuple[str, Callable[[Unit], _Plan | None]]]:
         if engine.is_table:
             yield "table", lambda unit: _Plan((Masked(unit.text, (), "visible"),))
             return
@@ -240,12 +244,16 @@ class Translator:
             return None  # the same as "visible"
         return _Plan(tuple(parts), unit.context if context else "")
 
-    def _segment(self, engine: Engine, part: Masked, plan: _Plan) -> Segment:
+    def _segment(self, engine: TranslationEngine, part: Masked, plan: _Plan) -> TextSegment:
         terms = self._glossary.terms_in(part.text) if engine.context == "native" else ()
-        return Segment(part.text, plan.context, terms)
+        return TextSegment(part.text, plan.context, terms)
 
     def _finish(
-        self, unit: Unit, plan: _Plan, answers: dict[Segment, CachedAnswer], engine: Engine
+        self,
+        unit: Unit,
+        plan: _Plan,
+        answers: dict[TextSegment, CachedAnswer],
+        engine: TranslationEngine,
     ) -> tuple[str | None, str]:
         """Joins the parts of a plan and checks that protected parts are intact."""
         texts: list[str] = []

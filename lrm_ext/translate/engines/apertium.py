@@ -17,12 +17,12 @@ from pathlib import Path
 
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
-    Engine,
     EngineError,
     EngineSpec,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
@@ -52,7 +52,7 @@ class ApertiumOptions:
     mark_unknown: bool = False
 
 
-class ApertiumEngine(Engine):
+class ApertiumEngine(TranslationEngine):
     """Pipes segments through one mode, or through several in sequence."""
 
     name = _NAME
@@ -64,8 +64,8 @@ class ApertiumEngine(Engine):
         self.version = _data_version(self._modes)
         self.options = asdict(options)
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translates a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         for start in range(0, len(segments), _BATCH):
             texts = [segment.text for segment in segments[start : start + _BATCH]]
             for mode in self._modes:

@@ -47,7 +47,7 @@ class BudgetError(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class TextSegment:
     """A text that an engine is asked to translate.
 
     Attributes:
@@ -116,7 +116,7 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
 
 
-class Engine(Protocol):
+class TranslationEngine(Protocol):
     """Translates segments from one language into another.
 
     Constructing an engine is cheap: models are loaded with the first batch. A class may inherit
@@ -127,7 +127,7 @@ class Engine(Protocol):
         version: Version of the model or program, as exact as possible; part of the cache key.
         options: All settings that change translations, and no others; part of the cache key.
         context: How it receives the question of a short answer: "native" (reads
-            `Segment.context` and `Segment.terms`), "question" (reads `Segment.context` only),
+            `TextSegment.context` and `TextSegment.terms`), "question" (reads only the context),
             "joined" (receives question and answer as one text), or "none".
         mask_styles: Names of `protect.STYLES` in the order in which they are tried.
         is_table: Whether it is a table of human translations, which receives unmasked text, is
@@ -147,7 +147,7 @@ class Engine(Protocol):
     is_sentence_level: bool = False
     rows_ahead: int = 0
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
         """Translates a batch.
 
         Args:
@@ -190,7 +190,7 @@ class EngineSpec:
     licence: str
     cost: str
     options: type
-    build: Callable[[Any, str, str, Cache], Engine]
+    build: Callable[[Any, str, str, Cache], TranslationEngine]
     languages: Callable[[], tuple[str, ...]]
     install: str = ""
     likely_code: Callable[[str, KnownNames], str] | None = None
@@ -203,7 +203,7 @@ class NoOptions:
     """The options of an engine without options."""
 
 
-def identity(engine: Engine) -> str:
+def identity(engine: TranslationEngine) -> str:
     """Returns what decides an engine's translations, as one line of JSON."""
     return json.dumps([engine.name, engine.version, dict(engine.options)], sort_keys=True)
 
@@ -280,7 +280,9 @@ def get_spec(name: str) -> EngineSpec:
     return spec
 
 
-def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Cache) -> Engine:
+def build_engine(
+    name: str, options: Mapping[str, str], target: str, ledger: Cache
+) -> TranslationEngine:
     """Makes an engine that translates from English.
 
     Args:

@@ -31,7 +31,7 @@ from lrm_ext.translate.engines.base import (
     EngineError,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
     Usage,
 )
 from lrm_ext.translate.engines.metered import Work
@@ -79,7 +79,7 @@ class BatchJob:
 
 
 def ask_in_jobs(
-    engine: OpenAIEngine, segments: Sequence[Segment]
+    engine: OpenAIEngine, segments: Sequence[TextSegment]
 ) -> Generator[Reply, None, list[int]]:
     """Yields the replies of jobs of a chat service.
 
@@ -102,7 +102,7 @@ def ask_in_jobs(
 
 
 class _Working:
-    def __init__(self, engine: OpenAIEngine, segments: Sequence[Segment]) -> None:
+    def __init__(self, engine: OpenAIEngine, segments: Sequence[TextSegment]) -> None:
         keys = Keys(engine, engine.source, engine.target)
         self.open = {keys.key(segment): i for i, segment in enumerate(segments)}
         self.fault: BudgetError | None = None
@@ -198,7 +198,7 @@ class _Working:
         log.info("job %s: %d requests", job.id, len(requests))
         return job
 
-    def _segments_of(self, keys: Sequence[bytes]) -> list[Segment]:
+    def _segments_of(self, keys: Sequence[bytes]) -> list[TextSegment]:
         return [self._segments[self.open[key]] for key in keys]
 
     def _wait_for(self, jobs: Sequence[BatchJob]) -> Iterator[Reply]:

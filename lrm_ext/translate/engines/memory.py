@@ -17,11 +17,11 @@ from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.languages.registry import list_languages
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
-    Engine,
     EngineSpec,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
 )
 
 
@@ -37,7 +37,7 @@ class MemoryOptions:
     table: str | None = None
 
 
-class MemoryEngine(Engine):
+class MemoryEngine(TranslationEngine):
     """Looks segments up in a table."""
 
     name = "memory"
@@ -55,8 +55,8 @@ class MemoryEngine(Engine):
     def _memory(self) -> dict[str, str]:
         return known_translations(self._target, self._path)
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Looks segments up; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Looks segments up; see `TranslationEngine.translate`."""
         found = [self._memory.get(segment.text) for segment in segments]
         outcomes = [Outcome(i, t, None if t else "not in the table") for i, t in enumerate(found)]
         yield Reply(tuple(outcomes))

@@ -28,13 +28,13 @@ from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     AtLeastOne,
     BudgetError,
-    Engine,
     EngineError,
     EngineSpec,
     Outcome,
     Positive,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
@@ -153,7 +153,7 @@ class Work(NamedTuple):
     num_useless: int = 0
 
 
-class PaidEngine(Engine):
+class PaidEngine(TranslationEngine):
     """An engine that uses a service that bills, with several requests at once.
 
     Args:
@@ -173,11 +173,11 @@ class PaidEngine(Engine):
         self.is_answered = False
 
     @abstractmethod
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
         """Estimates the cost of a request for some segments."""
 
     @abstractmethod
-    async def send(self, segments: Sequence[Segment]) -> Any:
+    async def send(self, segments: Sequence[TextSegment]) -> Any:
         """Sends one request.
 
         Raises:
@@ -194,7 +194,7 @@ class PaidEngine(Engine):
         """Closes connections."""
 
     def ask(
-        self, segments: Sequence[Segment], requests: Iterable[tuple[int, ...]]
+        self, segments: Sequence[TextSegment], requests: Iterable[tuple[int, ...]]
     ) -> Iterator[Reply]:
         """Yields the service's replies to requests.
 
@@ -216,7 +216,7 @@ class _Asking:
     def __init__(
         self,
         engine: PaidEngine,
-        segments: Sequence[Segment],
+        segments: Sequence[TextSegment],
         requests: Iterable[tuple[int, ...]],
     ) -> None:
         self._engine = engine
@@ -360,8 +360,8 @@ class BilledEngine(PaidEngine):
             EngineError: The service cannot be used.
         """
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translates a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         self._client = self._client or self.connect()
         self.account.open(self.ledger.spent(self.name))
         yield from self.ask(segments, self._requests(segments))
@@ -370,7 +370,7 @@ class BilledEngine(PaidEngine):
         """Drops the client."""
         self._client = None
 
-    def _requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
+    def _requests(self, segments: Sequence[TextSegment]) -> Iterator[tuple[int, ...]]:
         """Groups segments into requests by context and size."""
         by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
         for _, group in groupby(by_context, key=lambda i: segments[i].context):
@@ -386,11 +386,11 @@ class BilledEngine(PaidEngine):
                 size += length
             yield tuple(request)
 
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
         """See `PaidEngine`."""
         return self._cost(sum(len(segment.text) for segment in segments), 0)
 
-    async def send(self, segments: Sequence[Segment]) -> BilledAnswer:
+    async def send(self, segments: Sequence[TextSegment]) -> BilledAnswer:
         """See `PaidEngine`; makes at most `max_tries` attempts.
 
         The clients' own retries are not used: Google's are limited by time and not by number, and

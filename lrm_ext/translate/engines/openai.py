@@ -30,7 +30,7 @@ from lrm_ext.translate.engines.base import (
     Outcome,
     Positive,
     Reply,
-    Segment,
+    TextSegment,
     Usage,
 )
 from lrm_ext.translate.engines.metered import Budget, PaidEngine, Work
@@ -152,8 +152,8 @@ class OpenAIEngine(PaidEngine):
             "temperature": options.temperature,
         }
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translates a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         options = self.settings
         self.account.open(self.ledger.spent(self.name))
         if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
@@ -168,7 +168,7 @@ class OpenAIEngine(PaidEngine):
         self.service.connect()
         yield from self.ask(segments, requests)
 
-    def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
+    def body(self, segments: Sequence[TextSegment]) -> dict[str, Any]:
         """Returns the request for some segments."""
         options = self.settings
         body: dict[str, Any] = {
@@ -188,13 +188,13 @@ class OpenAIEngine(PaidEngine):
         """Returns the cost of a reply."""
         return self._cost(reply.num_input_tokens, reply.num_output_tokens)
 
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
         """Estimates the cost of a request; the answer is assumed to be as long as the segments."""
         told = self.body(segments)["messages"]
         rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in told)
         return self._cost(rules + asked, asked)
 
-    async def send(self, segments: Sequence[Segment]) -> ChatReply:
+    async def send(self, segments: Sequence[TextSegment]) -> ChatReply:
         """See `PaidEngine`."""
         cost = self.estimate(segments)
         return await self.service.ask(self.body(segments), cost.input_tokens + cost.output_tokens)
@@ -299,7 +299,7 @@ _OPENING = re.compile(r"[{\[]")
 
 
 def messages(
-    segments: Sequence[Segment], source: str, target: str, style: str | None = None
+    segments: Sequence[TextSegment], source: str, target: str, style: str | None = None
 ) -> list[dict[str, str]]:
     """Returns the conversation that asks for translations.
 

@@ -23,12 +23,12 @@ from lrm_ext.languages.registry import m2m100_codes, nllb_codes
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     AtLeastOne,
-    Engine,
     EngineError,
     EngineSpec,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
@@ -339,7 +339,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-class Seq2SeqEngine(Engine):
+class Seq2SeqEngine(TranslationEngine):
     """Translates with a model in this process.
 
     Args:
@@ -370,8 +370,8 @@ class Seq2SeqEngine(Engine):
             "target": naming.prefix + naming.first,
         }
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translates a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         if self._runner is None:
             tokenizer = _load_tokenizer(self._found, self._settings, self._naming)
             self._runner = (

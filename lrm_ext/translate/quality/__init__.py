@@ -1,8 +1,8 @@
 """Measures the quality of translations, as far as a program can.
 
-A `Checker` returns a `Verdict` of a text or row in two languages. Each check measures one number;
-larger is worse. The language file says what passes (`Thresholds`). A failed check rejects a row; a
-failed check of `DOUBTS` makes it suspect.
+A `Checker` returns a `RowVerdict` of a text or row in two languages. Each check measures one
+number; larger is worse. The language file says what passes (`Thresholds`). A failed check rejects a
+row; a failed check of `DOUBTS` makes it suspect.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from lrm_ext.translate.quality.base import (
     DOUBTS,
     FailedCheck,
+    RowVerdict,
     Thresholds,
-    Verdict,
     get_thresholds,
 )
 from lrm_ext.translate.quality.checking import CHECKS, Checker
@@ -26,6 +26,6 @@ __all__ = [
     "Checker",
     "FailedCheck",
     "Thresholds",
-    "Verdict",
+    "RowVerdict",
     "get_thresholds",
 ]

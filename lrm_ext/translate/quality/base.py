@@ -20,7 +20,7 @@ from llava.errors import ConfigError
 from lrm_ext.languages._toml import convert
 from lrm_ext.languages.identification import Confusable
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.protect import Span, find_spans, plain_characters
+from lrm_ext.translate.protect import ProtectedSpan, find_spans, plain_characters
 
 # Findings of these checks are a matter of degree, since people translate freely, too: review them.
 # Findings of the other checks are errors.
@@ -48,7 +48,7 @@ class FailedCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RowVerdict:
     """The result of all checks of a text or a row.
 
     Attributes:
@@ -230,7 +230,7 @@ class TextPair:
         return whole
 
 
-def _copied_spans(target: str, source: str) -> Sequence[Span]:
+def _copied_spans(target: str, source: str) -> Sequence[ProtectedSpan]:
     """Returns the protected parts of a translation; quotations only if they occur in the text."""
     return [
         span
@@ -239,7 +239,7 @@ def _copied_spans(target: str, source: str) -> Sequence[Span]:
     ]
 
 
-def prose(text: str, spans: Sequence[Span]) -> str:
+def prose(text: str, spans: Sequence[ProtectedSpan]) -> str:
     """Replaces each protected part of a text by a blank."""
     if not spans:
         return text

@@ -11,9 +11,9 @@ from llava.data.sample import Turn
 from lrm_ext.translate.quality.base import (
     FailedCheck,
     Measured,
+    RowVerdict,
     TextPair,
     Thresholds,
-    Verdict,
     get_thresholds,
 )
 from lrm_ext.translate.quality.content_checks import (
@@ -99,11 +99,11 @@ class Checker:
         self._known: OrderedDict[tuple[str, str], _Looked] = OrderedDict()
         self._ahead: dict[tuple[str, str], TextPair] = {}
 
-    def check_text(self, source: str, target: str) -> Verdict:
+    def check_text(self, source: str, target: str) -> RowVerdict:
         """Checks one text."""
         return self._verdict(self._look(source, target).measured)
 
-    def check_texts(self, texts: Iterable[tuple[str, str]]) -> Verdict:
+    def check_texts(self, texts: Iterable[tuple[str, str]]) -> RowVerdict:
         """Checks texts that belong together, such as the turns of a row, one by one and joined.
 
         Args:
@@ -111,9 +111,9 @@ class Checker:
         """
         return self._verdict(self._worst(texts, {}))
 
-    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[Verdict]:
+    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[RowVerdict]:
         """Checks rows as `check_texts` does; faster for many rows."""
-        verdicts: list[Verdict] = []
+        verdicts: list[RowVerdict] = []
         for start in range(0, len(rows), _ROWS_AHEAD):
             some = rows[start : start + _ROWS_AHEAD]
             self._ahead = {
@@ -124,7 +124,7 @@ class Checker:
         self._ahead = {}
         return verdicts
 
-    def check_turns(self, source: Sequence[Turn], target: Sequence[Turn]) -> Verdict:
+    def check_turns(self, source: Sequence[Turn], target: Sequence[Turn]) -> RowVerdict:
         """Checks the order of a row's turns, each turn, and all turns together."""
         texts = zip((turn.text for turn in source), (turn.text for turn in target), strict=False)
         return self._verdict(self._worst(texts, {"structure": check_order(source, target)}))
@@ -162,13 +162,13 @@ class Checker:
     def _pair(self, key: tuple[str, str]) -> TextPair:
         return TextPair(*key, self.source_lang, self.target_lang)
 
-    def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
+    def _verdict(self, measured: Mapping[str, Measured]) -> RowVerdict:
         ours = [(name, limit, *measured[name]) for name, limit in self._limits if name in measured]
         failed = [
             FailedCheck(n, value, most, said) for n, most, value, said in ours if value > most
         ]
         figures = {name: round(float(value), 4) if value else 0.0 for name, _, value, _ in ours}
-        return Verdict(tuple(failed), figures)
+        return RowVerdict(tuple(failed), figures)
 
 
 def _measure(
