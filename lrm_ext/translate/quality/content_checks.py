@@ -151,7 +151,7 @@ def spelled_numbers(text: str, lang: str) -> Counter[int]:
 
     Example:
         >>> spelled_numbers("Drugi svjetski rat, XX. stoljeće", "hr")
-        Counter({2: 1, 20: 1})
+        Counter({20: 1, 2: 1})
     """
     found = Counter(_roman(m[1] or m[2]) for m in ROMAN.finditer(text))
     del found[0]
