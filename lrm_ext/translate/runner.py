@@ -463,6 +463,16 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
 def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
     """Returns the part of `describe` that does not depend on the corpus."""
     terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
+    checker, checks = job.checker(), None
+    if checker is not None:
+        # in a fixed order, because it is compared with what an earlier run wrote
+        thresholds = msgspec.to_builtins(checker.thresholds, order="deterministic")
+        limits = thresholds.pop("limits")
+        checks = {
+            "version": QUALITY_VERSION,
+            "limits": limits,
+            "thresholds": {**thresholds, "limits": {}},
+        }
     return {
         "target": job.target,
         "engines": [
@@ -476,20 +486,7 @@ def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
         ],
         "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
         "protection": PROTECTION_VERSION,
-        "checks": _describe_checks(job),
-    }
-
-
-def _describe_checks(job: Job) -> dict[str, Any] | None:
-    checker = job.checker()
-    if checker is None:
-        return None
-    # in a fixed order, because it is compared with what an earlier run wrote
-    thresholds = msgspec.to_builtins(checker.thresholds, order="deterministic")
-    return {
-        "version": QUALITY_VERSION,
-        "limits": dict(checker.thresholds.limits),
-        "thresholds": {**thresholds, "limits": {}},
+        "checks": checks,
     }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -265,11 +265,6 @@ class ScoreJob:
     cache: Path = Path("translation-cache.sqlite")
 
 
-class _Tools(NamedTuple):
-    checker: Checker | None
-    scorers: dict[str, Scorer]
-
-
 def score_corpus(
     job: ScoreJob, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Counter[str]:
@@ -290,61 +285,69 @@ def score_corpus(
     if job.lang == ENGLISH or job.lang not in corpus.languages:
         there = ", ".join(corpus.languages[1:]) or "none"
         raise ConfigError(f"{job.corpus}: no texts in {job.lang!r} to score; it has: {there}.")
-    tools = _tools(job)
+    checker, scorers = _judges(job)
     lock = job.corpus / "text" / f".{job.lang}.lock"
     try:
         with locked(lock, f"texts in {job.lang!r}"):
-            store = PartStore(corpus, job.lang, _describe(job, tools))
+            store = PartStore(corpus, job.lang, _describe(job, checker, scorers))
             if (counts := store.finished()) is not None:
                 return counts
             return store.make(
-                lambda numbers: (_score_part(job, store, tools, n) for n in numbers), progress
+                lambda numbers: (_score_part(job, store, checker, scorers, n) for n in numbers),
+                progress,
             )
     finally:
-        for scorer in tools.scorers.values():
+        for scorer in scorers.values():
             scorer.close()
 
 
-def _tools(job: ScoreJob) -> _Tools:
+def _judges(job: ScoreJob) -> tuple[Checker | None, dict[str, Scorer]]:
     unknown = [name for name in job.names if name not in NAMES]
     if unknown or not job.names:
         raise ConfigError(
             f"--by {', '.join(unknown) or 'nothing'}: expected some of {', '.join(NAMES)}."
         )
-    scorers = [name for name in job.names if name != CHECKS]
-    of_checks = {name: limit for name, limit in job.limits.items() if name not in scorers}
+    names = [name for name in job.names if name != CHECKS]
+    of_checks = {name: limit for name, limit in job.limits.items() if name not in names}
     if of_checks and CHECKS not in job.names:
         raise ConfigError(
-            f"--limit {', '.join(of_checks)}: expected some of {', '.join(scorers)}; limits of "
+            f"--limit {', '.join(of_checks)}: expected some of {', '.join(names)}; limits of "
             f"checks need --by {CHECKS}."
         )
     checker = None
     if CHECKS in job.names:
         thresholds = get_thresholds(job.lang).with_limits(of_checks)
         checker = Checker(ENGLISH, job.lang, thresholds)
-    made = {name: SCORERS[name](job.options.get(name, {}), job.lang, job.cache) for name in scorers}
-    return _Tools(checker, made)
+    return checker, {n: SCORERS[n](job.options.get(n, {}), job.lang, job.cache) for n in names}
 
 
-def _describe(job: ScoreJob, tools: _Tools) -> dict[str, Any]:
+def _describe(
+    job: ScoreJob, checker: Checker | None, scorers: Mapping[str, Scorer]
+) -> dict[str, Any]:
     """Returns how the texts were made, as before, and how they were scored."""
     before = read_description(text_dir(job.corpus, job.lang)) or {"target": job.lang, "engines": []}
     scores = dict(before.get("scores", {}))
-    if tools.checker is not None:
-        limits = dict(tools.checker.thresholds.limits)
+    if checker is not None:
+        limits = dict(checker.thresholds.limits)
         scores[CHECKS] = {"version": QUALITY_VERSION, "limits": limits}
-    for name, scorer in tools.scorers.items():
+    for name, scorer in scorers.items():
         scores[name] = {**scorer.identity, "limit": job.limits.get(name)}
     return {**{k: v for k, v in before.items() if k != "counts"}, "scores": scores}
 
 
-def _score_part(job: ScoreJob, store: PartStore, tools: _Tools, number: int) -> pa.RecordBatch:
+def _score_part(
+    job: ScoreJob,
+    store: PartStore,
+    checker: Checker | None,
+    scorers: Mapping[str, Scorer],
+    number: int,
+) -> pa.RecordBatch:
     numbers = store.row_numbers(number)
     rows = {i: store.corpus.row(i) for i in numbers}
     texts = {i: text for i in numbers if (text := store.corpus.text(job.lang, i)) is not None}
-    if tools.checker is not None:
-        texts = {i: _checked(rows[i], text, tools.checker) for i, text in texts.items()}
-    for name, scorer in tools.scorers.items():
+    if checker is not None:
+        texts = {i: _checked(rows[i], text, checker) for i, text in texts.items()}
+    for name, scorer in scorers.items():
         # a text without a translation cannot be scored
         judged = {i: pairs_of(rows[i], t) for i, t in texts.items() if _is_translated(t)}
         pairs = list(dict.fromkeys(pair for found in judged.values() for pair in found))

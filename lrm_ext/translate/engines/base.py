@@ -10,14 +10,13 @@ file holds the engine's code for the language. Another package adds an engine by
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
@@ -198,11 +197,6 @@ class EngineSpec:
     uses_service: bool = False
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of an engine without options."""
-
-
 def identity(engine: TranslationEngine) -> str:
     """Returns what decides an engine's translations, as one line of JSON."""
     return json.dumps([engine.name, engine.version, dict(engine.options)], sort_keys=True)
@@ -259,15 +253,12 @@ def get_spec(name: str) -> EngineSpec:
     Raises:
         ConfigError: No engine has this name, or the engine of another package cannot be loaded.
     """
+    found = list(entry_points(group=ENTRY_POINTS, name=name))
     if name in _OURS:
-        file, _, attribute = _OURS[name].partition(":")
-        spec = getattr(importlib.import_module(f"lrm_ext.translate.engines.{file}"), attribute)
-        assert isinstance(spec, EngineSpec)
-        return spec
-    found = entry_points(group=ENTRY_POINTS, name=name)
+        found = [EntryPoint(name, f"lrm_ext.translate.engines.{_OURS[name]}", ENTRY_POINTS)]
     if not found:
         raise ConfigError(f"unknown engine {name!r}; choose from: {', '.join(engine_names())}.")
-    entry = next(iter(found))
+    entry = found[0]
     try:
         spec = entry.load()
     except Exception as error:  # another package's code

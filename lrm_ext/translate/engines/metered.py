@@ -16,7 +16,7 @@ import os
 import random
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -435,6 +435,15 @@ class BilledEngine(PaidEngine):
         return Usage(int(num_billed > 0), num_billed, num_received, usd)
 
 
+def _fault(service: str, error: Any, status: Any, fatal: Mapping[int, str]) -> Exception:
+    """Returns the error to raise for an HTTP status; `fatal` has the reasons to end the run."""
+    if status in fatal:
+        return EngineError(f"{service}: {fatal[status]}: {error}")
+    if not status or status in (408, 409, 429) or status >= 500:
+        return MayPassError(str(error))
+    return RejectedError(str(error))
+
+
 @dataclass(frozen=True)
 class DeepLOptions(BilledOptions):
     """Options of the engine.
@@ -450,6 +459,13 @@ class DeepLOptions(BilledOptions):
     formality: str | None = None
     model_type: str | None = None
     server_url: str | None = None
+
+
+_DEEPL_FATAL = {
+    403: "the key is refused",
+    404: "there is no such address or language",
+    456: "the account's characters are used up",
+}
 
 
 class DeepLEngine(BilledEngine):
@@ -495,26 +511,13 @@ class DeepLEngine(BilledEngine):
                 model_type=self._settings.model_type,
                 preserve_formatting=True,
             )
-        except deepl.AuthorizationException as error:
-            raise EngineError(f"DeepL: the key is refused: {error}") from error
-        except deepl.QuotaExceededException as error:
-            raise EngineError(f"DeepL: the account's characters are used up: {error}") from error
         except deepl.DeepLException as error:
-            raise _deepl_fault(error) from error
+            raise _fault("DeepL", error, error.http_status_code, _DEEPL_FATAL) from error
         except (ValueError, KeyError, TypeError) as error:  # a page in place of JSON
             raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
         billed = [r.billed_characters for r in found]
         known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
         return BilledAnswer([result.text for result in found], known)
-
-
-def _deepl_fault(error: Any) -> Exception:
-    status = error.http_status_code
-    if error.should_retry or status is None or status in (408, 429) or status >= 500:
-        return MayPassError(str(error))
-    if status == 404:
-        return EngineError(f"DeepL: no such address or language: {error}")
-    return RejectedError(str(error))
 
 
 def _deepl_codes() -> tuple[str, ...]:
@@ -630,7 +633,7 @@ class GoogleEngine(BilledEngine):
                 timeout=self._settings.timeout_s,
             )
         except exceptions.GoogleAPICallError as error:
-            raise _google_fault(error) from error
+            raise _fault("Google", error, error.code, _GOOGLE_FATAL) from error
         except (TransportError, OSError, ValueError, ParseError) as error:
             # no connection, or a page in place of JSON
             raise MayPassError(f"{type(error).__name__}: {error}") from error
@@ -638,15 +641,6 @@ class GoogleEngine(BilledEngine):
             raise EngineError(f"Google: the credentials are refused: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
         return BilledAnswer(answers, sum(map(len, texts)))
-
-
-def _google_fault(error: Any) -> Exception:
-    status = int(error.code or 0)
-    if status in _GOOGLE_FATAL:
-        return EngineError(f"Google: {_GOOGLE_FATAL[status]}: {error}")
-    if status in (408, 409, 429) or status >= 500 or not status:
-        return MayPassError(str(error))
-    return RejectedError(str(error))
 
 
 GOOGLE_SPEC = EngineSpec(
