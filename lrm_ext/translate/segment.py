@@ -355,25 +355,22 @@ def build_texts(
 
 def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
     """Assembles one row, without checking it (see `build_texts`)."""
-    faults: dict[str, None] = {}
-    engines: dict[str, None] = {}
-    turns: list[Turn] = []
-    for turn, parts in zip(plan.row.turns, plan.turns, strict=True):
-        texts: list[str] = []
-        for part in parts:
-            if not isinstance(part, Unit):
-                texts.append(part if isinstance(part, str) else part.text)
-                continue
-            result = translations[part]
-            if result.text is None:
-                faults[result.reason or "engine: no answer"] = None
-            else:
-                engines[result.engine] = None
-            texts.append(part.text if result.text is None else result.text)
-        turns.append(Turn(turn.role, "".join(texts), turn.supervised))
-    for units in plan.options:
-        if same := _same_options(units, translations):
-            faults[f"options: {same}"] = None
+    results = [translations[unit] for unit in plan.units]
+    engines = {result.engine for result in results if result.text is not None}
+    faults = [r.reason or "engine: no answer" for r in results if r.text is None]
+    same = [_same_options(units, translations) for units in plan.options]
+    faults = list(dict.fromkeys([*faults, *(f"options: {found}" for found in same if found)]))
+
+    def said(part: Part) -> str:
+        if isinstance(part, str):
+            return part
+        found = translations[part].text if isinstance(part, Unit) else None
+        return part.text if found is None else found
+
+    turns = [
+        Turn(turn.role, "".join(map(said, parts)), turn.supervised)
+        for turn, parts in zip(plan.row.turns, plan.turns, strict=True)
+    ]
     return Text(
         turns=tuple(turns),
         status="rejected" if faults else "ok",

@@ -345,9 +345,9 @@ def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
             meanings[name] = " ".join(meaning.split())
     found: list[tuple[str, str, str]] = []
     for option in fields(spec.options):
+        is_needed = option.default is MISSING and option.default_factory is MISSING
         default = "" if option.default in (MISSING, None, "") else str(option.default)
-        needed = option.default is MISSING and option.default_factory is MISSING
-        shown = "must be given" if needed else default
+        shown = "must be given" if is_needed else default
         found.append((option.name, shown, meanings.get(option.name, "")))
     return found
 

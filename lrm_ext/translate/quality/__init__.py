@@ -25,7 +25,7 @@ __all__ = [
     "QUALITY_VERSION",
     "Checker",
     "FailedCheck",
-    "Thresholds",
     "RowVerdict",
+    "Thresholds",
     "get_thresholds",
 ]

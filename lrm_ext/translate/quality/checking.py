@@ -103,16 +103,12 @@ class Checker:
         """Checks one text."""
         return self._verdict(self._look(source, target).measured)
 
-    def check_texts(self, texts: Iterable[tuple[str, str]]) -> RowVerdict:
-        """Checks texts that belong together, such as the turns of a row, one by one and joined.
+    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[RowVerdict]:
+        """Checks many rows: the texts of each, one by one and joined.
 
         Args:
-            texts: Pairs of a text and its translation.
+            rows: Each row as pairs of a text and its translation.
         """
-        return self._verdict(self._worst(texts, {}))
-
-    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[RowVerdict]:
-        """Checks rows as `check_texts` does; faster for many rows."""
         verdicts: list[RowVerdict] = []
         for start in range(0, len(rows), _ROWS_AHEAD):
             some = rows[start : start + _ROWS_AHEAD]
@@ -120,7 +116,7 @@ class Checker:
                 key: self._pair(key) for row in some for key in row if key not in self._known
             }
             identify(self._ahead.values(), self.thresholds)
-            verdicts += [self.check_texts(row) for row in some]
+            verdicts += [self._verdict(self._worst(row, {})) for row in some]
         self._ahead = {}
         return verdicts
 
