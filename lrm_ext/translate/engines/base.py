@@ -331,6 +331,8 @@ def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
         if key in texts:
             wanted = said.removeprefix("Expected ").partition(", got")[0]
             wanted = wanted.replace("`", "").removesuffix(" | null")
+            if typing.get_origin(types[key]) is typing.Literal:
+                wanted = "one of " + ", ".join(typing.get_args(types[key]))
             said = f"option {key} is {texts[key]!r}, expected {wanted}"
         raise ConfigError(f"engine {spec.name!r}: {said.rstrip('.')}.") from error
 

@@ -271,5 +271,5 @@ def test_the_limit_depends_on_the_text_alone() -> None:
 
 def test_options_that_make_no_sense() -> None:
     for name, value in (("beams", "0"), ("tokens_per_batch", "0"), ("no_repeat_ngram", "-1")):
-        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+        with pytest.raises(ConfigError, match=f"{name} is '{value}'"):
             build_engine("nllb", {name: value}, "cs", NoLedger())
