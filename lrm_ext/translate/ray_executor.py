@@ -156,8 +156,9 @@ class RayEngine(TranslationEngine):
     """An engine whose work the workers do."""
 
     def __init__(self, engine: TranslationEngine, workers: RayWorkers, recipe: Recipe) -> None:
-        for name in ("name", "version", "options", "context", "mask_styles", "is_sentence_level"):
-            setattr(self, name, getattr(engine, name))
+        self.name, self.version, self.options = engine.name, engine.version, engine.options
+        self.context, self.mask_styles = engine.context, engine.mask_styles
+        self.is_sentence_level = engine.is_sentence_level
         self._workers = workers
         self._recipe = recipe
 

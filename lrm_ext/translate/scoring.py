@@ -55,6 +55,7 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Frees its resources."""
+        return
 
 
 class BackTranslation(Scorer):

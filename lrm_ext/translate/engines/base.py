@@ -161,6 +161,7 @@ class TranslationEngine(Protocol):
 
     def close(self) -> None:
         """Frees processes, connections and memory; may be called twice."""
+        return
 
 
 @dataclass(frozen=True)

@@ -221,12 +221,12 @@ class TextPair:
         whole.target_prose = "\n".join(whole.parts)
         whole.source_words = list(chain.from_iterable([pair.source_words for pair in pairs]))
         whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
-        whole.known_words = None
-        if all([pair.known_words is not None for pair in pairs]):
-            whole.known_words = found = {}
-            for pair in pairs:
-                for key, is_there in (pair.known_words or {}).items():
-                    found[key] = is_there or found.get(key, False)
+        found: dict[str, bool] = {}
+        for pair in pairs:
+            for key, is_there in (pair.known_words or {}).items():
+                found[key] = is_there or found.get(key, False)
+        is_known = all([pair.known_words is not None for pair in pairs])
+        whole.known_words = found if is_known else None
         return whole
 
 
