@@ -155,16 +155,15 @@ def spelled_numbers(text: str, lang: str) -> Counter[int]:
     """
     found = Counter(_roman(m[1] or m[2]) for m in ROMAN.finditer(text))
     del found[0]
-    group: list[_Part] = []
     is_spaced = get_language(lang).spaced
     text = text.casefold()
+    groups: list[list[_Part]] = []
     for part in _parts(text, lang, is_spaced):
-        if group and not _continues(text, group[-1], part, is_spaced):
-            found[_value(group)] += 1
-            group = []
-        group.append(part)
-    if group:
-        found[_value(group)] += 1
+        if groups and _continues(text, groups[-1][-1], part, is_spaced):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    found.update(map(_value, groups))
     return found
 
 
