@@ -331,16 +331,16 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
         get_thresholds(lang), length_ratio=ratio, length_spread=spread
     )
     checker = Checker(ENGLISH, lang, thresholds)
-    clean = [verdict.figures for verdict in _verdicts(checker, _pairs(rows, lang))]
+    clean = [verdict.values for verdict in _verdicts(checker, _pairs(rows, lang))]
     limits: dict[str, float] = {}
     for check, damage in GRADED.items():
         good = [figures[check] for figures in clean if check in figures]
         if not good:
             continue
         bad = [
-            verdict.figures[check]
+            verdict.values[check]
             for verdict in _verdicts(checker, damaged(damage, rows, lang, seed))
-            if check in verdict.figures
+            if check in verdict.values
         ]
         limit = float(np.quantile(good, 1 - FALSE_ALARMS, method="higher"))
         least = float(np.quantile(bad, MISSED)) if bad else 0.0

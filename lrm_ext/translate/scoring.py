@@ -352,9 +352,9 @@ def _score_part(
         # a text without a translation cannot be scored
         judged = {i: pairs_of(rows[i], t) for i, t in texts.items() if _is_translated(t)}
         pairs = list(dict.fromkeys(pair for found in judged.values() for pair in found))
-        figures = dict(zip(pairs, scorer.score(pairs), strict=True)) if pairs else {}
+        values = dict(zip(pairs, scorer.score(pairs), strict=True)) if pairs else {}
         for i, found in judged.items():
-            known = [figure for pair in found if (figure := figures[pair]) is not None]
+            known = [value for pair in found if (value := values[pair]) is not None]
             if known:
                 texts[i] = _scored(texts[i], name, max(known), job.limits.get(name))
     return batch_of(map(texts.get, numbers))
@@ -391,18 +391,18 @@ def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
     quality = {k: v for k, v in (text.quality or {}).items() if k in SCORERS}
     reason = "; ".join(verdict.reasons) or None
     return replace(
-        text, status=verdict.status, reason=reason, quality={**verdict.figures, **quality}
+        text, status=verdict.status, reason=reason, quality={**verdict.values, **quality}
     )
 
 
-def _scored(text: Text, name: str, figure: float, limit: float | None) -> Text:
+def _scored(text: Text, name: str, value: float, limit: float | None) -> Text:
     """Adds a value to a text, and removes findings of an earlier limit of the same scorer."""
-    quality = {**(text.quality or {}), name: round(figure, 4)}
+    quality = {**(text.quality or {}), name: round(value, 4)}
     if limit is None:
         return replace(text, quality=quality)
     reasons = [r for r in (text.reason or "").split("; ") if r and not r.startswith(f"{name}: ")]
     status = "ok" if text.status == "suspect" and not reasons else text.status
-    if figure > limit:
-        reasons.append(f"{name}: {figure:.2f}, the limit is {limit:g}")
+    if value > limit:
+        reasons.append(f"{name}: {value:.2f}, the limit is {limit:g}")
         status = "suspect" if status == "ok" else status
     return replace(text, status=status, reason="; ".join(reasons) or None, quality=quality)

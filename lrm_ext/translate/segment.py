@@ -349,7 +349,7 @@ def build_texts(
         for i, verdict in zip(complete, verdicts, strict=True):
             turns, engine = texts[i].turns, texts[i].engine
             reason = "; ".join(dict.fromkeys(verdict.reasons)) or None
-            texts[i] = Text(turns, verdict.status, engine, reason, verdict.figures)
+            texts[i] = Text(turns, verdict.status, engine, reason, verdict.values)
     return texts
 
 

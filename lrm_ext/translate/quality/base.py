@@ -53,12 +53,12 @@ class RowVerdict:
 
     Attributes:
         findings: The failed checks, in the order in which checks run.
-        figures: The value of each check, for a row that of its worst turn; larger is worse. A check
+        values: The value of each check, for a row that of its worst turn; larger is worse. A check
             that cannot judge, such as the language of one word, has no value.
     """
 
     findings: tuple[FailedCheck, ...]
-    figures: Mapping[str, float]
+    values: Mapping[str, float]
 
     @property
     def ok(self) -> bool:

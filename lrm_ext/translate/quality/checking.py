@@ -163,8 +163,8 @@ class Checker:
         failed = [
             FailedCheck(n, value, most, said) for n, most, value, said in ours if value > most
         ]
-        figures = {name: round(float(value), 4) if value else 0.0 for name, _, value, _ in ours}
-        return RowVerdict(tuple(failed), figures)
+        values = {name: round(float(value), 4) if value else 0.0 for name, _, value, _ in ours}
+        return RowVerdict(tuple(failed), values)
 
 
 def _measure(
