@@ -465,8 +465,8 @@ def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
     terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
     checker, checks = job.checker(), None
     if checker is not None:
-        # in a fixed order, because it is compared with what an earlier run wrote
-        thresholds = msgspec.to_builtins(checker.thresholds, order="deterministic")
+        # as JSON in a fixed order, because it is compared with what an earlier run wrote
+        thresholds = json.loads(msgspec.json.encode(checker.thresholds, order="deterministic"))
         limits = thresholds.pop("limits")
         checks = {
             "version": QUALITY_VERSION,
