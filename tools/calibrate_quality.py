@@ -32,6 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,7 @@ from lrm_ext.emoji.conversations import (
 from lrm_ext.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH, get_language
-from lrm_ext.translate.quality.base import DEFAULT_LIMITS, Thresholds, Verdict, get_thresholds
+from lrm_ext.translate.quality.base import DEFAULT_LIMITS, RowVerdict, Thresholds, get_thresholds
 from lrm_ext.translate.quality.checking import CHECKS, Checker
 from lrm_ext.translate.quality.form_checks import deviation
 
@@ -326,18 +327,20 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
         The language's thresholds with what was measured in their place.
     """
     ratio, spread = measure_lengths(rows, lang)
-    thresholds = replace(get_thresholds(lang), length_ratio=ratio, length_spread=spread)
+    thresholds = msgspec.structs.replace(
+        get_thresholds(lang), length_ratio=ratio, length_spread=spread
+    )
     checker = Checker(ENGLISH, lang, thresholds)
-    clean = [verdict.figures for verdict in _verdicts(checker, _pairs(rows, lang))]
+    clean = [verdict.values for verdict in _verdicts(checker, _pairs(rows, lang))]
     limits: dict[str, float] = {}
     for check, damage in GRADED.items():
         good = [figures[check] for figures in clean if check in figures]
         if not good:
             continue
         bad = [
-            verdict.figures[check]
+            verdict.values[check]
             for verdict in _verdicts(checker, damaged(damage, rows, lang, seed))
-            if check in verdict.figures
+            if check in verdict.values
         ]
         limit = float(np.quantile(good, 1 - FALSE_ALARMS, method="higher"))
         least = float(np.quantile(bad, MISSED)) if bad else 0.0
@@ -393,11 +396,11 @@ def _pairs(rows: Sequence[Row], lang: str) -> list[tuple[Turns, Turns]]:
     return [(row.english, row.texts[lang]) for row in rows]
 
 
-def _verdicts(checker: Checker, pairs: Sequence[tuple[Turns, Turns]]) -> list[Verdict]:
+def _verdicts(checker: Checker, pairs: Sequence[tuple[Turns, Turns]]) -> list[RowVerdict]:
     return [checker.check_turns(english, turns) for english, turns in pairs]
 
 
-def _named(verdict: Verdict) -> list[str]:
+def _named(verdict: RowVerdict) -> list[str]:
     names = [finding.check for finding in verdict.findings]
     status = ["rejected"] if verdict.status == "rejected" else []
     return ["any", *status, *names] if names else []

@@ -497,7 +497,7 @@ def language_of_prose(text: str, lang: str) -> str:
         enough = len(words) >= MIN_WORDS
     if not enough:
         return UNDECIDED
-    from lrm_ext.translate.quality.language_id import probabilities
+    from lrm_ext.languages.identification import probabilities
 
     shares = probabilities(prose, (*list_languages(), lang))
     if lang not in shares:

@@ -37,7 +37,6 @@ from lrm_ext.evaluate.registry import (
     write_folder,
 )
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.engines.base import AheadEngine
 from lrm_ext.translate.runner import Job, build_translator, describe_engines
 from lrm_ext.translate.segment import Given, RowPlan, build_texts, plan_row
 
@@ -188,8 +187,7 @@ def translate_items(
     check = checker.check_rows if checker else None
     outcomes: list[ItemOutcome] = []
     with closing(build_translator(job)) as translator:
-        ahead = (e.rows_ahead for e in translator.engines if isinstance(e, AheadEngine))
-        size = max(_CHUNK, *ahead, 0)
+        size = max(_CHUNK, translator.rows_ahead)
         for start in range(0, len(parts), size):
             some = parts[start : start + size]
             done = translator.translate(unit for one in some for unit in one.plan.units)

@@ -304,8 +304,8 @@ def check_script(language: Language, english: Language) -> Iterator[str]:
 
 def check_identity(language: Language, english: Language) -> Iterator[str]:
     """All sentences together look like the language, as far as an identifier knows it."""
+    from lrm_ext.languages.identification import candidates, probabilities
     from lrm_ext.translate.quality.base import Thresholds, parse_thresholds
-    from lrm_ext.translate.quality.language_id import candidates, probabilities
 
     try:
         thresholds = parse_thresholds(language.quality, "quality")

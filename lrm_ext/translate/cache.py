@@ -1,27 +1,32 @@
-"""Keeps what engines answered, so that no run asks or pays for it again.
+"""Caches the answers of engines, so that no run asks or pays for one twice.
 
-Input: keys made of a segment and of all that decides its translation. Output: the answer given
-before. One SQLite file in WAL mode: several runs may read and write it at once, and a run that is
-killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need a
-text at the same moment both ask for it; `put` says how often that happened.
+A key is a digest of a segment and of everything that decides its translation. The cache is one
+SQLite file in WAL mode: several runs may read and write it at the same time, and a run that is
+killed loses nothing that was committed. Answers are committed as they arrive. Two runs that need
+the same text at the same moment both ask for it; `put` reports how often that happened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from lrm_ext.translate.engines.base import Engine, Segment, Usage, identity
-
-log = logging.getLogger(__name__)
+from lrm_ext.translate.engines.base import (
+    EngineError,
+    TextSegment,
+    TranslationEngine,
+    Usage,
+    identity,
+)
 
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
@@ -37,12 +42,12 @@ CREATE TABLE IF NOT EXISTS jobs (engine TEXT, name TEXT, value TEXT, PRIMARY KEY
 
 
 class CachedAnswer(NamedTuple):
-    """What an engine answered.
+    """An engine's answer to one segment.
 
     Attributes:
         text: The translation; None if there is none.
         error: Why there is none.
-        is_final: Asking again would give the same. Only such answers are in the cache.
+        is_final: Whether asking again would give the same answer. Only such answers are cached.
     """
 
     text: str | None
@@ -51,13 +56,13 @@ class CachedAnswer(NamedTuple):
 
 
 class Cache:
-    """The cache file.
+    """A file of answers.
 
     Args:
-        path: It is made if it is not there.
+        path: Created if it does not exist.
 
     Raises:
-        DataError: The file is something else, of another version, or cannot be written.
+        DataError: The file is not a cache, has another version, or cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -81,7 +86,7 @@ class Cache:
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def _write_ahead(self) -> None:
-        """Switch to a write-ahead log; of runs that begin at once, one does, the others wait."""
+        """Switches to a write-ahead log; of several runs that start at once, one does it."""
         until = time.monotonic() + _BUSY_S
         while True:
             try:
@@ -94,7 +99,7 @@ class Cache:
                 time.sleep(_BUSY_POLL_S)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedAnswer]:
-        """Look answers up; keys without one are left out.
+        """Returns the answers to keys; keys without an answer are left out.
 
         Raises:
             DataError: The file is damaged or cannot be read.
@@ -110,25 +115,22 @@ class Cache:
         return found
 
     def put(
-        self, answers: Mapping[bytes, CachedAnswer], engine: Engine, target: str, usage: Usage
+        self,
+        answers: Mapping[bytes, CachedAnswer],
+        engine: TranslationEngine,
+        target: str,
+        usage: Usage,
     ) -> int:
-        """Commit answers and what they cost, all or nothing.
+        """Commits answers and their cost in one transaction.
 
         Returns:
-            How many of the answers another run has committed in the meantime; its answers stay.
+            How many of the answers another run had committed already; those stay.
 
         Raises:
             DataError: The disk is full, or the file cannot be written.
         """
         rows = [(key, answer.text, answer.error) for key, answer in answers.items()]
-        spent = (
-            identity(engine),
-            target,
-            usage.requests,
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.usd,
-        )
+        spent = (identity(engine), target, *astuple(usage))
         with self._plain_errors("cannot be written"), self._transaction():
             query = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
             num_new = self._db.executemany(query, rows).rowcount if rows else 0
@@ -143,11 +145,11 @@ class Cache:
         return len(rows) - num_new
 
     def spent(self, engine: str, target: str | None = None) -> Usage:
-        """What an engine has cost in this cache, in all runs.
+        """Returns what an engine has cost in all runs that used this cache.
 
         Args:
             engine: Its name.
-            target: Only for this language; None for all.
+            target: Only this language; None for all.
         """
         rows = self._db.execute("SELECT * FROM spent").fetchall()
         total = Usage()
@@ -157,12 +159,12 @@ class Cache:
         return total
 
     def note(self, engine: str, name: str, value: str | None) -> None:
-        """Keep something that a later run has to know, such as a job that a service works on.
+        """Stores a note for later runs, such as a job that a service works on.
 
         Args:
             engine: The engine's name.
-            name: What the value is about.
-            value: None forgets it.
+            name: Name of the note.
+            value: Its text; None deletes the note.
         """
         with self._plain_errors("cannot be written"):
             if value is None:
@@ -173,7 +175,7 @@ class Cache:
                 self._db.execute(query, (engine, name, value))
 
     def notes(self, engine: str) -> dict[str, str]:
-        """What was kept by `note`."""
+        """Returns the notes of an engine, by name."""
         query = "SELECT name, value FROM jobs WHERE engine = ? ORDER BY name"
         return dict(self._db.execute(query, (engine,)).fetchall())
 
@@ -181,7 +183,7 @@ class Cache:
         return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._db.close()
 
     @contextmanager
@@ -210,7 +212,7 @@ class Cache:
 
 
 class Keys:
-    """Makes the keys of one engine and pair of languages.
+    """Computes the cache keys of one engine and pair of languages.
 
     Args:
         engine: Its name, version and options enter the key.
@@ -218,16 +220,16 @@ class Keys:
         target: Code of the target language.
 
     Attributes:
-        name: Short and the same for the same three.
+        name: A short digest of the three arguments.
     """
 
-    def __init__(self, engine: Engine, source: str, target: str) -> None:
+    def __init__(self, engine: TranslationEngine, source: str, target: str) -> None:
         self._base = hashlib.blake2b(digest_size=16)
         self._base.update(f"{identity(engine)}\n{source}\n{target}\n".encode())
         self.name = self._base.hexdigest()[:12]
 
-    def key(self, segment: Segment) -> bytes:
-        """The key of a segment: only what can change its translation enters it."""
+    def key(self, segment: TextSegment) -> bytes:
+        """Returns the key of a segment; only what can change its translation enters it."""
         digest = self._base.copy()
         digest.update(segment.text.encode("utf-8", "surrogatepass"))
         if segment.context or segment.terms:
@@ -235,3 +237,63 @@ class Keys:
             more = json.dumps([segment.context, segment.terms])
             digest.update(b"\0" + more.encode())
         return digest.digest()
+
+
+class CachedEngine:
+    """An engine that is asked only for segments that the cache does not have.
+
+    Args:
+        engine: The engine.
+        cache: Where its answers are kept.
+        source: Code of the source language.
+        target: Code of the target language.
+    """
+
+    def __init__(self, engine: TranslationEngine, cache: Cache, source: str, target: str) -> None:
+        self._engine, self._cache, self._target = engine, cache, target
+        self._keys = Keys(engine, source, target)
+
+    def translate(
+        self, segments: Sequence[TextSegment], counts: Counter[str]
+    ) -> tuple[dict[TextSegment, CachedAnswer], Usage]:
+        """Returns answers from the cache, and has the engine translate the rest.
+
+        Answers are committed as they arrive.
+
+        Args:
+            segments: What to translate, without duplicates.
+            counts: Counters to update.
+
+        Returns:
+            The answers and their cost. A segment that the engine does not mention has no answer.
+
+        Raises:
+            EngineError: The engine cannot continue; its answers so far are in the cache.
+            DataError: The cache cannot be read or written.
+        """
+        engine, usage = self._engine, Usage()
+        keys = {segment: self._keys.key(segment) for segment in segments}
+        answers: dict[TextSegment, CachedAnswer] = {}
+        if not engine.is_table:
+            found = self._cache.get_many(list(keys.values()))
+            answers = {segment: found[key] for segment, key in keys.items() if key in found}
+            counts[f"{engine.name}: from the cache"] += len(answers)
+        missing = [segment for segment in segments if segment not in answers]
+        for reply in engine.translate(missing) if missing else ():
+            fresh: dict[bytes, CachedAnswer] = {}
+            for outcome in reply.outcomes:
+                if not 0 <= outcome.index < len(missing):
+                    raise EngineError(
+                        f"engine {engine.name!r} answered segment {outcome.index} of "
+                        f"{len(missing)}; its code is at fault."
+                    )
+                segment = missing[outcome.index]
+                answers[segment] = CachedAnswer(outcome.text, outcome.error, outcome.is_final)
+                if outcome.is_final:
+                    fresh[keys[segment]] = answers[segment]
+            if not engine.is_table:
+                num_twice = self._cache.put(fresh, engine, self._target, reply.usage)
+                counts[f"{engine.name}: asked by another run, too"] += num_twice
+            usage += reply.usage
+            counts[f"{engine.name}: asked"] += len(reply.outcomes)
+        return answers, usage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.commands import corpus_app
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from rich.console import Console
-
     from lrm_ext.translate.ray_executor import RayWorkers
-    from lrm_ext.translate.runner import Job, Result
+    from lrm_ext.translate.runner import Result
+
+_STATUSES = ("ok", "suspect", "rejected")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `lrm`."""
+    """Adds the commands to `lrm`."""
     app.command("translate")(translate)
     corpus_app.command("score")(score)
 
@@ -32,106 +34,92 @@ def translate(
     corpus: Path = typer.Argument(None, help="Folder of the corpus."),
     to: list[str] = typer.Option([], help="Codes of languages; repeat, or use commas."),
     engine: list[str] = typer.Option(
-        [], help="Name of an engine; several, with commas, are tried in this order."
+        [], help="Names of engines, with commas; they are tried in this order."
     ),
     option: list[str] = typer.Option(
         [], "--option", "-o", help="name=value, or engine.name=value; `--list` shows the names."
     ),
     model: str = typer.Option(None, help="Short for --option model=..."),
     base_url: str = typer.Option(None, help="Short for --option base_url=..."),
-    glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
+    glossary: Path = typer.Option(None, help="TOML file of terms with fixed translations."),
     cache: Path = typer.Option(
-        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+        None, help="Cache file; translation-cache.sqlite beside the corpus by default."
     ),
-    check: bool = typer.Option(True, help="Check translations; what fails is not trained on."),
+    check: bool = typer.Option(
+        True, help="Check translations; failed ones are not used for training."
+    ),
     limit: list[str] = typer.Option(
-        [], help="check=value: what passes, such as length=5; docs/translation-quality.md."
+        [], help="check=value: limit of a check, such as length=5; docs/translation-quality.md."
     ),
-    anew: bool = typer.Option(False, "--replace", help="Make texts anew that are there."),
+    anew: bool = typer.Option(False, "--replace", help="Replace existing texts."),
     max_rejected: float = typer.Option(
         None, help="Fail (after writing) if a larger share of rows is rejected, such as 0.2."
     ),
     executor: str = typer.Option(
-        "process", help="Who does the work: process (this one) or ray (many, see docs/scaling.md)."
+        "process", help="Where engines run: process (this one) or ray (many, see docs/scaling.md)."
     ),
     num_workers: int = typer.Option(
-        None, min=1, help="Workers of --executor ray; as many as fit by default."
+        None, min=1, help="Workers of --executor ray; by default as many as fit."
     ),
     gpus_per_worker: float = typer.Option(
-        0.0, min=0.0, help="GPUs that each worker of --executor ray needs; a fraction shares one."
+        0.0, min=0.0, help="GPUs per worker of --executor ray; may be a fraction."
     ),
     list_engines: bool = typer.Option(
-        False, "--list", help="Show the engines, with --engine one and its options, and end."
+        False, "--list", help="List the engines, or with --engine the options of one, and exit."
     ),
     plan: bool = typer.Option(
-        False, "--plan", help="Reckon hours and money of each engine, and end; needs no corpus."
+        False, "--plan", help="Estimate hours and money of each engine, and exit; needs no corpus."
     ),
-    assumptions: Path = typer.Option(None, help="What --plan reckons with: your plan.toml."),
-    rows: int = typer.Option(None, min=1, help="Let --plan reckon so many rows."),
+    assumptions: Path = typer.Option(None, help="Assumptions of --plan: your own plan.toml."),
+    rows: int = typer.Option(None, min=1, help="Number of rows for --plan."),
 ) -> None:
-    """Translate a corpus; run it again after an interruption and it goes on from there."""
-    names, languages = split_names(engine), split_names(to)
+    """Translate a corpus; after an interruption, run it again to continue."""
+    from lrm_ext.translate.engines.base import split_options
+    from lrm_ext.translate.planning import plan as make_plan
+    from lrm_ext.translate.runner import Job, translate_corpus
+
+    names, languages, console = split_names(engine), split_names(to), Console(highlight=False)
     if list_engines:
-        _print_engines(names)
+        _print_engines(names, console)
         return
     if plan:
-        _print_plan(languages, corpus, assumptions, rows)
+        found = make_plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
+        console.print(found, markup=False, soft_wrap=True)
         return
-    shorts = {"model": model, "base_url": base_url}
-    typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
-    jobs = _jobs(corpus, languages, names, typed, cache)
-    limits = parse_limits(limit)
-    jobs = [replace(j, glossary=glossary, checks=check, limits=limits, replaces=anew) for j in jobs]
-    _run_all(jobs, _workers(executor, num_workers, gpus_per_worker), max_rejected)
-
-
-def _print_plan(
-    languages: tuple[str, ...], corpus: Path | None, assumptions: Path | None, rows: int | None
-) -> None:
-    from rich.console import Console
-
-    from lrm_ext.translate.planning import plan
-
-    found = plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
-    Console(highlight=False).print(found, markup=False, soft_wrap=True)
-
-
-def _jobs(
-    corpus: Path | None,
-    languages: tuple[str, ...],
-    engines: tuple[str, ...],
-    options: list[str],
-    cache: Path | None,
-) -> list[Job]:
-    from lrm_ext.translate.engines.base import split_options
-    from lrm_ext.translate.runner import Job
-
-    if corpus is None or not engines or not languages:
+    if corpus is None or not names or not languages:
         raise ConfigError(
             "nothing to do: expected a corpus, --to and --engine, such as "
             "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
         )
-    by_engine = split_options(options, engines)
-    chain = tuple((name, by_engine[name]) for name in engines)
-    return [Job(corpus, lang, chain, cache or _default_cache(corpus)) for lang in languages]
-
-
-def _default_cache(corpus: Path) -> Path:
-    return corpus.resolve().parent / "translation-cache.sqlite"
-
-
-def _run_all(jobs: list[Job], workers: RayWorkers | None, max_rejected: float | None) -> None:
+    shorts = {"model": model, "base_url": base_url}
+    typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    chain = tuple(split_options(typed, names).items())
+    job = Job(
+        corpus,
+        "",
+        chain,
+        cache or _default_cache(corpus),
+        glossary=glossary,
+        checks=check,
+        limits=parse_limits(limit),
+        replaces=anew,
+    )
+    workers = _workers(executor, num_workers, gpus_per_worker)
     failed: list[str] = []
-    for job in jobs:
-        counts = _run(job, workers).counts
+    for lang in languages:
+        with _progress(lang, console) as progress:
+            result = translate_corpus(replace(job, target=lang), workers, progress)
+        _print_result(f"{corpus} in {lang}", result, console)
+        counts = result.counts
         share = counts["rejected"] / max(1, sum(counts[status] for status in _STATUSES))
         if max_rejected is not None and share > max_rejected:
-            failed.append(f"{job.target}: {share:.1%} of the rows are rejected")
+            failed.append(f"{lang}: {share:.1%} of the rows are rejected")
     if failed:
         raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
 
 
-_STATUSES = ("ok", "suspect", "rejected")
+def _default_cache(corpus: Path) -> Path:
+    return corpus.resolve().parent / "translation-cache.sqlite"
 
 
 def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayWorkers | None:
@@ -146,35 +134,21 @@ def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayW
     return RayWorkers(num_workers, gpus_per_worker)
 
 
-def _run(job: Job, workers: RayWorkers | None) -> Result:
-    from rich.console import Console
-
-    from lrm_ext.translate.runner import translate_corpus
-
-    console = Console(highlight=False)
-    with _progress(job.target, console) as progress:
-        result = translate_corpus(job, workers, progress)
-    _print_result(job, result, console)
-    return result
-
-
 @contextmanager
 def _progress(lang: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(lang)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_result(job: Job, result: Result, console: Console) -> None:
+def _print_result(title: str, result: Result, console: Console) -> None:
     from lrm_ext.translate.translator import UNANSWERED
 
-    print_counts(f"{job.corpus} in {job.target}", result.counts, console)
+    print_counts(title, result.counts, console)
     if num := result.counts[f"rejected: {UNANSWERED}"]:
         console.print(
-            f"{num:,} rows were not answered for reasons that may pass; --replace asks for these "
+            f"{num:,} rows have no answer for reasons that may pass; --replace asks for these "
             "again, and takes the others from the cache.",
             soft_wrap=True,
         )
@@ -192,9 +166,7 @@ def _print_result(job: Job, result: Result, console: Console) -> None:
 
 
 def print_counts(title: str, counts: Counter[str], console: Console) -> None:
-    """Print rows by status and reason, and what becomes of those that are not accepted."""
-    from rich.table import Table
-
+    """Prints rows by status and reason, and what happens to rows that are not accepted."""
     table = Table("rows", "number", title=title, title_justify="left")
     for name in (*_STATUSES, "not translatable"):
         table.add_row(name, f"{counts[name]:,}")
@@ -211,19 +183,15 @@ def print_counts(title: str, counts: Counter[str], console: Console) -> None:
         )
 
 
-def _print_engines(names: tuple[str, ...]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print_engines(names: tuple[str, ...], console: Console) -> None:
+    from lrm_ext.translate.engines.base import describe_options, engine_names, get_spec
 
-    from lrm_ext.translate.engines.base import engine_names, get_spec
-
-    console = Console(highlight=False)
     table = Table("engine", "what it is", "languages", "licence", "cost", show_lines=True)
     faults: list[str] = []
     for name in names or engine_names():
         try:
             spec = get_spec(name)
-        except ConfigError as error:  # another package's does not keep ours from being shown
+        except ConfigError as error:  # a broken engine of another package does not hide ours
             faults.append(str(error))
             continue
         languages = " ".join(sorted(spec.languages())) or "none"
@@ -232,30 +200,23 @@ def _print_engines(names: tuple[str, ...]) -> None:
     for fault in faults:
         console.print(fault, soft_wrap=True, markup=False)
     for name in names:
-        _print_options(name, console)
+        spec = get_spec(name)
+        if options := describe_options(spec):
+            table = Table("option", "default", "meaning", title=name, title_justify="left")
+            for option in options:
+                table.add_row(*option)
+            console.print(table)
+        if spec.install:
+            console.print(f"{name} needs: {spec.install}", soft_wrap=True, markup=False)
     if not names:
         console.print("Options of one: lrm translate --list --engine NAME", soft_wrap=True)
 
 
-def _print_options(name: str, console: Console) -> None:
-    from rich.table import Table
-
-    from lrm_ext.translate.engines.base import describe_options, get_spec
-
-    table = Table("option", "default", "meaning", title=name, title_justify="left")
-    for option, default, meaning in describe_options(get_spec(name)):
-        table.add_row(option, default, meaning)
-    if table.row_count:
-        console.print(table)
-    if install := get_spec(name).install:
-        console.print(f"{name} needs: {install}", soft_wrap=True, markup=False)
-
-
 def parse_limits(texts: list[str]) -> dict[str, float]:
-    """Read `check=number`.
+    """Parses `check=number`.
 
     Raises:
-        ConfigError: It is of another form.
+        ConfigError: A text has another form.
     """
     limits: dict[str, float] = {}
     for text in texts:
@@ -270,7 +231,7 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
 
 
 def split_names(texts: list[str]) -> tuple[str, ...]:
-    """Split at commas; each name once, in the order given."""
+    """Splits texts at commas; returns each name once, in order."""
     names = (name.strip() for text in texts for name in text.split(","))
     return tuple(dict.fromkeys(filter(None, names)))
 
@@ -285,15 +246,13 @@ def score(
         [], "--option", "-o", help="scorer.name=value, such as labse.model=folder."
     ),
     limit: list[str] = typer.Option(
-        [], help="name=value: a row with a larger figure is suspect, such as labse=0.4."
+        [], help="name=value: rows with a larger value are suspect, such as labse=0.4."
     ),
     cache: Path = typer.Option(
-        None, help="File of answers; translation-cache.sqlite beside the corpus by default."
+        None, help="Cache file; translation-cache.sqlite beside the corpus by default."
     ),
 ) -> None:
-    """Check texts again, or have models judge them; the texts themselves stay as they are."""
-    from rich.console import Console
-
+    """Check texts again, or score them with models; the texts themselves do not change."""
     from lrm_ext.translate.scoring import ScoreJob, score_corpus, split_scorer_options
 
     console = Console(highlight=False)

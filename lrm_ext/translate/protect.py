@@ -1,9 +1,9 @@
-"""The parts of a text that translation must not touch: found, masked, restored, checked.
+"""Protects the parts of a text that translation must not change: finds, masks, restores and checks.
 
-Input: one line of English. Output: the line with placeholders in place of those parts, and, of what
-an engine sends back, the line with the parts restored to the character; None if one was lost,
-doubled or changed. There are several styles of placeholder because no engine keeps all of them.
-Line structure is not here (`segment.py`), nor is who tries what and when (`translator.py`).
+`mask` replaces the protected parts of a line by placeholders; `restore` puts them back into an
+engine's answer, character by character, and fails if a placeholder was lost, duplicated or changed.
+There are several styles of placeholders because no engine preserves all of them. Line structure is
+handled in `segment.py`; the order of attempts is in `translator.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-# Longer quotations are speech, not text that is seen in a picture.
+# Longer quotations are speech, not text in an image.
 _QUOTED = r"[^\n{0}]{{1,300}}"
 _NUMBER = r"\d+(?:[.,:/×]\d+)*"
 _SIGNED = r"[-+−]?(?:\d+(?:\.\d+)?|\.\d+)"
 
-# Where several would match at one place, the first does.
+# Where several kinds would match, the first one wins.
 _PATTERNS: dict[str, tuple[str, ...]] = {
     "code": (r"```.*?(?:```|\Z)", r"`[^`\n]+`"),
     "latex": (
@@ -28,8 +28,8 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         r"\\\[.{1,2000}?\\\]",
         r"\\\(.{1,2000}?\\\)",
         r"\\begin\{(?P<_env>[a-z]+\*?)\}.{0,2000}?\\end\{(?P=_env)\}",
-        # "$5 and $10" is money: a formula has no blank inside its dollars and no digit after them,
-        # and it is one word or has what prose has not
+        # "$5 and $10" is money: a formula has no blank next to its dollars and no digit after them,
+        # and it is one word or has a character that prose does not have
         r"\$(?=[^\s$])(?:[^\s$]{1,80}|(?=[^$\n]*[\\^_={}])[^$\n]{1,300})(?<=[^\s$])\$(?![\w$])",
         r"\\[a-zA-Z]+(?:\{[^{}\n]*\})*",
     ),
@@ -66,18 +66,18 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         r"\([A-Ha-h]\)",
         r"(?<!\w)[A-H](?=[.):](?:\s|\Z))",
         r"(?:(?<=[Oo]ption )|(?<=[Cc]hoice )|(?<=answer is ))[A-H](?!\w)",
-        # any other letter by itself is a label too; "A" and "I" are words, "X-ray" is one
+        # any other single letter is a label, too; "A" and "I" are words, and so is "X-ray"
         r"(?<![\w'’-])[B-HJ-Z](?![\w'’.-])",
     ),
 }
 KINDS = tuple(_PATTERNS)
-# "1st" is translated ("1.", "primero"): only its digits can be compared.
+# "1st" is translated ("1.", "primero"), so only its digits can be compared.
 TRANSLATED_KINDS = frozenset({"ordinal"})
-# Most engines carry these through by themselves, and translate better where they see them.
+# Most engines preserve these by themselves, and translate better if they see them.
 _VISIBLE_KINDS = frozenset({"number", "option", "token"}) | TRANSLATED_KINDS
 
-# A kind can only match where one of these stands. Most lines have none of them, and the others few:
-# looking for all kinds at each letter would take five times as long.
+# A kind can match only where its trigger does. Most lines have no trigger, and the others few:
+# trying all kinds at each letter would take five times as long.
 _TRIGGERS: dict[str, str] = {
     "code": r"`",
     "latex": r"[\\$]",
@@ -93,7 +93,7 @@ _TRIGGERS: dict[str, str] = {
 }
 _TRIGGER = re.compile(r"[\d<\[\]{(`$\\\"“«„‘'&*_~@]|www\.|://|[A-HJ-Z](?![a-z])")
 _TRIGGER_OF = {kind: re.compile(trigger) for kind, trigger in _TRIGGERS.items()}
-# What tells that a quotation is text in the image: a word before it in its sentence, or after it.
+# Words before or after a quotation which show that it is text in the image.
 _CUE = re.compile(
     r"\b(?:say(?:s|ing)?|said|reads?|reading|spell(?:s|ed|ing)?|writ(?:es?|ing|ten)|wrote"
     r"|stating|print(?:s|ed)?|label(?:s|l?ed|l?ing)?|title[sd]?|subtitles?|caption(?:s|ed)?"
@@ -110,18 +110,18 @@ _ON_IT = re.compile(
     r"\A[\s,]*on (?:it|its|them|his|her|their|both|the (?:front|back|sides?|top|bottom))\b",
     re.IGNORECASE,
 )
-_BEFORE, _AFTER = 70, 25  # characters in which a cue is looked for
+_BEFORE, _AFTER = 70, 25  # characters that are searched for a cue
 _CLAUSE_END = re.compile(r"[.!?;](?=\s|\Z)|\n")
 _JOINED = re.compile(r"[\s,;/&]*(?:and|or)?\s*")
 _PLAIN_WORD = re.compile(r"[^\W\d_][^\W\d_A-Z]*(?:['’-][^\W\d_]+)*")
 
-# Letters and digits of full width, and the digits of other scripts.
+# Full-width letters and digits, and the digits of other scripts.
 _VARIANT = re.compile(r"[Ａ-Ｚａ-ｚ]|[^\D0-9]")
-# A conversation's own marks: in a translation they would end the turn.
+# Separators of a conversation, which would end the turn in a translation.
 _SEPARATORS = re.compile(r"<image>|</?s>|<\|[^|\n]*\|>|###|\b(?:USER|ASSISTANT):")
 _DIGITS = re.compile(r"\d+(?:[.,:/×]\d+)*")
 
-# Placeholders, by name. `{}` is a number; engines may put blanks inside and change case.
+# Placeholders, by name. `{}` is a number; engines may insert blanks and change the case.
 STYLES: dict[str, str] = {
     "brackets": "[[{}]]",
     "angle": "⟦{}⟧",
@@ -132,8 +132,8 @@ STYLES: dict[str, str] = {
 }
 
 
-class Span(NamedTuple):
-    """A part of a text that has to come back as it is.
+class ProtectedSpan(NamedTuple):
+    """A part of a text that must be preserved.
 
     Attributes:
         start: Index of its first character.
@@ -150,8 +150,8 @@ class Masked(NamedTuple):
     """A text with placeholders.
 
     Attributes:
-        text: What the engine gets.
-        parts: What stands behind each placeholder, by its number.
+        text: The text that the engine receives.
+        parts: What each placeholder stands for, by its number.
         style: Name of the style; "visible" masks only what engines are known to change.
     """
 
@@ -160,47 +160,41 @@ class Masked(NamedTuple):
     style: str
 
 
-def find_spans(text: str, any_quotation: bool = False) -> tuple[Span, ...]:
-    """Find the parts of a text that must survive translation unchanged.
+def find_spans(text: str, any_quotation: bool = False) -> tuple[ProtectedSpan, ...]:
+    """Finds the parts of a text that translation must not change.
 
     Args:
-        text: English; what tells which quotations are text in the image are English words.
-        any_quotation: Whether to take every quotation for one, as a translation needs it.
+        text: English text; English words show which quotations are text in the image.
+        any_quotation: Whether to protect every quotation, as is needed in a translation.
 
     Returns:
-        Spans in order, none overlapping another.
+        Spans in order, without overlaps.
 
     Example:
-        >>> find_spans('The sign reads "STOP" in 2 languages.')
-        (Span(start=15, end=21, kind='quote'), Span(start=25, end=26, kind='number'))
+        >>> find_spans('The sign reads "STOP".')
+        (ProtectedSpan(start=15, end=21, kind='quote'),)
     """
-    find = _known if len(text) <= _MAX_KNOWN_LENGTH else _find
+    find = _find if len(text) <= _MAX_KNOWN_LENGTH else _find.__wrapped__
     return find(text, any_quotation)
 
 
 _MAX_KNOWN_LENGTH = 1000
 
 
-# a line is taken apart, masked, compared and checked; all lines of a record batch at each step
+# each step (splitting, masking, comparing, checking) goes over all lines of a record batch
 @lru_cache(maxsize=1 << 15)
-def _known(text: str, any_quotation: bool) -> tuple[Span, ...]:
-    return _find(text, any_quotation)
-
-
-def _find(text: str, any_quotation: bool) -> tuple[Span, ...]:
+def _find(text: str, any_quotation: bool) -> tuple[ProtectedSpan, ...]:
     if _TRIGGER.search(text) is None:
         return ()
     kinds = tuple([kind for kind, trigger in _TRIGGER_OF.items() if trigger.search(text)])
-    if not kinds:
-        return ()
-    return tuple(_matches(_pattern(kinds), text, 0, len(text), any_quotation))
+    return tuple(_matches(_pattern(kinds), text, 0, len(text), any_quotation)) if kinds else ()
 
 
 def _matches(
     pattern: re.Pattern[str], text: str, start: int, end: int, any_quotation: bool
-) -> Iterator[Span]:
-    """The spans of `text[start:end]`; a quotation of ordinary words is searched like other text."""
-    seen_end = -1  # of the last quotation that is text in the image
+) -> Iterator[ProtectedSpan]:
+    """Yields the spans of `text[start:end]`; searches quotations of ordinary words for spans."""
+    seen_end = -1  # end of the last quotation that is text in the image
     for match in pattern.finditer(text, start, end):
         # `lastgroup` is the environment's name inside a formula
         kind = "latex" if match.lastgroup == "_env" else str(match.lastgroup)
@@ -211,15 +205,15 @@ def _matches(
                 yield from _matches(pattern, text, first + 1, last - 1, any_quotation)
                 continue
             seen_end = last
-        yield Span(first, last, kind)
+        yield ProtectedSpan(first, last, kind)
 
 
 def _is_image_text(text: str, start: int, end: int) -> bool:
-    """Whether a quotation in an English text is text that can be seen in the image.
+    """Returns whether a quotation in an English text is text in the image.
 
-    It is where the sentence says so ('the sign reads "Open"'), where it has a digit, capitals only
-    or looks like code, and where it is all of the text. Other quotation marks stand around
-    ordinary words and names ('one of the "gas giants"'), which people translate.
+    It is if the sentence says so ('the sign reads "Open"'), if it has a digit, only capitals, or
+    looks like code, or if it is the whole text. Other quotation marks enclose ordinary words and
+    names ('one of the "gas giants"'), which people translate.
 
     Args:
         text: The English text.
@@ -227,23 +221,23 @@ def _is_image_text(text: str, start: int, end: int) -> bool:
         end: Index after the closing mark.
     """
     quoted = text[start + 1 : end - 1].strip(" .,!?")
-    if not any(map(str.islower, quoted)) and any(map(str.isupper, quoted)):
-        return True
-    if any(map(str.isdigit, quoted)):
-        return True
-    if quoted and not any(map(str.isspace, quoted)) and not _PLAIN_WORD.fullmatch(quoted):
-        return True
     before = _CLAUSE_END.split(text[max(0, start - _BEFORE) : start])[-1]
     after = _CLAUSE_END.split(text[end : end + _AFTER])[0]
-    if _CUE.search(before) or _CUE.search(after):
-        return True
-    if _NAME_BEFORE.search(before) or _ON_IT.match(after):
-        return True
-    return not any(map(str.isalnum, text[:start] + text[end:]))
+    is_one_word = quoted != "" and not any(map(str.isspace, quoted))
+    return bool(
+        (not any(map(str.islower, quoted)) and any(map(str.isupper, quoted)))
+        or any(map(str.isdigit, quoted))
+        or (is_one_word and not _PLAIN_WORD.fullmatch(quoted))
+        or _CUE.search(before)
+        or _CUE.search(after)
+        or _NAME_BEFORE.search(before)
+        or _ON_IT.match(after)
+        or not any(map(str.isalnum, text[:start] + text[end:]))
+    )
 
 
 def plain_characters(text: str) -> str:
-    """A text with ASCII letters and digits in place of those of full width and other scripts.
+    """Replaces full-width letters and the digits of other scripts by ASCII.
 
     Example:
         >>> plain_characters("选项Ｂ，９只")
@@ -264,15 +258,15 @@ def _pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def mask(text: str, style: str = "visible") -> Masked | None:
-    """Put placeholders where the protected parts are.
+    """Replaces the protected parts of a text by placeholders.
 
     Args:
         text: One line.
-        style: A name of `STYLES`: everything is masked; or "visible": numbers, option letters and
-            the like stay in sight, the rest is masked as in "brackets".
+        style: A name of `STYLES` to mask everything; or "visible" to keep numbers, option letters
+            and the like visible and mask the rest as in "brackets".
 
     Returns:
-        The masked text; None if it already has something that looks like such a placeholder.
+        The masked text; None if the text already contains something like such a placeholder.
 
     Example:
         >>> mask('Does it say "2 km"?', "angle")
@@ -295,10 +289,10 @@ def mask(text: str, style: str = "visible") -> Masked | None:
 
 
 def restore(masked: Masked, answer: str) -> str | None:
-    """Put the protected parts back into what an engine made of a masked text.
+    """Restores the protected parts in an engine's answer to a masked text.
 
     Returns:
-        The text; None unless every placeholder is there exactly once.
+        The text; None unless the answer has every placeholder exactly once.
     """
     if not masked.parts:
         return answer
@@ -313,18 +307,20 @@ def restore(masked: Masked, answer: str) -> str | None:
     return text if sorted(seen) == list(range(len(masked.parts))) else None
 
 
-def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None) -> list[str]:
-    """Compare the protected parts of a text with those of its translation.
+def damaged_parts(
+    source: str, target: str, spans: Sequence[ProtectedSpan] | None = None
+) -> list[str]:
+    """Compares the protected parts of a text with those of its translation.
 
     Args:
         source: The English text.
         target: Its translation, restored.
-        spans: What `find_spans` says of the source, if that is known already.
+        spans: The result of `find_spans` for the source, if it is known already.
 
     Returns:
-        What is missing or too much, for people to read: `missing "STOP"`, `too much 3`; empty if
-        all is well. Only digits and marks that separate turns can be too much: a language may add
-        quotation marks, and a letter by itself may be a word in it.
+        What is missing or too much: `missing "STOP"`, `too much 3`; empty if nothing is. Only
+        digits and turn separators can be too much: a language may add quotation marks, and a
+        single letter may be a word in it.
     """
     wanted: dict[str, int] = {}
     for span in find_spans(source) if spans is None else spans:
@@ -334,7 +330,7 @@ def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None)
     if source != target:
         target = plain_characters(target)
     short = {part: n for part, n in wanted.items() if _count(part, target) < n}
-    if short:  # a number may stand in the middle of something odd, in both
+    if short:  # a number may be part of a larger span in both texts
         seen, others = (
             Counter(target[span.start : span.end] for span in find_spans(target, any_quotation))
             for any_quotation in (False, True)
@@ -349,16 +345,16 @@ def damaged_parts(source: str, target: str, spans: Sequence[Span] | None = None)
 
 
 def split(text: str) -> list[tuple[str, bool]]:
-    """Cut a text at its protected parts, for engines that keep no placeholder.
+    """Splits a text at its protected parts, for engines that preserve no placeholder.
 
     Returns:
-        Pieces in order, and whether each is protected. Blanks around words are pieces of their
-        own, protected, since engines strip them.
+        Pieces in order, and whether each is protected. Blanks around words are protected pieces of
+        their own, because engines strip them.
     """
     pieces: list[tuple[str, bool]] = []
     end = 0
     spans = [s for s in find_spans(text) if s.kind not in TRANSLATED_KINDS]
-    for span in (*spans, Span(len(text), len(text), "")):
+    for span in (*spans, ProtectedSpan(len(text), len(text), "")):
         between = text[end : span.start]
         words = between.strip(_EDGE)
         if words and any(map(str.isalpha, words)):
@@ -372,12 +368,12 @@ def split(text: str) -> list[tuple[str, bool]]:
     return [piece for piece in pieces if piece[0]]
 
 
-# Blanks and marks at the edge of a piece say nothing by themselves.
+# Blanks and punctuation at the edge of a piece, which need no translation.
 _EDGE = " \t ,;:.!?()[]-–—/"
 
 
 def _count(part: str, text: str) -> int:
-    """How often a part stands in a text; "5" does not stand in "15" nor "B2" in "B27"."""
+    """Counts the occurrences of a part in a text; "5" does not occur in "15", nor "B2" in "B27"."""
     count = 0
     start = text.find(part)
     while start >= 0:
@@ -391,19 +387,13 @@ def _count(part: str, text: str) -> int:
 
 
 def _is_word(character: str) -> bool:
-    # Chinese has no blank between a number and a word
+    # ASCII only: Chinese has no blank between a number and a word
     return character.isascii() and character.isalnum()
 
 
-_PLACEHOLDERS: dict[str, re.Pattern[str]] = {}
-
-
+@cache
 def _placeholder(style: str) -> re.Pattern[str]:
-    """What an engine may have made of a placeholder."""
-    style = "brackets" if style == "visible" else style
-    if style not in _PLACEHOLDERS:
-        before, after = (
-            r"\s?".join(map(re.escape, half)) for half in STYLES[style].format("\0").split("\0")
-        )
-        _PLACEHOLDERS[style] = re.compile(rf"{before}\s?(\d+)\s?{after}", re.IGNORECASE)
-    return _PLACEHOLDERS[style]
+    """Returns a pattern of a placeholder as an engine may have changed it."""
+    form = STYLES["brackets" if style == "visible" else style].format("\0")
+    before, after = (r"\s?".join(map(re.escape, half)) for half in form.split("\0"))
+    return re.compile(rf"{before}\s?(\d+)\s?{after}", re.IGNORECASE)

@@ -1,10 +1,10 @@
-"""Spreads the work of local engines over several processes or machines (`--executor ray`).
+"""Distributes the work of local engines over processes or machines (`--executor ray`).
 
-Input: engines that run a model or a program. Output: the same engines as seen from the driver,
-whose segments are translated by Ray actors, each with engines of its own. The driver keeps the
-cache, protects, checks and writes, so a text is asked once however many workers there are, and only
-segments and their translations travel. Engines that ask a service stay in the driver: waiting does
-not become faster with more workers, and a budget is counted in one place.
+`RayWorkers.wrap` returns an engine whose segments are translated by Ray actors, each with its own
+copy of the engine. The driver caches, protects, checks and writes, so that each text is translated
+once however many workers there are, and only segments and translations are transferred. Engines
+that ask a service stay in the driver: more workers would not shorten the waiting, and one process
+must count the budget.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.languages.registry import FOLDER_VARIABLE
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
-    Engine,
-    OptionValue,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     build_engine,
     get_spec,
 )
 
 log = logging.getLogger(__name__)
 
-MAX_DEATHS = 3  # of workers over one block, before it is the block's fault
-ROWS_PER_WORKER = 2048  # of the corpus that are asked about at once
-BLOCK_SEGMENTS = 256  # that a worker gets at a time
-# of a cluster that is started here; nothing but segments passes through it
+MAX_DEATHS = 3  # of workers on one block before the block is blamed
+ROWS_PER_WORKER = 2048  # of the corpus in one request
+BLOCK_SEGMENTS = 256  # in one task of a worker
+# for a cluster that is started here; only segments pass through it
 _OBJECT_STORE_BYTES = 256 << 20
-# What `build_engine` makes an engine of: its name, its options and the target language.
+# The arguments of `build_engine`: the name, the options and the target language.
 Recipe = tuple[str, tuple[tuple[str, str], ...], str]
 _INSTALL = "--executor ray needs Ray: pip install 'lrm-llava[ray]'"
 
 
 class RayWorkers:
-    """Worker actors, started when the first segment is to be translated.
+    """Worker actors, which start with the first translation.
 
-    A cluster that runs already is used where RAY_ADDRESS names it ("auto": the one on this
-    machine); else one is started on this machine and ended by `close`.
+    Uses the cluster that RAY_ADDRESS names ("auto": the one on this machine); without it, starts a
+    cluster on this machine, which `close` stops.
 
     Args:
-        num_workers: As many as there are CPUs (or GPUs, if a worker needs one) if None.
-        gpus_per_worker: GPUs that a worker needs; a fraction shares one.
+        num_workers: Number of workers; None for as many as there are CPUs, or GPUs if a worker
+            needs one.
+        gpus_per_worker: GPUs that a worker needs; workers share a GPU if it is a fraction.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -62,9 +62,9 @@ class RayWorkers:
         self._open = ExitStack()
 
     def wrap(
-        self, engine: Engine, name: str, options: Mapping[str, str], target: str
-    ) -> Engine | RayEngine:
-        """The engine with its work done by the workers; one that asks a service stays as it is.
+        self, engine: TranslationEngine, name: str, options: Mapping[str, str], target: str
+    ) -> TranslationEngine | RayEngine:
+        """Returns an engine whose work the workers do; engines that ask a service stay unchanged.
 
         Args:
             engine: As `build_engine` made it from the other arguments.
@@ -73,13 +73,13 @@ class RayWorkers:
             target: See `build_engine`.
         """
         if engine.is_table or get_spec(name).uses_service:
-            log.info("engine %s is used from this process; workers would not speed it up", name)
+            log.info("engine %s runs in this process; workers would not speed it up", name)
             return engine
         return RayEngine(engine, self, (name, tuple(options.items()), target))
 
     @cached_property
     def actors(self) -> list[Any]:
-        """The workers.
+        """The worker actors.
 
         Raises:
             ConfigError: There is no cluster, or it is too small.
@@ -99,16 +99,16 @@ class RayWorkers:
         log.info("%d workers", len(actors))
         return actors
 
-    def translate(self, recipe: Recipe, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate segments, in any order.
+    def translate(self, recipe: Recipe, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates segments, in any order.
 
         Args:
             recipe: Of the engine.
             segments: What to translate.
 
         Raises:
-            UserError: What a worker raised.
-            DataError: Workers died again and again over one block.
+            UserError: A worker raised it.
+            DataError: Workers died repeatedly on one block.
         """
         ray = self._ray
         pool = ray.util.ActorPool(self.actors)
@@ -127,13 +127,13 @@ class RayWorkers:
             raise
         except ray.exceptions.RayActorError as error:
             raise DataError(
-                f"workers died {MAX_DEATHS} times over one block of {BLOCK_SEGMENTS} texts, "
-                f"perhaps for lack of memory ({str(error).splitlines()[0]}). What is done is kept: "
-                "run again, with fewer workers or smaller batches."
+                f"workers died {MAX_DEATHS} times on one block of {BLOCK_SEGMENTS} texts, "
+                f"perhaps for lack of memory ({str(error).splitlines()[0]}). Finished parts are "
+                "kept: run again with fewer workers or smaller batches."
             ) from error
 
     def close(self) -> None:
-        """End the workers and a cluster that was started here; it may be called twice."""
+        """Stops the workers, and a cluster that was started here; may be called twice."""
         self._open.close()
         self.__dict__.pop("actors", None)
 
@@ -152,40 +152,35 @@ class RayWorkers:
         return self._num_wanted or room
 
 
-class RayEngine:
-    """An engine whose work the workers do; see `Engine` for its attributes."""
+class RayEngine(TranslationEngine):
+    """An engine whose work the workers do."""
 
-    is_table = False
-
-    def __init__(self, engine: Engine, workers: RayWorkers, recipe: Recipe) -> None:
-        self.name = engine.name
-        self.version = engine.version
-        self.options: Mapping[str, OptionValue] = engine.options
-        self.context = engine.context
-        self.mask_styles = engine.mask_styles
+    def __init__(self, engine: TranslationEngine, workers: RayWorkers, recipe: Recipe) -> None:
+        self.name, self.version, self.options = engine.name, engine.version, engine.options
+        self.context, self.mask_styles = engine.context, engine.mask_styles
         self.is_sentence_level = engine.is_sentence_level
         self._workers = workers
         self._recipe = recipe
 
     @property
-    def rows_ahead(self) -> int:
-        """See `AheadEngine`: enough for all workers to have something to do."""
+    def rows_ahead(self) -> int:  # type: ignore[override]  # known once workers run
+        """See `TranslationEngine`; enough rows to occupy all workers."""
         return ROWS_PER_WORKER * len(self._workers.actors)
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """See `Engine`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """See `TranslationEngine`."""
         return self._workers.translate(self._recipe, segments)
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `TranslationEngine`."""
         self._workers.close()
 
 
 class Worker:
-    """Translates blocks of segments; an actor that keeps its engines, models included.
+    """An actor that translates blocks of segments and keeps its engines and their models.
 
     Args:
-        home: The driver's folder, for paths in options of engines, and its folder of languages.
+        home: The driver's working folder, for paths in options, and its folder of languages.
     """
 
     def __init__(self, home: tuple[str, str | None]) -> None:
@@ -193,13 +188,13 @@ class Worker:
         os.chdir(folder)
         if languages is not None:
             os.environ[FOLDER_VARIABLE] = languages
-        self._engines: dict[Recipe, Engine] = {}
+        self._engines: dict[Recipe, TranslationEngine] = {}
 
-    def translate(self, recipe: Recipe, start: int, segments: Sequence[Segment]) -> list[Reply]:
-        """Translate a block, whose first segment is number `start`.
+    def translate(self, recipe: Recipe, start: int, segments: Sequence[TextSegment]) -> list[Reply]:
+        """Translates a block that starts at segment `start`.
 
         Raises:
-            UserError: See `build_engine` and `Engine.translate`.
+            UserError: See `build_engine` and `TranslationEngine.translate`.
         """
         if recipe not in self._engines:
             name, options, target = recipe
@@ -213,10 +208,10 @@ class Worker:
 
 
 def _import_ray() -> Any:
-    """Ray, with its reports to its makers switched off.
+    """Imports Ray, with usage reports switched off.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -230,7 +225,7 @@ def _import_ray() -> Any:
 
 @contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """A connection to a cluster; one that the caller has is left as it is."""
+    """Connects to a cluster; leaves a connection of the caller unchanged."""
     if ray.is_initialized():
         yield
         return

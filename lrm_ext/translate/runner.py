@@ -1,14 +1,13 @@
-"""Translates a corpus into one language, part by part; it may be killed at any moment.
+"""Translates a corpus into one language, part by part, and survives being killed at any moment.
 
-Input: a corpus and a `Job`. Output: the corpus with `text/<lang>/`. What was answered is in the
-cache, what was finished is in parts; running the same job again goes on from there and gives the
-same bytes. A translation that is being made lies in
+A `Job` adds `text/<lang>/` to a corpus. Answers are in the cache and finished parts on disk; the
+same job continues from there and produces the same bytes. An unfinished translation lies in
 
-    text/.<lang>.work/job.json         what is being made; another job starts anew
+    text/.<lang>.work/job.json         the job; another job starts from scratch
     text/.<lang>.work/parts/00000…     one record batch each, renamed into place when complete
     text/<lang>/00000.arrow …          shards, usable.u32 and translation.json at the end
 
-The shards are put together from all parts and moved into place; `corpus.toml` is replaced last.
+Shards are assembled from all parts and moved into place; `corpus.toml` is replaced last.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -38,16 +39,16 @@ from lrm_ext.corpus.store import (
     STATUSES,
     TEXT_SCHEMA,
     Corpus,
-    CorpusRow,
     Meta,
+    Text,
     shard_name,
 )
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache
-from lrm_ext.translate.engines.base import AheadEngine, Engine, Usage, build_engine, get_spec
+from lrm_ext.translate.engines.base import TranslationEngine, Usage, build_engine, get_spec
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
 from lrm_ext.translate.segment import SEEN_TEXT, RowPlan, build_texts, plan_row
-from lrm_ext.translate.translator import Glossary, Judge, Translator
+from lrm_ext.translate.translator import Glossary, Translator
 
 if TYPE_CHECKING:
     from lrm_ext.translate.ray_executor import RayWorkers
@@ -57,12 +58,12 @@ NOT_TRANSLATABLE = "not translatable"
 
 
 def text_dir(corpus: Path, lang: str) -> Path:
-    """Folder of a language's texts."""
+    """Returns the folder of a language's texts."""
     return corpus / "text" / lang
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """How a folder of texts was made: None if it was not made by translation."""
+    """Returns the description of a folder of texts; None if translation did not make it."""
     try:
         found = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,10 +73,10 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold a lock that dies with the process.
+    """Holds a lock that ends with the process.
 
     Raises:
-        DataError: Somebody else holds it, and `wait` is not set.
+        DataError: Another process holds the lock, and `wait` is not set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -94,7 +95,7 @@ class PartStore:
     Args:
         corpus: The corpus.
         target: Code of the language.
-        job: What makes the texts what they are; parts made by another job are not used.
+        job: Everything that decides the texts; parts of another job are not used.
     """
 
     def __init__(self, corpus: Corpus, target: str, job: Mapping[str, Any]) -> None:
@@ -109,7 +110,7 @@ class PartStore:
         self.num_parts = shards * self._per_shard + -(-rest // self._meta.rows_per_batch)
 
     def finished(self) -> Counter[str] | None:
-        """Rows by status and reason if this very job was finished, or killed while it finished."""
+        """Returns the counts of rows if this job was finished, or killed while finishing."""
         description = read_description(self._final)
         if description is None or {k: description.get(k) for k in self.job} != self.job:
             return None
@@ -117,8 +118,23 @@ class PartStore:
         shutil.rmtree(self._work, ignore_errors=True)
         return Counter(description["counts"])
 
-    def begin(self) -> None:
-        """Start, or go on where the same job was cut short."""
+    def make(
+        self,
+        batches: Callable[[Sequence[int]], Iterable[pa.RecordBatch]],
+        progress: Callable[[int, int], None],
+    ) -> Counter[str]:
+        """Makes the missing parts and adds the language to the corpus.
+
+        Args:
+            batches: Yields the parts with the given numbers; each is written before the next.
+            progress: Called with the number of finished parts and the total.
+
+        Returns:
+            Counts of rows by status and by reason.
+
+        Raises:
+            DataError: The disk is full, or the folder cannot be written.
+        """
         with _disk_errors(self._work):
             job = self._work / "job.json"
             if not job.is_file() or job.read_text(encoding="utf-8") != _dump(self.job):
@@ -127,53 +143,43 @@ class PartStore:
                 _write(job, self.job)
             for path in (self._work / "parts").glob(".*.partial"):
                 path.unlink()
+        missing = self.missing()
+        num_done = self.num_parts - len(missing)
+        progress(num_done, self.num_parts)
+        for number, batch in zip(missing, batches(missing), strict=True):
+            self._write_part(number, batch)
+            num_done += 1
+            progress(num_done, self.num_parts)
+        return self._commit()
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not done."""
-        return [n for n in range(self.num_parts) if not self.is_done(n)]
-
-    def is_done(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._part(number).is_file()
+        """Returns the numbers of the parts that are not done."""
+        return [n for n in range(self.num_parts) if not self._part(n).is_file()]
 
     def row_numbers(self, number: int) -> range:
-        """The rows of a part."""
+        """Returns the numbers of the rows of a part."""
         start = number * self._meta.rows_per_batch
         return range(start, min(start + self._meta.rows_per_batch, self._meta.num_rows))
 
-    def rows(self, number: int) -> Iterator[tuple[int, CorpusRow]]:
-        """The English rows of a part, with their numbers."""
-        return ((i, self.corpus.row(i)) for i in self.row_numbers(number))
-
-    def write(self, number: int, batch: pa.RecordBatch) -> None:
-        """Write a part.
-
-        Raises:
-            DataError: The disk is full, or the folder cannot be written.
-        """
+    def _write_part(self, number: int, batch: pa.RecordBatch) -> None:
         assert batch.num_rows == len(self.row_numbers(number))
         path = self._part(number)
-        with _disk_errors(path), writing(path) as partial:
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, TEXT_SCHEMA) as file:
+        with _disk_errors(path), writing(path) as new:
+            with (
+                pa.OSFile(str(new), "wb") as sink,
+                pa.ipc.new_file(sink, TEXT_SCHEMA) as file,
+            ):
                 file.write_batch(batch)
-            _sync(partial)
+            _sync(new)
 
-    def commit(self) -> Counter[str]:
-        """Put all parts together and make them part of the corpus.
-
-        Returns:
-            Rows by status and by reason.
-
-        Raises:
-            DataError: The disk is full, or a part is damaged.
-        """
+    def _commit(self) -> Counter[str]:
+        """Assembles the parts and adds the language to the corpus."""
         out = self._work / "out"
         with _disk_errors(out):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             counts = self._assemble(out)
-            description = {**self.job, "counts": dict(sorted(counts.items()))}
-            _write(out / DESCRIPTION_FILE, description)
+            _write(out / DESCRIPTION_FILE, {**self.job, "counts": dict(sorted(counts.items()))})
             if self._final.exists():
                 shutil.rmtree(self._work / "old", ignore_errors=True)
                 self._final.rename(self._work / "old")
@@ -213,25 +219,25 @@ class PartStore:
         return batch
 
     def _announce(self, counts: Mapping[str, int]) -> None:
-        """Write the language into `corpus.toml`; several languages may finish at once."""
+        """Adds the language to `corpus.toml`; several languages may finish at once."""
         path = self.corpus.path / META_FILE
         with locked(self.corpus.path / ".lock", "corpus", wait=True):
             meta = Meta.load(self.corpus.path)
             ours = {name: counts[name] for name in (*STATUSES, "usable")}
             if meta.counts.get(self.target) == ours:
                 return
-            # by name: the order does not depend on who finishes first
+            # by name, so that the order does not depend on which language finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
-            with writing(path) as partial:
-                replace(meta, counts=languages).dump(partial)
-                _sync(partial)
+            with writing(path) as new:
+                replace(meta, counts=languages).dump(new)
+                _sync(new)
 
     def _part(self, number: int) -> Path:
         return self._work / "parts" / shard_name(number)
 
 
 def _count(batch: pa.RecordBatch, is_translatable: Sequence[bool], counts: Counter[str]) -> Any:
-    """Count a part's rows; return the offsets of those that are usable, as an array."""
+    """Counts a part's rows and returns the offsets of usable ones, as an array."""
     statuses = batch.column("status").to_pylist()
     for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
         counts[status or NOT_TRANSLATABLE] += 1
@@ -258,9 +264,9 @@ def _dump(data: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    with writing(path) as partial:
-        partial.write_text(_dump(data), encoding="utf-8")
-        _sync(partial)
+    with writing(path) as new:
+        new.write_text(_dump(data), encoding="utf-8")
+        _sync(new)
 
 
 def _sync(path: Path) -> None:
@@ -273,7 +279,7 @@ def _sync(path: Path) -> None:
 
 log = logging.getLogger(__name__)
 
-# Goes up when framing or protection change what becomes of a row.
+# Increases when framing or protection change what a row becomes.
 PROTECTION_VERSION = 2
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
@@ -281,7 +287,7 @@ _NO_TEXT = dict.fromkeys(TEXT_SCHEMA.names)
 
 @dataclass(frozen=True)
 class Job:
-    """One corpus into one language.
+    """The translation of one corpus into one language.
 
     Attributes:
         corpus: Folder of the corpus.
@@ -291,8 +297,8 @@ class Job:
         glossary: A glossary file.
         seen_text: Sources whose short answers are copied; see `plan_row`.
         checks: Whether translations are checked.
-        limits: What passes a check, where that is not what the language's file says.
-        replaces: Replace a translation that is there already.
+        limits: Limits of checks that replace those of the language file.
+        replaces: Whether to replace an existing translation.
     """
 
     corpus: Path
@@ -306,10 +312,10 @@ class Job:
     replaces: bool = False
 
     def checker(self) -> Checker | None:
-        """What checks the translations.
+        """Returns the checker of translations; None without checks.
 
         Raises:
-            ConfigError: There is no such language or check.
+            ConfigError: The language or a check is unknown.
         """
         if not self.checks:
             return None
@@ -319,21 +325,17 @@ class Job:
 
 @dataclass
 class Result:
-    """What there is now, and what this run did.
+    """The state of a translation, and what this run did.
 
     Attributes:
         counts: Rows of the language by status, "not translatable", and "<status>: <reason>".
-        work: What happened to units: asked, found in the cache, by which way.
-        usage: What this run cost.
-        num_parts: Parts in all.
-        num_done: Parts that were done before this run.
+        work: Counts of units: asked for, found in the cache, and by way of translation.
+        usage: Cost of this run.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     work: Counter[str] = field(default_factory=Counter)
     usage: Usage = field(default_factory=Usage)
-    num_parts: int = 0
-    num_done: int = 0
 
 
 def translate_corpus(
@@ -341,81 +343,65 @@ def translate_corpus(
     workers: RayWorkers | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """Translate what is not translated yet.
+    """Translates a corpus, or continues an unfinished translation.
 
     Args:
-        job: What to do.
-        workers: Do the work of local engines; this process does it if left out.
-        progress: Called with the numbers of parts done and in all.
+        job: The job.
+        workers: Run local engines; by default they run in this process.
+        progress: Called with the number of finished parts and the total.
 
     Raises:
-        ConfigError: An unknown language or engine, or the corpus has the language already.
+        ConfigError: A language or engine is unknown, or the corpus has the language already.
         DataError: The corpus is damaged, the disk is full, or another run is at work on it.
-        EngineError: An engine cannot go on. Run again to go on from there.
+        EngineError: An engine cannot continue. The next run continues from there.
     """
     corpus = Corpus.open(job.corpus)
     if get_language(job.target).code == ENGLISH:
         raise ConfigError("the corpus is English; choose another language to translate into.")
-    translator = build_translator(job, workers=workers)
+    translator = build_translator(job, workers)
     lock = job.corpus / "text" / f".{job.target}.lock"
     try:
         with locked(lock, f"translation into {job.target!r}"):
             store = PartStore(corpus, job.target, describe(job, translator))
             if (counts := store.finished()) is not None:
                 log.info("%s: the texts in %s are complete", job.corpus, job.target)
-                return Result(counts, num_parts=store.num_parts, num_done=store.num_parts)
+                return Result(counts)
             _check_free(job)
-            store.begin()
-            missing = store.missing()
-            result = Result(num_parts=store.num_parts, num_done=store.num_parts - len(missing))
-            progress(result.num_done, result.num_parts)
-            steps = _translate_parts(job, store, translator, missing)
-            for done, (work, usage) in enumerate(steps, start=result.num_done + 1):
-                result.work += work
-                result.usage += usage
-                progress(done, result.num_parts)
-            result.counts = store.commit()
-            return result
+            counts = store.make(partial(_translated, job, store, translator), progress)
+            return Result(counts, +translator.counts, translator.usage)
     finally:
         translator.close()
 
 
-def _translate_parts(
+def _translated(
     job: Job, store: PartStore, translator: Translator, numbers: Sequence[int]
-) -> Iterator[tuple[Counter[str], Usage]]:
-    """Translate parts; an engine that wants much at once is asked about many of them first."""
-    if not numbers:
-        return
-    rows = max(e.rows_ahead if isinstance(e, AheadEngine) else 0 for e in translator.engines)
+) -> Iterator[pa.RecordBatch]:
+    """Yields translated parts; for engines with `rows_ahead`, asks for many parts in advance."""
+    checker = job.checker()
+    rows = translator.rows_ahead if numbers else 0
     size = max(1, rows // max(1, len(store.row_numbers(0))))
-    for start in range(0, len(numbers), size):
-        group = numbers[start : start + size]
-        work: Counter[str] = Counter()
-        usage = Usage()
-        if rows:
-            translator.counts, translator.usage = Counter(), Usage()
-            plans = (plan for number in group for plan in _plans(job, store, number).values())
+    for i, number in enumerate(numbers):
+        if rows and i % size == 0:
+            before = translator.counts.copy()
+            plans = (plan for n in numbers[i : i + size] for plan in _plans(job, store, n).values())
             translator.translate(unit for plan in plans for unit in plan.units)
-            # found again below: all but what was asked is counted there
+            # the units are found again below and counted there, except for those asked for
             asked = {k: n for k, n in translator.counts.items() if k.endswith(": asked")}
-            work, usage = Counter(asked), translator.usage
-        for number in group:
-            more_work, more_usage = translate_part(job, store, translator, number)
-            yield work + more_work, usage + more_usage
-            work, usage = Counter(), Usage()
+            translator.counts = Counter({**before, **asked})
+        yield _translate_part(job, store, translator, checker, number)
 
 
 def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
     return {
         i: plan_row(row, job.target, job.seen_text)
-        for i, row in store.rows(number)
-        if row.translatable
+        for i in store.row_numbers(number)
+        if (row := store.corpus.row(i)).translatable
     }
 
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Search for garbage less often: what is made for a row stays until its part is written."""
+    """Collects garbage less often, because objects of a row live until its part is written."""
     before = gc.get_threshold()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
     try:
@@ -425,61 +411,47 @@ def collecting_rarely() -> Iterator[None]:
 
 
 @collecting_rarely()
-def translate_part(
-    job: Job, store: PartStore, translator: Translator, number: int
-) -> tuple[Counter[str], Usage]:
-    """Translate one part and write it.
-
-    Returns:
-        What happened to its units, and the cost.
-    """
-    translator.counts, translator.usage = Counter(), Usage()
+def _translate_part(
+    job: Job, store: PartStore, translator: Translator, checker: Checker | None, number: int
+) -> pa.RecordBatch:
     plans = _plans(job, store, number)
     translations = translator.translate(unit for plan in plans.values() for unit in plan.units)
-    checker = job.checker()
     check = checker.check_rows if checker else None
     texts = dict(zip(plans, build_texts([*plans.values()], translations, check), strict=True))
-    records = [texts[i].to_arrow() if i in texts else _NO_TEXT for i in store.row_numbers(number)]
-    store.write(number, pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA))
-    return translator.counts, translator.usage
+    return batch_of(texts.get(i) for i in store.row_numbers(number))
 
 
-def build_translator(
-    job: Job, cache: Cache | None = None, workers: RayWorkers | None = None
-) -> Translator:
-    """Make the engines and the glossary of a job; no model is loaded yet.
+def batch_of(texts: Iterable[Text | None]) -> pa.RecordBatch:
+    """Returns texts as the record batch of a part; None for a row without text."""
+    records = [_NO_TEXT if text is None else text.to_arrow() for text in texts]
+    return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)
+
+
+def build_translator(job: Job, workers: RayWorkers | None = None) -> Translator:
+    """Makes the engines and the glossary of a job; loads no model yet.
 
     Args:
         job: The job.
-        cache: Where answers are kept; the job's file if left out.
-        workers: Do the work of local engines; this process does it if left out.
+        workers: Run local engines; by default they run in this process.
 
     Raises:
         ConfigError: An engine is unknown, or does not translate into the language.
     """
     glossary = Glossary.load(job.glossary, job.target)
-    cache = Cache(job.cache) if cache is None else cache
-    engines: list[Engine] = []
+    cache = Cache(job.cache)
+    engines: list[TranslationEngine] = []
     for name, options in job.engines:
         engine = build_engine(name, options, job.target, cache)
         engines.append(workers.wrap(engine, name, options, job.target) if workers else engine)
     checker = job.checker()
-    judge = _judge(checker) if checker and len(engines) > 1 else None
-    return Translator(engines, cache, job.target, glossary, judge)
-
-
-def _judge(checker: Checker) -> Judge:
-    """Has the next engine tried if a check fails."""
-
-    def judge(source: str, target: str) -> str | None:
-        reasons = checker.check_text(source, target).reasons
-        return reasons[0] if reasons else None
-
-    return judge
+    is_good = None
+    if checker and len(engines) > 1:
+        is_good = lambda source, target: checker.check_text(source, target).ok  # noqa: E731
+    return Translator(engines, cache, job.target, glossary, is_good)
 
 
 def describe(job: Job, translator: Translator) -> dict[str, Any]:
-    """All that decides what the texts will be, for people and for comparing."""
+    """Returns everything that decides the texts, for readers and for comparison."""
     rows = sorted((job.corpus / "rows").iterdir())
     return {
         **describe_engines(job, translator),
@@ -489,8 +461,18 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
 
 
 def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
-    """The part of it that does not hang on what is translated."""
+    """Returns the part of `describe` that does not depend on the corpus."""
     terms = json.dumps(sorted(Glossary.load(job.glossary, job.target).terms.items()))
+    checker, checks = job.checker(), None
+    if checker is not None:
+        # as JSON in a fixed order, because it is compared with what an earlier run wrote
+        thresholds = json.loads(msgspec.json.encode(checker.thresholds, order="deterministic"))
+        limits = thresholds.pop("limits")
+        checks = {
+            "version": QUALITY_VERSION,
+            "limits": limits,
+            "thresholds": {**thresholds, "limits": {}},
+        }
     return {
         "target": job.target,
         "engines": [
@@ -504,20 +486,7 @@ def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
         ],
         "glossary": hashlib.sha256(terms.encode()).hexdigest()[:16],
         "protection": PROTECTION_VERSION,
-        "checks": _describe_checks(job),
-    }
-
-
-def _describe_checks(job: Job) -> dict[str, Any] | None:
-    checker = job.checker()
-    if checker is None:
-        return None
-    # JSON has no tuples and no frozen mappings; what was read back is compared with this
-    values = json.dumps(asdict(replace(checker.thresholds, limits={})), default=sorted)
-    return {
-        "version": QUALITY_VERSION,
-        "limits": dict(checker.thresholds.limits),
-        "thresholds": json.loads(values),
+        "checks": checks,
     }
 
 

@@ -1,11 +1,11 @@
-"""Splits a corpus row into units to translate, and puts it together again in another language.
+"""Splits a corpus row into units to translate, and assembles the row in another language.
 
-A turn is cut into pieces that give its text again when they are joined. Line ends, list marks,
-headings, table bars, code blocks, `<image>`, numbers and option letters by themselves are copied,
-so no engine can lose them. LLaVA's repeated requests and fixed answers are looked up; the rest are
-units to translate. A row whose units are translated becomes a `Text` with status and figures.
-Whatever cannot be translated stays English in a row that is "rejected" with its reason; nothing is
-left out in silence.
+A turn is split into pieces whose concatenation is the turn. Line ends, list markers, headings,
+table bars, code blocks, `<image>`, numbers and single option letters are copied, so that no engine
+can lose them. LLaVA's repeated requests and fixed answers are looked up; the rest are units to
+translate. A row with translated units becomes a `Text` with its status and measured values. What
+cannot be translated stays English in a row that is "rejected" with a reason; nothing is dropped
+silently.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from llava.data.sample import Turn
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
 from lrm_ext.languages.registry import Language, get_language
 from lrm_ext.translate.protect import find_spans
-from lrm_ext.translate.quality.base import Verdict
+from lrm_ext.translate.quality.base import RowVerdict
 
 COPY, FIXED, SEEN, UNIT = "copy", "fixed", "seen", "unit"
 
-# Code, formulas and tables that go over several lines.
+# Code, formulas and tables that span several lines.
 _BLOCK = re.compile(
     r"```.*?(?:```|\Z)|\$\$.{1,2000}?\$\$|\\\[.{1,2000}?\\\]"
     r"|\\begin\{([a-z]+\*?)\}.{0,2000}?\\end\{\1\}",
     re.DOTALL,
 )
 _LINE_END = re.compile(r"(\r\n|[\n\r\v\f\x85\u2028\u2029])")
-# What stands before the words of a line: bullets, headings, quotation bars, "1.", "(a)", "A.".
+# What precedes the words of a line: bullets, headings, quotation bars, "1.", "(a)", "A.".
 _LEAD = re.compile(
     r"\s*(?:<image>\s*)*(?:[#>]+\s+)*(?:(?:[-*•+–]|\d{1,3}[.)]|\(?[A-Ha-h][.):]|\(\d{1,3}\))\s+)?"
 )
 _OPTION = re.compile(r"\s*\(?[A-H][.):]\s+\S")
 _TABLE_RULE = re.compile(r"(\s*\|\s*)")
-_MAX_SHORT_WORDS = 3
+_MAX_SHORT_WORDS = 3  # of a text that needs its question to be translated
 
 
 class TurnPiece(NamedTuple):
-    """A part of a turn.
+    """A piece of a turn.
 
     Attributes:
-        text: What it is in English.
-        kind: "copy" stays, "fixed" is looked up (`fixed_text`), "seen" is text in the picture and
+        text: Its English text.
+        kind: "copy" stays, "fixed" is looked up (`fixed_text`), "seen" is text in the image and
             stays, "unit" is translated.
-        is_option: It is an answer option of a multiple-choice question.
+        is_option: Whether it is an answer option of a multiple-choice question.
     """
 
     text: str
@@ -56,7 +56,7 @@ class TurnPiece(NamedTuple):
 
 
 def frame(text: str) -> list[TurnPiece]:
-    r"""Take a turn apart.
+    r"""Splits a turn into pieces to copy, look up or translate.
 
     Example:
         >>> [(p.text, p.kind) for p in frame("<image>\n1. A red car")]
@@ -65,54 +65,37 @@ def frame(text: str) -> list[TurnPiece]:
     pieces: list[TurnPiece] = []
     end = 0
     for block in _BLOCK.finditer(text) if "```" in text or "$$" in text or "\\" in text else ():
-        if "\n" not in block[0]:  # within a line it is a span like any other
-            continue
-        pieces += _lines(text[end : block.start()])
-        pieces.append(TurnPiece(block[0], COPY))
-        end = block.end()
+        if "\n" in block[0]:  # within a line it is an ordinary span
+            pieces += (*_lines(text[end : block.start()]), TurnPiece(block[0], COPY))
+            end = block.end()
     pieces += _lines(text[end:])
     return pieces
 
 
 def fixed_text(text: str, target: str) -> str | None:
-    """Look a fixed request or answer up.
+    """Looks up a fixed request or answer.
 
     Args:
         text: A piece in English.
         target: Code of a language.
 
     Returns:
-        How it is always said in that language; None if it is not one of them. A final full stop
-        and a first small letter are kept.
+        Its fixed translation; None if it is not fixed. Keeps a final full stop and a lower-case
+        first letter.
     """
     table = _fixed(target)
     capital = text if text[:1].isupper() else text[:1].upper() + text[1:]
     found = table.get(capital)
     if found is None and text.endswith("."):
         found = table.get(capital[:-1])
-        found = found and found + full_stop(target)
+        found = found and found + get_language(target).full_stop
     if found is not None and text[:1].islower():
         found = found[:1].lower() + found[1:]
     return found
 
 
-def full_stop(lang: str) -> str:
-    """The mark that ends a sentence of the language; "" if it has none."""
-    return get_language(lang).full_stop
-
-
-def is_short(text: str) -> bool:
-    """Whether a text is too short to be translated without its question."""
-    return len(text.split()) <= _MAX_SHORT_WORDS
-
-
-def question_of(text: str) -> str:
-    """The line of a human turn that its answer answers: the last question, or the last line."""
-    return question_among(frame(text))
-
-
 def question_among(pieces: Iterable[TurnPiece]) -> str:
-    """The same, of a turn that was taken apart."""
+    """Returns the line of a human turn that the answer refers to: the last question or line."""
     units = [p.text for p in pieces if p.kind == UNIT and not p.is_option]
     questions = [unit for unit in units if unit.rstrip().endswith("?")]
     return (questions or units or [""])[-1]
@@ -125,9 +108,9 @@ _ABBREVIATION = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a line into sentences, each with the blanks that follow it.
+    """Splits a line into sentences, each with the blanks after it.
 
-    No cut is made inside a protected part or a quotation, or after an abbreviation.
+    Does not split inside a protected part or a quotation, or after an abbreviation.
     """
     cuts = [0]
     spans = find_spans(text, any_quotation=True) if _SENTENCE_END.search(text) else []
@@ -150,46 +133,48 @@ def _lines(text: str) -> list[TurnPiece]:
         else:
             lead = _LEAD.match(line)
             start = lead.end() if lead else 0
-            if start:
-                pieces.append(TurnPiece(line[:start], COPY))
+            pieces.append(TurnPiece(line[:start], COPY))
             pieces += _words(line[start:], is_option=_OPTION.match(line) is not None)
     return [piece for piece in pieces if piece.text]
 
 
-def _words(text: str, is_option: bool) -> list[TurnPiece]:
-    """The pieces of a line without its lead."""
-    body = text.rstrip()
-    tail = [TurnPiece(text[len(body) :], COPY)] if len(body) < len(text) else []
-    start = len(body) - len(body.lstrip())
-    head, body = [TurnPiece(body[:start], COPY)] if start else [], body[start:]
-    if _is_wordless(body):
-        return [*head, TurnPiece(body, COPY), *tail]
-    if fixed_text(body, ENGLISH) is not None:
-        return [*head, TurnPiece(body, FIXED), *tail]
+def _words(text: str, is_option: bool) -> Iterator[TurnPiece]:
+    """Yields the pieces of a line without its lead; some may be empty."""
+    body = text.strip()
+    start = text.index(body)
+    yield TurnPiece(text[:start], COPY)
+    yield from _body(body, is_option)
+    yield TurnPiece(text[start + len(body) :], COPY)
+
+
+def _body(body: str, is_option: bool) -> Iterator[TurnPiece]:
+    """Yields the pieces of a line without surrounding blanks."""
+    kind = COPY if _is_wordless(body) else FIXED if fixed_text(body, ENGLISH) else UNIT
+    if kind != UNIT:
+        yield TurnPiece(body, kind)
+        return
     for prompt in _openings() if ": " in body else ():
-        if body.startswith(prompt + " "):  # "Reference OCR token: ...": what follows is seen
+        if body.startswith(prompt + " "):  # the text after "Reference OCR token:" is seen
+            yield TurnPiece(prompt, FIXED)
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
-            after = [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
-            return [*head, TurnPiece(prompt, FIXED), *after, *tail]
+            yield from [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
+            return
     prompts = _prompts()
     for prompt in prompts if body.endswith(prompts) else ():
         if body.endswith(" " + prompt):
-            return [
-                *head,
-                *_words(body[: -len(prompt)], is_option),
-                TurnPiece(prompt, FIXED),
-                *tail,
-            ]
-    return [*head, TurnPiece(body, UNIT, is_option), *tail]
+            yield from _words(body[: -len(prompt)], is_option)
+            yield TurnPiece(prompt, FIXED)
+            return
+    yield TurnPiece(body, UNIT, is_option)
 
 
 def _is_wordless(text: str) -> bool:
-    """Whether nothing is left to translate beside protected parts and marks."""
+    """Returns whether a text has nothing to translate but protected parts and punctuation."""
     if not any(map(str.isalpha, text)):
         return True
     if len(text) == 1 and text.isascii():
-        return True  # an option letter, "A" and "I" too
+        return True  # an option letter, including "A" and "I"
     end = 0
     for span in find_spans(text):
         if span.kind == "ordinal" or any(map(str.isalpha, text[end : span.start])):
@@ -200,7 +185,7 @@ def _is_wordless(text: str) -> bool:
 
 @cache
 def _fixed(target: str) -> dict[str, str]:
-    """Fixed texts of the language, by the English ones."""
+    """Returns the fixed texts of a language by their English."""
     english, other = _texts(get_language(ENGLISH)), _texts(get_language(target))
     return {text: other[key] for key, text in english.items() if key in other}
 
@@ -228,7 +213,7 @@ def _openings() -> tuple[str, ...]:
     return tuple(p for p in get_language(ENGLISH).fixed_prompts.values() if p.endswith(":"))
 
 
-# Answers of these sets are text that stands in the picture: it stays as it is seen.
+# Answers in these data sets are text in the image, which is copied.
 SEEN_TEXT = frozenset(
     "ocrvqa ocr_vqa textvqa docvqa chartqa dvqa infovqa infographicvqa stvqa st_vqa ocr".split()
 )
@@ -241,7 +226,7 @@ class Unit(NamedTuple):
     """A text to translate.
 
     Attributes:
-        text: One line of English, without blanks around it.
+        text: One line of English, without surrounding blanks.
         context: The question that it answers, if it is too short to be understood alone.
     """
 
@@ -250,12 +235,12 @@ class Unit(NamedTuple):
 
 
 class Translated(NamedTuple):
-    """What became of a unit.
+    """The result for a unit.
 
     Attributes:
         text: Its translation; None if there is none.
-        engine: Name and version of who made it.
-        reason: Why there is none: a countable word, a colon, and details.
+        engine: Name and version of the engine.
+        reason: Why there is no translation: a keyword to count by, a colon, and details.
     """
 
     text: str | None
@@ -264,25 +249,25 @@ class Translated(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A part whose text is right as it is: looked up, or seen in the picture.
+    """A part that needs no translation: looked up, or text in the image.
 
     Attributes:
-        text: What stands in the translation.
+        text: Its text in the translation.
     """
 
     text: str
 
 
-# A unit is translated, a string copied.
+# A unit is translated; a string is copied.
 Part = str | Unit | Given
 
 
 class RowPlan(NamedTuple):
-    """A row taken apart.
+    """A row, split into parts.
 
     Attributes:
         row: The row.
-        turns: For each turn its parts.
+        turns: The parts of each turn.
         options: The answer options of each turn.
     """
 
@@ -292,22 +277,22 @@ class RowPlan(NamedTuple):
 
     @property
     def units(self) -> Iterator[Unit]:
-        """All units in order; one may occur several times."""
+        """All units in order, with duplicates."""
         return (part for turn in self.turns for part in turn if isinstance(part, Unit))
 
 
-# Judges rows, each by pairs of a text and its translation, one for each turn.
-CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[Verdict]]
+# Returns the verdict of each row, which is given as one pair of text and translation per turn.
+CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[RowVerdict]]
 
 
 def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT) -> RowPlan:
-    """Take a row apart.
+    """Splits a row into parts.
 
     Args:
         row: An English row.
         target: Code of the language to translate into.
-        seen_text: Sources, tasks or first folders of pictures whose short answers are text in the
-            picture, which is copied.
+        seen_text: Sources, tasks or top-level image folders whose short answers are text in the
+            image, which is copied.
     """
     turns: list[tuple[Part, ...]] = []
     options: list[tuple[Unit, ...]] = []
@@ -322,7 +307,8 @@ def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT)
         chosen: list[Unit] = []
         for piece in pieces:
             fixed = fixed_text(piece.text, target) if piece.kind == FIXED else None
-            needs_context = (is_answer or piece.is_option) and is_short(piece.text)
+            is_short = len(piece.text.split()) <= _MAX_SHORT_WORDS
+            needs_context = is_short and (is_answer or piece.is_option)
             if piece.kind == COPY:
                 parts.append(piece.text)
             elif fixed is not None:
@@ -344,17 +330,17 @@ def build_texts(
     translations: Mapping[Unit, Translated],
     check: CheckRows | None = None,
 ) -> list[Text]:
-    """Put rows together in the other language.
+    """Assembles rows in the other language.
 
     Args:
-        plans: The rows taken apart.
-        translations: What became of their units.
-        check: Judges the rows that are complete. It does not see what is right as it is, which
-            would say much of a row's language and nothing of the engine.
+        plans: The split rows.
+        translations: The results for their units.
+        check: Judges complete rows. It does not see turns without units, which would say much
+            about a row's language and nothing about the engine.
 
     Returns:
-        The texts. Status "rejected" if a unit has no translation or two options became the same;
-        else as the check says.
+        The texts. The status is "rejected" if a unit has no translation or two options became
+        equal; else it is that of the check.
     """
     texts = [build_text(plan, translations) for plan in plans]
     if check is not None:
@@ -363,31 +349,28 @@ def build_texts(
         for i, verdict in zip(complete, verdicts, strict=True):
             turns, engine = texts[i].turns, texts[i].engine
             reason = "; ".join(dict.fromkeys(verdict.reasons)) or None
-            texts[i] = Text(turns, verdict.status, engine, reason, verdict.figures)
+            texts[i] = Text(turns, verdict.status, engine, reason, verdict.values)
     return texts
 
 
 def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
-    """Put one row together, not judged yet (`build_texts`)."""
-    faults: dict[str, None] = {}
-    engines: dict[str, None] = {}
-    turns: list[Turn] = []
-    for turn, parts in zip(plan.row.turns, plan.turns, strict=True):
-        texts: list[str] = []
-        for part in parts:
-            if not isinstance(part, Unit):
-                texts.append(part if isinstance(part, str) else part.text)
-                continue
-            result = translations[part]
-            if result.text is None:
-                faults[result.reason or "engine: no answer"] = None
-            else:
-                engines[result.engine] = None
-            texts.append(part.text if result.text is None else result.text)
-        turns.append(Turn(turn.role, "".join(texts), turn.supervised))
-    for units in plan.options:
-        if same := _same_options(units, translations):
-            faults[f"options: {same}"] = None
+    """Assembles one row, without checking it (see `build_texts`)."""
+    results = [translations[unit] for unit in plan.units]
+    engines = {result.engine for result in results if result.text is not None}
+    faults = [r.reason or "engine: no answer" for r in results if r.text is None]
+    same = [_same_options(units, translations) for units in plan.options]
+    faults = list(dict.fromkeys([*faults, *(f"options: {found}" for found in same if found)]))
+
+    def said(part: Part) -> str:
+        if isinstance(part, str):
+            return part
+        found = translations[part].text if isinstance(part, Unit) else None
+        return part.text if found is None else found
+
+    turns = [
+        Turn(turn.role, "".join(map(said, parts)), turn.supervised)
+        for turn, parts in zip(plan.row.turns, plan.turns, strict=True)
+    ]
     return Text(
         turns=tuple(turns),
         status="rejected" if faults else "ok",
@@ -397,31 +380,32 @@ def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
 
 
 def _judged(plan: RowPlan, translations: Mapping[Unit, Translated]) -> list[tuple[str, str]]:
-    """The turns that have something to judge, in both languages."""
+    """Returns the turns to judge, in both languages."""
     pairs: list[tuple[str, str]] = []
     for parts in plan.turns:
-        if any(isinstance(part, Unit) for part in parts):
-            source, target = "", ""
-            for part in parts:
-                if isinstance(part, Unit):
-                    source, target = source + part.text, target + str(translations[part].text)
-                elif isinstance(part, str):
-                    source, target = source + part, target + part
-            # it was copied, and would have each text searched for mark-up
-            pairs.append((source.removeprefix(_IMAGE), target.removeprefix(_IMAGE)))
+        if not any(isinstance(part, Unit) for part in parts):
+            continue
+        judged = [
+            (p.text, str(translations[p].text)) if isinstance(p, Unit) else (p, p)
+            for p in parts
+            if not isinstance(p, Given)
+        ]
+        # without the image token, which was copied and would trigger a search for mark-up
+        source, target = (
+            "".join(texts).removeprefix(_IMAGE) for texts in zip(*judged, strict=True)
+        )
+        pairs.append((source, target))
     return pairs
 
 
 def _same_options(units: Sequence[Unit], translations: Mapping[Unit, Translated]) -> str | None:
-    """Two options that differ in English and no longer do."""
+    """Describes two options that differ in English but not in translation."""
     seen: dict[str, Unit] = {}
-    for unit in dict.fromkeys(units):
-        text = translations[unit].text
-        if text is None:
-            continue
-        other = seen.setdefault(text.casefold(), unit)
-        if other.text.casefold() != unit.text.casefold():
-            return f"{other.text!r} and {unit.text!r} are both {text!r}"
+    for unit in units:
+        if (text := translations[unit].text) is not None:
+            other = seen.setdefault(text.casefold(), unit)
+            if other.text.casefold() != unit.text.casefold():
+                return f"{other.text!r} and {unit.text!r} are both {text!r}"
     return None
 
 

@@ -1,45 +1,47 @@
-"""Gets units translated: each once, protected, from the cache or by the first engine that can.
+"""Translates units, each once, from the cache or with the first engine of a chain that succeeds.
 
-Input: units of English. Output: for each, its translation or the reason why there is none. An
-engine is tried in several ways (numbers in sight, everything masked in one style after another, cut
-at the protected parts), then the next engine of the chain is. What is judged a row at a time is
-not here (`segment.py`).
+Every unit receives a translation or a reason why there is none. Each engine is tried in several
+ways (with visible numbers, with everything masked in one style after another, split at the
+protected parts) before the next engine is. Whole rows are checked in `segment.py`.
 
-A glossary has words that a user wants translated in one way: a TOML file with one table a language,
-English on the left:
+A glossary fixes the translation of words: a TOML file with one table per language and English on
+the left:
 
     [hr]
     "fire hydrant" = "hidrant"
 
-No engine is asked for a text that is a term; the terms that occur in other texts are a hint for
-engines that can read them.
+No engine is asked for a text that is a term; engines that can read hints receive the terms that
+occur in other texts.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from llava.errors import ConfigError
+import msgspec
+
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
-from lrm_ext.translate.engines.base import Engine, EngineError, Segment, Usage
+from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
+from lrm_ext.translate.engines.base import TextSegment, TranslationEngine, Usage
 from lrm_ext.translate.protect import Masked, damaged_parts, mask, restore, split
 from lrm_ext.translate.segment import Translated, Unit, sentences
+
+# Neither empty nor blank.
+_Word = Annotated[str, msgspec.Meta(pattern=r"\S")]
 
 
 class Glossary:
     """The terms of one language.
 
     Args:
-        terms: English and translation.
+        terms: Translations by English.
     """
 
     def __init__(self, terms: dict[str, str]) -> None:
@@ -48,26 +50,17 @@ class Glossary:
 
     @classmethod
     def load(cls, path: str | Path | None, target: str) -> Glossary:
-        """Read the terms of a language; none if there is no file.
+        """Reads the terms of a language; no terms if `path` is None.
 
         Raises:
-            ConfigError: The file is missing, not TOML, or holds something other than strings.
+            ConfigError: The file is missing, is not TOML, or is not a table of texts per language.
         """
         if path is None:
             return cls({})
-        data = load_toml(path)
-        for lang, table in data.items():
-            if not isinstance(table, dict) or not all(
-                isinstance(text, str) and text.strip() and term.strip()
-                for term, text in table.items()
-            ):
-                raise ConfigError(
-                    f'{path}: [{lang}] must hold lines of the form "english" = "translation".'
-                )
-        return cls(dict(data.get(target, {})))
+        return cls(load_toml(path, dict[str, dict[_Word, _Word]]).get(target, {}))
 
     def exact(self, text: str) -> str | None:
-        """The translation of a text that is a term; a first capital and a full stop are kept."""
+        """Returns the translation of a text that is a term; keeps a capital and a full stop."""
         body = text.rstrip(".")
         found = self.terms.get(body) or self._lower.get(body.lower())
         if found is None:
@@ -77,7 +70,7 @@ class Glossary:
         return found + text[len(body) :]
 
     def terms_in(self, text: str) -> tuple[tuple[str, str], ...]:
-        """The terms that occur in a text as whole words, in the order of their first place."""
+        """Returns the terms that occur in a text as whole words, in order of first occurrence."""
         if self._pattern is None:
             return ()
         names = dict.fromkeys(match[0].lower() for match in self._pattern.finditer(text))
@@ -93,13 +86,8 @@ class Glossary:
         )
 
 
-log = logging.getLogger(__name__)
-
-# The reason of what failed for reasons that may pass.
+# The keyword of failures that may not recur.
 UNANSWERED = "unanswered"
-
-# Says what is wrong with a translation, or None.
-Judge = Callable[[str, str], str | None]
 
 _QUESTION_MARK = re.compile(r"[?？;;؟]")
 _END = (".", "。")
@@ -108,7 +96,7 @@ _UNICODE = str.maketrans({"ş": "ș", "Ş": "Ș", "ţ": "ț", "Ţ": "Ț"})  # ce
 
 
 class _Plan(NamedTuple):
-    """One way to have a unit translated: parts that are copied or sent, put together afterwards."""
+    """One way to translate a unit: parts that are copied or translated and then joined."""
 
     parts: tuple[str | Masked, ...]
     context: str = ""
@@ -119,36 +107,37 @@ class Translator:
     """Translates units with a chain of engines.
 
     Args:
-        engines: They are tried in this order.
-        cache: Where answers are kept.
+        engines: Engines in the order in which they are tried.
+        cache: The cache of their answers.
         target: Code of the language to translate into.
         glossary: Terms of that language.
-        judge: Decides whether the next engine is tried; the last one's answer stays.
+        is_good: Returns whether a text has a good translation; if not, the next engine is tried.
+            The answer of the last engine is always accepted.
     """
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Sequence[TranslationEngine],
         cache: Cache,
         target: str,
         glossary: Glossary | None = None,
-        judge: Judge | None = None,
+        is_good: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.target = target
         self.engines = tuple(engines)
         self.counts: Counter[str] = Counter()
         self.usage = Usage()
-        self._cache = cache
         self._glossary = glossary or Glossary({})
-        self._judge = judge
+        self._is_good = is_good
         self._is_spaced = get_language(target).spaced
-        self._keys = {id(engine): Keys(engine, ENGLISH, target) for engine in self.engines}
+        self._cache = cache
+        self._asked = {id(e): CachedEngine(e, cache, ENGLISH, target) for e in self.engines}
 
     def translate(self, units: Iterable[Unit]) -> dict[Unit, Translated]:
-        """Translate units, each once however often it occurs.
+        """Translates units, each once however often it occurs.
 
         Raises:
-            EngineError: An engine cannot go on; what it answered is in the cache.
+            EngineError: An engine cannot continue; its answers so far are in the cache.
             DataError: The cache cannot be read or written.
         """
         done: dict[Unit, Translated] = {}
@@ -162,53 +151,68 @@ class Translator:
         self.counts["units"] += len(done)
         spare: dict[Unit, Translated] = {}
         for engine in self.engines:
-            is_last = engine is self.engines[-1]
+            is_trusted = engine.is_table or engine is self.engines[-1]
+            is_good = None if is_trusted else self._is_good
             for unit, result in self._by_engine(engine, pending).items():
-                fault = None
-                if result.text is not None and not is_last and not engine.is_table and self._judge:
-                    fault = self._judge(unit.text, result.text)
-                if fault is None:
-                    done[unit] = result if result.text is not None else _join(done[unit], result)
-                else:
+                if result.text is None:
+                    done[unit] = _join(done[unit], result)
+                elif is_good and not is_good(unit.text, result.text):
                     spare.setdefault(unit, result)
+                else:
+                    done[unit] = result
             pending = [unit for unit in pending if done[unit].text is None]
-        # a doubtful translation is better than none: it is judged, and counted, with its row
+        # a doubtful translation is better than none; it is checked and counted with its row
         done.update({unit: spare[unit] for unit in pending if unit in spare})
         self.counts["failed"] += sum(result.text is None for result in done.values())
         return done
 
+    @property
+    def rows_ahead(self) -> int:
+        """The number of rows to ask for before the first of them is written."""
+        # an engine of another package may lack the attribute
+        return max((getattr(engine, "rows_ahead", 0) for engine in self.engines), default=0)
+
     def close(self) -> None:
-        """Close the engines and the cache."""
+        """Closes the engines and the cache."""
         for engine in self.engines:
             engine.close()
         self._cache.close()
 
-    def _by_engine(self, engine: Engine, units: Sequence[Unit]) -> dict[Unit, Translated]:
-        """Try one engine in all its ways."""
+    def _by_engine(
+        self, engine: TranslationEngine, units: Sequence[Unit]
+    ) -> dict[Unit, Translated]:
+        """Tries one engine in all ways."""
         results: dict[Unit, Translated] = {}
         name = f"{engine.name} {engine.version}".strip()
         pending = list(units)
         for way, plan_of in self._ways(engine):
             plans = {unit: plan for unit in pending if (plan := plan_of(unit)) is not None}
-            answers = self._ask(engine, plans.values())
+            segments = dict.fromkeys(
+                self._segment(engine, part, plan)
+                for plan in plans.values()
+                for part in plan.parts
+                if isinstance(part, Masked)
+            )
+            answers, usage = self._asked[id(engine)].translate(list(segments), self.counts)
+            self.usage += usage
             for unit, plan in plans.items():
                 text, fault = self._finish(unit, plan, answers, engine)
                 results[unit] = Translated(text, name, fault)
                 if text is not None:
                     self.counts[f"{engine.name}: {way}"] += 1
-            # an engine that refuses a text refuses it masked, too
+            # an engine that refuses a text refuses the masked text, too
+            given_up = ("engine", UNANSWERED)
             pending = [
                 unit
                 for unit in pending
-                if unit not in results
-                or (
-                    results[unit].text is None
-                    and not results[unit].reason.startswith(("engine", UNANSWERED))
-                )
+                if (found := results.get(unit)) is None
+                or (found.text is None and not found.reason.startswith(given_up))
             ]
         return results
 
-    def _ways(self, engine: Engine) -> Iterator[tuple[str, Callable[[Unit], _Plan | None]]]:
+    def _ways(
+        self, engine: TranslationEngine
+    ) -> Iterator[tuple[str, Callable[[Unit], _Plan | None]]]:
         if engine.is_table:
             yield "table", lambda unit: _Plan((Masked(unit.text, (), "visible"),))
             return
@@ -234,68 +238,24 @@ class Translator:
             if masked is None:
                 return None
             parts.append(masked)
-            # Chinese puts no blank between sentences
+            # Chinese has no blank between sentences
             parts.append(piece[len(body) :] if self._is_spaced else "")
         if style != "visible" and not any(isinstance(p, Masked) and p.parts for p in parts):
-            return None  # the same as in sight
+            return None  # the same as "visible"
         return _Plan(tuple(parts), unit.context if context else "")
 
-    def _ask(self, engine: Engine, plans: Iterable[_Plan]) -> dict[Segment, CachedAnswer]:
-        """Look segments up, and have the engine translate the rest."""
-        segments = list(
-            dict.fromkeys(
-                self._segment(engine, part, plan)
-                for plan in plans
-                for part in plan.parts
-                if isinstance(part, Masked)
-            )
-        )
-        answers: dict[Segment, CachedAnswer] = {}
-        keys = {segment: self._keys[id(engine)].key(segment) for segment in segments}
-        if not engine.is_table:
-            found = self._cache.get_many(list(keys.values()))
-            answers = {segment: found[key] for segment, key in keys.items() if key in found}
-            self.counts[f"{engine.name}: from the cache"] += len(answers)
-        missing = [segment for segment in segments if segment not in answers]
-        if missing:
-            self._ask_for(missing, engine, keys, answers)
-        return answers
-
-    def _ask_for(
-        self,
-        missing: Sequence[Segment],
-        engine: Engine,
-        keys: dict[Segment, bytes],
-        answers: dict[Segment, CachedAnswer],
-    ) -> None:
-        """Have the engine translate segments; what it answers goes into the cache at once."""
-        for reply in engine.translate(missing):
-            fresh: dict[bytes, CachedAnswer] = {}
-            for outcome in reply.outcomes:
-                if not 0 <= outcome.index < len(missing):
-                    raise EngineError(
-                        f"engine {engine.name!r} answered segment {outcome.index} of "
-                        f"{len(missing)}; its code is at fault."
-                    )
-                segment = missing[outcome.index]
-                answers[segment] = CachedAnswer(outcome.text, outcome.error, outcome.is_final)
-                if outcome.is_final:
-                    fresh[keys[segment]] = answers[segment]
-            if not engine.is_table:
-                num_twice = self._cache.put(fresh, engine, self.target, reply.usage)
-                if num_twice:
-                    self.counts[f"{engine.name}: asked by another run, too"] += num_twice
-            self.usage += reply.usage
-            self.counts[f"{engine.name}: asked"] += len(reply.outcomes)
-
-    def _segment(self, engine: Engine, part: Masked, plan: _Plan) -> Segment:
+    def _segment(self, engine: TranslationEngine, part: Masked, plan: _Plan) -> TextSegment:
         terms = self._glossary.terms_in(part.text) if engine.context == "native" else ()
-        return Segment(part.text, plan.context, terms)
+        return TextSegment(part.text, plan.context, terms)
 
     def _finish(
-        self, unit: Unit, plan: _Plan, answers: dict[Segment, CachedAnswer], engine: Engine
+        self,
+        unit: Unit,
+        plan: _Plan,
+        answers: dict[TextSegment, CachedAnswer],
+        engine: TranslationEngine,
     ) -> tuple[str | None, str]:
-        """Put a plan's parts together and check what must have survived."""
+        """Joins the parts of a plan and checks that protected parts are intact."""
         texts: list[str] = []
         for part in plan.parts:
             if isinstance(part, str):
@@ -324,7 +284,7 @@ class Translator:
 
 
 def _joined_plan(unit: Unit) -> _Plan | None:
-    """Question and answer as one text, for an engine that knows no context."""
+    """Returns a plan of question and answer as one text, for engines without context."""
     if not unit.context.rstrip().endswith("?") or unit.context.count("?") != 1:
         return None
     end = "" if unit.text.endswith(_SENTENCE_ENDS) else "."
@@ -333,29 +293,28 @@ def _joined_plan(unit: Unit) -> _Plan | None:
 
 
 def _answer_part(question: str, text: str) -> str | None:
-    """What follows the question; None unless that is unambiguous."""
+    """Returns the text after the question; None if it is ambiguous."""
     head, *tails = _QUESTION_MARK.split(text)
     if len(tails) != 1 or not head.strip() or not tails[0].strip(" ."):
         return None
     tail = tails[0].strip()
-    # an answer of a few words does not become a sentence
+    # an answer of a few words does not become a long sentence
     return tail if len(tail) < max(40, len(question)) else None
 
 
 def _cut_plan(text: str) -> _Plan | None:
     pieces = split(text)
-    if all(not is_protected for _, is_protected in pieces):
+    if not any(is_protected for _, is_protected in pieces):
         return None
     return _Plan(
         tuple(
-            piece if is_protected else Masked(piece, (), "visible")
-            for piece, is_protected in pieces
+            part if is_protected else Masked(part, (), "visible") for part, is_protected in pieces
         )
     )
 
 
 def _tidy(source: str, target: str) -> str:
-    """Take off blanks and a full stop that the source does not have."""
+    """Removes blanks and a full stop that the source does not have."""
     target = target.strip()
     if target.endswith(_END) and not target.endswith("..") and not source.endswith(_SENTENCE_ENDS):
         return target[:-1].rstrip() or target
@@ -363,6 +322,6 @@ def _tidy(source: str, target: str) -> str:
 
 
 def _join(before: Translated, now: Translated) -> Translated:
-    """Keep the reasons of all engines that failed; the first word counts."""
+    """Joins the reasons of all engines that failed; the first keyword counts."""
     reason = f"{before.reason}; {now.reason}" if before.reason else now.reason
     return Translated(None, now.engine, reason)

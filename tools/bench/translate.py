@@ -118,9 +118,7 @@ def save_model(folder: Path, shape: str) -> None:
 def load(options: Seq2SeqOptions) -> TorchRunner:
     """Load it as the engines do, and end its answers."""
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: _FIRST)
-    runner = TorchRunner(
-        tokenizer, Found(options.model, None, "random"), options, Naming(first="x")
-    )
+    runner = TorchRunner(tokenizer, Found(None, "random"), options, Naming(first="x"))
     generate = runner.model.generate
 
     def ended(attention_mask: torch.Tensor, **more: Any) -> Any:

@@ -36,7 +36,7 @@ from lrm_ext.emoji.conversations import IMAGE_PREFIX, caption_turns, question_tu
 from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.languages.registry import ENGLISH, get_language
 from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
-from lrm_ext.translate.engines.base import Segment, Usage, build_engine
+from lrm_ext.translate.engines.base import TextSegment, Usage, build_engine
 from lrm_ext.translate.protect import damaged_parts, mask, restore
 from lrm_ext.translate.quality import Checker
 from lrm_ext.translate.runner import collecting_rarely
@@ -169,7 +169,7 @@ def bench_cache(num_lookups: int) -> dict[str, Any]:
         cache = Cache(path)
         engine = build_engine("memory", {}, "hr", cache)
         keys = Keys(engine, ENGLISH, "hr")
-        segments = [Segment(f"Is there a cat in picture {i}?") for i in range(num_lookups)]
+        segments = [TextSegment(f"Is there a cat in picture {i}?") for i in range(num_lookups)]
         for start in range(0, num_lookups, _BATCH):
             some = segments[start : start + _BATCH : 2]
             answers = {keys.key(s): CachedAnswer(f"Ima li mačke? {s.text}", None) for s in some}

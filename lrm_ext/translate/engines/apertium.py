@@ -1,8 +1,8 @@
-"""Engine `apertium`: Debian's rule-based translator; offline, the same answer every time.
+"""Engine `apertium`: Debian's rule-based translator, offline and deterministic.
 
-It has few of our pairs, French and Italian only by way of Spanish, and reads as such engines do:
-for tests and demonstrations, not for training data. Input: segments. Output: what the pair's
-pipeline makes of each by itself (null-flush mode: no segment sees its neighbours).
+It covers few of our languages, French and Italian only via Spanish, and its translations are poor:
+use it for tests and demonstrations, not for training data. The pipeline of a pair translates each
+segment by itself (null-flush mode).
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
-    options_of,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 _NAME = "apertium"
 _INSTALL = (
@@ -41,7 +37,7 @@ _BATCH = 500
 _TIMEOUT_S = 120
 _SPECIAL = re.compile(r"([\[\]{}^$/\\@<>~])")
 _ESCAPED = re.compile(r"\\(.)")
-# A blank that every stage hands through; it shows that the pipeline came to the segment's end.
+# A blank that every stage passes through; it marks the end of a segment.
 _END = "[]"
 
 
@@ -50,30 +46,26 @@ class ApertiumOptions:
     """Options of the engine.
 
     Attributes:
-        mark_unknown: Put "*" before words that the dictionary lacks.
+        mark_unknown: Put "*" before words that are not in the dictionary.
     """
 
     mark_unknown: bool = False
 
 
-class ApertiumEngine:
-    """Pipes segments through one mode, or through several one after another."""
+class ApertiumEngine(TranslationEngine):
+    """Pipes segments through one mode, or through several in sequence."""
 
     name = _NAME
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("angle", "word", "tag")
-    is_table = False
-    is_sentence_level = False
+    mask_styles = ("angle", "word", "tag")
 
-    def __init__(self, options: ApertiumOptions, target: str) -> None:
-        self._options = options
+    def __init__(self, options: ApertiumOptions, source: str, target: str, ledger: Cache) -> None:
         self._modes = code_of(_NAME, target).split()
         self._check_installed(target)
         self.version = _data_version(self._modes)
-        self.options: Mapping[str, OptionValue] = options_of(options)
+        self.options = asdict(options)
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         for start in range(0, len(segments), _BATCH):
             texts = [segment.text for segment in segments[start : start + _BATCH]]
             for mode in self._modes:
@@ -84,14 +76,14 @@ class ApertiumEngine:
             )
             yield Reply(outcomes, Usage(requests=1))
 
-    def close(self) -> None:
-        """Nothing stays open."""
-
     def _pipe(self, mode: str, texts: Sequence[str]) -> list[str]:
-        # a segment that is empty would not be answered
+        # the pipeline gives no answer to an empty segment
         kept = [i for i, text in enumerate(texts) if text.strip()]
-        stream = "".join(_escape(texts[i]) + _END + "\0" for i in kept)
-        command = [_NAME, "-z", *([] if self._options.mark_unknown else ["-u"]), "-f", "none", mode]
+        stream = "".join(
+            _SPECIAL.sub(r"\\\1", texts[i].replace("\0", " ")) + _END + "\0" for i in kept
+        )
+        unmarked = [] if self.options["mark_unknown"] else ["-u"]
+        command = [_NAME, "-z", *unmarked, "-f", "none", mode]
         try:
             process = subprocess.run(
                 command, input=stream.encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
@@ -103,7 +95,7 @@ class ApertiumEngine:
             said = process.stderr.decode("utf-8", "replace").strip()[-300:]
             raise EngineError(
                 f"{' '.join(command)} ended with code {process.returncode} and {len(answers)} "
-                f"answers to {len(kept)} segments. It said: {said or 'nothing'}."
+                f"answers to {len(kept)} segments. Its error output: {said or 'none'}."
             )
         result = [""] * len(texts)
         for i, answer in zip(kept, answers, strict=True):
@@ -120,12 +112,8 @@ class ApertiumEngine:
             )
 
 
-def _escape(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text.replace("\0", " "))
-
-
 def _data_version(modes: Sequence[str]) -> str:
-    """A digest of the pairs' dictionaries and rules."""
+    """Returns a digest of the pairs' dictionaries and rules."""
     digest = hashlib.sha256()
     for mode in modes:
         text = (_MODES / f"{mode}.mode").read_text(encoding="utf-8")
@@ -134,17 +122,13 @@ def _data_version(modes: Sequence[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _build(options: ApertiumOptions, source: str, target: str, ledger: Cache) -> ApertiumEngine:
-    return ApertiumEngine(options, target)
-
-
 SPEC = EngineSpec(
     name=_NAME,
     summary="rule-based, offline, deterministic; for tests and demonstrations",
     licence="GPL",
     cost="free; about 1,000 sentences a second on one core",
     options=ApertiumOptions,
-    build=_build,
+    build=ApertiumEngine,
     languages=lambda: languages_of(_NAME),
     install=_INSTALL,
     likely_code=lambda tag, names: f"eng-{names.iso_639_3}",

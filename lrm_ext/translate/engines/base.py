@@ -1,8 +1,8 @@
-"""What a translation engine is: a batch of segments goes in, replies come out as they arrive.
+"""Defines translation engines: they receive a batch of segments and yield replies as they arrive.
 
-An engine is one file with a `SPEC`. It does not cache, protect or judge: it receives text that may
-hold placeholders and says, for every segment, what became of it. What it calls a language is in the
-`[engines]` table of the language's file. Another package adds an engine by an entry point:
+An engine is one file with a `SPEC`. It does not cache, protect or check text: it receives text that
+may hold placeholders and reports an outcome for every segment. The `[engines]` table of a language
+file holds the engine's code for the language. Another package adds an engine by an entry point:
 
     [project.entry-points."lrm_llava.engines"]
     mine = "my_package.engine:SPEC"
@@ -10,15 +10,16 @@ hold placeholders and says, for every segment, what became of it. What it calls 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import msgspec
 
 from llava.errors import ConfigError, UserError
 from lrm_ext.corpus.store import ENGLISH
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from lrm_ext.translate.cache import Cache
 
 OptionValue = str | int | float | bool | None
+# Types of options that are checked where options are read.
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class EngineError(UserError):
-    """An engine cannot go on: the key is refused, the service is down, a program is missing.
+    """An engine cannot continue: the key is refused, the service is down, a program is missing.
 
-    Whatever was answered before is in the cache; running again goes on from there.
+    Earlier answers are in the cache; the next run continues from there.
     """
 
 
@@ -42,13 +46,13 @@ class BudgetError(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """What an engine is asked to translate.
+class TextSegment:
+    """A text that an engine is asked to translate.
 
     Attributes:
-        text: One line or less, perhaps with placeholders.
-        context: The question that a short text answers; "" if it stands by itself.
-        terms: Entries of the glossary that occur in `text`, English and translation.
+        text: One line or part of one, perhaps with placeholders.
+        context: The question that a short text answers; "" for none.
+        terms: Glossary entries that occur in `text`, as English and translation.
     """
 
     text: str
@@ -58,14 +62,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one segment.
+    """The result for one segment.
 
     Attributes:
         index: Its position in the batch.
         text: The translation; None if there is none.
         error: Why there is none.
-        is_final: Asking again would give the same. Final outcomes are cached, failures too;
-            others (time-outs) are asked again by the next run.
+        is_final: Whether asking again would give the same result. Final outcomes, failures
+            included, are cached; the next run asks for the others (time-outs) again.
     """
 
     index: int
@@ -76,13 +80,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What something cost.
+    """The cost of some requests.
 
     Attributes:
-        requests: Calls of a service, or batches through a model.
-        input_tokens: Tokens (or characters, if the service bills those) sent.
+        requests: Calls to a service, or batches through a model.
+        input_tokens: Tokens sent, or characters if the service bills those.
         output_tokens: Tokens received.
-        usd: Price, 0 where none is known.
+        usd: Price; 0 if unknown.
     """
 
     requests: int = 0
@@ -105,87 +109,80 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Some outcomes, as soon as they are there, and what they cost."""
+    """Some outcomes, as soon as they are known, and their cost."""
 
     outcomes: tuple[Outcome, ...]
     usage: Usage = field(default_factory=Usage)
 
 
-class Engine(Protocol):
-    """Translates segments between two languages.
+class TranslationEngine(Protocol):
+    """Translates segments from one language into another.
 
-    Making one is cheap: models are loaded with the first batch.
+    Constructing an engine is cheap: models are loaded with the first batch. A class may inherit
+    from this one and its defaults, or define every attribute but `rows_ahead` itself.
 
     Attributes:
         name: The engine's name; part of the cache key.
-        version: Of the model or program, as exact as can be had; part of the cache key.
-        options: All settings that change a translation, and no others; part of the cache key.
-        context: How it takes the question of a short answer: "native" (reads `Segment.context` and
-            `Segment.terms`), "question" (reads `Segment.context` only), "joined" (is sent question
-            and answer as one text), or "none".
+        version: Version of the model or program, as exact as possible; part of the cache key.
+        options: All settings that change translations, and no others; part of the cache key.
+        context: How it receives the question of a short answer: "native" (reads
+            `TextSegment.context` and `TextSegment.terms`), "question" (reads only the context),
+            "joined" (receives question and answer as one text), or "none".
         mask_styles: Names of `protect.STYLES` in the order in which they are tried.
-        is_table: A table of human translations: gets text as it is, is trusted, is not cached.
-        is_sentence_level: It loses sentences of longer texts and is sent one at a time.
+        is_table: Whether it is a table of human translations, which receives unmasked text, is
+            trusted, and is not cached.
+        is_sentence_level: Whether it loses sentences of longer texts, so that it receives one
+            sentence at a time.
+        rows_ahead: How many rows of the corpus to ask for before the first of them is written;
+            for engines whose answers take hours.
     """
 
     name: str
     version: str
     options: Mapping[str, OptionValue]
-    context: str
-    mask_styles: tuple[str, ...]
-    is_table: bool
-    is_sentence_level: bool
+    context: str = "joined"
+    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
+    is_table: bool = False
+    is_sentence_level: bool = False
+    rows_ahead: int = 0
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch.
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch.
 
         Args:
-            segments: Any number; the engine makes batches of the size it likes.
+            segments: Any number; the engine forms its own batches.
 
         Yields:
-            Replies in any order. A segment that no reply mentions counts as failed, not final.
+            Replies in any order. A segment that no reply mentions has failed, but not finally.
 
         Raises:
-            EngineError: It cannot go on at all.
+            EngineError: The engine cannot continue.
         """
-        ...
 
     def close(self) -> None:
-        """Free processes, connections and memory; it may be called twice."""
-        ...
-
-
-@runtime_checkable
-class AheadEngine(Protocol):
-    """An engine that wants much at once, because its answers take hours.
-
-    Attributes:
-        rows_ahead: Rows of the corpus that it is asked about before the first of them is written;
-            0 if, with these options, it is an engine like any other.
-    """
-
-    rows_ahead: int
+        """Frees processes, connections and memory; may be called twice."""
+        return
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """An engine as the command line knows it; importing its file loads nothing heavy.
+    """Describes an engine for the command line; importing its file loads nothing heavy.
 
     Attributes:
         name: Name on the command line.
         summary: One line.
-        licence: Of the model or service; it decides what the data may be used for.
-        cost: What it costs, in words.
+        licence: Licence of the model or service, which decides what the data may be used for.
+        cost: Its cost, in words.
         options: A frozen dataclass; its fields are what `--option name=value` may set.
-        build: Makes the engine of options, the codes of the languages from and into which it
-            translates, and the cache, which knows what earlier runs have cost.
-        languages: Gives codes of the languages that it translates into from English.
-        install: How to get what it needs.
-        likely_code: What it probably calls a language, by its tag and what CLDR knows of it; None
-            if it needs no code.
-        known_codes: Gives all codes of its own list; none where it has no list offline.
-        uses_service: It asks a service and keeps to a budget, so `--executor ray` leaves it in the
-            driver's process.
+        build: Makes the engine from its options, the codes of the source and target languages, and
+            the cache, which knows the cost of earlier runs.
+        languages: Returns the codes of the languages that it translates into from English.
+        install: How to install what it needs.
+        likely_code: Guesses the engine's code of a language from its tag and its CLDR names; None
+            if the engine needs no code.
+        known_codes: Returns all codes in the engine's own list; empty if there is no list offline.
+        uses_service: Whether it asks a service within a budget; `--executor ray` leaves such an
+            engine in the driver's process.
     """
 
     name: str
@@ -193,7 +190,7 @@ class EngineSpec:
     licence: str
     cost: str
     options: type
-    build: Callable[[Any, str, str, Cache], Engine]
+    build: Callable[[Any, str, str, Cache], TranslationEngine]
     languages: Callable[[], tuple[str, ...]]
     install: str = ""
     likely_code: Callable[[str, KnownNames], str] | None = None
@@ -201,23 +198,13 @@ class EngineSpec:
     uses_service: bool = False
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """Options of an engine that has none."""
-
-
-def identity(engine: Engine) -> str:
-    """What of an engine decides its translations, as one line of JSON."""
+def identity(engine: TranslationEngine) -> str:
+    """Returns what decides an engine's translations, as one line of JSON."""
     return json.dumps([engine.name, engine.version, dict(engine.options)], sort_keys=True)
 
 
-def options_of(dataclass_options: Any, *leave_out: str) -> dict[str, OptionValue]:
-    """The options of a dataclass as a mapping, without those that change no translation."""
-    return {key: v for key, v in asdict(dataclass_options).items() if key not in leave_out}
-
-
 def languages_of(engine: str) -> tuple[str, ...]:
-    """Codes of the languages that an engine translates into from English."""
+    """Returns the codes of the languages that an engine translates into from English."""
     return tuple(
         lang
         for lang in list_languages()
@@ -226,22 +213,23 @@ def languages_of(engine: str) -> tuple[str, ...]:
 
 
 def code_of(engine: str, lang: str) -> str:
-    """What an engine calls a language.
+    """Returns an engine's code of a language.
 
     Raises:
-        ConfigError: The language's file has no entry for the engine.
+        ConfigError: The language file has no entry for the engine.
     """
     code = get_language(lang).engine_codes.get(engine)
     if code is None:
         raise ConfigError(
             f"engine {engine!r} does not have {lang!r}; add its code under [engines] in the "
-            f"language's file, or choose from: {', '.join(languages_of(engine))}."
+            f"language file, or choose from: {', '.join(languages_of(engine))}."
         )
     return code
 
 
+_WORDS = {"yes": True, "no": False}  # beside true, false, 1 and 0
 ENTRY_POINTS = "lrm_llava.engines"
-# Where the spec of each is; its file is imported when it is asked for.
+# Where each spec is; its file is imported on first use.
 _OURS = {
     "memory": "memory:SPEC",
     "apertium": "apertium:SPEC",
@@ -256,25 +244,22 @@ _OURS = {
 
 
 def engine_names() -> tuple[str, ...]:
-    """Names of all engines, ours first."""
+    """Returns the names of all engines, the built-in ones first."""
     return (*_OURS, *sorted(entry_points(group=ENTRY_POINTS).names - _OURS.keys()))
 
 
 def get_spec(name: str) -> EngineSpec:
-    """Look an engine up.
+    """Returns the spec of an engine.
 
     Raises:
-        ConfigError: There is none of this name, or another package's cannot be loaded.
+        ConfigError: No engine has this name, or the engine of another package cannot be loaded.
     """
+    found = list(entry_points(group=ENTRY_POINTS, name=name))
     if name in _OURS:
-        file, _, attribute = _OURS[name].partition(":")
-        spec = getattr(importlib.import_module(f"lrm_ext.translate.engines.{file}"), attribute)
-        assert isinstance(spec, EngineSpec)
-        return spec
-    found = entry_points(group=ENTRY_POINTS, name=name)
+        found = [EntryPoint(name, f"lrm_ext.translate.engines.{_OURS[name]}", ENTRY_POINTS)]
     if not found:
         raise ConfigError(f"unknown engine {name!r}; choose from: {', '.join(engine_names())}.")
-    entry = next(iter(found))
+    entry = found[0]
     try:
         spec = entry.load()
     except Exception as error:  # another package's code
@@ -287,19 +272,21 @@ def get_spec(name: str) -> EngineSpec:
     return spec
 
 
-def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Cache) -> Engine:
-    """Make an engine that translates from English.
+def build_engine(
+    name: str, options: Mapping[str, str], target: str, ledger: Cache
+) -> TranslationEngine:
+    """Makes an engine that translates from English.
 
     Args:
         name: Its name.
         options: Settings as typed on the command line.
         target: Code of the language to translate into.
-        ledger: What it may know of earlier runs.
+        ledger: The cache, which knows the cost of earlier runs.
 
     Raises:
-        ConfigError: Unknown name or option, a value of the wrong type, or a language that the
-            engine does not have.
-        EngineError: What it needs is missing.
+        ConfigError: The name or an option is unknown, a value has the wrong type, or the engine
+            does not have the language.
+        EngineError: Something that the engine needs is missing.
     """
     spec = get_spec(name)
     if target not in spec.languages():
@@ -311,7 +298,7 @@ def build_engine(name: str, options: Mapping[str, str], target: str, ledger: Cac
 
 
 def _code_to_add(spec: EngineSpec, target: str) -> str:
-    """Where the code of a language belongs that has a file and no code for the engine."""
+    """Says where to add the engine's code of a language that has a file but no code."""
     if spec.likely_code is None or target == ENGLISH or target not in list_languages():
         return ""
     code = spec.likely_code(target, known_names(target))
@@ -322,34 +309,37 @@ def _code_to_add(spec: EngineSpec, target: str) -> str:
 
 
 def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
-    """Turn settings given as text into the engine's options.
+    """Converts settings given as text into the engine's options.
 
     Raises:
-        ConfigError: An option is unknown or missing, or its value is of the wrong type.
+        ConfigError: An option is unknown or missing, or its value is invalid.
     """
     types = typing.get_type_hints(spec.options)
-    known = {f.name: f for f in fields(spec.options)}
-    values: dict[str, Any] = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise ConfigError(
-                f"engine {spec.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}."
-            )
-        values[key] = _parse(text, types[key], f"engine {spec.name!r}, option {key}")
-    missing = [
-        name
-        for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
+    if unknown := texts.keys() - {f.name for f in fields(spec.options)}:
         raise ConfigError(
-            f"engine {spec.name!r} needs {', '.join(f'--option {name}=...' for name in missing)}."
+            f"engine {spec.name!r} has no option {', '.join(sorted(unknown))}; it has: "
+            f"{', '.join(f.name for f in fields(spec.options)) or 'none'}."
         )
-    return spec.options(**values)
+    values = {
+        key: _WORDS.get(text.lower(), text) if types[key] is bool else text
+        for key, text in texts.items()
+    }
+    try:
+        return msgspec.convert(values, spec.options, strict=False)
+    except msgspec.ValidationError as error:
+        said, _, key = str(error).partition(" - at `$.")
+        key = key.rstrip("`")
+        if key in texts:
+            wanted = said.removeprefix("Expected ").partition(", got")[0]
+            wanted = wanted.replace("`", "").removesuffix(" | null")
+            if typing.get_origin(types[key]) is typing.Literal:
+                wanted = "one of " + ", ".join(typing.get_args(types[key]))
+            said = f"option {key} is {texts[key]!r}, expected {wanted}"
+        raise ConfigError(f"engine {spec.name!r}: {said.rstrip('.')}.") from error
 
 
 def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
-    """Name, default and meaning of an engine's options; docstrings say what they mean."""
+    """Returns name, default and meaning of each option; meanings come from docstrings."""
     meanings: dict[str, str] = {}
     for kind in reversed(spec.options.__mro__[:-1]):
         _, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
@@ -358,47 +348,31 @@ def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
             meanings[name] = " ".join(meaning.split())
     found: list[tuple[str, str, str]] = []
     for option in fields(spec.options):
+        is_needed = option.default is MISSING and option.default_factory is MISSING
         default = "" if option.default in (MISSING, None, "") else str(option.default)
-        needed = option.default is MISSING and option.default_factory is MISSING
-        shown = "must be given" if needed else default
+        shown = "must be given" if is_needed else default
         found.append((option.name, shown, meanings.get(option.name, "")))
     return found
 
 
 def split_options(texts: Iterable[str], engines: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Read `name=value` (for every engine that has it) and `engine.name=value`.
+    """Parses `name=value` (for every engine with that option) and `engine.name=value`.
 
     Raises:
-        ConfigError: There is no "=", or no engine of the chain has the option.
+        ConfigError: A text has no "=", or no engine of the chain has the option.
     """
-    specs = {name: get_spec(name) for name in engines}
-    result: dict[str, dict[str, str]] = {name: {} for name in specs}
+    known = {name: [f.name for f in fields(get_spec(name).options)] for name in engines}
+    result: dict[str, dict[str, str]] = {name: {} for name in known}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text!r}: expected name=value.")
-        engine, dot, option = key.partition(".")
-        chosen = [engine] if dot and engine in specs else list(specs)
-        option = option if dot and engine in specs else key
-        takers = [
-            name for name in chosen if option in {f.name for f in fields(specs[name].options)}
-        ]
+        engine, _, option = key.partition(".")
+        asked = {engine: option} if option and engine in known else dict.fromkeys(known, key)
+        takers = [name for name, option in asked.items() if option in known[name]]
         if not takers:
-            known = {name: [f.name for f in fields(specs[name].options)] for name in chosen}
-            listed = "; ".join(f"{name}: {', '.join(o) or 'none'}" for name, o in known.items())
+            listed = "; ".join(f"{name}: {', '.join(known[name]) or 'none'}" for name in asked)
             raise ConfigError(f"--option {text!r}: no engine has it. There are: {listed}.")
         for name in takers:
-            result[name][option] = value
+            result[name][asked[name]] = value
     return result
-
-
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _parse(text: str, kind: Any, where: str) -> Any:
-    kinds = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
-    wanted = kinds[0]
-    try:
-        return _WORDS[text.lower()] if wanted is bool else wanted(text)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{where} is {text!r}, expected {wanted.__name__}.") from error

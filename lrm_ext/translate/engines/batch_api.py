@@ -1,9 +1,9 @@
-"""Batch mode of a chat service: requests in a file, a job that works on it, answers in a file.
+"""Translates in the batch mode of a chat service: one file of requests, one file of answers.
 
-Input: segments. Output: replies when a job is done, hours later perhaps. A job is noted in the
-ledger before it is made, with a tag that the service keeps: a run that was killed at any moment
-finds its jobs again, waits for them, and asks nothing a second time. What a job leaves open is
-given to another job, or, if it is little, asked directly.
+Replies arrive when a job is done, perhaps hours later. A job is noted in the ledger before it is
+created, with a tag that the service keeps: a run that was killed at any moment finds its jobs
+again, waits for them, and asks nothing twice. Segments that a job leaves open go into another job
+or, if they are few, are asked for directly.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava.chat_service import (
-    ChatReply,
     NotFoundError,
     is_completion,
     read_json_lines,
@@ -31,7 +31,7 @@ from lrm_ext.translate.engines.base import (
     EngineError,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
     Usage,
 )
 from lrm_ext.translate.engines.metered import Work
@@ -51,11 +51,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job as the ledger knows it.
+    """A job as the ledger stores it.
 
     Attributes:
-        tag: Our name for it; the service keeps it as metadata.
-        id: The service's name for it; None if we were cut off before we heard it.
+        tag: Our name for it, which the service keeps as metadata.
+        id: The service's name for it; None if its answer never arrived.
         requests: The cache keys of each request's segments.
         estimate: What it may cost.
     """
@@ -66,46 +66,43 @@ class BatchJob:
     estimate: Usage
 
     def dump(self) -> str:
-        """Write it as JSON."""
+        """Returns the job as JSON."""
         requests = [[key.hex() for key in keys] for keys in self.requests]
         return json.dumps({"id": self.id, "requests": requests, "estimate": astuple(self.estimate)})
 
     @classmethod
     def load(cls, tag: str, text: str) -> BatchJob:
-        """Read it back."""
+        """Reads what `dump` returned."""
         data = json.loads(text)
         requests = tuple(tuple(map(bytes.fromhex, keys)) for keys in data["requests"])
         return cls(tag, data["id"], requests, Usage(*data["estimate"]))
 
 
 def ask_in_jobs(
-    engine: OpenAIEngine, segments: Sequence[Segment]
+    engine: OpenAIEngine, segments: Sequence[TextSegment]
 ) -> Generator[Reply, None, list[int]]:
-    """Have segments translated by jobs of a chat service.
+    """Yields the replies of jobs of a chat service.
 
     Args:
-        engine: Makes requests and keeps the accounts.
+        engine: Makes requests and counts their cost.
         segments: What to translate.
 
     Returns:
-        Numbers of the segments that are left to be asked directly.
+        Positions of the segments that are left to ask for directly.
 
     Raises:
-        EngineError: The service cannot be used, a job failed, or the budget is spent; jobs under
-            way are found again by the next run.
+        EngineError: The service cannot be used, a job failed, or the budget is spent. The next
+            run finds jobs under way again.
     """
-    working = _Working(engine, segments)
-    try:
+    with closing(_Working(engine, segments)) as working:
         yield from working.replies()
-    finally:
-        working.close()
     if working.fault is not None:
         raise working.fault
     return sorted(working.open.values())
 
 
 class _Working:
-    def __init__(self, engine: OpenAIEngine, segments: Sequence[Segment]) -> None:
+    def __init__(self, engine: OpenAIEngine, segments: Sequence[TextSegment]) -> None:
         keys = Keys(engine, engine.source, engine.target)
         self.open = {keys.key(segment): i for i, segment in enumerate(segments)}
         self.fault: BudgetError | None = None
@@ -114,14 +111,14 @@ class _Working:
         self._ledger = engine.ledger
         self._segments = segments
         self._settings = engine.settings
-        # what the engine's jobs for these settings and this language are called in the ledger
+        # prefix of the ledger's names of jobs with these settings and this language
         address = engine.settings.base_url.rstrip("/")
         self._scope = f"batch {address} {engine.target} {keys.name}"
         self._loop = asyncio.new_event_loop()
         self._service.connect()
 
     def replies(self) -> Iterator[Reply]:
-        """Wait for old jobs, and make new ones while much is open."""
+        """Waits for the jobs of earlier runs, and makes new ones while many segments are open."""
         jobs = self._old_jobs()
         for _ in range(_MAX_ROUNDS):
             taken = {key for job in jobs for keys in job.requests for key in keys}
@@ -134,7 +131,7 @@ class _Working:
             jobs = []
 
     def close(self) -> None:
-        """Close connections."""
+        """Closes connections."""
         self._loop.run_until_complete(self._service.close())
         self._loop.close()
 
@@ -155,39 +152,29 @@ class _Working:
         return jobs
 
     def _new_jobs(self, free: Sequence[bytes]) -> list[BatchJob]:
-        """Make jobs of what the budget allows."""
-        size = self._settings.segments_per_request
-        jobs: list[BatchJob] = []
-        lines: list[str] = []
+        """Makes jobs for as many segments as the budget allows."""
+        size, most = self._settings.segments_per_request, self._settings.batch_requests
         requests: list[tuple[bytes, ...]] = []
-        estimate = Usage()
         for start in range(0, len(free), size):
-            asked = tuple(free[start : start + size])
-            texts = [self._segments[self.open[key]] for key in asked]
-            cost = self._engine.estimate(texts)
+            keys = tuple(free[start : start + size])
             try:
-                self._engine.account.reserve(cost)
+                self._engine.account.reserve(self._engine.estimate(self._segments_of(keys)))
             except BudgetError as error:
                 self.fault = error
                 break
-            line = {"custom_id": str(len(lines)), "method": "POST", "url": "/v1/chat/completions"}
-            body = self._body(texts)
-            lines.append(json.dumps({**line, "body": body}, ensure_ascii=False))
-            requests.append(asked)
-            estimate += cost
-            if len(lines) == self._settings.batch_requests:
-                jobs.append(self._make(lines, requests, estimate))
-                lines, requests, estimate = [], [], Usage()
-        if lines:
-            jobs.append(self._make(lines, requests, estimate))
-        return jobs
+            requests.append(keys)
+        return [self._make(requests[i : i + most]) for i in range(0, len(requests), most)]
 
-    def _make(
-        self, lines: Sequence[str], requests: Sequence[tuple[bytes, ...]], estimate: Usage
-    ) -> BatchJob:
-        data = ("\n".join(lines) + "\n").encode()
+    def _make(self, requests: Sequence[tuple[bytes, ...]]) -> BatchJob:
+        lines: list[str] = []
+        estimate = Usage()
+        for number, segments in enumerate(map(self._segments_of, requests)):
+            body = self._service.dialect.adapt(self._engine.body(segments))
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions"}
+            lines.append(json.dumps({**line, "body": body}, ensure_ascii=False) + "\n")
+            estimate += self._engine.estimate(segments)
         client = self._service.client
-        file = ("requests.jsonl", data, "application/jsonl")
+        file = ("requests.jsonl", "".join(lines).encode(), "application/jsonl")
         uploaded = self._do(client.files.create(file=file, purpose="batch"))
         job = BatchJob(uuid.uuid4().hex, None, tuple(requests), estimate)
         self._note(job)
@@ -211,6 +198,9 @@ class _Working:
         log.info("job %s: %d requests", job.id, len(requests))
         return job
 
+    def _segments_of(self, keys: Sequence[bytes]) -> list[TextSegment]:
+        return [self._segments[self.open[key]] for key in keys]
+
     def _wait_for(self, jobs: Sequence[BatchJob]) -> Iterator[Reply]:
         waiting = list(jobs)
         while waiting:
@@ -220,17 +210,17 @@ class _Working:
                     continue
                 waiting.remove(job)
                 yield from self._collect(job, files)
-                self._note(job, False)  # now what it brought is in the cache
+                self._note(job, False)  # its answers are in the cache by now
             if waiting:
                 time.sleep(self._settings.poll_s)
 
     def _look_at(self, job: BatchJob) -> tuple[str, tuple[str | None, ...]]:
-        """How far a job is, and the names of the files of its answers and errors."""
-        assert job.id is not None, "only jobs that the service has are waited for"
+        """Returns a job's status, and the names of the files of its answers and errors."""
+        assert job.id is not None, "only jobs that the service knows are waited for"
         try:
             state = self._do(self._service.client.batches.retrieve(job.id))
         except NotFoundError:
-            log.warning("the service has forgotten job %s; it is asked again", job.id)
+            log.warning("the service has forgotten job %s; its segments are open again", job.id)
             return "expired", ()
         if state.status == "failed":
             self._note(job, False)
@@ -240,17 +230,19 @@ class _Working:
     def _collect(self, job: BatchJob, files: Sequence[str | None]) -> Iterator[Reply]:
         usage = Usage()
         answers: dict[bytes, CachedAnswer] = {}
-        for line in (line for file in files for line in self._lines(file)):
+        texts = [self._do(self._service.client.files.content(file)).text for file in files if file]
+        for line in (line for text in texts for line in read_json_lines(text)):
             asked = job.requests[int(line["custom_id"])]
             response = line.get("response") or {}
             if response.get("status_code") == 200 and is_completion(response.get("body")):
                 reply = read_reply(response["body"])
                 usage += self._engine.usage_of(reply)
-                answers.update(self._read(asked, reply))
+                outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
+                answers.update((asked[o.index], CachedAnswer(o.text, o.error)) for o in outcomes)
             else:
                 self._learn(response.get("body"))
         self._engine.account.settle(job.estimate, usage)
-        # killed between the two commits, we have read this job before
+        # a run that was killed between the two commits has read this job before
         known = self._ledger.get_many(list(answers))
         fresh = {key: answer for key, answer in answers.items() if key not in known}
         usage = usage if fresh or not answers else Usage()
@@ -264,23 +256,16 @@ class _Working:
             del self.open[key]
         log.info("job %s: %d answers, %d segments are open", job.id, len(fresh), len(self.open))
 
-    def _body(self, segments: Sequence[Segment]) -> dict[str, Any]:
-        return self._service.dialect.adapt(self._engine.body(segments))
-
     def _learn(self, body: Any) -> None:
-        """Find out from an error which fields the service does not take, for the next job."""
+        """Learns from an error which fields the service rejects, for the next job."""
         error = body.get("error") if isinstance(body, dict) else None
         fault = str((error.get("param") if isinstance(error, dict) else None) or error)
-        if dialect := self._service.dialect.after(fault, self._body([])):
+        sent = self._service.dialect.adapt(self._engine.body([]))
+        if dialect := self._service.dialect.after(fault, sent):
             self._service.speak(dialect)
 
-    def _lines(self, file: str | None) -> list[dict[str, Any]]:
-        if not file:
-            return []
-        return read_json_lines(self._do(self._service.client.files.content(file)).text)
-
     def _find(self, tag: str) -> str | None:
-        """The service's name for a job that has our tag."""
+        """Returns the service's name for the job with our tag."""
 
         async def find() -> str | None:
             async for job in self._service.client.batches.list(limit=100):
@@ -305,8 +290,3 @@ class _Working:
                 f"the service does not do what batch mode needs: {error}. Jobs under way are kept; "
                 "run again to go on."
             ) from error
-
-    def _read(self, asked: Sequence[bytes], reply: ChatReply) -> dict[bytes, CachedAnswer]:
-        """The answers to one request."""
-        outcomes, _, _ = self._engine.read(Work(tuple(range(len(asked)))), reply)
-        return {asked[o.index]: CachedAnswer(o.text, o.error) for o in outcomes}

@@ -1,30 +1,28 @@
-"""Engine `memory`: a table of human translations; whatever is not in it stays untranslated.
+"""Engine `memory`: a table of human translations; a text that is not in it stays untranslated.
 
-Input: the names that CLDR gives to what the built-in pictures show, and tables of your own (TSV:
-English, tab, translation; or a corpus with human texts). Output: exact matches only.
+The table holds the CLDR names of what the built-in images show, and your own translations (a TSV
+file of English, tab, translation; or a corpus with human texts). Only exact matches count.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import ENGLISH, Corpus
 from lrm_ext.languages.registry import list_languages
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -32,61 +30,53 @@ class MemoryOptions:
     """Options of the engine.
 
     Attributes:
-        table: A TSV file, or a corpus whose texts are human translations; `{lang}` in it stands
-            for the language's code. Left out: only the CLDR names.
+        table: A TSV file, or a corpus whose texts are human translations; `{lang}` stands for the
+            language's code. By default only the CLDR names are used.
     """
 
     table: str | None = None
 
 
-class MemoryEngine:
-    """Looks segments up."""
+class MemoryEngine(TranslationEngine):
+    """Looks segments up in a table."""
 
     name = "memory"
+    version = "cldr"
     context = "none"
-    mask_styles: tuple[str, ...] = ()
     is_table = True
-    is_sentence_level = False
 
-    def __init__(self, options: MemoryOptions, target: str) -> None:
-        self._path = (
-            None if options.table is None else Path(options.table.replace("{lang}", target))
-        )
+    def __init__(self, options: MemoryOptions, source: str, target: str, ledger: Cache) -> None:
+        table = options.table
+        self._path = None if table is None else Path(table.replace("{lang}", target))
         self._target = target
-        self._memory: Mapping[str, str] | None = None
-        self.version = "cldr"
-        self.options: Mapping[str, OptionValue] = {"table": _digest(self._path)}
+        self.options = {"table": _digest(self._path)}
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Look segments up; see `Engine.translate`."""
-        if self._memory is None:
-            self._memory = known_translations(self._target, self._path)
-        outcomes: list[Outcome] = []
-        for i, segment in enumerate(segments):
-            text = self._memory.get(segment.text)
-            outcomes.append(Outcome(i, text, None if text else "not in the table"))
+    @cached_property
+    def _memory(self) -> dict[str, str]:
+        return known_translations(self._target, self._path)
+
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Looks segments up; see `TranslationEngine.translate`."""
+        found = [self._memory.get(segment.text) for segment in segments]
+        outcomes = [Outcome(i, t, None if t else "not in the table") for i, t in enumerate(found)]
         yield Reply(tuple(outcomes))
-
-    def close(self) -> None:
-        """Forget the table."""
-        self._memory = None
 
 
 def known_translations(target: str, table: Path | None = None) -> dict[str, str]:
-    """All that the engine knows in a language, by the English.
+    """Returns all translations into a language, by their English.
 
     Args:
         target: Code of the language.
-        table: Beside the CLDR names; see `MemoryOptions`.
+        table: Read in addition to the CLDR names; see `MemoryOptions`.
 
     Raises:
         ConfigError: The table cannot be read or contradicts itself.
     """
-    return _names(target) | _read(table, target)
+    return _names(target) | (_read(table, target) if table else {})
 
 
 def _names(target: str) -> dict[str, str]:
-    """CLDR's names of the things in the built-in pictures, with a small and a capital letter."""
+    """Returns the CLDR names of things in the built-in images, in lower case and capitalised."""
     from lrm_ext.emoji.scenes import load_concepts
 
     memory: dict[str, str] = {}
@@ -98,9 +88,7 @@ def _names(target: str) -> dict[str, str]:
     return memory
 
 
-def _read(path: Path | None, target: str) -> dict[str, str]:
-    if path is None:
-        return {}
+def _read(path: Path, target: str) -> dict[str, str]:
     if path.is_dir():
         return _read_corpus(Corpus.open(path), target)
     memory: dict[str, str] = {}
@@ -119,13 +107,13 @@ def _read(path: Path | None, target: str) -> dict[str, str]:
         if memory.setdefault(english.strip(), other.strip()) != other.strip():
             raise ConfigError(
                 f"{path}:{number}: {english!r} was {memory[english.strip()]!r} before and is "
-                f"{other!r} here; leave one."
+                f"{other!r} here; delete one."
             )
     return memory
 
 
 def _read_corpus(corpus: Corpus, target: str) -> dict[str, str]:
-    """Line by line; what has two translations is left out, for its context is not known here."""
+    """Reads a corpus line by line; omits lines with two translations, which depend on context."""
     memory: dict[str, str] = {}
     ambiguous: set[str] = set()
     for i in range(len(corpus)):
@@ -143,7 +131,7 @@ def _read_corpus(corpus: Corpus, target: str) -> dict[str, str]:
 
 
 def _digest(path: Path | None) -> str | None:
-    """Changes when the table does."""
+    """Returns a digest of the table."""
     if path is None:
         return None
     files = sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
@@ -157,16 +145,12 @@ def _digest(path: Path | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _build(options: MemoryOptions, source: str, target: str, ledger: Cache) -> MemoryEngine:
-    return MemoryEngine(options, target)
-
-
 SPEC = EngineSpec(
     name="memory",
     summary="a table of human translations: CLDR names, and your own",
     licence="Unicode (CLDR); your table's own",
     cost="free",
     options=MemoryOptions,
-    build=_build,
+    build=MemoryEngine,
     languages=lambda: tuple(lang for lang in list_languages() if lang != ENGLISH),
 )

@@ -1,12 +1,12 @@
-"""Asks services that bill what they are asked, within a budget; the engines `deepl` and `google`.
+"""Asks services that bill per request, within a budget; has the engines `deepl` and `google`.
 
-Input: segments. Output: replies as they come. Several requests are under way at once, and no more
-are sent before a reply is kept. What was not answered is asked for again; a request that is at
-fault is halved until the text at fault is alone. After an error nothing new is asked, and what is
-under way is waited for: it is paid. The engine `openai` asks in the same way.
+Several requests are under way at once, and no new one is sent before the last reply is stored.
+Segments without an answer are asked for again; a request that fails is halved until the text at
+fault is alone. After an error nothing new is sent, but the requests under way are awaited, because
+they are billed. The engine `openai` uses the same loop.
 
-DeepL's key is in DEEPL_AUTH_KEY. Google's credentials are found as its libraries find them
-(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is in GOOGLE_CLOUD_PROJECT.
+DeepL's key is read from DEEPL_AUTH_KEY. Google's libraries find their own credentials
+(GOOGLE_APPLICATION_CREDENTIALS names a file); the project is read from GOOGLE_CLOUD_PROJECT.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
     BudgetError,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
+    Positive,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
 
 _MAX_WAIT_S = 60.0
 # Requests in a row that nobody answers before the service is taken to be down.
@@ -45,62 +47,54 @@ _MAX_SILENT = 3
 
 @dataclass(frozen=True)
 class BilledOptions:
-    """Options of the engines on services that bill by the character.
+    """Options of engines that bill by the character.
 
     Attributes:
         concurrency: Requests under way at once.
-        timeout_s: Longest wait for one answer.
-        max_tries: Tries for one request.
-        first_wait_s: Wait before the second try; it doubles.
-        usd_per_million_characters: Price; without it money is not counted, only characters.
+        timeout_s: Time limit of one request.
+        max_tries: Attempts per request.
+        first_wait_s: Wait before the second attempt; it doubles each time.
+        usd_per_million_characters: Price; without it only characters are counted, not money.
         budget_usd: Stop before more is spent, counting all runs with this cache.
         budget_characters: Stop before more is sent, counting all runs with this cache.
     """
 
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    max_tries: int = 6
+    concurrency: AtLeastOne = 8
+    timeout_s: Positive = 60.0
+    max_tries: AtLeastOne = 6
     first_wait_s: float = 1.0
     usd_per_million_characters: float | None = None
     budget_usd: float | None = None
     budget_characters: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "timeout_s", "max_tries"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
         if self.budget_usd is not None and self.usd_per_million_characters is None:
             raise ConfigError("budget_usd needs a price: set usd_per_million_characters.")
 
 
 class MayPassError(Exception):
-    """The service did not answer, and may if it is asked again."""
+    """The service did not answer, but may if it is asked again."""
 
 
 class BilledAnswer(NamedTuple):
-    """What a service made of some texts.
+    """A service's answer to some texts.
 
     Attributes:
         texts: Translations, in order.
-        num_billed: Characters that are billed.
+        num_billed: Characters billed.
     """
 
     texts: list[str]
     num_billed: int
 
 
-# Has texts translated that answer one question (or ""). Raises MayPassError, RejectedError for what
-# is the texts' fault, EngineError for what will not pass.
-Client = Callable[[Sequence[str], str], BilledAnswer]
-
-
 class Budget:
-    """What an engine has spent in all runs, and what is set aside for requests under way.
+    """Counts what an engine has spent in all runs and what is reserved for requests under way.
 
     Args:
-        budget: So many units may be spent; None for any number.
-        budget_usd: So much money may be spent; None for any.
-        unit: What the service bills.
+        budget: How many units may be spent; None for no limit.
+        budget_usd: How much money may be spent; None for no limit.
+        unit: What the service bills: "characters" or "tokens".
     """
 
     def __init__(self, budget: int | None, budget_usd: float | None, unit: str) -> None:
@@ -108,14 +102,14 @@ class Budget:
         self._spent = self._pending = Usage()
 
     def open(self, spent: Usage) -> None:
-        """Begin with what was spent before."""
+        """Starts with what earlier runs have spent."""
         self._spent, self._pending = spent, Usage()
 
     def reserve(self, estimate: Usage) -> None:
-        """Set aside what a request may cost.
+        """Reserves what a request may cost.
 
         Raises:
-            BudgetError: With it, more would be spent than is allowed.
+            BudgetError: The request might exceed the budget.
         """
         total = self._spent + self._pending + estimate
         budget = None
@@ -133,11 +127,11 @@ class Budget:
         self.hold(estimate)
 
     def hold(self, estimate: Usage) -> None:
-        """Set aside what is spent already."""
+        """Reserves what a request under way may cost, without checking the budget."""
         self._pending += estimate
 
     def settle(self, estimate: Usage, usage: Usage) -> None:
-        """Replace what was set aside by what it came to."""
+        """Replaces a reservation by the actual cost."""
         self._pending -= estimate
         self._spent += usage
 
@@ -148,90 +142,87 @@ class Budget:
 
 
 class Work(NamedTuple):
-    """Segments that are asked for together.
+    """Segments that share a request.
 
     Attributes:
-        indices: Their numbers.
-        num_useless: Answers of no use to them so far.
+        indices: Their positions in the batch.
+        num_useless: How many useless answers they have had so far.
     """
 
     indices: tuple[int, ...]
     num_useless: int = 0
 
 
-class PaidEngine(Protocol):
-    """What `ask` needs of an engine.
-
-    Attributes:
-        account: What it has spent.
-        is_answered: Whether the service has answered it, in any batch.
-    """
-
-    account: Budget
-    is_answered: bool
-
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
-        """About what a request for some segments will cost."""
-        ...
-
-    async def send(self, segments: Sequence[Segment]) -> Any:
-        """Ask the service.
-
-        Raises:
-            EngineError: It cannot be used at all; so does `ServiceError`.
-            RejectedError: It does not take this request.
-            ExhaustedError: It did not answer.
-        """
-        ...
-
-    def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
-        """Outcomes in an answer, segments that are to be asked for again, and the cost."""
-        ...
-
-    async def disconnect(self) -> None:
-        """Close connections."""
-        ...
-
-
-def ask(
-    engine: PaidEngine,
-    segments: Sequence[Segment],
-    requests: Iterable[tuple[int, ...]],
-    concurrency: int,
-) -> Iterator[Reply]:
-    """Have segments translated by a service, several requests at once.
+class PaidEngine(TranslationEngine):
+    """An engine that uses a service that bills, with several requests at once.
 
     Args:
-        engine: Makes requests and reads answers.
-        segments: What to translate.
-        requests: Numbers of segments that are asked for together.
+        ledger: Knows the cost of earlier runs.
+        account: The budget.
         concurrency: Requests under way at once.
 
-    Raises:
-        EngineError: The service cannot be used, or the budget is spent; after all that was under
-            way has been handed on.
+    Attributes:
+        ledger: As above.
+        account: As above.
+        concurrency: As above.
+        is_answered: Whether the service has answered any request.
     """
-    asking = _Asking(engine, segments, requests, concurrency)
-    try:
-        yield from asking.replies()
-    finally:
-        asking.close()
+
+    def __init__(self, ledger: Cache, account: Budget, concurrency: int) -> None:
+        self.ledger, self.account, self.concurrency = ledger, account, concurrency
+        self.is_answered = False
+
+    @abstractmethod
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
+        """Estimates the cost of a request for some segments."""
+
+    @abstractmethod
+    async def send(self, segments: Sequence[TextSegment]) -> Any:
+        """Sends one request.
+
+        Raises:
+            EngineError: The service cannot be used at all; so does `ServiceError`.
+            RejectedError: The service refuses this request.
+            ExhaustedError: The service did not answer.
+        """
+
+    @abstractmethod
+    def read(self, work: Work, answer: Any) -> tuple[list[Outcome], tuple[int, ...], Usage]:
+        """Returns an answer's outcomes, the segments to ask for again, and the cost."""
+
+    async def disconnect(self) -> None:
+        """Closes connections."""
+
+    def ask(
+        self, segments: Sequence[TextSegment], requests: Iterable[tuple[int, ...]]
+    ) -> Iterator[Reply]:
+        """Yields the service's replies to requests.
+
+        Args:
+            segments: What to translate.
+            requests: Positions of the segments of each request.
+
+        Raises:
+            EngineError: The service cannot be used, or the budget is spent. Replies to requests
+                under way are yielded first.
+        """
+        with closing(_Asking(self, segments, requests)) as asking:
+            yield from asking.replies()
 
 
 class _Asking:
-    """One batch under way."""
+    """The state of one batch."""
 
     def __init__(
         self,
         engine: PaidEngine,
-        segments: Sequence[Segment],
+        segments: Sequence[TextSegment],
         requests: Iterable[tuple[int, ...]],
-        concurrency: int,
     ) -> None:
         self._engine = engine
         self._segments = segments
         self._work = deque(map(Work, requests))
-        self._concurrency = concurrency
+        self._concurrency = concurrency = engine.concurrency
         self._running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
         self._fault: EngineError | None = None
         self._num_silent = 0
@@ -239,10 +230,10 @@ class _Asking:
         self._loop.set_default_executor(ThreadPoolExecutor(concurrency, "translate"))
 
     def replies(self) -> Iterator[Reply]:
-        """Ask until all is answered or an error ends it.
+        """Sends requests until every segment has an outcome or an error ends the batch.
 
-        Nothing new is asked before what was answered is kept: a kill loses no more than what is
-        under way.
+        Nothing new is sent before the last replies are stored: a kill loses no more than the
+        requests under way.
         """
         while self._start():
             waiting = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -255,24 +246,27 @@ class _Asking:
             raise self._fault
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Cancels the requests under way and closes connections."""
         for task in self._running:
             task.cancel()
-        if self._running:
-            self._loop.run_until_complete(asyncio.gather(*self._running, return_exceptions=True))
-        self._loop.run_until_complete(self._engine.disconnect())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+
+        async def end() -> None:
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._engine.disconnect()
+            await self._loop.shutdown_default_executor()
+
+        self._loop.run_until_complete(end())
         self._loop.close()
 
     def _start(self) -> bool:
-        """Fill up what is under way; say whether anything is."""
+        """Starts requests up to the limit; returns whether any is under way."""
         while self._work and self._fault is None and len(self._running) < self._concurrency:
             asked = [self._segments[i] for i in self._work[0].indices]
             estimate = self._engine.estimate(asked)
             try:
                 self._engine.account.reserve(estimate)
             except BudgetError as error:
-                # what is under way may come cheaper than thought, and leave room for this
+                # the requests under way may cost less than estimated and leave room for this one
                 if not self._running:
                     self._fault = error
                 break
@@ -312,7 +306,7 @@ class _Asking:
         return Reply(tuple(outcomes), usage)
 
     def _halve(self, work: Work, fault: str, is_final: bool = False) -> list[Outcome]:
-        """Find the segment at fault; by itself it fails, for good or until another run."""
+        """Splits a request to isolate the segment at fault; a single segment fails."""
         if len(work.indices) == 1:
             return [Outcome(work.indices[0], None, fault, is_final)]
         self._cut(work.indices, work.num_useless)
@@ -323,67 +317,68 @@ class _Asking:
         self._work += Work(indices[:middle], num_useless), Work(indices[middle:], num_useless)
 
 
-class BilledEngine:
-    """Translates with a service that bills by the character.
+class BilledEngine(PaidEngine):
+    """Translates with a service that bills by the character, through its official client.
 
     Args:
-        name: The engine's name.
-        version: The service's model, as far as it says which.
-        decisive: Options that change a translation.
-        options: How the service may be asked.
-        ledger: Knows what earlier runs have cost.
-        connect: Makes the client.
-        max_texts: Texts that a request may hold.
-        max_characters: Characters that a request may hold.
+        options: A subclass of `BilledOptions`.
+        source: Code of the language to translate from.
+        target: Code of the language to translate into.
+        ledger: Knows the cost of earlier runs.
+
+    Attributes:
+        max_texts: Most texts in a request.
+        max_characters: Most characters in a request.
+        codes: The service's codes of the two languages.
     """
 
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
-    is_table = False
-    is_sentence_level = False
+    max_texts: int
+    max_characters: int = 30_000
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        decisive: Mapping[str, OptionValue],
-        options: BilledOptions,
-        ledger: Cache,
-        connect: Callable[[], Client],
-        max_texts: int,
-        max_characters: int,
-    ) -> None:
-        self.name = name
-        self.version = version
-        self.options = decisive
-        self.account = Budget(options.budget_characters, options.budget_usd, "characters")
-        self.is_answered = False
+    def __init__(self, options: Any, source: str, target: str, ledger: Cache) -> None:
+        account = Budget(options.budget_characters, options.budget_usd, "characters")
+        super().__init__(ledger, account, options.concurrency)
+        self.codes = code_of(self.name, source), code_of(self.name, target)
         self._settings = options
-        self._ledger = ledger
-        self._connect = connect
-        self._client: Client | None = None
-        self._max_texts, self._max_characters = max_texts, max_characters
+        self._client: Any = None
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
-        if self._client is None:
-            self._client = self._connect()
-        self.account.open(self._ledger.spent(self.name))
-        yield from ask(self, segments, self._requests(segments), self._settings.concurrency)
+    @abstractmethod
+    def connect(self) -> Any:
+        """Makes the client.
+
+        Raises:
+            EngineError: The client or its credentials are missing.
+        """
+
+    @abstractmethod
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """Translates texts that answer one question (or "").
+
+        Raises:
+            MayPassError: The service did not answer.
+            RejectedError: The service refuses these texts.
+            EngineError: The service cannot be used.
+        """
+
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
+        self._client = self._client or self.connect()
+        self.account.open(self.ledger.spent(self.name))
+        yield from self.ask(segments, self._requests(segments))
 
     def close(self) -> None:
-        """Forget the client."""
+        """Drops the client."""
         self._client = None
 
-    def _requests(self, segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:
-        """Numbers of segments that go together."""
+    def _requests(self, segments: Sequence[TextSegment]) -> Iterator[tuple[int, ...]]:
+        """Groups segments into requests by context and size."""
         by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
         for _, group in groupby(by_context, key=lambda i: segments[i].context):
             request: list[int] = []
             size = 0
             for i in group:
                 length = len(segments[i].text)
-                full = len(request) == self._max_texts or size + length > self._max_characters
+                full = len(request) == self.max_texts or size + length > self.max_characters
                 if request and full:
                     yield tuple(request)
                     request, size = [], 0
@@ -391,17 +386,16 @@ class BilledEngine:
                 size += length
             yield tuple(request)
 
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
         """See `PaidEngine`."""
         return self._cost(sum(len(segment.text) for segment in segments), 0)
 
-    async def send(self, segments: Sequence[Segment]) -> BilledAnswer:
-        """See `PaidEngine`; with as many tries as are allowed.
+    async def send(self, segments: Sequence[TextSegment]) -> BilledAnswer:
+        """See `PaidEngine`; makes at most `max_tries` attempts.
 
-        The clients' own tries are not used: Google's are limited by time and not by number, and
-        neither client tries again after a page in place of JSON.
+        The clients' own retries are not used: Google's are limited by time and not by number, and
+        neither client retries after a page in place of JSON.
         """
-        assert self._client is not None
         texts, context = [segment.text for segment in segments], segments[0].context
         fault = ""
         for attempt in range(self._settings.max_tries):
@@ -409,7 +403,7 @@ class BilledEngine:
                 wait_s = self._settings.first_wait_s * 2 ** (attempt - 1)
                 await asyncio.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
             try:
-                return await asyncio.to_thread(self._client, texts, context)
+                return await asyncio.to_thread(self.translate_texts, texts, context)
             except MayPassError as error:
                 fault = str(error)
             except RejectedError as error:
@@ -431,22 +425,23 @@ class BilledEngine:
                 for i, text in zip(work.indices, answer.texts, strict=True)
             ]
             return outcomes, (), usage
-        if len(work.indices) > 1:  # which is whose nobody can say
+        if len(work.indices) > 1:  # answers have no ids to tell which is missing
             return [], work.indices, usage
         fault = f"{len(answer.texts)} answers to 1 text"
         return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
-
-    async def disconnect(self) -> None:
-        """See `PaidEngine`; the clients keep nothing open."""
 
     def _cost(self, num_billed: int, num_received: int) -> Usage:
         usd = num_billed * (self._settings.usd_per_million_characters or 0.0) / 1e6
         return Usage(int(num_billed > 0), num_billed, num_received, usd)
 
 
-_DEEPL = "deepl"
-_DEEPL_TEXTS = 50  # of a request, as DeepL's documentation says
-_DEEPL_CHARACTERS = 30_000  # it may have 128 KiB, and a character up to four bytes
+def _fault(service: str, error: Any, status: Any, fatal: Mapping[int, str]) -> Exception:
+    """Returns the error to raise for an HTTP status; `fatal` has the reasons to end the run."""
+    if status in fatal:
+        return EngineError(f"{service}: {fatal[status]}: {error}")
+    if not status or status in (408, 409, 429) or status >= 500:
+        return MayPassError(str(error))
+    return RejectedError(str(error))
 
 
 @dataclass(frozen=True)
@@ -455,9 +450,9 @@ class DeepLOptions(BilledOptions):
 
     Attributes:
         key_variable: Environment variable that holds the key.
-        formality: default, more, less, prefer_more or prefer_less; not every language has it.
-        model_type: quality_optimized, latency_optimized, ...; left out: DeepL's choice.
-        server_url: Another address; left out: the one that the key belongs to.
+        formality: default, more, less, prefer_more or prefer_less; not for every language.
+        model_type: quality_optimized, latency_optimized, ...; DeepL's choice by default.
+        server_url: Another address; by default the one that the key belongs to.
     """
 
     key_variable: str = "DEEPL_AUTH_KEY"
@@ -466,79 +461,67 @@ class DeepLOptions(BilledOptions):
     server_url: str | None = None
 
 
+_DEEPL_FATAL = {
+    403: "the key is refused",
+    404: "there is no such address or language",
+    456: "the account's characters are used up",
+}
+
+
 class DeepLEngine(BilledEngine):
-    """DeepL reads the question of a short answer, and does not bill it."""
+    """DeepL, which reads the question of a short answer and does not bill it."""
 
+    name = "deepl"
     context = "question"
+    # as its documentation says; a request may have 128 KiB, and a character up to four bytes
+    max_texts = 50
 
+    def __init__(self, options: DeepLOptions, source: str, target: str, ledger: Cache) -> None:
+        super().__init__(options, source, target, ledger)
+        self.version = options.model_type or ""
+        self.options = {"formality": options.formality, "target": self.codes[1]}
 
-def _connect_deepl(options: DeepLOptions, source: str, target: str) -> Client:
-    key = os.environ.get(options.key_variable)
-    if not key:
-        raise EngineError(f"the environment has no {options.key_variable}; set it to the key.")
-    try:
-        import deepl
-    except ImportError as error:
-        raise EngineError(
-            f"engine {_DEEPL!r} needs DeepL's client: {DEEPL_SPEC.install}"
-        ) from error
-    # tries and waits are counted in one place for all services
-    deepl.http_client.max_network_retries = 0
-    deepl.http_client.min_connection_timeout = options.timeout_s
-    client = deepl.Translator(key, server_url=options.server_url)
-    client.set_app_info("lrm-llava", "1")
-
-    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
+    def connect(self) -> Any:
+        """See `BilledEngine`."""
+        variable = self._settings.key_variable
+        key = os.environ.get(variable)
+        if not key:
+            raise EngineError(f"the environment has no {variable}; set it to the key.")
         try:
-            found: Any = client.translate_text(
-                list(texts),
-                source_lang=source,
-                target_lang=target,
+            import deepl
+        except ImportError as error:
+            raise EngineError(f"engine 'deepl' needs its client: {DEEPL_SPEC.install}") from error
+        # `send` counts attempts and waits for all services
+        deepl.http_client.max_network_retries = 0
+        deepl.http_client.min_connection_timeout = self._settings.timeout_s
+        client = deepl.Translator(key, server_url=self._settings.server_url)
+        return client.set_app_info("lrm-llava", "1")
+
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """See `BilledEngine`."""
+        import deepl
+
+        try:
+            found: Any = self._client.translate_text(
+                texts,
+                source_lang=self.codes[0],
+                target_lang=self.codes[1],
                 context=context or None,
-                formality=options.formality,
-                model_type=options.model_type,
+                formality=self._settings.formality,
+                model_type=self._settings.model_type,
                 preserve_formatting=True,
             )
-        except deepl.AuthorizationException as error:
-            raise EngineError(f"DeepL: the key is refused: {error}") from error
-        except deepl.QuotaExceededException as error:
-            raise EngineError(f"DeepL: the account's characters are used up: {error}") from error
         except deepl.DeepLException as error:
-            raise _deepl_fault(error) from error
+            raise _fault("DeepL", error, error.http_status_code, _DEEPL_FATAL) from error
         except (ValueError, KeyError, TypeError) as error:  # a page in place of JSON
             raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
         billed = [r.billed_characters for r in found]
         known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
         return BilledAnswer([result.text for result in found], known)
 
-    return translate
-
-
-def _deepl_fault(error: Any) -> Exception:
-    status = error.http_status_code
-    if error.should_retry or status is None or status in (408, 429) or status >= 500:
-        return MayPassError(str(error))
-    if status == 404:
-        return EngineError(f"DeepL: no such address or language: {error}")
-    return RejectedError(str(error))
-
-
-def _build_deepl(options: DeepLOptions, source: str, target: str, ledger: Cache) -> DeepLEngine:
-    codes = code_of(_DEEPL, source), code_of(_DEEPL, target)
-    return DeepLEngine(
-        _DEEPL,
-        options.model_type or "",
-        {"formality": options.formality, "target": codes[1]},
-        options,
-        ledger,
-        lambda: _connect_deepl(options, *codes),
-        _DEEPL_TEXTS,
-        _DEEPL_CHARACTERS,
-    )
-
 
 def _deepl_codes() -> tuple[str, ...]:
-    """Codes that DeepL's client knows; none if it is not installed."""
+    """Returns the codes that DeepL's client knows; none if it is not installed."""
     try:
         from deepl import Language
     except ImportError:
@@ -548,13 +531,13 @@ def _deepl_codes() -> tuple[str, ...]:
 
 
 DEEPL_SPEC = EngineSpec(
-    name=_DEEPL,
+    name=DeepLEngine.name,
     summary="DeepL's service",
     licence="DeepL's terms; they may forbid training",
     cost="by the character",
     options=DeepLOptions,
-    build=_build_deepl,
-    languages=lambda: languages_of(_DEEPL),
+    build=DeepLEngine,
+    languages=lambda: languages_of(DeepLEngine.name),
     install="pip install 'lrm-llava[deepl]'",
     likely_code=lambda tag, names: tag.upper(),
     known_codes=_deepl_codes,
@@ -562,10 +545,6 @@ DEEPL_SPEC = EngineSpec(
 )
 
 
-_GOOGLE = "google"
-# Of a request, as Google's documentation says.
-_GOOGLE_TEXTS = 1024
-_GOOGLE_CHARACTERS = 30_000
 _GOOGLE_FATAL = {
     401: "the credentials are refused",
     403: "access is refused",
@@ -578,11 +557,11 @@ class GoogleOptions(BilledOptions):
     """Options of the engine.
 
     Attributes:
-        project: The project that pays; left out: GOOGLE_CLOUD_PROJECT.
-        location: Where it is translated; a model of one's own is in one place only.
-        model: general/nmt, general/translation-llm, or one's own; left out: Google's choice.
+        project: The project to bill; GOOGLE_CLOUD_PROJECT by default.
+        location: Region; a custom model exists in one region only.
+        model: general/nmt, general/translation-llm, or a custom model; Google's choice by default.
         endpoint: Another address, such as translate-eu.googleapis.com. One that begins with http://
-            is a server on this machine, and gets no credentials.
+            is a server on this machine and receives no credentials.
     """
 
     project: str | None = None
@@ -591,111 +570,87 @@ class GoogleOptions(BilledOptions):
     endpoint: str | None = None
 
 
-def _connect_google(options: GoogleOptions, source: str, target: str) -> Client:
-    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
-    if not project:
-        raise EngineError(
-            "which project pays? Set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+class GoogleEngine(BilledEngine):
+    """Google Translate, which receives question and answer together and bills both."""
+
+    name = "google"
+    max_texts = 1024  # as its documentation says
+
+    def __init__(self, options: GoogleOptions, source: str, target: str, ledger: Cache) -> None:
+        super().__init__(options, source, target, ledger)
+        self.version = f"v3 {options.model or ''}".strip()
+        self.options = {"target": self.codes[1]}
+
+    def connect(self) -> Any:
+        """See `BilledEngine`."""
+        project = self._settings.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+        if not project:
+            raise EngineError(
+                "no project to bill; set GOOGLE_CLOUD_PROJECT, or --option google.project=..."
+            )
+        try:
+            from google.auth.credentials import AnonymousCredentials
+            from google.auth.exceptions import GoogleAuthError
+            from google.cloud.translate_v3 import TranslationServiceClient
+        except ImportError as error:
+            raise EngineError(f"engine 'google' needs its client: {GOOGLE_SPEC.install}") from error
+        parent = f"projects/{project}/locations/{self._settings.location}"
+        self._request: dict[str, Any] = {
+            "parent": parent,
+            "mime_type": "text/plain",
+            "source_language_code": self.codes[0],
+            "target_language_code": self.codes[1],
+        }
+        if self._settings.model:
+            self._request["model"] = f"{parent}/models/{self._settings.model}"
+        endpoint = self._settings.endpoint
+        try:
+            if endpoint is None or not endpoint.startswith("http://"):
+                options = {"api_endpoint": endpoint} if endpoint else None
+                return TranslationServiceClient(client_options=options)
+        except GoogleAuthError as error:
+            raise EngineError(
+                f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their "
+                "file."
+            ) from error
+        rest = TranslationServiceClient.get_transport_class("rest")(
+            host=endpoint.removeprefix("http://"),
+            url_scheme="http",
+            credentials=AnonymousCredentials(),
         )
-    try:
+        return TranslationServiceClient(transport=rest)
+
+    def translate_texts(self, texts: list[str], context: str) -> BilledAnswer:
+        """See `BilledEngine`."""
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.cloud import translate_v3
         from google.protobuf.json_format import ParseError
-    except ImportError as error:
-        raise EngineError(
-            f"engine {_GOOGLE!r} needs Google's client: {GOOGLE_SPEC.install}"
-        ) from error
-    try:
-        client = _google_client(translate_v3, options.endpoint)
-    except GoogleAuthError as error:
-        raise EngineError(
-            f"Google: no credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to their file."
-        ) from error
-    parent = f"projects/{project}/locations/{options.location}"
-    request: dict[str, Any] = {
-        "parent": parent,
-        "mime_type": "text/plain",
-        "source_language_code": source,
-        "target_language_code": target,
-    }
-    if options.model:
-        request["model"] = f"{parent}/models/{options.model}"
 
-    def translate(texts: Sequence[str], context: str) -> BilledAnswer:
         try:
-            found = client.translate_text(
-                request={**request, "contents": list(texts)},
+            found = self._client.translate_text(
+                request={**self._request, "contents": texts},
                 retry=None,
-                timeout=options.timeout_s,
+                timeout=self._settings.timeout_s,
             )
         except exceptions.GoogleAPICallError as error:
-            raise _google_fault(error) from error
-        except TransportError as error:
-            raise MayPassError(f"Google: {error}") from error
+            raise _fault("Google", error, error.code, _GOOGLE_FATAL) from error
+        except (TransportError, OSError, ValueError, ParseError) as error:
+            # no connection, or a page in place of JSON
+            raise MayPassError(f"{type(error).__name__}: {error}") from error
         except GoogleAuthError as error:
             raise EngineError(f"Google: the credentials are refused: {error}") from error
-        except (
-            OSError,
-            ValueError,
-            ParseError,
-        ) as error:  # no connection, or a page in place of JSON
-            raise MayPassError(f"{type(error).__name__}: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
         return BilledAnswer(answers, sum(map(len, texts)))
 
-    return translate
-
-
-def _google_client(translate_v3: Any, endpoint: str | None) -> Any:
-    if endpoint is None:
-        return translate_v3.TranslationServiceClient()
-    if not endpoint.startswith("http://"):
-        return translate_v3.TranslationServiceClient(client_options={"api_endpoint": endpoint})
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud.translate_v3.services.translation_service.transports import (
-        TranslationServiceRestTransport,
-    )
-
-    transport = TranslationServiceRestTransport(
-        host=endpoint.removeprefix("http://"),
-        url_scheme="http",
-        credentials=AnonymousCredentials(),
-    )
-    return translate_v3.TranslationServiceClient(transport=transport)
-
-
-def _google_fault(error: Any) -> Exception:
-    status = int(error.code or 0)
-    if status in _GOOGLE_FATAL:
-        return EngineError(f"Google: {_GOOGLE_FATAL[status]}: {error}")
-    if status in (408, 409, 429) or status >= 500 or not status:
-        return MayPassError(str(error))
-    return RejectedError(str(error))
-
-
-def _build_google(options: GoogleOptions, source: str, target: str, ledger: Cache) -> BilledEngine:
-    codes = code_of(_GOOGLE, source), code_of(_GOOGLE, target)
-    return BilledEngine(
-        _GOOGLE,
-        f"v3 {options.model or ''}".strip(),
-        {"target": codes[1]},
-        options,
-        ledger,
-        lambda: _connect_google(options, *codes),
-        _GOOGLE_TEXTS,
-        _GOOGLE_CHARACTERS,
-    )
-
 
 GOOGLE_SPEC = EngineSpec(
-    name=_GOOGLE,
+    name=GoogleEngine.name,
     summary="Google Cloud Translation",
     licence="Google's terms; they may forbid training",
     cost="by the character",
     options=GoogleOptions,
-    build=_build_google,
-    languages=lambda: languages_of(_GOOGLE),
+    build=GoogleEngine,
+    languages=lambda: languages_of(GoogleEngine.name),
     install="pip install 'lrm-llava[google]'",
     likely_code=lambda tag, names: tag,
     uses_service=True,

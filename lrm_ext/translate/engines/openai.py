@@ -1,8 +1,8 @@
-"""Engine `openai`: any service that speaks OpenAI's chat protocol, vLLM and SGLang included.
+"""Engine `openai`: any service that speaks OpenAI's chat protocol, including vLLM and SGLang.
 
-A chat model gets JSON with an id per segment and answers in JSON; remarks, refusals, unknown or
-doubled ids are not translations. How requests are sent and paid for is in `metered.py`, batch mode
-in `batch_api.py`.
+A chat model receives JSON with an id for each segment and answers in JSON; remarks, refusals, and
+unknown or duplicate ids are not translations. `metered.py` sends requests and counts their cost;
+batch mode is in `batch_api.py`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
+    Positive,
     Reply,
-    Segment,
+    TextSegment,
     Usage,
 )
-from lrm_ext.translate.engines.metered import Budget, Work, ask
+from lrm_ext.translate.engines.metered import Budget, PaidEngine, Work
 
 if TYPE_CHECKING:
     from llava.chat_service import ChatReply, ChatService
@@ -39,8 +42,8 @@ log = logging.getLogger(__name__)
 
 _NAME = "openai"
 _HOSTED = "https://api.openai.com/v1"
-_CHARACTERS_PER_TOKEN = 3  # on the safe side, for estimates only
-_JSON_MODES = ("json_object", "json_schema", "none")
+_MAX_USELESS = 3  # useless answers to one segment before the engine gives up
+_CHARACTERS_PER_TOKEN = 3  # deliberately low; for estimates only
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -64,28 +67,28 @@ class OpenAIOptions:
     """Options of the engine.
 
     Attributes:
-        model: Name of the model, as the service knows it; left out: the only one that it has.
+        model: The service's name for the model; by default its only model.
         base_url: Address of the service.
-        key_variable: Environment variable that holds the key; it may be unset for a local service.
-        style: More rules for the model, such as "Address the reader formally."
-        temperature: 0 for the likeliest answer; -1 leaves it to the service.
-        json: How JSON is asked for: json_object, json_schema, or none.
-        segments_per_request: Segments that are asked for at once.
+        key_variable: Environment variable that holds the key; may be unset for a local service.
+        style: Additional rules for the model, such as "Address the reader formally."
+        temperature: 0 for the likeliest answer; -1 for the service's default.
+        json: How to request JSON: json_object, json_schema, or none.
+        segments_per_request: Segments in one request.
         concurrency: Requests under way at once.
-        timeout_s: Longest wait for one answer.
-        max_tries: Tries for one request.
-        first_wait_s: Without effect, for commands that set it: the wait before the second try is
-            half a second, doubles, and is what the service asks for where it says so.
+        timeout_s: Time limit of one request.
+        max_tries: Attempts per request.
+        first_wait_s: No effect; accepted for older commands. The wait before the second attempt is
+            half a second and doubles, unless the service asks for another wait.
         requests_per_minute: Rate limit.
         tokens_per_minute: Rate limit.
         usd_per_million_input: Price of tokens sent.
         usd_per_million_output: Price of tokens received.
-        batch: Use the service's batch mode: cheaper, and answers within a day. The prices are those
-            of batch mode then; a small rest is asked directly all the same.
-        batch_rows: Rows that are asked about at once in batch mode.
+        batch: Use the service's batch mode, which is cheaper and answers within a day. Prices are
+            then those of batch mode, although a small remainder is asked for directly.
+        batch_rows: Rows to ask for at once in batch mode.
         batch_requests: Most requests in one job of batch mode.
-        batch_fewest: Fewer segments than these are asked directly.
-        poll_s: Time between two looks at a job of batch mode.
+        batch_fewest: Fewer segments than this are asked for directly.
+        poll_s: Time between two checks of a job of batch mode.
         budget_usd: Stop before more is spent, counting all runs with this cache.
         budget_tokens: Stop before more tokens are used, counting all runs with this cache.
     """
@@ -95,31 +98,25 @@ class OpenAIOptions:
     key_variable: str = "OPENAI_API_KEY"
     style: str | None = None
     temperature: float = 0.0
-    json: str = "json_object"
-    segments_per_request: int = 8
-    concurrency: int = 16
-    timeout_s: float = 120.0
-    max_tries: int = 6
+    json: Literal["json_object", "json_schema", "none"] = "json_object"
+    segments_per_request: AtLeastOne = 8
+    concurrency: AtLeastOne = 16
+    timeout_s: Positive = 120.0
+    max_tries: AtLeastOne = 6
     first_wait_s: float = 1.0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     usd_per_million_input: float | None = None
     usd_per_million_output: float | None = None
     batch: bool = False
-    batch_rows: int = 50_000
-    batch_requests: int = 10_000
-    batch_fewest: int = 100
-    poll_s: float = 30.0
+    batch_rows: AtLeastOne = 50_000
+    batch_requests: AtLeastOne = 10_000
+    batch_fewest: AtLeastOne = 100
+    poll_s: Positive = 30.0
     budget_usd: float | None = None
     budget_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.json not in _JSON_MODES:
-            raise ConfigError(f"json is {self.json!r}, expected one of {', '.join(_JSON_MODES)}.")
-        counts = ("segments_per_request", "concurrency", "max_tries", "timeout_s")
-        for name in (*counts, "batch_rows", "batch_requests", "batch_fewest", "poll_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if self.budget_usd is not None and None in prices:
             raise ConfigError(
@@ -128,39 +125,35 @@ class OpenAIOptions:
             )
 
 
-class OpenAIEngine:
+class OpenAIEngine(PaidEngine):
     """Asks a chat model.
 
     Attributes:
-        settings: All its options.
-        service: Where requests go; it is connected while it is asked.
-        ledger: Knows what earlier runs have cost, and their jobs.
+        settings: All options.
+        service: The service, connected while requests are under way.
+        source: Code of the language to translate from.
         target: Code of the language to translate into.
     """
 
     name = _NAME
     context = "native"
-    mask_styles: tuple[str, ...] = ("angle", "tag", "word")
-    is_table = False
-    is_sentence_level = False
 
     def __init__(self, options: OpenAIOptions, source: str, target: str, ledger: Cache) -> None:
+        account = Budget(options.budget_tokens, options.budget_usd, "tokens")
+        super().__init__(ledger, account, options.concurrency)
         self.settings = options
         self.source, self.target = source, target
-        self.ledger = ledger
-        self.account = Budget(options.budget_tokens, options.budget_usd, "tokens")
-        self.is_answered = False
         self.service = _service(options)
         self.version = options.model
         self.rows_ahead = options.batch_rows if options.batch else 0
-        self.options: Mapping[str, OptionValue] = {
+        self.options = {
             "prompt": PROMPT_VERSION,
             "style": options.style,
             "temperature": options.temperature,
         }
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         options = self.settings
         self.account.open(self.ledger.spent(self.name))
         if os.environ.get(options.key_variable) is None and "api.openai.com" in options.base_url:
@@ -173,13 +166,10 @@ class OpenAIEngine:
         size = options.segments_per_request
         requests = (tuple(rest[i : i + size]) for i in range(0, len(rest), size))
         self.service.connect()
-        yield from ask(self, segments, requests, options.concurrency)
+        yield from self.ask(segments, requests)
 
-    def close(self) -> None:
-        """Nothing stays open between batches."""
-
-    def body(self, segments: Sequence[Segment]) -> dict[str, Any]:
-        """The request that asks for some segments."""
+    def body(self, segments: Sequence[TextSegment]) -> dict[str, Any]:
+        """Returns the request for some segments."""
         options = self.settings
         body: dict[str, Any] = {
             "model": options.model,
@@ -195,20 +185,19 @@ class OpenAIEngine:
         return body
 
     def usage_of(self, reply: ChatReply) -> Usage:
-        """What a reply cost."""
+        """Returns the cost of a reply."""
         return self._cost(reply.num_input_tokens, reply.num_output_tokens)
 
-    def estimate(self, segments: Sequence[Segment]) -> Usage:
-        """About what a request will cost; the answer is taken to be as long as the segments."""
+    def estimate(self, segments: Sequence[TextSegment]) -> Usage:
+        """Estimates the cost of a request; the answer is assumed to be as long as the segments."""
         told = self.body(segments)["messages"]
         rules, asked = (len(m["content"]) // _CHARACTERS_PER_TOKEN for m in told)
         return self._cost(rules + asked, asked)
 
-    async def send(self, segments: Sequence[Segment]) -> ChatReply:
+    async def send(self, segments: Sequence[TextSegment]) -> ChatReply:
         """See `PaidEngine`."""
-        estimate = self.estimate(segments)
-        num_tokens = estimate.input_tokens + estimate.output_tokens
-        return await self.service.ask(self.body(segments), num_tokens)
+        cost = self.estimate(segments)
+        return await self.service.ask(self.body(segments), cost.input_tokens + cost.output_tokens)
 
     def read(self, work: Work, answer: ChatReply) -> tuple[list[Outcome], tuple[int, ...], Usage]:
         """See `PaidEngine`."""
@@ -239,11 +228,11 @@ def _build(options: OpenAIOptions, source: str, target: str, ledger: Cache) -> O
 
 
 def _only_model(options: OpenAIOptions) -> str:
-    """Ask the service which model it has.
+    """Returns the name of the service's only model.
 
     Raises:
-        ConfigError: The service is OpenAI's own, or it has none or several.
-        EngineError: It does not say.
+        ConfigError: The service is OpenAI's own, or does not have exactly one model.
+        EngineError: The service does not list its models.
     """
     if options.base_url == _HOSTED:
         raise ConfigError(
@@ -310,21 +299,26 @@ _OPENING = re.compile(r"[{\[]")
 
 
 def messages(
-    segments: Sequence[Segment], source: str, target: str, style: str | None = None
+    segments: Sequence[TextSegment], source: str, target: str, style: str | None = None
 ) -> list[dict[str, str]]:
-    """The conversation that asks for translations.
+    """Returns the conversation that asks for translations.
 
     Args:
-        segments: They get the ids 1, 2, ...
+        segments: What to translate; their ids are 1, 2, ...
         source: Code of their language.
         target: Code of the language to translate into.
-        style: More rules, such as the form of address.
+        style: Additional rules, such as the form of address.
     """
     into = get_language(target)
     rules = _RULES.format(source=get_language(source).name, target=into.name, script=into.script)
     if style:
         rules += f"\n- {style}"
-    asked = [_asked(number, segment) for number, segment in enumerate(segments, start=1)]
+    asked = [
+        {"id": number, "text": s.text}
+        | ({"context": s.context} if s.context else {})
+        | ({"terms": dict(s.terms)} if s.terms else {})
+        for number, s in enumerate(segments, start=1)
+    ]
     return [
         {"role": "system", "content": rules},
         {"role": "user", "content": json.dumps({"segments": asked}, ensure_ascii=False)},
@@ -332,40 +326,41 @@ def messages(
 
 
 def read_answer(content: str, num_segments: int) -> dict[int, str]:
-    """Translations in a model's answer, by position.
+    """Returns the translations in a model's answer, by position.
 
     Args:
-        content: What the model said.
-        num_segments: How many segments it was asked about.
+        content: The model's answer.
+        num_segments: How many segments were in the request.
 
     Returns:
-        What can be used; empty if it is not the JSON that was asked for.
+        The usable translations; empty if the answer is not the requested JSON.
 
     Example:
         >>> read_answer('{"translations": [{"id": 2, "text": "pas"}]}', 2)
         {1: 'pas'}
     """
-    items = _find_items(content)
-    found: dict[int, str] = {}
-    doubled: set[int] = set()
-    for item in items:
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            continue
+    found: dict[int, set[str]] = {}
+    for raw in _find_items(content):
         try:
-            position = int(item["id"]) - 1
-        except (KeyError, TypeError, ValueError):
+            item = msgspec.convert(raw, _Item, strict=False)
+        except msgspec.ValidationError:
             continue
-        if not 0 <= position < num_segments or not item["text"].strip():
-            continue
-        if found.setdefault(position, item["text"]) != item["text"]:
-            doubled.add(position)
-    return {position: text for position, text in found.items() if position not in doubled}
+        if 1 <= item.id <= num_segments and item.text.strip():
+            found.setdefault(item.id - 1, set()).add(item.text)
+    return {position: texts.pop() for position, texts in found.items() if len(texts) == 1}
+
+
+class _Item(msgspec.Struct):
+    """One translation in a model's answer."""
+
+    id: int
+    text: str
 
 
 def _find_items(content: str) -> list[Any]:
-    """The list of translations in a model's answer, whatever stands around it; the last of several.
+    """Returns the last list of translations in a model's answer, ignoring everything around it.
 
-    Models put JSON into fences, behind a line of prose, or behind a draft of it.
+    Models put JSON in fences, after a line of prose, or after a draft of it.
     """
     items: list[Any] = []
     decoder = json.JSONDecoder()
@@ -380,15 +375,3 @@ def _find_items(content: str) -> list[Any]:
         if isinstance(found, list) and any(isinstance(item, dict) for item in found):
             items = found
     return items
-
-
-def _asked(number: int, segment: Segment) -> dict[str, object]:
-    asked: dict[str, object] = {"id": number, "text": segment.text}
-    if segment.context:
-        asked["context"] = segment.context
-    if segment.terms:
-        asked["terms"] = dict(segment.terms)
-    return asked
-
-
-_MAX_USELESS = 3  # useless answers to one segment before it is given up

@@ -1,9 +1,9 @@
-"""Engines on encoder-decoder models, in transformers or CTranslate2.
+"""Engines for encoder-decoder models, in transformers or CTranslate2.
 
-Input: segments. Output: replies, a batch at a time. A batch holds segments of one length class, so
-that the longest answer allowed depends on the segment alone: what else is in the batch changes a
-translation only as far as floating point does (sums in another order; in bfloat16 a near tie may
-fall the other way). Text is never cut: what is too long or does not end is said, not shortened.
+A batch holds segments of one length class, so that the length limit of an answer depends only on
+its segment: the rest of the batch changes a translation only by floating-point effects (in bfloat16
+a near tie may go the other way). Text is never truncated: a segment that is too long, or an answer
+that does not end, is an error.
 """
 
 from __future__ import annotations
@@ -12,39 +12,77 @@ import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from llava.errors import ConfigError
+import msgspec
+
 from lrm_ext.languages.registry import m2m100_codes, nllb_codes
+from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
+    AtLeastOne,
     EngineError,
     EngineSpec,
-    OptionValue,
     Outcome,
     Reply,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     code_of,
     languages_of,
 )
 
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
-
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 1 << 20
+INSTALL = "nothing but lrm-llava itself; lrm-llava[ct2] for CTranslate2"
+_SHORTEST_CLASS = 16
+# Tokens that an answer may have beyond twice those of the text.
+_MORE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Seq2SeqOptions:
+    """Options of the engines for encoder-decoder models.
+
+    Attributes:
+        model: A folder, or an id on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Download nothing; a missing file is an error.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; for a
+            CTranslate2 model also int8 and so on.
+        beams: Width of the beam search; 1 is greedy, faster, and worse.
+        no_repeat_ngram: Length of token sequences that may not repeat in an answer; 0 for no limit.
+        max_source_tokens: Longer segments are not translated.
+        tokens_per_batch: Tokens in a batch, including padding; halved when memory runs out.
+        ct2_model: Folder of the same model converted for CTranslate2.
+        ct2_fault: Why CTranslate2's converter cannot convert the model; "" if it can.
+    """
+
+    ct2_fault: ClassVar[str] = ""
+
+    model: str
+    revision: str | None = None
+    local_files_only: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    beams: AtLeastOne = 4
+    no_repeat_ngram: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_source_tokens: AtLeastOne = 256
+    tokens_per_batch: AtLeastOne = 4096
+    ct2_model: str | None = None
 
 
 class Naming(NamedTuple):
-    """How a model is told the languages.
+    """How the languages are named to a model.
 
     Attributes:
-        source: What its tokenizer calls the source language; None if it is not told.
+        source: The tokenizer's name for the source language; None if it takes none.
         prefix: A token before the text that names the target language; "" for none.
-        first: The token that the answer begins with; "" for none.
+        first: The first token of the answer; "" for none.
     """
 
     source: str | None = None
@@ -53,25 +91,23 @@ class Naming(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A checkpoint, as exactly as can be said.
+    """Identifies a checkpoint.
 
     Attributes:
-        name: Folder or id on the hub.
         revision: The commit; None for a folder.
-        version: For the cache key.
+        version: The version for the cache key.
     """
 
-    name: str
     revision: str | None
     version: str
 
 
 class DecodedText(NamedTuple):
-    """What a model made of one text.
+    """A model's answer to one text.
 
     Attributes:
-        ids: Its tokens, without those that begin and end.
-        is_ended: False if it was still at it when it reached the limit.
+        ids: Its tokens, without the first and last special tokens.
+        is_ended: Whether it ended before the length limit.
     """
 
     ids: list[int]
@@ -79,14 +115,14 @@ class DecodedText(NamedTuple):
 
 
 def find_checkpoint(options: Seq2SeqOptions) -> Found:
-    """Find out which checkpoint is meant; of one on the hub only `config.json` is fetched.
+    """Identifies the checkpoint; from the hub only `config.json` is downloaded.
 
     Raises:
-        EngineError: There is none.
+        EngineError: The checkpoint does not exist.
     """
     folder = Path(options.model)
     if folder.is_dir():
-        found = Found(options.model, None, f"{folder.resolve().name} {_digest(folder)}")
+        found = Found(None, f"{folder.resolve().name} {_digest(folder)}")
     else:
         from huggingface_hub import hf_hub_download
 
@@ -97,7 +133,7 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
                 revision=options.revision,
                 local_files_only=options.local_files_only,
             )
-        except Exception as error:  # whatever the hub's client throws: it says what is wrong
+        except Exception as error:  # the hub's client raises many types, with useful messages
             raise EngineError(
                 f"model {options.model!r} is neither a folder nor to be had from the hub "
                 f"({'only local files are allowed' if options.local_files_only else 'asked'}): "
@@ -105,31 +141,19 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
                 f"hf download {options.model}"
             ) from error
         commit = Path(config).parent.name
-        found = Found(options.model, commit, f"{options.model}@{commit[:12]}")
+        found = Found(commit, f"{options.model}@{commit[:12]}")
     if options.ct2_model is None:
         return found
     converted = Path(options.ct2_model)
     if not (converted / "model.bin").is_file():
-        fault = f"{converted} holds no CTranslate2 model (no model.bin). "
-        if options.ct2_fault:
-            raise EngineError(f"{fault}{options.ct2_fault}; leave option ct2_model out.")
-        raise EngineError(
-            f"{fault}To make one: "
-            f"ct2-transformers-converter --model {options.model} --output_dir {converted}"
+        how = (
+            f"{options.ct2_fault}; leave option ct2_model out."
+            if options.ct2_fault
+            else "To make one: ct2-transformers-converter "
+            f"--model {options.model} --output_dir {converted}"
         )
+        raise EngineError(f"{converted} holds no CTranslate2 model (no model.bin). {how}")
     return found._replace(version=f"{found.version} ct2 {_digest(converted)}")
-
-
-def load(found: Found, options: Seq2SeqOptions, naming: Naming) -> Runner:
-    """Load tokenizer and model.
-
-    Raises:
-        EngineError: A file or package is missing, or the model does not know a language.
-    """
-    tokenizer = _load_tokenizer(found, options, naming)
-    if options.ct2_model is not None:
-        return CTranslate2Runner(tokenizer, options, naming)
-    return TorchRunner(tokenizer, found, options, naming)
 
 
 class TorchRunner:
@@ -146,24 +170,20 @@ class TorchRunner:
         self._device = _device(torch, options.device)
         dtype = _dtype(torch, options.dtype, self._device)
         log.info("loading %s on %s, %s", found.version, self._device, dtype)
-        try:
+        with _loading(f"model {options.model!r}"):
             self.model = AutoModelForSeq2SeqLM.from_pretrained(
-                found.name,
+                options.model,
                 revision=found.revision,
                 local_files_only=options.local_files_only,
                 dtype=dtype,
             )
             self.model = self.model.to(self._device).eval()
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise EngineError(
-                f"model {found.name!r} cannot be loaded: {_first_line(error)}"
-            ) from error
         config = self.model.config
         self.max_positions = getattr(config, "max_position_embeddings", None)
         self._end, self._pad = config.eos_token_id, config.pad_token_id
         self._first = tokenizer.convert_tokens_to_ids(naming.first) if naming.first else None
         settings = self.model.generation_config
-        # a forced end would make a text that was cut look complete; limits are given with each call
+        # a forced end would make a truncated text look complete; each call sets its own limit
         settings.forced_eos_token_id = None
         settings.max_length = None
         settings.num_beams, settings.do_sample = options.beams, False
@@ -171,30 +191,28 @@ class TorchRunner:
         settings.forced_bos_token_id = self._first
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
-        """Translate token ids, at most `limit` new ones each."""
+        """Translates token ids, with at most `limit` new ones each."""
         torch = self._torch
-        width = max(map(len, batch))
-        ids = torch.full((len(batch), width), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
+        rows = [torch.tensor(tokens) for tokens in batch]
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad(rows, batch_first=True, padding_value=self._pad)
+        mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode():
             answers = self.model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 max_new_tokens=limit,
             ).tolist()
-        return [self._read(answer[1:]) for answer in answers]  # without what decoding starts with
+        return [self._read(answer[1:]) for answer in answers]  # without the start token
 
     def free(self) -> None:
-        """Give back memory that is not in use."""
+        """Frees unused memory."""
         gc.collect()
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Give back all memory."""
+        """Frees all memory."""
         del self.model
         self.free()
 
@@ -219,20 +237,16 @@ class CTranslate2Runner:
         self._first = [naming.first] if naming.first else None
         self._beams, self._no_repeat = options.beams, options.no_repeat_ngram
         kind, _, index = options.device.partition(":")
-        try:
+        with _loading(str(options.ct2_model)):
             self.model = ctranslate2.Translator(
                 str(options.ct2_model),
                 device=kind,
                 device_index=int(index or 0),
-                compute_type="auto" if options.dtype == "auto" else options.dtype,
+                compute_type=options.dtype,
             )
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(
-                f"{options.ct2_model} cannot be loaded: {_first_line(error)}"
-            ) from error
 
     def run(self, batch: Sequence[Sequence[int]], limit: int) -> list[DecodedText]:
-        """Translate token ids, at most `limit` new ones each."""
+        """Translates token ids, with at most `limit` new ones each."""
         results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
             target_prefix=None if self._first is None else [self._first] * len(batch),
@@ -244,10 +258,10 @@ class CTranslate2Runner:
         return [self._read(result.hypotheses[0]) for result in results]
 
     def free(self) -> None:
-        """CTranslate2 does so by itself."""
+        """Does nothing: CTranslate2 frees unused memory itself."""
 
     def close(self) -> None:
-        """Give back all memory."""
+        """Frees all memory."""
         self.model.unload_model()
 
     def _read(self, tokens: list[str]) -> DecodedText:
@@ -261,61 +275,55 @@ class CTranslate2Runner:
 Runner = TorchRunner | CTranslate2Runner
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a smaller batch may help."""
-    text = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        words in text for words in ("out of memory", "can't allocate memory")
-    )
-
-
 def _load_tokenizer(found: Found, options: Seq2SeqOptions, naming: Naming) -> Any:
     from transformers import AutoTokenizer
 
     told = {} if naming.source is None else {"src_lang": naming.source}
-    try:
+    with _loading(f"the tokenizer of {options.model!r}"):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            found.name,
+            options.model,
             revision=found.revision,
             local_files_only=options.local_files_only,
             **told,
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise EngineError(
-            f"the tokenizer of {found.name!r} cannot be loaded: {_first_line(error)}"
-        ) from error
     for token in filter(None, (naming.prefix, naming.first)):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
             raise EngineError(
-                f"model {found.name!r} has no token {token!r} for the language; correct its code "
-                "under [engines] in the language's file, or choose another model."
+                f"model {options.model!r} has no token {token!r} for the language; correct its "
+                "code under [engines] in the language's file, or choose another model."
             )
     return tokenizer
 
 
 def _device(torch: Any, name: str) -> Any:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        return torch.device(found if name == "auto" else name)
     except RuntimeError as error:
         raise EngineError(f"option device is {name!r}: {_first_line(error)}") from error
 
 
 def _dtype(torch: Any, name: str, device: Any) -> Any:
     if name == "auto":
-        if device.type == "cpu":
-            name = "float32"
-        else:
-            name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        name = "float32" if device.type == "cpu" else half
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise EngineError(f"option dtype is {name!r}, expected float32, bfloat16 or float16.")
     return dtype
 
 
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Turns a library's error into one that names what could not be loaded."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise EngineError(f"{what} cannot be loaded: {_first_line(error)}") from error
+
+
 def _digest(folder: Path) -> str:
-    """Of a folder's files; of large ones only size, beginning, middle and end are read."""
+    """Returns a digest of a folder's files; samples the beginning, middle and end of large ones."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         size = path.stat().st_size
@@ -331,72 +339,19 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-if TYPE_CHECKING:
-    from lrm_ext.translate.cache import Cache
-
-log = logging.getLogger(__name__)
-
-INSTALL = "nothing beside lrm-llava itself; lrm-llava[ct2] for CTranslate2"
-_SHORTEST_CLASS = 16
-# Tokens of an answer beside twice those of the text.
-_MORE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Seq2SeqOptions:
-    """Options of the engines on encoder-decoder models.
-
-    Attributes:
-        model: A folder, or an id on the Hugging Face hub.
-        revision: Branch, tag or commit on the hub.
-        local_files_only: Fetch nothing; what is missing is an error.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-        dtype: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16; of a
-            CTranslate2 model also int8 and the like.
-        beams: Width of the beam search; 1 is greedy, faster, and reads worse.
-        no_repeat_ngram: Forbid that so many tokens occur twice in an answer; 0 allows it.
-        max_source_tokens: Longer segments are not translated.
-        tokens_per_batch: Tokens of a batch, padding included; halved where memory runs out.
-        ct2_model: Folder of the same model converted for CTranslate2.
-        ct2_fault: Why CTranslate2's own converter cannot make one; "" if it can.
-    """
-
-    ct2_fault: ClassVar[str] = ""
-
-    model: str
-    revision: str | None = None
-    local_files_only: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    beams: int = 4
-    no_repeat_ngram: int = 0
-    max_source_tokens: int = 256
-    tokens_per_batch: int = 4096
-    ct2_model: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("beams", "max_source_tokens", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more.")
-        if self.no_repeat_ngram < 0:
-            raise ConfigError(f"no_repeat_ngram is {self.no_repeat_ngram}, expected 0 or more.")
-
-
-class Seq2SeqEngine:
+class Seq2SeqEngine(TranslationEngine):
     """Translates with a model in this process.
 
     Args:
         name: The engine's name.
         options: Its options.
-        naming: How the model is told the languages.
+        naming: How the languages are named to the model.
 
     Raises:
-        EngineError: There is no such model.
+        EngineError: The model does not exist.
     """
 
-    context = "joined"
-    mask_styles: tuple[str, ...] = ("underscores", "word", "tag")
-    is_table = False
+    mask_styles = ("underscores", "word", "tag")
     is_sentence_level = True
 
     def __init__(self, name: str, options: Seq2SeqOptions, naming: Naming) -> None:
@@ -407,7 +362,7 @@ class Seq2SeqEngine:
         self._runner: Runner | None = None
         self._tokens_per_batch = options.tokens_per_batch
         self.version = self._found.version
-        self.options: Mapping[str, OptionValue] = {
+        self.options = {
             "beams": options.beams,
             "dtype": options.dtype,
             "max_source_tokens": options.max_source_tokens,
@@ -415,69 +370,72 @@ class Seq2SeqEngine:
             "target": naming.prefix + naming.first,
         }
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
-        """Translate a batch; see `Engine.translate`."""
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
+        """Translates a batch; see `TranslationEngine.translate`."""
         if self._runner is None:
-            self._runner = load(self._found, self._settings, self._naming)
+            tokenizer = _load_tokenizer(self._found, self._settings, self._naming)
+            self._runner = (
+                TorchRunner(tokenizer, self._found, self._settings, self._naming)
+                if self._settings.ct2_model is None
+                else CTranslate2Runner(tokenizer, self._settings, self._naming)
+            )
         runner = self._runner
         prefix = f"{self._naming.prefix} " if self._naming.prefix else ""
         tokens = [runner.tokenizer(prefix + segment.text).input_ids for segment in segments]
         most = self._settings.max_source_tokens
         if runner.max_positions is not None:
-            # a few places are left for what the model puts around a text
+            # special tokens around the text need a few positions
             most = min(most, runner.max_positions - 4)
-        too_long = [i for i, ids in enumerate(tokens) if len(ids) > most]
+        too_long = [
+            Outcome(i, None, f"too long: {len(ids)} tokens, at most {most}")
+            for i, ids in enumerate(tokens)
+            if len(ids) > most
+        ]
         if too_long:
-            yield Reply(
-                tuple(
-                    Outcome(i, None, f"too long: {len(tokens[i])} tokens, at most {most}")
-                    for i in too_long
-                )
-            )
+            yield Reply(tuple(too_long))
         lengths = {i: len(ids) for i, ids in enumerate(tokens) if len(ids) <= most}
-        waiting = make_batches(lengths, self._tokens_per_batch)[::-1]
+        waiting = make_batches(lengths, self._tokens_per_batch)
         while waiting:
-            batch = waiting.pop()
+            batch = waiting.pop(0)
             limit = max_new_tokens(max(lengths[i] for i in batch), runner.max_positions)
             answers = self._run(runner, [tokens[i] for i in batch], limit)
-            if answers is None and len(batch) == 1:
+            if answers is not None:
+                yield self._reply(runner, batch, answers, sum(lengths[i] for i in batch), limit)
+            elif len(batch) == 1:
                 fault = f"out of memory with {lengths[batch[0]]} tokens"
                 yield Reply((Outcome(batch[0], None, fault, is_final=False),))
-                continue
-            if answers is None:
-                self._shrink(len(batch))
+            else:
+                self._tokens_per_batch = max(1, self._tokens_per_batch // 2)
+                log.warning(
+                    "%s: memory ran out with %d segments; batches now have at most %d tokens",
+                    self.name,
+                    len(batch),
+                    self._tokens_per_batch,
+                )
                 left = sorted(i for some in (*waiting, batch) for i in some)
-                waiting = make_batches({i: lengths[i] for i in left}, self._tokens_per_batch)[::-1]
-                continue
-            yield self._reply(runner, batch, answers, sum(lengths[i] for i in batch), limit)
+                waiting = make_batches({i: lengths[i] for i in left}, self._tokens_per_batch)
 
     def close(self) -> None:
-        """Free the model's memory."""
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
+        """Frees the model's memory."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
             runner.close()
 
     def _run(
         self, runner: Runner, batch: Sequence[Sequence[int]], limit: int
     ) -> list[DecodedText] | None:
-        """Translate token ids; None if memory ran out."""
+        """Translates token ids; returns None if memory ran out."""
         try:
             return runner.run(batch, limit)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            text = f"{type(error).__name__} {error}".lower()
+            if not any(
+                w in text for w in ("outofmemory", "out of memory", "can't allocate memory")
+            ):
                 raise
-        # outside the handler: the error holds on to what filled the memory
+        # outside the handler, because the error keeps references to the tensors
         runner.free()
         return None
-
-    def _shrink(self, num_segments: int) -> None:
-        self._tokens_per_batch = max(1, self._tokens_per_batch // 2)
-        log.warning(
-            "%s: memory ran out with %d segments; batches now have at most %d tokens",
-            self.name,
-            num_segments,
-            self._tokens_per_batch,
-        )
 
     def _reply(
         self,
@@ -493,26 +451,23 @@ class Seq2SeqEngine:
             clean_up_tokenization_spaces=False,
         )
         outcomes: list[Outcome] = []
-        for i, answer, text in zip(batch, answers, texts, strict=True):
-            if not answer.is_ended:
-                outcomes.append(Outcome(i, None, f"no end after {limit} tokens"))
-            elif not text.strip():
-                outcomes.append(Outcome(i, None, "empty answer"))
-            else:
-                outcomes.append(Outcome(i, text.strip()))
+        for i, answer, text in zip(batch, answers, map(str.strip, texts), strict=True):
+            fault = "" if answer.is_ended else f"no end after {limit} tokens"
+            fault = fault or ("" if text else "empty answer")
+            outcomes.append(Outcome(i, None, fault) if fault else Outcome(i, text))
         usage = Usage(1, num_tokens, sum(len(answer.ids) for answer in answers))
         return Reply(tuple(outcomes), usage)
 
 
 def make_batches(lengths: Mapping[int, int], tokens_per_batch: int) -> list[list[int]]:
-    """Group segments of like lengths, the longest first.
+    """Groups segments of similar lengths, the longest first.
 
     Args:
-        lengths: Tokens of each segment, by its number.
-        tokens_per_batch: Most tokens in a batch, padding included; a longer segment is alone.
+        lengths: Tokens of each segment, by its position.
+        tokens_per_batch: Most tokens in a batch, including padding; a longer segment is alone.
 
     Returns:
-        Numbers of segments; all of a batch are of one length class.
+        Positions of the segments of each batch, which are of one length class.
 
     Example:
         >>> make_batches({0: 3, 1: 40, 2: 5, 3: 39}, 80)
@@ -531,12 +486,12 @@ def make_batches(lengths: Mapping[int, int], tokens_per_batch: int) -> list[list
 
 
 def length_class(num_tokens: int) -> int:
-    """The length up to which segments may share a batch: 16, 32, 64, ..."""
+    """Returns the length up to which segments may share a batch: 16, 32, 64, ..."""
     return max(_SHORTEST_CLASS, 1 << (num_tokens - 1).bit_length())
 
 
 def max_new_tokens(num_tokens: int, max_positions: int | None) -> int:
-    """The longest answer to a segment of this length, in tokens."""
+    """Returns the length limit of an answer to a segment of this length, in tokens."""
     limit = 2 * length_class(num_tokens) + _MORE_TOKENS
     return limit if max_positions is None else min(limit, max_positions - 2)
 
@@ -569,13 +524,13 @@ class M2M100Options(Seq2SeqOptions):
 
 @dataclass(frozen=True)
 class OpusOptions(Seq2SeqOptions):
-    """Options of the engine; without `model` the language file's, which may end with a tag."""
+    """Options of the engine; the default model is in the language file and may end with a tag."""
 
     model: str = ""
 
 
-# Says, from an engine's options and its codes of two languages, which model is meant and how it is
-# told the languages.
+# Returns the options with the model, and how the languages are named to it, given the options, a
+# function that returns the engine's code of a language, and the codes of both languages.
 Tell = Callable[[Any, Callable[[str], str], str, str], tuple[Seq2SeqOptions, Naming]]
 
 
@@ -597,9 +552,9 @@ def _spec(name: str, tell: Tell, cost: str = "GPU or CPU time", **known: Any) ->
 def _tell_opus(
     options: OpusOptions, code: Callable[[str], str], source: str, target: str
 ) -> tuple[Seq2SeqOptions, Naming]:
-    """The language files name the model of each language.
+    """Takes the model from the language file.
 
-    A model of several languages is given a tag before the text, which follows after a blank:
+    A model for several languages needs a tag before the text, which the file gives after a space:
     `Helsinki-NLP/opus-mt-tc-base-en-sh >>hrv<<`.
     """
     model, _, tag = (options.model or code(target)).partition(" >>")

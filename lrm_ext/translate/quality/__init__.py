@@ -1,8 +1,8 @@
-"""How good a translation is, as far as a program can tell: figures, and findings where one fails.
+"""Measures the quality of translations, as far as a program can.
 
-Input: a text or a row in two languages. Output: a `Verdict`. Each check is one small file and one
-number, larger is worse; what passes is in the language's file (`thresholds.py`). A check that finds
-what is wrong rejects a row, one of `DOUBTS` makes it suspect (`verdict.py`).
+A `Checker` returns a `RowVerdict` of a text or row in two languages. Each check measures one
+number; larger is worse. The language file says what passes (`Thresholds`). A failed check rejects a
+row; a failed check of `DOUBTS` makes it suspect.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from lrm_ext.translate.quality.base import (
     DOUBTS,
     FailedCheck,
+    RowVerdict,
     Thresholds,
-    Verdict,
     get_thresholds,
 )
 from lrm_ext.translate.quality.checking import CHECKS, Checker
 
-# Goes up when the same text may get another verdict; translations remember it.
+# Increases when the same text may get another verdict; translations store it.
 QUALITY_VERSION = 3
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "QUALITY_VERSION",
     "Checker",
     "FailedCheck",
+    "RowVerdict",
     "Thresholds",
-    "Verdict",
     "get_thresholds",
 ]

@@ -1,25 +1,29 @@
-"""What the checks share: a text with its translation, what is normal in a language, and verdicts.
+"""Defines what the checks share: pairs of texts, thresholds and verdicts.
 
-`Thresholds` are the [quality] section of a language's file, checked; where it says nothing the
-defaults hold, and `tools/calibrate_quality.py` measures limits and writes them into the files.
+`Thresholds` are the [quality] section of a language file, with defaults for what it leaves out.
+`tools/calibrate_quality.py` measures limits and writes them into the files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from llava.errors import ConfigError
+from lrm_ext.languages._toml import convert
+from lrm_ext.languages.identification import Confusable
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.protect import Span, find_spans, plain_characters
+from lrm_ext.translate.protect import ProtectedSpan, find_spans, plain_characters
 
-# What these find is a matter of degree, and people translate freely, too: look before you use it.
-# What the others find is wrong.
+# Findings of these checks are a matter of degree, since people translate freely, too: review them.
+# Findings of the other checks are errors.
 DOUBTS = frozenset({"near", "meaning", "length", "ending"})
 
 
@@ -29,9 +33,9 @@ class FailedCheck:
 
     Attributes:
         check: Name of the check.
-        value: What was measured; larger is worse.
+        value: The measured value; larger is worse.
         limit: The largest value that passes.
-        message: What is wrong, for people to read.
+        message: What is wrong, in words.
     """
 
     check: str
@@ -44,49 +48,49 @@ class FailedCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the checks say of a text or of a row.
+class RowVerdict:
+    """The result of all checks of a text or a row.
 
     Attributes:
-        findings: The failed checks, each once, in the order in which checks run.
-        figures: What each check measured, of a row the worst turn's; larger is worse. A check that
-            cannot judge, such as the language of one word, has no figure.
+        findings: The failed checks, in the order in which checks run.
+        values: The value of each check, for a row that of its worst turn; larger is worse. A check
+            that cannot judge, such as the language of one word, has no value.
     """
 
     findings: tuple[FailedCheck, ...]
-    figures: Mapping[str, float]
+    values: Mapping[str, float]
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed."""
+        """Whether every check passed."""
         return not self.findings
 
     @property
     def status(self) -> str:
-        """What a row becomes: "rejected"; "suspect" if there are only doubts; "ok"."""
+        """The row's status: "ok", "suspect" if all findings are doubts, or "rejected"."""
         if self.ok:
             return "ok"
         return "suspect" if all(f.check in DOUBTS for f in self.findings) else "rejected"
 
     @property
     def reasons(self) -> list[str]:
-        """The findings as lines of text, what is wrong before what is doubtful."""
+        """The findings in words, errors before doubts."""
         return [str(f) for f in sorted(self.findings, key=lambda f: f.check in DOUBTS)]
 
 
 class Measured(NamedTuple):
-    """What one check measured of one text.
+    """The value of one check for one text.
 
     Attributes:
         value: Larger is worse; 0 is perfect.
-        message: What is wrong if the value is over the limit.
+        message: What is wrong if the value is above the limit.
     """
 
     value: float
     message: str
 
 
-# A value over its limit is a finding. Where a translator has no choice the limit is 0.
+# A value above its limit is a finding. The limit is 0 where a translator has no choice.
 DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
     {
         "structure": 0.0,
@@ -106,98 +110,65 @@ DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """What is normal for translations from English into a language.
+class Thresholds(Confusable, frozen=True, forbid_unknown_fields=True):
+    """The [quality] section of a language: what is normal for translations from English into it.
 
     Attributes:
-        near: Codes of languages that an identifier cannot tell from it in a sentence; they pass.
-        rivals: Codes of other languages that it may be mistaken for, beside ours; they do not.
-        foreign_letters: Letters that a near language has and this one has not.
-        foreign_words: Frequent words that a near language has and this one has not, folded.
+        near: Codes of languages that an identifier cannot tell apart from it in a sentence; they
+            pass.
+        rivals: Codes of other languages, beside ours, that it may be mistaken for; they fail.
+        foreign_letters: Letters of a near language that this one does not have.
+        foreign_words: Frequent words of a near language that this one does not have, folded.
         length_ratio: Characters of a translation for each character of English.
         length_spread: Standard deviation of the difference, in characters, for one character.
-        limits: The largest value that passes, by check.
+        limits: The largest value that passes, by check; by default from `DEFAULT_LIMITS`.
     """
 
-    near: tuple[str, ...] = ()
-    rivals: tuple[str, ...] = ()
     foreign_letters: str = ""
     foreign_words: frozenset[str] = frozenset()
-    length_ratio: float = 1.1
-    length_spread: float = 1.2
-    limits: Mapping[str, float] = field(default_factory=lambda: DEFAULT_LIMITS)
+    length_ratio: Annotated[float, msgspec.Meta(gt=0)] = 1.1
+    length_spread: Annotated[float, msgspec.Meta(gt=0)] = 1.2
+    limits: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.limits) - set(DEFAULT_LIMITS)):
+            raise ConfigError(
+                f"limits: no check is called {', '.join(unknown)}; there are: "
+                f"{', '.join(DEFAULT_LIMITS)}"
+            )
+        msgspec.structs.force_setattr(self, "limits", {**DEFAULT_LIMITS, **self.limits})
 
     def with_limits(self, limits: Mapping[str, float]) -> Thresholds:
-        """The same with other limits for some checks.
+        """Returns the same thresholds with other limits for some checks.
 
         Raises:
-            ConfigError: There is no such check.
+            ConfigError: A check is unknown.
         """
-        _check_names(limits, "limits")
-        return replace(self, limits=MappingProxyType({**self.limits, **limits}))
+        return msgspec.structs.replace(self, limits={**self.limits, **limits})
 
 
 @cache
 def get_thresholds(lang: str) -> Thresholds:
-    """Thresholds for translations into a language.
+    """Returns the thresholds for translations into a language.
 
     Raises:
-        ConfigError: There is no such language, or its [quality] section is at fault.
+        ConfigError: The language is unknown, or its [quality] section is invalid.
     """
     language = get_language(lang)
     return parse_thresholds(language.quality, f"{language.path}: quality")
 
 
 def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
-    """Read a [quality] section.
+    """Reads a [quality] section.
 
     Raises:
-        ConfigError: A key is unknown, or a value of another type than expected.
+        ConfigError: A key is unknown, or a value is invalid.
     """
-    known = [f.name for f in fields(Thresholds)]
-    if unknown := sorted(set(table) - set(known)):
-        raise ConfigError(f"{where}: {', '.join(unknown)} unknown; known: {', '.join(known)}.")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key == "limits":
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}.limits is {value!r}, expected a table of numbers.")
-            _check_names(value, f"{where}.limits")
-            given = {
-                name: _number(limit, f"{where}.limits.{name}") for name, limit in value.items()
-            }
-            values[key] = MappingProxyType({**DEFAULT_LIMITS, **given})
-        elif key.startswith("length_"):
-            values[key] = _number(value, f"{where}.{key}")
-            if not values[key] > 0:
-                raise ConfigError(f"{where}.{key} is {value!r}, expected a number above 0.")
-        elif key == "foreign_letters":
-            if not isinstance(value, str):
-                raise ConfigError(f"{where}.{key} is {value!r}, expected letters in one string.")
-            values[key] = value
-        else:
-            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"{where}.{key} is {value!r}, expected a list of strings.")
-            values[key] = frozenset(value) if key == "foreign_words" else tuple(value)
-    return Thresholds(**values)
+    # msgspec accepts unknown keys in a mapping that is not a dictionary
+    return convert(dict(table), Thresholds, where)
 
 
-def _check_names(limits: Mapping[str, Any], where: str) -> None:
-    if unknown := sorted(set(limits) - set(DEFAULT_LIMITS)):
-        raise ConfigError(
-            f"{where}: no check is called {', '.join(unknown)}; there are: "
-            f"{', '.join(DEFAULT_LIMITS)}."
-        )
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{where} is {value!r}, expected a number.")
-    return float(value)
-
-
-# Up to 39: centuries, kings and wars have no more; suffixes as in "XIXe" and "IIIrd".
+# Up to 39, which is enough for centuries, kings and wars; with suffixes as in "XIXe" and "IIIrd".
 ROMAN = re.compile(r"(?<![\w.])(?:([IVX]{2,7})[a-zè]{0,3}|([IVX]))(?!\w)")
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -209,20 +180,20 @@ class TextPair:
 
     Attributes:
         source: The text.
-        target: Its translation, with letters and digits of full width as those of ASCII.
+        target: Its translation, with full-width letters and digits as ASCII.
         source_lang: Code of the text's language.
         target_lang: Code of the translation's language.
         source_spans: The protected parts of the text.
         source_prose: The text with a blank in place of each protected part.
-        target_prose: The same of the translation, without Roman numerals.
-        source_words: Words of the text, folded; protected parts are no words.
-        target_words: The same of the translation; letters where no blanks separate words.
-        parts: The prose of the translation; of a whole row that of each turn.
-        known_words: Which words of the text the lexicon knows, and whether the translation has
-            them, by key; None until the check of meaning has looked.
+        target_prose: The same for the translation, without Roman numerals.
+        source_words: Words of the text, folded, without protected parts.
+        target_words: The same for the translation; letters if blanks do not separate words.
+        parts: The prose of the translation; for a row, that of each turn.
+        known_words: For each word of the text in the lexicon, by key, whether the translation has
+            it; None until `check_meaning` has run.
     """
 
-    # plain attributes: properties that are made when asked for cost more than what they save
+    # plain attributes, because lazy properties cost more than they save
     def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
         self.source = source
         self.target = target = plain_characters(target)
@@ -230,7 +201,7 @@ class TextPair:
         self.target_lang = target_lang
         self.source_spans = find_spans(source)
         self.source_prose = prose(source, self.source_spans)
-        # "siglo XIX" is no word of another script or language
+        # so that "XIX" in "siglo XIX" is no word of another script or language
         self.target_prose = ROMAN.sub(" ", prose(target, _copied_spans(target, source)))
         self.source_words = words(self.source_prose, source_lang)
         self.target_words = words(self.target_prose, target_lang)
@@ -239,7 +210,7 @@ class TextPair:
 
     @classmethod
     def of_all(cls, pairs: Sequence[TextPair]) -> TextPair:
-        """All of a row as one text, a line each; what is known of its parts is taken over."""
+        """Joins the turns of a row to one text, a line each, and reuses their results."""
         whole = cls.__new__(cls)
         whole.source = "\n".join([pair.source for pair in pairs])
         whole.target = "\n".join([pair.target for pair in pairs])
@@ -252,41 +223,32 @@ class TextPair:
         whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
         found: dict[str, bool] = {}
         for pair in pairs:
-            if pair.known_words is None:
-                whole.known_words = None
-                break
-            for key, is_there in pair.known_words.items():
-                if is_there or key not in found:
-                    found[key] = is_there
-        else:
-            whole.known_words = found
+            for key, is_there in (pair.known_words or {}).items():
+                found[key] = is_there or found.get(key, False)
+        is_known = all([pair.known_words is not None for pair in pairs])
+        whole.known_words = found if is_known else None
         return whole
 
 
-def _copied_spans(target: str, source: str) -> Sequence[Span]:
-    """The protected parts of a translation; quotations only if their words are the text's."""
-    spans = find_spans(target, any_quotation=True)
+def _copied_spans(target: str, source: str) -> Sequence[ProtectedSpan]:
+    """Returns the protected parts of a translation; quotations only if they occur in the text."""
     return [
         span
-        for span in spans
+        for span in find_spans(target, any_quotation=True)
         if span.kind != "quote" or target[span.start : span.end].strip(QUOTES) in source
     ]
 
 
-def prose(text: str, spans: Sequence[Span]) -> str:
-    """A text with a blank in place of each of its protected parts."""
+def prose(text: str, spans: Sequence[ProtectedSpan]) -> str:
+    """Replaces each protected part of a text by a blank."""
     if not spans:
         return text
-    pieces: list[str] = []
-    end = 0
-    for span in spans:
-        pieces.append(text[end : span.start])
-        end = span.end
-    pieces.append(text[end:])
-    return " ".join(pieces)
+    starts, ends = [span.start for span in spans], [span.end for span in spans]
+    pieces = zip([0, *ends], [*starts, len(text)], strict=True)
+    return " ".join([text[start:end] for start, end in pieces])
 
 
 def words(text: str, lang: str) -> list[str]:
-    """Words of a text, folded; single letters in a language without blanks between words."""
+    """Returns the folded words of a text; letters if blanks do not separate words."""
     pattern = _WORD if get_language(lang).spaced else _LETTER
     return pattern.findall(text.casefold())

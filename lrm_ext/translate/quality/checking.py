@@ -1,4 +1,4 @@
-"""Runs the checks over a text or a row and puts their figures together."""
+"""Runs the checks on texts and rows and combines their values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llava.data.sample import Turn
 from lrm_ext.translate.quality.base import (
     FailedCheck,
     Measured,
+    RowVerdict,
     TextPair,
     Thresholds,
-    Verdict,
     get_thresholds,
 )
 from lrm_ext.translate.quality.content_checks import (
@@ -25,23 +25,21 @@ from lrm_ext.translate.quality.content_checks import (
 from lrm_ext.translate.quality.form_checks import (
     check_copy,
     check_ending,
+    check_language,
     check_length,
     check_mojibake,
+    check_near,
     check_order,
     check_repetition,
     check_script,
     check_structure,
-)
-from lrm_ext.translate.quality.language_id import (
-    check_language,
-    check_near,
     identify,
     is_too_short,
 )
 
 Check = Callable[[TextPair, Thresholds], Measured | None]
 
-# In this order; the first that fails names a row's fault in tables.
+# In this order; tables show the first check that fails as the reason.
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "structure": check_structure,
@@ -59,21 +57,21 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "ending": check_ending,
     }
 )
-# Turns are short; these see more in all turns of a row together. The language is judged of those
-# together that are too short to be judged alone.
+# Turns are short; these checks are also applied to all turns of a row together. The language is
+# checked on the joined turns that are too short to be checked alone.
 _OF_ROWS = [(name, CHECKS[name]) for name in ("near", "meaning", "length")]
 _OF_OTHER_ROWS = _OF_ROWS[1:]
 _OF_SHORT = [("language", check_language)]
 _OF_TURNS = list(CHECKS.items())
-# Questions and answers repeat within a data set; so many pairs are remembered, if they are short.
+# Questions and answers repeat within a data set, so results of short pairs are cached.
 _MAX_KNOWN = 1 << 13
 _MAX_KNOWN_LENGTH = 1000
-# Rows whose languages are identified together, which costs a fraction of one text at a time.
+# Rows whose languages are identified together, which is much faster than one text at a time.
 _ROWS_AHEAD = 512
 
 
 class _Looked(NamedTuple):
-    """A pair of texts and what was measured of it."""
+    """A pair of texts and its measured values."""
 
     pair: TextPair
     measured: Mapping[str, Measured]
@@ -85,7 +83,7 @@ class Checker:
     Args:
         source_lang: Code of the language of the texts.
         target_lang: Code of the language of the translations.
-        thresholds: What passes; the language's own if left out.
+        thresholds: What passes; by default the language's own.
 
     Raises:
         ConfigError: A language is unknown.
@@ -101,48 +99,29 @@ class Checker:
         self._known: OrderedDict[tuple[str, str], _Looked] = OrderedDict()
         self._ahead: dict[tuple[str, str], TextPair] = {}
 
-    def check_text(self, source: str, target: str) -> Verdict:
-        """Check one text.
-
-        Raises:
-            ConfigError: What a check needs is not installed.
-        """
+    def check_text(self, source: str, target: str) -> RowVerdict:
+        """Checks one text."""
         return self._verdict(self._look(source, target).measured)
 
-    def check_texts(self, texts: Iterable[tuple[str, str]]) -> Verdict:
-        """Check texts that belong together, such as the turns of a row: each, and all together.
+    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[RowVerdict]:
+        """Checks many rows: the texts of each, one by one and joined.
 
         Args:
-            texts: Pairs of a text and its translation.
-
-        Raises:
-            ConfigError: What a check needs is not installed.
+            rows: Each row as pairs of a text and its translation.
         """
-        return self._verdict(self._worst(texts, {}))
-
-    def check_rows(self, rows: Sequence[Sequence[tuple[str, str]]]) -> list[Verdict]:
-        """Check rows, each as `check_texts` does, which is faster for many.
-
-        Raises:
-            ConfigError: What a check needs is not installed.
-        """
-        verdicts: list[Verdict] = []
+        verdicts: list[RowVerdict] = []
         for start in range(0, len(rows), _ROWS_AHEAD):
             some = rows[start : start + _ROWS_AHEAD]
             self._ahead = {
                 key: self._pair(key) for row in some for key in row if key not in self._known
             }
             identify(self._ahead.values(), self.thresholds)
-            verdicts += [self.check_texts(row) for row in some]
+            verdicts += [self._verdict(self._worst(row, {})) for row in some]
         self._ahead = {}
         return verdicts
 
-    def check_turns(self, source: Sequence[Turn], target: Sequence[Turn]) -> Verdict:
-        """Check one row: the order of its turns, every turn, and all turns together.
-
-        Raises:
-            ConfigError: What a check needs is not installed.
-        """
+    def check_turns(self, source: Sequence[Turn], target: Sequence[Turn]) -> RowVerdict:
+        """Checks the order of a row's turns, each turn, and all turns together."""
         texts = zip((turn.text for turn in source), (turn.text for turn in target), strict=False)
         return self._verdict(self._worst(texts, {"structure": check_order(source, target)}))
 
@@ -154,7 +133,7 @@ class Checker:
             _keep_worst(worst, measured)
         if len(looked) > 1:
             pairs = [pair for pair, _ in looked]
-            # a word of a near language that no turn has is not in the row either
+            # a word of a near language that is in no turn is not in the row
             is_near = "near" in worst and worst["near"].value > 0
             checks = _OF_ROWS if is_near else _OF_OTHER_ROWS
             _keep_worst(worst, _measure(TextPair.of_all(pairs), self.thresholds, checks))
@@ -179,17 +158,13 @@ class Checker:
     def _pair(self, key: tuple[str, str]) -> TextPair:
         return TextPair(*key, self.source_lang, self.target_lang)
 
-    def _verdict(self, measured: Mapping[str, Measured]) -> Verdict:
-        findings: list[FailedCheck] = []
-        figures: dict[str, float] = {}
-        for name, limit in self._limits:
-            found = measured.get(name)
-            if found is not None:
-                value, message = found
-                figures[name] = round(float(value), 4) if value else 0.0
-                if value > limit:
-                    findings.append(FailedCheck(name, value, limit, message))
-        return Verdict(tuple(findings), figures)
+    def _verdict(self, measured: Mapping[str, Measured]) -> RowVerdict:
+        ours = [(name, limit, *measured[name]) for name, limit in self._limits if name in measured]
+        failed = [
+            FailedCheck(n, value, most, said) for n, most, value, said in ours if value > most
+        ]
+        values = {name: round(float(value), 4) if value else 0.0 for name, _, value, _ in ours}
+        return RowVerdict(tuple(failed), values)
 
 
 def _measure(

@@ -1,20 +1,19 @@
-"""The checks of what a translation says: protected parts, numbers, yes and no, and the words.
+"""Checks the content of translations: protected parts, numbers, yes and no, and words.
 
-`protected`, `numbers`: what must come back to the character, and digits. `protect.py` says what is
-protected. The translator has checked each line already; this looks at whole turns, and at texts
-that others translated, so the way a language writes quotation marks and separates thousands is
-forgiven. Numbers may be in words or Roman numerals: "9th" may be "deveti" elsewhere. The words of a
-language are in the `[numbers]` table of its file: by number, what it is called, with `*` where
-other letters may follow (inflection, ordinals). Numbers are put together from them.
+`protected`, `numbers`: protected parts (`protect.py`) and digits must be preserved. The translator
+has checked each line already; these checks look at whole turns, and at texts that others
+translated, so they allow a language's own quotation marks and thousands separators. Numbers may be
+written in words or Roman numerals: "9th" may become "deveti". The `[numbers]` table of a language
+file has the words for numbers, with `*` where other letters may follow (inflection, ordinals).
 
 `answer`: yes stays yes, no stays no.
 
-`meaning`: is this a translation of that text, or of another one? Words of the text that the lexicon
-knows are looked for in the translation. One that is missing says little (there are synonyms); many
-that are missing, and none found, say that rows were mixed up. The lexicon of a language is
-`data/<lang>.json`, made by `tools/build_lexicon.py` from Unicode CLDR's names and keywords of 1,900
-emoji: mostly things that can be seen, and colours, places and actions. Languages bend their words,
-so stems are compared. A language without a file has no lexicon.
+`meaning`: is this a translation of this text, or of another one? The check looks for the words of
+the text that the lexicon knows in the translation. One missing word says little (there are
+synonyms); many missing words and none found mean that rows were mixed up. A language's lexicon is
+`data/<lang>.json`, which `tools/build_lexicon.py` makes from Unicode CLDR's names and keywords of
+1,900 emoji: mostly visible things, colours, places and actions. Stems are compared, because
+languages inflect words. A language without a file has no lexicon.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -42,10 +41,10 @@ _MARKS = re.compile('["“”„«»‘’「」『』《》]')
 
 
 def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How many numbers are missing or too much; None if there are none on either side.
+    """Counts numbers that are missing or too much; None if neither text has any.
 
-    A number in digits on one side may be in words on the other, and one side may say a number again
-    in parentheses: "5 cents (€0.05)".
+    A number in digits in one text may be in words in the other, and a text may repeat a number in
+    parentheses: "5 cents (€0.05)".
     """
     if not _DIGIT.search(pair.source) and not _DIGIT.search(pair.target):
         return None
@@ -60,26 +59,28 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         in_target = spelled_numbers(pair.target, pair.target_lang)
         spelled = in_target - in_source
         if any(number != 1 and str(number) not in missing for number in spelled):
-            del spelled[1]  # where another number is there, the 1 is an article
+            del spelled[1]  # if there is another number, the 1 is an article
         missing -= _digits(spelled)
-        extra -= _digits(in_source)  # not less those of the translation: its "ein" may be "a"
+        extra -= _digits(
+            in_source
+        )  # without subtracting those of the translation: its "ein" may be "a"
     listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
     return Measured(missing.total() + extra.total(), ", ".join(listed))
 
 
 def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How many protected parts other than numbers are missing or too much."""
+    """Counts protected parts other than numbers that are missing or too much."""
     spans = pair.source_spans
-    faults = []
+    faults: list[str] = []
     if spans or "<" in pair.target or "#" in pair.target or ":" in pair.target:
         kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
         for fault in damaged_parts(pair.source, pair.target, spans):
             part = fault.removeprefix("missing ").removeprefix("too much ")
             kind = kinds.get(part)
             if kind in _NUMERIC or (kind is None and part[:1].isdigit()):
-                continue  # those are counted by the check of numbers
+                continue  # counted by `check_numbers`
             if kind == "quote" and part.strip(QUOTES) in pair.target:
-                continue  # the marks around it are the language's
+                continue  # with the quotation marks of the language
             faults.append(fault)
         faults += _lost_names(pair)
     else:
@@ -90,9 +91,9 @@ def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 def _lost_names(pair: TextPair) -> list[str]:
-    """Names in quotation marks for which the translation has neither the name nor a quotation.
+    """Returns quoted names that the translation neither has nor quotes.
 
-    Names that are no text in the image may be translated: “Fuji” is «Фуджи».
+    Names that are not text in the image may be translated: “Fuji” becomes «Фуджи».
     """
     if not _MARKS.search(pair.source) or _MARKS.search(pair.target):
         return []
@@ -105,7 +106,7 @@ def _lost_names(pair: TextPair) -> list[str]:
 
 
 def _restated(text: str) -> Counter[str]:
-    """Numbers in parentheses that stand outside of them too."""
+    """Counts numbers in parentheses that occur outside of them, too."""
     inside = [number for match in _PARENTHESES.findall(text) for number in _numbers(match)]
     outside = _numbers(_PARENTHESES.sub(" ", text)) if inside else []
     return Counter(number for number in inside if number in outside)
@@ -116,9 +117,9 @@ def _digits(numbers: Counter[int]) -> Counter[str]:
 
 
 def _numbers(text: str) -> list[str]:
-    """Numbers without what separates their digits, so that 1,000.5 is 1.000,5 and .5 is 0,5.
+    """Returns numbers without separators, so that 1,000.5 equals 1.000,5 and .5 equals 0,5.
 
-    Two zeros after the point say nothing: $1.00 is $1.
+    Two zeros after the decimal point are dropped: $1.00 equals $1.
     """
     numbers = [_SEPARATORS.sub("", _CENTS.sub("", number)) for number in _DIGITS.findall(text)]
     return [number.lstrip("0") or "0" for number in numbers]
@@ -134,7 +135,7 @@ _ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
 
 
 class _Part(NamedTuple):
-    """A word of a number: its value, and where it stands."""
+    """A word of a number: its value and position."""
 
     value: int
     start: int
@@ -142,28 +143,27 @@ class _Part(NamedTuple):
 
 
 def spelled_numbers(text: str, lang: str) -> Counter[int]:
-    """Count the numbers that a text has in words of its language or in Roman numerals.
+    """Counts the numbers in a text that are in words of its language or in Roman numerals.
 
     Args:
         text: The text.
-        lang: Code of its language; without a `[numbers]` table only Roman numerals are read.
+        lang: Code of its language; without a `[numbers]` table only Roman numerals are counted.
 
     Example:
         >>> spelled_numbers("Drugi svjetski rat, XX. stoljeće", "hr")
-        Counter({2: 1, 20: 1})
+        Counter({20: 1, 2: 1})
     """
     found = Counter(_roman(m[1] or m[2]) for m in ROMAN.finditer(text))
     del found[0]
-    group: list[_Part] = []
     is_spaced = get_language(lang).spaced
     text = text.casefold()
+    groups: list[list[_Part]] = []
     for part in _parts(text, lang, is_spaced):
-        if group and not _continues(text, group[-1], part, is_spaced):
-            found[_value(group)] += 1
-            group = []
-        group.append(part)
-    if group:
-        found[_value(group)] += 1
+        if groups and _continues(text, groups[-1][-1], part, is_spaced):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    found.update(map(_value, groups))
     return found
 
 
@@ -184,7 +184,7 @@ def _parts(text: str, lang: str, is_spaced: bool) -> Iterator[_Part]:
 
 
 def _take_apart(word: str, start: int, lang: str) -> list[_Part] | None:
-    """The numbers that a word is made of; None if it is no number."""
+    """Splits a word into the numbers that it consists of; None if it is not a number."""
     for literal, is_open, value in _entries(lang).get(word[0], ()):
         if not word.startswith(literal):
             continue
@@ -201,7 +201,7 @@ def _take_apart(word: str, start: int, lang: str) -> list[_Part] | None:
 
 @cache
 def _entries(lang: str) -> dict[str, list[tuple[str, bool, int]]]:
-    """What begins with a letter: the literal, whether letters may follow, the value; long first."""
+    """Returns, by first letter, literals, whether letters may follow, and values; longest first."""
     entries: dict[str, list[tuple[str, bool, int]]] = {}
     for number, words in get_language(lang).numbers.items():
         for word in words.casefold().split():
@@ -213,7 +213,7 @@ def _entries(lang: str) -> dict[str, list[tuple[str, bool, int]]]:
 
 
 def _continues(text: str, before: _Part, after: _Part, is_spaced: bool) -> bool:
-    """Whether two parts stand next to each other and make one number."""
+    """Returns whether two parts are adjacent and form one number."""
     gap = text[before.end : after.start]
     is_joined = len(gap) <= (_MAX_JOINT if is_spaced else 0) and not any(map(str.isspace, gap))
     is_next = is_joined or (is_spaced and _GAP.fullmatch(gap) is not None)
@@ -221,7 +221,7 @@ def _continues(text: str, before: _Part, after: _Part, is_spaced: bool) -> bool:
 
 
 def _can_follow(before: int, after: int, is_joined: bool) -> bool:
-    """Whether the second of two neighbouring numbers belongs to the first."""
+    """Returns whether the second of two adjacent numbers continues the first."""
     if before >= 100:
         return after < before or after >= 1000
     if after >= 100:
@@ -260,10 +260,10 @@ _WORDS = re.compile(r"[^\W_]+")
 
 
 def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """1 if an answer that says yes says no in translation, or the other way; else 0.
+    """Returns 1 if a yes became a no in translation, or the other way round; else 0.
 
-    Only answers that are, or begin with, "yes" or "no" and a mark are judged, and only where the
-    language's file lists the word that the translation begins with.
+    Only answers that are "yes" or "no", or begin with one and punctuation, are judged, and only if
+    the language file lists the first word of the translation.
     """
     if pair.source_lang != "en":
         return None
@@ -273,29 +273,29 @@ def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     rest = pair.source[match.end() :].strip(" .,!")
     said = polarity(pair.target, pair.target_lang)
     if said is None:
-        # a sentence may say it in other words; a bare answer cannot
+        # a sentence may say it in other words, a bare answer may not
         return None if rest else Measured(1.0, f"the text says {match[0]!r}, this neither")
     return Measured(float(said != match[0].lower()), f"the text says {match[0]!r}, this {said!r}")
 
 
 def polarity(text: str, lang: str) -> str | None:
-    """What an answer begins with: "yes", "no", or None."""
+    """Returns whether an answer begins with "yes" or "no"; None if with neither."""
     language = get_language(lang)
     folded = text.casefold().strip()
-    for word, meaning in ((language.yes, "yes"), (language.no, "no")):
-        if folded.startswith(word.casefold()) and not folded[len(word) : len(word) + 1].isalpha():
-            return meaning
     first = _WORDS.search(folded)
     word = first[0] if first else ""
-    local = language.local
-    for entries, meaning in ((local.yes, "yes"), (local.no, "no")):
-        if word in entries or (not language.spaced and word.startswith(tuple(entries))):
+    sides = ((language.yes, language.local.yes, "yes"), (language.no, language.local.no, "no"))
+    for said, _, meaning in sides:
+        if folded.startswith(said.casefold()) and not folded[len(said) : len(said) + 1].isalpha():
+            return meaning
+    for _, entries, meaning in sides:
+        if word in entries or (not language.spaced and word.startswith(entries)):
             return meaning
     return None
 
 
-# Every text about a picture has these; they do not tell one from another. Words of places ("top",
-# "left") are left out as well: languages say those in ways that names do not teach.
+# Words that every text about an image has, and words for places ("top", "left"), which languages
+# express in ways that the lexicon does not know.
 _SAY_NOTHING = frozenset(
     "a an the and or not no yes do doe did is are was were be been has have had can could "
     "will would may might should must there here this that these those it its he she they you "
@@ -308,19 +308,22 @@ _SAY_NOTHING = frozenset(
 
 
 def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """Missing words, as a share of all known ones and one more; None if no word is known.
+    """Returns missing words as a share of the known ones plus one; None if no word is known.
 
-    The one more keeps one or two missing words from looking as bad as five.
+    The added one keeps one or two missing words from weighing as much as five.
     """
     if pair.source_lang != "en":
         return None
-    lexicon = get_lexicon(pair.target_lang, get_language(pair.target_lang).spaced)
+    lexicon = get_lexicon(pair.target_lang)
     if lexicon is None:
         return None
     found = pair.known_words
     if found is None:
         keys = set(map(english_key, pair.source_words)) - _SAY_NOTHING
-        found = pair.known_words = lexicon.look_up(keys, pair.target_words)
+        known = keys & lexicon.keys()
+        there = units(pair.target_words, get_language(pair.target_lang).spaced) if known else set()
+        found = {key: not lexicon[key].isdisjoint(there) for key in known}
+        pair.known_words = found
     if not found:
         return None
     if all(found.values()):
@@ -334,57 +337,23 @@ def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 DATA_DIR = Path(__file__).parent / "data"
 _MIN_STEM, _MAX_STEM = 3, 6
-# Letters that a bent word may have in place of the last ones of its name.
+# Last letters of a word that inflection may change.
 _BENT = 2
 
 
-class Lexicon:
-    """English words and the stems of their translations.
-
-    Args:
-        stems: For an English key (see `english_key`) stems in the other language.
-        is_spaced: Whether blanks separate the words of the language.
-    """
-
-    def __init__(self, stems: Mapping[str, Iterable[str]], is_spaced: bool) -> None:
-        self._stems = {key: frozenset(values) for key, values in stems.items()}
-        self._is_spaced = is_spaced
-
-    def __len__(self) -> int:
-        return len(self._stems)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._stems
-
-    def look_up(self, keys: Iterable[str], target: Sequence[str]) -> dict[str, bool]:
-        """Say which known words of a text are in its translation.
-
-        Args:
-            keys: Folded English words as `english_key` gives them.
-            target: Folded words of the translation; letters if it has no blanks between words.
-
-        Returns:
-            For each known word of the text, by its key, whether the translation has it.
-        """
-        known = sorted([key for key in keys if key in self._stems])
-        if not known:
-            return {}
-        there = units(target, self._is_spaced)
-        return {key: not self._stems[key].isdisjoint(there) for key in known}
-
-
 @cache
-def get_lexicon(lang: str, is_spaced: bool) -> Lexicon | None:
-    """The lexicon from English into a language; None if there is none."""
+def get_lexicon(lang: str) -> dict[str, frozenset[str]] | None:
+    """Returns the stems of a language by English key (`english_key`); None without a lexicon."""
     path = DATA_DIR / f"{lang}.json"
     if not path.is_file():
         return None
-    return Lexicon(json.loads(path.read_text(encoding="utf-8")), is_spaced)
+    stems = json.loads(path.read_text(encoding="utf-8"))
+    return {key: frozenset(values) for key, values in stems.items()}
 
 
 @lru_cache(maxsize=1 << 15)
 def english_key(word: str) -> str:
-    """A folded English word without its plural's ending.
+    """Returns a folded English word without a plural ending.
 
     Example:
         >>> english_key("foxes"), english_key("berries"), english_key("cars"), english_key("glass")
@@ -400,7 +369,7 @@ def english_key(word: str) -> str:
 
 
 def stem(word: str) -> str:
-    """The part of a word that stays when it is bent, more or less.
+    """Returns roughly the part of a word that inflection does not change.
 
     Example:
         >>> stem("rajčica"), stem("slon"), stem("pas")
@@ -410,9 +379,10 @@ def stem(word: str) -> str:
 
 
 def units(words: Sequence[str], is_spaced: bool) -> set[str]:
-    """All that may be the stem of a word of a translation.
+    """Returns all possible stems in a translation.
 
-    Where blanks separate words: the beginnings of each. Else: each letter, and each two in a row.
+    These are the prefixes of each word or, if blanks do not separate words, each letter and each
+    pair of adjacent letters.
     """
     if not is_spaced:
         return {*words, *map("".join, pairwise(words))}

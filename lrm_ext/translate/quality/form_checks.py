@@ -1,26 +1,34 @@
-"""The checks of a translation's form: structure, characters, script, copies, repetition, length.
+"""Checks the form and language of translations, without regard to their content.
 
-`structure`: turns, roles, lines, `<image>` and option letters come back. `mojibake`: text that was
-decoded in the wrong way. The proof is that it can be undone: letters that, written in an old
-encoding, are valid UTF-8. Text that a person wrote practically never is. Lost letters ("?ervená",
-U+FFFD) count as well. `script`: letters of another script than the language's. `copy`: what came
-back untranslated. `repetition`: what says the same thing again and again, which the text does not.
-`length`, `ending`: what was cut off or added. Gale and Church (1993): the length of a translation
-is about a constant times that of the text, and the variance grows with it. The constant and the
-spread of each language are in its file.
+`structure`: turns, roles, lines, `<image>` and option letters must be preserved. `mojibake`: text
+that was decoded with the wrong encoding, which shows in that it can be undone: its letters, written
+in an old encoding, are valid UTF-8, as text that a person wrote practically never is. Lost letters
+("?ervená", U+FFFD) count as well. `script`: letters of another script than the language's. `copy`:
+text that was not translated. `repetition`: repetitions that the text does not have. `length`,
+`ending`: text that was cut off or added. The length of a translation is about a constant times that
+of the text, and its variance grows with it (Gale and Church, 1993); the constant and the spread are
+in the language file.
+
+`language`: is it in the language that was asked for? Languages that the identifier cannot tell
+apart in a sentence (Croatian, Serbian) count as one; `near` looks closer at those: "šta" and "gde"
+are Serbian, "ľ" is Slovak and not Czech; the language's file lists them. Under four words the
+identifier is not asked, because it would guess.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.identification import log_scores, score_ahead
+from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
@@ -30,7 +38,7 @@ _LONGEST_LETTER = len("(A).")
 
 
 def check_structure(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How many marks of structure of one text are missing or too much."""
+    """Counts structural marks of one text that are missing or too much."""
     source, target = pair.source, pair.target
     faults: list[str] = []
     if source.strip() and not target.strip():
@@ -52,7 +60,7 @@ def check_structure(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 def check_order(source: Sequence[Turn], target: Sequence[Turn]) -> Measured:
-    """Whether a row has the same turns, by the same roles."""
+    """Checks whether both versions of a row have the same turns with the same roles."""
     if len(source) != len(target):
         return Measured(1.0, f"{len(target)} turns, expected {len(source)}")
     roles = [(a.role, b.role) for a, b in zip(source, target, strict=True) if a.role != b.role]
@@ -60,7 +68,7 @@ def check_order(source: Sequence[Turn], target: Sequence[Turn]) -> Measured:
 
 
 _ENCODINGS = ("cp1252", "latin-1", "cp1250", "cp1251")
-# what any of them can have made of a byte
+# what any of them may decode a byte to
 _MADE = frozenset(
     bytes([byte]).decode(encoding, "ignore") or chr(byte)
     for encoding in _ENCODINGS
@@ -71,7 +79,7 @@ _LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_]
 
 
 def check_mojibake(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How many places of a translation are broken."""
+    """Counts broken places of a translation."""
     if pair.target.isascii() and "?" not in pair.target:
         return None
     target = pair.target_prose
@@ -83,41 +91,29 @@ def check_mojibake(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 def undo(run: str) -> str | None:
-    """What was meant by characters that are UTF-8 decoded in another way; None if they are fine.
+    """Recovers text from characters that are wrongly decoded UTF-8; None if they are fine.
 
     Example:
         >>> undo("Ã¨")
         'è'
     """
-    if not _MADE.issuperset(run):
-        return None
-    for encoding in _ENCODINGS:
-        raw = _encoded(run, encoding)
-        if raw is None:
-            continue
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        if not text.isascii() and len(text) < len(run):
-            return text
+    for encoding in _ENCODINGS if _MADE.issuperset(run) else ():
+        with suppress(UnicodeError):
+            text = run.encode(encoding, _AS_BYTE).decode("utf-8")
+            if not text.isascii() and len(text) < len(run):
+                return text
     return None
 
 
-def _encoded(run: str, encoding: str) -> bytes | None:
-    """As bytes; what the encoding has no letter for is taken as the byte itself."""
-    pieces: list[bytes] = []
-    for character in run:
-        try:
-            pieces.append(character.encode(encoding))
-        except UnicodeEncodeError:
-            if ord(character) > 0xFF:
-                return None
-            pieces.append(bytes([ord(character)]))
-    return b"".join(pieces)
+def _as_byte(error: UnicodeError) -> tuple[bytes, int]:
+    """Encodes a character that an encoding lacks as its code point's byte."""
+    assert isinstance(error, UnicodeEncodeError)
+    return error.object[error.start : error.end].encode("latin-1"), error.end
 
 
-# By ISO 15924 code. Scripts that are not here are not checked.
+_AS_BYTE = "lrm_as_byte"
+codecs.register_error(_AS_BYTE, _as_byte)
+# By ISO 15924 code. Other scripts are not checked.
 _RANGES = {
     "Latn": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
     "Cyrl": r"\u0400-\u052f",
@@ -133,95 +129,75 @@ _RANGES = {
 }
 
 
-def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """The share of letters that are not of the language's script.
+# The old encodings of each way of writing Chinese and of the other one.
+_CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
 
-    Words that stand in the text as well (names, units) are not counted, and letters that belong to
-    the other way of writing Chinese are counted as foreign.
+
+def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """Returns the share of letters that are not of the language's script.
+
+    Words that occur in the text (names, units) are ignored. Letters that only the other way of
+    writing Chinese has count as foreign.
     """
     script = get_language(pair.target_lang).script
-    if script not in _RANGES:
+    if script not in _RANGES or not pair.target_words:
         return None
-    if not pair.target_words:
-        return None
-    if not _other_letters(script).search(pair.target_prose) and not (
-        script in ("Hans", "Hant")
-        and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
+    foreign, is_chinese = _foreign_letters(script), script in _CHINESE
+    if not foreign.search(pair.target_prose) and not (
+        is_chinese and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
     ):
         return Measured(0.0, "")
     kept = {word.casefold() for word in _WORD.findall(pair.source)}
     letters = "".join(w for w in _WORD.findall(pair.target_prose) if w.casefold() not in kept)
     if not letters:
         return None
-    foreign = _foreign(script).findall(letters)
-    if script in ("Hans", "Hant"):
-        foreign += [c for c in letters if _is_other_chinese(c, script)]
-    listed = "".join(dict.fromkeys(foreign))[:20]
-    return Measured(len(foreign) / max(1, len(letters)), f"letters that are not {script}: {listed}")
+    found = foreign.findall(letters)
+    if is_chinese:
+        found += [c for c in letters if _is_other_chinese(c, script)]
+    listed = "".join(dict.fromkeys(found))[:20]
+    return Measured(len(found) / len(letters), f"letters that are not {script}: {listed}")
 
 
 _WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")
 
 
 @cache
-def _other_letters(script: str) -> re.Pattern[str]:
-    """Letters of other scripts; `_foreign` finds marks and blanks as well."""
+def _foreign_letters(script: str) -> re.Pattern[str]:
     return re.compile(f"[^\\W\\d_{_RANGES[script]}]")
 
 
 @cache
-def _foreign(script: str) -> re.Pattern[str]:
-    return re.compile(f"[^{_RANGES[script]}]")
-
-
-@cache
 def _is_other_chinese(character: str, script: str) -> bool:
-    """Whether a character is only in the old standard of the other way of writing."""
-    ours, other = ("gb2312", "big5") if script == "Hans" else ("big5", "gb2312")
-    return not _has(character, ours) and _has(character, other)
+    """Returns whether a character is only in the old encoding of the other way of writing."""
+    ours, others = (bool(character.encode(name, "ignore")) for name in _CHINESE[script])
+    return others and not ours
 
 
-def _has(character: str, encoding: str) -> bool:
-    try:
-        character.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# "hamburger", "New York" and "Mona Lisa" are the same in many languages; a sentence is not.
+# "hamburger", "New York" and "Mona Lisa" are the same in many languages; sentences are not.
 _MIN_WORDS = 3
 
 
 def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """The share of the text's words that are in the translation as they were; None if too short.
+    """Returns the share of words that the translation left unchanged; None if too short.
 
-    Words with a capital inside a sentence are names and not counted.
+    Capitalised words inside a sentence are names and are ignored.
     """
     total = len(pair.source_words)
     if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
         return None
     target = pair.target_words
-    if not get_language(pair.target_lang).spaced:  # they are letters; English words may stand there
+    if not get_language(pair.target_lang).spaced:  # its words are letters; find English words
         target = words(pair.target_prose, pair.source_lang)
     common = set(pair.source_words).intersection(target)
     if not common:
         return Measured(0.0, "")
-    capitals = [word for word in pair.source_prose.split()[1:] if word[0].isupper()]
-    names = set(map(str.casefold, capitals))
+    names = {word.casefold() for word in pair.source_prose.split()[1:] if word[0].isupper()}
     source = [word for word in pair.source_words if word not in names]
     total = len(source)
     if total < _MIN_WORDS:
         return None
-    left: dict[str, int] = {}
-    for word in target:
-        if word in common:
-            left[word] = left.get(word, 0) + 1
-    same = 0
-    for word in source:
-        if num := left.get(word):
-            left[word] = num - 1
-            same += 1
+    left = Counter(word for word in target if word in common)
+    same = (Counter(source) & left).total()
     return Measured(same / total, f"{same} of {total} words are those of the text")
 
 
@@ -229,9 +205,9 @@ _SIZE = 3
 
 
 def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """The share of a translation that repeats itself, beyond what the text repeats.
+    """Returns the share of a translation that is repetition, beyond that of the text.
 
-    "Fire! Fire! Fire!" may be said two or three times; six times is half of it too much.
+    "Fire! Fire! Fire!" may have two or three repetitions; with six, half of it is too much.
     """
     if not pair.target_words:
         return None
@@ -243,9 +219,9 @@ def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 def repeated_share(words: Sequence[str]) -> float:
-    """The share of words that belong to a repetition.
+    """Returns the share of words that are repetition.
 
-    Counted are all runs of three words that occurred before, and a text that is one shorter text
+    Counts runs of three words that occurred before, and texts that consist of one shorter text
     several times, however short.
 
     Example:
@@ -265,7 +241,7 @@ def repeated_share(words: Sequence[str]) -> float:
     return 1 - distinct / runs
 
 
-# Words that are the same thing vary much in length; these many characters are added to both sides.
+# The length of single words varies much, so this many characters are added to both lengths.
 _SOFTENING = 8
 _ENDS = ".!?…。！？"
 _QUESTIONS = "?？;؟"
@@ -273,7 +249,7 @@ _CLOSERS = "\"'”’»“)]*_` "
 
 
 def check_length(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """How many standard deviations a translation is too long or too short."""
+    """Returns by how many standard deviations a translation is too long or too short."""
     source, target = len(pair.source.strip()), len(pair.target.strip())
     if not source or not pair.source_words:
         return None
@@ -283,23 +259,97 @@ def check_length(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 def deviation(source: float, target: float, ratio: float, spread: float) -> float:
-    """How far a length is from what is expected, in standard deviations."""
+    """Returns how far a length is from the expected one, in standard deviations."""
     return (target - ratio * source) / (spread * math.sqrt(source + _SOFTENING))
 
 
 def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
-    """1 if the text ends a sentence and the translation does not, or ends it in another way.
+    """Returns 1 if the text ends a sentence and the translation does not, or ends it differently.
 
-    Three words or more: labels take and lose a full stop as a language likes.
+    Only texts of three words or more are checked: labels may gain or lose a full stop.
     """
     if len(pair.source_words) < 3:
         return None
-    source = pair.source.rstrip(_CLOSERS)[-1:]
-    target = pair.target.rstrip(_CLOSERS)[-1:]
-    if source not in _ENDS or not source:
+    source, target = (text.rstrip(_CLOSERS)[-1:] for text in (pair.source, pair.target))
+    if not source or source not in _ENDS:
         return None
-    is_question = source == "?"
-    same = target in _QUESTIONS if is_question else target in _ENDS + ":："
-    return Measured(
-        0.0 if same and target else 1.0, f"the text ends with {source!r}, this with {target!r}"
+    is_same = target and target in (_QUESTIONS if source == "?" else _ENDS + ":：")
+    return Measured(0.0 if is_same else 1.0, f"the text ends with {source!r}, this with {target!r}")
+
+
+# The fewest words to identify, or letters if blanks do not separate words.
+_MIN_WORDS_IDENTIFIED, _MIN_LETTERS_IDENTIFIED = 4, 6
+
+
+def is_too_short(pair: TextPair) -> bool:
+    """Returns whether a translation is too short to identify its language."""
+    is_spaced = get_language(pair.target_lang).spaced
+    minimum = _MIN_WORDS_IDENTIFIED if is_spaced else _MIN_LETTERS_IDENTIFIED
+    return len(pair.target_words) < minimum
+
+
+@cache
+def _shares_script(lang: str) -> bool:
+    script = get_language(lang).script
+    return any(get_language(code).script == script for code in list_languages() if code != lang)
+
+
+def _is_told_by_script(lang: str, thresholds: Thresholds) -> bool:
+    """Returns whether no other candidate shares the language's script (see `check_script`)."""
+    return not (thresholds.near or thresholds.rivals or _shares_script(lang))
+
+
+def check_language(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """Returns how much likelier another language is, as a power of e; None if too short.
+
+    The value is 0 if the likeliest language is the translation's own or a near one.
+    """
+    if is_too_short(pair) or _is_told_by_script(pair.target_lang, thresholds):
+        return None
+    scores = log_scores(pair.parts)
+    if pair.target_lang not in scores:
+        return None  # the identifier does not know the language
+    own = max([scores[code] for code in (pair.target_lang, *thresholds.near) if code in scores])
+    best, foreign = pair.target_lang, own
+    for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
+        if scores.get(code, own) > foreign:
+            best, foreign = code, scores[code]
+    if best == pair.target_lang:
+        return Measured(0.0, "")
+    return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+
+
+def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:
+    """Identifies the languages of many translations at once, ahead of `check_language`."""
+    score_ahead(
+        part
+        for pair in pairs
+        if not _is_told_by_script(pair.target_lang, thresholds)
+        for part in pair.parts
     )
+
+
+@cache
+def _foreign(lang: str, near: tuple[str, ...], rivals: tuple[str, ...]) -> tuple[str, ...]:
+    others = dict.fromkeys((*list_languages(), *rivals))
+    return tuple(code for code in others if code != lang and code not in near)
+
+
+def check_near(pair: TextPair, thresholds: Thresholds) -> Measured | None:
+    """Returns the share of words that only a near language has.
+
+    Words that occur in the text, too, are names and are ignored.
+    """
+    if not pair.target_words or not (thresholds.foreign_letters or thresholds.foreign_words):
+        return None
+    found = thresholds.foreign_words.intersection(pair.target_words)
+    text = pair.target_prose.casefold()
+    if letters := [letter for letter in thresholds.foreign_letters if letter in text]:
+        found |= {word for word in pair.target_words if not set(letters).isdisjoint(word)}
+    if found:
+        found = found.difference(pair.source_words)
+    if not found:
+        return Measured(0.0, "")
+    foreign = [word for word in pair.target_words if word in found]
+    listed = ", ".join(dict.fromkeys(foreign))
+    return Measured(len(foreign) / len(pair.target_words), f"words of a near language: {listed}")

@@ -7,11 +7,10 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError
 from lrm_ext.cli import app
-from lrm_ext.languages import list_languages
+from lrm_ext.languages import identification, list_languages
 from lrm_ext.languages.checks import check_language, check_languages
 from lrm_ext.languages.registry import DATA_DIR, get_language, reload_languages
 from lrm_ext.translate.engines.base import build_engine
-from lrm_ext.translate.quality import language_id
 
 
 @pytest.mark.parametrize("code", list_languages())
@@ -20,7 +19,7 @@ def test_the_languages_that_ship_are_right(code):
 
 
 def test_so_is_slovak(slovak):
-    language_id.forget()  # it prepares for the languages that there are
+    identification.forget()  # it prepares for the languages that there are
     assert check_languages() == []
 
 
@@ -53,7 +52,7 @@ def test_so_is_slovak(slovak):
         ('able = "Nedá sa odpovedať"', 'able = "Neviem"', "does not quote short_answers"),
         ('image_what = "Čo je to?"\n', "", "format_prompts.image_what is missing"),
         ("nllb =", "nlb =", "engines.nlb: there is no such engine; known: "),
-        ("foreign_letters", "foreign_leters", "foreign_leters unknown; known: near"),
+        ("foreign_letters", "foreign_leters", "unknown key `foreign_leters`; choose from: near"),
         ('nllb = "slk_Latn"', 'nllb = "slk"', "'slk', which is not in the engine's list of 202"),
         ("{days}", "{dni}", "with {dni}; expected {days}: names in braces are not translated"),
         ("{seconds}", "{seconds", "with braces that do not match; expected {seconds}"),
@@ -89,7 +88,7 @@ def test_another_languages_texts_are_noticed(slovak_file):
     text = text.replace("[instructions.answer_in]\n", named + own)
     slovak_file.write_text(text, encoding="utf-8")
     reload_languages()
-    language_id.forget()
+    identification.forget()
     found = "\n".join(map(str, check_language("sk")))
     assert "the texts look like language 'cs', not 'sk'" in found
     assert "instructions.epvqa is" in found and "conversation.system is" in found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lrm_ext.translate.engines.base import OptionValue, Outcome, Reply, Segment
+from lrm_ext.translate.engines.base import OptionValue, Outcome, Reply, TextSegment
 from lrm_ext.translate.protect import STYLES
 
 
@@ -28,9 +28,9 @@ class FakeEngine:
         self.mask_styles = tuple(mask_styles)
         self.is_sentence_level = is_sentence_level
         self.answer = answer
-        self.asked: list[Segment] = []
+        self.asked: list[TextSegment] = []
 
-    def translate(self, segments: Sequence[Segment]) -> Iterator[Reply]:
+    def translate(self, segments: Sequence[TextSegment]) -> Iterator[Reply]:
         self.asked += segments
         for i, segment in enumerate(segments):
             text = self.answer(segment.text)

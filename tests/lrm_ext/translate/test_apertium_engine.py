@@ -9,7 +9,7 @@ from fake_chat import NoLedger
 
 from lrm_ext.translate.engines import apertium
 from lrm_ext.translate.engines.apertium import SPEC
-from lrm_ext.translate.engines.base import EngineError, Outcome, Segment, build_engine
+from lrm_ext.translate.engines.base import EngineError, Outcome, TextSegment, build_engine
 
 pytestmark = pytest.mark.skipif(
     not Path("/usr/share/apertium/modes/eng-spa.mode").is_file(),
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 def translate(lang: str, texts: list[str], **options: str) -> list[Outcome]:
     engine = build_engine("apertium", options, lang, NoLedger())
     outcomes = [
-        o for reply in engine.translate([Segment(t) for t in texts]) for o in reply.outcomes
+        o for reply in engine.translate([TextSegment(t) for t in texts]) for o in reply.outcomes
     ]
     assert [o.index for o in outcomes] == list(range(len(texts)))
     return outcomes

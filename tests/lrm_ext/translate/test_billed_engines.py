@@ -12,10 +12,10 @@ from fake_chat import Answer, ChatService, NoLedger
 from llava.errors import ConfigError
 from lrm_ext.translate.engines.base import (
     BudgetError,
-    Engine,
     EngineError,
     Outcome,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     build_engine,
 )
@@ -82,7 +82,9 @@ class Ledger(NoLedger):
         return self.usage
 
 
-def make(service: BilledService, ledger: Any = None, target: str = "zh", **options: Any) -> Engine:
+def make(
+    service: BilledService, ledger: Any = None, target: str = "zh", **options: Any
+) -> TranslationEngine:
     address = service.url.removesuffix("/v1")
     where = {"server_url": address} if service.kind == "deepl" else {"endpoint": address}
     settings = {"timeout_s": 2, "first_wait_s": 0.01, "concurrency": 4, **where, **options}
@@ -90,10 +92,10 @@ def make(service: BilledService, ledger: Any = None, target: str = "zh", **optio
     return build_engine(service.kind, texts, target, ledger or NoLedger())
 
 
-def run(engine: Engine, texts: Sequence[str] = TEXTS) -> dict[str, Outcome]:
+def run(engine: TranslationEngine, texts: Sequence[str] = TEXTS) -> dict[str, Outcome]:
     """Translate, and check that every segment has exactly one outcome."""
     found: dict[str, Outcome] = {}
-    for reply in engine.translate([Segment(text) for text in texts]):
+    for reply in engine.translate([TextSegment(text) for text in texts]):
         for outcome in reply.outcomes:
             assert texts[outcome.index] not in found
             found[texts[outcome.index]] = outcome
@@ -123,13 +125,13 @@ def test_what_is_sent(service: BilledService) -> None:
 
 def test_characters_and_money_are_counted(service: BilledService) -> None:
     engine = make(service, usd_per_million_characters=1000)
-    usages = [reply.usage for reply in engine.translate([Segment(text) for text in TEXTS])]
+    usages = [reply.usage for reply in engine.translate([TextSegment(text) for text in TEXTS])]
     total = sum(usages, Usage())
     assert total.input_tokens == total.output_tokens == NUM_CHARACTERS
     assert total.usd == pytest.approx(NUM_CHARACTERS / 1000)
     assert total.requests == len(service.requests)
     free = make(service)
-    assert sum((r.usage for r in free.translate([Segment("a")])), Usage()).usd == 0
+    assert sum((r.usage for r in free.translate([TextSegment("a")])), Usage()).usd == 0
 
 
 def test_the_budget_holds_over_runs(service: BilledService) -> None:
@@ -140,7 +142,7 @@ def test_the_budget_holds_over_runs(service: BilledService) -> None:
         engine = make(service, ledger, budget_characters=budget, concurrency=2)
         todo = [text for text in texts if text not in done]
         try:
-            for reply in engine.translate([Segment(text) for text in todo]):
+            for reply in engine.translate([TextSegment(text) for text in todo]):
                 ledger.usage += reply.usage
                 done.update(todo[o.index] for o in reply.outcomes)
         except BudgetError as error:
@@ -218,7 +220,7 @@ def test_a_dead_service_ends_the_run_but_keeps_what_was_answered(service: Billed
     found: list[Outcome] = []
     with pytest.raises(EngineError, match="does not answer.*run again"):
         for reply in make(service, concurrency=1, max_tries=2).translate(
-            [Segment(text) for text in texts]
+            [TextSegment(text) for text in texts]
         ):
             found += reply.outcomes
     assert len(found) == 3
@@ -238,7 +240,11 @@ def test_what_is_missing_is_named(service: BilledService, monkeypatch: pytest.Mo
 
 
 def test_the_question_of_a_short_answer(service: BilledService) -> None:
-    segments = [Segment("red", "What color is it?"), Segment("left", "Where?"), Segment("a b c d")]
+    segments = [
+        TextSegment("red", "What color is it?"),
+        TextSegment("left", "Where?"),
+        TextSegment("a b c d"),
+    ]
     engine = make(service)
     list(engine.translate(segments))
     if service.kind == "deepl":

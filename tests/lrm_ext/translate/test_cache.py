@@ -14,7 +14,7 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
-from lrm_ext.translate.engines.base import Segment, Usage
+from lrm_ext.translate.engines.base import TextSegment, Usage
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Engine:
 
 
 def key(text: str, engine: Any = None, target: str = "cs", **segment: Any) -> bytes:
-    return Keys(engine or Engine(), "en", target).key(Segment(text, **segment))
+    return Keys(engine or Engine(), "en", target).key(TextSegment(text, **segment))
 
 
 def test_all_that_decides_a_translation_is_in_the_key() -> None:

@@ -91,6 +91,13 @@ def test_what_is_wrong_is_kept_with_its_reason(
     assert result.counts[status] == 1 and result.counts["usable"] == 0
 
 
+def test_a_finished_job_is_not_done_again(translate: Translate) -> None:
+    engine = FakeEngine(GOOD.get)
+    first, _ = translate([record()], engine)
+    again, _ = translate([record()], engine)
+    assert again.counts == first.counts and not again.work
+
+
 def test_the_next_engine_is_tried_where_a_check_fails(translate: Translate) -> None:
     lazy = FakeEngine(lambda text: text if text.startswith("A ") else GOOD[text], "lazy")
     careful = FakeEngine(GOOD.get, "careful")

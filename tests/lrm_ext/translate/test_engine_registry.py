@@ -18,8 +18,8 @@ from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
-    Engine,
     EngineSpec,
+    TranslationEngine,
     build_engine,
     describe_options,
     engine_names,
@@ -40,7 +40,9 @@ class MirrorOptions:
     mark: str = "*"
 
 
-def build_mirror(options: MirrorOptions, source: str, target: str, ledger: Cache) -> Engine:
+def build_mirror(
+    options: MirrorOptions, source: str, target: str, ledger: Cache
+) -> TranslationEngine:
     return FakeEngine(lambda text: f"{options.mark}{text}{options.mark}", name="mirror")
 
 

@@ -14,7 +14,7 @@ from lrm_ext.translate.segment import (
     UNIT,
     fixed_text,
     frame,
-    question_of,
+    question_among,
     sentences,
 )
 
@@ -108,7 +108,7 @@ def test_fixed_texts_in_every_language(lang: str) -> None:
     ],
 )
 def test_the_question_of_a_turn(text: str, expected: str) -> None:
-    assert question_of(text) == expected
+    assert question_among(frame(text)) == expected
 
 
 @pytest.mark.parametrize(

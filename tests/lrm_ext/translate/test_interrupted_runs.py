@@ -27,7 +27,7 @@ from lrm_ext.corpus.store import Corpus, CorpusRow, Meta
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translate.cache import Cache, Keys
 from lrm_ext.translate.engines.apertium import SPEC as APERTIUM
-from lrm_ext.translate.engines.base import EngineError, Segment
+from lrm_ext.translate.engines.base import EngineError, TextSegment
 from lrm_ext.translate.engines.openai import OpenAIEngine, OpenAIOptions
 from lrm_ext.translate.runner import Job, translate_corpus
 
@@ -153,8 +153,8 @@ def known_texts(service: ChatService, cache: Path, target: str) -> set[tuple[str
     engine = OpenAIEngine(OpenAIOptions("m", service.url), "en", target, Cache(cache))
     keys = Keys(engine, "en", target)
     asked = asked_texts(service.bodies)
-    found = Cache(cache).get_many([keys.key(Segment(*pair)) for pair in asked])
-    return {pair for pair in asked if keys.key(Segment(*pair)) in found}
+    found = Cache(cache).get_many([keys.key(TextSegment(*pair)) for pair in asked])
+    return {pair for pair in asked if keys.key(TextSegment(*pair)) in found}
 
 
 def asked_texts(bodies: Sequence[Mapping[str, object]]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translate.cache import Cache, Keys
 from lrm_ext.translate.cache import CachedAnswer as Kept
-from lrm_ext.translate.engines.base import BudgetError, EngineError, Outcome, Segment, Usage
+from lrm_ext.translate.engines.base import BudgetError, EngineError, Outcome, TextSegment, Usage
 from lrm_ext.translate.engines.openai import OpenAIEngine, OpenAIOptions
 from lrm_ext.translate.runner import Job, Result, translate_corpus
 
@@ -47,8 +47,8 @@ def make(service: BatchService, cache: Cache, **options: Any) -> OpenAIEngine:
 def run(engine: OpenAIEngine, cache: Cache, texts: Sequence[str] = TEXTS) -> dict[str, Outcome]:
     """Translate what the cache does not have, and keep answers as the translator does."""
     keys = Keys(engine, "en", "cs")
-    known = cache.get_many([keys.key(Segment(text)) for text in texts])
-    asked = [Segment(text) for text in texts if keys.key(Segment(text)) not in known]
+    known = cache.get_many([keys.key(TextSegment(text)) for text in texts])
+    asked = [TextSegment(text) for text in texts if keys.key(TextSegment(text)) not in known]
     found: dict[str, Outcome] = {}
     for reply in engine.translate(asked):
         fresh: dict[bytes, Kept] = {}
@@ -216,7 +216,7 @@ def test_a_job_that_the_service_forgot(service: BatchService, cache: Cache) -> N
 
 def test_the_budget_counts_jobs_under_way(service: BatchService, cache: Cache) -> None:
     one = make(service, cache)
-    cost = one.estimate([Segment(text) for text in TEXTS[:8]])
+    cost = one.estimate([TextSegment(text) for text in TEXTS[:8]])
     tokens = cost.input_tokens + cost.output_tokens
     engine = make(service, cache, budget_tokens=3 * tokens)
     found: dict[str, Outcome] = {}

@@ -15,7 +15,7 @@ from lrm_ext.translate.engines.base import (
     BudgetError,
     EngineError,
     Outcome,
-    Segment,
+    TextSegment,
     Usage,
     build_engine,
 )
@@ -43,7 +43,7 @@ def run(service: ChatService, texts: list[str] = TEXTS, **options: Any) -> dict[
 
 def iterate(service: ChatService, texts: list[str], **options: Any):
     engine = make(service, **options)
-    for reply in engine.translate([Segment(text) for text in texts]):
+    for reply in engine.translate([TextSegment(text) for text in texts]):
         yield from reply.outcomes
 
 
@@ -66,7 +66,7 @@ def test_asks_for_several_at_once_and_each_once(service: ChatService) -> None:
 
 
 def test_asks_for_no_more_before_answers_are_kept(service: ChatService) -> None:
-    replies = make(service, concurrency=2).translate([Segment(text) for text in TEXTS])
+    replies = make(service, concurrency=2).translate([TextSegment(text) for text in TEXTS])
     texts = [TEXTS[o.index] for o in next(replies).outcomes]
     time.sleep(0.3)  # a caller who writes slowly, and may be killed while it does
     assert len(service.requests) <= 2
@@ -79,7 +79,7 @@ def test_the_request_says_what_is_needed(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     engine = make(service, key_variable="MY_KEY", style="Be formal.", json="json_schema")
-    segment = Segment("red", "What color is it?", (("red", "červená"),))
+    segment = TextSegment("red", "What color is it?", (("red", "červená"),))
     list(engine.translate([segment]))
     (body,) = service.bodies
     assert service.headers[0]["authorization"] == "Bearer secret"
@@ -228,7 +228,7 @@ def test_a_service_that_takes_no_temperature(service: ChatService) -> None:
     service.behave = newer
     engine = make(service)
     for _ in range(2):  # it is remembered from one batch to the next
-        list(engine.translate([Segment(text) for text in TEXTS]))
+        list(engine.translate([TextSegment(text) for text in TEXTS]))
     assert sum("temperature" in body for body in service.bodies) == 1
 
 
@@ -298,7 +298,7 @@ def test_the_budget_holds_over_runs(service: ChatService) -> None:
         engine = make(service, ledger, budget_tokens=budget, concurrency=2)
         done: set[str] = set()
         try:
-            for reply in engine.translate([Segment(text) for text in todo]):
+            for reply in engine.translate([TextSegment(text) for text in todo]):
                 ledger.usage += reply.usage
                 done.update(todo[outcome.index] for outcome in reply.outcomes)
         except BudgetError as error:
@@ -314,11 +314,11 @@ def test_money_needs_prices_and_is_counted(service: ChatService) -> None:
         OpenAIOptions("m", budget_usd=1.0)
     prices = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
     engine = make(service, budget_usd=10.0, **prices)
-    replies = list(engine.translate([Segment(text) for text in TEXTS]))
+    replies = list(engine.translate([TextSegment(text) for text in TEXTS]))
     assert sum(reply.usage.usd for reply in replies) == pytest.approx(5 * (0.1 + 0.04))
     engine = make(service, Ledger(Usage(usd=9.9)), budget_usd=10.0, **prices)
     with pytest.raises(BudgetError, match="10 USD"):
-        list(engine.translate([Segment(text) for text in TEXTS]))
+        list(engine.translate([TextSegment(text) for text in TEXTS]))
 
 
 def test_rate_limit(service: ChatService) -> None:
@@ -330,7 +330,7 @@ def test_rate_limit(service: ChatService) -> None:
 def test_an_abandoned_batch_stops_asking(service: ChatService) -> None:
     service.wait_s = 0.05
     engine = make(service, concurrency=1, segments_per_request=1)
-    replies = engine.translate([Segment(text) for text in TEXTS])
+    replies = engine.translate([TextSegment(text) for text in TEXTS])
     next(replies)
     replies.close()
     asked = len(service.requests)
@@ -342,7 +342,7 @@ def test_a_key_is_needed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     engine = OpenAIEngine(OpenAIOptions("m"), "en", "cs", NoLedger())
     with pytest.raises(EngineError, match="OPENAI_API_KEY"):
-        list(engine.translate([Segment("a")]))
+        list(engine.translate([TextSegment("a")]))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_only_what_is_clear_is_believed(content: str, expected: dict[int, str]) 
 
 
 def test_rules_name_languages_from_the_registry() -> None:
-    system = messages([Segment("a")], "en", "zh")[0]["content"]
+    system = messages([TextSegment("a")], "en", "zh")[0]["content"]
     assert "from English into Chinese" in system and "Hans" in system
 
 

@@ -15,10 +15,10 @@ from tiny_models import Lessons, save_m2m100, save_madlad, save_nllb, save_opus
 
 from llava.errors import ConfigError
 from lrm_ext.translate.engines.base import (
-    Engine,
     EngineError,
     Outcome,
-    Segment,
+    TextSegment,
+    TranslationEngine,
     Usage,
     build_engine,
 )
@@ -65,17 +65,17 @@ def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.set_num_threads(num_threads)
 
 
-def make(kind: str, model: Path | str, lang: str = "hr", **options: Any) -> Engine:
+def make(kind: str, model: Path | str, lang: str = "hr", **options: Any) -> TranslationEngine:
     # the models of a language file say their tag themselves, one that is named here has to
     tag = f" >>{KINDS[kind].codes[lang]}<<" if kind == "opus-mt" else ""
     texts = {"model": f"{model}{tag}", **{name: str(value) for name, value in options.items()}}
     return build_engine(kind, texts, lang, NoLedger())
 
 
-def translate(engine: Engine, texts: Sequence[str]) -> list[Outcome]:
+def translate(engine: TranslationEngine, texts: Sequence[str]) -> list[Outcome]:
     """Translate, and check that every segment has exactly one outcome."""
     outcomes: dict[int, Outcome] = {}
-    for reply in engine.translate([Segment(text) for text in texts]):
+    for reply in engine.translate([TextSegment(text) for text in texts]):
         for outcome in reply.outcomes:
             assert outcome.index not in outcomes
             outcomes[outcome.index] = outcome
@@ -83,7 +83,7 @@ def translate(engine: Engine, texts: Sequence[str]) -> list[Outcome]:
     return [outcomes[i] for i in range(len(texts))]
 
 
-def num_right(engine: Engine) -> int:
+def num_right(engine: TranslationEngine) -> int:
     """How many of the Croatian lines it knows."""
     outcomes = translate(engine, list(known("hr")))
     return sum(o.text == text for o, text in zip(outcomes, known("hr").values(), strict=True))
@@ -116,7 +116,7 @@ def test_what_else_is_in_the_batch_does_not_matter(kind: str, model: Path) -> No
 @pytest.mark.parametrize("kind", ["nllb"], indirect=True)
 def test_cost_is_counted(kind: str, model: Path) -> None:
     engine = make(kind, model, beams=1)
-    replies = list(engine.translate([Segment(text) for text in known("hr")]))
+    replies = list(engine.translate([TextSegment(text) for text in known("hr")]))
     usage = sum((reply.usage for reply in replies), Usage())
     assert usage.requests == len(replies) and usage.usd == 0
     assert 20 * len(known("hr")) > usage.output_tokens > len(known("hr"))
@@ -271,5 +271,5 @@ def test_the_limit_depends_on_the_text_alone() -> None:
 
 def test_options_that_make_no_sense() -> None:
     for name, value in (("beams", "0"), ("tokens_per_batch", "0"), ("no_repeat_ngram", "-1")):
-        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+        with pytest.raises(ConfigError, match=f"{name} is '{value}'"):
             build_engine("nllb", {name: value}, "cs", NoLedger())

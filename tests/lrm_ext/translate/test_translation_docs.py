@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_chat import NoLedger
 
-from lrm_ext.translate.engines.base import EngineSpec, Segment, engine_names, parse_options
+from lrm_ext.translate.engines.base import EngineSpec, TextSegment, engine_names, parse_options
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "translation.md").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_the_engine_of_one_s_own_works() -> None:
     spec = names["SPEC"]
     assert isinstance(spec, EngineSpec)
     engine = spec.build(parse_options(spec, {"mark": "?"}), "en", "hr", NoLedger())
-    (reply,) = engine.translate([Segment("a dog")])
+    (reply,) = engine.translate([TextSegment("a dog")])
     assert reply.outcomes[0].text == "A DOG?"
 
 

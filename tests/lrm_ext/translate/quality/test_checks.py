@@ -165,7 +165,7 @@ BAD = [
 def test_what_is_wrong_is_found(check: str, lang: str, source: str, target: str) -> None:
     verdict = Checker("en", lang).check_text(source, target)
     found = {finding.check: finding for finding in verdict.findings}
-    assert check in found, (verdict.figures, list(map(str, verdict.findings)))
+    assert check in found, (verdict.values, list(map(str, verdict.findings)))
     assert found[check].value > found[check].limit and found[check].message
     assert verdict.status == ("suspect" if found.keys() <= DOUBTS else "rejected")
 
@@ -196,7 +196,7 @@ def test_a_row_is_as_good_as_its_worst_turn() -> None:
     other = (human("Što je to?"), gpt("Mačka."), human("Koliko ih je?"), gpt("Ima 4 mačke."))
     verdict = Checker("en", "hr").check_turns(english, other)
     assert [finding.check for finding in verdict.findings] == ["numbers"]
-    assert verdict.figures["numbers"] == 2 and verdict.figures["structure"] == 0
+    assert verdict.values["numbers"] == 2 and verdict.values["structure"] == 0
 
 
 def test_turns_and_roles_are_compared() -> None:

@@ -30,13 +30,13 @@ def test_what_the_file_leaves_out_has_a_default() -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"nere": []}, "nere unknown; known: near"),
-        ({"near": "sr"}, "near is 'sr', expected a list"),
+        ({"nere": []}, "unknown key `nere`; choose from: near"),
+        ({"near": "sr"}, "near: Expected `array`, got `str`, found 'sr'"),
         ({"limits": {"lenght": 1}}, "no check is called lenght"),
-        ({"limits": {"length": "1"}}, "limits.length is '1', expected a number"),
-        ({"limits": 3}, "limits is 3, expected a table"),
-        ({"length_ratio": 0}, "length_ratio is 0, expected a number above 0"),
-        ({"foreign_letters": ["a"]}, "expected letters in one string"),
+        ({"limits": {"length": "1"}}, "limits[...]: Expected `float`, got `str`"),
+        ({"limits": 3}, "limits: Expected `object`, got `int`, found 3"),
+        ({"length_ratio": 0}, "length_ratio: Expected `float` > 0.0, found 0"),
+        ({"foreign_letters": ["a"]}, "foreign_letters: Expected `str`, got `array`"),
     ],
 )
 def test_faults_are_named(table: dict[str, Any], words: str) -> None:

@@ -7,7 +7,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from lrm_ext.emoji.conversations import caption_turns, question_turns
 from lrm_ext.emoji.scenes import load_scenes
-from lrm_ext.translate.quality.language_id import LetterScores
+from lrm_ext.languages.identification import LetterScores
 
 CODES = ["cs", "en", "fr", "hr", "ru", "sr", "zh"]  # "sr" is there in two scripts
 

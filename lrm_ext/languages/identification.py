@@ -1,0 +1,215 @@
+"""Identifies the language of a text among the project's languages and those like them.
+
+py3langid (4.5 MB, offline) scores the candidates: the languages that have a file, and those that
+the [quality] sections of these files name as near or as rivals.
+
+py3langid walks through a text byte by byte: each few letters that its automaton knows count for
+some languages and against others. `LetterScores` has all texts of a batch take each step together,
+in numpy; a single text is walked in Python. Both find the same letters and add them up in the same
+order, in float64, so that a score does not depend on the batch. It reads the arrays of py3langid's
+model, because the public interface takes one text at a time, which costs several times as much, and
+computes in float32, which would change scores.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lrm_ext.languages._toml import convert
+from lrm_ext.languages.registry import get_language, list_languages
+
+# results are cached, because questions and answers repeat
+_MAX_KNOWN = 1 << 14
+_MAX_KNOWN_LENGTH = 1000
+_known: dict[str, Mapping[str, float]] = {}
+
+
+class Confusable(msgspec.Struct, frozen=True):
+    """Languages that an identifier may confuse a language with.
+
+    Attributes:
+        near: Codes of languages that it cannot tell apart in a sentence.
+        rivals: Codes of other languages that the project does not have.
+    """
+
+    near: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+
+
+def candidates(lang: str, confusable: Confusable) -> tuple[str, ...]:
+    """Returns the codes of the languages that a text is told apart from."""
+    others = (*list_languages(), lang, *confusable.near, *confusable.rivals)
+    return tuple(dict.fromkeys(others))
+
+
+def probabilities(text: str, among: Sequence[str]) -> dict[str, float]:
+    """Returns how probable each of some languages is.
+
+    Args:
+        text: Some words.
+        among: Codes of languages; those that the identifier does not know are left out.
+    """
+    found = log_scores((text,))
+    scores = {code: found[code] for code in among if code in found}
+    if not scores:
+        return {}
+    top = max(scores.values())
+    odds = {code: math.exp(score - top) for code, score in scores.items()}
+    total = sum(odds.values())
+    return {code: value / total for code, value in odds.items()}
+
+
+def log_scores(parts: Sequence[str]) -> Mapping[str, float]:
+    """Returns the log probability of a text, given in parts, in each language; {} if unknown."""
+    scores = [score for score in map(_score, parts) if score]
+    if len(scores) < 2:
+        return scores[0] if scores else {}
+    # the score of a text is the sum over its letter groups, so the scores of parts add up
+    return {code: sum([score[code] for score in scores]) for code in scores[0]}
+
+
+def score_ahead(texts: Iterable[str]) -> None:
+    """Scores many texts at once, so that `log_scores` knows them."""
+    fresh = [
+        text
+        for text in dict.fromkeys(texts)
+        if text not in _known and len(text) <= _MAX_KNOWN_LENGTH
+    ]
+    if len(_known) + len(fresh) > _MAX_KNOWN:
+        _known.clear()
+    _known.update(zip(fresh, _score_all(fresh), strict=True))
+
+
+def _score(text: str) -> Mapping[str, float]:
+    found = _known.get(text)
+    if found is None:
+        (found,) = _score_all([text])
+        if len(text) <= _MAX_KNOWN_LENGTH:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[text] = found
+    return found
+
+
+def _score_all(texts: Sequence[str]) -> list[Mapping[str, float]]:
+    """Returns the log probability of texts in each candidate of any language."""
+    scores: list[Mapping[str, float]] = [{}] * len(texts)
+    judged = [i for i, text in enumerate(texts) if any(map(str.isalpha, text))]
+    if judged:
+        # capitals would be read as names of another language
+        found = _letter_scores().score([texts[i].lower() for i in judged])
+        for i, score in zip(judged, found, strict=True):
+            scores[i] = score
+    return scores
+
+
+@cache
+def _letter_scores() -> LetterScores:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
+    wanted: set[str] = set()
+    for language in map(get_language, list_languages()):
+        confusable = convert(language.quality, Confusable, f"{language.path}: quality")
+        wanted.update(candidates(language.code, confusable))
+    # scoring few candidates is ten times faster than scoring all languages that it knows
+    identifier.set_languages(sorted(wanted & set(identifier.labels)))
+    return LetterScores(identifier)
+
+
+def forget() -> None:
+    """Clears what was prepared for the known languages, after these have changed."""
+    _letter_scores.cache_clear()
+    _known.clear()
+
+
+Ints = npt.NDArray[np.int64]
+
+
+class LetterScores:
+    """Scores texts with the model of an identifier, in the languages that it is restricted to.
+
+    Args:
+        identifier: py3langid's `LanguageIdentifier`, its probabilities not normalised.
+    """
+
+    def __init__(self, identifier: Any) -> None:
+        self.labels: list[str] = list(identifier.labels)
+        # a language may occur twice, in two scripts
+        classes = list(identifier.nb_classes)
+        self._columns = [
+            [i for i, name in enumerate(classes) if name == label] for label in self.labels
+        ]
+        self._weights = np.ascontiguousarray(identifier.nb_ptc)
+        self._prior = np.asarray(identifier.nb_pc, np.float64)
+        self._rows = np.asarray(identifier.tk_row, np.int64) << 8
+        self._next = np.asarray(identifier.tk_nextmove)
+        self._letters = np.asarray(identifier.tk_output, np.int64)
+        # for single texts, which are faster without numpy
+        self._plain = self._rows.tolist(), identifier.tk_nextmove, self._letters.tolist()
+
+    def score(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Scores texts.
+
+        Args:
+            texts: Texts in lower case.
+
+        Returns:
+            For each text the log probability of every language; all equal if the model knows none
+            of its letter groups.
+        """
+        raw = [
+            unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass") for text in texts
+        ]
+        owners, letters = self._walk(raw[0]) if len(raw) == 1 else self._walk_together(raw)
+        scores = self._add_up(owners, letters, len(raw))
+        best = [scores[:, columns].max(axis=1) for columns in self._columns]
+        return [dict(zip(self.labels, row, strict=True)) for row in np.stack(best, axis=1).tolist()]
+
+    def _walk(self, raw: bytes) -> tuple[Ints, Ints]:
+        rows, following, letters = self._plain
+        state, found = 0, []
+        for byte in raw:
+            state = following[rows[state] + byte]
+            letter = letters[state]
+            if letter >= 0:
+                found.append(letter)
+        return np.zeros(len(found), np.int64), np.array(found, np.int64)
+
+    def _walk_together(self, raw: Sequence[bytes]) -> tuple[Ints, Ints]:
+        lengths = np.array([len(one) for one in raw], np.int64)
+        order = np.argsort(-lengths, kind="stable")  # texts that end first are last
+        num_left = len(raw) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), "right")
+        bytes_of = np.zeros((len(raw), lengths.max()), np.uint8)
+        for place, i in enumerate(order):
+            bytes_of[place, : lengths[i]] = np.frombuffer(raw[i], np.uint8)
+        steps = np.ascontiguousarray(bytes_of.T)
+        states = np.zeros(len(raw), np.int64)
+        owners, found = [], []
+        for step, num in zip(steps, num_left.tolist(), strict=True):
+            states = self._next[self._rows[states[:num]] + step[:num]]
+            letters = self._letters[states]
+            (known,) = np.nonzero(letters >= 0)
+            owners.append(order[known])
+            found.append(letters[known])
+        empty = np.zeros(0, np.int64)
+        return np.concatenate([empty, *owners]), np.concatenate([empty, *found])
+
+    def _add_up(self, owners: Ints, letters: Ints, num_texts: int) -> npt.NDArray[np.float64]:
+        """Returns naive Bayes scores with damped counts, as py3langid's, `[texts, classes]`."""
+        scores = np.zeros((num_texts, len(self._prior)))
+        keys, counts = np.unique(owners * len(self._weights) + letters, return_counts=True)
+        if len(keys):
+            owner, letter = np.divmod(keys, len(self._weights))
+            terms = self._weights[letter] * np.log1p(counts)[:, None]
+            starts = np.flatnonzero(np.diff(owner, prepend=-1))
+            scores[owner[starts]] = np.add.reduceat(terms, starts) + self._prior
+        return scores
