@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from lrm_ext.corpus.importing import ImportResult
     from lrm_ext.corpus.validating import Findings
@@ -27,8 +28,6 @@ def build_emoji(
     check: bool = typer.Option(False, help="Write nothing; compare with what is committed."),
 ) -> None:
     """Make the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
-    from rich.console import Console
-
     from lrm_ext.emoji import build
     from lrm_ext.emoji.scenes import load_scenes, packed_dir
 
@@ -43,7 +42,7 @@ def build_emoji(
         build.write_files(files, folder)
         build.write_pictures(scenes, folder)
     found = build.differences(files, folder) + build.picture_differences(scenes, folder)
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     for line in found:
         console.print(f"[red]{line}[/]")
     size_kib = sum(map(len, files.values())) / 1024
@@ -59,20 +58,14 @@ def unpack_emoji(
     force: bool = typer.Option(False, help="Start over even if it is complete."),
 ) -> None:
     """Unpack the built-in corpus: pictures, conversations and benchmarks in all languages."""
-    from rich.console import Console
-    from rich.table import Table
-
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.emoji.unpack import unpack
 
-    root = unpack(force=force)
-    console = Console(highlight=False)
-    console.print(str(root), soft_wrap=True)
-    table = Table("corpus", "rows", "languages")
-    for name in ("pretrain", "finetune"):
-        corpus = Corpus.open(root / name)
-        table.add_row(name, f"{len(corpus):,}", " ".join(corpus.languages))
-    console.print(table)
+    root, console = unpack(force=force), _console()
+    console.print(str(root))
+    opened = [Corpus.open(root / name) for name in ("pretrain", "finetune")]
+    rows = [(c.path.name, len(c), " ".join(c.languages)) for c in opened]
+    _print_table(console, ("corpus", "rows", "languages"), rows)
 
 
 @corpus_app.command("import")
@@ -104,8 +97,7 @@ def import_(
     if not sources or out is None:
         raise typer.BadParameter("expected sources and --out; lrm corpus import --help")
     given = [ImportSource(*split_source(text), source) for text in sources]
-    with _bar(console) as bar:
-        task = bar.add_task("rows", total=None)
+    with _progress("rows", console) as progress:
         result = import_corpus(
             given,
             out,
@@ -115,7 +107,7 @@ def import_(
             verify_images=verify_images,
             copy_images=copy_images,
             overwrite=overwrite,
-            progress=lambda num_rows: bar.update(task, completed=num_rows),
+            progress=progress,
         )
     _print_import(result, out, console)
     if explain:
@@ -143,14 +135,9 @@ def export(
         raise typer.BadParameter(f"--lang all needs {{lang}} in --out, found {out}")
     for code in languages:
         path = Path(str(out).replace("{lang}", code))
-        with _bar(console) as bar:
-            task = bar.add_task(code, total=len(opened))
+        with _progress(code, console) as progress:
             exported = export_llava(
-                opened,
-                code,
-                path,
-                with_english=with_english,
-                progress=lambda done, total, task=task: bar.update(task, completed=done),  # type: ignore[misc]
+                opened, code, path, with_english=with_english, progress=progress
             )
         listed = ", ".join(f"{number:,} {name}" for name, number in exported.not_accepted.items())
         fate = "are in English" if with_english else "are left out"
@@ -163,8 +150,6 @@ def info(
     corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
 ) -> None:
     """Show what a corpus holds."""
-    from rich.table import Table
-
     from lrm_ext.corpus.store import STATUSES
     from lrm_ext.corpus.summary import count_engines, median_lengths, summarize
     from lrm_ext.emoji.unpack import open_corpus
@@ -178,26 +163,21 @@ def info(
         f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root.resolve()}"
     )
     for name, counts in (("source", summary.sources), ("task", summary.tasks)):
-        table = Table(name, "rows")
-        for key, count in counts.most_common():
-            table.add_row(key, f"{count:,}")
-        console.print(table)
-    table = Table("language", *STATUSES, "none", "median characters a turn")
-    lengths = median_lengths(opened)
+        _print_table(console, (name, "rows"), counts.most_common())
+    lengths, rows = median_lengths(opened), []
     for lang in opened.languages:
-        counts_of = opened.statuses(lang)
-        none = summary.num_rows - sum(counts_of.values())
-        numbers = [*(counts_of[status] for status in STATUSES), none]
-        table.add_row(lang, *(f"{number:,}" for number in numbers), f"{lengths[lang]:.0f}")
-    console.print(table)
-    engines = {lang: count_engines(opened, lang) for lang in opened.languages[1:]}
-    if any(name != "-" for counts in engines.values() for name, _ in counts):
-        table = Table("language", "engine", *STATUSES)
-        for lang, made in engines.items():
-            for name in sorted({name for name, _ in made}):
-                numbers = [made[name, status] for status in STATUSES]
-                table.add_row(lang, name, *(f"{number:,}" for number in numbers))
-        console.print(table)
+        numbers = [*opened.statuses(lang).values()]
+        none = summary.num_rows - sum(numbers)
+        rows.append((lang, *numbers, none, f"{lengths[lang]:.0f}"))
+    _print_table(console, ("language", *STATUSES, "none", "median characters a turn"), rows)
+    made = {lang: count_engines(opened, lang) for lang in opened.languages[1:]}
+    by_engine = [
+        (lang, name, *(counts[name, status] for status in STATUSES))
+        for lang, counts in made.items()
+        for name in sorted({name for name, _ in counts})
+    ]
+    if any(name != "-" for _, name, *_ in by_engine):
+        _print_table(console, ("language", "engine", *STATUSES), by_engine)
 
 
 @corpus_app.command("show")
@@ -290,12 +270,7 @@ def validate(
     from lrm_ext.corpus.validating import validate_source
 
     console = _console()
-    with _bar(console) as bar:
-        task = bar.add_task("rows", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with _progress("rows", console) as progress:
         if (Path(path) / META_FILE).is_file():
             opened = Corpus.open(path)
             findings = look(opened, with_pictures=verify_images, progress=progress)
@@ -361,12 +336,10 @@ def _print_findings(findings: Findings, console: Console) -> None:
 
 
 def _print_import(result: ImportResult, out: Path, console: Console) -> None:
-    from rich.table import Table
-
-    table = Table("source", "rows", "without a picture")
-    for name, count in result.rows.most_common():
-        table.add_row(name or "-", f"{count:,}", f"{result.without_picture[name]:,}")
-    console.print(table)
+    rows = [
+        (name, count, result.without_picture[name]) for name, count in result.rows.most_common()
+    ]
+    _print_table(console, ("source", "rows", "without a picture"), rows)
     for path, report in result.reports.items():
         if report.num_dropped or report.notes:
             console.print(f"{path}: {report.table()}", markup=False)
@@ -389,14 +362,23 @@ def _print_rules(result: ImportResult, path: Path, console: Console) -> None:
 
 
 def _print_formats(console: Console) -> None:
-    from rich.table import Table
-
     from lrm_ext.corpus.formats import FORMATS
 
-    table = Table("format", "what it looks like", "pictures")
-    for name, found in FORMATS.items():
-        where = "below --images" if found.pictures is None else f"{found.pictures}/ beside it"
-        table.add_row(name, found.summary, where)
+    rows = [
+        (name, f.summary, "below --images" if f.pictures is None else f"{f.pictures}/ beside it")
+        for name, f in FORMATS.items()
+    ]
+    _print_table(console, ("format", "what it looks like", "pictures"), rows)
+
+
+def _print_table(
+    console: Console, headings: Iterable[str], rows: Iterable[Iterable[str | int]]
+) -> None:
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in row))
     console.print(table)
 
 
@@ -406,8 +388,14 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _bar(console: Console) -> Progress:
+@contextmanager
+def _progress(title: str, console: Console) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal; yields what it is told by: rows done, and perhaps in all."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
+from llava.data.sample import Sample
 from llava.errors import ConfigError
 from llava.files import writing
-from lrm_ext.corpus.store import ENGLISH, Corpus
-
-_encode = msgspec.json.encode
+from lrm_ext.corpus.store import ENGLISH, Corpus, turns_from_arrow
 
 
 @dataclass
@@ -69,59 +69,56 @@ def export_llava(
             f"{corpus.path}: there is no text in {lang!r}; it has: {', '.join(corpus.languages)}."
         )
     is_array = out.suffix == ".json"
+    begin, between, end = (b"[\n", b",\n", b"\n]\n") if is_array else (b"", b"\n", b"\n")
     exported, num_done = Exported(), 0
     with writing(out) as partial, partial.open("wb") as file:
-        file.write(b"[\n" if is_array else b"")
-        for rows in _batches(corpus, lang, with_english, exported):
-            encoded = [_encode(record) for record in rows if record is not None]
-            if encoded:
-                file.write(b",\n" if is_array and exported.num_records else b"")
-                file.write((b",\n" if is_array else b"\n").join(encoded))
-                file.write(b"" if is_array else b"\n")
-            num_done, exported.num_records = (
-                num_done + len(rows),
-                exported.num_records + len(encoded),
-            )
+        file.write(begin)
+        for rows, texts in _batches(corpus, lang):
+            records = _records(rows, texts, lang, with_english, exported)
+            if records:
+                file.write(between if exported.num_records else b"")
+                file.write(between.join(map(msgspec.json.encode, records)))
+            exported.num_records += len(records)
+            num_done += len(rows)
             progress(num_done, len(corpus))
-        file.write(b"\n]\n" if is_array else b"")
+        file.write(end if exported.num_records or begin else b"")
         file.flush()
         os.fsync(file.fileno())
     return exported
 
 
-def _batches(
-    corpus: Corpus, lang: str, with_english: bool, exported: Exported
-) -> Iterator[list[dict[str, Any] | None]]:
-    """Records of one batch of rows after the other; None for a row that is left out."""
+def _batches(corpus: Corpus, lang: str) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
+    """Rows, and their texts; None for English, which is in the rows."""
     if lang == ENGLISH:
-        for rows in corpus.row_batches():
-            yield [_record(row, row["turns"], None) for row in rows.to_pylist()]
-        return
-    for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
-        columns = (texts.column(name).to_pylist() for name in ("status", "turns"))
-        records: list[dict[str, Any] | None] = []
-        for row, status, turns in zip(rows.to_pylist(), *columns, strict=True):
-            if status == "ok":
-                records.append(_record(row, turns, lang))
-                continue
-            exported.not_accepted[status or "no text"] += 1
-            exported.num_english += with_english
-            records.append(_record(row, row["turns"], None) if with_english else None)
-        yield records
+        yield from ((rows, None) for rows in corpus.row_batches())
+    else:
+        yield from zip(corpus.row_batches(), corpus.text_batches(lang), strict=True)
+
+
+def _records(
+    rows: pa.RecordBatch,
+    texts: pa.RecordBatch | None,
+    lang: str,
+    with_english: bool,
+    exported: Exported,
+) -> list[dict[str, Any]]:
+    """LLaVA records of a batch, without the rows that are left out."""
+    if texts is None:
+        return [_record(row, row["turns"], None) for row in rows.to_pylist()]
+    records = []
+    columns = (texts.column(name).to_pylist() for name in ("status", "turns"))
+    for row, status, turns in zip(rows.to_pylist(), *columns, strict=True):
+        if status == "ok":
+            records.append(_record(row, turns, lang))
+            continue
+        exported.not_accepted[status or "no text"] += 1
+        if with_english:
+            exported.num_english += 1
+            records.append(_record(row, row["turns"], None))
+    return records
 
 
 def _record(row: dict[str, Any], turns: list[dict[str, Any]], lang: str | None) -> dict[str, Any]:
     """A LLaVA record, as `Sample.to_record` makes it."""
-    record = {"id": row["id"]}
-    if row["image"] is not None:
-        record["image"] = row["image"]
-    record["conversations"] = [
-        {"from": turn["role"], "value": turn["text"]}
-        if turn["supervised"]
-        else {"from": turn["role"], "value": turn["text"], "supervised": False}
-        for turn in turns
-    ]
-    for key, value in (("lang", lang), ("task", row["task"]), ("source", row["source"])):
-        if value is not None:
-            record[key] = value
-    return record
+    said = turns_from_arrow(turns)
+    return Sample(row["id"], row["image"], said, lang, row["task"], row["source"]).to_record()

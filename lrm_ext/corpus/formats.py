@@ -1,8 +1,9 @@
 """The formats that can be imported, by name.
 
-Input: a name and a path. Output: a `Format`, whose `read` gives LLaVA records one at a time, each
-as a function that makes it: one that cannot be made raises `SampleError` and does not end the
-others. LLaVA's own JSON is read by columns instead (`columns.py`); `read` is None then.
+Input: a name and a path. Output: a `Format`, whose `rows` reads a file's entries one at a time and
+whose `to_record` makes a LLaVA record of one: an entry of which none can be made raises
+`SampleError` and does not end the others. LLaVA's own JSON is read by columns instead
+(`columns.py`); `rows` is None then.
 
 The requests at a question's end are those of LLaVA-1.5, from the English language file. Tables
 (Parquet, Hugging Face datasets on disk) have one column of turns: `conversations`, `messages` or
@@ -16,9 +17,8 @@ import csv
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,87 +26,19 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.records import iter_records
 from llava.data.sample import UNSUPPORTED_FIELDS, SampleError
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import ENGLISH, get_language
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
+_BATCH_ROWS = 1024
 # How the Hub names files: train-00000-of-00012.parquet
 _SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-\w+)?\.parquet")
 _TURN_COLUMNS = ("conversations", "messages", "texts")
 _COLUMNS = ("id", "image", "images", *_TURN_COLUMNS, "lang", "source", "task", *UNSUPPORTED_FIELDS)
-Record = dict[str, Any]
-# `file:line` (or another place), and what makes a LLaVA record whose picture is relative to the
-# source, or raises `SampleError`.
-Records = Iterator[tuple[str, Callable[[], Record]]]
+# `file:line` (or another place), and an entry as the file has it.
+Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def short_answer(
-    sample_id: Any, image: str, question: str, answer: str, task: str
-) -> dict[str, Any]:
-    """A question that is answered in a word or phrase."""
-    request = get_language("en").short_answer
-    return _record(sample_id, image, f"{question.strip()}\n{request}", answer, task)
-
-
-def choice(
-    sample_id: Any,
-    image: str,
-    question: str,
-    options: Sequence[str],
-    right: int,
-    task: str,
-    where: str,
-) -> dict[str, Any]:
-    """A question that is answered by an option's letter.
-
-    Raises:
-        SampleError: The right answer is none of the options.
-    """
-    if not 0 <= right < len(options) <= len(_LETTERS):
-        raise SampleError(
-            f"{where}, sample {sample_id!r}: the answer is option {right} of {len(options)}.",
-            "structure",
-        )
-    listed = [f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False)]
-    request = get_language("en").option_letter
-    text = "\n".join([question.strip(), *listed, request])
-    return _record(sample_id, image, text, _LETTERS[right], task)
-
-
-def caption(sample_id: Any, image: str, request: str, text: str) -> dict[str, Any]:
-    """A picture's description."""
-    return _record(sample_id, image, request, text, "caption")
-
-
-def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """A value that a source must have.
-
-    Raises:
-        SampleError: It is missing or of another type.
-    """
-    value = record.get(name) if isinstance(record, dict) else None
-    if not isinstance(value, kind):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise SampleError(
-            f"{where}: {name!r} is {value!r:.60}, expected {wanted}; is this the right format?",
-            "structure",
-        )
-    return value
-
-
-def _record(sample_id: Any, image: str, question: str, answer: str, task: str) -> dict[str, Any]:
-    return {
-        "id": str(sample_id),
-        "image": image,
-        "task": task,
-        "conversations": [
-            {"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN}\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
-
-
-def read_parquet(path: Path) -> Records:
+def _read_parquet(path: Path) -> Rows:
     """Reads one Parquet file, several, or those of a folder, in order of their names.
 
     Args:
@@ -124,12 +56,9 @@ def read_parquet(path: Path) -> Records:
         try:
             table = pq.ParquetFile(file)
             columns = _check_columns(table.schema_arrow.names, file)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for raw in batch.to_pylist():
-                    where = f"{file}: row {number}"
-                    yield where, partial(_row_record, raw, f"{file.stem}-{number}")
-                    number += 1
+            yield from _table_rows(
+                file, file.stem, table.iter_batches(_BATCH_ROWS, columns=columns)
+            )
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: damaged, or not a Parquet file: {error}") from error
 
@@ -149,7 +78,7 @@ def _find_parquet(path: Path) -> list[Path]:
     return files
 
 
-def read_dataset(path: Path) -> Records:
+def _read_dataset(path: Path) -> Rows:
     """A folder of `datasets.Dataset.save_to_disk`.
 
     Raises:
@@ -172,11 +101,8 @@ def read_dataset(path: Path) -> Records:
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path}: it holds splits; name one: {', '.join(map(str, loaded))}.")
     columns = _check_columns(loaded.column_names, path)
-    for number, raw in enumerate(loaded.select_columns(columns).with_format("arrow").iter(1024)):
-        for offset, row in enumerate(raw.to_pylist()):
-            row_number = number * 1024 + offset
-            sample_id = f"{path.name}-{row_number}"
-            yield f"{path}: row {row_number}", partial(_row_record, row, sample_id)
+    batches = loaded.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
+    yield from _table_rows(path, path.name, batches)
 
 
 def _check_columns(names: list[str], where: Path) -> list[str]:
@@ -189,44 +115,30 @@ def _check_columns(names: list[str], where: Path) -> list[str]:
     return found
 
 
-def _row_record(raw: dict[str, Any], sample_id: str) -> dict[str, Any]:
-    """A row as a LLaVA record; `sample_id` is for one that has none."""
-    record = {"id": sample_id, **{key: value for key, value in raw.items() if value is not None}}
-    pairs = record.get("texts") or ()
-    if source := next((pair["source"] for pair in pairs if pair.get("source")), None):
-        record.setdefault("source", source)
-    return record
+def _table_rows(place: Path, name: str, batches: Iterable[Any]) -> Rows:
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        # the number in its own file names a row that has no id
+        found = {"id": f"{name}-{number}", **{k: v for k, v in row.items() if v is not None}}
+        yield f"{place}: row {number}", found
 
 
-def read_captions(path: Path) -> Records:
+def _read_captions(path: Path) -> Rows:
     """`image`, `caption` and perhaps `id`, in objects or columns.
 
     Raises:
         DataError: The file is missing, or a TSV or CSV file lacks a column.
     """
-    prompts = get_language("en").fixed_prompts
-    requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
-    is_table = path.suffix.lower() in (".tsv", ".csv")
-    rows = _caption_table(path) if is_table else iter_records(path)
-    for where, raw in rows:
-        yield where, partial(_caption_record, raw, where, requests)
-
-
-def _caption_record(raw: dict[str, Any], where: str, requests: list[str]) -> dict[str, Any]:
-    image = field(raw, "image", where)
-    request = requests[zlib.crc32(image.encode()) % len(requests)]
-    return caption(raw.get("id", image), image, request, field(raw, "caption", where))
-
-
-def _caption_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    ending = path.suffix.lower()
+    if ending not in (".tsv", ".csv"):
+        yield from iter_records(path)
+        return
+    is_tsv = ending == ".tsv"
+    layout: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(file)
-            else:
-                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            missing = {"image", "caption"} - set(reader.fieldnames or ())
-            if missing:
+            reader = csv.DictReader(file, **layout)
+            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
                 raise DataError(
                     f"{path}:1: no column {' and '.join(sorted(missing))}; found "
                     f"{', '.join(reader.fieldnames or ['nothing'])}."
@@ -237,89 +149,153 @@ def _caption_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: there is no such file.") from error
 
 
-def read_chartqa(path: Path) -> Records:
-    """`[{"imgname", "query", "label"}]`."""
-    for number, (where, raw) in enumerate(iter_records(path)):
-        yield where, partial(_chartqa, raw, where, f"{path.stem}-{number}")
+def _read_docvqa(path: Path) -> Rows:
+    """`{"data": [...]}`."""
+    for number, raw in enumerate(_load(path, "data", list)):
+        yield f"{path}: data[{number}]", raw
 
 
-def _chartqa(raw: Record, where: str, sample_id: str) -> Record:
-    image, question = field(raw, "imgname", where), field(raw, "query", where)
-    return short_answer(sample_id, image, question, field(raw, "label", where), "chart")
-
-
-def read_dvqa(path: Path) -> Records:
-    """`[{"question_id", "question", "answer", "image"}]`."""
-    for where, raw in iter_records(path):
-        yield where, partial(_dvqa, raw, where)
-
-
-def _dvqa(raw: Record, where: str) -> Record:
-    sample_id, image = field(raw, "question_id", where, (int, str)), field(raw, "image", where)
-    question, answer = field(raw, "question", where), field(raw, "answer", where)
-    return short_answer(sample_id, image, question, answer, "chart")
-
-
-def read_docvqa(path: Path) -> Records:
-    """`{"data": [{"questionId", "question", "image", "answers"}]}`; the first answer is taken."""
-    content = _load(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise DataError(f"{path}: expected an object with a list `data`; is this DocVQA's file?")
-    for number, raw in enumerate(content["data"]):
-        where = f"{path}: data[{number}]"
-        yield where, partial(_docvqa, raw, where)
-
-
-def _docvqa(raw: Record, where: str) -> Record:
-    answers = field(raw, "answers", where, list)
-    answer = field({"answers[0]": answers[0] if answers else None}, "answers[0]", where)
-    sample_id, image = field(raw, "questionId", where, (int, str)), field(raw, "image", where)
-    return short_answer(sample_id, image, field(raw, "question", where), answer, "document")
-
-
-def read_ai2d(path: Path) -> Records:
-    """A folder with `questions/<picture>.json`: questions with `answerTexts`, `correctAnswer`."""
+def _read_ai2d(path: Path) -> Rows:
+    """A folder with `questions/<picture>.json`, whose questions are keys."""
     files = sorted((path / "questions").glob("*.json"))
     if not files:
         raise DataError(f"{path}: no questions/*.json found; name the folder that AI2D unpacks to.")
     for file in files:
-        content = _load(file)
-        if not isinstance(content, dict) or not isinstance(content.get("questions"), dict):
-            raise DataError(f"{file}: expected an object with `questions`; is this AI2D's file?")
-        for question, raw in content["questions"].items():
-            where = f"{file}: {question!r:.60}"
-            yield where, partial(_ai2d, content, question, raw, where)
+        image = _load(file, "imageName", str)
+        for question, entry in _load(file, "questions", dict).items():
+            row = {"image": image, "question": question, "entry": entry}
+            yield f"{file}: {question!r:.60}", row
 
 
-def _ai2d(content: Record, question: str, raw: Record, where: str) -> Record:
-    image, options = field(content, "imageName", where), field(raw, "answerTexts", where, list)
-    right, sample_id = field(raw, "correctAnswer", where, int), field(raw, "questionId", where)
-    return choice(sample_id, image, question, options, right, "diagram", where)
+def _load(path: Path, key: str, kind: type) -> Any:
+    """The value at a key of a small JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    return field(content, key, str(path), kind)
 
 
-def read_geoqa(path: Path) -> Records:
-    """`[{"id"?, "subject" or "question", "choices", "label", "image"}]`, or LLaVA records of it."""
-    for number, (where, raw) in enumerate(iter_records(path)):
-        yield where, partial(_geoqa, raw, where, f"{path.stem}-{number}")
+def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+    """A value that a source must have.
+
+    Raises:
+        SampleError: It is missing or of another type.
+    """
+    value = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(value, kind):
+        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+        raise SampleError(
+            f"{where}: {name!r} is {value!r:.60}, expected {wanted}; is this the right format?",
+            "structure",
+        )
+    return value
 
 
-def _geoqa(raw: Record, where: str, sample_id: str) -> Record:
+def _talk(sample_id: Any, image: str, question: str, answer: str, task: str) -> dict[str, Any]:
+    """A record of one question about a picture."""
+    return {
+        "id": str(sample_id),
+        "image": image,
+        "task": task,
+        "conversations": [
+            {"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN}\n{question}"},
+            {"from": "gpt", "value": answer},
+        ],
+    }
+
+
+def _short_answer(
+    sample_id: Any, image: str, question: str, answer: str, task: str
+) -> dict[str, Any]:
+    """A question that is answered in a word or phrase."""
+    request = get_language(ENGLISH).short_answer
+    return _talk(sample_id, image, f"{question.strip()}\n{request}", answer, task)
+
+
+def _choice(
+    sample_id: Any,
+    image: str,
+    question: str,
+    options: Sequence[str],
+    right: int,
+    task: str,
+    where: str,
+) -> dict[str, Any]:
+    """A question that is answered by an option's letter.
+
+    Raises:
+        SampleError: The right answer is none of the options.
+    """
+    if not 0 <= right < len(options) <= len(_LETTERS):
+        raise SampleError(
+            f"{where}, sample {sample_id!r}: the answer is option {right} of {len(options)}.",
+            "structure",
+        )
+    listed = [f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False)]
+    text = "\n".join([question.strip(), *listed, get_language(ENGLISH).option_letter])
+    return _talk(sample_id, image, text, _LETTERS[right], task)
+
+
+def _llava(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """A row that has a LLaVA record's fields; in pairs of `texts` is the source, too."""
+    named = [pair["source"] for pair in raw.get("texts") or () if pair.get("source")]
+    return {"source": named[0], **raw} if named else dict(raw)
+
+
+def _caption(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"image", "caption", "id"?}`."""
+    prompts = get_language(ENGLISH).fixed_prompts
+    requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
+    image = field(raw, "image", where)
+    request = requests[zlib.crc32(image.encode()) % len(requests)]
+    return _talk(raw.get("id", image), image, request, field(raw, "caption", where), "caption")
+
+
+def _chartqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"imgname", "query", "label"}`."""
+    image, question, answer = (field(raw, key, where) for key in ("imgname", "query", "label"))
+    return _short_answer(default_id, image, question, answer, "chart")
+
+
+def _dvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"question_id", "question", "answer", "image"}`."""
+    sample_id = field(raw, "question_id", where, (int, str))
+    image, question, answer = (field(raw, key, where) for key in ("image", "question", "answer"))
+    return _short_answer(sample_id, image, question, answer, "chart")
+
+
+def _docvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"questionId", "question", "image", "answers"}`; the first answer is taken."""
+    answers = field(raw, "answers", where, list)
+    answer = field({"answers[0]": answers[0] if answers else None}, "answers[0]", where)
+    sample_id = field(raw, "questionId", where, (int, str))
+    image, question = (field(raw, key, where) for key in ("image", "question"))
+    return _short_answer(sample_id, image, question, answer, "document")
+
+
+def _ai2d(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"image", "question", "entry": {"answerTexts", "correctAnswer", "questionId"}}`."""
+    entry = raw["entry"]
+    options, right = (
+        field(entry, "answerTexts", where, list),
+        field(entry, "correctAnswer", where, int),
+    )
+    sample_id = field(entry, "questionId", where)
+    return _choice(sample_id, raw["image"], raw["question"], options, right, "diagram", where)
+
+
+def _geoqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """`{"id"?, "subject" or "question", "choices", "label", "image"}`, or a LLaVA record of it."""
     if "conversations" in raw:
         return {"task": "geometry", **raw}
     options = [str(option) for option in field(raw, "choices", where, list)]
     question = field(raw, "question" if "question" in raw else "subject", where)
     image, right = field(raw, "image", where), field(raw, "label", where, int)
-    named = raw.get("id", sample_id)
-    return choice(named, image, question, options, right, "geometry", where)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    named = raw.get("id", default_id)
+    return _choice(named, image, question, options, right, "geometry", where)
 
 
 @dataclass(frozen=True)
@@ -329,7 +305,9 @@ class Format:
     Attributes:
         name: On the command line.
         summary: What it looks like, in a line.
-        read: From a path to records; None for LLaVA's own JSON.
+        rows: Reads the entries at a path; None for LLaVA's own JSON.
+        to_record: Makes a LLaVA record of an entry, whose picture is relative to the source; it is
+            told the entry's place, for messages, and an id if it has none.
         pictures: Folder of the pictures as seen from the file's (or given) folder, where records
             do not say it; None where they are relative to the corpus' image root.
         source: Written into rows that do not name theirs; None: the file's name.
@@ -337,7 +315,8 @@ class Format:
 
     name: str
     summary: str
-    read: Callable[[Path], Records] | None = None
+    rows: Callable[[Path], Rows] | None = None
+    to_record: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = _llava
     pictures: str | None = None
     source: str | None = None
 
@@ -347,16 +326,17 @@ FORMATS = {
     for format in (
         Format("llava", "JSON array or JSON Lines of LLaVA records; LLaVA-1.5's mix"),
         Format("sharegpt4v", "ShareGPT4V, ShareGPT4V-PT (LLaVA records)", source="sharegpt4v"),
-        Format("parquet", "columns image; conversations, messages or texts", read_parquet),
-        Format("hf", "folder of Dataset.save_to_disk, same columns", read_dataset),
-        Format("captions", "JSON, JSONL, TSV or CSV of image and caption", read_captions),
+        Format("parquet", "columns image; conversations, messages or texts", _read_parquet),
+        Format("hf", "folder of Dataset.save_to_disk, same columns", _read_dataset),
+        Format("captions", "JSON, JSONL, TSV or CSV of image and caption",
+               _read_captions, _caption),
         Format("chartqa", "array of imgname, query, label",
-               read_chartqa, "png", "chartqa"),
-        Format("docvqa", "data: question, answers, image", read_docvqa, ".", "docvqa"),
-        Format("dvqa", "array of question, answer, image", read_dvqa, "images", "dvqa"),
-        Format("ai2d", "folder with questions/ and images/", read_ai2d, "images", "ai2d"),
+               iter_records, _chartqa, "png", "chartqa"),
+        Format("docvqa", "data: question, answers, image", _read_docvqa, _docvqa, ".", "docvqa"),
+        Format("dvqa", "array of question, answer, image", iter_records, _dvqa, "images", "dvqa"),
+        Format("ai2d", "folder with questions/ and images/", _read_ai2d, _ai2d, "images", "ai2d"),
         Format("geoqa", "array of subject or question, choices, label, image",
-               read_geoqa, "images", "geoqa"),
+               iter_records, _geoqa, "images", "geoqa"),
     )
 }  # fmt: skip
 

@@ -16,13 +16,12 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -36,7 +35,15 @@ from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import ImageError, open_image
-from lrm_ext.corpus.columns import Flags, Turns, batch_of, check_sample, iter_row_batches, to_flags
+from lrm_ext.corpus.columns import (
+    Flags,
+    Turns,
+    batch_of,
+    check_sample,
+    iter_row_batches,
+    to_flags,
+    usable_sample,
+)
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
@@ -50,10 +57,7 @@ log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 2048
 _NUM_PICTURES_LOOKED_FOR = 20
-# Tells from an English sample whether its meaning survives translation.
-IsTranslatable = Callable[[Sample], bool]
-# Writes a picture that is embedded in a data set, of which it is told where that is.
-SaveEmbedded = Callable[[dict[str, Any], str], str]
+NUM_THREADS = min(32, 2 * (os.cpu_count() or 1))  # decoding does not hold Python's lock
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,12 +132,10 @@ class Rules:
         return batch.set_column(index, ROW_SCHEMA.field(index), column)
 
     def _note(self, rule: Rule, batch: pa.RecordBatch, found: Flags) -> None:
-        if not found.any():
-            return
-        self.caught[rule.name] += int(found.sum())
         kept = self.examples.setdefault(rule.name, [])
-        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)]:
-            row: dict[str, Any] = batch.slice(int(i), 1).to_pylist()[0]
+        self.caught[rule.name] += int(found.sum())
+        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)].tolist():
+            row = batch.slice(i, 1).to_pylist()[0]
             kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
 
 
@@ -142,67 +144,48 @@ def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
     if name in ("source", "task"):
         return to_flags(pc.match_substring_regex(batch.column(name), pattern))
     turns = Turns.of(batch.column("turns"))
-    of_role = turns.of_role("human" if name == "question" else "gpt")
-    texts = turns.texts.filter(pa.array(of_role))
-    flags = np.zeros(len(of_role), dtype=bool)
-    flags[of_role] = to_flags(pc.match_substring_regex(texts, pattern))
-    return turns.any(flags)
+    return turns.any(
+        turns.of_role("human" if name == "question" else "gpt") & turns.matching(pattern)
+    )
 
 
-class Problem(NamedTuple):
-    """Why a picture cannot be used.
-
-    Attributes:
-        reason: "outside_root", "missing_picture", or that of an `ImageError`.
-        message: What was found, with its path.
-    """
-
-    reason: str
-    message: str
-
-
-class PictureCheck:
-    """Checks each picture once; a context manager.
+class ImageFolder:
+    """The folder of a corpus' pictures, which may be opened or copied.
 
     Args:
-        root: Folder of the pictures.
-        num_threads: How many are opened at once; decoding does not hold Python's lock.
+        root: The folder.
+        pool: Opens several at once; None: they are not opened.
+        copy_to: Folder to copy them into; paths below it are those below `root`. Pictures that are
+            embedded in a source are written there, too.
     """
 
-    def __init__(self, root: Path, num_threads: int | None = None) -> None:
-        self.root = root
-        self._pool = ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)))
-        self._known: dict[str, Problem | None] = {}
-
-    def __enter__(self) -> PictureCheck:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, root: Path, pool: Executor | None = None, copy_to: Path | None = None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.root = root
+        self._pool = pool
+        self._copy_to = copy_to
+        self._known: dict[str, SampleError | None] = {}
+        self._has_looked = pool is not None
 
-    def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
+    def keep_usable(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
         """Drop the rows of a batch whose picture cannot be used.
 
         Raises:
             DataError: As `policy` raises.
         """
-        problems = self.problems(batch.column("image").to_pylist())
-        bad = [i for i, problem in enumerate(problems) if problem is not None]
-        for i in bad:
-            problem, sample_id = problems[i], batch.column("id")[i].as_py()
-            assert problem is not None
-            policy.report.read[ENGLISH] -= 1  # counted again as dropped
-            text = f"sample {sample_id!r}: {problem.message}"
-            policy.drop(SampleError(text, problem.reason, ENGLISH))
-        return batch if not bad else batch.take(np.setdiff1d(np.arange(len(batch)), bad))
+        self._look_for_any(batch)
+        is_usable = np.ones(len(batch), dtype=bool)
+        for i, problem in enumerate(self.problems(batch.column("image").to_pylist())):
+            if problem is not None:
+                is_usable[i] = False
+                policy.report.read[ENGLISH] -= 1  # counted again as dropped
+                text = f"sample {batch.column('id')[i].as_py()!r}: {problem}"
+                policy.drop(SampleError(text, problem.reason, ENGLISH))
+        return batch if is_usable.all() else batch.filter(pa.array(is_usable))
 
-    def problems(self, names: Sequence[str | None]) -> list[Problem | None]:
-        """Open pictures, several at a time.
+    def problems(self, names: Sequence[str | None]) -> list[SampleError | None]:
+        """Open pictures, several at a time, each of them once.
 
         Args:
             names: Paths relative to the root; None for a row without a picture.
@@ -210,39 +193,15 @@ class PictureCheck:
         Returns:
             For each what is wrong with it; None if nothing is.
         """
+        if self._pool is None:
+            return []
         if len(self._known) > _MAX_REMEMBERED:
             self._known.clear()
         new = sorted({name for name in names if name is not None} - self._known.keys())
         self._known.update(zip(new, self._pool.map(self._problem, new), strict=True))
         return [None if name is None else self._known[name] for name in names]
 
-    def _problem(self, name: str) -> Problem | None:
-        path = self.root / name
-        if leaves_folder(name):
-            return Problem("outside_root", f"picture {name!r} lies outside of {self.root}")
-        if not path.is_file():
-            return Problem("missing_picture", f"no such picture: {path}")
-        try:
-            open_image(path).close()
-        except ImageError as error:
-            return Problem(error.reason, str(error))
-        return None
-
-
-class PictureCopy(PictureCheck):
-    """Checks each picture and copies it; those that are embedded in a source are written out.
-
-    Args:
-        root: Folder of the pictures that sources refer to.
-        out: Folder to copy into; paths below it are those below `root`.
-        num_threads: How many are opened at once.
-    """
-
-    def __init__(self, root: Path, out: Path, num_threads: int | None = None) -> None:
-        super().__init__(root, num_threads)
-        self._out = out
-
-    def save_embedded(self, image: dict[str, Any], where: str) -> str:
+    def save_embedded(self, image: Mapping[str, Any], where: str) -> str:
         """Write a picture of a table to a file named by its content.
 
         Args:
@@ -250,11 +209,17 @@ class PictureCopy(PictureCheck):
             where: For messages.
 
         Returns:
-            Its path below `out`.
+            Its path below the folder that pictures are copied to.
 
         Raises:
-            SampleError: It is no picture.
+            SampleError: It is no picture, or pictures are not copied.
         """
+        if self._copy_to is None:
+            raise SampleError(
+                f"{where}: the picture is embedded in the file; a corpus refers to pictures by "
+                "path. Import with --copy-images, which writes it to a file.",
+                "embedded_picture",
+            )
         data = image["bytes"]
         try:
             open_image(data, where).close()
@@ -264,20 +229,43 @@ class PictureCopy(PictureCheck):
             ending = (picture.format or "img").lower()
         digest = hashlib.sha256(data).hexdigest()[:32]
         name = f"embedded/{digest[:2]}/{digest}.{ending}"
-        if not (self._out / name).is_file():
-            with writing(self._out / name) as partial:
-                partial.write_bytes(data)
+        if not (self._copy_to / name).is_file():
+            with writing(self._copy_to / name) as partial_file:
+                partial_file.write_bytes(data)
         return name
 
-    def _problem(self, name: str) -> Problem | None:
-        target = self._out / name
-        if target.is_file():  # embedded ones, too
+    def _problem(self, name: str) -> SampleError | None:
+        path = self.root / name
+        target = None if self._copy_to is None else self._copy_to / name
+        if target is not None and target.is_file():  # embedded ones, too
             return None
-        problem = super()._problem(name)
-        if problem is None:
-            with writing(target) as partial:
-                shutil.copyfile(self.root / name, partial)
-        return problem
+        if leaves_folder(name):
+            text = f"picture {name!r} lies outside of {self.root}"
+            return SampleError(text, "outside_root")
+        if not path.is_file():
+            return SampleError(f"no such picture: {path}", "missing_picture")
+        try:
+            open_image(path).close()
+        except ImageError as error:
+            return SampleError(str(error), error.reason)
+        if target is not None:
+            with writing(target) as partial_file:
+                shutil.copyfile(path, partial_file)
+        return None
+
+    def _look_for_any(self, batch: pa.RecordBatch) -> None:
+        """Warn once if not even the first pictures are there, for then the folder is wrong."""
+        if self._has_looked:
+            return
+        names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
+        self._has_looked = bool(names)
+        if names and not any((self.root / name).is_file() for name in names):
+            log.warning(
+                "none of the first %d pictures is there, such as %s; is --images right? "
+                "`lrm corpus validate --verify-images` looks for all of them",
+                len(names),
+                self.root / names[0],
+            )
 
 
 @dataclass(frozen=True)
@@ -352,93 +340,42 @@ def import_corpus(
         raise ConfigError(
             f"{images}: no such folder; expected the one below which all pictures lie (--images)."
         )
-    rules = Rules.load() if rules is None else rules
-    result = ImportResult(rules)
+    result = ImportResult(Rules.load() if rules is None else rules)
     root = "images" if copy_images else os.path.relpath(images.resolve(), out.resolve())
     with (
         CorpusWriter(out, (), image_root=root, overwrite=overwrite) as writer,
-        _check(images, verify_images, writer.work_dir / "images" if copy_images else None) as check,
+        ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
-        save = check.save_embedded if isinstance(check, PictureCopy) else refuse_embedded
-        has_looked, num_rows = check is not None, 0
+        folder = ImageFolder(
+            images,
+            pool if verify_images or copy_images else None,
+            writer.work_dir / "images" if copy_images else None,
+        )
         for source in sources:
             policy = DropPolicy(max_drop_rate)
             result.reports[source.path] = policy.report
-            for batch in row_batches(source, images, policy, save):
-                has_looked = has_looked or _looks_for_images(batch, images)
-                batch = rules.apply(batch if check is None else check(batch, policy))
+            for batch in row_batches(source, folder, policy):
+                batch = result.rules.apply(folder.keep_usable(batch, policy))
                 writer.append_rows(batch)
-                _count(batch, result)
-                num_rows += len(batch)
-                progress(num_rows)
+                text_only = batch.filter(batch.column("image").is_null())
+                result.rows.update(batch.column("source").to_pylist())
+                result.without_picture.update(text_only.column("source").to_pylist())
+                progress(result.rows.total())
             policy.finish()
-        if not num_rows:
+        if not result.rows:
             raise DataError("no rows were found; nothing is written.")
     return result
 
 
-def _check(
-    images: Path, verifies: bool, copies_to: Path | None
-) -> AbstractContextManager[PictureCheck | None]:
-    if copies_to is not None:
-        return PictureCopy(images, copies_to)
-    return PictureCheck(images) if verifies else nullcontext()
-
-
-def _looks_for_images(batch: pa.RecordBatch, images: Path) -> bool:
-    """Warn if not even the first images are there, for then the folder is wrong.
-
-    Returns:
-        False if the batch has no image to look for.
-    """
-    names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
-    if names and not any((images / name).is_file() for name in names):
-        log.warning(
-            "none of the first %d pictures is there, such as %s; is --images right? "
-            "`lrm corpus validate --verify-images` looks for all of them",
-            len(names),
-            images / names[0],
-        )
-    return bool(names)
-
-
-def _count(batch: pa.RecordBatch, result: ImportResult) -> None:
-    names = batch.column("source").to_pylist()
-    result.rows.update(names)
-    if batch.column("image").null_count:
-        without = pc.is_null(batch.column("image")).to_pylist()
-        result.without_picture.update(
-            name for name, is_text in zip(names, without, strict=True) if is_text
-        )
-
-
-def refuse_embedded(image: dict[str, Any], where: str) -> str:
-    """Refuse a picture that is in the file, not beside it.
-
-    Raises:
-        SampleError: Always.
-    """
-    raise SampleError(
-        f"{where}: the picture is embedded in the file; a corpus refers to pictures by path. "
-        "Import with --copy-images, which writes it to a file.",
-        "embedded_picture",
-    )
-
-
 def row_batches(
-    source: ImportSource,
-    images: Path,
-    policy: DropPolicy,
-    save_embedded: SaveEmbedded = refuse_embedded,
+    source: ImportSource, images: ImageFolder, policy: DropPolicy
 ) -> Iterator[pa.RecordBatch]:
     """Read a data set as rows of a corpus.
 
     Args:
         source: The data set, in English.
-        images: Folder below which its pictures lie.
+        images: The folder of its pictures.
         policy: What happens to a record that cannot be used.
-        save_embedded: Writes a picture that is embedded in the data set to a file, and gives its
-            path below the corpus' pictures.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
@@ -447,43 +384,43 @@ def row_batches(
         ConfigError: The pictures do not lie below `images`.
         DataError: The data set cannot be read, or as `policy` raises.
     """
-    if source.format.read is None:
+    if source.format.rows is None:
         yield from iter_row_batches(source.path, source.source, policy)
         return
-    prefix = _picture_prefix(source, images)
+    prefix = _picture_prefix(source, images.root)
     samples: list[Sample] = []
-    for sample in _samples(source, prefix, policy, save_embedded):
-        samples.append(sample)
+    for number, (where, raw) in enumerate(source.format.rows(source.path)):
+        default_id = f"{source.path.stem}-{number}"
+        make = partial(_record_of, source.format, raw, where, default_id, prefix, images)
+        sample = usable_sample(make, where, policy)
+        if sample is not None:
+            samples.append(sample)
         if len(samples) == _BATCH_ROWS:
-            yield batch_of(samples)
+            yield batch_of(samples, source.source)
             samples = []
     if samples:
-        yield batch_of(samples)
+        yield batch_of(samples, source.source)
 
 
-def _samples(
-    source: ImportSource, prefix: str, policy: DropPolicy, save_embedded: SaveEmbedded
-) -> Iterator[Sample]:
-    assert source.format.read is not None
-    for where, make in source.format.read(source.path):
-        try:
-            record = make()
-            images = record_images(record)
-            if len(images) == 1:
-                (image,) = images
-                if isinstance(image, dict):
-                    image = save_embedded(image, where)
-                elif prefix:
-                    image = f"{prefix}/{image}"
-                record = {**record, "image": image, "images": None}
-            sample = Sample.from_record(record, where)
-            check_sample(sample, where, ENGLISH)
-        except SampleError as error:
-            error.lang = ENGLISH
-            policy.drop(error)
-            continue
-        policy.keep(ENGLISH)
-        yield sample if sample.source else replace(sample, source=source.source)
+def _record_of(
+    layout: Format,
+    raw: Mapping[str, Any],
+    where: str,
+    default_id: str,
+    prefix: str,
+    images: ImageFolder,
+) -> dict[str, Any]:
+    """A LLaVA record whose picture is relative to the corpus' pictures."""
+    record = layout.to_record(raw, where, default_id)
+    found = record_images(record)
+    if len(found) != 1:
+        return record
+    image = found[0]
+    if isinstance(image, dict):
+        image = images.save_embedded(image, where)
+    elif prefix:
+        image = f"{prefix}/{image}"
+    return {**record, "image": image, "images": None}
 
 
 def _picture_prefix(source: ImportSource, images: Path) -> str:
@@ -516,7 +453,7 @@ def import_llava(
     translations: Mapping[str, str | Path] | None = None,
     image_root: str = "images",
     source: str | None = None,
-    is_translatable: IsTranslatable | None = None,
+    is_translatable: Callable[[Sample], bool] = lambda sample: True,
     overwrite: bool = False,
 ) -> int:
     """Make a corpus of LLaVA records.
@@ -540,46 +477,34 @@ def import_llava(
     files = dict(translations or {})
     with CorpusWriter(out, files, image_root=image_root, overwrite=overwrite) as writer:
         num_rows = 0
-        streams = [iter_records(english), *(iter_records(path) for path in files.values())]
-        for records in zip_longest(*streams):
-            if None in records:
-                names = [str(english), *map(str, files.values())]
-                short = [n for n, record in zip(names, records, strict=True) if record is None]
+        paths = [english, *files.values()]
+        for records in zip_longest(*map(iter_records, paths)):
+            if short := [f"{p}" for p, found in zip(paths, records, strict=True) if found is None]:
                 raise DataError(
                     f"{', '.join(short)}: ends after {num_rows} records, the others go on. "
                     "Translations need the same records in the same order."
                 )
-            samples = [Sample.from_record(record, where) for where, record in records]
-            for sample, (where, _), lang in zip(samples, records, (ENGLISH, *files), strict=True):
+            samples: list[Sample] = []
+            for (where, record), lang in zip(records, (ENGLISH, *files), strict=True):
+                samples.append(sample := Sample.from_record(record, where))
                 check_sample(sample, where, lang)
-            _check_same(samples, [where for where, _ in records])
-            row = _row_of(samples[0], source, is_translatable)
-            turns = [sample.turns for sample in samples[1:]]
+                if (sample.id, sample.image) != (samples[0].id, samples[0].image):
+                    raise DataError(
+                        f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected "
+                        f"the translation of {samples[0].id!r} with {samples[0].image!r} "
+                        f"({records[0][0]})."
+                    )
+            sample = samples[0]
+            row = CorpusRow(
+                sample.id,
+                sample.image,
+                sample.source or source,
+                sample.task,
+                is_translatable(sample),
+                sample.turns,
+            )
+            turns = [translated.turns for translated in samples[1:]]
             writer.append(row, dict(zip(files, turns, strict=True)))
             num_rows += 1
     log.info("%s: %d rows in en%s", out, num_rows, "".join(f", {lang}" for lang in files))
     return num_rows
-
-
-def _row_of(
-    sample: Sample, source: str | None, is_translatable: IsTranslatable | None
-) -> CorpusRow:
-    return CorpusRow(
-        id=sample.id,
-        image=sample.image,
-        source=sample.source or source,
-        task=sample.task,
-        translatable=is_translatable is None or is_translatable(sample),
-        turns=sample.turns,
-    )
-
-
-def _check_same(samples: list[Sample], wheres: list[str]) -> None:
-    """Demand that a row's records are about the same thing."""
-    english = samples[0]
-    for sample, where in zip(samples, wheres, strict=True):
-        if (sample.id, sample.image) != (english.id, english.image):
-            raise DataError(
-                f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected the "
-                f"translation of {english.id!r} with {english.image!r} ({wheres[0]})."
-            )

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +33,8 @@ import pyarrow as pa
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.files import leaves_folder
-from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages._toml import convert, load_toml
 
-FORMAT_VERSION = 1
 META_FILE = "corpus.toml"
 ENGLISH = "en"
 STATUSES = ("ok", "suspect", "rejected")
@@ -70,7 +68,9 @@ OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
 NUM_BYTES = 4
 # of figures of quality, as far as 32 bits hold them
 _DECIMALS = 4
-log = logging.getLogger(__name__)
+# of a file, enough for the footer of a shard
+_END_BYTES = 1 << 16
+_DAMAGED = "The corpus is damaged; build or unpack it again."
 
 # Each open shard holds a file descriptor, and the usual limit is 1024 of them.
 _MAX_OPEN_SHARDS = 256
@@ -119,13 +119,8 @@ class Text:
 
     def to_arrow(self) -> dict[str, Any]:
         """The plain values of the Arrow columns."""
-        return {
-            "turns": turns_to_arrow(self.turns),
-            "status": self.status,
-            "engine": self.engine,
-            "reason": self.reason,
-            "quality": None if self.quality is None else list(self.quality.items()),
-        }
+        quality = None if self.quality is None else list(self.quality.items())
+        return {**vars(self), "turns": turns_to_arrow(self.turns), "quality": quality}
 
 
 @dataclass(frozen=True)
@@ -146,11 +141,12 @@ class Meta:
     rows_per_batch: int
     image_root: str
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    format_version: Literal[1] = 1
 
     def dump(self, path: Path) -> None:
         """Write the file (TOML)."""
         lines = [
-            f"format_version = {FORMAT_VERSION}",
+            f"format_version = {self.format_version}",
             f"num_rows = {self.num_rows}",
             f"rows_per_shard = {self.rows_per_shard}",
             f"rows_per_batch = {self.rows_per_batch}",
@@ -176,26 +172,13 @@ class Meta:
             )
         try:
             data = load_toml(path)
-            version = data["format_version"]
-            if version != FORMAT_VERSION:
-                raise DataError(
-                    f"{path}: format_version is {version}, this code reads {FORMAT_VERSION}; "
-                    "build or unpack the corpus again."
-                )
-            return cls(
-                num_rows=int(data["num_rows"]),
-                rows_per_shard=int(data["rows_per_shard"]),
-                rows_per_batch=int(data["rows_per_batch"]),
-                image_root=str(data["image_root"]),
-                counts=_checked_counts(data.get("languages", {})),
-            )
-        except (ConfigError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: cannot be read as a corpus description: {error!r}") from error
-
-
-def _checked_counts(languages: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    names = (*STATUSES, "usable")
-    return {lang: {name: int(counts[name]) for name in names} for lang, counts in languages.items()}
+            meta = convert({"counts": data.pop("languages", {}), **data}, cls, path)
+        except ConfigError as error:
+            raise DataError(f"{error} Build or unpack the corpus again.") from error
+        for lang, counts in meta.counts.items():
+            if missing := {*STATUSES, "usable"} - set(counts):
+                raise DataError(f"{path}: languages.{lang} lacks {', '.join(sorted(missing))}.")
+        return meta
 
 
 def shard_name(number: int) -> str:
@@ -205,12 +188,12 @@ def shard_name(number: int) -> str:
 
 def turns_to_arrow(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Turns as the plain values of the Arrow column."""
-    return [{"role": t.role, "text": t.text, "supervised": t.supervised} for t in turns]
+    return [vars(turn) for turn in turns]
 
 
 def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     """Inverse of `turns_to_arrow`."""
-    return tuple(Turn(v["role"], v["text"], v["supervised"]) for v in values)
+    return tuple(Turn(**value) for value in values)
 
 
 class RowList(Sequence[int]):
@@ -231,8 +214,7 @@ class RowList(Sequence[int]):
         if found != size * NUM_BYTES:
             what = "it is missing" if found < 0 else f"it has {found}"
             raise DataError(
-                f"{path}: expected {size * NUM_BYTES} bytes ({size} rows), {what}. The corpus is "
-                "damaged; build or unpack it again."
+                f"{path}: expected {size * NUM_BYTES} bytes ({size} rows), {what}. {_DAMAGED}"
             )
         self.path = path
         self._size = size
@@ -274,8 +256,8 @@ class Corpus:
         self.path = path
         self.image_root = image_root
         self._meta = meta
-        self._shards: OrderedDict[tuple[str, int], pa.RecordBatchFileReader] = OrderedDict()
-        self._batches: OrderedDict[tuple[str, int, int], pa.RecordBatch] = OrderedDict()
+        self._shard = lru_cache(_MAX_OPEN_SHARDS)(self._open_shard)
+        self._batch = lru_cache(_MAX_CACHED_BATCHES)(self._read_batch)
 
     @classmethod
     def open(cls, path: str | Path, image_root: str | Path | None = None) -> Corpus:
@@ -340,16 +322,8 @@ class Corpus:
         Raises:
             DataError: There is no such row, or its shard is missing or damaged.
         """
-        batch, offset = self._locate("rows", index)
-        image, source, task = (batch.column(name)[offset].as_py() for name in _OPTIONAL)
-        return CorpusRow(
-            id=batch.column("id")[offset].as_py(),
-            image=image,
-            source=source,
-            task=task,
-            translatable=batch.column("translatable")[offset].as_py(),
-            turns=turns_from_arrow(batch.column("turns")[offset].as_py()),
-        )
+        values = self._values("rows", index)
+        return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
 
     def row_batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, as the columns of `ROW_SCHEMA`.
@@ -378,16 +352,12 @@ class Corpus:
         """
         if self._check_language(lang) == ENGLISH:
             return Text(self.row(index).turns)
-        batch, offset = self._locate(f"text/{lang}", index)
-        turns = batch.column("turns")[offset].as_py()
-        if turns is None:
+        values = self._values(f"text/{lang}", index)
+        if values["turns"] is None:
             return None
-        status, engine, reason, quality = (
-            batch.column(name)[offset].as_py() for name in ("status", "engine", "reason", "quality")
-        )
-        if quality is not None:
-            quality = {name: round(value, _DECIMALS) for name, value in quality}
-        return Text(turns_from_arrow(turns), status, engine, reason, quality)
+        if values["quality"] is not None:
+            values["quality"] = {key: round(value, _DECIMALS) for key, value in values["quality"]}
+        return Text(**{**values, "turns": turns_from_arrow(values["turns"])})
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
         """The accepted turns of row `index` in `lang`; None if there are none.
@@ -454,6 +424,11 @@ class Corpus:
             )
         return lang
 
+    def _values(self, folder: str, index: int) -> dict[str, Any]:
+        """The plain values of a row in the columns of "rows" or "text/<lang>"."""
+        batch, offset = self._locate(folder, index)
+        return {name: batch.column(name)[offset].as_py() for name in batch.schema.names}
+
     def _locate(self, folder: str, index: int) -> tuple[pa.RecordBatch, int]:
         """Record batch and position in it of a row; `folder` is "rows" or "text/<lang>"."""
         if not 0 <= index < len(self):
@@ -462,64 +437,45 @@ class Corpus:
             )
         shard, in_shard = divmod(index, self._meta.rows_per_shard)
         number, offset = divmod(in_shard, self._meta.rows_per_batch)
-        key = (folder, shard, number)
-        batch = self._batches.get(key)
-        if batch is None:
-            batch = self._shard(folder, shard).get_batch(number)
-            num_rows = min(self._meta.rows_per_batch, len(self) - (index - offset))
-            if batch.num_rows != num_rows:
-                raise DataError(
-                    f"{self.path / folder / shard_name(shard)}: batch {number} has "
-                    f"{batch.num_rows} rows, expected {num_rows}. The corpus is damaged; build or "
-                    "unpack it again."
-                )
-            if batch.schema == OLD_TEXT_SCHEMA:
-                none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
-                batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
-            _remember(self._batches, key, batch, _MAX_CACHED_BATCHES)
-        return batch, offset
+        return self._batch(folder, shard, number), offset
 
-    def _shard(self, folder: str, number: int) -> pa.RecordBatchFileReader:
-        key = (folder, number)
-        reader = self._shards.get(key)
-        if reader is None:
-            reader = self._open_shard(self.path / folder / shard_name(number), folder, number)
-            _remember(self._shards, key, reader, _MAX_OPEN_SHARDS)
-        return reader
-
-    def _open_shard(self, path: Path, folder: str, number: int) -> pa.RecordBatchFileReader:
+    def _read_batch(self, folder: str, shard: int, number: int) -> pa.RecordBatch:
+        batch = self._shard(folder, shard).get_batch(number)
         meta = self._meta
+        first = shard * meta.rows_per_shard + number * meta.rows_per_batch
+        num_rows = min(meta.rows_per_batch, len(self) - first)
+        if batch.num_rows != num_rows:
+            raise DataError(
+                f"{self.path / folder / shard_name(shard)}: batch {number} has {batch.num_rows} "
+                f"rows, expected {num_rows}. {_DAMAGED}"
+            )
+        if batch.schema == OLD_TEXT_SCHEMA:
+            none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
+        return batch
+
+    def _open_shard(self, folder: str, number: int) -> pa.RecordBatchFileReader:
+        path, meta = self.path / folder / shard_name(number), self._meta
         num_rows = min(meta.rows_per_shard, meta.num_rows - number * meta.rows_per_shard)
         expected = -(-num_rows // meta.rows_per_batch)
         schemas = (ROW_SCHEMA,) if folder == "rows" else (TEXT_SCHEMA, OLD_TEXT_SCHEMA)
-        advice = "The corpus is damaged; build or unpack it again."
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except FileNotFoundError as error:
-            raise DataError(f"{path}: this shard ({num_rows} rows) is missing. {advice}") from error
+            raise DataError(
+                f"{path}: this shard ({num_rows} rows) is missing. {_DAMAGED}"
+            ) from error
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
                 f"{path}: truncated or not an Arrow file: {path.stat().st_size} bytes found, a "
-                f"shard of {num_rows} rows expected ({error}). {advice}"
+                f"shard of {num_rows} rows expected ({error}). {_DAMAGED}"
             ) from error
         if reader.num_record_batches != expected or reader.schema not in schemas:
             raise DataError(
                 f"{path}: expected {expected} batches for {num_rows} rows, found "
-                f"{reader.num_record_batches} with columns {reader.schema.names}. {advice}"
+                f"{reader.num_record_batches} with columns {reader.schema.names}. {_DAMAGED}"
             )
         return reader
-
-
-# of a file, enough for the footer of a shard
-_END_BYTES = 1 << 16
-_OPTIONAL = ("image", "source", "task")
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
-    """Put `value` into a bounded cache; the oldest entry leaves."""
-    cache[key] = value
-    if len(cache) > limit:
-        cache.popitem(last=False)
 
 
 class ShiftedRows(Sequence[int]):

@@ -12,7 +12,6 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.errors import DataError
@@ -53,35 +52,27 @@ def summarize(corpus: Corpus) -> Summary:
     summary = Summary()
     hashes = [np.zeros(0, dtype=np.int64)]  # names would take more memory
     for batch in corpus.row_batches():
-        summary.num_rows += len(batch)
-        summary.num_text_only += batch.column("image").null_count
-        summary.num_english_only += int(pc.sum(pc.invert(batch.column("translatable"))).as_py())
-        _count(summary.sources, batch.column("source"))
-        _count(summary.tasks, batch.column("task"))
         images = batch.column("image").drop_null().to_pylist()
-        hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
         texts = pc.struct_field(batch.column("turns").flatten(), "text")
+        hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
+        summary.num_rows += len(batch)
+        summary.num_text_only += len(batch) - len(images)
+        summary.num_english_only += batch.column("translatable").to_pylist().count(False)
+        summary.sources.update(name or "-" for name in batch.column("source").to_pylist())
+        summary.tasks.update(name or "-" for name in batch.column("task").to_pylist())
         summary.num_turns += len(texts)
-        summary.num_characters += int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
+        summary.num_characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
     summary.num_pictures = len(np.unique(np.concatenate(hashes)))
     return summary
-
-
-def _count(counter: Counter[str], column: pa.Array) -> None:
-    for entry in pc.value_counts(column).to_pylist():
-        counter[entry["values"] or "-"] += entry["counts"]
 
 
 def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
     """How many texts in a language each engine made, by (engine, status); "-" is human text."""
     counts: Counter[tuple[str, str]] = Counter()
     for batch in corpus.text_batches(lang):
-        there = batch.filter(batch.column("turns").is_valid())
-        table = pa.Table.from_batches([there]).select(["engine", "status"])
-        for entry in (
-            table.group_by(["engine", "status"]).aggregate([([], "count_all")]).to_pylist()
-        ):
-            counts[entry["engine"] or "-", entry["status"]] += entry["count_all"]
+        made = (batch.column(name).to_pylist() for name in ("engine", "status"))
+        # a row without a text has no status
+        counts.update((name or "-", status) for name, status in zip(*made, strict=True) if status)
     return counts
 
 

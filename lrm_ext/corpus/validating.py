@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
-from llava.data.sample import ROLES, SampleError
-from lrm_ext.corpus.columns import Flags, Turns, holds, is_blank, leaves_root, to_flags
-from lrm_ext.corpus.importing import ImportSource, PictureCheck, row_batches
+from llava.data.sample import SampleError
+from lrm_ext.corpus.columns import Flags, Turns, row_faults, to_flags
+from lrm_ext.corpus.importing import NUM_THREADS, ImageFolder, ImportSource, row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.writer import CorpusWriter
 
@@ -54,14 +54,9 @@ UNUSABLE = {
 ERRORS = {
     **UNUSABLE,
     "no turns": "a row without turns",
-    "unknown role": UNUSABLE["unknown_role"],
-    "roles": UNUSABLE["turn_order"],
-    "empty turn": UNUSABLE["empty_turn"],
-    "placeholder": UNUSABLE["image_mismatch"],
-    "outside": UNUSABLE["outside_root"],
-    "missing picture": "a picture that is not there",
-    "broken picture": "a picture that cannot be opened",
-    "too many pixels": "a picture that would take gigabytes to decode",
+    "missing_picture": "a picture that is not there",
+    "broken_picture": "a picture that cannot be opened",
+    "too_many_pixels": "a picture that would take gigabytes to decode",
     "shape": "an accepted text whose turns or placeholders are not those of the row",
     "wrong count": "numbers of texts that are not those in corpus.toml or usable.u32",
 }
@@ -74,12 +69,6 @@ REMARKS = {
     "control character": "a control character, or the mark of a character that was lost",
     "long answer": f"an answer of more than {LONG_ANSWER:,} characters",
     "ends with a question": "a conversation whose last turn is not learnt from",
-}
-_OF_PICTURE = {
-    "outside_root": "outside",
-    "missing_picture": "missing picture",
-    "broken_picture": "broken picture",
-    "too_many_pixels": "too many pixels",
 }
 
 
@@ -136,7 +125,7 @@ def validate_source(source: ImportSource, images: Path, **options: object) -> Fi
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "corpus"
         with CorpusWriter(path, (), image_root=str(images.resolve())) as writer:
-            for batch in row_batches(source, images, _Collector(findings)):
+            for batch in row_batches(source, ImageFolder(images), _Collector(findings)):
                 writer.append_rows(batch)
         return validate(Corpus.open(path), findings=findings, **options)  # type: ignore[arg-type]
 
@@ -164,11 +153,11 @@ def validate(
     languages = corpus.languages[1:]
     total = len(corpus) * (1 + len(languages))
     first = 0
-    with ExitStack() as stack:
-        pictures = stack.enter_context(PictureCheck(corpus.image_root)) if with_pictures else None
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        folder = ImageFolder(corpus.image_root, pool if with_pictures else None)
         for batch in corpus.row_batches():
             here = slice(first, first + len(batch))
-            _note(findings, _of_rows(batch, pictures), batch, first)
+            _note(findings, _of_rows(batch, folder), batch, first)
             hashes[:, here] = _hashes(batch)
             first = here.stop
             progress(first, total)
@@ -182,62 +171,47 @@ def validate(
 
 def _note(
     findings: Findings,
-    found: Iterator[tuple[str, Flags]],
+    found: Mapping[str, Flags],
     batch: pa.RecordBatch,
     first: int,
     lang: str = "",
 ) -> None:
-    for kind, flags in found:
+    for kind, flags in found.items():
         for i in np.flatnonzero(flags).tolist():
             name = batch.column("id")[i].as_py() if findings.counts[kind] < MAX_EXAMPLES else ""
             findings.add(kind, f"row {first + i} ({name}){lang}")
 
 
-def _of_rows(batch: pa.RecordBatch, pictures: PictureCheck | None) -> Iterator[tuple[str, Flags]]:
+def _of_rows(batch: pa.RecordBatch, images: ImageFolder) -> dict[str, Flags]:
     turns = Turns.of(batch.column("turns"))
-    is_human_place = turns.places % 2 == 0
-    human, answer = (turns.of_role(role) for role in ROLES)
-    holds_image = holds(turns.texts)
-    has_image = to_flags(pc.is_valid(batch.column("image")))
-    no_turns = turns.sizes == 0
-    yield "no turns", no_turns
-    yield "unknown role", turns.any(~human & ~answer)
-    yield "roles", turns.any(np.where(is_human_place, answer, human))
-    yield "empty turn", turns.any(is_blank(turns.texts))
-    is_misplaced = (turns.count(holds_image) != has_image) & ~no_turns
-    yield "placeholder", is_misplaced | turns.any(holds_image & ~human)
-    yield "ends with a question", turns.sizes % 2 == 1
-    yield from _of_texts(turns)
-    reasons = {"outside_root": leaves_root(batch.column("image"))}
-    if pictures is not None:
-        found = pictures.problems(batch.column("image").to_pylist())
-        for reason in _OF_PICTURE:
-            flags = np.array(
-                [problem is not None and problem.reason == reason for problem in found]
-            )
-            reasons[reason] = reasons.get(reason, flags) | flags
-    for reason, flags in reasons.items():
-        yield _OF_PICTURE[reason], flags
+    found = row_faults(batch, turns)
+    found["ends with a question"] = turns.sizes % 2 == 1
+    found |= _of_texts(turns)
+    for i, problem in enumerate(images.problems(batch.column("image").to_pylist())):
+        if problem is not None:
+            flags = found.setdefault(problem.reason, np.zeros(len(batch), dtype=bool))
+            flags[i] = True
+    return found
 
 
-def _of_texts(turns: Turns) -> Iterator[tuple[str, Flags]]:
-    yield "direction mark", turns.any(to_flags(pc.match_substring_regex(turns.texts, _MARKS)))
-    yield "control character", turns.any(to_flags(pc.match_substring_regex(turns.texts, _CONTROL)))
+def _of_texts(turns: Turns) -> dict[str, Flags]:
     is_long = to_flags(pc.greater(pc.utf8_length(turns.texts), LONG_ANSWER))
-    yield "long answer", turns.any(is_long & turns.of_role("gpt"))
+    return {
+        "direction mark": turns.any(turns.matching(_MARKS)),
+        "control character": turns.any(turns.matching(_CONTROL)),
+        "long answer": turns.any(is_long & turns.of_role("gpt")),
+    }
 
 
 def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """For each row hashes of its id, of its picture and first question, and of all of it."""
-    turns = Turns.of(batch.column("turns"))
-    texts, ends = turns.texts.to_pylist(), np.cumsum(turns.sizes).tolist()
     found = np.empty((3, len(batch)), dtype=np.int64)
-    start = 0
-    columns = (batch.column(name).to_pylist() for name in ("id", "image"))
-    for i, (name, image, end) in enumerate(zip(*columns, ends, strict=True)):
-        said = tuple(texts[start:end])
-        found[:, i] = hash(name), hash((image, said[:1])), hash((image, said))
-        start = end
+    texts = pa.ListArray.from_arrays(
+        pa.array(batch.column("turns").offsets), batch.column("turns").values.field("text")
+    )
+    columns = (batch.column("id"), batch.column("image"), texts)
+    for i, (name, image, said) in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
+        found[:, i] = hash(name), hash((image, *said[:1])), hash((image, *said))
     return found
 
 
@@ -282,12 +256,11 @@ def _look_at_language(
     first = 0
     for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
         status = texts.column("status")
-        for entry in pc.value_counts(status.drop_null()).to_pylist():
-            statuses[entry["values"]] += entry["counts"]
+        statuses.update(status.drop_null().to_pylist())
         turns = Turns.of(texts.column("turns"))
         is_ok = to_flags(pc.equal(status, "ok"))
-        found = [*_of_texts(turns), ("shape", is_ok & _differ(turns, rows))]
-        _note(findings, iter(found), rows, first, f", {lang}")
+        found = {**_of_texts(turns), "shape": is_ok & _differ(turns, rows)}
+        _note(findings, found, rows, first, f", {lang}")
         usable.append(first + np.flatnonzero(is_ok & to_flags(rows.column("translatable"))))
         first += len(rows)
         progress(first)
@@ -303,15 +276,17 @@ def _differ(texts: Turns, rows: pa.RecordBatch) -> Flags:
     turns = Turns.of(rows.column("turns"))
     differ = texts.sizes != turns.sizes
     # those of equal size lie side by side once the others are out
-    left, right = (np.repeat(~differ, side.sizes) for side in (texts, turns))
-    is_other = np.zeros(len(left), dtype=bool)
-    signs = [
-        (side.roles.filter(pa.array(kept)), _count_images(side.texts.filter(pa.array(kept))))
-        for side, kept in ((texts, left), (turns, right))
-    ]
-    is_other[left] = to_flags(pc.not_equal(signs[0][0], signs[1][0])) | (signs[0][1] != signs[1][1])
+    ours, theirs = (np.repeat(~differ, side.sizes) for side in (texts, turns))
+    is_other = np.zeros(len(ours), dtype=bool)
+    for of_turn in (_roles, _num_images):
+        is_other[ours] |= of_turn(texts)[ours] != of_turn(turns)[theirs]
     return differ | texts.any(is_other)
 
 
-def _count_images(texts: pa.StringArray) -> npt.NDArray[np.int32]:
-    return pc.count_substring(texts, DEFAULT_IMAGE_TOKEN).to_numpy(zero_copy_only=False)
+def _roles(turns: Turns) -> npt.NDArray[np.object_]:
+    return turns.roles.to_numpy(zero_copy_only=False)
+
+
+def _num_images(turns: Turns) -> npt.NDArray[np.int32]:
+    found = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN)
+    return found.to_numpy(zero_copy_only=False)

@@ -1,6 +1,6 @@
 """Writes a corpus folder row by row, in constant memory.
 
-Input: rows and their texts, in order. Output: a folder as described in `layout.py`. Everything is
+Input: rows and their texts, in order. Output: a folder as described in `store.py`. Everything is
 written beside the target and moved into place at the end, so that a run that is killed leaves
 either the old corpus or none, never half of one.
 """
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,6 +23,7 @@ from lrm_ext.corpus.store import (
     ENGLISH,
     MAX_ROWS,
     META_FILE,
+    NUM_BYTES,
     ROW_SCHEMA,
     STATUSES,
     TEXT_SCHEMA,
@@ -38,52 +39,46 @@ log = logging.getLogger(__name__)
 _IMAGE = "<image>"
 
 
-class _ShardedFile:
-    """One column family ("rows" or a language) as a sequence of Arrow IPC files."""
+class _ShardWriter:
+    """One column family ("rows" or a language) as a sequence of Arrow IPC files.
+
+    Attributes:
+        records: Rows to write, as plain values.
+        batches: Rows to write before them, as columns.
+    """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         folder.mkdir(parents=True)
+        self.records: list[dict[str, Any]] = []
+        self.batches: list[pa.RecordBatch] = []
         self._folder = folder
         self._schema = schema
-        self._buffer: list[dict[str, Any]] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._shard = 0
-        self._sink: pa.OSFile | None = None
+        self._num_shards = 0
         self._file: pa.RecordBatchFileWriter | None = None
 
-    def append(self, record: dict[str, Any]) -> None:
-        self._buffer.append(record)
-
-    def append_batch(self, batch: pa.RecordBatch) -> None:
-        self._end_buffer()
-        self._batches.append(batch)
+    @property
+    def _path(self) -> Path:
+        return self._folder / shard_name(self._num_shards)
 
     def flush(self) -> None:
-        """Write what is buffered as one record batch."""
-        self._end_buffer()
-        if not self._batches:
-            return
-        if self._file is None:
-            self._sink = pa.OSFile(str(self._folder / shard_name(self._shard)), "wb")
-            self._file = pa.ipc.new_file(self._sink, self._schema)
-        whole = pa.concat_batches(self._batches) if len(self._batches) > 1 else self._batches[0]
-        self._file.write_batch(whole)
-        self._batches.clear()
-
-    def _end_buffer(self) -> None:
-        if self._buffer:
-            self._batches.append(pa.RecordBatch.from_pylist(self._buffer, schema=self._schema))
-            self._buffer.clear()
+        """Write what there is as one record batch."""
+        if self.records:
+            self.batches.append(pa.RecordBatch.from_pylist(self.records, schema=self._schema))
+            self.records = []
+        if self.batches:
+            if self._file is None:
+                self._file = pa.ipc.new_file(str(self._path), self._schema)
+            self._file.write_batch(pa.concat_batches(self.batches))
+            self.batches = []
 
     def end_shard(self) -> None:
         """Close the current file; the next batch starts another."""
         self.flush()
-        if self._file is not None and self._sink is not None:
+        if self._file is not None:
             self._file.close()
-            self._sink.close()
-            _sync(self._folder / shard_name(self._shard))
-            self._shard += 1
-        self._file = self._sink = None
+            self._file = None
+            _sync(self._path)
+            self._num_shards += 1
 
 
 class CorpusWriter:
@@ -131,12 +126,10 @@ class CorpusWriter:
         if self._partial.exists():
             log.info("removing %s, left by a run that was cut short", self._partial)
             shutil.rmtree(self._partial)
-        self._rows = _ShardedFile(self._partial / "rows", ROW_SCHEMA)
+        self._rows = _ShardWriter(self._partial / "rows", ROW_SCHEMA)
         folders = {lang: self._partial / "text" / lang for lang in self.languages}
-        self._texts = {lang: _ShardedFile(f, TEXT_SCHEMA) for lang, f in folders.items()}
-        self._usable: dict[str, IO[bytes]] = {
-            lang: (folder / "usable.u32").open("wb") for lang, folder in folders.items()
-        }
+        self._texts = {lang: _ShardWriter(f, TEXT_SCHEMA) for lang, f in folders.items()}
+        self._usable = {lang: (f / "usable.u32").open("wb") for lang, f in folders.items()}
         self._counts = {lang: dict.fromkeys((*STATUSES, "usable"), 0) for lang in self.languages}
 
     def __enter__(self) -> CorpusWriter:
@@ -170,21 +163,10 @@ class CorpusWriter:
         given = {lang: t if isinstance(t, Text) else Text(tuple(t)) for lang, t in texts.items()}
         for lang, text in given.items():
             self._check_text(row, lang, text)
-        self._rows.append(
-            {
-                "id": row.id,
-                "image": row.image,
-                "source": row.source,
-                "task": row.task,
-                "translatable": row.translatable,
-                "turns": turns_to_arrow(row.turns),
-            }
-        )
+        self._rows.records.append({**vars(row), "turns": turns_to_arrow(row.turns)})
         for lang, file in self._texts.items():
-            file.append(self._text_record(row, lang, given.get(lang)))
-        self._num_rows += 1
-        if self._num_rows % self._rows_per_batch == 0:
-            self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+            file.records.append(self._text_record(row, lang, given.get(lang)))
+        self._advance(1)
 
     def append_rows(self, rows: pa.RecordBatch) -> None:
         """Add many rows that have English text only.
@@ -193,36 +175,33 @@ class CorpusWriter:
             rows: Columns as in `ROW_SCHEMA`; checked as samples are.
         """
         assert self._open and not self.languages and rows.schema == ROW_SCHEMA
-        done = 0
-        while done < len(rows):
+        assert not self._rows.records, "rows of append() come after those of append_rows()"
+        while len(rows):
             room = self._rows_per_batch - self._num_rows % self._rows_per_batch
-            piece = rows.slice(done, room)
-            self._rows.append_batch(piece)
-            done += len(piece)
-            self._num_rows += len(piece)
-            if self._num_rows % self._rows_per_batch == 0:
-                self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+            self._rows.batches.append(rows.slice(0, room))
+            self._advance(min(room, len(rows)))
+            rows = rows.slice(room)
 
     def close(self) -> None:
         """Finish the files, write `corpus.toml` and move the folder into place."""
         if not self._open:
             return
-        self._flush(end_shard=True)
+        for shards in (self._rows, *self._texts.values()):
+            shards.end_shard()
         for file in self._usable.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
-        meta = Meta(
-            self._num_rows,
-            self._rows_per_shard,
-            self._rows_per_batch,
-            self._image_root,
-            self._counts,
-        )
-        meta.dump(self._partial / META_FILE)
+            _sync(Path(file.name))
+        sizes = (self._num_rows, self._rows_per_shard, self._rows_per_batch)
+        Meta(*sizes, self._image_root, self._counts).dump(self._partial / META_FILE)
         _sync(self._partial / META_FILE)
         self._check_target()
-        self._replace()
+        # at no moment is half a corpus in its place
+        old = self.path.with_name(self.path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self._partial.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
         self._open = False
 
     def abort(self) -> None:
@@ -233,9 +212,15 @@ class CorpusWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._open = False
 
-    def _flush(self, end_shard: bool) -> None:
-        for file in (self._rows, *self._texts.values()):
-            file.end_shard() if end_shard else file.flush()
+    def _advance(self, count: int) -> None:
+        """Count rows, and write them where a batch or a shard is full."""
+        self._num_rows += count
+        if self._num_rows % self._rows_per_batch == 0:
+            for shards in (self._rows, *self._texts.values()):
+                if self._num_rows % self._rows_per_shard == 0:
+                    shards.end_shard()
+                else:
+                    shards.flush()
 
     def _text_record(self, row: CorpusRow, lang: str, text: Text | None) -> dict[str, Any]:
         if text is None:
@@ -244,7 +229,7 @@ class CorpusWriter:
         counts[text.status] += 1
         if text.status == "ok" and row.translatable:
             counts["usable"] += 1
-            self._usable[lang].write(self._num_rows.to_bytes(4, "little"))
+            self._usable[lang].write(self._num_rows.to_bytes(NUM_BYTES, "little"))
         return text.to_arrow()
 
     def _check_text(self, row: CorpusRow, lang: str, text: Text) -> None:
@@ -275,15 +260,6 @@ class CorpusWriter:
             )
         if not (self.path / META_FILE).is_file() and any(self.path.iterdir()):
             raise DataError(f"{self.path} exists and is not a corpus; it will not be overwritten.")
-
-    def _replace(self) -> None:
-        """Move the finished folder to its place; at no moment is half a corpus there."""
-        old = self.path.with_name(self.path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path.exists():
-            self.path.rename(old)
-        self._partial.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _shape(turns: Sequence[Turn]) -> list[tuple[str, int]]:

@@ -392,7 +392,7 @@ def test_damage_of_any_format_is_counted(
     assert reasons == {"broken_picture": 1, "too_many_pixels": 1}
     assert [row[0] for row in questions(Corpus.open(out))] == ["r0", "r2"]
     found = validate_source(source, tmp_path, with_pictures=True)
-    assert found.counts == {"broken picture": 1, "too many pixels": 1}
+    assert found.counts == {"broken_picture": 1, "too_many_pixels": 1}
 
 
 def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
