@@ -233,17 +233,14 @@ def diff(
     from rich.markup import escape
 
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.corpus.summary import CorpusSide, differences
+    from lrm_ext.corpus.summary import differences
 
     langs = [code.strip() for code in lang.split(",")]
     if len(langs) > 2 or (right is None and len(langs) != 2):
         raise typer.BadParameter("expected two corpora, or two languages (--lang cs,sk)")
-    sides = (
-        CorpusSide(Corpus.open(left), langs[0]),
-        CorpusSide(Corpus.open(right or left), langs[-1]),
-    )
+    opened = Corpus.open(left), Corpus.open(right or left)
     console, counts = _console(), Counter[str]()
-    for found in differences(*sides):
+    for found in differences(*opened, (langs[0], langs[-1])):
         counts[found.what] += 1
         if counts.total() <= limit:
             console.print(f"row {found.index} ({escape(found.id)}): {found.what}")

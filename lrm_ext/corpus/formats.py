@@ -14,7 +14,6 @@ the file stays as it is; what becomes of it is the importer's business.
 from __future__ import annotations
 
 import csv
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.records import iter_records
 from llava.data.sample import UNSUPPORTED_FIELDS, SampleError
 from llava.errors import ConfigError, DataError
+from llava.eval.records import read_json
 from lrm_ext.languages.registry import ENGLISH, get_language
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -169,13 +169,7 @@ def _read_ai2d(path: Path) -> Rows:
 
 def _load(path: Path, key: str, kind: type) -> Any:
     """The value at a key of a small JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    return field(content, key, str(path), kind)
+    return field(read_json(path, dict), key, str(path), kind)
 
 
 def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:

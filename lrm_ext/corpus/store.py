@@ -306,10 +306,6 @@ class Corpus:
                     digest.update(file.read())
         return digest.hexdigest()[:12]
 
-    def num_texts(self, lang: str) -> int:
-        """Number of rows with accepted text in `lang`; English: all rows."""
-        return len(self) if self._check_language(lang) == ENGLISH else self.statuses(lang)["ok"]
-
     def statuses(self, lang: str) -> dict[str, int]:
         """How many texts in `lang` are "ok", "suspect" and "rejected"."""
         if self._check_language(lang) == ENGLISH:

@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.store import ENGLISH, Corpus
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, Text
 
 
 @dataclass
@@ -76,13 +75,6 @@ def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
     return counts
 
 
-class CorpusSide(NamedTuple):
-    """A language of a corpus."""
-
-    corpus: Corpus
-    lang: str
-
-
 @dataclass(frozen=True)
 class RowDifference:
     """A row that two sides do not agree on.
@@ -103,13 +95,13 @@ class RowDifference:
     right: str | None
 
 
-def differences(left: CorpusSide, right: CorpusSide) -> Iterator[RowDifference]:
+def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator[RowDifference]:
     """Compare row by row two corpora in one language, or two languages.
 
     Args:
-        left: A corpus and a language.
-        right: Another, made from the same rows, such as by another engine; or another language.
-            English on both sides compares the rows themselves.
+        left: A corpus.
+        right: Another, made from the same rows, such as by another engine; or the same one.
+        langs: The languages of the two. English on both sides compares the rows themselves.
 
     Yields:
         Rows that differ, or of two languages those that should.
@@ -117,79 +109,61 @@ def differences(left: CorpusSide, right: CorpusSide) -> Iterator[RowDifference]:
     Raises:
         DataError: They are not of the same rows.
     """
-    if left.lang == right.lang == ENGLISH:
-        yield from _row_differences(left.corpus, right.corpus)
+    if langs == (ENGLISH, ENGLISH):
+        yield from _row_differences(left, right)
         return
-    if len(left.corpus) != len(right.corpus):
+    if len(left) != len(right):
         raise DataError(
-            f"{left.corpus.path} has {len(left.corpus)} rows, {right.corpus.path} "
-            f"{len(right.corpus)}; texts can only be compared row by row. Compare the rows with "
-            "--lang en."
+            f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
+            "compared row by row. Compare the rows with --lang en."
         )
-    sides = (_rows(left.corpus), _texts(left), _rows(right.corpus), _texts(right))
-    for index, (row, one, other_row, other) in enumerate(zip(*sides, strict=True)):
-        if row["id"] != other_row["id"]:
+    for index in range(len(left)):
+        row, other_row = left.row(index), right.row(index)
+        if row.id != other_row.id:
             raise DataError(
-                f"row {index} is {row['id']!r} in {left.corpus.path}, {other_row['id']!r} in "
-                f"{right.corpus.path}; texts can only be compared row by row."
+                f"row {index} is {row.id!r} in {left.path}, {other_row.id!r} in {right.path}; "
+                "texts can only be compared row by row."
             )
-        what = _what_differs(one, other, left.lang == right.lang, row["translatable"])
-        if what == "status":
-            yield RowDifference(index, row["id"], what, _status(one), _status(other))
-        elif what is not None:
-            yield RowDifference(index, row["id"], what, _said(one), _said(other))
+        texts = left.text(langs[0], index), right.text(langs[1], index)
+        if what := _what_differs(*texts, langs[0] == langs[1], row.translatable):
+            show = _status if what == "status" else _said
+            yield RowDifference(index, row.id, what, *map(show, texts))
 
 
 def _what_differs(
-    left: dict[str, Any], right: dict[str, Any], is_same_lang: bool, is_translatable: bool
+    left: Text | None, right: Text | None, is_same_lang: bool, is_translatable: bool
 ) -> str | None:
-    if left["turns"] is None or right["turns"] is None:
-        if left["turns"] is right["turns"]:
-            return None
-        return "only left" if right["turns"] is None else "only right"
-    if left["status"] != right["status"]:
+    if left is None or right is None:
+        return None if left is right else "only right" if left is None else "only left"
+    if left.status != right.status:
         return "status"
+    is_same = left.turns == right.turns
     if is_same_lang:
-        return "text" if left["turns"] != right["turns"] else None
-    is_same = is_translatable and left["turns"] == right["turns"]
-    return "same text" if is_same and left["status"] == "ok" else None
+        return None if is_same else "text"
+    return "same text" if is_same and is_translatable and left.status == "ok" else None
 
 
 def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
-    for index, (one, other) in enumerate(zip_longest(_rows(left), _rows(right))):
-        if one == other:
-            continue
-        what = "only left" if other is None else "only right" if one is None else "row"
-        yield RowDifference(index, (one or other)["id"], what, _shown(one), _shown(other))
+    sides = (map(corpus.row, range(len(corpus))) for corpus in (left, right))
+    for index, (one, other) in enumerate(zip_longest(*sides)):
+        if one != other:
+            what = "only left" if other is None else "only right" if one is None else "row"
+            yield RowDifference(index, (one or other).id, what, _shown(one), _shown(other))
 
 
-def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    for batch in corpus.row_batches():
-        yield from batch.to_pylist()
-
-
-def _texts(side: CorpusSide) -> Iterator[dict[str, Any]]:
-    if side.lang == ENGLISH:
-        for row in _rows(side.corpus):
-            yield {"turns": row["turns"], "status": "ok", "engine": None, "reason": None}
-        return
-    for batch in side.corpus.text_batches(side.lang):
-        yield from batch.select(["turns", "status", "engine", "reason"]).to_pylist()
-
-
-def _shown(row: dict[str, Any] | None) -> str | None:
+def _shown(row: CorpusRow | None) -> str | None:
     if row is None:
         return None
-    about = [row["image"] or "no picture", row["source"] or "-", row["task"] or "-"]
-    return f"[{', '.join(about)}{'' if row['translatable'] else ', English only'}] {_said(row)}"
+    about = [row.image or "no picture", row.source or "-", row.task or "-"]
+    return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {_said(row)}"
 
 
-def _said(text: dict[str, Any]) -> str | None:
-    return None if text["turns"] is None else " / ".join(turn["text"] for turn in text["turns"])
+def _said(text: Text | CorpusRow | None) -> str | None:
+    return None if text is None else " / ".join(turn.text for turn in text.turns)
 
 
-def _status(text: dict[str, Any]) -> str:
-    about = filter(None, (text["status"], text["engine"], text["reason"]))
+def _status(text: Text) -> str:
+    about = filter(None, (text.status, text.engine, text.reason))
     return f"[{', '.join(about)}] {_said(text)}"
 
 
@@ -198,10 +172,7 @@ def median_lengths(corpus: Corpus) -> dict[str, float]:
     step = max(1, len(corpus) // 2000)
     found: dict[str, float] = {}
     for lang in corpus.languages:
-        lengths = [
-            len(turn.text)
-            for index in range(0, len(corpus), step)
-            for turn in corpus.turns(lang, index) or ()
-        ]
-        found[lang] = float(np.median(lengths)) if lengths else 0.0
+        said = [corpus.turns(lang, index) or () for index in range(0, len(corpus), step)]
+        lengths = [len(turn.text) for turns in said for turn in turns]
+        found[lang] = float(np.median(lengths or [0]))
     return found
