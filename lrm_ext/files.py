@@ -1,16 +1,20 @@
-"""Names that stay in their folder, and plots as files; see `llava.files` for the rest."""
+"""Names that stay in their folder, locks, and plots as files; see `llava.files` for the rest."""
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError
 from llava.files import writing
 
-_PLOT_SUFFIXES: Final = (".png", ".svg", ".pdf")
+PLOT_ENDINGS: Final = (".png", ".svg", ".pdf")
 
 LEAVES_FOLDER = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
 """A name that is absolute, goes upwards, or is none; for `re` and for RE2."""
@@ -25,16 +29,25 @@ def leaves_folder(name: str) -> bool:
     return re.search(LEAVES_FOLDER, name) is not None
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, once nobody else does; the system drops it if the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write a figure of matplotlib.
 
     Raises:
         ConfigError: The name does not end with .png, .svg or .pdf.
     """
-    if path.suffix not in _PLOT_SUFFIXES:
-        raise ConfigError(
-            f"--out {path}: expected a file that ends with {', '.join(_PLOT_SUFFIXES)}"
-        )
+    if path.suffix not in PLOT_ENDINGS:
+        raise ConfigError(f"--out {path}: expected a file that ends with {', '.join(PLOT_ENDINGS)}")
     drawn = io.BytesIO()  # what cannot be drawn touches no file
     figure.savefig(drawn, dpi=dpi, format=path.suffix[1:])
     with writing(path) as partial:

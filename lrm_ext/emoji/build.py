@@ -10,9 +10,11 @@ training. Nothing but the example images depends on the version of a compressor 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from lrm_ext.emoji.conversations import IMAGE_PREFIX, conversation_sample, quest
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
     LANGUAGES,
+    NUM_OBJECTS,
     SCENES_FILE,
     SPLITS,
     Scene,
@@ -56,7 +59,7 @@ def build_files() -> dict[str, bytes]:
         DataError: A Debian package is missing, or holds no picture or name for a concept.
     """
     files = {sprite_file(concept): data for concept, data in extract_sprites().items()}
-    files[CONCEPTS_FILE] = _json(extract_names())
+    files[CONCEPTS_FILE] = _json(extract_names(), 1)
     scenes = make_scenes()
     files[SCENES_FILE] = "".join(scene_to_line(scene) + "\n" for scene in scenes).encode()
     sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
@@ -133,9 +136,8 @@ def make_scenes() -> list[Scene]:
     scenes = []
     for split in SPLITS:
         rng = random.Random(f"{SEED}/{split}")
-        scenes += [
-            sample_scene(rng, split, f"{split}-{number:06d}") for number in range(NUM_SCENES[split])
-        ]
+        for number in range(NUM_SCENES[split]):
+            scenes.append(sample_scene(rng, split, f"{split}-{number:06d}"))
     return scenes
 
 
@@ -149,78 +151,65 @@ def _existing(path: Path, package: str) -> Path:
     return path
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+def _json(value: object, indent: int) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
 def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
     """The scenes that are shown as examples: the first test scenes, three of each size."""
-    quota = dict.fromkeys((1, 2, 3, 4), NUM_EXAMPLES // 4)
+    shown = Counter[int]()
     chosen = []
     for scene in scenes:
-        if scene.split == "test" and quota[len(scene.objects)]:
-            quota[len(scene.objects)] -= 1
-            chosen.append(scene)
+        if scene.split == "test":
+            shown[len(scene.objects)] += 1
+            if shown[len(scene.objects)] <= NUM_EXAMPLES // len(NUM_OBJECTS):
+                chosen.append(scene)
     return tuple(chosen)
 
 
-def sample_json(scenes: Sequence[Scene]) -> bytes:
-    """LLaVA JSON: each example scene in English and in one of the other languages."""
-    others = LANGUAGES[1:]
-    records = []
-    for number, scene in enumerate(example_scenes(scenes)):
-        for lang in ("en", others[number % len(others)]):
-            record = conversation_sample(scene, lang, f"{scene.id}.png").to_record()
+def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
+    """The text files of the examples, by path in the packed corpus.
+
+    LLaVA JSON has each example scene in English and in one of the other languages; what the demo
+    offers is a question for each example picture in every language.
+    """
+    records, questions = [], {}
+    others = itertools.cycle(LANGUAGES[1:])
+    for scene in example_scenes(scenes):
+        image = f"{scene.id}.png"
+        for lang in (LANGUAGES[0], next(others)):
+            record = conversation_sample(scene, lang, image).to_record()
             records.append({**record, "id": f"{scene.id}-{lang}"})
-    return (json.dumps(records, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def questions_json(scenes: Sequence[Scene]) -> bytes:
-    """A question for each example picture in every language: what the demo offers."""
-    questions = {
-        f"{scene.id}.png": {
+        questions[image] = {
             lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
             for lang in LANGUAGES
         }
-        for scene in example_scenes(scenes)
-    }
-    return (json.dumps(questions, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
-    """The text files of the examples, by path in the packed corpus."""
-    return {SAMPLE_FILE: sample_json(scenes), QUESTIONS_FILE: questions_json(scenes)}
+    return {SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}
 
 
 def write_pictures(scenes: Sequence[Scene], folder: Path) -> None:
     """Write the example pictures that are missing or show something else."""
-    for path, picture in _pictures(scenes, folder):
-        if not _shows(path, picture):
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path, optimize=True)
+    for path, picture in _changed_pictures(scenes, folder):
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path, optimize=True)
 
 
 def picture_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
-    """Example pictures that are missing or show something else.
-
-    Pixels are compared, not bytes: those depend on the version of the compressor.
-    """
+    """Example pictures that are missing or show something else."""
     return [
         f"{EXAMPLES_DIR}/{path.name}: missing or other pixels"
-        for path, picture in _pictures(scenes, folder)
-        if not _shows(path, picture)
+        for path, _ in _changed_pictures(scenes, folder)
     ]
 
 
-def _pictures(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
+def _changed_pictures(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
+    """Compare pixels, not bytes: those depend on the version of the compressor."""
     sprites = load_sprites()
     for scene in example_scenes(scenes):
         path = folder / EXAMPLES_DIR / f"{scene.id}.png"
-        yield path, render_scene(scene, sprites, SIZE_PX)
-
-
-def _shows(path: Path, picture: Image.Image) -> bool:
-    if not path.is_file():
-        return False
-    with Image.open(path) as image:
-        return image.mode == picture.mode and image.tobytes() == picture.tobytes()
+        picture = render_scene(scene, sprites, SIZE_PX)
+        if path.is_file():
+            with Image.open(path) as image:
+                if (image.mode, image.tobytes()) == (picture.mode, picture.tobytes()):
+                    continue
+        yield path, picture

@@ -7,10 +7,12 @@ in every language and on every run. Files are written in `unpack.py`.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from llava.data.sample import Sample, Turn
@@ -113,16 +115,16 @@ def truth(question: Question, scene: Scene) -> bool:
 
 
 def _answer(question: Question, scene: Scene, lang: str) -> str:
-    vocabulary = get_vocabulary(lang)
     if question.task == "counting":
         return str(len(scene.objects))
     if question.task == "color":
-        return vocabulary.color_answers[scene.background]
-    places = [
-        p for p in scene.objects if question.task == "naming" or p.position == question.target
-    ]
-    (placed,) = places
-    return concepts_by_id()[placed.concept].names[lang]
+        return get_vocabulary(lang).color_answers[scene.background]
+    (concept,) = (
+        placed.concept
+        for placed in scene.objects
+        if question.task == "naming" or placed.position == question.target
+    )
+    return concepts_by_id()[concept].names[lang]
 
 
 def _categories_of(scene: Scene) -> set[str]:
@@ -279,46 +281,32 @@ def benchmark_items(scenes: Iterable[Scene]) -> tuple[BenchmarkItem, ...]:
     Existence comes in pairs on one picture (something that is there, something that is not);
     each category has as many yes as no. Fewer scenes give fewer questions.
     """
-    scenes = tuple(scenes)
-    items: list[BenchmarkItem] = []
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    return tuple(
+        BenchmarkItem(f"{question.task}-{next(numbers[question.task]):04d}", scene, question)
+        for scene, question in _benchmark_questions(tuple(scenes))
+    )
+
+
+def _benchmark_questions(scenes: tuple[Scene, ...]) -> Iterator[tuple[Scene, Question]]:
     for scene in scenes[:NUM_EXISTENCE_PAIRS]:
         rng = _rng("existence", scene)
-        for present in (True, False):
-            items.append(_item(items, scene, existence_question(scene, present, rng)))
-    singles = [scene for scene in scenes if len(scene.objects) == 1]
-    crowded = [scene for scene in scenes if len(scene.objects) > 1]
+        yield from ((scene, existence_question(scene, there, rng)) for there in (True, False))
     for task, make, eligible in (
-        ("naming", content_question, singles),
-        ("position", content_question, crowded),
+        ("naming", content_question, [scene for scene in scenes if len(scene.objects) == 1]),
+        ("position", content_question, [scene for scene in scenes if len(scene.objects) > 1]),
         ("counting", counting_question, scenes),
         ("color", color_question, scenes[::-1]),
     ):
-        of_task: list[BenchmarkItem] = []
         for scene in eligible[:NUM_PER_TASK]:
-            of_task.append(_item(of_task, scene, make(scene, _rng(task, scene))))
-        items += of_task
-    return (*items, *_category_items(scenes))
-
-
-def _category_items(scenes: Iterable[Scene]) -> Iterator[BenchmarkItem]:
-    quota = {
-        (category.id, answer): NUM_PER_CATEGORY_ANSWER
-        for category in categories().values()
-        if category.asked
-        for answer in (True, False)
-    }
-    made: list[BenchmarkItem] = []
+            yield scene, make(scene, _rng(task, scene))
+    made = Counter[tuple[str | None, bool]]()
     for scene in scenes:
         question = category_question(scene, _rng("category", scene))
-        key = (question.target or "", truth(question, scene))
-        if quota[key]:
-            quota[key] -= 1
-            made.append(_item(made, scene, question))
-    yield from made
-
-
-def _item(earlier: list[BenchmarkItem], scene: Scene, question: Question) -> BenchmarkItem:
-    return BenchmarkItem(f"{question.task}-{len(earlier):04d}", scene, question)
+        key = (question.target, truth(question, scene))
+        made[key] += 1
+        if made[key] <= NUM_PER_CATEGORY_ANSWER:
+            yield scene, question
 
 
 def _rng(purpose: str, scene: Scene) -> random.Random:
@@ -326,8 +314,5 @@ def _rng(purpose: str, scene: Scene) -> random.Random:
 
 
 def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    turns: list[Turn] = []
-    for question, answer in pairs:
-        prefix = "" if turns else IMAGE_PREFIX
-        turns += [Turn("human", prefix + question), Turn("gpt", answer)]
-    return tuple(turns)
+    talk = [Turn(*said) for pair in pairs for said in zip(("human", "gpt"), pair, strict=True)]
+    return (replace(talk[0], text=IMAGE_PREFIX + talk[0].text), *talk[1:])

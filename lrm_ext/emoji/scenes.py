@@ -14,6 +14,8 @@ import itertools
 import json
 import random
 import string
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,15 +142,11 @@ def concept_ids() -> tuple[str, ...]:
 @functools.cache
 def categories() -> Mapping[str, Category]:
     """All categories by id."""
-    return {
-        key: Category(
-            id=key,
-            asked=entry.get("asked", True),
-            unclear=tuple(entry["unclear"]),
-            num_concepts=len(entry["concepts"]),
-        )
-        for key, entry in load_toml("concepts")["categories"].items()
-    }
+    found = {}
+    for key, entry in load_toml("concepts")["categories"].items():
+        unclear, num_concepts = tuple(entry["unclear"]), len(entry["concepts"])
+        found[key] = Category(key, entry.get("asked", True), unclear, num_concepts)
+    return found
 
 
 @functools.cache
@@ -174,11 +172,11 @@ def concepts_by_id() -> Mapping[str, Concept]:
 @functools.cache
 def related_concepts() -> Mapping[str, frozenset[str]]:
     """For each concept, those whose word may cover it in some language."""
-    related: dict[str, set[str]] = {concept.id: set() for concept in load_concepts()}
-    for first, second in load_toml("concepts")["related"]["pairs"]:
-        related[first].add(second)
-        related[second].add(first)
-    return {key: frozenset(value) for key, value in related.items()}
+    pairs = load_toml("concepts")["related"]["pairs"]
+    return {
+        concept: frozenset(other for pair in pairs if concept in pair for other in pair) - {concept}
+        for concept in concept_ids()
+    }
 
 
 @functools.cache
@@ -198,16 +196,12 @@ def load_sprites() -> dict[str, Image.Image]:
     Raises:
         DataError: The packed data is missing.
     """
-    return {
-        concept.id: _load_sprite(packed_path(sprite_file(concept.id)))
-        for concept in load_concepts()
-    }
-
-
-def _load_sprite(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        sprite = image.convert("RGBA")
-    return sprite.crop(sprite.getchannel("A").getbbox())
+    sprites = {}
+    for concept in concept_ids():
+        with Image.open(packed_path(sprite_file(concept))) as image:
+            sprite = image.convert("RGBA")
+        sprites[concept] = sprite.crop(sprite.getchannel("A").getbbox())
+    return sprites
 
 
 @dataclass(frozen=True)
@@ -254,6 +248,12 @@ def get_vocabulary(lang: str) -> Vocabulary:
             f"the built-in corpus has no language {lang!r}; it has {', '.join(LANGUAGES)}."
         )
     data = load_toml(lang)
+    where = f"{_DATA_DIR / lang}.toml"
+    listed = [
+        (name, article) for article, names in data.get("articles", {}).items() for name in names
+    ]
+    if twice := [name for name, count in Counter(name for name, _ in listed).items() if count > 1]:
+        raise ConfigError(f"{where}: {twice[0]!r} has two articles.")
     try:
         vocabulary = Vocabulary(
             questions={key: tuple(value) for key, value in data["questions"].items()},
@@ -264,56 +264,44 @@ def get_vocabulary(lang: str) -> Vocabulary:
             categories=data["categories"],
             color_answers={key: value["answer"] for key, value in data["colors"].items()},
             color_backgrounds={key: value["background"] for key, value in data["colors"].items()},
-            articles=_articles(lang, data),
+            articles=dict(listed),
         )
     except KeyError as error:
-        raise ConfigError(f"{lang}.toml of the built-in corpus lacks the key {error}.") from error
-    _check(lang, vocabulary)
+        raise ConfigError(f"{where} lacks the key {error}.") from error
+    _check(vocabulary, where)
     return vocabulary
 
 
-def _articles(lang: str, data: Mapping[str, Any]) -> dict[str, str]:
-    articles: dict[str, str] = {}
-    for article, concepts in data.get("articles", {}).items():
-        for concept in concepts:
-            if concept in articles:
-                raise ConfigError(f"{lang}.toml: {concept!r} has two articles.")
-            articles[concept] = article
-    return articles
-
-
-def _check(lang: str, vocabulary: Vocabulary) -> None:
+def _check(words: Vocabulary, where: str) -> None:
     asked = {key for key, category in categories().items() if category.asked}
-    keys: list[tuple[str, set[str], set[str]]] = [
-        ("questions", set(vocabulary.questions), set(NUM_PATTERNS)),
-        ("positions", set(vocabulary.positions), set(POSITIONS)),
-        ("categories", set(vocabulary.categories), asked),
-        ("colors", set(vocabulary.color_answers), set(backgrounds())),
-    ]
-    if vocabulary.articles:
-        keys.append(("articles", set(vocabulary.articles), set(concepts_by_id())))
-    for section, found, expected in keys:
+    for section, found, expected in (
+        ("questions", words.questions.keys(), NUM_PATTERNS.keys()),
+        ("positions", words.positions.keys(), set(POSITIONS)),
+        ("categories", words.categories.keys(), asked),
+        ("colors", words.color_answers.keys(), backgrounds().keys()),
+        ("articles", words.articles.keys(), set(concept_ids()) if words.articles else set()),
+    ):
         if found != expected:
             raise ConfigError(
-                f"{lang}.toml: [{section}] lacks {sorted(expected - found)} and has "
+                f"{where}: [{section}] lacks {sorted(expected - found)} and has "
                 f"{sorted(found - expected)} too many."
             )
-    for question, patterns in vocabulary.questions.items():
+    for question, patterns in words.questions.items():
         if len(patterns) != NUM_PATTERNS[question]:
             raise ConfigError(
-                f"{lang}.toml: question {question!r} has {len(patterns)} patterns, expected "
+                f"{where}: question {question!r} has {len(patterns)} patterns, expected "
                 f"{NUM_PATTERNS[question]}, as in every language."
             )
         for pattern in patterns:
-            _check_fields(lang, pattern, _FIELDS.get(question, set()))
-    _check_fields(lang, vocabulary.caption, {"objects", "background"})
+            _check_fields(pattern, _FIELDS.get(question, set()), where)
+    _check_fields(words.caption, {"objects", "background"}, where)
 
 
-def _check_fields(lang: str, pattern: str, expected: set[str]) -> None:
+def _check_fields(pattern: str, expected: set[str], where: str) -> None:
     found = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
     if found != expected:
         raise ConfigError(
-            f"{lang}.toml: {pattern!r} has the places {sorted(found)}, expected {sorted(expected)}."
+            f"{where}: {pattern!r} has the places {sorted(found)}, expected {sorted(expected)}."
         )
 
 
@@ -424,23 +412,16 @@ def _below(rng: random.Random, limit: int) -> int:
     return int(rng.random() * limit)
 
 
-def _weighted(rng: random.Random, weights: dict[int, int]) -> int:
-    threshold = _below(rng, sum(weights.values()))
-    for value, weight in weights.items():
-        threshold -= weight
-        if threshold < 0:
-            return value
-    raise AssertionError("weights are positive")
+def _weighted(rng: random.Random, weights: Mapping[int, int]) -> int:
+    limits = list(itertools.accumulate(weights.values()))
+    return list(weights)[bisect_right(limits, _below(rng, limits[-1]))]
 
 
 def _draw_concepts(rng: random.Random, num: int) -> list[str]:
-    concepts = concept_ids()
-    names: list[str] = []
+    names: dict[str, None] = {}
     while len(names) < num:
-        name = concepts[_below(rng, len(concepts))]
-        if name not in names:
-            names.append(name)
-    return names
+        names[concept_ids()[_below(rng, len(concept_ids()))]] = None
+    return list(names)
 
 
 def _between(rng: random.Random, low: int, high: int) -> int:
@@ -458,10 +439,10 @@ def _place_quadrants(rng: random.Random, names: list[str]) -> list[Placed]:
     free = [(0, 0), (500, 0), (0, 500), (500, 500)]
     objects = []
     for name in names:
-        left, top = free.pop(_below(rng, len(free)))
+        corner = free.pop(_below(rng, len(free)))
         size = _between(rng, *_QUADRANT_SIZES)
         # one thousandth short of the far edge: a centre there would belong to the next quadrant
-        x, y = (start + _between(rng, size // 2, 499 - size // 2) for start in (left, top))
+        x, y = (start + _between(rng, size // 2, 499 - size // 2) for start in corner)
         objects.append(Placed(name, x / _UNIT, y / _UNIT, size / _UNIT, rng.random() < 0.5))
     return objects
 
@@ -489,30 +470,21 @@ def scene_from_line(line: str, where: str) -> Scene:
     try:
         scene_id, background, shade, objects = line.split("\t")
         red, green, blue = bytes.fromhex(shade)
-        scene = Scene(
-            id=scene_id,
-            split=scene_id.split("-")[0],
-            background=background,
-            shade=(red, green, blue),
-            objects=tuple(_placed_from_text(text) for text in objects.split(" ")),
-        )
+        placed = tuple(map(_placed_from_text, objects.split(" ")))
+        split = scene_id.split("-")[0]
+        if split not in SPLITS or background not in backgrounds():
+            raise ValueError(f"split {split!r} or colour {background!r} is unknown")
     except ValueError as error:
         raise DataError(
             f"{where}: not a scene: {line[:80]!r} ({error}); restore the file from git."
         ) from error
-    unknown = {p.concept for p in scene.objects} - set(concept_ids())
-    if unknown or scene.split not in SPLITS or background not in backgrounds():
-        raise DataError(
-            f"{where}: scene {scene_id!r} has an unknown split, colour ({background!r}) or "
-            f"concept ({sorted(unknown)}); restore the file from git."
-        )
-    return scene
+    return Scene(scene_id, split, background, (red, green, blue), placed)
 
 
 def _placed_from_text(text: str) -> Placed:
     concept, x, y, size, *flags = text.split(":")
-    if flags not in ([], ["m"]):
-        raise ValueError(f"flags {flags}")
+    if flags not in ([], ["m"]) or concept not in concept_ids():
+        raise ValueError(f"concept {concept!r} or flags {flags} are unknown")
     return Placed(concept, int(x) / _UNIT, int(y) / _UNIT, int(size) / _UNIT, bool(flags))
 
 
@@ -526,14 +498,13 @@ def load_scenes(limit: int | None = None) -> tuple[Scene, ...]:
         DataError: The file is missing or damaged.
     """
     path = packed_path(SCENES_FILE)
-    taken = dict.fromkeys(SPLITS, 0)
+    taken = Counter[str]()
     scenes = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            scene = scene_from_line(line.rstrip("\n"), f"{path}:{number}")
-            if limit is None or taken[scene.split] < limit:
-                taken[scene.split] += 1
-                scenes.append(scene)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        scene = scene_from_line(line, f"{path}:{number}")
+        taken[scene.split] += 1
+        if limit is None or taken[scene.split] <= limit:
+            scenes.append(scene)
     return tuple(scenes)
 
 

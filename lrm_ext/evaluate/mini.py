@@ -43,7 +43,7 @@ from lrm_ext.emoji.scenes import (
     load_scenes,
     related_concepts,
 )
-from lrm_ext.emoji.unpack import COMPLETE_FILE, image_name, locked
+from lrm_ext.emoji.unpack import COMPLETE_FILE, image_name
 from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.items import LETTERS, QUESTION
 from lrm_ext.evaluate.kinds import DESCRIPTION_FILE
@@ -52,6 +52,7 @@ from lrm_ext.evaluate.mme import INSTRUCTION
 from lrm_ext.evaluate.pope import PREFIX
 from lrm_ext.evaluate.reading import text_key
 from lrm_ext.evaluate.seed_bench import QUESTION_FILE
+from lrm_ext.files import locked
 from lrm_ext.languages._toml import load_toml
 
 log = logging.getLogger(__name__)
