@@ -39,9 +39,8 @@ def show_languages(context: typer.Context) -> None:
 
     from lrm_ext.languages.registry import DATA_DIR, get_language, list_languages
 
-    table = Table(title="Languages")
-    for heading in ("code", "name", "own name", "paper", "yes / no", "English pivot prompt"):
-        table.add_column(heading)
+    headings = ("code", "name", "own name", "paper", "yes / no", "English pivot prompt")
+    table = Table(*headings, title="Languages")
     for code in list_languages():
         language = get_language(code)
         table.add_row(
@@ -62,8 +61,8 @@ def add(
     folder: Path = _FOLDER,
 ) -> None:
     """Begin the file of a new language: every entry explained, CLDR's part filled in."""
-    from lrm_ext.languages.drafting import write_draft
     from lrm_ext.languages.registry import FOLDER_VARIABLE, user_dir
+    from lrm_ext.new_language import write_draft
 
     assert FOLDER_VARIABLE == _VARIABLE
     usual = user_dir()
@@ -85,18 +84,21 @@ def check(
     """Say what is missing, untranslated or would not be read back; exit status 1 if anything."""
     from rich.markup import escape
 
-    from lrm_ext.languages.checks import check_languages
+    from lrm_ext.languages.registry import language_files
+    from lrm_ext.new_language import check_languages
 
     if folder is not None:
         os.environ[_VARIABLE] = str(folder)
     found = check_languages(tuple(codes or ()))
-    faults = [fault for fault in found if not fault.is_note]
+    num_files, num_faults = len(codes or language_files()), 0
     console = _console()
     for fault in found:
+        num_faults += not fault.is_note
         style, word = ("yellow", "note") if fault.is_note else ("red", "fault")
         console.print(f"[{style}]{word}[/] {escape(str(fault))}")
-    console.print(_summary(len(faults), tuple(codes or ())))
-    raise typer.Exit(1 if faults else 0)
+    told = f"{_counted(num_faults, 'fault')}." if num_faults else "nothing wrong."
+    console.print(f"{_counted(num_files, 'language file')}: {told}")
+    raise typer.Exit(1 if num_faults else 0)
 
 
 @languages_app.command("fertility")
@@ -118,30 +120,24 @@ def fertility(
     import json
 
     from llava.errors import ConfigError
+    from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
+    from lrm_ext.files import PLOT_ENDINGS
     from lrm_ext.instructions.commands import MINI_TOKENIZER
-    from lrm_ext.languages.fertility import (
-        ENDINGS,
-        MAX_TOKENIZERS,
-        built_in_pairs,
-        corpus_pairs,
-        in_common,
-        load_counters,
-        measure,
-        plot_fertility,
-    )
+    from lrm_ext.languages.fertility import MAX_TOKENIZERS, load_counters, measure, plot_fertility
     from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
     if out is not None and len(sources) > MAX_TOKENIZERS:
         raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
-    if out is not None and out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(ENDINGS)}.")
+    if out is not None and out.suffix not in PLOT_ENDINGS:
+        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
     codes = tuple(code.strip() for text in languages for code in text.split(",") if code.strip())
     counters = load_counters(sources)
     if corpus is None:
-        pairs = in_common(built_in_pairs(codes or list_languages()))
+        pairs = built_in_pairs(codes or list_languages())
     else:
-        pairs = in_common(corpus_pairs(corpus, codes or None, limit))
+        pairs = corpus_pairs(corpus, codes or None, limit)
+    pairs = in_common(pairs)
     results = [result for counter in counters for result in measure(counter, pairs)]
     console = _console()
     if as_json:
@@ -161,10 +157,8 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
 
     for name in dict.fromkeys(result.tokenizer for result in results):
         own = [result for result in results if result.tokenizer == name]
-        table = Table(
-            title=f"tokenizer {name}, {own[0].num_sentences:,} sentences", title_justify="left"
-        )
-        table.add_column("language")
+        title = f"tokenizer {name}, {own[0].num_sentences:,} sentences"
+        table = Table("language", title=title, title_justify="left")
         for heading in (
             "tokens a sentence",
             "relative to English",
@@ -183,14 +177,8 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
         console.print(table)
 
 
-def _summary(num_faults: int, codes: tuple[str, ...]) -> str:
-    from lrm_ext.languages.registry import language_files
-
-    checked = len(codes or language_files())
-    files = f"{checked} language file{'s' if checked != 1 else ''}"
-    if not num_faults:
-        return f"{files}: nothing wrong."
-    return f"{files}: {num_faults} fault{'s' if num_faults != 1 else ''}."
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _console() -> Console:

@@ -54,6 +54,8 @@ _MAY_BE_EMPTY = (
 )
 # A value that begins so waits for its translation (`lrm languages add` writes such values).
 PENDING = "TODO"
+_MARKS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
+_NUMBER_WORD = re.compile(r"[^*]+\*?")
 _ENGLISH_POLARITY = {"yes": "yes", "y": "yes", "no": "no", "not": "no", "n": "no"}
 
 
@@ -171,15 +173,16 @@ def load_language(path: Path) -> Language:
     """
     values: dict[str, Any] = {"path": path}
     for key, value in load_toml(path).items():
-        if key in _TABLES and isinstance(value, dict):
-            values |= {f"{key}.{name}": text for name, text in value.items()}
-        else:
-            values[key] = value
+        is_table = key in _TABLES and isinstance(value, dict)
+        values |= {f"{key}.{name}": v for name, v in value.items()} if is_table else {key: value}
     for key, value in values.items():
         if key != "quality":  # checked by those who use it
             _check_texts(value, path, key)
     if isinstance(values.get("answers_to"), dict):
-        values["answers_to"] = _answers_to(values["answers_to"], path)
+        values["answers_to"] = {
+            start: _yes_and_no(text, f"{path}: answers_to.{start}")
+            for start, text in values["answers_to"].items()
+        }
     language = convert(values, Language, path)
     if language.code != path.stem:
         raise ConfigError(f"{path}: code is {language.code!r}, expected the file's name.")
@@ -196,61 +199,43 @@ def _check_texts(value: Any, path: Path, name: str) -> None:
         raise ConfigError(f"{path}: {name} is {value!r}: white space around it.")
     if value in ("", [], {}) and name not in _MAY_BE_EMPTY:
         raise ConfigError(f"{path}: {name} is empty.")
-    if isinstance(value, dict):
-        for key, text in value.items():
+    if isinstance(value, dict | list):
+        for key, text in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(text, path, f"{name}.{key}")
-    if isinstance(value, list):
-        for i, text in enumerate(value):
-            _check_texts(text, path, f"{name}[{i}]")
+
+
+def _yes_and_no(text: str, where: str) -> tuple[str, str]:
+    yes, _, no = map(str.strip, str(text).partition("/"))
+    if not (yes and no):
+        raise ConfigError(f'{where} is {text!r}, expected its yes and its no: "Oes / Nac oes".')
+    return yes, no
 
 
 def _check_polarity(local: LocalWords, path: Path) -> None:
     """Demand that no word, letter or English word that counts too means both yes and no."""
     meanings: dict[str, str] = {}
-    entries = [(word, "yes") for word in local.yes] + [(word, "no") for word in local.no]
-    for word, meaning in (*_ENGLISH_POLARITY.items(), *entries, *local.letters.items()):
+    words = [(word, "yes") for word in local.yes] + [(word, "no") for word in local.no]
+    for word, meaning in (*_ENGLISH_POLARITY.items(), *words, *local.letters.items()):
         if meaning not in ("yes", "no"):
             raise ConfigError(f"{path}: local.letters.{word} is {meaning!r}, expected yes or no.")
-        if meanings.setdefault(_fold(word), meaning) != meaning:
+        # without the marks on Latin letters, which people leave out when typing
+        bare = _MARKS.sub("", unicodedata.normalize("NFD", word.casefold()))
+        if meanings.setdefault(bare, meaning) != meaning:
             raise ConfigError(
                 f"{path}: local: {word!r} would mean both yes and no (English words count in "
                 "every language); take it out of one list."
             )
 
 
-def _answers_to(table: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
-    pairs: dict[str, tuple[str, str]] = {}
-    for start, text in table.items():
-        yes, slash, no = map(str.strip, str(text).partition("/"))
-        if not (yes and slash and no):
-            raise ConfigError(
-                f"{path}: answers_to.{start} is {text!r}, expected its yes and its no: "
-                '"Oes / Nac oes".'
-            )
-        pairs[start] = (yes, no)
-    return pairs
-
-
 def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:
     for number, words in numbers.items():
         if not (number.isascii() and number.isdigit()):
             raise ConfigError(f"{path}: numbers.{number}: expected a number in digits as the key.")
-        for word in words.split():
-            if not word.removesuffix("*") or "*" in word[:-1]:
-                raise ConfigError(
-                    f"{path}: numbers.{number} has {word!r}, expected a word, or the beginning of "
-                    "one with * at its end."
-                )
-
-
-def _fold(word: str) -> str:
-    """Casefold, without marks on Latin letters, which people leave out when typing."""
-    kept: list[str] = []
-    for character in unicodedata.normalize("NFD", word.casefold()):
-        if unicodedata.combining(character) and kept and kept[-1].isascii():
-            continue
-        kept.append(character)
-    return unicodedata.normalize("NFC", "".join(kept))
+        if wrong := [word for word in words.split() if not _NUMBER_WORD.fullmatch(word)]:
+            raise ConfigError(
+                f"{path}: numbers.{number} has {wrong[0]!r}, expected a word, or the beginning of "
+                "one with * at its end."
+            )
 
 
 DATA_DIR = Path(__file__).parent / "data"
@@ -433,11 +418,8 @@ def normalize_tag(code: str) -> str:
         raise ConfigError(
             f"{code!r} is not a language code; expected a BCP-47 tag such as sk, zh-Hant or pt-BR."
         )
-    parts = [match["language"].lower()]
-    if match["script"]:
-        parts.append(match["script"].title())
-    if match["region"]:
-        parts.append(match["region"].upper())
+    script, region = match["script"] or "", match["region"] or ""
+    parts = filter(None, (match["language"].lower(), script.title(), region.upper()))
     return "-".join(parts) + (match["variants"] + (match["private"] or "")).lower()
 
 
@@ -458,30 +440,22 @@ def known_names(code: str) -> KnownNames:
     language, script, region = match["language"], match["script"], match["region"]
     if match["variants"] or match["private"]:
         region = None  # names of variants are not in CLDR's lists
-    english = Locale("en")
-    fallback = english.languages.get(language)
-    likely = script or _likely_script(language, region)
+    subtags = _cldr("likely_subtags")
+    full = subtags.get(f"{language}_{region}") or subtags.get(language) or language
+    script_used = script or (*full.split("_"), None)[1]
     three = _three_letters(language)
     try:
         locale = Locale(language, territory=region, script=script)
     except (UnknownLocaleError, ValueError):
-        return KnownNames(fallback, None, likely, three)
-    return KnownNames(locale.get_display_name("en"), locale.get_display_name(), likely, three)
-
-
-def _likely_script(language: str, region: str | None) -> str | None:
-    table = _cldr("likely_subtags")
-    full = table.get(f"{language}_{region}") or table.get(language)
-    parts = full.split("_") if full else []
-    return parts[1] if len(parts) > 1 else None
+        return KnownNames(Locale("en").languages.get(language), None, script_used, three)
+    return KnownNames(locale.get_display_name("en"), locale.get_display_name(), script_used, three)
 
 
 def _three_letters(language: str) -> str | None:
     if len(language) == 3:
         return language
-    found = sorted(
-        old for old, new in _cldr("language_aliases").items() if new == language and len(old) == 3
-    )
+    aliases = _cldr("language_aliases").items()
+    found = sorted(old for old, new in aliases if new == language and len(old) == 3)
     if len(found) == 1:
         return found[0]
     # of `slk` and `slo`, `ces` and `cze` the first is used: the one engines' lists have

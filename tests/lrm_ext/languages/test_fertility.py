@@ -13,14 +13,12 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
+from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
 from lrm_ext.corpus.store import CorpusRow, Text
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages.fertility import (
     MAX_TOKENIZERS,
     TokenCounter,
-    built_in_pairs,
-    corpus_pairs,
-    in_common,
     load_counter,
     load_counters,
     measure,
