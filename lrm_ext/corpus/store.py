@@ -196,6 +196,20 @@ def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     return tuple(Turn(**value) for value in values)
 
 
+def _row_of(values: Mapping[str, Any]) -> CorpusRow:
+    return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
+
+
+def _text_of(values: Mapping[str, Any]) -> Text | None:
+    if values["turns"] is None:
+        return None
+    quality = values["quality"]
+    if quality is not None:
+        quality = {name: round(value, _DECIMALS) for name, value in quality}
+    turns = turns_from_arrow(values["turns"])
+    return Text(**{**values, "turns": turns, "quality": quality})
+
+
 class RowList(Sequence[int]):
     """The row numbers in a file.
 
@@ -318,8 +332,28 @@ class Corpus:
         Raises:
             DataError: There is no such row, or its shard is missing or damaged.
         """
-        values = self._values("rows", index)
-        return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
+        return _row_of(self._values("rows", index))
+
+    def rows(self) -> Iterator[CorpusRow]:
+        """All rows in order; faster than one by one.
+
+        Raises:
+            DataError: A shard is missing or damaged.
+        """
+        for batch in self.row_batches():
+            yield from map(_row_of, batch.to_pylist())
+
+    def texts(self, lang: str) -> Iterator[Text | None]:
+        """The texts of all rows in order, as `text` gives them; see `rows`.
+
+        Raises:
+            DataError: No such language, or a shard is missing or damaged.
+        """
+        if lang == ENGLISH:
+            yield from (Text(row.turns) for row in self.rows())
+        else:
+            for batch in self.text_batches(lang):
+                yield from map(_text_of, batch.to_pylist())
 
     def row_batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, as the columns of `ROW_SCHEMA`.
@@ -348,12 +382,7 @@ class Corpus:
         """
         if self._check_language(lang) == ENGLISH:
             return Text(self.row(index).turns)
-        values = self._values(f"text/{lang}", index)
-        if values["turns"] is None:
-            return None
-        if values["quality"] is not None:
-            values["quality"] = {key: round(value, _DECIMALS) for key, value in values["quality"]}
-        return Text(**{**values, "turns": turns_from_arrow(values["turns"])})
+        return _text_of(self._values(f"text/{lang}", index))
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
         """The accepted turns of row `index` in `lang`; None if there are none.

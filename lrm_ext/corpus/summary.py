@@ -117,14 +117,13 @@ def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator
             f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
             "compared row by row. Compare the rows with --lang en."
         )
-    for index in range(len(left)):
-        row, other_row = left.row(index), right.row(index)
+    sides = (left.rows(), right.rows(), left.texts(langs[0]), right.texts(langs[1]))
+    for index, (row, other_row, *texts) in enumerate(zip(*sides, strict=True)):
         if row.id != other_row.id:
             raise DataError(
                 f"row {index} is {row.id!r} in {left.path}, {other_row.id!r} in {right.path}; "
                 "texts can only be compared row by row."
             )
-        texts = left.text(langs[0], index), right.text(langs[1], index)
         if what := _what_differs(*texts, langs[0] == langs[1], row.translatable):
             show = _status if what == "status" else _said
             yield RowDifference(index, row.id, what, *map(show, texts))
@@ -144,8 +143,7 @@ def _what_differs(
 
 
 def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
-    sides = (map(corpus.row, range(len(corpus))) for corpus in (left, right))
-    for index, (one, other) in enumerate(zip_longest(*sides)):
+    for index, (one, other) in enumerate(zip_longest(left.rows(), right.rows())):
         if one != other:
             what = "only left" if other is None else "only right" if one is None else "row"
             yield RowDifference(index, (one or other).id, what, _shown(one), _shown(other))
