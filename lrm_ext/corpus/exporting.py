@@ -71,8 +71,7 @@ def export_llava(
     exported = Exported()
     with writing(out) as partial, partial.open("wb") as file:
         file.write(begin)
-        texts = zip(corpus.rows(), corpus.texts(lang), strict=True)
-        for number, (row, text) in enumerate(texts):
+        for number, (row, text) in enumerate(corpus.rows_with_texts(lang)):
             if number % _PROGRESS_ROWS == 0:
                 progress(number, len(corpus))
             code = None if lang == ENGLISH else lang

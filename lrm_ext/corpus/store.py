@@ -343,17 +343,18 @@ class Corpus:
         for batch in self.row_batches():
             yield from map(_row_of, batch.to_pylist())
 
-    def texts(self, lang: str) -> Iterator[Text | None]:
-        """The texts of all rows in order, as `text` gives them; see `rows`.
+    def rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, Text | None]]:
+        """All rows in order, each with its text as `text` gives it; see `rows`.
 
         Raises:
             DataError: No such language, or a shard is missing or damaged.
         """
         if lang == ENGLISH:
-            yield from (Text(row.turns) for row in self.rows())
+            yield from ((row, Text(row.turns)) for row in self.rows())
         else:
-            for batch in self.text_batches(lang):
-                yield from map(_text_of, batch.to_pylist())
+            batches = self.text_batches(lang)
+            texts = (_text_of(values) for batch in batches for values in batch.to_pylist())
+            yield from zip(self.rows(), texts, strict=True)
 
     def row_batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, as the columns of `ROW_SCHEMA`.

@@ -117,16 +117,16 @@ def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator
             f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
             "compared row by row. Compare the rows with --lang en."
         )
-    sides = (left.rows(), right.rows(), left.texts(langs[0]), right.texts(langs[1]))
-    for index, (row, other_row, *texts) in enumerate(zip(*sides, strict=True)):
+    sides = zip(left.rows_with_texts(langs[0]), right.rows_with_texts(langs[1]), strict=True)
+    for index, ((row, one), (other_row, other)) in enumerate(sides):
         if row.id != other_row.id:
             raise DataError(
                 f"row {index} is {row.id!r} in {left.path}, {other_row.id!r} in {right.path}; "
                 "texts can only be compared row by row."
             )
-        if what := _what_differs(*texts, langs[0] == langs[1], row.translatable):
+        if what := _what_differs(one, other, langs[0] == langs[1], row.translatable):
             show = _status if what == "status" else _said
-            yield RowDifference(index, row.id, what, *map(show, texts))
+            yield RowDifference(index, row.id, what, show(one), show(other))
 
 
 def _what_differs(
@@ -146,7 +146,8 @@ def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
     for index, (one, other) in enumerate(zip_longest(left.rows(), right.rows())):
         if one != other:
             what = "only left" if other is None else "only right" if one is None else "row"
-            yield RowDifference(index, (one or other).id, what, _shown(one), _shown(other))
+            row: CorpusRow = one or other
+            yield RowDifference(index, row.id, what, _shown(one), _shown(other))
 
 
 def _shown(row: CorpusRow | None) -> str | None:
@@ -160,7 +161,8 @@ def _said(text: Text | CorpusRow | None) -> str | None:
     return None if text is None else " / ".join(turn.text for turn in text.turns)
 
 
-def _status(text: Text) -> str:
+def _status(text: Text | None) -> str:
+    assert text is not None, "a row without a text has no status"
     about = filter(None, (text.status, text.engine, text.reason))
     return f"[{', '.join(about)}] {_said(text)}"
 
