@@ -17,7 +17,7 @@ import msgspec
 from llava.data.sample import Sample
 from llava.errors import ConfigError
 from llava.files import writing
-from lrm_ext.corpus.store import ENGLISH, Corpus, Text
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusText
 
 _PROGRESS_ROWS = 2048
 
@@ -79,7 +79,7 @@ def export_llava(
                 exported.not_accepted["no text" if text is None else text.status] += 1
                 if not with_english:
                     continue
-                text, code = Text(row.turns), None
+                text, code = CorpusText(row.turns), None
             sample = Sample(row.id, row.image, text.turns, code, row.task, row.source)
             file.write(between if exported.num_records else b"")
             file.write(msgspec.json.encode(sample.to_record()))

@@ -100,7 +100,7 @@ class CorpusRow:
 
 
 @dataclass(frozen=True)
-class Text:
+class CorpusText:
     """A row's conversation in another language, and how far it is trusted.
 
     Attributes:
@@ -200,14 +200,14 @@ def _row_of(values: Mapping[str, Any]) -> CorpusRow:
     return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
 
 
-def _text_of(values: Mapping[str, Any]) -> Text | None:
+def _text_of(values: Mapping[str, Any]) -> CorpusText | None:
     if values["turns"] is None:
         return None
     quality = values["quality"]
     if quality is not None:
         quality = {name: round(value, _DECIMALS) for name, value in quality}
     turns = turns_from_arrow(values["turns"])
-    return Text(**{**values, "turns": turns, "quality": quality})
+    return CorpusText(**{**values, "turns": turns, "quality": quality})
 
 
 class RowList(Sequence[int]):
@@ -343,14 +343,14 @@ class Corpus:
         for batch in self.row_batches():
             yield from map(_row_of, batch.to_pylist())
 
-    def rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, Text | None]]:
+    def rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, CorpusText | None]]:
         """All rows in order, each with its text as `text` gives it; see `rows`.
 
         Raises:
             DataError: No such language, or a shard is missing or damaged.
         """
         if lang == ENGLISH:
-            yield from ((row, Text(row.turns)) for row in self.rows())
+            yield from ((row, CorpusText(row.turns)) for row in self.rows())
         else:
             batches = self.text_batches(lang)
             texts = (_text_of(values) for batch in batches for values in batch.to_pylist())
@@ -375,14 +375,14 @@ class Corpus:
         for start in range(0, len(self), self._meta.rows_per_batch):
             yield self._locate(f"text/{lang}", start)[0]
 
-    def text(self, lang: str, index: int) -> Text | None:
+    def text(self, lang: str, index: int) -> CorpusText | None:
         """The text of row `index` in `lang` whatever its status; None where there is none.
 
         Raises:
             DataError: No such language or row, or its shard is missing or damaged.
         """
         if self._check_language(lang) == ENGLISH:
-            return Text(self.row(index).turns)
+            return CorpusText(self.row(index).turns)
         return _text_of(self._values(f"text/{lang}", index))
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:

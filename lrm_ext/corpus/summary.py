@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText
 
 
 @dataclass
@@ -130,7 +130,7 @@ def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator
 
 
 def _what_differs(
-    left: Text | None, right: Text | None, is_same_lang: bool, is_translatable: bool
+    left: CorpusText | None, right: CorpusText | None, is_same_lang: bool, is_translatable: bool
 ) -> str | None:
     if left is None or right is None:
         return None if left is right else "only right" if left is None else "only left"
@@ -157,11 +157,11 @@ def _shown(row: CorpusRow | None) -> str | None:
     return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {_said(row)}"
 
 
-def _said(text: Text | CorpusRow | None) -> str | None:
+def _said(text: CorpusText | CorpusRow | None) -> str | None:
     return None if text is None else " / ".join(turn.text for turn in text.turns)
 
 
-def _status(text: Text | None) -> str:
+def _status(text: CorpusText | None) -> str:
     assert text is not None, "a row without a text has no status"
     about = filter(None, (text.status, text.engine, text.reason))
     return f"[{', '.join(about)}] {_said(text)}"

@@ -28,8 +28,8 @@ from lrm_ext.corpus.store import (
     STATUSES,
     TEXT_SCHEMA,
     CorpusRow,
+    CorpusText,
     Meta,
-    Text,
     shard_name,
     turns_to_arrow,
 )
@@ -151,7 +151,7 @@ class CorpusWriter:
         else:
             self.abort()
 
-    def append(self, row: CorpusRow, texts: Mapping[str, Text | Sequence[Turn]]) -> None:
+    def append(self, row: CorpusRow, texts: Mapping[str, CorpusText | Sequence[Turn]]) -> None:
         """Add one row and its texts; plain turns count as accepted.
 
         Raises:
@@ -160,7 +160,10 @@ class CorpusWriter:
         """
         assert self._open, "append() after close()"
         assert self._num_rows < MAX_ROWS
-        given = {lang: t if isinstance(t, Text) else Text(tuple(t)) for lang, t in texts.items()}
+        given = {
+            lang: t if isinstance(t, CorpusText) else CorpusText(tuple(t))
+            for lang, t in texts.items()
+        }
         for lang, text in given.items():
             self._check_text(row, lang, text)
         self._rows.records.append({**vars(row), "turns": turns_to_arrow(row.turns)})
@@ -222,7 +225,7 @@ class CorpusWriter:
                 else:
                     shards.flush()
 
-    def _text_record(self, row: CorpusRow, lang: str, text: Text | None) -> dict[str, Any]:
+    def _text_record(self, row: CorpusRow, lang: str, text: CorpusText | None) -> dict[str, Any]:
         if text is None:
             return dict.fromkeys(TEXT_SCHEMA.names)
         counts = self._counts[lang]
@@ -232,7 +235,7 @@ class CorpusWriter:
             self._usable[lang].write(self._num_rows.to_bytes(NUM_BYTES, "little"))
         return text.to_arrow()
 
-    def _check_text(self, row: CorpusRow, lang: str, text: Text) -> None:
+    def _check_text(self, row: CorpusRow, lang: str, text: CorpusText) -> None:
         where = f"{self.path}: row {self._num_rows} (id {row.id!r}), language {lang!r}"
         if lang == ENGLISH:
             if text.turns != row.turns:

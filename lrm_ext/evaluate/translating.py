@@ -24,7 +24,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.files import write_atomically
-from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, CorpusText
 from lrm_ext.evaluate.importing import OpenQuestions, version_of, write_folder
 from lrm_ext.evaluate.items import LLAVA, Item, prompt_for, read_items
 from lrm_ext.evaluate.kind import Kind
@@ -57,7 +57,7 @@ class Outcome:
     """
 
     parts: Parts
-    text: Text
+    text: CorpusText
     num_corrected: int
 
 
@@ -426,7 +426,7 @@ def _in_english(question: str, hint: str, options: Sequence[str], language: Lang
     return f"{_plain(question, hint, options, language)}\n{request}{language.short_answer}"
 
 
-def put_together(parts: Parts, text: Text, target: str) -> tuple[Item, int]:
+def put_together(parts: Parts, text: CorpusText, target: str) -> tuple[Item, int]:
     """The question in the language.
 
     Args:

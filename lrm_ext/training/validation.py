@@ -28,7 +28,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from llava.files import write_atomically
-from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, JoinedCorpus, Text, parts_of
+from lrm_ext.corpus.store import AnyCorpus, Corpus, CorpusRow, CorpusText, JoinedCorpus, parts_of
 from lrm_ext.training.arguments import LrmArguments
 from lrm_ext.training.dataset import MixtureDataset
 
@@ -86,7 +86,7 @@ class CorpusPart(Corpus):
         """See `Corpus`."""
         return self.whole.row(int(self.rows[index]))
 
-    def text(self, lang: str, index: int) -> Text | None:
+    def text(self, lang: str, index: int) -> CorpusText | None:
         """See `Corpus`."""
         return self.whole.text(lang, int(self.rows[index]))
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, TEXT_SCHEMA, Corpus, CorpusRow, CorpusText
 from lrm_ext.translate.cache import Cache, CachedAnswer, Keys
 from lrm_ext.translate.engines.base import Engine, Segment, get_spec, identity, parse_options
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
@@ -357,7 +357,7 @@ def _score_part(job: ScoreJob, store: PartStore, tools: _Tools, number: int) -> 
     return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)
 
 
-def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
+def pairs_of(row: CorpusRow, text: CorpusText) -> list[tuple[str, str]]:
     """Lines of a row and their translations, for a scorer; all as one if all are short."""
     longer: list[tuple[str, str]] = []
     every: list[tuple[str, str]] = []
@@ -377,11 +377,11 @@ def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
     return [("\n".join(sources), "\n".join(targets))]
 
 
-def _is_translated(text: Text) -> bool:
+def _is_translated(text: CorpusText) -> bool:
     return text.status != "rejected" or text.quality is not None
 
 
-def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
+def _checked(row: CorpusRow, text: CorpusText, checker: Checker) -> CorpusText:
     """Judge a text anew; one that could not be translated stays rejected."""
     if not _is_translated(text):
         return text
@@ -394,7 +394,7 @@ def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
     )
 
 
-def _scored(text: Text, name: str, figure: float, limit: float | None) -> Text:
+def _scored(text: CorpusText, name: str, figure: float, limit: float | None) -> CorpusText:
     """Keep a figure, and take back what an earlier limit of the same scorer said."""
     quality = {**(text.quality or {}), name: round(figure, 4)}
     if limit is None:

@@ -3,7 +3,7 @@
 A turn is cut into pieces that give its text again when they are joined. Line ends, list marks,
 headings, table bars, code blocks, `<image>`, numbers and option letters by themselves are copied,
 so no engine can lose them. LLaVA's repeated requests and fixed answers are looked up; the rest are
-units to translate. A row whose units are translated becomes a `Text` with status and figures.
+units to translate. A row whose units are translated becomes a `CorpusText` with status and figures.
 Whatever cannot be translated stays English in a row that is "rejected" with its reason; nothing is
 left out in silence.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, CorpusText
 from lrm_ext.languages.registry import Language, get_language
 from lrm_ext.translate.protect import find_spans
 from lrm_ext.translate.quality.base import Verdict
@@ -343,7 +343,7 @@ def build_texts(
     plans: Sequence[RowPlan],
     translations: Mapping[Unit, Translated],
     check: CheckRows | None = None,
-) -> list[Text]:
+) -> list[CorpusText]:
     """Put rows together in the other language.
 
     Args:
@@ -363,11 +363,11 @@ def build_texts(
         for i, verdict in zip(complete, verdicts, strict=True):
             turns, engine = texts[i].turns, texts[i].engine
             reason = "; ".join(dict.fromkeys(verdict.reasons)) or None
-            texts[i] = Text(turns, verdict.status, engine, reason, verdict.figures)
+            texts[i] = CorpusText(turns, verdict.status, engine, reason, verdict.figures)
     return texts
 
 
-def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
+def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> CorpusText:
     """Put one row together, not judged yet (`build_texts`)."""
     faults: dict[str, None] = {}
     engines: dict[str, None] = {}
@@ -388,7 +388,7 @@ def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
     for units in plan.options:
         if same := _same_options(units, translations):
             faults[f"options: {same}"] = None
-    return Text(
+    return CorpusText(
         turns=tuple(turns),
         status="rejected" if faults else "ok",
         engine=" + ".join(sorted(engines)) or "fixed texts",

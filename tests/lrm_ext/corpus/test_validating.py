@@ -15,7 +15,7 @@ from llava.errors import DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.formats import FORMATS
 from lrm_ext.corpus.importing import ImportSource
-from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.validating import ERRORS, REMARKS, validate, validate_source
 from lrm_ext.corpus.writer import CorpusWriter
 
@@ -26,7 +26,7 @@ def row(sample_id: str = "a", image: str | None = "1.png", *texts: str) -> Corpu
     return CorpusRow(sample_id, image, "s", None, True, turns)
 
 
-def build(tmp_path: Path, *rows: CorpusRow, text: Text | None = None) -> Corpus:
+def build(tmp_path: Path, *rows: CorpusRow, text: CorpusText | None = None) -> Corpus:
     (tmp_path / "images").mkdir(exist_ok=True)
     with CorpusWriter(tmp_path / "c", ["cs"], image_root="../images", overwrite=True) as writer:
         for one in rows:
@@ -92,7 +92,7 @@ def test_each_finding(tmp_path: Path, bad: CorpusRow, kind: str) -> None:
 
 
 def test_texts_are_looked_at_too(tmp_path: Path) -> None:
-    text = Text((Turn("human", "<image>\nCo?"), Turn("gpt", "Kočka\u202e")))
+    text = CorpusText((Turn("human", "<image>\nCo?"), Turn("gpt", "Kočka\u202e")))
     corpus = build(tmp_path, row("a"), text=text)
     assert validate(corpus).counts == {"direction mark": 1}
     path = corpus.path / META_FILE
@@ -107,15 +107,15 @@ def test_texts_are_looked_at_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        Text((Turn("human", "Co?"), Turn("gpt", "Kočka"))),
-        Text((Turn("human", "<image>\nCo?"), Turn("human", "Kočka"))),
-        Text((Turn("human", "<image>\nCo?"),)),
+        CorpusText((Turn("human", "Co?"), Turn("gpt", "Kočka"))),
+        CorpusText((Turn("human", "<image>\nCo?"), Turn("human", "Kočka"))),
+        CorpusText((Turn("human", "<image>\nCo?"),)),
     ],
 )
 def test_a_text_of_another_shape(
-    tmp_path: Path, text: Text, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text: CorpusText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = Text((Turn("human", "<image>\nCo?"), Turn("gpt", "Pes")))
+    right = CorpusText((Turn("human", "<image>\nCo?"), Turn("gpt", "Pes")))
     monkeypatch.setattr(CorpusWriter, "_check_text", lambda *_: None)  # which would refuse it
     with CorpusWriter(tmp_path / "c", ["cs", "hr"]) as writer:
         for i in range(3):
