@@ -43,7 +43,7 @@ NUM_PER_CATEGORY_ANSWER = 9
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question about a scene, in no language yet.
 
     Attributes:
@@ -88,7 +88,7 @@ def caption(scene: Scene, lang: str, phrasing: int) -> tuple[str, str]:
     return vocabulary.questions["caption"][phrasing], sentence[0].upper() + sentence[1:]
 
 
-def render_question(question: Question, scene: Scene, lang: str) -> tuple[str, str]:
+def render_question(question: SceneQuestion, scene: Scene, lang: str) -> tuple[str, str]:
     """A question and its answer in a language; short answers have no full stop."""
     vocabulary = get_vocabulary(lang)
     # "Is there an animal ...?" is said with the patterns of "Is there a dog ...?"
@@ -106,7 +106,7 @@ def render_question(question: Question, scene: Scene, lang: str) -> tuple[str, s
     return text, _answer(question, scene, lang)
 
 
-def truth(question: Question, scene: Scene) -> bool:
+def truth(question: SceneQuestion, scene: Scene) -> bool:
     """Whether the answer to a yes/no question is yes."""
     assert question.answer_type == "yesno", question
     if question.task == "existence":
@@ -114,7 +114,7 @@ def truth(question: Question, scene: Scene) -> bool:
     return question.target in _categories_of(scene)
 
 
-def _answer(question: Question, scene: Scene, lang: str) -> str:
+def _answer(question: SceneQuestion, scene: Scene, lang: str) -> str:
     if question.task == "counting":
         return str(len(scene.objects))
     if question.task == "color":
@@ -131,7 +131,7 @@ def _categories_of(scene: Scene) -> set[str]:
     return {concepts_by_id()[placed.concept].category for placed in scene.objects}
 
 
-def existence_question(scene: Scene, present: bool, rng: random.Random) -> Question:
+def existence_question(scene: Scene, present: bool, rng: random.Random) -> SceneQuestion:
     """Ask for something that is in the picture, or for something that is not.
 
     Both are drawn evenly over the concepts, so that the question alone tells nothing.
@@ -140,29 +140,29 @@ def existence_question(scene: Scene, present: bool, rng: random.Random) -> Quest
     unclear = set(there).union(*(related_concepts()[name] for name in there))
     absent = [concept for concept in concept_ids() if concept not in unclear]
     choices = there if present else absent
-    return Question("existence", _choice(rng, choices), _phrasing("existence", rng))
+    return SceneQuestion("existence", _choice(rng, choices), _phrasing("existence", rng))
 
 
-def content_question(scene: Scene, rng: random.Random) -> Question:
+def content_question(scene: Scene, rng: random.Random) -> SceneQuestion:
     """Ask what the picture shows (one object), or what lies in an occupied quadrant (several)."""
     if len(scene.objects) == 1:
-        return Question("naming", None, _phrasing("naming", rng))
+        return SceneQuestion("naming", None, _phrasing("naming", rng))
     occupied = [placed.position for placed in scene.objects]
     target = _choice(rng, [position for position in POSITIONS if position in occupied])
-    return Question("position", target, _phrasing("position", rng))
+    return SceneQuestion("position", target, _phrasing("position", rng))
 
 
-def counting_question(scene: Scene, rng: random.Random) -> Question:
+def counting_question(scene: Scene, rng: random.Random) -> SceneQuestion:
     """Ask how many objects there are."""
-    return Question("counting", None, _phrasing("counting", rng))
+    return SceneQuestion("counting", None, _phrasing("counting", rng))
 
 
-def color_question(scene: Scene, rng: random.Random) -> Question:
+def color_question(scene: Scene, rng: random.Random) -> SceneQuestion:
     """Ask for the colour of the background."""
-    return Question("color", None, _phrasing("color", rng))
+    return SceneQuestion("color", None, _phrasing("color", rng))
 
 
-def category_question(scene: Scene, rng: random.Random) -> Question:
+def category_question(scene: Scene, rng: random.Random) -> SceneQuestion:
     """Ask for a category, so that for each category about as many answers are yes as no.
 
     Which categories a scene shows is given; a category is drawn evenly and kept with a
@@ -177,7 +177,7 @@ def category_question(scene: Scene, rng: random.Random) -> Question:
         yes, no = _category_shares(category.id)
         kept = no / yes if category.id in there else yes / no
         if rng.random() < kept:
-            return Question("category", category.id, _phrasing("existence", rng))
+            return SceneQuestion("category", category.id, _phrasing("existence", rng))
 
 
 @functools.cache
@@ -197,14 +197,14 @@ def _category_shares(category_id: str) -> tuple[float, float]:
     return 1 - without(category.num_concepts), without(category.num_concepts + unclear)
 
 
-_GENERAL: tuple[Callable[[Scene, random.Random], Question], ...] = (
+_GENERAL: tuple[Callable[[Scene, random.Random], SceneQuestion], ...] = (
     counting_question,
     color_question,
     category_question,
 )
 
 
-def make_questions(scene: Scene, rng: random.Random) -> tuple[Question, ...]:
+def make_questions(scene: Scene, rng: random.Random) -> tuple[SceneQuestion, ...]:
     """The four questions of a conversation, in random order.
 
     Existence of something that is there, existence of something that is not, what the picture or
@@ -241,7 +241,7 @@ class BenchmarkItem:
 
     id: str
     scene: Scene
-    question: Question
+    question: SceneQuestion
 
     def to_record(self, lang: str, image: str) -> dict[str, Any]:
         """The benchmark file's line in a language; `image` is the picture's path."""
@@ -288,7 +288,7 @@ def benchmark_items(scenes: Iterable[Scene]) -> tuple[BenchmarkItem, ...]:
     )
 
 
-def _benchmark_questions(scenes: tuple[Scene, ...]) -> Iterator[tuple[Scene, Question]]:
+def _benchmark_questions(scenes: tuple[Scene, ...]) -> Iterator[tuple[Scene, SceneQuestion]]:
     for scene in scenes[:NUM_EXISTENCE_PAIRS]:
         rng = _rng("existence", scene)
         yield from ((scene, existence_question(scene, there, rng)) for there in (True, False))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lrm_ext.emoji.conversations import (
-    Question,
+    SceneQuestion,
     color_question,
     content_question,
     counting_question,
@@ -276,7 +276,7 @@ def _pattern(name: str, **values: Say) -> Say:
     return say
 
 
-def _said(question: Question, scene: Scene) -> Say:
+def _said(question: SceneQuestion, scene: Scene) -> Say:
     return lambda lang: render_question(question, scene, lang)[0]
 
 
@@ -382,7 +382,7 @@ def pope_questions(scenes: Sequence[Scene]) -> Iterator[YesNoQuestion]:
             not_there = [concept for *_, concept in sorted(order)[:POPE_PER_ANSWER]]
             for pair in zip(there, not_there, strict=True):
                 for yes, concept in zip((True, False), pair, strict=True):
-                    say = _said(Question("existence", concept, 0), scene)
+                    say = _said(SceneQuestion("existence", concept, 0), scene)
                     yield YesNoQuestion(category, scene, yes, say)
 
 
