@@ -18,6 +18,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,21 @@ def _talk(sample_id: Any, image: str, question: str, answer: str, task: str) -> 
 
 
 def _short_answer(
-    sample_id: Any, image: str, question: str, answer: str, task: str
+    raw: Mapping[str, Any],
+    where: str,
+    default_id: str,
+    *,
+    task: str,
+    image: str = "image",
+    question: str = "question",
+    answer: str = "answer",
+    id_key: str | None = None,
 ) -> dict[str, Any]:
-    """A question that is answered in a word or phrase."""
+    """A question that is answered in a word or phrase; the last arguments say which keys it has."""
+    sample_id = default_id if id_key is None else field(raw, id_key, where, (int, str))
     request = get_language(ENGLISH).short_answer
-    return _talk(sample_id, image, f"{question.strip()}\n{request}", answer, task)
+    text = f"{field(raw, question, where).strip()}\n{request}"
+    return _talk(sample_id, field(raw, image, where), text, field(raw, answer, where), task)
 
 
 def _choice(
@@ -248,26 +259,13 @@ def _caption(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, A
     return _talk(raw.get("id", image), image, request, field(raw, "caption", where), "caption")
 
 
-def _chartqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"imgname", "query", "label"}`."""
-    image, question, answer = (field(raw, key, where) for key in ("imgname", "query", "label"))
-    return _short_answer(default_id, image, question, answer, "chart")
-
-
-def _dvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"question_id", "question", "answer", "image"}`."""
-    sample_id = field(raw, "question_id", where, (int, str))
-    image, question, answer = (field(raw, key, where) for key in ("image", "question", "answer"))
-    return _short_answer(sample_id, image, question, answer, "chart")
-
-
 def _docvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
     """`{"questionId", "question", "image", "answers"}`; the first answer is taken."""
     answers = field(raw, "answers", where, list)
-    answer = field({"answers[0]": answers[0] if answers else None}, "answers[0]", where)
-    sample_id = field(raw, "questionId", where, (int, str))
-    image, question = (field(raw, key, where) for key in ("image", "question"))
-    return _short_answer(sample_id, image, question, answer, "document")
+    asked = {**raw, "answers[0]": answers[0] if answers else None}
+    return _short_answer(
+        asked, where, default_id, task="document", answer="answers[0]", id_key="questionId"
+    )
 
 
 def _ai2d(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
@@ -324,10 +322,13 @@ FORMATS = {
         Format("hf", "folder of Dataset.save_to_disk, same columns", _read_dataset),
         Format("captions", "JSON, JSONL, TSV or CSV of image and caption",
                _read_captions, _caption),
-        Format("chartqa", "array of imgname, query, label",
-               iter_records, _chartqa, "png", "chartqa"),
+        Format("chartqa", "array of imgname, query, label", iter_records,
+               partial(_short_answer, task="chart", image="imgname", question="query",
+                       answer="label"),
+               "png", "chartqa"),
         Format("docvqa", "data: question, answers, image", _read_docvqa, _docvqa, ".", "docvqa"),
-        Format("dvqa", "array of question, answer, image", iter_records, _dvqa, "images", "dvqa"),
+        Format("dvqa", "array of question, answer, image", iter_records,
+               partial(_short_answer, task="chart", id_key="question_id"), "images", "dvqa"),
         Format("ai2d", "folder with questions/ and images/", _read_ai2d, _ai2d, "images", "ai2d"),
         Format("geoqa", "array of subject or question, choices, label, image",
                iter_records, _geoqa, "images", "geoqa"),

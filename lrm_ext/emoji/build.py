@@ -80,11 +80,11 @@ def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
     """What is not the same in a folder: `<path>: missing` or `<path>: differs`."""
     found = []
     for name, data in sorted(files.items()):
-        path = folder / name
-        if not path.is_file():
+        built = (folder / name).read_bytes() if (folder / name).is_file() else None
+        if built is None:
             found.append(f"{name}: missing")
-        elif path.read_bytes() != data:
-            found.append(f"{name}: differs ({path.stat().st_size} bytes, built {len(data)})")
+        elif built != data:
+            found.append(f"{name}: differs ({len(built)} bytes, built {len(data)})")
     stray = {f"sprites/{path.name}" for path in (folder / "sprites").glob("*")} - set(files)
     return found + [f"{name}: not part of the corpus" for name in sorted(stray)]
 

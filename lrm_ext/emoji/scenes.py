@@ -388,7 +388,8 @@ def sample_scene(rng: random.Random, split: str, scene_id: str | None = None) ->
         scene_id: Name of the scene; drawn from `rng` when left out.
     """
     assert split in SPLITS, split
-    num_objects = _weighted(rng, NUM_OBJECTS)
+    limits = list(itertools.accumulate(NUM_OBJECTS.values()))
+    num_objects = list(NUM_OBJECTS)[bisect_right(limits, _below(rng, limits[-1]))]
     while True:
         names = _draw_concepts(rng, num_objects)
         background = list(backgrounds())[_below(rng, len(backgrounds()))]
@@ -410,11 +411,6 @@ def sample_scene(rng: random.Random, split: str, scene_id: str | None = None) ->
 
 def _below(rng: random.Random, limit: int) -> int:
     return int(rng.random() * limit)
-
-
-def _weighted(rng: random.Random, weights: Mapping[int, int]) -> int:
-    limits = list(itertools.accumulate(weights.values()))
-    return list(weights)[bisect_right(limits, _below(rng, limits[-1]))]
 
 
 def _draw_concepts(rng: random.Random, num: int) -> list[str]:
@@ -523,16 +519,14 @@ def render_scene(
     """
     canvas = Image.new("RGB", (size, size), scene.shade)
     for placed in scene.objects:
-        sprite = _scaled(sprites[placed.concept], placed, size)
+        sprite = sprites[placed.concept]
+        factor = placed.size * size / max(sprite.size)
+        shape = (max(1, round(sprite.width * factor)), max(1, round(sprite.height * factor)))
+        # premultiplied, so that the colour of transparent pixels does not bleed into the edges
+        sprite = sprite.convert("RGBa").resize(shape, Image.Resampling.BICUBIC).convert("RGBA")
+        if placed.mirrored:
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         left = round(placed.x * size - sprite.width / 2)
         top = round(placed.y * size - sprite.height / 2)
         canvas.paste(sprite, (left, top), sprite)
     return canvas
-
-
-def _scaled(sprite: Image.Image, placed: Placed, size: int) -> Image.Image:
-    factor = placed.size * size / max(sprite.size)
-    shape = (max(1, round(sprite.width * factor)), max(1, round(sprite.height * factor)))
-    # premultiplied, so that the colour of transparent pixels does not bleed into the edges
-    scaled = sprite.convert("RGBa").resize(shape, Image.Resampling.BICUBIC).convert("RGBA")
-    return scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placed.mirrored else scaled
