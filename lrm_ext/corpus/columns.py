@@ -1,9 +1,9 @@
-"""Conversations as Arrow columns: LLaVA's JSON many records at a time, and what may be wrong.
+"""Reads LLaVA's JSON into Arrow columns, and finds rows that are not as they must be.
 
-Input: a JSON array or JSON Lines file of LLaVA records. Output: record batches of the corpus' rows,
-in order. A few megabytes are decoded at once (msgspec) and checked column by column; a record that
-is not plainly right goes through `Sample.from_record`, which mends it or says what is wrong with
-it. Memory does not depend on the size of the file.
+Input: a JSON array or JSON Lines file of LLaVA records. Output: record batches of corpus rows, in
+order. A few megabytes are decoded at once (msgspec) and checked column by column. A record that
+does not pass goes through `Sample.from_record`, which repairs it or says what is wrong. Memory does
+not depend on the size of the file.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _FIRST_KEY = re.compile(rb'\s*\{\s*("[^"]*")')
 
 @dataclass(frozen=True)
 class Turns:
-    """The turns of many rows, end to end.
+    """The turns of many rows, concatenated.
 
     Attributes:
         roles: Role of each turn.
         texts: Text of each turn.
-        sizes: Turns of each row; 0 for a row without a conversation.
+        sizes: Number of turns of each row; 0 for a row without a conversation.
     """
 
     roles: pa.StringArray
@@ -53,49 +53,49 @@ class Turns:
 
     @classmethod
     def of(cls, column: pa.ListArray) -> Turns:
-        """Take a column of conversations apart."""
+        """Flattens a column of conversations."""
         flat = column.flatten()
         sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         return cls(pc.struct_field(flat, "role"), pc.struct_field(flat, "text"), sizes)
 
     @property
-    def places(self) -> npt.NDArray[np.int64]:
-        """Number of each turn in its row, from 0."""
+    def index_in_row(self) -> npt.NDArray[np.int64]:
+        """Index of each turn in its row."""
         starts = np.cumsum(self.sizes) - self.sizes
         return np.arange(len(self.texts)) - np.repeat(starts, self.sizes)
 
     def count(self, flags: Flags) -> npt.NDArray[np.int64]:
-        """For each row, how many of its turns are flagged."""
+        """Counts the flagged turns of each row."""
         sums = np.concatenate([[0], np.cumsum(flags)])
         ends = np.cumsum(self.sizes)
         return sums[ends] - sums[ends - self.sizes]
 
     def any(self, flags: Flags) -> Flags:
-        """For each row, whether one of its turns is flagged."""
+        """Tells which rows have a flagged turn."""
         return self.count(flags) > 0
 
     def of_role(self, role: str) -> Flags:
-        """Which turns are by `role`."""
+        """Tells which turns have a role."""
         return to_flags(pc.equal(self.roles, role))
 
     def matching(self, pattern: str) -> Flags:
-        """Which turns match a regular expression (RE2)."""
+        """Tells which turns match a regular expression (RE2)."""
         return to_flags(pc.match_substring_regex(self.texts, pattern))
 
 
 def to_flags(column: pa.BooleanArray) -> Flags:
-    """A column of truth values; null is false."""
+    """Converts a column of truth values; null becomes False."""
     return pc.fill_null(column, False).to_numpy(zero_copy_only=False)
 
 
 def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
-    """Tell which rows are not as `Sample.from_record` demands, by kind of fault.
+    """Returns the rows that violate what `Sample.from_record` demands, by kind of fault.
 
     Args:
         batch: Columns of `ROW_SCHEMA`.
-        turns: The turns in it.
+        turns: The turns of the batch.
     """
-    is_human_place = turns.places % 2 == 0
+    is_human_turn = turns.index_in_row % 2 == 0
     human, answer = (turns.of_role(role) for role in ROLES)
     holds_image = turns.matching(DEFAULT_IMAGE_TOKEN)
     is_blank = pc.or_(pc.utf8_is_space(turns.texts), pc.equal(pc.binary_length(turns.texts), 0))
@@ -105,7 +105,7 @@ def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
     return {
         "no turns": no_turns,
         "unknown_role": turns.any(~human & ~answer),
-        "turn_order": turns.any(np.where(is_human_place, answer, human)),
+        "turn_order": turns.any(np.where(is_human_turn, answer, human)),
         "empty_turn": turns.any(to_flags(is_blank)),
         "image_mismatch": is_misplaced | turns.any(holds_image & ~human),
         "outside_root": to_flags(pc.match_substring_regex(images, LEAVES_FOLDER)),
@@ -122,7 +122,7 @@ _Nothing = Literal[""] | Annotated[list[Any], msgspec.Meta(max_length=0)] | None
 
 
 class _Record(msgspec.Struct, gc=False):
-    """A record that has nothing but what LLaVA's own have; any other cannot be decoded as one."""
+    """A record with the fields of LLaVA's own data; any other record cannot be decoded as one."""
 
     id: str | int
     turns: list[_Turn] = msgspec.field(name="conversations")
@@ -140,7 +140,7 @@ class _Record(msgspec.Struct, gc=False):
     system: _Nothing = None
 
 
-# by whether the records are in an array
+# Keys: whether the records are in an array.
 _decode: Mapping[bool, Callable[[bytes], list[_Record]]] = {
     True: msgspec.json.Decoder(list[_Record]).decode,
     False: msgspec.json.Decoder(_Record).decode_lines,
@@ -154,20 +154,20 @@ _decode_raw: Mapping[bool, Callable[[bytes], list[msgspec.Raw]]] = {
 def iter_row_batches(
     path: str | Path, source: str | None, policy: DropPolicy, lang: str = ENGLISH
 ) -> Iterator[pa.RecordBatch]:
-    """Read LLaVA records as rows of a corpus.
+    """Reads LLaVA records as rows of a corpus.
 
     Args:
         path: A UTF-8 file.
-        source: Name of the data set, for records that do not say.
-        policy: What happens to a record that cannot be used.
+        source: Name of the dataset, for records that do not name one.
+        policy: Decides what happens to a record that cannot be used.
         lang: The language that the records must be in.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
 
     Raises:
-        DataError: The file is missing, or not JSON; or as `policy` raises for a record that is not
-            as it must be, naming file, line and sample.
+        DataError: The file is missing or not JSON, or `policy` refuses a record that cannot be
+            used; the error names file, line and sample.
     """
     path = Path(path)
     reader = RecordReader(path)
@@ -183,7 +183,7 @@ def iter_row_batches(
             records = None
             with suppress(msgspec.DecodeError, UnicodeDecodeError):
                 records = _decode[is_array](body) if taken else None
-            if records is None:  # unusual, or cut in the wrong place: one by one that is found out
+            if records is None:  # unusual, or cut in the wrong place: read one by one
                 reader = RecordReader(path, offset, line, is_array)
                 until = math.inf if is_last else offset + max(taken, 1)
                 batch = batch_of(_read_singly(reader, until, policy, lang), source)
@@ -196,7 +196,7 @@ def iter_row_batches(
 
 
 def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> pa.RecordBatch:
-    """Rows of samples, all of them translatable; `source` is for those that name none."""
+    """Builds rows of samples, all translatable; `source` is for those that name none."""
     turns = [turn for sample in samples for turn in sample.turns]
     ends = np.cumsum([len(sample.turns) for sample in samples], dtype=np.int32)
     columns: list[list[Any]] = [
@@ -224,23 +224,23 @@ def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> 
 def usable_sample(
     make: Callable[[], Any], where: str, policy: DropPolicy, lang: str = ENGLISH
 ) -> Sample | None:
-    """Check one record by itself, and count it.
+    """Checks and counts one record.
 
     Args:
-        make: Gives the record, or raises `SampleError`.
-        where: Its place, for messages.
-        policy: What happens to it if it cannot be used.
+        make: Returns the record, or raises `SampleError`.
+        where: Location of the record, for messages.
+        policy: Decides what happens if it cannot be used.
         lang: The language that it must be in.
 
     Returns:
-        None if it is dropped.
+        The sample; None if it is dropped.
     """
     try:
         record = make()
         sample = Sample.from_record(record, where)
         check_sample(sample, where, lang)
     except SampleError as error:
-        error.lang = lang  # what the others are counted as
+        error.lang = lang  # under which all others are counted
         policy.drop(error)
         return None
     policy.keep(lang)
@@ -250,11 +250,10 @@ def usable_sample(
 
 
 def check_sample(sample: Sample, where: str, lang: str) -> None:
-    """Check what a corpus demands beyond `Sample.from_record`.
+    """Checks what a corpus demands beyond `Sample.from_record`.
 
     Raises:
-        SampleError: The sample is in another language, or its picture would lie outside of the
-            pictures' folder.
+        SampleError: The sample is in another language, or its image is outside the image folder.
     """
     if sample.lang not in (None, lang):
         raise SampleError(
@@ -263,8 +262,8 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
         )
     if sample.image is not None and leaves_folder(sample.image):
         raise SampleError(
-            f"{where}, sample {sample.id!r}: picture {sample.image!r} would lie outside of the "
-            "pictures' folder; expected a path below it.",
+            f"{where}, sample {sample.id!r}: image {sample.image!r} is outside the image folder; "
+            "expected a path below it.",
             "outside_root",
         )
 
@@ -278,16 +277,16 @@ def _check_together(
     policy: DropPolicy,
     lang: str,
 ) -> pa.RecordBatch:
-    """Check records column by column; only the odd ones are looked at by themselves.
+    """Checks records column by column, and only the odd ones one by one.
 
     Args:
-        records: What was decoded at once.
-        body: What it was decoded from.
-        path: Its file, for messages.
-        line: The line that it begins in.
-        source: As for `iter_row_batches`, and so are the others.
-        policy: What happens to a record that cannot be used.
-        lang: The language that the records must be in.
+        records: The decoded records.
+        body: The text that they were decoded from.
+        path: The file, for messages.
+        line: The line at which `body` begins.
+        source: See `iter_row_batches`.
+        policy: See `iter_row_batches`.
+        lang: See `iter_row_batches`.
     """
     batch = batch_of(records, source)
     turns = Turns.of(batch.column("turns"))
@@ -313,7 +312,7 @@ def _check_together(
 
 
 def _read_singly(reader: RecordReader, until: float, policy: DropPolicy, lang: str) -> list[Sample]:
-    """Check records one by one, up to one that begins at byte `until` or later, or the end."""
+    """Checks records one by one, until one begins at byte `until` or later."""
     samples = []
     while reader.offset < until and (found := reader.read()) is not None:
         where, record = found
@@ -324,18 +323,18 @@ def _read_singly(reader: RecordReader, until: float, policy: DropPolicy, lang: s
 
 
 def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, int]:
-    """The records that are whole in a piece of a file, as far as can be told quickly.
+    """Finds the complete records in a chunk of a file.
 
-    A turn begins like a record, with a brace after a comma; but with another key.
+    A turn begins like a record, with a brace after a comma, but with another key.
 
     Args:
-        data: Begins with a record.
-        is_array: Whether records are separated by commas.
-        is_last: Whether the file ends with it.
+        data: The chunk; it begins with a record.
+        is_array: Whether the records are in an array.
+        is_last: Whether the file ends with the chunk.
 
     Returns:
-        The records, which cannot be decoded if they were not found; and how many bytes of `data`
-        they take with what separates them from the next.
+        The text of the records, which cannot be decoded if none were found, and the number of bytes
+        of `data` that it takes, separator included.
     """
     cut = len(data)
     if not is_last and is_array:

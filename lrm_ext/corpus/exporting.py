@@ -1,7 +1,7 @@
-"""A corpus back into plain LLaVA JSON, for any other tool.
+"""Exports a corpus to plain LLaVA JSON.
 
-Input: a corpus and a language. Output: a JSON array (`.json`) or JSON Lines (`.jsonl`), written
-batch by batch; it appears when it is whole.
+Input: a corpus and a language. Output: a JSON array (`.json`) or JSON Lines (`.jsonl`), written row
+by row; it appears when it is complete.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _PROGRESS_ROWS = 2048
 
 @dataclass
 class Exported:
-    """What was written of a language.
+    """The result of exporting a language.
 
     Attributes:
-        num_records: Records in the file.
-        not_accepted: Rows without accepted text in the language, by status; "no text" where there
-            is none. They are in English in the file or not there at all, as was asked for.
+        num_records: Number of records in the file.
+        not_accepted: Number of rows without accepted text in the language, by status, or as "no
+            text". They are in the file in English or left out, depending on `with_english`.
     """
 
     num_records: int = 0
@@ -44,21 +44,21 @@ def export_llava(
     with_english: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Write one language.
+    """Exports one language.
 
     Args:
-        corpus: What to write.
-        lang: Its language; records in another one than English carry `lang`.
+        corpus: The corpus.
+        lang: The language; records in languages other than English carry `lang`.
         out: File to write, `.json` or `.jsonl`.
-        with_english: Write the English text of rows that have none, or none that was accepted
-            (status "suspect" or "rejected"), in the language; else such rows are left out.
-        progress: Called with rows done and in all.
+        with_english: Write English text for rows without accepted text (none, or status "suspect"
+            or "rejected") in the language, instead of leaving them out.
+        progress: Called with the number of rows done and of all rows.
 
     Returns:
-        What was written and what was not accepted.
+        How many records were written, and how many texts were not accepted.
 
     Raises:
-        ConfigError: The ending is neither, or the corpus does not have the language.
+        ConfigError: The extension is neither, or the corpus does not have the language.
     """
     if out.suffix not in (".json", ".jsonl"):
         raise ConfigError(f"{out}: the ending is {out.suffix!r}, expected .json or .jsonl.")

@@ -1,14 +1,13 @@
 """The formats that can be imported, by name.
 
-Input: a name and a path. Output: a `Format`, whose `rows` reads a file's entries one at a time and
-whose `to_record` makes a LLaVA record of one: an entry of which none can be made raises
-`SampleError` and does not end the others. LLaVA's own JSON is read by columns instead
-(`columns.py`); `rows` is None then.
+`Format.rows` reads the entries of a file one at a time, and `Format.to_record` makes a LLaVA record
+of one. An entry that cannot become a record raises `SampleError`, and the others are still read.
+LLaVA's own JSON is read by columns instead (`columns.py`); its `rows` is None.
 
-The requests at a question's end are those of LLaVA-1.5, from the English language file. Tables
+The requests at the end of a question are those of LLaVA-1.5, from the English language file. Tables
 (Parquet, Hugging Face datasets on disk) have one column of turns: `conversations`, `messages` or
-`texts`; perhaps `id`, `image` or `images`, `lang`, `source`, `task`. An image that is embedded in
-the file stays as it is; what becomes of it is the importer's business.
+`texts`, and optionally `id`, `image` or `images`, `lang`, `source`, `task`. An image that is
+embedded in the file stays as it is; the importer decides what to do with it.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ from lrm_ext.languages.registry import ENGLISH, get_language
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BATCH_ROWS = 1024
-# How the Hub names files: train-00000-of-00012.parquet
+# File names on the Hub: train-00000-of-00012.parquet
 _SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-\w+)?\.parquet")
 _TURN_COLUMNS = ("conversations", "messages", "texts")
 _COLUMNS = ("id", "image", "images", *_TURN_COLUMNS, "lang", "source", "task", *UNSUPPORTED_FIELDS)
-# `file:line` (or another place), and an entry as the file has it.
+# Location (`file:line` or the like) and content of each entry.
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _read_parquet(path: Path) -> Rows:
-    """Reads one Parquet file, several, or those of a folder, in order of their names.
+    """Reads one or several Parquet files, in order of their names.
 
     Args:
-        path: A file, a pattern such as `data/train-*.parquet`, a folder of `*.parquet`, or one of
-            a data set of the Hub, whose files are in `data/`.
+        path: A file, a pattern such as `data/train-*.parquet`, a folder of `*.parquet`, or a
+            dataset of the Hub with its files in `data/`.
 
     Raises:
-        DataError: None is found, `data/` holds several splits, one is damaged, or a column is
+        DataError: No file is found, `data/` holds several splits, a file is damaged, or a column is
             missing.
     """
     import pyarrow as pa
@@ -71,7 +70,7 @@ def _find_parquet(path: Path) -> list[Path]:
     elif "*" in path.name:
         files = sorted(path.parent.glob(path.name))
     if not files or not files[0].is_file():
-        raise DataError(f"{path}: no Parquet file is there (nor in its folder data/).")
+        raise DataError(f"{path}: no Parquet file found (nor in its folder data/).")
     splits = sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))})
     if path.is_dir() and len(splits) > 1:
         named = files[0].parent / f"{splits[0]}-*.parquet"
@@ -80,11 +79,11 @@ def _find_parquet(path: Path) -> list[Path]:
 
 
 def _read_dataset(path: Path) -> Rows:
-    """A folder of `datasets.Dataset.save_to_disk`.
+    """Reads a folder written by `datasets.Dataset.save_to_disk`.
 
     Raises:
         ConfigError: The package `datasets` is missing.
-        DataError: It holds several splits, cannot be read, or lacks a column.
+        DataError: The folder holds several splits, cannot be read, or lacks a column.
     """
     try:
         import datasets
@@ -96,8 +95,8 @@ def _read_dataset(path: Path) -> Rows:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a folder of Dataset.save_to_disk: {error}. A data set of the hub is "
-            "fetched once by datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER)."
+            f"{path}: not a folder of Dataset.save_to_disk: {error}. Fetch a dataset of the Hub "
+            "once with datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER)."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path}: it holds splits; name one: {', '.join(map(str, loaded))}.")
@@ -119,13 +118,13 @@ def _check_columns(names: list[str], where: Path) -> list[str]:
 def _table_rows(place: Path, name: str, batches: Iterable[Any]) -> Rows:
     rows = (row for batch in batches for row in batch.to_pylist())
     for number, row in enumerate(rows):
-        # the number in its own file names a row that has no id
+        # a row without an id gets its number in its own file
         found = {"id": f"{name}-{number}", **{k: v for k, v in row.items() if v is not None}}
         yield f"{place}: row {number}", found
 
 
 def _read_captions(path: Path) -> Rows:
-    """`image`, `caption` and perhaps `id`, in objects or columns.
+    """Reads `image`, `caption` and optionally `id` from objects or columns.
 
     Raises:
         DataError: The file is missing, or a TSV or CSV file lacks a column.
@@ -151,13 +150,13 @@ def _read_captions(path: Path) -> Rows:
 
 
 def _read_docvqa(path: Path) -> Rows:
-    """`{"data": [...]}`."""
+    """Reads `{"data": [...]}`."""
     for number, raw in enumerate(_load(path, "data", list)):
         yield f"{path}: data[{number}]", raw
 
 
 def _read_ai2d(path: Path) -> Rows:
-    """A folder with `questions/<picture>.json`, whose questions are keys."""
+    """Reads a folder with `questions/<image>.json`, whose keys are the questions."""
     files = sorted((path / "questions").glob("*.json"))
     if not files:
         raise DataError(f"{path}: no questions/*.json found; name the folder that AI2D unpacks to.")
@@ -169,15 +168,15 @@ def _read_ai2d(path: Path) -> Rows:
 
 
 def _load(path: Path, key: str, kind: type) -> Any:
-    """The value at a key of a small JSON file."""
+    """Returns the value of a key of a small JSON file."""
     return field(read_json(path, dict), key, str(path), kind)
 
 
 def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """A value that a source must have.
+    """Returns a required value of a record.
 
     Raises:
-        SampleError: It is missing or of another type.
+        SampleError: The value is missing or of another type.
     """
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind):
@@ -190,7 +189,7 @@ def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = st
 
 
 def _talk(sample_id: Any, image: str, question: str, answer: str, task: str) -> dict[str, Any]:
-    """A record of one question about a picture."""
+    """Makes a record of one question about an image."""
     return {
         "id": str(sample_id),
         "image": image,
@@ -213,7 +212,7 @@ def _short_answer(
     answer: str = "answer",
     id_key: str | None = None,
 ) -> dict[str, Any]:
-    """A question that is answered in a word or phrase; the last arguments say which keys it has."""
+    """Makes a record of a short-answer question; the last arguments name its keys."""
     sample_id = default_id if id_key is None else field(raw, id_key, where, (int, str))
     request = get_language(ENGLISH).short_answer
     text = f"{field(raw, question, where).strip()}\n{request}"
@@ -229,7 +228,7 @@ def _choice(
     task: str,
     where: str,
 ) -> dict[str, Any]:
-    """A question that is answered by an option's letter.
+    """Makes a record of a multiple-choice question, answered by a letter.
 
     Raises:
         SampleError: The right answer is none of the options.
@@ -245,13 +244,13 @@ def _choice(
 
 
 def _llava(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """A row that has a LLaVA record's fields; in pairs of `texts` is the source, too."""
+    """Takes a row with the fields of a LLaVA record; pairs of `texts` may name the source."""
     named = [pair["source"] for pair in raw.get("texts") or () if pair.get("source")]
     return {"source": named[0], **raw} if named else dict(raw)
 
 
 def _caption(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"image", "caption", "id"?}`."""
+    """Converts `{"image", "caption", "id"?}`."""
     prompts = get_language(ENGLISH).fixed_prompts
     requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
     image = field(raw, "image", where)
@@ -260,7 +259,7 @@ def _caption(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, A
 
 
 def _docvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"questionId", "question", "image", "answers"}`; the first answer is taken."""
+    """Converts `{"questionId", "question", "image", "answers"}`, taking the first answer."""
     answers = field(raw, "answers", where, list)
     asked = {**raw, "answers[0]": answers[0] if answers else None}
     return _short_answer(
@@ -269,7 +268,7 @@ def _docvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, An
 
 
 def _ai2d(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"image", "question", "entry": {"answerTexts", "correctAnswer", "questionId"}}`."""
+    """Converts an entry of `_read_ai2d`."""
     entry = raw["entry"]
     options, right = (
         field(entry, "answerTexts", where, list),
@@ -280,7 +279,7 @@ def _ai2d(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]
 
 
 def _geoqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
-    """`{"id"?, "subject" or "question", "choices", "label", "image"}`, or a LLaVA record of it."""
+    """Converts `{"id"?, "subject" or "question", "choices", "label", "image"}`, or a record."""
     if "conversations" in raw:
         return {"task": "geometry", **raw}
     options = [str(option) for option in field(raw, "choices", where, list)]
@@ -292,24 +291,25 @@ def _geoqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which a data set lies on disk.
+    """A format of datasets on disk.
 
     Attributes:
-        name: On the command line.
-        summary: What it looks like, in a line.
+        name: Name on the command line.
+        summary: Description in one line.
         rows: Reads the entries at a path; None for LLaVA's own JSON.
-        to_record: Makes a LLaVA record of an entry, whose picture is relative to the source; it is
-            told the entry's place, for messages, and an id if it has none.
-        pictures: Folder of the pictures as seen from the file's (or given) folder, where records
-            do not say it; None where they are relative to the corpus' image root.
-        source: Written into rows that do not name theirs; None: the file's name.
+        to_record: Makes a LLaVA record of an entry, with an image path relative to the source. Its
+            other arguments are the location of the entry, for messages, and an id for entries
+            without one.
+        images: Image folder relative to the folder of the source, where records do not name it;
+            None if image paths are relative to the image root of the corpus.
+        source: Source of rows that do not name one; None for the name of the file.
     """
 
     name: str
     summary: str
     rows: Callable[[Path], Rows] | None = None
     to_record: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = _llava
-    pictures: str | None = None
+    images: str | None = None
     source: str | None = None
 
 
@@ -345,10 +345,10 @@ _SUFFIXES = {
 
 
 def split_source(text: str) -> tuple[Format, Path]:
-    """Read `[FORMAT:]PATH`; without a format the file's ending tells it.
+    """Parses `[FORMAT:]PATH`; without a format, the file name extension decides.
 
     Raises:
-        ConfigError: The format is unknown, or cannot be told.
+        ConfigError: The format is unknown or cannot be inferred.
     """
     name, colon, path = text.partition(":")
     if colon and not Path(text).exists():

@@ -1,9 +1,9 @@
-"""Imports data sets into a corpus.
+"""Imports datasets into a corpus.
 
-Input: files of several formats, in English. Output: a corpus folder, written row batch by row
-batch in constant memory; it appears when it is whole. Every row that is left out is counted with
-its reason. Rules from a file mark the rows whose meaning does not survive translation; images are
-opened, many at a time, and copied if asked.
+Input: files of several formats, in English. Output: a corpus folder, written batch by batch in
+constant memory; it appears when it is complete. Every row that is left out is counted with its
+reason. Rules from a file mark the rows whose meaning does not survive translation. Images can be
+opened, many at a time, and copied.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ _MAX_REMEMBERED = 1_000_000
 log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 2048
-_NUM_PICTURES_LOOKED_FOR = 20
-NUM_THREADS = min(32, 2 * (os.cpu_count() or 1))  # decoding does not hold Python's lock
+_NUM_IMAGES_LOOKED_FOR = 20
+NUM_THREADS = min(32, 2 * (os.cpu_count() or 1))  # decoding releases the GIL
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One reason for a row to stay English."""
+    """A rule on which rows stay English."""
 
     name: str
     field: Literal["source", "task", "question", "answer"]
     pattern: str
 
     def __post_init__(self) -> None:
-        """Check the pattern.
+        """Checks the pattern.
 
         Raises:
-            ValueError: RE2 cannot read it.
+            ValueError: RE2 cannot compile it.
         """
         try:
             pc.match_substring_regex(pa.array([""]), self.pattern)
@@ -84,13 +84,13 @@ class _RulesFile(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass
 class Rules:
-    """All of them, and what they have caught.
+    """All rules, and the rows that they matched.
 
     Attributes:
-        rules: In the order of the file.
-        caught: Rows by rule; a row that two rules match counts in both.
-        examples: The first few rows of each rule: id and beginning of the question.
-        num_english: Rows that stay English.
+        rules: The rules, in the order of the file.
+        caught: Number of rows by rule; a row that two rules match counts for both.
+        examples: Id and beginning of the question of the first rows of each rule.
+        num_english: Number of rows that stay English.
     """
 
     rules: tuple[Rule, ...]
@@ -99,7 +99,7 @@ class Rules:
     num_english: int = 0
 
     def __post_init__(self) -> None:
-        """Prepare one pattern a field, which matches what any of its rules matches."""
+        """Joins the patterns of each field, so that one search finds what any rule matches."""
         patterns: dict[str, list[str]] = {}
         for rule in self.rules:
             patterns.setdefault(rule.field, []).append(f"(?:{rule.pattern})")
@@ -107,15 +107,15 @@ class Rules:
 
     @classmethod
     def load(cls, path: Path = RULES_FILE) -> Rules:
-        """Read a file of rules.
+        """Reads a file of rules.
 
         Raises:
-            ConfigError: The file is missing, not TOML, or a rule is not as it must be.
+            ConfigError: The file is missing or not TOML, or a rule is not valid.
         """
         return cls(load_toml(path, _RulesFile).rules)
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
+        """Marks the rows of a batch (`ROW_SCHEMA`) that stay English."""
         stays = np.zeros(len(batch), dtype=bool)
         for name, any_of in self._together.items():
             stays |= _matches(batch, name, any_of)
@@ -138,7 +138,7 @@ class Rules:
 
 
 def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
-    """Rows of which a field matches."""
+    """Tells in which rows a field matches."""
     if name in ("source", "task"):
         return to_flags(pc.match_substring_regex(batch.column(name), pattern))
     turns = Turns.of(batch.column("turns"))
@@ -148,13 +148,13 @@ def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
 
 
 class ImageFolder:
-    """The folder of a corpus' pictures, which may be opened or copied.
+    """The image folder of a corpus; checks the images and copies them if asked.
 
     Args:
         root: The folder.
-        pool: Opens several at once; None: they are not opened.
-        copy_to: Folder to copy them into; paths below it are those below `root`. Pictures that are
-            embedded in a source are written there, too.
+        pool: Opens several images at once; None if they are not opened.
+        copy_to: Folder to copy images to, with the same relative paths. Images that are embedded in
+            a source are written there, too.
     """
 
     def __init__(
@@ -167,10 +167,10 @@ class ImageFolder:
         self._has_looked = pool is not None
 
     def keep_usable(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
-        """Drop the rows of a batch whose picture cannot be used.
+        """Drops the rows of a batch whose image cannot be used.
 
         Raises:
-            DataError: As `policy` raises.
+            DataError: `policy` allows no more dropped rows.
         """
         self._look_for_any(batch)
         is_usable = np.ones(len(batch), dtype=bool)
@@ -183,13 +183,13 @@ class ImageFolder:
         return batch if is_usable.all() else batch.filter(pa.array(is_usable))
 
     def problems(self, names: Sequence[str | None]) -> list[SampleError | None]:
-        """Open pictures, several at a time, each of them once.
+        """Opens images, several at a time and each of them once.
 
         Args:
-            names: Paths relative to the root; None for a row without a picture.
+            names: Paths relative to the root; None for a row without an image.
 
         Returns:
-            For each what is wrong with it; None if nothing is.
+            What is wrong with each image; None if nothing is.
         """
         if self._pool is None:
             return []
@@ -200,21 +200,21 @@ class ImageFolder:
         return [None if name is None else self._known[name] for name in names]
 
     def save_embedded(self, image: Mapping[str, Any], where: str) -> str:
-        """Write a picture of a table to a file named by its content.
+        """Writes an image that is embedded in a table to a file named by a hash of its content.
 
         Args:
-            image: Has the file's content as `bytes`.
-            where: For messages.
+            image: Has the content of the file as `bytes`.
+            where: Location of the row, for messages.
 
         Returns:
-            Its path below the folder that pictures are copied to.
+            Path of the file below the folder that images are copied to.
 
         Raises:
-            SampleError: It is no picture, or pictures are not copied.
+            SampleError: It is not an image, or images are not copied.
         """
         if self._copy_to is None:
             raise SampleError(
-                f"{where}: the picture is embedded in the file; a corpus refers to pictures by "
+                f"{where}: the image is embedded in the file, but a corpus refers to images by "
                 "path. Import with --copy-images, which writes it to a file.",
                 "embedded_picture",
             )
@@ -223,8 +223,8 @@ class ImageFolder:
             open_image(data, where).close()
         except ImageError as error:
             raise SampleError(str(error), error.reason) from error
-        with Image.open(io.BytesIO(data)) as picture:
-            ending = (picture.format or "img").lower()
+        with Image.open(io.BytesIO(data)) as opened:
+            ending = (opened.format or "img").lower()
         digest = hashlib.sha256(data).hexdigest()[:32]
         name = f"embedded/{digest[:2]}/{digest}.{ending}"
         if not (self._copy_to / name).is_file():
@@ -238,10 +238,10 @@ class ImageFolder:
         if target is not None and target.is_file():  # embedded ones, too
             return None
         if leaves_folder(name):
-            text = f"picture {name!r} lies outside of {self.root}"
+            text = f"image {name!r} is outside {self.root}"
             return SampleError(text, "outside_root")
         if not path.is_file():
-            return SampleError(f"no such picture: {path}", "missing_picture")
+            return SampleError(f"no such image: {path}", "missing_picture")
         try:
             open_image(path).close()
         except ImageError as error:
@@ -252,15 +252,15 @@ class ImageFolder:
         return None
 
     def _look_for_any(self, batch: pa.RecordBatch) -> None:
-        """Warn once if not even the first pictures are there, for then the folder is wrong."""
+        """Warns once if none of the first images exists: then the folder is probably wrong."""
         if self._has_looked:
             return
-        names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
+        names = batch.column("image").drop_null().slice(0, _NUM_IMAGES_LOOKED_FOR).to_pylist()
         self._has_looked = bool(names)
         if names and not any((self.root / name).is_file() for name in names):
             log.warning(
-                "none of the first %d pictures is there, such as %s; is --images right? "
-                "`lrm corpus validate --verify-images` looks for all of them",
+                "none of the first %d images exists, such as %s; is --images right? "
+                "`lrm corpus validate --verify-images` checks all of them",
                 len(names),
                 self.root / names[0],
             )
@@ -268,12 +268,12 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class ImportSource:
-    """One data set to import.
+    """A dataset to import.
 
     Attributes:
-        format: How it lies on disk.
+        format: Its format.
         path: Its file or folder.
-        name: Written into rows that do not name their source; None: the format's, or the file's.
+        name: Source of rows that do not name one; None for that of the format or of the file.
     """
 
     format: Format
@@ -282,25 +282,25 @@ class ImportSource:
 
     @property
     def source(self) -> str:
-        """What rows that do not name their source get."""
+        """Source of the rows that do not name one."""
         return self.name or self.format.source or self.path.stem
 
 
 @dataclass
 class ImportResult:
-    """What was imported.
+    """The result of an import.
 
     Attributes:
-        rules: What stays English, and why.
-        reports: What was read and left out, by the path that was given.
-        rows: Rows by source.
-        without_picture: Rows that are text only, by source.
+        rules: The rules, with the rows that stay English.
+        reports: What was read and dropped, by the path of the source.
+        rows: Number of rows by source.
+        text_only: Number of rows without an image by source.
     """
 
     rules: Rules
     reports: dict[Path, DropReport] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
-    without_picture: Counter[str] = field(default_factory=Counter)
+    text_only: Counter[str] = field(default_factory=Counter)
 
 
 def import_corpus(
@@ -315,28 +315,28 @@ def import_corpus(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda num_rows: None,
 ) -> ImportResult:
-    """Make a corpus of data sets.
+    """Creates a corpus from datasets.
 
     Args:
-        sources: Data sets in English, in the order in which their rows will lie.
-        out: The corpus folder to make.
-        images: Folder below which all pictures lie; rows refer to them relative to it.
-        rules: Which rows stay English; the project's own rules if left out.
-        max_drop_rate: Share of the rows of each source that may be left out, so that none vanishes
-            among the others; at 0 the first bad one raises.
-        verify_images: Open each picture.
-        copy_images: Copy each picture into the corpus, opening it; and write out those that are
+        sources: Datasets in English, in the order of their rows in the corpus.
+        out: The corpus folder to create.
+        images: Folder that holds all images; rows refer to them relative to it.
+        rules: Rules on which rows stay English; those of the project if omitted.
+        max_drop_rate: Share of the rows of each source that may be dropped, so that no source
+            vanishes among the others; at 0 the first bad row raises.
+        verify_images: Open every image.
+        copy_images: Open every image and copy it into the corpus, and write out images that are
             embedded in a source, which are refused otherwise.
         overwrite: Replace a corpus that is at `out`.
         progress: Called with the number of rows written so far.
 
     Raises:
-        ConfigError: There is no folder `images`, or a source's pictures do not lie below it.
-        DataError: A record, a picture or a file is not as it must be, or too many are left out.
+        ConfigError: `images` does not exist, or the images of a source are not below it.
+        DataError: A record, an image or a file is not valid, or too many are dropped.
     """
     if not images.is_dir():
         raise ConfigError(
-            f"{images}: no such folder; expected the one below which all pictures lie (--images)."
+            f"{images}: no such folder; expected the one that holds all images (--images)."
         )
     result = ImportResult(Rules.load() if rules is None else rules)
     root = "images" if copy_images else os.path.relpath(images.resolve(), out.resolve())
@@ -357,7 +357,7 @@ def import_corpus(
                 writer.append_rows(batch)
                 text_only = batch.filter(batch.column("image").is_null())
                 result.rows.update(batch.column("source").to_pylist())
-                result.without_picture.update(text_only.column("source").to_pylist())
+                result.text_only.update(text_only.column("source").to_pylist())
                 progress(result.rows.total())
             policy.finish()
         if not result.rows:
@@ -368,24 +368,24 @@ def import_corpus(
 def row_batches(
     source: ImportSource, images: ImageFolder, policy: DropPolicy
 ) -> Iterator[pa.RecordBatch]:
-    """Read a data set as rows of a corpus.
+    """Reads a dataset as rows of a corpus.
 
     Args:
-        source: The data set, in English.
-        images: The folder of its pictures.
-        policy: What happens to a record that cannot be used.
+        source: The dataset, in English.
+        images: The image folder.
+        policy: Decides what happens to a record that cannot be used.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
 
     Raises:
-        ConfigError: The pictures do not lie below `images`.
-        DataError: The data set cannot be read, or as `policy` raises.
+        ConfigError: The images are not below `images`.
+        DataError: The dataset cannot be read, or `policy` refuses a record.
     """
     if source.format.rows is None:
         yield from iter_row_batches(source.path, source.source, policy)
         return
-    prefix = _picture_prefix(source, images.root)
+    prefix = _image_prefix(source, images.root)
     samples: list[Sample] = []
     for number, (where, raw) in enumerate(source.format.rows(source.path)):
         default_id = f"{source.path.stem}-{number}"
@@ -408,7 +408,7 @@ def _record_of(
     prefix: str,
     images: ImageFolder,
 ) -> dict[str, Any]:
-    """A LLaVA record whose picture is relative to the corpus' pictures."""
+    """Makes a LLaVA record whose image path is relative to the image folder."""
     record = layout.to_record(raw, where, default_id)
     found = record_images(record)
     if len(found) != 1:
@@ -421,25 +421,25 @@ def _record_of(
     return {**record, "image": image, "images": None}
 
 
-def _picture_prefix(source: ImportSource, images: Path) -> str:
-    """Where the source's pictures are, relative to `images`.
+def _image_prefix(source: ImportSource, images: Path) -> str:
+    """Returns the image folder of a source relative to `images`.
 
     Raises:
-        ConfigError: They are not below it.
+        ConfigError: It is not below `images`.
     """
-    if source.format.pictures is None:
+    if source.format.images is None:
         return ""
     folder = source.path if source.path.is_dir() else source.path.parent
-    # as it is named, for links below `images` may lead out of it; then as it really lies
+    # first by name, because links below `images` may lead out of it, then with links resolved
     for real in (os.path.abspath, os.path.realpath):
-        path = Path(os.path.relpath(real(folder / source.format.pictures), real(images)))
+        path = Path(os.path.relpath(real(folder / source.format.images), real(images)))
         if path.parts[:1] != ("..",):
             break
     else:
         raise ConfigError(
-            f"{source.path}: the pictures of {source.format.name} are expected in "
-            f"{folder / source.format.pictures}, which is not below --images {images}; name a "
-            "folder that holds the pictures of all sources."
+            f"{source.path}: the images of {source.format.name} are expected in "
+            f"{folder / source.format.images}, which is not below --images {images}; name a "
+            "folder that holds the images of all sources."
         )
     return "" if path == Path(".") else path.as_posix()
 
@@ -454,23 +454,23 @@ def import_llava(
     is_translatable: Callable[[Sample], bool] = lambda sample: True,
     overwrite: bool = False,
 ) -> int:
-    """Make a corpus of LLaVA records.
+    """Creates a corpus from LLaVA records and their translations.
 
     Args:
         english: The English records.
-        out: The corpus folder to make.
-        translations: For a language, a file with the same records in the same order.
-        image_root: Folder of the pictures as seen from `out`, or absolute.
-        source: Name of the data set, for records that do not say.
-        is_translatable: Which rows may be drawn in other languages; left out, all.
+        out: The corpus folder to create.
+        translations: For each language, a file with the same records in the same order.
+        image_root: Image folder, relative to `out` or absolute.
+        source: Name of the dataset, for records that do not name one.
+        is_translatable: Tells which rows may be sampled in other languages; by default all.
         overwrite: Replace a corpus that is at `out`.
 
     Returns:
         Number of rows.
 
     Raises:
-        DataError: A record is not as it must be, is not English, or a translation is not of the
-            same record; it names file, line and sample. Nothing is written then.
+        DataError: A record is not valid or not English, or a translation belongs to another record;
+            the error names file, line and sample, and nothing is written.
     """
     files = dict(translations or {})
     with CorpusWriter(out, files, image_root=image_root, overwrite=overwrite) as writer:
@@ -488,7 +488,7 @@ def import_llava(
                 check_sample(sample, where, lang)
                 if (sample.id, sample.image) != (samples[0].id, samples[0].image):
                     raise DataError(
-                        f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected "
+                        f"{where}: sample {sample.id!r} with image {sample.image!r}, expected "
                         f"the translation of {samples[0].id!r} with {samples[0].image!r} "
                         f"({records[0][0]})."
                     )

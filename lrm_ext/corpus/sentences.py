@@ -1,7 +1,7 @@
-"""Parallel sentences: lines of a corpus with their translations, and those of the built-in text.
+"""Parallel sentences: the lines of a corpus with their translations, and a built-in text.
 
-The built-in text has sentences about scenes, and the requests of the language files, which a new
-language has at once.
+The built-in text consists of sentences about scenes and of the requests in the language files,
+which a new language has from the start.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _SEED = 0
 
 
 def in_common(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, list[Pair]]:
-    """The sentences that all languages have: counts of other ones could not be compared.
+    """Keeps the sentences that all languages have, so that counts can be compared.
 
     Raises:
-        DataError: There are none.
+        DataError: The languages have no sentence in common.
     """
     shared = set.intersection(*({english for english, _ in found} for found in pairs.values()))
     if not shared:
         counts = ", ".join(f"{lang} {len(found)}" for lang, found in pairs.items())
         raise DataError(
-            f"no sentence is there in all languages (sentences: {counts}); name fewer languages."
+            f"no sentence exists in all languages (sentences: {counts}); name fewer languages."
         )
     return {lang: [pair for pair in found if pair[0] in shared] for lang, found in pairs.items()}
 
 
 def built_in_pairs(languages: Sequence[str], num_scenes: int = NUM_SCENES) -> dict[str, list[Pair]]:
-    """Questions and captions about scenes, and the fixed requests; each English sentence once.
+    """Returns the built-in sentences with their translations, each English sentence once.
 
     Args:
-        languages: Codes; English is paired with itself.
-        num_scenes: Scenes that sentences are made of. Where the built-in corpus is not there (it
-            is part of the repository, not of the installed package) only the requests are left.
+        languages: Language codes; English is paired with itself.
+        num_scenes: Number of scenes to make questions and captions for. Without the built-in corpus
+            (it is part of the repository, not of the package) only the requests remain.
 
     Raises:
         ConfigError: A language is unknown.
@@ -79,16 +79,16 @@ def corpus_pairs(
     num_sentences: int | None = None,
     is_wanted: Callable[[int], bool] = lambda row: True,
 ) -> dict[str, list[Pair]]:
-    """Lines of a corpus and their translations; `<image>` and repeated lines are left out.
+    """Returns the lines of a corpus with their translations, without `<image>` and repetitions.
 
     Args:
         path: Folder of the corpus.
-        languages: Codes; None for all of the corpus.
-        num_sentences: Stop after so many in each language.
-        is_wanted: Whether a row, by its number, is read.
+        languages: Language codes; None for all languages of the corpus.
+        num_sentences: Maximum number of sentences in each language.
+        is_wanted: Tells whether to read a row, by its number.
 
     Raises:
-        DataError: It is no corpus, or has no accepted text in one of the languages.
+        DataError: The folder is not a corpus, or has no accepted text in one of the languages.
     """
     corpus = Corpus.open(path)
     result: dict[str, list[Pair]] = {}

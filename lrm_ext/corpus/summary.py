@@ -1,7 +1,4 @@
-"""What is in a corpus, and what differs between two.
-
-Input: open corpora. Output: numbers and rows for a table or a comparison; nothing is printed here.
-"""
+"""Counts what a corpus holds, and compares two corpora."""
 
 from __future__ import annotations
 
@@ -19,22 +16,22 @@ from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText
 
 @dataclass
 class Summary:
-    """Numbers of a corpus.
+    """Counts of a corpus.
 
     Attributes:
-        num_rows: Rows.
-        num_text_only: Rows without a picture.
-        num_pictures: Different pictures.
-        num_english_only: Rows that are not to be translated.
-        sources: Rows by source.
-        tasks: Rows by task.
-        num_turns: Turns of all rows.
-        num_characters: Characters of all English turns.
+        num_rows: Number of rows.
+        num_text_only: Number of rows without an image.
+        num_images: Number of distinct images.
+        num_english_only: Number of rows that are not translated.
+        sources: Number of rows by source.
+        tasks: Number of rows by task.
+        num_turns: Number of turns.
+        num_characters: Number of characters of all English turns.
     """
 
     num_rows: int = 0
     num_text_only: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_english_only: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -43,7 +40,7 @@ class Summary:
 
 
 def summarize(corpus: Corpus) -> Summary:
-    """Count everything, batch by batch.
+    """Counts rows, images, turns and characters batch by batch.
 
     Raises:
         DataError: The corpus is damaged.
@@ -61,12 +58,12 @@ def summarize(corpus: Corpus) -> Summary:
         summary.tasks.update(name or "-" for name in batch.column("task").to_pylist())
         summary.num_turns += len(texts)
         summary.num_characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
-    summary.num_pictures = len(np.unique(np.concatenate(hashes)))
+    summary.num_images = len(np.unique(np.concatenate(hashes)))
     return summary
 
 
 def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
-    """How many texts in a language each engine made, by (engine, status); "-" is human text."""
+    """Counts the texts in a language by (engine, status); "-" stands for human text."""
     counts: Counter[tuple[str, str]] = Counter()
     for batch in corpus.text_batches(lang):
         made = (batch.column(name).to_pylist() for name in ("engine", "status"))
@@ -77,15 +74,15 @@ def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class RowDifference:
-    """A row that two sides do not agree on.
+    """A row in which two corpora or languages differ.
 
     Attributes:
         index: Row number.
-        id: Its id.
-        what: "only left", "only right", "status" or, of one language, "row" or "text"; of two
+        id: Id of the row.
+        what: "only left", "only right" or "status"; in one language "row" or "text"; in two
             languages "same text", which may be a text that was not translated.
-        left: The one side; None if it has nothing there.
-        right: The other.
+        left: Text of the left side; None if it has none.
+        right: Text of the right side; None if it has none.
     """
 
     index: int
@@ -96,18 +93,18 @@ class RowDifference:
 
 
 def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator[RowDifference]:
-    """Compare row by row two corpora in one language, or two languages.
+    """Compares two corpora in one language, or two languages, row by row.
 
     Args:
         left: A corpus.
-        right: Another, made from the same rows, such as by another engine; or the same one.
-        langs: The languages of the two. English on both sides compares the rows themselves.
+        right: The same corpus, or another with the same rows, such as one by another engine.
+        langs: Left and right language; English on both sides compares the rows themselves.
 
     Yields:
-        Rows that differ, or of two languages those that should.
+        Rows that differ; for two languages, also rows that should differ and do not.
 
     Raises:
-        DataError: They are not of the same rows.
+        DataError: The corpora do not have the same rows.
     """
     if langs == (ENGLISH, ENGLISH):
         yield from _row_differences(left, right)
@@ -153,7 +150,7 @@ def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
 def _shown(row: CorpusRow | None) -> str | None:
     if row is None:
         return None
-    about = [row.image or "no picture", row.source or "-", row.task or "-"]
+    about = [row.image or "no image", row.source or "-", row.task or "-"]
     return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {_said(row)}"
 
 
@@ -168,7 +165,7 @@ def _status(text: CorpusText | None) -> str:
 
 
 def median_lengths(corpus: Corpus) -> dict[str, float]:
-    """Median number of characters of a turn, by language, over a sample of the rows."""
+    """Returns the median number of characters of a turn by language, over a sample of the rows."""
     step = max(1, len(corpus) // 2000)
     found: dict[str, float] = {}
     for lang in corpus.languages:

@@ -1,8 +1,8 @@
 """Writes a corpus folder row by row, in constant memory.
 
-Input: rows and their texts, in order. Output: a folder as described in `store.py`. Everything is
-written beside the target and moved into place at the end, so that a run that is killed leaves
-either the old corpus or none, never half of one.
+Rows and their texts come in order; `store.py` describes the folder. Everything is written to a
+folder next to the target and moved into place at the end, so a run that is killed leaves the old
+corpus or none, never half of one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _IMAGE = "<image>"
 
 
 class _ShardWriter:
-    """One column family ("rows" or a language) as a sequence of Arrow IPC files.
+    """Writes the rows, or the texts of a language, as a sequence of Arrow IPC files.
 
     Attributes:
-        records: Rows to write, as plain values.
-        batches: Rows to write before them, as columns.
+        records: Rows that are not written yet, as plain values.
+        batches: Rows to write before those, as columns.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -61,7 +61,7 @@ class _ShardWriter:
         return self._folder / shard_name(self._num_shards)
 
     def flush(self) -> None:
-        """Write what there is as one record batch."""
+        """Writes the pending rows as one record batch."""
         if self.records:
             self.batches.append(pa.RecordBatch.from_pylist(self.records, schema=self._schema))
             self.records = []
@@ -72,7 +72,7 @@ class _ShardWriter:
             self.batches = []
 
     def end_shard(self) -> None:
-        """Close the current file; the next batch starts another."""
+        """Closes the current file; the next batch starts another."""
         self.flush()
         if self._file is not None:
             self._file.close()
@@ -82,20 +82,20 @@ class _ShardWriter:
 
 
 class CorpusWriter:
-    """Writes a corpus; a context manager, or call `close()` yourself.
+    """Writes a corpus; used as a context manager, or closed with `close()`.
 
-    Leaving the `with` block by an exception discards what was written.
+    An exception inside the `with` block discards what was written.
 
     Args:
-        path: The folder to make.
-        languages: Languages that may have texts; English, which every row has, may be left out.
-        image_root: Folder of the pictures as seen from `path`.
+        path: The folder to create.
+        languages: Languages that may have texts; English may be omitted, since every row has it.
+        image_root: Image folder relative to `path`.
         overwrite: Replace a corpus that is already at `path`.
-        rows_per_shard: Rows in a file. A multiple of `rows_per_batch`.
+        rows_per_shard: Rows per file; a multiple of `rows_per_batch`.
         rows_per_batch: Rows that are buffered and written together.
 
     Raises:
-        DataError: Something is at `path` already and `overwrite` is not set.
+        DataError: `path` exists and `overwrite` is not set.
 
     Example:
         >>> with CorpusWriter("corpus", ["cs"]) as writer:
@@ -124,7 +124,7 @@ class CorpusWriter:
         self._open = True
         self._check_target()
         if self._partial.exists():
-            log.info("removing %s, left by a run that was cut short", self._partial)
+            log.info("removing %s, left by an interrupted run", self._partial)
             shutil.rmtree(self._partial)
         self._rows = _ShardWriter(self._partial / "rows", ROW_SCHEMA)
         folders = {lang: self._partial / "text" / lang for lang in self.languages}
@@ -137,7 +137,7 @@ class CorpusWriter:
 
     @property
     def work_dir(self) -> Path:
-        """Where the folder lies until it is whole; what else is written there moves with it."""
+        """The folder until it is complete; other files written to it are moved with it."""
         return self._partial
 
     def __exit__(
@@ -152,11 +152,11 @@ class CorpusWriter:
             self.abort()
 
     def append(self, row: CorpusRow, texts: Mapping[str, CorpusText | Sequence[Turn]]) -> None:
-        """Add one row and its texts; plain turns count as accepted.
+        """Adds a row and its texts; plain turns count as accepted.
 
         Raises:
-            DataError: A language was not announced, or accepted turns do not match the English
-                ones in number, roles or place of `<image>`.
+            DataError: The writer was not opened for a language, or accepted turns differ from the
+                English ones in number, roles or position of `<image>`.
         """
         assert self._open, "append() after close()"
         assert self._num_rows < MAX_ROWS
@@ -172,10 +172,10 @@ class CorpusWriter:
         self._advance(1)
 
     def append_rows(self, rows: pa.RecordBatch) -> None:
-        """Add many rows that have English text only.
+        """Adds many rows that have English text only.
 
         Args:
-            rows: Columns as in `ROW_SCHEMA`; checked as samples are.
+            rows: Columns of `ROW_SCHEMA`, checked like samples.
         """
         assert self._open and not self.languages and rows.schema == ROW_SCHEMA
         assert not self._rows.records, "rows of append() come after those of append_rows()"
@@ -186,7 +186,7 @@ class CorpusWriter:
             rows = rows.slice(room)
 
     def close(self) -> None:
-        """Finish the files, write `corpus.toml` and move the folder into place."""
+        """Finishes the files, writes `corpus.toml` and moves the folder into place."""
         if not self._open:
             return
         for shards in (self._rows, *self._texts.values()):
@@ -198,7 +198,7 @@ class CorpusWriter:
         Meta(*sizes, self._image_root, self._counts).dump(self._partial / META_FILE)
         _sync(self._partial / META_FILE)
         self._check_target()
-        # at no moment is half a corpus in its place
+        # at no point is half a corpus at the target
         old = self.path.with_name(self.path.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.path.exists():
@@ -208,7 +208,7 @@ class CorpusWriter:
         self._open = False
 
     def abort(self) -> None:
-        """Discard what was written."""
+        """Discards what was written."""
         if self._open:
             for file in self._usable.values():
                 file.close()
@@ -216,7 +216,7 @@ class CorpusWriter:
             self._open = False
 
     def _advance(self, count: int) -> None:
-        """Count rows, and write them where a batch or a shard is full."""
+        """Counts rows, and writes them when a batch or a shard is full."""
         self._num_rows += count
         if self._num_rows % self._rows_per_batch == 0:
             for shards in (self._rows, *self._texts.values()):
@@ -239,7 +239,7 @@ class CorpusWriter:
         where = f"{self.path}: row {self._num_rows} (id {row.id!r}), language {lang!r}"
         if lang == ENGLISH:
             if text.turns != row.turns:
-                raise DataError(f"{where}: English text differs from the row's own turns.")
+                raise DataError(f"{where}: English text differs from the turns of the row.")
             return
         if lang not in self._texts:
             raise DataError(
@@ -251,7 +251,7 @@ class CorpusWriter:
         if text.status == "ok" and _shape(text.turns) != _shape(row.turns):
             raise DataError(
                 f"{where}: turns (role, number of {_IMAGE}) are {_shape(text.turns)}, in English "
-                f"{_shape(row.turns)}. Mend the text or give it status 'rejected'."
+                f"{_shape(row.turns)}. Fix the text or give it status 'rejected'."
             )
 
     def _check_target(self) -> None:

@@ -41,7 +41,7 @@ def test_a_good_corpus(tmp_path: Path) -> None:
     corpus = build(tmp_path, *GOOD)
     for name in ("1.png", "2.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name)
-    findings = validate(corpus, with_pictures=True)
+    findings = validate(corpus, verify_images=True)
     assert findings.num_rows == 3 and not findings.counts
     result = CliRunner().invoke(app, ["corpus", "validate", str(corpus.path), "--verify-images"])
     assert result.exit_code == 0 and "0 errors, 0 remarks" in result.output
@@ -69,7 +69,7 @@ def test_a_good_corpus(tmp_path: Path) -> None:
         (row("x", "bad.png"), "broken_picture"),
         (row("a", "2.png", "<image>\nWhere?", "Here."), "duplicate id"),
         (row("x", "1.png"), "repeated row"),
-        (row("x", "1.png", "<image>\nWhat?", "A dog."), "same picture, same question"),
+        (row("x", "1.png", "<image>\nWhat?", "A dog."), "same image, same question"),
         (row("x", None, "Hi", "Ho\u200f"), "direction mark"),
         (row("x", None, "Hi", "Ho\x07"), "control character"),
         (row("x", None, "Hi", "caf\ufffd"), "control character"),
@@ -82,7 +82,7 @@ def test_each_finding(tmp_path: Path, bad: CorpusRow, kind: str) -> None:
     for name in ("1.png", "2.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name)
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
-    findings = validate(corpus, with_pictures=True)
+    findings = validate(corpus, verify_images=True)
     assert findings.counts == {kind: 1} and len(findings.examples[kind]) == 1
     assert findings.num_errors == (kind in ERRORS)
     command = ["corpus", "validate", str(corpus.path), "--verify-images"]

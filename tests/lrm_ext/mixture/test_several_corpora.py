@@ -148,7 +148,7 @@ def test_it_travels_to_workers_and_knows_its_pictures(root: Path) -> None:
     assert joined.turns("de", 0) is None
     assert joined.languages == ("en", "cs", "hr", "de")
     assert len(parts_of(joined)) == 2
-    with pytest.raises(DataError, match="row 55 asked for, but rows run from 0 to 54"):
+    with pytest.raises(DataError, match="row 55 does not exist; rows run from 0 to 54"):
         joined.row(55)
 
 
