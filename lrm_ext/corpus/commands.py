@@ -40,8 +40,8 @@ def build_emoji(
     files |= build.text_files(scenes)
     if not check:
         build.write_files(files, folder)
-        build.write_pictures(scenes, folder)
-    found = build.differences(files, folder) + build.picture_differences(scenes, folder)
+        build.write_images(scenes, folder)
+    found = build.differences(files, folder) + build.image_differences(scenes, folder)
     console = _console()
     for line in found:
         console.print(f"[red]{line}[/]")

@@ -1,10 +1,10 @@
-"""Makes the packed corpus from two Debian packages, the same bytes on every run.
+"""Builds the packed corpus from two Debian packages, the same bytes on every run.
 
-Input: the emoji font of `fonts-noto-color-emoji` (its PNG bitmaps are copied as they are) and the
-CLDR annotations of `unicode-cldr-core`. Output: the files under `playground/data/emoji_scenes/`
-that are committed, among them a few example images with their conversations for the demo, the CLI
-and the documents. Those show test scenes, so that a model that is shown them has not seen them in
-training. Nothing but the example images depends on the version of a compressor or image library.
+Input: the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are copied, and the CLDR
+annotations of `unicode-cldr-core`. Output: the committed files in `playground/data/emoji_scenes/`,
+among them example images with conversations for the demo, the CLI and the docs. The examples are
+test scenes, so a model has not seen them in training. Only the example images depend on the version
+of a compressor or image library.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ SIZE_PX = 256
 
 
 def build_files() -> dict[str, bytes]:
-    """All files of the packed corpus that are made by rule, by relative path.
+    """Builds the generated files of the packed corpus, by relative path.
 
     Raises:
-        DataError: A Debian package is missing, or holds no picture or name for a concept.
+        DataError: A Debian package is missing, or has no image or name for a concept.
     """
     files = {sprite_file(concept): data for concept, data in extract_sprites().items()}
     files[CONCEPTS_FILE] = _json(extract_names(), 1)
@@ -68,7 +68,7 @@ def build_files() -> dict[str, bytes]:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write the packed corpus into a folder; files that are right already are left alone."""
+    """Writes the packed corpus to a folder, leaving unchanged files alone."""
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
-    """What is not the same in a folder: `<path>: missing` or `<path>: differs`."""
+    """Lists the files that differ in a folder: `<path>: missing` or `<path>: differs`."""
     found = []
     for name, data in sorted(files.items()):
         built = (folder / name).read_bytes() if (folder / name).is_file() else None
@@ -90,10 +90,10 @@ def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
 
 
 def extract_sprites() -> dict[str, bytes]:
-    """The PNG bitmap of every concept, 136 x 128, as the font holds it.
+    """Extracts the PNG bitmap of every concept, 136 x 128, from the font.
 
     Raises:
-        DataError: The font or a picture is missing.
+        DataError: The font or a bitmap is missing.
     """
     from fontTools.ttLib import TTFont
 
@@ -104,13 +104,13 @@ def extract_sprites() -> dict[str, bytes]:
         for concept, codepoint, _ in iter_codepoints():
             glyph = glyphs.get(codepoint)
             if glyph not in bitmaps:
-                raise DataError(f"{FONT}: no picture of U+{codepoint:04X} ({concept}).")
+                raise DataError(f"{FONT}: no bitmap of U+{codepoint:04X} ({concept}).")
             sprites[concept] = bytes(bitmaps[glyph].imageData)
     return sprites
 
 
 def extract_names() -> dict[str, dict[str, str]]:
-    """The CLDR short name of every concept in every language.
+    """Extracts the CLDR short name of every concept in every language.
 
     Raises:
         DataError: An annotation file or a name is missing.
@@ -132,7 +132,7 @@ def extract_names() -> dict[str, dict[str, str]]:
 
 
 def make_scenes() -> list[Scene]:
-    """The recipes of all scenes; no two splits share one."""
+    """Samples the recipes of all scenes; no two splits share one."""
     scenes = []
     for split in SPLITS:
         rng = random.Random(f"{SEED}/{split}")
@@ -156,7 +156,7 @@ def _json(value: object, indent: int) -> bytes:
 
 
 def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
-    """The scenes that are shown as examples: the first test scenes, three of each size."""
+    """Returns the example scenes: the first three test scenes of each size."""
     shown = Counter[int]()
     chosen = []
     for scene in scenes:
@@ -168,10 +168,10 @@ def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
 
 
 def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
-    """The text files of the examples, by path in the packed corpus.
+    """Builds the text files of the examples, by path in the packed corpus.
 
-    LLaVA JSON has each example scene in English and in one of the other languages; what the demo
-    offers is a question for each example picture in every language.
+    The LLaVA JSON has each example in English and in one other language; the questions that the
+    demo offers are one for each example in every language.
     """
     records, questions = [], {}
     others = itertools.cycle(LANGUAGES[1:])
@@ -187,29 +187,29 @@ def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
     return {SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}
 
 
-def write_pictures(scenes: Sequence[Scene], folder: Path) -> None:
-    """Write the example pictures that are missing or show something else."""
-    for path, picture in _changed_pictures(scenes, folder):
+def write_images(scenes: Sequence[Scene], folder: Path) -> None:
+    """Writes the example images that are missing or differ."""
+    for path, image in _changed_images(scenes, folder):
         path.parent.mkdir(exist_ok=True)
-        picture.save(path, optimize=True)
+        image.save(path, optimize=True)
 
 
-def picture_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
-    """Example pictures that are missing or show something else."""
+def image_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
+    """Lists the example images that are missing or differ."""
     return [
         f"{EXAMPLES_DIR}/{path.name}: missing or other pixels"
-        for path, _ in _changed_pictures(scenes, folder)
+        for path, _ in _changed_images(scenes, folder)
     ]
 
 
-def _changed_pictures(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
-    """Compare pixels, not bytes: those depend on the version of the compressor."""
+def _changed_images(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
+    """Compares pixels, because bytes depend on the version of the compressor."""
     sprites = load_sprites()
     for scene in example_scenes(scenes):
         path = folder / EXAMPLES_DIR / f"{scene.id}.png"
-        picture = render_scene(scene, sprites, SIZE_PX)
+        image = render_scene(scene, sprites, SIZE_PX)
         if path.is_file():
-            with Image.open(path) as image:
-                if (image.mode, image.tobytes()) == (picture.mode, picture.tobytes()):
+            with Image.open(path) as found:
+                if (found.mode, found.tobytes()) == (image.mode, image.tobytes()):
                     continue
-        yield path, picture
+        yield path, image

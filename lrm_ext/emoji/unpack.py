@@ -5,10 +5,10 @@ Input: the packed, committed data. Output, in a git-ignored folder:
     images/<split>/<scene>.jpg          128 px
     pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`)
     benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
-    COMPLETE                            written last: a digest of all inputs
+    COMPLETE                            written last: a hash of all inputs
 
-Image paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
-resumed; with the same inputs a second call returns at once.
+Image paths in corpora and benchmarks are relative to `images/`. An interrupted run is resumed; a
+second call with the same inputs returns at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from lrm_ext.files import locked
 
 log = logging.getLogger(__name__)
 
-# Raise it when this file or `conversations.py` begins to write something else.
+# Increase it when this file or `conversations.py` changes what it writes.
 FORMAT = 2
 NUM_CAPTIONED = 10_000
 JPEG_QUALITY = 90
@@ -62,14 +62,14 @@ BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
 
 
 def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
-    """Unpack the built-in corpus; does nothing if it is there already.
+    """Unpacks the built-in corpus, unless it is there already.
 
-    Safe to call from several processes: the first works, the others wait for it.
+    Several processes may call it at once: the first unpacks, the others wait.
 
     Args:
-        root: Where to; `playground/data/emoji_scenes/corpus` when left out.
+        root: Target folder; by default `playground/data/emoji_scenes/corpus`.
         force: Start over even if it is complete.
-        limit: Take so many scenes of each split only (for tests).
+        limit: Maximum number of scenes of each split (for tests).
 
     Returns:
         The folder.
@@ -97,7 +97,7 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
 
 
 def ensure_unpacked() -> Path:
-    """The unpacked corpus in its usual place; unpacked now if it is not there yet.
+    """Returns the unpacked corpus in its default folder, unpacking it first if necessary.
 
     Raises:
         DataError: See `unpack`.
@@ -106,7 +106,7 @@ def ensure_unpacked() -> Path:
 
 
 def inputs_digest(limit: int | None = None) -> str:
-    """Digest of everything that the unpacked corpus is made from."""
+    """Hashes everything that the unpacked corpus is made from."""
     digest = hashlib.sha256(f"{FORMAT} {limit}".encode())
     names = [CONCEPTS_FILE, SCENES_FILE]
     names += map(sprite_file, json.loads(packed_path(CONCEPTS_FILE).read_bytes()))
@@ -116,7 +116,7 @@ def inputs_digest(limit: int | None = None) -> str:
 
 
 def _prepare(root: Path, digest: str, keep: bool) -> None:
-    """Make `root` ready: keep pictures of an interrupted run of the same inputs, else empty it."""
+    """Empties `root`, but keeps the images of an interrupted run with the same inputs."""
     started = _read(root / _PROGRESS_FILE)
     if keep and started == digest:
         log.info("resuming %s", root)
@@ -124,10 +124,10 @@ def _prepare(root: Path, digest: str, keep: bool) -> None:
     if root.exists():
         if any(root.iterdir()) and started is None and not (root / COMPLETE_FILE).is_file():
             raise DataError(
-                f"{root} holds something that is not an unpacked corpus; move it away or give "
+                f"{root} holds something that is not an unpacked corpus; move it away or name "
                 "another folder."
             )
-        # first, so that a run that is killed here does not leave a folder that looks complete
+        # first, so that a run killed here does not leave a folder that looks complete
         _write(root / _PROGRESS_FILE, "removing")
         (root / COMPLETE_FILE).unlink(missing_ok=True)
         for path in root.iterdir():
@@ -147,7 +147,7 @@ def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
 
 
 def image_name(scene: Scene) -> str:
-    """Path of a scene's picture below `images/`."""
+    """Returns the path of the image of a scene below `images/`."""
     return f"{scene.split}/{scene.id}.jpg"
 
 
@@ -194,11 +194,11 @@ def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
 
 
 def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
-    """Open a corpus folder, or the built-in corpus of a stage.
+    """Opens a corpus folder, or the built-in corpus of a stage.
 
     Args:
         path: A corpus folder; None for the built-in corpus.
-        stage: Which of the built-in corpora: "pretrain" or "finetune".
+        stage: The built-in corpus to open, "pretrain" or "finetune".
 
     Raises:
         DataError: The folder is not a corpus, or the built-in data is damaged.

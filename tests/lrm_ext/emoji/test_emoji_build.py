@@ -54,7 +54,7 @@ def test_packed_corpus_is_small_and_has_its_notices() -> None:
 def test_committed_examples_are_current() -> None:
     scenes = load_scenes(limit=60)
     assert len(build.example_scenes(scenes)) == build.NUM_EXAMPLES
-    assert build.picture_differences(scenes, packed_dir()) == []
+    assert build.image_differences(scenes, packed_dir()) == []
     for name, data in build.text_files(scenes).items():
         assert (packed_dir() / name).read_bytes() == data, name
 
@@ -72,11 +72,11 @@ def test_differences_are_named(tmp_path: Path) -> None:
 
 def test_changed_example_picture_is_noticed(tmp_path: Path) -> None:
     scenes = load_scenes(limit=60)
-    build.write_pictures(scenes, tmp_path)
-    assert build.picture_differences(scenes, tmp_path) == []
+    build.write_images(scenes, tmp_path)
+    assert build.image_differences(scenes, tmp_path) == []
     path = next((tmp_path / build.EXAMPLES_DIR).glob("*.png"))
     Image.new("RGB", (256, 256)).save(path)
-    assert len(build.picture_differences(scenes, tmp_path)) == 1
+    assert len(build.image_differences(scenes, tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

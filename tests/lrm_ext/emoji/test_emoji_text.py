@@ -228,7 +228,7 @@ def test_unknown_language_lists_the_choices() -> None:
     ("change", "message"),
     [
         (lambda d: d["questions"]["existence"].pop(), "existence.*2 patterns"),
-        (lambda d: d["questions"].update(naming=["{thing}?", "What?"]), "places"),
+        (lambda d: d["questions"].update(naming=["{thing}?", "What?"]), "placeholders"),
         (lambda d: d["colors"].pop("red"), "colors.*red"),
         (lambda d: d["articles"]["ein "].remove("dog"), "articles.*dog"),
         (lambda d: d["articles"]["eine "].append("dog"), "two articles"),
