@@ -1,13 +1,13 @@
-"""Begins the file of a new language, and checks the files of all.
+"""Drafts the file of a new language, and checks language files.
 
-A draft comes from `new_language.toml` and English. What Unicode CLDR and the engines' own lists say
-is written; all else is marked, with the English text after the mark.
+A draft comes from `languages/new_language.toml` and English. It has what Unicode CLDR and the lists
+of the engines know; everything else is marked as pending, with the English text after the mark.
 
-A check says what is missing, untranslated, or not read back as it was meant. The loader
-(`languages/registry.py`) refuses what cannot be used at all; here is what can be used and misleads.
-Checks of wording ask whether the texts are in this language and in no other; checks of reading back
-run the project's own formatters and parsers on the file's words. So this file stands above all that
-uses a language, and a new language needs no line in it.
+The checks find what is missing, untranslated or not read back as intended. The loader
+(`languages/registry.py`) rejects files that cannot be used; these checks find what can be used but
+misleads. Checks of wording ask whether the texts are in this language and in no other. Checks of
+reading back run the project's own formatters and parsers on the texts, so this module is above
+everything that uses a language; a new language needs no change here.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ from lrm_ext.translate.quality.base import parse_thresholds
 from lrm_ext.translate.quality.language_id import candidates, probabilities
 
 _TEMPLATE = DATA_DIR.with_name("new_language.toml")
-# Scripts of languages that are written without blanks between words.
+# Scripts of languages that are written without spaces between words.
 _UNSPACED_SCRIPTS = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
-# Devanagari and its neighbours end sentences with a danda.
+# Scripts that end sentences with a danda.
 _DANDA_SCRIPTS = ("Deva", "Beng", "Guru", "Orya")
-# Engines that there are only where something is installed.
+# Engines that exist only where something is installed.
 _OPTIONAL_ENGINES = ("apertium", "opus-mt")
 
 _TABLE = re.compile(r"\[([\w.-]+)\]")
 _KEY = re.compile(r'\s*"?([\w-]+)"?\s*=')
 _WORD = re.compile(r"[^\W\d_]+")
-# Scripts that ISO 15924 names as one and Unicode's characters as several.
+# Scripts that are one code in ISO 15924 and several in Unicode.
 _PARTS: Mapping[str, frozenset[str]] = {
     "Hans": frozenset({"Hani"}),
     "Hant": frozenset({"Hani"}),
@@ -69,24 +69,24 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "Kore": frozenset({"Hang", "Hani"}),
 }
 _NEUTRAL = frozenset({"Zyyy", "Zinh", "Zzzz"})
-# Old standards that hold the characters of one way of writing Chinese only.
+# Old encodings that have the characters of one Chinese script only: own, other.
 _CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
-# A share of 0.9 for another language is no doubt where all sentences are looked at together.
+# Probability of another language, for all sentences together, that leaves no doubt.
 _SURE = 0.9
 _COLONS = (":", "\uff1a")
 _QUESTION = "What is it?"
 
 
 def write_draft(code: str, folder: Path) -> Path:
-    """Write the draft of a language's file, in a folder that is made if it is not there.
+    """Writes the draft of a language file, creating the folder if necessary.
 
     Args:
-        code: Its code, in any way of writing.
-        folder: Where a user's language files lie.
+        code: The code of the language, in any spelling.
+        folder: Folder of the user's language files.
 
     Raises:
-        ConfigError: The code is none, there is a better one, there is a file for it already, or
-            the folder cannot be written.
+        ConfigError: The code is not valid or not the preferred one, the file exists already, or the
+            folder cannot be written.
     """
     tag = normalize_tag(code)
     if usual := preferred_tag(tag):
@@ -141,7 +141,7 @@ def _named_by(name: str | None) -> Iterator[str]:
 
 
 def _engines(code: str, names: KnownNames) -> Iterator[str]:
-    """What each engine calls it: as in the engine's own list, else as it probably does."""
+    """Lists the code of the language in each engine: as in its own list, or else the likely one."""
     for engine, spec in ((name, get_spec(name)) for name in engine_names()):
         if spec.likely_code is None:
             continue
@@ -163,12 +163,12 @@ def _todo(text: str) -> str:
 
 
 class Fault(NamedTuple):
-    """Something about a language's file.
+    """A finding in a language file.
 
     Attributes:
         path: The file.
         text: What was found, where, and what was expected.
-        is_note: It may stay so.
+        is_note: Whether it may stay as it is.
     """
 
     path: Path
@@ -180,25 +180,25 @@ class Fault(NamedTuple):
 
 
 def check_languages(codes: tuple[str, ...] = ()) -> list[Fault]:
-    """Check the files of some languages; of all, drafts included, if none is given.
+    """Checks the files of some languages, or of all, drafts included.
 
     Raises:
-        ConfigError: There is no file for one of them.
+        ConfigError: There is no file for one of the codes.
     """
     reload_languages()
     files = language_files()
     if unknown := [code for code in codes if code not in files]:
         raise ConfigError(
             f"unknown language {', '.join(unknown)}; choose from: {', '.join(files)}. "
-            "`lrm languages add CODE` begins a new one."
+            "`lrm languages add CODE` drafts a new one."
         )
     found = [fault for code in codes or tuple(files) for fault in check_language(code)]
-    # a file that cannot be loaded is a fault of every language, for they know each other
+    # a file that cannot be loaded shows up in every language, because languages load each other
     return list(dict.fromkeys(found))
 
 
 def check_language(code: str) -> list[Fault]:
-    """Check the file of one language."""
+    """Checks the file of a language."""
     path = language_files()[code]
     if is_draft(path):
         return [Fault(path, text) for text in _pending(path)]
@@ -211,7 +211,7 @@ def check_language(code: str) -> list[Fault]:
         )
         return [Fault(at_fault, str(error).removeprefix(f"{at_fault}: "))]
     english = get_language(ENGLISH)
-    if _ships(language):  # what a user's language does to it is said of the user's file
+    if _ships(language):  # conflicts with a user's file are reported for that file
         others = [other for other in others if _ships(other)]
     found = (check(language, english, others) for check in _CHECKS)
     faults = [Fault(path, text) for text in chain.from_iterable(found)]
@@ -219,7 +219,7 @@ def check_language(code: str) -> list[Fault]:
 
 
 def _pending(path: Path) -> Iterator[str]:
-    """The lines of a draft that wait for translation, and whether it is TOML at all."""
+    """Lists the lines of a draft that are not translated, and errors of TOML."""
     try:
         load_toml(path)
     except ConfigError as error:
@@ -238,7 +238,7 @@ def _ships(language: Language) -> bool:
 
 
 def _sentences(language: Language) -> dict[str, str]:
-    """The sentences of a file, by their keys; no labels and no single words."""
+    """Returns the sentences of a file by key, without labels and single words."""
     return {
         "prompts.short_answer": language.short_answer,
         "prompts.option_letter": language.option_letter,
@@ -252,19 +252,19 @@ def _sentences(language: Language) -> dict[str, str]:
 
 
 def _entries(language: Language) -> dict[str, str]:
-    """Sentences, and the labels of the page and the words for yes and no."""
+    """Returns the sentences, the words for yes and no, and the labels of the page."""
     labels = {f"ui.{key}": text for key, text in language.ui.items()}
     answers = {"answers.yes": language.yes, "answers.no": language.no}
     return {**_sentences(language), **answers, **labels}
 
 
 def _bare(text: str) -> str:
-    """Letters and digits alone, folded."""
+    """Returns the letters of a text, casefolded."""
     return "".join(_WORD.findall(text)).casefold()
 
 
 def _check_keys(language: Language, english: Language, others: Sequence[Language]) -> Iterator[str]:
-    """Tables with free keys have the keys that English has; labels of the page may be missing."""
+    """Checks that tables have the keys of English; labels of the page may be missing."""
     for table, own, theirs in (
         ("format_prompts", language.fixed_prompts, english.fixed_prompts),
         ("short_answers", language.fixed_answers, english.fixed_answers),
@@ -281,7 +281,7 @@ def _check_keys(language: Language, english: Language, others: Sequence[Language
 def _check_placeholders(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Texts that are filled in have the same `{names}` as in English."""
+    """Checks that texts have the same `{placeholders}` as in English."""
     theirs = _entries(english)
     for key, text in _entries(language).items():
         wanted = _placeholders(theirs.get(key, ""))
@@ -303,7 +303,7 @@ def _placeholders(text: str) -> str:
 def _check_engines(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Every engine that has a code is one that there is, and the code is in its list if any."""
+    """Checks that engines exist, and that codes are in their lists, if they have one."""
     known = {*engine_names(), *english.engine_codes, *_OPTIONAL_ENGINES}
     for engine, code in language.engine_codes.items():
         codes = get_spec(engine).known_codes() if engine in engine_names() else ()
@@ -320,9 +320,9 @@ def _check_engines(
 def _check_untranslated(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """No text is still the English one.
+    """Checks that no text is still English.
 
-    Short labels of the page (`ui`) and one of yes and no may be the same in both languages.
+    Short labels of the page (`ui`), and one of yes and no, may be the same in both languages.
     """
     if language.code == english.code:
         return
@@ -340,9 +340,9 @@ def _check_untranslated(
 def _check_script(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Words are written in the language's script and in the usual form of its characters.
+    """Checks the script of words and the form of characters.
 
-    What the English text has too ("OCR") may stay.
+    Words of the English text, such as "OCR", may stay.
     """
     if language.script not in {*Scripts.NAMES, *_PARTS} - _NEUTRAL:
         yield f"script is {language.script!r}, expected an ISO 15924 code such as Latn or Cyrl."
@@ -367,7 +367,7 @@ def _check_script(
 def _is_other_chinese(character: str, script: str) -> bool:
     if script not in _CHINESE or script_of(character) != "Hani":
         return False
-    # what a standard does not have is left out
+    # characters that an encoding lacks are left out
     own, other = (character.encode(name, "ignore") for name in _CHINESE[script])
     return bool(other) and not own
 
@@ -375,7 +375,7 @@ def _is_other_chinese(character: str, script: str) -> bool:
 def _check_identity(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """The thresholds can be read, and all sentences together look like the language."""
+    """Checks the thresholds, and that all sentences together look like the language."""
     try:
         thresholds = parse_thresholds(language.quality, "quality")
     except ConfigError as error:
@@ -392,7 +392,7 @@ def _check_identity(
 def _check_short_answers(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Yes and no, and every word that counts as one, are read as what they are."""
+    """Checks that yes and no, and all words that count as one, are read as intended."""
     answer_words.cache_clear()  # the file may have changed
     words = answer_words(language.code)
     for key, word, label in (
@@ -406,11 +406,11 @@ def _check_short_answers(
         *(("local.yes", word, "yes") for word in language.local.yes),
         *(("local.no", word, "no") for word in language.local.no),
     ):
-        is_listed = key.startswith("local.")  # an answer may be several words
+        is_listed = key.startswith("local.")  # an answer may have several words
         if is_listed and language.spaced and len(words_of(fold(normalise(word)))) != 1:
             yield (
                 f"{key} has {word!r}: the first word of an answer decides, so a phrase is never "
-                "found; give its first word, if that decides."
+                "found; list its first word, if that decides."
             )
             continue
         reads = [parse_yes_no(word, words, "mme"), parse_yes_no(word, words, "pope")]
@@ -429,7 +429,7 @@ def _check_short_answers(
 def _check_prompts(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Requests are one line, are found again at the end of a question, and end as in English."""
+    """Checks that requests are recognised at the end of a question, and end as in English."""
     prompts = language.format_prompts
     for name, prompt in zip(("short_answer", "option_letter"), prompts, strict=True):
         if split_human_text(f"{_QUESTION}\n{prompt}", prompts).format_prompt != prompt:
@@ -452,7 +452,7 @@ def _check_prompts(
 def _check_instructions(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Every kind of training sample is read back: translation and answer, or the answer."""
+    """Checks that replies to every kind of training sample are read back."""
     for key, text in _sentences(language).items():
         if key.startswith(("instructions.epvqa", "instructions.answer_in")) and "\n" in text:
             yield f"{key} has several lines, expected one."
@@ -485,7 +485,7 @@ def _check_instructions(
 def _check_option_letters(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """`word_letters` are capital letters of options that are words by themselves."""
+    """Checks that option letters that are also words are in `word_letters`."""
     local = language.local
     for letter in local.word_letters:
         if len(letter) != 1 or not letter.isupper():
@@ -506,9 +506,9 @@ def _check_option_letters(
 def _check_distinct(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Requests differ from one another and from those of other languages.
+    """Checks that requests differ from one another and from those of other languages.
 
-    A request that is the same in two languages does not say in which one to answer.
+    A request that is the same in two languages does not tell in which one to answer.
     """
     seen: dict[str, str] = {}
     for code, text in language.answer_in.items():
@@ -529,7 +529,7 @@ def _check_distinct(
 
 
 def _requests(language: Language) -> dict[str, str]:
-    """What must differ between languages."""
+    """Returns the texts that must differ between languages."""
     return {
         "epvqa": language.epvqa_instruction,
         "system": language.system,
@@ -540,7 +540,7 @@ def _requests(language: Language) -> dict[str, str]:
 def _check_neighbours(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """What two files say of the same request is the same; the shipped files know each other."""
+    """Checks that two files agree on a request, and that shipped languages know each other."""
     for other in others:
         if _ships(language) and other.code not in language.answer_in:
             yield f"instructions.answer_in.{other.code} is missing."
@@ -569,7 +569,7 @@ _CHECKS: tuple[Callable[[Language, Language, Sequence[Language]], Iterator[str]]
 
 
 def _notes(language: Language, english: Language, others: Sequence[Language]) -> Iterator[str]:
-    """What may stay as it is, and what follows from it."""
+    """Lists what may stay as it is, and its consequences."""
     if missing := [other.code for other in others if other.code not in language.answer_in]:
         yield (
             f"instructions.answer_in lacks {', '.join(missing)}: for an answer in that "

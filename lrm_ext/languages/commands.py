@@ -1,4 +1,4 @@
-"""`lrm languages ...`: list the languages, begin a new one, check files, compare tokenizers."""
+"""`lrm languages ...`: lists languages, drafts a new one, checks files, compares tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lrm_ext.languages.fertility import Fertility
 
 languages_app = typer.Typer(
-    help="List the languages, begin a new one, check their files, compare tokenizers.",
+    help="List the languages, draft a new one, check their files, compare tokenizers.",
     invoke_without_command=True,
 )
 # `lrm_ext.languages.registry.FOLDER_VARIABLE`; importing that here would slow `lrm --help` down
@@ -52,7 +52,9 @@ def show_languages(context: typer.Context) -> None:
             language.epvqa_instruction,
         )
     _console().print(table)
-    _console().print("lrm languages check looks for faults, lrm languages add CODE begins another.")
+    _console().print(
+        "lrm languages check finds faults, lrm languages add CODE drafts a new language."
+    )
 
 
 @languages_app.command("add")
@@ -60,7 +62,7 @@ def add(
     code: str = typer.Argument(..., help="A BCP-47 code such as sk, pt-BR or zh-Hant."),
     folder: Path = _FOLDER,
 ) -> None:
-    """Begin the file of a new language: every entry explained, CLDR's part filled in."""
+    """Draft the file of a new language, with explanations and what CLDR knows filled in."""
     from lrm_ext.languages.registry import FOLDER_VARIABLE, user_dir
     from lrm_ext.new_language import write_draft
 
@@ -78,10 +80,10 @@ def add(
 
 @languages_app.command("check")
 def check(
-    codes: list[str] = typer.Argument(None, help="Codes; all languages if left out."),
+    codes: list[str] = typer.Argument(None, help="Language codes; by default all."),
     folder: Path = _FOLDER,
 ) -> None:
-    """Say what is missing, untranslated or would not be read back; exit status 1 if anything."""
+    """Find what is missing, untranslated or would not be read back; exit status 1 if any."""
     from rich.markup import escape
 
     from lrm_ext.languages.registry import language_files
@@ -109,11 +111,13 @@ def fertility(
         help="Folder, tokenizer.json, SentencePiece model or name; repeat to compare. Default: "
         "that of the mini preset.",
     ),
-    corpus: Path = typer.Option(None, help="A corpus; default: the built-in parallel text."),
-    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
-    limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count, by language."),
-    out: Path = typer.Option(None, help="Draw bars into this file: .png, .svg or .pdf."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON in place of a table."),
+    corpus: Path = typer.Option(None, help="A corpus; default: the built-in sentences."),
+    languages: list[str] = typer.Option(
+        [], help="Language codes; repeat, or use commas. Default: all."
+    ),
+    limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count in each language."),
+    out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
     import dataclasses

@@ -1,9 +1,9 @@
-"""Counts the tokens that a tokenizer needs in each language for the same sentences.
+"""Measures how many tokens a tokenizer needs in each language for the same sentences.
 
 Input: tokenizers and parallel sentences. Output: tokens a sentence, absolute and relative to
-English, and a plot of them that reads the same without colours. What needs twice the tokens costs
-twice the time, leaves half the room for answers, and is learnt from less text: the first thing to
-know of a base model when a language is added.
+English, and a plot that can be read without colours. Twice the tokens cost twice the time, leave
+half the room for answers and mean less text to learn from, so this comes first when choosing a base
+model for a language.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a Sentence
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """A tokenizer, as far as counting goes.
+    """A tokenizer for counting.
 
     Attributes:
-        name: For tables and pictures.
-        encode: Ids of a text, without tokens that mark beginning or end.
-        unknown_id: The id that stands for what it cannot write; None if it can write everything.
+        name: Name in tables and plots.
+        encode: Returns the ids of a text, without BOS and EOS.
+        unknown_id: Id of the unknown token; None if there is none.
     """
 
     name: str
@@ -38,16 +38,16 @@ class TokenCounter:
 
 @dataclass(frozen=True)
 class Fertility:
-    """What a tokenizer makes of a language.
+    """The fertility of a tokenizer in a language.
 
     Attributes:
-        tokenizer: Its name.
+        tokenizer: Name of the tokenizer.
         lang: Code of the language.
-        num_sentences: Sentences that were counted.
-        tokens_per_sentence: Mean.
-        relative: Tokens for each token of the same sentences in English.
-        characters_per_token: Mean, blanks included.
-        unknown_share: Share of tokens that stand for something it cannot write.
+        num_sentences: Number of sentences.
+        tokens_per_sentence: Mean number of tokens of a sentence.
+        relative: Tokens per token of the same sentences in English.
+        characters_per_token: Mean number of characters of a token, spaces included.
+        unknown_share: Share of unknown tokens.
     """
 
     tokenizer: str
@@ -62,11 +62,11 @@ class Fertility:
 def measure(
     counter: TokenCounter, pairs: Mapping[str, Sequence[tuple[str, str]]]
 ) -> list[Fertility]:
-    """Count tokens.
+    """Measures the fertility of a tokenizer.
 
     Args:
-        counter: A tokenizer.
-        pairs: By language, English sentences and their translations; none empty.
+        counter: The tokenizer.
+        pairs: English sentences with their translations by language, at least one for each.
     """
     num_english = cache(lambda text: len(counter.encode(text)))
     results = []
@@ -89,10 +89,10 @@ def measure(
 
 
 def load_counters(sources: Sequence[str]) -> list[TokenCounter]:
-    """Load tokenizers; those of the same name are called by where they lie.
+    """Loads tokenizers; those with the same name are named by their path.
 
     Raises:
-        ConfigError: As `load_counter`.
+        ConfigError: See `load_counter`.
     """
     counters = [load_counter(source) for source in sources]
     names = [counter.name for counter in counters]
@@ -103,15 +103,15 @@ def load_counters(sources: Sequence[str]) -> list[TokenCounter]:
 
 
 def load_counter(source: str) -> TokenCounter:
-    """Load a tokenizer.
+    """Loads a tokenizer.
 
     Args:
-        source: A folder as Hugging Face's libraries write it (a checkpoint's too), a file
-            `tokenizer.json`, the model file of a SentencePiece tokenizer, or a name on the
-            Hugging Face hub, which is downloaded.
+        source: A folder written by Hugging Face's libraries (such as a checkpoint), a file
+            `tokenizer.json`, the model file of a SentencePiece tokenizer, or a name on the Hugging
+            Face Hub, which is downloaded.
 
     Raises:
-        ConfigError: It is none of them, or cannot be loaded.
+        ConfigError: It is none of these, or cannot be loaded.
     """
     path, hint = Path(source), ""
     try:
@@ -160,7 +160,7 @@ def _load_sentencepiece(path: Path) -> TokenCounter:
     import sentencepiece as spm
 
     processor = spm.SentencePieceProcessor()
-    # from bytes: the library writes to stderr about files that it cannot read
+    # from bytes, because the library complains on stderr about files that it cannot read
     processor.LoadFromSerializedProto(path.read_bytes())
     name = path.name.removesuffix(".model")
     if name == "tokenizer":
@@ -172,17 +172,17 @@ _SHADES = ("#4d4d4d", "#c6c6c6", "#8c8c8c", "#ededed")
 _HATCHES = ("", "///", "...", "xxx")
 MAX_TOKENIZERS = len(_SHADES)
 _BAR_HEIGHT_IN = 0.24
-_LEGEND_CHARACTERS = 60  # names that lie side by side
+_LEGEND_CHARACTERS = 60  # that fit side by side
 _ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-_GAP = 0.25  # between languages, of the place of one
+_GAP = 0.25  # between languages, as a share of the height of one
 
 
 def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
-    """Draw bars, one for each language and tokenizer.
+    """Plots bars for each language and tokenizer.
 
     Args:
-        results: At most `MAX_TOKENIZERS` tokenizers, with the same languages.
-        out: The picture; its name ends in one of `PLOT_ENDINGS`.
+        results: Results of at most `MAX_TOKENIZERS` tokenizers, with the same languages.
+        out: File of the plot; its name ends in one of `PLOT_ENDINGS`.
     """
     from matplotlib.figure import Figure
 
@@ -205,7 +205,7 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
             linewidth=0.6,
             label=name,
         )
-        # on white: near 1 the line would run through the figures
+        # on white, because the line at 1 would cross the numbers
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9, bbox=_ON_WHITE, zorder=3)
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(languages)), [get_language(lang).name for lang in languages])
