@@ -143,8 +143,8 @@ def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
     for index, (one, other) in enumerate(zip_longest(left.rows(), right.rows())):
         if one != other:
             what = "only left" if other is None else "only right" if one is None else "row"
-            row: CorpusRow = one or other
-            yield RowDifference(index, row.id, what, _shown(one), _shown(other))
+            row_id = one.id if other is None else other.id
+            yield RowDifference(index, row_id, what, _shown(one), _shown(other))
 
 
 def _shown(row: CorpusRow | None) -> str | None:
