@@ -152,15 +152,14 @@ _decode_raw: Mapping[bool, Callable[[bytes], list[msgspec.Raw]]] = {
 
 
 def iter_row_batches(
-    path: str | Path, source: str | None, policy: DropPolicy, lang: str = ENGLISH
+    path: str | Path, source: str | None, policy: DropPolicy
 ) -> Iterator[pa.RecordBatch]:
-    """Reads LLaVA records as rows of a corpus.
+    """Reads LLaVA records in English as rows of a corpus.
 
     Args:
         path: A UTF-8 file.
         source: Name of the dataset, for records that do not name one.
         policy: Decides what happens to a record that cannot be used.
-        lang: The language that the records must be in.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
@@ -186,10 +185,10 @@ def iter_row_batches(
             if records is None:  # unusual, or cut in the wrong place: read one by one
                 reader = RecordReader(path, offset, line, is_array)
                 until = math.inf if is_last else offset + max(taken, 1)
-                batch = batch_of(_read_singly(reader, until, policy, lang), source)
+                batch = batch_of(_read_singly(reader, until, policy), source)
                 offset, line = reader.offset, reader.line
             else:
-                batch = _check_together(records, body, f"{path}", line, source, policy, lang)
+                batch = _check_together(records, body, f"{path}", line, source, policy)
                 offset, line = offset + taken, line + data.count(b"\n", 0, taken)
             if batch.num_rows:
                 yield batch
@@ -221,16 +220,13 @@ def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> 
     return pa.RecordBatch.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
-def usable_sample(
-    make: Callable[[], Any], where: str, policy: DropPolicy, lang: str = ENGLISH
-) -> Sample | None:
-    """Checks and counts one record.
+def usable_sample(make: Callable[[], Any], where: str, policy: DropPolicy) -> Sample | None:
+    """Checks and counts one record in English.
 
     Args:
         make: Returns the record, or raises `SampleError`.
         where: Location of the record, for messages.
         policy: Decides what happens if it cannot be used.
-        lang: The language that it must be in.
 
     Returns:
         The sample; None if it is dropped.
@@ -238,14 +234,14 @@ def usable_sample(
     try:
         record = make()
         sample = Sample.from_record(record, where)
-        check_sample(sample, where, lang)
+        check_sample(sample, where, ENGLISH)
     except SampleError as error:
-        error.lang = lang  # under which all others are counted
+        error.lang = ENGLISH  # under which all others are counted
         policy.drop(error)
         return None
-    policy.keep(lang)
+    policy.keep(ENGLISH)
     if has_leading_answer(record):
-        policy.note("leading answer", lang)
+        policy.note("leading answer", ENGLISH)
     return sample
 
 
@@ -275,7 +271,6 @@ def _check_together(
     line: int,
     source: str | None,
     policy: DropPolicy,
-    lang: str,
 ) -> pa.RecordBatch:
     """Checks records column by column, and only the odd ones one by one.
 
@@ -286,16 +281,15 @@ def _check_together(
         line: The line at which `body` begins.
         source: See `iter_row_batches`.
         policy: See `iter_row_batches`.
-        lang: See `iter_row_batches`.
     """
     batch = batch_of(records, source)
     turns = Turns.of(batch.column("turns"))
-    odd = np.array([record.lang not in (None, lang) for record in records], dtype=bool)
+    odd = np.array([record.lang not in (None, ENGLISH) for record in records], dtype=bool)
     odd |= (turns.sizes < 2) | turns.any(turns.matching("<video>|<audio>"))
     odd |= to_flags(pc.equal(batch.column("image"), ""))
     for fault in row_faults(batch, turns).values():
         odd |= fault
-    policy.report.read[lang] += int((~odd).sum())
+    policy.report.read[ENGLISH] += int((~odd).sum())
     if not odd.any():
         return batch
     kept: list[Sample | _Record | None] = list(records)
@@ -307,16 +301,16 @@ def _check_together(
         line += body.count(b"\n", counted, start)
         counted, end = start, start + len(raw)
         record = partial(json.loads, raw.decode("utf-8", "surrogateescape"))
-        kept[i] = usable_sample(record, f"{path}:{line}", policy, lang)
+        kept[i] = usable_sample(record, f"{path}:{line}", policy)
     return batch_of([sample for sample in kept if sample is not None], source)
 
 
-def _read_singly(reader: RecordReader, until: float, policy: DropPolicy, lang: str) -> list[Sample]:
+def _read_singly(reader: RecordReader, until: float, policy: DropPolicy) -> list[Sample]:
     """Checks records one by one, until one begins at byte `until` or later."""
     samples = []
     while reader.offset < until and (found := reader.read()) is not None:
         where, record = found
-        sample = usable_sample(lambda record=record: record, where, policy, lang)  # type: ignore[misc]
+        sample = usable_sample(lambda record=record: record, where, policy)  # type: ignore[misc]
         if sample is not None:
             samples.append(sample)
     return samples
