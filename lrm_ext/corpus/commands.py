@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -367,9 +367,7 @@ def _print_formats(console: Console) -> None:
     _print_table(console, ("format", "content", "images"), rows)
 
 
-def _print_table(
-    console: Console, headings: Iterable[str], rows: Iterable[Iterable[str | int]]
-) -> None:
+def _print_table(console: Console, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     from rich.table import Table
 
     table = Table(*headings)
