@@ -35,14 +35,11 @@ def build_emoji(
     files = build.build_files()
     if not check:
         build.write_files(files, folder)
-    # the examples' sentences are made from the packed names, which must be there by now
-    scenes = load_scenes()
-    files |= build.text_files(scenes)
+    # sentences of examples use the packed names, which must be there by now
+    files |= build.example_files(load_scenes())
     if not check:
         build.write_files(files, folder)
-        build.write_images(scenes, folder)
-    found = build.differences(files, folder) + build.image_differences(scenes, folder)
-    console = _console()
+    found, console = build.differences(files, folder), _console()
     for line in found:
         console.print(f"[red]{line}[/]")
     size_kib = sum(map(len, files.values())) / 1024

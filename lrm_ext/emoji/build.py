@@ -10,12 +10,13 @@ of a compressor or image library.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import random
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -70,23 +71,30 @@ def build_files() -> dict[str, bytes]:
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
     """Writes the packed corpus to a folder, leaving unchanged files alone."""
     for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != data:
-            path.write_bytes(data)
+        if not _is_same(folder / name, data):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
 
 
 def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
     """Lists the files that differ in a folder: `<path>: missing` or `<path>: differs`."""
-    found = []
-    for name, data in sorted(files.items()):
-        built = (folder / name).read_bytes() if (folder / name).is_file() else None
-        if built is None:
-            found.append(f"{name}: missing")
-        elif built != data:
-            found.append(f"{name}: differs ({len(built)} bytes, built {len(data)})")
+    found = [
+        f"{name}: {'differs' if (folder / name).is_file() else 'missing'}"
+        for name, data in sorted(files.items())
+        if not _is_same(folder / name, data)
+    ]
     stray = {f"sprites/{path.name}" for path in (folder / "sprites").glob("*")} - set(files)
     return found + [f"{name}: not part of the corpus" for name in sorted(stray)]
+
+
+def _is_same(path: Path, data: bytes) -> bool:
+    if not path.is_file():
+        return False
+    if path.parent.name != EXAMPLES_DIR or path.suffix != ".png":
+        return path.read_bytes() == data
+    # pixels, because bytes of rendered images depend on the version of the compressor
+    with Image.open(path) as found, Image.open(io.BytesIO(data)) as built:
+        return (found.mode, found.tobytes()) == (built.mode, built.tobytes())
 
 
 def extract_sprites() -> dict[str, bytes]:
@@ -167,16 +175,19 @@ def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
     return tuple(chosen)
 
 
-def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
-    """Builds the text files of the examples, by path in the packed corpus.
+def example_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
+    """Builds the files of the examples, by path in the packed corpus.
 
     The LLaVA JSON has each example in English and in one other language; the questions that the
     demo offers are one for each example in every language.
     """
-    records, questions = [], {}
-    others = itertools.cycle(LANGUAGES[1:])
+    files, records, questions = {}, [], {}
+    sprites, others = load_sprites(), itertools.cycle(LANGUAGES[1:])
     for scene in example_scenes(scenes):
         image = f"{scene.id}.png"
+        content = io.BytesIO()
+        render_scene(scene, sprites, SIZE_PX).save(content, "PNG", optimize=True)
+        files[f"{EXAMPLES_DIR}/{image}"] = content.getvalue()
         for lang in (LANGUAGES[0], next(others)):
             record = conversation_sample(scene, lang, image).to_record()
             records.append({**record, "id": f"{scene.id}-{lang}"})
@@ -184,32 +195,4 @@ def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
             lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
             for lang in LANGUAGES
         }
-    return {SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}
-
-
-def write_images(scenes: Sequence[Scene], folder: Path) -> None:
-    """Writes the example images that are missing or differ."""
-    for path, image in _changed_images(scenes, folder):
-        path.parent.mkdir(exist_ok=True)
-        image.save(path, optimize=True)
-
-
-def image_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
-    """Lists the example images that are missing or differ."""
-    return [
-        f"{EXAMPLES_DIR}/{path.name}: missing or other pixels"
-        for path, _ in _changed_images(scenes, folder)
-    ]
-
-
-def _changed_images(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
-    """Compares pixels, because bytes depend on the version of the compressor."""
-    sprites = load_sprites()
-    for scene in example_scenes(scenes):
-        path = folder / EXAMPLES_DIR / f"{scene.id}.png"
-        image = render_scene(scene, sprites, SIZE_PX)
-        if path.is_file():
-            with Image.open(path) as found:
-                if (found.mode, found.tobytes()) == (image.mode, image.tobytes()):
-                    continue
-        yield path, image
+    return {**files, SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}
