@@ -71,7 +71,7 @@ def export_llava(
     exported = Exported()
     with writing(out) as partial, partial.open("wb") as file:
         file.write(begin)
-        for number, (row, text) in enumerate(corpus.rows_with_texts(lang)):
+        for number, (row, text) in enumerate(corpus.iter_rows_with_texts(lang)):
             if number % _PROGRESS_ROWS == 0:
                 progress(number, len(corpus))
             code = None if lang == ENGLISH else lang

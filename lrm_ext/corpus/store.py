@@ -336,7 +336,7 @@ class Corpus:
         """
         return _row_of(self._values("rows", index))
 
-    def rows(self) -> Iterator[CorpusRow]:
+    def iter_rows(self) -> Iterator[CorpusRow]:
         """Yields all rows in order, faster than one by one.
 
         Raises:
@@ -345,18 +345,18 @@ class Corpus:
         for batch in self.row_batches():
             yield from map(_row_of, batch.to_pylist())
 
-    def rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, CorpusText | None]]:
+    def iter_rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, CorpusText | None]]:
         """Yields all rows in order, each with what `text` returns for it.
 
         Raises:
             DataError: There is no such language, or a shard is missing or damaged.
         """
         if lang == ENGLISH:
-            yield from ((row, CorpusText(row.turns)) for row in self.rows())
+            yield from ((row, CorpusText(row.turns)) for row in self.iter_rows())
         else:
             batches = self.text_batches(lang)
             texts = (_text_of(values) for batch in batches for values in batch.to_pylist())
-            yield from zip(self.rows(), texts, strict=True)
+            yield from zip(self.iter_rows(), texts, strict=True)
 
     def row_batches(self) -> Iterator[pa.RecordBatch]:
         """Yields all rows in order, as the columns of `ROW_SCHEMA`.

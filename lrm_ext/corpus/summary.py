@@ -114,7 +114,9 @@ def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator
             f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
             "compared row by row. Compare the rows with --lang en."
         )
-    sides = zip(left.rows_with_texts(langs[0]), right.rows_with_texts(langs[1]), strict=True)
+    sides = zip(
+        left.iter_rows_with_texts(langs[0]), right.iter_rows_with_texts(langs[1]), strict=True
+    )
     for index, ((row, one), (other_row, other)) in enumerate(sides):
         if row.id != other_row.id:
             raise DataError(
@@ -140,7 +142,7 @@ def _what_differs(
 
 
 def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
-    for index, (one, other) in enumerate(zip_longest(left.rows(), right.rows())):
+    for index, (one, other) in enumerate(zip_longest(left.iter_rows(), right.iter_rows())):
         if one != other:
             what = "only left" if other is None else "only right" if one is None else "row"
             row_id = one.id if other is None else other.id
