@@ -151,7 +151,7 @@ def test_sentences_of_a_corpus(corpus):
 
 
 def test_languages_without_a_common_sentence():
-    with pytest.raises(DataError, match=r"no sentence is there in all languages .*cs 1, hr 1"):
+    with pytest.raises(DataError, match=r"no sentence exists in all languages .*cs 1, hr 1"):
         in_common({"cs": [("a", "b")], "hr": [("c", "d")]})
 
 
