@@ -492,16 +492,10 @@ def import_llava(
                         f"the translation of {samples[0].id!r} with {samples[0].image!r} "
                         f"({records[0][0]})."
                     )
-            sample = samples[0]
-            row = CorpusRow(
-                sample.id,
-                sample.image,
-                sample.source or source,
-                sample.task,
-                is_translatable(sample),
-                sample.turns,
-            )
-            turns = [translated.turns for translated in samples[1:]]
+            first, *others = samples
+            origin = (first.source or source, first.task, is_translatable(first))
+            row = CorpusRow(first.id, first.image, *origin, first.turns)
+            turns = [sample.turns for sample in others]
             writer.append(row, dict(zip(files, turns, strict=True)))
             num_rows += 1
     log.info("%s: %d rows in en%s", out, num_rows, "".join(f", {lang}" for lang in files))
