@@ -1,15 +1,16 @@
-"""`lrm corpus ...`: makes the built-in corpus; imports, exports, shows and checks any other."""
+"""`lrm corpus ...`: builds the built-in corpus; imports, exports, shows and checks any other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from lrm_ext.corpus.importing import ImportResult
     from lrm_ext.corpus.validating import Findings
@@ -24,11 +25,9 @@ def register(app: typer.Typer) -> None:
 
 @corpus_app.command("build-emoji")
 def build_emoji(
-    check: bool = typer.Option(False, help="Write nothing; compare with what is committed."),
+    check: bool = typer.Option(False, help="Write nothing; compare with the committed files."),
 ) -> None:
-    """Make the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
-    from rich.console import Console
-
+    """Build the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
     from lrm_ext.emoji import build
     from lrm_ext.emoji.scenes import load_scenes, packed_dir
 
@@ -36,14 +35,11 @@ def build_emoji(
     files = build.build_files()
     if not check:
         build.write_files(files, folder)
-    # the examples' sentences are made from the packed names, which must be there by now
-    scenes = load_scenes()
-    files |= build.text_files(scenes)
+    # sentences of examples use the packed names, which must be there by now
+    files |= build.example_files(load_scenes())
     if not check:
         build.write_files(files, folder)
-        build.write_pictures(scenes, folder)
-    found = build.differences(files, folder) + build.picture_differences(scenes, folder)
-    console = Console(highlight=False, soft_wrap=True)
+    found, console = build.differences(files, folder), _console()
     for line in found:
         console.print(f"[red]{line}[/]")
     size_kib = sum(map(len, files.values())) / 1024
@@ -58,21 +54,15 @@ def build_emoji(
 def unpack_emoji(
     force: bool = typer.Option(False, help="Start over even if it is complete."),
 ) -> None:
-    """Unpack the built-in corpus: pictures, conversations and benchmarks in all languages."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Unpack the built-in corpus: images, conversations and benchmarks in all languages."""
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.emoji.unpack import unpack
 
-    root = unpack(force=force)
-    console = Console(highlight=False)
-    console.print(str(root), soft_wrap=True)
-    table = Table("corpus", "rows", "languages")
-    for name in ("pretrain", "finetune"):
-        corpus = Corpus.open(root / name)
-        table.add_row(name, f"{len(corpus):,}", " ".join(corpus.languages))
-    console.print(table)
+    root, console = unpack(force=force), _console()
+    console.print(str(root))
+    opened = [Corpus.open(root / name) for name in ("pretrain", "finetune")]
+    rows = [(c.path.name, len(c), " ".join(c.languages)) for c in opened]
+    _print_table(console, ("corpus", "rows", "languages"), rows)
 
 
 @corpus_app.command("import")
@@ -80,20 +70,20 @@ def import_(
     sources: list[str] = typer.Argument(
         None, help="PATH or FORMAT:PATH, one or more; --formats lists the formats."
     ),
-    out: Path = typer.Option(None, help="Corpus folder to make."),
-    images: Path = typer.Option(Path(), help="Folder below which all pictures lie."),
-    source: str = typer.Option(None, help="Name of the data set, for rows that do not say."),
+    out: Path = typer.Option(None, help="Corpus folder to create."),
+    images: Path = typer.Option(Path(), help="Folder that holds all images."),
+    source: str = typer.Option(None, help="Name of the dataset, for rows that do not name one."),
     rules: Path = typer.Option(None, help="Your own rules on which rows stay English (TOML)."),
     explain: bool = typer.Option(False, "--explain", help="Show what each rule caught."),
-    verify_images: bool = typer.Option(False, "--verify-images", help="Open every picture."),
+    verify_images: bool = typer.Option(False, "--verify-images", help="Open every image."),
     copy_images: bool = typer.Option(
-        False, "--copy-images", help="Copy every picture into the corpus; embedded ones, too."
+        False, "--copy-images", help="Copy every image into the corpus, embedded ones too."
     ),
-    max_drop_rate: float = typer.Option(0.0, help="Share of bad rows that may be left out."),
+    max_drop_rate: float = typer.Option(0.0, help="Share of bad rows that may be dropped."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the corpus at --out."),
-    formats: bool = typer.Option(False, "--formats", help="List the formats and end."),
+    formats: bool = typer.Option(False, "--formats", help="List the formats and exit."),
 ) -> None:
-    """Make a corpus of English data: LLaVA JSON, Parquet, ChartQA, ..."""
+    """Create a corpus from English data: LLaVA JSON, Parquet, ChartQA, ..."""
     from lrm_ext.corpus.formats import split_source
     from lrm_ext.corpus.importing import RULES_FILE, ImportSource, Rules, import_corpus
 
@@ -104,8 +94,7 @@ def import_(
     if not sources or out is None:
         raise typer.BadParameter("expected sources and --out; lrm corpus import --help")
     given = [ImportSource(*split_source(text), source) for text in sources]
-    with _bar(console) as bar:
-        task = bar.add_task("rows", total=None)
+    with _progress("rows", console) as progress:
         result = import_corpus(
             given,
             out,
@@ -115,7 +104,7 @@ def import_(
             verify_images=verify_images,
             copy_images=copy_images,
             overwrite=overwrite,
-            progress=lambda num_rows: bar.update(task, completed=num_rows),
+            progress=progress,
         )
     _print_import(result, out, console)
     if explain:
@@ -130,10 +119,10 @@ def export(
     with_english: bool = typer.Option(
         False,
         "--with-english",
-        help="English where a row has no accepted text in the language; else it is left out.",
+        help="Write English text for rows without accepted text, instead of leaving them out.",
     ),
 ) -> None:
-    """Write LLaVA JSON of a corpus, for any other tool."""
+    """Export a corpus to LLaVA JSON, for any other tool."""
     from lrm_ext.corpus.exporting import export_llava
     from lrm_ext.corpus.store import Corpus
 
@@ -143,14 +132,9 @@ def export(
         raise typer.BadParameter(f"--lang all needs {{lang}} in --out, found {out}")
     for code in languages:
         path = Path(str(out).replace("{lang}", code))
-        with _bar(console) as bar:
-            task = bar.add_task(code, total=len(opened))
+        with _progress(code, console) as progress:
             exported = export_llava(
-                opened,
-                code,
-                path,
-                with_english=with_english,
-                progress=lambda done, total, task=task: bar.update(task, completed=done),  # type: ignore[misc]
+                opened, code, path, with_english=with_english, progress=progress
             )
         listed = ", ".join(f"{number:,} {name}" for name, number in exported.not_accepted.items())
         fate = "are in English" if with_english else "are left out"
@@ -160,11 +144,9 @@ def export(
 
 @corpus_app.command("info")
 def info(
-    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
+    corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
 ) -> None:
     """Show what a corpus holds."""
-    from rich.table import Table
-
     from lrm_ext.corpus.store import STATUSES
     from lrm_ext.corpus.summary import count_engines, median_lengths, summarize
     from lrm_ext.emoji.unpack import open_corpus
@@ -173,38 +155,33 @@ def info(
     summary = summarize(opened)
     console.print(
         f"{opened.path}: {summary.num_rows:,} rows, {summary.num_turns:,} turns, "
-        f"{summary.num_characters:,} characters; {summary.num_pictures:,} pictures, "
+        f"{summary.num_characters:,} characters; {summary.num_images:,} images, "
         f"{summary.num_text_only:,} rows without one, "
-        f"{summary.num_english_only:,} that stay English\npictures: {opened.image_root.resolve()}"
+        f"{summary.num_english_only:,} that stay English\nimages: {opened.image_root.resolve()}"
     )
     for name, counts in (("source", summary.sources), ("task", summary.tasks)):
-        table = Table(name, "rows")
-        for key, count in counts.most_common():
-            table.add_row(key, f"{count:,}")
-        console.print(table)
-    table = Table("language", *STATUSES, "none", "median characters a turn")
-    lengths = median_lengths(opened)
+        _print_table(console, (name, "rows"), counts.most_common())
+    lengths, rows = median_lengths(opened), []
     for lang in opened.languages:
-        counts_of = opened.statuses(lang)
-        none = summary.num_rows - sum(counts_of.values())
-        numbers = [*(counts_of[status] for status in STATUSES), none]
-        table.add_row(lang, *(f"{number:,}" for number in numbers), f"{lengths[lang]:.0f}")
-    console.print(table)
-    engines = {lang: count_engines(opened, lang) for lang in opened.languages[1:]}
-    if any(name != "-" for counts in engines.values() for name, _ in counts):
-        table = Table("language", "engine", *STATUSES)
-        for lang, made in engines.items():
-            for name in sorted({name for name, _ in made}):
-                numbers = [made[name, status] for status in STATUSES]
-                table.add_row(lang, name, *(f"{number:,}" for number in numbers))
-        console.print(table)
+        numbers = [*opened.statuses(lang).values()]
+        none = summary.num_rows - sum(numbers)
+        rows.append((lang, *numbers, none, f"{lengths[lang]:.0f}"))
+    _print_table(console, ("language", *STATUSES, "none", "median characters a turn"), rows)
+    made = {lang: count_engines(opened, lang) for lang in opened.languages[1:]}
+    by_engine = [
+        (lang, name, *(counts[name, status] for status in STATUSES))
+        for lang, counts in made.items()
+        for name in sorted({name for name, _ in counts})
+    ]
+    if any(name != "-" for _, name, *_ in by_engine):
+        _print_table(console, ("language", "engine", *STATUSES), by_engine)
 
 
 @corpus_app.command("show")
 def show(
-    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
-    row: int = typer.Option(0, help="Number of the row; from the end if negative."),
-    lang: list[str] = typer.Option([], help="Languages; all if left out."),
+    corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
+    row: int = typer.Option(0, help="Number of the row; negative numbers count from the end."),
+    lang: list[str] = typer.Option([], help="Languages; by default all."),
 ) -> None:
     """Show one row in all its languages."""
     from rich.markup import escape
@@ -216,7 +193,7 @@ def show(
     found = opened.row(index)
     stays = "" if found.translatable else ", stays English"
     console.print(
-        f"row {index}, id {found.id}, picture {found.image or 'none'}, source "
+        f"row {index}, id {found.id}, image {found.image or 'none'}, source "
         f"{found.source or '-'}, task {found.task or '-'}{stays}"
     )
     codes = [code.strip() for text in lang for code in text.split(",")] or list(opened.languages)
@@ -230,40 +207,39 @@ def show(
         for turn in text.turns:
             console.print(f"    {turn.role:>5}: {escape(turn.text)}")
         if text.quality:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in text.quality.items())
-            console.print(f"    [dim]{escape(figures)}[/]")
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in text.quality.items())
+            console.print(f"    [dim]{escape(scores)}[/]")
 
 
 @corpus_app.command("diff")
 def diff(
     left: Path = typer.Argument(..., help="A corpus."),
-    right: Path = typer.Argument(None, help="Another of the same rows; left out: the same one."),
-    lang: str = typer.Option(
-        "en", help="Language to compare (en: the rows themselves), or two of them, as in cs,sk."
+    right: Path = typer.Argument(
+        None, help="Another corpus of the same rows; by default the same."
     ),
-    limit: int = typer.Option(20, help="Show so many differences; all are counted."),
+    lang: str = typer.Option(
+        "en", help="Language to compare (en: the rows themselves), or two languages, as in cs,sk."
+    ),
+    limit: int = typer.Option(20, help="Number of differences to show; all are counted."),
 ) -> None:
-    """Compare two corpora, such as by two engines, or two languages; exit status 1 if they differ.
+    """Compare two corpora (of two engines, say) or two languages; exit status 1 if they differ.
 
-    Of two languages those rows are shown that one lacks, that only one accepts, or that say the
-    same in both.
+    For two languages it shows rows that one lacks, that only one accepts, or that have the same
+    text in both.
     """
     from collections import Counter
 
     from rich.markup import escape
 
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.corpus.summary import CorpusSide, differences
+    from lrm_ext.corpus.summary import differences
 
     langs = [code.strip() for code in lang.split(",")]
     if len(langs) > 2 or (right is None and len(langs) != 2):
         raise typer.BadParameter("expected two corpora, or two languages (--lang cs,sk)")
-    sides = (
-        CorpusSide(Corpus.open(left), langs[0]),
-        CorpusSide(Corpus.open(right or left), langs[-1]),
-    )
+    opened = Corpus.open(left), Corpus.open(right or left)
     console, counts = _console(), Counter[str]()
-    for found in differences(*sides):
+    for found in differences(*opened, (langs[0], langs[-1])):
         counts[found.what] += 1
         if counts.total() <= limit:
             console.print(f"row {found.index} ({escape(found.id)}): {found.what}")
@@ -276,13 +252,11 @@ def diff(
 
 @corpus_app.command("validate")
 def validate(
-    path: str = typer.Argument(..., help="A corpus folder; or PATH or FORMAT:PATH of a data set."),
-    images: Path = typer.Option(
-        Path(), help="Folder of a data set's pictures; a corpus knows its own."
-    ),
-    verify_images: bool = typer.Option(False, "--verify-images", help="Open every picture."),
+    path: str = typer.Argument(..., help="A corpus folder, or PATH or FORMAT:PATH of a dataset."),
+    images: Path = typer.Option(Path(), help="Image folder of a dataset; a corpus knows its own."),
+    verify_images: bool = typer.Option(False, "--verify-images", help="Open every image."),
 ) -> None:
-    """Look for errors and oddities in every row; exit status 1 if there are errors."""
+    """Check every row for errors and oddities; exit status 1 if there are errors."""
     from lrm_ext.corpus.formats import split_source
     from lrm_ext.corpus.importing import ImportSource
     from lrm_ext.corpus.store import META_FILE, Corpus
@@ -290,43 +264,39 @@ def validate(
     from lrm_ext.corpus.validating import validate_source
 
     console = _console()
-    with _bar(console) as bar:
-        task = bar.add_task("rows", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with _progress("rows", console) as progress:
         if (Path(path) / META_FILE).is_file():
             opened = Corpus.open(path)
-            findings = look(opened, with_pictures=verify_images, progress=progress)
+            findings = look(opened, verify_images=verify_images, progress=progress)
         else:
             source = ImportSource(*split_source(path))
             findings = validate_source(
-                source, images, with_pictures=verify_images, progress=progress
+                source, images, verify_images=verify_images, progress=progress
             )
     _print_findings(findings, console)
     console.print(
         f"{path}: {findings.num_rows:,} rows, {findings.num_errors:,} errors, "
         f"{findings.counts.total() - findings.num_errors:,} remarks"
-        + ("" if verify_images else "; pictures were not opened (--verify-images)")
+        + ("" if verify_images else "; images were not opened (--verify-images)")
     )
     raise typer.Exit(1 if findings.num_errors else 0)
 
 
 @corpus_app.command("report")
 def report(
-    corpus: Path = typer.Argument(None, help="Folder; the built-in corpus if left out."),
+    corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
     out: Path = typer.Option(Path("report.html"), help="Page to write."),
-    pictures: bool = typer.Option(False, "--pictures", help="Small pictures beside examples."),
+    pictures: bool = typer.Option(False, "--pictures", help="Show thumbnails beside examples."),
     examples: int = typer.Option(
-        20, min=0, help="Examples of kept texts, and of others, in each language."
+        20, min=0, help="Number of kept texts, and of others, to show in each language."
     ),
-    seed: int = typer.Option(0, help="Of the draw of examples."),
+    seed: int = typer.Option(0, help="Seed for sampling the examples."),
     cache: Path = typer.Option(
-        None, help="File of answers, for costs; translation-cache.sqlite beside the corpus."
+        None,
+        help="Translation cache, for costs; by default the one next to the corpus.",
     ),
 ) -> None:
-    """Write a page: what was kept, what was not and why, engines, costs, quality, examples."""
+    """Write a page on what was kept and why, engines, costs, quality, and examples."""
     from llava.errors import ConfigError
     from llava.files import write_atomically
     from lrm_ext.emoji.unpack import open_corpus
@@ -361,12 +331,8 @@ def _print_findings(findings: Findings, console: Console) -> None:
 
 
 def _print_import(result: ImportResult, out: Path, console: Console) -> None:
-    from rich.table import Table
-
-    table = Table("source", "rows", "without a picture")
-    for name, count in result.rows.most_common():
-        table.add_row(name or "-", f"{count:,}", f"{result.without_picture[name]:,}")
-    console.print(table)
+    rows = [(name, count, result.text_only[name]) for name, count in result.rows.most_common()]
+    _print_table(console, ("source", "rows", "without an image"), rows)
     for path, report in result.reports.items():
         if report.num_dropped or report.notes:
             console.print(f"{path}: {report.table()}", markup=False)
@@ -389,14 +355,21 @@ def _print_rules(result: ImportResult, path: Path, console: Console) -> None:
 
 
 def _print_formats(console: Console) -> None:
-    from rich.table import Table
-
     from lrm_ext.corpus.formats import FORMATS
 
-    table = Table("format", "what it looks like", "pictures")
-    for name, found in FORMATS.items():
-        where = "below --images" if found.pictures is None else f"{found.pictures}/ beside it"
-        table.add_row(name, found.summary, where)
+    rows = [
+        (name, f.summary, "below --images" if f.images is None else f"{f.images}/ next to it")
+        for name, f in FORMATS.items()
+    ]
+    _print_table(console, ("format", "content", "images"), rows)
+
+
+def _print_table(console: Console, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in row))
     console.print(table)
 
 
@@ -406,8 +379,14 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _bar(console: Console) -> Progress:
+@contextmanager
+def _progress(title: str, console: Console) -> Iterator[Callable[..., None]]:
+    """Shows a bar on a terminal; yields a function to call with rows done and, perhaps, in all."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)

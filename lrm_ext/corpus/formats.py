@@ -1,22 +1,21 @@
 """The formats that can be imported, by name.
 
-Input: a name and a path. Output: a `Format`, whose `read` gives LLaVA records one at a time, each
-as a function that makes it: one that cannot be made raises `SampleError` and does not end the
-others. LLaVA's own JSON is read by columns instead (`columns.py`); `read` is None then.
+`Format.rows` reads the entries of a file one at a time, and `Format.to_record` makes a LLaVA record
+of one. An entry that cannot become a record raises `SampleError`, and the others are still read.
+LLaVA's own JSON is read by columns instead (`columns.py`); its `rows` is None.
 
-The requests at a question's end are those of LLaVA-1.5, from the English language file. Tables
+The requests at the end of a question are those of LLaVA-1.5, from the English language file. Tables
 (Parquet, Hugging Face datasets on disk) have one column of turns: `conversations`, `messages` or
-`texts`; perhaps `id`, `image` or `images`, `lang`, `source`, `task`. An image that is embedded in
-the file stays as it is; what becomes of it is the importer's business.
+`texts`, and optionally `id`, `image` or `images`, `lang`, `source`, `task`. An image that is
+embedded in the file stays as it is; the importer decides what to do with it.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,95 +25,28 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.records import iter_records
 from llava.data.sample import UNSUPPORTED_FIELDS, SampleError
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages.registry import get_language
+from llava.eval.records import read_json
+from lrm_ext.languages.registry import ENGLISH, get_language
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-# How the Hub names files: train-00000-of-00012.parquet
+_BATCH_ROWS = 1024
+# File names on the Hub: train-00000-of-00012.parquet
 _SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-\w+)?\.parquet")
 _TURN_COLUMNS = ("conversations", "messages", "texts")
 _COLUMNS = ("id", "image", "images", *_TURN_COLUMNS, "lang", "source", "task", *UNSUPPORTED_FIELDS)
-Record = dict[str, Any]
-# `file:line` (or another place), and what makes a LLaVA record whose picture is relative to the
-# source, or raises `SampleError`.
-Records = Iterator[tuple[str, Callable[[], Record]]]
+# Location (`file:line` or the like) and content of each entry.
+Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
-def short_answer(
-    sample_id: Any, image: str, question: str, answer: str, task: str
-) -> dict[str, Any]:
-    """A question that is answered in a word or phrase."""
-    request = get_language("en").short_answer
-    return _record(sample_id, image, f"{question.strip()}\n{request}", answer, task)
-
-
-def choice(
-    sample_id: Any,
-    image: str,
-    question: str,
-    options: Sequence[str],
-    right: int,
-    task: str,
-    where: str,
-) -> dict[str, Any]:
-    """A question that is answered by an option's letter.
-
-    Raises:
-        SampleError: The right answer is none of the options.
-    """
-    if not 0 <= right < len(options) <= len(_LETTERS):
-        raise SampleError(
-            f"{where}, sample {sample_id!r}: the answer is option {right} of {len(options)}.",
-            "structure",
-        )
-    listed = [f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False)]
-    request = get_language("en").option_letter
-    text = "\n".join([question.strip(), *listed, request])
-    return _record(sample_id, image, text, _LETTERS[right], task)
-
-
-def caption(sample_id: Any, image: str, request: str, text: str) -> dict[str, Any]:
-    """A picture's description."""
-    return _record(sample_id, image, request, text, "caption")
-
-
-def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """A value that a source must have.
-
-    Raises:
-        SampleError: It is missing or of another type.
-    """
-    value = record.get(name) if isinstance(record, dict) else None
-    if not isinstance(value, kind):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise SampleError(
-            f"{where}: {name!r} is {value!r:.60}, expected {wanted}; is this the right format?",
-            "structure",
-        )
-    return value
-
-
-def _record(sample_id: Any, image: str, question: str, answer: str, task: str) -> dict[str, Any]:
-    return {
-        "id": str(sample_id),
-        "image": image,
-        "task": task,
-        "conversations": [
-            {"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN}\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
-
-
-def read_parquet(path: Path) -> Records:
-    """Reads one Parquet file, several, or those of a folder, in order of their names.
+def _read_parquet(path: Path) -> Rows:
+    """Reads one or several Parquet files, in order of their names.
 
     Args:
-        path: A file, a pattern such as `data/train-*.parquet`, a folder of `*.parquet`, or one of
-            a data set of the Hub, whose files are in `data/`.
+        path: A file, a pattern such as `data/train-*.parquet`, a folder of `*.parquet`, or a
+            dataset of the Hub with its files in `data/`.
 
     Raises:
-        DataError: None is found, `data/` holds several splits, one is damaged, or a column is
+        DataError: No file is found, `data/` holds several splits, a file is damaged, or a column is
             missing.
     """
     import pyarrow as pa
@@ -124,12 +56,9 @@ def read_parquet(path: Path) -> Records:
         try:
             table = pq.ParquetFile(file)
             columns = _check_columns(table.schema_arrow.names, file)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for raw in batch.to_pylist():
-                    where = f"{file}: row {number}"
-                    yield where, partial(_row_record, raw, f"{file.stem}-{number}")
-                    number += 1
+            yield from _table_rows(
+                file, file.stem, table.iter_batches(_BATCH_ROWS, columns=columns)
+            )
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: damaged, or not a Parquet file: {error}") from error
 
@@ -141,7 +70,7 @@ def _find_parquet(path: Path) -> list[Path]:
     elif "*" in path.name:
         files = sorted(path.parent.glob(path.name))
     if not files or not files[0].is_file():
-        raise DataError(f"{path}: no Parquet file is there (nor in its folder data/).")
+        raise DataError(f"{path}: no Parquet file found (nor in its folder data/).")
     splits = sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))})
     if path.is_dir() and len(splits) > 1:
         named = files[0].parent / f"{splits[0]}-*.parquet"
@@ -149,12 +78,12 @@ def _find_parquet(path: Path) -> list[Path]:
     return files
 
 
-def read_dataset(path: Path) -> Records:
-    """A folder of `datasets.Dataset.save_to_disk`.
+def _read_dataset(path: Path) -> Rows:
+    """Reads a folder written by `datasets.Dataset.save_to_disk`.
 
     Raises:
         ConfigError: The package `datasets` is missing.
-        DataError: It holds several splits, cannot be read, or lacks a column.
+        DataError: The folder holds several splits, cannot be read, or lacks a column.
     """
     try:
         import datasets
@@ -166,17 +95,14 @@ def read_dataset(path: Path) -> Records:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a folder of Dataset.save_to_disk: {error}. A data set of the hub is "
-            "fetched once by datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER)."
+            f"{path}: not a folder of Dataset.save_to_disk: {error}. Fetch a dataset of the Hub "
+            "once with datasets.load_dataset(NAME, split=...).save_to_disk(FOLDER)."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path}: it holds splits; name one: {', '.join(map(str, loaded))}.")
     columns = _check_columns(loaded.column_names, path)
-    for number, raw in enumerate(loaded.select_columns(columns).with_format("arrow").iter(1024)):
-        for offset, row in enumerate(raw.to_pylist()):
-            row_number = number * 1024 + offset
-            sample_id = f"{path.name}-{row_number}"
-            yield f"{path}: row {row_number}", partial(_row_record, row, sample_id)
+    batches = loaded.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
+    yield from _table_rows(path, path.name, batches)
 
 
 def _check_columns(names: list[str], where: Path) -> list[str]:
@@ -189,44 +115,30 @@ def _check_columns(names: list[str], where: Path) -> list[str]:
     return found
 
 
-def _row_record(raw: dict[str, Any], sample_id: str) -> dict[str, Any]:
-    """A row as a LLaVA record; `sample_id` is for one that has none."""
-    record = {"id": sample_id, **{key: value for key, value in raw.items() if value is not None}}
-    pairs = record.get("texts") or ()
-    if source := next((pair["source"] for pair in pairs if pair.get("source")), None):
-        record.setdefault("source", source)
-    return record
+def _table_rows(place: Path, name: str, batches: Iterable[Any]) -> Rows:
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        # a row without an id gets its number in its own file
+        found = {"id": f"{name}-{number}", **{k: v for k, v in row.items() if v is not None}}
+        yield f"{place}: row {number}", found
 
 
-def read_captions(path: Path) -> Records:
-    """`image`, `caption` and perhaps `id`, in objects or columns.
+def _read_captions(path: Path) -> Rows:
+    """Reads `image`, `caption` and optionally `id` from objects or columns.
 
     Raises:
         DataError: The file is missing, or a TSV or CSV file lacks a column.
     """
-    prompts = get_language("en").fixed_prompts
-    requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
-    is_table = path.suffix.lower() in (".tsv", ".csv")
-    rows = _caption_table(path) if is_table else iter_records(path)
-    for where, raw in rows:
-        yield where, partial(_caption_record, raw, where, requests)
-
-
-def _caption_record(raw: dict[str, Any], where: str, requests: list[str]) -> dict[str, Any]:
-    image = field(raw, "image", where)
-    request = requests[zlib.crc32(image.encode()) % len(requests)]
-    return caption(raw.get("id", image), image, request, field(raw, "caption", where))
-
-
-def _caption_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    ending = path.suffix.lower()
+    if ending not in (".tsv", ".csv"):
+        yield from iter_records(path)
+        return
+    is_tsv = ending == ".tsv"
+    layout: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(file)
-            else:
-                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            missing = {"image", "caption"} - set(reader.fieldnames or ())
-            if missing:
+            reader = csv.DictReader(file, **layout)
+            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
                 raise DataError(
                     f"{path}:1: no column {' and '.join(sorted(missing))}; found "
                     f"{', '.join(reader.fieldnames or ['nothing'])}."
@@ -237,108 +149,167 @@ def _caption_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: there is no such file.") from error
 
 
-def read_chartqa(path: Path) -> Records:
-    """`[{"imgname", "query", "label"}]`."""
-    for number, (where, raw) in enumerate(iter_records(path)):
-        yield where, partial(_chartqa, raw, where, f"{path.stem}-{number}")
+def _read_docvqa(path: Path) -> Rows:
+    """Reads `{"data": [...]}`."""
+    for number, raw in enumerate(_load(path, "data", list)):
+        yield f"{path}: data[{number}]", raw
 
 
-def _chartqa(raw: Record, where: str, sample_id: str) -> Record:
-    image, question = field(raw, "imgname", where), field(raw, "query", where)
-    return short_answer(sample_id, image, question, field(raw, "label", where), "chart")
-
-
-def read_dvqa(path: Path) -> Records:
-    """`[{"question_id", "question", "answer", "image"}]`."""
-    for where, raw in iter_records(path):
-        yield where, partial(_dvqa, raw, where)
-
-
-def _dvqa(raw: Record, where: str) -> Record:
-    sample_id, image = field(raw, "question_id", where, (int, str)), field(raw, "image", where)
-    question, answer = field(raw, "question", where), field(raw, "answer", where)
-    return short_answer(sample_id, image, question, answer, "chart")
-
-
-def read_docvqa(path: Path) -> Records:
-    """`{"data": [{"questionId", "question", "image", "answers"}]}`; the first answer is taken."""
-    content = _load(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise DataError(f"{path}: expected an object with a list `data`; is this DocVQA's file?")
-    for number, raw in enumerate(content["data"]):
-        where = f"{path}: data[{number}]"
-        yield where, partial(_docvqa, raw, where)
-
-
-def _docvqa(raw: Record, where: str) -> Record:
-    answers = field(raw, "answers", where, list)
-    answer = field({"answers[0]": answers[0] if answers else None}, "answers[0]", where)
-    sample_id, image = field(raw, "questionId", where, (int, str)), field(raw, "image", where)
-    return short_answer(sample_id, image, field(raw, "question", where), answer, "document")
-
-
-def read_ai2d(path: Path) -> Records:
-    """A folder with `questions/<picture>.json`: questions with `answerTexts`, `correctAnswer`."""
+def _read_ai2d(path: Path) -> Rows:
+    """Reads a folder with `questions/<image>.json`, whose keys are the questions."""
     files = sorted((path / "questions").glob("*.json"))
     if not files:
         raise DataError(f"{path}: no questions/*.json found; name the folder that AI2D unpacks to.")
     for file in files:
-        content = _load(file)
-        if not isinstance(content, dict) or not isinstance(content.get("questions"), dict):
-            raise DataError(f"{file}: expected an object with `questions`; is this AI2D's file?")
-        for question, raw in content["questions"].items():
-            where = f"{file}: {question!r:.60}"
-            yield where, partial(_ai2d, content, question, raw, where)
+        image = _load(file, "imageName", str)
+        for question, entry in _load(file, "questions", dict).items():
+            row = {"image": image, "question": question, "entry": entry}
+            yield f"{file}: {question!r:.60}", row
 
 
-def _ai2d(content: Record, question: str, raw: Record, where: str) -> Record:
-    image, options = field(content, "imageName", where), field(raw, "answerTexts", where, list)
-    right, sample_id = field(raw, "correctAnswer", where, int), field(raw, "questionId", where)
-    return choice(sample_id, image, question, options, right, "diagram", where)
+def _load(path: Path, key: str, kind: type) -> Any:
+    """Returns the value of a key of a small JSON file."""
+    return field(read_json(path, dict), key, str(path), kind)
 
 
-def read_geoqa(path: Path) -> Records:
-    """`[{"id"?, "subject" or "question", "choices", "label", "image"}]`, or LLaVA records of it."""
-    for number, (where, raw) in enumerate(iter_records(path)):
-        yield where, partial(_geoqa, raw, where, f"{path.stem}-{number}")
+def field(record: Any, name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+    """Returns a required value of a record.
+
+    Raises:
+        SampleError: The value is missing or of another type.
+    """
+    value = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(value, kind):
+        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+        raise SampleError(
+            f"{where}: {name!r} is {value!r:.60}, expected {wanted}; is this the right format?",
+            "structure",
+        )
+    return value
 
 
-def _geoqa(raw: Record, where: str, sample_id: str) -> Record:
+def _talk(sample_id: Any, image: str, question: str, answer: str, task: str) -> dict[str, Any]:
+    """Makes a record of one question about an image."""
+    return {
+        "id": str(sample_id),
+        "image": image,
+        "task": task,
+        "conversations": [
+            {"from": "human", "value": f"{DEFAULT_IMAGE_TOKEN}\n{question}"},
+            {"from": "gpt", "value": answer},
+        ],
+    }
+
+
+def _short_answer(
+    raw: Mapping[str, Any],
+    where: str,
+    default_id: str,
+    *,
+    task: str,
+    image: str = "image",
+    question: str = "question",
+    answer: str = "answer",
+    id_key: str | None = None,
+) -> dict[str, Any]:
+    """Makes a record of a short-answer question; the last arguments name its keys."""
+    sample_id = default_id if id_key is None else field(raw, id_key, where, (int, str))
+    request = get_language(ENGLISH).short_answer
+    text = f"{field(raw, question, where).strip()}\n{request}"
+    return _talk(sample_id, field(raw, image, where), text, field(raw, answer, where), task)
+
+
+def _choice(
+    sample_id: Any,
+    image: str,
+    question: str,
+    options: Sequence[str],
+    right: int,
+    task: str,
+    where: str,
+) -> dict[str, Any]:
+    """Makes a record of a multiple-choice question, answered by a letter.
+
+    Raises:
+        SampleError: The right answer is none of the options.
+    """
+    if not 0 <= right < len(options) <= len(_LETTERS):
+        raise SampleError(
+            f"{where}, sample {sample_id!r}: the answer is option {right} of {len(options)}.",
+            "structure",
+        )
+    listed = [f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False)]
+    text = "\n".join([question.strip(), *listed, get_language(ENGLISH).option_letter])
+    return _talk(sample_id, image, text, _LETTERS[right], task)
+
+
+def _llava(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """Takes a row with the fields of a LLaVA record; pairs of `texts` may name the source."""
+    named = [pair["source"] for pair in raw.get("texts") or () if pair.get("source")]
+    return {"source": named[0], **raw} if named else dict(raw)
+
+
+def _caption(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """Converts `{"image", "caption", "id"?}`."""
+    prompts = get_language(ENGLISH).fixed_prompts
+    requests = [prompts[key] for key in sorted(prompts) if key.startswith("image_")]
+    image = field(raw, "image", where)
+    request = requests[zlib.crc32(image.encode()) % len(requests)]
+    return _talk(raw.get("id", image), image, request, field(raw, "caption", where), "caption")
+
+
+def _docvqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """Converts `{"questionId", "question", "image", "answers"}`, taking the first answer."""
+    answers = field(raw, "answers", where, list)
+    asked = {**raw, "answers[0]": answers[0] if answers else None}
+    return _short_answer(
+        asked, where, default_id, task="document", answer="answers[0]", id_key="questionId"
+    )
+
+
+def _ai2d(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """Converts an entry of `_read_ai2d`."""
+    entry = raw["entry"]
+    options, right = (
+        field(entry, "answerTexts", where, list),
+        field(entry, "correctAnswer", where, int),
+    )
+    sample_id = field(entry, "questionId", where)
+    return _choice(sample_id, raw["image"], raw["question"], options, right, "diagram", where)
+
+
+def _geoqa(raw: Mapping[str, Any], where: str, default_id: str) -> dict[str, Any]:
+    """Converts `{"id"?, "subject" or "question", "choices", "label", "image"}`, or a record."""
     if "conversations" in raw:
         return {"task": "geometry", **raw}
     options = [str(option) for option in field(raw, "choices", where, list)]
     question = field(raw, "question" if "question" in raw else "subject", where)
     image, right = field(raw, "image", where), field(raw, "label", where, int)
-    named = raw.get("id", sample_id)
-    return choice(named, image, question, options, right, "geometry", where)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    named = raw.get("id", default_id)
+    return _choice(named, image, question, options, right, "geometry", where)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which a data set lies on disk.
+    """A format of datasets on disk.
 
     Attributes:
-        name: On the command line.
-        summary: What it looks like, in a line.
-        read: From a path to records; None for LLaVA's own JSON.
-        pictures: Folder of the pictures as seen from the file's (or given) folder, where records
-            do not say it; None where they are relative to the corpus' image root.
-        source: Written into rows that do not name theirs; None: the file's name.
+        name: Name on the command line.
+        summary: Description in one line.
+        rows: Reads the entries at a path; None for LLaVA's own JSON.
+        to_record: Makes a LLaVA record of an entry, with an image path relative to the source. Its
+            other arguments are the location of the entry, for messages, and an id for entries
+            without one.
+        images: Image folder relative to the folder of the source, where records do not name it;
+            None if image paths are relative to the image root of the corpus.
+        source: Source of rows that do not name one; None for the name of the file.
     """
 
     name: str
     summary: str
-    read: Callable[[Path], Records] | None = None
-    pictures: str | None = None
+    rows: Callable[[Path], Rows] | None = None
+    to_record: Callable[[Mapping[str, Any], str, str], dict[str, Any]] = _llava
+    images: str | None = None
     source: str | None = None
 
 
@@ -347,16 +318,20 @@ FORMATS = {
     for format in (
         Format("llava", "JSON array or JSON Lines of LLaVA records; LLaVA-1.5's mix"),
         Format("sharegpt4v", "ShareGPT4V, ShareGPT4V-PT (LLaVA records)", source="sharegpt4v"),
-        Format("parquet", "columns image; conversations, messages or texts", read_parquet),
-        Format("hf", "folder of Dataset.save_to_disk, same columns", read_dataset),
-        Format("captions", "JSON, JSONL, TSV or CSV of image and caption", read_captions),
-        Format("chartqa", "array of imgname, query, label",
-               read_chartqa, "png", "chartqa"),
-        Format("docvqa", "data: question, answers, image", read_docvqa, ".", "docvqa"),
-        Format("dvqa", "array of question, answer, image", read_dvqa, "images", "dvqa"),
-        Format("ai2d", "folder with questions/ and images/", read_ai2d, "images", "ai2d"),
+        Format("parquet", "columns image; conversations, messages or texts", _read_parquet),
+        Format("hf", "folder of Dataset.save_to_disk, same columns", _read_dataset),
+        Format("captions", "JSON, JSONL, TSV or CSV of image and caption",
+               _read_captions, _caption),
+        Format("chartqa", "array of imgname, query, label", iter_records,
+               partial(_short_answer, task="chart", image="imgname", question="query",
+                       answer="label"),
+               "png", "chartqa"),
+        Format("docvqa", "data: question, answers, image", _read_docvqa, _docvqa, ".", "docvqa"),
+        Format("dvqa", "array of question, answer, image", iter_records,
+               partial(_short_answer, task="chart", id_key="question_id"), "images", "dvqa"),
+        Format("ai2d", "folder with questions/ and images/", _read_ai2d, _ai2d, "images", "ai2d"),
         Format("geoqa", "array of subject or question, choices, label, image",
-               read_geoqa, "images", "geoqa"),
+               iter_records, _geoqa, "images", "geoqa"),
     )
 }  # fmt: skip
 
@@ -370,10 +345,10 @@ _SUFFIXES = {
 
 
 def split_source(text: str) -> tuple[Format, Path]:
-    """Read `[FORMAT:]PATH`; without a format the file's ending tells it.
+    """Parses `[FORMAT:]PATH`; without a format, the file name extension decides.
 
     Raises:
-        ConfigError: The format is unknown, or cannot be told.
+        ConfigError: The format is unknown or cannot be inferred.
     """
     name, colon, path = text.partition(":")
     if colon and not Path(text).exists():

@@ -1,9 +1,9 @@
-"""Imports data sets into a corpus.
+"""Imports datasets into a corpus.
 
-Input: files of several formats, in English. Output: a corpus folder, written row batch by row
-batch in constant memory; it appears when it is whole. Every row that is left out is counted with
-its reason. Rules from a file mark the rows whose meaning does not survive translation; images are
-opened, many at a time, and copied if asked.
+Input: files of several formats, in English. Output: a corpus folder, written batch by batch in
+constant memory; it appears when it is complete. Every row that is left out is counted with its
+reason. Rules from a file mark the rows whose meaning does not survive translation. Images can be
+opened, many at a time, and copied.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ import hashlib
 import io
 import logging
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -36,7 +34,15 @@ from llava.data.sample import Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import ImageError, open_image
-from lrm_ext.corpus.columns import Flags, Turns, batch_of, check_sample, iter_row_batches, to_flags
+from lrm_ext.corpus.columns import (
+    Flags,
+    Turns,
+    batch_of,
+    check_sample,
+    iter_row_batches,
+    to_flags,
+    usable_sample,
+)
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
@@ -49,30 +55,26 @@ _MAX_REMEMBERED = 1_000_000
 log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 2048
-_NUM_PICTURES_LOOKED_FOR = 20
-# Tells from an English sample whether its meaning survives translation.
-IsTranslatable = Callable[[Sample], bool]
-# Writes a picture that is embedded in a data set, of which it is told where that is.
-SaveEmbedded = Callable[[dict[str, Any], str], str]
+_NUM_IMAGES_LOOKED_FOR = 20
+NUM_THREADS = min(32, 2 * (os.cpu_count() or 1))  # decoding releases the GIL
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One reason for a row to stay English."""
+    """A rule on which rows stay English."""
 
     name: str
     field: Literal["source", "task", "question", "answer"]
     pattern: str
 
     def __post_init__(self) -> None:
-        """Check the pattern.
+        """Checks the pattern.
 
         Raises:
-            ValueError: Python or RE2 cannot read it.
+            ValueError: RE2 cannot compile it.
         """
         try:
-            re.compile(self.pattern)
             pc.match_substring_regex(pa.array([""]), self.pattern)
-        except (re.error, pa.ArrowInvalid) as error:
+        except pa.ArrowInvalid as error:
             raise ValueError(f"pattern {self.pattern!r} is not usable: {error}") from error
 
 
@@ -82,13 +84,13 @@ class _RulesFile(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass
 class Rules:
-    """All of them, and what they have caught.
+    """All rules, and the rows that they matched.
 
     Attributes:
-        rules: In the order of the file.
-        caught: Rows by rule; a row that two rules match counts in both.
-        examples: The first few rows of each rule: id and beginning of the question.
-        num_english: Rows that stay English.
+        rules: The rules, in the order of the file.
+        caught: Number of rows by rule; a row that two rules match counts for both.
+        examples: Id and beginning of the question of the first rows of each rule.
+        num_english: Number of rows that stay English.
     """
 
     rules: tuple[Rule, ...]
@@ -97,7 +99,7 @@ class Rules:
     num_english: int = 0
 
     def __post_init__(self) -> None:
-        """Prepare one pattern a field, which matches what any of its rules matches."""
+        """Joins the patterns of each field, so that one search finds what any rule matches."""
         patterns: dict[str, list[str]] = {}
         for rule in self.rules:
             patterns.setdefault(rule.field, []).append(f"(?:{rule.pattern})")
@@ -105,15 +107,15 @@ class Rules:
 
     @classmethod
     def load(cls, path: Path = RULES_FILE) -> Rules:
-        """Read a file of rules.
+        """Reads a file of rules.
 
         Raises:
-            ConfigError: The file is missing, not TOML, or a rule is not as it must be.
+            ConfigError: The file is missing or not TOML, or a rule is not valid.
         """
         return cls(load_toml(path, _RulesFile).rules)
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Mark the rows of a batch (`ROW_SCHEMA`) that stay English."""
+        """Marks the rows of a batch (`ROW_SCHEMA`) that stay English."""
         stays = np.zeros(len(batch), dtype=bool)
         for name, any_of in self._together.items():
             stays |= _matches(batch, name, any_of)
@@ -128,166 +130,150 @@ class Rules:
         return batch.set_column(index, ROW_SCHEMA.field(index), column)
 
     def _note(self, rule: Rule, batch: pa.RecordBatch, found: Flags) -> None:
-        if not found.any():
-            return
-        self.caught[rule.name] += int(found.sum())
         kept = self.examples.setdefault(rule.name, [])
-        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)]:
-            row: dict[str, Any] = batch.slice(int(i), 1).to_pylist()[0]
+        self.caught[rule.name] += int(found.sum())
+        for i in np.flatnonzero(found)[: _MAX_EXAMPLES - len(kept)].tolist():
+            row = batch.slice(i, 1).to_pylist()[0]
             kept.append(f"{row['id']}: {row['turns'][0]['text']!r:.100}")
 
 
 def _matches(batch: pa.RecordBatch, name: str, pattern: str) -> Flags:
-    """Rows of which a field matches."""
+    """Tells in which rows a field matches."""
     if name in ("source", "task"):
         return to_flags(pc.match_substring_regex(batch.column(name), pattern))
     turns = Turns.of(batch.column("turns"))
-    of_role = turns.of_role("human" if name == "question" else "gpt")
-    texts = turns.texts.filter(pa.array(of_role))
-    flags = np.zeros(len(of_role), dtype=bool)
-    flags[of_role] = to_flags(pc.match_substring_regex(texts, pattern))
-    return turns.any(flags)
+    return turns.any(
+        turns.of_role("human" if name == "question" else "gpt") & turns.matching(pattern)
+    )
 
 
-class Problem(NamedTuple):
-    """Why a picture cannot be used.
-
-    Attributes:
-        reason: "outside_root", "missing_picture", or that of an `ImageError`.
-        message: What was found, with its path.
-    """
-
-    reason: str
-    message: str
-
-
-class PictureCheck:
-    """Checks each picture once; a context manager.
+class ImageFolder:
+    """The image folder of a corpus; checks the images and copies them if asked.
 
     Args:
-        root: Folder of the pictures.
-        num_threads: How many are opened at once; decoding does not hold Python's lock.
+        root: The folder.
+        pool: Opens several images at once; None if they are not opened.
+        copy_to: Folder to copy images to, with the same relative paths. Images that are embedded in
+            a source are written there, too.
     """
 
-    def __init__(self, root: Path, num_threads: int | None = None) -> None:
-        self.root = root
-        self._pool = ThreadPoolExecutor(num_threads or min(32, 2 * (os.cpu_count() or 1)))
-        self._known: dict[str, Problem | None] = {}
-
-    def __enter__(self) -> PictureCheck:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, root: Path, pool: Executor | None = None, copy_to: Path | None = None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.root = root
+        self._pool = pool
+        self._copy_to = copy_to
+        self._known: dict[str, SampleError | None] = {}
+        self._has_looked = pool is not None
 
-    def __call__(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
-        """Drop the rows of a batch whose picture cannot be used.
+    def keep_usable(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
+        """Drops the rows of a batch whose image cannot be used.
 
         Raises:
-            DataError: As `policy` raises.
+            DataError: `policy` allows no more dropped rows.
         """
-        problems = self.problems(batch.column("image").to_pylist())
-        bad = [i for i, problem in enumerate(problems) if problem is not None]
-        for i in bad:
-            problem, sample_id = problems[i], batch.column("id")[i].as_py()
-            assert problem is not None
-            policy.report.read[ENGLISH] -= 1  # counted again as dropped
-            text = f"sample {sample_id!r}: {problem.message}"
-            policy.drop(SampleError(text, problem.reason, ENGLISH))
-        return batch if not bad else batch.take(np.setdiff1d(np.arange(len(batch)), bad))
+        self._look_for_any(batch)
+        is_usable = np.ones(len(batch), dtype=bool)
+        for i, problem in enumerate(self.problems(batch.column("image").to_pylist())):
+            if problem is not None:
+                is_usable[i] = False
+                policy.report.read[ENGLISH] -= 1  # counted again as dropped
+                text = f"sample {batch.column('id')[i].as_py()!r}: {problem}"
+                policy.drop(SampleError(text, problem.reason, ENGLISH))
+        return batch if is_usable.all() else batch.filter(pa.array(is_usable))
 
-    def problems(self, names: Sequence[str | None]) -> list[Problem | None]:
-        """Open pictures, several at a time.
+    def problems(self, names: Sequence[str | None]) -> list[SampleError | None]:
+        """Opens images, several at a time and each of them once.
 
         Args:
-            names: Paths relative to the root; None for a row without a picture.
+            names: Paths relative to the root; None for a row without an image.
 
         Returns:
-            For each what is wrong with it; None if nothing is.
+            What is wrong with each image; None if nothing is.
         """
+        if self._pool is None:
+            return []
         if len(self._known) > _MAX_REMEMBERED:
             self._known.clear()
         new = sorted({name for name in names if name is not None} - self._known.keys())
         self._known.update(zip(new, self._pool.map(self._problem, new), strict=True))
         return [None if name is None else self._known[name] for name in names]
 
-    def _problem(self, name: str) -> Problem | None:
-        path = self.root / name
-        if leaves_folder(name):
-            return Problem("outside_root", f"picture {name!r} lies outside of {self.root}")
-        if not path.is_file():
-            return Problem("missing_picture", f"no such picture: {path}")
-        try:
-            open_image(path).close()
-        except ImageError as error:
-            return Problem(error.reason, str(error))
-        return None
-
-
-class PictureCopy(PictureCheck):
-    """Checks each picture and copies it; those that are embedded in a source are written out.
-
-    Args:
-        root: Folder of the pictures that sources refer to.
-        out: Folder to copy into; paths below it are those below `root`.
-        num_threads: How many are opened at once.
-    """
-
-    def __init__(self, root: Path, out: Path, num_threads: int | None = None) -> None:
-        super().__init__(root, num_threads)
-        self._out = out
-
-    def save_embedded(self, image: dict[str, Any], where: str) -> str:
-        """Write a picture of a table to a file named by its content.
+    def save_embedded(self, image: Mapping[str, Any], where: str) -> str:
+        """Writes an image that is embedded in a table to a file named by a hash of its content.
 
         Args:
-            image: Has the file's content as `bytes`.
-            where: For messages.
+            image: Has the content of the file as `bytes`.
+            where: Location of the row, for messages.
 
         Returns:
-            Its path below `out`.
+            Path of the file below the folder that images are copied to.
 
         Raises:
-            SampleError: It is no picture.
+            SampleError: It is not an image, or images are not copied.
         """
+        if self._copy_to is None:
+            raise SampleError(
+                f"{where}: the image is embedded in the file, but a corpus refers to images by "
+                "path. Import with --copy-images, which writes it to a file.",
+                "embedded_picture",
+            )
         data = image["bytes"]
         try:
             open_image(data, where).close()
         except ImageError as error:
             raise SampleError(str(error), error.reason) from error
-        with Image.open(io.BytesIO(data)) as picture:
-            ending = (picture.format or "img").lower()
+        with Image.open(io.BytesIO(data)) as opened:
+            ending = (opened.format or "img").lower()
         digest = hashlib.sha256(data).hexdigest()[:32]
         name = f"embedded/{digest[:2]}/{digest}.{ending}"
-        if not (self._out / name).is_file():
-            with writing(self._out / name) as partial:
-                partial.write_bytes(data)
+        if not (self._copy_to / name).is_file():
+            with writing(self._copy_to / name) as partial_file:
+                partial_file.write_bytes(data)
         return name
 
-    def _problem(self, name: str) -> Problem | None:
-        target = self._out / name
-        if target.is_file():  # embedded ones, too
+    def _problem(self, name: str) -> SampleError | None:
+        path = self.root / name
+        target = None if self._copy_to is None else self._copy_to / name
+        if target is not None and target.is_file():  # embedded ones, too
             return None
-        problem = super()._problem(name)
-        if problem is None:
-            with writing(target) as partial:
-                shutil.copyfile(self.root / name, partial)
-        return problem
+        if leaves_folder(name):
+            text = f"image {name!r} is outside {self.root}"
+            return SampleError(text, "outside_root")
+        if not path.is_file():
+            return SampleError(f"no such image: {path}", "missing_picture")
+        try:
+            open_image(path).close()
+        except ImageError as error:
+            return SampleError(str(error), error.reason)
+        if target is not None:
+            with writing(target) as partial_file:
+                shutil.copyfile(path, partial_file)
+        return None
+
+    def _look_for_any(self, batch: pa.RecordBatch) -> None:
+        """Warns once if none of the first images exists: then the folder is probably wrong."""
+        if self._has_looked:
+            return
+        names = batch.column("image").drop_null().slice(0, _NUM_IMAGES_LOOKED_FOR).to_pylist()
+        self._has_looked = bool(names)
+        if names and not any((self.root / name).is_file() for name in names):
+            log.warning(
+                "none of the first %d images exists, such as %s; is --images right? "
+                "`lrm corpus validate --verify-images` checks all of them",
+                len(names),
+                self.root / names[0],
+            )
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """One data set to import.
+    """A dataset to import.
 
     Attributes:
-        format: How it lies on disk.
+        format: Its format.
         path: Its file or folder.
-        name: Written into rows that do not name their source; None: the format's, or the file's.
+        name: Source of rows that do not name one; None for that of the format or of the file.
     """
 
     format: Format
@@ -296,25 +282,25 @@ class ImportSource:
 
     @property
     def source(self) -> str:
-        """What rows that do not name their source get."""
+        """Source of the rows that do not name one."""
         return self.name or self.format.source or self.path.stem
 
 
 @dataclass
 class ImportResult:
-    """What was imported.
+    """The result of an import.
 
     Attributes:
-        rules: What stays English, and why.
-        reports: What was read and left out, by the path that was given.
-        rows: Rows by source.
-        without_picture: Rows that are text only, by source.
+        rules: The rules, with the rows that stay English.
+        reports: What was read and dropped, by the path of the source.
+        rows: Number of rows by source.
+        text_only: Number of rows without an image by source.
     """
 
     rules: Rules
     reports: dict[Path, DropReport] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
-    without_picture: Counter[str] = field(default_factory=Counter)
+    text_only: Counter[str] = field(default_factory=Counter)
 
 
 def import_corpus(
@@ -329,182 +315,131 @@ def import_corpus(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda num_rows: None,
 ) -> ImportResult:
-    """Make a corpus of data sets.
+    """Creates a corpus from datasets.
 
     Args:
-        sources: Data sets in English, in the order in which their rows will lie.
-        out: The corpus folder to make.
-        images: Folder below which all pictures lie; rows refer to them relative to it.
-        rules: Which rows stay English; the project's own rules if left out.
-        max_drop_rate: Share of the rows of each source that may be left out, so that none vanishes
-            among the others; at 0 the first bad one raises.
-        verify_images: Open each picture.
-        copy_images: Copy each picture into the corpus, opening it; and write out those that are
+        sources: Datasets in English, in the order of their rows in the corpus.
+        out: The corpus folder to create.
+        images: Folder that holds all images; rows refer to them relative to it.
+        rules: Rules on which rows stay English; those of the project if omitted.
+        max_drop_rate: Share of the rows of each source that may be dropped, so that no source
+            vanishes among the others; at 0 the first bad row raises.
+        verify_images: Open every image.
+        copy_images: Open every image and copy it into the corpus, and write out images that are
             embedded in a source, which are refused otherwise.
         overwrite: Replace a corpus that is at `out`.
         progress: Called with the number of rows written so far.
 
     Raises:
-        ConfigError: There is no folder `images`, or a source's pictures do not lie below it.
-        DataError: A record, a picture or a file is not as it must be, or too many are left out.
+        ConfigError: `images` does not exist, or the images of a source are not below it.
+        DataError: A record, an image or a file is not valid, or too many are dropped.
     """
     if not images.is_dir():
         raise ConfigError(
-            f"{images}: no such folder; expected the one below which all pictures lie (--images)."
+            f"{images}: no such folder; expected the one that holds all images (--images)."
         )
-    rules = Rules.load() if rules is None else rules
-    result = ImportResult(rules)
+    result = ImportResult(Rules.load() if rules is None else rules)
     root = "images" if copy_images else os.path.relpath(images.resolve(), out.resolve())
     with (
         CorpusWriter(out, (), image_root=root, overwrite=overwrite) as writer,
-        _check(images, verify_images, writer.work_dir / "images" if copy_images else None) as check,
+        ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
-        save = check.save_embedded if isinstance(check, PictureCopy) else refuse_embedded
-        has_looked, num_rows = check is not None, 0
+        folder = ImageFolder(
+            images,
+            pool if verify_images or copy_images else None,
+            writer.work_dir / "images" if copy_images else None,
+        )
         for source in sources:
             policy = DropPolicy(max_drop_rate)
             result.reports[source.path] = policy.report
-            for batch in row_batches(source, images, policy, save):
-                has_looked = has_looked or _looks_for_images(batch, images)
-                batch = rules.apply(batch if check is None else check(batch, policy))
+            for batch in row_batches(source, folder, policy):
+                batch = result.rules.apply(folder.keep_usable(batch, policy))
                 writer.append_rows(batch)
-                _count(batch, result)
-                num_rows += len(batch)
-                progress(num_rows)
+                text_only = batch.filter(batch.column("image").is_null())
+                result.rows.update(batch.column("source").to_pylist())
+                result.text_only.update(text_only.column("source").to_pylist())
+                progress(result.rows.total())
             policy.finish()
-        if not num_rows:
+        if not result.rows:
             raise DataError("no rows were found; nothing is written.")
     return result
 
 
-def _check(
-    images: Path, verifies: bool, copies_to: Path | None
-) -> AbstractContextManager[PictureCheck | None]:
-    if copies_to is not None:
-        return PictureCopy(images, copies_to)
-    return PictureCheck(images) if verifies else nullcontext()
-
-
-def _looks_for_images(batch: pa.RecordBatch, images: Path) -> bool:
-    """Warn if not even the first images are there, for then the folder is wrong.
-
-    Returns:
-        False if the batch has no image to look for.
-    """
-    names = batch.column("image").drop_null().slice(0, _NUM_PICTURES_LOOKED_FOR).to_pylist()
-    if names and not any((images / name).is_file() for name in names):
-        log.warning(
-            "none of the first %d pictures is there, such as %s; is --images right? "
-            "`lrm corpus validate --verify-images` looks for all of them",
-            len(names),
-            images / names[0],
-        )
-    return bool(names)
-
-
-def _count(batch: pa.RecordBatch, result: ImportResult) -> None:
-    names = batch.column("source").to_pylist()
-    result.rows.update(names)
-    if batch.column("image").null_count:
-        without = pc.is_null(batch.column("image")).to_pylist()
-        result.without_picture.update(
-            name for name, is_text in zip(names, without, strict=True) if is_text
-        )
-
-
-def refuse_embedded(image: dict[str, Any], where: str) -> str:
-    """Refuse a picture that is in the file, not beside it.
-
-    Raises:
-        SampleError: Always.
-    """
-    raise SampleError(
-        f"{where}: the picture is embedded in the file; a corpus refers to pictures by path. "
-        "Import with --copy-images, which writes it to a file.",
-        "embedded_picture",
-    )
-
-
 def row_batches(
-    source: ImportSource,
-    images: Path,
-    policy: DropPolicy,
-    save_embedded: SaveEmbedded = refuse_embedded,
+    source: ImportSource, images: ImageFolder, policy: DropPolicy
 ) -> Iterator[pa.RecordBatch]:
-    """Read a data set as rows of a corpus.
+    """Reads a dataset as rows of a corpus.
 
     Args:
-        source: The data set, in English.
-        images: Folder below which its pictures lie.
-        policy: What happens to a record that cannot be used.
-        save_embedded: Writes a picture that is embedded in the data set to a file, and gives its
-            path below the corpus' pictures.
+        source: The dataset, in English.
+        images: The image folder.
+        policy: Decides what happens to a record that cannot be used.
 
     Yields:
         Batches of `ROW_SCHEMA`, all rows translatable.
 
     Raises:
-        ConfigError: The pictures do not lie below `images`.
-        DataError: The data set cannot be read, or as `policy` raises.
+        ConfigError: The images are not below `images`.
+        DataError: The dataset cannot be read, or `policy` refuses a record.
     """
-    if source.format.read is None:
+    if source.format.rows is None:
         yield from iter_row_batches(source.path, source.source, policy)
         return
-    prefix = _picture_prefix(source, images)
+    prefix = _image_prefix(source, images.root)
     samples: list[Sample] = []
-    for sample in _samples(source, prefix, policy, save_embedded):
-        samples.append(sample)
+    for number, (where, raw) in enumerate(source.format.rows(source.path)):
+        default_id = f"{source.path.stem}-{number}"
+        make = partial(_record_of, source.format, raw, where, default_id, prefix, images)
+        sample = usable_sample(make, where, policy)
+        if sample is not None:
+            samples.append(sample)
         if len(samples) == _BATCH_ROWS:
-            yield batch_of(samples)
+            yield batch_of(samples, source.source)
             samples = []
     if samples:
-        yield batch_of(samples)
+        yield batch_of(samples, source.source)
 
 
-def _samples(
-    source: ImportSource, prefix: str, policy: DropPolicy, save_embedded: SaveEmbedded
-) -> Iterator[Sample]:
-    assert source.format.read is not None
-    for where, make in source.format.read(source.path):
-        try:
-            record = make()
-            images = record_images(record)
-            if len(images) == 1:
-                (image,) = images
-                if isinstance(image, dict):
-                    image = save_embedded(image, where)
-                elif prefix:
-                    image = f"{prefix}/{image}"
-                record = {**record, "image": image, "images": None}
-            sample = Sample.from_record(record, where)
-            check_sample(sample, where, ENGLISH)
-        except SampleError as error:
-            error.lang = ENGLISH
-            policy.drop(error)
-            continue
-        policy.keep(ENGLISH)
-        yield sample if sample.source else replace(sample, source=source.source)
+def _record_of(
+    layout: Format,
+    raw: Mapping[str, Any],
+    where: str,
+    default_id: str,
+    prefix: str,
+    images: ImageFolder,
+) -> dict[str, Any]:
+    """Makes a LLaVA record whose image path is relative to the image folder."""
+    record = layout.to_record(raw, where, default_id)
+    found = record_images(record)
+    if len(found) != 1:
+        return record
+    image = found[0]
+    if isinstance(image, dict):
+        image = images.save_embedded(image, where)
+    elif prefix:
+        image = f"{prefix}/{image}"
+    return {**record, "image": image, "images": None}
 
 
-def _picture_prefix(source: ImportSource, images: Path) -> str:
-    """Where the source's pictures are, relative to `images`.
+def _image_prefix(source: ImportSource, images: Path) -> str:
+    """Returns the image folder of a source relative to `images`.
 
     Raises:
-        ConfigError: They are not below it.
+        ConfigError: It is not below `images`.
     """
-    if source.format.pictures is None:
+    if source.format.images is None:
         return ""
     folder = source.path if source.path.is_dir() else source.path.parent
-    # as it is named, for links below `images` may lead out of it; then as it really lies
+    # first by name, because links below `images` may lead out of it, then with links resolved
     for real in (os.path.abspath, os.path.realpath):
-        path = Path(os.path.relpath(real(folder / source.format.pictures), real(images)))
+        path = Path(os.path.relpath(real(folder / source.format.images), real(images)))
         if path.parts[:1] != ("..",):
             break
     else:
         raise ConfigError(
-            f"{source.path}: the pictures of {source.format.name} are expected in "
-            f"{folder / source.format.pictures}, which is not below --images {images}; name a "
-            "folder that holds the pictures of all sources."
+            f"{source.path}: the images of {source.format.name} are expected in "
+            f"{folder / source.format.images}, which is not below --images {images}; name a "
+            "folder that holds the images of all sources."
         )
     return "" if path == Path(".") else path.as_posix()
 
@@ -516,70 +451,52 @@ def import_llava(
     translations: Mapping[str, str | Path] | None = None,
     image_root: str = "images",
     source: str | None = None,
-    is_translatable: IsTranslatable | None = None,
+    is_translatable: Callable[[Sample], bool] = lambda sample: True,
     overwrite: bool = False,
 ) -> int:
-    """Make a corpus of LLaVA records.
+    """Creates a corpus from LLaVA records and their translations.
 
     Args:
         english: The English records.
-        out: The corpus folder to make.
-        translations: For a language, a file with the same records in the same order.
-        image_root: Folder of the pictures as seen from `out`, or absolute.
-        source: Name of the data set, for records that do not say.
-        is_translatable: Which rows may be drawn in other languages; left out, all.
+        out: The corpus folder to create.
+        translations: For each language, a file with the same records in the same order.
+        image_root: Image folder, relative to `out` or absolute.
+        source: Name of the dataset, for records that do not name one.
+        is_translatable: Tells which rows may be sampled in other languages; by default all.
         overwrite: Replace a corpus that is at `out`.
 
     Returns:
         Number of rows.
 
     Raises:
-        DataError: A record is not as it must be, is not English, or a translation is not of the
-            same record; it names file, line and sample. Nothing is written then.
+        DataError: A record is not valid or not English, or a translation belongs to another record;
+            the error names file, line and sample, and nothing is written.
     """
     files = dict(translations or {})
     with CorpusWriter(out, files, image_root=image_root, overwrite=overwrite) as writer:
         num_rows = 0
-        streams = [iter_records(english), *(iter_records(path) for path in files.values())]
-        for records in zip_longest(*streams):
-            if None in records:
-                names = [str(english), *map(str, files.values())]
-                short = [n for n, record in zip(names, records, strict=True) if record is None]
+        paths = [english, *files.values()]
+        for records in zip_longest(*map(iter_records, paths)):
+            if short := [f"{p}" for p, found in zip(paths, records, strict=True) if found is None]:
                 raise DataError(
                     f"{', '.join(short)}: ends after {num_rows} records, the others go on. "
                     "Translations need the same records in the same order."
                 )
-            samples = [Sample.from_record(record, where) for where, record in records]
-            for sample, (where, _), lang in zip(samples, records, (ENGLISH, *files), strict=True):
+            samples: list[Sample] = []
+            for (where, record), lang in zip(records, (ENGLISH, *files), strict=True):
+                samples.append(sample := Sample.from_record(record, where))
                 check_sample(sample, where, lang)
-            _check_same(samples, [where for where, _ in records])
-            row = _row_of(samples[0], source, is_translatable)
-            turns = [sample.turns for sample in samples[1:]]
+                if (sample.id, sample.image) != (samples[0].id, samples[0].image):
+                    raise DataError(
+                        f"{where}: sample {sample.id!r} with image {sample.image!r}, expected "
+                        f"the translation of {samples[0].id!r} with {samples[0].image!r} "
+                        f"({records[0][0]})."
+                    )
+            first, *others = samples
+            origin = (first.source or source, first.task, is_translatable(first))
+            row = CorpusRow(first.id, first.image, *origin, first.turns)
+            turns = [sample.turns for sample in others]
             writer.append(row, dict(zip(files, turns, strict=True)))
             num_rows += 1
     log.info("%s: %d rows in en%s", out, num_rows, "".join(f", {lang}" for lang in files))
     return num_rows
-
-
-def _row_of(
-    sample: Sample, source: str | None, is_translatable: IsTranslatable | None
-) -> CorpusRow:
-    return CorpusRow(
-        id=sample.id,
-        image=sample.image,
-        source=sample.source or source,
-        task=sample.task,
-        translatable=is_translatable is None or is_translatable(sample),
-        turns=sample.turns,
-    )
-
-
-def _check_same(samples: list[Sample], wheres: list[str]) -> None:
-    """Demand that a row's records are about the same thing."""
-    english = samples[0]
-    for sample, where in zip(samples, wheres, strict=True):
-        if (sample.id, sample.image) != (english.id, english.image):
-            raise DataError(
-                f"{where}: sample {sample.id!r} with picture {sample.image!r}, expected the "
-                f"translation of {english.id!r} with {english.image!r} ({wheres[0]})."
-            )

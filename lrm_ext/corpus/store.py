@@ -1,31 +1,31 @@
-"""A parallel corpus: English rows, and their texts in other languages aligned by row number.
+"""A parallel corpus: English rows and their texts in other languages, aligned by row number.
 
     corpus.toml              sizes, languages and counts; written last
     rows/00000.arrow …       id, image, source, task, translatable, English turns
     text/cs/00000.arrow …    the same rows in Czech: turns, status, engine, reason, quality
-    text/cs/usable.u32       numbers of the rows that may be drawn in Czech
+    text/cs/usable.u32       numbers of the rows that may be sampled in Czech
 
-Row `i` lies in shard `i // rows_per_shard`, batch `i % rows_per_shard // rows_per_batch`, so that
-finding it takes the same time in a thousand rows and in a hundred million. Shards are Arrow IPC
-files because those can be memory-mapped; Parquet cannot. Opening reads one small file; shards are
-mapped when first touched, so workers and ranks share their pages. `JoinedCorpus` reads several
-corpora as one. Nothing here formats, mixes, tokenises or opens pictures; `writer.py` writes.
+Row `i` is in shard `i // rows_per_shard`, batch `i % rows_per_shard // rows_per_batch`, so looking
+it up takes the same time in a thousand rows and in a hundred million. Shards are Arrow IPC files,
+because those can be memory-mapped and Parquet cannot. Opening a corpus reads one small file; shards
+are mapped on first use, so workers and ranks share their pages. `JoinedCorpus` reads several
+corpora as one. `writer.py` writes corpora; formatting, mixing, tokenizing and opening images happen
+elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +34,12 @@ import pyarrow as pa
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.files import leaves_folder
-from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages._toml import convert, load_toml
 
-FORMAT_VERSION = 1
 META_FILE = "corpus.toml"
 ENGLISH = "en"
 STATUSES = ("ok", "suspect", "rejected")
-MAX_ROWS = 2**32  # row numbers are stored as 32 bits
+MAX_ROWS = 2**32  # row numbers are stored in 32 bits
 
 _TURNS = pa.list_(
     pa.struct([("role", pa.string()), ("text", pa.string()), ("supervised", pa.bool_())])
@@ -55,7 +54,7 @@ ROW_SCHEMA = pa.schema(
         ("turns", _TURNS),
     ]
 )
-# A map, since checks come and go, and people bring scores of their own.
+# A map, because checks come and go and users add scores of their own.
 TEXT_SCHEMA = pa.schema(
     [
         ("turns", _TURNS),
@@ -65,30 +64,32 @@ TEXT_SCHEMA = pa.schema(
         ("quality", pa.map_(pa.string(), pa.float32())),
     ]
 )
-# Texts that were written before figures of quality were kept; they are read as having none.
+# The schema from before quality scores were stored; such texts have none.
 OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
 NUM_BYTES = 4
-# of figures of quality, as far as 32 bits hold them
+# of quality scores, as many as 32 bits can hold
 _DECIMALS = 4
-log = logging.getLogger(__name__)
+# at the end of a file, enough for the footer of a shard
+_END_BYTES = 1 << 16
+_DAMAGED = "The corpus is damaged; build or unpack it again."
 
-# Each open shard holds a file descriptor, and the usual limit is 1024 of them.
+# Each open shard takes a file descriptor, and the usual limit is 1024.
 _MAX_OPEN_SHARDS = 256
 _MAX_CACHED_BATCHES = 1024
 
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """One English sample and what is known of it.
+    """One English sample and its metadata.
 
     Attributes:
-        id: The sample's name, as in the LLaVA JSON it came from.
-        image: Picture path relative to the corpus' image root; None for a text-only row.
-        source: The data set it came from; carried through every export, as licences hang on it.
+        id: Id of the sample, as in the LLaVA JSON it came from.
+        image: Image path relative to the image root of the corpus; None for a text-only row.
+        source: The dataset it came from; every export keeps it, because licences depend on it.
         task: Kind of question, for statistics.
         translatable: False for rows whose meaning does not survive translation (arithmetic,
-            geometry); those stay English.
-        turns: The English conversation, human first, roles alternating.
+            geometry); these stay English.
+        turns: The English conversation, human first, with alternating roles.
     """
 
     id: str
@@ -100,15 +101,15 @@ class CorpusRow:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A row's conversation in another language, and how far it is trusted.
+class CorpusText:
+    """The conversation of a row in another language, with its status.
 
     Attributes:
         turns: As many turns as in English, with the same roles.
-        status: "ok", "suspect" or "rejected"; only "ok" is ever trained on.
-        engine: What translated it, with its version; None for human text.
-        reason: Why it is not "ok".
-        quality: What each check and score measured, by name; None if nothing was measured.
+        status: "ok", "suspect" or "rejected"; only "ok" is used for training.
+        engine: The engine that translated it, with its version; None for human text.
+        reason: Why the status is not "ok".
+        quality: The value of each check and score by name; None if nothing was measured.
     """
 
     turns: tuple[Turn, ...]
@@ -118,14 +119,9 @@ class Text:
     quality: Mapping[str, float] | None = None
 
     def to_arrow(self) -> dict[str, Any]:
-        """The plain values of the Arrow columns."""
-        return {
-            "turns": turns_to_arrow(self.turns),
-            "status": self.status,
-            "engine": self.engine,
-            "reason": self.reason,
-            "quality": None if self.quality is None else list(self.quality.items()),
-        }
+        """Returns the plain values of the Arrow columns."""
+        quality = None if self.quality is None else list(self.quality.items())
+        return {**vars(self), "turns": turns_to_arrow(self.turns), "quality": quality}
 
 
 @dataclass(frozen=True)
@@ -134,11 +130,12 @@ class Meta:
 
     Attributes:
         num_rows: Rows in the corpus.
-        rows_per_shard: Rows in every shard but the last.
-        rows_per_batch: Rows in every record batch of a shard but the last.
-        image_root: Folder of the pictures, relative to the corpus folder (or absolute).
-        counts: For each language but English, how many texts have each status, and how many are
-            "usable": status "ok" in a translatable row.
+        rows_per_shard: Rows in every shard except the last.
+        rows_per_batch: Rows in every record batch of a shard except the last.
+        image_root: Image folder, relative to the corpus folder or absolute.
+        counts: For each language except English, the number of texts with each status, and of
+            "usable" ones: status "ok" in a translatable row.
+        format_version: Version of the layout on disk.
     """
 
     num_rows: int
@@ -146,11 +143,12 @@ class Meta:
     rows_per_batch: int
     image_root: str
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    format_version: Literal[1] = 1
 
     def dump(self, path: Path) -> None:
-        """Write the file (TOML)."""
+        """Writes the file as TOML."""
         lines = [
-            f"format_version = {FORMAT_VERSION}",
+            f"format_version = {self.format_version}",
             f"num_rows = {self.num_rows}",
             f"rows_per_shard = {self.rows_per_shard}",
             f"rows_per_batch = {self.rows_per_batch}",
@@ -162,68 +160,69 @@ class Meta:
 
     @classmethod
     def load(cls, folder: Path) -> Meta:
-        """Read and check a corpus folder's `corpus.toml`.
+        """Reads and checks the `corpus.toml` of a corpus folder.
 
         Raises:
-            DataError: There is none, it does not parse, or it is of another version.
+            DataError: The file is missing, cannot be parsed, or has another version.
         """
         path = folder / META_FILE
         if not path.is_file():
             hint = "it is missing" if folder.is_dir() else "the folder does not exist"
             raise DataError(
                 f"{folder} is not a corpus: expected {META_FILE} in it, but {hint}. A corpus "
-                "whose writing was cut short has none; build or unpack it again."
+                "whose writing was interrupted has none; build or unpack it again."
             )
         try:
             data = load_toml(path)
-            version = data["format_version"]
-            if version != FORMAT_VERSION:
-                raise DataError(
-                    f"{path}: format_version is {version}, this code reads {FORMAT_VERSION}; "
-                    "build or unpack the corpus again."
-                )
-            return cls(
-                num_rows=int(data["num_rows"]),
-                rows_per_shard=int(data["rows_per_shard"]),
-                rows_per_batch=int(data["rows_per_batch"]),
-                image_root=str(data["image_root"]),
-                counts=_checked_counts(data.get("languages", {})),
-            )
-        except (ConfigError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: cannot be read as a corpus description: {error!r}") from error
-
-
-def _checked_counts(languages: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    names = (*STATUSES, "usable")
-    return {lang: {name: int(counts[name]) for name in names} for lang, counts in languages.items()}
+            meta = convert({"counts": data.pop("languages", {}), **data}, cls, path)
+        except ConfigError as error:
+            raise DataError(f"{error} Build or unpack the corpus again.") from error
+        for lang, counts in meta.counts.items():
+            if missing := {*STATUSES, "usable"} - set(counts):
+                raise DataError(f"{path}: languages.{lang} lacks {', '.join(sorted(missing))}.")
+        return meta
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard, the same for rows and texts."""
+    """Returns the file name of a shard, the same for rows and texts."""
     return f"{number:05d}.arrow"
 
 
 def turns_to_arrow(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as the plain values of the Arrow column."""
-    return [{"role": t.role, "text": t.text, "supervised": t.supervised} for t in turns]
+    """Converts turns to the plain values of the Arrow column."""
+    return [vars(turn) for turn in turns]
 
 
 def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Inverse of `turns_to_arrow`."""
-    return tuple(Turn(v["role"], v["text"], v["supervised"]) for v in values)
+    """Converts the plain values of the Arrow column to turns."""
+    return tuple(Turn(**value) for value in values)
+
+
+def _row_of(values: Mapping[str, Any]) -> CorpusRow:
+    return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
+
+
+def _text_of(values: Mapping[str, Any]) -> CorpusText | None:
+    if values["turns"] is None:
+        return None
+    quality = values["quality"]
+    if quality is not None:
+        quality = {name: round(value, _DECIMALS) for name, value in quality}
+    turns = turns_from_arrow(values["turns"])
+    return CorpusText(**{**values, "turns": turns, "quality": quality})
 
 
 class RowList(Sequence[int]):
     """The row numbers in a file.
 
-    Safe to send to data-loader workers, and to share with those that are forked.
+    Can be pickled for data loader workers and shared with forked ones.
 
     Args:
         path: The file; an attribute.
-        size: How many numbers it must hold.
+        size: Number of row numbers it must hold.
 
     Raises:
-        DataError: The file is missing or of another size.
+        DataError: The file is missing or has another size.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -231,8 +230,7 @@ class RowList(Sequence[int]):
         if found != size * NUM_BYTES:
             what = "it is missing" if found < 0 else f"it has {found}"
             raise DataError(
-                f"{path}: expected {size * NUM_BYTES} bytes ({size} rows), {what}. The corpus is "
-                "damaged; build or unpack it again."
+                f"{path}: expected {size * NUM_BYTES} bytes ({size} rows), {what}. {_DAMAGED}"
             )
         self.path = path
         self._size = size
@@ -243,17 +241,17 @@ class RowList(Sequence[int]):
         return self._size
 
     def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
-        """The row number at a place.
+        """Returns the row number at an index.
 
         Raises:
-            IndexError: It is not in 0 .. len - 1.
-            DataError: The file has become shorter.
+            IndexError: The index is not in 0 .. len - 1.
+            DataError: The file was truncated.
         """
         if not 0 <= index < self._size:
-            raise IndexError(f"place {index} of {self._size} rows")
+            raise IndexError(f"index {index} of {self._size} rows")
         data = os.pread(self._file, NUM_BYTES, index * NUM_BYTES)
         if len(data) != NUM_BYTES:
-            raise DataError(f"{self.path}: has become shorter while it was read.")
+            raise DataError(f"{self.path}: was truncated while it was read.")
         return int.from_bytes(data, "little")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -263,7 +261,7 @@ class RowList(Sequence[int]):
 class Corpus:
     """A corpus folder, opened for reading.
 
-    Safe to send to data-loader workers: only the path travels, shards are mapped again there.
+    Can be pickled for data loader workers: only the path is sent, and the worker maps the shards.
 
     Example:
         >>> corpus = Corpus.open("playground/data/emoji_scenes/corpus/finetune")
@@ -274,19 +272,19 @@ class Corpus:
         self.path = path
         self.image_root = image_root
         self._meta = meta
-        self._shards: OrderedDict[tuple[str, int], pa.RecordBatchFileReader] = OrderedDict()
-        self._batches: OrderedDict[tuple[str, int, int], pa.RecordBatch] = OrderedDict()
+        self._shard = lru_cache(_MAX_OPEN_SHARDS)(self._open_shard)
+        self._batch = lru_cache(_MAX_CACHED_BATCHES)(self._read_batch)
 
     @classmethod
     def open(cls, path: str | Path, image_root: str | Path | None = None) -> Corpus:
-        """Open a corpus folder.
+        """Opens a corpus folder.
 
         Args:
             path: The folder that holds `corpus.toml`.
-            image_root: Where the pictures are, if not where `corpus.toml` says.
+            image_root: Image folder, if it is not the one that `corpus.toml` names.
 
         Raises:
-            DataError: The folder is not a corpus, or of another version.
+            DataError: The folder is not a corpus, or has another version.
         """
         folder = Path(path)
         meta = Meta.load(folder)
@@ -294,7 +292,7 @@ class Corpus:
         return cls(folder, meta, root)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return self._meta.num_rows
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -305,14 +303,14 @@ class Corpus:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that the corpus has texts in; English is always the first."""
+        """Codes of the languages that the corpus has texts in; English always comes first."""
         return (ENGLISH, *self._meta.counts)
 
     def fingerprint(self) -> str:
-        """A short text that differs for corpora with other rows or texts; the same for copies.
+        """Returns a short hash that differs for other rows or texts and is the same for copies.
 
-        It comes from the description, and from size and end of each file; an Arrow file ends with a
-        list of where its batches lie.
+        It covers `corpus.toml`, and the size and the end of each file; an Arrow file ends with the
+        offsets of its batches.
         """
         digest = hashlib.sha256((self.path / META_FILE).read_bytes())
         for path in sorted(self.path.glob("*/**/*")):
@@ -324,35 +322,44 @@ class Corpus:
                     digest.update(file.read())
         return digest.hexdigest()[:12]
 
-    def num_texts(self, lang: str) -> int:
-        """Number of rows with accepted text in `lang`; English: all rows."""
-        return len(self) if self._check_language(lang) == ENGLISH else self.statuses(lang)["ok"]
-
     def statuses(self, lang: str) -> dict[str, int]:
-        """How many texts in `lang` are "ok", "suspect" and "rejected"."""
+        """Returns how many texts in `lang` are "ok", "suspect" and "rejected"."""
         if self._check_language(lang) == ENGLISH:
             return {status: len(self) if status == "ok" else 0 for status in STATUSES}
         return {status: self._meta.counts[lang][status] for status in STATUSES}
 
     def row(self, index: int) -> CorpusRow:
-        """The English row `index`.
+        """Returns the English row `index`.
 
         Raises:
             DataError: There is no such row, or its shard is missing or damaged.
         """
-        batch, offset = self._locate("rows", index)
-        image, source, task = (batch.column(name)[offset].as_py() for name in _OPTIONAL)
-        return CorpusRow(
-            id=batch.column("id")[offset].as_py(),
-            image=image,
-            source=source,
-            task=task,
-            translatable=batch.column("translatable")[offset].as_py(),
-            turns=turns_from_arrow(batch.column("turns")[offset].as_py()),
-        )
+        return _row_of(self._values("rows", index))
+
+    def iter_rows(self) -> Iterator[CorpusRow]:
+        """Yields all rows in order, faster than one by one.
+
+        Raises:
+            DataError: A shard is missing or damaged.
+        """
+        for batch in self.row_batches():
+            yield from map(_row_of, batch.to_pylist())
+
+    def iter_rows_with_texts(self, lang: str) -> Iterator[tuple[CorpusRow, CorpusText | None]]:
+        """Yields all rows in order, each with what `text` returns for it.
+
+        Raises:
+            DataError: There is no such language, or a shard is missing or damaged.
+        """
+        if lang == ENGLISH:
+            yield from ((row, CorpusText(row.turns)) for row in self.iter_rows())
+        else:
+            batches = self.text_batches(lang)
+            texts = (_text_of(values) for batch in batches for values in batch.to_pylist())
+            yield from zip(self.iter_rows(), texts, strict=True)
 
     def row_batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows in order, as the columns of `ROW_SCHEMA`.
+        """Yields all rows in order, as the columns of `ROW_SCHEMA`.
 
         Raises:
             DataError: A shard is missing or damaged.
@@ -361,50 +368,41 @@ class Corpus:
             yield self._locate("rows", start)[0]
 
     def text_batches(self, lang: str) -> Iterator[pa.RecordBatch]:
-        """All texts in a language other than English in order, as columns; see `row_batches`.
+        """Yields all texts in a language other than English in order, as columns of `TEXT_SCHEMA`.
 
         Raises:
-            DataError: No such language, or a shard is missing or damaged.
+            DataError: There is no such language, or a shard is missing or damaged.
         """
         assert self._check_language(lang) != ENGLISH
         for start in range(0, len(self), self._meta.rows_per_batch):
             yield self._locate(f"text/{lang}", start)[0]
 
-    def text(self, lang: str, index: int) -> Text | None:
-        """The text of row `index` in `lang` whatever its status; None where there is none.
+    def text(self, lang: str, index: int) -> CorpusText | None:
+        """Returns the text of row `index` in `lang` whatever its status; None if there is none.
 
         Raises:
-            DataError: No such language or row, or its shard is missing or damaged.
+            DataError: There is no such language or row, or its shard is missing or damaged.
         """
         if self._check_language(lang) == ENGLISH:
-            return Text(self.row(index).turns)
-        batch, offset = self._locate(f"text/{lang}", index)
-        turns = batch.column("turns")[offset].as_py()
-        if turns is None:
-            return None
-        status, engine, reason, quality = (
-            batch.column(name)[offset].as_py() for name in ("status", "engine", "reason", "quality")
-        )
-        if quality is not None:
-            quality = {name: round(value, _DECIMALS) for name, value in quality}
-        return Text(turns_from_arrow(turns), status, engine, reason, quality)
+            return CorpusText(self.row(index).turns)
+        return _text_of(self._values(f"text/{lang}", index))
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
-        """The accepted turns of row `index` in `lang`; None if there are none.
+        """Returns the accepted turns of row `index` in `lang`; None if there are none.
 
         Raises:
-            DataError: No such language or row, or its shard is missing or damaged.
+            DataError: There is no such language or row, or its shard is missing or damaged.
         """
         text = self.text(lang, index)
         return text.turns if text is not None and text.status == "ok" else None
 
     def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
-        """Numbers of the rows that may be drawn in `lang`, ascending, memory-mapped.
+        """Returns the numbers of the rows that may be sampled in `lang`.
 
-        Usable means: translatable, with accepted text. English: every row.
+        Those are translatable and have an accepted text; in English, all rows.
 
         Returns:
-            1-D array of uint32.
+            1-D array of uint32, ascending, memory-mapped.
         """
         if self._check_language(lang) == ENGLISH:
             return np.arange(len(self), dtype=np.uint32)
@@ -414,15 +412,15 @@ class Corpus:
         return np.memmap(rows.path, dtype="<u4", mode="r", shape=(len(rows),))
 
     def usable(self, lang: str) -> Sequence[int]:
-        """The same as `usable_rows`, in constant memory: each number is read when asked for.
+        """Returns the same as `usable_rows` in constant memory, reading each number on access.
 
         Raises:
-            DataError: No such language, or its list is damaged.
+            DataError: There is no such language, or its list is damaged.
         """
         if self._check_language(lang) == ENGLISH:
             return range(len(self))
         rows = self._row_list(lang)
-        # ascending and different, so all of them are 0 .. len - 1
+        # distinct and ascending, so a full list is 0 .. len - 1
         return range(len(self)) if len(rows) == len(self) else rows
 
     def _row_list(self, lang: str) -> RowList:
@@ -430,10 +428,10 @@ class Corpus:
         return RowList(path, self._meta.counts[lang]["usable"])
 
     def image_path(self, index: int) -> Path | None:
-        """Path of the picture of row `index`; None for a text-only row.
+        """Returns the path of the image of row `index`; None for a text-only row.
 
         Raises:
-            DataError: It would lie outside of the image root.
+            DataError: The path is outside the image root.
         """
         batch, offset = self._locate("rows", index)
         image = batch.column("image")[offset].as_py()
@@ -441,7 +439,7 @@ class Corpus:
             return None
         if leaves_folder(image):
             raise DataError(
-                f"{self.path}: row {index}: picture {image!r} lies outside of {self.image_root}; "
+                f"{self.path}: row {index}: image {image!r} is outside {self.image_root}; "
                 "expected a path below it."
             )
         return self.image_root / image
@@ -454,80 +452,66 @@ class Corpus:
             )
         return lang
 
+    def _values(self, folder: str, index: int) -> dict[str, Any]:
+        """Returns the plain values of a row in the columns of "rows" or "text/<lang>"."""
+        batch, offset = self._locate(folder, index)
+        return {name: batch.column(name)[offset].as_py() for name in batch.schema.names}
+
     def _locate(self, folder: str, index: int) -> tuple[pa.RecordBatch, int]:
-        """Record batch and position in it of a row; `folder` is "rows" or "text/<lang>"."""
+        """Finds the record batch of a row and its offset; `folder` is "rows" or "text/<lang>"."""
         if not 0 <= index < len(self):
             raise DataError(
-                f"{self.path}: row {index} asked for, but rows run from 0 to {len(self) - 1}."
+                f"{self.path}: row {index} does not exist; rows run from 0 to {len(self) - 1}."
             )
         shard, in_shard = divmod(index, self._meta.rows_per_shard)
         number, offset = divmod(in_shard, self._meta.rows_per_batch)
-        key = (folder, shard, number)
-        batch = self._batches.get(key)
-        if batch is None:
-            batch = self._shard(folder, shard).get_batch(number)
-            num_rows = min(self._meta.rows_per_batch, len(self) - (index - offset))
-            if batch.num_rows != num_rows:
-                raise DataError(
-                    f"{self.path / folder / shard_name(shard)}: batch {number} has "
-                    f"{batch.num_rows} rows, expected {num_rows}. The corpus is damaged; build or "
-                    "unpack it again."
-                )
-            if batch.schema == OLD_TEXT_SCHEMA:
-                none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
-                batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
-            _remember(self._batches, key, batch, _MAX_CACHED_BATCHES)
-        return batch, offset
+        return self._batch(folder, shard, number), offset
 
-    def _shard(self, folder: str, number: int) -> pa.RecordBatchFileReader:
-        key = (folder, number)
-        reader = self._shards.get(key)
-        if reader is None:
-            reader = self._open_shard(self.path / folder / shard_name(number), folder, number)
-            _remember(self._shards, key, reader, _MAX_OPEN_SHARDS)
-        return reader
-
-    def _open_shard(self, path: Path, folder: str, number: int) -> pa.RecordBatchFileReader:
+    def _read_batch(self, folder: str, shard: int, number: int) -> pa.RecordBatch:
+        batch = self._shard(folder, shard).get_batch(number)
         meta = self._meta
+        first = shard * meta.rows_per_shard + number * meta.rows_per_batch
+        num_rows = min(meta.rows_per_batch, len(self) - first)
+        if batch.num_rows != num_rows:
+            raise DataError(
+                f"{self.path / folder / shard_name(shard)}: batch {number} has {batch.num_rows} "
+                f"rows, expected {num_rows}. {_DAMAGED}"
+            )
+        if batch.schema == OLD_TEXT_SCHEMA:
+            none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
+        return batch
+
+    def _open_shard(self, folder: str, number: int) -> pa.RecordBatchFileReader:
+        path, meta = self.path / folder / shard_name(number), self._meta
         num_rows = min(meta.rows_per_shard, meta.num_rows - number * meta.rows_per_shard)
         expected = -(-num_rows // meta.rows_per_batch)
         schemas = (ROW_SCHEMA,) if folder == "rows" else (TEXT_SCHEMA, OLD_TEXT_SCHEMA)
-        advice = "The corpus is damaged; build or unpack it again."
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except FileNotFoundError as error:
-            raise DataError(f"{path}: this shard ({num_rows} rows) is missing. {advice}") from error
+            raise DataError(
+                f"{path}: this shard ({num_rows} rows) is missing. {_DAMAGED}"
+            ) from error
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
                 f"{path}: truncated or not an Arrow file: {path.stat().st_size} bytes found, a "
-                f"shard of {num_rows} rows expected ({error}). {advice}"
+                f"shard of {num_rows} rows expected ({error}). {_DAMAGED}"
             ) from error
         if reader.num_record_batches != expected or reader.schema not in schemas:
             raise DataError(
                 f"{path}: expected {expected} batches for {num_rows} rows, found "
-                f"{reader.num_record_batches} with columns {reader.schema.names}. {advice}"
+                f"{reader.num_record_batches} with columns {reader.schema.names}. {_DAMAGED}"
             )
         return reader
 
 
-# of a file, enough for the footer of a shard
-_END_BYTES = 1 << 16
-_OPTIONAL = ("image", "source", "task")
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
-    """Put `value` into a bounded cache; the oldest entry leaves."""
-    cache[key] = value
-    if len(cache) > limit:
-        cache.popitem(last=False)
-
-
 class ShiftedRows(Sequence[int]):
-    """Row numbers of one of several corpora, numbered on from `start`.
+    """Row numbers of one of several corpora, shifted by `start`.
 
     Args:
-        rows: Its own numbers.
-        start: Number of its first row among all.
+        rows: The row numbers within the corpus.
+        start: Number of its first row among all rows.
     """
 
     def __init__(self, rows: Sequence[int], start: int) -> None:
@@ -542,13 +526,13 @@ class ShiftedRows(Sequence[int]):
 
 
 class JoinedCorpus:
-    """Corpora that are read as one.
+    """Several corpora that are read as one.
 
     Args:
         parts: The corpora, in the order in which their rows are numbered.
 
     Raises:
-        DataError: They have more rows than can be numbered.
+        DataError: They have more rows than row numbers can address.
 
     Example:
         >>> both = JoinedCorpus([Corpus.open("captions"), Corpus.open("chats")])
@@ -564,7 +548,7 @@ class JoinedCorpus:
             raise DataError(f"{len(self)} rows in {len(parts)} corpora; at most {MAX_ROWS - 1}.")
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return self.starts[-1]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -572,37 +556,37 @@ class JoinedCorpus:
 
     @property
     def path(self) -> Path:
-        """Folder of the first, beside which files about all of them lie."""
+        """Folder of the first corpus; files about all of them are next to it."""
         return self.parts[0].path
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that any of them has texts in; English is the first."""
+        """Codes of the languages that any of them has texts in; English comes first."""
         return tuple(dict.fromkeys(lang for part in self.parts for lang in part.languages))
 
     def fingerprint(self) -> str:
-        """A short text that differs for other corpora, or another order of them."""
+        """Returns a short hash that differs for other corpora or another order of them."""
         content = " ".join(part.fingerprint() for part in self.parts)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def row(self, index: int) -> CorpusRow:
-        """The English row `index`; see `Corpus.row`."""
+        """Returns the English row `index`; see `Corpus.row`."""
         part, own = self._part(index)
         return part.row(own)
 
     def turns(self, lang: str, index: int) -> tuple[Turn, ...] | None:
-        """The accepted turns of row `index` in `lang`; see `Corpus.turns`."""
+        """Returns the accepted turns of row `index` in `lang`; see `Corpus.turns`."""
         part, own = self._part(index)
         return part.turns(lang, own) if lang in part.languages else None
 
     def image_path(self, index: int) -> Path | None:
-        """Path of the picture of row `index`; see `Corpus.image_path`."""
+        """Returns the path of the image of row `index`; see `Corpus.image_path`."""
         part, own = self._part(index)
         return part.image_path(own)
 
     def _part(self, index: int) -> tuple[Corpus, int]:
         if not 0 <= index < len(self):
-            raise DataError(f"row {index} asked for, but rows run from 0 to {len(self) - 1}.")
+            raise DataError(f"row {index} does not exist; rows run from 0 to {len(self) - 1}.")
         number = bisect_right(self.starts, index) - 1
         return self.parts[number], index - self.starts[number]
 
@@ -611,5 +595,5 @@ AnyCorpus = Union[Corpus, JoinedCorpus]  # noqa: UP007  # evaluated, and 3.10 ha
 
 
 def parts_of(corpus: AnyCorpus) -> tuple[Corpus, ...]:
-    """The corpora that one is made of."""
+    """Returns the corpora that a corpus is made of."""
     return corpus.parts if isinstance(corpus, JoinedCorpus) else (corpus,)

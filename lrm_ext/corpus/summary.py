@@ -1,7 +1,4 @@
-"""What is in a corpus, and what differs between two.
-
-Input: open corpora. Output: numbers and rows for a table or a comparison; nothing is printed here.
-"""
+"""Counts what a corpus holds, and compares two corpora."""
 
 from __future__ import annotations
 
@@ -9,34 +6,32 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.store import ENGLISH, Corpus
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText
 
 
 @dataclass
 class Summary:
-    """Numbers of a corpus.
+    """Counts of a corpus.
 
     Attributes:
-        num_rows: Rows.
-        num_text_only: Rows without a picture.
-        num_pictures: Different pictures.
-        num_english_only: Rows that are not to be translated.
-        sources: Rows by source.
-        tasks: Rows by task.
-        num_turns: Turns of all rows.
-        num_characters: Characters of all English turns.
+        num_rows: Number of rows.
+        num_text_only: Number of rows without an image.
+        num_images: Number of distinct images.
+        num_english_only: Number of rows that are not translated.
+        sources: Number of rows by source.
+        tasks: Number of rows by task.
+        num_turns: Number of turns.
+        num_characters: Number of characters of all English turns.
     """
 
     num_rows: int = 0
     num_text_only: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_english_only: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -45,7 +40,7 @@ class Summary:
 
 
 def summarize(corpus: Corpus) -> Summary:
-    """Count everything, batch by batch.
+    """Counts rows, images, turns and characters batch by batch.
 
     Raises:
         DataError: The corpus is damaged.
@@ -53,56 +48,41 @@ def summarize(corpus: Corpus) -> Summary:
     summary = Summary()
     hashes = [np.zeros(0, dtype=np.int64)]  # names would take more memory
     for batch in corpus.row_batches():
-        summary.num_rows += len(batch)
-        summary.num_text_only += batch.column("image").null_count
-        summary.num_english_only += int(pc.sum(pc.invert(batch.column("translatable"))).as_py())
-        _count(summary.sources, batch.column("source"))
-        _count(summary.tasks, batch.column("task"))
         images = batch.column("image").drop_null().to_pylist()
-        hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
         texts = pc.struct_field(batch.column("turns").flatten(), "text")
+        hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
+        summary.num_rows += len(batch)
+        summary.num_text_only += len(batch) - len(images)
+        summary.num_english_only += batch.column("translatable").to_pylist().count(False)
+        summary.sources.update(name or "-" for name in batch.column("source").to_pylist())
+        summary.tasks.update(name or "-" for name in batch.column("task").to_pylist())
         summary.num_turns += len(texts)
-        summary.num_characters += int(pc.sum(pc.utf8_length(texts)).as_py() or 0)
-    summary.num_pictures = len(np.unique(np.concatenate(hashes)))
+        summary.num_characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
+    summary.num_images = len(np.unique(np.concatenate(hashes)))
     return summary
 
 
-def _count(counter: Counter[str], column: pa.Array) -> None:
-    for entry in pc.value_counts(column).to_pylist():
-        counter[entry["values"] or "-"] += entry["counts"]
-
-
 def count_engines(corpus: Corpus, lang: str) -> Counter[tuple[str, str]]:
-    """How many texts in a language each engine made, by (engine, status); "-" is human text."""
+    """Counts the texts in a language by (engine, status); "-" stands for human text."""
     counts: Counter[tuple[str, str]] = Counter()
     for batch in corpus.text_batches(lang):
-        there = batch.filter(batch.column("turns").is_valid())
-        table = pa.Table.from_batches([there]).select(["engine", "status"])
-        for entry in (
-            table.group_by(["engine", "status"]).aggregate([([], "count_all")]).to_pylist()
-        ):
-            counts[entry["engine"] or "-", entry["status"]] += entry["count_all"]
+        made = (batch.column(name).to_pylist() for name in ("engine", "status"))
+        # a row without a text has no status
+        counts.update((name or "-", status) for name, status in zip(*made, strict=True) if status)
     return counts
-
-
-class CorpusSide(NamedTuple):
-    """A language of a corpus."""
-
-    corpus: Corpus
-    lang: str
 
 
 @dataclass(frozen=True)
 class RowDifference:
-    """A row that two sides do not agree on.
+    """A row in which two corpora or languages differ.
 
     Attributes:
         index: Row number.
-        id: Its id.
-        what: "only left", "only right", "status" or, of one language, "row" or "text"; of two
+        id: Id of the row.
+        what: "only left", "only right" or "status"; in one language "row" or "text"; in two
             languages "same text", which may be a text that was not translated.
-        left: The one side; None if it has nothing there.
-        right: The other.
+        left: Text of the left side; None if it has none.
+        right: Text of the right side; None if it has none.
     """
 
     index: int
@@ -112,105 +92,86 @@ class RowDifference:
     right: str | None
 
 
-def differences(left: CorpusSide, right: CorpusSide) -> Iterator[RowDifference]:
-    """Compare row by row two corpora in one language, or two languages.
+def differences(left: Corpus, right: Corpus, langs: tuple[str, str]) -> Iterator[RowDifference]:
+    """Compares two corpora in one language, or two languages, row by row.
 
     Args:
-        left: A corpus and a language.
-        right: Another, made from the same rows, such as by another engine; or another language.
-            English on both sides compares the rows themselves.
+        left: A corpus.
+        right: The same corpus, or another with the same rows, such as one by another engine.
+        langs: Left and right language; English on both sides compares the rows themselves.
 
     Yields:
-        Rows that differ, or of two languages those that should.
+        Rows that differ; for two languages, also rows that should differ and do not.
 
     Raises:
-        DataError: They are not of the same rows.
+        DataError: The corpora do not have the same rows.
     """
-    if left.lang == right.lang == ENGLISH:
-        yield from _row_differences(left.corpus, right.corpus)
+    if langs == (ENGLISH, ENGLISH):
+        yield from _row_differences(left, right)
         return
-    if len(left.corpus) != len(right.corpus):
+    if len(left) != len(right):
         raise DataError(
-            f"{left.corpus.path} has {len(left.corpus)} rows, {right.corpus.path} "
-            f"{len(right.corpus)}; texts can only be compared row by row. Compare the rows with "
-            "--lang en."
+            f"{left.path} has {len(left)} rows, {right.path} {len(right)}; texts can only be "
+            "compared row by row. Compare the rows with --lang en."
         )
-    sides = (_rows(left.corpus), _texts(left), _rows(right.corpus), _texts(right))
-    for index, (row, one, other_row, other) in enumerate(zip(*sides, strict=True)):
-        if row["id"] != other_row["id"]:
+    sides = zip(
+        left.iter_rows_with_texts(langs[0]), right.iter_rows_with_texts(langs[1]), strict=True
+    )
+    for index, ((row, one), (other_row, other)) in enumerate(sides):
+        if row.id != other_row.id:
             raise DataError(
-                f"row {index} is {row['id']!r} in {left.corpus.path}, {other_row['id']!r} in "
-                f"{right.corpus.path}; texts can only be compared row by row."
+                f"row {index} is {row.id!r} in {left.path}, {other_row.id!r} in {right.path}; "
+                "texts can only be compared row by row."
             )
-        what = _what_differs(one, other, left.lang == right.lang, row["translatable"])
-        if what == "status":
-            yield RowDifference(index, row["id"], what, _status(one), _status(other))
-        elif what is not None:
-            yield RowDifference(index, row["id"], what, _said(one), _said(other))
+        if what := _what_differs(one, other, langs[0] == langs[1], row.translatable):
+            show = _status if what == "status" else _said
+            yield RowDifference(index, row.id, what, show(one), show(other))
 
 
 def _what_differs(
-    left: dict[str, Any], right: dict[str, Any], is_same_lang: bool, is_translatable: bool
+    left: CorpusText | None, right: CorpusText | None, is_same_lang: bool, is_translatable: bool
 ) -> str | None:
-    if left["turns"] is None or right["turns"] is None:
-        if left["turns"] is right["turns"]:
-            return None
-        return "only left" if right["turns"] is None else "only right"
-    if left["status"] != right["status"]:
+    if left is None or right is None:
+        return None if left is right else "only right" if left is None else "only left"
+    if left.status != right.status:
         return "status"
+    is_same = left.turns == right.turns
     if is_same_lang:
-        return "text" if left["turns"] != right["turns"] else None
-    is_same = is_translatable and left["turns"] == right["turns"]
-    return "same text" if is_same and left["status"] == "ok" else None
+        return None if is_same else "text"
+    return "same text" if is_same and is_translatable and left.status == "ok" else None
 
 
 def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
-    for index, (one, other) in enumerate(zip_longest(_rows(left), _rows(right))):
-        if one == other:
-            continue
-        what = "only left" if other is None else "only right" if one is None else "row"
-        yield RowDifference(index, (one or other)["id"], what, _shown(one), _shown(other))
+    for index, (one, other) in enumerate(zip_longest(left.iter_rows(), right.iter_rows())):
+        if one != other:
+            what = "only left" if other is None else "only right" if one is None else "row"
+            row_id = one.id if other is None else other.id
+            yield RowDifference(index, row_id, what, _shown(one), _shown(other))
 
 
-def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    for batch in corpus.row_batches():
-        yield from batch.to_pylist()
-
-
-def _texts(side: CorpusSide) -> Iterator[dict[str, Any]]:
-    if side.lang == ENGLISH:
-        for row in _rows(side.corpus):
-            yield {"turns": row["turns"], "status": "ok", "engine": None, "reason": None}
-        return
-    for batch in side.corpus.text_batches(side.lang):
-        yield from batch.select(["turns", "status", "engine", "reason"]).to_pylist()
-
-
-def _shown(row: dict[str, Any] | None) -> str | None:
+def _shown(row: CorpusRow | None) -> str | None:
     if row is None:
         return None
-    about = [row["image"] or "no picture", row["source"] or "-", row["task"] or "-"]
-    return f"[{', '.join(about)}{'' if row['translatable'] else ', English only'}] {_said(row)}"
+    about = [row.image or "no image", row.source or "-", row.task or "-"]
+    return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {_said(row)}"
 
 
-def _said(text: dict[str, Any]) -> str | None:
-    return None if text["turns"] is None else " / ".join(turn["text"] for turn in text["turns"])
+def _said(text: CorpusText | CorpusRow | None) -> str | None:
+    return None if text is None else " / ".join(turn.text for turn in text.turns)
 
 
-def _status(text: dict[str, Any]) -> str:
-    about = filter(None, (text["status"], text["engine"], text["reason"]))
+def _status(text: CorpusText | None) -> str:
+    assert text is not None, "a row without a text has no status"
+    about = filter(None, (text.status, text.engine, text.reason))
     return f"[{', '.join(about)}] {_said(text)}"
 
 
 def median_lengths(corpus: Corpus) -> dict[str, float]:
-    """Median number of characters of a turn, by language, over a sample of the rows."""
+    """Returns the median number of characters of a turn by language, over a sample of the rows."""
     step = max(1, len(corpus) // 2000)
     found: dict[str, float] = {}
     for lang in corpus.languages:
-        lengths = [
-            len(turn.text)
-            for index in range(0, len(corpus), step)
-            for turn in corpus.turns(lang, index) or ()
-        ]
-        found[lang] = float(np.median(lengths)) if lengths else 0.0
+        said = [corpus.turns(lang, index) or () for index in range(0, len(corpus), step)]
+        lengths = [len(turn.text) for turns in said for turn in turns]
+        found[lang] = float(np.median(lengths or [0]))
     return found

@@ -1,16 +1,16 @@
-"""Looks for what is wrong with a corpus, or only looks wrong.
+"""Finds errors and oddities in a corpus.
 
-Input: an open corpus, or a data set before it is imported. Output: findings by kind, with examples:
-errors, which training or translation would trip over, and remarks, which a person should know of.
-Memory: 24 bytes a row, for what is compared between rows.
+Input: an open corpus, or a dataset before it is imported. Output: findings by kind, with examples:
+errors, which training or translation would fail on, and remarks, which a person should know.
+Comparing rows takes 24 bytes of memory a row.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,76 +21,64 @@ import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.drop import DropPolicy
-from llava.data.sample import ROLES, SampleError
-from lrm_ext.corpus.columns import Flags, Turns, holds, is_blank, leaves_root, to_flags
-from lrm_ext.corpus.importing import ImportSource, PictureCheck, row_batches
+from llava.data.sample import SampleError
+from lrm_ext.corpus.columns import Flags, Turns, row_faults, to_flags
+from lrm_ext.corpus.importing import NUM_THREADS, ImageFolder, ImportSource, row_batches
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.corpus.writer import CorpusWriter
 
 MAX_EXAMPLES = 5
 LONG_ANSWER = 20_000  # characters; LLaVA's context of 2,048 tokens holds about 8,000 of English
-# what a text should not hold, though it can be stored (RE2)
+# What a text should not contain, although it can be stored (RE2).
 _MARKS = "[\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 _CONTROL = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]|\\x00"
 
-# records that cannot become rows; they are found in a data set, not in a corpus
+# Records that cannot become rows; they occur in a dataset, not in a corpus.
 UNUSABLE = {
-    "structure": "a record that is not built as it must be, or has no turns",
+    "structure": "a record with an invalid structure, or without turns",
     "no_answer": "a record with a question only",
     "turn_order": "turns that do not alternate, beginning with human",
-    "unknown_role": "a turn that is neither by human nor by gpt",
+    "unknown_role": "a turn that is neither human nor gpt",
     "empty_turn": "a turn without text",
-    "several_images": "a record with several pictures",
+    "several_images": "a record with several images",
     "video": "a record with a video",
-    "audio": "a record with sound",
+    "audio": "a record with audio",
     "system_prompt": "a record with a system prompt of its own",
-    "image_mismatch": "<image> where there is no picture, or not just one where there is",
-    "outside_root": "a picture path that leaves the pictures' folder",
+    "image_mismatch": "<image> without an image, or not exactly one <image> with an image",
+    "outside_root": "an image path outside the image folder",
     "other_language": "a record in another language than English",
     "invalid_utf8": "a byte that is not UTF-8",
-    "half_character": "half of a character",
-    "embedded_picture": "a picture that is in the file, not beside it",
+    "half_character": "half of a surrogate pair",
+    "embedded_picture": "an image that is embedded in the file",
 }
 ERRORS = {
     **UNUSABLE,
     "no turns": "a row without turns",
-    "unknown role": UNUSABLE["unknown_role"],
-    "roles": UNUSABLE["turn_order"],
-    "empty turn": UNUSABLE["empty_turn"],
-    "placeholder": UNUSABLE["image_mismatch"],
-    "outside": UNUSABLE["outside_root"],
-    "missing picture": "a picture that is not there",
-    "broken picture": "a picture that cannot be opened",
-    "too many pixels": "a picture that would take gigabytes to decode",
-    "shape": "an accepted text whose turns or placeholders are not those of the row",
-    "wrong count": "numbers of texts that are not those in corpus.toml or usable.u32",
+    "missing_picture": "an image that does not exist",
+    "broken_picture": "an image that cannot be opened",
+    "too_many_pixels": "an image that would take gigabytes to decode",
+    "shape": "an accepted text whose turns or placeholders differ from those of the row",
+    "wrong count": "counts of texts that differ from corpus.toml or usable.u32",
 }
 REMARKS = {
     "duplicate id": "an id that an earlier row has",
-    "repeated row": "a row with picture and text of an earlier one",
-    "same picture, same question": "two rows that ask the same of a picture and are answered "
-    "otherwise",
+    "repeated row": "a row with the image and text of an earlier one",
+    "same image, same question": "two rows with the same image and question, but different answers",
     "direction mark": "a right-to-left or left-to-right mark",
-    "control character": "a control character, or the mark of a character that was lost",
+    "control character": "a control character, or a replacement character",
     "long answer": f"an answer of more than {LONG_ANSWER:,} characters",
-    "ends with a question": "a conversation whose last turn is not learnt from",
-}
-_OF_PICTURE = {
-    "outside_root": "outside",
-    "missing_picture": "missing picture",
-    "broken_picture": "broken picture",
-    "too_many_pixels": "too many pixels",
+    "ends with a question": "a conversation whose last turn is not trained on",
 }
 
 
 @dataclass
 class Findings:
-    """What was found.
+    """The findings in a corpus.
 
     Attributes:
-        counts: Rows by kind of finding; the kinds are those of `ERRORS` and `REMARKS`.
+        counts: Number of rows by kind of finding; the kinds are the keys of `ERRORS` and `REMARKS`.
         examples: The first rows of each kind.
-        num_rows: Rows looked at.
+        num_rows: Number of rows that were checked.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -99,11 +87,11 @@ class Findings:
 
     @property
     def num_errors(self) -> int:
-        """Findings that are errors."""
+        """Number of findings that are errors."""
         return sum(count for kind, count in self.counts.items() if kind not in REMARKS)
 
     def add(self, kind: str, where: str, count: int = 1) -> None:
-        """Count a finding, or several of which `where` is the first."""
+        """Counts one finding, or `count` findings of which the first is at `where`."""
         self.counts[kind] += count
         kept = self.examples.setdefault(kind, [])
         if len(kept) < MAX_EXAMPLES:
@@ -111,7 +99,7 @@ class Findings:
 
 
 class _Collector(DropPolicy):
-    """Makes findings of records that cannot be used; never raises."""
+    """Turns records that cannot be used into findings; never raises."""
 
     def __init__(self, findings: Findings) -> None:
         super().__init__()
@@ -122,21 +110,21 @@ class _Collector(DropPolicy):
 
 
 def validate_source(source: ImportSource, images: Path, **options: object) -> Findings:
-    """Look at a data set as it would be as a corpus; its rows are written to a temporary folder.
+    """Checks a dataset as if it were imported, using a temporary corpus.
 
     Args:
-        source: The data set.
-        images: Folder of the pictures.
-        **options: As for `validate`.
+        source: The dataset.
+        images: Image folder.
+        **options: See `validate`.
 
     Raises:
-        DataError: The data set cannot be read any further; it names file and line.
+        DataError: The dataset cannot be read any further; the error names file and line.
     """
     findings = Findings()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "corpus"
         with CorpusWriter(path, (), image_root=str(images.resolve())) as writer:
-            for batch in row_batches(source, images, _Collector(findings)):
+            for batch in row_batches(source, ImageFolder(images), _Collector(findings)):
                 writer.append_rows(batch)
         return validate(Corpus.open(path), findings=findings, **options)  # type: ignore[arg-type]
 
@@ -144,16 +132,17 @@ def validate_source(source: ImportSource, images: Path, **options: object) -> Fi
 def validate(
     corpus: Corpus,
     *,
-    with_pictures: bool = False,
+    verify_images: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     findings: Findings | None = None,
 ) -> Findings:
-    """Look at every row and text.
+    """Checks every row and text.
 
     Args:
-        corpus: What to look at.
-        with_pictures: Open each picture, too.
-        progress: Called with rows done and in all; each language is one more pass.
+        corpus: The corpus.
+        verify_images: Also open every image.
+        progress: Called with the number of rows done and of all rows; each language is another
+            pass.
         findings: Findings to add to.
 
     Raises:
@@ -164,85 +153,70 @@ def validate(
     languages = corpus.languages[1:]
     total = len(corpus) * (1 + len(languages))
     first = 0
-    with ExitStack() as stack:
-        pictures = stack.enter_context(PictureCheck(corpus.image_root)) if with_pictures else None
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        folder = ImageFolder(corpus.image_root, pool if verify_images else None)
         for batch in corpus.row_batches():
             here = slice(first, first + len(batch))
-            _note(findings, _of_rows(batch, pictures), batch, first)
+            _note(findings, _of_rows(batch, folder), batch, first)
             hashes[:, here] = _hashes(batch)
             first = here.stop
             progress(first, total)
     _repeated(corpus, hashes, findings)
     for number, lang in enumerate(languages, start=1):
         done = number * len(corpus)
-        _look_at_language(corpus, lang, findings, lambda n, done=done: progress(done + n, total))  # type: ignore[misc]
+        _check_language(corpus, lang, findings, lambda n, done=done: progress(done + n, total))  # type: ignore[misc]
     findings.num_rows = len(corpus)
     return findings
 
 
 def _note(
     findings: Findings,
-    found: Iterator[tuple[str, Flags]],
+    found: Mapping[str, Flags],
     batch: pa.RecordBatch,
     first: int,
     lang: str = "",
 ) -> None:
-    for kind, flags in found:
+    for kind, flags in found.items():
         for i in np.flatnonzero(flags).tolist():
             name = batch.column("id")[i].as_py() if findings.counts[kind] < MAX_EXAMPLES else ""
             findings.add(kind, f"row {first + i} ({name}){lang}")
 
 
-def _of_rows(batch: pa.RecordBatch, pictures: PictureCheck | None) -> Iterator[tuple[str, Flags]]:
+def _of_rows(batch: pa.RecordBatch, images: ImageFolder) -> dict[str, Flags]:
     turns = Turns.of(batch.column("turns"))
-    is_human_place = turns.places % 2 == 0
-    human, answer = (turns.of_role(role) for role in ROLES)
-    holds_image = holds(turns.texts)
-    has_image = to_flags(pc.is_valid(batch.column("image")))
-    no_turns = turns.sizes == 0
-    yield "no turns", no_turns
-    yield "unknown role", turns.any(~human & ~answer)
-    yield "roles", turns.any(np.where(is_human_place, answer, human))
-    yield "empty turn", turns.any(is_blank(turns.texts))
-    is_misplaced = (turns.count(holds_image) != has_image) & ~no_turns
-    yield "placeholder", is_misplaced | turns.any(holds_image & ~human)
-    yield "ends with a question", turns.sizes % 2 == 1
-    yield from _of_texts(turns)
-    reasons = {"outside_root": leaves_root(batch.column("image"))}
-    if pictures is not None:
-        found = pictures.problems(batch.column("image").to_pylist())
-        for reason in _OF_PICTURE:
-            flags = np.array(
-                [problem is not None and problem.reason == reason for problem in found]
-            )
-            reasons[reason] = reasons.get(reason, flags) | flags
-    for reason, flags in reasons.items():
-        yield _OF_PICTURE[reason], flags
+    found = row_faults(batch, turns)
+    found["ends with a question"] = turns.sizes % 2 == 1
+    found |= _of_texts(turns)
+    for i, problem in enumerate(images.problems(batch.column("image").to_pylist())):
+        if problem is not None:
+            flags = found.setdefault(problem.reason, np.zeros(len(batch), dtype=bool))
+            flags[i] = True
+    return found
 
 
-def _of_texts(turns: Turns) -> Iterator[tuple[str, Flags]]:
-    yield "direction mark", turns.any(to_flags(pc.match_substring_regex(turns.texts, _MARKS)))
-    yield "control character", turns.any(to_flags(pc.match_substring_regex(turns.texts, _CONTROL)))
+def _of_texts(turns: Turns) -> dict[str, Flags]:
     is_long = to_flags(pc.greater(pc.utf8_length(turns.texts), LONG_ANSWER))
-    yield "long answer", turns.any(is_long & turns.of_role("gpt"))
+    return {
+        "direction mark": turns.any(turns.matching(_MARKS)),
+        "control character": turns.any(turns.matching(_CONTROL)),
+        "long answer": turns.any(is_long & turns.of_role("gpt")),
+    }
 
 
 def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """For each row hashes of its id, of its picture and first question, and of all of it."""
-    turns = Turns.of(batch.column("turns"))
-    texts, ends = turns.texts.to_pylist(), np.cumsum(turns.sizes).tolist()
+    """Hashes the id, the image with the first question, and the whole of each row."""
     found = np.empty((3, len(batch)), dtype=np.int64)
-    start = 0
-    columns = (batch.column(name).to_pylist() for name in ("id", "image"))
-    for i, (name, image, end) in enumerate(zip(*columns, ends, strict=True)):
-        said = tuple(texts[start:end])
-        found[:, i] = hash(name), hash((image, said[:1])), hash((image, said))
-        start = end
+    texts = pa.ListArray.from_arrays(
+        pa.array(batch.column("turns").offsets), batch.column("turns").values.field("text")
+    )
+    columns = (batch.column("id"), batch.column("image"), texts)
+    for i, (name, image, said) in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
+        found[:, i] = hash(name), hash((image, *said[:1])), hash((image, *said))
     return found
 
 
 def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings) -> None:
-    """Compare rows with each other; equal hashes of 64 bits count as equal."""
+    """Compares rows with each other; equal 64-bit hashes count as equal."""
     ids, asked, said = hashes
     order = np.argsort(ids, kind="stable")
     repeats = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
@@ -253,7 +227,7 @@ def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings)
     _note_pairs(corpus, findings, "repeated row", order, np.flatnonzero(same_question & same))
     otherwise = np.flatnonzero(same_question & ~same)
     has_image = np.array([corpus.row(int(order[i])).image is not None for i in otherwise], bool)
-    _note_pairs(corpus, findings, "same picture, same question", order, otherwise[has_image])
+    _note_pairs(corpus, findings, "same image, same question", order, otherwise[has_image])
 
 
 def _note_pairs(
@@ -263,7 +237,7 @@ def _note_pairs(
     order: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> None:
-    """Count neighbours in `order`; those that come first in the corpus are the examples."""
+    """Counts neighbours in `order`; the first ones in the corpus become examples."""
     pairs = np.sort(np.stack([order[positions], order[positions + 1]]), axis=0)
     pairs = pairs[:, np.argsort(pairs[1], kind="stable")]
     for left, right in pairs[:, :MAX_EXAMPLES].T.tolist():
@@ -273,21 +247,20 @@ def _note_pairs(
         findings.add(kind, "", pairs.shape[1] - MAX_EXAMPLES)
 
 
-def _look_at_language(
+def _check_language(
     corpus: Corpus, lang: str, findings: Findings, progress: Callable[[int], None]
 ) -> None:
-    """Check the texts in a language, and the account of them."""
+    """Checks the texts in a language, and their counts."""
     statuses: Counter[str] = Counter()
     usable = [np.zeros(0, dtype=np.int64)]
     first = 0
     for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
         status = texts.column("status")
-        for entry in pc.value_counts(status.drop_null()).to_pylist():
-            statuses[entry["values"]] += entry["counts"]
+        statuses.update(status.drop_null().to_pylist())
         turns = Turns.of(texts.column("turns"))
         is_ok = to_flags(pc.equal(status, "ok"))
-        found = [*_of_texts(turns), ("shape", is_ok & _differ(turns, rows))]
-        _note(findings, iter(found), rows, first, f", {lang}")
+        found = {**_of_texts(turns), "shape": is_ok & _differ(turns, rows)}
+        _note(findings, found, rows, first, f", {lang}")
         usable.append(first + np.flatnonzero(is_ok & to_flags(rows.column("translatable"))))
         first += len(rows)
         progress(first)
@@ -299,19 +272,21 @@ def _look_at_language(
 
 
 def _differ(texts: Turns, rows: pa.RecordBatch) -> Flags:
-    """Which texts have other roles or placeholders than the row."""
+    """Tells which texts differ from their row in roles or placeholders."""
     turns = Turns.of(rows.column("turns"))
     differ = texts.sizes != turns.sizes
-    # those of equal size lie side by side once the others are out
-    left, right = (np.repeat(~differ, side.sizes) for side in (texts, turns))
-    is_other = np.zeros(len(left), dtype=bool)
-    signs = [
-        (side.roles.filter(pa.array(kept)), _count_images(side.texts.filter(pa.array(kept))))
-        for side, kept in ((texts, left), (turns, right))
-    ]
-    is_other[left] = to_flags(pc.not_equal(signs[0][0], signs[1][0])) | (signs[0][1] != signs[1][1])
+    # without the rows of different length, turns of text and row line up
+    ours, theirs = (np.repeat(~differ, side.sizes) for side in (texts, turns))
+    is_other = np.zeros(len(ours), dtype=bool)
+    for of_turn in (_roles, _num_images):
+        is_other[ours] |= of_turn(texts)[ours] != of_turn(turns)[theirs]
     return differ | texts.any(is_other)
 
 
-def _count_images(texts: pa.StringArray) -> npt.NDArray[np.int32]:
-    return pc.count_substring(texts, DEFAULT_IMAGE_TOKEN).to_numpy(zero_copy_only=False)
+def _roles(turns: Turns) -> npt.NDArray[np.object_]:
+    return turns.roles.to_numpy(zero_copy_only=False)
+
+
+def _num_images(turns: Turns) -> npt.NDArray[np.int32]:
+    found = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN)
+    return found.to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
 """Writes a corpus folder row by row, in constant memory.
 
-Input: rows and their texts, in order. Output: a folder as described in `layout.py`. Everything is
-written beside the target and moved into place at the end, so that a run that is killed leaves
-either the old corpus or none, never half of one.
+Rows and their texts come in order; `store.py` describes the folder. Everything is written to a
+folder next to the target and moved into place at the end, so a run that is killed leaves the old
+corpus or none, never half of one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,12 +23,13 @@ from lrm_ext.corpus.store import (
     ENGLISH,
     MAX_ROWS,
     META_FILE,
+    NUM_BYTES,
     ROW_SCHEMA,
     STATUSES,
     TEXT_SCHEMA,
     CorpusRow,
+    CorpusText,
     Meta,
-    Text,
     shard_name,
     turns_to_arrow,
 )
@@ -38,69 +39,63 @@ log = logging.getLogger(__name__)
 _IMAGE = "<image>"
 
 
-class _ShardedFile:
-    """One column family ("rows" or a language) as a sequence of Arrow IPC files."""
+class _ShardWriter:
+    """Writes the rows, or the texts of a language, as a sequence of Arrow IPC files.
+
+    Attributes:
+        records: Rows that are not written yet, as plain values.
+        batches: Rows to write before those, as columns.
+    """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         folder.mkdir(parents=True)
+        self.records: list[dict[str, Any]] = []
+        self.batches: list[pa.RecordBatch] = []
         self._folder = folder
         self._schema = schema
-        self._buffer: list[dict[str, Any]] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._shard = 0
-        self._sink: pa.OSFile | None = None
+        self._num_shards = 0
         self._file: pa.RecordBatchFileWriter | None = None
 
-    def append(self, record: dict[str, Any]) -> None:
-        self._buffer.append(record)
-
-    def append_batch(self, batch: pa.RecordBatch) -> None:
-        self._end_buffer()
-        self._batches.append(batch)
+    @property
+    def _path(self) -> Path:
+        return self._folder / shard_name(self._num_shards)
 
     def flush(self) -> None:
-        """Write what is buffered as one record batch."""
-        self._end_buffer()
-        if not self._batches:
-            return
-        if self._file is None:
-            self._sink = pa.OSFile(str(self._folder / shard_name(self._shard)), "wb")
-            self._file = pa.ipc.new_file(self._sink, self._schema)
-        whole = pa.concat_batches(self._batches) if len(self._batches) > 1 else self._batches[0]
-        self._file.write_batch(whole)
-        self._batches.clear()
-
-    def _end_buffer(self) -> None:
-        if self._buffer:
-            self._batches.append(pa.RecordBatch.from_pylist(self._buffer, schema=self._schema))
-            self._buffer.clear()
+        """Writes the pending rows as one record batch."""
+        if self.records:
+            self.batches.append(pa.RecordBatch.from_pylist(self.records, schema=self._schema))
+            self.records = []
+        if self.batches:
+            if self._file is None:
+                self._file = pa.ipc.new_file(str(self._path), self._schema)
+            self._file.write_batch(pa.concat_batches(self.batches))
+            self.batches = []
 
     def end_shard(self) -> None:
-        """Close the current file; the next batch starts another."""
+        """Closes the current file; the next batch starts another."""
         self.flush()
-        if self._file is not None and self._sink is not None:
+        if self._file is not None:
             self._file.close()
-            self._sink.close()
-            _sync(self._folder / shard_name(self._shard))
-            self._shard += 1
-        self._file = self._sink = None
+            self._file = None
+            _sync(self._path)
+            self._num_shards += 1
 
 
 class CorpusWriter:
-    """Writes a corpus; a context manager, or call `close()` yourself.
+    """Writes a corpus; used as a context manager, or closed with `close()`.
 
-    Leaving the `with` block by an exception discards what was written.
+    An exception inside the `with` block discards what was written.
 
     Args:
-        path: The folder to make.
-        languages: Languages that may have texts; English, which every row has, may be left out.
-        image_root: Folder of the pictures as seen from `path`.
+        path: The folder to create.
+        languages: Languages that may have texts; English may be omitted, since every row has it.
+        image_root: Image folder relative to `path`.
         overwrite: Replace a corpus that is already at `path`.
-        rows_per_shard: Rows in a file. A multiple of `rows_per_batch`.
+        rows_per_shard: Rows per file; a multiple of `rows_per_batch`.
         rows_per_batch: Rows that are buffered and written together.
 
     Raises:
-        DataError: Something is at `path` already and `overwrite` is not set.
+        DataError: `path` exists and `overwrite` is not set.
 
     Example:
         >>> with CorpusWriter("corpus", ["cs"]) as writer:
@@ -129,14 +124,12 @@ class CorpusWriter:
         self._open = True
         self._check_target()
         if self._partial.exists():
-            log.info("removing %s, left by a run that was cut short", self._partial)
+            log.info("removing %s, left by an interrupted run", self._partial)
             shutil.rmtree(self._partial)
-        self._rows = _ShardedFile(self._partial / "rows", ROW_SCHEMA)
+        self._rows = _ShardWriter(self._partial / "rows", ROW_SCHEMA)
         folders = {lang: self._partial / "text" / lang for lang in self.languages}
-        self._texts = {lang: _ShardedFile(f, TEXT_SCHEMA) for lang, f in folders.items()}
-        self._usable: dict[str, IO[bytes]] = {
-            lang: (folder / "usable.u32").open("wb") for lang, folder in folders.items()
-        }
+        self._texts = {lang: _ShardWriter(f, TEXT_SCHEMA) for lang, f in folders.items()}
+        self._usable = {lang: (f / "usable.u32").open("wb") for lang, f in folders.items()}
         self._counts = {lang: dict.fromkeys((*STATUSES, "usable"), 0) for lang in self.languages}
 
     def __enter__(self) -> CorpusWriter:
@@ -144,7 +137,7 @@ class CorpusWriter:
 
     @property
     def work_dir(self) -> Path:
-        """Where the folder lies until it is whole; what else is written there moves with it."""
+        """The folder until it is complete; other files written to it are moved with it."""
         return self._partial
 
     def __exit__(
@@ -158,100 +151,95 @@ class CorpusWriter:
         else:
             self.abort()
 
-    def append(self, row: CorpusRow, texts: Mapping[str, Text | Sequence[Turn]]) -> None:
-        """Add one row and its texts; plain turns count as accepted.
+    def append(self, row: CorpusRow, texts: Mapping[str, CorpusText | Sequence[Turn]]) -> None:
+        """Adds a row and its texts; plain turns count as accepted.
 
         Raises:
-            DataError: A language was not announced, or accepted turns do not match the English
-                ones in number, roles or place of `<image>`.
+            DataError: The writer was not opened for a language, or accepted turns differ from the
+                English ones in number, roles or position of `<image>`.
         """
         assert self._open, "append() after close()"
         assert self._num_rows < MAX_ROWS
-        given = {lang: t if isinstance(t, Text) else Text(tuple(t)) for lang, t in texts.items()}
+        given = {
+            lang: t if isinstance(t, CorpusText) else CorpusText(tuple(t))
+            for lang, t in texts.items()
+        }
         for lang, text in given.items():
             self._check_text(row, lang, text)
-        self._rows.append(
-            {
-                "id": row.id,
-                "image": row.image,
-                "source": row.source,
-                "task": row.task,
-                "translatable": row.translatable,
-                "turns": turns_to_arrow(row.turns),
-            }
-        )
+        self._rows.records.append({**vars(row), "turns": turns_to_arrow(row.turns)})
         for lang, file in self._texts.items():
-            file.append(self._text_record(row, lang, given.get(lang)))
-        self._num_rows += 1
-        if self._num_rows % self._rows_per_batch == 0:
-            self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+            file.records.append(self._text_record(row, lang, given.get(lang)))
+        self._advance(1)
 
     def append_rows(self, rows: pa.RecordBatch) -> None:
-        """Add many rows that have English text only.
+        """Adds many rows that have English text only.
 
         Args:
-            rows: Columns as in `ROW_SCHEMA`; checked as samples are.
+            rows: Columns of `ROW_SCHEMA`, checked like samples.
         """
         assert self._open and not self.languages and rows.schema == ROW_SCHEMA
-        done = 0
-        while done < len(rows):
+        assert not self._rows.records, "rows of append() come after those of append_rows()"
+        while len(rows):
             room = self._rows_per_batch - self._num_rows % self._rows_per_batch
-            piece = rows.slice(done, room)
-            self._rows.append_batch(piece)
-            done += len(piece)
-            self._num_rows += len(piece)
-            if self._num_rows % self._rows_per_batch == 0:
-                self._flush(end_shard=self._num_rows % self._rows_per_shard == 0)
+            self._rows.batches.append(rows.slice(0, room))
+            self._advance(min(room, len(rows)))
+            rows = rows.slice(room)
 
     def close(self) -> None:
-        """Finish the files, write `corpus.toml` and move the folder into place."""
+        """Finishes the files, writes `corpus.toml` and moves the folder into place."""
         if not self._open:
             return
-        self._flush(end_shard=True)
+        for shards in (self._rows, *self._texts.values()):
+            shards.end_shard()
         for file in self._usable.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
-        meta = Meta(
-            self._num_rows,
-            self._rows_per_shard,
-            self._rows_per_batch,
-            self._image_root,
-            self._counts,
-        )
-        meta.dump(self._partial / META_FILE)
+            _sync(Path(file.name))
+        sizes = (self._num_rows, self._rows_per_shard, self._rows_per_batch)
+        Meta(*sizes, self._image_root, self._counts).dump(self._partial / META_FILE)
         _sync(self._partial / META_FILE)
         self._check_target()
-        self._replace()
+        # at no point is half a corpus at the target
+        old = self.path.with_name(self.path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(old)
+        self._partial.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
         self._open = False
 
     def abort(self) -> None:
-        """Discard what was written."""
+        """Discards what was written."""
         if self._open:
             for file in self._usable.values():
                 file.close()
             shutil.rmtree(self._partial, ignore_errors=True)
             self._open = False
 
-    def _flush(self, end_shard: bool) -> None:
-        for file in (self._rows, *self._texts.values()):
-            file.end_shard() if end_shard else file.flush()
+    def _advance(self, count: int) -> None:
+        """Counts rows, and writes them when a batch or a shard is full."""
+        self._num_rows += count
+        if self._num_rows % self._rows_per_batch == 0:
+            for shards in (self._rows, *self._texts.values()):
+                if self._num_rows % self._rows_per_shard == 0:
+                    shards.end_shard()
+                else:
+                    shards.flush()
 
-    def _text_record(self, row: CorpusRow, lang: str, text: Text | None) -> dict[str, Any]:
+    def _text_record(self, row: CorpusRow, lang: str, text: CorpusText | None) -> dict[str, Any]:
         if text is None:
             return dict.fromkeys(TEXT_SCHEMA.names)
         counts = self._counts[lang]
         counts[text.status] += 1
         if text.status == "ok" and row.translatable:
             counts["usable"] += 1
-            self._usable[lang].write(self._num_rows.to_bytes(4, "little"))
+            self._usable[lang].write(self._num_rows.to_bytes(NUM_BYTES, "little"))
         return text.to_arrow()
 
-    def _check_text(self, row: CorpusRow, lang: str, text: Text) -> None:
+    def _check_text(self, row: CorpusRow, lang: str, text: CorpusText) -> None:
         where = f"{self.path}: row {self._num_rows} (id {row.id!r}), language {lang!r}"
         if lang == ENGLISH:
             if text.turns != row.turns:
-                raise DataError(f"{where}: English text differs from the row's own turns.")
+                raise DataError(f"{where}: English text differs from the turns of the row.")
             return
         if lang not in self._texts:
             raise DataError(
@@ -263,7 +251,7 @@ class CorpusWriter:
         if text.status == "ok" and _shape(text.turns) != _shape(row.turns):
             raise DataError(
                 f"{where}: turns (role, number of {_IMAGE}) are {_shape(text.turns)}, in English "
-                f"{_shape(row.turns)}. Mend the text or give it status 'rejected'."
+                f"{_shape(row.turns)}. Fix the text or give it status 'rejected'."
             )
 
     def _check_target(self) -> None:
@@ -275,15 +263,6 @@ class CorpusWriter:
             )
         if not (self.path / META_FILE).is_file() and any(self.path.iterdir()):
             raise DataError(f"{self.path} exists and is not a corpus; it will not be overwritten.")
-
-    def _replace(self) -> None:
-        """Move the finished folder to its place; at no moment is half a corpus there."""
-        old = self.path.with_name(self.path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.path.exists():
-            self.path.rename(old)
-        self._partial.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _shape(turns: Sequence[Turn]) -> list[tuple[str, int]]:

@@ -1,1 +1,1 @@
-"""The built-in corpus: scenes of emoji pictures with questions in many languages."""
+"""The built-in corpus: scenes of emoji images with questions in many languages."""

@@ -1,19 +1,22 @@
-"""Makes the packed corpus from two Debian packages, the same bytes on every run.
+"""Builds the packed corpus from two Debian packages, the same bytes on every run.
 
-Input: the emoji font of `fonts-noto-color-emoji` (its PNG bitmaps are copied as they are) and the
-CLDR annotations of `unicode-cldr-core`. Output: the files under `playground/data/emoji_scenes/`
-that are committed, among them a few example images with their conversations for the demo, the CLI
-and the documents. Those show test scenes, so that a model that is shown them has not seen them in
-training. Nothing but the example images depends on the version of a compressor or image library.
+Input: the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are copied, and the CLDR
+annotations of `unicode-cldr-core`. Output: the committed files in `playground/data/emoji_scenes/`,
+among them example images with conversations for the demo, the CLI and the docs. The examples are
+test scenes, so a model has not seen them in training. Only the example images depend on the version
+of a compressor or image library.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import random
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +26,7 @@ from lrm_ext.emoji.conversations import IMAGE_PREFIX, conversation_sample, quest
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
     LANGUAGES,
+    NUM_OBJECTS,
     SCENES_FILE,
     SPLITS,
     Scene,
@@ -50,13 +54,13 @@ SIZE_PX = 256
 
 
 def build_files() -> dict[str, bytes]:
-    """All files of the packed corpus that are made by rule, by relative path.
+    """Builds the generated files of the packed corpus, by relative path.
 
     Raises:
-        DataError: A Debian package is missing, or holds no picture or name for a concept.
+        DataError: A Debian package is missing, or has no image or name for a concept.
     """
     files = {sprite_file(concept): data for concept, data in extract_sprites().items()}
-    files[CONCEPTS_FILE] = _json(extract_names())
+    files[CONCEPTS_FILE] = _json(extract_names(), 1)
     scenes = make_scenes()
     files[SCENES_FILE] = "".join(scene_to_line(scene) + "\n" for scene in scenes).encode()
     sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
@@ -65,32 +69,39 @@ def build_files() -> dict[str, bytes]:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write the packed corpus into a folder; files that are right already are left alone."""
+    """Writes the packed corpus to a folder, leaving unchanged files alone."""
     for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != data:
-            path.write_bytes(data)
+        if not _is_same(folder / name, data):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
 
 
 def differences(files: Mapping[str, bytes], folder: Path) -> list[str]:
-    """What is not the same in a folder: `<path>: missing` or `<path>: differs`."""
-    found = []
-    for name, data in sorted(files.items()):
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name}: missing")
-        elif path.read_bytes() != data:
-            found.append(f"{name}: differs ({path.stat().st_size} bytes, built {len(data)})")
+    """Lists the files that differ in a folder: `<path>: missing` or `<path>: differs`."""
+    found = [
+        f"{name}: {'differs' if (folder / name).is_file() else 'missing'}"
+        for name, data in sorted(files.items())
+        if not _is_same(folder / name, data)
+    ]
     stray = {f"sprites/{path.name}" for path in (folder / "sprites").glob("*")} - set(files)
     return found + [f"{name}: not part of the corpus" for name in sorted(stray)]
 
 
+def _is_same(path: Path, data: bytes) -> bool:
+    if not path.is_file():
+        return False
+    if path.parent.name != EXAMPLES_DIR or path.suffix != ".png":
+        return path.read_bytes() == data
+    # pixels, because bytes of rendered images depend on the version of the compressor
+    with Image.open(path) as found, Image.open(io.BytesIO(data)) as built:
+        return (found.mode, found.tobytes()) == (built.mode, built.tobytes())
+
+
 def extract_sprites() -> dict[str, bytes]:
-    """The PNG bitmap of every concept, 136 x 128, as the font holds it.
+    """Extracts the PNG bitmap of every concept, 136 x 128, from the font.
 
     Raises:
-        DataError: The font or a picture is missing.
+        DataError: The font or a bitmap is missing.
     """
     from fontTools.ttLib import TTFont
 
@@ -101,13 +112,13 @@ def extract_sprites() -> dict[str, bytes]:
         for concept, codepoint, _ in iter_codepoints():
             glyph = glyphs.get(codepoint)
             if glyph not in bitmaps:
-                raise DataError(f"{FONT}: no picture of U+{codepoint:04X} ({concept}).")
+                raise DataError(f"{FONT}: no bitmap of U+{codepoint:04X} ({concept}).")
             sprites[concept] = bytes(bitmaps[glyph].imageData)
     return sprites
 
 
 def extract_names() -> dict[str, dict[str, str]]:
-    """The CLDR short name of every concept in every language.
+    """Extracts the CLDR short name of every concept in every language.
 
     Raises:
         DataError: An annotation file or a name is missing.
@@ -129,13 +140,12 @@ def extract_names() -> dict[str, dict[str, str]]:
 
 
 def make_scenes() -> list[Scene]:
-    """The recipes of all scenes; no two splits share one."""
+    """Samples the recipes of all scenes; no two splits share one."""
     scenes = []
     for split in SPLITS:
         rng = random.Random(f"{SEED}/{split}")
-        scenes += [
-            sample_scene(rng, split, f"{split}-{number:06d}") for number in range(NUM_SCENES[split])
-        ]
+        for number in range(NUM_SCENES[split]):
+            scenes.append(sample_scene(rng, split, f"{split}-{number:06d}"))
     return scenes
 
 
@@ -149,78 +159,40 @@ def _existing(path: Path, package: str) -> Path:
     return path
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+def _json(value: object, indent: int) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
 def example_scenes(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
-    """The scenes that are shown as examples: the first test scenes, three of each size."""
-    quota = dict.fromkeys((1, 2, 3, 4), NUM_EXAMPLES // 4)
+    """Returns the example scenes: the first three test scenes of each size."""
+    shown = Counter[int]()
     chosen = []
     for scene in scenes:
-        if scene.split == "test" and quota[len(scene.objects)]:
-            quota[len(scene.objects)] -= 1
-            chosen.append(scene)
+        if scene.split == "test":
+            shown[len(scene.objects)] += 1
+            if shown[len(scene.objects)] <= NUM_EXAMPLES // len(NUM_OBJECTS):
+                chosen.append(scene)
     return tuple(chosen)
 
 
-def sample_json(scenes: Sequence[Scene]) -> bytes:
-    """LLaVA JSON: each example scene in English and in one of the other languages."""
-    others = LANGUAGES[1:]
-    records = []
-    for number, scene in enumerate(example_scenes(scenes)):
-        for lang in ("en", others[number % len(others)]):
-            record = conversation_sample(scene, lang, f"{scene.id}.png").to_record()
+def example_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
+    """Builds the files of the examples, by path in the packed corpus.
+
+    The LLaVA JSON has each example in English and in one other language; the questions that the
+    demo offers are one for each example in every language.
+    """
+    files, records, questions = {}, [], {}
+    sprites, others = load_sprites(), itertools.cycle(LANGUAGES[1:])
+    for scene in example_scenes(scenes):
+        image = f"{scene.id}.png"
+        content = io.BytesIO()
+        render_scene(scene, sprites, SIZE_PX).save(content, "PNG", optimize=True)
+        files[f"{EXAMPLES_DIR}/{image}"] = content.getvalue()
+        for lang in (LANGUAGES[0], next(others)):
+            record = conversation_sample(scene, lang, image).to_record()
             records.append({**record, "id": f"{scene.id}-{lang}"})
-    return (json.dumps(records, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def questions_json(scenes: Sequence[Scene]) -> bytes:
-    """A question for each example picture in every language: what the demo offers."""
-    questions = {
-        f"{scene.id}.png": {
+        questions[image] = {
             lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
             for lang in LANGUAGES
         }
-        for scene in example_scenes(scenes)
-    }
-    return (json.dumps(questions, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def text_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
-    """The text files of the examples, by path in the packed corpus."""
-    return {SAMPLE_FILE: sample_json(scenes), QUESTIONS_FILE: questions_json(scenes)}
-
-
-def write_pictures(scenes: Sequence[Scene], folder: Path) -> None:
-    """Write the example pictures that are missing or show something else."""
-    for path, picture in _pictures(scenes, folder):
-        if not _shows(path, picture):
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path, optimize=True)
-
-
-def picture_differences(scenes: Sequence[Scene], folder: Path) -> list[str]:
-    """Example pictures that are missing or show something else.
-
-    Pixels are compared, not bytes: those depend on the version of the compressor.
-    """
-    return [
-        f"{EXAMPLES_DIR}/{path.name}: missing or other pixels"
-        for path, picture in _pictures(scenes, folder)
-        if not _shows(path, picture)
-    ]
-
-
-def _pictures(scenes: Sequence[Scene], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
-    sprites = load_sprites()
-    for scene in example_scenes(scenes):
-        path = folder / EXAMPLES_DIR / f"{scene.id}.png"
-        yield path, render_scene(scene, sprites, SIZE_PX)
-
-
-def _shows(path: Path, picture: Image.Image) -> bool:
-    if not path.is_file():
-        return False
-    with Image.open(path) as image:
-        return image.mode == picture.mode and image.tobytes() == picture.tobytes()
+    return {**files, SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}

@@ -1,16 +1,18 @@
-"""Captions, questions and answers about scenes in any language, for training and as benchmarks.
+"""Captions, questions and answers about scenes in any language, for training and benchmarks.
 
-Which questions a scene gets depends on its id alone, so that the same scene has the same questions
-in every language and on every run. Files are written in `unpack.py`.
+The questions of a scene depend only on its id, so they are the same in every language and on every
+run. `unpack.py` writes the files.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from llava.data.sample import Sample, Turn
@@ -33,22 +35,22 @@ TASKS = ("existence", "naming", "position", "counting", "color", "category")
 SOURCE = "emoji_scenes"
 IMAGE_PREFIX = "<image>\n"
 
-# Questions of a benchmark: scenes that get a pair of existence questions, and questions of the
-# other tasks. Categories are balanced: so many yes and so many no for each of them.
+# Size of a benchmark: scenes with a pair of existence questions, questions of each other task, and
+# questions of each category with each answer.
 NUM_EXISTENCE_PAIRS = 250
 NUM_PER_TASK = 100
 NUM_PER_CATEGORY_ANSWER = 9
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about a scene, in no language yet.
+class SceneQuestion:
+    """A question about a scene, independent of language.
 
     Attributes:
         task: One of `TASKS`.
-        target: What is asked about: a concept id (existence), a quadrant (position), a category
-            id (category), or nothing.
-        phrasing: Which of the task's patterns says it.
+        target: The concept id (existence), quadrant (position) or category id (category) that it
+            asks about; None for other tasks.
+        phrasing: Index of the pattern of the task.
     """
 
     task: str
@@ -62,21 +64,21 @@ class Question:
 
 
 def noun_phrase(concept_id: str, lang: str) -> str:
-    """A concept's name with its indefinite article, where the language has one."""
+    """Returns the name of a concept with its indefinite article, if the language has one."""
     article = get_vocabulary(lang).articles.get(concept_id, "")
     return article + concepts_by_id()[concept_id].names[lang]
 
 
 def caption(scene: Scene, lang: str, phrasing: int) -> tuple[str, str]:
-    """A request for a description, and the description in one sentence.
+    """Returns a request for a description, and the description in one sentence.
 
     Args:
-        scene: What is in the picture.
+        scene: The scene.
         lang: Language code.
-        phrasing: Pattern of the request, below `NUM_PATTERNS["caption"]`.
+        phrasing: Index of the request's pattern, below `NUM_PATTERNS["caption"]`.
 
     Returns:
-        Request and sentence; objects stand in reading order.
+        Request and sentence; objects are in reading order.
     """
     vocabulary = get_vocabulary(lang)
     sentence = vocabulary.caption.format(
@@ -86,10 +88,10 @@ def caption(scene: Scene, lang: str, phrasing: int) -> tuple[str, str]:
     return vocabulary.questions["caption"][phrasing], sentence[0].upper() + sentence[1:]
 
 
-def render_question(question: Question, scene: Scene, lang: str) -> tuple[str, str]:
-    """A question and its answer in a language; short answers have no full stop."""
+def render_question(question: SceneQuestion, scene: Scene, lang: str) -> tuple[str, str]:
+    """Returns a question and its answer in a language; short answers have no full stop."""
     vocabulary = get_vocabulary(lang)
-    # "Is there an animal ...?" is said with the patterns of "Is there a dog ...?"
+    # "Is there an animal ...?" uses the patterns of "Is there a dog ...?"
     kind = "existence" if question.task == "category" else question.task
     pattern = vocabulary.questions[kind][question.phrasing]
     target = question.target or ""
@@ -104,67 +106,67 @@ def render_question(question: Question, scene: Scene, lang: str) -> tuple[str, s
     return text, _answer(question, scene, lang)
 
 
-def truth(question: Question, scene: Scene) -> bool:
-    """Whether the answer to a yes/no question is yes."""
+def truth(question: SceneQuestion, scene: Scene) -> bool:
+    """Tells whether the answer to a yes/no question is yes."""
     assert question.answer_type == "yesno", question
     if question.task == "existence":
         return any(placed.concept == question.target for placed in scene.objects)
     return question.target in _categories_of(scene)
 
 
-def _answer(question: Question, scene: Scene, lang: str) -> str:
-    vocabulary = get_vocabulary(lang)
+def _answer(question: SceneQuestion, scene: Scene, lang: str) -> str:
     if question.task == "counting":
         return str(len(scene.objects))
     if question.task == "color":
-        return vocabulary.color_answers[scene.background]
-    places = [
-        p for p in scene.objects if question.task == "naming" or p.position == question.target
-    ]
-    (placed,) = places
-    return concepts_by_id()[placed.concept].names[lang]
+        return get_vocabulary(lang).color_answers[scene.background]
+    (concept,) = (
+        placed.concept
+        for placed in scene.objects
+        if question.task == "naming" or placed.position == question.target
+    )
+    return concepts_by_id()[concept].names[lang]
 
 
 def _categories_of(scene: Scene) -> set[str]:
     return {concepts_by_id()[placed.concept].category for placed in scene.objects}
 
 
-def existence_question(scene: Scene, present: bool, rng: random.Random) -> Question:
-    """Ask for something that is in the picture, or for something that is not.
+def existence_question(scene: Scene, present: bool, rng: random.Random) -> SceneQuestion:
+    """Asks for a concept that is in the scene, or for one that is not.
 
-    Both are drawn evenly over the concepts, so that the question alone tells nothing.
+    Both are sampled uniformly over the concepts, so the question alone gives no hint.
     """
     there = [placed.concept for placed in scene.objects]
     unclear = set(there).union(*(related_concepts()[name] for name in there))
     absent = [concept for concept in concept_ids() if concept not in unclear]
     choices = there if present else absent
-    return Question("existence", _choice(rng, choices), _phrasing("existence", rng))
+    return SceneQuestion("existence", _choice(rng, choices), _phrasing("existence", rng))
 
 
-def content_question(scene: Scene, rng: random.Random) -> Question:
-    """Ask what the picture shows (one object), or what lies in an occupied quadrant (several)."""
+def content_question(scene: Scene, rng: random.Random) -> SceneQuestion:
+    """Asks what the scene shows (one object), or what is in an occupied quadrant (several)."""
     if len(scene.objects) == 1:
-        return Question("naming", None, _phrasing("naming", rng))
+        return SceneQuestion("naming", None, _phrasing("naming", rng))
     occupied = [placed.position for placed in scene.objects]
     target = _choice(rng, [position for position in POSITIONS if position in occupied])
-    return Question("position", target, _phrasing("position", rng))
+    return SceneQuestion("position", target, _phrasing("position", rng))
 
 
-def counting_question(scene: Scene, rng: random.Random) -> Question:
-    """Ask how many objects there are."""
-    return Question("counting", None, _phrasing("counting", rng))
+def counting_question(scene: Scene, rng: random.Random) -> SceneQuestion:
+    """Asks how many objects there are."""
+    return SceneQuestion("counting", None, _phrasing("counting", rng))
 
 
-def color_question(scene: Scene, rng: random.Random) -> Question:
-    """Ask for the colour of the background."""
-    return Question("color", None, _phrasing("color", rng))
+def color_question(scene: Scene, rng: random.Random) -> SceneQuestion:
+    """Asks for the colour of the background."""
+    return SceneQuestion("color", None, _phrasing("color", rng))
 
 
-def category_question(scene: Scene, rng: random.Random) -> Question:
-    """Ask for a category, so that for each category about as many answers are yes as no.
+def category_question(scene: Scene, rng: random.Random) -> SceneQuestion:
+    """Asks for a category, so that each category has about as many yes as no answers.
 
-    Which categories a scene shows is given; a category is drawn evenly and kept with a
-    probability that evens out how often it is there and how often it clearly is not.
+    A category is sampled uniformly and kept with a probability that balances how often scenes show
+    it and how often they clearly do not.
     """
     there = _categories_of(scene)
     asked = [category for category in categories().values() if category.asked]
@@ -175,12 +177,12 @@ def category_question(scene: Scene, rng: random.Random) -> Question:
         yes, no = _category_shares(category.id)
         kept = no / yes if category.id in there else yes / no
         if rng.random() < kept:
-            return Question("category", category.id, _phrasing("existence", rng))
+            return SceneQuestion("category", category.id, _phrasing("existence", rng))
 
 
 @functools.cache
 def _category_shares(category_id: str) -> tuple[float, float]:
-    """Share of scenes that show the category, and of those that clearly do not."""
+    """Returns the share of scenes that show a category, and of those that clearly do not."""
     category = categories()[category_id]
     unclear = sum(categories()[name].num_concepts for name in category.unclear)
     total = len(concept_ids())
@@ -195,18 +197,18 @@ def _category_shares(category_id: str) -> tuple[float, float]:
     return 1 - without(category.num_concepts), without(category.num_concepts + unclear)
 
 
-_GENERAL: tuple[Callable[[Scene, random.Random], Question], ...] = (
+_GENERAL: tuple[Callable[[Scene, random.Random], SceneQuestion], ...] = (
     counting_question,
     color_question,
     category_question,
 )
 
 
-def make_questions(scene: Scene, rng: random.Random) -> tuple[Question, ...]:
-    """The four questions of a conversation, in random order.
+def make_questions(scene: Scene, rng: random.Random) -> tuple[SceneQuestion, ...]:
+    """Makes the four questions of a conversation, in random order.
 
-    Existence of something that is there, existence of something that is not, what the picture or
-    a quadrant shows, and one of counting, colour of the background and category.
+    They ask for a concept that is there, for one that is not, for what the scene or a quadrant
+    shows, and for one of number, background colour and category.
     """
     questions = [
         existence_question(scene, True, rng),
@@ -229,20 +231,20 @@ def _choice(rng: random.Random, items: Sequence[T]) -> T:
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One benchmark question, in no language yet.
+    """A benchmark question, independent of language.
 
     Attributes:
-        id: Name of the question, the same in every language.
-        scene: The picture it is about.
-        question: What is asked.
+        id: Id of the question, the same in every language.
+        scene: The scene.
+        question: The question.
     """
 
     id: str
     scene: Scene
-    question: Question
+    question: SceneQuestion
 
     def to_record(self, lang: str, image: str) -> dict[str, Any]:
-        """The benchmark file's line in a language; `image` is the picture's path."""
+        """Returns the record of the benchmark file in a language; `image` is the image path."""
         text, answer = render_question(self.question, self.scene, lang)
         return {
             "question_id": self.id,
@@ -256,69 +258,55 @@ class BenchmarkItem:
 
 
 def caption_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
-    """A request for a description and the description."""
+    """Returns a request for a description and the description."""
     phrasing = int(_rng("caption", scene).random() * NUM_PATTERNS["caption"])
     return _turns([caption(scene, lang, phrasing)])
 
 
 def question_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
-    """A conversation of four questions and answers."""
+    """Returns a conversation of four questions and answers."""
     questions = make_questions(scene, _rng("questions", scene))
     return _turns(render_question(question, scene, lang) for question in questions)
 
 
 def conversation_sample(scene: Scene, lang: str, image: str) -> Sample:
-    """A scene's conversation as a sample of LLaVA's kind."""
+    """Returns the conversation of a scene as a LLaVA sample."""
     turns = question_turns(scene, lang)
     return Sample(id=scene.id, image=image, turns=turns, lang=lang, source=SOURCE)
 
 
 def benchmark_items(scenes: Iterable[Scene]) -> tuple[BenchmarkItem, ...]:
-    """The questions of the benchmark that these scenes give.
+    """Makes the benchmark questions of scenes.
 
-    Existence comes in pairs on one picture (something that is there, something that is not);
-    each category has as many yes as no. Fewer scenes give fewer questions.
+    Existence questions come in pairs on one scene (a concept that is there and one that is not);
+    each category has as many yes as no answers. Fewer scenes give fewer questions.
     """
-    scenes = tuple(scenes)
-    items: list[BenchmarkItem] = []
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    return tuple(
+        BenchmarkItem(f"{question.task}-{next(numbers[question.task]):04d}", scene, question)
+        for scene, question in _benchmark_questions(tuple(scenes))
+    )
+
+
+def _benchmark_questions(scenes: tuple[Scene, ...]) -> Iterator[tuple[Scene, SceneQuestion]]:
     for scene in scenes[:NUM_EXISTENCE_PAIRS]:
         rng = _rng("existence", scene)
-        for present in (True, False):
-            items.append(_item(items, scene, existence_question(scene, present, rng)))
-    singles = [scene for scene in scenes if len(scene.objects) == 1]
-    crowded = [scene for scene in scenes if len(scene.objects) > 1]
+        yield from ((scene, existence_question(scene, there, rng)) for there in (True, False))
     for task, make, eligible in (
-        ("naming", content_question, singles),
-        ("position", content_question, crowded),
+        ("naming", content_question, [scene for scene in scenes if len(scene.objects) == 1]),
+        ("position", content_question, [scene for scene in scenes if len(scene.objects) > 1]),
         ("counting", counting_question, scenes),
         ("color", color_question, scenes[::-1]),
     ):
-        of_task: list[BenchmarkItem] = []
         for scene in eligible[:NUM_PER_TASK]:
-            of_task.append(_item(of_task, scene, make(scene, _rng(task, scene))))
-        items += of_task
-    return (*items, *_category_items(scenes))
-
-
-def _category_items(scenes: Iterable[Scene]) -> Iterator[BenchmarkItem]:
-    quota = {
-        (category.id, answer): NUM_PER_CATEGORY_ANSWER
-        for category in categories().values()
-        if category.asked
-        for answer in (True, False)
-    }
-    made: list[BenchmarkItem] = []
+            yield scene, make(scene, _rng(task, scene))
+    made = Counter[tuple[str | None, bool]]()
     for scene in scenes:
         question = category_question(scene, _rng("category", scene))
-        key = (question.target or "", truth(question, scene))
-        if quota[key]:
-            quota[key] -= 1
-            made.append(_item(made, scene, question))
-    yield from made
-
-
-def _item(earlier: list[BenchmarkItem], scene: Scene, question: Question) -> BenchmarkItem:
-    return BenchmarkItem(f"{question.task}-{len(earlier):04d}", scene, question)
+        key = (question.target, truth(question, scene))
+        made[key] += 1
+        if made[key] <= NUM_PER_CATEGORY_ANSWER:
+            yield scene, question
 
 
 def _rng(purpose: str, scene: Scene) -> random.Random:
@@ -326,8 +314,5 @@ def _rng(purpose: str, scene: Scene) -> random.Random:
 
 
 def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    turns: list[Turn] = []
-    for question, answer in pairs:
-        prefix = "" if turns else IMAGE_PREFIX
-        turns += [Turn("human", prefix + question), Turn("gpt", answer)]
-    return tuple(turns)
+    talk = [Turn(*said) for pair in pairs for said in zip(("human", "gpt"), pair, strict=True)]
+    return (replace(talk[0], text=IMAGE_PREFIX + talk[0].text), *talk[1:])

@@ -1,9 +1,9 @@
-"""Scenes of emoji: what can lie in them, its words in every language, their recipes and pictures.
+"""Scenes of emoji: their concepts, words in every language, recipes and images.
 
-The packed form is committed under `playground/data/emoji_scenes/`: one PNG a concept, the names in
-all its languages and the recipes of all scenes. `build.py` makes it, `unpack.py` turns it into
-images and conversations in the git-ignored `corpus/` beside it. Words and sentence patterns are in
-`data/<lang>.toml`, what can lie in a scene in `data/concepts.toml`.
+The packed form is committed in `playground/data/emoji_scenes/`: one PNG for each concept, its names
+in all languages, and the recipes of all scenes. `build.py` creates it; `unpack.py` turns it into
+images and conversations in the git-ignored `corpus/` next to it. Words and sentence patterns are in
+`data/<lang>.toml`, concepts in `data/concepts.toml`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import itertools
 import json
 import random
 import string
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,11 @@ CONCEPTS_FILE = "concepts.json"
 SCENES_FILE = "scenes.tsv"
 
 _DATA_DIR = Path(__file__).parent / "data"
-# English first: those that have a file of words and sentence patterns here.
+# Languages with a file of words and sentence patterns here; English first.
 LANGUAGES = tuple(code for code in shipped_languages() if (_DATA_DIR / f"{code}.toml").is_file())
 POSITIONS = ("top_left", "top_right", "bottom_left", "bottom_right")
 
-# How many patterns of a question there are in every language, and what they have a place for.
+# Number of patterns of each question, in every language, and their placeholders.
 NUM_PATTERNS = {
     "caption": 3,
     "existence": 3,
@@ -48,10 +50,10 @@ SPLITS = ("train", "val", "test")
 TEST_PERMILLE = 80
 VAL_PERMILLE = 40
 
-# Number of objects and how often it occurs, in percent.
+# Frequency of each number of objects, in percent.
 NUM_OBJECTS = {1: 30, 2: 35, 3: 20, 4: 15}
 
-# Lengths and places are kept as thousandths of the canvas, so that recipes are exact text.
+# Sizes and positions are thousandths of the canvas, so that recipes are exact text.
 _UNIT = 1000
 _SHADE_JITTER = 8
 _QUADRANT_SIZES = (300, 460)
@@ -60,45 +62,45 @@ DEFAULT_SIZE = 128
 
 
 def packed_dir() -> Path:
-    """Folder of the packed corpus in this checkout."""
+    """Returns the folder of the packed corpus in this checkout."""
     return Path(__file__).resolve().parents[2] / "playground" / "data" / "emoji_scenes"
 
 
 def packed_path(name: str) -> Path:
-    """Path of one packed file.
+    """Returns the path of a packed file.
 
     Raises:
-        DataError: It is not there.
+        DataError: The file does not exist.
     """
     path = packed_dir() / name
     if not path.exists():
         raise DataError(
             f"{path} is missing; it is part of the repository. Restore it with "
-            f"`git checkout -- {packed_dir()}` or make it again with `lrm corpus build-emoji`."
+            f"`git checkout -- {packed_dir()}` or rebuild it with `lrm corpus build-emoji`."
         )
     return path
 
 
 @functools.cache
 def load_toml(name: str) -> dict[str, Any]:
-    """A data file of this package, such as `concepts` or `cs`; callers must not change it."""
+    """Reads a data file of this package, such as `concepts` or `cs`; do not change the result."""
     return _toml.load_toml(_DATA_DIR / f"{name}.toml")
 
 
 def data_files() -> tuple[Path, ...]:
-    """The data files of this package, in a fixed order."""
+    """Returns the data files of this package, in a fixed order."""
     return tuple(sorted(_DATA_DIR.glob("*.toml")))
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that can lie in a picture.
+    """A thing that a scene can show.
 
     Attributes:
         id: English name with underscores.
         codepoint: The emoji's Unicode code point.
         category: Key of `categories()`.
-        names: Unicode CLDR short name by language code: a singular noun without article.
+        names: Unicode CLDR short name by language code, a singular noun without an article.
     """
 
     id: str
@@ -112,10 +114,10 @@ class Category:
     """A group of concepts.
 
     Attributes:
-        id: Its name in our data files.
+        id: Its name in the data files.
         asked: Whether there are questions about it.
-        unclear: Categories whose presence makes "there is none of this" debatable.
-        num_concepts: How many concepts it has.
+        unclear: Categories whose presence makes a "no" debatable.
+        num_concepts: Number of its concepts.
     """
 
     id: str
@@ -125,7 +127,7 @@ class Category:
 
 
 def iter_codepoints() -> Iterator[tuple[str, int, str]]:
-    """(concept id, code point, category id) as the data file has them, in its order."""
+    """Yields (concept id, code point, category id) in the order of the data file."""
     for category, entry in load_toml("concepts")["categories"].items():
         for concept, codepoint in entry["concepts"].items():
             yield concept, int(codepoint, 16), category
@@ -133,27 +135,23 @@ def iter_codepoints() -> Iterator[tuple[str, int, str]]:
 
 @functools.cache
 def concept_ids() -> tuple[str, ...]:
-    """The ids of all concepts, in the order of the data file."""
+    """Returns the ids of all concepts, in the order of the data file."""
     return tuple(concept for concept, _, _ in iter_codepoints())
 
 
 @functools.cache
 def categories() -> Mapping[str, Category]:
-    """All categories by id."""
-    return {
-        key: Category(
-            id=key,
-            asked=entry.get("asked", True),
-            unclear=tuple(entry["unclear"]),
-            num_concepts=len(entry["concepts"]),
-        )
-        for key, entry in load_toml("concepts")["categories"].items()
-    }
+    """Returns all categories by id."""
+    found = {}
+    for key, entry in load_toml("concepts")["categories"].items():
+        unclear, num_concepts = tuple(entry["unclear"]), len(entry["concepts"])
+        found[key] = Category(key, entry.get("asked", True), unclear, num_concepts)
+    return found
 
 
 @functools.cache
 def load_concepts() -> tuple[Concept, ...]:
-    """All concepts, in the order of the data file.
+    """Returns all concepts, in the order of the data file.
 
     Raises:
         DataError: The packed data is missing.
@@ -167,63 +165,59 @@ def load_concepts() -> tuple[Concept, ...]:
 
 @functools.cache
 def concepts_by_id() -> Mapping[str, Concept]:
-    """All concepts by id."""
+    """Returns all concepts by id."""
     return {concept.id: concept for concept in load_concepts()}
 
 
 @functools.cache
 def related_concepts() -> Mapping[str, frozenset[str]]:
-    """For each concept, those whose word may cover it in some language."""
-    related: dict[str, set[str]] = {concept.id: set() for concept in load_concepts()}
-    for first, second in load_toml("concepts")["related"]["pairs"]:
-        related[first].add(second)
-        related[second].add(first)
-    return {key: frozenset(value) for key, value in related.items()}
+    """Returns, for each concept, those whose word may include it in some language."""
+    pairs = load_toml("concepts")["related"]["pairs"]
+    return {
+        concept: frozenset(other for pair in pairs if concept in pair for other in pair) - {concept}
+        for concept in concept_ids()
+    }
 
 
 @functools.cache
 def backgrounds() -> Mapping[str, tuple[int, int, int]]:
-    """Background colours (red, green, blue; 0-255) by id."""
+    """Returns background colours (red, green, blue; 0-255) by id."""
     return {key: (r, g, b) for key, (r, g, b) in load_toml("concepts")["backgrounds"].items()}
 
 
 def sprite_file(concept_id: str) -> str:
-    """Path of a concept's picture inside the packed data."""
+    """Returns the path of the image of a concept within the packed data."""
     return f"{SPRITES_DIR}/{concept_id}.png"
 
 
 def load_sprites() -> dict[str, Image.Image]:
-    """Every concept's picture, RGBA, by concept id, cropped to what is not transparent.
+    """Loads the RGBA image of every concept by id, cropped to its opaque part.
 
     Raises:
         DataError: The packed data is missing.
     """
-    return {
-        concept.id: _load_sprite(packed_path(sprite_file(concept.id)))
-        for concept in load_concepts()
-    }
-
-
-def _load_sprite(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        sprite = image.convert("RGBA")
-    return sprite.crop(sprite.getchannel("A").getbbox())
+    sprites = {}
+    for concept in concept_ids():
+        with Image.open(packed_path(sprite_file(concept))) as image:
+            sprite = image.convert("RGBA")
+        sprites[concept] = sprite.crop(sprite.getchannel("A").getbbox())
+    return sprites
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words and patterns of one language.
+    """The words and patterns of a language.
 
     Attributes:
         questions: Patterns by question.
         caption: Pattern of the answer to "caption".
-        separator: What stands between the members of a list.
-        last: What stands before the last member.
+        separator: Separator of list items.
+        last: Separator before the last item.
         positions: Words for the four quadrants.
-        categories: Category nouns, with article where the language wants one.
-        color_answers: Colour words as the question "color" asks for them.
-        color_backgrounds: Colour words as the caption has them.
-        articles: What stands before a concept's name, space included; empty without articles.
+        categories: Category nouns, with an article where the language uses one.
+        color_answers: Colour words as answers to the question "color".
+        color_backgrounds: Colour words as in a caption.
+        articles: Article of each concept with the space after it; empty without articles.
     """
 
     questions: Mapping[str, tuple[str, ...]]
@@ -237,23 +231,29 @@ class Vocabulary:
     articles: Mapping[str, str]
 
     def join(self, parts: list[str]) -> str:
-        """A list in words: "a dog, a cat and a car"."""
+        """Joins a list in words: "a dog, a cat and a car"."""
         *head, tail = parts
         return self.separator.join(head) + self.last + tail if head else tail
 
 
 @functools.cache
 def get_vocabulary(lang: str) -> Vocabulary:
-    """The vocabulary of a language.
+    """Returns the vocabulary of a language.
 
     Raises:
-        ConfigError: The language is unknown, or its data file is not complete.
+        ConfigError: The language is unknown, or its data file is incomplete.
     """
     if lang not in LANGUAGES:
         raise ConfigError(
             f"the built-in corpus has no language {lang!r}; it has {', '.join(LANGUAGES)}."
         )
     data = load_toml(lang)
+    where = f"{_DATA_DIR / lang}.toml"
+    listed = [
+        (name, article) for article, names in data.get("articles", {}).items() for name in names
+    ]
+    if twice := [name for name, count in Counter(name for name, _ in listed).items() if count > 1]:
+        raise ConfigError(f"{where}: {twice[0]!r} has two articles.")
     try:
         vocabulary = Vocabulary(
             questions={key: tuple(value) for key, value in data["questions"].items()},
@@ -264,68 +264,57 @@ def get_vocabulary(lang: str) -> Vocabulary:
             categories=data["categories"],
             color_answers={key: value["answer"] for key, value in data["colors"].items()},
             color_backgrounds={key: value["background"] for key, value in data["colors"].items()},
-            articles=_articles(lang, data),
+            articles=dict(listed),
         )
     except KeyError as error:
-        raise ConfigError(f"{lang}.toml of the built-in corpus lacks the key {error}.") from error
-    _check(lang, vocabulary)
+        raise ConfigError(f"{where} lacks the key {error}.") from error
+    _check(vocabulary, where)
     return vocabulary
 
 
-def _articles(lang: str, data: Mapping[str, Any]) -> dict[str, str]:
-    articles: dict[str, str] = {}
-    for article, concepts in data.get("articles", {}).items():
-        for concept in concepts:
-            if concept in articles:
-                raise ConfigError(f"{lang}.toml: {concept!r} has two articles.")
-            articles[concept] = article
-    return articles
-
-
-def _check(lang: str, vocabulary: Vocabulary) -> None:
+def _check(words: Vocabulary, where: str) -> None:
     asked = {key for key, category in categories().items() if category.asked}
-    keys: list[tuple[str, set[str], set[str]]] = [
-        ("questions", set(vocabulary.questions), set(NUM_PATTERNS)),
-        ("positions", set(vocabulary.positions), set(POSITIONS)),
-        ("categories", set(vocabulary.categories), asked),
-        ("colors", set(vocabulary.color_answers), set(backgrounds())),
-    ]
-    if vocabulary.articles:
-        keys.append(("articles", set(vocabulary.articles), set(concepts_by_id())))
-    for section, found, expected in keys:
+    for section, found, expected in (
+        ("questions", words.questions.keys(), NUM_PATTERNS.keys()),
+        ("positions", words.positions.keys(), set(POSITIONS)),
+        ("categories", words.categories.keys(), asked),
+        ("colors", words.color_answers.keys(), backgrounds().keys()),
+        ("articles", words.articles.keys(), set(concept_ids()) if words.articles else set()),
+    ):
         if found != expected:
             raise ConfigError(
-                f"{lang}.toml: [{section}] lacks {sorted(expected - found)} and has "
+                f"{where}: [{section}] lacks {sorted(expected - found)} and has "
                 f"{sorted(found - expected)} too many."
             )
-    for question, patterns in vocabulary.questions.items():
+    for question, patterns in words.questions.items():
         if len(patterns) != NUM_PATTERNS[question]:
             raise ConfigError(
-                f"{lang}.toml: question {question!r} has {len(patterns)} patterns, expected "
+                f"{where}: question {question!r} has {len(patterns)} patterns, expected "
                 f"{NUM_PATTERNS[question]}, as in every language."
             )
         for pattern in patterns:
-            _check_fields(lang, pattern, _FIELDS.get(question, set()))
-    _check_fields(lang, vocabulary.caption, {"objects", "background"})
+            _check_fields(pattern, _FIELDS.get(question, set()), where)
+    _check_fields(words.caption, {"objects", "background"}, where)
 
 
-def _check_fields(lang: str, pattern: str, expected: set[str]) -> None:
+def _check_fields(pattern: str, expected: set[str], where: str) -> None:
     found = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
     if found != expected:
         raise ConfigError(
-            f"{lang}.toml: {pattern!r} has the places {sorted(found)}, expected {sorted(expected)}."
+            f"{where}: {pattern!r} has the placeholders {sorted(found)}, expected "
+            f"{sorted(expected)}."
         )
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A concept in its place.
+    """A concept at a position.
 
     Attributes:
         concept: Concept id.
         x: Horizontal centre, as a fraction of the canvas from its left edge.
         y: Vertical centre, as a fraction of the canvas from its top edge.
-        size: Longer side of the picture, as a fraction of the canvas.
+        size: Longer side of the sprite, as a fraction of the canvas.
         mirrored: Whether it is flipped left to right.
     """
 
@@ -343,14 +332,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's recipe.
+    """The recipe of an image.
 
     Attributes:
         id: Unique name, such as `train-000017`.
         split: One of `SPLITS`.
         background: Colour id.
-        shade: The colour's realisation: red, green, blue, 0-255.
-        objects: One to four different concepts, in reading order.
+        shade: The exact colour: red, green, blue, 0-255.
+        objects: One to four distinct concepts, in reading order.
     """
 
     id: str
@@ -361,7 +350,7 @@ class Scene:
 
 
 def combinations(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """The combinations that a scene shows; each pair is sorted, or (concept, `on:<colour>`)."""
+    """Returns the combinations of a scene: sorted pairs, or (concept, `on:<colour>`)."""
     return _combinations([placed.concept for placed in scene.objects], scene.background)
 
 
@@ -372,7 +361,7 @@ def _combinations(concepts: list[str], background: str) -> tuple[tuple[str, str]
 
 
 def split_of_combination(combination: tuple[str, str]) -> str:
-    """The split that a combination belongs to; a pure function of the two names."""
+    """Returns the split of a combination, a pure function of the two names."""
     digest = hashlib.sha256("|".join(combination).encode()).digest()
     permille = int.from_bytes(digest[:8], "big") % 1000
     if permille < TEST_PERMILLE:
@@ -381,7 +370,7 @@ def split_of_combination(combination: tuple[str, str]) -> str:
 
 
 def split_of_combinations(combinations: Iterable[tuple[str, str]]) -> str | None:
-    """The split that a scene with these combinations may be in; None if in no split."""
+    """Returns the split of a scene with these combinations; None if it fits no split."""
     held_out = {split_of_combination(c) for c in combinations} - {"train"}
     if len(held_out) > 1:
         return None
@@ -389,18 +378,19 @@ def split_of_combinations(combinations: Iterable[tuple[str, str]]) -> str | None
 
 
 def sample_scene(rng: random.Random, split: str, scene_id: str | None = None) -> Scene:
-    """Draw one scene of a split.
+    """Samples a scene of a split.
 
-    The number of objects is drawn first and kept, so that holding combinations out does not
-    make crowded training scenes rarer.
+    The number of objects is sampled first and kept, so that holding out combinations does not make
+    crowded training scenes rarer.
 
     Args:
-        rng: Source of chance; only `random()` is used, which is the same in all Pythons.
+        rng: Source of randomness; only `random()` is used, which is stable across Python versions.
         split: One of `SPLITS`.
-        scene_id: Name of the scene; drawn from `rng` when left out.
+        scene_id: Id of the scene; sampled from `rng` if omitted.
     """
     assert split in SPLITS, split
-    num_objects = _weighted(rng, NUM_OBJECTS)
+    limits = list(itertools.accumulate(NUM_OBJECTS.values()))
+    num_objects = list(NUM_OBJECTS)[bisect_right(limits, _below(rng, limits[-1]))]
     while True:
         names = _draw_concepts(rng, num_objects)
         background = list(backgrounds())[_below(rng, len(backgrounds()))]
@@ -424,23 +414,11 @@ def _below(rng: random.Random, limit: int) -> int:
     return int(rng.random() * limit)
 
 
-def _weighted(rng: random.Random, weights: dict[int, int]) -> int:
-    threshold = _below(rng, sum(weights.values()))
-    for value, weight in weights.items():
-        threshold -= weight
-        if threshold < 0:
-            return value
-    raise AssertionError("weights are positive")
-
-
 def _draw_concepts(rng: random.Random, num: int) -> list[str]:
-    concepts = concept_ids()
-    names: list[str] = []
+    names: dict[str, None] = {}
     while len(names) < num:
-        name = concepts[_below(rng, len(concepts))]
-        if name not in names:
-            names.append(name)
-    return names
+        names[concept_ids()[_below(rng, len(concept_ids()))]] = None
+    return list(names)
 
 
 def _between(rng: random.Random, low: int, high: int) -> int:
@@ -454,20 +432,20 @@ def _place_single(rng: random.Random, name: str) -> Placed:
 
 
 def _place_quadrants(rng: random.Random, names: list[str]) -> list[Placed]:
-    """Put each concept wholly into its own quadrant."""
+    """Places each concept entirely in its own quadrant."""
     free = [(0, 0), (500, 0), (0, 500), (500, 500)]
     objects = []
     for name in names:
-        left, top = free.pop(_below(rng, len(free)))
+        corner = free.pop(_below(rng, len(free)))
         size = _between(rng, *_QUADRANT_SIZES)
         # one thousandth short of the far edge: a centre there would belong to the next quadrant
-        x, y = (start + _between(rng, size // 2, 499 - size // 2) for start in (left, top))
+        x, y = (start + _between(rng, size // 2, 499 - size // 2) for start in corner)
         objects.append(Placed(name, x / _UNIT, y / _UNIT, size / _UNIT, rng.random() < 0.5))
     return objects
 
 
 def scene_to_line(scene: Scene) -> str:
-    """A scene as one line of the recipe file: id, background, shade and objects, by tabs."""
+    """Writes a scene as a line of the recipe file: id, background, shade, objects; with tabs."""
     objects = " ".join(
         f"{p.concept}:{round(p.x * _UNIT)}:{round(p.y * _UNIT)}:{round(p.size * _UNIT)}"
         + (":m" if p.mirrored else "")
@@ -477,10 +455,10 @@ def scene_to_line(scene: Scene) -> str:
 
 
 def scene_from_line(line: str, where: str) -> Scene:
-    """Inverse of `scene_to_line`.
+    """Reads a scene from a line of the recipe file.
 
     Args:
-        line: The text, without its end of line.
+        line: The line without its line break.
         where: `file:line`, for the error.
 
     Raises:
@@ -489,79 +467,67 @@ def scene_from_line(line: str, where: str) -> Scene:
     try:
         scene_id, background, shade, objects = line.split("\t")
         red, green, blue = bytes.fromhex(shade)
-        scene = Scene(
-            id=scene_id,
-            split=scene_id.split("-")[0],
-            background=background,
-            shade=(red, green, blue),
-            objects=tuple(_placed_from_text(text) for text in objects.split(" ")),
-        )
+        placed = tuple(map(_placed_from_text, objects.split(" ")))
+        split = scene_id.split("-")[0]
+        if split not in SPLITS or background not in backgrounds():
+            raise ValueError(f"split {split!r} or colour {background!r} is unknown")
     except ValueError as error:
         raise DataError(
             f"{where}: not a scene: {line[:80]!r} ({error}); restore the file from git."
         ) from error
-    unknown = {p.concept for p in scene.objects} - set(concept_ids())
-    if unknown or scene.split not in SPLITS or background not in backgrounds():
-        raise DataError(
-            f"{where}: scene {scene_id!r} has an unknown split, colour ({background!r}) or "
-            f"concept ({sorted(unknown)}); restore the file from git."
-        )
-    return scene
+    return Scene(scene_id, split, background, (red, green, blue), placed)
 
 
 def _placed_from_text(text: str) -> Placed:
     concept, x, y, size, *flags = text.split(":")
-    if flags not in ([], ["m"]):
-        raise ValueError(f"flags {flags}")
+    if flags not in ([], ["m"]) or concept not in concept_ids():
+        raise ValueError(f"concept {concept!r} or flags {flags} are unknown")
     return Placed(concept, int(x) / _UNIT, int(y) / _UNIT, int(size) / _UNIT, bool(flags))
 
 
 def load_scenes(limit: int | None = None) -> tuple[Scene, ...]:
-    """The recipes of the packed corpus, split by split.
+    """Loads the recipes of the packed corpus, split by split.
 
     Args:
-        limit: Take only the first so many of each split.
+        limit: Maximum number of scenes of each split.
 
     Raises:
         DataError: The file is missing or damaged.
     """
     path = packed_path(SCENES_FILE)
-    taken = dict.fromkeys(SPLITS, 0)
+    taken = Counter[str]()
     scenes = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            scene = scene_from_line(line.rstrip("\n"), f"{path}:{number}")
-            if limit is None or taken[scene.split] < limit:
-                taken[scene.split] += 1
-                scenes.append(scene)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        scene = scene_from_line(line, f"{path}:{number}")
+        taken[scene.split] += 1
+        if limit is None or taken[scene.split] <= limit:
+            scenes.append(scene)
     return tuple(scenes)
 
 
 def render_scene(
     scene: Scene, sprites: Mapping[str, Image.Image], size: int = DEFAULT_SIZE
 ) -> Image.Image:
-    """Draw a scene.
+    """Renders a scene.
 
     Args:
         scene: The recipe.
-        sprites: RGBA pictures by concept id, as from `load_sprites()`.
+        sprites: RGBA images by concept id, as from `load_sprites()`.
         size: Side of the square canvas in pixels.
 
     Returns:
-        The picture, RGB, `size` x `size`.
+        RGB image of `size` x `size` pixels.
     """
     canvas = Image.new("RGB", (size, size), scene.shade)
     for placed in scene.objects:
-        sprite = _scaled(sprites[placed.concept], placed, size)
+        sprite = sprites[placed.concept]
+        factor = placed.size * size / max(sprite.size)
+        shape = (max(1, round(sprite.width * factor)), max(1, round(sprite.height * factor)))
+        # premultiplied, so that the colour of transparent pixels does not bleed into the edges
+        sprite = sprite.convert("RGBa").resize(shape, Image.Resampling.BICUBIC).convert("RGBA")
+        if placed.mirrored:
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         left = round(placed.x * size - sprite.width / 2)
         top = round(placed.y * size - sprite.height / 2)
         canvas.paste(sprite, (left, top), sprite)
     return canvas
-
-
-def _scaled(sprite: Image.Image, placed: Placed, size: int) -> Image.Image:
-    factor = placed.size * size / max(sprite.size)
-    shape = (max(1, round(sprite.width * factor)), max(1, round(sprite.height * factor)))
-    # premultiplied, so that the colour of transparent pixels does not bleed into the edges
-    scaled = sprite.convert("RGBa").resize(shape, Image.Resampling.BICUBIC).convert("RGBA")
-    return scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placed.mirrored else scaled

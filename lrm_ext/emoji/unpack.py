@@ -5,24 +5,20 @@ Input: the packed, committed data. Output, in a git-ignored folder:
     images/<split>/<scene>.jpg          128 px
     pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`)
     benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
-    COMPLETE                            written last: a digest of all inputs
+    COMPLETE                            written last: a hash of all inputs
 
-Image paths in corpora and benchmarks are relative to `images/`. A run that was cut short is
-resumed; with the same inputs a second call returns at once.
+Image paths in corpora and benchmarks are relative to `images/`. An interrupted run is resumed; a
+second call with the same inputs returns at once.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
@@ -30,7 +26,7 @@ from rich.progress import track
 from llava.data.sample import Turn
 from llava.errors import DataError
 from llava.files import writing
-from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.emoji.conversations import (
     SOURCE,
@@ -51,13 +47,11 @@ from lrm_ext.emoji.scenes import (
     render_scene,
     sprite_file,
 )
-
-if TYPE_CHECKING:
-    from lrm_ext.corpus.store import Corpus
+from lrm_ext.files import locked
 
 log = logging.getLogger(__name__)
 
-# Raise it when this file or `conversations.py` begins to write something else.
+# Increase it when this file or `conversations.py` changes what it writes.
 FORMAT = 2
 NUM_CAPTIONED = 10_000
 JPEG_QUALITY = 90
@@ -68,14 +62,14 @@ BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
 
 
 def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
-    """Unpack the built-in corpus; does nothing if it is there already.
+    """Unpacks the built-in corpus, unless it is there already.
 
-    Safe to call from several processes: the first works, the others wait for it.
+    Several processes may call it at once: the first unpacks, the others wait.
 
     Args:
-        root: Where to; `playground/data/emoji_scenes/corpus` when left out.
+        root: Target folder; by default `playground/data/emoji_scenes/corpus`.
         force: Start over even if it is complete.
-        limit: Take so many scenes of each split only (for tests).
+        limit: Maximum number of scenes of each split (for tests).
 
     Returns:
         The folder.
@@ -97,13 +91,13 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
         _write_corpus(root / "pretrain", train[:NUM_CAPTIONED], "caption", caption_turns)
         _write_corpus(root / "finetune", train, "conversation", question_turns)
         _write_benchmarks(root, scenes)
-        _write(root / COMPLETE_FILE, digest.encode())
+        _write(root / COMPLETE_FILE, digest)
         (root / _PROGRESS_FILE).unlink()
     return root
 
 
 def ensure_unpacked() -> Path:
-    """The unpacked corpus in its usual place; unpacked now if it is not there yet.
+    """Returns the unpacked corpus in its default folder, unpacking it first if necessary.
 
     Raises:
         DataError: See `unpack`.
@@ -112,19 +106,17 @@ def ensure_unpacked() -> Path:
 
 
 def inputs_digest(limit: int | None = None) -> str:
-    """Digest of everything that the unpacked corpus is made from."""
+    """Hashes everything that the unpacked corpus is made from."""
     digest = hashlib.sha256(f"{FORMAT} {limit}".encode())
     names = [CONCEPTS_FILE, SCENES_FILE]
-    names += [
-        sprite_file(concept) for concept in json.loads(packed_path(CONCEPTS_FILE).read_bytes())
-    ]
+    names += map(sprite_file, json.loads(packed_path(CONCEPTS_FILE).read_bytes()))
     for path in (*map(packed_path, names), *data_files()):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _prepare(root: Path, digest: str, keep: bool) -> None:
-    """Make `root` ready: keep pictures of an interrupted run of the same inputs, else empty it."""
+    """Empties `root`, but keeps the images of an interrupted run with the same inputs."""
     started = _read(root / _PROGRESS_FILE)
     if keep and started == digest:
         log.info("resuming %s", root)
@@ -132,23 +124,20 @@ def _prepare(root: Path, digest: str, keep: bool) -> None:
     if root.exists():
         if any(root.iterdir()) and started is None and not (root / COMPLETE_FILE).is_file():
             raise DataError(
-                f"{root} holds something that is not an unpacked corpus; move it away or give "
+                f"{root} holds something that is not an unpacked corpus; move it away or name "
                 "another folder."
             )
-        # first, so that a run that is killed here does not leave a folder that looks complete
+        # first, so that a run killed here does not leave a folder that looks complete
+        _write(root / _PROGRESS_FILE, "removing")
         (root / COMPLETE_FILE).unlink(missing_ok=True)
-        _write(root / _PROGRESS_FILE, b"removing")
         for path in root.iterdir():
-            if path.name != _PROGRESS_FILE:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    root.mkdir(exist_ok=True)
-    _write(root / _PROGRESS_FILE, digest.encode())
+            if path.is_dir():
+                shutil.rmtree(path)
+    _write(root / _PROGRESS_FILE, digest)
 
 
 def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
     sprites = load_sprites()
-    for split in {scene.split for scene in scenes}:
-        (root / "images" / split).mkdir(parents=True, exist_ok=True)
     for scene in _tracked(scenes, "images"):
         path = root / "images" / image_name(scene)
         if not path.is_file():
@@ -158,7 +147,7 @@ def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
 
 
 def image_name(scene: Scene) -> str:
-    """Path of a scene's picture below `images/`."""
+    """Returns the path of the image of a scene below `images/`."""
     return f"{scene.split}/{scene.id}.jpg"
 
 
@@ -184,36 +173,20 @@ def _write_corpus(
 
 def _write_benchmarks(root: Path, scenes: Sequence[Scene]) -> None:
     for name, split in BENCHMARKS.items():
-        folder = root / "benchmarks" / name
-        folder.mkdir(parents=True, exist_ok=True)
         items = benchmark_items(scene for scene in scenes if scene.split == split)
         for lang in LANGUAGES:
             records = (item.to_record(lang, image_name(item.scene)) for item in items)
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            _write(folder / f"{lang}.jsonl", "".join(lines).encode())
+            _write(root / "benchmarks" / name / f"{lang}.jsonl", "".join(lines))
 
 
 def _read(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all."""
-    with writing(path) as partial, partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system drops it if the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _write(path: Path, text: str) -> None:
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
@@ -221,18 +194,13 @@ def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
 
 
 def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
-    """Open a corpus folder, or the built-in corpus of a stage.
+    """Opens a corpus folder, or the built-in corpus of a stage.
 
     Args:
         path: A corpus folder; None for the built-in corpus.
-        stage: Which of the built-in corpora: "pretrain" or "finetune".
+        stage: The built-in corpus to open, "pretrain" or "finetune".
 
     Raises:
         DataError: The folder is not a corpus, or the built-in data is damaged.
     """
-    from lrm_ext.corpus.store import Corpus
-
-    if path is not None:
-        return Corpus.open(path)
-
-    return Corpus.open(ensure_unpacked() / stage)
+    return Corpus.open(ensure_unpacked() / stage if path is None else path)

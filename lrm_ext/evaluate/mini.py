@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from lrm_ext.emoji.conversations import (
-    Question,
+    SceneQuestion,
     color_question,
     content_question,
     counting_question,
@@ -119,7 +119,7 @@ def mini_languages() -> tuple[str, ...]:
     return tuple(lang for lang in LANGUAGES if lang in _patterns())
 
 
-def _said(question: Question, scene: Scene, lang: str) -> str:
+def _said(question: SceneQuestion, scene: Scene, lang: str) -> str:
     return render_question(question, scene, lang)[0]
 
 
@@ -222,7 +222,7 @@ def pope_items(scenes: Sequence[Scene], lang: str) -> Iterator[Item]:
             for pair in zip(there, order[:POPE_PER_ANSWER], strict=True):
                 for answer, concept in zip(("yes", "no"), pair, strict=True):
                     number += 1
-                    question = _said(Question("existence", concept, 0), scene, lang)
+                    question = _said(SceneQuestion("existence", concept, 0), scene, lang)
                     yield Item(
                         f"{category}/{number}", image_name(scene), question, category, answer,
                         lang, "yesno", question=question, image_id=scene.id, source_id=f"{number}",

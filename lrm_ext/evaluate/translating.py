@@ -25,7 +25,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.files import write_atomically
-from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, CorpusText
 from lrm_ext.evaluate.items import LLAVA, Item, Prompt, bare_prompt, llava_prompt, read_items
 from lrm_ext.evaluate.kind import Kind
 from lrm_ext.evaluate.kinds import ANSWERS, get_kind
@@ -104,7 +104,7 @@ class ItemOutcome:
     """
 
     parts: Parts
-    text: Text
+    text: CorpusText
 
     @property
     def item(self) -> Item:

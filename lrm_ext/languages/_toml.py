@@ -1,7 +1,7 @@
-"""Reads TOML with the standard library, or with `tomli` before Python 3.11, and checks it.
+"""Reads TOML files and checks them against types.
 
-Input: a path, and perhaps the type of its content. Output: plain dictionaries or that type, or an
-error that names the file and the line or key.
+`load_toml` returns plain dictionaries or a typed object; its errors name the file and the line or
+key. It uses the standard library, or `tomli` before Python 3.11.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def load_toml(path: str | Path) -> dict[str, Any]: ...
 @overload
 def load_toml(path: str | Path, kind: type[T]) -> T: ...
 def load_toml(path: str | Path, kind: Any = None) -> Any:
-    """Read a TOML file.
+    """Reads a TOML file.
 
     Args:
         path: The file.
-        kind: Type of its content, such as a `msgspec.Struct`; left out, plain dictionaries.
+        kind: Type of its content, such as a `msgspec.Struct`; by default plain dictionaries.
 
     Raises:
-        ConfigError: The file is missing, not UTF-8, not TOML, or as in `convert`.
+        ConfigError: The file is missing, not UTF-8 or not TOML, or see `convert`.
     """
     path = Path(path)
     try:
@@ -51,16 +51,16 @@ def load_toml(path: str | Path, kind: Any = None) -> Any:
 def convert(
     data: Any, kind: type[T], where: str | Path, dec_hook: Callable[[type, Any], Any] | None = None
 ) -> T:
-    """Check plain values against a type.
+    """Converts plain values to a type.
 
     Args:
         data: The content of a file.
-        kind: What it must be.
+        kind: The type.
         where: Name of the file, for errors.
-        dec_hook: Makes types that msgspec does not know; see `msgspec.convert`.
+        dec_hook: Converts to types that msgspec does not know; see `msgspec.convert`.
 
     Raises:
-        ConfigError: A key is missing or unknown, or a value is not as it must be; names the key.
+        ConfigError: A key is missing or unknown, or a value is not valid; the error names the key.
     """
     try:
         return msgspec.convert(data, kind, dec_hook=dec_hook)
@@ -68,7 +68,7 @@ def convert(
         said, _, at = str(error).partition(" - at `$")
         said = said.replace("Object contains unknown field", "unknown key")
         said = said.replace("Object missing required field", "missing key")
-        key = at.strip("`").removeprefix(".")  # msgspec writes [...] for the key of a dictionary
+        key = at.strip("`").removeprefix(".")  # for a key of a dictionary, msgspec writes [...]
         text = ": ".join(filter(None, (str(where), key, said)))
         if said.startswith("Expected") and "..." not in key:
             text += f", found {_value_at(data, key)!r:.60}"
@@ -78,7 +78,7 @@ def convert(
 
 
 def _value_at(data: Any, key: str) -> Any:
-    """The value at a key such as `parts[0].size`; a dotted key may be one of a table's own."""
+    """Finds the value of a key such as `parts[0].size`; a table may have dotted keys itself."""
     if isinstance(data, dict) and key in data:
         return data[key]
     for name in re.findall(r"[^.\[\]]+", key):
@@ -87,7 +87,7 @@ def _value_at(data: Any, key: str) -> Any:
 
 
 def _choices(kind: Any, key: str) -> tuple[Any, ...]:
-    """Fields of the struct, or values of the literal, that is at a key."""
+    """Returns the fields of the struct, or the values of the literal, at a key."""
     for name in re.findall(r"[^\W\d]\w*", key):
         kind = get_type_hints(kind)[name]
         while get_origin(kind) not in (None, Literal):

@@ -1,4 +1,4 @@
-"""`lrm languages ...`: list the languages, begin a new one, check files, compare tokenizers."""
+"""`lrm languages ...`: lists languages, drafts a new one, checks files, compares tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lrm_ext.languages.fertility import Fertility
 
 languages_app = typer.Typer(
-    help="List the languages, begin a new one, check their files, compare tokenizers.",
+    help="List the languages, draft a new one, check their files, compare tokenizers.",
     invoke_without_command=True,
 )
 # `lrm_ext.languages.registry.FOLDER_VARIABLE`; importing that here would slow `lrm --help` down
@@ -39,9 +39,8 @@ def show_languages(context: typer.Context) -> None:
 
     from lrm_ext.languages.registry import DATA_DIR, get_language, list_languages
 
-    table = Table(title="Languages")
-    for heading in ("code", "name", "own name", "paper", "yes / no", "English pivot prompt"):
-        table.add_column(heading)
+    headings = ("code", "name", "own name", "paper", "yes / no", "English pivot prompt")
+    table = Table(*headings, title="Languages")
     for code in list_languages():
         language = get_language(code)
         table.add_row(
@@ -53,7 +52,9 @@ def show_languages(context: typer.Context) -> None:
             language.epvqa_instruction,
         )
     _console().print(table)
-    _console().print("lrm languages check looks for faults, lrm languages add CODE begins another.")
+    _console().print(
+        "lrm languages check finds faults, lrm languages add CODE drafts a new language."
+    )
 
 
 @languages_app.command("add")
@@ -61,9 +62,9 @@ def add(
     code: str = typer.Argument(..., help="A BCP-47 code such as sk, pt-BR or zh-Hant."),
     folder: Path = _FOLDER,
 ) -> None:
-    """Begin the file of a new language: every entry explained, CLDR's part filled in."""
-    from lrm_ext.languages.drafting import write_draft
+    """Draft the file of a new language, with explanations and what CLDR knows filled in."""
     from lrm_ext.languages.registry import FOLDER_VARIABLE, user_dir
+    from lrm_ext.new_language import write_draft
 
     assert FOLDER_VARIABLE == _VARIABLE
     usual = user_dir()
@@ -79,24 +80,27 @@ def add(
 
 @languages_app.command("check")
 def check(
-    codes: list[str] = typer.Argument(None, help="Codes; all languages if left out."),
+    codes: list[str] = typer.Argument(None, help="Language codes; by default all."),
     folder: Path = _FOLDER,
 ) -> None:
-    """Say what is missing, untranslated or would not be read back; exit status 1 if anything."""
+    """Find what is missing, untranslated or would not be read back; exit status 1 if any."""
     from rich.markup import escape
 
-    from lrm_ext.languages.checks import check_languages
+    from lrm_ext.languages.registry import language_files
+    from lrm_ext.new_language import check_languages
 
     if folder is not None:
         os.environ[_VARIABLE] = str(folder)
     found = check_languages(tuple(codes or ()))
-    faults = [fault for fault in found if not fault.is_note]
+    num_files, num_faults = len(codes or language_files()), 0
     console = _console()
     for fault in found:
+        num_faults += not fault.is_note
         style, word = ("yellow", "note") if fault.is_note else ("red", "fault")
         console.print(f"[{style}]{word}[/] {escape(str(fault))}")
-    console.print(_summary(len(faults), tuple(codes or ())))
-    raise typer.Exit(1 if faults else 0)
+    told = f"{_counted(num_faults, 'fault')}." if num_faults else "nothing wrong."
+    console.print(f"{_counted(num_files, 'language file')}: {told}")
+    raise typer.Exit(1 if num_faults else 0)
 
 
 @languages_app.command("fertility")
@@ -107,41 +111,37 @@ def fertility(
         help="Folder, tokenizer.json, SentencePiece model or name; repeat to compare. Default: "
         "that of the mini preset.",
     ),
-    corpus: Path = typer.Option(None, help="A corpus; default: the built-in parallel text."),
-    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
-    limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count, by language."),
-    out: Path = typer.Option(None, help="Draw bars into this file: .png, .svg or .pdf."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON in place of a table."),
+    corpus: Path = typer.Option(None, help="A corpus; default: the built-in sentences."),
+    languages: list[str] = typer.Option(
+        [], help="Language codes; repeat, or use commas. Default: all."
+    ),
+    limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count in each language."),
+    out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
     import dataclasses
     import json
 
     from llava.errors import ConfigError
+    from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
+    from lrm_ext.files import PLOT_ENDINGS
     from lrm_ext.instructions.commands import MINI_TOKENIZER
-    from lrm_ext.languages.fertility import (
-        ENDINGS,
-        MAX_TOKENIZERS,
-        built_in_pairs,
-        corpus_pairs,
-        in_common,
-        load_counters,
-        measure,
-        plot_fertility,
-    )
+    from lrm_ext.languages.fertility import MAX_TOKENIZERS, load_counters, measure, plot_fertility
     from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
     if out is not None and len(sources) > MAX_TOKENIZERS:
         raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
-    if out is not None and out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(ENDINGS)}.")
+    if out is not None and out.suffix not in PLOT_ENDINGS:
+        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
     codes = tuple(code.strip() for text in languages for code in text.split(",") if code.strip())
     counters = load_counters(sources)
     if corpus is None:
-        pairs = in_common(built_in_pairs(codes or list_languages()))
+        pairs = built_in_pairs(codes or list_languages())
     else:
-        pairs = in_common(corpus_pairs(corpus, codes or None, limit))
+        pairs = corpus_pairs(corpus, codes or None, limit)
+    pairs = in_common(pairs)
     results = [result for counter in counters for result in measure(counter, pairs)]
     console = _console()
     if as_json:
@@ -161,10 +161,8 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
 
     for name in dict.fromkeys(result.tokenizer for result in results):
         own = [result for result in results if result.tokenizer == name]
-        table = Table(
-            title=f"tokenizer {name}, {own[0].num_sentences:,} sentences", title_justify="left"
-        )
-        table.add_column("language")
+        title = f"tokenizer {name}, {own[0].num_sentences:,} sentences"
+        table = Table("language", title=title, title_justify="left")
         for heading in (
             "tokens a sentence",
             "relative to English",
@@ -183,14 +181,8 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
         console.print(table)
 
 
-def _summary(num_faults: int, codes: tuple[str, ...]) -> str:
-    from lrm_ext.languages.registry import language_files
-
-    checked = len(codes or language_files())
-    files = f"{checked} language file{'s' if checked != 1 else ''}"
-    if not num_faults:
-        return f"{files}: nothing wrong."
-    return f"{files}: {num_faults} fault{'s' if num_faults != 1 else ''}."
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _console() -> Console:

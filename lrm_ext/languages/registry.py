@@ -1,12 +1,12 @@
-"""The languages: what the project knows of each, from one TOML file per language.
+"""The languages, one TOML file each.
 
-Input: a code. Output: its `Language`. Everything that differs between languages is in those files;
-there is no code for a single language anywhere. The files that ship come first, in a fixed order,
-then a user's own, which lie in one folder, `user_dir()`. A file that still has values to translate
-is a draft: it is no language yet, and asking for it says so.
+`get_language` returns the `Language` of a code. Everything that differs between languages is in
+those files; no code is specific to one language. Shipped files come first, in a fixed order, then
+those in the user's folder, `user_dir()`. A file that still has values to translate is a draft and
+not a language yet.
 
-A code is a BCP-47 tag. It becomes a file's and a folder's name, so nothing but a well-formed tag
-passes: letters, digits and single hyphens. The Unicode CLDR tells its names (through Babel).
+A code is a BCP-47 tag. It names files and folders, so it must be well-formed: letters, digits and
+single hyphens. Names of languages come from the Unicode CLDR, through Babel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import msgspec
 from llava.errors import ConfigError
 from lrm_ext.languages._toml import convert, load_toml
 
-# Where in the file a field of `Language` stands, if not at the top level under its own name.
+# Keys of the fields of `Language` that are not at the top level of the file under their own name.
 _KEYS: Mapping[str, str] = {
     "full_stop": "punctuation.full_stop",
     "yes": "answers.yes",
@@ -44,7 +44,7 @@ _KEYS: Mapping[str, str] = {
     "engine_codes": "engines",
 }
 _TABLES = frozenset(key.partition(".")[0] for key in _KEYS.values() if "." in key)
-# These may be empty, depending on the language.
+# Keys whose value may be empty.
 _MAY_BE_EMPTY = (
     "punctuation.full_stop",
     "local.stop",
@@ -52,13 +52,15 @@ _MAY_BE_EMPTY = (
     "local.letters",
     "engines",
 )
-# A value that begins so waits for its translation (`lrm languages add` writes such values).
+# Begins a value that is not translated yet; `lrm languages add` writes such values.
 PENDING = "TODO"
+_MARKS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
+_NUMBER_WORD = re.compile(r"[^*]+\*?")
 _ENGLISH_POLARITY = {"yes": "yes", "y": "yes", "no": "no", "not": "no", "n": "no"}
 
 
 class _ReadOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file holds, read-only, because it is shared by all who ask for it."""
+    """The content of a file, read-only because all callers share it."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -67,13 +69,13 @@ class _ReadOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LocalWords(_ReadOnly, frozen=True):
-    """Word lists by which an answer in the language is read (mode `local`).
+    """Word lists for reading answers in the language (mode `local`).
 
     Attributes:
         yes: Words or phrases that affirm.
         no: Words or phrases that deny or negate.
         letters: One-letter answers, each "yes" or "no".
-        stop: Phrases that begin like an answer and decide nothing.
+        stop: Phrases that begin like an answer but decide nothing.
         word_letters: Option letters that are also words of the language.
     """
 
@@ -85,41 +87,40 @@ class LocalWords(_ReadOnly, frozen=True):
 
 
 class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
-    """One language.
+    """A language.
 
     Attributes:
-        code: Its code in data and on the command line.
+        code: Code in data and on the command line.
         name: English name.
-        native_name: Its own name.
-        paper_label: Column label in the paper's tables.
+        native_name: Name in the language itself.
+        paper_label: Column label in the tables of the paper.
         script: ISO 15924 code.
-        spaced: Whether white space separates words.
+        spaced: Whether spaces separate words.
         full_stop: What ends a sentence; "" if nothing does, as in Thai.
         yes: The answer "yes" as it is trained.
         no: The answer "no" as it is trained.
-        answers_to: Where yes and no depend on the question (Welsh "Oes ...?", "Ydy ...?"): by what
-            a question begins with, its yes and its no, as `(yes, no)`.
+        answers_to: Where yes and no depend on the question (Welsh "Oes ...?", "Ydy ...?"): `(yes,
+            no)` by the beginning of the question.
         short_answer: Response-format prompt for yes/no and short answers.
         option_letter: Response-format prompt for multiple choice.
         fixed_prompts: Other requests that LLaVA's data repeats, by name. One that ends with a colon
             is followed by what it asks about.
-        fixed_answers: Short answers that are always said the same way, by name.
+        fixed_answers: Short answers with a fixed wording, by name.
         epvqa_instruction: "First translate the question into English, then answer in <this>."
         translation_marker: What an EP-VQA reply begins with.
         answer_marker: What begins the second part of an EP-VQA reply, on its own line.
-        answer_in: For other languages and this one, "Answer in <it>." said in this language. For
-            itself and English it is always there (see `registry.get_language`).
-        named_by: "Answer in <this language>." said in other languages, for their `answer_in`.
+        answer_in: "Answer in <language>." in this language, by language. It always has this
+            language and English (see `get_language`).
+        named_by: "Answer in <this language>." in other languages, for their `answer_in`.
         system: System sentence of a conversation that is answered in this language.
         local: Word lists for reading answers.
-        numbers: The words for numbers, by number in digits: separated by blanks, `*` where other
-            letters may follow; empty if not known.
-        engine_codes: What each translation engine calls the language; engines that are not there
-            do not have it.
-        ui: Texts of the demo's page, by name; those that are not there stay English.
-        quality: What is normal for translations into it, where that is known; read and checked by
-            `lrm_ext.translate.quality.thresholds`.
-        path: Its file, for messages.
+        numbers: Words for numbers, by number in digits: separated by spaces, with `*` where other
+            letters may follow; empty if unknown.
+        engine_codes: Code of the language in each translation engine; other engines do not have it.
+        ui: Texts of the demo page by name; missing ones stay English.
+        quality: What is normal for translations into the language; read and checked by
+            `lrm_ext.translate.quality.base`.
+        path: The file, for messages.
     """
 
     code: str
@@ -151,11 +152,11 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
 
     @property
     def format_prompts(self) -> tuple[str, ...]:
-        """Response-format prompts; where one is used, it is the last line of the question."""
+        """Response-format prompts; a prompt is the last line of a question."""
         return (self.short_answer, self.option_letter)
 
     def answer_to(self, question: str, is_yes: bool) -> str:
-        """Yes or no as it is said to a question: the longest beginning in `answers_to` decides."""
+        """Returns the word for yes or no; the longest matching key of `answers_to` decides."""
         text = question.casefold()
         fitting = [start for start in self.answers_to if text.startswith(start.casefold())]
         pair = self.answers_to[max(fitting, key=len)] if fitting else (self.yes, self.no)
@@ -163,23 +164,24 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
 
 
 def load_language(path: Path) -> Language:
-    """Read one language file.
+    """Reads a language file.
 
     Raises:
-        ConfigError: A key is missing, unknown, of another type or empty; the code is not the
-            file's name; or a word means both yes and no.
+        ConfigError: A key is missing, unknown, of another type or empty; the code differs from the
+            file name; or a word means both yes and no.
     """
     values: dict[str, Any] = {"path": path}
     for key, value in load_toml(path).items():
-        if key in _TABLES and isinstance(value, dict):
-            values |= {f"{key}.{name}": text for name, text in value.items()}
-        else:
-            values[key] = value
+        is_table = key in _TABLES and isinstance(value, dict)
+        values |= {f"{key}.{name}": v for name, v in value.items()} if is_table else {key: value}
     for key, value in values.items():
-        if key != "quality":  # checked by those who use it
+        if key != "quality":  # its users check it
             _check_texts(value, path, key)
     if isinstance(values.get("answers_to"), dict):
-        values["answers_to"] = _answers_to(values["answers_to"], path)
+        values["answers_to"] = {
+            start: _yes_and_no(text, f"{path}: answers_to.{start}")
+            for start, text in values["answers_to"].items()
+        }
     language = convert(values, Language, path)
     if language.code != path.stem:
         raise ConfigError(f"{path}: code is {language.code!r}, expected the file's name.")
@@ -189,81 +191,63 @@ def load_language(path: Path) -> Language:
 
 
 def _check_texts(value: Any, path: Path, name: str) -> None:
-    """Demand texts that are translated and not empty, in tables and lists, too."""
+    """Checks that texts, also in tables and lists, are translated and not empty."""
     if isinstance(value, str) and value.startswith(PENDING):
         raise ConfigError(f"{path}: {name} is not translated yet: {value!r}.")
     if isinstance(value, str) and value != value.strip():
-        raise ConfigError(f"{path}: {name} is {value!r}: white space around it.")
+        raise ConfigError(f"{path}: {name} is {value!r}: remove the white space around it.")
     if value in ("", [], {}) and name not in _MAY_BE_EMPTY:
         raise ConfigError(f"{path}: {name} is empty.")
-    if isinstance(value, dict):
-        for key, text in value.items():
+    if isinstance(value, dict | list):
+        for key, text in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(text, path, f"{name}.{key}")
-    if isinstance(value, list):
-        for i, text in enumerate(value):
-            _check_texts(text, path, f"{name}[{i}]")
+
+
+def _yes_and_no(text: str, where: str) -> tuple[str, str]:
+    yes, _, no = map(str.strip, str(text).partition("/"))
+    if not (yes and no):
+        raise ConfigError(f'{where} is {text!r}, expected its yes and its no: "Oes / Nac oes".')
+    return yes, no
 
 
 def _check_polarity(local: LocalWords, path: Path) -> None:
-    """Demand that no word, letter or English word that counts too means both yes and no."""
+    """Checks that no word or letter, English ones included, means both yes and no."""
     meanings: dict[str, str] = {}
-    entries = [(word, "yes") for word in local.yes] + [(word, "no") for word in local.no]
-    for word, meaning in (*_ENGLISH_POLARITY.items(), *entries, *local.letters.items()):
+    words = [(word, "yes") for word in local.yes] + [(word, "no") for word in local.no]
+    for word, meaning in (*_ENGLISH_POLARITY.items(), *words, *local.letters.items()):
         if meaning not in ("yes", "no"):
             raise ConfigError(f"{path}: local.letters.{word} is {meaning!r}, expected yes or no.")
-        if meanings.setdefault(_fold(word), meaning) != meaning:
+        # without the marks on Latin letters, which users often omit
+        bare = _MARKS.sub("", unicodedata.normalize("NFD", word.casefold()))
+        if meanings.setdefault(bare, meaning) != meaning:
             raise ConfigError(
                 f"{path}: local: {word!r} would mean both yes and no (English words count in "
-                "every language); take it out of one list."
+                "every language); remove it from one list."
             )
-
-
-def _answers_to(table: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
-    pairs: dict[str, tuple[str, str]] = {}
-    for start, text in table.items():
-        yes, slash, no = map(str.strip, str(text).partition("/"))
-        if not (yes and slash and no):
-            raise ConfigError(
-                f"{path}: answers_to.{start} is {text!r}, expected its yes and its no: "
-                '"Oes / Nac oes".'
-            )
-        pairs[start] = (yes, no)
-    return pairs
 
 
 def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:
     for number, words in numbers.items():
         if not (number.isascii() and number.isdigit()):
             raise ConfigError(f"{path}: numbers.{number}: expected a number in digits as the key.")
-        for word in words.split():
-            if not word.removesuffix("*") or "*" in word[:-1]:
-                raise ConfigError(
-                    f"{path}: numbers.{number} has {word!r}, expected a word, or the beginning of "
-                    "one with * at its end."
-                )
-
-
-def _fold(word: str) -> str:
-    """Casefold, without marks on Latin letters, which people leave out when typing."""
-    kept: list[str] = []
-    for character in unicodedata.normalize("NFD", word.casefold()):
-        if unicodedata.combining(character) and kept and kept[-1].isascii():
-            continue
-        kept.append(character)
-    return unicodedata.normalize("NFC", "".join(kept))
+        if wrong := [word for word in words.split() if not _NUMBER_WORD.fullmatch(word)]:
+            raise ConfigError(
+                f"{path}: numbers.{number} has {wrong[0]!r}, expected a word, or the beginning of "
+                "one followed by *."
+            )
 
 
 DATA_DIR = Path(__file__).parent / "data"
 ENGLISH = "en"
 FOLDER_VARIABLE = "LRM_LANGUAGES_DIR"
-# The paper's order, English first; a language that is added later follows in code order.
+# The order of the paper, English first; other languages follow by code.
 _ORDER = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
 
 
 def user_dir() -> Path:
-    """Folder of a user's own language files; it need not exist.
+    """Returns the folder of the user's language files, which need not exist.
 
-    `$LRM_LANGUAGES_DIR`, else `lrm/languages` in the user's configuration folder, which is
+    It is `$LRM_LANGUAGES_DIR`, or else `lrm/languages` in the configuration folder of the user,
     `$XDG_CONFIG_HOME` or `~/.config`.
     """
     if given := os.environ.get(FOLDER_VARIABLE):
@@ -272,27 +256,27 @@ def user_dir() -> Path:
 
 
 def shipped_languages() -> tuple[str, ...]:
-    """Codes of the languages whose files are part of the project, in `list_languages`' order."""
+    """Returns the codes of the shipped languages, in the order of `list_languages`."""
     there = {path.stem for path in DATA_DIR.glob("*.toml")}
     return (*(code for code in _ORDER if code in there), *sorted(there - set(_ORDER)))
 
 
 def list_languages() -> tuple[str, ...]:
-    """Codes of all languages: the paper's ten in its order, then any others, without drafts.
+    """Returns the codes of all languages without drafts: those of the paper, then all others.
 
     Raises:
-        ConfigError: A file in `user_dir()` cannot be a language's, or the folder that was asked
-            for is not there.
+        ConfigError: A file name in `user_dir()` is not a code, or the folder that
+            `$LRM_LANGUAGES_DIR` names does not exist.
     """
     return tuple(code for code in language_files() if code not in _drafts())
 
 
 @cache
 def language_files() -> Mapping[str, Path]:
-    """The file of every language, drafts included.
+    """Returns the file of every language, drafts included.
 
     Raises:
-        ConfigError: As `list_languages`.
+        ConfigError: See `list_languages`.
     """
     ours = {code: DATA_DIR / f"{code}.toml" for code in shipped_languages()}
     theirs = _user_files()
@@ -306,26 +290,26 @@ def language_files() -> Mapping[str, Path]:
 
 
 def reload_languages() -> None:
-    """Forget what was read, after a file or `$LRM_LANGUAGES_DIR` has changed."""
+    """Clears the caches, after a file or `$LRM_LANGUAGES_DIR` has changed."""
     for function in (language_files, _drafts, _load, get_language):
         function.cache_clear()
 
 
 @cache
 def get_language(code: str) -> Language:
-    """Look a language up.
+    """Returns a language.
 
-    Its `answer_in` has what its own file says, and what the files of the others say (`named_by`).
+    Its `answer_in` combines its own file with `named_by` of the other files.
 
     Raises:
-        ConfigError: There is no such language (the choices are listed), it is a draft, or its
-            file is at fault.
+        ConfigError: The language is unknown (the error lists the choices) or a draft, or its file
+            is not valid.
     """
     codes = list_languages()
     if code not in codes:
         if code in _drafts():
             raise ConfigError(
-                f"{language_files()[code]} is a draft: values in it still begin with {PENDING}. "
+                f"{language_files()[code]} is a draft: it has values that begin with {PENDING}. "
                 f"`lrm languages check {code}` lists them."
             )
         raise ConfigError(f"unknown language {code!r}; choose from: {', '.join(codes)}.")
@@ -346,10 +330,10 @@ def get_language(code: str) -> Language:
 
 
 def answer_request(question_lang: str, answer_lang: str) -> str:
-    """How to ask for an answer in another language, in the question's language.
+    """Returns the request for an answer in `answer_lang`, in the language of the question.
 
-    Two languages that were added later may not know each other; English, which every model has
-    seen most of, then asks.
+    If two added languages do not know each other, the request is in English, which every model
+    knows best.
 
     Raises:
         ConfigError: A language is unknown.
@@ -364,7 +348,7 @@ def _user_files() -> dict[str, Path]:
     if not folder.is_dir():
         if os.environ.get(FOLDER_VARIABLE):
             raise ConfigError(
-                f"{FOLDER_VARIABLE} is {str(folder)!r}, and there is no such folder. Make it, "
+                f"{FOLDER_VARIABLE} is {str(folder)!r}, but there is no such folder. Create it, "
                 "correct the variable, or unset it."
             )
         return {}
@@ -382,12 +366,12 @@ def _user_files() -> dict[str, Path]:
 
 @cache
 def _drafts() -> frozenset[str]:
-    """Codes whose files have values that wait for translation."""
+    """Returns the codes whose files have values that are not translated yet."""
     return frozenset(code for code, path in _user_files().items() if is_draft(path))
 
 
 def is_draft(path: Path) -> bool:
-    """Whether a value in a file still begins with the mark of the untranslated."""
+    """Tells whether a file has a value that begins with `PENDING`."""
     return f'"{PENDING}' in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -407,13 +391,13 @@ _MAX_LENGTH = 35  # RFC 5646, section 4.4.1
 
 @dataclass(frozen=True)
 class KnownNames:
-    """What CLDR says of a language; None where it says nothing.
+    """What CLDR knows about a language; None where it knows nothing.
 
     Attributes:
         name: English name.
-        native_name: Its own name.
-        script: ISO 15924 code of the script that it is most likely written in.
-        iso_639_3: Code of three letters.
+        native_name: Name in the language itself.
+        script: ISO 15924 code of its most likely script.
+        iso_639_3: Three-letter code.
     """
 
     name: str | None = None
@@ -423,74 +407,63 @@ class KnownNames:
 
 
 def normalize_tag(code: str) -> str:
-    """Write a tag as BCP-47 recommends: `sk`, `zh-Hant`, `pt-BR`, `sr-Latn-ME`, `de-1996`.
+    """Normalises a tag as BCP-47 recommends: `sk`, `zh-Hant`, `pt-BR`, `sr-Latn-ME`, `de-1996`.
 
     Raises:
-        ConfigError: It is not well-formed.
+        ConfigError: The tag is not well-formed.
     """
     match = _TAG.fullmatch(code)
     if match is None or len(code) > _MAX_LENGTH:
         raise ConfigError(
             f"{code!r} is not a language code; expected a BCP-47 tag such as sk, zh-Hant or pt-BR."
         )
-    parts = [match["language"].lower()]
-    if match["script"]:
-        parts.append(match["script"].title())
-    if match["region"]:
-        parts.append(match["region"].upper())
+    script, region = match["script"] or "", match["region"] or ""
+    parts = filter(None, (match["language"].lower(), script.title(), region.upper()))
     return "-".join(parts) + (match["variants"] + (match["private"] or "")).lower()
 
 
 def preferred_tag(code: str) -> str | None:
-    """The usual code where another was given: `sk` for `slk`; None if it is the usual one."""
+    """Returns the preferred code for an alias, `sk` for `slk`; None if `code` is preferred."""
     language, hyphen, rest = code.partition("-")
     usual = str(_cldr("language_aliases").get(language, language))
-    # an alias such as sh -> sr_Latn says more than another name
+    # an alias such as sh -> sr_Latn is more than another name
     return usual + hyphen + rest if usual != language and "_" not in usual else None
 
 
 def known_names(code: str) -> KnownNames:
-    """Look a normalised tag up in CLDR."""
+    """Looks up a normalised tag in CLDR."""
     from babel import Locale, UnknownLocaleError
 
     match = _TAG.fullmatch(code)
     assert match is not None, code
     language, script, region = match["language"], match["script"], match["region"]
     if match["variants"] or match["private"]:
-        region = None  # names of variants are not in CLDR's lists
-    english = Locale("en")
-    fallback = english.languages.get(language)
-    likely = script or _likely_script(language, region)
+        region = None  # CLDR has no names of variants
+    subtags = _cldr("likely_subtags")
+    full = subtags.get(f"{language}_{region}") or subtags.get(language) or language
+    script_used = script or (*full.split("_"), None)[1]
     three = _three_letters(language)
     try:
         locale = Locale(language, territory=region, script=script)
     except (UnknownLocaleError, ValueError):
-        return KnownNames(fallback, None, likely, three)
-    return KnownNames(locale.get_display_name("en"), locale.get_display_name(), likely, three)
-
-
-def _likely_script(language: str, region: str | None) -> str | None:
-    table = _cldr("likely_subtags")
-    full = table.get(f"{language}_{region}") or table.get(language)
-    parts = full.split("_") if full else []
-    return parts[1] if len(parts) > 1 else None
+        return KnownNames(Locale("en").languages.get(language), None, script_used, three)
+    return KnownNames(locale.get_display_name("en"), locale.get_display_name(), script_used, three)
 
 
 def _three_letters(language: str) -> str | None:
     if len(language) == 3:
         return language
-    found = sorted(
-        old for old, new in _cldr("language_aliases").items() if new == language and len(old) == 3
-    )
+    aliases = _cldr("language_aliases").items()
+    found = sorted(old for old, new in aliases if new == language and len(old) == 3)
     if len(found) == 1:
         return found[0]
-    # of `slk` and `slo`, `ces` and `cze` the first is used: the one engines' lists have
+    # of `slk` and `slo`, `ces` and `cze`, take the one that is in the lists of engines
     used = {code.partition("_")[0] for code in nllb_codes()}
     return next((code for code in found if code in used), None)
 
 
 def nllb_codes() -> tuple[str, ...]:
-    """Codes of NLLB-200's languages, such as `slk_Latn`; none if transformers has no such list."""
+    """Returns the codes of NLLB-200, such as `slk_Latn`; none if transformers lacks the list."""
     try:
         from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
     except ImportError:
@@ -499,7 +472,7 @@ def nllb_codes() -> tuple[str, ...]:
 
 
 def m2m100_codes() -> tuple[str, ...]:
-    """Codes of M2M-100's languages; none if transformers has no such list."""
+    """Returns the codes of M2M-100; none if transformers lacks the list."""
     try:
         from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
     except ImportError:

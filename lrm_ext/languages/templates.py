@@ -1,14 +1,14 @@
-"""Conversation templates of the project: pure data, registered with `llava.conversation`.
+"""Conversation templates of the project, registered with `llava.conversation`.
 
-    lrm_bare                 Vicuna-v1's shape without a system sentence, for small models
-    lrm_v1, lrm_v1_<lang>    Vicuna-v1's shape; the system sentence states the answer language
-    llama_3                  Meta's Llama-3 chat format, which LLaVA lacks
+    lrm_bare                 Vicuna v1's format without a system sentence, for small models
+    lrm_v1, lrm_v1_<lang>    Vicuna v1's format; the system sentence states the answer language
+    llama_3                  Meta's Llama 3 chat format, which LLaVA lacks
     lrm_llama_3[_<lang>]     the same with a system sentence
 
-Role: `register_templates()` adds them; importing this module does not. Two shapes come from
-LLaVA's styles and cannot be had otherwise: in style TWO an empty system leaves one leading space
-(`" USER: ..."`), and in style MPT roles carry the header tokens. BOS is the tokenizer's business
-in all of them, so `<|begin_of_text|>` is not written out.
+`register_templates()` adds them; importing this module does not. Two details come from LLaVA's
+styles: in style TWO an empty system sentence leaves a leading space (`" USER: ..."`), and in style
+MPT the roles contain the header tokens. The tokenizer adds BOS, so no template contains
+`<|begin_of_text|>`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LLAMA_3_PLAIN_SYSTEM = "You are a helpful assistant."
 
 
 def register_templates() -> None:
-    """Register all templates; calling it again changes nothing.
+    """Registers all templates; a second call changes nothing.
 
     Raises:
         TemplateError: Another template has one of the names.
@@ -40,11 +40,11 @@ def register_templates() -> None:
 
 
 def template_for(version: str, lang: str | None) -> str:
-    """Name of a template in a language.
+    """Returns the name of a template in a language.
 
     Args:
         version: Template name without a language, such as "lrm_v1".
-        lang: Language of the answer; None or English names `version` itself.
+        lang: Language of the answer; None for `version` itself.
 
     Returns:
         `<version>_<lang>` where that is registered, else `version`.

@@ -28,7 +28,7 @@ from PIL import Image
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.images import open_image
-from lrm_ext.corpus.store import STATUSES, Corpus, Text
+from lrm_ext.corpus.store import STATUSES, Corpus, CorpusText
 from lrm_ext.corpus.summary import Summary, summarize
 from lrm_ext.languages.registry import get_language
 from lrm_ext.report.page import data_url, environment
@@ -71,7 +71,7 @@ class RowExample:
     id: str
     image: str | None
     english: tuple[Turn, ...]
-    text: Text
+    text: CorpusText
 
 
 @dataclass

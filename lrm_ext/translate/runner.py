@@ -39,8 +39,8 @@ from lrm_ext.corpus.store import (
     STATUSES,
     TEXT_SCHEMA,
     Corpus,
+    CorpusText,
     Meta,
-    Text,
     shard_name,
 )
 from lrm_ext.languages.registry import get_language
@@ -421,7 +421,7 @@ def _translate_part(
     return batch_of(texts.get(i) for i in store.row_numbers(number))
 
 
-def batch_of(texts: Iterable[Text | None]) -> pa.RecordBatch:
+def batch_of(texts: Iterable[CorpusText | None]) -> pa.RecordBatch:
     """Returns texts as the record batch of a part; None for a row without text."""
     records = [_NO_TEXT if text is None else text.to_arrow() for text in texts]
     return pa.RecordBatch.from_pylist(records, schema=TEXT_SCHEMA)

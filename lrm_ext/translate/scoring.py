@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText
 from lrm_ext.translate.cache import Cache, CachedEngine
 from lrm_ext.translate.engines.base import (
     TextSegment,
@@ -360,7 +360,7 @@ def _score_part(
     return batch_of(map(texts.get, numbers))
 
 
-def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
+def pairs_of(row: CorpusRow, text: CorpusText) -> list[tuple[str, str]]:
     """Returns lines of a row and their translations, joined to one pair if all are short."""
     every: list[tuple[str, str]] = []
     for ours, theirs in zip(row.turns, text.turns, strict=False):
@@ -378,11 +378,11 @@ def pairs_of(row: CorpusRow, text: Text) -> list[tuple[str, str]]:
     return [("\n".join(line for line, _ in every), "\n".join(other for _, other in every))]
 
 
-def _is_translated(text: Text) -> bool:
+def _is_translated(text: CorpusText) -> bool:
     return text.status != "rejected" or text.quality is not None
 
 
-def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
+def _checked(row: CorpusRow, text: CorpusText, checker: Checker) -> CorpusText:
     """Checks a text again; a text that could not be translated stays rejected."""
     if not _is_translated(text):
         return text
@@ -395,7 +395,7 @@ def _checked(row: CorpusRow, text: Text, checker: Checker) -> Text:
     )
 
 
-def _scored(text: Text, name: str, value: float, limit: float | None) -> Text:
+def _scored(text: CorpusText, name: str, value: float, limit: float | None) -> CorpusText:
     """Adds a value to a text, and removes findings of an earlier limit of the same scorer."""
     quality = {**(text.quality or {}), name: round(value, 4)}
     if limit is None:

@@ -3,9 +3,9 @@
 A turn is split into pieces whose concatenation is the turn. Line ends, list markers, headings,
 table bars, code blocks, `<image>`, numbers and single option letters are copied, so that no engine
 can lose them. LLaVA's repeated requests and fixed answers are looked up; the rest are units to
-translate. A row with translated units becomes a `Text` with its status and measured values. What
-cannot be translated stays English in a row that is "rejected" with a reason; nothing is dropped
-silently.
+translate. A row with translated units becomes a `CorpusText` with its status and measured values.
+What cannot be translated stays English in a row that is "rejected" with a reason; nothing is
+dropped silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.corpus.store import ENGLISH, CorpusRow, Text
+from lrm_ext.corpus.store import ENGLISH, CorpusRow, CorpusText
 from lrm_ext.languages.registry import Language, get_language
 from lrm_ext.translate.protect import find_spans
 from lrm_ext.translate.quality.base import RowVerdict
@@ -329,7 +329,7 @@ def build_texts(
     plans: Sequence[RowPlan],
     translations: Mapping[Unit, Translated],
     check: CheckRows | None = None,
-) -> list[Text]:
+) -> list[CorpusText]:
     """Assembles rows in the other language.
 
     Args:
@@ -349,11 +349,11 @@ def build_texts(
         for i, verdict in zip(complete, verdicts, strict=True):
             turns, engine = texts[i].turns, texts[i].engine
             reason = "; ".join(dict.fromkeys(verdict.reasons)) or None
-            texts[i] = Text(turns, verdict.status, engine, reason, verdict.values)
+            texts[i] = CorpusText(turns, verdict.status, engine, reason, verdict.values)
     return texts
 
 
-def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
+def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> CorpusText:
     """Assembles one row, without checking it (see `build_texts`)."""
     results = [translations[unit] for unit in plan.units]
     engines = {result.engine for result in results if result.text is not None}
@@ -371,7 +371,7 @@ def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Text:
         Turn(turn.role, "".join(map(said, parts)), turn.supervised)
         for turn, parts in zip(plan.row.turns, plan.turns, strict=True)
     ]
-    return Text(
+    return CorpusText(
         turns=tuple(turns),
         status="rejected" if faults else "ok",
         engine=" + ".join(sorted(engines)) or "fixed texts",

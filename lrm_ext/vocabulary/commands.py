@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lrm_ext.languages.fertility import Pair
+    from lrm_ext.corpus.sentences import Pair
 
 _NUM_COMPARED = 2000
 
@@ -40,8 +40,8 @@ def extend_vocab(
 
     from llava.errors import ConfigError
     from llava.model.tokenizer import load_tokenizer
+    from lrm_ext.corpus.sentences import corpus_pairs, in_common
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.languages.fertility import corpus_pairs, in_common
     from lrm_ext.vocabulary import extend as vocabulary
 
     if (model is None) == (tokenizer is None):

@@ -29,8 +29,8 @@ from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint import add_rope_theta, read_config
 from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.tokenizer import load_tokenizer
+from lrm_ext.corpus.sentences import Pair, corpus_pairs, in_common
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.languages.fertility import Pair, corpus_pairs, in_common
 
 MODEL_FILE = "tokenizer.model"
 # the files of a tokenizer; tokenizer.json is left behind, it would be read first

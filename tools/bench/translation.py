@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.store import CorpusRow, Text
+from lrm_ext.corpus.store import CorpusRow, CorpusText
 from lrm_ext.emoji.conversations import IMAGE_PREFIX, caption_turns, question_turns
 from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.languages.registry import ENGLISH, get_language
@@ -126,7 +126,7 @@ def bench_rows(name: str, cases: Sequence[Case], lang: str) -> dict[str, Any]:
 
 
 @collecting_rarely()
-def run_ours(cases: Sequence[Case], lang: str) -> list[Text]:
+def run_ours(cases: Sequence[Case], lang: str) -> list[CorpusText]:
     """All that `lrm translate` does around an engine."""
     checker = Checker(ENGLISH, lang)
     texts = []

@@ -33,7 +33,7 @@ from llava.model.checkpoint import add_rope_theta
 from llava.model.tokenizer import load_tokenizer
 from llava.progress import Progress
 from lrm_ext.emoji.conversations import (
-    Question,
+    SceneQuestion,
     caption,
     category_question,
     existence_question,
@@ -164,7 +164,7 @@ def _covered_share(placed: Placed, index: int) -> float:
     return max(0.0, width) * max(0.0, height) * GRID**2
 
 
-def _existence_questions(scene: Scene, num: int, rng: random.Random) -> list[Question]:
+def _existence_questions(scene: Scene, num: int, rng: random.Random) -> list[SceneQuestion]:
     return [existence_question(scene, rng.random() < 0.5, rng) for _ in range(num)]
 
 

@@ -98,14 +98,14 @@ ODD = {
     "one picture, two answers": (
         [record("a", "<image>\nWhat?", "A cat.", image="1.png"),
          record("b", "<image>\nWhat?", "A dog.", image="1.png")],
-        "two rows that ask the same of a picture",
+        "two rows with the same image and question",
     ),
     "one picture, two questions": (
         [record("a", "<image>\nWhat?", "A cat.", image="1.png"),
          record("b", "<image>\nWhere?", "Here.", image="1.png")],
         None,
     ),
-    "a row twice": ([record("a"), record("b")], "a row with picture and text of an earlier one"),
+    "a row twice": ([record("a"), record("b")], "a row with the image and text of an earlier one"),
     "right-to-left marks": ([record("a", "Say it.", MARKS)], "a right-to-left or left-to-right"),
     "100,000 characters": ([record("a", "Go on.", LONG)], "an answer of more than"),
     "a null character": ([record("a", "Hi", "a\0b")], "a control character"),

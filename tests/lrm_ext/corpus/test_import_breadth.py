@@ -99,7 +99,7 @@ def test_several_sources_in_one_corpus(tmp_path: Path) -> None:
     ]
     assert corpus.image_root.resolve() == images
     info = lrm("corpus", "info", out)
-    assert "7 rows, 18 turns" in info and "6 pictures, 1 rows without one" in info
+    assert "7 rows, 18 turns" in info and "6 images, 1 rows without one" in info
 
 
 def test_one_bad_source_spoils_nothing_that_was_there(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def embedded(tmp_path: Path) -> Path:
 def test_embedded_pictures_are_written_out_if_asked(tmp_path: Path) -> None:
     path, out = embedded(tmp_path), tmp_path / "corpus"
     command = ("corpus", "import", path, "--images", tmp_path / "images", "--out", out)
-    with pytest.raises(DataError, match=r"row 0: the picture is embedded.*--copy-images"):
+    with pytest.raises(DataError, match=r"row 0: the image is embedded.*--copy-images"):
         lrm(*command)
     with pytest.raises(DataError, match=r"row 3: .*cannot be read"):
         lrm(*command, "--copy-images")
@@ -289,7 +289,7 @@ def test_pictures_are_copied_only_if_asked(tmp_path: Path) -> None:
     found = {p.relative_to(out / "images").as_posix() for p in (out / "images").rglob("*.png")}
     assert found == {"x/1.png", "2.png"}
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"sample '1': no such picture"):
+    with pytest.raises(DataError, match=r"sample '1': no such image"):
         lrm(*command, "--copy-images", "--overwrite")
     assert (out / "images" / "2.png").is_file()  # the corpus that was there still is
 

@@ -53,7 +53,7 @@ def test_with_translations(tmp_path: Path) -> None:
     czech = save(tmp_path / "cs.jsonl", [record(i, "Kachna?", "Ano") for i in range(3)], lines=True)
     import_llava(english, tmp_path / "corpus", translations={"cs": czech})
     corpus = Corpus.open(tmp_path / "corpus")
-    assert corpus.num_texts("cs") == 3
+    assert corpus.statuses("cs")["ok"] == 3
     assert [turn.text for turn in corpus.turns("cs", 2) or ()] == ["<image>\nKachna?", "Ano"]
 
 

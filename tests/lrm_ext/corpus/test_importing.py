@@ -320,7 +320,7 @@ def test_messages_and_embedded_pictures(tmp_path: Path) -> None:
         {"id": 2, "messages": said, "image": {"bytes": b"x", "path": None}},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
-    with pytest.raises(DataError, match="the picture is embedded"):
+    with pytest.raises(DataError, match="the image is embedded"):
         load(tmp_path, "parquet", tmp_path / "m.parquet")
     corpus = load(tmp_path, "parquet", tmp_path / "m.parquet", max_drop_rate=0.5)
     assert questions(corpus) == [("1", None, "Hi", "Ho")]
@@ -372,7 +372,7 @@ def test_pictures_are_read_through_links(tmp_path: Path) -> None:
         corpus = Corpus.open(out)
         names = [corpus.row(i).image for i in range(3)]
         assert names == ["0.png", "charts/1.png", "ChartQA/png/1.png"]
-        assert validate(corpus, with_pictures=True).num_errors == 0
+        assert validate(corpus, verify_images=True).num_errors == 0
     assert not (tmp_path / "copy_images" / "images" / "0.png").is_symlink()
 
 
@@ -391,8 +391,8 @@ def test_damage_of_any_format_is_counted(
     reasons = {reason: count for (reason, _), count in result.reports[path].dropped.items()}
     assert reasons == {"broken_picture": 1, "too_many_pixels": 1}
     assert [row[0] for row in questions(Corpus.open(out))] == ["r0", "r2"]
-    found = validate_source(source, tmp_path, with_pictures=True)
-    assert found.counts == {"broken picture": 1, "too many pixels": 1}
+    found = validate_source(source, tmp_path, verify_images=True)
+    assert found.counts == {"broken_picture": 1, "too_many_pixels": 1}
 
 
 def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
@@ -401,10 +401,10 @@ def test_pictures_are_opened_on_request(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
     rows = [record(0), record(1), record(2), {"id": "t", "conversations": talk("a", "b")}]
     path = save(tmp_path / "a.json", rows)
-    with pytest.raises(DataError, match=r"sample 'r1': no such picture"):
+    with pytest.raises(DataError, match=r"sample 'r1': no such image"):
         load(tmp_path, "llava", path, verify_images=True)
     save(path, [*rows, {**record(3), "image": "../3.png"}])
-    with pytest.raises(DataError, match=r"'\.\./3.png' would lie outside of the pictures' folder"):
+    with pytest.raises(DataError, match=r"'\.\./3.png' is outside the image folder"):
         load(tmp_path, "llava", path)
     result = import_corpus(
         [ImportSource(FORMATS["llava"], path)],

@@ -9,7 +9,7 @@ import pytest
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from lrm_ext.corpus.store import TEXT_SCHEMA, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import TEXT_SCHEMA, Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 
 
@@ -26,10 +26,10 @@ def write(path: Path, num_rows: int = 23) -> Corpus:
     """Czech: rows 3, 13 missing, 4 suspect, 5 rejected; every seventh row is untranslatable."""
     with CorpusWriter(path, ["cs", "hr"], rows_per_shard=8, rows_per_batch=4) as writer:
         for i in range(num_rows):
-            texts: dict[str, Text | tuple[Turn, ...]] = {}
+            texts: dict[str, CorpusText | tuple[Turn, ...]] = {}
             if i % 10 != 3:
                 status = {4: "suspect", 5: "rejected"}.get(i, "ok")
-                texts["cs"] = Text(czech(i), status, engine="nllb", reason="digits")
+                texts["cs"] = CorpusText(czech(i), status, engine="nllb", reason="digits")
             writer.append(make_row(i, translatable=i % 7 != 0), texts)
     return Corpus.open(path)
 
@@ -49,9 +49,9 @@ def test_rows_and_texts_come_back_across_shards(tmp_path: Path) -> None:
 def test_only_accepted_text_is_returned_and_counted(tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus")
     assert [i for i in range(23) if corpus.turns("cs", i) is None] == [3, 4, 5, 13]
-    assert corpus.text("cs", 4) == Text(czech(4), "suspect", "nllb", "digits")
+    assert corpus.text("cs", 4) == CorpusText(czech(4), "suspect", "nllb", "digits")
     assert corpus.text("cs", 3) is None
-    assert (corpus.num_texts("cs"), corpus.num_texts("hr"), corpus.num_texts("en")) == (19, 0, 23)
+    assert [corpus.statuses(lang)["ok"] for lang in ("cs", "hr", "en")] == [19, 0, 23]
     assert corpus.statuses("cs") == {"ok": 19, "suspect": 1, "rejected": 1}
     usable = [i for i in range(23) if i not in (3, 4, 5, 13) and i % 7 != 0]
     np.testing.assert_array_equal(corpus.usable_rows("cs"), usable)
@@ -62,8 +62,8 @@ def test_only_accepted_text_is_returned_and_counted(tmp_path: Path) -> None:
 def test_figures_of_quality_come_back(tmp_path: Path) -> None:
     row, figures = make_row(1), {"length": 1.25, "language": 0.0333, "chrf": 71.4}
     with CorpusWriter(tmp_path / "corpus", ["cs"]) as writer:
-        writer.append(row, {"cs": Text(czech(1), quality=figures)})
-        writer.append(row, {"cs": Text(czech(1), quality={})})
+        writer.append(row, {"cs": CorpusText(czech(1), quality=figures)})
+        writer.append(row, {"cs": CorpusText(czech(1), quality={})})
         writer.append(row, {"cs": czech(1)})
     corpus = Corpus.open(tmp_path / "corpus")
     found = [corpus.text("cs", i) for i in range(3)]
@@ -78,7 +78,7 @@ def test_texts_of_before_figures_of_quality_still_open(tmp_path: Path) -> None:
             for batch in table.to_batches():
                 file.write_batch(batch)
     corpus = Corpus.open(tmp_path / "corpus")
-    assert corpus.text("cs", 4) == Text(czech(4), "suspect", "nllb", "digits")
+    assert corpus.text("cs", 4) == CorpusText(czech(4), "suspect", "nllb", "digits")
     assert all(batch.schema == TEXT_SCHEMA for batch in corpus.text_batches("cs"))
 
 
@@ -196,7 +196,7 @@ def test_overwrite_must_be_asked_for(tmp_path: Path) -> None:
         ({"fr": czech(0)}, r"'fr'.*opened for cs"),
         ({"cs": czech(0)[:1]}, r"id 'id-0'.*turns"),
         ({"cs": (Turn("human", "Kolik?"), Turn("gpt", "0"))}, "<image>"),
-        ({"cs": Text(czech(0), status="good")}, "'good'"),
+        ({"cs": CorpusText(czech(0), status="good")}, "'good'"),
         ({"en": czech(0)}, "English text differs"),
     ],
 )

@@ -15,7 +15,7 @@ from llava.errors import DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.formats import FORMATS
 from lrm_ext.corpus.importing import ImportSource
-from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import META_FILE, Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.validating import ERRORS, REMARKS, validate, validate_source
 from lrm_ext.corpus.writer import CorpusWriter
 
@@ -26,7 +26,7 @@ def row(sample_id: str = "a", image: str | None = "1.png", *texts: str) -> Corpu
     return CorpusRow(sample_id, image, "s", None, True, turns)
 
 
-def build(tmp_path: Path, *rows: CorpusRow, text: Text | None = None) -> Corpus:
+def build(tmp_path: Path, *rows: CorpusRow, text: CorpusText | None = None) -> Corpus:
     (tmp_path / "images").mkdir(exist_ok=True)
     with CorpusWriter(tmp_path / "c", ["cs"], image_root="../images", overwrite=True) as writer:
         for one in rows:
@@ -41,7 +41,7 @@ def test_a_good_corpus(tmp_path: Path) -> None:
     corpus = build(tmp_path, *GOOD)
     for name in ("1.png", "2.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name)
-    findings = validate(corpus, with_pictures=True)
+    findings = validate(corpus, verify_images=True)
     assert findings.num_rows == 3 and not findings.counts
     result = CliRunner().invoke(app, ["corpus", "validate", str(corpus.path), "--verify-images"])
     assert result.exit_code == 0 and "0 errors, 0 remarks" in result.output
@@ -51,22 +51,25 @@ def test_a_good_corpus(tmp_path: Path) -> None:
     ("bad", "kind"),
     [
         (CorpusRow("x", None, None, None, True, ()), "no turns"),
-        (CorpusRow("x", None, None, None, True, (Turn("gpt", "a"), Turn("gpt", "b"))), "roles"),
+        (
+            CorpusRow("x", None, None, None, True, (Turn("gpt", "a"), Turn("gpt", "b"))),
+            "turn_order",
+        ),
         (
             CorpusRow("x", None, None, None, True, (Turn("human", "a"), Turn("bot", "b"))),
-            "unknown role",
+            "unknown_role",
         ),
-        (row("x", None, "Hi", " "), "empty turn"),
-        (row("x", None, "<image>\nHi", "Ho"), "placeholder"),
-        (row("x", "1.png", "Hi", "Ho"), "placeholder"),
-        (row("x", "1.png", "Hi", "<image>"), "placeholder"),
-        (row("x", "../1.png"), "outside"),
-        (row("x", "/1.png"), "outside"),
-        (row("x", "none.png"), "missing picture"),
-        (row("x", "bad.png"), "broken picture"),
+        (row("x", None, "Hi", " "), "empty_turn"),
+        (row("x", None, "<image>\nHi", "Ho"), "image_mismatch"),
+        (row("x", "1.png", "Hi", "Ho"), "image_mismatch"),
+        (row("x", "1.png", "Hi", "<image>"), "image_mismatch"),
+        (row("x", "../1.png"), "outside_root"),
+        (row("x", "/1.png"), "outside_root"),
+        (row("x", "none.png"), "missing_picture"),
+        (row("x", "bad.png"), "broken_picture"),
         (row("a", "2.png", "<image>\nWhere?", "Here."), "duplicate id"),
         (row("x", "1.png"), "repeated row"),
-        (row("x", "1.png", "<image>\nWhat?", "A dog."), "same picture, same question"),
+        (row("x", "1.png", "<image>\nWhat?", "A dog."), "same image, same question"),
         (row("x", None, "Hi", "Ho\u200f"), "direction mark"),
         (row("x", None, "Hi", "Ho\x07"), "control character"),
         (row("x", None, "Hi", "caf\ufffd"), "control character"),
@@ -79,7 +82,7 @@ def test_each_finding(tmp_path: Path, bad: CorpusRow, kind: str) -> None:
     for name in ("1.png", "2.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / "images" / name)
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
-    findings = validate(corpus, with_pictures=True)
+    findings = validate(corpus, verify_images=True)
     assert findings.counts == {kind: 1} and len(findings.examples[kind]) == 1
     assert findings.num_errors == (kind in ERRORS)
     command = ["corpus", "validate", str(corpus.path), "--verify-images"]
@@ -89,7 +92,7 @@ def test_each_finding(tmp_path: Path, bad: CorpusRow, kind: str) -> None:
 
 
 def test_texts_are_looked_at_too(tmp_path: Path) -> None:
-    text = Text((Turn("human", "<image>\nCo?"), Turn("gpt", "Kočka\u202e")))
+    text = CorpusText((Turn("human", "<image>\nCo?"), Turn("gpt", "Kočka\u202e")))
     corpus = build(tmp_path, row("a"), text=text)
     assert validate(corpus).counts == {"direction mark": 1}
     path = corpus.path / META_FILE
@@ -104,15 +107,15 @@ def test_texts_are_looked_at_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        Text((Turn("human", "Co?"), Turn("gpt", "Kočka"))),
-        Text((Turn("human", "<image>\nCo?"), Turn("human", "Kočka"))),
-        Text((Turn("human", "<image>\nCo?"),)),
+        CorpusText((Turn("human", "Co?"), Turn("gpt", "Kočka"))),
+        CorpusText((Turn("human", "<image>\nCo?"), Turn("human", "Kočka"))),
+        CorpusText((Turn("human", "<image>\nCo?"),)),
     ],
 )
 def test_a_text_of_another_shape(
-    tmp_path: Path, text: Text, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text: CorpusText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = Text((Turn("human", "<image>\nCo?"), Turn("gpt", "Pes")))
+    right = CorpusText((Turn("human", "<image>\nCo?"), Turn("gpt", "Pes")))
     monkeypatch.setattr(CorpusWriter, "_check_text", lambda *_: None)  # which would refuse it
     with CorpusWriter(tmp_path / "c", ["cs", "hr"]) as writer:
         for i in range(3):

@@ -54,9 +54,8 @@ def test_packed_corpus_is_small_and_has_its_notices() -> None:
 def test_committed_examples_are_current() -> None:
     scenes = load_scenes(limit=60)
     assert len(build.example_scenes(scenes)) == build.NUM_EXAMPLES
-    assert build.picture_differences(scenes, packed_dir()) == []
-    for name, data in build.text_files(scenes).items():
-        assert (packed_dir() / name).read_bytes() == data, name
+    found = build.differences(build.example_files(scenes), packed_dir())
+    assert [line for line in found if not line.endswith("not part of the corpus")] == []
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
@@ -72,11 +71,14 @@ def test_differences_are_named(tmp_path: Path) -> None:
 
 def test_changed_example_picture_is_noticed(tmp_path: Path) -> None:
     scenes = load_scenes(limit=60)
-    build.write_pictures(scenes, tmp_path)
-    assert build.picture_differences(scenes, tmp_path) == []
+    files = build.example_files(scenes)
+    build.write_files(files, tmp_path)
     path = next((tmp_path / build.EXAMPLES_DIR).glob("*.png"))
+    with Image.open(path) as image:
+        image.save(path, compress_level=1)  # other bytes, the same pixels
+    assert build.differences(files, tmp_path) == []
     Image.new("RGB", (256, 256)).save(path)
-    assert len(build.picture_differences(scenes, tmp_path)) == 1
+    assert build.differences(files, tmp_path) == [f"{build.EXAMPLES_DIR}/{path.name}: differs"]
 
 
 @pytest.mark.parametrize(

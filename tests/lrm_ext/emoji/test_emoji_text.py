@@ -15,7 +15,7 @@ import pytest
 from llava.errors import ConfigError
 from lrm_ext.emoji import scenes as scenes_module
 from lrm_ext.emoji.conversations import (
-    Question,
+    SceneQuestion,
     benchmark_items,
     caption,
     caption_turns,
@@ -63,19 +63,19 @@ def test_every_sentence_renders(lang: str) -> None:
     for concept in concept_ids():
         scene = _single(concept)
         for phrasing in range(NUM_PATTERNS["existence"]):
-            question = Question("existence", concept, phrasing)
+            question = SceneQuestion("existence", concept, phrasing)
             sentences.append(render_question(question, scene, lang)[0])
-        sentences.append(render_question(Question("naming", None, 0), scene, lang)[1])
+        sentences.append(render_question(SceneQuestion("naming", None, 0), scene, lang)[1])
         sentences += caption(scene, lang, 0)
     for category in (c for c in categories().values() if c.asked):
         for phrasing in range(NUM_PATTERNS["existence"]):
-            question = Question("category", category.id, phrasing)
+            question = SceneQuestion("category", category.id, phrasing)
             sentences.append(render_question(question, _single("dog"), lang)[0])
     for background in backgrounds():
         scene = _single("dog", background)
         sentences += [
             *caption(scene, lang, 1),
-            *render_question(Question("color", None, 1), scene, lang),
+            *render_question(SceneQuestion("color", None, 1), scene, lang),
         ]
     for sentence in sentences:
         assert sentence == sentence.strip() and "{" not in sentence and "  " not in sentence
@@ -159,7 +159,7 @@ def test_position_names_what_lies_there() -> None:
     objects = (Placed("dog", 0.2, 0.3, 0.3, False), Placed("key", 0.8, 0.7, 0.3, False))
     scene = Scene("train-x", "train", "red", (214, 52, 48), objects)
     answer = {
-        p: render_question(Question("position", p, 0), scene, "de")[1]
+        p: render_question(SceneQuestion("position", p, 0), scene, "de")[1]
         for p in ("top_left", "bottom_right")
     }
     assert answer == {"top_left": "Hund", "bottom_right": "Schlüssel"}
@@ -228,7 +228,7 @@ def test_unknown_language_lists_the_choices() -> None:
     ("change", "message"),
     [
         (lambda d: d["questions"]["existence"].pop(), "existence.*2 patterns"),
-        (lambda d: d["questions"].update(naming=["{thing}?", "What?"]), "places"),
+        (lambda d: d["questions"].update(naming=["{thing}?", "What?"]), "placeholders"),
         (lambda d: d["colors"].pop("red"), "colors.*red"),
         (lambda d: d["articles"]["ein "].remove("dog"), "articles.*dog"),
         (lambda d: d["articles"]["eine "].append("dog"), "two articles"),

@@ -13,14 +13,12 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import CorpusRow, Text
+from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
+from lrm_ext.corpus.store import CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages.fertility import (
     MAX_TOKENIZERS,
     TokenCounter,
-    built_in_pairs,
-    corpus_pairs,
-    in_common,
     load_counter,
     load_counters,
     measure,
@@ -53,7 +51,7 @@ def corpus(tmp_path: Path) -> Path:
     with CorpusWriter(tmp_path / "corpus", ["cs"]) as writer:
         for i, (english, czech, status) in enumerate(said):
             row = CorpusRow(str(i), "1.png", None, None, True, turns(*english))
-            writer.append(row, {} if czech is None else {"cs": Text(turns(*czech), status)})
+            writer.append(row, {} if czech is None else {"cs": CorpusText(turns(*czech), status)})
     return tmp_path / "corpus"
 
 
@@ -153,7 +151,7 @@ def test_sentences_of_a_corpus(corpus):
 
 
 def test_languages_without_a_common_sentence():
-    with pytest.raises(DataError, match=r"no sentence is there in all languages .*cs 1, hr 1"):
+    with pytest.raises(DataError, match=r"no sentence exists in all languages .*cs 1, hr 1"):
         in_common({"cs": [("a", "b")], "hr": [("c", "d")]})
 
 

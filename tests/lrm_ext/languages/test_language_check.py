@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.languages import identification, list_languages
-from lrm_ext.languages.checks import check_language, check_languages
 from lrm_ext.languages.registry import DATA_DIR, get_language, reload_languages
+from lrm_ext.new_language import check_language, check_languages
 from lrm_ext.translate.engines.base import build_engine
 
 

@@ -13,8 +13,8 @@ from llava.errors import ConfigError
 from lrm_ext.cli import app
 from lrm_ext.languages import list_languages
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.drafting import write_draft
 from lrm_ext.languages.registry import FOLDER_VARIABLE, PENDING, load_language
+from lrm_ext.new_language import write_draft
 from lrm_ext.translate.engines.base import engine_names, get_spec
 
 OWN = Path(__file__).parent / "own"

@@ -7,8 +7,8 @@ import pytest
 
 from llava.errors import ConfigError
 from lrm_ext.languages import get_language, list_languages
-from lrm_ext.languages.checks import check_languages
 from lrm_ext.languages.registry import DATA_DIR, load_language
+from lrm_ext.new_language import check_languages
 
 TEN = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
 ALL = list_languages()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Draw, LanguageMixSampler, Mixture, MixtureSpec
 from lrm_ext.mixture.table import make_table
@@ -31,9 +31,9 @@ def write(path: Path, missing: bool) -> Corpus:
             row = CorpusRow(
                 f"r{i}", f"{i}.jpg", "unit", "vqa", i > 0 or not missing, turns("en", i)
             )
-            texts = {lang: Text(turns(lang, i)) for lang in LANGUAGES}
+            texts = {lang: CorpusText(turns(lang, i)) for lang in LANGUAGES}
             if missing and i % 3:
-                texts["hr"] = Text(turns("hr", i), "suspect")
+                texts["hr"] = CorpusText(turns("hr", i), "suspect")
             writer.append(row, texts)
     return Corpus.open(path)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.store import Corpus, CorpusRow, JoinedCorpus, Text, parts_of
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText, JoinedCorpus, parts_of
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.mixture import Mixture, MixtureSpec
 from lrm_ext.mixture.table import simulate
@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row = CorpusRow(
                     f"{name}{i}", f"{i}.jpg", name, None, name != "gappy" or i % 4 > 0, said["en"]
                 )
-                writer.append(row, {lang: Text(said[lang]) for lang in languages})
+                writer.append(row, {lang: CorpusText(said[lang]) for lang in languages})
     return root
 
 
@@ -148,7 +148,7 @@ def test_it_travels_to_workers_and_knows_its_pictures(root: Path) -> None:
     assert joined.turns("de", 0) is None
     assert joined.languages == ("en", "cs", "hr", "de")
     assert len(parts_of(joined)) == 2
-    with pytest.raises(DataError, match="row 55 asked for, but rows run from 0 to 54"):
+    with pytest.raises(DataError, match="row 55 does not exist; rows run from 0 to 54"):
         joined.row(55)
 
 

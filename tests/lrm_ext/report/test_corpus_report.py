@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.report.corpus_report import (
     MAX_SHOWN,
@@ -36,19 +36,19 @@ def turns(question: str, answer: str) -> tuple[Turn, ...]:
     return (Turn("human", question), Turn("gpt", answer))
 
 
-def text_of(i: int) -> Text | None:
+def text_of(i: int) -> CorpusText | None:
     """Czech: every tenth row is rejected, every twenty-fifth suspect, the last has no text."""
     said = turns(f"<image>\nOtázka {i}?", f"Odpověď {i}.")
     if i == 7:
-        return Text(said, "rejected", "tiny 1", "odd: seen once")
+        return CorpusText(said, "rejected", "tiny 1", "odd: seen once")
     if i % 10 == 0:
         reason = f"{'length' if i % 20 else 'numbers'}: {i} " + EVIL
-        return Text(said, "rejected", "tiny 1", reason)
+        return CorpusText(said, "rejected", "tiny 1", reason)
     if i % 25 == 1:
-        return Text(said, "suspect", "tiny 1", "language: unsure")
+        return CorpusText(said, "suspect", "tiny 1", "language: unsure")
     if i == NUM_ROWS - 1:
         return None
-    return Text(said, "ok", "tiny 1" if i % 2 else None)
+    return CorpusText(said, "ok", "tiny 1" if i % 2 else None)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fake_chat import LETTER, PROMPT
 from fake_engine import FakeEngine
 
 from llava.data.sample import Turn
-from lrm_ext.corpus.store import CorpusRow, Text
+from lrm_ext.corpus.store import CorpusRow, CorpusText
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.protect import STYLES, find_spans
@@ -184,7 +184,9 @@ TURN = "\n".join(
 )
 
 
-def translate_row(engine: FakeEngine, work: Translator, *turns: str, lang: str = "hr") -> Text:
+def translate_row(
+    engine: FakeEngine, work: Translator, *turns: str, lang: str = "hr"
+) -> CorpusText:
     roles = ("human", "gpt") * len(turns)
     pairs = tuple(Turn(role, text) for role, text in zip(roles, turns, strict=False))
     row = CorpusRow("1", "a.png", "s", None, True, pairs)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.cli import app
-from lrm_ext.corpus.store import Corpus, CorpusRow, Text
+from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translate import scoring
 from lrm_ext.translate.scoring import ScoreJob, pairs_of, score_corpus
@@ -34,13 +34,13 @@ def turns(question: str, answer: str) -> tuple[Turn, ...]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Six rows: good, still English, rejected for want of an answer, none, English only, good."""
-    texts: list[Text | None] = [
-        Text(turns(*HR)),
-        Text(turns(HR[0], ANSWER)),
-        Text(turns(QUESTION, ANSWER), "rejected", "e 1", "engine: e: refused"),
+    texts: list[CorpusText | None] = [
+        CorpusText(turns(*HR)),
+        CorpusText(turns(HR[0], ANSWER)),
+        CorpusText(turns(QUESTION, ANSWER), "rejected", "e 1", "engine: e: refused"),
         None,
-        Text(turns(*HR)),
-        Text(turns(*HR), "ok", "e 1", None, {"length": 0.5}),
+        CorpusText(turns(*HR)),
+        CorpusText(turns(*HR), "ok", "e 1", None, {"length": 0.5}),
     ]
     path = tmp_path / "corpus"
     with CorpusWriter(path, ["hr"], rows_per_batch=2, rows_per_shard=4) as writer:
@@ -175,7 +175,7 @@ def test_mistakes_are_named(corpus: Path, job: dict[str, Any], words: str) -> No
 def test_what_is_judged_of_a_row() -> None:
     def pairs(*texts: tuple[str, str]) -> list[tuple[str, str]]:
         row = CorpusRow("1", None, None, None, True, tuple(Turn("gpt", a) for a, _ in texts))
-        return pairs_of(row, Text(tuple(Turn("gpt", b) for _, b in texts)))
+        return pairs_of(row, CorpusText(tuple(Turn("gpt", b) for _, b in texts)))
 
     long = ("<image>\nWhat is the man holding?\n12", "<image>\nŠto muškarac drži?\n12")
     assert pairs(long, ("bread", "kruh")) == [("What is the man holding?", "Što muškarac drži?")]
