@@ -17,7 +17,9 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+Flag = tuple[tuple[str, ...], dict[str, Any]]
 _STDOUT = 1  # its descriptor
 
 
@@ -137,6 +139,31 @@ def run_script(
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     run_command(lambda: action(args), status=1)
+
+
+def flag(*names: str, **options: Any) -> Flag:
+    """Describes a flag of `make_main`; the arguments are those of `ArgumentParser.add_argument`."""
+    return names, options
+
+
+def make_main(
+    description: str, action: Callable[[argparse.Namespace], object], *flags: Flag
+) -> Callable[[Sequence[str] | None], None]:
+    """Makes the `main` of one of LLaVA's scripts, which takes a command line; see `run_script`.
+
+    Args:
+        description: What `--help` says of it.
+        action: What the script does with its flags.
+        flags: Made by `flag`.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        for names, options in flags:
+            parser.add_argument(*names, **options)
+        run_script(action, parser, argv)
+
+    return main
 
 
 def _is_output_closed() -> bool:

@@ -157,7 +157,6 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             if has_leading_answer(entry.value):
                 self._drops.note("leading_answer", sample.lang)
             index.add(entry, sample.image is not None)
-        index.freeze()
         self._drops.finish()
         return index
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import typer
 
-from llava.errors import DataError, run_script
+from llava.errors import DataError, flag, make_main
 from llava.eval.records import read_text
 
 PERCEPTION: Final = (
@@ -93,22 +93,17 @@ def score_folder(results_dir: str) -> dict[str, float]:
     return {name: score_category(read_verdicts(path)) for name, path in paths.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score MME.")
-    parser.add_argument("--results_dir", "--results-dir", required=True)
+def _show(args: argparse.Namespace) -> None:
+    scores = score_folder(args.results_dir)
+    for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
+        typer.echo(f"=========== {title} ===========")
+        typer.echo(f"total score: {sum(scores[name] for name in names)}\n")
+        for name in names:
+            typer.echo(f"\t {name}  score: {scores[name]}")
+        typer.echo("")
 
-    def run(args: argparse.Namespace) -> None:
-        scores = score_folder(args.results_dir)
-        for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
-            typer.echo(f"=========== {title} ===========")
-            typer.echo(f"total score: {sum(scores[name] for name in names)}\n")
-            for name in names:
-                typer.echo(f"\t {name}  score: {scores[name]}")
-            typer.echo("")
 
-    run_script(run, parser, argv)
-
+main = make_main("Score MME.", _show, flag("--results_dir", "--results-dir", required=True))
 
 if __name__ == "__main__":
     main()

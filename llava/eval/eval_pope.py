@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError, run_script
+from llava.errors import DataError, flag, make_main
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
 
 _NO_WORDS: Final = ("No", "not", "no")
-PREFIX, SUFFIX = "coco_pope_", ".json"
+_FILE_NAME: Final = re.compile(r"coco_pope_.+\.json")
 
 
 def parse_answer(text: str) -> str:
@@ -127,13 +128,10 @@ def match_labels(
         by_key[_key(label)].append(label["label"])
     missing = [question["question_id"] for question in questions if _key(question) not in by_key]
     refuse_missing(f"questions have no label in {where}", missing, "check --annotation-dir")
-    found = []
-    for question in questions:
-        waiting = by_key[_key(question)]
-        if not waiting:
-            raise DataError(f"{where}: question {question['question_id']} is asked once too often")
-        found.append(waiting.popleft())
-    return found
+    try:
+        return [by_key[_key(question)].popleft() for question in questions]
+    except IndexError:
+        raise DataError(f"{where}: a question is asked once too often") from None
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -154,54 +152,53 @@ def eval_pope(annotation_dir: str, question_file: str, result_file: str) -> dict
     answers = answers_by_id(result_file)
     folder = Path(annotation_dir)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    if not paths:
-        raise DataError(f"{folder}: no such folder, or empty; expected {PREFIX}<category>{SUFFIX}")
+    if not paths or not all(_FILE_NAME.fullmatch(path.name) for path in paths):
+        found = ", ".join(path.name for path in paths) or "nothing"
+        raise DataError(f"{folder}: expected files named coco_pope_<category>.json, found: {found}")
     scores = {}
     for path in paths:
-        if not (path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)):
-            raise DataError(f"{path}: expected files named {PREFIX}<category>{SUFFIX} only")
-        category = path.name[len(PREFIX) : -len(SUFFIX)]
-        asked = questions[category]
-        ids = [question["question_id"] for question in asked]
+        category = path.name.removeprefix("coco_pope_").removesuffix(".json")
+        ids = [question["question_id"] for question in questions[category]]
         missing = [question_id for question_id in ids if question_id not in answers]
         refuse_missing(f"questions of {category} have no answer", missing, "answer them first")
-        labels = match_labels(asked, read_labels(path), str(path))
+        labels = match_labels(questions[category], read_labels(path), str(path))
         scores[category] = score_answers([answers[question_id] for question_id in ids], labels)
     return scores
 
 
 def show(category: str, score: PopeScore) -> None:
-    """Print a category's counts and rates."""
-    num_samples = score.tp + score.fp + score.tn + score.fn
-    typer.echo(f"Category: {category}, # samples: {num_samples}")
-    typer.echo("TP\tFP\tTN\tFN")
-    typer.echo(f"{score.tp}\t{score.fp}\t{score.tn}\t{score.fn}")
+    """Prints a category's counts and rates."""
     if not score.tp:
         log.warning("%s: no object was recognised; rates without a denominator are 0", category)
-    typer.echo(f"Accuracy: {score.accuracy}")
-    typer.echo(f"Precision: {score.precision}")
-    typer.echo(f"Recall: {score.recall}")
-    typer.echo(f"F1 score: {score.f1}")
-    typer.echo(f"Yes ratio: {score.yes_ratio}")
     rates = (score.f1, score.accuracy, score.precision, score.recall, score.yes_ratio)
-    typer.echo(", ".join(f"{rate:.3f}" for rate in rates))
+    lines = (
+        f"Category: {category}, # samples: {score.tp + score.fp + score.tn + score.fn}",
+        "TP\tFP\tTN\tFN",
+        f"{score.tp}\t{score.fp}\t{score.tn}\t{score.fn}",
+        f"Accuracy: {score.accuracy}",
+        f"Precision: {score.precision}",
+        f"Recall: {score.recall}",
+        f"F1 score: {score.f1}",
+        f"Yes ratio: {score.yes_ratio}",
+        ", ".join(f"{rate:.3f}" for rate in rates),
+        "====================================",
+    )
+    typer.echo("\n".join(lines))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score POPE.")
-    parser.add_argument("--annotation-dir", required=True)
-    parser.add_argument("--question-file", required=True)
-    parser.add_argument("--result-file", required=True)
+def _show_all(args: argparse.Namespace) -> None:
+    scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
+    for category, score in scores.items():
+        show(category, score)
 
-    def run(args: argparse.Namespace) -> None:
-        scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
-        for category, score in scores.items():
-            show(category, score)
-            typer.echo("====================================")
 
-    run_script(run, parser, argv)
-
+main = make_main(
+    "Score POPE.",
+    _show_all,
+    flag("--annotation-dir", required=True),
+    flag("--question-file", required=True),
+    flag("--result-file", required=True),
+)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Score ScienceQA for GPT-4 helped by a model: where GPT-4 gives no letter, the model answers.
+"""Scores ScienceQA for GPT-4 helped by a model: where GPT-4 gives no letter, the model answers.
 
 In: the benchmark's folder, GPT-4's answers (`{"outputs": {id: text}}`) and the model's (an answers
 file). Out: accuracies, on the terminal. Usage: python -m llava.eval.eval_science_qa_gpt4
@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import run_script
+from llava.errors import flag, make_main
 from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
@@ -44,11 +44,12 @@ class Votes:
         return self.ours if self.gpt4 < 0 else self.gpt4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that both ensembles have."""
-    eval_science_qa.add_arguments(parser)
-    parser.add_argument("--gpt4-result", required=True)
-    parser.add_argument("--our-result", required=True)
+FLAGS = (
+    *eval_science_qa.FLAGS,
+    flag("--gpt4-result", required=True),
+    flag("--our-result", required=True),
+)
+"""The flags that both ensembles have."""
 
 
 def read_votes(args: argparse.Namespace) -> list[Votes]:
@@ -99,17 +100,12 @@ def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 and a model.")
-    add_arguments(parser)
+def _score(args: argparse.Namespace) -> None:
+    votes = read_votes(args)
+    show(votes, [vote.ensemble for vote in votes])
 
-    def run(args: argparse.Namespace) -> None:
-        votes = read_votes(args)
-        show(votes, [vote.ensemble for vote in votes])
 
-    run_script(run, parser, argv)
-
+main = make_main("Score ScienceQA for GPT-4 and a model.", _score, *FLAGS)
 
 if __name__ == "__main__":
     main()

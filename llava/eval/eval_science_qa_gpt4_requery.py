@@ -1,4 +1,4 @@
-"""Score ScienceQA for GPT-4 as the judge between itself and a model.
+"""Scores ScienceQA for GPT-4 as the judge between itself and a model.
 
 As `eval_science_qa_gpt4`; where both give a letter and not the same, GPT-4 was asked once more, and
 its second answer (an answers file) counts. Usage: python -m llava.eval.eval_science_qa_gpt4_requery
@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import run_script
+from llava.errors import flag, make_main
 from llava.eval import eval_science_qa
-from llava.eval.eval_science_qa_gpt4 import Votes, add_arguments, read_votes, show
+from llava.eval.eval_science_qa_gpt4 import FLAGS, Votes, read_votes, show
 
 
 def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str]) -> int:
@@ -26,25 +26,25 @@ def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str])
     return vote.ensemble if index < 0 else index
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 as the judge.")
-    add_arguments(parser)
-    parser.add_argument("--requery-result", required=True)
-    parser.add_argument("--output-result", required=True)
+def _score(args: argparse.Namespace) -> None:
+    votes = read_votes(args)
+    seconds = eval_science_qa.read_answers(args.requery_result)
+    choices = {
+        vote.problem_id: judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes
+    }
+    is_right = [choices[vote.problem_id] == vote.truth for vote in votes]
+    outputs = {pid: seconds[pid]["text"] for pid in choices if pid in seconds}
+    eval_science_qa.write_result(args.output_result, choices, is_right, outputs)
+    show(votes, list(choices.values()))
 
-    def run(args: argparse.Namespace) -> None:
-        votes = read_votes(args)
-        seconds = eval_science_qa.read_answers(args.requery_result)
-        choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
-        is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
-        ids = [vote.problem_id for vote in votes]
-        outputs = {pid: seconds[pid]["text"] for pid in ids if pid in seconds}
-        eval_science_qa.write_result(args.output_result, ids, choices, is_right, outputs)
-        show(votes, choices)
 
-    run_script(run, parser, argv)
-
+main = make_main(
+    "Score ScienceQA for GPT-4 as the judge.",
+    _score,
+    *FLAGS,
+    flag("--requery-result", required=True),
+    flag("--output-result", required=True),
+)
 
 if __name__ == "__main__":
     main()

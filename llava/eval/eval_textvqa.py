@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, run_script
+from llava.errors import ConfigError, DataError, flag, make_main
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 
@@ -34,11 +34,10 @@ def prompt_processor(prompt: str) -> str:
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
-        match = _OCR_PROMPT.search(prompt)
-        if match:
-            return match.group(1).lower()
-    elif _OCR_LINE in prompt and len(lines) == 3:
-        return (lines[1] if prompt.startswith(_OCR_LINE) else lines[0]).lower()
+        if match := _OCR_PROMPT.search(prompt):
+            return match[1].lower()
+    elif len(lines) == 3 and _OCR_LINE in prompt:
+        return lines[1 if prompt.startswith(_OCR_LINE) else 0].lower()
     elif len(lines) == 2:
         return lines[0].lower()
     raise DataError(
@@ -86,27 +85,25 @@ def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int,
     return len(entries), TextVQAAccuracyEvaluator().eval_pred_list(entries)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score TextVQA.")
-    parser.add_argument("--annotation-file", required=True)
-    parser.add_argument("--result-file")
-    parser.add_argument("--result-dir", help="score every .jsonl in it")
+def _show(args: argparse.Namespace) -> None:
+    files = [Path(args.result_file)] if args.result_file else []
+    if args.result_dir:
+        files += sorted(Path(args.result_dir).glob("*.jsonl"))
+    if not files:
+        raise ConfigError("no answers: give --result-file, or --result-dir with .jsonl files")
+    annotations = read_annotations(args.annotation_file)
+    for path in files:
+        num_samples, accuracy = eval_single(annotations, path)
+        typer.echo(f"{path.stem}\nSamples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
 
-    def run(args: argparse.Namespace) -> None:
-        files = [Path(args.result_file)] if args.result_file else []
-        if args.result_dir:
-            files += sorted(Path(args.result_dir).glob("*.jsonl"))
-        if not files:
-            raise ConfigError("no answers: give --result-file, or --result-dir with .jsonl files")
-        annotations = read_annotations(args.annotation_file)
-        for path in files:
-            num_samples, accuracy = eval_single(annotations, path)
-            typer.echo(path.stem)
-            typer.echo(f"Samples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
 
-    run_script(run, parser, argv)
-
+main = make_main(
+    "Score TextVQA.",
+    _show,
+    flag("--annotation-file", required=True),
+    flag("--result-file"),
+    flag("--result-dir", help="score every .jsonl in it"),
+)
 
 if __name__ == "__main__":
     main()

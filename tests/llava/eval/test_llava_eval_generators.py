@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava import conversation as conversation_lib
+from llava import errors
 from llava.conversation import conv_templates
 from llava.errors import ConfigError, DataError, TemplateError
 from llava.eval import (
@@ -157,7 +158,7 @@ def test_prompt_longer_than_the_context(flags, write_lines, tmp_path, read_lines
         ("../image0.png", "leads out of the image folder"),
         ("/etc/passwd", "leads out of the image folder"),
         ("http://host/a.png", "is a URL, and none is fetched"),
-        ("none.png", r"1 pictures are missing: .*none.png \(.*q.jsonl:1\); check --image-folder"),
+        ("none.png", r"1 images are missing: .*none.png \(.*q.jsonl:1\); check --image-folder"),
         (5, "expected a path"),
     ],
 )
@@ -199,9 +200,12 @@ def test_flags_that_cannot_be(flags):
 
 
 def test_defaults(monkeypatch):
+    def parse(action, parser, argv):
+        seen.append(parser.parse_args(argv))
+
     seen = []
+    monkeypatch.setattr(errors, "run_script", parse)
     for module, tokens in ((model_vqa, 1024), (model_vqa_loader, 128), (model_vqa_science, 1024)):
-        monkeypatch.setattr(module, "eval_model", seen.append)
         module.main([])
         args = seen.pop()
         assert (args.model_path, args.model_base) == ("facebook/opt-350m", None)
