@@ -1,7 +1,7 @@
 """Conversations and their templates: turns in, one prompt string out.
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
-`PromptSegment`s; training takes its character spans from the same segments (`llava/data/render.py`).
+`PromptSegment`s, of which training takes its character spans, too (`llava/data/render.py`).
 The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
 Input: roles and messages. Output: prompt text, pictures, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
