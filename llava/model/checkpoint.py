@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import re
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
-from llava.model.multimodal_projector.builder import PROJECTOR_FILE
+from llava.model.multimodal_projector.builder import PROJECTOR_FILE, UNREADABLE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -135,49 +135,47 @@ def kind_of(name_or_path: str | Path) -> str:
 
 
 def weight_paths(name_or_path: str | Path) -> list[Path]:
-    """The files with the weights of a whole model; empty if there are none.
+    """Returns the files with the weights of a whole model; empty if there are none.
 
     Shards of a folder are returned whether or not they exist.
     """
+    return sorted(_weight_files(name_or_path))
+
+
+def _weight_files(name_or_path: str | Path) -> dict[Path, set[str]]:
+    """The files with the weights, each with the names that an index, if any, places in it."""
     for name in INDEX_FILES:
         if (index := find_file(name_or_path, name)) is not None:
-            return [index.parent / shard for shard in sorted(set(_weight_map(index).values()))]
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
+            files: dict[Path, set[str]] = defaultdict(set)
+            for weight, shard in weight_map.items():
+                files[index.parent / shard].add(weight)
+            return files
     for name in WEIGHT_FILES:
         if (path := find_file(name_or_path, name)) is not None:
-            return [path]
-    return []
+            return {path: set()}
+    return {}
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse a folder whose weights were written halfway.
+    """Refuses a folder whose weights were written halfway.
 
     Every shard of the index must be there with the weights that the index says, and every file
     must be as long as its header says.
 
     Raises:
-        CheckpointError: naming the file, and what to do.
+        CheckpointError: It names the file, and what to do.
     """
-    indexed = _indexed_names(folder)
-    for path in weight_paths(folder):
+    for path, indexed in sorted(_weight_files(folder).items()):
         if not path.is_file():
             raise CheckpointError(f"{folder}: {path.name} is missing; {_ADVICE}")
-        missing = sorted(indexed.get(path.name, set()) - set(tensor_names(path)))
-        if missing:
+        if missing := sorted(indexed - set(tensor_names(path))):
             raise CheckpointError(
                 f"{path}: {len(missing)} weights are missing that the index places here, e.g. "
                 f"{missing[:5]}; the file is another checkpoint's, or {_ADVICE}"
             )
-
-
-def _indexed_names(folder: Path) -> dict[str, set[str]]:
-    """Which weights the index places in which file; empty if there is no index."""
-    names: dict[str, set[str]] = {}
-    for name in INDEX_FILES:
-        if (index := find_file(folder, name)) is not None:
-            for weight, shard in _weight_map(index).items():
-                names.setdefault(shard, set()).add(weight)
-            break
-    return names
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -193,7 +191,7 @@ def tensor_names(path: Path) -> list[str]:
         # files of torch < 1.6 are no zip archives and cannot be mapped
         mmap = zipfile.is_zipfile(path)
         return list(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         advice = _ADVICE
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -202,21 +200,10 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def carries_tower(name_or_path: str | Path | None) -> bool:
-    """Whether a checkpoint holds the weights of its vision tower."""
-    if name_or_path is None:
-        return False
-    for name in INDEX_FILES:
-        if (index := find_file(name_or_path, name)) is not None:
-            return any("vision_tower." in key for key in _weight_map(index))
-    names = [name for path in weight_paths(name_or_path) for name in tensor_names(path)]
+    """Tells whether a checkpoint holds the weights of its vision tower."""
+    files = {} if name_or_path is None else _weight_files(name_or_path)
+    names = (name for path, indexed in files.items() for name in indexed or tensor_names(path))
     return any("vision_tower." in name for name in names)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
-    return weight_map
 
 
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")

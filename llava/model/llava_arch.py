@@ -27,7 +27,6 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
 from llava.model.splice import (
     PackedRows,
-    PaddedRows,
     merge_flat,
     merge_single,
     merge_spatial,
@@ -44,6 +43,14 @@ from llava.model.tokenizer import initialize_vision_tokens
 
 log = logging.getLogger(__name__)
 
+# settings of a training that a checkpoint's configuration keeps
+_RECORDED = (
+    "mm_projector_type",
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_patch_merge_type",
+)
+
 
 class LlavaMetaModel:
     """Mixin of the inner model (`LlamaModel`, ...): vision tower and projector.
@@ -58,12 +65,16 @@ class LlavaMetaModel:
 
     def __init__(self, config: Any, materialize_tower: bool = False):
         super().__init__(config)
-        if MultimodalConfig.from_config(config).mm_vision_tower is None:
-            return
-        self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+        if MultimodalConfig.from_config(config).mm_vision_tower is not None:
+            self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+            self._build_projector()
+
+    def _build_projector(self) -> None:
+        config = self.config
         self.mm_projector = build_vision_projector(config)
         if MultimodalConfig.from_config(config).has_image_newline:
-            self.image_newline = _new_image_newline(config.hidden_size)
+            newline = torch.randn(config.hidden_size) / config.hidden_size**0.5
+            self.image_newline = nn.Parameter(newline)
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         """The vision tower, or None; FSDP hides it in a list of one."""
@@ -85,16 +96,10 @@ class LlavaMetaModel:
         """
         config = self.config
         tower = self._set_up_tower(model_args, hide=bool(fsdp))
-        config.use_mm_proj = True
-        config.mm_projector_type = model_args.mm_projector_type
-        config.mm_hidden_size = tower.hidden_size
-        config.mm_vision_select_layer = model_args.mm_vision_select_layer
-        config.mm_vision_select_feature = model_args.mm_vision_select_feature
-        config.mm_patch_merge_type = model_args.mm_patch_merge_type
+        config.update({"use_mm_proj": True, "mm_hidden_size": tower.hidden_size})
+        config.update({key: getattr(model_args, key) for key in _RECORDED})
         if getattr(self, "mm_projector", None) is None:
-            self.mm_projector = build_vision_projector(config)
-            if MultimodalConfig.from_config(config).has_image_newline:
-                self.image_newline = _new_image_newline(config.hidden_size)
+            self._build_projector()
         # LoRA has frozen a projector that was there before
         self.mm_projector.requires_grad_(True)
         if model_args.pretrain_mm_mlp_adapter is not None:
@@ -115,10 +120,9 @@ class LlavaMetaModel:
                 wanted,
             )
         elif tower is None or tower.vision_tower_name != wanted:
-            scales = {key: getattr(self.config, key, None) for key in ("s2", "s2_scales")}
-            place = {"name_or_path": self.config.name_or_path}
-            given = {key: value for key, value in scales.items() if value}
-            tower = build_vision_tower(SimpleNamespace(**{**vars(model_args), **place, **given}))
+            keys = ("name_or_path", "s2", "s2_scales")
+            ours = {key: getattr(self.config, key) for key in keys if getattr(self.config, key, "")}
+            tower = build_vision_tower(SimpleNamespace(**{**vars(model_args), **ours}))
             self.config.mm_vision_tower = model_args.vision_tower
         tower.load_model()
         tower.select_layer = model_args.mm_vision_select_layer
@@ -136,6 +140,10 @@ class LlavaMetaForCausalLM(ABC):
     get_input_embeddings: Any
 
     _truncation_reported = False
+
+    @property
+    def _settings(self) -> MultimodalConfig:
+        return MultimodalConfig.from_config(self.config)
 
     @abstractmethod
     def get_model(self) -> LlavaMetaModel:
@@ -197,11 +205,11 @@ class LlavaMetaForCausalLM(ABC):
         features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
         if features is None:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        settings = MultimodalConfig.from_config(self.config)
-        rows = self._splice(
-            input_ids, attention_mask, labels, features, settings.tokenizer_padding_side,
-            settings.tokenizer_model_max_length,
-        )  # fmt: skip
+        settings = self._settings
+        spliced = self._spliced_rows(
+            input_ids, attention_mask, labels, features, settings.tokenizer_model_max_length
+        )
+        rows = pad_rows(*spliced, settings.tokenizer_padding_side)
         mask = None
         if attention_mask is not None:
             mask = rows.attention_mask.to(attention_mask.dtype)
@@ -234,35 +242,21 @@ class LlavaMetaForCausalLM(ABC):
             DataError: sentinels and images do not match.
         """
         features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
-        max_length = MultimodalConfig.from_config(self.config).tokenizer_model_max_length
-        return pack_rows(
-            *self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
-        )
-
-    def _splice(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        features: Sequence[Tensor],
-        padding_side: str,
-        max_length: int | None,
-    ) -> PaddedRows:
-        """Run the four steps of `llava.model.splice` on a batch [B, T]."""
-        if labels is None:
-            labels = torch.full_like(input_ids, IGNORE_INDEX)
+        max_length = self._settings.tokenizer_model_max_length
         rows = self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
-        return pad_rows(*rows, padding_side)
+        return pack_rows(*rows)
 
     def _spliced_rows(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | None,
         features: Sequence[Tensor] | None,
         max_length: int | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings [L_b, D] and labels [L_b] of each row of a batch [B, T]."""
+        if labels is None:
+            labels = torch.full_like(input_ids, IGNORE_INDEX)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         ids, row_labels = strip_padding(input_ids, mask.bool(), labels)
         embed = self.get_input_embeddings()
@@ -296,7 +290,7 @@ class LlavaMetaForCausalLM(ABC):
             return None
         if input_ids.shape[1] == 1 and not (input_ids == IMAGE_TOKEN_INDEX).any():
             return None  # a decoding step: its images are in the cache
-        settings = MultimodalConfig.from_config(self.config)
+        settings = self._settings
         if settings.tune_mm_mlp_adapter and settings.mm_use_im_start_end:
             raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end")
         encode = self.encode_images if image_features is None else self.project_features
@@ -314,12 +308,11 @@ class LlavaMetaForCausalLM(ABC):
         """
         if input_ids.shape[1] > 1:
             _refuse_sentinels(input_ids, "no image was given")
-        vision_tower = self.get_vision_tower()
         projector = getattr(self.get_model(), "mm_projector", None)
-        if not self.training or labels is None or projector is None:
+        is_trained = projector is not None and any(p.requires_grad for p in projector.parameters())
+        if not (self.training and labels is not None and is_trained):
             return None
-        if not any(parameter.requires_grad for parameter in projector.parameters()):
-            return None
+        vision_tower = self.get_vision_tower()
         if vision_tower is not None and vision_tower.is_loaded:
             dummy = self.encode_images(vision_tower.dummy_image.unsqueeze(0))
         else:
@@ -330,7 +323,7 @@ class LlavaMetaForCausalLM(ABC):
         self, features: Tensor, image_sizes: Sequence[tuple[int, int]] | None, index: int
     ) -> Tensor:
         """Lay out the tiles of image `index`: [tiles, P, D] -> [N, D]."""
-        settings = MultimodalConfig.from_config(self.config)
+        settings = self._settings
         if settings.mm_patch_merge_type not in PATCH_MERGE_TYPES:
             raise ConfigError(
                 f"Unexpected mm_patch_merge_type: {settings.mm_patch_merge_type!r}. "
@@ -374,10 +367,6 @@ class LlavaMetaForCausalLM(ABC):
             tokenizer: gets the new tokens.
         """
         initialize_vision_tokens(self, model_args, tokenizer)
-
-
-def _new_image_newline(hidden_size: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(hidden_size) / hidden_size**0.5)
 
 
 def _refuse_sentinels(input_ids: Tensor, reason: str) -> None:

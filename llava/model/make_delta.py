@@ -1,4 +1,4 @@
-"""Make the delta of a model to its base.
+"""Makes the delta of a model to its base.
 
 Usage: python -m llava.model.make_delta --base-model-path BASE --target-model-path TARGET
        --delta-path FOLDER [--hub-repo-id OWNER/NAME]
@@ -9,16 +9,13 @@ given away. `apply_delta` and `consolidate` share the loading and the arithmetic
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from llava.errors import CheckpointError, run_command
+from llava.errors import CheckpointError, flag, make_main
 from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
 from llava.model.multimodal_encoder.builder import portable_tower
@@ -87,12 +84,6 @@ def add_base(model: Any, base: Any, sign: int) -> None:
             )
 
 
-def run(function: Callable[..., None], *args: Any) -> None:
-    """Run a tool from the command line; a user's error is shown without its traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_command(lambda: function(*args), status=1)
-
-
 def make_delta(
     base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None = None
 ) -> None:
@@ -115,22 +106,19 @@ def make_delta(
     load_tokenizer(target_model_path).save_pretrained(delta_path, **upload)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and make the delta."""
-    parser = argparse.ArgumentParser(description=make_delta.__doc__)
-    parser.add_argument("--base-model-path", required=True)
-    parser.add_argument("--target-model-path", required=True)
-    parser.add_argument("--delta-path", required=True)
-    parser.add_argument("--hub-repo-id", default=None)
-    args = parser.parse_args(argv)
-    run(
-        make_delta,
-        args.base_model_path,
-        args.target_model_path,
-        args.delta_path,
-        args.hub_repo_id,
-    )
+FLAGS = (
+    flag("--base-model-path", required=True),
+    flag("--target-model-path", required=True),
+    flag("--delta-path", required=True),
+)
+"""The flags that `apply_delta` has, too."""
 
+main = make_main(
+    "Make the delta of a model to its base.",
+    lambda args: make_delta(**vars(args)),
+    *FLAGS,
+    flag("--hub-repo-id", default=None),
+)
 
 if __name__ == "__main__":
     main()

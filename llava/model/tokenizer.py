@@ -85,8 +85,10 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
             it should be.
     """
     written = read_config(name_or_path, "tokenizer_config.json") or {}
-    is_llama = _is_llama(name_or_path, written)
-    model_file = find_file(name_or_path, "tokenizer.model") if is_llama else None
+    model_file = find_file(name_or_path, "tokenizer.model")
+    kind = written.get("tokenizer_class") or ("LlamaTokenizer" if model_file else None)
+    is_llama = kind in ("LlamaTokenizer", "LlamaTokenizerFast")
+    model_file = model_file if is_llama else None
     if is_llama and model_file is None and find_file(name_or_path, "tokenizer.json") is None:
         # transformers would make a tokenizer without a vocabulary
         raise CheckpointError(
@@ -97,10 +99,8 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
     if is_llama and "backend" in written:
         defaults = {**defaults, **_built_in_settings(name_or_path)}
     # `legacy: null` was written by versions that took it for true
-    settings = {
-        key: value if written.get(key) is None else written[key] for key, value in defaults.items()
-    }
-    settings.update(overrides)
+    known = {key: written[key] for key in defaults if written.get(key) is not None}
+    settings = {**defaults, **known, **overrides}
     try:
         if model_file is not None:
             # AutoTokenizer takes another class, with other ids, for a Mistral folder
@@ -146,13 +146,6 @@ def _is_sentencepiece(path: Path) -> bool:
         return False
 
 
-def _is_llama(name_or_path: str | Path, written: dict[str, Any]) -> bool:
-    kind = written.get("tokenizer_class")
-    if kind is None:
-        return find_file(name_or_path, "tokenizer.model") is not None
-    return kind in ("LlamaTokenizer", "LlamaTokenizerFast")
-
-
 def _built_in_settings(name_or_path: str | Path) -> dict[str, bool]:
     """Read from a `tokenizer.json` of transformers 5 what its configuration file leaves out."""
     content = read_config(name_or_path, "tokenizer.json")
@@ -175,13 +168,9 @@ def add_image_tokens(tokenizer: Any, patch: bool, start_end: bool) -> int:
 
     The start and end tokens come last: readers of a projector file take the last two rows.
     """
-    num_new = 0
-    if patch:
-        num_new += tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-    if start_end:
-        tokens = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-        num_new += tokenizer.add_tokens(tokens, special_tokens=True)
-    return num_new
+    tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if patch else []
+    tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if start_end else []
+    return tokenizer.add_tokens(tokens, special_tokens=True)
 
 
 def resize_to_tokenizer(model: Any, num_rows: int) -> None:
@@ -241,9 +230,9 @@ def copy_token_rows(model: Any, tensors: dict[str, Tensor], num_new: int, where:
         CheckpointError: another shape or number.
     """
     rows = next((v for k, v in tensors.items() if k.endswith("embed_tokens.weight")), None)
-    table = model.get_input_embeddings()
     if rows is None:
         return
+    table = model.get_input_embeddings()
     whole, pair = (table.num_embeddings, table.embedding_dim), (2, table.embedding_dim)
     if num_new != 2 or tuple(rows.shape) not in (whole, pair):
         raise CheckpointError(

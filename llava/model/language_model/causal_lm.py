@@ -21,7 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -32,6 +37,7 @@ from llava.model.checkpoint import add_rope_theta, carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
+from llava.model.splice import pad_rows
 
 PACKED_SDPA = "packed_sdpa"
 
@@ -110,6 +116,7 @@ AttentionMaskInterface.register(PACKED_SDPA, _packed_mask)
 
 
 Images = Tensor | list[Tensor] | None
+_TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask", "past_key_values", "inputs_embeds")
 
 
 class LlavaConfigMixin:
@@ -125,10 +132,12 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     """The part of a multimodal causal language model that no language model changes."""
 
     # of the language model that this is mixed into
-    model: Any
-    lm_head: Any
+    config_class: Any
+    base_model_prefix: str
     get_input_embeddings: Any
 
+    # its inner model with tower and projector
+    inner_class: Any
     # whether positions can begin again within a row
     supports_packing = True
     # the Trainer passes num_items_in_batch only where it is used
@@ -141,9 +150,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         r"rotary_emb\.inv_freq",
     ]
 
+    def __init__(self, config: Any, materialize_tower: bool = False) -> None:
+        # past the language model's own __init__, which would build a text-only model first
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        inner = self.inner_class(config, materialize_tower=materialize_tower)
+        setattr(self, self.base_model_prefix, inner)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[attr-defined]
+
     def get_model(self) -> Any:
-        """Return the inner model."""
-        return self.model
+        """Returns the inner model."""
+        return getattr(self, self.base_model_prefix)
 
     def forward(
         self,
@@ -174,9 +192,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             past_key_values: cache of earlier positions.
             inputs_embeds: [B, L, D], in place of `input_ids` and images.
             labels: [B, T], not shifted, IGNORE_INDEX where nothing is learnt.
-            use_cache: return the cache.
-            output_attentions: return the attentions.
-            output_hidden_states: return all hidden states.
+            use_cache: Return the cache.
+            output_attentions: Return the attentions.
+            output_hidden_states: Return all hidden states.
             images: [N, 3, S, S], [N, tiles, 3, S, S] or a list of those.
             image_sizes: (width, height) of each image in pixels.
             return_dict: False returns a tuple.
@@ -197,40 +215,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         if packing:
             inputs, labels = self._packed_inputs(input_ids, attention_mask, labels, *vision)
         else:
-            text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds)
-            inputs, labels = self._padded_inputs(*text, labels, *vision)
-            inputs["use_cache"] = use_cache
+            text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)
+            if inputs_embeds is None:
+                text = self.prepare_inputs_labels_for_multimodal(
+                    input_ids, position_ids, attention_mask, past_key_values, labels, *vision
+                )
+            *values, labels = text
+            inputs = dict(zip(_TEXT_INPUTS, values, strict=True), use_cache=use_cache)
         states = {"attentions": output_attentions, "hidden_states": output_hidden_states}
         kwargs |= {f"output_{name}": value for name, value in states.items() if value is not None}
         outputs = self.get_model()(**inputs, **kwargs)
         result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
         return result.to_tuple() if return_dict is False else result
-
-    def _padded_inputs(
-        self,
-        input_ids: Tensor | None,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        past_key_values: Any,
-        inputs_embeds: Tensor | None,
-        labels: Tensor | None,
-        *vision: Any,
-    ) -> tuple[dict[str, Any], Tensor | None]:
-        """What the inner model takes of a padded batch, and its labels [B, L]."""
-        if inputs_embeds is None:
-            (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels) = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, *vision
-                )
-            )
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-        }
-        return inputs, labels
 
     def _packed_inputs(
         self,
@@ -245,7 +241,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         and hidden states are then [1, L, ...], L the sum of the samples' lengths.
 
         Raises:
-            ConfigError: the language model has no positions to begin again.
+            ConfigError: The language model has no positions to begin again.
         """
         assert input_ids is not None and labels is not None, "packing is for training"
         if not self.supports_packing:
@@ -330,7 +326,12 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         embeds, mask = self.embed_prompts(
             inputs, attention_mask, images, image_sizes, image_features
         )
-        self._check_context(int(mask.sum(dim=1).max()))
+        num_positions, limit = int(mask.sum(dim=1).max()), self.config.max_position_embeddings
+        if num_positions >= limit:
+            raise DataError(
+                f"the prompt takes {num_positions} positions (images included), but the model's "
+                f"context is {limit}: shorten the text or send fewer images"
+            )
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
     def embed_prompts(
@@ -361,21 +362,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
             return self.get_input_embeddings()(inputs), mask
         # new tokens go to the right of a row, so its padding must be on the left
-        rows = self._splice(inputs, attention_mask, None, features, "left", None)
+        spliced = self._spliced_rows(inputs, attention_mask, None, features, None)
+        rows = pad_rows(*spliced, "left")
         return rows.embeds, rows.attention_mask.long()
-
-    def _check_context(self, num_positions: int) -> None:
-        """Refuse a prompt that leaves no room for an answer.
-
-        Raises:
-            DataError: with both numbers.
-        """
-        limit = self.config.max_position_embeddings
-        if num_positions >= limit:
-            raise DataError(
-                f"the prompt takes {num_positions} positions (images included), but the model's "
-                f"context is {limit}: shorten the text or send fewer images"
-            )
 
     def _init_weights(self, module: Any) -> None:
         """Initialise what a checkpoint does not hold."""
@@ -416,9 +405,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save the model; the tower's weights get the spelling that all readers know."""
-        state_dict = kwargs.pop("state_dict", None)
-        if state_dict is None:
-            state_dict = self.state_dict()
-        super().save_pretrained(
-            save_directory, *args, state_dict=with_old_level(state_dict), **kwargs
+        weights = kwargs.pop("state_dict", None)
+        weights = self.state_dict() if weights is None else weights
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, *args, state_dict=with_old_level(weights), **kwargs
         )
+
+
+def register(model_class: Any) -> None:
+    """Makes a multimodal language model known to transformers' `Auto` classes."""
+    config_class = model_class.config_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)

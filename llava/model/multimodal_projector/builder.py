@@ -87,6 +87,15 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
 
 
 PROJECTOR_FILE = "mm_projector.bin"
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What readers raise at a file that holds no tensors, or only a part of them."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -102,10 +111,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable, perhaps cut short: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds something else than tensors: {error}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{path}: not readable; it is cut short, or holds something else than tensors: {error}"
+        ) from error
 
 
 def projector_weights(tensors: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
