@@ -102,21 +102,14 @@ def token_lengths(
     while batch := list(islice(iterator, _BATCH)):
         chunks: list[list[str]] = []
         for sample in batch:
-            if sample.image is None:
-                chunks.append([render(sample.turns, conv).text])
-                continue
             turns = place_images(sample.turns, conv, mm_use_im_start_end)
-            chunks.append(render(turns, conv).text.split(DEFAULT_IMAGE_TOKEN))
+            text = render(turns, conv).text
+            chunks.append([text] if sample.image is None else text.split(DEFAULT_IMAGE_TOKEN))
         ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
         drop = num_bos(ids, tokenizer, chunks[0][0])
         lengths = iter(len(chunk) - drop for chunk in ids)
         for each in chunks:
             yield drop + sum(islice(lengths, len(each))) + len(each) - 1
-
-
-def signed_length(length: int, has_image: bool) -> int:
-    """Return a length in LLaVA's sign convention."""
-    return length if has_image else -length
 
 
 def split_to_even_chunks(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,14 +20,15 @@ from torch.utils.data import Dataset, get_worker_info
 
 from llava import conversation as conversation_lib
 from llava.conversation import Conversation
-from llava.data.batching import signed_length, token_lengths
+from llava.data.batching import token_lengths
 from llava.data.drop import UNKNOWN_LANG, DropPolicy
 from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled
 from llava.errors import ConfigError, DataError
-from llava.images import central_part, expand2square, open_image
+from llava.images import open_image
+from llava.mm_utils import process_images
 
 log = logging.getLogger(__name__)
 
@@ -111,12 +112,12 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def sample(self, i: int) -> Sample:
         """Return the sample as written, before any template."""
-        return Sample.from_record(self._index.read(i), self._index.where(i))
+        return Sample.from_record(self._index[i], self._index.where(i))
 
     @property
     def list_data_dict(self) -> Sequence[dict[str, Any]]:
         """The raw records, read from the file as they are asked for."""
-        return _RecordView(self._index)
+        return self._index
 
     @property
     def lengths(self) -> list[int]:
@@ -129,8 +130,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         """Number of ids of each sample; negative for text only. The first use reads all samples."""
         samples = (self.sample(i) for i in range(len(self)))
         lengths = token_lengths(samples, self.conversation, self.tokenizer, self._uses_start_end())
-        flags = (self._index.has_image(i) for i in range(len(self)))
-        return [signed_length(n, has_image) for n, has_image in zip(lengths, flags, strict=True)]
+        return [n if self._index.has_image(i) else -n for i, n in enumerate(lengths)]
 
     def report(self) -> str:
         """Return the account: read, kept, dropped by reason and language, cut, unreadable."""
@@ -216,18 +216,12 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
                 "corrupt_image",
                 sample.lang,
             ) from error
-        if self.data_args.image_aspect_ratio == "pad":
-            image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
-        else:
-            image = central_part(image)
-        pixels: Tensor = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
-        return pixels
+        return process_images([image], processor, self.data_args)[0]
 
     def _encode(self, sample: Sample) -> dict[str, Tensor]:
-        turns: Sequence[Any] = sample.turns
+        # a text without a placeholder stays as it is
+        turns = place_images(sample.turns, self.conversation, self._uses_start_end())
         has_image = sample.image is not None
-        if has_image:
-            turns = place_images(turns, self.conversation, self._uses_start_end())
         encoded = encode_turns(turns, self.conversation, self.tokenizer, has_image)
         limit = self.tokenizer.model_max_length
         input_ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
@@ -258,21 +252,3 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         worker = get_worker_info()
         row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
         self._events[row, self._langs.index(lang or UNKNOWN_LANG), _EVENTS.index(event)] += 1
-
-
-class _RecordView(Sequence[dict[str, Any]]):
-    """The records of an index as a sequence of decoded objects."""
-
-    def __init__(self, index: RecordIndex) -> None:
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self._index.read(i) for i in range(len(self._index)))
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self._index.read(j) for j in range(*i.indices(len(self)))]
-        return self._index.read(range(len(self))[i])

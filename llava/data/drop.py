@@ -37,12 +37,12 @@ class DropReport:
     @property
     def num_read(self) -> int:
         """Number of samples read."""
-        return sum(self.read.values())
+        return self.read.total()
 
     @property
     def num_dropped(self) -> int:
         """Number of samples left out."""
-        return sum(self.dropped.values())
+        return self.dropped.total()
 
     def table(self) -> str:
         """Return the account as text, a line for each reason and language."""

@@ -9,7 +9,7 @@ Non-goals: any logic of labels of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,48 +82,34 @@ def preprocess(
     }
 
 
-def preprocess_v1(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a Vicuna-v1 template, else with `vicuna_v1`; see `preprocess`."""
-    conv = conv or _default_in(SeparatorStyle.TWO, "vicuna_v1")
-    return preprocess(sources, tokenizer, has_image, conv)
+def _preprocess_in(style: SeparatorStyle, name: str) -> Callable[..., Batch]:
+    """Makes a function that encodes with a template of one style, by default the named one."""
+
+    def preprocess_in_style(
+        sources: Sequence[Source],
+        tokenizer: Any,
+        has_image: bool = False,
+        conv: Conversation | None = None,
+    ) -> Batch:
+        default = conversation_lib.default_conversation
+        conv = conv or (default if default.sep_style is style else get_conversation(name))
+        return preprocess(sources, tokenizer, has_image, conv)
+
+    return preprocess_in_style
 
 
-def preprocess_llama_2(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a Llama-2 template, else with `llava_llama_2`; see `preprocess`."""
-    conv = conv or _default_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
-    return preprocess(sources, tokenizer, has_image, conv)
-
-
-def preprocess_mpt(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a ChatML template, else with `mpt`; see `preprocess`.
-
-    Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up
-    all masked.
-    """
-    conv = conv or _default_in(SeparatorStyle.MPT, "mpt")
-    return preprocess(sources, tokenizer, has_image, conv)
+preprocess_v1 = _preprocess_in(SeparatorStyle.TWO, "vicuna_v1")
+preprocess_llama_2 = _preprocess_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
+# Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up all
+# masked.
+preprocess_mpt = _preprocess_in(SeparatorStyle.MPT, "mpt")
 
 
 def preprocess_plain(
     sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
 ) -> Batch:
-    """Encode picture and caption; the question is thrown away, as in LLaVA's first stage."""
-    return preprocess(sources, tokenizer, True, conv or _default_in(SeparatorStyle.PLAIN, "plain"))
+    """Encodes image and caption; the question is thrown away, as in LLaVA's first stage."""
+    return _preprocess_in(SeparatorStyle.PLAIN, "plain")(sources, tokenizer, True, conv)
 
 
 def make_supervised_data_module(
@@ -158,12 +144,6 @@ def make_supervised_data_module(
         "eval_dataset": None,
         "data_collator": DataCollatorForSupervisedDataset(tokenizer),
     }
-
-
-def _default_in(style: SeparatorStyle, name: str) -> Conversation:
-    """The default template if it has this style, else the one of this name."""
-    default = conversation_lib.default_conversation
-    return default if default.sep_style is style else get_conversation(name)
 
 
 def _turns(source: Source) -> list[Turn]:

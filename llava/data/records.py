@@ -13,7 +13,7 @@ import codecs
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
         yield Entry(start, reader.end - start, line, found[1])
 
 
-class RecordIndex:
-    """Where the kept records of a file are.
+class RecordIndex(Sequence[Any]):
+    """The kept records of a file: where they are; what they hold is read when it is asked for.
 
     Holds 32 bytes a record, in an array that forked loader processes share.
     """
@@ -101,12 +101,15 @@ class RecordIndex:
         """Tells whether a record has an image, without reading it."""
         return bool(self._rows[4 * index + 3])
 
-    def read(self, index: int) -> Any:
-        """Returns a record's decoded object."""
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a record's decoded object, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, size = self._rows[4 * index], self._rows[4 * index + 1]
         # Opened anew each time: a handle that forked loaders share would share its position too.
         with self.path.open("rb") as file:
-            file.seek(self._rows[4 * index])
-            return json.loads(file.read(self._rows[4 * index + 1]))
+            file.seek(start)
+            return json.loads(file.read(size))
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -116,33 +116,33 @@ class Sample:
                 "structure",
             )
         sample_id = where if record.get("id") is None else str(record["id"])
-        at = f"{where}, sample {sample_id!r}"
-        fields = {key: _optional_str(record, key, at) for key in _EXTRA_FIELDS}
+        lang = record.get("lang")
         try:
-            _refuse_unsupported(record, at)
-            image = _read_image(record, at)
-            turns = _read_turns(_raw_turns(record), at)
-            _check_placeholders(turns, image, at)
-            sample = cls(sample_id, image, turns, **fields)
-            _check_characters(sample, at)
+            _check_fields(record)
+            fields = {key: record.get(key) for key in _EXTRA_FIELDS}
+            sample = cls(sample_id, _read_image(record), _read_turns(record), **fields)
+            _check_placeholders(sample)
+            _check_characters(sample)
         except SampleError as error:
-            error.lang = fields["lang"]
-            raise
+            raise SampleError(
+                f"{where}, sample {sample_id!r}: {error}",
+                error.reason,
+                lang if isinstance(lang, str) else None,
+            ) from None
         return sample
 
     def to_record(self) -> dict[str, Any]:
-        """Return the sample as a LLaVA JSON object; fields that are None are left out."""
-        record: dict[str, Any] = {"id": self.id}
-        if self.image is not None:
-            record["image"] = self.image
-        record["conversations"] = [_turn_to_record(turn) for turn in self.turns]
-        for key in _EXTRA_FIELDS:
-            value = getattr(self, key)
-            if value is not None:
-                record[key] = value
-        return record
+        """Returns the sample as a LLaVA JSON object; fields that are None are left out."""
+        turns = [
+            {"from": turn.role, "value": turn.text, **({} if turn.supervised else _UNSUPERVISED)}
+            for turn in self.turns
+        ]
+        record = {"id": self.id, "image": self.image, "conversations": turns}
+        record |= {key: getattr(self, key) for key in _EXTRA_FIELDS}
+        return {key: value for key, value in record.items() if value is not None}
 
 
+_UNSUPERVISED: Final = {"supervised": False}
 _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
 
 
@@ -176,41 +176,37 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
     return images
 
 
-def _read_image(record: Mapping[str, Any], at: str) -> str | None:
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """Refuses fields of a wrong type, and those that would be left out in silence.
+
+    The answers depend on the latter.
+    """
+    for key in _EXTRA_FIELDS:
+        if not isinstance(record.get(key), str | None):
+            kind = type(record[key]).__name__
+            raise SampleError(f"`{key}` is {kind}, expected a string.", "structure")
+    for key, reason in UNSUPPORTED_FIELDS.items():
+        if record.get(key) not in (None, "", []):
+            what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
+            raise SampleError(
+                f"the record has {what} (`{key}`: {_describe(record[key])}), which is not "
+                "supported. Leave it out, or take the field away to train without it.",
+                reason,
+            )
+
+
+def _read_image(record: Mapping[str, Any]) -> str | None:
     images = record_images(record)
     if len(images) > 1:
         raise SampleError(
-            f"{at}: {len(images)} images, expected one. One image a sample is supported; leave the "
+            f"{len(images)} images, expected one. One image a sample is supported; leave the "
             "sample out, or join its images side by side.",
             "several_images",
         )
     if images and not isinstance(images[0], str):
-        raise SampleError(
-            f"{at}: the image is {type(images[0]).__name__}, expected a path as a string.",
-            "structure",
-        )
+        kind = type(images[0]).__name__
+        raise SampleError(f"the image is {kind}, expected a path as a string.", "structure")
     return images[0] if images else None
-
-
-def _refuse_unsupported(record: Mapping[str, Any], at: str) -> None:
-    """Refuses fields that would be left out in silence, although the answers depend on them."""
-    for key, reason in UNSUPPORTED_FIELDS.items():
-        value = record.get(key)
-        if value is None or value == "" or value == []:
-            continue
-        what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
-        raise SampleError(
-            f"{at}: the record has {what} (`{key}`: {_describe(value)}), which is not supported. "
-            f"Leave it out, or take the field away to train without it.",
-            reason,
-        )
-
-
-def _optional_str(record: Mapping[str, Any], key: str, at: str) -> str | None:
-    value = record.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    raise SampleError(f"{at}: `{key}` is {type(value).__name__}, expected a string.", "structure")
 
 
 def _raw_turns(record: Mapping[str, Any]) -> Any:
@@ -224,40 +220,39 @@ def _raw_turns(record: Mapping[str, Any]) -> Any:
 
 def _turns_of_pairs(pairs: list[Any], has_image: bool) -> Iterator[Any]:
     """Makes turns of pairs of `user` and `assistant`, which do not say where the image goes."""
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, Mapping):
+    place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image else ""
+    for pair in pairs:
+        if isinstance(pair, Mapping):
+            yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
+            yield {"from": "gpt", "value": pair.get("assistant")}
+        else:
             yield pair
-            continue
-        place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image and i == 0 else ""
-        yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
-        yield {"from": "gpt", "value": pair.get("assistant")}
+        place = ""
 
 
-def _read_turns(value: Any, at: str) -> tuple[Turn, ...]:
+def _read_turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+    value = _raw_turns(record)
     if not isinstance(value, list) or not value:
         raise SampleError(
-            f"{at}: `conversations` is {_describe(value)}, expected a list of turns.", "structure"
+            f"`conversations` is {_describe(value)}, expected a list of turns.", "structure"
         )
-    turns = [_read_turn(turn, i, at) for i, turn in enumerate(value)]
+    turns = [_read_turn(turn, f"turn {number}") for number, turn in enumerate(value, 1)]
     first = 1 if turns[0].role == "gpt" and len(turns) > 1 else 0
-    turns = turns[first:]
-    for i, turn in enumerate(turns):
+    for i, turn in enumerate(turns[first:]):
         if turn.role != ROLES[i % 2]:
             raise SampleError(
-                f"{at}: turn {i + first + 1} is from {turn.role!r}, expected {ROLES[i % 2]!r}. "
+                f"turn {i + first + 1} is from {turn.role!r}, expected {ROLES[i % 2]!r}. "
                 "Turns alternate, beginning with 'human'.",
                 "turn_order",
             )
-    if len(turns) < 2:
+    if len(turns) - first < 2:
         raise SampleError(
-            f"{at}: there is no answer. A sample needs a 'gpt' turn after a 'human' turn.",
-            "no_answer",
+            "there is no answer. A sample needs a 'gpt' turn after a 'human' turn.", "no_answer"
         )
-    return tuple(turns)
+    return tuple(turns[first:])
 
 
-def _read_turn(turn: Any, i: int, at: str) -> Turn:
-    here = f"{at}: turn {i + 1}"
+def _read_turn(turn: Any, here: str) -> Turn:
     if not isinstance(turn, Mapping) or not (
         {"from", "role"} & turn.keys() and {"value", "content"} & turn.keys()
     ):
@@ -277,8 +272,7 @@ def _read_turn(turn: Any, i: int, at: str) -> Turn:
         text = "\n".join(_read_part(part, here) for part in text)
     if not isinstance(text, str) or not isinstance(supervised, bool):
         raise SampleError(
-            f"{here}: `value` must be a string and `supervised` true or false.",
-            "structure",
+            f"{here}: `value` must be a string and `supervised` true or false.", "structure"
         )
     if not text.strip():
         raise SampleError(
@@ -298,9 +292,9 @@ def _read_part(part: Any, here: str) -> str:
         return DEFAULT_IMAGE_TOKEN
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str):
-        reason = "video" if kind in ("video", "video_url") else "structure"
         raise SampleError(
-            f"{here} holds the part {_describe(part)}, expected text or an image.", reason
+            f"{here} holds the part {_describe(part)}, expected text or an image.",
+            "video" if kind in ("video", "video_url") else "structure",
         )
     return text
 
@@ -317,34 +311,29 @@ def _refuse_placeholders(text: str, here: str) -> None:
             )
 
 
-def _check_placeholders(turns: tuple[Turn, ...], image: str | None, at: str) -> None:
-    """Demand `<image>` in exactly one human turn with an image, and nowhere without."""
-    holders = [i for i, turn in enumerate(turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    if image is None:
-        if holders:
-            raise SampleError(
-                f"{at}: turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no "
-                "`image`. Add the picture or take the placeholder out.",
-                "image_mismatch",
-            )
+def _check_placeholders(sample: Sample) -> None:
+    """Demands `<image>` in exactly one human turn with an image, and nowhere without."""
+    holders = [i for i, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
+    if sample.image is None and holders:
+        fault = (
+            f"turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no `image`. "
+            "Add the image or take the placeholder out."
+        )
+    elif sample.image is not None and len(holders) != 1:
+        fault = (
+            f"{len(holders)} turns hold {DEFAULT_IMAGE_TOKEN}, expected one, because the record "
+            f"has one `image` ({sample.image})."
+        )
+    elif holders and sample.turns[holders[0]].role != "human":
+        fault = f"{DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn."
+    else:
         return
-    if len(holders) != 1:
-        raise SampleError(
-            f"{at}: {len(holders)} turns hold {DEFAULT_IMAGE_TOKEN}, expected one, because the "
-            f"record has one `image` ({image}).",
-            "image_mismatch",
-        )
-    if turns[holders[0]].role != "human":
-        raise SampleError(
-            f"{at}: {DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn.",
-            "image_mismatch",
-        )
+    raise SampleError(fault, "image_mismatch")
 
 
-def _check_characters(sample: Sample, at: str) -> None:
+def _check_characters(sample: Sample) -> None:
     """Refuses what is no text: tokenizers fail at it, and it cannot be stored."""
-    parts = {"id": sample.id, "image": sample.image}
-    parts |= {key: getattr(sample, key) for key in _EXTRA_FIELDS}
+    parts = {key: getattr(sample, key) for key in ("id", "image", *_EXTRA_FIELDS)}
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):
@@ -352,16 +341,9 @@ def _check_characters(sample: Sample, at: str) -> None:
             what = "a byte that is not UTF-8" if is_byte else "half of a character"
             shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
             raise SampleError(
-                f"{at}: {name} holds {what} ({shown} at {found.start()}); write the file as UTF-8.",
+                f"{name} holds {what} ({shown} at {found.start()}); write the file as UTF-8.",
                 "invalid_utf8" if is_byte else "half_character",
             )
-
-
-def _turn_to_record(turn: Turn) -> dict[str, Any]:
-    record: dict[str, Any] = {"from": turn.role, "value": turn.text}
-    if not turn.supervised:
-        record["supervised"] = False
-    return record
 
 
 def _describe(value: Any) -> str:

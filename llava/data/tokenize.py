@@ -11,35 +11,23 @@ Non-goals: truncation and padding (`dataset.py`, `batching.py`), templates.
 
 from __future__ import annotations
 
+import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
-from llava.data.render import GENERIC_SIGNAL, Rendered, Span, V0Piece, generic_turn, render
+from llava.data.render import Rendered, Span, render
 from llava.data.sample import Turn
 from llava.errors import TemplateError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-__all__ = [
-    "GENERIC_SIGNAL",
-    "Encoded",
-    "encode_chunks",
-    "encode_prompt",
-    "encode_rendered",
-    "encode_turns",
-    "generic_turn",
-    "ignore_all",
-    "is_labelled",
-    "mask_v0_lengths",
-    "num_bos",
-]
 
 
 @dataclass(frozen=True)
@@ -85,14 +73,16 @@ def encode_turns(
 
 def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) -> Encoded:
     """Encode a rendered conversation; see `encode_turns`."""
-    if rendered.v0_pieces:
-        input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
-        lengths = [
-            len(encode_prompt(piece.text, tokenizer, has_image=has_image))
-            for piece in rendered.v0_pieces
-        ]
-        return Encoded(input_ids, _labels_of_v0(input_ids, rendered.v0_pieces, lengths))
-    return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
+    if not rendered.v0_pieces:
+        return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
+    input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
+    header, *turns = rendered.v0_pieces
+    lengths = [
+        len(encode_prompt(piece.text, tokenizer, has_image=has_image)) for piece in (header, *turns)
+    ]
+    labels = [IGNORE_INDEX if each == IMAGE_TOKEN_INDEX else each for each in input_ids]
+    mask_v0_lengths(labels, lengths, [turn.is_masked for turn in turns])
+    return Encoded(input_ids, labels)
 
 
 def encode_prompt(
@@ -128,35 +118,20 @@ def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[boo
         lengths: Number of tokens of the header and of each turn.
         is_masked: Whether a turn is masked, one for each turn.
     """
-    cursor = lengths[0]
-    _ignore(labels, 0, cursor)
-    for length, masked in zip(lengths[1:], is_masked, strict=True):
+    first, *rest = lengths
+    ranges, cursor = [range(first)], first
+    for length, masked in zip(rest, is_masked, strict=True):
         if masked:
-            _ignore(labels, cursor + 2, cursor + length)
+            ranges.append(range(cursor + 2, cursor + length))
         cursor += length
+    for i in chain.from_iterable(ranges):
+        if i < len(labels):
+            labels[i] = IGNORE_INDEX
 
 
 def is_labelled(labels: Sequence[int]) -> bool:
     """Tell whether any position counts in the loss."""
     return any(label != IGNORE_INDEX for label in labels)
-
-
-def ignore_all(num_labels: int) -> list[int]:
-    """Return labels of which none counts in the loss."""
-    return [IGNORE_INDEX] * num_labels
-
-
-def _ignore(labels: Any, start: int, end: int) -> None:
-    for i in range(start, min(end, len(labels))):
-        labels[i] = IGNORE_INDEX
-
-
-def _labels_of_v0(
-    input_ids: list[int], pieces: Sequence[V0Piece], lengths: Sequence[int]
-) -> list[int]:
-    labels = list(input_ids)
-    mask_v0_lengths(labels, lengths, [piece.is_masked for piece in pieces[1:]])
-    return [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
 
 
 def _encode_spans(
@@ -166,29 +141,23 @@ def _encode_spans(
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, offsets = _encode_and_keep_first(chunks, tokenizer)
     drop = num_bos(ids, tokenizer, chunks[0])
-    input_ids = ids[0][:drop]
-    labels = ignore_all(drop)
-    position = 0
-    for i, chunk in enumerate(chunks):
+    input_ids, labels = ids[0][:drop], [IGNORE_INDEX] * drop
+    starts = accumulate((len(chunk) + len(DEFAULT_IMAGE_TOKEN) for chunk in chunks), initial=0)
+    for i, (start, chunk) in enumerate(zip(starts, chunks, strict=False)):
         if i:
             input_ids.append(IMAGE_TOKEN_INDEX)
             labels.append(IGNORE_INDEX)
-            position += len(DEFAULT_IMAGE_TOKEN)
-        end = position + len(chunk)
+        end = start + len(chunk)
         inner = [
-            (max(span.start - position, 0), min(span.end, end) - position)
+            (max(span.start - start, 0), min(span.end, end) - start)
             for span in spans
-            if span.start < end and span.end > position
+            if span.start < end and span.end > start
         ]
+        in_chunk = [] if offsets is None else offsets[i]
         if offsets is None and inner:
-            borders = [border for span in inner for border in span]
-            in_chunk = _offsets_by_prefix(chunk, ids[i], borders, tokenizer)
-        else:
-            in_chunk = offsets[i] if offsets is not None else []
-        chunk_labels = _labels_in_chunk(ids[i], in_chunk, inner)
+            in_chunk = _offsets_by_prefix(chunk, ids[i], list(chain(*inner)), tokenizer)
         input_ids += ids[i][drop:]
-        labels += chunk_labels[drop:]
-        position = end
+        labels += _labels_in_chunk(ids[i], in_chunk, inner)[drop:]
     return Encoded(input_ids, labels)
 
 
@@ -196,7 +165,7 @@ def _labels_in_chunk(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
     """Labels of a chunk's tokens, of which each has a range of characters."""
-    labels = ignore_all(len(ids))
+    labels = [IGNORE_INDEX] * len(ids)
     if not spans:
         return labels
     starts, ends = zip(*offsets, strict=True)
@@ -334,7 +303,7 @@ def _offsets_by_prefix(
     counts = [0]
     for border in cuts[1:-1]:
         prefix, _ = encode_chunks([chunk[:border]], tokenizer, with_offsets=False)
-        shared = _num_shared(prefix[0], ids)
+        shared = len(os.path.commonprefix([prefix[0], list(ids)]))
         if len(prefix[0]) - shared > _MAX_MERGED:
             raise TemplateError(
                 f"The tokenizer {type(tokenizer).__name__} encodes the text before "
@@ -351,8 +320,3 @@ def _offsets_by_prefix(
 
 _MAX_MERGED = 4
 """Tokens of a prefix that may melt into the one token that lies across its end."""
-
-
-def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
