@@ -129,7 +129,7 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     try:
         transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL's reader raises nearly everything at a damaged block
-        return image
+        transpose = None
     if transpose is None:
         return image
     turned = image.transpose(transpose)
@@ -148,9 +148,8 @@ def central_part(image: Image.Image) -> Image.Image:
     longest = MAX_STRETCH * min(width, height)
     if max(width, height) <= longest:
         return image
-    new_width, new_height = min(width, longest), min(height, longest)
-    left, top = (width - new_width) // 2, (height - new_height) // 2
-    return image.crop((left, top, left + new_width, top + new_height))
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
@@ -169,31 +168,28 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
         scale = MAX_SQUARE_PX / side
         pil_img = pil_img.resize(tuple(max(round(length * scale), 1) for length in pil_img.size))
         side = MAX_SQUARE_PX
-    width, height = pil_img.size
     canvas = Image.new(pil_img.mode, (side, side), background_color)
-    canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    canvas.paste(pil_img, ((side - pil_img.width) // 2, (side - pil_img.height) // 2))
     return canvas
 
 
 def fit_image(image: Image.Image, mode: str) -> Image.Image:
-    """Fit a picture as the chat page's hidden switch says.
+    """Fits an image as the chat page's hidden switch says.
 
     Args:
-        image: The picture.
+        image: The image.
         mode: `Pad` (to a square), `Resize` (to 336 x 336), `Default` or `Crop` (leave it).
 
     Raises:
         ValueError: The mode is unknown.
     """
+    if mode not in ("Pad", "Resize", "Default", "Crop"):
+        raise ValueError(
+            f"{mode!r} is an invalid image_process_mode. Use Pad, Resize, Default or Crop."
+        )
     if mode == "Pad":
         return expand2square(image, CLIP_MEAN_COLOUR)
-    if mode == "Resize":
-        return image.resize((336, 336))
-    if mode in ("Default", "Crop"):
-        return image
-    raise ValueError(
-        f"{mode!r} is an invalid image_process_mode. Use Pad, Resize, Default or Crop."
-    )
+    return image.resize((336, 336)) if mode == "Resize" else image
 
 
 def shrink_image(image: Image.Image, max_len: int, min_len: int) -> Image.Image:

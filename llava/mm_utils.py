@@ -58,10 +58,9 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
         size = (target_width, min(math.ceil(height * scale_x), target_height))
     else:
         size = (min(math.ceil(width * scale_y), target_width), target_height)
-    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
-    canvas.paste(
-        image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2)
-    )
+    canvas = Image.new("RGB", target_resolution, (0, 0, 0))
+    corner = ((target_width - size[0]) // 2, (target_height - size[1]) // 2)
+    canvas.paste(image.resize(size), corner)
     return canvas
 
 
@@ -152,23 +151,23 @@ def process_images(
     """
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if ratio == "pad":
-        color = tuple(int(255 * mean) for mean in image_processor.image_mean)
-        prepared = [_preprocess(image_processor, expand2square(i, color)) for i in images]
-    elif ratio == "anyres":
+    if ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
             raise ConfigError(
                 "image_aspect_ratio is 'anyres', but image_grid_pinpoints is missing: give the "
-                "list of [width, height] that pictures may be cut to, in config.json"
+                "list of [width, height] that images may be cut to, in config.json"
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
-        crops = [central_part(image) for image in images]
-        return image_processor(crops, return_tensors="pt")["pixel_values"]
-    if all(tensor.shape == prepared[0].shape for tensor in prepared):
-        return torch.stack(prepared)
-    return prepared
+        if ratio == "pad":
+            colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+            images = [expand2square(image, colour) for image in images]
+        else:
+            images = [central_part(image) for image in images]
+        prepared = [_preprocess(image_processor, image) for image in images]
+    is_even = all(tensor.shape == prepared[0].shape for tensor in prepared)
+    return torch.stack(prepared) if is_even else prepared
 
 
 def tokenizer_image_token(
@@ -188,12 +187,10 @@ def tokenizer_image_token(
     Raises:
         ValueError: Another kind of tensor was asked for.
     """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
     ids = encode_prompt(prompt, tokenizer, image_token_index)
-    if return_tensors is None:
-        return ids
-    if return_tensors == "pt":
-        return torch.tensor(ids, dtype=torch.long)
-    raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
+    return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
 
 
 def get_model_name_from_path(model_path: str) -> str:
@@ -271,17 +268,15 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = tokenizer(keyword).input_ids
-            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
-                ids = ids[1:]
-            self.keyword_ids.append(torch.tensor(ids))
+            has_bos = len(ids) > 1 and ids[0] == tokenizer.bos_token_id
+            self.keyword_ids.append(torch.tensor(ids[has_bos:]))
         self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
 
     def call_for_batch(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
-        """Whether the first row of `output_ids` `[1, T]` ends with a keyword."""
-        row = output_ids[0]
-        for ids in self.keyword_ids:
-            if len(row) >= len(ids) and torch.equal(row[-len(ids) :].cpu(), ids):
-                return True
+        """Tells whether the first row of `output_ids` `[1, T]` ends with a keyword."""
+        row = output_ids[0].cpu()
+        if any(torch.equal(row[-len(ids) :], ids) for ids in self.keyword_ids):
+            return True
         num_tail = min(len(row) - self.start_len, self.max_keyword_len)
         # Generation from embeddings returns no prompt, so there may be less than `start_len`.
         num_tail = num_tail if num_tail > 0 else min(len(row), self.max_keyword_len)

@@ -131,13 +131,7 @@ def violates_moderation(text: str) -> bool:
             timeout=5,
         )
         return bool(response.json()["results"][0]["flagged"])
-    except (
-        requests.RequestException,
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (requests.RequestException, LookupError, TypeError, ValueError) as error:
         log.warning("The moderation service gave no verdict, the text passes: %r", error)
         return False
 
