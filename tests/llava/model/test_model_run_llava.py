@@ -4,10 +4,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from llava import errors
 from llava.errors import DataError
 from llava.eval import run_llava
-from llava.eval.model_vqa import image_token
 
 
 @pytest.fixture
@@ -36,8 +34,7 @@ def arguments(models):
     ],
 )
 def test_images_in_the_question(query, num_images, wrap, expected):
-    token = image_token(SimpleNamespace(mm_use_im_start_end=wrap))
-    assert run_llava.build_question(query, num_images, token) == expected
+    assert run_llava.build_question(query, num_images, wrap) == expected
 
 
 def test_answers_and_shows_the_answer(arguments, capsys):
@@ -49,9 +46,7 @@ def test_answers_and_shows_the_answer(arguments, capsys):
 
 def test_command_line(arguments, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        errors, "run_script", lambda action, parser, argv: seen.append(parser.parse_args(argv))
-    )
+    monkeypatch.setattr(run_llava, "eval_model", seen.append)
     run_llava.main(["--model-path", "m", "--image-file", "a;b", "--query", "Q", "--sep", ";"])
     (args,) = seen
     assert run_llava.image_parser(args) == ["a", "b"]
