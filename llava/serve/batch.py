@@ -224,7 +224,7 @@ def _like(tensor: Tensor, rows: int, capacity: int) -> Tensor:
     return tensor.new_zeros(rows, heads, capacity, width)
 
 
-def why_not(engine: Engine) -> str | None:
+def batching_blocker(engine: Engine) -> str | None:
     """Return why a model cannot answer several requests in one batch, or None."""
     model = engine.model
     if not getattr(model, "supports_packing", False):
@@ -856,7 +856,7 @@ def build_scheduler(
     max_kv_tokens: int | None = None,
 ) -> Scheduler:
     """Return the scheduler that fits a model; arguments as for `BatchScheduler`."""
-    reason = why_not(engine)
+    reason = batching_blocker(engine)
     if reason is None:
         return BatchScheduler(
             engine, max_running, max_waiting, timeout_s, on_change, max_kv_tokens=max_kv_tokens

@@ -26,8 +26,8 @@ from llava.serve.batch import (
     Stopping,
     Text,
     ThreadScheduler,
+    batching_blocker,
     build_scheduler,
-    why_not,
 )
 from llava.serve.engine import (
     ContextFull,
@@ -297,15 +297,15 @@ def test_what_cannot_be_taken_is_refused_at_once(engine, scheduler, pictures):
 
 
 def test_which_models_share_a_batch(engine, make_engine, monkeypatch):
-    assert why_not(engine) is None
+    assert batching_blocker(engine) is None
     scheduler = build_scheduler(make_engine("a"), 1, 1)
     assert isinstance(scheduler, ThreadScheduler)
     scheduler.close()
     monkeypatch.setattr(engine.model.generation_config, "repetition_penalty", 1.2)
-    assert "repetition_penalty" in why_not(engine)
+    assert "repetition_penalty" in batching_blocker(engine)
     monkeypatch.undo()
     monkeypatch.setattr(engine.model.config, "sliding_window", 16, raising=False)
-    assert "16 positions" in why_not(engine)
+    assert "16 positions" in batching_blocker(engine)
 
 
 def prompt_cache(length, value):
