@@ -32,7 +32,8 @@ from llava.errors import (
     RejectedError,
     ServiceError,
     flag,
-    make_main,
+    make_parser,
+    run_script,
 )
 from llava.eval.records import AnswersFile, field, read_json, read_json_lines, refuse_missing
 
@@ -96,19 +97,19 @@ FLAGS: Sequence[Flag] = (
     flag("-r", "--rule", required=True),
     flag("-o", "--output", required=True),
     flag("--max-tokens", type=int, default=1024, help="longest review"),
-    flag("--model", default=JUDGE, help="who judges"),
+    flag("--model", default=JUDGE, help="the judge"),
     flag(
         "--max-tokens-field",
         choices=MAX_TOKENS_FIELDS,
         default=MAX_TOKENS_FIELDS[0],
-        help="what the service calls it; another is found out",
+        help="the service's name for it; another name is detected",
     ),
     flag(
         "--no-temperature",
         action="store_true",
-        help=f"leave it to the service, in place of {TEMPERATURE}",
+        help=f"use the service's default instead of {TEMPERATURE}",
     ),
-    flag("--fresh", action="store_true", help="throw earlier reviews away"),
+    flag("--fresh", action="store_true", help="discard earlier reviews"),
 )
 CONTEXT_FLAG = flag("-c", "--context", required=True)
 """Flag of the scripts about images."""
@@ -230,8 +231,8 @@ def _ask_judge(
     def receive(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
         if isinstance(outcome, ExhaustedError):
             raise ServiceError(
-                f"no review from {service.url}: {outcome}; the reviews there are are kept, run "
-                "again to go on"
+                f"no review from {service.url}: {outcome}; the reviews so far are kept, run "
+                "again to continue"
             )
         refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
         if refusal:
@@ -258,7 +259,7 @@ def _ask_judge(
 
 
 def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
-    """Places of the pairs that have a review.
+    """Returns the positions of the pairs that have a review.
 
     Raises:
         DataError: A review is not that of the question in its place.
@@ -282,9 +283,14 @@ def _category_or_default(pair: ReviewPair, rules: Rules) -> str:
     return category if category in rules else "default"
 
 
-main = make_main(
-    "Let GPT compare two models.", lambda args: review(args, _category_or_default), *FLAGS
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: review(args, _category_or_default),
+        make_parser("Let GPT compare two models.", *FLAGS),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -8,17 +8,17 @@ python -m llava.eval.eval_gpt_review_bench -q questions.jsonl -c context.jsonl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import DataError, make_main
+from llava.errors import DataError, make_parser, run_script
 from llava.eval.eval_gpt_review import CONTEXT_FLAG, FLAGS, ReviewPair, Rules, review
 from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
 
 def describe(record: Mapping[str, Any], where: str) -> str:
-    """Returns the caption, or the captions one a line.
+    """Returns the caption, or the captions, one per line.
 
     Raises:
         DataError: It is neither.
@@ -35,12 +35,14 @@ def get_category(pair: ReviewPair, rules: Rules) -> str:
     return f"llava_bench_{field(pair.question, 'category', pair.where, str)}"
 
 
-main = make_main(
-    "Let GPT compare two models' answers to LLaVA-Bench.",
-    lambda args: review(args, get_category, describe),
-    CONTEXT_FLAG,
-    *FLAGS,
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: review(args, get_category, describe),
+        make_parser("Let GPT compare two models' answers to LLaVA-Bench.", CONTEXT_FLAG, *FLAGS),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

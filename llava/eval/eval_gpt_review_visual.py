@@ -7,17 +7,17 @@ each image. Usage: python -m llava.eval.eval_gpt_review_visual -q questions.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import make_main
+from llava.errors import make_parser, run_script
 from llava.eval.eval_gpt_review import CONTEXT_FLAG, FLAGS, ReviewPair, Rules, review
 from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
 
 def describe(record: Mapping[str, Any], where: str) -> str:
-    """Returns captions, then objects with their boxes, one a line.
+    """Returns captions, then objects with their boxes, one per line.
 
     Raises:
         DataError: The record has neither in the form that is expected.
@@ -35,12 +35,14 @@ def get_category(pair: ReviewPair, rules: Rules) -> str:
     return str(field(pair.question, "category", pair.where, str))
 
 
-main = make_main(
-    "Let GPT compare two models' answers about images.",
-    lambda args: review(args, get_category, describe),
-    CONTEXT_FLAG,
-    *FLAGS,
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: review(args, get_category, describe),
+        make_parser("Let GPT compare two models' answers about images.", CONTEXT_FLAG, *FLAGS),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Score POPE: does the model see objects that are not there?
+"""Scores POPE: does the model see objects that are not there?
 
 In: `coco_pope_<category>.json` (JSON Lines with `label`), the questions, their answers. Out: counts
 and rates of each category, on the terminal. Usage:
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError, flag, make_main
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _FILE_NAME: Final = re.compile(r"coco_pope_.+\.json")
 
 
 def parse_answer(text: str) -> str:
-    """Read yes or no as POPE's script: no where the first sentence has `No`, `no` or `not`."""
+    """Reads yes or no as POPE's script: no where the first sentence has `No`, `no` or `not`."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if any(word in words for word in _NO_WORDS) else "yes"
 
@@ -38,10 +38,10 @@ class PopeScore:
     """Counts of one category; "yes" is positive.
 
     Attributes:
-        tp: yes where there is one.
-        fp: yes where there is none.
-        tn: no where there is none.
-        fn: no where there is one.
+        tp: Yes where there is one.
+        fp: Yes where there is none.
+        tn: No where there is none.
+        fn: No where there is one.
     """
 
     tp: int
@@ -80,7 +80,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:
-    """Count answers against their labels, `yes` or `no`."""
+    """Counts answers against their labels, `yes` or `no`."""
     pairs = [(parse_answer(answer), label) for answer, label in zip(answers, labels, strict=True)]
     return PopeScore(
         tp=pairs.count(("yes", "yes")),
@@ -91,10 +91,10 @@ def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:
 
 
 def read_labels(path: Path) -> list[dict[str, Any]]:
-    """Read an annotation file.
+    """Reads an annotation file.
 
     Raises:
-        DataError: a label is not `yes` or `no`.
+        DataError: A label is not `yes` or `no`.
     """
     records = []
     for where, record in read_json_lines(path):
@@ -107,14 +107,14 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
 def match_labels(
     questions: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]], where: str
 ) -> list[str]:
-    """The label of each question.
+    """Returns the label of each question.
 
-    They are matched by picture and question, because two releases of the file differ in length
+    They are matched by image and question, because two releases of the file differ in length
     and a match by position would be off by some lines without a sign of it. Only labels that name
-    no picture are matched by position.
+    no image are matched by position.
 
     Raises:
-        DataError: their numbers differ, or a question has no label.
+        DataError: Their numbers differ, or a question has no label.
     """
     if len(questions) != len(labels):
         raise DataError(
@@ -141,10 +141,10 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def eval_pope(annotation_dir: str, question_file: str, result_file: str) -> dict[str, PopeScore]:
-    """Score all categories that the folder has annotations for.
+    """Scores all categories that the folder has annotations for.
 
     Raises:
-        DataError: a file is not as it must be, or a question has no answer or no label.
+        DataError: A file is invalid, or a question has no answer or no label.
     """
     questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for where, record in read_json_lines(question_file):
@@ -192,13 +192,19 @@ def _show_all(args: argparse.Namespace) -> None:
         show(category, score)
 
 
-main = make_main(
-    "Score POPE.",
-    _show_all,
-    flag("--annotation-dir", required=True),
-    flag("--question-file", required=True),
-    flag("--result-file", required=True),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        _show_all,
+        make_parser(
+            "Score POPE.",
+            flag("--annotation-dir", required=True),
+            flag("--question-file", required=True),
+            flag("--result-file", required=True),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

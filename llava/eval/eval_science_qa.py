@@ -20,13 +20,13 @@ from typing import Any, Final
 import typer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError, flag, make_main
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.records import field, read_json, read_json_lines
 from llava.files import write_atomically
 
 FAILED: Final = "FAILED"
 OPTIONS: Final = ("A", "B", "C", "D", "E")
-# LLaVA's full stop is not escaped: any one character may follow the letter, but one must
+# LLaVA does not escape the full stop: exactly one character, of any kind, must follow the letter
 _SENTENCE: Final = re.compile(r"The answer is ([A-Z]).")
 
 
@@ -41,10 +41,10 @@ FLAGS: Final = (
 
 
 def read_problems(base_dir: str, split: str) -> dict[str, Mapping[str, Any]]:
-    """The problems of a split, by id, in its order.
+    """Returns the problems of a split by id, in its order.
 
     Raises:
-        DataError: the split is unknown, or a problem is missing or has no such answer.
+        DataError: The split is unknown, or a problem is missing or has no such answer.
     """
     path = Path(base_dir) / "problems.json"
     problems = read_json(path, dict)
@@ -61,7 +61,7 @@ def read_problems(base_dir: str, split: str) -> dict[str, Mapping[str, Any]]:
 
 
 def read_answers(path: str) -> dict[str, Mapping[str, Any]]:
-    """Answers by question id, which is text in `problems.json`."""
+    """Returns the answers by question id, which is a string in `problems.json`."""
     lines = list(read_json_lines(path))
     for where, record in lines:
         field(record, "text", where, str)
@@ -69,7 +69,7 @@ def read_answers(path: str) -> dict[str, Mapping[str, Any]]:
 
 
 def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
-    """Read the letter from an answer.
+    """Reads the letter from an answer.
 
     It is the letter alone, or begins with it and `. `, or says once `The answer is X`, followed by
     any character, as LLaVA reads it.
@@ -86,25 +86,25 @@ def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
 
 
 def option_index(letter: str, num_choices: int, options: Sequence[str] = OPTIONS) -> int:
-    """Which of a problem's choices a letter is; -1 for none."""
+    """Returns the index of a letter among a problem's choices; -1 for none."""
     letters = list(options[:num_choices])
     return letters.index(letter) if letter in letters else -1
 
 
 def is_multimodal(answer: Mapping[str, Any] | None) -> bool:
-    """Whether the question was asked with a picture."""
+    """Tells whether the question was asked with an image."""
     return answer is not None and DEFAULT_IMAGE_TOKEN in answer.get("prompt", "")
 
 
 def percent(right: Iterable[bool]) -> float:
-    """Share of true values in percent; 0 without any."""
+    """Returns the share of true values in percent; 0 without any."""
     values = list(right)
     return 100 * sum(values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True)
 class ScienceQaVerdict:
-    """What became of one problem.
+    """The verdict on one problem.
 
     Attributes:
         record: As it is written down, with `parsed_ans` and `ground_truth`.
@@ -164,7 +164,7 @@ def eval_science_qa(args: argparse.Namespace) -> None:
     """Scores what `args` names.
 
     Raises:
-        DataError: A file is not as it must be.
+        DataError: A file is invalid.
     """
     problems = read_problems(args.base_dir, args.split)
     answers = read_answers(args.result_file)
@@ -187,14 +187,20 @@ def eval_science_qa(args: argparse.Namespace) -> None:
     )
 
 
-main = make_main(
-    "Score ScienceQA.",
-    eval_science_qa,
-    *FLAGS,
-    flag("--result-file", required=True),
-    flag("--output-file", required=True),
-    flag("--output-result", required=True),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_science_qa,
+        make_parser(
+            "Score ScienceQA.",
+            *FLAGS,
+            flag("--result-file", required=True),
+            flag("--output-file", required=True),
+            flag("--output-result", required=True),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

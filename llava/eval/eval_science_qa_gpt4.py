@@ -15,21 +15,21 @@ from typing import Any
 
 import typer
 
-from llava.errors import flag, make_main
+from llava.errors import flag, make_parser, run_script
 from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What both said about one problem; indices of choices.
+    """The choices of both models for one problem, as indices.
 
     Attributes:
-        problem_id: its id.
-        truth: the right choice.
-        ours: the model's choice; one at random where it gives no letter.
+        problem_id: Its id.
+        truth: The right choice.
+        ours: The model's choice; one at random where it gives no letter.
         gpt4: GPT-4's choice, -1 where it gives no letter.
-        has_image: whether the model saw a picture.
+        has_image: Whether the model saw an image.
     """
 
     problem_id: str
@@ -53,10 +53,10 @@ FLAGS = (
 
 
 def read_votes(args: argparse.Namespace) -> list[Votes]:
-    """Read both files of answers.
+    """Reads both files of answers.
 
     Raises:
-        DataError: a file is not as it must be.
+        DataError: A file is invalid.
     """
     problems = eval_science_qa.read_problems(args.base_dir, args.split)
     gpt4 = field(read_json(args.gpt4_result, dict), "outputs", args.gpt4_result, dict)
@@ -89,7 +89,7 @@ def _votes(
 
 
 def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
-    """Print how good the final choices are, and how good they could be."""
+    """Prints the accuracy of the final choices, and its upper bound."""
     is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
     with_image = [right for vote, right in zip(votes, is_right, strict=True) if vote.has_image]
     bound = eval_science_qa.percent(vote.truth in (vote.ours, vote.gpt4) for vote in votes)
@@ -105,7 +105,10 @@ def _score(args: argparse.Namespace) -> None:
     show(votes, [vote.ensemble for vote in votes])
 
 
-main = make_main("Score ScienceQA for GPT-4 and a model.", _score, *FLAGS)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(_score, make_parser("Score ScienceQA for GPT-4 and a model.", *FLAGS), argv)
+
 
 if __name__ == "__main__":
     main()

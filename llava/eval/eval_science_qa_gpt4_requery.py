@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import flag, make_main
+from llava.errors import flag, make_parser, run_script
 from llava.eval import eval_science_qa
 from llava.eval.eval_science_qa_gpt4 import FLAGS, Votes, read_votes, show
 
 
 def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str]) -> int:
-    """The final choice: of both where they agree, else the second answer, else GPT-4's first."""
+    """Returns the choice of both if they agree, else the second answer, else GPT-4's first."""
     if vote.gpt4 in (-1, vote.ours) or second is None:
         return vote.ensemble
     letter = eval_science_qa.parse_answer(second["text"], options)
@@ -38,13 +38,19 @@ def _score(args: argparse.Namespace) -> None:
     show(votes, list(choices.values()))
 
 
-main = make_main(
-    "Score ScienceQA for GPT-4 as the judge.",
-    _score,
-    *FLAGS,
-    flag("--requery-result", required=True),
-    flag("--output-result", required=True),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        _score,
+        make_parser(
+            "Score ScienceQA for GPT-4 as the judge.",
+            *FLAGS,
+            flag("--requery-result", required=True),
+            flag("--output-result", required=True),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
-"""Score TextVQA.
+"""Scores TextVQA.
 
 In: the annotations `{"data": [{image_id, question, answers}]}` and an answers file, or a folder of
-them. Out: accuracy, on the terminal. An answer belongs to the annotation with its picture and
+them. Out: accuracy, on the terminal. An answer belongs to the annotation with its image and
 question; the question is read back from the prompt. Usage:
 python -m llava.eval.eval_textvqa --annotation-file T.json --result-file A
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, flag, make_main
+from llava.errors import ConfigError, DataError, flag, make_parser, run_script
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 
@@ -27,10 +27,10 @@ _OCR_LINE = "Reference OCR token: "
 
 
 def prompt_processor(prompt: str) -> str:
-    """Read the question, in lower case, from one of the three prompts that LLaVA uses.
+    """Reads the question, in lower case, from one of the three prompts that LLaVA uses.
 
     Raises:
-        DataError: it is none of them.
+        DataError: It is none of them.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
@@ -47,7 +47,7 @@ def prompt_processor(prompt: str) -> str:
 
 
 def read_annotations(path: str) -> Annotations:
-    """Annotations by picture and lower-case question."""
+    """Returns the annotations by image and lower-case question."""
     entries = field(read_json(path, dict), "data", path, list)
     where = f"{path}: data"
     return {
@@ -57,13 +57,13 @@ def read_annotations(path: str) -> Annotations:
 
 
 def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int, float]:
-    """Score an answers file.
+    """Scores an answers file.
 
     Returns:
         Number of answers, and the accuracy from 0 to 1.
 
     Raises:
-        DataError: an answer's question is not annotated, or not with ten answers.
+        DataError: An answer's question is not annotated, or not with ten answers.
     """
     entries = []
     for where, record in read_json_lines(result_file):
@@ -74,7 +74,7 @@ def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int,
             raise DataError(f"{where}: question {image_id}: {error}") from error
         if key not in annotations:
             raise DataError(
-                f"{where}: no annotation for picture {image_id} and question {key[1]!r}; check "
+                f"{where}: no annotation for image {image_id} and question {key[1]!r}; check "
                 "--annotation-file (it must be of the same split)"
             )
         answers = field(annotations[key], "answers", f"annotation of {image_id}", list)
@@ -97,13 +97,19 @@ def _show(args: argparse.Namespace) -> None:
         typer.echo(f"{path.stem}\nSamples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
 
 
-main = make_main(
-    "Score TextVQA.",
-    _show,
-    flag("--annotation-file", required=True),
-    flag("--result-file"),
-    flag("--result-dir", help="score every .jsonl in it"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        _show,
+        make_parser(
+            "Score TextVQA.",
+            flag("--annotation-file", required=True),
+            flag("--result-file"),
+            flag("--result-dir", help="score every .jsonl in it"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -7,10 +7,11 @@ python -m llava.eval.model_qa --model-name lmsys/vicuna-7b-v1.5 --question-file 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from llava.errors import flag, make_main
+from llava.errors import flag, make_parser, run_script
 from llava.eval.model_vqa import RUN_FLAGS, Script, VqaQuestion, answer_questions
 from llava.eval.records import field, read_json_lines
 
@@ -44,14 +45,25 @@ def eval_model(model_name: str, questions_file: str, answers_file: str, **option
     answer_questions(SCRIPT, args, questions_file, questions)
 
 
-main = make_main(
-    "Answer questions without images.",
-    lambda args: eval_model(**vars(args)),
-    flag("--model-name", default="facebook/opt-350m"),
-    flag("--question-file", dest="questions_file", default="tables/question.jsonl"),
-    flag("--answers-file", default="answer.jsonl"),
-    *RUN_FLAGS,
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: eval_model(**vars(args)),
+        make_parser(
+            "Answer questions without images.",
+            flag("--model-name", default="facebook/opt-350m"),
+            flag(
+                "--question-file",
+                dest="questions_file",
+                metavar="QUESTION_FILE",
+                default="tables/question.jsonl",
+            ),
+            flag("--answers-file", default="answer.jsonl"),
+            *RUN_FLAGS,
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -27,7 +27,7 @@ from torch import Tensor
 from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_conversation, select_conversation
-from llava.errors import ConfigError, DataError, Flag, flag, make_main
+from llava.errors import ConfigError, DataError, Flag, flag, make_parser, run_script
 from llava.eval.records import AnswersFile, field, image_path, read_json_lines, refuse_missing
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
@@ -68,7 +68,7 @@ class VqaQuestion:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are generated; a temperature of 0 is greedy.
+    """Settings of generation; a temperature of 0 is greedy.
 
     Attributes:
         temperature: Of the softmax.
@@ -150,7 +150,7 @@ class BatchedAnswerer:
             if len(batch) == 1:
                 where = f"{batch[0].where}: question {batch[0].question_id}"
                 raise DataError(f"{where}: {error}") from error
-            # alone, the questions before the bad one are answered, and it is known which it is
+            # one by one: those before the bad one are answered, and the error names the bad one
             for question, image in zip(batch, opening, strict=True):
                 yield from self._answer_batch([question], [image])
             return
@@ -203,7 +203,7 @@ class BatchedAnswerer:
         )
         # LLaVA's models do not repeat the prompt
         new_ids = output[:, num_tokens:] if is_text_only else output
-        # what follows the end is padding, which need not be a special token
+        # padding follows the end token, and need not be a special token
         answers = [_until_any(ids, eos_ids) for ids in new_ids.tolist()]
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
@@ -258,7 +258,7 @@ def _image_keywords(images: Sequence[_Prepared | None]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Script:
-    """What tells one script that asks a model from another.
+    """What distinguishes one script that asks a model from another.
 
     Attributes:
         name: Its name, which is part of a run's identity.
@@ -299,9 +299,9 @@ class Script:
 
 
 RUN_FLAGS = [
-    flag("--batch-size", type=int, default=1, help="questions asked at once"),
+    flag("--batch-size", type=int, default=1, help="questions per batch"),
     flag("--device", default="cuda", help="cuda (else the CPU), cpu, mps"),
-    flag("--fresh", action="store_true", help="throw earlier answers away"),
+    flag("--fresh", action="store_true", help="discard earlier answers"),
 ]
 """The flags that LLaVA does not have."""
 
@@ -325,7 +325,7 @@ def answer_questions(
 
     Raises:
         ConfigError: A flag cannot be, or the answers there are of another run.
-        DataError: A question, an image or an earlier answer is not as it must be.
+        DataError: A question, an image or an earlier answer is invalid.
     """
     max_new_tokens = getattr(args, "max_new_tokens", script.max_new_tokens)
     sampling = Sampling(args.temperature, args.top_p, args.num_beams, max_new_tokens)
@@ -360,7 +360,7 @@ def answer_questions(
 
 
 def _answer_line(question: VqaQuestion, text: str, model_id: str, position: int) -> dict[str, Any]:
-    # of name and place, so that a run that was cut off writes the bytes of one that was not
+    # deterministic, so that an interrupted run writes the same bytes as an uninterrupted one
     name = json.dumps([model_id, position, question.question_id, question.prompt])
     return {
         "question_id": question.question_id,
@@ -381,7 +381,7 @@ def load_answerer(script: Script, args: Any, model_id: str, sampling: Sampling) 
         TemplateError: The template is unknown.
     """
     if args.conv_mode is not None:
-        get_conversation(args.conv_mode)  # a typo must not cost the loading
+        get_conversation(args.conv_mode)  # fail on a typo before the model is loaded
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         args.model_path, args.model_base, model_id, device=getattr(args, "device", "cuda")
     )
@@ -411,7 +411,7 @@ def choose_conversation(
 
 
 def checkpoint_sha256(model_path: str) -> str | None:
-    """SHA-256 of weights and configuration; None for a Hub id, whose name stands for it."""
+    """SHA-256 of weights and configuration; None for a Hub id, which the name identifies."""
     folder = Path(model_path)
     if not folder.is_dir():
         return None
@@ -463,7 +463,10 @@ def eval_model(args: Any, script: Script = SCRIPT) -> None:
     answer_questions(script, args, args.question_file, chunk)
 
 
-main = make_main("Answer questions about images.", eval_model, *SCRIPT.flags())
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(eval_model, make_parser("Answer questions about images.", *SCRIPT.flags()), argv)
+
 
 if __name__ == "__main__":
     main()

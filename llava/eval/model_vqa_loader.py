@@ -7,9 +7,10 @@ python -m llava.eval.model_vqa_loader --model-path M --question-file Q --image-f
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
-from llava.errors import make_main
+from llava.errors import make_parser, run_script
 from llava.eval import model_vqa
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
@@ -17,8 +18,19 @@ from llava.eval.records import split_list as split_list
 SCRIPT = model_vqa.Script(
     "model_vqa_loader", conv_mode="llava_v1", max_new_tokens=128, plain_rule=True
 )
-eval_model = partial(model_vqa.eval_model, script=SCRIPT)
-main = make_main("Answer questions about images briefly.", eval_model, *SCRIPT.flags())
+
+
+def eval_model(args: Any) -> None:
+    """Answers the questions that `args` names; see `model_vqa.answer_questions`."""
+    model_vqa.eval_model(args, SCRIPT)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model, make_parser("Answer questions about images briefly.", *SCRIPT.flags()), argv
+    )
+
 
 if __name__ == "__main__":
     main()

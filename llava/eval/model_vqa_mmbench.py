@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from llava.errors import DataError, flag, make_main
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.records import OPTION_LETTERS, field, read_tsv
 from llava.eval.records import get_chunk as get_chunk
@@ -97,14 +97,20 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.question_file, questions, **settings)
 
 
-main = make_main(
-    "Answer MMBench.",
-    eval_model,
-    *SCRIPT.flags(),
-    flag("--all-rounds", action="store_true", help="ask every rotation"),
-    flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
-    flag("--lang", choices=LETTER_INSTRUCTIONS, default="en"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model,
+        make_parser(
+            "Answer MMBench.",
+            *SCRIPT.flags(),
+            flag("--all-rounds", action="store_true", help="ask every rotation"),
+            flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
+            flag("--lang", choices=LETTER_INSTRUCTIONS, default="en"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,10 @@ python -m llava.eval.model_vqa_qbench --model-path M --questions-file Q.json --i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import DataError, flag, make_main
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import OPTION_LETTERS, field, get_chunk, image_path, read_json
@@ -49,13 +50,19 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.questions_file, chunk, lang=args.lang)
 
 
-main = make_main(
-    "Answer Q-Bench.",
-    eval_model,
-    *SCRIPT.flags(question_file=""),
-    flag("--questions-file", required=True),
-    flag("--lang", choices=LANGUAGES, default="en"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model,
+        make_parser(
+            "Answer Q-Bench.",
+            *SCRIPT.flags(question_file=""),
+            flag("--questions-file", required=True),
+            flag("--lang", choices=LANGUAGES, default="en"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -9,10 +9,11 @@ python -m llava.eval.model_vqa_science --model-path M --question-file Q.json --i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import flag, make_main
+from llava.errors import flag, make_parser, run_script
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, image_path, read_json
@@ -59,13 +60,19 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.question_file, chunk, single_pred_prompt=single)
 
 
-main = make_main(
-    "Answer ScienceQA.",
-    eval_model,
-    *SCRIPT.flags("tables/question.json"),
-    flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
-    flag("--answer-prompter", action="store_true", help="accepted, without effect"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model,
+        make_parser(
+            "Answer ScienceQA.",
+            *SCRIPT.flags("tables/question.json"),
+            flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
+            flag("--answer-prompter", action="store_true", help="accepted, without effect"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,8 @@
 
 In: JSON, JSON Lines and TSV files and an image folder. Out: records with the place that they came
 from (`file:line`), so that every later error can name it; paths that stay in the image folder; the
-answers file. Nothing is fetched, nothing is skipped, torch is not loaded. What a benchmark's record
-must hold is its script's matter.
+answers file. Nothing is fetched, nothing is skipped, torch is not loaded. Each script checks what
+its benchmark's records must hold.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
     with file:
-        # read as bytes: an unescaped U+2028 inside a text ends no line of JSON Lines
+        # read as bytes: an unescaped U+2028 inside a text is no line end in JSON Lines
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"{path}:{number}", _parse(line, path, number, dict)
@@ -222,9 +222,9 @@ class AnswersFile:
     """The answers of one run, open for appending; use it in a `with` statement.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         identity: What must be equal for answers to belong together, as JSON can hold it.
-        fresh: Throw away what is there.
+        fresh: Discard earlier answers.
 
     Raises:
         ConfigError: The answers there are of another run, or another process is writing them.

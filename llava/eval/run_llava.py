@@ -7,7 +7,7 @@ A URL is fetched only because the user typed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import requests
@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import select_conversation
-from llava.errors import DataError, flag, make_main
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.model_vqa import Sampling, image_token, question_ids
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
@@ -36,7 +36,7 @@ def load_image(image_file: str) -> Image.Image:
     """Opens an image, a file or an http(s) URL, as RGB.
 
     Raises:
-        DataError: It cannot be had or is no image.
+        DataError: It cannot be opened or is no image.
     """
     if not image_file.startswith(("http://", "https://")):
         return open_image(image_file, orient=False)
@@ -58,7 +58,7 @@ def build_question(query: str, num_images: int, token: str) -> str:
 
     Args:
         query: The user's text; every `<image-placeholder>` becomes an image token. Without one
-            the images go before the text, one a line.
+            the images go before the text, one per line.
         num_images: How many images there are.
         token: Placeholder of an image in the model's prompts.
     """
@@ -78,7 +78,7 @@ def eval_model(args: Any) -> str:
         The answer that was shown.
 
     Raises:
-        UserError: The checkpoint, an image or the question is not as it must be.
+        UserError: The checkpoint, an image or the question is invalid.
     """
     images = load_images(image_parser(args))
     model_name = get_model_name_from_path(args.model_path)
@@ -104,21 +104,27 @@ def eval_model(args: Any) -> str:
     return answer
 
 
-main = make_main(
-    "Ask a model about images.",
-    eval_model,
-    flag("--model-path", default="facebook/opt-350m"),
-    flag("--model-base", default=None),
-    flag("--image-file", required=True, help="files or URLs, joined by --sep"),
-    flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
-    flag("--conv-mode", default=None),
-    flag("--sep", default=","),
-    flag("--temperature", type=float, default=0.2),
-    flag("--top_p", type=float, default=None),
-    flag("--num_beams", type=int, default=1),
-    flag("--max_new_tokens", type=int, default=512),
-    flag("--device", default="cuda"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model,
+        make_parser(
+            "Ask a model about images.",
+            flag("--model-path", default="facebook/opt-350m"),
+            flag("--model-base", default=None),
+            flag("--image-file", required=True, help="files or URLs, joined by --sep"),
+            flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
+            flag("--conv-mode", default=None),
+            flag("--sep", default=","),
+            flag("--temperature", type=float, default=0.2),
+            flag("--top_p", type=float, default=None),
+            flag("--num_beams", type=int, default=1),
+            flag("--max_new_tokens", type=int, default=512),
+            flag("--device", default="cuda"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -6,9 +6,11 @@ Usage: python -m llava.model.apply_delta --base-model-path BASE --target-model-p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from llava.errors import make_main
+from llava.errors import make_parser, run_script
 from llava.model.make_delta import FLAGS, add_base, load_for_delta
 from llava.model.tokenizer import load_tokenizer
 
@@ -31,9 +33,14 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
     load_tokenizer(delta_path).save_pretrained(target_model_path)
 
 
-main = make_main(
-    "Make a model from its base and a delta.", lambda a: apply_delta(**vars(a)), *FLAGS
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda a: apply_delta(**vars(a)),
+        make_parser("Make a model from its base and a delta.", *FLAGS),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

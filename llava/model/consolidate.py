@@ -6,10 +6,11 @@ Usage: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
-from llava.errors import flag, make_main
+from llava.errors import flag, make_parser, run_script
 from llava.model.checkpoint import add_rope_theta
 from llava.model.make_delta import load_for_delta
 from llava.model.tokenizer import load_tokenizer
@@ -31,12 +32,18 @@ def consolidate_ckpt(src_path: str, dst_path: str) -> None:
     log.info("wrote %s", dst_path)
 
 
-main = make_main(
-    "Save a checkpoint again as safetensors.",
-    lambda args: consolidate_ckpt(args.src, args.dst),
-    flag("--src", required=True, help="checkpoint folder or Hub id"),
-    flag("--dst", required=True, help="folder to write"),
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: consolidate_ckpt(args.src, args.dst),
+        make_parser(
+            "Save a checkpoint again as safetensors.",
+            flag("--src", required=True, help="checkpoint folder or Hub id"),
+            flag("--dst", required=True, help="folder to write"),
+        ),
+        argv,
+    )
+
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from llava import conversation as conversation_lib
-from llava import errors
 from llava.conversation import conv_templates
 from llava.errors import ConfigError, DataError, TemplateError
 from llava.eval import (
@@ -171,7 +170,7 @@ def test_pictures_that_are_refused(flags, write_lines, image, message):
 def test_a_picture_that_is_none(flags, write_lines, tmp_path):
     (tmp_path / "a.png").write_text("text")
     path = write_lines("q.jsonl", [{"question_id": 7, "image": "a.png", "text": "Q"}])
-    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: the picture"):
+    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: the image"):
         model_vqa.main(flags(question_file=path, image_folder=tmp_path))
 
 
@@ -200,12 +199,9 @@ def test_flags_that_cannot_be(flags):
 
 
 def test_defaults(monkeypatch):
-    def parse(action, parser, argv):
-        seen.append(parser.parse_args(argv))
-
     seen = []
-    monkeypatch.setattr(errors, "run_script", parse)
     for module, tokens in ((model_vqa, 1024), (model_vqa_loader, 128), (model_vqa_science, 1024)):
+        monkeypatch.setattr(module, "eval_model", seen.append)
         module.main([])
         args = seen.pop()
         assert (args.model_path, args.model_base) == ("facebook/opt-350m", None)
