@@ -2,8 +2,8 @@
 
 In: requests as the protocol has them. Out: replies. The `openai` package sends them, tries again
 what may pass (time-outs, cut connections, 408, 409, 429, 5xx) and obeys Retry-After. This module
-paces requests, tells whose fault an error is, and reads replies. What a request says and what
-becomes of its reply is the caller's matter.
+paces requests, tells whose fault an error is, and reads replies. The caller decides what a request
+says and what happens with its reply.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ _FATAL = {
     403: "access is refused",
     404: "no such model or address",
 }
-# What a service refuses for its content or length: others may be accepted, this one never.
+# A refusal because of the content or length: this request will never be accepted, others may be.
 _OWN_FAULT = re.compile(
     r"content[ _-]?(filter|policy|management)|moderation|flagged|safety"
     r"|context[ _-]?(length|window)|maximum context",
     re.IGNORECASE,
 )
 _TOO_MUCH = re.compile(r"too (long|large|many)|maximum (length|size)", re.IGNORECASE)
-# A field that a service does not know or take: it will not take it from any request.
+# A field that a service does not accept: it will refuse it in every request.
 _BAD_FIELD = re.compile(
     r"(unknown|unrecogni[sz]ed|unexpected|unsupported|extra)\b.{0,40}\b(parameter|field|argument|key)"
     r"|\b(parameter|field|argument|key)\b.{0,60}(unknown|not supported|not permitted|unsupported)"
     r"|extra (inputs|fields) (are )?not permitted|extra_forbidden",
     re.IGNORECASE | re.DOTALL,
 )
-_MAX_REFUSED = 20  # requests that a service refuses before it has answered one
+_MAX_REFUSED = 20  # refused requests, before the first answer, after which we give up
 _MAY_PASS = (408, 409, 425, 429)
-# Fields that all requests have in common: who refuses one refuses them all.
+# Fields that all requests share: a service that refuses one refuses them all.
 _SETTINGS = ("model", *MAX_TOKENS_FIELDS, "temperature", "response_format")
-# What the request under way costs, for the hook that paces each of its tries.
+# Estimated tokens of the current request, for the hook that paces its tries.
 _num_tokens: ContextVar[int] = ContextVar("num_tokens", default=0)
-_NO_KEY = "none"  # the package demands one; a service that needs none ignores it
+_NO_KEY = "none"  # the package requires a key; a service that needs none ignores it
 
 
 class NotFoundError(ServiceError):
-    """The service does not have what is asked for."""
+    """Raised when the service does not have what is asked for."""
 
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """How a service may be asked.
+    """Limits on how a service is asked.
 
     Attributes:
         timeout_s: Longest wait for one answer.
@@ -91,7 +91,7 @@ class ServiceLimits:
 
 @dataclass(frozen=True)
 class Dialect:
-    """Which fields of a request a service takes.
+    """The fields of a request that a service takes.
 
     Attributes:
         max_tokens_field: What it calls the longest answer: one of `MAX_TOKENS_FIELDS`.
@@ -126,7 +126,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What a model replied.
+    """A model's reply.
 
     Attributes:
         text: Its answer, without what it thought before.
@@ -159,7 +159,7 @@ def read_reply(data: Mapping[str, Any]) -> ChatReply:
     counts = usage if isinstance(usage, dict) else {}
     sent, received = (counts.get(key) for key in ("prompt_tokens", "completion_tokens"))
     content = message.get("content") or ""
-    if isinstance(content, list):  # parts: texts, and thoughts that are other parts
+    if isinstance(content, list):  # thoughts are parts without `text`
         texts = (part.get("text") for part in content if isinstance(part, dict))
         content = "".join(text for text in texts if isinstance(text, str))
     return ChatReply(
@@ -231,7 +231,7 @@ class ChatService:
         await self.close()
 
     async def ask(self, body: Mapping[str, Any], num_tokens: int = 0) -> ChatReply:
-        """Asks until there is a reply.
+        """Sends a request and returns the reply, after retries where needed.
 
         Args:
             body: The request.
@@ -244,7 +244,7 @@ class ChatService:
         """
         _num_tokens.set(num_tokens)
         with self.plain_errors():
-            # the first request goes alone: what the service takes is found out once
+            # the first request is sent alone, so that the dialect is detected only once
             async with self._first:
                 if not self._is_tried:
                     try:
@@ -290,7 +290,7 @@ class ChatService:
 
     @contextmanager
     def plain_errors(self) -> Iterator[None]:
-        """Tells the package's errors apart by whose fault they are; raises as `ask` does."""
+        """Turns the package's errors into ours; raises as `ask` does."""
         try:
             yield
         except openai.APIStatusError as error:
@@ -359,7 +359,7 @@ def ask_each(
     paid.
 
     Args:
-        service: Where they go.
+        service: The service.
         bodies: The requests.
         concurrency: Requests under way at once.
         keep: Called with the position of a request, and its reply or why there is none; it may
@@ -395,10 +395,10 @@ def ask_each(
 
 
 async def _judge_response(response: Any) -> None:
-    """Has the package try again what only looks like an answer, and not what will not pass.
+    """Makes the package retry what only looks like an answer, and not what will fail again.
 
-    It decides by the status and the header `x-should-retry`. A proxy's page with status 200 becomes
-    what it is, an answer of a bad gateway.
+    The package decides by the status and the header `x-should-retry`. A proxy's page with status
+    200 becomes a bad gateway (502).
     """
     await response.aread()
     if response.status_code == 200 and (fault := _fault_of(response)):
@@ -409,7 +409,7 @@ async def _judge_response(response: Any) -> None:
 
 
 def _fault_of(response: Any) -> str | None:
-    """Says what is wrong with the content of an answer with status 200; None if nothing is."""
+    """Returns what is wrong with the content of an answer with status 200, or None."""
     path = response.request.url.path
     try:
         if path.endswith("/content"):
@@ -429,16 +429,16 @@ def read_json_lines(text: str) -> list[Any]:
 
 
 def _is_about_settings(error: openai.APIStatusError) -> bool:
-    """Whether an error names a field that all requests have in common."""
+    """Tells whether an error names a field that all requests share."""
     return (error.param or "").partition(".")[0] in _SETTINGS
 
 
 def _is_own_fault(error: openai.APIStatusError) -> bool:
-    """Whether a request is refused for its content or length."""
+    """Tells whether a request is refused for its content or length."""
     text = f"{error.code} {error.response.text}"
     if error.status_code == 413 or _OWN_FAULT.search(text):
         return True
-    # a length limit that is too large is too large for all
+    # a length limit that is too large is too large for every request
     return bool(_TOO_MUCH.search(text)) and not _is_about_settings(error)
 
 

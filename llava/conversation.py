@@ -1,9 +1,9 @@
-"""Conversations and their templates: turns in, one prompt string out.
+"""Defines conversations and their templates, which make one prompt string of turns.
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
 `PromptSegment`s, of which training takes its character spans, too (`llava/data/render.py`).
 The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
-Input: roles and messages. Output: prompt text, pictures, chat pairs, plain data.
+Input: roles and messages. Output: prompt text, images, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
 (`get_conversation`) before adding messages.
 """
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class SeparatorStyle(Enum):
-    """How a template joins its messages."""
+    """The way in which a template joins its messages."""
 
     SINGLE = auto()
     TWO = auto()
@@ -52,7 +52,7 @@ class PromptSegment(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a style writes a conversation, as format strings.
+    """The format strings with which a style writes a conversation.
 
     Attributes:
         start: Before all messages, of `system` and `sep`.
@@ -103,7 +103,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """Return the prompt of the messages so far.
+        """Returns the prompt of the messages so far.
 
         Raises:
             AssertionError: A Llama-2 prompt does not begin with a question.
@@ -113,7 +113,7 @@ class Conversation:
         return "".join(segment.text for segment in self.segments(self._prompt_messages()))
 
     def segments(self, messages: Iterable[Sequence[Any]]) -> list[PromptSegment]:
-        """Return the pieces of the prompt of `messages`; joined they are the prompt.
+        """Returns the segments of the prompt of `messages`; concatenated they are the prompt.
 
         Args:
             messages: `[role, content]` pairs to use in place of the conversation's own.
@@ -155,7 +155,7 @@ class Conversation:
         return segments
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a message.
+        """Adds a message.
 
         Raises:
             TemplateError: The conversation is a registered template and thus a constant.
@@ -176,13 +176,13 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> Image.Image | str:
-        """Fit a picture for sending.
+        """Fits an image for sending.
 
         Args:
-            image: The picture.
+            image: The image.
             image_process_mode: `Pad` (to a square), `Resize` (to 336 x 336), `Default` or `Crop`
                 (leave as it is).
-            return_pil: Return the picture and not its base64 text.
+            return_pil: Return the image and not its base64 text.
             image_format: File format of the base64 text.
             max_len: Longest side in pixels that is sent without shrinking.
             min_len: Largest short side in pixels after shrinking.
@@ -194,7 +194,7 @@ class Conversation:
         return fitted if return_pil else to_base64(fitted, image_format)
 
     def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
-        """Return the pictures of the questions, in order, as base64 PNG or as PIL images."""
+        """Returns the images of the questions, in order, as base64 PNG or as PIL images."""
         return [
             self.process_image(content[1], content[2], return_pil=return_pil)
             for _, content in self.messages[self.offset :][::2]
@@ -202,7 +202,7 @@ class Conversation:
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Return `[question, answer]` pairs; a picture becomes an inline `<img>` tag."""
+        """Returns `[question, answer]` pairs; an image becomes an inline `<img>` tag."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -217,7 +217,7 @@ class Conversation:
         return replace(self, messages=messages, skip_next=False)
 
     def dict(self) -> dict[str, Any]:
-        """Return the conversation as plain data for logs; pictures are left out."""
+        """Returns the conversation as plain data for logs; images are left out."""
         return {
             "system": self.system,
             "roles": self.roles,
@@ -231,7 +231,7 @@ class Conversation:
         }
 
     def _prompt_messages(self) -> list[Sequence[Any]]:
-        """Return the messages with the first one's picture written as a placeholder."""
+        """Returns the messages with the first one's image written as a placeholder."""
         messages = list(self.messages)
         if not messages or not isinstance(messages[0][1], tuple):
             return messages
@@ -266,10 +266,10 @@ def _constant(conv: Conversation) -> Conversation:
 
 
 def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
-    """Return the template that `conversation_to_dict` wrote, ready for messages.
+    """Returns the template that `conversation_to_dict` wrote, ready for messages.
 
     Raises:
-        TemplateError: A key is missing or unknown, or a value is not as it must be.
+        TemplateError: A key is missing or unknown, or a value is invalid.
     """
     needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
     missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
@@ -341,7 +341,7 @@ conv_templates: Final[dict[str, Conversation]] = {
 
 
 def register_conversation(name: str, conversation: Conversation) -> None:
-    """Add a template under a new name.
+    """Adds a template under a new name.
 
     A constant copy is kept, so later changes of `conversation` do not reach the registry.
 
@@ -356,7 +356,7 @@ def register_conversation(name: str, conversation: Conversation) -> None:
 
 
 def get_conversation(name: str) -> Conversation:
-    """Return a fresh copy of a template, ready for messages.
+    """Returns a fresh copy of a template, ready for messages.
 
     Raises:
         TemplateError: No template has the name; the text lists those there are.
@@ -371,7 +371,7 @@ def get_conversation(name: str) -> Conversation:
 
 
 def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[str, Any]:
-    """Return a template as plain data, as `config.json` carries it.
+    """Returns a template as plain data, as `config.json` carries it.
 
     Args:
         conv: The template. Only its leading examples (`offset`) are kept of the messages.
@@ -404,7 +404,7 @@ _NAME_RULE: Final = (
 def select_conversation(
     config: Any, model_name: str, conv_mode: str | None = None
 ) -> tuple[str, Conversation]:
-    """Choose the template for a model.
+    """Chooses the template for a model.
 
     Args:
         config: The model's configuration (object or mapping) or None. Its `conversation`, written

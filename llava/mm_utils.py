@@ -1,6 +1,6 @@
-"""Pictures and prompts on their way into the model.
+"""Prepares images and prompts for the model.
 
-Role: what LLaVA's users import as `llava.mm_utils`. Input: PIL pictures, prompt text. Output:
+Role: what LLaVA's users import as `llava.mm_utils`. Input: PIL images, prompt text. Output:
 pixel tensors, token ids. Non-goals: labels (`llava.data`), what the tower does with the pixels.
 """
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """Choose the grid resolution that keeps most of a picture.
+    """Chooses the grid resolution that keeps most of an image.
 
     Args:
         original_size: (width, height) in pixels.
@@ -50,7 +50,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """Fit a picture into `target_resolution` (width, height), centred on black."""
+    """Fits an image into `target_resolution` (width, height), centred on black."""
     width, height = image.size
     target_width, target_height = target_resolution
     scale_x, scale_y = target_width / width, target_height / height
@@ -65,7 +65,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Cut a picture into squares of `patch_size` pixels, row by row."""
+    """Cuts an image into squares of `patch_size` pixels, row by row."""
     return [
         image.crop((x, y, x + patch_size, y + patch_size))
         for y in range(0, image.height, patch_size)
@@ -74,7 +74,7 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 
 def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
-    """Read the list, or its text.
+    """Reads the list, or its text.
 
     Raises:
         ConfigError: It is no list of pairs of whole numbers above 0.
@@ -97,7 +97,7 @@ def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
 ) -> Size:
-    """Number of (columns, rows) of tiles that a picture is cut into.
+    """Returns the number of (columns, rows) of tiles that an image is cut into.
 
     Args:
         image_size: (width, height) in pixels.
@@ -111,10 +111,10 @@ def get_anyres_image_grid_shape(
 def process_anyres_image(
     image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> Tensor:
-    """Prepare a picture as an overview and its tiles.
+    """Prepares an image as an overview and its tiles.
 
     Returns:
-        `[1 + tiles, 3, S, S]`; index 0 is the whole picture, squeezed to a square.
+        `[1 + tiles, 3, S, S]`; index 0 is the whole image, squeezed to a square.
     """
     resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
     padded = resize_and_pad_image(image, resolution)
@@ -128,17 +128,17 @@ def _preprocess(processor: Any, image: Image.Image) -> Tensor:
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Open a picture that came as base64 text."""
+    """Opens an image that came as base64 text."""
     return Image.open(io.BytesIO(base64.b64decode(image)))
 
 
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> Tensor | list[Tensor]:
-    """Prepare pictures as the model's configuration asks for.
+    """Prepares images as the model's configuration asks for.
 
     Args:
-        images: Pictures; whatever is not RGB is converted (`llava.images.to_rgb`).
+        images: Images; whatever is not RGB is converted (`llava.images.to_rgb`).
         image_processor: The tower's.
         model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
             anything else for CLIP's own resize and crop.
@@ -176,7 +176,7 @@ def tokenizer_image_token(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
 ) -> list[int] | Tensor:
-    """Tokenize a prompt, with one sentinel for each `<image>`.
+    """Tokenizes a prompt, with one sentinel for each `<image>`.
 
     Args:
         prompt: The whole prompt. Text before and after a placeholder is tokenized apart.
@@ -194,7 +194,7 @@ def tokenizer_image_token(
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """Name of a model: its folder's, with the parent's in front for a `checkpoint-` folder."""
+    """Returns the name of a model: its folder's, after the parent's for a `checkpoint-` folder."""
     parts = model_path.strip("/").split("/")
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
@@ -202,7 +202,7 @@ def get_model_name_from_path(model_path: str) -> str:
 
 
 def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
-    """Resize and crop a picture as the processor does, without what it does to values.
+    """Resizes and crops an image as the processor does, but leaves the values unscaled.
 
     Returns:
         [3, S, S] uint8.
@@ -214,7 +214,7 @@ def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
 
 
 def byte_table(processor: Any) -> Tensor:
-    """What the processor makes of each byte: [3, 256] float32."""
+    """Returns what the processor makes of each byte: [3, 256] float32."""
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     pixels: Tensor = processor.preprocess(
         Image.fromarray(ramp), return_tensors="pt", do_resize=False, do_center_crop=False
@@ -223,7 +223,7 @@ def byte_table(processor: Any) -> Tensor:
 
 
 def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
-    """Look bytes up: what the processor would have given.
+    """Converts bytes to what the processor would have given.
 
     Args:
         pixels: [..., 3, S, S] uint8.
@@ -239,7 +239,7 @@ def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
 
 
 def keeps_bytes(processor: Any) -> bool:
-    """Tell whether a processor's pictures can travel as bytes with no bit changed: by trying."""
+    """Tests whether a processor's images can be sent as bytes without changing a bit."""
     values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(values)
     try:
@@ -248,7 +248,7 @@ def keeps_bytes(processor: Any) -> bool:
         return pixels.dtype == torch.uint8 and torch.equal(
             to_floats(pixels, byte_table(processor)), expected
         )
-    except (TypeError, ValueError, KeyError, RuntimeError):  # a processor that knows no such switch
+    except (TypeError, ValueError, KeyError, RuntimeError):  # a processor without these switches
         return False
 
 
@@ -284,6 +284,6 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         return any(keyword in tail for keyword in self.keywords)
 
     def __call__(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Bool `[B]`: which rows are done."""
+        """Returns a bool tensor `[B]`: which rows are done."""
         done = [self.call_for_batch(row[None], scores) for row in output_ids]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)

@@ -33,7 +33,7 @@ Batch = dict[str, Any]
 def preprocess_multimodal(
     sources: Sequence[Source], data_args: Any, conv: Conversation | None = None
 ) -> Sequence[Source]:
-    """Move each sentence's `<image>` to its front; changes the sources in place, as LLaVA does.
+    """Moves each sentence's `<image>` to its front; changes the sources in place, as LLaVA does.
 
     Args:
         sources: Conversations as lists of `{"from", "value"}`.
@@ -56,7 +56,7 @@ def preprocess(
     has_image: bool = False,
     conv: Conversation | None = None,
 ) -> Batch:
-    """Encode conversations with a template.
+    """Encodes conversations with a template.
 
     Args:
         sources: Conversations as lists of `{"from", "value"}`; a leading answer is left out.
@@ -108,7 +108,7 @@ preprocess_mpt = _preprocess_in(SeparatorStyle.MPT, "mpt")
 def preprocess_plain(
     sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
 ) -> Batch:
-    """Encodes image and caption; the question is thrown away, as in LLaVA's first stage."""
+    """Encodes image and caption; the question is dropped, as in LLaVA's first stage."""
     return _preprocess_in(SeparatorStyle.PLAIN, "plain")(sources, tokenizer, True, conv)
 
 
@@ -119,7 +119,7 @@ def make_supervised_data_module(
     max_drop_rate: float = 0.0,
     num_image_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Build what LLaVA's trainer wants from one data file.
+    """Builds what LLaVA's trainer wants from one data file.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -152,7 +152,7 @@ def _turns(source: Source) -> list[Turn]:
 
 
 def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
-    """Tokenize strings one by one, cut to the maximum; lengths leave padding out."""
+    """Tokenizes strings one by one, cut to the maximum; lengths leave padding out."""
     ids = [
         tokenizer(
             text, return_tensors="pt", truncation=True, max_length=tokenizer.model_max_length
@@ -169,7 +169,7 @@ def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
 
 
 def _mask_targets(target: Tensor, tokenized_lens: Sequence[int], speakers: Sequence[str]) -> None:
-    """Mask a v0 sample's labels [T] in place; the first length is the header's."""
+    """Masks a v0 sample's labels [T] in place; the first length is the header's."""
     mask_v0_lengths(target, tokenized_lens, [speaker == "human" for speaker in speakers])
 
 
@@ -179,7 +179,7 @@ def _add_speaker_and_signal(
     get_conversation: bool = True,
     conv: Conversation | None = None,
 ) -> str:
-    """Write roles and signals into the turns of a v0 text, in place, and join them."""
+    """Writes roles and signals into the turns of a v0 text, in place, and joins them."""
     conv = conv or conversation_lib.default_conversation
     names = dict(zip(("human", "gpt"), conv.roles, strict=True))
     text = header

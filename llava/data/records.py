@@ -24,13 +24,13 @@ from llava.errors import DataError
 _CHUNK_BYTES = 1 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _ESCAPE = "surrogateescape"
-# A literal or an escape sequence that a chunk border cuts gives an error before the border.
+# A literal or escape sequence that is cut by the end of a chunk gives an error before that end.
 _LONGEST_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record as the scan met it.
+    """One record of a file, as `scan_records` yields it.
 
     Attributes:
         start: First byte of the record in the file.
@@ -65,7 +65,7 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
         except DataError as error:
             if is_array:
                 raise DataError(
-                    f"{error} Nothing after it can be read; mend the file, or write one object a "
+                    f"{error} Nothing after it can be read; fix the file, or write one object a "
                     "line (JSON Lines)."
                 ) from None
             reader.skip_line()
@@ -77,7 +77,7 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
 
 
 class RecordIndex(Sequence[Any]):
-    """The kept records of a file: where they are; what they hold is read when it is asked for.
+    """The kept records of a file. It holds their positions and reads a record on access.
 
     Holds 32 bytes a record, in an array that forked loader processes share.
     """
@@ -113,7 +113,7 @@ class RecordIndex(Sequence[Any]):
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the objects of a JSON array or of JSON Lines, one at a time.
+    """Reads the objects of a JSON array or of JSON Lines, one at a time.
 
     Args:
         path: A UTF-8 file.
@@ -153,7 +153,7 @@ class RecordReader:
         self._buffer = ""
         self._position = 0
         self._offset, self._counted = offset, 0  # byte of a character, and its place in the buffer
-        self._may_end = True  # whether the array may end here: it is empty, or no comma is left
+        self._may_end = True  # whether the array may end here: it is empty, or no comma came before
         self._decoder = json.JSONDecoder()
         self._chunks = self._read_chunks(offset)
 
@@ -166,12 +166,12 @@ class RecordReader:
         return self._offset
 
     def begin(self) -> None:
-        """Finds out at a file's beginning whether it is an array, and enters it."""
+        """Detects at the start of a file whether it is an array, and enters it."""
         self.is_array = self.peek() == "["
         self._position += self.is_array
 
     def read(self) -> tuple[str, dict[str, Any]] | None:
-        """Takes the next object and what separates it from the one after it.
+        """Reads the next object and the separator that follows it.
 
         Returns:
             Where it begins and the object; None at the end.
@@ -196,7 +196,7 @@ class RecordReader:
         return where, value
 
     def skip_line(self) -> None:
-        """Goes on behind the next line end."""
+        """Skips to the start of the next line."""
         while (end := self._buffer.find("\n", self._position)) < 0:
             self._position = len(self._buffer)
             if not self._fill():
@@ -217,7 +217,7 @@ class RecordReader:
                 return ""
 
     def _take_comma(self) -> bool:
-        """Whether another object follows; the array's end is left where it is."""
+        """Tells whether another object follows; the end of the array is not consumed."""
         character = self.peek()
         if character not in (",", "]", ""):
             raise DataError(f"{self._path}:{self.line}: expected ',' or ']', found {character!r}.")
@@ -229,17 +229,17 @@ class RecordReader:
         if rest := self.peek():
             where = f"{self._path}:{self.line}"
             raise DataError(f"{where}: found {rest!r} after the array, expected the file's end.")
-        self.is_array = False  # nothing but the end follows
+        self.is_array = False  # only the end of the file follows
 
     def _read_object(self) -> dict[str, Any]:
-        """Takes the JSON object that begins at the next character."""
+        """Reads the JSON object that begins at the next character."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
                 break
             except json.JSONDecodeError as error:
                 # Perhaps only the rest of the value is missing: an error at the end, or a string
-                # that does not end, whose error lies at its beginning.
+                # that does not end, whose error is reported at its beginning.
                 cut = error.pos >= len(self._buffer) - _LONGEST_TOKEN or "Unterminated" in error.msg
                 if not (cut and self._fill()):
                     line = self.line + self._buffer.count("\n", self._position, error.pos)
@@ -254,7 +254,7 @@ class RecordReader:
     def _fill(self) -> bool:
         chunk = next(self._chunks, "")
         if chunk:
-            self._offset = self.offset  # counts what leaves the buffer
+            self._offset = self.offset  # count the characters that leave the buffer
             self._buffer = self._buffer[self._position :] + chunk
             self._position = self._counted = 0
         return bool(chunk)

@@ -1,8 +1,8 @@
-"""The two core types, a turn and a sample, and their way from and to LLaVA's JSON.
+"""Defines the two core types, `Turn` and `Sample`, and reads and writes them as LLaVA's JSON.
 
 Role: a record is checked once, here; whatever holds a `Sample` may rely on it.
-Input: one decoded JSON object and where it stands. Output: a frozen `Sample`.
-Non-goals: reading files (`dataset.py`), templates (`render.py`), opening pictures.
+Input: one decoded JSON object and its position. Output: a frozen `Sample`.
+Non-goals: reading files (`dataset.py`), templates (`render.py`), opening images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Turn:
 
     Attributes:
         role: `human` or `gpt`.
-        text: What is said; `<image>` stands where the picture goes.
+        text: The text; `<image>` marks the place of the image.
         supervised: Whether the answer counts in the loss. It means nothing for `human`.
     """
 
@@ -64,11 +64,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: a conversation about at most one picture.
+    """One training sample: a conversation about at most one image.
 
     Attributes:
         id: Name of the sample, for messages.
-        image: Path of the picture below the image folder, or None for text only.
+        image: Path of the image below the image folder, or None for text only.
         turns: The conversation, `human` first and alternating.
         lang: Language code of the answers.
         task: What kind of question it is.
@@ -86,12 +86,12 @@ class Sample:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Sample:
-        """Check one LLaVA record.
+        """Checks one LLaVA record.
 
         Args:
             record: `{"id", "image"?, "conversations": [{"from", "value"}, ...]}`; also read are
                 `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`. The image may
-                stand in a list of one, or in `images`; the turns may be `messages` of `role` and
+                be in a list of one, or in `images`; the turns may be `messages` of `role` and
                 `content` (text or a list of parts), or `texts`, pairs of `user` and `assistant`;
                 `user` and `assistant` are read as `human` and `gpt`.
             where: `file:line` of the record, for messages.
@@ -147,7 +147,7 @@ _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
 
 
 def has_leading_answer(record: Mapping[str, Any]) -> bool:
-    """Tell whether `Sample.from_record` leaves out the record's first turn."""
+    """Tells whether `Sample.from_record` leaves out the record's first turn."""
     turns = _raw_turns(record)
     return (
         isinstance(turns, list)
@@ -158,7 +158,7 @@ def has_leading_answer(record: Mapping[str, Any]) -> bool:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """Lists the images of a record, in whichever form its file has them.
+    """Lists the images of a record, whatever form they have in the file.
 
     Returns:
         Paths, and for images that are embedded in the file, objects with `bytes`.
@@ -210,7 +210,7 @@ def _read_image(record: Mapping[str, Any]) -> str | None:
 
 
 def _raw_turns(record: Mapping[str, Any]) -> Any:
-    """Finds the turns of a record under whichever name they have."""
+    """Finds the turns of a record, whatever their key."""
     named = next((record[key] for key in ("conversations", "messages") if record.get(key)), None)
     texts = record.get("texts")
     if named is None and isinstance(texts, list):
@@ -300,7 +300,7 @@ def _read_part(part: Any, here: str) -> str:
 
 
 def _refuse_placeholders(text: str, here: str) -> None:
-    """Refuses a question that begins or ends with `<video>`; elsewhere that is talk about HTML."""
+    """Refuses a question that begins or ends with `<video>`; elsewhere it is text about HTML."""
     asked = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
     for placeholder, reason in _PLACEHOLDERS.items():
         if asked.startswith(placeholder) or asked.endswith(placeholder):
@@ -332,12 +332,12 @@ def _check_placeholders(sample: Sample) -> None:
 
 
 def _check_characters(sample: Sample) -> None:
-    """Refuses what is no text: tokenizers fail at it, and it cannot be stored."""
+    """Refuses characters that are not text: tokenizers fail on them, and they cannot be stored."""
     parts = {key: getattr(sample, key) for key in ("id", "image", *_EXTRA_FIELDS)}
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):
-            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` lets bytes through
+            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` decodes invalid bytes
             what = "a byte that is not UTF-8" if is_byte else "half of a character"
             shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
             raise SampleError(

@@ -1,10 +1,10 @@
-"""Rendered text in, token ids and labels out: the one place that masks labels.
+"""Tokenises rendered text and labels it: the one place that masks labels.
 
 Role: `encode_turns` is what datasets call; `encode_prompt` turns text with `<image>` into ids with
 the sentinel -200 and is also what `llava.mm_utils.tokenizer_image_token` returns.
 A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
-slow one. What stands before the first image is mostly the same text; its tokens are kept. Labels
+slow one. The text before the first image is mostly the same, so its tokens are cached. Labels
 are not shifted.
 Non-goals: truncation and padding (`dataset.py`, `batching.py`), templates.
 """
@@ -35,7 +35,7 @@ class Encoded:
     """Token ids and labels of one sample, equally long.
 
     Attributes:
-        input_ids: Ids; -200 stands where an image goes.
+        input_ids: Ids; -200 marks the place of an image.
         labels: The id where the token counts in the loss, else -100. Not shifted: the label of a
             position is the token at that position.
     """
@@ -47,13 +47,13 @@ class Encoded:
 def encode_turns(
     turns: Sequence[Turn], conv: Conversation, tokenizer: Any, has_image: bool = True
 ) -> Encoded:
-    r"""Encode a conversation for training.
+    r"""Encodes a conversation for training.
 
     Args:
         turns: `human` first and alternating; only answers with `supervised` count in the loss.
         conv: The template.
         tokenizer: A Hugging Face tokenizer.
-        has_image: Whether `<image>` is a picture's placeholder. Otherwise it is text like any.
+        has_image: Whether `<image>` is an image's placeholder. Otherwise it is text like any.
 
     Returns:
         Ids and labels. Each supervised answer is labelled with its terminator. The v0 template's
@@ -72,7 +72,7 @@ def encode_turns(
 
 
 def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) -> Encoded:
-    """Encode a rendered conversation; see `encode_turns`."""
+    """Encodes a rendered conversation; see `encode_turns`."""
     if not rendered.v0_pieces:
         return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
     input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
@@ -91,7 +91,7 @@ def encode_prompt(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     has_image: bool = True,
 ) -> list[int]:
-    """Encode text, with `image_token_index` for each `<image>`.
+    """Encodes text, with `image_token_index` for each `<image>`.
 
     The chunks between placeholders are tokenised apart; the tokenizer's BOS is kept once.
     """
@@ -107,7 +107,7 @@ def encode_prompt(
 
 
 def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[bool]) -> None:
-    """Mask labels in place by LLaVA's v0 rule.
+    """Masks labels in place by LLaVA's v0 rule.
 
     The rule adds up the lengths of the pieces tokenised alone, each with a BOS that the whole text
     does not have, so it drifts to the right by a token or so a turn; and it leaves a masked turn's
@@ -130,14 +130,14 @@ def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[boo
 
 
 def is_labelled(labels: Sequence[int]) -> bool:
-    """Tell whether any position counts in the loss."""
+    """Tells whether any position counts in the loss."""
     return any(label != IGNORE_INDEX for label in labels)
 
 
 def _encode_spans(
     text: str, spans: Sequence[Span], tokenizer: Any, has_image: bool = True
 ) -> Encoded:
-    """Tokenise a text, and label the tokens that share a character with a span."""
+    """Tokenises a text and labels the tokens that share a character with a span."""
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, offsets = _encode_and_keep_first(chunks, tokenizer)
     drop = num_bos(ids, tokenizer, chunks[0])
@@ -164,7 +164,7 @@ def _encode_spans(
 def _labels_in_chunk(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Labels of a chunk's tokens, of which each has a range of characters."""
+    """Returns the labels of a chunk's tokens, each of which covers a range of characters."""
     labels = [IGNORE_INDEX] * len(ids)
     if not spans:
         return labels
@@ -174,14 +174,14 @@ def _labels_in_chunk(
             first, last = bisect_right(ends, start), bisect_left(starts, end)
             labels[first:last] = ids[first:last]
         return labels
-    # a token that stands for no text (an EOS that the tokenizer adds) lies before all
+    # a token without text (an EOS that the tokenizer adds) has the range (0, 0)
     for i, (start, end) in enumerate(offsets):
         if any(start < span[1] and end > span[0] for span in spans):
             labels[i] = ids[i]
     return labels
 
 
-# what stands before the first image, and its ids and offsets; for each tokenizer
+# for each tokenizer: the text before the first image -> its ids and offsets
 _FIRST_CHUNKS: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 _MAX_FIRST_CHUNKS = 256
 
@@ -189,11 +189,11 @@ _MAX_FIRST_CHUNKS = 256
 def _encode_and_keep_first(
     chunks: Sequence[str], tokenizer: Any
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
-    """Encode chunks as `encode_chunks` does; the first of several is looked up."""
+    """Encodes chunks as `encode_chunks` does, with a cache for the first of several."""
     if len(chunks) == 1 or _backend(tokenizer) is None:
         return encode_chunks(chunks, tokenizer, with_offsets=True)
     known = _FIRST_CHUNKS.setdefault(tokenizer, {})
-    # it may be given more tokens, or other settings
+    # tokens may be added to it, and its settings may change
     settings = (tokenizer.split_special_tokens, getattr(tokenizer, "add_bos_token", None))
     key = (chunks[0], len(tokenizer), *settings)
     if key not in known:
@@ -209,7 +209,7 @@ def _encode_and_keep_first(
 def encode_chunks(
     chunks: Sequence[str], tokenizer: Any, with_offsets: bool
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
-    """Encode chunks in one call, each as the tokenizer encodes a text by default."""
+    """Encodes chunks in one call, each as the tokenizer encodes a text by default."""
     shift = _prefix_shift(tokenizer)
     texts = [" " + chunk if shift and chunk[:1] == " " else chunk for chunk in chunks]
     with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
@@ -234,11 +234,11 @@ def encode_chunks(
 
 
 def _backend(tokenizer: Any) -> Tokenizer | None:
-    """What a fast tokenizer asks, set as a plain call sets it; a fifth of a call is around it.
+    """Returns a fast tokenizer's backend, with the settings of a plain call.
 
-    None for a tokenizer that has a way of its own.
+    Calling it directly saves a fifth of the time. None for a tokenizer with its own `_encode_plus`.
     """
-    # which takes seconds to import, and without which there is no such tokenizer
+    # not imported here, as it takes seconds; without it there is no such tokenizer
     module = sys.modules.get("transformers.tokenization_utils_tokenizers")
     encode = getattr(type(tokenizer), "_encode_plus", None)
     if module is None or encode is not module.TokenizersBackend._encode_plus:
@@ -254,7 +254,7 @@ def _backend(tokenizer: Any) -> Tokenizer | None:
 
 
 def _prefix_shift(tokenizer: Any) -> bool:
-    """Tell whether a text's leading blank must be doubled.
+    """Tells whether a text's leading blank must be doubled.
 
     SentencePiece puts its dummy blank before any text. The `Metaspace` of the tokenizers library
     leaves it out where a text begins with a blank already; checkpoints were trained with the
@@ -266,14 +266,14 @@ def _prefix_shift(tokenizer: Any) -> bool:
 
 
 def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any, text: str) -> int:
-    """Return 1 if the tokenizer begins a text with BOS, else 0.
+    """Returns 1 if the tokenizer begins a text with BOS, else 0.
 
     A first id that is BOS need not be one that the tokenizer added: the BOS of some chat models
     (SmolLM2) is `<|im_start|>`, with which their prompts begin. Such a tokenizer shows itself on a
     text without it.
 
     Args:
-        ids: What the tokenizer made of a text's chunks.
+        ids: The ids of a text's chunks.
         tokenizer: The tokenizer.
         text: The first chunk.
     """
@@ -290,7 +290,7 @@ def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any, text: str) -> int:
 def _offsets_by_prefix(
     chunk: str, ids: Sequence[int], borders: Sequence[int], tokenizer: Any
 ) -> list[tuple[int, int]]:
-    """Place a slow tokenizer's tokens, as exactly as `borders` demands.
+    """Places a slow tokenizer's tokens, as exactly as `borders` demands.
 
     The text before a border is encoded alone; the ids that it shares with the whole are the tokens
     before the border. Tokens between two borders get the range between them.
@@ -319,4 +319,4 @@ def _offsets_by_prefix(
 
 
 _MAX_MERGED = 4
-"""Tokens of a prefix that may melt into the one token that lies across its end."""
+"""Tokens of a prefix that may merge into the one token across its end."""

@@ -1,8 +1,8 @@
-"""Load a checkpoint for inference: `load_pretrained_model`.
+"""Loads a checkpoint for inference: `load_pretrained_model`.
 
 In: a folder or Hub id of a whole model, of a projector (`mm_projector.bin`) or of LoRA adapters,
 the last two with their base model. Out: tokenizer, model, image processor and context length. What
-a checkpoint is, and which class it is loaded with, stands in its own files (`config.json`,
+a checkpoint is, and which class it is loaded with, is read from its own files (`config.json`,
 `adapter_config.json`). The folder's name is asked only where they leave the language model open.
 """
 
@@ -55,7 +55,7 @@ FAMILIES = {
 }
 """Language models that can be given images, and their class in `llava.model`."""
 
-# what a base language model cannot hold
+# parts of the names of weights that a base language model does not have
 _MULTIMODAL_KEYS = ("mm_projector.", "image_newline")
 
 
@@ -70,19 +70,19 @@ def load_pretrained_model(
     use_flash_attn: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
-    """Load a model and what is needed to talk to it.
+    """Loads a model and what is needed to talk to it.
 
     Args:
-        model_path: checkpoint, a folder (of any name) or a Hub id.
-        model_base: base model of a projector or of LoRA adapters; None for a whole model.
-        model_name: the name shown to people. It decides only where `config.json` leaves open which
+        model_path: Checkpoint, a folder (of any name) or a Hub id.
+        model_base: Base model of a projector or of LoRA adapters; None for a whole model.
+        model_name: The name shown to people. It decides only where `config.json` leaves open which
             language model it is (`mistral`, `mpt`, else Llama); another mismatch is logged.
-        load_8bit: quantise to 8 bits (bitsandbytes).
-        load_4bit: quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
-        device_map: as in transformers; used on "cuda" only, elsewhere all goes to `device`.
+        load_8bit: Quantise to 8 bits (bitsandbytes).
+        load_4bit: Quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
+        device_map: As in transformers; used on "cuda" only, elsewhere all goes to `device`.
         device: "cuda", "cpu", "mps", ...; without a CUDA device "cuda" becomes "cpu".
-        use_flash_attn: use flash-attn where it is installed, else SDPA.
-        **kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) overrides float16, or float32
+        use_flash_attn: Use flash-attn where it is installed, else SDPA.
+        **kwargs: For `from_pretrained`; `dtype` (or `torch_dtype`) overrides float16, or float32
             on a CPU.
 
     Returns:
@@ -90,8 +90,8 @@ def load_pretrained_model(
         model; `context_len` is in tokens.
 
     Raises:
-        CheckpointError: the checkpoint is missing, incomplete or does not fit.
-        ConfigError: a base model or a package is missing, or the format is not supported.
+        CheckpointError: The checkpoint is missing, incomplete or does not fit.
+        ConfigError: A base model or a package is missing, or the format is not supported.
     """
     kind = kind_of(model_path)
     model_base = _base_of(kind, model_path, model_base)
@@ -119,10 +119,10 @@ def load_pretrained_model(
 
 
 def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
-    """The base model to load, or None for a whole model.
+    """Returns the base model to load, or None for a whole model.
 
     Raises:
-        ConfigError: one is needed and not named.
+        ConfigError: One is needed and not named.
     """
     if kind == "full":
         if model_base is not None:
@@ -140,7 +140,7 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
 
 
 def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
-    """Log where the name says something else than the files; LLaVA went by the name."""
+    """Warns where the name, by which LLaVA decides, contradicts the files."""
     name = model_name.lower()
     if "llava" in name and not multimodal:
         log.warning("%s is loaded as a text-only model: its config.json has no tower", model_name)
@@ -156,10 +156,10 @@ def _keywords(
     use_flash_attn: bool,
     kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """Keywords for `from_pretrained`.
+    """Returns the keywords for `from_pretrained`.
 
     Raises:
-        ConfigError: a package is missing, or two quantisations were asked for.
+        ConfigError: A package is missing, or two quantisations were asked for.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         log.warning("no CUDA device found: loading on the CPU")
@@ -194,7 +194,7 @@ def _keywords(
 def _from_pretrained(
     model_class: Any, path: str, may_miss: Sequence[str] = (), **keywords: Any
 ) -> tuple[Any, set[str]]:
-    """Loads `path` and says which of the weights that may be missing are.
+    """Loads `path` and returns the model and which of the weights in `may_miss` are missing.
 
     Args:
         model_class: What to load.
@@ -206,7 +206,7 @@ def _from_pretrained(
         CheckpointError: Unreadable, shapes differ, or weights are missing that may not.
     """
     try:
-        # not to be ignored: so that the error below can name them
+        # mismatches are not ignored: the error below names them
         model, info = model_class.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **keywords
         )
@@ -256,7 +256,7 @@ def _load_multimodal(
     source = model_path if has_config else model_base
     config = copy.deepcopy(read_model_config(model_class, source))
     if hasattr(config, "mm_vision_tower"):
-        # what results is no longer beside its tower
+        # the resulting model is no longer beside its tower
         config.mm_vision_tower = portable_tower(config.mm_vision_tower, source)
     # training may have added tokens, which the base does not hold
     vocab_size = config.vocab_size
@@ -269,7 +269,7 @@ def _load_multimodal(
 
 
 def _fit_tokens(model: Any, tokenizer: Any) -> int:
-    """Add the image tokens that the configuration names; return how many were new."""
+    """Adds the image tokens that the configuration names; returns how many are new."""
     settings = MultimodalConfig.from_config(model.config)
     if settings.mm_vision_tower is None:
         return 0
@@ -288,10 +288,10 @@ def _load_projector_file(model: Any, path: Path | None, num_new: int) -> None:
 
 
 def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
-    """Load what LoRA training changed besides the adapters (projector, perhaps embeddings).
+    """Loads what LoRA training changed besides the adapters (projector, perhaps embeddings).
 
     Raises:
-        CheckpointError: the file does not fit, or is missing and the base has no projector.
+        CheckpointError: The file does not fit, or is missing and the base has no projector.
     """
     path = find_file(model_path, NON_LORA_FILE)
     tensors = {} if path is None else read_tensors(path)
@@ -305,11 +305,11 @@ def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
 
 
 def _merge_lora(model: Any, model_path: str) -> Any:
-    """Merge the adapters into the model's weights.
+    """Merges the adapters into the model's weights.
 
     Raises:
-        ConfigError: peft is not installed.
-        CheckpointError: the adapters are unreadable.
+        ConfigError: `peft` is not installed.
+        CheckpointError: The adapters are unreadable.
     """
     try:
         from peft import PeftModel
@@ -322,34 +322,34 @@ def _merge_lora(model: Any, model_path: str) -> Any:
 
 
 def _place_tower(model: Any) -> Any:
-    """Load the tower if the checkpoint did not carry it, beside the model; return its processor."""
+    """Loads the tower if the checkpoint did not carry it; returns its image processor."""
     tower = model.get_vision_tower()
     if tower is None:
         return None
     if not tower.is_loaded:
         tower.load_model()
-        # one dtype for the whole model, whatever the tower was saved in
+        # one dtype for the whole model, whatever the dtype of the tower's files
         tower.to(device=model.get_input_embeddings().weight.device, dtype=model.dtype)
     return tower.image_processor
 
 
 def _context_len(config: Any) -> int:
-    """Tokens that fit, as LLaVA counts them, and never more than the model has positions."""
+    """Returns LLaVA's context length, but never more than the model has positions."""
     longest = MultimodalConfig.from_config(config).max_sequence_length
     positions = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT_LEN
     return min(DEFAULT_CONTEXT_LEN, positions) if longest is None else longest
 
 
 def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
-    """The multimodal class for a configuration, or None for a text-only model.
+    """Returns the multimodal class for a configuration, or None for a text-only model.
 
     Args:
-        config: content of `config.json`.
-        where: its place, for messages.
-        model_name: what to go by where the type is `llava` and no architecture is written.
+        config: Content of `config.json`.
+        where: Its place, for messages.
+        model_name: What to go by where the type is `llava` and no architecture is written.
 
     Raises:
-        ConfigError: a format that is not supported.
+        ConfigError: A format that is not supported.
     """
     model_type = str(config.get("model_type"))
     has_tower = "mm_vision_tower" in config
@@ -373,7 +373,7 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
 
 
 def _family_of(config: dict[str, Any], model_name: str) -> str:
-    """The language model of a checkpoint whose type is just `llava`."""
+    """Returns the language model of a checkpoint whose type is just `llava`."""
     architecture = (config.get("architectures") or [None])[0]
     for family, class_name in FAMILIES.items():
         if architecture == class_name:
@@ -384,10 +384,10 @@ def _family_of(config: dict[str, Any], model_name: str) -> str:
 
 
 def read_model_config(model_class: Any, path: str | None) -> Any:
-    """Read `config.json` as the class wants it.
+    """Reads `config.json` into the class's configuration.
 
     Raises:
-        CheckpointError: a value has the wrong type.
+        CheckpointError: A value has the wrong type.
     """
     try:
         return model_class.config_class.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""The CLIP vision tower: images to patch features, at one scale or at several.
+"""Implements the CLIP vision tower: images to patch features, at one scale or at several.
 
 In: [N, 3, S, S] preprocessed images. Out: [N, P, D] hidden states of the selected layer. A frozen
 tower runs without gradients, in its own dtype and in evaluation mode. Spelling of weights: current
@@ -42,10 +42,10 @@ class CLIPVisionTower(nn.Module):
     """A CLIP vision model that returns the hidden states of one layer.
 
     Args:
-        vision_tower: folder or Hub id of the CLIP model.
-        args: has `mm_vision_select_layer`, perhaps `mm_vision_select_feature` and
+        vision_tower: Folder or Hub id of the CLIP model.
+        args: Has `mm_vision_select_layer`, perhaps `mm_vision_select_feature` and
             `unfreeze_mm_vision_tower`.
-        delay_load: read the configuration only; `load_model` loads the weights.
+        delay_load: Read the configuration only; `load_model` loads the weights.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False):
@@ -92,7 +92,7 @@ class CLIPVisionTower(nn.Module):
         if torch.get_default_device().type == "meta":
             self.vision_tower = CLIPVisionModel(self._read(CLIPVisionConfig))
         else:
-            # mismatches are not ignored: so that the error below can name them
+            # mismatches are not ignored: the error below names them
             self.vision_tower, info = self._read(
                 CLIPVisionModel,
                 device_map=device_map,
@@ -122,11 +122,11 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether no parameter of the tower is trained."""
+        """Tells whether no parameter of the tower is trained."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> CLIPVisionTower:
-        """Set training mode; a frozen tower stays in evaluation mode."""
+        """Sets training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.is_frozen)
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
@@ -138,11 +138,11 @@ class CLIPVisionTower(nn.Module):
         return hidden[:, 1:] if self.select_feature == "patch" else hidden
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """Encode images.
+        """Encodes images.
 
         Args:
             images: [N, 3, S, S], or a list of [3, S, S] that are run one by one. Bytes (uint8) are
-                resized pictures, whose values are prepared here.
+                resized images, whose values are prepared here.
 
         Returns:
             [N, P, D] in the dtype of the images (for bytes the tower's), or a list of [1, P, D].
@@ -215,7 +215,7 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def input_size(self) -> int:
-        """S, the side of the pictures that `forward` takes, in pixels."""
+        """S, the side of the images that `forward` takes, in pixels."""
         return self.config.image_size
 
     @property
@@ -271,15 +271,15 @@ DEFAULT_SCALES = "336,672,1008"
 
 
 class CLIPVisionTowerS2(CLIPVisionTower):
-    """A CLIP vision model that looks at a picture at several scales.
+    """A CLIP vision model that looks at an image at several scales.
 
     Args:
-        vision_tower: folder or Hub id of the CLIP model.
-        args: as for `CLIPVisionTower`, perhaps with `s2_scales`: sides in pixels, a comma list.
-        delay_load: read the configuration only; `load_model` loads the weights.
+        vision_tower: Folder or Hub id of the CLIP model.
+        args: As for `CLIPVisionTower`, perhaps with `s2_scales`: sides in pixels, a comma list.
+        delay_load: Read the configuration only; `load_model` loads the weights.
 
     Raises:
-        ConfigError: the scales do not fit the tower.
+        ConfigError: The scales do not fit the tower.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False):
@@ -293,7 +293,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         if self.s2_split_size != self.config.image_size:
             raise ConfigError(
                 f"s2_scales {self.s2_scales}: the smallest is {self.s2_split_size}, but the tower "
-                f"{vision_tower} takes pictures of {self.config.image_size} pixels"
+                f"{vision_tower} takes images of {self.config.image_size} pixels"
             )
 
     @property
@@ -308,7 +308,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
 
     @property
     def input_size(self) -> int:
-        """L, the side of the pictures that `forward` takes."""
+        """L, the side of the images that `forward` takes."""
         return self.s2_image_size
 
     @property
@@ -317,7 +317,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         return self.config.hidden_size * len(self.s2_scales)
 
     def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
-        """Load weights and image processor, which then makes pictures of the largest scale."""
+        """Loads weights and image processor, which then makes images of the largest scale."""
         super().load_model(device_map=device_map, dtype=dtype)
         side = self.s2_image_size
         self.image_processor.size["shortest_edge"] = side
@@ -345,10 +345,10 @@ class CLIPVisionTowerS2(CLIPVisionTower):
 
 
 def parse_scales(text: Any) -> tuple[int, ...]:
-    """Read `s2_scales` and sort it: "672,336" -> (336, 672).
+    """Reads and sorts `s2_scales`: "672,336" -> (336, 672).
 
     Raises:
-        ConfigError: no list of sides, or a side is no multiple of the smallest.
+        ConfigError: No list of sides, or a side is no multiple of the smallest.
     """
     try:
         scales = tuple(sorted({int(part) for part in str(text).split(",")}))
