@@ -133,16 +133,16 @@ class Sample:
 
     def to_record(self) -> dict[str, Any]:
         """Returns the sample as a LLaVA JSON object; fields that are None are left out."""
-        turns = [
+        turns: list[dict[str, Any]] = [
             {"from": turn.role, "value": turn.text, **({} if turn.supervised else _UNSUPERVISED)}
             for turn in self.turns
         ]
-        record = {"id": self.id, "image": self.image, "conversations": turns}
+        record: dict[str, Any] = {"id": self.id, "image": self.image, "conversations": turns}
         record |= {key: getattr(self, key) for key in _EXTRA_FIELDS}
         return {key: value for key, value in record.items() if value is not None}
 
 
-_UNSUPERVISED: Final = {"supervised": False}
+_UNSUPERVISED: Final[dict[str, Any]] = {"supervised": False}
 _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
 
 
