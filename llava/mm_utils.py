@@ -151,7 +151,10 @@ def process_images(
     """
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if ratio == "anyres":
+    if ratio == "pad":
+        colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+        prepared = [_preprocess(image_processor, expand2square(i, colour)) for i in images]
+    elif ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
             raise ConfigError(
@@ -160,12 +163,8 @@ def process_images(
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
-        if ratio == "pad":
-            colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
-            images = [expand2square(image, colour) for image in images]
-        else:
-            images = [central_part(image) for image in images]
-        prepared = [_preprocess(image_processor, image) for image in images]
+        crops = [central_part(image) for image in images]
+        return image_processor(crops, return_tensors="pt")["pixel_values"]
     is_even = all(tensor.shape == prepared[0].shape for tensor in prepared)
     return torch.stack(prepared) if is_even else prepared
 

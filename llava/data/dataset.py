@@ -27,8 +27,7 @@ from llava.data.render import place_images, render
 from llava.data.sample import Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled
 from llava.errors import ConfigError, DataError
-from llava.images import open_image
-from llava.mm_utils import process_images
+from llava.images import central_part, expand2square, open_image
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +210,12 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
                 "corrupt_image",
                 sample.lang,
             ) from error
-        return process_images([image], processor, self.data_args)[0]
+        if self.data_args.image_aspect_ratio == "pad":
+            image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
+        else:
+            image = central_part(image)
+        pixels: Tensor = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
     def _encode(self, sample: Sample) -> dict[str, Tensor]:
         # a text without a placeholder stays as it is
