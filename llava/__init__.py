@@ -25,7 +25,7 @@ keep_old_paths(
 
 
 def __getattr__(name: str) -> Any:
-    """Load the model class on first use (PEP 562)."""
+    """Loads the model class on first use (PEP 562)."""
     if name == "LlavaLlamaForCausalLM":
         from llava.model import LlavaLlamaForCausalLM
 

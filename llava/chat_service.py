@@ -2,8 +2,8 @@
 
 In: requests as the protocol has them. Out: replies. The `openai` package sends them, tries again
 what may pass (time-outs, cut connections, 408, 409, 429, 5xx) and obeys Retry-After. This module
-paces requests, tells whose fault an error is, and reads replies. What a request says and what
-becomes of its reply is the caller's matter.
+paces requests, tells whose fault an error is, and reads replies. The caller decides what a request
+says and what happens with its reply.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ _FATAL = {
     403: "access is refused",
     404: "no such model or address",
 }
-# What a service refuses for its content or length: others may be accepted, this one never.
+# A refusal because of the content or length: this request will never be accepted, others may be.
 _OWN_FAULT = re.compile(
     r"content[ _-]?(filter|policy|management)|moderation|flagged|safety"
     r"|context[ _-]?(length|window)|maximum context",
     re.IGNORECASE,
 )
 _TOO_MUCH = re.compile(r"too (long|large|many)|maximum (length|size)", re.IGNORECASE)
-# A field that a service does not know or take: it will not take it from any request.
+# A field that a service does not accept: it will refuse it in every request.
 _BAD_FIELD = re.compile(
     r"(unknown|unrecogni[sz]ed|unexpected|unsupported|extra)\b.{0,40}\b(parameter|field|argument|key)"
     r"|\b(parameter|field|argument|key)\b.{0,60}(unknown|not supported|not permitted|unsupported)"
     r"|extra (inputs|fields) (are )?not permitted|extra_forbidden",
     re.IGNORECASE | re.DOTALL,
 )
-_MAX_REFUSED = 20  # requests that a service refuses before it has answered one
+_MAX_REFUSED = 20  # refused requests, before the first answer, after which we give up
 _MAY_PASS = (408, 409, 425, 429)
-# Fields that all requests have in common: who refuses one refuses them all.
+# Fields that all requests share: a service that refuses one refuses them all.
 _SETTINGS = ("model", *MAX_TOKENS_FIELDS, "temperature", "response_format")
-# What the request under way costs, for the hook that paces each of its tries.
+# Estimated tokens of the current request, for the hook that paces its tries.
 _num_tokens: ContextVar[int] = ContextVar("num_tokens", default=0)
-_NO_KEY = "none"  # the package demands one; a service that needs none ignores it
+_NO_KEY = "none"  # the package requires a key; a service that needs none ignores it
 
 
 class NotFoundError(ServiceError):
-    """The service does not have what is asked for."""
+    """Raised when the service does not have what is asked for."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How a service may be asked.
+class ServiceLimits:
+    """Limits on how a service is asked.
 
     Attributes:
         timeout_s: Longest wait for one answer.
@@ -80,10 +80,18 @@ class Limits:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
+    def pause(self, num_tokens: int) -> float:
+        """Returns the seconds from a request of so many tokens to the next."""
+        per_request, per_token = self.requests_per_minute, self.tokens_per_minute
+        return max(
+            60 / per_request if per_request else 0.0,
+            60 * num_tokens / per_token if per_token else 0.0,
+        )
+
 
 @dataclass(frozen=True)
 class Dialect:
-    """Which fields of a request a service takes.
+    """The fields of a request that a service takes.
 
     Attributes:
         max_tokens_field: What it calls the longest answer: one of `MAX_TOKENS_FIELDS`.
@@ -94,16 +102,13 @@ class Dialect:
     takes_temperature: bool = True
 
     def adapt(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A request with `max_tokens` and `temperature` as the service takes it."""
-        adapted = dict(body)
-        if "max_tokens" in adapted:
-            adapted[self.max_tokens_field] = adapted.pop("max_tokens")
-        if not self.takes_temperature:
-            adapted.pop("temperature", None)
-        return adapted
+        """Returns a request with `max_tokens` and `temperature` as the service takes it."""
+        names = {"max_tokens": self.max_tokens_field}
+        dropped = () if self.takes_temperature else ("temperature",)
+        return {names.get(key, key): value for key, value in body.items() if key not in dropped}
 
     def after(self, fault: str, sent: Mapping[str, Any]) -> Dialect | None:
-        """The dialect to try next.
+        """Returns the dialect to try next.
 
         Args:
             fault: What the service says is wrong.
@@ -121,7 +126,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What a model replied.
+    """A model's reply.
 
     Attributes:
         text: Its answer, without what it thought before.
@@ -139,35 +144,31 @@ class ChatReply:
 
 
 def is_completion(data: Any) -> bool:
-    """Whether JSON is a chat completion."""
+    """Tells whether JSON is a chat completion."""
     choices = data.get("choices") if isinstance(data, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     return isinstance(first, dict) and isinstance(first.get("message"), dict)
 
 
 def read_reply(data: Mapping[str, Any]) -> ChatReply:
-    """Read a chat completion; see `is_completion`."""
+    """Reads a chat completion; see `is_completion`."""
     choice = data["choices"][0]
     message, reason = choice["message"], choice.get("finish_reason")
     refusal = message.get("refusal") or ("content filter" if reason == "content_filter" else None)
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     sent, received = (counts.get(key) for key in ("prompt_tokens", "completion_tokens"))
+    content = message.get("content") or ""
+    if isinstance(content, list):  # thoughts are parts without `text`
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        content = "".join(text for text in texts if isinstance(text, str))
     return ChatReply(
-        text=without_thinking(_text_of(message.get("content"))),
+        text=without_thinking(str(content)),
         refusal=str(refusal) if refusal else None,
         is_cut=reason == "length",
         num_input_tokens=sent if isinstance(sent, int) else 0,
         num_output_tokens=received if isinstance(received, int) else 0,
     )
-
-
-def _text_of(content: Any) -> str:
-    """The text of a message; of a list of parts those that are text, thoughts are other parts."""
-    if not isinstance(content, list):
-        return str(content or "")
-    parts = (part.get("text") for part in content if isinstance(part, dict))
-    return "".join(text for text in parts if isinstance(text, str))
 
 
 class ChatService:
@@ -194,7 +195,7 @@ class ChatService:
         self,
         url: str,
         key: str | None,
-        limits: Limits | None = None,
+        limits: ServiceLimits | None = None,
         dialect: Dialect | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -203,11 +204,11 @@ class ChatService:
         self._num_refused = 0
         self._is_tried = False
         self._key = key
-        self._limits = limits or Limits()
-        self._pace = _Pace(self._limits)
+        self._limits = limits or ServiceLimits()
+        self._free_at = 0.0
 
     def connect(self) -> None:
-        """Make the client; connections are opened when they are needed."""
+        """Makes the client; connections are opened when they are needed."""
         self._first = asyncio.Lock()
         hooks: dict[str, list[Any]] = {"request": [self._take_turn], "response": [_judge_response]}
         self.client = openai.AsyncOpenAI(
@@ -219,7 +220,7 @@ class ChatService:
         )
 
     async def close(self) -> None:
-        """Close connections."""
+        """Closes connections."""
         await self.client.close()
 
     async def __aenter__(self) -> ChatService:
@@ -230,7 +231,7 @@ class ChatService:
         await self.close()
 
     async def ask(self, body: Mapping[str, Any], num_tokens: int = 0) -> ChatReply:
-        """Ask until there is a reply.
+        """Sends a request and returns the reply, after retries where needed.
 
         Args:
             body: The request.
@@ -243,18 +244,17 @@ class ChatService:
         """
         _num_tokens.set(num_tokens)
         with self.plain_errors():
-            if not self._is_tried:
-                # the first request goes alone: what the service takes is found out once
-                async with self._first:
-                    if not self._is_tried:
-                        try:
-                            return await self._ask(body)
-                        finally:
-                            self._is_tried = True
+            # the first request is sent alone, so that the dialect is detected only once
+            async with self._first:
+                if not self._is_tried:
+                    try:
+                        return await self._ask(body)
+                    finally:
+                        self._is_tried = True
             return await self._ask(body)
 
     async def _ask(self, body: Mapping[str, Any]) -> ChatReply:
-        """Send a request in the service's dialect, and in another one if it does not take that."""
+        """Sends a request in the service's dialect, and in another one if it does not take that."""
         begun = dialect = self.dialect
         while True:
             sent = dialect.adapt(body)
@@ -266,46 +266,48 @@ class ChatService:
                 if other is None:
                     raise
                 dialect = other
-                continue
-            if dialect != begun:
-                self.speak(dialect)
-            self.num_answered += 1
-            return read_reply(response.http_response.json())
+            else:
+                if dialect != begun:
+                    self.speak(dialect)
+                self.num_answered += 1
+                return read_reply(response.http_response.json())
 
     def speak(self, dialect: Dialect) -> None:
-        """Ask in another dialect from now on."""
+        """Asks in another dialect from now on."""
         if dialect != self.dialect:
-            without = "" if dialect.takes_temperature else " and without temperature"
             log.warning(
                 "%s is asked with %s%s from now on: it takes nothing else",
                 self.url,
                 dialect.max_tokens_field,
-                without,
+                "" if dialect.takes_temperature else " and without temperature",
             )
         self.dialect = dialect
 
     async def models(self) -> list[str]:
-        """Names of the service's models; raises as `ask` does."""
+        """Returns the names of the service's models; raises as `ask` does."""
         with self.plain_errors():
             return [model.id async for model in self.client.models.list()]
 
     @contextmanager
     def plain_errors(self) -> Iterator[None]:
-        """Tell the package's errors apart by whose fault they are; raises as `ask` does."""
+        """Turns the package's errors into ours; raises as `ask` does."""
         try:
             yield
         except openai.APIStatusError as error:
             raise self._error(error) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise ExhaustedError(
-                f"{type(cause).__name__} {cause}".strip() + self._num_tries()
-            ) from error
+            text = f"{type(cause).__name__} {cause}".strip()
+            raise ExhaustedError(f"{text} ({self._limits.max_tries} tries)") from error
         except openai.OpenAIError as error:
             raise ServiceError(f"{self.url}: {error}") from error
 
     async def _take_turn(self, request: Any) -> None:
-        await self._pace.take(_num_tokens.get())
+        """Waits so that requests and tokens are spread evenly."""
+        now = time.monotonic()
+        start = max(now, self._free_at)
+        self._free_at = start + self._limits.pause(_num_tokens.get())
+        await asyncio.sleep(start - now)
 
     def _error(self, error: openai.APIStatusError) -> Exception:
         status, response = error.status_code, error.response
@@ -313,13 +315,12 @@ class ChatService:
         fault = response.extensions.get("fault", f"HTTP {status}:")
         fault = f"{fault} {kind}, {response.text[:200]!r}"
         is_final = _is_own_fault(error)
-        if _is_out_of_money(response):
-            return ServiceError(f"{self.url}: {_FATAL[402]}: {fault}")
+        status = 402 if _is_out_of_money(response) else status
         if status in _FATAL and not (status == 403 and is_final):
             kind_of_error = NotFoundError if status == 404 else ServiceError
             return kind_of_error(f"{self.url}: {_FATAL[status]}: {fault}")
         if status in _MAY_PASS or status >= 500:
-            return ExhaustedError(fault + self._num_tries())
+            return ExhaustedError(f"{fault} ({self._limits.max_tries} tries)")
         if not is_final and not self.num_answered:
             self._num_refused += 1
             if _is_about_settings(error) or _BAD_FIELD.search(response.text):
@@ -333,12 +334,9 @@ class ChatService:
                 )
         return RejectedError(fault, is_final)
 
-    def _num_tries(self) -> str:
-        return f" ({self._limits.max_tries} tries)"
 
-
-def service_of_environment(limits: Limits, dialect: Dialect | None = None) -> ChatService:
-    """OpenAI's service, or the one that `OPENAI_API_BASE` names.
+def service_of_environment(limits: ServiceLimits, dialect: Dialect | None = None) -> ChatService:
+    """Returns OpenAI's service, or the one that `OPENAI_API_BASE` names.
 
     Raises:
         ConfigError: `OPENAI_API_KEY` is not set.
@@ -355,13 +353,13 @@ def ask_each(
     concurrency: int,
     keep: Callable[[int, ChatReply | RejectedError | ExhaustedError], None],
 ) -> None:
-    """Send requests, several at once, and hand on what becomes of each as soon as it is known.
+    """Sends requests, several at once, and hands on what becomes of each as soon as it is known.
 
     After an error nothing new is asked, and what is under way is waited for and handed on: it is
     paid.
 
     Args:
-        service: Where they go.
+        service: The service.
         bodies: The requests.
         concurrency: Requests under way at once.
         keep: Called with the position of a request, and its reply or why there is none; it may
@@ -377,8 +375,8 @@ def ask_each(
         for position, body in work:
             if faults:
                 return
+            outcome: ChatReply | RejectedError | ExhaustedError
             try:
-                outcome: ChatReply | RejectedError | ExhaustedError
                 try:
                     outcome = await service.ask(body)
                 except (RejectedError, ExhaustedError) as error:
@@ -396,26 +394,11 @@ def ask_each(
         raise faults[0]
 
 
-class _Pace:
-    """Spreads requests and tokens evenly."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._per_request = 60 / limits.requests_per_minute if limits.requests_per_minute else 0.0
-        self._per_token = 60 / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
-        self._free_at = 0.0
-
-    async def take(self, num_tokens: int) -> None:
-        now = time.monotonic()
-        start = max(now, self._free_at)
-        self._free_at = start + max(self._per_request, self._per_token * num_tokens)
-        await asyncio.sleep(start - now)
-
-
 async def _judge_response(response: Any) -> None:
-    """Have the package try again what only looks like an answer, and not what will not pass.
+    """Makes the package retry what only looks like an answer, and not what will fail again.
 
-    It decides by the status and the header `x-should-retry`. A proxy's page with status 200 becomes
-    what it is, an answer of a bad gateway.
+    The package decides by the status and the header `x-should-retry`. A proxy's page with status
+    200 becomes a bad gateway (502).
     """
     await response.aread()
     if response.status_code == 200 and (fault := _fault_of(response)):
@@ -426,7 +409,7 @@ async def _judge_response(response: Any) -> None:
 
 
 def _fault_of(response: Any) -> str | None:
-    """What is wrong with the content of an answer with status 200; None if nothing is."""
+    """Returns what is wrong with the content of an answer with status 200, or None."""
     path = response.request.url.path
     try:
         if path.endswith("/content"):
@@ -441,21 +424,21 @@ def _fault_of(response: Any) -> str | None:
 
 
 def read_json_lines(text: str) -> list[Any]:
-    """Read a file of JSON Lines, such as a batch brings; raises ValueError if it is none."""
+    """Reads a file of JSON Lines, such as a batch brings; raises ValueError if it is none."""
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _is_about_settings(error: openai.APIStatusError) -> bool:
-    """Whether an error names a field that all requests have in common."""
+    """Tells whether an error names a field that all requests share."""
     return (error.param or "").partition(".")[0] in _SETTINGS
 
 
 def _is_own_fault(error: openai.APIStatusError) -> bool:
-    """Whether a request is refused for its content or length."""
+    """Tells whether a request is refused for its content or length."""
     text = f"{error.code} {error.response.text}"
     if error.status_code == 413 or _OWN_FAULT.search(text):
         return True
-    # a length limit that is too large is too large for all
+    # a length limit that is too large is too large for every request
     return bool(_TOO_MUCH.search(text)) and not _is_about_settings(error)
 
 

@@ -1,4 +1,4 @@
-"""Names and numbers that LLaVA's files, prompts and wire protocol fix.
+"""Defines names and numbers that LLaVA's files, prompts and wire protocol fix.
 
 Role: one place for the sentinels and special tokens. Input: none. Output: constants.
 Non-goals: anything that a flag or a configuration can change.
@@ -13,7 +13,7 @@ WORKER_HEART_BEAT_INTERVAL: Final = 15
 """Seconds between two beats of a worker."""
 
 LOGDIR: Final = "."
-"""Folder of server logs, conversation logs and received pictures."""
+"""Folder of server logs, conversation logs and received images."""
 
 IGNORE_INDEX: Final = -100
 """Label of a position that does not count in the loss."""

@@ -1,9 +1,9 @@
-"""Conversations and their templates: turns in, one prompt string out.
+"""Defines conversations and their templates, which make one prompt string of turns.
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
-`Segment`s; training takes its character spans from the same segments (`llava/data/render.py`).
+`PromptSegment`s, of which training takes its character spans, too (`llava/data/render.py`).
 The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
-Input: roles and messages. Output: prompt text, pictures, chat pairs, plain data.
+Input: roles and messages. Output: prompt text, images, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
 (`get_conversation`) before adding messages.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
@@ -26,11 +26,9 @@ from llava.images import fit_image, shrink_image, to_base64
 
 log = logging.getLogger(__name__)
 
-Texts = list[tuple[str, str | None]]
-
 
 class SeparatorStyle(Enum):
-    """How a template joins its messages."""
+    """The way in which a template joins its messages."""
 
     SINGLE = auto()
     TWO = auto()
@@ -39,11 +37,11 @@ class SeparatorStyle(Enum):
     LLAMA_2 = auto()
 
 
-class Segment(NamedTuple):
-    """A piece of a prompt.
+class PromptSegment(NamedTuple):
+    """A segment of a prompt.
 
     Attributes:
-        text: The piece.
+        text: The text.
         message: Position of the message that it belongs to, or None (the system text).
         is_body: Whether it is what the role says, with its terminator, and not the role's tag.
     """
@@ -53,76 +51,27 @@ class Segment(NamedTuple):
     is_body: bool
 
 
-class Template(Protocol):
-    """What a writer reads of a `llava.conversation.Conversation`."""
+class _Layout(NamedTuple):
+    """The format strings with which a style writes a conversation.
 
-    system: str
-    roles: Sequence[str]
-    sep: str
-    sep2: str | None
+    Attributes:
+        start: Before all messages, of `system` and `sep`.
+        tag: Before each message, of `role`; empty where there is none.
+        body: A message of `text`, which a separator follows.
+        alternates: Whether `sep` and `sep2` follow by turns, and not `sep` alone.
+    """
 
-
-def _write_tagged(conv: Template, texts: Texts, seps: Sequence[str | None]) -> list[Segment]:
-    """`role: text` with the separators by turns; shared by SINGLE and TWO."""
-    segments = [Segment(f"{conv.system}{conv.sep}", None, False)]
-    for i, (role, text) in enumerate(texts):
-        segments.append(Segment(f"{role}:", i, False))
-        if text:
-            segments.append(Segment(f" {text}" + seps[i % 2], i, True))
-    return segments
+    start: str
+    tag: str
+    body: str
+    alternates: bool
 
 
-def _write_single(conv: Template, texts: Texts) -> list[Segment]:
-    return _write_tagged(conv, texts, (conv.sep, conv.sep))
-
-
-def _write_two(conv: Template, texts: Texts) -> list[Segment]:
-    return _write_tagged(conv, texts, (conv.sep, conv.sep2))
-
-
-def _write_mpt(conv: Template, texts: Texts) -> list[Segment]:
-    segments = [Segment(conv.system + conv.sep, None, False)]
-    for i, (role, text) in enumerate(texts):
-        segments.append(Segment(role, i, False))
-        if text:
-            segments.append(Segment(text + conv.sep, i, True))
-    return segments
-
-
-def _write_plain(conv: Template, texts: Texts) -> list[Segment]:
-    seps = (conv.sep, conv.sep2)
-    segments = [Segment(conv.system, None, False)]
-    segments += [Segment(text + seps[i % 2], i, True) for i, (_, text) in enumerate(texts) if text]
-    return segments
-
-
-def _write_llama_2(conv: Template, texts: Texts) -> list[Segment]:
-    segments: list[Segment] = []
-    for i, (role, text) in enumerate(texts):
-        if i == 0:
-            assert text, "first message should not be none"
-            assert role == conv.roles[0], "first message should come from user"
-            if conv.system:
-                text = f"<<SYS>>\n{conv.system}\n<</SYS>>\n\n{text}"
-        if not text:
-            continue
-        if i % 2 == 0:
-            segments.append(Segment(f"{conv.sep}[INST] {text} [/INST]", i, False))
-        else:
-            segments.append(Segment(f" {text} " + conv.sep2, i, True))
-    if segments:
-        # The tokenizer writes the first BOS. LLaVA strips the separator's characters, not the
-        # separator; "[" always stops that within the first segment.
-        segments[0] = segments[0]._replace(text=segments[0].text.lstrip(conv.sep))
-    return segments
-
-
-WRITERS: Final[dict[SeparatorStyle, Callable[[Template, Texts], list[Segment]]]] = {
-    SeparatorStyle.SINGLE: _write_single,
-    SeparatorStyle.TWO: _write_two,
-    SeparatorStyle.MPT: _write_mpt,
-    SeparatorStyle.PLAIN: _write_plain,
-    SeparatorStyle.LLAMA_2: _write_llama_2,
+_LAYOUTS: Final = {
+    SeparatorStyle.SINGLE: _Layout("{system}{sep}", "{role}:", " {text}", alternates=False),
+    SeparatorStyle.TWO: _Layout("{system}{sep}", "{role}:", " {text}", alternates=True),
+    SeparatorStyle.MPT: _Layout("{system}{sep}", "{role}", "{text}", alternates=False),
+    SeparatorStyle.PLAIN: _Layout("{system}", "", "{text}", alternates=True),
 }
 
 
@@ -154,7 +103,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """Return the prompt of the messages so far.
+        """Returns the prompt of the messages so far.
 
         Raises:
             AssertionError: A Llama-2 prompt does not begin with a question.
@@ -163,21 +112,50 @@ class Conversation:
         """
         return "".join(segment.text for segment in self.segments(self._prompt_messages()))
 
-    def segments(self, messages: Iterable[Sequence[Any]]) -> list[Segment]:
-        """Return the pieces of the prompt of `messages`; joined they are the prompt.
+    def segments(self, messages: Iterable[Sequence[Any]]) -> list[PromptSegment]:
+        """Returns the segments of the prompt of `messages`; concatenated they are the prompt.
 
         Args:
             messages: `[role, content]` pairs to use in place of the conversation's own.
         """
-        try:
-            write = WRITERS[self.sep_style]
-        except KeyError:
-            raise ValueError(f"Invalid style: {self.sep_style}") from None
         texts = [(role, _text_of(content)) for role, content in messages]
-        return write(self, texts)
+        if self.sep_style is SeparatorStyle.LLAMA_2:
+            return self._llama_2_segments(texts)
+        if self.sep_style not in _LAYOUTS:
+            raise ValueError(f"Invalid style: {self.sep_style}")
+        layout = _LAYOUTS[self.sep_style]
+        seps = (self.sep, self.sep2 if layout.alternates else self.sep)
+        start = layout.start.format(system=self.system, sep=self.sep)
+        segments = [PromptSegment(start, None, False)]
+        for i, (role, text) in enumerate(texts):
+            if layout.tag:
+                segments.append(PromptSegment(layout.tag.format(role=role), i, False))
+            if text:
+                body = layout.body.format(text=text) + seps[i % 2]  # type: ignore[operator]
+                segments.append(PromptSegment(body, i, True))
+        return segments
+
+    def _llama_2_segments(self, texts: list[tuple[str, str | None]]) -> list[PromptSegment]:
+        segments: list[PromptSegment] = []
+        for i, (role, text) in enumerate(texts):
+            if i == 0:
+                assert text, "first message should not be none"
+                assert role == self.roles[0], "first message should come from user"
+                if self.system:
+                    text = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n{text}"
+            if text and i % 2 == 0:
+                segments.append(PromptSegment(f"{self.sep}[INST] {text} [/INST]", i, False))
+            elif text:
+                body = f" {text} " + self.sep2  # type: ignore[operator]
+                segments.append(PromptSegment(body, i, True))
+        if segments:
+            # The tokenizer writes the first BOS. LLaVA strips the separator's characters, not the
+            # separator; "[" always stops that within the first segment.
+            segments[0] = segments[0]._replace(text=segments[0].text.lstrip(self.sep))
+        return segments
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a message.
+        """Adds a message.
 
         Raises:
             TemplateError: The conversation is a registered template and thus a constant.
@@ -198,13 +176,13 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> Image.Image | str:
-        """Fit a picture for sending.
+        """Fits an image for sending.
 
         Args:
-            image: The picture.
+            image: The image.
             image_process_mode: `Pad` (to a square), `Resize` (to 336 x 336), `Default` or `Crop`
                 (leave as it is).
-            return_pil: Return the picture and not its base64 text.
+            return_pil: Return the image and not its base64 text.
             image_format: File format of the base64 text.
             max_len: Longest side in pixels that is sent without shrinking.
             min_len: Largest short side in pixels after shrinking.
@@ -216,7 +194,7 @@ class Conversation:
         return fitted if return_pil else to_base64(fitted, image_format)
 
     def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
-        """Return the pictures of the questions, in order, as base64 PNG or as PIL images."""
+        """Returns the images of the questions, in order, as base64 PNG or as PIL images."""
         return [
             self.process_image(content[1], content[2], return_pil=return_pil)
             for _, content in self.messages[self.offset :][::2]
@@ -224,7 +202,7 @@ class Conversation:
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Return `[question, answer]` pairs; a picture becomes an inline `<img>` tag."""
+        """Returns `[question, answer]` pairs; an image becomes an inline `<img>` tag."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -234,20 +212,12 @@ class Conversation:
         return pairs
 
     def copy(self) -> Conversation:
-        """Return a conversation that can grow without touching this one."""
-        return Conversation(
-            system=self.system,
-            roles=self.roles,
-            messages=[[role, content] for role, content in self.messages],
-            offset=self.offset,
-            sep_style=self.sep_style,
-            sep=self.sep,
-            sep2=self.sep2,
-            version=self.version,
-        )
+        """Returns a conversation that can grow without touching this one."""
+        messages = [[role, content] for role, content in self.messages]
+        return replace(self, messages=messages, skip_next=False)
 
     def dict(self) -> dict[str, Any]:
-        """Return the conversation as plain data for logs; pictures are left out."""
+        """Returns the conversation as plain data for logs; images are left out."""
         return {
             "system": self.system,
             "roles": self.roles,
@@ -261,7 +231,7 @@ class Conversation:
         }
 
     def _prompt_messages(self) -> list[Sequence[Any]]:
-        """Return the messages with the first one's picture written as a placeholder."""
+        """Returns the messages with the first one's image written as a placeholder."""
         messages = list(self.messages)
         if not messages or not isinstance(messages[0][1], tuple):
             return messages
@@ -292,16 +262,14 @@ def _text_of(content: Any) -> str | None:
 
 def _constant(conv: Conversation) -> Conversation:
     """Returns a copy whose messages are a tuple, which `append_message` refuses to extend."""
-    constant = conv.copy()
-    constant.messages = tuple((role, content) for role, content in conv.messages)
-    return constant
+    return replace(conv.copy(), messages=tuple((role, text) for role, text in conv.messages))
 
 
 def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
-    """Return the template that `conversation_to_dict` wrote, ready for messages.
+    """Returns the template that `conversation_to_dict` wrote, ready for messages.
 
     Raises:
-        TemplateError: A key is missing or unknown, or a value is not as it must be.
+        TemplateError: A key is missing or unknown, or a value is invalid.
     """
     needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
     missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
@@ -338,46 +306,42 @@ _TEMPLATES: Final = {
         Path(__file__).with_name("conversation_templates.json").read_text(encoding="utf-8")
     ).items()
 }
-conv_vicuna_v0: Final = _TEMPLATES["conv_vicuna_v0"]
-conv_vicuna_v1: Final = _TEMPLATES["conv_vicuna_v1"]
-conv_llama_2: Final = _TEMPLATES["conv_llama_2"]
-conv_mistral_instruct: Final = _TEMPLATES["conv_mistral_instruct"]
-conv_chatml_direct: Final = _TEMPLATES["conv_chatml_direct"]
-conv_llava_plain: Final = _TEMPLATES["conv_llava_plain"]
-conv_llava_v0: Final = _TEMPLATES["conv_llava_v0"]
-conv_llava_v0_mmtag: Final = _TEMPLATES["conv_llava_v0_mmtag"]
-conv_llava_v1: Final = _TEMPLATES["conv_llava_v1"]
-conv_llava_v1_mmtag: Final = _TEMPLATES["conv_llava_v1_mmtag"]
-conv_llava_llama_2: Final = _TEMPLATES["conv_llava_llama_2"]
-conv_mpt: Final = _TEMPLATES["conv_mpt"]
 
-default_conversation: Conversation = conv_vicuna_v1
+
+def __getattr__(name: str) -> Conversation:
+    """Returns a template by LLaVA's name for its constant, such as `conv_vicuna_v1` (PEP 562)."""
+    if name in _TEMPLATES:
+        return _TEMPLATES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+default_conversation: Conversation = _TEMPLATES["conv_vicuna_v1"]
 """What is used where no template is given. LLaVA's training code and its forks assign to it, so
 callers look it up in this module when they need it."""
 
 conv_templates: Final[dict[str, Conversation]] = {
-    "default": conv_vicuna_v0,
-    "v0": conv_vicuna_v0,
-    "v1": conv_vicuna_v1,
-    "vicuna_v1": conv_vicuna_v1,
-    "llama_2": conv_llama_2,
-    "mistral_instruct": conv_mistral_instruct,
-    "chatml_direct": conv_chatml_direct,
-    "mistral_direct": conv_chatml_direct,
-    "plain": conv_llava_plain,
-    "v0_plain": conv_llava_plain,
-    "llava_v0": conv_llava_v0,
-    "v0_mmtag": conv_llava_v0_mmtag,
-    "llava_v1": conv_llava_v1,
-    "v1_mmtag": conv_llava_v1_mmtag,
-    "llava_llama_2": conv_llava_llama_2,
-    "mpt": conv_mpt,
+    "default": _TEMPLATES["conv_vicuna_v0"],
+    "v0": _TEMPLATES["conv_vicuna_v0"],
+    "v1": _TEMPLATES["conv_vicuna_v1"],
+    "vicuna_v1": _TEMPLATES["conv_vicuna_v1"],
+    "llama_2": _TEMPLATES["conv_llama_2"],
+    "mistral_instruct": _TEMPLATES["conv_mistral_instruct"],
+    "chatml_direct": _TEMPLATES["conv_chatml_direct"],
+    "mistral_direct": _TEMPLATES["conv_chatml_direct"],
+    "plain": _TEMPLATES["conv_llava_plain"],
+    "v0_plain": _TEMPLATES["conv_llava_plain"],
+    "llava_v0": _TEMPLATES["conv_llava_v0"],
+    "v0_mmtag": _TEMPLATES["conv_llava_v0_mmtag"],
+    "llava_v1": _TEMPLATES["conv_llava_v1"],
+    "v1_mmtag": _TEMPLATES["conv_llava_v1_mmtag"],
+    "llava_llama_2": _TEMPLATES["conv_llava_llama_2"],
+    "mpt": _TEMPLATES["conv_mpt"],
 }
 """All templates by name. Read it freely; add to it through `register_conversation`."""
 
 
 def register_conversation(name: str, conversation: Conversation) -> None:
-    """Add a template under a new name.
+    """Adds a template under a new name.
 
     A constant copy is kept, so later changes of `conversation` do not reach the registry.
 
@@ -392,7 +356,7 @@ def register_conversation(name: str, conversation: Conversation) -> None:
 
 
 def get_conversation(name: str) -> Conversation:
-    """Return a fresh copy of a template, ready for messages.
+    """Returns a fresh copy of a template, ready for messages.
 
     Raises:
         TemplateError: No template has the name; the text lists those there are.
@@ -407,7 +371,7 @@ def get_conversation(name: str) -> Conversation:
 
 
 def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[str, Any]:
-    """Return a template as plain data, as `config.json` carries it.
+    """Returns a template as plain data, as `config.json` carries it.
 
     Args:
         conv: The template. Only its leading examples (`offset`) are kept of the messages.
@@ -415,7 +379,7 @@ def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[st
             `custom`.
     """
     examples = [[role, content] for role, content in conv.messages[: conv.offset]]
-    data: dict[str, Any] = {
+    return {
         "name": name or _name_of(conv),
         "system": conv.system,
         "roles": list(conv.roles),
@@ -423,12 +387,11 @@ def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[st
         "sep": conv.sep,
         "sep2": conv.sep2,
         "version": conv.version,
+        **({"messages": examples} if examples else {}),
     }
-    if examples:
-        data["messages"] = examples
-    return data
 
 
+_KEY: Final = "conversation"
 _NAME_RULE: Final = (
     ("llama-2", "llava_llama_2"),
     ("mistral", "mistral_instruct"),
@@ -441,7 +404,7 @@ _NAME_RULE: Final = (
 def select_conversation(
     config: Any, model_name: str, conv_mode: str | None = None
 ) -> tuple[str, Conversation]:
-    """Choose the template for a model.
+    """Chooses the template for a model.
 
     Args:
         config: The model's configuration (object or mapping) or None. Its `conversation`, written
@@ -455,23 +418,19 @@ def select_conversation(
     Raises:
         TemplateError: A name is unknown or the stored template is broken.
     """
-    stored = config.get("conversation") if isinstance(config, Mapping) else None
-    if config is not None and not isinstance(config, Mapping):
-        stored = getattr(config, "conversation", None)
+    is_mapping = isinstance(config, Mapping)
+    stored = config.get(_KEY) if is_mapping else getattr(config, _KEY, None)
     if isinstance(stored, Mapping):
         name, found = str(stored.get("name", "custom")), conversation_from_dict(stored)
     else:
-        name = stored or _name_by_model(model_name)
+        lowered = model_name.lower()
+        by_model = (template for part, template in _NAME_RULE if part in lowered)
+        name = stored or next(by_model, "llava_v0")
         found = get_conversation(name)
     if conv_mode is None or conv_mode == name:
         return name, found
     log.warning("The model's conversation template is %r; %r is used as asked.", name, conv_mode)
     return conv_mode, get_conversation(conv_mode)
-
-
-def _name_by_model(model_name: str) -> str:
-    name = model_name.lower()
-    return next((template for part, template in _NAME_RULE if part in name), "llava_v0")
 
 
 def _name_of(conv: Conversation) -> str:

@@ -1,10 +1,9 @@
-"""Errors that a user can mend.
+"""Defines the errors that a user can fix, and runs entry points that print them.
 
-Their text says what was found, what was expected, where, and what to do. Mistakes of our own are
-plain assertions. Entry points run in `run_command`, which prints a `UserError` without its
+Their text says what was found, what was expected, where, and what to do. Our own mistakes are plain
+assertions. Entry points run in `run_command`, which prints a `UserError` without its
 traceback, and what the system refuses (a full disk, a folder without permission) as well.
-`RejectedError` and `ExhaustedError` are for whoever asks a service and decides what becomes of the
-request.
+`RejectedError` and `ExhaustedError` are for code that asks a service and decides about the request.
 """
 
 from __future__ import annotations
@@ -17,40 +16,42 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+Flag = tuple[tuple[str, ...], dict[str, Any]]
 _STDOUT = 1  # its descriptor
 
 
 class UserError(ValueError):
-    """Base of all errors that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
 
 class DataError(UserError):
-    """A sample, a picture or a data file is not as it must be."""
+    """Raised for an invalid sample, image or data file."""
 
 
 class ConfigError(UserError):
-    """A flag, a preset or a configuration file is not as it must be."""
+    """Raised for an invalid flag, preset or configuration file."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, incomplete or does not fit the model."""
+    """Raised for a checkpoint that is missing, incomplete or does not fit the model."""
 
 
 class TemplateError(UserError):
-    """A conversation template is unknown or does not fit the tokenizer."""
+    """Raised for a conversation template that is unknown or does not fit the tokenizer."""
 
 
 class ServiceError(UserError):
-    """A service cannot be used: it refuses the key, does not know the model, or is down."""
+    """Raised if a service cannot be used: the key is refused, the model unknown, or it is down."""
 
 
 class RejectedError(Exception):
-    """A service refuses this request and may accept others.
+    """Raised if a service refuses this request but may accept others.
 
     Attributes:
-        is_final: The reason lies in what is asked (its content, its length), so that asking again
-            gives the same.
+        is_final: The reason is the request itself (its content, its length), so that asking again
+            gives the same result.
     """
 
     def __init__(self, message: str, is_final: bool = False) -> None:
@@ -59,20 +60,20 @@ class RejectedError(Exception):
 
 
 class ExhaustedError(Exception):
-    """All tries failed for reasons that may pass."""
+    """Raised if all tries failed for reasons that may pass."""
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a disk, a quota or a limit of the process leaves no room."""
+    """Tells whether a disk, a quota or a limit of the process leaves no room."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str | None:
-    """Say in words what a user can mend; None for a mistake of our own.
+    """Returns a message for an error that a user can fix; None for our own mistakes.
 
     Args:
         error: A `UserError`, or an `OSError` about a file. Libraries derive their own errors from
-            the latter, and those of connections name nobody.
+            the latter, and those of connections name no file.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -92,11 +93,11 @@ def explain(error: BaseException) -> str | None:
 
 
 def run_command(main: Callable[[], object], status: int = 2) -> None:
-    """Run an entry point; an error that a user can mend is printed without its traceback.
+    """Runs an entry point; an error that a user can fix is printed without its traceback.
 
     Args:
         main: The entry point.
-        status: Exit status after such an error. It is 141 where nobody reads the output any more
+        status: Exit status after such an error. It is 141 if the reader of the output is gone
             (`| head`), as of other tools.
     """
     try:
@@ -108,7 +109,7 @@ def run_command(main: Callable[[], object], status: int = 2) -> None:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
-            # what is left in the buffer would be written, and fail, at exit
+            # the rest of the buffer would be written at exit, and fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
             sys.exit(128 + signal.SIGPIPE)
         text = explain(error)
@@ -116,7 +117,7 @@ def run_command(main: Callable[[], object], status: int = 2) -> None:
             raise
         is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         heading = "\x1b[1;31merror:\x1b[0m" if is_coloured else "error:"
-        if status == 1:  # what Python makes of a text; callers find it in the exception
+        if status == 1:  # Python's status for a text; callers find it in the exception
             sys.exit(f"{heading} {text}")
         sys.stderr.write(f"{heading} {text}\n")
         sys.exit(status)
@@ -139,8 +140,21 @@ def run_script(
     run_command(lambda: action(args), status=1)
 
 
+def flag(*names: str, **options: Any) -> Flag:
+    """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
+    return names, options
+
+
+def make_parser(description: str, *flags: Flag) -> argparse.ArgumentParser:
+    """Makes the parser of a script from its flags, each made by `flag`."""
+    parser = argparse.ArgumentParser(description=description)
+    for names, options in flags:
+        parser.add_argument(*names, **options)
+    return parser
+
+
 def _is_output_closed() -> bool:
-    """Whether the reader of the output is gone; a broken pipe to another process is an error."""
+    """Tells whether the reader of our output is gone, and not of another process's pipe."""
     poll = select.poll()
     poll.register(_STDOUT, 0)
     return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))

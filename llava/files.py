@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is said when one cannot be written."""
+"""Writes files that exist whole or not at all, and names the file when one cannot be written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HASH_BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Write a file so that a reader finds the old content or the new, never a part.
+    """Writes a file so that a reader finds the old content or the new, never a part.
 
     Args:
-        path: The file; its folder is made if it is not there.
+        path: The file; its folder is created if missing.
 
     Yields:
         The path to write to. It takes the place of `path` at the end; after an error it is removed.
@@ -39,7 +39,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of writing name its file: that of a full disk names none, or a temporary one."""
+    """Makes a write error name its file: on a full disk it names none, or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file as `writing` does; a line end is added where it lacks one.
+    """Writes a text file as `writing` does; a line end is added where it lacks one.
 
     Raises:
         OSError: It cannot be written; what was there stays.

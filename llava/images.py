@@ -17,10 +17,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from llava.errors import DataError
 
 CLIP_MEAN_COLOUR = (122, 116, 104)
-"""Mean colour of CLIP's training pictures, with which squares are filled up."""
+"""Mean colour of CLIP's training images, with which squares are filled up."""
 
 MAX_SQUARE_PX = 8192
-"""Longest side of a picture that is filled up to a square as it is (the square takes 200 MB)."""
+"""Longest side of an image that is filled up to a square as it is (the square takes 200 MB)."""
 
 MAX_STRETCH = 64
 """Longer side over shorter side from which on a crop is prepared (see `central_part`)."""
@@ -63,21 +63,21 @@ def open_image(
         ImageError: It is damaged or no image (`TooManyPixelsError`: it has too many pixels).
         DataError: There is no such file.
     """
-    shown = name or ("the picture" if isinstance(source, bytes) else str(source))
+    shown = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            if least_side is not None and picture.format == "JPEG":
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if least_side is not None and image.format == "JPEG":
                 # both sides are given; the shorter one decides
-                picture.draft(None, (least_side, least_side))
-            return to_rgb(apply_orientation(picture) if orient else picture)
+                image.draft(None, (least_side, least_side))
+            return to_rgb(apply_orientation(image) if orient else image)
     except FileNotFoundError as error:
-        raise DataError(f"{shown}: there is no such picture (looked from {Path.cwd()})") from error
+        raise DataError(f"{shown}: there is no such image (looked from {Path.cwd()})") from error
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(f"{shown}: the picture cannot be read: {error}") from error
-    except Exception as error:  # decoders raise nearly everything at a damaged file
-        raise ImageError(f"{shown}: the picture cannot be read: {image_fault(error)}") from error
+        raise TooManyPixelsError(f"{shown}: the image cannot be read: {error}") from error
+    except Exception as error:  # decoders raise nearly anything at a damaged file
+        raise ImageError(f"{shown}: the image cannot be read: {image_fault(error)}") from error
 
 
 def image_fault(error: Exception) -> str:
@@ -122,14 +122,14 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     """Turns an image as its metadata says that it was held (EXIF tag 0x0112).
 
     No other tag is read: `ImageOps.exif_transpose` writes them all anew, and fails at a tag of an
-    odd type although the pixels are whole. A turned image loses the metadata, so that nobody turns
-    it again; any other comes back as it is.
+    odd type although the pixels are whole. A turned image loses the metadata, so that it is not
+    turned again; any other is returned unchanged.
     """
     image.load()  # PIL turns a TIFF itself while it decodes it
     try:
         transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL's reader raises nearly everything at a damaged block
-        return image
+    except Exception:  # PIL's reader raises nearly anything at a damaged block
+        transpose = None
     if transpose is None:
         return image
     turned = image.transpose(transpose)
@@ -139,24 +139,23 @@ def apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def central_part(image: Image.Image) -> Image.Image:
-    """Cut what a centre crop will leave out anyway off a picture that is a thin line.
+    """Cuts what a centre crop will leave out anyway off an image that is a thin line.
 
     CLIP's processor first enlarges the shorter side: a line of 20,000 x 1 pixels would take 7 GB.
-    Pictures up to `MAX_STRETCH` times as long as wide come back as they are.
+    Images up to `MAX_STRETCH` times as long as wide are returned unchanged.
     """
     width, height = image.size
     longest = MAX_STRETCH * min(width, height)
     if max(width, height) <= longest:
         return image
-    new_width, new_height = min(width, longest), min(height, longest)
-    left, top = (width - new_width) // 2, (height - new_height) // 2
-    return image.crop((left, top, left + new_width, top + new_height))
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """Centre a picture on a square canvas.
+    """Centres an image on a square canvas.
 
-    A square picture comes back as it is. A picture whose mode has no colours (palette, greyscale)
+    A square image is returned unchanged. An image whose mode has no colours (palette, greyscale)
     becomes RGB when the background is a colour. One longer than `MAX_SQUARE_PX` is shrunk to that,
     because its square would take gigabytes.
     """
@@ -169,38 +168,35 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
         scale = MAX_SQUARE_PX / side
         pil_img = pil_img.resize(tuple(max(round(length * scale), 1) for length in pil_img.size))
         side = MAX_SQUARE_PX
-    width, height = pil_img.size
     canvas = Image.new(pil_img.mode, (side, side), background_color)
-    canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    canvas.paste(pil_img, ((side - pil_img.width) // 2, (side - pil_img.height) // 2))
     return canvas
 
 
 def fit_image(image: Image.Image, mode: str) -> Image.Image:
-    """Fit a picture as the chat page's hidden switch says.
+    """Fits an image as the chat page's hidden switch says.
 
     Args:
-        image: The picture.
+        image: The image.
         mode: `Pad` (to a square), `Resize` (to 336 x 336), `Default` or `Crop` (leave it).
 
     Raises:
         ValueError: The mode is unknown.
     """
+    if mode not in ("Pad", "Resize", "Default", "Crop"):
+        raise ValueError(
+            f"{mode!r} is an invalid image_process_mode. Use Pad, Resize, Default or Crop."
+        )
     if mode == "Pad":
         return expand2square(image, CLIP_MEAN_COLOUR)
-    if mode == "Resize":
-        return image.resize((336, 336))
-    if mode in ("Default", "Crop"):
-        return image
-    raise ValueError(
-        f"{mode!r} is an invalid image_process_mode. Use Pad, Resize, Default or Crop."
-    )
+    return image.resize((336, 336)) if mode == "Resize" else image
 
 
 def shrink_image(image: Image.Image, max_len: int, min_len: int) -> Image.Image:
-    """Shrink a picture whose longer side exceeds `max_len` pixels, keeping its proportions.
+    """Shrinks an image whose longer side exceeds `max_len` pixels, keeping its proportions.
 
     Args:
-        image: The picture.
+        image: The image.
         max_len: Longest side in pixels that is left alone, and the most that comes out.
         min_len: Most pixels of the shorter side afterwards.
     """
@@ -215,9 +211,9 @@ def shrink_image(image: Image.Image, max_len: int, min_len: int) -> Image.Image:
 
 
 def to_base64(image: Image.Image, image_format: str) -> str:
-    """Return a picture's file bytes as base64 text."""
+    """Returns an image's file bytes as base64 text."""
     if image_format.upper() == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
-        image = to_rgb(image)  # JPEG knows neither palettes nor transparency
+        image = to_rgb(image)  # JPEG supports neither palettes nor transparency
     buffer = io.BytesIO()
     image.save(buffer, format=image_format)
     return base64.b64encode(buffer.getvalue()).decode()

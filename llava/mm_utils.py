@@ -1,6 +1,6 @@
-"""Pictures and prompts on their way into the model.
+"""Prepares images and prompts for the model.
 
-Role: what LLaVA's users import as `llava.mm_utils`. Input: PIL pictures, prompt text. Output:
+Role: what LLaVA's users import as `llava.mm_utils`. Input: PIL images, prompt text. Output:
 pixel tensors, token ids. Non-goals: labels (`llava.data`), what the tower does with the pixels.
 """
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """Choose the grid resolution that keeps most of a picture.
+    """Chooses the grid resolution that keeps most of an image.
 
     Args:
         original_size: (width, height) in pixels.
@@ -50,7 +50,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.Image:
-    """Fit a picture into `target_resolution` (width, height), centred on black."""
+    """Fits an image into `target_resolution` (width, height), centred on black."""
     width, height = image.size
     target_width, target_height = target_resolution
     scale_x, scale_y = target_width / width, target_height / height
@@ -58,15 +58,14 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
         size = (target_width, min(math.ceil(height * scale_x), target_height))
     else:
         size = (min(math.ceil(width * scale_y), target_width), target_height)
-    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
-    canvas.paste(
-        image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2)
-    )
+    canvas = Image.new("RGB", target_resolution, (0, 0, 0))
+    corner = ((target_width - size[0]) // 2, (target_height - size[1]) // 2)
+    canvas.paste(image.resize(size), corner)
     return canvas
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Cut a picture into squares of `patch_size` pixels, row by row."""
+    """Cuts an image into squares of `patch_size` pixels, row by row."""
     return [
         image.crop((x, y, x + patch_size, y + patch_size))
         for y in range(0, image.height, patch_size)
@@ -75,7 +74,7 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 
 
 def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
-    """Read the list, or its text.
+    """Reads the list, or its text.
 
     Raises:
         ConfigError: It is no list of pairs of whole numbers above 0.
@@ -98,7 +97,7 @@ def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
 def get_anyres_image_grid_shape(
     image_size: Size, grid_pinpoints: str | Sequence[Sequence[int]], patch_size: int
 ) -> Size:
-    """Number of (columns, rows) of tiles that a picture is cut into.
+    """Returns the number of (columns, rows) of tiles that an image is cut into.
 
     Args:
         image_size: (width, height) in pixels.
@@ -112,10 +111,10 @@ def get_anyres_image_grid_shape(
 def process_anyres_image(
     image: Image.Image, processor: Any, grid_pinpoints: str | Sequence[Sequence[int]]
 ) -> Tensor:
-    """Prepare a picture as an overview and its tiles.
+    """Prepares an image as an overview and its tiles.
 
     Returns:
-        `[1 + tiles, 3, S, S]`; index 0 is the whole picture, squeezed to a square.
+        `[1 + tiles, 3, S, S]`; index 0 is the whole image, squeezed to a square.
     """
     resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
     padded = resize_and_pad_image(image, resolution)
@@ -129,17 +128,17 @@ def _preprocess(processor: Any, image: Image.Image) -> Tensor:
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Open a picture that came as base64 text."""
+    """Opens an image that came as base64 text."""
     return Image.open(io.BytesIO(base64.b64decode(image)))
 
 
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> Tensor | list[Tensor]:
-    """Prepare pictures as the model's configuration asks for.
+    """Prepares images as the model's configuration asks for.
 
     Args:
-        images: Pictures; whatever is not RGB is converted (`llava.images.to_rgb`).
+        images: Images; whatever is not RGB is converted (`llava.images.to_rgb`).
         image_processor: The tower's.
         model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
             anything else for CLIP's own resize and crop.
@@ -153,22 +152,21 @@ def process_images(
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if ratio == "pad":
-        color = tuple(int(255 * mean) for mean in image_processor.image_mean)
-        prepared = [_preprocess(image_processor, expand2square(i, color)) for i in images]
+        colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
+        prepared = [_preprocess(image_processor, expand2square(i, colour)) for i in images]
     elif ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
             raise ConfigError(
                 "image_aspect_ratio is 'anyres', but image_grid_pinpoints is missing: give the "
-                "list of [width, height] that pictures may be cut to, in config.json"
+                "list of [width, height] that images may be cut to, in config.json"
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
         crops = [central_part(image) for image in images]
         return image_processor(crops, return_tensors="pt")["pixel_values"]
-    if all(tensor.shape == prepared[0].shape for tensor in prepared):
-        return torch.stack(prepared)
-    return prepared
+    is_even = all(tensor.shape == prepared[0].shape for tensor in prepared)
+    return torch.stack(prepared) if is_even else prepared
 
 
 def tokenizer_image_token(
@@ -177,7 +175,7 @@ def tokenizer_image_token(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
 ) -> list[int] | Tensor:
-    """Tokenize a prompt, with one sentinel for each `<image>`.
+    """Tokenizes a prompt, with one sentinel for each `<image>`.
 
     Args:
         prompt: The whole prompt. Text before and after a placeholder is tokenized apart.
@@ -188,16 +186,14 @@ def tokenizer_image_token(
     Raises:
         ValueError: Another kind of tensor was asked for.
     """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
     ids = encode_prompt(prompt, tokenizer, image_token_index)
-    if return_tensors is None:
-        return ids
-    if return_tensors == "pt":
-        return torch.tensor(ids, dtype=torch.long)
-    raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
+    return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """Name of a model: its folder's, with the parent's in front for a `checkpoint-` folder."""
+    """Returns the name of a model: its folder's, after the parent's for a `checkpoint-` folder."""
     parts = model_path.strip("/").split("/")
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
@@ -205,7 +201,7 @@ def get_model_name_from_path(model_path: str) -> str:
 
 
 def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
-    """Resize and crop a picture as the processor does, without what it does to values.
+    """Resizes and crops an image as the processor does, but leaves the values unscaled.
 
     Returns:
         [3, S, S] uint8.
@@ -217,7 +213,7 @@ def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
 
 
 def byte_table(processor: Any) -> Tensor:
-    """What the processor makes of each byte: [3, 256] float32."""
+    """Returns what the processor makes of each byte: [3, 256] float32."""
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     pixels: Tensor = processor.preprocess(
         Image.fromarray(ramp), return_tensors="pt", do_resize=False, do_center_crop=False
@@ -226,7 +222,7 @@ def byte_table(processor: Any) -> Tensor:
 
 
 def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
-    """Look bytes up: what the processor would have given.
+    """Converts bytes to what the processor would have given.
 
     Args:
         pixels: [..., 3, S, S] uint8.
@@ -242,7 +238,7 @@ def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
 
 
 def keeps_bytes(processor: Any) -> bool:
-    """Tell whether a processor's pictures can travel as bytes with no bit changed: by trying."""
+    """Tests whether a processor's images can be sent as bytes without changing a bit."""
     values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(values)
     try:
@@ -251,7 +247,7 @@ def keeps_bytes(processor: Any) -> bool:
         return pixels.dtype == torch.uint8 and torch.equal(
             to_floats(pixels, byte_table(processor)), expected
         )
-    except (TypeError, ValueError, KeyError, RuntimeError):  # a processor that knows no such switch
+    except (TypeError, ValueError, KeyError, RuntimeError):  # a processor without these switches
         return False
 
 
@@ -271,17 +267,15 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         self.keyword_ids = []
         for keyword in self.keywords:
             ids = tokenizer(keyword).input_ids
-            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
-                ids = ids[1:]
-            self.keyword_ids.append(torch.tensor(ids))
+            has_bos = len(ids) > 1 and ids[0] == tokenizer.bos_token_id
+            self.keyword_ids.append(torch.tensor(ids[has_bos:]))
         self.max_keyword_len = max((len(ids) for ids in self.keyword_ids), default=0)
 
     def call_for_batch(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
-        """Whether the first row of `output_ids` `[1, T]` ends with a keyword."""
-        row = output_ids[0]
-        for ids in self.keyword_ids:
-            if len(row) >= len(ids) and torch.equal(row[-len(ids) :].cpu(), ids):
-                return True
+        """Tells whether the first row of `output_ids` `[1, T]` ends with a keyword."""
+        row = output_ids[0].cpu()
+        if any(torch.equal(row[-len(ids) :], ids) for ids in self.keyword_ids):
+            return True
         num_tail = min(len(row) - self.start_len, self.max_keyword_len)
         # Generation from embeddings returns no prompt, so there may be less than `start_len`.
         num_tail = num_tail if num_tail > 0 else min(len(row), self.max_keyword_len)
@@ -289,6 +283,6 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         return any(keyword in tail for keyword in self.keywords)
 
     def __call__(self, output_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Bool `[B]`: which rows are done."""
+        """Returns a bool tensor `[B]`: which rows are done."""
         done = [self.call_for_batch(row[None], scores) for row in output_ids]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)

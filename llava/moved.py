@@ -21,7 +21,7 @@ class _OldPaths(MetaPathFinder, Loader):
         self.moved, self.renamed = moved, renamed
 
     def new_path(self, name: str) -> str | None:
-        """Return the path that replaces `name`, by the longest prefix in the table."""
+        """Returns the path that replaces `name`, by the longest prefix in the table."""
         prefix = name
         while prefix and prefix not in self.moved:
             prefix = prefix.rpartition(".")[0]
@@ -30,17 +30,17 @@ class _OldPaths(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Describe the module at an old path; see `importlib.abc.MetaPathFinder`."""
+        """Describes the module at an old path; see `importlib.abc.MetaPathFinder`."""
         return ModuleSpec(name, self, is_package=True) if self.new_path(name) else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave the making of the module to `importlib`."""
+        """Lets `importlib` make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module with what the new path has, under the old names, too."""
+        """Fills the module with what the new path has, under the old names, too."""
         path = str(self.new_path(module.__name__))
         content = vars(import_module(path))
-        if "__path__" not in content:  # a package is only passed on the way to its module
+        if "__path__" not in content:  # a package is imported with its modules
             warnings.warn(
                 f"{module.__name__} is now {path}; the old path goes with the next release",
                 DeprecationWarning,
@@ -53,7 +53,7 @@ class _OldPaths(MetaPathFinder, Loader):
 
 
 def keep_old_paths(moved: Mapping[str, str], renamed: Mapping[str, str]) -> None:
-    """Make old import paths work.
+    """Makes old import paths work.
 
     Args:
         moved: Old module or package -> its new path; modules below a package move with it.

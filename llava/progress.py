@@ -1,10 +1,9 @@
-"""Shows how far a long loop is: steps, time left, running means."""
+"""Shows the progress of a long loop: steps, time left, running means."""
 
 from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -17,7 +16,7 @@ _MEMORY = 0.98
 
 
 class Progress:
-    """A bar on a terminal, a line every 20 seconds elsewhere.
+    """Shows a bar on a terminal, and logs a line every 20 seconds elsewhere.
 
     Args:
         title: What is being made.
@@ -30,51 +29,39 @@ class Progress:
         self.means: dict[str, float] = {}
         self._started = self._logged = time.monotonic()
         console = Console(stderr=True)
-        self._bar: RichProgress | None = None
-        if console.is_terminal:
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=console,
-            )
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, metrics="")
 
     def __enter__(self) -> Progress:
-        """Show the bar."""
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, figures="")
+        """Shows the bar."""
+        self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Remove the bar and log the last figures."""
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *_: object) -> None:
+        """Removes the bar and logs the last metrics."""
+        self._bar.stop()
         log.info("%s: %s", self.title, ", ".join([f"{self.step} {self.unit}", *self._means()]))
 
-    def advance(self, count: int = 1, **figures: float) -> None:
-        """Count steps and take their figures into the running means."""
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        """Counts steps and adds their metrics to the running means."""
         self.step += count
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self.means[name] = _MEMORY * self.means.get(name, value) + (1 - _MEMORY) * value
-        if self._bar is not None:
-            self._bar.update(self._task, advance=count, figures=" ".join(self._means()))
-        elif time.monotonic() - self._logged > _LOG_EVERY_S:
-            self._logged = time.monotonic()
-            left = (self._logged - self._started) / self.step * (self.total - self.step)
-            told = [
-                f"{self.step} of {self.total} {self.unit}",
-                f"{left:.0f} s left",
-                *self._means(),
-            ]
-            log.info("%s: %s", self.title, ", ".join(told))
+        self._bar.update(self._task, advance=count, metrics=" ".join(self._means()))
+        now = time.monotonic()
+        if self._bar.disable and now - self._logged > _LOG_EVERY_S:
+            self._logged = now
+            left = (now - self._started) / self.step * (self.total - self.step)
+            steps = f"{self.step} of {self.total} {self.unit}"
+            log.info("%s: %s", self.title, ", ".join([steps, f"{left:.0f} s left", *self._means()]))
 
     def _means(self) -> list[str]:
         return [f"{name} {value:.3f}" for name, value in self.means.items()]

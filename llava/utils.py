@@ -1,9 +1,8 @@
-"""Logging of the servers, moderation, and small helpers under LLaVA's names.
+"""Provides the servers' logging, moderation, and small helpers under LLaVA's names.
 
 Role: what LLaVA's users import as `llava.utils`. Output: loggers, strings, a verdict.
 Non-goals: LLaVA's redirection of `sys.stdout` and `sys.stderr` into log files, which breaks
-progress bars and shows every line of uvicorn as an error. `StreamToLogger` is there for those who
-want it.
+progress bars and shows every line of uvicorn as an error. `StreamToLogger` is available for that.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _MODERATION_URL: Final = "https://api.openai.com/v1/moderations"
 
 
 def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
-    """Return a logger that writes to the terminal and to a file.
+    """Returns a logger that writes to the terminal and to a file.
 
-    The file lies in `LOGDIR`, in UTF-8, and a new one begins each day (UTC). The first call of a
+    The file is in `LOGDIR`, in UTF-8, and rotates daily (UTC). The first call of a
     process decides its name; all loggers of the process write into it, and it appears with the
     first record. The standard streams stay as they are.
 
@@ -72,7 +71,7 @@ def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
             path, when="D", utc=True, encoding="utf-8", delay=True
         )
         handler.setFormatter(_FORMAT)
-        root.addHandler(handler)  # every logger hands its records up to the root
+        root.addHandler(handler)  # all loggers propagate their records to the root
     return logger
 
 
@@ -92,21 +91,21 @@ class StreamToLogger(io.TextIOBase):
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Log the complete lines; keep the beginning of one that is not."""
+        """Logs the complete lines and keeps the rest."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self.logger.log(self.log_level, line.rstrip())
         return len(text)
 
     def flush(self) -> None:
-        """Log what is left of a line."""
+        """Logs what is left of a line."""
         if self._rest:
             self.logger.log(self.log_level, self._rest.rstrip())
         self._rest = ""
 
 
 def disable_torch_init() -> None:
-    """Skip the random initialisation of `Linear` and `LayerNorm`, to build models faster.
+    """Skips the random initialisation of `Linear` and `LayerNorm`, to build models faster.
 
     This lasts for the whole process, as in LLaVA. Loading through transformers skips it anyway;
     nothing in this project calls it.
@@ -118,7 +117,7 @@ def disable_torch_init() -> None:
 
 
 def violates_moderation(text: str) -> bool:
-    """Ask OpenAI's moderation service about a text.
+    """Asks OpenAI's moderation service about a text.
 
     Needs `OPENAI_API_KEY`. If the service does not answer as it should, the text passes and the
     reason is logged.
@@ -131,26 +130,20 @@ def violates_moderation(text: str) -> bool:
             timeout=5,
         )
         return bool(response.json()["results"][0]["flagged"])
-    except (
-        requests.RequestException,
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (requests.RequestException, LookupError, TypeError, ValueError) as error:
         log.warning("The moderation service gave no verdict, the text passes: %r", error)
         return False
 
 
 def pretty_print_semaphore(semaphore: Any) -> str:
-    """Return a semaphore's state as text, for logs."""
+    """Returns a semaphore's state as text, for logs."""
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
 
 
 def duration(seconds: float) -> str:
-    """Say a time in seconds as `1 h 05 min`, `3 min 07 s` or `12 s`."""
+    """Formats a time in seconds as `1 h 05 min`, `3 min 07 s` or `12 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""How samples become batches: their lengths in tokens, their order, and padding.
+"""Makes batches of samples: their lengths in tokens, their order, and padding.
 
 Input: samples and a template for lengths; lengths and batch sizes for the order; encoded samples
 for a batch. Lengths are true token counts, where LLaVA counts words between blanks (which gives 1
@@ -44,7 +44,7 @@ class DataCollatorForSupervisedDataset:
     def __call__(
         self, instances: Sequence[Mapping[str, Tensor]]
     ) -> dict[str, Tensor | list[Tensor]]:
-        """Build a batch.
+        """Builds a batch.
 
         Args:
             instances: With `input_ids` [T] and `labels` [T]; all of them, or none, with `image`
@@ -57,7 +57,7 @@ class DataCollatorForSupervisedDataset:
 
         Raises:
             ConfigError: The tokenizer has no padding token.
-            DataError: Some samples have a picture and some have none.
+            DataError: Some samples have an image and some have none.
         """
         pad_id, limit = self.tokenizer.pad_token_id, self.tokenizer.model_max_length
         if pad_id is None:
@@ -77,7 +77,7 @@ class DataCollatorForSupervisedDataset:
             if tensors and len(tensors) < len(instances):
                 raise DataError(
                     f"{len(tensors)} of {len(instances)} samples of a batch have `{key}`; expected "
-                    "all or none. A text-only sample carries zeros beside samples with pictures."
+                    "all or none. A text-only sample carries zeros beside samples with images."
                 )
             if tensors:
                 same = all(tensor.shape == tensors[0].shape for tensor in tensors)
@@ -94,7 +94,7 @@ def token_lengths(
     tokenizer: Any,
     mm_use_im_start_end: bool = False,
 ) -> Iterator[int]:
-    """Yield the number of ids of each sample, the image sentinel counted as one.
+    """Yields the number of ids of each sample, the image sentinel counted as one.
 
     Samples are tokenised in batches, which a fast tokenizer spreads over its threads.
     """
@@ -102,11 +102,9 @@ def token_lengths(
     while batch := list(islice(iterator, _BATCH)):
         chunks: list[list[str]] = []
         for sample in batch:
-            if sample.image is None:
-                chunks.append([render(sample.turns, conv).text])
-                continue
             turns = place_images(sample.turns, conv, mm_use_im_start_end)
-            chunks.append(render(turns, conv).text.split(DEFAULT_IMAGE_TOKEN))
+            text = render(turns, conv).text
+            chunks.append([text] if sample.image is None else text.split(DEFAULT_IMAGE_TOKEN))
         ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
         drop = num_bos(ids, tokenizer, chunks[0][0])
         lengths = iter(len(chunk) - drop for chunk in ids)
@@ -114,15 +112,10 @@ def token_lengths(
             yield drop + sum(islice(lengths, len(each))) + len(each) - 1
 
 
-def signed_length(length: int, has_image: bool) -> int:
-    """Return a length in LLaVA's sign convention."""
-    return length if has_image else -length
-
-
 def split_to_even_chunks(
     indices: Sequence[int], lengths: Sequence[int], num_chunks: int
 ) -> list[list[int]]:
-    """Deal a megabatch to processes so that each gets about as many tokens.
+    """Deals a megabatch to processes so that each gets about as many tokens.
 
     Args:
         indices: The megabatch, longest first.
@@ -152,14 +145,14 @@ def get_length_grouped_indices(
     generator: torch.Generator | None = None,
     merge: bool = True,
 ) -> list[int]:
-    """Return a random order whose megabatches are sorted by length, longest first.
+    """Returns a random order whose megabatches are sorted by length, longest first.
 
     Args:
-        lengths: Positive lengths, one a sample.
+        lengths: Positive lengths, one per sample.
         batch_size: Samples a process takes in a step.
         world_size: Number of processes.
         generator: Source of randomness; torch's global one by default.
-        merge: Kept for LLaVA's callers; the order is always one flat list.
+        merge: Accepted for LLaVA's callers; the order is always one flat list.
     """
     return [
         index
@@ -174,7 +167,7 @@ def get_modality_length_grouped_indices(
     world_size: int,
     generator: torch.Generator | None = None,
 ) -> list[int]:
-    """Return an order grouped by length whose megabatches hold one modality each.
+    """Returns an order grouped by length whose megabatches hold one modality each.
 
     The last megabatch is what is left over of both modalities.
 

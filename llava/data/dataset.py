@@ -1,7 +1,7 @@
-"""LLaVA's training dataset: a data file and a folder of pictures in, one encoded sample out.
+"""LLaVA's training dataset: a data file and a folder of images in, one encoded sample out.
 
 Role: read once and check everything (`file:line` and sample id in every error), keep only where
-records stand, then per item: parse, open the picture, render, tokenise.
+the records are, then for each item: parse, open the image, render, tokenise.
 Input: a JSON array or JSON Lines in LLaVA's format. Output: dicts with `input_ids`, `labels` and
 `image`. Non-goals: padding (`batching.py`), several languages (`lrm_ext.mixture`).
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from llava import conversation as conversation_lib
 from llava.conversation import Conversation
-from llava.data.batching import signed_length, token_lengths
+from llava.data.batching import token_lengths
 from llava.data.drop import UNKNOWN_LANG, DropPolicy
 from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.render import place_images, render
@@ -46,7 +46,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         conversation: The template; by default `llava.conversation.default_conversation` as it is
             now.
         drop_policy: What a bad sample does; by default it raises.
-        num_image_tokens: Positions that a picture takes in the model. By default what the vision
+        num_image_tokens: Positions that an image takes in the model. By default what the vision
             tower noted in its `image_processor`; 576, as in LLaVA-1.5, for another processor.
         orient_images: Turn images as their metadata says; LLaVA does not.
 
@@ -81,7 +81,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             )
         self._index = self._scan(data_path)
         self._langs = sorted(self._drops.report.read)
-        # Loader processes write here, each in its own row, so that the account is complete.
+        # Loader processes write here, each in its own row, so that the counts are complete.
         self._events = torch.zeros(
             _MAX_WORKERS, len(self._langs), len(_EVENTS), dtype=torch.int64
         ).share_memory_()
@@ -91,13 +91,13 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         return len(self._index)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """Return `input_ids` [T], `labels` [T] (not shifted) and, for models with a tower, `image`.
+        """Returns `input_ids` [T], `labels` [T] (not shifted) and, with a tower, `image`.
 
         `image` is [3, H, W]; a text-only sample carries zeros, because each row of a batch owns an
         image slot.
 
         Raises:
-            SampleError: The sample or its picture cannot be read.
+            SampleError: The sample or its image cannot be read.
         """
         sample = self.sample(i)
         try:
@@ -110,17 +110,17 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         return item
 
     def sample(self, i: int) -> Sample:
-        """Return the sample as written, before any template."""
-        return Sample.from_record(self._index.read(i), self._index.where(i))
+        """Returns the sample as written, before any template."""
+        return Sample.from_record(self._index[i], self._index.where(i))
 
     @property
     def list_data_dict(self) -> Sequence[dict[str, Any]]:
-        """The raw records, read from the file as they are asked for."""
-        return _RecordView(self._index)
+        """The raw records, each read from the file on access."""
+        return self._index
 
     @property
     def lengths(self) -> list[int]:
-        """Positions that each sample takes in the model, pictures included."""
+        """Number of positions that each sample takes in the model, images included."""
         extra = self.num_image_tokens - 1
         return [length + extra if length > 0 else -length for length in self.modality_lengths]
 
@@ -129,11 +129,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         """Number of ids of each sample; negative for text only. The first use reads all samples."""
         samples = (self.sample(i) for i in range(len(self)))
         lengths = token_lengths(samples, self.conversation, self.tokenizer, self._uses_start_end())
-        flags = (self._index.has_image(i) for i in range(len(self)))
-        return [signed_length(n, has_image) for n, has_image in zip(lengths, flags, strict=True)]
+        return [n if self._index.has_image(i) else -n for i, n in enumerate(lengths)]
 
     def report(self) -> str:
-        """Return the account: read, kept, dropped by reason and language, cut, unreadable."""
+        """Returns a text of counts: read, kept, dropped by reason and language, cut, unreadable."""
         lines = [self._drops.report.table()]
         counts = self._events.sum(0).tolist()
         for lang, row in zip(self._langs, counts, strict=True):
@@ -146,10 +145,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def _scan(self, data_path: str) -> RecordIndex:
         index = RecordIndex(data_path)
-        seen: dict[str, bool] = {}
+        is_file = cache(os.path.isfile)
         for entry in scan_records(data_path):
             try:
-                sample = self._check(entry, f"{data_path}:{entry.line}", seen)
+                sample = self._check(entry, f"{data_path}:{entry.line}", is_file)
             except SampleError as error:
                 self._drops.drop(error)
                 continue
@@ -157,11 +156,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             if has_leading_answer(entry.value):
                 self._drops.note("leading_answer", sample.lang)
             index.add(entry, sample.image is not None)
-        index.freeze()
         self._drops.finish()
         return index
 
-    def _check(self, entry: Entry, where: str, seen: dict[str, bool]) -> Sample:
+    def _check(self, entry: Entry, where: str, is_file: Callable[[str], bool]) -> Sample:
         if isinstance(entry.value, SampleError):
             raise entry.value
         sample = Sample.from_record(entry.value, where)
@@ -171,14 +169,9 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             raise SampleError(
                 f"{where}, sample {sample.id!r}: {error}", error.reason, sample.lang
             ) from None
-        if sample.image is None:
-            return sample
-        path = self._image_path(sample)
-        if sample.image not in seen:
-            seen[sample.image] = os.path.isfile(path)
-        if not seen[sample.image]:
+        if sample.image is not None and not is_file(path := self._image_path(sample)):
             raise SampleError(
-                f"{where}, sample {sample.id!r}: the picture {path} does not exist. Check "
+                f"{where}, sample {sample.id!r}: the image {path} does not exist. Check "
                 "--image_folder.",
                 "missing_image",
                 sample.lang,
@@ -189,18 +182,18 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         assert sample.image is not None
         if not self.data_args.is_multimodal:
             raise ConfigError(
-                f"Sample {sample.id!r} has a picture, but the run has no vision tower. Give "
+                f"Sample {sample.id!r} has an image, but the run has no vision tower. Give "
                 "--vision_tower, or train on text only."
             )
         if self.data_args.image_folder is None and not os.path.isabs(sample.image):
             raise ConfigError(
-                f"Sample {sample.id!r} has the picture {sample.image}; give --image_folder, the "
+                f"Sample {sample.id!r} has the image {sample.image}; give --image_folder, the "
                 "folder that it is in."
             )
         return os.path.join(self.data_args.image_folder or "", sample.image)
 
     def _pixels(self, sample: Sample, i: int) -> Tensor | None:
-        """Return [3, H, W], zeros for text only, or None in a run without pictures."""
+        """Returns [3, H, W], zeros for text only, or None in a run without images."""
         if not self.data_args.is_multimodal:
             return None
         processor = self.data_args.image_processor
@@ -225,14 +218,13 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         return pixels
 
     def _encode(self, sample: Sample) -> dict[str, Tensor]:
-        turns: Sequence[Any] = sample.turns
+        # a text without a placeholder stays as it is
+        turns = place_images(sample.turns, self.conversation, self._uses_start_end())
         has_image = sample.image is not None
-        if has_image:
-            turns = place_images(turns, self.conversation, self._uses_start_end())
         encoded = encode_turns(turns, self.conversation, self.tokenizer, has_image)
         limit = self.tokenizer.model_max_length
         input_ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
-        # The model's own cut comes after the picture has taken its positions.
+        # The model truncates after the image has taken its positions.
         num_kept = max(limit - (self.num_image_tokens - 1 if has_image else 0), 0)
         if len(encoded.input_ids) > num_kept:
             lost = is_labelled(encoded.labels[num_kept:])
@@ -244,11 +236,11 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         return {"input_ids": torch.tensor(input_ids), "labels": torch.tensor(labels)}
 
     def _uses_start_end(self) -> bool:
-        # LLaVA's training sets this attribute late, so a run without pictures does not have it.
+        # LLaVA's training sets this attribute late, so a run without images does not have it.
         return bool(getattr(self.data_args, "mm_use_im_start_end", False))
 
     def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Tensor]:
-        """Return the next sample in place of one whose picture broke, while the rate allows it."""
+        """Returns the next sample for one with a broken image, if the drop rate allows it."""
         self._count("corrupt_image", sample.lang)
         num_broken = int(self._events[..., _EVENTS.index("corrupt_image")].sum())
         if num_broken > self._drops.max_drop_rate * len(self):
@@ -259,21 +251,3 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         worker = get_worker_info()
         row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
         self._events[row, self._langs.index(lang or UNKNOWN_LANG), _EVENTS.index(event)] += 1
-
-
-class _RecordView(Sequence[dict[str, Any]]):
-    """The records of an index as a sequence of decoded objects."""
-
-    def __init__(self, index: RecordIndex) -> None:
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self._index.read(i) for i in range(len(self._index)))
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self._index.read(j) for j in range(*i.indices(len(self)))]
-        return self._index.read(range(len(self))[i])

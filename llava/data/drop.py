@@ -1,7 +1,7 @@
-"""What happens to a sample that cannot be used, and the account of it.
+"""Raises or counts when a sample cannot be used.
 
 Role: nothing is left out silently. By default the first bad sample raises; with a rate, bad
-samples are counted by reason and language, the account is shown, and too many raise.
+samples are counted by reason and language, the counts are shown, and too many raise.
 Input: the errors that reading met. Output: a `DropReport`, or a `DataError`.
 Non-goals: finding the errors (`sample.py`, `dataset.py`).
 """
@@ -20,7 +20,7 @@ UNKNOWN_LANG = "-"
 
 @dataclass
 class DropReport:
-    """Account of one data file.
+    """Counts of one data file.
 
     Attributes:
         read: Samples read, by language.
@@ -37,15 +37,15 @@ class DropReport:
     @property
     def num_read(self) -> int:
         """Number of samples read."""
-        return sum(self.read.values())
+        return self.read.total()
 
     @property
     def num_dropped(self) -> int:
         """Number of samples left out."""
-        return sum(self.dropped.values())
+        return self.dropped.total()
 
     def table(self) -> str:
-        """Return the account as text, a line for each reason and language."""
+        """Returns the counts as text, with a line for each reason and language."""
         num_kept = self.num_read - self.num_dropped
         lines = [f"{self.num_read} samples read, {num_kept} kept, {self.num_dropped} dropped"]
         for (reason, lang), count in sorted(self.dropped.items()):
@@ -78,15 +78,15 @@ class DropPolicy:
         self.report = DropReport()
 
     def keep(self, lang: str | None) -> None:
-        """Count a sample that is used."""
+        """Counts a sample that is used."""
         self.report.read[lang or UNKNOWN_LANG] += 1
 
     def note(self, what: str, lang: str | None) -> None:
-        """Count a remark on a sample that is used."""
+        """Counts a remark on a sample that is used."""
         self.report.notes[what, lang or UNKNOWN_LANG] += 1
 
     def drop(self, error: SampleError) -> None:
-        """Count a sample that cannot be used.
+        """Counts a sample that cannot be used.
 
         Raises:
             SampleError: `error`, if no sample may be dropped.
@@ -99,7 +99,7 @@ class DropPolicy:
         self.report.examples.setdefault(error.reason, str(error))
 
     def finish(self) -> DropReport:
-        """Return the account.
+        """Returns the counts.
 
         Raises:
             DataError: More samples were dropped than allowed, overall or in a language.
@@ -113,7 +113,7 @@ class DropPolicy:
             if read and dropped / read > self.max_drop_rate:
                 raise DataError(
                     f"{dropped} of {read} samples ({dropped / read:.1%}) of {what} cannot be used; "
-                    f"max_drop_rate allows {self.max_drop_rate:.1%}. Mend the data or raise the "
+                    f"max_drop_rate allows {self.max_drop_rate:.1%}. Fix the data or raise the "
                     f"rate.\n{self.report.table()}"
                 )
         return self.report

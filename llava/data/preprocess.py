@@ -9,7 +9,7 @@ Non-goals: any logic of labels of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ Batch = dict[str, Any]
 def preprocess_multimodal(
     sources: Sequence[Source], data_args: Any, conv: Conversation | None = None
 ) -> Sequence[Source]:
-    """Move each sentence's `<image>` to its front; changes the sources in place, as LLaVA does.
+    """Moves each sentence's `<image>` to its front; changes the sources in place, as LLaVA does.
 
     Args:
         sources: Conversations as lists of `{"from", "value"}`.
@@ -56,7 +56,7 @@ def preprocess(
     has_image: bool = False,
     conv: Conversation | None = None,
 ) -> Batch:
-    """Encode conversations with a template.
+    """Encodes conversations with a template.
 
     Args:
         sources: Conversations as lists of `{"from", "value"}`; a leading answer is left out.
@@ -82,48 +82,34 @@ def preprocess(
     }
 
 
-def preprocess_v1(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a Vicuna-v1 template, else with `vicuna_v1`; see `preprocess`."""
-    conv = conv or _default_in(SeparatorStyle.TWO, "vicuna_v1")
-    return preprocess(sources, tokenizer, has_image, conv)
+def _preprocess_in(style: SeparatorStyle, name: str) -> Callable[..., Batch]:
+    """Makes a function that encodes with a template of one style, by default the named one."""
+
+    def preprocess_in_style(
+        sources: Sequence[Source],
+        tokenizer: Any,
+        has_image: bool = False,
+        conv: Conversation | None = None,
+    ) -> Batch:
+        default = conversation_lib.default_conversation
+        conv = conv or (default if default.sep_style is style else get_conversation(name))
+        return preprocess(sources, tokenizer, has_image, conv)
+
+    return preprocess_in_style
 
 
-def preprocess_llama_2(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a Llama-2 template, else with `llava_llama_2`; see `preprocess`."""
-    conv = conv or _default_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
-    return preprocess(sources, tokenizer, has_image, conv)
-
-
-def preprocess_mpt(
-    sources: Sequence[Source],
-    tokenizer: Any,
-    has_image: bool = False,
-    conv: Conversation | None = None,
-) -> Batch:
-    """Encode with a ChatML template, else with `mpt`; see `preprocess`.
-
-    Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up
-    all masked.
-    """
-    conv = conv or _default_in(SeparatorStyle.MPT, "mpt")
-    return preprocess(sources, tokenizer, has_image, conv)
+preprocess_v1 = _preprocess_in(SeparatorStyle.TWO, "vicuna_v1")
+preprocess_llama_2 = _preprocess_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
+# Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up all
+# masked.
+preprocess_mpt = _preprocess_in(SeparatorStyle.MPT, "mpt")
 
 
 def preprocess_plain(
     sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
 ) -> Batch:
-    """Encode picture and caption; the question is thrown away, as in LLaVA's first stage."""
-    return preprocess(sources, tokenizer, True, conv or _default_in(SeparatorStyle.PLAIN, "plain"))
+    """Encodes image and caption; the question is dropped, as in LLaVA's first stage."""
+    return _preprocess_in(SeparatorStyle.PLAIN, "plain")(sources, tokenizer, True, conv)
 
 
 def make_supervised_data_module(
@@ -133,7 +119,7 @@ def make_supervised_data_module(
     max_drop_rate: float = 0.0,
     num_image_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Build what LLaVA's trainer wants from one data file.
+    """Builds what LLaVA's trainer wants from one data file.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -160,19 +146,13 @@ def make_supervised_data_module(
     }
 
 
-def _default_in(style: SeparatorStyle, name: str) -> Conversation:
-    """The default template if it has this style, else the one of this name."""
-    default = conversation_lib.default_conversation
-    return default if default.sep_style is style else get_conversation(name)
-
-
 def _turns(source: Source) -> list[Turn]:
     first = 1 if source and source[0]["from"] != "human" else 0
     return [Turn(sentence["from"], sentence["value"]) for sentence in source[first:]]
 
 
 def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
-    """Tokenize strings one by one, cut to the maximum; lengths leave padding out."""
+    """Tokenizes strings one by one, cut to the maximum; lengths leave padding out."""
     ids = [
         tokenizer(
             text, return_tensors="pt", truncation=True, max_length=tokenizer.model_max_length
@@ -189,7 +169,7 @@ def _tokenize_fn(strings: Sequence[str], tokenizer: Any) -> Batch:
 
 
 def _mask_targets(target: Tensor, tokenized_lens: Sequence[int], speakers: Sequence[str]) -> None:
-    """Mask a v0 sample's labels [T] in place; the first length is the header's."""
+    """Masks a v0 sample's labels [T] in place; the first length is the header's."""
     mask_v0_lengths(target, tokenized_lens, [speaker == "human" for speaker in speakers])
 
 
@@ -199,7 +179,7 @@ def _add_speaker_and_signal(
     get_conversation: bool = True,
     conv: Conversation | None = None,
 ) -> str:
-    """Write roles and signals into the turns of a v0 text, in place, and join them."""
+    """Writes roles and signals into the turns of a v0 text, in place, and joins them."""
     conv = conv or conversation_lib.default_conversation
     names = dict(zip(("human", "gpt"), conv.roles, strict=True))
     text = header

@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from llava.data.sample import SampleError
 from llava.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
-_BLANK = " \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _ESCAPE = "surrogateescape"
-# A literal or an escape sequence that a chunk border cuts gives an error before the border.
+# A literal or escape sequence that is cut by the end of a chunk gives an error before that end.
 _LONGEST_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record as the scan met it.
+    """One record of a file, as `scan_records` yields it.
 
     Attributes:
         start: First byte of the record in the file.
@@ -66,7 +65,7 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
         except DataError as error:
             if is_array:
                 raise DataError(
-                    f"{error} Nothing after it can be read; mend the file, or write one object a "
+                    f"{error} Nothing after it can be read; fix the file, or write one object a "
                     "line (JSON Lines)."
                 ) from None
             reader.skip_line()
@@ -77,46 +76,36 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
         yield Entry(start, reader.end - start, line, found[1])
 
 
-class RecordIndex:
-    """Where the kept records of a file are.
+class RecordIndex(Sequence[Any]):
+    """The kept records of a file. It holds their positions and reads a record on access.
 
-    Holds 32 bytes a record, in a numpy array that forked loader processes share.
+    Holds 32 bytes a record, in an array that forked loader processes share.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._growing = tuple(array("q") for _ in range(4))
-        self._table: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._rows = array("q")  # start, size, line, has_image of each
 
     def add(self, entry: Entry, has_image: bool) -> None:
-        """Keep a record; possible until `freeze`."""
-        for column, value in zip(
-            self._growing, (entry.start, entry.size, entry.line, has_image), strict=True
-        ):
-            column.append(value)
-
-    def freeze(self) -> None:
-        """End adding."""
-        self._table = np.array(self._growing, dtype=np.int64)
-        self._growing = tuple(array("q") for _ in range(4))
+        """Keeps a record."""
+        self._rows.extend((entry.start, entry.size, entry.line, has_image))
 
     def __len__(self) -> int:
-        return len(self._growing[0]) if self._table is None else self._table.shape[1]
+        return len(self._rows) // 4
 
     def where(self, index: int) -> str:
-        """Return `file:line` of a record."""
-        assert self._table is not None, "freeze() comes first"
-        return f"{self.path}:{self._table[2, index]}"
+        """Returns `file:line` of a record."""
+        return f"{self.path}:{self._rows[4 * index + 2]}"
 
     def has_image(self, index: int) -> bool:
-        """Tell whether a record has a picture, without reading it."""
-        assert self._table is not None, "freeze() comes first"
-        return bool(self._table[3, index])
+        """Tells whether a record has an image, without reading it."""
+        return bool(self._rows[4 * index + 3])
 
-    def read(self, index: int) -> Any:
-        """Return a record's decoded object."""
-        assert self._table is not None, "freeze() comes first"
-        start, size = (int(value) for value in self._table[:2, index])
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a record's decoded object, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, size = self._rows[4 * index], self._rows[4 * index + 1]
         # Opened anew each time: a handle that forked loaders share would share its position too.
         with self.path.open("rb") as file:
             file.seek(start)
@@ -124,7 +113,7 @@ class RecordIndex:
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the objects of a JSON array or of JSON Lines, one at a time.
+    """Reads the objects of a JSON array or of JSON Lines, one at a time.
 
     Args:
         path: A UTF-8 file.
@@ -142,7 +131,7 @@ def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class RecordReader:
-    """Decodes a file of JSON objects piece by piece, and knows where it is.
+    """Decodes a file of JSON objects chunk by chunk, and knows where it is.
 
     Args:
         path: The file.
@@ -152,31 +141,21 @@ class RecordReader:
 
     Attributes:
         is_array: Whether the objects are in an array; known after `begin`.
+        line: Line of the next character.
         end: Byte after the last object.
     """
 
     def __init__(self, path: Path, offset: int = 0, line: int = 1, is_array: bool = False) -> None:
         self.is_array = is_array
+        self.line = line
         self.end = offset
         self._path = path
-        self._line = line
-        self._offset = offset  # of the character at `_counted` in the buffer
-        self._counted = 0
         self._buffer = ""
         self._position = 0
-        self._is_first = True
+        self._offset, self._counted = offset, 0  # byte of a character, and its place in the buffer
+        self._may_end = True  # whether the array may end here: it is empty, or no comma came before
         self._decoder = json.JSONDecoder()
         self._chunks = self._read_chunks(offset)
-
-    @property
-    def where(self) -> str:
-        """`file:line` of the next character."""
-        return f"{self._path}:{self._line}"
-
-    @property
-    def line(self) -> int:
-        """Line of the next character."""
-        return self._line
 
     @property
     def offset(self) -> int:
@@ -187,13 +166,12 @@ class RecordReader:
         return self._offset
 
     def begin(self) -> None:
-        """Find out at a file's beginning whether it is an array, and enter it."""
+        """Detects at the start of a file whether it is an array, and enters it."""
         self.is_array = self.peek() == "["
-        if self.is_array:
-            self._position += 1
+        self._position += self.is_array
 
     def read(self) -> tuple[str, dict[str, Any]] | None:
-        """Take the next object and what separates it from the one after it.
+        """Reads the next object and the separator that follows it.
 
         Returns:
             Where it begins and the object; None at the end.
@@ -202,87 +180,84 @@ class RecordReader:
             DataError: Something else is there; it names file and line.
         """
         character = self.peek()
-        if self.is_array and character == "]" and self._is_first:
+        where = f"{self._path}:{self.line}"
+        if self.is_array and self._may_end and character == "]":
             self._end_array()
             return None
-        if not character and not self.is_array:
+        if not self.is_array and not character:
             return None
-        where = self.where
+        if self.is_array and self._may_end and not character:
+            raise DataError(f"{where}: the array does not end; the file is cut short.")
         if character != "{":
             found = repr(character) if character else "the end of the file"
-            if self.is_array and not character and self._is_first:
-                raise DataError(f"{where}: the array does not end; the file is cut short.")
             raise DataError(f"{where}: expected an object {{...}}, found {found}.")
         value = self._read_object()
-        self._is_first = self.is_array and not self._take_comma()
+        self._may_end = self.is_array and not self._take_comma()
         return where, value
 
     def skip_line(self) -> None:
-        """Goes on behind the next line end."""
+        """Skips to the start of the next line."""
         while (end := self._buffer.find("\n", self._position)) < 0:
             self._position = len(self._buffer)
             if not self._fill():
                 return
         self._position = end + 1
-        self._line += 1
-
-    def _take_comma(self) -> bool:
-        """Whether another object follows; the array's end is left where it is."""
-        character = self.peek()
-        if character == ",":
-            self._position += 1
-            return True
-        if character and character != "]":
-            raise DataError(f"{self.where}: expected ',' or ']', found {character!r}.")
-        return False
-
-    def _end_array(self) -> None:
-        self._position += 1
-        if rest := self.peek():
-            raise DataError(
-                f"{self.where}: found {rest!r} after the array, expected the file's end."
-            )
-        self.is_array = False  # nothing but the end follows
+        self.line += 1
 
     def peek(self) -> str:
-        """Skip blanks and return the next character without taking it; "" at the end."""
+        """Skips blanks and returns the next character without taking it; "" at the end."""
         while True:
-            start = self._position
-            while self._position < len(self._buffer) and self._buffer[self._position] in _BLANK:
-                self._position += 1
-            self._line += self._buffer.count("\n", start, self._position)
+            blanks = _BLANKS.match(self._buffer, self._position)
+            assert blanks is not None
+            self._position = blanks.end()
+            self.line += blanks[0].count("\n")
             if self._position < len(self._buffer):
                 return self._buffer[self._position]
             if not self._fill():
                 return ""
 
+    def _take_comma(self) -> bool:
+        """Tells whether another object follows; the end of the array is not consumed."""
+        character = self.peek()
+        if character not in (",", "]", ""):
+            raise DataError(f"{self._path}:{self.line}: expected ',' or ']', found {character!r}.")
+        self._position += character == ","
+        return character == ","
+
+    def _end_array(self) -> None:
+        self._position += 1
+        if rest := self.peek():
+            where = f"{self._path}:{self.line}"
+            raise DataError(f"{where}: found {rest!r} after the array, expected the file's end.")
+        self.is_array = False  # only the end of the file follows
+
     def _read_object(self) -> dict[str, Any]:
-        """Take the JSON object that begins at the next character."""
+        """Reads the JSON object that begins at the next character."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
+                break
             except json.JSONDecodeError as error:
                 # Perhaps only the rest of the value is missing: an error at the end, or a string
-                # that does not end, whose error lies at its beginning.
+                # that does not end, whose error is reported at its beginning.
                 cut = error.pos >= len(self._buffer) - _LONGEST_TOKEN or "Unterminated" in error.msg
-                if cut and self._fill():
-                    continue
-                line = self._line + self._buffer.count("\n", self._position, error.pos)
-                raise DataError(f"{self._path}:{line}: not valid JSON: {error.msg}.") from error
-            self._line += self._buffer.count("\n", self._position, end)
-            self._position = end
-            self.end = self.offset
-            assert isinstance(value, dict)
-            return value
+                if not (cut and self._fill()):
+                    line = self.line + self._buffer.count("\n", self._position, error.pos)
+                    where = f"{self._path}:{line}"
+                    raise DataError(f"{where}: not valid JSON: {error.msg}.") from error
+        self.line += self._buffer.count("\n", self._position, end)
+        self._position = end
+        self.end = self.offset
+        assert isinstance(value, dict)
+        return value
 
     def _fill(self) -> bool:
         chunk = next(self._chunks, "")
-        if not chunk:
-            return False
-        assert self.offset >= 0  # counts what leaves the buffer
-        self._buffer = self._buffer[self._position :] + chunk
-        self._position = self._counted = 0
-        return True
+        if chunk:
+            self._offset = self.offset  # count the characters that leave the buffer
+            self._buffer = self._buffer[self._position :] + chunk
+            self._position = self._counted = 0
+        return bool(chunk)
 
     def _read_chunks(self, offset: int) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
@@ -297,8 +272,7 @@ class RecordReader:
                 while data := file.read(_CHUNK_BYTES):
                     if text := decoder.decode(data):
                         yield text
-                if rest := decoder.decode(b"", final=True):
-                    yield rest
+                yield decoder.decode(b"", final=True)
         except FileNotFoundError as error:
             raise DataError(f"{self._path}: there is no such file.") from error
         except OSError as error:

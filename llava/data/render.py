@@ -1,4 +1,4 @@
-"""Turns and a template in, the training text and its supervised character ranges out.
+"""Renders turns with a template into the training text and its supervised character ranges.
 
 Role: the text side of label masking. Output: `Rendered`. The text of the styles TWO, MPT and
 LLAMA_2 is exactly `Conversation.get_prompt()`, made from the same segments, so a template is data
@@ -50,7 +50,7 @@ class Rendered:
     """A rendered conversation.
 
     Attributes:
-        text: The text, with `<image>` where the picture goes.
+        text: The text, with `<image>` where the image goes.
         spans: What to supervise: each answer with its terminator, and with the blank between a
             role's tag and the answer, because tokenizers make it part of the answer's first token.
         v0_pieces: Header and turns of a v0 text, whose labels LLaVA finds by counting tokens piece
@@ -63,7 +63,7 @@ class Rendered:
 
 
 def render(turns: Sequence[Turn], conv: Conversation) -> Rendered:
-    """Render a conversation for training.
+    """Renders a conversation for training.
 
     Args:
         turns: `human` first and alternating. No text is empty.
@@ -88,9 +88,9 @@ def render(turns: Sequence[Turn], conv: Conversation) -> Rendered:
 
 
 def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False) -> str:
-    """Move a text's `<image>` to where the model expects it: its beginning.
+    """Moves a text's `<image>` to where the model expects it: its beginning.
 
-    Several placeholders become one. A text without one comes back as it is.
+    Several placeholders become one. A text without one is returned unchanged.
 
     Args:
         text: What a turn says.
@@ -112,7 +112,7 @@ def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False
 def place_images(
     turns: Sequence[Turn], conv: Conversation, mm_use_im_start_end: bool = False
 ) -> tuple[Turn, ...]:
-    """Apply `place_image` to every turn."""
+    """Applies `place_image` to every turn."""
     return tuple(
         Turn(turn.role, place_image(turn.text, conv, mm_use_im_start_end), turn.supervised)
         for turn in turns
@@ -151,7 +151,7 @@ def _render_prompt(turns: Sequence[Turn], conv: Conversation) -> Rendered:
 
 
 def _render_plain(turns: Sequence[Turn], conv: Conversation) -> Rendered:
-    """Stage 1 as LLaVA does it: the question is thrown away, only its picture stays."""
+    """Renders stage 1 as LLaVA does: the question is dropped, only its image stays."""
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0].text:
         raise SampleError(
             f"the plain template got {len(turns)} turns; expected a question with "
@@ -180,10 +180,10 @@ def _render_v0(turns: Sequence[Turn], conv: Conversation) -> Rendered:
 
 
 def v0_header(conv: Conversation) -> str:
-    """Return what a v0 training text begins with."""
+    """Returns what a v0 training text begins with."""
     return f"{conv.system}\n\n"
 
 
 def generic_turn(role: str, text: str) -> str:
-    """Return one turn of a v0 training text."""
+    """Returns one turn of a v0 training text."""
     return f"{GENERIC_SIGNAL}{role}: {text}\n"

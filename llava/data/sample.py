@@ -1,8 +1,8 @@
-"""The two core types, a turn and a sample, and their way from and to LLaVA's JSON.
+"""Defines the two core types, `Turn` and `Sample`, and reads and writes them as LLaVA's JSON.
 
 Role: a record is checked once, here; whatever holds a `Sample` may rely on it.
-Input: one decoded JSON object and where it stands. Output: a frozen `Sample`.
-Non-goals: reading files (`dataset.py`), templates (`render.py`), opening pictures.
+Input: one decoded JSON object and its position. Output: a frozen `Sample`.
+Non-goals: reading files (`dataset.py`), templates (`render.py`), opening images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Turn:
 
     Attributes:
         role: `human` or `gpt`.
-        text: What is said; `<image>` stands where the picture goes.
+        text: The text; `<image>` marks the place of the image.
         supervised: Whether the answer counts in the loss. It means nothing for `human`.
     """
 
@@ -64,11 +64,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: a conversation about at most one picture.
+    """One training sample: a conversation about at most one image.
 
     Attributes:
         id: Name of the sample, for messages.
-        image: Path of the picture below the image folder, or None for text only.
+        image: Path of the image below the image folder, or None for text only.
         turns: The conversation, `human` first and alternating.
         lang: Language code of the answers.
         task: What kind of question it is.
@@ -86,12 +86,12 @@ class Sample:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Sample:
-        """Check one LLaVA record.
+        """Checks one LLaVA record.
 
         Args:
             record: `{"id", "image"?, "conversations": [{"from", "value"}, ...]}`; also read are
                 `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`. The image may
-                stand in a list of one, or in `images`; the turns may be `messages` of `role` and
+                be in a list of one, or in `images`; the turns may be `messages` of `role` and
                 `content` (text or a list of parts), or `texts`, pairs of `user` and `assistant`;
                 `user` and `assistant` are read as `human` and `gpt`.
             where: `file:line` of the record, for messages.
@@ -116,38 +116,38 @@ class Sample:
                 "structure",
             )
         sample_id = where if record.get("id") is None else str(record["id"])
-        at = f"{where}, sample {sample_id!r}"
-        fields = {key: _optional_str(record, key, at) for key in _EXTRA_FIELDS}
+        lang = record.get("lang")
         try:
-            _refuse_unsupported(record, at)
-            image = _read_image(record, at)
-            turns = _read_turns(_raw_turns(record), at)
-            _check_placeholders(turns, image, at)
-            sample = cls(sample_id, image, turns, **fields)
-            _check_characters(sample, at)
+            _check_fields(record)
+            fields = {key: record.get(key) for key in _EXTRA_FIELDS}
+            sample = cls(sample_id, _read_image(record), _read_turns(record), **fields)
+            _check_placeholders(sample)
+            _check_characters(sample)
         except SampleError as error:
-            error.lang = fields["lang"]
-            raise
+            raise SampleError(
+                f"{where}, sample {sample_id!r}: {error}",
+                error.reason,
+                lang if isinstance(lang, str) else None,
+            ) from None
         return sample
 
     def to_record(self) -> dict[str, Any]:
-        """Return the sample as a LLaVA JSON object; fields that are None are left out."""
-        record: dict[str, Any] = {"id": self.id}
-        if self.image is not None:
-            record["image"] = self.image
-        record["conversations"] = [_turn_to_record(turn) for turn in self.turns]
-        for key in _EXTRA_FIELDS:
-            value = getattr(self, key)
-            if value is not None:
-                record[key] = value
-        return record
+        """Returns the sample as a LLaVA JSON object; fields that are None are left out."""
+        turns: list[dict[str, Any]] = [
+            {"from": turn.role, "value": turn.text, **({} if turn.supervised else _UNSUPERVISED)}
+            for turn in self.turns
+        ]
+        record: dict[str, Any] = {"id": self.id, "image": self.image, "conversations": turns}
+        record |= {key: getattr(self, key) for key in _EXTRA_FIELDS}
+        return {key: value for key, value in record.items() if value is not None}
 
 
+_UNSUPERVISED: Final[dict[str, Any]] = {"supervised": False}
 _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
 
 
 def has_leading_answer(record: Mapping[str, Any]) -> bool:
-    """Tell whether `Sample.from_record` leaves out the record's first turn."""
+    """Tells whether `Sample.from_record` leaves out the record's first turn."""
     turns = _raw_turns(record)
     return (
         isinstance(turns, list)
@@ -158,7 +158,7 @@ def has_leading_answer(record: Mapping[str, Any]) -> bool:
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
-    """Lists the images of a record, in whichever form its file has them.
+    """Lists the images of a record, whatever form they have in the file.
 
     Returns:
         Paths, and for images that are embedded in the file, objects with `bytes`.
@@ -176,45 +176,41 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
     return images
 
 
-def _read_image(record: Mapping[str, Any], at: str) -> str | None:
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """Refuses fields of a wrong type, and those that would be left out in silence.
+
+    The answers depend on the latter.
+    """
+    for key in _EXTRA_FIELDS:
+        if not isinstance(record.get(key), str | None):
+            kind = type(record[key]).__name__
+            raise SampleError(f"`{key}` is {kind}, expected a string.", "structure")
+    for key, reason in UNSUPPORTED_FIELDS.items():
+        if record.get(key) not in (None, "", []):
+            what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
+            raise SampleError(
+                f"the record has {what} (`{key}`: {_describe(record[key])}), which is not "
+                "supported. Leave it out, or take the field away to train without it.",
+                reason,
+            )
+
+
+def _read_image(record: Mapping[str, Any]) -> str | None:
     images = record_images(record)
     if len(images) > 1:
         raise SampleError(
-            f"{at}: {len(images)} images, expected one. One image a sample is supported; leave the "
+            f"{len(images)} images, expected one. One image a sample is supported; leave the "
             "sample out, or join its images side by side.",
             "several_images",
         )
     if images and not isinstance(images[0], str):
-        raise SampleError(
-            f"{at}: the image is {type(images[0]).__name__}, expected a path as a string.",
-            "structure",
-        )
+        kind = type(images[0]).__name__
+        raise SampleError(f"the image is {kind}, expected a path as a string.", "structure")
     return images[0] if images else None
 
 
-def _refuse_unsupported(record: Mapping[str, Any], at: str) -> None:
-    """Refuses fields that would be left out in silence, although the answers depend on them."""
-    for key, reason in UNSUPPORTED_FIELDS.items():
-        value = record.get(key)
-        if value is None or value == "" or value == []:
-            continue
-        what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
-        raise SampleError(
-            f"{at}: the record has {what} (`{key}`: {_describe(value)}), which is not supported. "
-            f"Leave it out, or take the field away to train without it.",
-            reason,
-        )
-
-
-def _optional_str(record: Mapping[str, Any], key: str, at: str) -> str | None:
-    value = record.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    raise SampleError(f"{at}: `{key}` is {type(value).__name__}, expected a string.", "structure")
-
-
 def _raw_turns(record: Mapping[str, Any]) -> Any:
-    """Finds the turns of a record under whichever name they have."""
+    """Finds the turns of a record, whatever their key."""
     named = next((record[key] for key in ("conversations", "messages") if record.get(key)), None)
     texts = record.get("texts")
     if named is None and isinstance(texts, list):
@@ -224,40 +220,39 @@ def _raw_turns(record: Mapping[str, Any]) -> Any:
 
 def _turns_of_pairs(pairs: list[Any], has_image: bool) -> Iterator[Any]:
     """Makes turns of pairs of `user` and `assistant`, which do not say where the image goes."""
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, Mapping):
+    place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image else ""
+    for pair in pairs:
+        if isinstance(pair, Mapping):
+            yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
+            yield {"from": "gpt", "value": pair.get("assistant")}
+        else:
             yield pair
-            continue
-        place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image and i == 0 else ""
-        yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
-        yield {"from": "gpt", "value": pair.get("assistant")}
+        place = ""
 
 
-def _read_turns(value: Any, at: str) -> tuple[Turn, ...]:
+def _read_turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+    value = _raw_turns(record)
     if not isinstance(value, list) or not value:
         raise SampleError(
-            f"{at}: `conversations` is {_describe(value)}, expected a list of turns.", "structure"
+            f"`conversations` is {_describe(value)}, expected a list of turns.", "structure"
         )
-    turns = [_read_turn(turn, i, at) for i, turn in enumerate(value)]
+    turns = [_read_turn(turn, f"turn {number}") for number, turn in enumerate(value, 1)]
     first = 1 if turns[0].role == "gpt" and len(turns) > 1 else 0
-    turns = turns[first:]
-    for i, turn in enumerate(turns):
+    for i, turn in enumerate(turns[first:]):
         if turn.role != ROLES[i % 2]:
             raise SampleError(
-                f"{at}: turn {i + first + 1} is from {turn.role!r}, expected {ROLES[i % 2]!r}. "
+                f"turn {i + first + 1} is from {turn.role!r}, expected {ROLES[i % 2]!r}. "
                 "Turns alternate, beginning with 'human'.",
                 "turn_order",
             )
-    if len(turns) < 2:
+    if len(turns) - first < 2:
         raise SampleError(
-            f"{at}: there is no answer. A sample needs a 'gpt' turn after a 'human' turn.",
-            "no_answer",
+            "there is no answer. A sample needs a 'gpt' turn after a 'human' turn.", "no_answer"
         )
-    return tuple(turns)
+    return tuple(turns[first:])
 
 
-def _read_turn(turn: Any, i: int, at: str) -> Turn:
-    here = f"{at}: turn {i + 1}"
+def _read_turn(turn: Any, here: str) -> Turn:
     if not isinstance(turn, Mapping) or not (
         {"from", "role"} & turn.keys() and {"value", "content"} & turn.keys()
     ):
@@ -277,8 +272,7 @@ def _read_turn(turn: Any, i: int, at: str) -> Turn:
         text = "\n".join(_read_part(part, here) for part in text)
     if not isinstance(text, str) or not isinstance(supervised, bool):
         raise SampleError(
-            f"{here}: `value` must be a string and `supervised` true or false.",
-            "structure",
+            f"{here}: `value` must be a string and `supervised` true or false.", "structure"
         )
     if not text.strip():
         raise SampleError(
@@ -298,15 +292,15 @@ def _read_part(part: Any, here: str) -> str:
         return DEFAULT_IMAGE_TOKEN
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str):
-        reason = "video" if kind in ("video", "video_url") else "structure"
         raise SampleError(
-            f"{here} holds the part {_describe(part)}, expected text or an image.", reason
+            f"{here} holds the part {_describe(part)}, expected text or an image.",
+            "video" if kind in ("video", "video_url") else "structure",
         )
     return text
 
 
 def _refuse_placeholders(text: str, here: str) -> None:
-    """Refuses a question that begins or ends with `<video>`; elsewhere that is talk about HTML."""
+    """Refuses a question that begins or ends with `<video>`; elsewhere it is text about HTML."""
     asked = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
     for placeholder, reason in _PLACEHOLDERS.items():
         if asked.startswith(placeholder) or asked.endswith(placeholder):
@@ -317,51 +311,39 @@ def _refuse_placeholders(text: str, here: str) -> None:
             )
 
 
-def _check_placeholders(turns: tuple[Turn, ...], image: str | None, at: str) -> None:
-    """Demand `<image>` in exactly one human turn with an image, and nowhere without."""
-    holders = [i for i, turn in enumerate(turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    if image is None:
-        if holders:
-            raise SampleError(
-                f"{at}: turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no "
-                "`image`. Add the picture or take the placeholder out.",
-                "image_mismatch",
-            )
+def _check_placeholders(sample: Sample) -> None:
+    """Demands `<image>` in exactly one human turn with an image, and nowhere without."""
+    holders = [i for i, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
+    if sample.image is None and holders:
+        fault = (
+            f"turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no `image`. "
+            "Add the image or take the placeholder out."
+        )
+    elif sample.image is not None and len(holders) != 1:
+        fault = (
+            f"{len(holders)} turns hold {DEFAULT_IMAGE_TOKEN}, expected one, because the record "
+            f"has one `image` ({sample.image})."
+        )
+    elif holders and sample.turns[holders[0]].role != "human":
+        fault = f"{DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn."
+    else:
         return
-    if len(holders) != 1:
-        raise SampleError(
-            f"{at}: {len(holders)} turns hold {DEFAULT_IMAGE_TOKEN}, expected one, because the "
-            f"record has one `image` ({image}).",
-            "image_mismatch",
-        )
-    if turns[holders[0]].role != "human":
-        raise SampleError(
-            f"{at}: {DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn.",
-            "image_mismatch",
-        )
+    raise SampleError(fault, "image_mismatch")
 
 
-def _check_characters(sample: Sample, at: str) -> None:
-    """Refuses what is no text: tokenizers fail at it, and it cannot be stored."""
-    parts = {"id": sample.id, "image": sample.image}
-    parts |= {key: getattr(sample, key) for key in _EXTRA_FIELDS}
+def _check_characters(sample: Sample) -> None:
+    """Refuses characters that are not text: tokenizers fail on them, and they cannot be stored."""
+    parts = {key: getattr(sample, key) for key in ("id", "image", *_EXTRA_FIELDS)}
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):
-            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` lets bytes through
+            is_byte = "\udc80" <= found[0] <= "\udcff"  # how `RecordReader` decodes invalid bytes
             what = "a byte that is not UTF-8" if is_byte else "half of a character"
             shown = f"0x{ord(found[0]) - 0xDC00:02X}" if is_byte else f"{found[0]!r}"
             raise SampleError(
-                f"{at}: {name} holds {what} ({shown} at {found.start()}); write the file as UTF-8.",
+                f"{name} holds {what} ({shown} at {found.start()}); write the file as UTF-8.",
                 "invalid_utf8" if is_byte else "half_character",
             )
-
-
-def _turn_to_record(turn: Turn) -> dict[str, Any]:
-    record: dict[str, Any] = {"from": turn.role, "value": turn.text}
-    if not turn.supervised:
-        record["supervised"] = False
-    return record
 
 
 def _describe(value: Any) -> str:

@@ -1,45 +1,33 @@
-"""Rendered text in, token ids and labels out: the one place that masks labels.
+"""Tokenises rendered text and labels it: the one place that masks labels.
 
 Role: `encode_turns` is what datasets call; `encode_prompt` turns text with `<image>` into ids with
 the sentinel -200 and is also what `llava.mm_utils.tokenizer_image_token` returns.
 A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
-slow one. What stands before the first image is mostly the same text; its tokens are kept. Labels
+slow one. The text before the first image is mostly the same, so its tokens are cached. Labels
 are not shifted.
 Non-goals: truncation and padding (`dataset.py`, `batching.py`), templates.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
-from llava.data.render import GENERIC_SIGNAL, Rendered, Span, V0Piece, generic_turn, render
+from llava.data.render import Rendered, Span, render
 from llava.data.sample import Turn
 from llava.errors import TemplateError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-__all__ = [
-    "GENERIC_SIGNAL",
-    "Encoded",
-    "encode_chunks",
-    "encode_prompt",
-    "encode_rendered",
-    "encode_turns",
-    "generic_turn",
-    "ignore_all",
-    "is_labelled",
-    "mask_v0_lengths",
-    "num_bos",
-]
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,7 @@ class Encoded:
     """Token ids and labels of one sample, equally long.
 
     Attributes:
-        input_ids: Ids; -200 stands where an image goes.
+        input_ids: Ids; -200 marks the place of an image.
         labels: The id where the token counts in the loss, else -100. Not shifted: the label of a
             position is the token at that position.
     """
@@ -59,13 +47,13 @@ class Encoded:
 def encode_turns(
     turns: Sequence[Turn], conv: Conversation, tokenizer: Any, has_image: bool = True
 ) -> Encoded:
-    r"""Encode a conversation for training.
+    r"""Encodes a conversation for training.
 
     Args:
         turns: `human` first and alternating; only answers with `supervised` count in the loss.
         conv: The template.
         tokenizer: A Hugging Face tokenizer.
-        has_image: Whether `<image>` is a picture's placeholder. Otherwise it is text like any.
+        has_image: Whether `<image>` is an image's placeholder. Otherwise it is text like any.
 
     Returns:
         Ids and labels. Each supervised answer is labelled with its terminator. The v0 template's
@@ -84,15 +72,17 @@ def encode_turns(
 
 
 def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) -> Encoded:
-    """Encode a rendered conversation; see `encode_turns`."""
-    if rendered.v0_pieces:
-        input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
-        lengths = [
-            len(encode_prompt(piece.text, tokenizer, has_image=has_image))
-            for piece in rendered.v0_pieces
-        ]
-        return Encoded(input_ids, _labels_of_v0(input_ids, rendered.v0_pieces, lengths))
-    return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
+    """Encodes a rendered conversation; see `encode_turns`."""
+    if not rendered.v0_pieces:
+        return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
+    input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
+    header, *turns = rendered.v0_pieces
+    lengths = [
+        len(encode_prompt(piece.text, tokenizer, has_image=has_image)) for piece in (header, *turns)
+    ]
+    labels = [IGNORE_INDEX if each == IMAGE_TOKEN_INDEX else each for each in input_ids]
+    mask_v0_lengths(labels, lengths, [turn.is_masked for turn in turns])
+    return Encoded(input_ids, labels)
 
 
 def encode_prompt(
@@ -101,7 +91,7 @@ def encode_prompt(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     has_image: bool = True,
 ) -> list[int]:
-    """Encode text, with `image_token_index` for each `<image>`.
+    """Encodes text, with `image_token_index` for each `<image>`.
 
     The chunks between placeholders are tokenised apart; the tokenizer's BOS is kept once.
     """
@@ -117,7 +107,7 @@ def encode_prompt(
 
 
 def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[bool]) -> None:
-    """Mask labels in place by LLaVA's v0 rule.
+    """Masks labels in place by LLaVA's v0 rule.
 
     The rule adds up the lengths of the pieces tokenised alone, each with a BOS that the whole text
     does not have, so it drifts to the right by a token or so a turn; and it leaves a masked turn's
@@ -128,75 +118,54 @@ def mask_v0_lengths(labels: Any, lengths: Sequence[int], is_masked: Sequence[boo
         lengths: Number of tokens of the header and of each turn.
         is_masked: Whether a turn is masked, one for each turn.
     """
-    cursor = lengths[0]
-    _ignore(labels, 0, cursor)
-    for length, masked in zip(lengths[1:], is_masked, strict=True):
+    first, *rest = lengths
+    ranges, cursor = [range(first)], first
+    for length, masked in zip(rest, is_masked, strict=True):
         if masked:
-            _ignore(labels, cursor + 2, cursor + length)
+            ranges.append(range(cursor + 2, cursor + length))
         cursor += length
+    for i in chain.from_iterable(ranges):
+        if i < len(labels):
+            labels[i] = IGNORE_INDEX
 
 
 def is_labelled(labels: Sequence[int]) -> bool:
-    """Tell whether any position counts in the loss."""
+    """Tells whether any position counts in the loss."""
     return any(label != IGNORE_INDEX for label in labels)
-
-
-def ignore_all(num_labels: int) -> list[int]:
-    """Return labels of which none counts in the loss."""
-    return [IGNORE_INDEX] * num_labels
-
-
-def _ignore(labels: Any, start: int, end: int) -> None:
-    for i in range(start, min(end, len(labels))):
-        labels[i] = IGNORE_INDEX
-
-
-def _labels_of_v0(
-    input_ids: list[int], pieces: Sequence[V0Piece], lengths: Sequence[int]
-) -> list[int]:
-    labels = list(input_ids)
-    mask_v0_lengths(labels, lengths, [piece.is_masked for piece in pieces[1:]])
-    return [IGNORE_INDEX if label == IMAGE_TOKEN_INDEX else label for label in labels]
 
 
 def _encode_spans(
     text: str, spans: Sequence[Span], tokenizer: Any, has_image: bool = True
 ) -> Encoded:
-    """Tokenise a text, and label the tokens that share a character with a span."""
+    """Tokenises a text and labels the tokens that share a character with a span."""
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, offsets = _encode_and_keep_first(chunks, tokenizer)
     drop = num_bos(ids, tokenizer, chunks[0])
-    input_ids = ids[0][:drop]
-    labels = ignore_all(drop)
-    position = 0
-    for i, chunk in enumerate(chunks):
+    input_ids, labels = ids[0][:drop], [IGNORE_INDEX] * drop
+    starts = accumulate((len(chunk) + len(DEFAULT_IMAGE_TOKEN) for chunk in chunks), initial=0)
+    for i, (start, chunk) in enumerate(zip(starts, chunks, strict=False)):
         if i:
             input_ids.append(IMAGE_TOKEN_INDEX)
             labels.append(IGNORE_INDEX)
-            position += len(DEFAULT_IMAGE_TOKEN)
-        end = position + len(chunk)
+        end = start + len(chunk)
         inner = [
-            (max(span.start - position, 0), min(span.end, end) - position)
+            (max(span.start - start, 0), min(span.end, end) - start)
             for span in spans
-            if span.start < end and span.end > position
+            if span.start < end and span.end > start
         ]
+        in_chunk = [] if offsets is None else offsets[i]
         if offsets is None and inner:
-            borders = [border for span in inner for border in span]
-            in_chunk = _offsets_by_prefix(chunk, ids[i], borders, tokenizer)
-        else:
-            in_chunk = offsets[i] if offsets is not None else []
-        chunk_labels = _labels_in_chunk(ids[i], in_chunk, inner)
+            in_chunk = _offsets_by_prefix(chunk, ids[i], list(chain(*inner)), tokenizer)
         input_ids += ids[i][drop:]
-        labels += chunk_labels[drop:]
-        position = end
+        labels += _labels_in_chunk(ids[i], in_chunk, inner)[drop:]
     return Encoded(input_ids, labels)
 
 
 def _labels_in_chunk(
     ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Labels of a chunk's tokens, of which each has a range of characters."""
-    labels = ignore_all(len(ids))
+    """Returns the labels of a chunk's tokens, each of which covers a range of characters."""
+    labels = [IGNORE_INDEX] * len(ids)
     if not spans:
         return labels
     starts, ends = zip(*offsets, strict=True)
@@ -205,14 +174,14 @@ def _labels_in_chunk(
             first, last = bisect_right(ends, start), bisect_left(starts, end)
             labels[first:last] = ids[first:last]
         return labels
-    # a token that stands for no text (an EOS that the tokenizer adds) lies before all
+    # a token without text (an EOS that the tokenizer adds) has the range (0, 0)
     for i, (start, end) in enumerate(offsets):
         if any(start < span[1] and end > span[0] for span in spans):
             labels[i] = ids[i]
     return labels
 
 
-# what stands before the first image, and its ids and offsets; for each tokenizer
+# for each tokenizer: the text before the first image -> its ids and offsets
 _FIRST_CHUNKS: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 _MAX_FIRST_CHUNKS = 256
 
@@ -220,11 +189,11 @@ _MAX_FIRST_CHUNKS = 256
 def _encode_and_keep_first(
     chunks: Sequence[str], tokenizer: Any
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
-    """Encode chunks as `encode_chunks` does; the first of several is looked up."""
+    """Encodes chunks as `encode_chunks` does, with a cache for the first of several."""
     if len(chunks) == 1 or _backend(tokenizer) is None:
         return encode_chunks(chunks, tokenizer, with_offsets=True)
     known = _FIRST_CHUNKS.setdefault(tokenizer, {})
-    # it may be given more tokens, or other settings
+    # tokens may be added to it, and its settings may change
     settings = (tokenizer.split_special_tokens, getattr(tokenizer, "add_bos_token", None))
     key = (chunks[0], len(tokenizer), *settings)
     if key not in known:
@@ -240,7 +209,7 @@ def _encode_and_keep_first(
 def encode_chunks(
     chunks: Sequence[str], tokenizer: Any, with_offsets: bool
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
-    """Encode chunks in one call, each as the tokenizer encodes a text by default."""
+    """Encodes chunks in one call, each as the tokenizer encodes a text by default."""
     shift = _prefix_shift(tokenizer)
     texts = [" " + chunk if shift and chunk[:1] == " " else chunk for chunk in chunks]
     with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
@@ -265,11 +234,11 @@ def encode_chunks(
 
 
 def _backend(tokenizer: Any) -> Tokenizer | None:
-    """What a fast tokenizer asks, set as a plain call sets it; a fifth of a call is around it.
+    """Returns a fast tokenizer's backend, with the settings of a plain call.
 
-    None for a tokenizer that has a way of its own.
+    Calling it directly saves a fifth of the time. None for a tokenizer with its own `_encode_plus`.
     """
-    # which takes seconds to import, and without which there is no such tokenizer
+    # not imported here, as it takes seconds; without it there is no such tokenizer
     module = sys.modules.get("transformers.tokenization_utils_tokenizers")
     encode = getattr(type(tokenizer), "_encode_plus", None)
     if module is None or encode is not module.TokenizersBackend._encode_plus:
@@ -285,7 +254,7 @@ def _backend(tokenizer: Any) -> Tokenizer | None:
 
 
 def _prefix_shift(tokenizer: Any) -> bool:
-    """Tell whether a text's leading blank must be doubled.
+    """Tells whether a text's leading blank must be doubled.
 
     SentencePiece puts its dummy blank before any text. The `Metaspace` of the tokenizers library
     leaves it out where a text begins with a blank already; checkpoints were trained with the
@@ -297,14 +266,14 @@ def _prefix_shift(tokenizer: Any) -> bool:
 
 
 def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any, text: str) -> int:
-    """Return 1 if the tokenizer begins a text with BOS, else 0.
+    """Returns 1 if the tokenizer begins a text with BOS, else 0.
 
     A first id that is BOS need not be one that the tokenizer added: the BOS of some chat models
     (SmolLM2) is `<|im_start|>`, with which their prompts begin. Such a tokenizer shows itself on a
     text without it.
 
     Args:
-        ids: What the tokenizer made of a text's chunks.
+        ids: The ids of a text's chunks.
         tokenizer: The tokenizer.
         text: The first chunk.
     """
@@ -321,7 +290,7 @@ def num_bos(ids: Sequence[Sequence[int]], tokenizer: Any, text: str) -> int:
 def _offsets_by_prefix(
     chunk: str, ids: Sequence[int], borders: Sequence[int], tokenizer: Any
 ) -> list[tuple[int, int]]:
-    """Place a slow tokenizer's tokens, as exactly as `borders` demands.
+    """Places a slow tokenizer's tokens, as exactly as `borders` demands.
 
     The text before a border is encoded alone; the ids that it shares with the whole are the tokens
     before the border. Tokens between two borders get the range between them.
@@ -334,7 +303,7 @@ def _offsets_by_prefix(
     counts = [0]
     for border in cuts[1:-1]:
         prefix, _ = encode_chunks([chunk[:border]], tokenizer, with_offsets=False)
-        shared = _num_shared(prefix[0], ids)
+        shared = len(os.path.commonprefix([prefix[0], list(ids)]))
         if len(prefix[0]) - shared > _MAX_MERGED:
             raise TemplateError(
                 f"The tokenizer {type(tokenizer).__name__} encodes the text before "
@@ -350,9 +319,4 @@ def _offsets_by_prefix(
 
 
 _MAX_MERGED = 4
-"""Tokens of a prefix that may melt into the one token that lies across its end."""
-
-
-def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+"""Tokens of a prefix that may merge into the one token across its end."""

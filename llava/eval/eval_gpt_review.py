@@ -15,18 +15,26 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llava.chat_service import (
     MAX_TOKENS_FIELDS,
     ChatReply,
     Dialect,
-    Limits,
+    ServiceLimits,
     ask_each,
     service_of_environment,
 )
-from llava.errors import DataError, ExhaustedError, RejectedError, ServiceError, run_script
+from llava.errors import (
+    DataError,
+    ExhaustedError,
+    Flag,
+    RejectedError,
+    ServiceError,
+    flag,
+    make_parser,
+    run_script,
+)
 from llava.eval.records import AnswersFile, field, read_json, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
@@ -42,13 +50,13 @@ Rules = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReviewPair:
     """Two answers to one question.
 
     Attributes:
-        question: the question's record.
-        answers: the two answers' records.
-        where: place of the question.
+        question: The question's record.
+        answers: The two answers' records.
+        where: Place of the question.
     """
 
     question: Mapping[str, Any]
@@ -56,7 +64,7 @@ class Comparison:
     where: str
 
     def content(self, rule: Mapping[str, str], context: str | None) -> str:
-        """What the judge is asked."""
+        """Returns what the judge is asked."""
         role, (first, second) = rule["role"], self.answers
         blocks = [] if context is None else [f"[Context]\n{context}"]
         blocks += [
@@ -70,7 +78,7 @@ class Comparison:
         return "".join(f"{block}\n\n" for block in blocks)
 
     def review(self, number: int, category: str, text: str) -> dict[str, Any]:
-        """The line that is written for the judge's reply; empty if it refuses."""
+        """Returns the line that is written for the judge's reply; empty if it refuses."""
         first, second = self.answers
         return {
             "id": number,
@@ -83,57 +91,53 @@ class Comparison:
         }
 
 
-def make_parser(description: str, has_context: bool = True) -> argparse.ArgumentParser:
-    """A parser with the flags that all review scripts have; `-c` is for those about images."""
-    parser = argparse.ArgumentParser(description=description)
-    if has_context:
-        parser.add_argument("-c", "--context", required=True)
-    parser.add_argument("-q", "--question", required=True)
-    parser.add_argument("-a", "--answer-list", nargs=2, required=True, metavar="ANSWERS")
-    parser.add_argument("-r", "--rule", required=True)
-    parser.add_argument("-o", "--output", required=True)
-    parser.add_argument("--max-tokens", type=int, default=1024, help="longest review")
-    parser.add_argument("--model", default=JUDGE, help="who judges")
-    parser.add_argument(
+FLAGS: Sequence[Flag] = (
+    flag("-q", "--question", required=True),
+    flag("-a", "--answer-list", nargs=2, required=True, metavar="ANSWERS"),
+    flag("-r", "--rule", required=True),
+    flag("-o", "--output", required=True),
+    flag("--max-tokens", type=int, default=1024, help="longest review"),
+    flag("--model", default=JUDGE, help="the judge"),
+    flag(
         "--max-tokens-field",
         choices=MAX_TOKENS_FIELDS,
         default=MAX_TOKENS_FIELDS[0],
-        help="what the service calls it; another is found out",
-    )
-    parser.add_argument(
+        help="the service's name for it; another name is detected",
+    ),
+    flag(
         "--no-temperature",
         action="store_true",
-        help=f"leave it to the service, in place of {TEMPERATURE}",
-    )
-    parser.add_argument("--fresh", action="store_true", help="throw earlier reviews away")
-    return parser
+        help=f"use the service's default instead of {TEMPERATURE}",
+    ),
+    flag("--fresh", action="store_true", help="discard earlier reviews"),
+)
+CONTEXT_FLAG = flag("-c", "--context", required=True)
+"""Flag of the scripts about images."""
 
 
 def parse_score(review: str) -> list[float]:
-    """Read two scores from the first line of a review; `[-1, -1]` if they are not there."""
+    """Reads two scores from the first line of a review; `[-1, -1]` if they are not there."""
     words = review.split("\n")[0].replace(",", " ").split()
     try:
-        scores = [float(word) for word in words]
+        first, second = map(float, words)
     except ValueError:
-        scores = []
-    if len(scores) == 2:
-        return scores
-    log.warning("no two scores in the first line of a review: %r", review[:80])
-    return NO_SCORES
+        log.warning("no two scores in the first line of a review: %r", review[:80])
+        return NO_SCORES
+    return [first, second]
 
 
-def read_comparisons(question: str, answer_list: Sequence[str]) -> list[Comparison]:
-    """Read questions and both files of answers, which must be in the same order.
+def read_pairs(question: str, answer_list: Sequence[str]) -> list[ReviewPair]:
+    """Reads questions and both files of answers, which must be in the same order.
 
     Raises:
-        DataError: the files differ in length or order.
+        DataError: The files differ in length or order.
     """
     questions = list(read_json_lines(question))
     sides = [list(read_json_lines(path)) for path in answer_list]
-    comparisons = []
     for path, side in zip(answer_list, sides, strict=True):
         if len(side) != len(questions):
             raise DataError(f"{path}: {len(side)} answers to {len(questions)} questions")
+    pairs = []
     for (where, asked), first, second in zip(questions, *sides, strict=True):
         question_id = field(asked, "question_id", where)
         for place, answer in (first, second):
@@ -143,55 +147,39 @@ def read_comparisons(question: str, answer_list: Sequence[str]) -> list[Comparis
                     f"{question_id!r} as in {where}"
                 )
             field(answer, "text", place, str)
-        comparisons.append(Comparison(asked, (first[1], second[1]), where))
-    return comparisons
-
-
-def read_rules(path: str) -> Rules:
-    """Read the rules.
-
-    Raises:
-        DataError: one lacks `role` or `prompt`.
-    """
-    rules = read_json(path, dict)
-    for category, rule in rules.items():
-        for name in ("role", "prompt"):
-            field(rule, name, f"{path}: {category}", str)
-    return rules
+        pairs.append(ReviewPair(asked, (first[1], second[1]), where))
+    return pairs
 
 
 def review(
     args: argparse.Namespace,
-    get_category: Callable[[Comparison, Rules], str],
+    get_category: Callable[[ReviewPair, Rules], str],
     describe: Callable[[Mapping[str, Any], str], str] | None = None,
 ) -> None:
-    """Ask the judge about every comparison that has no review yet, and write the reviews.
+    """Asks the judge about every pair that has no review yet, and writes the reviews.
 
     Args:
-        args: flags of `make_parser`.
-        get_category: names the rule of a comparison.
-        describe: says what is in an image, given its record in `args.context` and the place of
+        args: Values of `FLAGS`.
+        get_category: Names the rule of a pair.
+        describe: Says what is in an image, given its record in `args.context` and the place of
             that; None if the judge is not told.
 
     Raises:
-        ConfigError: there is no key, or the reviews there are of another run.
-        DataError: a rule or an image's context is missing.
+        ConfigError: There is no key, or the reviews there are of another run.
+        DataError: A rule or an image's context is missing.
     """
-    comparisons = read_comparisons(args.question, args.answer_list)
-    rules = read_rules(args.rule)
-    categories = [get_category(comparison, rules) for comparison in comparisons]
-    contexts: Sequence[str | None] = [None] * len(comparisons)
-    if describe is not None:
-        contexts = _read_contexts(args.context, comparisons, describe)
-    for comparison, category in zip(comparisons, categories, strict=True):
+    pairs = read_pairs(args.question, args.answer_list)
+    rules: Rules = read_json(args.rule, dict)
+    contexts = None if describe is None else _read_contexts(args.context, pairs, describe)
+    categories, contents = [], []
+    for i, pair in enumerate(pairs):
+        category = get_category(pair, rules)
         if category not in rules:
-            raise DataError(
-                f"{comparison.where}: no rule for {category!r}; there are {', '.join(rules)}"
-            )
-    contents = [
-        comparison.content(rules[category], context)
-        for comparison, category, context in zip(comparisons, categories, contexts, strict=True)
-    ]
+            raise DataError(f"{pair.where}: no rule for {category!r}; there are {', '.join(rules)}")
+        for name in ("role", "prompt"):
+            field(rules[category], name, f"{args.rule}: {category}", str)
+        categories.append(category)
+        contents.append(pair.content(rules[category], None if contexts is None else contexts[i]))
     identity = {
         "judge": args.model,
         "max_tokens": args.max_tokens,
@@ -199,30 +187,27 @@ def review(
     }
     if args.no_temperature:
         identity["temperature"] = "the service's own"
-    with AnswersFile(Path(args.output), identity, args.fresh) as reviews:
-        done = _read_done(args.output, [c.question["question_id"] for c in comparisons])
-        todo = [i for i in range(len(contents)) if i not in done]
-        if not todo:
-            log.info("%s: all %d reviews are there", args.output, len(done))
-            return
+    with AnswersFile(args.output, identity, args.fresh) as reviews:
+        done = _read_done(args.output, [pair.question["question_id"] for pair in pairs])
+        log.info("%s: %d of %d reviews are there", args.output, len(done), len(pairs))
 
         def keep(i: int, text: str) -> None:
-            reviews.write(comparisons[i].review(i + 1, categories[i], text))
+            reviews.write(pairs[i].review(i + 1, categories[i], text))
 
-        _ask_judge(args, comparisons, {i: contents[i] for i in todo}, keep)
-        reviews.sort("id")
+        todo = [i for i in range(len(pairs)) if i not in done]
+        if todo:
+            _ask_judge(args, pairs, {i: contents[i] for i in todo}, keep)
+            reviews.sort("id")
 
 
 def _read_contexts(
-    path: str,
-    comparisons: Sequence[Comparison],
-    describe: Callable[[Mapping[str, Any], str], str],
+    path: str, pairs: Sequence[ReviewPair], describe: Callable[[Mapping[str, Any], str], str]
 ) -> list[str]:
     contexts = {
         field(record, "image", where, str): describe(record, where)
         for where, record in read_json_lines(path)
     }
-    images = [field(comparison.question, "image", comparison.where) for comparison in comparisons]
+    images = [field(pair.question, "image", pair.where) for pair in pairs]
     missing = [image for image in images if image not in contexts]
     refuse_missing("images have no context", missing, f"complete {path}")
     return [contexts[image] for image in images]
@@ -230,32 +215,31 @@ def _read_contexts(
 
 def _ask_judge(
     args: argparse.Namespace,
-    comparisons: Sequence[Comparison],
+    pairs: Sequence[ReviewPair],
     contents: Mapping[int, str],
     keep: Callable[[int, str], None],
 ) -> None:
-    """Ask about each of `contents`, which belong to the comparisons at their keys.
+    """Asks about each of `contents`, which belong to the pairs at their keys.
 
     `keep` gets the key and the review, which is empty if the judge refuses.
     """
     dialect = Dialect(args.max_tokens_field, not args.no_temperature)
-    service = service_of_environment(Limits(max_tries=NUM_TRIES), dialect)
+    service = service_of_environment(ServiceLimits(max_tries=NUM_TRIES), dialect)
     places = list(contents)
-    num_refused = 0
+    refused = []
 
     def receive(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
-        nonlocal num_refused
-        place = places[position]
         if isinstance(outcome, ExhaustedError):
             raise ServiceError(
-                f"no review from {service.url}: {outcome}; the reviews there are are kept, run "
-                "again to go on"
+                f"no review from {service.url}: {outcome}; the reviews so far are kept, run "
+                "again to continue"
             )
         refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
         if refusal:
-            num_refused += 1
-            log.warning("%s: the judge refuses (%s)", comparisons[place].where, refusal)
-        keep(place, "" if refusal else outcome.text)
+            refused.append(refusal)
+            log.warning("%s: the judge refuses (%s)", pairs[places[position]].where, refusal)
+        is_review = isinstance(outcome, ChatReply) and not refusal
+        keep(places[position], outcome.text if is_review else "")
 
     bodies = [
         {
@@ -270,15 +254,15 @@ def _ask_judge(
         for content in contents.values()
     ]
     ask_each(service, bodies, NUM_CONCURRENT, receive)
-    if num_refused:
-        log.warning("%s: %d of %d refused, without scores", args.output, num_refused, len(bodies))
+    if refused:
+        log.warning("%s: %d of %d refused, without scores", args.output, len(refused), len(bodies))
 
 
 def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
-    """Places of the comparisons that have a review.
+    """Returns the positions of the pairs that have a review.
 
     Raises:
-        DataError: a review is not that of the question in its place.
+        DataError: A review is not that of the question in its place.
     """
     done: set[int] = set()
     for where, record in read_json_lines(path):
@@ -294,15 +278,18 @@ def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
     return done
 
 
-def _category_or_default(comparison: Comparison, rules: Rules) -> str:
-    category = str(comparison.question.get("category", "default"))
+def _category_or_default(pair: ReviewPair, rules: Rules) -> str:
+    category = str(pair.question.get("category", "default"))
     return category if category in rules else "default"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and review."""
-    parser = make_parser("Let GPT compare two models.", has_context=False)
-    run_script(lambda args: review(args, _category_or_default), parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: review(args, _category_or_default),
+        make_parser("Let GPT compare two models.", *FLAGS),
+        argv,
+    )
 
 
 if __name__ == "__main__":

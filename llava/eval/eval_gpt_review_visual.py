@@ -1,4 +1,4 @@
-"""Let GPT compare two answers about pictures, whose captions and boxes it is told.
+"""Lets GPT compare two answers about images, whose captions and boxes it is told.
 
 In and out as `eval_gpt_review`, with a context `image, captions, instances [{category, bbox}]` for
 each image. Usage: python -m llava.eval.eval_gpt_review_visual -q questions.jsonl -c context.jsonl
@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import run_script
-from llava.eval.eval_gpt_review import Comparison, Rules, make_parser, review
+from llava.errors import make_parser, run_script
+from llava.eval.eval_gpt_review import CONTEXT_FLAG, FLAGS, ReviewPair, Rules, review
 from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
 
 def describe(record: Mapping[str, Any], where: str) -> str:
-    """Captions, then objects with their boxes, one a line.
+    """Returns captions, then objects with their boxes, one per line.
 
     Raises:
-        DataError: the record has neither in the form that is expected.
+        DataError: The record has neither in the form that is expected.
     """
     captions = field(record, "captions", where, list)
     instances = [
@@ -30,16 +30,18 @@ def describe(record: Mapping[str, Any], where: str) -> str:
     return "\n".join([*captions, *instances])
 
 
-def get_category(comparison: Comparison, rules: Rules) -> str:
-    """Name of a question's rule."""
-    category: str = field(comparison.question, "category", comparison.where, str)
-    return category
+def get_category(pair: ReviewPair, rules: Rules) -> str:
+    """Returns the name of a question's rule."""
+    return str(field(pair.question, "category", pair.where, str))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and review."""
-    parser = make_parser("Let GPT compare two models' answers about images.")
-    run_script(lambda args: review(args, get_category, describe), parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: review(args, get_category, describe),
+        make_parser("Let GPT compare two models' answers about images.", CONTEXT_FLAG, *FLAGS),
+        argv,
+    )
 
 
 if __name__ == "__main__":

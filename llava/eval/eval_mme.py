@@ -1,6 +1,6 @@
-"""Score MME as its official tool does.
+"""Scores MME as its official tool does.
 
-In: a folder with `<category>.txt`, lines `picture <tab> question <tab> Yes|No <tab> answer`, as
+In: a folder with `<category>.txt`, lines `image <tab> question <tab> Yes|No <tab> answer`, as
 `scripts/convert_answer_to_mme.py` writes them. Out: scores of the categories and the two sums, on
 the terminal. Usage: python -m llava.eval.eval_mme --results_dir eval_tool/answers/my-model
 """
@@ -16,7 +16,7 @@ from typing import Final
 
 import typer
 
-from llava.errors import DataError, run_script
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.records import read_text
 
 PERCEPTION: Final = (
@@ -41,11 +41,11 @@ NUM_LEADING_CHARS: Final = 4
 LABELS: Final = ("Yes", "No")
 
 Verdicts = Mapping[str, Sequence[bool]]
-"""For each picture, whether the answers to its two questions are right."""
+"""For each image, whether the answers to its two questions are right."""
 
 
 def parse_answer(text: str) -> str:
-    """Read `yes` or `no` from the beginning of an answer, else `other`, as MME's tool does."""
+    """Reads `yes` or `no` from the beginning of an answer, else `other`, as MME's tool does."""
     text = text.lower()
     if text in ("yes", "no"):
         return text
@@ -54,15 +54,15 @@ def parse_answer(text: str) -> str:
 
 
 def score_category(verdicts: Verdicts) -> float:
-    """Mean over the pictures of accuracy and, where both answers are right, 100 more: 0 to 200."""
+    """Returns MME's score, 0 to 200: for each image its accuracy, plus 100 if both are right."""
     return fmean(100 * sum(pair) / len(pair) + 100 * all(pair) for pair in verdicts.values())
 
 
 def read_verdicts(path: Path) -> dict[str, list[bool]]:
-    """Read a category's file.
+    """Reads a category's file.
 
     Raises:
-        DataError: a line is not as it must be, or a picture has not two questions.
+        DataError: A line is invalid, or an image does not have two questions.
     """
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -71,43 +71,45 @@ def read_verdicts(path: Path) -> dict[str, list[bool]]:
         cells = line.split("\t")
         if len(cells) != 4 or cells[2] not in LABELS:
             raise DataError(
-                f"{path}:{number}: expected picture, question, Yes or No, and answer, separated by "
+                f"{path}:{number}: expected image, question, Yes or No, and answer, separated by "
                 f"tabs; found {cells}"
             )
         verdicts[cells[0]].append(parse_answer(cells[3]) == cells[2].lower())
     if not verdicts:
         raise DataError(f"{path}: holds no answers")
-    for picture, pair in verdicts.items():
+    for image, pair in verdicts.items():
         if len(pair) != 2:
-            raise DataError(f"{path}: {picture} has {len(pair)} questions; expected 2")
+            raise DataError(f"{path}: {image} has {len(pair)} questions; expected 2")
     return verdicts
 
 
 def score_folder(results_dir: str) -> dict[str, float]:
-    """Score of each category, in the benchmark's order.
+    """Scores of each category, in the benchmark's order.
 
     Raises:
-        DataError: a category's file is missing or not as it must be.
+        DataError: A category's file is missing or invalid.
     """
     paths = {name: Path(results_dir) / f"{name}.txt" for name in (*PERCEPTION, *COGNITION)}
     return {name: score_category(read_verdicts(path)) for name, path in paths.items()}
 
 
+def _show(args: argparse.Namespace) -> None:
+    scores = score_folder(args.results_dir)
+    for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
+        typer.echo(f"=========== {title} ===========")
+        typer.echo(f"total score: {sum(scores[name] for name in names)}\n")
+        for name in names:
+            typer.echo(f"\t {name}  score: {scores[name]}")
+        typer.echo("")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score MME.")
-    parser.add_argument("--results_dir", "--results-dir", required=True)
-
-    def run(args: argparse.Namespace) -> None:
-        scores = score_folder(args.results_dir)
-        for title, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
-            typer.echo(f"=========== {title} ===========")
-            typer.echo(f"total score: {sum(scores[name] for name in names)}\n")
-            for name in names:
-                typer.echo(f"\t {name}  score: {scores[name]}")
-            typer.echo("")
-
-    run_script(run, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        _show,
+        make_parser("Score MME.", flag("--results_dir", "--results-dir", required=True)),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score POPE: does the model see objects that are not there?
+"""Scores POPE: does the model see objects that are not there?
 
 In: `coco_pope_<category>.json` (JSON Lines with `label`), the questions, their answers. Out: counts
 and rates of each category, on the terminal. Usage:
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,17 @@ from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError, run_script
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
 
 _NO_WORDS: Final = ("No", "not", "no")
-PREFIX, SUFFIX = "coco_pope_", ".json"
+_FILE_NAME: Final = re.compile(r"coco_pope_.+\.json")
 
 
 def parse_answer(text: str) -> str:
-    """Read yes or no as POPE's script: no where the first sentence has `No`, `no` or `not`."""
+    """Reads yes or no as POPE's script: no where the first sentence has `No`, `no` or `not`."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if any(word in words for word in _NO_WORDS) else "yes"
 
@@ -37,10 +38,10 @@ class PopeScore:
     """Counts of one category; "yes" is positive.
 
     Attributes:
-        tp: yes where there is one.
-        fp: yes where there is none.
-        tn: no where there is none.
-        fn: no where there is one.
+        tp: Yes where there is one.
+        fp: Yes where there is none.
+        tn: No where there is none.
+        fn: No where there is one.
     """
 
     tp: int
@@ -79,7 +80,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:
-    """Count answers against their labels, `yes` or `no`."""
+    """Counts answers against their labels, `yes` or `no`."""
     pairs = [(parse_answer(answer), label) for answer, label in zip(answers, labels, strict=True)]
     return PopeScore(
         tp=pairs.count(("yes", "yes")),
@@ -90,10 +91,10 @@ def score_answers(answers: Iterable[str], labels: Iterable[str]) -> PopeScore:
 
 
 def read_labels(path: Path) -> list[dict[str, Any]]:
-    """Read an annotation file.
+    """Reads an annotation file.
 
     Raises:
-        DataError: a label is not `yes` or `no`.
+        DataError: A label is not `yes` or `no`.
     """
     records = []
     for where, record in read_json_lines(path):
@@ -106,14 +107,14 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
 def match_labels(
     questions: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]], where: str
 ) -> list[str]:
-    """The label of each question.
+    """Returns the label of each question.
 
-    They are matched by picture and question, because two releases of the file differ in length
+    They are matched by image and question, because two releases of the file differ in length
     and a match by position would be off by some lines without a sign of it. Only labels that name
-    no picture are matched by position.
+    no image are matched by position.
 
     Raises:
-        DataError: their numbers differ, or a question has no label.
+        DataError: Their numbers differ, or a question has no label.
     """
     if len(questions) != len(labels):
         raise DataError(
@@ -127,13 +128,10 @@ def match_labels(
         by_key[_key(label)].append(label["label"])
     missing = [question["question_id"] for question in questions if _key(question) not in by_key]
     refuse_missing(f"questions have no label in {where}", missing, "check --annotation-dir")
-    found = []
-    for question in questions:
-        waiting = by_key[_key(question)]
-        if not waiting:
-            raise DataError(f"{where}: question {question['question_id']} is asked once too often")
-        found.append(waiting.popleft())
-    return found
+    try:
+        return [by_key[_key(question)].popleft() for question in questions]
+    except IndexError:
+        raise DataError(f"{where}: a question is asked once too often") from None
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -143,10 +141,10 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def eval_pope(annotation_dir: str, question_file: str, result_file: str) -> dict[str, PopeScore]:
-    """Score all categories that the folder has annotations for.
+    """Scores all categories that the folder has annotations for.
 
     Raises:
-        DataError: a file is not as it must be, or a question has no answer or no label.
+        DataError: A file is invalid, or a question has no answer or no label.
     """
     questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for where, record in read_json_lines(question_file):
@@ -154,53 +152,58 @@ def eval_pope(annotation_dir: str, question_file: str, result_file: str) -> dict
     answers = answers_by_id(result_file)
     folder = Path(annotation_dir)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    if not paths:
-        raise DataError(f"{folder}: no such folder, or empty; expected {PREFIX}<category>{SUFFIX}")
+    if not paths or not all(_FILE_NAME.fullmatch(path.name) for path in paths):
+        found = ", ".join(path.name for path in paths) or "nothing"
+        raise DataError(f"{folder}: expected files named coco_pope_<category>.json, found: {found}")
     scores = {}
     for path in paths:
-        if not (path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)):
-            raise DataError(f"{path}: expected files named {PREFIX}<category>{SUFFIX} only")
-        category = path.name[len(PREFIX) : -len(SUFFIX)]
-        asked = questions[category]
-        ids = [question["question_id"] for question in asked]
+        category = path.name.removeprefix("coco_pope_").removesuffix(".json")
+        ids = [question["question_id"] for question in questions[category]]
         missing = [question_id for question_id in ids if question_id not in answers]
         refuse_missing(f"questions of {category} have no answer", missing, "answer them first")
-        labels = match_labels(asked, read_labels(path), str(path))
+        labels = match_labels(questions[category], read_labels(path), str(path))
         scores[category] = score_answers([answers[question_id] for question_id in ids], labels)
     return scores
 
 
 def show(category: str, score: PopeScore) -> None:
-    """Print a category's counts and rates."""
-    num_samples = score.tp + score.fp + score.tn + score.fn
-    typer.echo(f"Category: {category}, # samples: {num_samples}")
-    typer.echo("TP\tFP\tTN\tFN")
-    typer.echo(f"{score.tp}\t{score.fp}\t{score.tn}\t{score.fn}")
+    """Prints a category's counts and rates."""
     if not score.tp:
         log.warning("%s: no object was recognised; rates without a denominator are 0", category)
-    typer.echo(f"Accuracy: {score.accuracy}")
-    typer.echo(f"Precision: {score.precision}")
-    typer.echo(f"Recall: {score.recall}")
-    typer.echo(f"F1 score: {score.f1}")
-    typer.echo(f"Yes ratio: {score.yes_ratio}")
     rates = (score.f1, score.accuracy, score.precision, score.recall, score.yes_ratio)
-    typer.echo(", ".join(f"{rate:.3f}" for rate in rates))
+    lines = (
+        f"Category: {category}, # samples: {score.tp + score.fp + score.tn + score.fn}",
+        "TP\tFP\tTN\tFN",
+        f"{score.tp}\t{score.fp}\t{score.tn}\t{score.fn}",
+        f"Accuracy: {score.accuracy}",
+        f"Precision: {score.precision}",
+        f"Recall: {score.recall}",
+        f"F1 score: {score.f1}",
+        f"Yes ratio: {score.yes_ratio}",
+        ", ".join(f"{rate:.3f}" for rate in rates),
+        "====================================",
+    )
+    typer.echo("\n".join(lines))
+
+
+def _show_all(args: argparse.Namespace) -> None:
+    scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
+    for category, score in scores.items():
+        show(category, score)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score POPE.")
-    parser.add_argument("--annotation-dir", required=True)
-    parser.add_argument("--question-file", required=True)
-    parser.add_argument("--result-file", required=True)
-
-    def run(args: argparse.Namespace) -> None:
-        scores = eval_pope(args.annotation_dir, args.question_file, args.result_file)
-        for category, score in scores.items():
-            show(category, score)
-            typer.echo("====================================")
-
-    run_script(run, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        _show_all,
+        make_parser(
+            "Score POPE.",
+            flag("--annotation-dir", required=True),
+            flag("--question-file", required=True),
+            flag("--result-file", required=True),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

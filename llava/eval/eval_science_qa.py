@@ -20,28 +20,31 @@ from typing import Any, Final
 import typer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError, run_script
+from llava.errors import DataError, flag, make_parser, run_script
 from llava.eval.records import field, read_json, read_json_lines
 from llava.files import write_atomically
 
 FAILED: Final = "FAILED"
 OPTIONS: Final = ("A", "B", "C", "D", "E")
-# LLaVA's full stop is not escaped: any one character may follow the letter, but one must
+# LLaVA does not escape the full stop: exactly one character, of any kind, must follow the letter
 _SENTENCE: Final = re.compile(r"The answer is ([A-Z]).")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all scorers of ScienceQA have."""
-    parser.add_argument("--base-dir", required=True, help="has problems.json, pid_splits.json")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--options", nargs="+", default=list(OPTIONS))
+log = logging.getLogger(__name__)
+
+FLAGS: Final = (
+    flag("--base-dir", required=True, help="has problems.json, pid_splits.json"),
+    flag("--split", default="test"),
+    flag("--options", nargs="+", default=list(OPTIONS)),
+)
+"""The flags that all scorers of ScienceQA have."""
 
 
 def read_problems(base_dir: str, split: str) -> dict[str, Mapping[str, Any]]:
-    """The problems of a split, by id, in its order.
+    """Returns the problems of a split by id, in its order.
 
     Raises:
-        DataError: the split is unknown, or a problem is missing or has no such answer.
+        DataError: The split is unknown, or a problem is missing or has no such answer.
     """
     path = Path(base_dir) / "problems.json"
     problems = read_json(path, dict)
@@ -58,16 +61,15 @@ def read_problems(base_dir: str, split: str) -> dict[str, Mapping[str, Any]]:
 
 
 def read_answers(path: str) -> dict[str, Mapping[str, Any]]:
-    """Answers by question id, which is text in `problems.json`."""
-    answers: dict[str, Mapping[str, Any]] = {}
-    for where, record in read_json_lines(path):
+    """Returns the answers by question id, which is a string in `problems.json`."""
+    lines = list(read_json_lines(path))
+    for where, record in lines:
         field(record, "text", where, str)
-        answers[str(field(record, "question_id", where))] = record
-    return answers
+    return {str(field(record, "question_id", where)): record for where, record in lines}
 
 
 def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
-    """Read the letter from an answer.
+    """Reads the letter from an answer.
 
     It is the letter alone, or begins with it and `. `, or says once `The answer is X`, followed by
     any character, as LLaVA reads it.
@@ -84,33 +86,30 @@ def parse_answer(text: str, options: Sequence[str] = OPTIONS) -> str:
 
 
 def option_index(letter: str, num_choices: int, options: Sequence[str] = OPTIONS) -> int:
-    """Which of a problem's choices a letter is; -1 for none."""
+    """Returns the index of a letter among a problem's choices; -1 for none."""
     letters = list(options[:num_choices])
     return letters.index(letter) if letter in letters else -1
 
 
 def is_multimodal(answer: Mapping[str, Any] | None) -> bool:
-    """Whether the question was asked with a picture."""
+    """Tells whether the question was asked with an image."""
     return answer is not None and DEFAULT_IMAGE_TOKEN in answer.get("prompt", "")
 
 
 def percent(right: Iterable[bool]) -> float:
-    """Share of true values in percent; 0 without any."""
+    """Returns the share of true values in percent; 0 without any."""
     values = list(right)
     return 100 * sum(values) / len(values) if values else 0.0
 
 
-log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one problem.
+class ScienceQaVerdict:
+    """The verdict on one problem.
 
     Attributes:
-        record: as it is written down, with `parsed_ans` and `ground_truth`.
-        index: the choice that was answered, -1 for none.
-        is_correct: whether that is the right one.
+        record: As it is written down, with `parsed_ans` and `ground_truth`.
+        index: The choice that was answered, -1 for none.
+        is_correct: Whether that is the right one.
     """
 
     record: Mapping[str, Any]
@@ -122,76 +121,65 @@ def judge(
     problems: Mapping[str, Mapping[str, Any]],
     answers: Mapping[str, Mapping[str, Any]],
     options: Sequence[str],
-) -> list[Verdict]:
-    """Judge every problem; one without an answer is wrong.
+) -> list[ScienceQaVerdict]:
+    """Judges every problem; one without an answer is wrong.
 
     Args:
-        problems: by id.
-        answers: lines of the answers file, by id.
-        options: the letters.
+        problems: By id.
+        answers: Lines of the answers file, by id.
+        options: The letters.
     """
     verdicts = []
     for problem_id, problem in problems.items():
-        answer = answers.get(problem_id)
-        text = FAILED if answer is None else answer["text"]
-        letter = parse_answer(text, options)
+        answer = answers.get(problem_id, {"text": FAILED})
+        letter = parse_answer(answer["text"], options)
         index = option_index(letter, len(problem["choices"]), options)
         record = {
             "question_id": problem_id,
             "parsed_ans": letter,
             "ground_truth": options[problem["answer"]],
-            "question": "" if answer is None else answer.get("prompt", ""),
-            "pred": text,
+            "question": answer.get("prompt", ""),
+            "pred": answer["text"],
             "is_multimodal": is_multimodal(answer),
         }
-        verdicts.append(Verdict(record, index, index == problem["answer"]))
+        verdicts.append(ScienceQaVerdict(record, index, index == problem["answer"]))
     return verdicts
 
 
 def write_result(
-    path: str,
-    problem_ids: Iterable[str],
-    choices: Sequence[int],
-    is_right: Sequence[bool],
-    outputs: Mapping[str, str],
+    path: str, choices: Mapping[str, int], is_right: Sequence[bool], outputs: Mapping[str, str]
 ) -> None:
-    """Write the leaderboard's table: the choice of each problem and what was answered."""
+    """Writes the leaderboard's table: the choice of each problem and what was answered."""
     result = {
         "acc": percent(is_right),
         "correct": sum(is_right),
         "count": len(is_right),
-        "results": dict(zip(problem_ids, choices, strict=True)),
+        "results": choices,
         "outputs": outputs,
     }
-    write_json(path, result)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Write an indented JSON file; its folder is made."""
-    write_atomically(Path(path), json.dumps(content, indent=2))
+    write_atomically(Path(path), json.dumps(result, indent=2))
 
 
 def eval_science_qa(args: argparse.Namespace) -> None:
-    """Score what `args` names.
+    """Scores what `args` names.
 
     Raises:
-        DataError: a file is not as it must be.
+        DataError: A file is invalid.
     """
     problems = read_problems(args.base_dir, args.split)
     answers = read_answers(args.result_file)
-    num_missing = len(problems.keys() - answers.keys())
-    if num_missing:
+    if num_missing := len(problems.keys() - answers.keys()):
         log.warning("%d of %d problems have no answer; they are wrong", num_missing, len(problems))
     verdicts = judge(problems, answers, args.options)
     sides = {
         "correct": [verdict.record for verdict in verdicts if verdict.is_correct],
         "incorrect": [verdict.record for verdict in verdicts if not verdict.is_correct],
     }
-    write_json(args.output_file, sides)
+    write_atomically(Path(args.output_file), json.dumps(sides, indent=2))
     is_right = [verdict.is_correct for verdict in verdicts]
     outputs = {verdict.record["question_id"]: verdict.record["pred"] for verdict in verdicts}
-    choices = [verdict.index for verdict in verdicts]
-    write_result(args.output_result, problems, choices, is_right, outputs)
+    choices = {verdict.record["question_id"]: verdict.index for verdict in verdicts}
+    write_result(args.output_result, choices, is_right, outputs)
     with_image = [v.is_correct for v in verdicts if v.record["is_multimodal"]]
     typer.echo(
         f"Total: {len(verdicts)}, Correct: {sum(is_right)}, Accuracy: {percent(is_right):.2f}%, "
@@ -200,13 +188,18 @@ def eval_science_qa(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA.")
-    add_arguments(parser)
-    parser.add_argument("--result-file", required=True)
-    parser.add_argument("--output-file", required=True)
-    parser.add_argument("--output-result", required=True)
-    run_script(eval_science_qa, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_science_qa,
+        make_parser(
+            "Score ScienceQA.",
+            *FLAGS,
+            flag("--result-file", required=True),
+            flag("--output-file", required=True),
+            flag("--output-result", required=True),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score ScienceQA for GPT-4 helped by a model: where GPT-4 gives no letter, the model answers.
+"""Scores ScienceQA for GPT-4 helped by a model: where GPT-4 gives no letter, the model answers.
 
 In: the benchmark's folder, GPT-4's answers (`{"outputs": {id: text}}`) and the model's (an answers
 file). Out: accuracies, on the terminal. Usage: python -m llava.eval.eval_science_qa_gpt4
@@ -15,21 +15,21 @@ from typing import Any
 
 import typer
 
-from llava.errors import run_script
+from llava.errors import flag, make_parser, run_script
 from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What both said about one problem; indices of choices.
+    """The choices of both models for one problem, as indices.
 
     Attributes:
-        problem_id: its id.
-        truth: the right choice.
-        ours: the model's choice; one at random where it gives no letter.
+        problem_id: Its id.
+        truth: The right choice.
+        ours: The model's choice; one at random where it gives no letter.
         gpt4: GPT-4's choice, -1 where it gives no letter.
-        has_image: whether the model saw a picture.
+        has_image: Whether the model saw an image.
     """
 
     problem_id: str
@@ -44,18 +44,19 @@ class Votes:
         return self.ours if self.gpt4 < 0 else self.gpt4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that both ensembles have."""
-    eval_science_qa.add_arguments(parser)
-    parser.add_argument("--gpt4-result", required=True)
-    parser.add_argument("--our-result", required=True)
+FLAGS = (
+    *eval_science_qa.FLAGS,
+    flag("--gpt4-result", required=True),
+    flag("--our-result", required=True),
+)
+"""The flags that both ensembles have."""
 
 
 def read_votes(args: argparse.Namespace) -> list[Votes]:
-    """Read both files of answers.
+    """Reads both files of answers.
 
     Raises:
-        DataError: a file is not as it must be.
+        DataError: A file is invalid.
     """
     problems = eval_science_qa.read_problems(args.base_dir, args.split)
     gpt4 = field(read_json(args.gpt4_result, dict), "outputs", args.gpt4_result, dict)
@@ -88,7 +89,7 @@ def _votes(
 
 
 def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
-    """Print how good the final choices are, and how good they could be."""
+    """Prints the accuracy of the final choices, and its upper bound."""
     is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
     with_image = [right for vote, right in zip(votes, is_right, strict=True) if vote.has_image]
     bound = eval_science_qa.percent(vote.truth in (vote.ours, vote.gpt4) for vote in votes)
@@ -99,16 +100,14 @@ def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
     )
 
 
+def _score(args: argparse.Namespace) -> None:
+    votes = read_votes(args)
+    show(votes, [vote.ensemble for vote in votes])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 and a model.")
-    add_arguments(parser)
-
-    def run(args: argparse.Namespace) -> None:
-        votes = read_votes(args)
-        show(votes, [vote.ensemble for vote in votes])
-
-    run_script(run, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(_score, make_parser("Score ScienceQA for GPT-4 and a model.", *FLAGS), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score ScienceQA for GPT-4 as the judge between itself and a model.
+"""Scores ScienceQA for GPT-4 as the judge between itself and a model.
 
 As `eval_science_qa_gpt4`; where both give a letter and not the same, GPT-4 was asked once more, and
 its second answer (an answers file) counts. Usage: python -m llava.eval.eval_science_qa_gpt4_requery
@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import run_script
+from llava.errors import flag, make_parser, run_script
 from llava.eval import eval_science_qa
-from llava.eval.eval_science_qa_gpt4 import Votes, add_arguments, read_votes, show
+from llava.eval.eval_science_qa_gpt4 import FLAGS, Votes, read_votes, show
 
 
 def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str]) -> int:
-    """The final choice: of both where they agree, else the second answer, else GPT-4's first."""
+    """Returns the choice of both if they agree, else the second answer, else GPT-4's first."""
     if vote.gpt4 in (-1, vote.ours) or second is None:
         return vote.ensemble
     letter = eval_science_qa.parse_answer(second["text"], options)
@@ -26,24 +26,30 @@ def judge(vote: Votes, second: Mapping[str, Any] | None, options: Sequence[str])
     return vote.ensemble if index < 0 else index
 
 
+def _score(args: argparse.Namespace) -> None:
+    votes = read_votes(args)
+    seconds = eval_science_qa.read_answers(args.requery_result)
+    choices = {
+        vote.problem_id: judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes
+    }
+    is_right = [choices[vote.problem_id] == vote.truth for vote in votes]
+    outputs = {pid: seconds[pid]["text"] for pid in choices if pid in seconds}
+    eval_science_qa.write_result(args.output_result, choices, is_right, outputs)
+    show(votes, list(choices.values()))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score ScienceQA for GPT-4 as the judge.")
-    add_arguments(parser)
-    parser.add_argument("--requery-result", required=True)
-    parser.add_argument("--output-result", required=True)
-
-    def run(args: argparse.Namespace) -> None:
-        votes = read_votes(args)
-        seconds = eval_science_qa.read_answers(args.requery_result)
-        choices = [judge(vote, seconds.get(vote.problem_id), args.options) for vote in votes]
-        is_right = [choice == vote.truth for vote, choice in zip(votes, choices, strict=True)]
-        ids = [vote.problem_id for vote in votes]
-        outputs = {pid: seconds[pid]["text"] for pid in ids if pid in seconds}
-        eval_science_qa.write_result(args.output_result, ids, choices, is_right, outputs)
-        show(votes, choices)
-
-    run_script(run, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        _score,
+        make_parser(
+            "Score ScienceQA for GPT-4 as the judge.",
+            *FLAGS,
+            flag("--requery-result", required=True),
+            flag("--output-result", required=True),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Score TextVQA.
+"""Scores TextVQA.
 
 In: the annotations `{"data": [{image_id, question, answers}]}` and an answers file, or a folder of
-them. Out: accuracy, on the terminal. An answer belongs to the annotation with its picture and
+them. Out: accuracy, on the terminal. An answer belongs to the annotation with its image and
 question; the question is read back from the prompt. Usage:
 python -m llava.eval.eval_textvqa --annotation-file T.json --result-file A
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, run_script
+from llava.errors import ConfigError, DataError, flag, make_parser, run_script
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 
@@ -27,18 +27,17 @@ _OCR_LINE = "Reference OCR token: "
 
 
 def prompt_processor(prompt: str) -> str:
-    """Read the question, in lower case, from one of the three prompts that LLaVA uses.
+    """Reads the question, in lower case, from one of the three prompts that LLaVA uses.
 
     Raises:
-        DataError: it is none of them.
+        DataError: It is none of them.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
-        match = _OCR_PROMPT.search(prompt)
-        if match:
-            return match.group(1).lower()
-    elif _OCR_LINE in prompt and len(lines) == 3:
-        return (lines[1] if prompt.startswith(_OCR_LINE) else lines[0]).lower()
+        if match := _OCR_PROMPT.search(prompt):
+            return match[1].lower()
+    elif len(lines) == 3 and _OCR_LINE in prompt:
+        return lines[1 if prompt.startswith(_OCR_LINE) else 0].lower()
     elif len(lines) == 2:
         return lines[0].lower()
     raise DataError(
@@ -48,7 +47,7 @@ def prompt_processor(prompt: str) -> str:
 
 
 def read_annotations(path: str) -> Annotations:
-    """Annotations by picture and lower-case question."""
+    """Returns the annotations by image and lower-case question."""
     entries = field(read_json(path, dict), "data", path, list)
     where = f"{path}: data"
     return {
@@ -58,13 +57,13 @@ def read_annotations(path: str) -> Annotations:
 
 
 def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int, float]:
-    """Score an answers file.
+    """Scores an answers file.
 
     Returns:
         Number of answers, and the accuracy from 0 to 1.
 
     Raises:
-        DataError: an answer's question is not annotated, or not with ten answers.
+        DataError: An answer's question is not annotated, or not with ten answers.
     """
     entries = []
     for where, record in read_json_lines(result_file):
@@ -75,7 +74,7 @@ def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int,
             raise DataError(f"{where}: question {image_id}: {error}") from error
         if key not in annotations:
             raise DataError(
-                f"{where}: no annotation for picture {image_id} and question {key[1]!r}; check "
+                f"{where}: no annotation for image {image_id} and question {key[1]!r}; check "
                 "--annotation-file (it must be of the same split)"
             )
         answers = field(annotations[key], "answers", f"annotation of {image_id}", list)
@@ -86,26 +85,30 @@ def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int,
     return len(entries), TextVQAAccuracyEvaluator().eval_pred_list(entries)
 
 
+def _show(args: argparse.Namespace) -> None:
+    files = [Path(args.result_file)] if args.result_file else []
+    if args.result_dir:
+        files += sorted(Path(args.result_dir).glob("*.jsonl"))
+    if not files:
+        raise ConfigError("no answers: give --result-file, or --result-dir with .jsonl files")
+    annotations = read_annotations(args.annotation_file)
+    for path in files:
+        num_samples, accuracy = eval_single(annotations, path)
+        typer.echo(f"{path.stem}\nSamples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and score."""
-    parser = argparse.ArgumentParser(description="Score TextVQA.")
-    parser.add_argument("--annotation-file", required=True)
-    parser.add_argument("--result-file")
-    parser.add_argument("--result-dir", help="score every .jsonl in it")
-
-    def run(args: argparse.Namespace) -> None:
-        files = [Path(args.result_file)] if args.result_file else []
-        if args.result_dir:
-            files += sorted(Path(args.result_dir).glob("*.jsonl"))
-        if not files:
-            raise ConfigError("no answers: give --result-file, or --result-dir with .jsonl files")
-        annotations = read_annotations(args.annotation_file)
-        for path in files:
-            num_samples, accuracy = eval_single(annotations, path)
-            typer.echo(path.stem)
-            typer.echo(f"Samples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
-
-    run_script(run, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        _show,
+        make_parser(
+            "Score TextVQA.",
+            flag("--annotation-file", required=True),
+            flag("--result-file"),
+            flag("--result-dir", help="score every .jsonl in it"),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracies of TextVQA, ST-VQA and TextCaps, and the answer normalisation of the VQA challenge.
+"""Computes accuracies of TextVQA, ST-VQA and TextCaps, with the VQA challenge's normalisation.
 
 In: `[{"pred_answer": str, "gt_answers": [str, ...]}, ...]`. Out: one mean. The classes have the
 names that LLaVA's users import. No files, no models.
@@ -30,7 +30,7 @@ _TWO_APOSTROPHES = (
 
 
 def _without_one(word: str) -> tuple[str, str]:
-    """The word without its first, and without its last apostrophe."""
+    """Returns the word without its first, and without its last apostrophe."""
     first, last = word.index("'"), word.rindex("'")
     return word[:first] + word[first + 1 :], word[:last] + word[last + 1 :]
 
@@ -70,7 +70,7 @@ class EvalAIAnswerProcessor:
     """Brings an answer into the form in which the VQA challenge compares answers."""
 
     def __call__(self, item: str) -> str:
-        """Normalise an answer.
+        """Normalises an answer.
 
         Example:
             >>> EvalAIAnswerProcessor()("The two dogs.")
@@ -80,21 +80,21 @@ class EvalAIAnswerProcessor:
         return self.process_digit_article(self.process_punctuation(text))
 
     def word_tokenize(self, word: str) -> str:
-        """Lower-case; commas and question marks go, a possessive stands apart."""
+        """Lower-cases a word, drops commas and question marks, and splits off a possessive."""
         return word.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
     def process_punctuation(self, in_text: str) -> str:
-        """Delete or blank out punctuation, and delete periods that no digit follows."""
+        """Deletes or blanks out punctuation, and deletes periods that no digit follows."""
         text = in_text
         has_digit_comma = _DIGIT_COMMA.search(in_text) is not None
         for mark in _MARKS:
-            # both tests look at the text as it came, whatever has been deleted since
+            # both tests use the original text, not the one with marks deleted
             beside_space = mark + " " in in_text or " " + mark in in_text
             text = text.replace(mark, "" if beside_space or has_digit_comma else " ")
         return _PERIOD.sub("", text)
 
     def process_digit_article(self, in_text: str) -> str:
-        """Write numbers up to ten as digits, drop articles, restore contractions."""
+        """Writes numbers up to ten as digits, drops articles, restores contractions."""
         words = [_NUMBERS.get(word, word) for word in in_text.lower().split()]
         kept = (word for word in words if word not in _ARTICLES)
         return " ".join(CONTRACTIONS.get(word, word) for word in kept)
@@ -112,7 +112,7 @@ class TextVQAAccuracyEvaluator:
         Left out in turn, each reference leaves nine: an answer that three of them give is right.
 
         Raises:
-            DataError: there are not ten references.
+            DataError: There are not ten references.
         """
         if len(references) != NUM_REFERENCES:
             raise DataError(f"{len(references)} reference answers; expected {NUM_REFERENCES}")
@@ -128,7 +128,7 @@ class TextVQAAccuracyEvaluator:
         """Mean accuracy, 0 to 1.
 
         Raises:
-            DataError: there are no answers, or not ten references to one.
+            DataError: There are no answers, or not ten references to one.
         """
         return _mean(
             self.score_answers(entry["gt_answers"]).get(
@@ -148,7 +148,7 @@ class STVQAAccuracyEvaluator:
         """Share of answers that match, 0 to 1.
 
         Raises:
-            DataError: there are no answers.
+            DataError: There are no answers.
         """
         process = self.answer_processor
         return _mean(
@@ -171,7 +171,7 @@ class STVQAANLSEvaluator:
         """Mean over the answers of the best reference, 0 to 1.
 
         Raises:
-            DataError: there are no answers.
+            DataError: There are no answers.
         """
         return _mean(
             max(self.get_anls(entry["pred_answer"], answer) for answer in entry["gt_answers"])
@@ -183,7 +183,7 @@ class TextCapsBleu4Evaluator:
     """BLEU-4 of captions, by pycocoevalcap.
 
     Raises:
-        ConfigError: pycocoevalcap is not installed.
+        ConfigError: `pycocoevalcap` is not installed.
     """
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ def _mean(values: Any) -> float:
     """Mean of the answers' scores.
 
     Raises:
-        DataError: there is no answer.
+        DataError: There is no answer.
     """
     scores = list(values)
     if not scores:

@@ -10,17 +10,15 @@ python -m llava.eval.model_vqa --model-path M --question-file Q --image-folder I
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import shortuuid
 import torch
@@ -29,7 +27,7 @@ from torch import Tensor
 from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_conversation, select_conversation
-from llava.errors import ConfigError, DataError, run_script
+from llava.errors import ConfigError, DataError, Flag, flag, make_parser, run_script
 from llava.eval.records import AnswersFile, field, image_path, read_json_lines, refuse_missing
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
@@ -38,22 +36,26 @@ from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import MultimodalConfig
+from llava.progress import Progress
 
-NUM_PICTURE_THREADS = 4
+log = logging.getLogger(__name__)
+
+NUM_IMAGE_THREADS = 4
 NUM_BATCHES_AHEAD = 2
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
-class Question:
+class VqaQuestion:
     """A question, and what is written down with its answer.
 
     Attributes:
-        question_id: as in the question file.
-        prompt: the text that the answers file records.
-        text: the text that the model is asked, without template and image token.
-        image: the picture, a path or the bytes of a file; None for a question without one.
+        question_id: As in the question file.
+        prompt: The text that the answers file records.
+        text: The text that the model is asked, without template and image token.
+        image: The image, a path or the bytes of a file; None for a question without one.
         where: `file:line`, for errors.
-        extra: further keys of the answer's line.
+        extra: Further keys of the answer's line.
     """
 
     question_id: Any
@@ -66,13 +68,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are generated; a temperature of 0 is greedy.
+    """Settings of generation; a temperature of 0 is greedy.
 
     Attributes:
-        temperature: of the softmax.
-        top_p: mass of the nucleus that is sampled from; None for all.
-        num_beams: width of the beam search.
-        max_new_tokens: longest answer.
+        temperature: Of the softmax.
+        top_p: Mass of the nucleus that is sampled from; None for all.
+        num_beams: Width of the beam search.
+        max_new_tokens: Longest answer.
     """
 
     temperature: float
@@ -81,74 +83,53 @@ class Sampling:
     max_new_tokens: int
 
     def keywords(self) -> dict[str, Any]:
-        """Arguments of `generate`."""
-        keywords: dict[str, Any] = {
-            "do_sample": self.temperature > 0,
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_new_tokens,
-        }
+        """Returns the arguments of `generate`."""
+        keywords = {**asdict(self), "do_sample": self.temperature > 0}
         if self.temperature > 0:
-            return {**keywords, "temperature": self.temperature, "top_p": self.top_p}
+            return keywords
         # a checkpoint's generation_config.json may hold sampling settings
         return {**keywords, "temperature": None, "top_p": None, "top_k": None}
 
 
-@dataclass(frozen=True)
-class _Picture:
+class _Prepared(NamedTuple):
     pixels: Tensor  # [3, S, S] or [tiles, 3, S, S]
     size: tuple[int, int]  # (width, height) in pixels
 
 
-class Answerer:
+@dataclass
+class BatchedAnswerer:
     """Answers with one loaded model.
 
-    Args:
-        tokenizer: the model's.
-        model: with `generate`; of LLaVA, or a text-only one.
-        image_processor: the tower's, None for a text-only model.
-        conversation: template without messages.
-        sampling: how to generate.
-        context_len: longest prompt of a text-only model, in tokens.
+    Attributes:
+        tokenizer: The model's.
+        model: With `generate`; of LLaVA, or a text-only one.
+        image_processor: The tower's, None for a text-only model.
+        conversation: Template without messages.
+        sampling: How to generate.
+        context_len: Longest prompt of a text-only model, in tokens.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        model: Any,
-        image_processor: Any,
-        conversation: Conversation,
-        sampling: Sampling,
-        context_len: int,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._model = model
-        self._image_processor = image_processor
-        self._conversation = conversation
-        self._sampling = sampling
-        self._context_len = context_len
-        self._wrap = MultimodalConfig.from_config(model.config).mm_use_im_start_end
-        self._eos_ids = _eos_ids(model, tokenizer)
-        pad_id = tokenizer.pad_token_id
-        self._pad_id = self._eos_ids[0] if pad_id is None else int(pad_id)
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    conversation: Conversation
+    sampling: Sampling
+    context_len: int
 
     def answer(
-        self, questions: Sequence[Question], batch_size: int
-    ) -> Iterator[tuple[Question, str]]:
-        """Answer questions in their order.
-
-        Args:
-            questions: what to ask.
-            batch_size: how many at once.
+        self, questions: Sequence[VqaQuestion], batch_size: int
+    ) -> Iterator[tuple[VqaQuestion, str]]:
+        """Answers questions in their order, `batch_size` at once.
 
         Yields:
             Each question with its answer, stripped and without special tokens.
 
         Raises:
-            DataError: a picture cannot be read, or a prompt does not fit; those before it have
-                been answered.
+            DataError: An image cannot be read, or a prompt does not fit; those before it have been
+                answered.
         """
-        pending: deque[tuple[Sequence[Question], list[Future[_Picture | None]]]] = deque()
-        with ThreadPoolExecutor(NUM_PICTURE_THREADS) as pool:
+        pending: deque[tuple[Sequence[VqaQuestion], list[Future[_Prepared | None]]]] = deque()
+        with ThreadPoolExecutor(NUM_IMAGE_THREADS) as pool:
             try:
                 for start in range(0, len(questions), batch_size):
                     batch = questions[start : start + batch_size]
@@ -161,90 +142,85 @@ class Answerer:
                 pool.shutdown(cancel_futures=True)
 
     def _answer_batch(
-        self, batch: Sequence[Question], opening: Sequence[Future[_Picture | None]]
-    ) -> Iterator[tuple[Question, str]]:
+        self, batch: Sequence[VqaQuestion], opening: Sequence[Future[_Prepared | None]]
+    ) -> Iterator[tuple[VqaQuestion, str]]:
         try:
-            pictures = [picture.result() for picture in opening]
-            texts = self._generate(batch, pictures)
+            texts = self._generate(batch, [image.result() for image in opening])
         except DataError as error:
             if len(batch) == 1:
-                question = batch[0]
-                raise DataError(
-                    f"{question.where}: question {question.question_id}: {error}"
-                ) from error
-            # Alone, the questions before the bad one are answered, and it is known which it is.
-            for question, picture in zip(batch, opening, strict=True):
-                yield from self._answer_batch([question], [picture])
+                where = f"{batch[0].where}: question {batch[0].question_id}"
+                raise DataError(f"{where}: {error}") from error
+            # one by one: those before the bad one are answered, and the error names the bad one
+            for question, image in zip(batch, opening, strict=True):
+                yield from self._answer_batch([question], [image])
             return
         yield from zip(batch, texts, strict=True)
 
-    def _open(self, question: Question) -> _Picture | None:
-        """Open and prepare a question's picture.
+    def _open(self, question: VqaQuestion) -> _Prepared | None:
+        """Opens and prepares a question's image.
 
         Raises:
-            DataError: it cannot be read, or the model takes none.
+            DataError: It cannot be read, or the model takes none.
         """
         if question.image is None:
             return None
-        if self._image_processor is None:
-            raise DataError("the model is text-only: it cannot look at the picture")
-        name = None if isinstance(question.image, Path) else "the picture in the question file"
+        if self.image_processor is None:
+            raise DataError("the model is text-only: it cannot look at the image")
+        name = None if isinstance(question.image, Path) else "the image in the question file"
         image = open_image(question.image, name, orient=False)
-        pixels = process_images([image], self._image_processor, self._model.config)
-        return _Picture(pixels[0], image.size)
+        pixels = process_images([image], self.image_processor, self.model.config)
+        return _Prepared(pixels[0], image.size)
 
-    def _encode(self, question: Question) -> list[int]:
-        """Token ids of a question in the template, with a sentinel for its picture."""
+    def _encode(self, question: VqaQuestion) -> list[int]:
+        """Token ids of a question in the template, with a sentinel for its image."""
         text = question.text
         if question.image is not None:
-            text = f"{image_token(self._wrap)}\n{text}"
-        conversation = self._conversation.copy()
-        conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
-        ids = tokenizer_image_token(conversation.get_prompt(), self._tokenizer)
-        assert isinstance(ids, list)
-        return ids
+            text = f"{image_token(self.model.config)}\n{text}"
+        return question_ids(text, self.conversation, self.tokenizer)
 
     @torch.inference_mode()
     def _generate(
-        self, batch: Sequence[Question], pictures: Sequence[_Picture | None]
+        self, batch: Sequence[VqaQuestion], images: Sequence[_Prepared | None]
     ) -> list[str]:
         rows = [self._encode(question) for question in batch]
-        input_ids, mask = pad_left(rows, self._pad_id)
-        keywords = self._sampling.keywords()
-        if self._image_processor is None:
-            self._check_context(max(map(len, rows)))
-        else:
-            keywords.update(_image_keywords(pictures))
-        device = self._model.device
-        output = self._model.generate(
-            input_ids.to(device),
-            attention_mask=mask.to(device),
-            pad_token_id=self._pad_id,
-            use_cache=True,
-            **keywords,
-        )
-        if self._image_processor is None:
-            output = output[:, input_ids.shape[1] :]  # LLaVA's models do not repeat the prompt
-        return [self._decode(ids) for ids in output.tolist()]
-
-    def _check_context(self, num_tokens: int) -> None:
-        if num_tokens >= self._context_len:
+        eos_ids = _eos_ids(self.model, self.tokenizer)
+        pad_id = self.tokenizer.pad_token_id
+        pad_id = eos_ids[0] if pad_id is None else int(pad_id)
+        input_ids, mask = pad_left(rows, pad_id)
+        num_tokens, is_text_only = input_ids.shape[1], self.image_processor is None
+        if is_text_only and num_tokens >= self.context_len:
             raise DataError(
                 f"the prompt takes {num_tokens} tokens, but the model's context is "
-                f"{self._context_len}: shorten the text"
+                f"{self.context_len}: shorten the text"
             )
+        output = self.model.generate(
+            input_ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            pad_token_id=pad_id,
+            use_cache=True,
+            **self.sampling.keywords(),
+            **_image_keywords(images),
+        )
+        # LLaVA's models do not repeat the prompt
+        new_ids = output[:, num_tokens:] if is_text_only else output
+        # padding follows the end token, and need not be a special token
+        answers = [_until_any(ids, eos_ids) for ids in new_ids.tolist()]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        # what follows the end is padding, which need not be a special token
-        end = next((i for i, token_id in enumerate(ids) if token_id in self._eos_ids), len(ids))
-        text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return text.strip()
+
+def question_ids(text: str, conversation: Conversation, tokenizer: Any) -> list[int]:
+    """Returns the token ids of a first question in a template, with a sentinel for each image."""
+    conversation = conversation.copy()
+    conversation.append_message(conversation.roles[0], text)
+    conversation.append_message(conversation.roles[1], None)
+    ids = tokenizer_image_token(conversation.get_prompt(), tokenizer)
+    assert isinstance(ids, list)
+    return ids
 
 
-def image_token(wrap: bool) -> str:
-    """The placeholder of an image; `wrap` as the model's `mm_use_im_start_end` says."""
-    if wrap:
+def image_token(config: Any) -> str:
+    """Returns the placeholder of an image, wrapped if a model's configuration says so."""
+    if MultimodalConfig.from_config(config).mm_use_im_start_end:
         return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
     return DEFAULT_IMAGE_TOKEN
 
@@ -257,46 +233,39 @@ def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
     return [int(token_id) for token_id in (found if isinstance(found, list) else [found])]
 
 
+def _until_any(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    return ids[: next((i for i, token_id in enumerate(ids) if token_id in ends), len(ids))]
+
+
 def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pad rows of ids to one length: ids and mask, both [B, T]."""
+    """Pads rows of ids to one length: ids and mask, both [B, T]."""
     length = max(map(len, rows))
     ids = [[pad_id] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _image_keywords(pictures: Sequence[_Picture | None]) -> dict[str, Any]:
-    """`images` and `image_sizes` for a batch; a row without a picture owns a dummy."""
-    given = [picture for picture in pictures if picture is not None]
-    if not given:
+def _image_keywords(images: Sequence[_Prepared | None]) -> dict[str, Any]:
+    """`images` and `image_sizes` for a batch; a row without an image owns a dummy."""
+    first = next((image for image in images if image is not None), None)
+    if first is None:
         return {}
-    side = given[0].pixels.shape[-3:]
-    dummy = _Picture(torch.zeros(side, dtype=given[0].pixels.dtype), given[0].size)
-    slots = [dummy if picture is None else picture for picture in pictures]
-    pixels = [slot.pixels for slot in slots]
+    dummy = _Prepared(first.pixels.new_zeros(first.pixels.shape[-3:]), first.size)
+    pixels, sizes = zip(*(image or dummy for image in images), strict=True)
     is_flat = all(tensor.ndim == 3 for tensor in pixels)
-    return {
-        "images": torch.stack(pixels) if is_flat else pixels,
-        "image_sizes": [slot.size for slot in slots],
-    }
-
-
-log = logging.getLogger(__name__)
-
-REPORT_EVERY_S = 10.0
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+    return {"images": torch.stack(pixels) if is_flat else [*pixels], "image_sizes": [*sizes]}
 
 
 @dataclass(frozen=True)
 class Script:
-    """What tells one script that asks a model from another.
+    """What distinguishes one script that asks a model from another.
 
     Attributes:
-        name: its name, which is part of a run's identity.
-        conv_mode: template where neither `--conv-mode` nor the checkpoint names one; None for
+        name: Its name, which is part of a run's identity.
+        conv_mode: Template where neither `--conv-mode` nor the checkpoint names one; None for
             `llava.conversation.default_conversation` as it is then.
-        max_new_tokens: longest answer by default.
-        plain_rule: a stage-1 model (`plain` in its name) is asked with the `_mmtag` template.
+        max_new_tokens: Longest answer by default.
+        plain_rule: A stage-1 model (`plain` in its name) is asked with the `_mmtag` template.
     """
 
     name: str
@@ -304,67 +273,63 @@ class Script:
     max_new_tokens: int
     plain_rule: bool = False
 
-    def make_parser(
-        self, description: str, question_file: str | None = "tables/question.jsonl"
-    ) -> argparse.ArgumentParser:
-        """A parser with the flags of LLaVA's `model_vqa*`, and ours."""
-        parser = argparse.ArgumentParser(description=description)
-        parser.add_argument("--model-path", default="facebook/opt-350m")
-        parser.add_argument("--model-base", default=None)
-        parser.add_argument("--image-folder", default="")
-        if question_file is not None:
-            parser.add_argument("--question-file", default=question_file)
-        parser.add_argument("--answers-file", default="answer.jsonl")
-        parser.add_argument(
-            "--conv-mode",
-            default=None,
-            help=f"template; by default the checkpoint's own, else {self.conv_mode or 'vicuna_v1'}",
-        )
-        parser.add_argument("--num-chunks", type=int, default=1)
-        parser.add_argument("--chunk-idx", type=int, default=0)
-        parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
-        parser.add_argument("--top_p", type=float, default=None)
-        parser.add_argument("--num_beams", type=int, default=1)
-        parser.add_argument("--max_new_tokens", type=int, default=self.max_new_tokens)
-        add_run_arguments(parser)
-        return parser
+    def flags(self, question_file: str = "tables/question.jsonl") -> list[Flag]:
+        """Returns the flags of LLaVA's `model_vqa*`, and ours.
+
+        Args:
+            question_file: The default; without one the script has a flag of its own.
+        """
+        file_flag = [flag("--question-file", default=question_file)] if question_file else []
+        template = f"template; by default the checkpoint's own, else {self.conv_mode}"
+        return [
+            flag("--model-path", default="facebook/opt-350m"),
+            flag("--model-base", default=None),
+            flag("--image-folder", default=""),
+            *file_flag,
+            flag("--answers-file", default="answer.jsonl"),
+            flag("--conv-mode", default=None, help=template),
+            flag("--num-chunks", type=int, default=1),
+            flag("--chunk-idx", type=int, default=0),
+            flag("--temperature", type=float, default=0.2, help="0 is greedy"),
+            flag("--top_p", type=float, default=None),
+            flag("--num_beams", type=int, default=1),
+            flag("--max_new_tokens", type=int, default=self.max_new_tokens),
+            *RUN_FLAGS,
+        ]
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that LLaVA does not have."""
-    parser.add_argument("--batch-size", type=int, default=1, help="questions asked at once")
-    parser.add_argument("--device", default="cuda", help="cuda (else the CPU), cpu, mps")
-    parser.add_argument("--fresh", action="store_true", help="throw earlier answers away")
+RUN_FLAGS = [
+    flag("--batch-size", type=int, default=1, help="questions per batch"),
+    flag("--device", default="cuda", help="cuda (else the CPU), cpu, mps"),
+    flag("--fresh", action="store_true", help="discard earlier answers"),
+]
+"""The flags that LLaVA does not have."""
 
 
 def answer_questions(
     script: Script,
     args: Any,
     question_file: str | Path,
-    questions: Sequence[Question],
+    questions: Sequence[VqaQuestion],
     **more_identity: Any,
 ) -> None:
-    """Answer this chunk's questions that have no answer yet, in order.
+    """Answers this chunk's questions that have no answer yet, in order.
 
     Args:
-        script: which script asks.
-        args: anything with the attributes that the flags of `Script.make_parser` give; those that
-            LLaVA does not have may be absent.
-        question_file: where the questions are from.
-        questions: those of this chunk (`records.get_chunk`).
-        **more_identity: further settings that change answers.
+        script: Which script asks.
+        args: Anything with the attributes that `Script.flags` give; those that LLaVA does not have
+            may be absent.
+        question_file: Where the questions are from.
+        questions: Those of this chunk (`records.get_chunk`).
+        **more_identity: Further settings that change answers.
 
     Raises:
-        ConfigError: a flag cannot be, or the answers there are of another run.
-        DataError: a question, a picture or an earlier answer is not as it must be.
+        ConfigError: A flag cannot be, or the answers there are of another run.
+        DataError: A question, an image or an earlier answer is invalid.
     """
+    max_new_tokens = getattr(args, "max_new_tokens", script.max_new_tokens)
+    sampling = Sampling(args.temperature, args.top_p, args.num_beams, max_new_tokens)
     batch_size = getattr(args, "batch_size", 1)
-    sampling = Sampling(
-        args.temperature,
-        args.top_p,
-        args.num_beams,
-        getattr(args, "max_new_tokens", script.max_new_tokens),
-    )
     _check_numbers(batch_size, sampling)
     model_id = get_model_name_from_path(str(args.model_path))
     identity = {
@@ -381,72 +346,57 @@ def answer_questions(
     }
     with AnswersFile(args.answers_file, identity, getattr(args, "fresh", False)) as answers:
         num_answered = answers.count_answered([question.question_id for question in questions])
+        log.info("%s: %d of %d questions answered", answers.path, num_answered, len(questions))
         pending = questions[num_answered:]
         if not pending:
-            log.info("%s: all %d questions are answered", answers.path, len(questions))
             return
-        if num_answered:
-            log.info(
-                "%s: going on after %d of %d answers", answers.path, num_answered, len(questions)
-            )
-        _check_pictures(pending)
+        _check_images(pending)
         answerer = load_answerer(script, args, model_id, sampling)
-        texts = answerer.answer(pending, batch_size)
-        _write_answers(answers, texts, model_id, num_answered, len(questions))
+        with Progress("answers", len(pending), "questions") as progress:
+            texts = answerer.answer(pending, batch_size)
+            for position, (question, text) in enumerate(texts, num_answered):
+                answers.write(_answer_line(question, text, model_id, position))
+                progress.advance()
 
 
-def _write_answers(
-    answers: AnswersFile,
-    texts: Iterable[tuple[Question, str]],
-    model_id: str,
-    num_answered: int,
-    num_all: int,
-) -> None:
-    """Write answers as they come, and say every few seconds how many there are."""
-    reported_at = time.monotonic()
-    for position, (question, text) in enumerate(texts, num_answered):
-        # of name and place, so that a run that was cut off writes the bytes of one that was not
-        name = json.dumps([model_id, position, question.question_id, question.prompt])
-        answers.write(
-            {
-                "question_id": question.question_id,
-                "prompt": question.prompt,
-                "text": text,
-                **question.extra,
-                "answer_id": shortuuid.uuid(name=name),
-                "model_id": model_id,
-                "metadata": {},
-            }
-        )
-        if time.monotonic() - reported_at >= REPORT_EVERY_S or position + 1 == num_all:
-            log.info("%d of %d questions answered", position + 1, num_all)
-            reported_at = time.monotonic()
+def _answer_line(question: VqaQuestion, text: str, model_id: str, position: int) -> dict[str, Any]:
+    # deterministic, so that an interrupted run writes the same bytes as an uninterrupted one
+    name = json.dumps([model_id, position, question.question_id, question.prompt])
+    return {
+        "question_id": question.question_id,
+        "prompt": question.prompt,
+        "text": text,
+        **question.extra,
+        "answer_id": shortuuid.uuid(name=name),
+        "model_id": model_id,
+        "metadata": {},
+    }
 
 
-def load_answerer(script: Script, args: Any, model_id: str, sampling: Sampling) -> Answerer:
-    """Load the model that `args` names.
+def load_answerer(script: Script, args: Any, model_id: str, sampling: Sampling) -> BatchedAnswerer:
+    """Loads the model that `args` names.
 
     Raises:
-        CheckpointError: it is incomplete.
-        TemplateError: the template is unknown.
+        CheckpointError: It is incomplete.
+        TemplateError: The template is unknown.
     """
     if args.conv_mode is not None:
-        get_conversation(args.conv_mode)  # a typo must not cost the loading
+        get_conversation(args.conv_mode)  # fail on a typo before the model is loaded
     tokenizer, model, image_processor, context_len = load_pretrained_model(
         args.model_path, args.model_base, model_id, device=getattr(args, "device", "cuda")
     )
     conversation = choose_conversation(script, model.config, model_id, args.conv_mode)
     context_len = getattr(model.config, "max_position_embeddings", context_len)
-    return Answerer(tokenizer, model, image_processor, conversation, sampling, context_len)
+    return BatchedAnswerer(tokenizer, model, image_processor, conversation, sampling, context_len)
 
 
 def choose_conversation(
     script: Script, config: Any, model_id: str, conv_mode: str | None
 ) -> Conversation:
-    """The template to ask with: `conv_mode`, the checkpoint's own, or the script's.
+    """Returns the template to ask with: `conv_mode`, the checkpoint's own, or the script's.
 
     Raises:
-        TemplateError: there is none of that name.
+        TemplateError: There is none of that name.
     """
     if conv_mode is None and getattr(config, "conversation", None):
         return select_conversation(config, model_id)[1]
@@ -461,7 +411,7 @@ def choose_conversation(
 
 
 def checkpoint_sha256(model_path: str) -> str | None:
-    """SHA-256 of weights and configuration; None for a Hub id, whose name stands for it."""
+    """SHA-256 of weights and configuration; None for a Hub id, which the name identifies."""
     folder = Path(model_path)
     if not folder.is_dir():
         return None
@@ -472,52 +422,50 @@ def checkpoint_sha256(model_path: str) -> str | None:
 
 
 def _check_numbers(batch_size: int, sampling: Sampling) -> None:
-    for name, value in (
-        ("--batch-size", batch_size),
-        ("--num_beams", sampling.num_beams),
-        ("--max_new_tokens", sampling.max_new_tokens),
+    for name, value, least in (
+        ("--batch-size", batch_size, 1),
+        ("--num_beams", sampling.num_beams, 1),
+        ("--max_new_tokens", sampling.max_new_tokens, 1),
+        ("--temperature", sampling.temperature, 0),
     ):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; expected 1 or more")
-    if sampling.temperature < 0:
-        raise ConfigError(f"--temperature is {sampling.temperature}; expected 0 (greedy) or more")
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected {least} or more")
 
 
-def _check_pictures(questions: Sequence[Question]) -> None:
-    """Find missing pictures before the model is loaded."""
+def _check_images(questions: Sequence[VqaQuestion]) -> None:
+    """Finds missing images before the model is loaded."""
     paths = {q.image: q.where for q in questions if isinstance(q.image, Path)}
     missing = [f"{path} ({where})" for path, where in paths.items() if not path.is_file()]
-    refuse_missing("pictures are missing", missing, "check --image-folder")
+    refuse_missing("images are missing", missing, "check --image-folder")
 
 
 SCRIPT = Script("model_vqa", conv_mode="llava_v1", max_new_tokens=1024)
 
 
-def read_questions(question_file: str, image_folder: str) -> list[Question]:
-    """Read LLaVA's question format.
+def read_questions(question_file: str, image_folder: str) -> list[VqaQuestion]:
+    """Reads LLaVA's question format.
 
     Raises:
-        DataError: a line lacks a key, or its picture is not in the folder.
+        DataError: A line lacks a key, or its image is not in the folder.
     """
     questions = []
     for where, record in read_json_lines(question_file):
         text = field(record, "text", where, str)
         image = image_path(image_folder, field(record, "image", where), where)
-        questions.append(Question(field(record, "question_id", where), text, text, image, where))
+        questions.append(VqaQuestion(field(record, "question_id", where), text, text, image, where))
     return questions
 
 
-def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
+def eval_model(args: Any, script: Script = SCRIPT) -> None:
+    """Answers the questions that `args` names; see `answer_questions`."""
     questions = read_questions(args.question_file, args.image_folder)
     chunk = get_chunk(questions, args.num_chunks, args.chunk_idx)
-    answer_questions(SCRIPT, args, args.question_file, chunk)
+    answer_questions(script, args, args.question_file, chunk)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and answer."""
-    parser = SCRIPT.make_parser("Answer questions about pictures.")
-    run_script(eval_model, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(eval_model, make_parser("Answer questions about images.", *SCRIPT.flags()), argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Answer ScienceQA's questions, with and without pictures.
+"""Answers ScienceQA's questions, with and without images.
 
 In: a JSON array in LLaVA's training format; of each record `id`, the first turn, perhaps `image`.
-Out: JSON Lines as `model_vqa` writes; `prompt` begins with `<image>` where there was a picture,
+Out: JSON Lines as `model_vqa` writes; `prompt` begins with `<image>` where there was an image,
 which `eval_science_qa` relies on. Usage:
 python -m llava.eval.model_vqa_science --model-path M --question-file Q.json --image-folder I
     --answers-file A --single-pred-prompt --temperature 0 --conv-mode vicuna_v1
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import run_script
-from llava.eval.model_vqa import Question, Script, answer_questions
+from llava.errors import flag, make_parser, run_script
+from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import field, image_path, read_json
 from llava.eval.records import get_chunk as get_chunk
@@ -25,16 +25,16 @@ SCRIPT = Script("model_vqa_science", conv_mode="llava_v0", max_new_tokens=1024)
 
 def read_questions(
     question_file: str, image_folder: str, single_pred_prompt: bool
-) -> list[Question]:
-    """Read a file of ScienceQA.
+) -> list[VqaQuestion]:
+    """Reads a file of ScienceQA.
 
     Args:
-        question_file: the JSON array.
-        image_folder: where the pictures are.
-        single_pred_prompt: end the question by asking for the letter alone.
+        question_file: The JSON array.
+        image_folder: Where the images are.
+        single_pred_prompt: End the question by asking for the letter alone.
 
     Raises:
-        DataError: a record lacks a key, or its picture is not in the folder.
+        DataError: A record lacks a key, or its image is not in the folder.
     """
     suffix = "\n" + LETTER_INSTRUCTIONS["en"] if single_pred_prompt else ""
     questions = []
@@ -48,25 +48,30 @@ def read_questions(
         if "image" in record:
             image = image_path(image_folder, record["image"], where)
             prompt = f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-        questions.append(Question(question_id, prompt, text, image, where))
+        questions.append(VqaQuestion(question_id, prompt, text, image, where))
     return questions
 
 
 def eval_model(args: Any) -> None:
-    """Answer the questions that `args` names; see `model_vqa.answer_questions`."""
-    questions = read_questions(args.question_file, args.image_folder, args.single_pred_prompt)
+    """Answers the questions that `args` names; see `model_vqa.answer_questions`."""
+    single = args.single_pred_prompt
+    questions = read_questions(args.question_file, args.image_folder, single)
     chunk = get_chunk(questions, args.num_chunks, args.chunk_idx)
-    answer_questions(
-        SCRIPT, args, args.question_file, chunk, single_pred_prompt=args.single_pred_prompt
-    )
+    answer_questions(SCRIPT, args, args.question_file, chunk, single_pred_prompt=single)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and answer."""
-    parser = SCRIPT.make_parser("Answer ScienceQA.", "tables/question.json")
-    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter")
-    parser.add_argument("--answer-prompter", action="store_true", help="accepted, without effect")
-    run_script(eval_model, parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        eval_model,
+        make_parser(
+            "Answer ScienceQA.",
+            *SCRIPT.flags("tables/question.json"),
+            flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
+            flag("--answer-prompter", action="store_true", help="accepted, without effect"),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answer a file of questions by GPT-3.5, as a baseline.
+"""Answers a file of questions by GPT-3.5, as a baseline.
 
 In: JSON Lines `question_id, text`. Out: JSON Lines `answer_id, question_id, text, model_id`, sorted
 by question. An answer that could not be had after three tries, or was refused, is `#ERROR#`. Usage:
@@ -16,8 +16,8 @@ from typing import Any
 
 import shortuuid
 
-from llava.chat_service import ChatReply, Limits, ask_each, service_of_environment
-from llava.errors import ExhaustedError, RejectedError, ServiceError, run_script
+from llava.chat_service import ChatReply, ServiceLimits, ask_each, service_of_environment
+from llava.errors import ExhaustedError, RejectedError, ServiceError, flag, make_parser, run_script
 from llava.eval.records import field, read_json_lines
 
 log = logging.getLogger(__name__)
@@ -30,69 +30,69 @@ NUM_TRIES = 3
 ERROR = "#ERROR#"
 
 
-def answer_file(question: str, output: str, max_tokens: int) -> None:
-    """Answer all questions of a file.
+def answer_file(args: argparse.Namespace) -> None:
+    """Answers all questions of a file.
 
     Raises:
-        ConfigError: there is no key.
-        ServiceError: the service cannot be used.
-        DataError: a question lacks a key.
+        ConfigError: There is no key.
+        ServiceError: The service cannot be used.
+        DataError: A question lacks a key.
     """
-    service = service_of_environment(Limits(max_tries=NUM_TRIES))
+    service = service_of_environment(ServiceLimits(max_tries=NUM_TRIES))
     asked = {
         field(record, "question_id", where): field(record, "text", where, str)
-        for where, record in read_json_lines(question)
+        for where, record in read_json_lines(args.question)
     }
-    texts: dict[Any, str] = {}
     ids = list(asked)
+    texts: dict[Any, str] = {}
 
     def keep(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
-        texts[ids[position]] = ERROR
-        if isinstance(outcome, ChatReply) and not outcome.refusal:
-            texts[ids[position]] = outcome.text
-        else:
+        is_answer = isinstance(outcome, ChatReply) and not outcome.refusal
+        texts[ids[position]] = outcome.text if is_answer else ERROR
+        if not is_answer:
             log.warning("no answer to question %r from %s: %s", ids[position], service.url, outcome)
 
-    bodies = [_body(text, max_tokens) for text in asked.values()]
-    target = Path(output).expanduser()
+    bodies = [
+        {
+            "model": MODEL,
+            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+            "max_tokens": args.max_tokens,
+        }
+        for text in asked.values()
+    ]
+    target = Path(args.output).expanduser()
     try:
         ask_each(service, bodies, NUM_CONCURRENT, keep)
     except ServiceError as error:
         if not texts:
             raise
-        target = target.with_name(target.name + ".partial")
-        _write(target, texts)
-        raise ServiceError(f"{error}; {len(texts)} answers are in {target}") from error
+        partial = target.with_name(target.name + ".partial")
+        _write(partial, texts)
+        raise ServiceError(f"{error}; {len(texts)} answers are in {partial}") from error
     _write(target, texts)
 
 
 def _write(target: Path, texts: Mapping[Any, str]) -> None:
     answers = [
-        {
-            "answer_id": shortuuid.uuid(),
-            "question_id": question_id,
-            "text": text,
-            "model_id": MODEL_ID,
-        }
-        for question_id, text in texts.items()
+        {"answer_id": shortuuid.uuid(), "question_id": key, "text": text, "model_id": MODEL_ID}
+        for key, text in sorted(texts.items(), key=lambda item: str(item[0]).zfill(20))
     ]
-    answers.sort(key=lambda answer: str(answer["question_id"]).zfill(20))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(json.dumps(answer) for answer in answers), encoding="utf-8")
 
 
-def _body(text: str, max_tokens: int) -> dict[str, Any]:
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-    return {"model": MODEL, "messages": messages, "max_tokens": max_tokens}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and answer."""
-    parser = argparse.ArgumentParser(description="Answer questions by GPT-3.5.")
-    parser.add_argument("-q", "--question", required=True)
-    parser.add_argument("-o", "--output", required=True)
-    parser.add_argument("--max-tokens", type=int, default=1024, help="longest answer")
-    run_script(lambda args: answer_file(args.question, args.output, args.max_tokens), parser, argv)
+    """Reads the command line and runs the script."""
+    run_script(
+        answer_file,
+        make_parser(
+            "Answer questions by GPT-3.5.",
+            flag("-q", "--question", required=True),
+            flag("-o", "--output", required=True),
+            flag("--max-tokens", type=int, default=1024, help="longest answer"),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The files that evaluation scripts read and write: questions, answers, annotations, images.
+"""Reads and writes the files of evaluation scripts: questions, answers, annotations, images.
 
 In: JSON, JSON Lines and TSV files and an image folder. Out: records with the place that they came
 from (`file:line`), so that every later error can name it; paths that stay in the image folder; the
-answers file. Nothing is fetched, nothing is skipped, torch is not loaded. What a benchmark's record
-must hold is its script's matter.
+answers file. Nothing is fetched, nothing is skipped, torch is not loaded. Each script checks what
+its benchmark's records must hold.
 """
 
 from __future__ import annotations
@@ -25,85 +25,78 @@ from llava.errors import ConfigError, DataError
 from llava.files import naming, write_atomically, writing
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 NUM_SHOWN = 20
 OPTION_LETTERS: Final = tuple(string.ascii_uppercase)
 
 
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        DataError: it is missing or not UTF-8.
-    """
-    path = Path(path).expanduser()
+def _read_bytes(path: str | Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
+def _parse(content: bytes, path: str | Path, line: int, kind: type[T]) -> T:
+    """Parses the JSON that begins in a line of a file, and checks its type."""
+    where = f"{path}:{line}"
+    try:
+        value = json.loads(content)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error}); convert it first") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg})") from error
+    if not isinstance(value, kind):
+        expected = "a JSON object" if kind is dict else "a JSON list"
+        raise DataError(f"{where}: expected {expected}, found {type(value).__name__}")
+    return value
+
+
+def read_text(path: str | Path) -> str:
+    """Reads a UTF-8 file; raises `DataError` if it is missing or not UTF-8."""
+    try:
+        return _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
 
 
 def read_json(path: str | Path, kind: type[T]) -> T:
-    """Read a JSON file whose top level is a list or an object.
-
-    Args:
-        path: the file.
-        kind: `list` or `dict`.
+    """Reads a JSON file whose top level is a `kind`: `list` or `dict`.
 
     Raises:
-        DataError: it is no such JSON.
+        DataError: It is no such JSON.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path}: expected a JSON {kind.__name__}, found {type(content).__name__}")
-    return content
+    return _parse(_read_bytes(path), path, 1, kind)
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read JSON Lines: `(file:line, object)` of each line that is not blank.
+    """Reads JSON Lines: `(file:line, object)` of each line that is not blank.
 
     Raises:
-        DataError: the file is missing, or a line is not UTF-8 or no JSON object.
+        DataError: The file is missing, or a line is not UTF-8 or no JSON object.
     """
     try:
         file = Path(path).expanduser().open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
     with file:
-        # read as bytes: an unescaped U+2028 inside a text ends no line of JSON Lines
+        # read as bytes: an unescaped U+2028 inside a text is no line end in JSON Lines
         for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                record = json.loads(text)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 ({error}); convert it first") from error
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{where}: not JSON ({error.msg}); expected one object a line"
-                ) from error
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-            yield where, record
+            if line.strip():
+                yield f"{path}:{number}", _parse(line, path, number, dict)
 
 
 def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
-    """Read a TSV with a header; every cell stays text, so the word "None" stays a word.
+    """Reads a TSV with a header; every cell stays text, so the word "None" stays a word.
 
     Returns:
         `(file:line, row)` of each row.
 
     Raises:
-        DataError: there are no rows, or one has another number of cells than the header.
+        DataError: There are no rows, or one has another number of cells than the header.
     """
-    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture as base64
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole image as base64
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")
     header = next(reader, [])
     rows = []
@@ -118,16 +111,16 @@ def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def field(record: Mapping[str, Any], name: str, where: str, kind: type[T] | None = None) -> Any:
-    """One value of a record.
+    """Returns one value of a record.
 
     Args:
-        record: the object.
-        name: its key.
-        where: the place to name in an error.
-        kind: type that the value must have; None for any.
+        record: The object.
+        name: Its key.
+        where: The place to name in an error.
+        kind: Type that the value must have; None for any.
 
     Raises:
-        DataError: the key is missing, or the value is of another type.
+        DataError: The key is missing, or the value is of another type.
     """
     if name not in record:
         raise DataError(f"{where}: no key {name!r}; found: {', '.join(record) or 'none'}")
@@ -140,10 +133,10 @@ def field(record: Mapping[str, Any], name: str, where: str, kind: type[T] | None
 
 
 def answers_by_id(path: str | Path) -> dict[Any, str]:
-    """Read an answers file as `{question_id: text}`.
+    """Reads an answers file as `{question_id: text}`.
 
     Raises:
-        DataError: a key is missing, or a question is answered twice, differently.
+        DataError: A key is missing, or a question is answered twice, differently.
     """
     texts: dict[Any, str] = {}
     for where, record in read_json_lines(path):
@@ -158,7 +151,7 @@ def answers_by_id(path: str | Path) -> dict[Any, str]:
 
 
 def without_thinking(text: str) -> str:
-    """The answer of a model that thinks first: what stands behind the last `</think>`.
+    """Returns the answer of a model that thinks first: the text behind the last `</think>`.
 
     Many templates write the opening tag themselves, so it need not be there. A text that opens it
     and never closes it was cut off before the answer, which is empty then.
@@ -170,26 +163,12 @@ def without_thinking(text: str) -> str:
 
 
 def is_none(value: str) -> bool:
-    """Whether a cell counts as absent: empty, `nan` or `none`, in any case."""
+    """Tells whether a cell counts as absent: empty, `nan` or `none`, in any case."""
     return value.strip().lower() in ("", "nan", "none")
 
 
-def get_options(row: Mapping[str, str], letters: Sequence[str] = OPTION_LETTERS) -> list[str]:
-    """The option texts of a row; they end at the first absent cell."""
-    options = []
-    for letter in letters:
-        if is_none(row.get(letter, "")):
-            break
-        options.append(row[letter])
-    return options
-
-
 def refuse_missing(what: str, missing: Sequence[Any], advice: str) -> None:
-    """Raise if anything is missing, and list the first.
-
-    Raises:
-        DataError: `missing` is not empty.
-    """
+    """Raises `DataError`, which lists the first ones, if anything is missing."""
     if missing:
         shown = ", ".join(str(item) for item in missing[:NUM_SHOWN])
         more = f" and {len(missing) - NUM_SHOWN} more" if len(missing) > NUM_SHOWN else ""
@@ -197,15 +176,15 @@ def refuse_missing(what: str, missing: Sequence[Any], advice: str) -> None:
 
 
 def image_path(folder: str | Path, name: Any, where: str) -> Path:
-    """Where a question's picture is.
+    """Returns the path of a question's image.
 
     Args:
-        folder: the image folder; empty for the current one.
-        name: path in it, as in the question file.
-        where: the place to name in an error.
+        folder: The image folder; empty for the current one.
+        name: Path in it, as in the question file.
+        where: The place to name in an error.
 
     Raises:
-        DataError: it is no path, a URL, or leads out of the folder.
+        DataError: It is no path, a URL, or leads out of the folder.
     """
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: image is {name!r}; expected a path in the image folder")
@@ -216,22 +195,22 @@ def image_path(folder: str | Path, name: Any, where: str) -> Path:
     if os.path.commonpath([root, path]) != root:
         raise DataError(
             f"{where}: image {name!r} leads out of the image folder {root}; "
-            "name the folder that holds all pictures with --image-folder"
+            "name the folder that holds all images with --image-folder"
         )
     return Path(path)
 
 
 def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:
-    """Cut a list into at most `n` runs of `ceil(len / n)` items; the last may be shorter."""
+    """Cuts a list into at most `n` runs of `ceil(len / n)` items; the last may be shorter."""
     size = max(math.ceil(len(lst) / n), 1)
     return [lst[start : start + size] for start in range(0, len(lst), size)]
 
 
 def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
-    """Run `k` of `n`; empty where the list is too short for so many.
+    """Returns run `k` of `n` (see `split_list`); empty where the list is too short for so many.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: There is no such run.
     """
     if n < 1 or not 0 <= k < n:
         raise ConfigError(f"chunk {k} of {n}; expected --num-chunks >= 1 and 0 <= --chunk-idx < it")
@@ -239,19 +218,16 @@ def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
     return chunks[k] if k < len(chunks) else lst[:0]
 
 
-log = logging.getLogger(__name__)
-
-
 class AnswersFile:
-    """Answers of one run, open for appending; use it in a `with` statement.
+    """The answers of one run, open for appending; use it in a `with` statement.
 
     Args:
-        path: the file; its folder is made.
-        identity: what must be equal for answers to belong together, as JSON can hold it.
-        fresh: throw away what is there.
+        path: The file; its folder is created.
+        identity: What must be equal for answers to belong together, as JSON can hold it.
+        fresh: Discard earlier answers.
 
     Raises:
-        ConfigError: the answers there are of another run, or another process is writing them.
+        ConfigError: The answers there are of another run, or another process is writing them.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
@@ -262,22 +238,17 @@ class AnswersFile:
             self._lock()
             if fresh:
                 self._file.truncate(0)
-            self._claim(json.loads(json.dumps(identity)), fresh)
+            self._claim(json.loads(json.dumps(identity)))
             self._cut_unfinished_line()
         except BaseException:
             self._file.close()
             raise
 
-    @property
-    def run_path(self) -> Path:
-        """The file that says which run it is."""
-        return self.path.with_name(self.path.name + ".run.json")
-
     def count_answered(self, question_ids: Sequence[Any]) -> int:
-        """How many of the questions, from the first, have an answer.
+        """Returns how many of the questions, from the first, have an answer.
 
         Raises:
-            DataError: an answer is not that of the question in its place.
+            DataError: An answer is not that of the question in its place.
         """
         num_answered = 0
         for where, record in read_json_lines(self.path):
@@ -296,19 +267,17 @@ class AnswersFile:
         return num_answered
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append an answer; it is with the operating system when this returns."""
+        """Appends an answer; it is with the operating system when this returns."""
         with naming(self.path):
             self._file.write(json.dumps(record).encode("ascii") + b"\n")
             self._file.flush()
 
     def sort(self, key: str) -> None:
-        """Bring all answers into the order of one of their fields; nothing can be written after."""
+        """Sorts all answers by one of their fields; nothing can be written after."""
         lines = self.path.read_bytes().splitlines(keepends=True)
-        ordered = sorted(lines, key=lambda line: json.loads(line)[key])
         self._file.close()
-        if ordered != lines:
-            with writing(self.path) as partial:
-                partial.write_bytes(b"".join(ordered))
+        with writing(self.path) as partial:
+            partial.write_bytes(b"".join(sorted(lines, key=lambda line: json.loads(line)[key])))
 
     def __enter__(self) -> AnswersFile:
         return self
@@ -328,49 +297,39 @@ class AnswersFile:
         except OSError as error:  # some network file systems have no locks
             log.warning("%s: cannot be locked (%s); start no second writer", self.path, error)
 
-    def _claim(self, identity: Mapping[str, Any], fresh: bool) -> None:
-        """Check that the answers are of this run, and note which run it is."""
-        way_out = "answer anew with --fresh, or name another --answers-file"
-        if self.path.stat().st_size and not fresh:
-            if not self.run_path.is_file():
-                raise ConfigError(
-                    f"{self.path} holds answers, but no {self.run_path.name} says what made them; "
-                    f"{way_out}"
-                )
-            try:
-                before = read_json(self.run_path, dict)
-            except DataError as error:
-                raise ConfigError(f"{error}; {way_out}") from error
-            names = {**before, **identity}
-            differing = [
-                f"{name} was {before.get(name)!r} and is {identity.get(name)!r}"
-                for name in names
-                if before.get(name) != identity.get(name)
-            ]
-            if differing:
-                raise ConfigError(
-                    f"{self.path}: the answers there are of another run "
-                    f"({'; '.join(differing)}); {way_out}"
-                )
+    def _claim(self, identity: Mapping[str, Any]) -> None:
+        """Checks that the answers are of this run; an empty file becomes that of this run."""
+        run_path = self.path.with_name(self.path.name + ".run.json")
+        if not self.path.stat().st_size:
+            write_atomically(run_path, json.dumps(identity, indent=2))
             return
-        write_atomically(self.run_path, json.dumps(identity, indent=2))
+        way_out = "answer anew with --fresh, or name another --answers-file"
+        try:
+            before = read_json(run_path, dict)
+        except DataError as error:
+            raise ConfigError(
+                f"{self.path} holds answers, but no {run_path.name} says what made them "
+                f"({error}); {way_out}"
+            ) from error
+        differing = [
+            f"{name} was {before.get(name)!r} and is {identity.get(name)!r}"
+            for name in {**before, **identity}
+            if before.get(name) != identity.get(name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.path}: the answers there are of another run "
+                f"({'; '.join(differing)}); {way_out}"
+            )
 
     def _cut_unfinished_line(self) -> None:
-        """Remove a last line that a killed process wrote only half of."""
+        """Removes a last line that a killed process wrote only half of: it has no line end."""
         content = self.path.read_bytes()
-        last = content[content.rfind(b"\n", 0, -1) + 1 :]
-        if last and not (last.endswith(b"\n") and _is_json(last)):
+        size = content.rfind(b"\n") + 1
+        if size < len(content):
             log.warning(
                 "%s: dropped an unfinished last line of %d bytes; its question is asked again",
                 self.path,
-                len(last),
+                len(content) - size,
             )
-            self._file.truncate(len(content) - len(last))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:  # of the text, or of its bytes
-        return False
-    return True
+            self._file.truncate(size)

@@ -20,7 +20,7 @@ __all__ = [*_CLASSES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public class on first use (PEP 562)."""
+    """Imports a public class on first use (PEP 562)."""
     if name not in _CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.language_model.{_CLASSES[name]}"), name)

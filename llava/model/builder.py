@@ -1,8 +1,8 @@
-"""Load a checkpoint for inference: `load_pretrained_model`.
+"""Loads a checkpoint for inference: `load_pretrained_model`.
 
 In: a folder or Hub id of a whole model, of a projector (`mm_projector.bin`) or of LoRA adapters,
 the last two with their base model. Out: tokenizer, model, image processor and context length. What
-a checkpoint is, and which class it is loaded with, stands in its own files (`config.json`,
+a checkpoint is, and which class it is loaded with, is read from its own files (`config.json`,
 `adapter_config.json`). The folder's name is asked only where they leave the language model open.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+import llava.model
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import (
     MultimodalConfig,
@@ -47,7 +48,14 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LEN = 2048
 NON_LORA_FILE = "non_lora_trainables.bin"
-# what a base language model cannot hold
+FAMILIES = {
+    "llama": "LlavaLlamaForCausalLM",
+    "mistral": "LlavaMistralForCausalLM",
+    "mpt": "LlavaMptForCausalLM",
+}
+"""Language models that can be given images, and their class in `llava.model`."""
+
+# parts of the names of weights that a base language model does not have
 _MULTIMODAL_KEYS = ("mm_projector.", "image_newline")
 
 
@@ -62,19 +70,19 @@ def load_pretrained_model(
     use_flash_attn: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
-    """Load a model and what is needed to talk to it.
+    """Loads a model and what is needed to talk to it.
 
     Args:
-        model_path: checkpoint, a folder (of any name) or a Hub id.
-        model_base: base model of a projector or of LoRA adapters; None for a whole model.
-        model_name: the name shown to people. It decides only where `config.json` leaves open which
+        model_path: Checkpoint, a folder (of any name) or a Hub id.
+        model_base: Base model of a projector or of LoRA adapters; None for a whole model.
+        model_name: The name shown to people. It decides only where `config.json` leaves open which
             language model it is (`mistral`, `mpt`, else Llama); another mismatch is logged.
-        load_8bit: quantise to 8 bits (bitsandbytes).
-        load_4bit: quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
-        device_map: as in transformers; used on "cuda" only, elsewhere all goes to `device`.
+        load_8bit: Quantise to 8 bits (bitsandbytes).
+        load_4bit: Quantise to 4 bits, NF4 with double quantisation (bitsandbytes).
+        device_map: As in transformers; used on "cuda" only, elsewhere all goes to `device`.
         device: "cuda", "cpu", "mps", ...; without a CUDA device "cuda" becomes "cpu".
-        use_flash_attn: use flash-attn where it is installed, else SDPA.
-        **kwargs: for `from_pretrained`; `dtype` (or `torch_dtype`) overrides float16, or float32
+        use_flash_attn: Use flash-attn where it is installed, else SDPA.
+        **kwargs: For `from_pretrained`; `dtype` (or `torch_dtype`) overrides float16, or float32
             on a CPU.
 
     Returns:
@@ -82,8 +90,8 @@ def load_pretrained_model(
         model; `context_len` is in tokens.
 
     Raises:
-        CheckpointError: the checkpoint is missing, incomplete or does not fit.
-        ConfigError: a base model or a package is missing, or the format is not supported.
+        CheckpointError: The checkpoint is missing, incomplete or does not fit.
+        ConfigError: A base model or a package is missing, or the format is not supported.
     """
     kind = kind_of(model_path)
     model_base = _base_of(kind, model_path, model_base)
@@ -96,28 +104,25 @@ def load_pretrained_model(
     keywords = _keywords(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
     tokenizer = load_tokenizer(model_base or model_path)
     if model_class is None:
-        model = _load_text_only(kind, model_path, model_base, keywords)
-        return tokenizer, model, None, _context_len(model.config)
-    if kind == "full":
-        model = _load_whole(model_class, model_path, keywords)
-        missing: set[str] = set()
+        model, _ = _from_pretrained(AutoModelForCausalLM, model_base or model_path, **keywords)
     else:
-        model, missing = _load_on_base(model_class, model_path, model_base, keywords)
-    num_new = _fit_tokens(model, tokenizer)
-    if kind == "projector":
-        _load_projector_file(model, find_file(model_path, PROJECTOR_FILE), num_new)
-    elif kind == "lora":
-        _load_non_lora(model, model_path, missing)
+        model, missing = _load_multimodal(model_class, model_path, model_base, keywords)
+        num_new = _fit_tokens(model, tokenizer)
+        if kind == "projector":
+            _load_projector_file(model, find_file(model_path, PROJECTOR_FILE), num_new)
+        elif kind == "lora":
+            _load_non_lora(model, model_path, missing)
+    if kind == "lora":
         model = _merge_lora(model, model_path)
-    image_processor = _place_tower(model)
+    image_processor = None if model_class is None else _place_tower(model)
     return tokenizer, model.eval(), image_processor, _context_len(model.config)
 
 
 def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
-    """The base model to load, or None for a whole model.
+    """Returns the base model to load, or None for a whole model.
 
     Raises:
-        ConfigError: one is needed and not named.
+        ConfigError: One is needed and not named.
     """
     if kind == "full":
         if model_base is not None:
@@ -135,7 +140,7 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
 
 
 def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
-    """Log where the name says something else than the files; LLaVA went by the name."""
+    """Warns where the name, by which LLaVA decides, contradicts the files."""
     name = model_name.lower()
     if "llava" in name and not multimodal:
         log.warning("%s is loaded as a text-only model: its config.json has no tower", model_name)
@@ -151,19 +156,18 @@ def _keywords(
     use_flash_attn: bool,
     kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """Keywords for `from_pretrained`.
+    """Returns the keywords for `from_pretrained`.
 
     Raises:
-        ConfigError: a package is missing, or two quantisations were asked for.
+        ConfigError: A package is missing, or two quantisations were asked for.
     """
-    keywords = dict(kwargs)
     if device.startswith("cuda") and not torch.cuda.is_available():
         log.warning("no CUDA device found: loading on the CPU")
         device = "cpu"
-    keywords["device_map"] = device_map if device == "cuda" else {"": device}
+    keywords = {"device_map": device_map if device == "cuda" else {"": device}, **kwargs}
     default_dtype = torch.float32 if device == "cpu" else torch.float16
-    dtype = keywords.pop("torch_dtype", None) or keywords.pop("dtype", None) or default_dtype
-    keywords["dtype"] = dtype
+    dtypes = [keywords.pop(name, None) for name in ("torch_dtype", "dtype")]
+    keywords["dtype"] = next(filter(None, dtypes), default_dtype)
     if load_8bit and load_4bit:
         raise ConfigError("8-bit and 4-bit loading exclude each other: choose one")
     if load_8bit or load_4bit:
@@ -180,112 +184,92 @@ def _keywords(
             bnb_4bit_quant_type="nf4",
             llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
         )
-    if use_flash_attn:
-        if importlib.util.find_spec("flash_attn") is not None:
-            keywords["attn_implementation"] = "flash_attention_2"
-        else:
-            log.warning("flash-attn is not installed: using SDPA")
+    if use_flash_attn and importlib.util.find_spec("flash_attn") is None:
+        log.warning("flash-attn is not installed: using SDPA")
+    elif use_flash_attn:
+        keywords["attn_implementation"] = "flash_attention_2"
     return keywords
 
 
 def _from_pretrained(
-    model_class: Any, path: str, may_miss: Callable[[str], bool], **keywords: Any
+    model_class: Any, path: str, may_miss: Sequence[str] = (), **keywords: Any
 ) -> tuple[Any, set[str]]:
-    """Load `path` and say which weights were missing.
+    """Loads `path` and returns the model and which of the weights in `may_miss` are missing.
 
     Args:
-        model_class: what to load.
-        path: folder or Hub id.
-        may_miss: whether a weight of this name comes from elsewhere.
-        **keywords: for the class.
+        model_class: What to load.
+        path: Folder or Hub id.
+        may_miss: Parts of the names of weights that come from elsewhere.
+        **keywords: For the class.
 
     Raises:
-        CheckpointError: unreadable, shapes differ, or weights are missing that may not.
+        CheckpointError: Unreadable, shapes differ, or weights are missing that may not.
     """
     try:
-        # not to be ignored: so that the error below can name them
+        # mismatches are not ignored: the error below names them
         model, info = model_class.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **keywords
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be loaded: {error}") from error
     unexpected = sorted(info["unexpected_keys"])
-    files = ", ".join(file.name for file in weight_paths(path))
+    where = f"{path} ({', '.join(file.name for file in weight_paths(path))})"
     if mismatched := sorted(info["mismatched_keys"]):
         shown = [f"{key}: {tuple(has)}, expected {tuple(wants)}" for key, has, wants in mismatched]
         raise CheckpointError(
-            f"{path} ({files}): {len(mismatched)} weights do not fit config.json, e.g. "
+            f"{where}: {len(mismatched)} weights do not fit config.json, e.g. "
             f"{'; '.join(shown[:3])}. The weights or config.json are another model's"
         )
-    missing = {key for key in info["missing_keys"] if not may_miss(key)}
-    _refuse_missing(f"{path} ({files})", missing, unexpected)
+    missing = set(info["missing_keys"])
+    from_elsewhere = {key for key in missing if any(part in key for part in may_miss)}
+    _refuse_missing(where, missing - from_elsewhere, unexpected)
     if unexpected:
         log.warning("%s: %d weights not used, e.g. %s", path, len(unexpected), unexpected[:3])
-    return model, set(info["missing_keys"])
+    return model, from_elsewhere
 
 
 def _refuse_missing(where: str, missing: set[str], unexpected: Sequence[str] = ()) -> None:
-    if not missing:
-        return
     reason = "the checkpoint is incomplete"
     if unexpected:
         reason = (
             f"it holds {len(unexpected)} others, e.g. {list(unexpected[:3])}: the weights or "
             "config.json are another model's"
         )
-    raise CheckpointError(
-        f"{where}: {len(missing)} weights are missing, e.g. {sorted(missing)[:5]}; {reason}"
-    )
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} weights are missing, e.g. {sorted(missing)[:5]}; {reason}"
+        )
 
 
-def _nothing(key: str) -> bool:
-    return False
-
-
-def _load_text_only(
-    kind: str, model_path: str, model_base: str | None, keywords: dict[str, Any]
-) -> Any:
-    path = model_base or model_path
-    model, _ = _from_pretrained(AutoModelForCausalLM, path, _nothing, **keywords)
-    return (_merge_lora(model, model_path) if kind == "lora" else model).eval()
-
-
-def _load_whole(model_class: Any, model_path: str, keywords: dict[str, Any]) -> Any:
-    config = read_model_config(model_class, model_path)
-    return _from_pretrained(model_class, model_path, _nothing, config=config, **keywords)[0]
-
-
-def _load_on_base(
+def _load_multimodal(
     model_class: Any, model_path: str, model_base: str | None, keywords: dict[str, Any]
 ) -> tuple[Any, set[str]]:
-    """Load the base model under the configuration of `model_path` (tower, projector).
+    """Loads a whole model, or the base under the configuration of `model_path`.
 
     Returns:
         The model, and which multimodal weights the base does not hold.
     """
-    assert model_base is not None
+    if model_base is None:
+        config = read_model_config(model_class, model_path)
+        return _from_pretrained(model_class, model_path, config=config, **keywords)
     has_config = find_file(model_path, "config.json") is not None
     source = model_path if has_config else model_base
     config = copy.deepcopy(read_model_config(model_class, source))
     if hasattr(config, "mm_vision_tower"):
-        # what results is no longer beside its tower
+        # the resulting model is no longer beside its tower
         config.mm_vision_tower = portable_tower(config.mm_vision_tower, source)
     # training may have added tokens, which the base does not hold
     vocab_size = config.vocab_size
     config.vocab_size = (read_config(model_base) or {}).get("vocab_size", vocab_size)
     model, missing = _from_pretrained(
-        model_class, model_base, _is_multimodal, config=config, **keywords
+        model_class, model_base, _MULTIMODAL_KEYS, config=config, **keywords
     )
     resize_to_tokenizer(model, vocab_size)
-    return model, {key for key in missing if _is_multimodal(key)}
-
-
-def _is_multimodal(key: str) -> bool:
-    return any(part in key for part in _MULTIMODAL_KEYS)
+    return model, missing
 
 
 def _fit_tokens(model: Any, tokenizer: Any) -> int:
-    """Add the image tokens that the configuration names; return how many were new."""
+    """Adds the image tokens that the configuration names; returns how many are new."""
     settings = MultimodalConfig.from_config(model.config)
     if settings.mm_vision_tower is None:
         return 0
@@ -304,10 +288,10 @@ def _load_projector_file(model: Any, path: Path | None, num_new: int) -> None:
 
 
 def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
-    """Load what LoRA training changed besides the adapters (projector, perhaps embeddings).
+    """Loads what LoRA training changed besides the adapters (projector, perhaps embeddings).
 
     Raises:
-        CheckpointError: the file does not fit, or is missing and the base has no projector.
+        CheckpointError: The file does not fit, or is missing and the base has no projector.
     """
     path = find_file(model_path, NON_LORA_FILE)
     tensors = {} if path is None else read_tensors(path)
@@ -321,11 +305,11 @@ def _load_non_lora(model: Any, model_path: str, missing: set[str]) -> None:
 
 
 def _merge_lora(model: Any, model_path: str) -> Any:
-    """Merge the adapters into the model's weights.
+    """Merges the adapters into the model's weights.
 
     Raises:
-        ConfigError: peft is not installed.
-        CheckpointError: the adapters are unreadable.
+        ConfigError: `peft` is not installed.
+        CheckpointError: The adapters are unreadable.
     """
     try:
         from peft import PeftModel
@@ -338,45 +322,35 @@ def _merge_lora(model: Any, model_path: str) -> Any:
 
 
 def _place_tower(model: Any) -> Any:
-    """Load the tower if the checkpoint did not carry it, beside the model; return its processor."""
+    """Loads the tower if the checkpoint did not carry it; returns its image processor."""
     tower = model.get_vision_tower()
     if tower is None:
         return None
     if not tower.is_loaded:
         tower.load_model()
-        # one dtype for the whole model, whatever the tower was saved in
+        # one dtype for the whole model, whatever the dtype of the tower's files
         tower.to(device=model.get_input_embeddings().weight.device, dtype=model.dtype)
     return tower.image_processor
 
 
 def _context_len(config: Any) -> int:
-    """Tokens that fit, as LLaVA counts them, and never more than the model has positions."""
-    settings = MultimodalConfig.from_config(config)
-    if settings.max_sequence_length is not None:
-        return settings.max_sequence_length
-    return min(DEFAULT_CONTEXT_LEN, getattr(config, "max_position_embeddings", None) or 2048)
+    """Returns LLaVA's context length, but never more than the model has positions."""
+    longest = MultimodalConfig.from_config(config).max_sequence_length
+    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT_LEN
+    return min(DEFAULT_CONTEXT_LEN, positions) if longest is None else longest
 
 
 def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
-    """The multimodal class for a configuration, or None for a text-only model.
+    """Returns the multimodal class for a configuration, or None for a text-only model.
 
     Args:
-        config: content of `config.json`.
-        where: its place, for messages.
-        model_name: what to go by where the type is `llava` and no architecture is written.
+        config: Content of `config.json`.
+        where: Its place, for messages.
+        model_name: What to go by where the type is `llava` and no architecture is written.
 
     Raises:
-        ConfigError: a format that is not supported.
+        ConfigError: A format that is not supported.
     """
-    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-    from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
-    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
-
-    classes = {
-        "llama": LlavaLlamaForCausalLM,
-        "mistral": LlavaMistralForCausalLM,
-        "mpt": LlavaMptForCausalLM,
-    }
     model_type = str(config.get("model_type"))
     has_tower = "mm_vision_tower" in config
     if model_type in ("llava", "llava_next") and not has_tower:
@@ -385,24 +359,24 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
             "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
             "`lrm import hf`"
         )
-    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
-        return classes[_family_of(config, model_name)]
-    base_type = model_type.removeprefix("llava_")
-    if model_type == base_type and not has_tower:
+    family = model_type.removeprefix("llava_")
+    if model_type == family and not has_tower:
         return None
-    if base_type not in classes:
+    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
+        family = _family_of(config, model_name)
+    if family not in FAMILIES:
         raise ConfigError(
             f"{where}: model_type {model_type!r} is not supported with images. "
-            f"Choices: {', '.join(f'llava_{name}' for name in classes)}"
+            f"Choices: {', '.join(f'llava_{name}' for name in FAMILIES)}"
         )
-    return classes[base_type]
+    return getattr(llava.model, FAMILIES[family])
 
 
 def _family_of(config: dict[str, Any], model_name: str) -> str:
-    """The language model of a checkpoint whose type is just `llava`."""
-    architecture = str((config.get("architectures") or [""])[0])
-    for family in ("llama", "mistral", "mpt"):
-        if architecture == f"Llava{family.capitalize()}ForCausalLM":
+    """Returns the language model of a checkpoint whose type is just `llava`."""
+    architecture = (config.get("architectures") or [None])[0]
+    for family, class_name in FAMILIES.items():
+        if architecture == class_name:
             return family
     family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
     log.warning("%s: config.json names no language model, taking %s", model_name, family)
@@ -410,10 +384,10 @@ def _family_of(config: dict[str, Any], model_name: str) -> str:
 
 
 def read_model_config(model_class: Any, path: str | None) -> Any:
-    """Read `config.json` as the class wants it.
+    """Reads `config.json` into the class's configuration.
 
     Raises:
-        CheckpointError: a value has the wrong type.
+        CheckpointError: A value has the wrong type.
     """
     try:
         return model_class.config_class.from_pretrained(path)

@@ -1,8 +1,8 @@
-"""What the files of a checkpoint say, without loading its tensors.
+"""Reads what the files of a checkpoint say, without loading its tensors.
 
 In: a folder or a Hub id, or a model configuration. Out: the kind of checkpoint, its tensor names,
 and the multimodal keys of `config.json` with their documented defaults; an incomplete folder is
-refused before any memory is spent. Loading is `llava.model.builder`. `add_rope_theta` completes a
+refused before memory is spent. Loading is `llava.model.builder`. `add_rope_theta` completes a
 `config.json` for readers with transformers 4, LLaVA's own code among them. The multimodal keys
 stay out of `LlavaConfig` itself, because an absent `mm_vision_tower` means "no tower";
 `LlavaMetaModel.initialize_vision_modules` and `train()` write them.
@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import re
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
-from llava.model.multimodal_projector.builder import PROJECTOR_FILE
+from llava.model.multimodal_projector.builder import PROJECTOR_FILE, UNREADABLE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -32,18 +32,18 @@ _ADVICE = "the checkpoint is incomplete, use an earlier one or save it again"
 
 
 def find_file(name_or_path: str | Path, filename: str) -> Path | None:
-    """Find a file of a checkpoint; one on the Hub is downloaded.
+    """Finds a file of a checkpoint; one on the Hub is downloaded.
 
     Returns:
         Its path, or None if the checkpoint has no such file.
 
     Raises:
-        CheckpointError: there is neither such a folder nor such a repository.
+        CheckpointError: There is neither such a folder nor such a repository.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder / filename if (folder / filename).is_file() else None
-    # `runs/mini` looks like owner/name too: where `runs` is a folder, no folder of it was meant
+    # `runs/mini` looks like owner/name, too; if `runs` is a folder, a folder in it was meant
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name_or_path))
     if not is_hub_id or folder.parent.is_dir():
         raise CheckpointError(f"{name_or_path}: no such folder (nor a Hub id, owner/name)")
@@ -53,16 +53,16 @@ def find_file(name_or_path: str | Path, filename: str) -> Path | None:
         )
     except OSError as error:
         raise CheckpointError(
-            f"{name_or_path}: no such folder, and not to be had from the Hub: {error}"
+            f"{name_or_path}: no such folder, and not available from the Hub: {error}"
         ) from error
     return Path(found) if found else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Reads a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, cut short or no object.
+        CheckpointError: The file is missing, cut short or no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -74,13 +74,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(name_or_path: str | Path, filename: str = "config.json") -> dict[str, Any] | None:
-    """Read a JSON file of a checkpoint; None if it has no such file."""
+    """Reads a JSON file of a checkpoint; None if it has no such file."""
     path = find_file(name_or_path, filename)
     return None if path is None else read_json(path)
 
 
 def add_rope_theta(folder: str | Path) -> None:
-    """Repeat RoPE's settings in `config.json` under the keys that transformers 4 reads.
+    """Repeats RoPE's settings in `config.json` under the keys that transformers 4 reads.
 
     Transformers 5 writes `rope_parameters` only. Transformers 4 does not know that key and would
     compute positions with its defaults, without an error.
@@ -105,7 +105,7 @@ def _old_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
     keys: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
     kind = rope.get("rope_type", "default")
     if kind in ("linear", "dynamic"):
-        # the only kinds that 4.37 knows; it refuses any third key
+        # the only types that 4.37 supports; it refuses any third key
         keys["rope_scaling"] = {"type": kind, "factor": rope["factor"]}
     elif kind != "default":
         keys["rope_scaling"] = {key: rope[key] for key in rope if key not in ("rope_theta", "type")}
@@ -113,10 +113,10 @@ def _old_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(name_or_path: str | Path) -> str:
-    """Tell what a checkpoint is: "lora", "full" or "projector" (of a base model).
+    """Tells what a checkpoint is: "lora", "full" or "projector" (of a base model).
 
     Raises:
-        CheckpointError: it is none of them.
+        CheckpointError: It is none of them.
     """
     if find_file(name_or_path, "adapter_config.json"):
         return "lora"
@@ -135,56 +135,54 @@ def kind_of(name_or_path: str | Path) -> str:
 
 
 def weight_paths(name_or_path: str | Path) -> list[Path]:
-    """The files with the weights of a whole model; empty if there are none.
+    """Returns the files with the weights of a whole model; empty if there are none.
 
     Shards of a folder are returned whether or not they exist.
     """
+    return sorted(_weight_files(name_or_path))
+
+
+def _weight_files(name_or_path: str | Path) -> dict[Path, set[str]]:
+    """Returns the files with the weights, each with the names that an index lists for it."""
     for name in INDEX_FILES:
         if (index := find_file(name_or_path, name)) is not None:
-            return [index.parent / shard for shard in sorted(set(_weight_map(index).values()))]
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
+            files: dict[Path, set[str]] = defaultdict(set)
+            for weight, shard in weight_map.items():
+                files[index.parent / shard].add(weight)
+            return files
     for name in WEIGHT_FILES:
         if (path := find_file(name_or_path, name)) is not None:
-            return [path]
-    return []
+            return {path: set()}
+    return {}
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse a folder whose weights were written halfway.
+    """Refuses a folder whose weights were written halfway.
 
     Every shard of the index must be there with the weights that the index says, and every file
     must be as long as its header says.
 
     Raises:
-        CheckpointError: naming the file, and what to do.
+        CheckpointError: It names the file, and what to do.
     """
-    indexed = _indexed_names(folder)
-    for path in weight_paths(folder):
+    for path, indexed in sorted(_weight_files(folder).items()):
         if not path.is_file():
             raise CheckpointError(f"{folder}: {path.name} is missing; {_ADVICE}")
-        missing = sorted(indexed.get(path.name, set()) - set(tensor_names(path)))
-        if missing:
+        if missing := sorted(indexed - set(tensor_names(path))):
             raise CheckpointError(
                 f"{path}: {len(missing)} weights are missing that the index places here, e.g. "
                 f"{missing[:5]}; the file is another checkpoint's, or {_ADVICE}"
             )
 
 
-def _indexed_names(folder: Path) -> dict[str, set[str]]:
-    """Which weights the index places in which file; empty if there is no index."""
-    names: dict[str, set[str]] = {}
-    for name in INDEX_FILES:
-        if (index := find_file(folder, name)) is not None:
-            for weight, shard in _weight_map(index).items():
-                names.setdefault(shard, set()).add(weight)
-            break
-    return names
-
-
 def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a weights file; for safetensors only the header is read.
+    """Returns the names of the tensors in a weights file; of safetensors only the header is read.
 
     Raises:
-        CheckpointError: the file is not readable, or is shorter than its header says.
+        CheckpointError: The file is not readable, or is shorter than its header says.
     """
     try:
         if path.suffix == ".safetensors":
@@ -193,7 +191,7 @@ def tensor_names(path: Path) -> list[str]:
         # files of torch < 1.6 are no zip archives and cannot be mapped
         mmap = zipfile.is_zipfile(path)
         return list(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         advice = _ADVICE
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -202,21 +200,10 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def carries_tower(name_or_path: str | Path | None) -> bool:
-    """Whether a checkpoint holds the weights of its vision tower."""
-    if name_or_path is None:
-        return False
-    for name in INDEX_FILES:
-        if (index := find_file(name_or_path, name)) is not None:
-            return any("vision_tower." in key for key in _weight_map(index))
-    names = [name for path in weight_paths(name_or_path) for name in tensor_names(path)]
+    """Tells whether a checkpoint holds the weights of its vision tower."""
+    files = {} if name_or_path is None else _weight_files(name_or_path)
+    names = (name for path, indexed in files.items() for name in indexed or tensor_names(path))
     return any("vision_tower." in name for name in names)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: no weight_map; {_ADVICE}")
-    return weight_map
 
 
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
@@ -241,11 +228,11 @@ class MultimodalConfig:
 
     @classmethod
     def from_config(cls, config: Any) -> MultimodalConfig:
-        """Read the keys that `config` has; the others keep their defaults."""
+        """Reads the keys that `config` has; the others keep their defaults."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(config, name) for name in names if hasattr(config, name)})
 
     @property
     def has_image_newline(self) -> bool:
-        """Whether the model owns an `image_newline` parameter."""
+        """Tells whether the model owns an `image_newline` parameter."""
         return "unpad" in (self.mm_patch_merge_type or "")

@@ -1,28 +1,28 @@
-"""Save a checkpoint again, sharded or in old formats, as safetensors with its tokenizer.
+"""Saves a checkpoint again, sharded or in old formats, as safetensors with its tokenizer.
 
 Usage: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 
 import torch
 
+from llava.errors import flag, make_parser, run_script
 from llava.model.checkpoint import add_rope_theta
-from llava.model.make_delta import load_for_delta, run
+from llava.model.make_delta import load_for_delta
 from llava.model.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def consolidate_ckpt(src_path: str, dst_path: str) -> None:
-    """Read the checkpoint at `src_path` in float16 and write it to `dst_path`.
+    """Reads the checkpoint at `src_path` in float16 and writes it to `dst_path`.
 
     Raises:
-        CheckpointError: the source is missing or incomplete.
+        CheckpointError: The source is missing or incomplete.
     """
     model = load_for_delta(src_path, torch.float16)
     tokenizer = load_tokenizer(src_path)
@@ -33,12 +33,16 @@ def consolidate_ckpt(src_path: str, dst_path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and consolidate."""
-    parser = argparse.ArgumentParser(description=consolidate_ckpt.__doc__)
-    parser.add_argument("--src", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--dst", required=True, help="folder to write")
-    args = parser.parse_args(argv)
-    run(consolidate_ckpt, args.src, args.dst)
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: consolidate_ckpt(args.src, args.dst),
+        make_parser(
+            "Save a checkpoint again as safetensors.",
+            flag("--src", required=True, help="checkpoint folder or Hub id"),
+            flag("--dst", required=True, help="folder to write"),
+        ),
+        argv,
+    )
 
 
 if __name__ == "__main__":

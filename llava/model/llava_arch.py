@@ -1,4 +1,4 @@
-"""What makes a language model multimodal: two mixins, for the inner model and for the whole.
+"""Makes a language model multimodal by two mixins, for the inner model and for the whole.
 
 `LlavaMetaModel` owns vision tower, projector and `image_newline`; `LlavaMetaForCausalLM` turns
 token ids and images into embeddings. The language models themselves are in `language_model/`;
@@ -27,7 +27,6 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
 from llava.model.splice import (
     PackedRows,
-    PaddedRows,
     merge_flat,
     merge_single,
     merge_spatial,
@@ -44,6 +43,14 @@ from llava.model.tokenizer import initialize_vision_tokens
 
 log = logging.getLogger(__name__)
 
+# settings of a training that a checkpoint's configuration keeps
+_RECORDED = (
+    "mm_projector_type",
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_patch_merge_type",
+)
+
 
 class LlavaMetaModel:
     """Mixin of the inner model (`LlamaModel`, ...): vision tower and projector.
@@ -58,12 +65,16 @@ class LlavaMetaModel:
 
     def __init__(self, config: Any, materialize_tower: bool = False):
         super().__init__(config)
-        if MultimodalConfig.from_config(config).mm_vision_tower is None:
-            return
-        self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+        if MultimodalConfig.from_config(config).mm_vision_tower is not None:
+            self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+            self._build_projector()
+
+    def _build_projector(self) -> None:
+        config = self.config
         self.mm_projector = build_vision_projector(config)
         if MultimodalConfig.from_config(config).has_image_newline:
-            self.image_newline = _new_image_newline(config.hidden_size)
+            newline = torch.randn(config.hidden_size) / config.hidden_size**0.5
+            self.image_newline = nn.Parameter(newline)
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
         """The vision tower, or None; FSDP hides it in a list of one."""
@@ -71,13 +82,13 @@ class LlavaMetaModel:
         return vision_tower[0] if isinstance(vision_tower, list) else vision_tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[Any] | None = None) -> None:
-        """Give the model its tower and projector for training, and record them in the config.
+        """Gives the model its tower and projector for training, and records them in the config.
 
         Args:
             model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`,
                 `mm_projector_type`, `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`, perhaps `s2`
                 and `s2_scales`.
-            fsdp: non-empty under FSDP; the tower is then hidden from the module tree.
+            fsdp: Non-empty under FSDP; the tower is then hidden from the module tree.
 
         Raises:
             CheckpointError: `pretrain_mm_mlp_adapter` does not fit the projector.
@@ -85,23 +96,17 @@ class LlavaMetaModel:
         """
         config = self.config
         tower = self._set_up_tower(model_args, hide=bool(fsdp))
-        config.use_mm_proj = True
-        config.mm_projector_type = model_args.mm_projector_type
-        config.mm_hidden_size = tower.hidden_size
-        config.mm_vision_select_layer = model_args.mm_vision_select_layer
-        config.mm_vision_select_feature = model_args.mm_vision_select_feature
-        config.mm_patch_merge_type = model_args.mm_patch_merge_type
+        config.update({"use_mm_proj": True, "mm_hidden_size": tower.hidden_size})
+        config.update({key: getattr(model_args, key) for key in _RECORDED})
         if getattr(self, "mm_projector", None) is None:
-            self.mm_projector = build_vision_projector(config)
-            if MultimodalConfig.from_config(config).has_image_newline:
-                self.image_newline = _new_image_newline(config.hidden_size)
-        # LoRA has frozen a projector that was there before
+            self._build_projector()
+        # LoRA froze a projector that existed before
         self.mm_projector.requires_grad_(True)
         if model_args.pretrain_mm_mlp_adapter is not None:
             load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
 
     def _set_up_tower(self, model_args: Any, hide: bool) -> CLIPVisionTower:
-        """Load the tower that `model_args` names; one that a checkpoint carried is kept."""
+        """Loads the tower that `model_args` names; one that a checkpoint carried is kept."""
         tower = self.get_vision_tower()
         if getattr(model_args, "s2", False) and not getattr(self.config, "s2", False):
             if tower is not None:
@@ -115,10 +120,9 @@ class LlavaMetaModel:
                 wanted,
             )
         elif tower is None or tower.vision_tower_name != wanted:
-            scales = {key: getattr(self.config, key, None) for key in ("s2", "s2_scales")}
-            place = {"name_or_path": self.config.name_or_path}
-            given = {key: value for key, value in scales.items() if value}
-            tower = build_vision_tower(SimpleNamespace(**{**vars(model_args), **place, **given}))
+            keys = ("name_or_path", "s2", "s2_scales")
+            ours = {key: getattr(self.config, key) for key in keys if getattr(self.config, key, "")}
+            tower = build_vision_tower(SimpleNamespace(**{**vars(model_args), **ours}))
             self.config.mm_vision_tower = model_args.vision_tower
         tower.load_model()
         tower.select_layer = model_args.mm_vision_select_layer
@@ -137,20 +141,24 @@ class LlavaMetaForCausalLM(ABC):
 
     _truncation_reported = False
 
+    @property
+    def _settings(self) -> MultimodalConfig:
+        return MultimodalConfig.from_config(self.config)
+
     @abstractmethod
     def get_model(self) -> LlavaMetaModel:
-        """Return the inner model, which owns tower, projector and embeddings."""
+        """Returns the inner model, which owns tower, projector and embeddings."""
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
-        """Return the vision tower, or None for a text-only model."""
+        """Returns the vision tower, or None for a text-only model."""
         return self.get_model().get_vision_tower()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Run tower and projector: [N, 3, S, S] -> [N, P, D]."""
+        """Runs tower and projector: [N, 3, S, S] -> [N, P, D]."""
         return self.project_features(self.get_vision_tower()(images))
 
     def project_features(self, features: Tensor) -> Tensor:
-        """Run the projector on outputs of the tower, in its own dtype and on its device.
+        """Runs the projector on outputs of the tower, in its own dtype and on its device.
 
         Args:
             features: [N, P, D_vision], e.g. cached outputs of the frozen tower.
@@ -173,13 +181,13 @@ class LlavaMetaForCausalLM(ABC):
         image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: Tensor | list[Tensor] | None = None,
     ) -> tuple[Any, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
-        """Replace the image sentinels of a batch by image features.
+        """Replaces the image sentinels of a batch by image features.
 
         Args:
             input_ids: [B, T] with sentinels.
             position_ids: [B, T] or None; made new if not None.
             attention_mask: [B, T] or None (all real).
-            past_key_values: returned as it is.
+            past_key_values: Returned as it is.
             labels: [B, T], not shifted, or None.
             images: [N, 3, S, S], [N, tiles, 3, S, S] or a list; row-major over the sentinels, one
                 dummy image for each row without a sentinel.
@@ -192,16 +200,16 @@ class LlavaMetaForCausalLM(ABC):
             padded. Without anything to splice the arguments are returned, inputs_embeds None.
 
         Raises:
-            DataError: sentinels and images do not match.
+            DataError: Sentinels and images do not match.
         """
         features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
         if features is None:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        settings = MultimodalConfig.from_config(self.config)
-        rows = self._splice(
-            input_ids, attention_mask, labels, features, settings.tokenizer_padding_side,
-            settings.tokenizer_model_max_length,
-        )  # fmt: skip
+        settings = self._settings
+        spliced = self._spliced_rows(
+            input_ids, attention_mask, labels, features, settings.tokenizer_model_max_length
+        )
+        rows = pad_rows(*spliced, settings.tokenizer_padding_side)
         mask = None
         if attention_mask is not None:
             mask = rows.attention_mask.to(attention_mask.dtype)
@@ -226,43 +234,29 @@ class LlavaMetaForCausalLM(ABC):
             input_ids: [B, T] with sentinels.
             attention_mask: [B, T] or None (all real).
             labels: [B, T], not shifted.
-            images: as there.
-            image_sizes: as there.
-            image_features: as there.
+            images: As there.
+            image_sizes: As there.
+            image_features: As there.
 
         Raises:
-            DataError: sentinels and images do not match.
+            DataError: Sentinels and images do not match.
         """
         features = self._image_sequences(input_ids, labels, images, image_sizes, image_features)
-        max_length = MultimodalConfig.from_config(self.config).tokenizer_model_max_length
-        return pack_rows(
-            *self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
-        )
-
-    def _splice(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        features: Sequence[Tensor],
-        padding_side: str,
-        max_length: int | None,
-    ) -> PaddedRows:
-        """Run the four steps of `llava.model.splice` on a batch [B, T]."""
-        if labels is None:
-            labels = torch.full_like(input_ids, IGNORE_INDEX)
+        max_length = self._settings.tokenizer_model_max_length
         rows = self._spliced_rows(input_ids, attention_mask, labels, features, max_length)
-        return pad_rows(*rows, padding_side)
+        return pack_rows(*rows)
 
     def _spliced_rows(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | None,
         features: Sequence[Tensor] | None,
         max_length: int | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Embeddings [L_b, D] and labels [L_b] of each row of a batch [B, T]."""
+        """Returns embeddings [L_b, D] and labels [L_b] of each row of a batch [B, T]."""
+        if labels is None:
+            labels = torch.full_like(input_ids, IGNORE_INDEX)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         ids, row_labels = strip_padding(input_ids, mask.bool(), labels)
         embed = self.get_input_embeddings()
@@ -272,7 +266,7 @@ class LlavaMetaForCausalLM(ABC):
             embeds, row_labels = splice_rows(ids, row_labels, features, embed)
         embeds, row_labels, num_cut = truncate_rows(embeds, row_labels, max_length)
         if num_cut:
-            # the data layer counts what it drops; here one warning a run is enough
+            # the data layer counts what it drops; here one warning per run is enough
             level = logging.DEBUG if self._truncation_reported else logging.WARNING
             self._truncation_reported = True
             text = "%d position(s) of a batch of %d rows cut off at tokenizer_model_max_length %d"
@@ -287,7 +281,7 @@ class LlavaMetaForCausalLM(ABC):
         image_sizes: Sequence[tuple[int, int]] | None,
         image_features: Tensor | list[Tensor] | None,
     ) -> list[Tensor] | None:
-        """One [P_i, D] sequence per image slot, or None if there is nothing to splice."""
+        """Returns one [P_i, D] sequence per image slot, or None if there is nothing to splice."""
         given = images if image_features is None else image_features
         if given is None:
             return self._dummy_sequences(input_ids, labels)
@@ -296,7 +290,7 @@ class LlavaMetaForCausalLM(ABC):
             return None
         if input_ids.shape[1] == 1 and not (input_ids == IMAGE_TOKEN_INDEX).any():
             return None  # a decoding step: its images are in the cache
-        settings = MultimodalConfig.from_config(self.config)
+        settings = self._settings
         if settings.tune_mm_mlp_adapter and settings.mm_use_im_start_end:
             raise NotImplementedError("tune_mm_mlp_adapter together with mm_use_im_start_end")
         encode = self.encode_images if image_features is None else self.project_features
@@ -308,18 +302,17 @@ class LlavaMetaForCausalLM(ABC):
         return [self._merge_tiles(f, image_sizes, i) for i, f in enumerate(features)]
 
     def _dummy_sequences(self, input_ids: Tensor, labels: Tensor | None) -> list[Tensor] | None:
-        """A dummy image per row for a text-only training batch, else None.
+        """Returns a dummy image per row for a text-only training batch, else None.
 
         Tower and projector then run on every rank, whatever its rows hold.
         """
         if input_ids.shape[1] > 1:
             _refuse_sentinels(input_ids, "no image was given")
-        vision_tower = self.get_vision_tower()
         projector = getattr(self.get_model(), "mm_projector", None)
-        if not self.training or labels is None or projector is None:
+        is_trained = projector is not None and any(p.requires_grad for p in projector.parameters())
+        if not (self.training and labels is not None and is_trained):
             return None
-        if not any(parameter.requires_grad for parameter in projector.parameters()):
-            return None
+        vision_tower = self.get_vision_tower()
         if vision_tower is not None and vision_tower.is_loaded:
             dummy = self.encode_images(vision_tower.dummy_image.unsqueeze(0))
         else:
@@ -329,8 +322,8 @@ class LlavaMetaForCausalLM(ABC):
     def _merge_tiles(
         self, features: Tensor, image_sizes: Sequence[tuple[int, int]] | None, index: int
     ) -> Tensor:
-        """Lay out the tiles of image `index`: [tiles, P, D] -> [N, D]."""
-        settings = MultimodalConfig.from_config(self.config)
+        """Lays out the tiles of image `index`: [tiles, P, D] -> [N, D]."""
+        settings = self._settings
         if settings.mm_patch_merge_type not in PATCH_MERGE_TYPES:
             raise ConfigError(
                 f"Unexpected mm_patch_merge_type: {settings.mm_patch_merge_type!r}. "
@@ -361,27 +354,23 @@ class LlavaMetaForCausalLM(ABC):
                 f"image {index + 1} has {len(features) - 1} tiles, expected {grid[0]} x {grid[1]}: "
                 f"image_grid_pinpoints {settings.image_grid_pinpoints} must be multiples of "
                 f"{self.get_vision_tower().input_size}, the tower's side, and those that the "
-                "pictures were prepared with"
+                "images were prepared with"
             )
         return merge_spatial(features, grid, image_sizes[index], newline)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
-        """Add the special image tokens that `model_args` asks for (see `llava.model.tokenizer`).
+        """Adds the special image tokens that `model_args` asks for (see `llava.model.tokenizer`).
 
         Args:
             model_args: `mm_use_im_patch_token`, `mm_use_im_start_end`, `tune_mm_mlp_adapter`,
                 `pretrain_mm_mlp_adapter`.
-            tokenizer: gets the new tokens.
+            tokenizer: Gets the new tokens.
         """
         initialize_vision_tokens(self, model_args, tokenizer)
 
 
-def _new_image_newline(hidden_size: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(hidden_size) / hidden_size**0.5)
-
-
 def _refuse_sentinels(input_ids: Tensor, reason: str) -> None:
-    """Raise where text is expected: a sentinel is no row of the embedding table.
+    """Raises `DataError` if ids that should be text hold sentinels.
 
     Raises:
         DataError: `input_ids` [B, T] hold sentinels.

@@ -1,4 +1,4 @@
-"""Next-token loss that computes logits for supervised positions only.
+"""Computes the next-token loss, with logits for supervised positions only.
 
 In: hidden states and unshifted labels. Out: a scalar. A batch of 32 x 2048 with a vocabulary of
 32,000 never holds its full logits; large selections go through `lm_head` in chunks whose logits
@@ -41,7 +41,7 @@ def causal_lm_loss(
         hidden_states: [B, L, D] last hidden states.
         labels: [B, L] long, not shifted, IGNORE_INDEX where nothing is learnt.
         lm_head: D -> V; called as a module, so that ZeRO-3 gathers its weight.
-        num_items_in_batch: supervised tokens of the whole optimiser step (over accumulation and
+        num_items_in_batch: Supervised tokens of the whole optimiser step (over accumulation and
             ranks); None takes those of this batch.
         max_chunk_logits: N * V beyond which the loss is computed in chunks.
         use_liger: Compute it with Liger's fused kernel, which holds no logits at all.
@@ -68,7 +68,7 @@ def causal_lm_loss(
 def _summed_loss(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> Tensor:
-    """Sum the token losses of hidden [N, D] against targets [N], in chunks where needed."""
+    """Sums the token losses of hidden [N, D] against targets [N], in chunks where needed."""
     # the backward pass, outside of any hook, has to compute a chunk the same way
     is_hooked = has_token_loss_hook()
 
@@ -88,7 +88,7 @@ def _summed_loss(
 
 
 def _token_losses(logits: Tensor, targets: Tensor, is_hooked: bool) -> Tensor:
-    """Sum the cross entropies of logits [N, V]; hooks see the tokens.
+    """Sums the cross entropies of logits [N, V]; hooks see the tokens.
 
     The gradient is the same with and without hooks, bit for bit: a sum's addends are seen before
     they are added, and the only further pass over the logits looks for the largest.
@@ -103,7 +103,7 @@ def _token_losses(logits: Tensor, targets: Tensor, is_hooked: bool) -> Tensor:
 
 @lru_cache(maxsize=1)
 def has_liger() -> bool:
-    """Whether Liger's kernels can run: the package, and a GPU or Triton's interpreter."""
+    """Tells whether Liger's kernels can run: they need a GPU or Triton's interpreter."""
     can_run = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
     return can_run and importlib.util.find_spec("liger_kernel") is not None
 
@@ -121,7 +121,7 @@ def _liger_loss(hidden: Tensor, targets: Tensor, lm_head: nn.Module) -> Tensor:
 def _report_chunks(
     hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
 ) -> None:
-    """Make the logits that Liger does not hold once more, for the hooks."""
+    """Computes the logits, which Liger does not keep, once more for the hooks."""
     size = max(max_chunk_logits // lm_head.weight.shape[0], 1)
     with torch.no_grad():
         for chunk, chunk_targets in zip(hidden.split(size), targets.split(size), strict=True):
@@ -129,7 +129,7 @@ def _report_chunks(
 
 
 def _is_partitioned(lm_head: nn.Module) -> bool:
-    """Whether the weight can be had by calling the module only (ZeRO-3, FSDP2, adapters)."""
+    """Tells whether only a call of the module gives the weight (ZeRO-3, FSDP2, adapters)."""
     if not isinstance(lm_head, nn.Linear):
         return True
     return hasattr(lm_head.weight, "ds_id") or hasattr(lm_head.weight, "device_mesh")
@@ -143,7 +143,7 @@ _hooks: list[TokenLossHook] = []
 
 @contextmanager
 def token_loss_hook(hook: TokenLossHook) -> Iterator[None]:
-    """Let `hook` see the tokens of all losses that are computed inside.
+    """Lets `hook` see the tokens of all losses that are computed inside.
 
     The forward pass belongs inside and the backward pass does not: it may compute chunks again.
     """
@@ -155,12 +155,12 @@ def token_loss_hook(hook: TokenLossHook) -> Iterator[None]:
 
 
 def has_token_loss_hook() -> bool:
-    """Whether anybody wants to see token losses."""
+    """Tells whether a hook is registered."""
     return bool(_hooks)
 
 
 def _call_hooks(losses: Tensor, is_right: Tensor) -> None:
-    """Show tokens to the hooks.
+    """Calls the hooks.
 
     Args:
         losses: [N] float32 of supervised positions.

@@ -1,4 +1,4 @@
-"""Make the delta of a model to its base.
+"""Makes the delta of a model to its base.
 
 Usage: python -m llava.model.make_delta --base-model-path BASE --target-model-path TARGET
        --delta-path FOLDER [--hub-repo-id OWNER/NAME]
@@ -9,22 +9,20 @@ given away. `apply_delta` and `consolidate` share the loading and the arithmetic
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from llava.errors import CheckpointError, run_command
+from llava.errors import CheckpointError, flag, make_parser, run_script
 from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
 from llava.model.multimodal_encoder.builder import portable_tower
 from llava.model.tokenizer import load_tokenizer
 
-# these tables grow by the rows of added tokens
+# tables that grow by the rows of added tokens
 _RESIZED = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
 # what a language model cannot hold: copied into the delta as it is
 _NOT_IN_BASE = tuple(
@@ -35,10 +33,10 @@ _NOT_IN_BASE = tuple(
 
 
 def load_for_delta(name_or_path: str, dtype: torch.dtype) -> Any:
-    """Load a whole model, multimodal or not, on the CPU.
+    """Loads a whole model, multimodal or not, on the CPU.
 
     Raises:
-        CheckpointError: it is missing, incomplete, or no whole model.
+        CheckpointError: It is missing, incomplete, or no whole model.
     """
     if kind_of(name_or_path) != "full":
         raise CheckpointError(f"{name_or_path}: expected a whole model")
@@ -53,17 +51,17 @@ def load_for_delta(name_or_path: str, dtype: torch.dtype) -> Any:
 
 
 def add_base(model: Any, base: Any, sign: int) -> None:
-    """Add `sign` times the weights of `base` to those of `model`, in place.
+    """Adds `sign` times the weights of `base` to those of `model`, in place.
 
     The embedding tables may have more rows than the base's; only the common block changes.
 
     Args:
-        model: target (sign -1, becomes the delta) or delta (sign +1, becomes the target).
-        base: the language model.
+        model: Target (sign -1, becomes the delta) or delta (sign +1, becomes the target).
+        base: The language model.
         sign: -1 or +1.
 
     Raises:
-        CheckpointError: a weight that the base must have is missing or of another shape.
+        CheckpointError: A weight that the base must have is missing or of another shape.
     """
     base_weights = base.state_dict()
     changed = set()
@@ -87,25 +85,19 @@ def add_base(model: Any, base: Any, sign: int) -> None:
             )
 
 
-def run(function: Callable[..., None], *args: Any) -> None:
-    """Run a tool from the command line; a user's error is shown without its traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_command(lambda: function(*args), status=1)
-
-
 def make_delta(
     base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None = None
 ) -> None:
-    """Write target minus base, in float16, with the target's tokenizer.
+    """Writes target minus base, in float16, with the target's tokenizer.
 
     Args:
-        base_model_path: the language model.
-        target_model_path: the multimodal model that was trained from it.
-        delta_path: folder to write.
-        hub_repo_id: also upload to this Hub repository.
+        base_model_path: The language model.
+        target_model_path: The multimodal model that was trained from it.
+        delta_path: Folder to write.
+        hub_repo_id: Also upload to this Hub repository.
 
     Raises:
-        CheckpointError: a model is missing or incomplete, or they do not belong together.
+        CheckpointError: A model is missing or incomplete, or they do not belong together.
     """
     base = load_for_delta(base_model_path, torch.float16)
     target = load_for_delta(target_model_path, torch.float16)
@@ -115,20 +107,22 @@ def make_delta(
     load_tokenizer(target_model_path).save_pretrained(delta_path, **upload)
 
 
+FLAGS = (
+    flag("--base-model-path", required=True),
+    flag("--target-model-path", required=True),
+    flag("--delta-path", required=True),
+)
+"""The flags that `apply_delta` has, too."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and make the delta."""
-    parser = argparse.ArgumentParser(description=make_delta.__doc__)
-    parser.add_argument("--base-model-path", required=True)
-    parser.add_argument("--target-model-path", required=True)
-    parser.add_argument("--delta-path", required=True)
-    parser.add_argument("--hub-repo-id", default=None)
-    args = parser.parse_args(argv)
-    run(
-        make_delta,
-        args.base_model_path,
-        args.target_model_path,
-        args.delta_path,
-        args.hub_repo_id,
+    """Reads the command line and runs the script."""
+    run_script(
+        lambda args: make_delta(**vars(args)),
+        make_parser(
+            "Make the delta of a model to its base.", *FLAGS, flag("--hub-repo-id", default=None)
+        ),
+        argv,
     )
 
 

@@ -1,4 +1,4 @@
-"""Lay image features out, and put them where the image sentinels stand in a batch of token ids.
+"""Arranges image features and inserts them at the image sentinels of a batch of token ids.
 
 In: token ids with the sentinel `IMAGE_TOKEN_INDEX`, their mask and labels, and one feature
 sequence per image slot. Out: padded embeddings with matching labels, mask and positions.
@@ -49,7 +49,7 @@ class PackedRows(NamedTuple):
 def strip_padding(
     input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Keep the positions whose mask is true, so that left and right padding give the same rows.
+    """Drops the positions whose mask is false, so that both padding sides give the same rows.
 
     Args:
         input_ids: [B, T] long.
@@ -69,7 +69,7 @@ def splice_rows(
     features: Sequence[Tensor],
     embed: Callable[[Tensor], Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Embed the text of each row and replace its sentinels by image features.
+    """Embeds the text of each row and replaces its sentinels by image features.
 
     One index over `features` walks the whole batch, row by row: a row with k sentinels takes the
     next k. A row without one owns a single dummy slot, of which a slice of length zero is
@@ -78,14 +78,14 @@ def splice_rows(
     Args:
         ids: B rows, each [T_b] long.
         labels: B rows, each [T_b] long.
-        features: one [P_i, D] sequence per image slot.
-        embed: token ids [N] -> embeddings [N, D].
+        features: One [P_i, D] sequence per image slot.
+        embed: Token ids [N] -> embeddings [N, D].
 
     Returns:
         B rows of embeddings [L_b, D] and B rows of labels [L_b]; image positions are IGNORE_INDEX.
 
     Raises:
-        DataError: the number of features is not the number of image slots.
+        DataError: The number of features is not the number of image slots.
     """
     is_text = [row != IMAGE_TOKEN_INDEX for row in ids]
     sentinels = [(~text).nonzero().flatten().tolist() for text in is_text]
@@ -112,12 +112,12 @@ def splice_rows(
 def truncate_rows(
     embeds: Sequence[Tensor], labels: Sequence[Tensor], max_length: int | None
 ) -> tuple[list[Tensor], list[Tensor], int]:
-    """Cut every row to `max_length` positions from the right, even inside an image.
+    """Cuts every row to `max_length` positions from the right, even inside an image.
 
     Args:
         embeds: B rows [L_b, D].
         labels: B rows [L_b].
-        max_length: positions to keep; None keeps all.
+        max_length: Positions to keep; None keeps all.
 
     Returns:
         The rows, and how many positions were cut off in all.
@@ -129,7 +129,7 @@ def truncate_rows(
 
 
 def pad_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor], side: str) -> PaddedRows:
-    """Pad the rows to the longest with zero embeddings.
+    """Pads the rows to the longest with zero embeddings.
 
     Args:
         embeds: B rows [L_b, D].
@@ -159,7 +159,7 @@ def pad_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor], side: str) -> P
 
 
 def pack_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedRows:
-    """Put the rows one after the other; nothing is padded.
+    """Puts the rows one after the other; nothing is padded.
 
     Args:
         embeds: B rows [L_b, D].
@@ -171,13 +171,13 @@ def pack_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedRows:
     """
     device = labels[0].device
     lengths = [len(row) for row in embeds]
-    joined = torch.cat(list(labels)).clone()
+    packed_labels = torch.cat(list(labels)).clone()
     cu_seq_lens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0))
-    joined[cu_seq_lens[:-1]] = IGNORE_INDEX
+    packed_labels[cu_seq_lens[:-1]] = IGNORE_INDEX
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     return PackedRows(
         embeds=torch.cat(list(embeds)).unsqueeze(0),
-        labels=joined.unsqueeze(0),
+        labels=packed_labels.unsqueeze(0),
         position_ids=positions.unsqueeze(0),
         cu_seq_lens=cu_seq_lens.to(torch.int32),
         max_length=max(lengths),
@@ -185,16 +185,16 @@ def pack_rows(embeds: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedRows:
 
 
 def _interleave(texts: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
-    """Concatenate text, image, text, ...: one text more than images, on dim 0."""
+    """Concatenates text, image, text, ...: one text more than images, on dim 0."""
     pieces = [piece for pair in zip(texts, images, strict=False) for piece in pair]
     return torch.cat([*pieces, *texts[len(images) :]])
 
 
 def _check_image_count(sentinels: Sequence[int], num_images: int) -> None:
-    """Refuse a batch whose images do not match its sentinels.
+    """Refuses a batch whose images do not match its sentinels.
 
     Raises:
-        DataError: with both numbers and the sentinels of each row.
+        DataError: With both numbers and the sentinels of each row.
     """
     num_slots = sum(max(count, 1) for count in sentinels)
     if num_slots != num_images:
@@ -208,7 +208,7 @@ def _check_image_count(sentinels: Sequence[int], num_images: int) -> None:
 
 
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
-    """Cut the padding off the feature map of an image that was letterboxed.
+    """Cuts the padding off the feature map of an image that was letterboxed.
 
     The same floor is cut from both ends, so one padding line may survive; checkpoints were
     trained so (LLaVA-NeXT).
@@ -230,7 +230,7 @@ def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
 
 
 def merge_flat(features: Tensor) -> Tensor:
-    """Put the tiles one after the other: [tiles, P, D] -> [tiles * P, D]."""
+    """Puts the tiles one after the other: [tiles, P, D] -> [tiles * P, D]."""
     return features.flatten(0, 1)
 
 
@@ -240,7 +240,7 @@ def merge_spatial(
     original_size: tuple[int, int],
     image_newline: Tensor | None,
 ) -> Tensor:
-    """Lay the tiles out as one picture, row by row, after the overview.
+    """Arranges the tiles as one image, row by row, after the overview.
 
     Args:
         features: [1 + R * C, P, D]; tile 0 is the overview.
@@ -249,23 +249,23 @@ def merge_spatial(
         image_newline: [D] appended to each line after unpadding; None keeps the padding.
 
     Returns:
-        [P + N, D]: the overview, then the picture's lines.
+        [P + N, D]: the overview, then the image's lines.
     """
     overview, tiles = features[0], features[1:]
     side = round(len(overview) ** 0.5)
     assert side * side == len(overview), f"{len(overview)} overview features are no square"
     columns, rows = grid
-    picture = rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, c=columns, h=side)
+    image = rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, c=columns, h=side)
     if image_newline is not None:
-        unpadded = unpad_image(rearrange(picture, "h w d -> d h w"), original_size)
-        picture = rearrange(unpadded, "d h w -> h w d")
-        newline = image_newline.to(picture).expand(len(picture), 1, -1)
-        picture = torch.cat([picture, newline], dim=1)
-    return torch.cat([overview, picture.flatten(0, 1)])
+        unpadded = unpad_image(rearrange(image, "h w d -> d h w"), original_size)
+        image = rearrange(unpadded, "d h w -> h w d")
+        newline = image_newline.to(image).expand(len(image), 1, -1)
+        image = torch.cat([image, newline], dim=1)
+    return torch.cat([overview, image.flatten(0, 1)])
 
 
 def merge_single(features: Tensor, image_newline: Tensor | None) -> Tensor:
-    """Return the only tile's features, closed by a newline if there is one: [1, P, D] -> [P, D]."""
+    """Returns the only tile's features, with a newline if there is one: [1, P, D] -> [P, D]."""
     if image_newline is None:
         return features[0]
     return torch.cat([features[0], image_newline.to(features)[None]])

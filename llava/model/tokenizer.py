@@ -1,4 +1,4 @@
-"""Load the tokenizer of a checkpoint with the settings that its training had, and save it.
+"""Loads and saves the tokenizer of a checkpoint with the settings that its training had.
 
 In: a folder or Hub id. Out: a tokenizer. Why not `AutoTokenizer` alone: where a Llama folder
 leaves out `legacy`, `add_bos_token` or `padding_side`, current transformers assumes the opposite
@@ -30,7 +30,7 @@ from llava.model.multimodal_projector.builder import gathered, read_tensors
 
 log = logging.getLogger(__name__)
 
-# what transformers 4.37 took for a missing key
+# the defaults of transformers 4.37
 LLAMA_DEFAULTS = {
     "legacy": True,
     "add_bos_token": True,
@@ -67,26 +67,28 @@ class LlamaTokenizer(TransformersLlamaTokenizer):
         if not self.can_save_slow_tokenizer:
             log.warning("%s: tokenizer.model is not written, the base has none now", save_directory)
             return names
-        # not Llama's but the slow tokenizers' way, which transformers keeps in the base class
+        # the slow tokenizers' way of saving, which transformers keeps in the base class
         return PreTrainedTokenizerBase._save_pretrained(
             self, save_directory, names, None, filename_prefix
         )
 
 
 def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
-    """Load a tokenizer; missing keys of a Llama tokenizer get the defaults of transformers 4.37.
+    """Loads a tokenizer; missing keys of a Llama tokenizer get the defaults of transformers 4.37.
 
     Args:
-        name_or_path: folder or Hub id.
-        **overrides: for the tokenizer, e.g. `model_max_length`, `padding_side`.
+        name_or_path: Folder or Hub id.
+        **overrides: For the tokenizer, e.g. `model_max_length`, `padding_side`.
 
     Raises:
-        CheckpointError: there is no tokenizer, its file is cut short, or BOS is not added although
+        CheckpointError: There is no tokenizer, its file is cut short, or BOS is not added although
             it should be.
     """
     written = read_config(name_or_path, "tokenizer_config.json") or {}
-    is_llama = _is_llama(name_or_path, written)
-    model_file = find_file(name_or_path, "tokenizer.model") if is_llama else None
+    model_file = find_file(name_or_path, "tokenizer.model")
+    kind = written.get("tokenizer_class") or ("LlamaTokenizer" if model_file else None)
+    is_llama = kind in ("LlamaTokenizer", "LlamaTokenizerFast")
+    model_file = model_file if is_llama else None
     if is_llama and model_file is None and find_file(name_or_path, "tokenizer.json") is None:
         # transformers would make a tokenizer without a vocabulary
         raise CheckpointError(
@@ -97,10 +99,8 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
     if is_llama and "backend" in written:
         defaults = {**defaults, **_built_in_settings(name_or_path)}
     # `legacy: null` was written by versions that took it for true
-    settings = {
-        key: value if written.get(key) is None else written[key] for key, value in defaults.items()
-    }
-    settings.update(overrides)
+    known = {key: written[key] for key in defaults if written.get(key) is not None}
+    settings = {**defaults, **known, **overrides}
     try:
         if model_file is not None:
             # AutoTokenizer takes another class, with other ids, for a Mistral folder
@@ -125,10 +125,10 @@ def load_tokenizer(name_or_path: str | Path, **overrides: Any) -> Any:
 
 
 def check_bos(tokenizer: Any, where: Any) -> None:
-    """Make sure that the tokenizer really puts BOS first; every template counts on it.
+    """Checks that the tokenizer puts BOS first, as every template expects.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: It does not.
     """
     ids = tokenizer("a").input_ids
     if ids[:1] != [tokenizer.bos_token_id]:
@@ -146,15 +146,8 @@ def _is_sentencepiece(path: Path) -> bool:
         return False
 
 
-def _is_llama(name_or_path: str | Path, written: dict[str, Any]) -> bool:
-    kind = written.get("tokenizer_class")
-    if kind is None:
-        return find_file(name_or_path, "tokenizer.model") is not None
-    return kind in ("LlamaTokenizer", "LlamaTokenizerFast")
-
-
 def _built_in_settings(name_or_path: str | Path) -> dict[str, bool]:
-    """Read from a `tokenizer.json` of transformers 5 what its configuration file leaves out."""
+    """Reads from transformers 5's `tokenizer.json` what the configuration file leaves out."""
     content = read_config(name_or_path, "tokenizer.json")
     if content is None:
         return {}
@@ -171,21 +164,17 @@ def _built_in_settings(name_or_path: str | Path) -> dict[str, bool]:
 
 
 def add_image_tokens(tokenizer: Any, patch: bool, start_end: bool) -> int:
-    """Add `<im_patch>` and/or `<im_start>`, `<im_end>`; return how many were new.
+    """Adds `<im_patch>` and/or `<im_start>`, `<im_end>`; returns how many are new.
 
     The start and end tokens come last: readers of a projector file take the last two rows.
     """
-    num_new = 0
-    if patch:
-        num_new += tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-    if start_end:
-        tokens = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
-        num_new += tokenizer.add_tokens(tokens, special_tokens=True)
-    return num_new
+    tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if patch else []
+    tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if start_end else []
+    return tokenizer.add_tokens(tokens, special_tokens=True)
 
 
 def resize_to_tokenizer(model: Any, num_rows: int) -> None:
-    """Resize both embedding tables to `num_rows`; new rows are the mean of the old ones."""
+    """Resizes both embedding tables to `num_rows`; new rows are the mean of the old ones."""
     # not the weight's shape, which is empty under ZeRO-3
     num_old = model.get_input_embeddings().num_embeddings
     if num_rows == num_old:
@@ -200,13 +189,13 @@ def resize_to_tokenizer(model: Any, num_rows: int) -> None:
 
 
 def initialize_vision_tokens(model: Any, model_args: Any, tokenizer: Any) -> None:
-    """Add the tokens that `model_args` asks for, and set what of the embeddings is trained.
+    """Adds the tokens that `model_args` asks for, and sets which embeddings are trained.
 
     Args:
-        model: a multimodal causal language model.
+        model: A multimodal causal language model.
         model_args: `mm_use_im_patch_token`, `mm_use_im_start_end`, `tune_mm_mlp_adapter`,
             `pretrain_mm_mlp_adapter`.
-        tokenizer: gets the new tokens.
+        tokenizer: Gets the new tokens.
 
     Raises:
         CheckpointError: `pretrain_mm_mlp_adapter` has embeddings of another shape.
@@ -229,21 +218,21 @@ def initialize_vision_tokens(model: Any, model_args: Any, tokenizer: Any) -> Non
 
 
 def copy_token_rows(model: Any, tensors: dict[str, Tensor], num_new: int, where: Any) -> None:
-    """Copy the rows of the new tokens from a projector file, if it holds embeddings.
+    """Copies the rows of the new tokens from a projector file, if it holds embeddings.
 
     Args:
-        model: its input embeddings [V, D] already have the new rows, at the end.
-        tensors: the file's content; `model.embed_tokens.weight` is [V, D] or [2, D].
-        num_new: the tokens that were added; must be 2.
-        where: the file, for messages.
+        model: Its input embeddings [V, D] already have the new rows, at the end.
+        tensors: The file's content; `model.embed_tokens.weight` is [V, D] or [2, D].
+        num_new: The tokens that were added; must be 2.
+        where: The file, for messages.
 
     Raises:
-        CheckpointError: another shape or number.
+        CheckpointError: Another shape or number.
     """
     rows = next((v for k, v in tensors.items() if k.endswith("embed_tokens.weight")), None)
-    table = model.get_input_embeddings()
     if rows is None:
         return
+    table = model.get_input_embeddings()
     whole, pair = (table.num_embeddings, table.embedding_dim), (2, table.embedding_dim)
     if num_new != 2 or tuple(rows.shape) not in (whole, pair):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Rewrite the configuration of a LLaVA v0 checkpoint for v1 readers.
+"""Rewrites the configuration of a LLaVA v0 checkpoint for v1 readers.
 
 In: a checkpoint folder whose `config.json` still says `llama`. Out: the file rewritten, once the
 user has agreed on the terminal.
@@ -15,16 +15,16 @@ from llava.model.checkpoint import read_json
 
 
 def auto_upgrade(config: str | Path) -> None:
-    """Ask, then turn a v0 `config.json` into one of v1.
+    """Asks, then turns a v0 `config.json` into one of v1.
 
     Does nothing unless `llava` is in the path and the model type is `llama`. A refusal ends the
     program with status 1.
 
     Args:
-        config: the checkpoint folder.
+        config: The checkpoint folder.
 
     Raises:
-        CheckpointError: there is no readable `config.json`.
+        CheckpointError: There is no readable `config.json`.
     """
     path = Path(config) / "config.json"
     content = read_json(path)

@@ -28,7 +28,7 @@ from llava.chat_service import (
     ChatReply,
     ChatService,
     Dialect,
-    Limits,
+    ServiceLimits,
     ask_each,
 )
 from llava.conversation import conversation_to_dict
@@ -507,7 +507,7 @@ class ServiceAnswerer:
     """
 
     def __init__(
-        self, backend: ServiceBackend, key: str | None, limits: Limits | None = None
+        self, backend: ServiceBackend, key: str | None, limits: ServiceLimits | None = None
     ) -> None:
         self._backend = backend
         self._service = ChatService(backend.base_url, key, limits, backend.dialect)

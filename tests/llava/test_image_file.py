@@ -21,11 +21,11 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.png: the picture cannot be read"):
+    with pytest.raises(DataError, match=r"text\.png: the image cannot be read"):
         open_image(tmp_path / "text.png")
-    with pytest.raises(DataError, match=r"none\.png: there is no such picture"):
+    with pytest.raises(DataError, match=r"none\.png: there is no such image"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(DataError, match="question 7: the picture cannot be read"):
+    with pytest.raises(DataError, match="question 7: the image cannot be read"):
         open_image(b"hello", "question 7")
     with pytest.raises(ImageError) as caught:
         open_image(b"hello")
@@ -36,14 +36,14 @@ def test_a_picture_that_was_cut_off_is_refused(tmp_path):
     path = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"cut\.png: the picture cannot be read"):
+    with pytest.raises(DataError, match=r"cut\.png: the image cannot be read"):
         open_image(path)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    said = r"bomb\.png: the picture cannot be read: .*pixels"
+    said = r"bomb\.png: the image cannot be read: .*pixels"
     with pytest.raises(TooManyPixelsError, match=said) as caught:
         open_image(tmp_path / "bomb.png")
     copy = pickle.loads(pickle.dumps(caught.value))  # a loader's worker process raises it
@@ -51,7 +51,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_of_any_format_is_refused(damaged_image):
-    with pytest.raises(ImageError, match=r"here: the picture cannot be read: \w+") as caught:
+    with pytest.raises(ImageError, match=r"here: the image cannot be read: \w+") as caught:
         open_image(damaged_image, "here")
     assert caught.value.reason == "broken_picture"
 
@@ -68,7 +68,7 @@ def test_whatever_a_decoder_raises(error, tmp_path, monkeypatch):
         raise error("odd")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fails)
-    with pytest.raises(ImageError, match=r"a\.png: the picture cannot be read: .*odd"):
+    with pytest.raises(ImageError, match=r"a\.png: the image cannot be read: .*odd"):
         open_image(tmp_path / "a.png")
 
 

@@ -1,4 +1,4 @@
-"""Forward, generation, loading and saving that the multimodal language models share.
+"""Implements forward, generation, loading and saving of the multimodal language models.
 
 `LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers. In: token ids with
 image sentinels, and images (or cached features of the frozen tower). Out: the loss over supervised
@@ -7,7 +7,7 @@ positions, logits, or new tokens. Not here: what a particular language model add
 Batches may be packed: samples lie one after the other in a single row, without padding. For that
 `packed_sdpa` is registered with transformers: torch's SDPA once per sample, so that cost grows with
 the sum of squared lengths and no [L, L] mask is ever built. Without those borders (generation,
-padded batches) it is transformers' `sdpa`. flash-attention takes the same borders by itself;
+padded batches) it is transformers' `sdpa`. flash-attention takes the same borders itself;
 `eager` and `sdpa` find them by positions that begin again, and build a mask.
 
 Legend: B rows, T tokens, L spliced positions, N images, P features of an image, V vocabulary.
@@ -21,7 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -32,6 +37,7 @@ from llava.model.checkpoint import add_rope_theta, carries_tower
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
+from llava.model.splice import pad_rows
 
 PACKED_SDPA = "packed_sdpa"
 
@@ -101,7 +107,7 @@ def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any
     """No mask for a whole row without padding; else that of `sdpa`."""
     is_whole_row = kwargs.get("q_length") == kwargs.get("kv_length") and not kwargs.get("q_offset")
     if attention_mask is None and is_whole_row:
-        return None  # `is_causal` and, if it is packed, the borders say it all
+        return None  # `is_causal` and, in a packed row, the borders are enough
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
@@ -110,13 +116,14 @@ AttentionMaskInterface.register(PACKED_SDPA, _packed_mask)
 
 
 Images = Tensor | list[Tensor] | None
+_TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask", "past_key_values", "inputs_embeds")
 
 
 class LlavaConfigMixin:
     """The part of a multimodal configuration that no language model changes."""
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Write `config.json`, with RoPE's settings for transformers 4 as well."""
+        """Writes `config.json`, with RoPE's settings for transformers 4 as well."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         add_rope_theta(save_directory)
 
@@ -125,13 +132,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     """The part of a multimodal causal language model that no language model changes."""
 
     # of the language model that this is mixed into
-    model: Any
-    lm_head: Any
+    config_class: Any
+    base_model_prefix: str
     get_input_embeddings: Any
 
+    # its inner model with tower and projector
+    inner_class: Any
     # whether positions can begin again within a row
     supports_packing = True
-    # the Trainer passes num_items_in_batch only where it is used
+    # the Trainer passes num_items_in_batch only if this is set
     accepts_loss_kwargs = True
     # the loss by Liger's kernel, where it can run
     liger_loss = True
@@ -141,9 +150,18 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         r"rotary_emb\.inv_freq",
     ]
 
+    def __init__(self, config: Any, materialize_tower: bool = False) -> None:
+        # past the language model's own __init__, which would build a text-only model first
+        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
+        inner = self.inner_class(config, materialize_tower=materialize_tower)
+        setattr(self, self.base_model_prefix, inner)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[attr-defined]
+
     def get_model(self) -> Any:
-        """Return the inner model."""
-        return self.model
+        """Returns the inner model."""
+        return getattr(self, self.base_model_prefix)
 
     def forward(
         self,
@@ -165,40 +183,40 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         packing: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Run the model on a batch.
+        """Runs the model on a batch.
 
         Args:
             input_ids: [B, T] with image sentinels.
             attention_mask: [B, T], 1 on real positions.
             position_ids: [B, T].
-            past_key_values: cache of earlier positions.
+            past_key_values: Cache of earlier positions.
             inputs_embeds: [B, L, D], in place of `input_ids` and images.
             labels: [B, T], not shifted, IGNORE_INDEX where nothing is learnt.
-            use_cache: return the cache.
-            output_attentions: return the attentions.
-            output_hidden_states: return all hidden states.
+            use_cache: Return the cache.
+            output_attentions: Return the attentions.
+            output_hidden_states: Return all hidden states.
             images: [N, 3, S, S], [N, tiles, 3, S, S] or a list of those.
             image_sizes: (width, height) of each image in pixels.
             return_dict: False returns a tuple.
             image_features: [N, P, D_vision], the tower's output, in place of `images`.
-            logits_to_keep: how many last positions get logits (0: all), or their indices.
-            num_items_in_batch: supervised tokens of the whole optimiser step.
-            packing: run the samples as one row without padding; see `_packed_inputs`.
-            **kwargs: for the language model.
+            logits_to_keep: How many last positions get logits (0: all), or their indices.
+            num_items_in_batch: Supervised tokens of the whole optimiser step.
+            packing: Run the samples as one row without padding; see `_packed_inputs`.
+            **kwargs: For the language model.
 
         Returns:
             `loss` with labels. `logits` [B, L, V], but None in training mode with labels: the loss
             needs them for supervised positions only.
 
         Raises:
-            DataError: image sentinels and images do not match.
+            DataError: Image sentinels and images do not match.
         """
         vision = (images, image_sizes, image_features)
         if packing:
             inputs, labels = self._packed_inputs(input_ids, attention_mask, labels, *vision)
         else:
-            text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds)
-            inputs, labels = self._padded_inputs(*text, labels, *vision)
+            text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)
+            inputs, labels = self._padded_inputs(text, vision)
             inputs["use_cache"] = use_cache
         states = {"attentions": output_attentions, "hidden_states": output_hidden_states}
         kwargs |= {f"output_{name}": value for name, value in states.items() if value is not None}
@@ -207,30 +225,14 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         return result.to_tuple() if return_dict is False else result
 
     def _padded_inputs(
-        self,
-        input_ids: Tensor | None,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        past_key_values: Any,
-        inputs_embeds: Tensor | None,
-        labels: Tensor | None,
-        *vision: Any,
+        self, text: tuple[Any, ...], vision: tuple[Any, ...]
     ) -> tuple[dict[str, Any], Tensor | None]:
-        """What the inner model takes of a padded batch, and its labels [B, L]."""
+        """Returns the inner model's inputs for a padded batch, and its labels [B, L]."""
+        *first, inputs_embeds, labels = text
         if inputs_embeds is None:
-            (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels) = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, *vision
-                )
-            )
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-        }
-        return inputs, labels
+            text = self.prepare_inputs_labels_for_multimodal(*first, labels, *vision)
+        *values, labels = text
+        return dict(zip(_TEXT_INPUTS, values, strict=True)), labels
 
     def _packed_inputs(
         self,
@@ -239,13 +241,13 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         labels: Tensor | None,
         *vision: Any,
     ) -> tuple[dict[str, Any], Tensor]:
-        """What the inner model takes of a packed batch, and its labels [1, L].
+        """Returns the inner model's inputs for a packed batch, and its labels [1, L].
 
         The samples lie one after the other as a single row, each attending to itself only; logits
         and hidden states are then [1, L, ...], L the sum of the samples' lengths.
 
         Raises:
-            ConfigError: the language model has no positions to begin again.
+            ConfigError: The language model has no positions to begin again.
         """
         assert input_ids is not None and labels is not None, "packing is for training"
         if not self.supports_packing:
@@ -254,8 +256,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
                 "cross from sample to sample; leave the flag out."
             )
         rows = self.pack_inputs(input_ids, attention_mask, labels, *vision)
-        # no mask and no cache: they would keep transformers from seeing the borders, which are in
-        # flash-attention's words
+        # no mask and no cache: they would hide the borders from transformers; the borders have
+        # flash-attention's names
         inputs = {
             "inputs_embeds": rows.embeds,
             "position_ids": rows.position_ids,
@@ -274,7 +276,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         logits_to_keep: int | Tensor,
         num_items_in_batch: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
-        """The inner model's outputs with loss and logits; see `forward`."""
+        """Returns the inner model's outputs with loss and logits; see `forward`."""
         loss = logits = None
         hidden = outputs.last_hidden_state
         if labels is not None:
@@ -303,21 +305,21 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         image_features: Images = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate; the result holds only new tokens, without the prompt.
+        """Generates answers; the result holds only new tokens, without the prompt.
 
         Args:
             inputs: [B, T] prompts with image sentinels.
-            images: as for `forward`.
-            image_sizes: as for `forward`.
-            image_features: as for `forward`.
-            **kwargs: for transformers' `generate`; `attention_mask` [B, T] marks the padding of a
+            images: As for `forward`.
+            image_sizes: As for `forward`.
+            image_features: As for `forward`.
+            **kwargs: For transformers' `generate`; `attention_mask` [B, T] marks the padding of a
                 batch, on either side.
 
         Returns:
             What transformers returns for embeddings: [B, new tokens], or a dict-like output.
 
         Raises:
-            DataError: images do not match the sentinels, or a prompt exceeds the context.
+            DataError: Images do not match the sentinels, or a prompt exceeds the context.
             NotImplementedError: `inputs_embeds` was given.
         """
         kwargs.pop("position_ids", None)
@@ -330,7 +332,12 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         embeds, mask = self.embed_prompts(
             inputs, attention_mask, images, image_sizes, image_features
         )
-        self._check_context(int(mask.sum(dim=1).max()))
+        num_positions, limit = int(mask.sum(dim=1).max()), self.config.max_position_embeddings
+        if num_positions >= limit:
+            raise DataError(
+                f"the prompt takes {num_positions} positions (images included), but the model's "
+                f"context is {limit}: shorten the text or send fewer images"
+            )
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
     def embed_prompts(
@@ -341,59 +348,47 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: Images = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embed prompts with their images, ready to be continued.
+        """Embeds prompts with their images, ready for generation.
 
         Args:
             inputs: [B, T] prompts with image sentinels.
             attention_mask: [B, T], or None (all real).
-            images: as for `forward`.
-            image_sizes: as for `forward`.
-            image_features: as for `forward`.
+            images: As for `forward`.
+            image_sizes: As for `forward`.
+            image_features: As for `forward`.
 
         Returns:
             Embeddings [B, L, D] and their mask [B, L]; padding is on the left.
 
         Raises:
-            DataError: images do not match the sentinels.
+            DataError: Images do not match the sentinels.
         """
         features = self._image_sequences(inputs, None, images, image_sizes, image_features)
         if features is None:
             mask = torch.ones_like(inputs) if attention_mask is None else attention_mask.long()
             return self.get_input_embeddings()(inputs), mask
         # new tokens go to the right of a row, so its padding must be on the left
-        rows = self._splice(inputs, attention_mask, None, features, "left", None)
+        spliced = self._spliced_rows(inputs, attention_mask, None, features, None)
+        rows = pad_rows(*spliced, "left")
         return rows.embeds, rows.attention_mask.long()
 
-    def _check_context(self, num_positions: int) -> None:
-        """Refuse a prompt that leaves no room for an answer.
-
-        Raises:
-            DataError: with both numbers.
-        """
-        limit = self.config.max_position_embeddings
-        if num_positions >= limit:
-            raise DataError(
-                f"the prompt takes {num_positions} positions (images included), but the model's "
-                f"context is {limit}: shorten the text or send fewer images"
-            )
-
     def _init_weights(self, module: Any) -> None:
-        """Initialise what a checkpoint does not hold."""
+        """Initialises what a checkpoint does not hold."""
         super()._init_weights(module)
         if isinstance(module, LlavaMetaModel) and hasattr(module, "image_newline"):
             init.normal_(module.image_newline, std=module.config.hidden_size**-0.5)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint, with the vision tower's weights if it carries them.
+        """Loads a checkpoint, with the vision tower's weights if it carries them.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id.
-            *args: for transformers.
-            **kwargs: for transformers; `output_loading_info=True` also returns what was missing.
+            pretrained_model_name_or_path: Folder or Hub id.
+            *args: For transformers.
+            **kwargs: For transformers; `output_loading_info=True` also returns what was missing.
 
         Raises:
-            CheckpointError: the checkpoint carries only a part of the tower.
+            CheckpointError: The checkpoint carries only a part of the tower.
         """
         with_info = kwargs.pop("output_loading_info", False)
         tower_inside = carries_tower(pretrained_model_name_or_path)
@@ -415,10 +410,16 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save the model; the tower's weights get the spelling that all readers know."""
-        state_dict = kwargs.pop("state_dict", None)
-        if state_dict is None:
-            state_dict = self.state_dict()
-        super().save_pretrained(
-            save_directory, *args, state_dict=with_old_level(state_dict), **kwargs
+        """Saves the model; the tower's weights get the spelling that all readers know."""
+        weights = kwargs.pop("state_dict", None)
+        weights = self.state_dict() if weights is None else weights
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, *args, state_dict=with_old_level(weights), **kwargs
         )
+
+
+def register(model_class: Any) -> None:
+    """Makes a multimodal language model known to transformers' `Auto` classes."""
+    config_class = model_class.config_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)

@@ -6,13 +6,11 @@ The language model is transformers' own MPT. It has no position embeddings (ALiB
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
+from transformers import MptConfig, MptForCausalLM, MptModel
 
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, MptForCausalLM, MptModel
-
-from llava.model.language_model.causal_lm import LlavaCausalLM
-from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.language_model.causal_lm import LlavaCausalLM, register
+from llava.model.llava_arch import LlavaMetaModel
 
 
 class LlavaMptConfig(MptConfig):
@@ -31,28 +29,17 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
     config_class = LlavaMptConfig
 
     def embed_tokens(self, x: Tensor) -> Tensor:
-        """Embed token ids: [...] -> [..., D]."""
+        """Embeds token ids: [...] -> [..., D]."""
         return self.wte(x)
 
 
-class LlavaMptForCausalLM(LlavaCausalLM, MptForCausalLM, LlavaMetaForCausalLM):
+class LlavaMptForCausalLM(LlavaCausalLM, MptForCausalLM):
     """MPT with images; see `LlavaCausalLM` for `forward` and `generate`."""
 
     config_class = LlavaMptConfig
+    inner_class = LlavaMptModel
     # its attention knows distances, not positions
     supports_packing = False
 
-    def __init__(self, config: LlavaMptConfig, materialize_tower: bool = False):
-        # past MPT's own __init__, which would build a text-only model first
-        super(MptForCausalLM, self).__init__(config)
-        self.transformer = LlavaMptModel(config, materialize_tower=materialize_tower)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
-    def get_model(self) -> Any:
-        """Return the inner model."""
-        return self.transformer
-
-
-AutoConfig.register("llava_mpt", LlavaMptConfig, exist_ok=True)
-AutoModelForCausalLM.register(LlavaMptConfig, LlavaMptForCausalLM, exist_ok=True)
+register(LlavaMptForCausalLM)

@@ -1,4 +1,4 @@
-"""Find the vision tower that a configuration names, and build it.
+"""Finds the vision tower that a configuration names, and builds it.
 
 In: `mm_vision_tower` (or `vision_tower`) of a configuration: a folder or a Hub id. Out: a
 `CLIPVisionTower`, loaded or delayed. A relative folder may lie beside the checkpoint, so that a
@@ -18,15 +18,15 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 
 
 def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
-    """Build the tower that `vision_tower_cfg` names.
+    """Builds the tower that `vision_tower_cfg` names.
 
     Args:
-        vision_tower_cfg: a model configuration (`mm_vision_tower`) or model arguments
+        vision_tower_cfg: A model configuration (`mm_vision_tower`) or model arguments
             (`vision_tower`), with `mm_vision_select_layer`; `s2` asks for several scales.
-        **kwargs: for `CLIPVisionTower`, e.g. `delay_load`.
+        **kwargs: For `CLIPVisionTower`, e.g. `delay_load`.
 
     Raises:
-        ConfigError: no tower of that name, or `s2_scales` that do not fit it.
+        ConfigError: No tower of that name, or `s2_scales` that do not fit it.
     """
     name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(
         vision_tower_cfg, "vision_tower", None
@@ -37,11 +37,11 @@ def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
 
 
 def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str:
-    """Turn a tower's name into something that can be loaded.
+    """Turns a tower's name into something that can be loaded.
 
     Args:
-        name: a folder, absolute or relative, or a Hub id (`owner/name`).
-        checkpoint: the folder of the checkpoint that names the tower.
+        name: A folder, absolute or relative, or a Hub id (`owner/name`).
+        checkpoint: The folder of the checkpoint that names the tower.
 
     Returns:
         The first of these folders that exists: `name` from the working directory, in the
@@ -49,7 +49,7 @@ def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str
         else `name` itself, if it can be a Hub id.
 
     Raises:
-        ConfigError: none of them exists and the name is no Hub id.
+        ConfigError: None of them exists and the name is no Hub id.
     """
     if not name:
         raise ConfigError("no vision tower is named: set mm_vision_tower (or --vision_tower)")
@@ -71,13 +71,13 @@ def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str
 
 
 def portable_tower(name: str, checkpoint: str | Path) -> str:
-    """The name to keep when a model leaves the folder of its checkpoint.
+    """Returns the tower's name to store when a model leaves the folder of its checkpoint.
 
     A name that means the same from anywhere stays; one that only the checkpoint's place explains
     becomes a full path.
 
     Raises:
-        ConfigError: there is no such tower.
+        ConfigError: There is no such tower.
     """
     try:
         resolve_tower(name)

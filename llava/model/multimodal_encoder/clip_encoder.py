@@ -1,4 +1,4 @@
-"""The CLIP vision tower: images to patch features, at one scale or at several.
+"""Implements the CLIP vision tower: images to patch features, at one scale or at several.
 
 In: [N, 3, S, S] preprocessed images. Out: [N, P, D] hidden states of the selected layer. A frozen
 tower runs without gradients, in its own dtype and in evaluation mode. Spelling of weights: current
@@ -17,6 +17,7 @@ with S2 also L largest side, n squares along a side, p patches along a square's 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,17 @@ from llava.model.checkpoint import read_config
 log = logging.getLogger(__name__)
 
 _OLD_LEVEL = "vision_model."
-_TOWER = "vision_tower.vision_tower."
+_NEW_KEY = re.compile(rf"(vision_tower\.vision_tower\.)(?!{re.escape(_OLD_LEVEL)})")
 
 
 class CLIPVisionTower(nn.Module):
     """A CLIP vision model that returns the hidden states of one layer.
 
     Args:
-        vision_tower: folder or Hub id of the CLIP model.
-        args: has `mm_vision_select_layer`, perhaps `mm_vision_select_feature` and
+        vision_tower: Folder or Hub id of the CLIP model.
+        args: Has `mm_vision_select_layer`, perhaps `mm_vision_select_feature` and
             `unfreeze_mm_vision_tower`.
-        delay_load: read the configuration only; `load_model` loads the weights.
+        delay_load: Read the configuration only; `load_model` loads the weights.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False):
@@ -57,7 +58,12 @@ class CLIPVisionTower(nn.Module):
             raise ConfigError(
                 f"Unexpected select feature: {self.select_feature!r}. Choices: patch, cls_patch"
             )
-        _check_kind(vision_tower)
+        kind = (read_config(vision_tower) or {}).get("model_type")
+        if kind not in (None, "clip", "clip_vision_model"):
+            # transformers would begin with random weights
+            raise ConfigError(
+                f"vision tower {vision_tower!r} is a {kind!r} model; only CLIP models are supported"
+            )
         self.register_load_state_dict_pre_hook(_accept_old_level)
         if not delay_load or getattr(args, "unfreeze_mm_vision_tower", False):
             self.load_model()
@@ -65,17 +71,18 @@ class CLIPVisionTower(nn.Module):
             self.cfg_only: CLIPVisionConfig = self._read(CLIPVisionConfig)
 
     def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
-        """Load weights and image processor; a second call does nothing.
+        """Loads weights and image processor; a second call does nothing.
 
         Inside `from_pretrained` of the whole model (parameters on the meta device) only the shape
         is built: its weights come from the model's own checkpoint.
 
         Args:
-            device_map: as for `from_pretrained`.
-            dtype: of the weights; float32 if None.
+            device_map: As for `from_pretrained`.
+            dtype: Of the weights; float32 if None.
 
         Raises:
-            CheckpointError: the tower cannot be read.
+            CheckpointError: The tower cannot be read, or its weights are missing or of another
+                shape.
         """
         if self.is_loaded:
             log.info("vision tower %s is loaded already", self.vision_tower_name)
@@ -85,7 +92,21 @@ class CLIPVisionTower(nn.Module):
         if torch.get_default_device().type == "meta":
             self.vision_tower = CLIPVisionModel(self._read(CLIPVisionConfig))
         else:
-            self.vision_tower = self._read_weights(device_map, dtype or torch.float32)
+            # mismatches are not ignored: the error below names them
+            self.vision_tower, info = self._read(
+                CLIPVisionModel,
+                device_map=device_map,
+                dtype=dtype or torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            gaps = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+            if gaps:
+                raise CheckpointError(
+                    f"vision tower {self.vision_tower_name!r}: {len(gaps)} weights are missing or "
+                    f"of another shape, e.g. {sorted(gaps)[:3]}; its files are incomplete or its "
+                    "config.json is another model's"
+                )
         self.vision_tower.requires_grad_(False).eval()
         self.is_loaded = True
         # for datasets, which are given the processor and not the tower
@@ -99,51 +120,29 @@ class CLIPVisionTower(nn.Module):
                 f"vision tower {self.vision_tower_name!r}: cannot read its {kind.__name__}: {error}"
             ) from error
 
-    def _read_weights(self, device_map: Any, dtype: torch.dtype) -> CLIPVisionModel:
-        """Load the CLIP model.
-
-        Raises:
-            CheckpointError: weights are missing or of another shape.
-        """
-        # mismatches are not ignored: so that the error below can name them
-        model, info = self._read(
-            CLIPVisionModel,
-            device_map=device_map,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-        gaps = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-        if gaps:
-            raise CheckpointError(
-                f"vision tower {self.vision_tower_name!r}: {len(gaps)} weights are missing or of "
-                f"another shape, e.g. {gaps[:3]}; its files are incomplete or its config.json is "
-                "another model's"
-            )
-        return model
-
     @property
     def is_frozen(self) -> bool:
-        """Whether no parameter of the tower is trained."""
+        """Tells whether no parameter of the tower is trained."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> CLIPVisionTower:
-        """Set training mode; a frozen tower stays in evaluation mode."""
+        """Sets training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.is_frozen)
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
-        """Take the selected layer from a CLIP output with `hidden_states`: [N, P, D]."""
-        return self._without_class_token(image_forward_outs.hidden_states[self.select_layer])
+        """Takes the selected layer from a CLIP output with `hidden_states`: [N, P, D]."""
+        return self._select(image_forward_outs.hidden_states[self.select_layer])
 
-    def _without_class_token(self, hidden: Tensor) -> Tensor:
+    def _select(self, hidden: Tensor) -> Tensor:
+        """Drops the class token, unless it is selected: [N, 1 + P, D] -> [N, P, D]."""
         return hidden[:, 1:] if self.select_feature == "patch" else hidden
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """Encode images.
+        """Encodes images.
 
         Args:
             images: [N, 3, S, S], or a list of [3, S, S] that are run one by one. Bytes (uint8) are
-                resized pictures, whose values are prepared here.
+                resized images, whose values are prepared here.
 
         Returns:
             [N, P, D] in the dtype of the images (for bytes the tower's), or a list of [1, P, D].
@@ -169,14 +168,11 @@ class CLIPVisionTower(nn.Module):
         return table
 
     def _features(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] in any dtype -> [N, P, D] in the tower's."""
-        return self._without_class_token(self._selected_layer(images.to(dtype=self.dtype)))
+        """[N, 3, S, S] in any dtype -> [N, P, D] in the tower's, of CLIP's `select_layer`.
 
-    def _selected_layer(self, images: Tensor) -> Tensor:
-        """`hidden_states[select_layer]` of CLIP, [N, 1 + P, D], without the layers after it.
-
-        Not by `output_hidden_states`: transformers (5.23) records a nested model's states twice
-        once an outer model was asked for its own, and the index then means another layer.
+        The layers after it are not run. Not by `output_hidden_states`: transformers (5.23) records
+        a nested model's states twice once an outer model was asked for its own, and the index then
+        means another layer.
         """
         layers = self.vision_tower.encoder.layers
         states = len(layers) + 1  # the first is the embeddings'
@@ -185,10 +181,11 @@ class CLIPVisionTower(nn.Module):
                 f"mm_vision_select_layer {self.select_layer}: the tower has {states} hidden "
                 f"states, choose from {-states} to {states - 1}"
             )
-        hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(images))
+        embeddings = self.vision_tower.embeddings(images.to(dtype=self.dtype))
+        hidden = self.vision_tower.pre_layrnorm(embeddings)
         for layer in layers[: self.select_layer % states]:
             hidden = layer(hidden, attention_mask=None)
-        return hidden
+        return self._select(hidden)
 
     @property
     def dummy_feature(self) -> Tensor:
@@ -218,7 +215,7 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def input_size(self) -> int:
-        """S, the side of the pictures that `forward` takes, in pixels."""
+        """S, the side of the images that `forward` takes, in pixels."""
         return self.config.image_size
 
     @property
@@ -242,48 +239,27 @@ class CLIPVisionTower(nn.Module):
         return self.num_patches + (self.select_feature == "cls_patch")
 
 
-def _check_kind(vision_tower: str) -> None:
-    """Refuse what is no CLIP model; transformers would begin with random weights.
-
-    Raises:
-        ConfigError: `config.json` says so.
-    """
-    kind = (read_config(vision_tower) or {}).get("model_type")
-    if kind not in (None, "clip", "clip_vision_model"):
-        raise ConfigError(
-            f"vision tower {vision_tower!r} is a {kind!r} model; only CLIP models are supported"
-        )
-
-
 def save_tower(tower: CLIPVisionModel, folder: str | Path) -> None:
-    """Write a CLIP model as a folder whose keys have the level `vision_model.`.
+    """Writes a CLIP model as a folder whose keys have the level `vision_model.`.
 
     Transformers 4 and vLLM know no other spelling: there, keys without it leave the tower with
     random weights, or are refused.
     """
-    tower.save_pretrained(
-        folder, state_dict={_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
-    )
+    weights = {_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
+    tower.save_pretrained(folder, state_dict=weights)
 
 
 def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Spell the tower's weights as checkpoints do: `...vision_tower.vision_model.*`.
+    """Spells the tower's weights as checkpoints do: `...vision_tower.vision_model.*`.
 
     Args:
-        state_dict: of a whole model; keys of other modules and keys already so spelt stay.
+        state_dict: Of a whole model; keys of other modules and keys already so spelt stay.
     """
-    return {_add_old_level(key): value for key, value in state_dict.items()}
-
-
-def _add_old_level(key: str) -> str:
-    head, tower, tail = key.partition(_TOWER)
-    if not tower or tail.startswith(_OLD_LEVEL):
-        return key
-    return f"{head}{tower}{_OLD_LEVEL}{tail}"
+    return {_NEW_KEY.sub(rf"\1{_OLD_LEVEL}", key): value for key, value in state_dict.items()}
 
 
 def _accept_old_level(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let `load_state_dict` read the old spelling (a resumed training run uses it)."""
+    """Lets `load_state_dict` read the old spelling (a resumed training run uses it)."""
     old = f"{prefix}vision_tower.{_OLD_LEVEL}"
     for key in [key for key in state_dict if key.startswith(old)]:
         value = state_dict.pop(key)
@@ -295,15 +271,15 @@ DEFAULT_SCALES = "336,672,1008"
 
 
 class CLIPVisionTowerS2(CLIPVisionTower):
-    """A CLIP vision model that looks at a picture at several scales.
+    """A CLIP vision model that looks at an image at several scales.
 
     Args:
-        vision_tower: folder or Hub id of the CLIP model.
-        args: as for `CLIPVisionTower`, perhaps with `s2_scales`: sides in pixels, a comma list.
-        delay_load: read the configuration only; `load_model` loads the weights.
+        vision_tower: Folder or Hub id of the CLIP model.
+        args: As for `CLIPVisionTower`, perhaps with `s2_scales`: sides in pixels, a comma list.
+        delay_load: Read the configuration only; `load_model` loads the weights.
 
     Raises:
-        ConfigError: the scales do not fit the tower.
+        ConfigError: The scales do not fit the tower.
     """
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False):
@@ -317,7 +293,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         if self.s2_split_size != self.config.image_size:
             raise ConfigError(
                 f"s2_scales {self.s2_scales}: the smallest is {self.s2_split_size}, but the tower "
-                f"{vision_tower} takes pictures of {self.config.image_size} pixels"
+                f"{vision_tower} takes images of {self.config.image_size} pixels"
             )
 
     @property
@@ -332,7 +308,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
 
     @property
     def input_size(self) -> int:
-        """L, the side of the pictures that `forward` takes."""
+        """L, the side of the images that `forward` takes."""
         return self.s2_image_size
 
     @property
@@ -341,12 +317,12 @@ class CLIPVisionTowerS2(CLIPVisionTower):
         return self.config.hidden_size * len(self.s2_scales)
 
     def load_model(self, device_map: Any = None, dtype: torch.dtype | None = None) -> None:
-        """Load weights and image processor, which then makes pictures of the largest scale."""
+        """Loads weights and image processor, which then makes images of the largest scale."""
         super().load_model(device_map=device_map, dtype=dtype)
         side = self.s2_image_size
         self.image_processor.size["shortest_edge"] = side
-        self.image_processor.crop_size["height"] = side
-        self.image_processor.crop_size["width"] = side
+        for name in ("height", "width"):
+            self.image_processor.crop_size[name] = side
 
     def _features(self, images: Tensor) -> Tensor:
         """[N, 3, L, L] -> [N, P, scales * D], the smallest scale first."""
@@ -369,10 +345,10 @@ class CLIPVisionTowerS2(CLIPVisionTower):
 
 
 def parse_scales(text: Any) -> tuple[int, ...]:
-    """Read `s2_scales` and sort it: "672,336" -> (336, 672).
+    """Reads and sorts `s2_scales`: "672,336" -> (336, 672).
 
     Raises:
-        ConfigError: no list of sides, or a side is no multiple of the smallest.
+        ConfigError: No list of sides, or a side is no multiple of the smallest.
     """
     try:
         scales = tuple(sorted({int(part) for part in str(text).split(",")}))

@@ -1,4 +1,4 @@
-"""The projector from the vision tower's features to the language model's embeddings, and its file.
+"""Builds the projector from the tower's features to the embeddings, and reads its file.
 
 In: `mm_projector_type`, `mm_hidden_size` and `hidden_size` of a configuration. Out: a module
 [..., mm_hidden_size] -> [..., hidden_size], whose parameter names are part of the checkpoint
@@ -28,7 +28,7 @@ class IdentityMap(nn.Module):
     """A projector that leaves the features as they are."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `x`."""
+        """Returns `x`."""
         return x
 
     @property
@@ -48,21 +48,21 @@ class SimpleResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the block's output to its normalised input, [..., channels]."""
+        """Adds the block's output to its normalised input, [..., channels]."""
         x = self.pre_norm(x)
         return x + self.proj(x)
 
 
 def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any) -> nn.Module:
-    """Build the projector that `config.mm_projector_type` names (absent: `linear`).
+    """Builds the projector that `config.mm_projector_type` names (absent: `linear`).
 
     Args:
-        config: has `mm_hidden_size`, `hidden_size` and perhaps `mm_projector_type`.
-        delay_load: accepted for callers of LLaVA; a projector has nothing to delay.
-        **kwargs: accepted and not used, as above.
+        config: Has `mm_hidden_size`, `hidden_size` and perhaps `mm_projector_type`.
+        delay_load: Accepted for callers of LLaVA; a projector has nothing to delay.
+        **kwargs: Accepted and not used, as above.
 
     Raises:
-        ConfigError: the type is unknown, or `identity` for different sizes.
+        ConfigError: The type is unknown, or `identity` for different sizes.
     """
     projector_type = getattr(config, "mm_projector_type", "linear")
     if projector_type == "linear":
@@ -87,13 +87,22 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
 
 
 PROJECTOR_FILE = "mm_projector.bin"
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What readers raise at a file that holds no tensors, or only a part of them."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of named tensors onto the CPU.
+    """Reads a file of named tensors onto the CPU.
 
     Raises:
-        CheckpointError: there is no such file, or it is cut short or holds something else.
+        CheckpointError: There is no such file, or it is cut short or holds something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -102,17 +111,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable, perhaps cut short: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds something else than tensors: {error}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{path}: not readable; it is cut short, or holds something else than tensors: {error}"
+        ) from error
 
 
 def projector_weights(tensors: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
-    """Pick the projector's weights and drop everything before and with `mm_projector.`.
+    """Picks the projector's weights and drops the prefix up to `mm_projector.`.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: There are none.
     """
     key = "mm_projector."
     weights = {name.split(key, 1)[1]: value for name, value in tensors.items() if key in name}
@@ -124,19 +133,19 @@ def projector_weights(tensors: dict[str, Tensor], where: str | Path) -> dict[str
 
 
 def load_projector(projector: nn.Module, path: str | Path) -> None:
-    """Load a projector file into `projector`, whose dtype and device stay.
+    """Loads a projector file into `projector`, whose dtype and device stay.
 
     Raises:
-        CheckpointError: names or shapes differ, or the file is unreadable.
+        CheckpointError: Names or shapes differ, or the file is unreadable.
     """
     load_weights(projector, projector_weights(read_tensors(path), path), path)
 
 
 def load_weights(projector: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
-    """Copy `weights` into `projector`.
+    """Copies `weights` into `projector`.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: Names or shapes differ.
     """
     found = {name: tuple(value.shape) for name, value in weights.items()}
     expected = {name: _full_shape(value) for name, value in projector.named_parameters()}
@@ -152,14 +161,14 @@ def load_weights(projector: nn.Module, weights: dict[str, Tensor], where: str | 
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape before ZeRO-3 partitioned the parameter."""
+    """Returns the shape before ZeRO-3 partitioned the parameter."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def gathered(
     params: Iterable[Tensor], modify: bool = False
 ) -> contextlib.AbstractContextManager[Any]:
-    """Make parameters that ZeRO-3 partitioned whole for a while; without ZeRO-3 do nothing.
+    """Gathers parameters that ZeRO-3 partitioned, in a `with` block; a no-op without ZeRO-3.
 
     Args:
         params: Parameters.

@@ -259,9 +259,9 @@ def _only_model(options: OpenAIOptions) -> str:
 
 
 def _service(options: OpenAIOptions) -> ChatService:
-    from llava.chat_service import ChatService, Limits
+    from llava.chat_service import ChatService, ServiceLimits
 
-    limits = Limits(
+    limits = ServiceLimits(
         timeout_s=options.timeout_s,
         max_tries=options.max_tries,
         requests_per_minute=options.requests_per_minute,

@@ -180,7 +180,7 @@ def test_drops_are_counted_by_reason_and_language_up_to_the_rate(build):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_corrupt_picture_raises_or_is_replaced_and_counted(build, num_workers):
     records = [_record(image="broken.png", id="bad")] + [_record(id=str(i)) for i in range(9)]
-    with pytest.raises(SampleError, match=r"data.json:1, sample 'bad'.*broken.png: the picture"):
+    with pytest.raises(SampleError, match=r"data.json:1, sample 'bad'.*broken.png: the image"):
         build(records)[0]
     dataset = build(records, max_drop_rate=0.2)
     items = list(DataLoader(dataset, batch_size=None, num_workers=num_workers))

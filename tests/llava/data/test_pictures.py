@@ -167,7 +167,7 @@ def test_exif_rotation_is_not_applied(tmp_path, train_on):
 
 def test_damage_of_any_format_is_named(tmp_path, train_on, damaged_image):
     (tmp_path / "bad.png").write_bytes(damaged_image)
-    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the picture"):
+    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the image"):
         train_on("bad.png")
 
 
@@ -184,5 +184,5 @@ def test_unreadable_files_are_named(kind, tmp_path, train_on, monkeypatch):
         path.write_text("<html>not found</html>")
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 64 x 64 is over twice that
-    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the picture"):
+    with pytest.raises(SampleError, match=r"data.json:1, sample 'one'.*bad.png: the image"):
         train_on("bad.png")

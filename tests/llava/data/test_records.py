@@ -109,8 +109,7 @@ def test_a_scan_tells_where_records_are(
     index = RecordIndex(path)
     for entry in scan_records(path):
         index.add(entry, has_image=False)
-    index.freeze()
-    assert [index.read(i) for i in range(len(index))] == objects
+    assert list(index) == objects
     assert index.where(0) == f"{path}:{1 if lines else 2}"
 
 

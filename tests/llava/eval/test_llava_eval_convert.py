@@ -198,7 +198,7 @@ def test_mme_refuses(run, mme, tmp_path):
     with pytest.raises(SystemExit, match="existence.txt: a has 1 questions; expected 2"):
         eval_mme.main(["--results_dir", str(tmp_path)])
     (tmp_path / "existence.txt").write_text("a\tq\tyes\tYes\n")
-    with pytest.raises(SystemExit, match="existence.txt:1: expected picture"):
+    with pytest.raises(SystemExit, match="existence.txt:1: expected image"):
         eval_mme.main(["--results_dir", str(tmp_path)])
 
 

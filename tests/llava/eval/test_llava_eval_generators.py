@@ -157,7 +157,7 @@ def test_prompt_longer_than_the_context(flags, write_lines, tmp_path, read_lines
         ("../image0.png", "leads out of the image folder"),
         ("/etc/passwd", "leads out of the image folder"),
         ("http://host/a.png", "is a URL, and none is fetched"),
-        ("none.png", r"1 pictures are missing: .*none.png \(.*q.jsonl:1\); check --image-folder"),
+        ("none.png", r"1 images are missing: .*none.png \(.*q.jsonl:1\); check --image-folder"),
         (5, "expected a path"),
     ],
 )
@@ -170,7 +170,7 @@ def test_pictures_that_are_refused(flags, write_lines, image, message):
 def test_a_picture_that_is_none(flags, write_lines, tmp_path):
     (tmp_path / "a.png").write_text("text")
     path = write_lines("q.jsonl", [{"question_id": 7, "image": "a.png", "text": "Q"}])
-    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: the picture"):
+    with pytest.raises(SystemExit, match="q.jsonl:1: question 7: .*a.png: the image"):
         model_vqa.main(flags(question_file=path, image_folder=tmp_path))
 
 

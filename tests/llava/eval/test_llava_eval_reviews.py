@@ -154,10 +154,10 @@ def test_answers_in_another_order(write_lines):
     lines = [{"question_id": i, "text": "t"} for i in (0, 1)]
     files = [write_lines("q", lines), write_lines("a", lines), write_lines("b", lines[::-1])]
     with pytest.raises(ValueError, match="b:1: answer to question 1, expected 0"):
-        eval_gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
+        eval_gpt_review.read_pairs(str(files[0]), [str(path) for path in files[1:]])
     write_lines("b", lines[:1])
     with pytest.raises(ValueError, match="b: 1 answers to 2 questions"):
-        eval_gpt_review.read_comparisons(str(files[0]), [str(path) for path in files[1:]])
+        eval_gpt_review.read_pairs(str(files[0]), [str(path) for path in files[1:]])
 
 
 def test_a_judge_may_think(api, review, tmp_path, read_lines):

@@ -208,7 +208,7 @@ def test_textvqa(write_json, write_lines, tmp_path, capsys):
     )
     bad = write_lines("bad.jsonl", [{**answer, "prompt": "Why?\nAnswer."}])
     with pytest.raises(
-        SystemExit, match="bad.jsonl:1: no annotation for picture i and question 'why"
+        SystemExit, match="bad.jsonl:1: no annotation for image i and question 'why"
     ):
         eval_textvqa.main(["--annotation-file", annotations, "--result-file", str(bad)])
     with pytest.raises(SystemExit, match="give --result-file"):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.eval import run_llava
+from llava.eval.model_vqa import image_token
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def arguments(models):
     ],
 )
 def test_images_in_the_question(query, num_images, wrap, expected):
-    assert run_llava.build_question(query, num_images, wrap) == expected
+    token = image_token(SimpleNamespace(mm_use_im_start_end=wrap))
+    assert run_llava.build_question(query, num_images, token) == expected
 
 
 def test_answers_and_shows_the_answer(arguments, capsys):
@@ -62,7 +64,7 @@ def test_more_images_than_placeholders(arguments):
 
 def test_pictures_that_cannot_be_read(tmp_path, models):
     (tmp_path / "text.png").write_text("no picture")
-    for name, message in (("text.png", "cannot be read"), ("none.png", "no such picture")):
+    for name, message in (("text.png", "cannot be read"), ("none.png", "no such image")):
         with pytest.raises(DataError, match=message):
             run_llava.load_image(str(tmp_path / name))
     shutil.copy(models / "image0.png", tmp_path)
@@ -72,5 +74,5 @@ def test_pictures_that_cannot_be_read(tmp_path, models):
 
 
 def test_error_without_a_traceback(models, tmp_path):
-    with pytest.raises(SystemExit, match="error: .*no such picture"):
+    with pytest.raises(SystemExit, match="error: .*no such image"):
         run_llava.main(["--image-file", str(tmp_path / "none.png"), "--query", "Q"])

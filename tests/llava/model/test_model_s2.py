@@ -76,7 +76,7 @@ def test_dtype_of_the_images_comes_back(tower):
     [
         ({"s2_scales": "28,50"}, "multiple of the smallest, 28"),
         ({"s2_scales": "small"}, "expected sides in pixels"),
-        ({"s2_scales": "336,672"}, "takes pictures of 28 pixels"),
+        ({"s2_scales": "336,672"}, "takes images of 28 pixels"),
         ({"mm_vision_select_feature": "cls_patch"}, "patch"),
     ],
 )

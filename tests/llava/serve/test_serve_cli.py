@@ -62,10 +62,10 @@ def test_debug_shows_prompt_and_output(make_engine, picture, caplog):
 
 
 def test_missing_picture_and_broken_picture(tmp_path):
-    with pytest.raises(DataError, match="missing.png: there is no such picture"):
+    with pytest.raises(DataError, match="missing.png: there is no such image"):
         cli.load_image(str(tmp_path / "missing.png"))
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="broken.png: the picture cannot be read"):
+    with pytest.raises(DataError, match="broken.png: the image cannot be read"):
         cli.load_image(str(tmp_path / "broken.png"))
 
 

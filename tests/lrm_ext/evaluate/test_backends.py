@@ -12,7 +12,7 @@ import pytest
 from hub_models import write_instructblip, write_qwen2_vl
 from PIL import ExifTags, Image
 
-from llava.chat_service import Limits
+from llava.chat_service import ServiceLimits
 from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.images import open_image
 from lrm_ext.evaluate.answerer import Answer, Request
@@ -184,7 +184,7 @@ def test_what_may_pass_is_tried_again(chat, benchmark_dir):
 
 def test_a_service_that_is_down_says_so(benchmark_dir, quick_retries):
     backend = ServiceBackend("http://127.0.0.1:1/v1", "mini", 9)
-    answerer = ServiceAnswerer(backend, None, Limits(max_tries=2))
+    answerer = ServiceAnswerer(backend, None, ServiceLimits(max_tries=2))
     with pytest.raises(ServiceError, match="does not answer"):
         answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
 

@@ -126,7 +126,7 @@ def test_a_broken_picture_is_named(make, chats):
     dataset = make()
     break_picture(chats, 3)
     index = next(i for i in range(len(dataset)) if dataset.encoded(i).row == 3)
-    said = r"chats: sample 'r3\S*' \(\w\w\): .*3\.png: the picture cannot be read.*Mend it, or tol"
+    said = r"chats: sample 'r3\S*' \(\w\w\): .*3\.png: the image cannot be read.*Mend it, or tol"
     with pytest.raises(DataError, match=said):
         dataset[index]
 
@@ -163,7 +163,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
     loader = ImageLoader(tiny_tower.image_processor, "pad")
     paths = [chats.image_path(row) for row in range(NUM_ROWS)]
     cache = FeatureCache(tmp_path / "cache", tiny_tower, loader, "float32")
-    with pytest.raises(DataError, match=r"3\.png: the picture cannot be read"):
+    with pytest.raises(DataError, match=r"3\.png: the image cannot be read"):
         cache.add(paths, tiny_tower)
     assert cache.add(paths, tiny_tower, tolerates_broken=True) == NUM_ROWS - 2
     dataset = make(rate=0.3, features=cache)
