@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
 from llava.errors import UserError
 from llava.images import to_rgb
+from llava.serve.web import PictureLimits
 
 log = logging.getLogger(__name__)
 
@@ -92,23 +94,15 @@ def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
     Returns:
         The code that fits best: the tag itself, else its language without region or script.
     """
-    known = list(codes)
-    by_tag = {code.lower(): code for code in known}
-    wanted = []
-    for place, part in enumerate(accept_language.split(",")):
-        tag, _, parameter = part.strip().lower().partition(";")
-        try:
-            quality = float(parameter.strip().removeprefix("q=") or 1)
-        except ValueError:
-            continue
-        if quality > 0:
-            wanted.append((-quality, place, tag.strip()))
-    for _, _, tag in sorted(wanted):
-        while tag:
+    by_tag = {code.lower(): code for code in codes}
+    ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
+    accepted = [(tag, float(quality or 1)) for tag, quality in ranges]
+    for tag, quality in sorted(accepted, key=lambda pair: -pair[1]):
+        while tag and quality:
             if tag in by_tag:
                 return by_tag[tag]
             tag = tag.rpartition("-")[0]
-    return ENGLISH if ENGLISH in known else known[0]
+    return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
 def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> int:
@@ -168,13 +162,9 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
     return stop
 
 
-def _today() -> str:
-    return datetime.date.today().isoformat()
-
-
 def conv_log_path(log_dir: Path) -> Path:
     """Return today's conversation log."""
-    return log_dir / f"{_today()}-conv.json"
+    return log_dir / f"{datetime.date.today()}-conv.json"
 
 
 def write_record(
@@ -220,11 +210,9 @@ def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
     Returns:
         The md5 sums.
     """
-    folder = log_dir / "serve_images" / _today()
-    digests = []
-    for image in images:
-        digest = image_digest(image)
-        digests.append(digest)
+    folder = log_dir / "serve_images" / f"{datetime.date.today()}"
+    digests = [image_digest(image) for image in images]
+    for digest, image in zip(digests, images, strict=True):
         path = folder / f"{digest}.jpg"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -242,13 +230,13 @@ class PromptControl:
             the user must change is a `PageError`.
         relabel: Takes the page's texts in another language; returns an update for each field.
         show: Takes a reply, the page's texts and the fields' values as they were when the question
-            was asked; returns the Markdown to show. Without it, replies are shown as they are.
+            was asked; returns the Markdown to show.
     """
 
     build: Callable[[], Sequence[gr.components.Component]]
     apply: Callable[..., str]
-    relabel: Callable[[PageText], Sequence[Any]] | None = None
-    show: Callable[..., str] | None = None
+    relabel: Callable[[PageText], Sequence[Any]]
+    show: Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -262,20 +250,28 @@ class PageSettings:
         moderate: Refuse text that OpenAI's moderation flags.
         log_dir: Folder of conversation logs and pictures.
         control: A choice that another package adds.
-        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
         languages: What the page says, by language.
         lang: The language that a user reads.
+        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
+        pictures: What an upload may be.
+        max_body_bytes: Size of a question with its settings.
+        per_minute: Questions, clicks and uploads a minute and client; 0 for any number.
+        forwarded_allow_ips: Proxies whose X-Forwarded-For says who the client is; "" for none.
     """
 
     controller_url: str = "http://localhost:21001"
     model_list_mode: str = "once"
-    models: tuple[str, ...] = ()
+    models: Sequence[str] = ()
     moderate: bool = False
     log_dir: Path = Path(LOGDIR)
     control: PromptControl | None = None
-    keep_days: float = KEEP_DAYS
     languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
     lang: str = ENGLISH
+    keep_days: float = KEEP_DAYS
+    pictures: PictureLimits = PictureLimits(max_pictures=4)
+    max_body_bytes: int = 2**20
+    per_minute: int = 120
+    forwarded_allow_ips: str = ""
 
     @property
     def text(self) -> PageText:
@@ -297,7 +293,7 @@ class ChatState:
         busy: Whether an answer is running.
         abandoned: Set when the user begins anew: an answer that still runs is not shown.
         text: The page's texts, in the language in which the user last asked.
-        shown_by: For replies that are not shown as they are, by their number: what shows them.
+        shown_by: By the number of a reply: what makes the Markdown that is shown of it.
     """
 
     conversation: Conversation = field(
@@ -309,6 +305,16 @@ class ChatState:
     text: PageText = ENGLISH_TEXT
     shown_by: dict[int, Callable[[str], str]] = field(default_factory=dict, repr=False)
     _thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def last_number(self) -> int:
+        """Number of the last message, -1 before the first."""
+        return len(self.conversation.messages) - self.conversation.offset - 1
+
+    def open_turn(self, question: Any) -> None:
+        """Add a question, and a place for its answer."""
+        for role, content in zip(self.conversation.roles, (question, None), strict=True):
+            self.conversation.append_message(role, content)
 
     def messages(self) -> list[dict[str, Any]]:
         """Return the conversation in the form of Gradio's chat panel, pictures as small files."""

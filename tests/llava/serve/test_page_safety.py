@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from llava.errors import ConfigError
 from llava.serve import gradio_web_server, web
 from llava.serve.page import terms
-from llava.serve.page_guard import GuardSettings, PageSafety, safety_from
+from llava.serve.page_guard import settings_from
 from llava.serve.page_state import (
     DAY_S,
     ENGLISH_TEXT,
@@ -57,16 +57,15 @@ def open_page(tmp_path, monkeypatch):
     log_dir.mkdir()
     with contextlib.ExitStack() as stack:
 
-        def start(proxies="", **guard):
-            safety = PageSafety(GuardSettings(**guard), forwarded_allow_ips=proxies)
-            monkeypatch.setenv("FORWARDED_ALLOW_IPS", safety.forwarded_allow_ips)
-            settings = PageSettings("http://127.0.0.1:9", log_dir=log_dir)
+        def start(proxies="", **limits):
+            monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+            settings = PageSettings("http://127.0.0.1:9", log_dir=log_dir, **limits)
             demo = gradio_web_server.build_demo(False, tmp_path / "shown", settings=settings)
             stack.callback(demo.close, verbose=False)
             _, url, _ = demo.queue(api_open=False).launch(
                 server_name="127.0.0.1",
                 prevent_thread_lock=True,
-                **gradio_web_server.launch_options(safety, log_dir),
+                **gradio_web_server.launch_options(settings),
             )
             return url + "gradio_api/"
 
@@ -395,7 +394,7 @@ def test_the_notice_says_how_long(tmp_path):
 )
 def test_flags_out_of_range_are_refused(flags):
     with pytest.raises(ConfigError, match=flags[0].partition("=")[0]):
-        safety_from(gradio_web_server.build_parser().parse_args(flags))
+        settings_from(gradio_web_server.build_parser().parse_args(flags))
 
 
 def test_nothing_but_pixels_is_left():
