@@ -15,16 +15,17 @@ import contextlib
 import html
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -116,26 +117,6 @@ def page_languages() -> Mapping[str, PageText]:
     }
 
 
-def with_answer_language(text: str, question_lang: str, answer_lang: str) -> str:
-    """Add the instruction to answer in another language.
-
-    Args:
-        text: The user's question.
-        question_lang: Code of the language that it is in.
-        answer_lang: Code of the language to answer in; "" or the same adds nothing.
-
-    Returns:
-        The question with the instruction in its own language, where training puts it.
-
-    Raises:
-        ConfigError: A language is unknown.
-    """
-    if answer_lang in ("", question_lang):
-        return text
-    request = answer_request(question_lang, answer_lang)
-    return insert_instruction(text, request, get_language(question_lang).format_prompts)
-
-
 def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
     """Turn a question into the prompt of an instruction.
 
@@ -143,8 +124,11 @@ def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) 
         text: The user's question.
         question_lang: Code of the language that it is in.
         way: Name of the instruction.
-        answer_lang: Code of the language to answer in; for BVQA, which here knows any two
-            languages that have words for each other.
+        answer_lang: Code of the language to answer in, for BVQA, which here knows any two
+            languages that have words for each other; "" or that of the question adds nothing.
+
+    Returns:
+        The question with the instruction in its own language, where training puts it.
 
     Raises:
         PageError: A question in English is to be translated into English.
@@ -152,11 +136,14 @@ def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) 
     """
     from llava.serve.page_state import PageError
 
-    if way == BILINGUAL:
-        return with_answer_language(text, question_lang, answer_lang)
     if way == PIVOT and question_lang == ENGLISH:
         raise PageError("pivot_needs_other")
-    return get_instruction(way).ask(text, question_lang)
+    if way != BILINGUAL:
+        return get_instruction(way).ask(text, question_lang)
+    if answer_lang in ("", question_lang):
+        return text
+    request = answer_request(question_lang, answer_lang)
+    return insert_instruction(text, request, get_language(question_lang).format_prompts)
 
 
 def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str) -> str:
@@ -246,6 +233,10 @@ class DemoOptions:
     start_timeout_s: float = 900.0
     check: bool = False
 
+    def address(self, port: int | None) -> str:
+        """Return the address of a port on this machine."""
+        return f"http://{LOOPBACK if self.host in ('0.0.0.0', '::') else self.host}:{port}"
+
 
 @dataclass
 class Child:
@@ -254,25 +245,6 @@ class Child:
     role: str
     process: subprocess.Popen[bytes]
     log_path: Path
-
-    def check_alive(self) -> None:
-        """Refuse to go on without this part.
-
-        Raises:
-            ConfigError: The process has ended; the text says why.
-        """
-        status = self.process.poll()
-        if status is None:
-            return
-        raise ConfigError(
-            f"the {self.role} stopped (exit status {status}): {self._cause()}\n"
-            f"its log is {self.log_path}"
-        )
-
-    def _cause(self) -> str:
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1]
 
 
 @dataclass
@@ -307,9 +279,8 @@ class Demo:
                 # Ctrl-C must reach this process alone, which then stops the parts in order.
                 start_new_session=True,
             )
-        child = Child(role, process, log_path)
-        self.children.append(child)
-        return child
+        self.children.append(Child(role, process, log_path))
+        return self.children[-1]
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Wait for a condition while all parts live.
@@ -318,7 +289,10 @@ class Demo:
             ConfigError: A part has ended, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
-        while not _succeeds(ready):
+        while True:
+            with contextlib.suppress(requests.RequestException, ValueError, KeyError):
+                if ready():
+                    return
             self.check_alive()
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -334,7 +308,15 @@ class Demo:
             ConfigError: It says which part, and why.
         """
         for child in self.children:
-            child.check_alive()
+            status = child.process.poll()
+            if status is not None:
+                text = child.log_path.read_text(encoding="utf-8", errors="replace").strip()
+                errors = re.findall(r"^error: (.*)", text, re.MULTILINE)
+                cause = (errors or text.splitlines() or ["it said nothing"])[-1]
+                raise ConfigError(
+                    f"the {child.role} stopped (exit status {status}): {cause}\n"
+                    f"its log is {child.log_path}"
+                )
 
     def stop(self) -> None:
         """End all parts, the last one started first."""
@@ -352,51 +334,12 @@ class Demo:
                 child.process.stdin.close()
 
 
-def _succeeds(ready: Callable[[], bool]) -> bool:
-    try:
-        return ready()
-    except (requests.RequestException, ValueError, KeyError):
-        return False
-
-
 def free_port() -> int:
     """Return a port on the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does; put both handlers back in the end."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt), signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous[0])
-        signal.signal(signal.SIGINT, previous[1])
-
-
-def _start_worker(
-    demo: Demo, options: DemoOptions, controller: str, model: str, model_base: str | None
-) -> None:
-    port = free_port()
-    worker = [
-        *("--host", LOOPBACK, "--port", str(port)),
-        *("--worker-address", f"http://{LOOPBACK}:{port}"),
-        *("--controller-address", controller, "--device", options.device),
-        *("--model-path", model),
-        *("--limit-model-concurrency", str(CONCURRENCY)),
-        *("--drain-timeout", str(WORKER_DRAIN_S)),
-    ]
-    if model_base:
-        worker += ["--model-base", model_base]
-    demo.start("worker", *worker)
 
 
 def start_parts(demo: Demo, options: DemoOptions) -> str:
@@ -408,9 +351,19 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
     controller_port = free_port()
     controller = f"http://{LOOPBACK}:{controller_port}"
     demo.start("controller", "--host", LOOPBACK, "--port", str(controller_port))
-    _start_worker(demo, options, controller, options.model, options.model_base)
-    if options.compare_with:
-        _start_worker(demo, options, controller, options.compare_with, None)
+    for model, base in ((options.model, options.model_base), (options.compare_with, None)):
+        if model:
+            port = free_port()
+            demo.start(
+                "worker",
+                *("--host", LOOPBACK, "--port", str(port)),
+                *("--worker-address", f"http://{LOOPBACK}:{port}"),
+                *("--controller-address", controller, "--device", options.device),
+                *("--model-path", model),
+                *("--limit-model-concurrency", str(CONCURRENCY)),
+                *("--drain-timeout", str(WORKER_DRAIN_S)),
+                *(("--model-base", base) if base else ()),
+            )
     demo.start(
         "page",
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
@@ -442,13 +395,13 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
         options.start_timeout_s,
     )
     demo.wait_until(
-        lambda: requests.get(page_address(options), timeout=5).ok,
+        lambda: requests.get(options.address(options.port), timeout=5).ok,
         "starting the page",
         START_TIMEOUT_S,
     )
     if options.api_port is not None:
         demo.wait_until(
-            lambda: requests.get(api_address(options) + "/health", timeout=5).ok,
+            lambda: requests.get(options.address(options.api_port) + "/health", timeout=5).ok,
             "starting the API",
             START_TIMEOUT_S,
         )
@@ -456,20 +409,6 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
     if problems:
         raise ConfigError("; ".join(problems))
     return protocol.get_model_list(controller)[0]
-
-
-def page_address(options: DemoOptions) -> str:
-    """Return the address to open in a browser on this machine."""
-    return f"http://{_local_host(options)}:{options.port}"
-
-
-def api_address(options: DemoOptions) -> str:
-    """Return the address of the API on this machine, without `/v1`."""
-    return f"http://{_local_host(options)}:{options.api_port}"
-
-
-def _local_host(options: DemoOptions) -> str:
-    return LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
 
 
 def check_ports(options: DemoOptions) -> None:
@@ -511,73 +450,61 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     check_ports(options)
     options.log_dir.mkdir(parents=True, exist_ok=True)
     demo = Demo(options.log_dir)
-    with _interrupted_by_sigterm():
-        try:
-            with console.status(f"loading {options.model} (Ctrl-C stops)"):
-                controller = start_parts(demo, options)
-                model = wait_until_ready(demo, options, controller)
-            if options.check:
-                console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
-                if options.api_port is not None:
-                    console.print(f"the API answers {ask_api(api_address(options), model)!r}")
-                return
-            api = "" if options.api_port is None else f"API: {api_address(options)}/v1   "
-            console.print(
-                f"[bold green]{model}[/] answers at [bold]{page_address(options)}[/]\n"
-                f"{api}logs: {options.log_dir}   stop: Ctrl-C"
-            )
-            while True:
-                demo.check_alive()
-                time.sleep(POLL_INTERVAL_S)
-        except KeyboardInterrupt:
-            console.print("\nstopping ...")
-        finally:
-            # A second Ctrl-C must not leave half of the parts behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            demo.stop()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
+    try:
+        with console.status(f"loading {options.model} (Ctrl-C stops)"):
+            controller = start_parts(demo, options)
+            model = wait_until_ready(demo, options, controller)
+        page, api = options.address(options.port), options.address(options.api_port)
+        has_api = options.api_port is not None
+        if options.check:
+            console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
+            if has_api:
+                console.print(f"the API answers {ask_api(api, model)!r}")
+            return
+        console.print(
+            f"[bold green]{model}[/] answers at [bold]{page}[/]\n"
+            f"{f'API: {api}/v1   ' if has_api else ''}logs: {options.log_dir}   stop: Ctrl-C"
+        )
+        while True:
+            demo.check_alive()
+            time.sleep(POLL_INTERVAL_S)
+    except KeyboardInterrupt:
+        console.print("\nstopping ...")
+    finally:
+        # A second Ctrl-C must not leave half of the parts behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        demo.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def _run_controller(argv: list[str]) -> None:
-    from llava.serve import controller
-
-    controller.run(controller.build_parser().parse_args(argv))
-
-
-def _run_worker(argv: list[str]) -> None:
-    from llava.serve import model_worker
-
-    model_worker.run(model_worker.build_parser().parse_args(argv))
+# Module of `llava.serve` that each part runs.
+ROLES = {
+    "controller": "controller",
+    "worker": "model_worker",
+    "page": "gradio_web_server",
+    "api": "openai_api",
+}
 
 
-def _run_page(argv: list[str]) -> None:
-    from llava.serve import gradio_web_server
-    from lrm_ext.demo import answer_language_control, page_languages
-
-    parser = gradio_web_server.build_parser()
+def run_part(role: str, argv: Sequence[str]) -> None:
+    """Run one part in this process, with its module's flags; the page has `--log-dir`, too."""
+    module: Any = import_module(f"llava.serve.{ROLES[role]}")
+    parser = module.build_parser()
+    if role != "page":
+        module.run(parser.parse_args(argv))
+        return
     parser.add_argument("--log-dir", type=Path, required=True)
     args = parser.parse_args(argv)
-    gradio_web_server.run(
+    module.run(
         args,
-        control=answer_language_control(),
         title="LRM-LLaVA",
+        control=answer_language_control(),
         log_dir=args.log_dir,
         languages=page_languages(),
     )
-
-
-def _run_api(argv: list[str]) -> None:
-    from llava.serve import openai_api
-    from llava.serve.openai_api import build_parser
-
-    openai_api.run(build_parser().parse_args(argv))
-
-
-ROLES: dict[str, Callable[[list[str]], None]] = {
-    "controller": _run_controller,
-    "worker": _run_worker,
-    "page": _run_page,
-    "api": _run_api,
-}
 
 
 def leave_with_parent() -> None:
@@ -601,7 +528,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     leave_with_parent()
-    run_command(lambda: ROLES[args.role](rest))
+    run_command(lambda: run_part(args.role, rest))
 
 
 if __name__ == "__main__":

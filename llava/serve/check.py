@@ -99,10 +99,10 @@ def find_problems(controller: str) -> list[str]:
         address = ""
         try:
             address = protocol.get_worker_address(controller, model)
-            served = protocol.get_worker_status(address)["model_names"] if address else []
+            is_served = model in protocol.get_worker_status(address)["model_names"]
         except (requests.RequestException, ValueError, KeyError):
-            served = []
-        if model not in served:
+            is_served = False
+        if not is_served:
             problems.append(
                 f"the worker {address or '(none)'} of model {model} does not answer from here: "
                 "does its --worker-address hold an address that this machine can reach?"
@@ -114,14 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.check", description=__doc__)
     parser.add_argument("--controller-address", default="http://localhost:21001")
-    args = parser.parse_args(argv)
-    problems = find_problems(args.controller_address.rstrip("/"))
-    for problem in problems:
-        sys.stderr.write(f"{problem}\n")
-    if not problems:
-        models = protocol.get_model_list(args.controller_address.rstrip("/"))
-        sys.stdout.write(f"ready: {', '.join(models)}\n")
-    return 1 if problems else 0
+    address = parser.parse_args(argv).controller_address.rstrip("/")
+    problems = find_problems(address)
+    if problems:
+        sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+        return 1
+    sys.stdout.write(f"ready: {', '.join(protocol.get_model_list(address))}\n")
+    return 0
 
 
 if __name__ == "__main__":

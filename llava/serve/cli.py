@@ -18,10 +18,11 @@ from typing import TextIO
 import requests
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
+from urllib3.exceptions import HTTPError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
-from llava.errors import DataError, UserError
+from llava.errors import DataError, run_command
 from llava.images import open_image
 from llava.serve.check import check_model_path
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
@@ -42,23 +43,17 @@ def load_image(image_file: str) -> Image.Image:
     Raises:
         DataError: It is missing, unreachable or no picture.
     """
+    if not image_file.startswith(("http://", "https://")):
+        return open_image(Path(image_file).expanduser(), orient=False)
     try:
-        if image_file.startswith(("http://", "https://")):
-            return open_image(_download(image_file), image_file, orient=False)
-    except requests.RequestException as error:
+        with requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
+            response.raise_for_status()
+            content = response.raw.read(MAX_DOWNLOAD_BYTES + 1, decode_content=True)
+    except (requests.RequestException, HTTPError) as error:
         raise DataError(f"cannot download the picture {image_file}: {error}") from error
-    return open_image(Path(image_file).expanduser(), orient=False)
-
-
-def _download(url: str) -> bytes:
-    with requests.get(url, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
-        response.raise_for_status()
-        content = bytearray()
-        for piece in response.iter_content(chunk_size=1 << 16):
-            content += piece
-            if len(content) > MAX_DOWNLOAD_BYTES:
-                raise DataError(f"the picture {url} is larger than {MAX_DOWNLOAD_BYTES} bytes")
-    return bytes(content)
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise DataError(f"the picture {image_file} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    return open_image(content, image_file, orient=False)
 
 
 def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
@@ -173,21 +168,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    try:
-        main(args)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return 130
-    return 0
+    run_command(lambda: main(args))
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

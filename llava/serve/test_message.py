@@ -69,14 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
     args = parser.parse_args(argv)
     try:
-        send(
-            args.controller_address,
-            args.worker_address,
-            args.model_name,
-            args.message,
-            args.max_new_tokens,
-            sys.stdout,
-        )
+        send(**vars(args), output=sys.stdout)
     except (UserError, requests.RequestException) as error:
         sys.exit(f"error: {error}")
 
