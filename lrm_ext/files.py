@@ -25,6 +25,12 @@ def leaves_folder(name: str) -> bool:
     return re.search(LEAVES_FOLDER, name) is not None
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raises `ConfigError` if a folder that is to be written exists."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: name a new folder, or remove it")
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write a figure of matplotlib.
 

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -40,8 +39,8 @@ from llava.serve.web import PictureLimits
 log = logging.getLogger(__name__)
 
 ENGLISH = "en"
-_ENGLISH_TEXTS: Mapping[str, str] = MappingProxyType(
-    json.loads((Path(__file__).parent / "page_text.json").read_text(encoding="utf-8"))
+_ENGLISH_TEXTS: Mapping[str, str] = json.loads(
+    (Path(__file__).parent / "page_text.json").read_text(encoding="utf-8")
 )
 
 SWEEP_INTERVAL_S = 600.0
@@ -121,7 +120,7 @@ def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> in
     for folder in sorted((log_dir / "serve_images").glob("*")):
         if folder.is_symlink() or not folder.is_dir():
             continue
-        for path in folder.iterdir():
+        for path in folder.glob("*"):  # of a folder that cannot be read, nothing
             try:
                 # lstat: what a link points to is not ours to judge
                 if path.lstat().st_mtime < now - keep_s:
@@ -149,13 +148,9 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
     stop = threading.Event()
 
     def run() -> None:
-        while True:
-            try:
-                sweep_pictures(log_dir, keep_s)
-            except OSError as error:
-                log.error("stored pictures could not be swept: %s", error)
-            if stop.wait(SWEEP_INTERVAL_S):
-                return
+        sweep_pictures(log_dir, keep_s)
+        while not stop.wait(SWEEP_INTERVAL_S):
+            sweep_pictures(log_dir, keep_s)
 
     if keep_s:
         threading.Thread(target=run, name="sweep-pictures", daemon=True).start()

@@ -150,19 +150,22 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises:
         BodyRefused: It is too large or too slow.
     """
-    body = bytearray()
-
-    async def read() -> None:
-        async for piece in request.stream():
-            body.extend(piece)
-            if len(body) > limit:
-                raise BodyRefused(413, f"the body is larger than {limit:,} bytes")
-
+    too_large = BodyRefused(413, f"the body is larger than {limit:,} bytes")
     try:
-        await asyncio.wait_for(read(), BODY_TIMEOUT_S)
+        reading = _collect(request.stream(), limit, too_large)
+        return await asyncio.wait_for(reading, BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise BodyRefused(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
-    return bytes(body)
+
+
+async def _collect(pieces: AsyncIterator[bytes], limit: int, refusal: Exception) -> bytes:
+    """Join pieces; raise `refusal` as soon as they are longer than `limit`."""
+    found = bytearray()
+    async for piece in pieces:
+        found += piece
+        if len(found) > limit:
+            raise refusal
+    return bytes(found)
 
 
 @dataclass
@@ -441,7 +444,8 @@ async def _follow(
                     continue
                 if response.status_code != 200:
                     raise DataError(f"the picture's address answers {response.status_code}")
-                return await _read_bounded(response, limits)
+                too_large = DataError(_too_large(limits))
+                return await _collect(response.aiter_bytes(), limits.max_bytes, too_large)
     raise DataError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
 
 
@@ -469,12 +473,3 @@ async def _checked_address(
     if not addresses or not all(is_public(address) for address in addresses):
         raise DataError(f"{host} has a private address: nothing is fetched from there")
     return host, port, addresses[0]
-
-
-async def _read_bounded(response: httpx.Response, limits: PictureLimits) -> bytes:
-    found = bytearray()
-    async for piece in response.aiter_bytes():
-        found += piece
-        if len(found) > limits.max_bytes:
-            raise DataError(_too_large(limits))
-    return bytes(found)

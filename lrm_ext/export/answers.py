@@ -8,7 +8,7 @@ questions of its benchmark is refused: other tools would score it as if it were 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,20 @@ class ExportedResult:
     written: datetime.datetime
     is_in_order: bool
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Kind and language."""
-        return self.result.kind.name, self.result.lang
+    def name_in(self, names: Mapping[tuple[str, str], str]) -> str | None:
+        """Look up a tool's own name of the benchmark; None where it has none.
+
+        Args:
+            names: By kind and language. A small version of a benchmark is not the one named.
+        """
+        own = names.get((self.result.kind.name, self.result.lang))
+        is_itself = self.result.benchmark.replace("-", "_") in (self.result.kind.name, own)
+        return own if is_itself else None
+
+
+def file_name(model: str) -> str:
+    """A model's name as a part of a path."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in model).strip(".") or "model"
 
 
 def read_run(

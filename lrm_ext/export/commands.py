@@ -98,8 +98,7 @@ def benchmark(
     """Write a benchmark as a Hugging Face dataset, or as tasks of lmms-eval on such a dataset."""
     from llava.errors import ConfigError
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.export.benchmark_dataset import export_dataset
-    from lrm_ext.export.lmms_eval_tasks import export_tasks
+    from lrm_ext.export.benchmarks import export_dataset, export_tasks
     from lrm_ext.translate.commands import split_names
 
     opened, chosen = open_named(folder), split_names(languages)

@@ -2,7 +2,7 @@
 
 `<model>/<time>_samples_<task>.jsonl` has a line per question, `<model>/<time>_results.json` the
 scores as `lrm eval` reads them, and `replay/<model>_<task>.json` the form that lmms-eval's model
-`from_log` answers from. The task is the one that `lmms_eval_tasks.py` writes for the benchmark; a
+`from_log` answers from. The task is the one that `benchmarks.py` writes for the benchmark; a
 benchmark that lmms-eval has itself gets a second replay log under that name. A question's number,
 `doc_id`, is its place in our file: it is lmms-eval's own only where the benchmark was imported from
 the same Parquet files.
@@ -21,8 +21,8 @@ from llava.files import write_atomically
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Verdict
 from lrm_ext.evaluate.results import ENGLISH, RunResult, ScoreReport
-from lrm_ext.export.answers import ExportedResult
-from lrm_ext.export.lmms_eval_tasks import exported_task
+from lrm_ext.export.answers import ExportedResult, file_name
+from lrm_ext.export.benchmarks import exported_task
 
 _LMMS_EVAL: Final = "lmms-eval"
 # lmms-eval's own names of tasks, by kind and language; others are named after both.
@@ -34,15 +34,6 @@ _TASKS: Final = {
     ("mmbench", "zh"): "mmbench_cn_dev",
     ("mmbench", "ru"): "mmbench_ru_dev",
 }
-
-
-def task_name(answers: ExportedResult) -> str:
-    """The task's name in lmms-eval."""
-    result = answers.result
-    own = _TASKS.get(answers.key)
-    # a small version of a benchmark is not the task of that name
-    is_itself = result.benchmark.replace("-", "_") in (result.kind.name, own)
-    return own if own and is_itself else exported_task(result.benchmark, result.lang)
 
 
 def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
@@ -62,13 +53,14 @@ def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
     stamp = f"{max(answers.written for answers in every):%Y%m%d_%H%M%S}"
     model = file_name(every[0].model)
     for answers in every:
-        task = task_name(answers)
         result = answers.result
+        exported = exported_task(result.benchmark, result.lang)
+        task = answers.name_in(_TASKS) or exported
         report = result.score()
         path = out / model / f"{stamp}_samples_{task}.jsonl"
         write_atomically(path, "".join(_samples(result, report)))
         written.append(path)
-        for name in dict.fromkeys((task, exported_task(result.benchmark, result.lang))):
+        for name in dict.fromkeys((task, exported)):
             replay = out / "replay" / f"{model}_{name}.json"
             write_atomically(replay, json.dumps(_replay(answers, name), ensure_ascii=False))
             written.append(replay)
@@ -89,11 +81,6 @@ def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
     path = out / model / f"{stamp}_results.json"
     write_atomically(path, json.dumps(content, ensure_ascii=False, indent=2))
     return [*written, path]
-
-
-def file_name(model: str) -> str:
-    """A model's name as a part of a path."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in model).strip(".") or "model"
 
 
 def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:

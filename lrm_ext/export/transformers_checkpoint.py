@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +23,13 @@ from torch import Tensor
 from transformers import (
     AddedToken,
     AutoConfig,
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     GenerationConfig,
     LlamaConfig,
     LlamaTokenizer,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     LlavaProcessor,
     MistralConfig,
@@ -42,6 +42,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
+from llava.files import write_atomically
 from llava.mm_utils import get_model_name_from_path, read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
@@ -53,6 +54,7 @@ from llava.model.checkpoint import (
 from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
+from lrm_ext.files import refuse_existing
 from lrm_ext.languages.templates import register_templates
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,17 @@ TEXT_ARCHITECTURES = {"llava_llama": "LlamaForCausalLM", "llava_mistral": "Mistr
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
-PROJECTOR_LAYERS = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
+TOWER_PREFIX = "model.vision_tower."
+# LLaVA's names of weights and transformers', by prefix; the first that fits counts
+NAMES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.image_newline", "model.image_newline"),
+    ("lm_head.", "lm_head."),
+    ("model.", "model.language_model."),
+)
+# weights with a row for each token
+TABLES = {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def export_hf(
@@ -81,7 +93,7 @@ def export_hf(
         ConfigError: `out_dir` exists, or transformers' classes cannot hold this model.
         CheckpointError: The checkpoint cannot be read.
     """
-    _refuse_existing(out_dir)
+    refuse_existing(out_dir)
     register_templates()
     name = get_model_name_from_path(str(model_path))
     written = read_config(model_path) or {}
@@ -106,20 +118,23 @@ def export_hf(
     hf_config = build_config(model, image_token)
     hf_model = build_model(hf_config, model, dtype)
     partial = out_dir.with_name(out_dir.name + ".partial")
-    hf_model.save_pretrained(partial, state_dict=with_vision_level(hf_model.state_dict()))
+    # with the level that transformers removes when it loads, and vLLM needs
+    weights = hf_model.state_dict()
+    level = {k: k.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.", 1) for k in weights}
+    hf_model.save_pretrained(partial, state_dict={level[k]: v for k, v in weights.items()})
     add_rope_theta(partial)
-    generation_config(model, tokenizer, image_token).save_pretrained(partial)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token],  # its row means nothing
+    ).save_pretrained(partial)
     ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
     processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
     processor.save_pretrained(partial)
-    (partial / LLAVA_CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    write_atomically(partial / LLAVA_CONFIG_FILE, json.dumps(note, indent=2))
     partial.rename(out_dir)
     log.info("%s: %s with template %s", out_dir, type(hf_model).__name__, template_name)
-
-
-def _refuse_existing(out_dir: Path) -> None:
-    if out_dir.exists():
-        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
 
 
 def check_exportable(model: Any, image_processor: Any) -> None:
@@ -139,18 +154,13 @@ def check_exportable(model: Any, image_processor: Any) -> None:
         reasons.append(f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only")
     if mm.mm_use_im_start_end:
         reasons.append("<im_start> and <im_end> around pictures (mm_use_im_start_end)")
-    if is_anyres(mm) != (mm.mm_patch_merge_type == "spatial_unpad"):
+    if (mm.image_aspect_ratio == "anyres") != (mm.mm_patch_merge_type == "spatial_unpad"):
         reasons.append(
             f"image_aspect_ratio {mm.image_aspect_ratio!r} with mm_patch_merge_type "
             f"{mm.mm_patch_merge_type!r}: it has anyres with spatial_unpad, or neither"
         )
     if reasons:
         raise ConfigError("transformers has no LLaVA class with:\n  " + "\n  ".join(reasons))
-
-
-def is_anyres(mm: MultimodalConfig) -> bool:
-    """Whether pictures are cut into tiles."""
-    return mm.image_aspect_ratio == "anyres"
 
 
 def add_image_token(tokenizer: Any) -> int:
@@ -186,25 +196,17 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
         "image_aspect_ratio": mm.image_aspect_ratio,
         "mm_patch_merge_type": mm.mm_patch_merge_type,
     }
-    if is_anyres(mm):
+    if mm.image_aspect_ratio == "anyres":
         # LLaVA writes (width, height), transformers (height, width)
         pinpoints = [[high, wide] for wide, high in read_pinpoints(mm.image_grid_pinpoints)]
         return LlavaNextConfig(image_grid_pinpoints=pinpoints, **keywords)
     return LlavaConfig(**keywords)
 
 
-def _class_of(config: Any) -> Any:
-    """Transformers' class of a configuration; Any, because its types do not cover our calls."""
-    if isinstance(config, LlavaNextConfig):
-        return LlavaNextForConditionalGeneration
-    return LlavaForConditionalGeneration
-
-
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
     """The same weights in transformers' class."""
-    kind = _class_of(config)
     with torch.device("meta"):
-        hf_model = kind(config)
+        hf_model: Any = AutoModelForImageTextToText.from_config(config)
     hf_model.load_state_dict(
         {key: value.to(dtype) for key, value in transformers_weights(model, config).items()},
         strict=not config.tie_word_embeddings,  # a tied head has no weights of its own
@@ -219,34 +221,21 @@ def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
 def transformers_weights(model: Any, config: Any) -> dict[str, Tensor]:
     """LLaVA's weights under transformers' names; embeddings get a row for `<image>`."""
     tower = model.get_vision_tower().vision_tower.state_dict()
-    weights = {f"model.vision_tower.{key}": value for key, value in tower.items()}
+    weights = {TOWER_PREFIX + key: value for key, value in tower.items()}
     for key, value in model.state_dict().items():
-        if ".vision_tower." in key:
-            continue
-        if key in ("lm_head.weight", "model.embed_tokens.weight"):
-            value = _with_rows(value, config.text_config.vocab_size)
-        if key in ("lm_head.weight", "model.image_newline"):
-            weights[key] = value
-        elif ".mm_projector." in key:
-            layer = next(new for old, new in PROJECTOR_LAYERS.items() if old in key)
-            weights[f"model.multi_modal_projector.{layer}{key.rsplit('.', 1)[1]}"] = value
-        else:
-            weights[key.replace("model.", "model.language_model.", 1)] = value
+        if ".vision_tower." not in key:
+            if key in TABLES:
+                value = _with_rows(value, config.text_config.vocab_size)
+            weights[_renamed(key, NAMES)] = value
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     return weights
 
 
-def with_vision_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spell the tower's keys with the level `vision_model.`, which vLLM needs.
-
-    Transformers removes the level when it loads.
-    """
-    tower, level = "model.vision_tower.", "model.vision_tower.vision_model."
-    return {
-        level + key.removeprefix(tower) if key.startswith(tower) else key: value
-        for key, value in state_dict.items()
-    }
+def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+    """Return a weight's name on the other side."""
+    old, new = next(pair for pair in names if key.startswith(pair[0]))
+    return new + key.removeprefix(old)
 
 
 def _with_rows(table: Tensor, num_rows: int) -> Tensor:
@@ -280,16 +269,6 @@ def build_processor(
     return LlavaProcessor(image_processor=flat, **keywords)
 
 
-def generation_config(model: Any, tokenizer: Any, image_token: int) -> GenerationConfig:
-    """Greedy; never answers with `<image>`, whose row means nothing."""
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token],
-    )
-
-
 TOWER_FOLDER = "vision_tower"
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 
@@ -305,25 +284,20 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
         ConfigError: `out_dir` exists, or the model is of a kind that LLaVA does not have.
         CheckpointError: Files are missing or do not fit.
     """
-    _refuse_existing(out_dir)
+    refuse_existing(out_dir)
     if not hf_path.is_dir():
         raise CheckpointError(f"{hf_path}: no such folder")
     check_complete(hf_path)
     hf_config = _read_hf_config(hf_path)
-    hf_model = _load(hf_path, hf_config)
+    hf_model = _load(hf_path)
     note = read_config(hf_path, LLAVA_CONFIG_FILE)
     config = llava_config(hf_config, hf_path) if note is None else note["config"]
     config["mm_vision_tower"] = TOWER_FOLDER
 
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    weights = {
-        key: value.contiguous()
-        for key, value in llava_weights(hf_model, hf_config, config["vocab_size"]).items()
-    }
-    save_torch_state_dict(weights, partial)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (partial / "config.json").write_text(text, encoding="utf-8")
+    save_torch_state_dict(llava_weights(hf_model, hf_config, config["vocab_size"]), partial)
+    write_atomically(partial / "config.json", json.dumps(config, indent=2, sort_keys=True))
     add_rope_theta(partial)
     hf_model.generation_config.suppress_tokens = None
     hf_model.generation_config.save_pretrained(partial)
@@ -357,10 +331,11 @@ def _read_hf_config(hf_path: Path) -> Any:
     return config
 
 
-def _load(hf_path: Path, config: Any) -> Any:
+def _load(hf_path: Path) -> Any:
     # the tower's level `vision_model.` may be missing, or be there twice where a script that adds
     # it for vLLM ran on a folder that had it
-    model, info = _class_of(config).from_pretrained(
+    kind: Any = AutoModelForImageTextToText
+    model, info = kind.from_pretrained(
         hf_path,
         dtype="auto",
         output_loading_info=True,
@@ -409,24 +384,16 @@ def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
 
 def llava_weights(hf_model: Any, hf_config: Any, vocab_size: int) -> dict[str, Tensor]:
     """Weights under LLaVA's names, without the tower and without rows that an export added."""
-    layers = {new: old for old, new in PROJECTOR_LAYERS.items()}
-    weights: dict[str, Tensor] = {}
-    for key, value in hf_model.state_dict().items():
-        if key.startswith("model.vision_tower."):
-            continue
-        if key == "lm_head.weight":
-            if not hf_config.tie_word_embeddings:
-                weights[key] = value[:vocab_size].clone()
-        elif key.startswith("model.multi_modal_projector."):
-            layer, name = key.removeprefix("model.multi_modal_projector.").split(".")
-            weights[f"model.{layers[layer + '.']}{name}"] = value
-        elif key == "model.image_newline":
-            weights[key] = value
-        else:
-            weights[key.replace("model.language_model.", "model.", 1)] = value
-    table = weights["model.embed_tokens.weight"]
-    # a copy: a part of a tensor is not saved
-    weights["model.embed_tokens.weight"] = table[:vocab_size].clone()
+    names = [(new, old) for old, new in NAMES]
+    weights = {
+        _renamed(key, names): value.contiguous()
+        for key, value in hf_model.state_dict().items()
+        if not key.startswith(TOWER_PREFIX)
+    }
+    if hf_config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    for key in TABLES & weights.keys():
+        weights[key] = weights[key][:vocab_size].clone()  # a part of a tensor is not saved
     return weights
 
 
@@ -477,25 +444,26 @@ def _processor_settings(hf_path: Path) -> dict[str, Any]:
 
 def drop_image_token(folder: Path) -> None:
     """Take `<image>` out of a tokenizer again: LLaVA cuts prompts there before it tokenizes."""
-    path = folder / "tokenizer.json"
-    content = read_config(folder, path.name)
+    content = read_config(folder, "tokenizer.json")
     if content is not None:
         content["added_tokens"] = [
             token for token in content["added_tokens"] if token["content"] != DEFAULT_IMAGE_TOKEN
         ]
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
-    path = folder / "added_tokens.json"
-    if (added := read_config(folder, path.name)) is not None:
+        write_atomically(folder / "tokenizer.json", _as_json(content))
+    added = read_config(folder, "added_tokens.json") or {}
+    (folder / "added_tokens.json").unlink(missing_ok=True)
+    if added.keys() - {DEFAULT_IMAGE_TOKEN}:
         added.pop(DEFAULT_IMAGE_TOKEN, None)
-        path.write_text(json.dumps(added, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if not added:
-            path.unlink()
-    path = folder / "tokenizer_config.json"
-    settings = read_config(folder, path.name) or {}
+        write_atomically(folder / "added_tokens.json", _as_json(added))
+    settings = read_config(folder, "tokenizer_config.json") or {}
     for key in ("processor_class", "chat_template", "image_token", "extra_special_tokens"):
         settings.pop(key, None)
     decoder = settings.get("added_tokens_decoder", {})
     for token_id in [key for key, token in decoder.items() if token["content"] == "<image>"]:
         del decoder[token_id]
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "tokenizer_config.json", _as_json(settings))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2)

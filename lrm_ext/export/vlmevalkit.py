@@ -19,8 +19,7 @@ from typing import Any, Final
 from llava.errors import ConfigError, DataError
 from llava.files import write_atomically, writing
 from lrm_ext.evaluate.items import LETTERS
-from lrm_ext.export.answers import ExportedResult
-from lrm_ext.export.lmms_eval_logs import file_name
+from lrm_ext.export.answers import ExportedResult, file_name
 
 FORMATS: Final = ("xlsx", "tsv")
 # What the kit calls its data sets, by kind and language; others are named after both.
@@ -36,17 +35,6 @@ _MAX_CELL_CHARS: Final = 32_767
 _LABELS: Final = {"yes": "Yes", "no": "No"}
 
 log = logging.getLogger(__name__)
-
-
-def dataset_name(answers: ExportedResult) -> str:
-    """The data set's name in the kit; a small version of one is not that."""
-    own = _DATASETS.get(answers.key)
-    is_itself = answers.result.benchmark.replace("-", "_") == answers.result.kind.name
-    return (
-        own
-        if own and is_itself
-        else f"{answers.result.benchmark}_{answers.result.lang}".replace("-", "_")
-    )
 
 
 def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xlsx") -> list[Path]:
@@ -72,9 +60,11 @@ def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xls
     model = file_name(every[0].model)
     folder = out / model / f"T{max(answers.written for answers in every):%Y%m%d-%H%M%S}"
     for answers in every:
-        name = dataset_name(answers)
+        result = answers.result
+        own = answers.name_in(_DATASETS)
+        name = own or f"{result.benchmark}_{result.lang}".replace("-", "_")
         path = folder / f"{model}_{name}.{form}"
-        if name in _DATASETS.values() and not answers.is_in_order and not _own_numbers(answers):
+        if own and not answers.is_in_order and not _own_numbers(answers):
             log.warning(
                 "%s: the kit numbers the questions by their place in the benchmark, which the "
                 "answers do not tell; give --benchmark-dir", path,
@@ -86,23 +76,26 @@ def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xls
 
 def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
     """The table, one question a row; every row has the same columns."""
-    numbers = _own_numbers(answers) or range(len(answers.result.items))
-    letters = LETTERS[: max((len(item.options) for item in answers.result.items), default=0)]
-    rows: list[dict[str, Any]] = []
-    for number, item in zip(numbers, answers.result.items, strict=True):
-        options = item.lettered()
-        row: dict[str, Any] = {"index": number, "question": item.question or item.text}
-        if any(one.hint for one in answers.result.items):
-            row["hint"] = item.hint
-        row |= {letter: options.get(letter, "") for letter in letters}
-        row["answer"] = _LABELS.get(item.answer.lower(), item.answer)
-        row["category"] = item.category
-        if any(one.supercategory for one in answers.result.items):
-            row["l2-category"] = item.supercategory
-        row["image_path"] = item.image
-        row["prediction"] = answers.result.texts[item.question_id]
-        rows.append(row)
-    return _joined(rows) if answers.result.kind.name == "pope" else rows
+    result = answers.result
+    numbers = _own_numbers(answers) or range(len(result.items))
+    letters = LETTERS[: max((len(item.options) for item in result.items), default=0)]
+    rows: list[dict[str, Any]] = [
+        {
+            "index": number,
+            "question": item.question or item.text,
+            "hint": item.hint,
+            **{**dict.fromkeys(letters, ""), **item.lettered()},
+            "answer": _LABELS.get(item.answer.lower(), item.answer),
+            "category": item.category,
+            "l2-category": item.supercategory,
+            "image_path": item.image,
+            "prediction": result.texts[item.question_id],
+        }
+        for number, item in zip(numbers, result.items, strict=True)
+    ]
+    unused = {name for name in ("hint", "l2-category") if not any(row[name] for row in rows)}
+    rows = [{name: text for name, text in row.items() if name not in unused} for row in rows]
+    return _joined(rows) if result.kind.name == "pope" else rows
 
 
 def _own_numbers(answers: ExportedResult) -> list[int]:

@@ -6,7 +6,8 @@ the same functions as training does, so what is shown is what is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,17 @@ MARKS = ("[[", "]]")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer from a folder; nothing is fetched.
+    """Load a tokenizer from a folder as training does; nothing is fetched.
 
     Raises:
-        ConfigError: The folder does not exist or holds no tokenizer.
+        ConfigError: The folder does not exist.
+        CheckpointError: It holds no tokenizer.
     """
     if not folder.is_dir():
         raise ConfigError(f"tokenizer: there is no folder {folder}.")
-    from transformers import AutoTokenizer
+    from llava.model import tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"tokenizer: {folder} holds none that can be loaded (expected tokenizer_config.json "
-            f"with tokenizer.json or tokenizer.model): {error}"
-        ) from error
+    return tokenizer.load_tokenizer(folder)
 
 
 def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
@@ -94,29 +90,25 @@ def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
 def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
     """Tokens, ids and labels of an encoded sample."""
     pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
-    num_supervised = sum(label != IGNORE_INDEX for _, label in pairs)
+    styles = [SUPERVISED_STYLE if label != IGNORE_INDEX else "" for label in encoded.labels]
+    num_supervised = sum(map(bool, styles))
     text = Text(f"{len(pairs)} tokens, {num_supervised} supervised\n\n", style="dim")
     text.append_text(_marked(_runs(pairs, tokenizer), color))
     for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels)):
-        text.append(f"\n\n{name} ", style="dim")
-        for i, (value, (_, label)) in enumerate(zip(values, pairs, strict=True)):
-            style = SUPERVISED_STYLE if label != IGNORE_INDEX else ""
-            text.append(" " * (i > 0) + str(value), style=style)
+        text.append(f"\n\n{name}", style="dim")
+        for value, style in zip(values, styles, strict=True):
+            text.append(" ").append(str(value), style=style)
     return text
 
 
-def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> list[tuple[str, bool]]:
+def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
     """Neighbouring tokens that are supervised alike, as text."""
-    runs: list[tuple[str, bool]] = []
-    for token, label in pairs:
-        image = token == IMAGE_TOKEN_INDEX
-        piece = "<image>" if image else str(tokenizer.convert_ids_to_tokens(token))
-        supervised = label != IGNORE_INDEX
-        if runs and runs[-1][1] == supervised:
-            runs[-1] = (f"{runs[-1][0]} {piece}", supervised)
-        else:
-            runs.append((piece, supervised))
-    return [(f"{piece} ", supervised) for piece, supervised in runs]
+    for is_supervised, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
+        pieces = [
+            "<image>" if token == IMAGE_TOKEN_INDEX else tokenizer.convert_ids_to_tokens(token)
+            for token, _ in run
+        ]
+        yield "".join(f"{piece} " for piece in pieces), is_supervised
 
 
 def _marked(pieces: Iterable[tuple[str, bool]], color: bool) -> Text:

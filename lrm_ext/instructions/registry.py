@@ -3,7 +3,7 @@
 `mvqa`: question and answer in one language. `epvqa`: the model first translates the question into
 English, then answers. `bvqa`: question in one language, answer in the other, one of them English.
 All wording is in the language files; here is only the order of the parts. To add an instruction,
-write its rules and add it to the dictionary at the end.
+derive a class from `Instruction` and add it to `_INSTRUCTIONS`.
 
 Input: a corpus row with its turns in English and in another language. Output: a `Sample` in
 LLaVA's shape, or, the other way, the parts of a model's reply. An instruction holds for a whole
@@ -18,7 +18,7 @@ as LLaVA trains it, so an instruction goes before it; the image stays where it w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,11 +34,6 @@ _TAIL = re.compile(r"\n?<image>\Z")
 ENGLISH = "en"
 TO_EN = "to_en"
 FROM_EN = "from_en"
-
-# (question, the language that is not English, direction) -> the question as the model gets it
-Ask = Callable[[str, Language, str | None], str]
-# (English question, answer, language) -> the answer as the model is to give it
-Reply = Callable[[str, str, Language], str]
 
 
 @dataclass(frozen=True)
@@ -115,25 +110,37 @@ class ParsedReply:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One task instruction.
+    """A task instruction; this class keeps question and answer as they are, as MVQA does.
+
+    Another instruction overrides `_ask`, `_reply` or `_parse`.
 
     Attributes:
         name: Its name in data and on the command line.
         summary: One line for people.
         directions: For BVQA, which of the two languages asks; empty for the others.
         allows_english: Whether it makes sense in English alone.
-        ask_rule: See `ask`.
-        reply_rule: Turns a plain answer into the supervised reply.
-        parse_rule: See `parse`.
     """
 
     name: str
     summary: str
-    directions: tuple[str, ...]
-    allows_english: bool
-    ask_rule: Ask
-    reply_rule: Reply
-    parse_rule: Callable[[str, Language], ParsedReply]
+    directions: tuple[str, ...] = ()
+    allows_english: bool = False
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        """Return a question as the model gets it; `language` is the one that is not English."""
+        return text
+
+    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+        """Return an answer as the model is to give it.
+
+        Raises:
+            DataError: The instruction cannot be used for this question.
+        """
+        return answer
+
+    def _parse(self, reply: str, language: Language) -> ParsedReply:
+        """Read a reply; blanks around it are gone, and it is not empty."""
+        return ParsedReply(reply)
 
     def ask(self, text: str, lang: str, direction: str | None = None) -> str:
         """Turn a question into the prompt that this instruction trains.
@@ -148,7 +155,7 @@ class Instruction:
             ConfigError: Unknown language or direction, or English where it makes no sense.
         """
         self._check(lang, direction)
-        return self.ask_rule(text, get_language(lang), direction)
+        return self._ask(text, get_language(lang), direction)
 
     def format(
         self,
@@ -186,12 +193,15 @@ class Instruction:
         questions = row.turns if direction == FROM_EN else turns
         answers = row.turns if direction == TO_EN else turns
         made: list[Turn] = []
-        for i, question in enumerate(questions):
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             if question.role == "human":
-                made.append(Turn("human", self.ask_rule(question.text, language, direction)))
+                made.append(Turn("human", self._ask(question.text, language, direction)))
                 continue
-            text = self._reply(row, i, answers[i].text, language)
-            made.append(Turn("gpt", text, answers[i].supervised))
+            try:
+                text = self._reply(row.turns[i - 1].text if i else "", answer.text, language)
+            except DataError as error:
+                raise DataError(f"row {row.id!r}, turn {i}, {self.name}: {error}") from error
+            made.append(Turn("gpt", text, answer.supervised))
         parts = [lang, self.name, *([direction] if direction else [])]
         return Sample(
             id=row.id if lang == ENGLISH else f"{row.id}@{'.'.join(parts)}",
@@ -211,14 +221,10 @@ class Instruction:
         Raises:
             ConfigError: Unknown language.
         """
-        return self.parse_rule(reply, get_language(lang))
-
-    def _reply(self, row: CorpusRow, index: int, answer: str, language: Language) -> str:
-        english = row.turns[index - 1].text if index else ""
-        try:
-            return self.reply_rule(english, answer, language)
-        except DataError as error:
-            raise DataError(f"row {row.id!r}, turn {index}, {self.name}: {error}") from error
+        language, reply = get_language(lang), reply.strip()
+        if not reply:
+            return ParsedReply("", None, False, "empty reply")
+        return self._parse(reply, language)
 
     def _check(self, lang: str, direction: str | None) -> None:
         get_language(lang)
@@ -231,6 +237,70 @@ class Instruction:
         if direction not in expected:
             choices = ", ".join(self.directions) or "none"
             raise ConfigError(f"{self.name}: direction is {direction!r}; choose from: {choices}.")
+
+
+class _Pivot(Instruction):
+    """EP-VQA."""
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        return insert_instruction(text, language.epvqa_instruction, language.format_prompts)
+
+    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+        """The English question without image and format prompt, then the answer, both marked."""
+        english = get_language(ENGLISH)
+        question = split_human_text(english_question, english.format_prompts).question.strip()
+        if not question:
+            raise DataError("the English turn asks nothing that could be translated.")
+        separator = "\n" + language.answer_marker
+        if separator in question:
+            raise DataError(
+                f"the English question holds {language.answer_marker!r} at the beginning of a "
+                "line; the reply could not be taken apart again. Reword it or set "
+                "translatable = false."
+            )
+        gap = " " if language.spaced else ""
+        return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
+
+    def _parse(self, reply: str, language: Language) -> ParsedReply:
+        """Split a reply at its markers; see `_reply`.
+
+        A reply with neither marker is an answer given without the translation. One that begins a
+        translation and never comes to the answer (cut off, say) has no answer.
+        """
+        before, marker, answer = ("\n" + reply).partition("\n" + language.answer_marker)
+        before, answer = before.strip(), answer.strip()
+        if not reply.startswith(language.translation_marker):
+            found = answer if marker and not before else reply
+            return ParsedReply(found, None, False, "no translation")
+        translation = before[len(language.translation_marker) :].strip()
+        if not marker:
+            return ParsedReply("", translation or None, False, "no answer marker")
+        if not translation or not answer:
+            missing = "empty answer" if translation else "empty translation"
+            return ParsedReply(answer, translation or None, False, missing)
+        return ParsedReply(answer, translation)
+
+
+class _Bilingual(Instruction):
+    """BVQA."""
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        """Name the answer language in the question's language.
+
+        The same question is answered in its own language by MVQA: without the name the two would
+        contradict each other.
+        """
+        asking = language if direction == TO_EN else get_language(ENGLISH)
+        answer_lang = ENGLISH if direction == TO_EN else language.code
+        return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
+
+
+_MVQA = Instruction("mvqa", "question and answer in the same language", allows_english=True)
+_EPVQA = _Pivot("epvqa", "translate the question into English first, then answer")
+_BVQA = _Bilingual(
+    "bvqa", "question in one language, answer in the other, one of them English", (TO_EN, FROM_EN)
+)
+_INSTRUCTIONS = {instruction.name: instruction for instruction in (_MVQA, _EPVQA, _BVQA)}
 
 
 def list_instructions() -> tuple[str, ...]:
@@ -249,105 +319,3 @@ def get_instruction(name: str) -> Instruction:
             f"unknown instruction {name!r}; choose from: {', '.join(list_instructions())}."
         )
     return _INSTRUCTIONS[name]
-
-
-def _ask_plain(text: str, language: Language, direction: str | None) -> str:
-    return text
-
-
-def _ask_pivot(text: str, language: Language, direction: str | None) -> str:
-    return insert_instruction(text, language.epvqa_instruction, language.format_prompts)
-
-
-def _ask_bilingual(text: str, language: Language, direction: str | None) -> str:
-    """Name the answer language in the question's language.
-
-    The same question is answered in its own language by MVQA: without the name the two would
-    contradict each other.
-    """
-    asking = language if direction == TO_EN else get_language(ENGLISH)
-    answer_lang = ENGLISH if direction == TO_EN else language.code
-    return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
-
-
-def _reply_plain(english_question: str, answer: str, language: Language) -> str:
-    return answer
-
-
-def _reply_pivot(english_question: str, answer: str, language: Language) -> str:
-    """The English question without picture and format prompt, then the answer, both marked."""
-    english = get_language(ENGLISH)
-    question = split_human_text(english_question, english.format_prompts).question.strip()
-    if not question:
-        raise DataError("the English turn asks nothing that could be translated.")
-    separator = "\n" + language.answer_marker
-    if separator in question:
-        raise DataError(
-            f"the English question holds {language.answer_marker!r} at the beginning of a line; "
-            "the reply could not be taken apart again. Reword it or set translatable = false."
-        )
-    gap = " " if language.spaced else ""
-    return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
-
-
-def _parse_plain(reply: str, language: Language) -> ParsedReply:
-    answer = reply.strip()
-    return ParsedReply(answer) if answer else ParsedReply("", None, False, "empty reply")
-
-
-def _parse_pivot(reply: str, language: Language) -> ParsedReply:
-    """Split a reply at its markers; see `_reply_pivot`.
-
-    A reply with neither marker is an answer given without the translation. One that begins a
-    translation and never comes to the answer (cut off, say) has no answer.
-    """
-    reply = reply.strip()
-    if not reply:
-        return ParsedReply("", None, False, "empty reply")
-    has_translation = reply.startswith(language.translation_marker)
-    before, marker, answer = ("\n" + reply).partition("\n" + language.answer_marker)
-    before, answer = before.strip(), answer.strip()
-    if not has_translation:
-        found = answer if marker and not before else reply
-        return ParsedReply(found, None, False, "no translation")
-    translation = before[len(language.translation_marker) :].strip()
-    if not marker:
-        return ParsedReply("", translation or None, False, "no answer marker")
-    if not translation or not answer:
-        missing = "empty answer" if translation else "empty translation"
-        return ParsedReply(answer, translation or None, False, missing)
-    return ParsedReply(answer, translation)
-
-
-_INSTRUCTIONS = {
-    instruction.name: instruction
-    for instruction in (
-        Instruction(
-            name="mvqa",
-            summary="question and answer in the same language",
-            directions=(),
-            allows_english=True,
-            ask_rule=_ask_plain,
-            reply_rule=_reply_plain,
-            parse_rule=_parse_plain,
-        ),
-        Instruction(
-            name="epvqa",
-            summary="translate the question into English first, then answer",
-            directions=(),
-            allows_english=False,
-            ask_rule=_ask_pivot,
-            reply_rule=_reply_pivot,
-            parse_rule=_parse_pivot,
-        ),
-        Instruction(
-            name="bvqa",
-            summary="question in one language, answer in the other, one of them English",
-            directions=(TO_EN, FROM_EN),
-            allows_english=False,
-            ask_rule=_ask_bilingual,
-            reply_rule=_reply_plain,
-            parse_rule=_parse_plain,
-        ),
-    )
-}

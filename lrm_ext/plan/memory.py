@@ -128,18 +128,19 @@ def estimate_memory(
         num_positions: Of a sample, the picture's included.
         num_supervised: Of those, the ones that a loss is taken of.
     """
+    tower, images_kept, images = _image_parts(shape, settings)
     weights, gradients, optimizer = _states(shape, settings)
     tokens = settings.batch_size * num_positions
     kept, block = _activations(shape.language_model, settings, tokens)
     supervised = settings.batch_size * num_supervised
     return Memory(
-        weights,
+        weights + tower,
         gradients,
         optimizer,
-        kept + _projector_activations(shape, settings),
+        kept + images_kept,
         block,
         _logits(shape.language_model, settings, tokens, supervised),
-        _image_bytes(shape, settings),
+        images,
         _buffers(shape.language_model, settings),
     )
 
@@ -181,7 +182,7 @@ def num_trained(shape: ModelShape, settings: StageSettings) -> int:
 
 
 def _states(shape: ModelShape, settings: StageSettings) -> tuple[float, float, float]:
-    """Weights, gradients, and the optimizer's states, as ZeRO deals them out."""
+    """All but the tower's weights, gradients and optimizer's states, as ZeRO deals them out."""
     e, trained = settings.compute_bytes, num_trained(shape, settings)
     frozen = _frozen_bytes(shape, settings)
     if settings.zero_stage:
@@ -194,15 +195,10 @@ def _states(shape: ModelShape, settings: StageSettings) -> tuple[float, float, f
         optimizer = trained * _STATES_BYTES
         if settings.half and settings.trained == ALL:
             frozen += trained * e  # autocast keeps the weights it has converted
-    shards = [settings.num_devices if settings.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     if settings.offloads:
-        return _tower_bytes(shape, settings), 0.0, 0.0
-    model = (weights + frozen) / shards[0]
-    return (
-        model + _tower_bytes(shape, settings),
-        gradients / shards[1],
-        optimizer / shards[2],
-    )
+        return 0.0, 0.0, 0.0
+    shards = [settings.num_devices if settings.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    return (weights + frozen) / shards[0], gradients / shards[1], optimizer / shards[2]
 
 
 def _frozen_bytes(shape: ModelShape, settings: StageSettings) -> float:
@@ -217,9 +213,20 @@ def _frozen_bytes(shape: ModelShape, settings: StageSettings) -> float:
     return model.num_in_matrices * _BYTES_OF_BITS[settings.bits] + rest * 4
 
 
-def _tower_bytes(shape: ModelShape, settings: StageSettings) -> float:
-    tower = shape.tower
-    return 0.0 if tower is None else tower.num_parameters * settings.compute_bytes
+def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, float, float]:
+    """The tower's weights, what the projector keeps, and pictures with the tower's outputs.
+
+    The projector keeps two inputs of matrices, GELU's, and the embeddings that are put together.
+    Pictures are of float32 at worst; the tower's own activations are gone when they count.
+    """
+    tower, e = shape.tower, settings.compute_bytes
+    if tower is None:
+        return 0.0, 0.0, 0.0
+    width = tower.hidden_size + 2 * shape.language_model.hidden_size
+    kept = settings.batch_size * shape.num_image_tokens * width * e
+    pixels = 0 if settings.caches_features else 3 * tower.image_size_px**2 * 4
+    outputs = tower.num_patches * tower.hidden_size * e
+    return tower.num_parameters * e, kept, settings.batch_size * (pixels + outputs)
 
 
 def _activations(
@@ -228,10 +235,9 @@ def _activations(
     """What blocks and last norm keep, and what a block keeps while it is computed again."""
     r, layer = settings.stream_bytes, _layer_bytes(model, settings)
     last_norm = model.hidden_size * (4 + r + settings.compute_bytes)
-    if settings.checkpointing:
-        inputs = r * model.hidden_size * model.num_layers
-        return tokens * (inputs + last_norm), tokens * layer
-    return tokens * (layer * model.num_layers + last_norm), 0.0
+    kept = r * model.hidden_size if settings.checkpointing else layer
+    block = tokens * layer if settings.checkpointing else 0.0
+    return tokens * (kept * model.num_layers + last_norm), block
 
 
 def _layer_bytes(model: LanguageModelShape, settings: StageSettings) -> float:
@@ -264,14 +270,6 @@ def _adapter_bytes(model: LanguageModelShape, settings: StageSettings) -> float:
     return inputs * (e + mask) + ranks * e
 
 
-def _projector_activations(shape: ModelShape, settings: StageSettings) -> float:
-    """Two inputs of matrices and GELU's, and the embeddings that are put together."""
-    if shape.tower is None:
-        return 0.0
-    width = shape.tower.hidden_size + 2 * shape.language_model.hidden_size
-    return settings.batch_size * shape.num_image_tokens * width * settings.compute_bytes
-
-
 def _logits(
     model: LanguageModelShape, settings: StageSettings, tokens: float, supervised: float
 ) -> float:
@@ -281,16 +279,6 @@ def _logits(
     if settings.zero_stage < 3:  # there the loss is not cut into chunks
         logits = min(logits, MAX_CHUNK_LOGITS)
     return logits * _LOGIT_BYTES + supervised * model.hidden_size * settings.stream_bytes
-
-
-def _image_bytes(shape: ModelShape, settings: StageSettings) -> float:
-    """Pictures, float32 at worst, and the tower's outputs; its own activations are gone by then."""
-    tower = shape.tower
-    if tower is None:
-        return 0.0
-    pixels = 0 if settings.caches_features else 3 * tower.image_size_px**2 * 4
-    outputs = tower.num_patches * tower.hidden_size * settings.compute_bytes
-    return settings.batch_size * (pixels + outputs)
 
 
 def _buffers(model: LanguageModelShape, settings: StageSettings) -> float:

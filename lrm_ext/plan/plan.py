@@ -345,10 +345,10 @@ def measure_data(
     Raises:
         UserError: The corpus or the mixture that is there cannot be read.
     """
-    num_measured, text, supervised, lengths = _measure(flags) or (
+    num_measured, text, supervised, source = _measure(flags) or (
         None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
     )  # fmt: skip
-    source_of_measured = lengths
+    lengths = source
     if wishes.text_tokens is not None:
         text, supervised, lengths = wishes.text_tokens, None, "as given"
     if wishes.supervised_tokens is not None:
@@ -356,14 +356,14 @@ def measure_data(
     if supervised is None:
         supervised = text  # more it cannot be
         lengths += "; all of the text learnt"
-    num_samples, source = PAPER_SAMPLES, "the paper's"
     if wishes.num_samples is not None:
         num_samples, source = wishes.num_samples, "as given"
     elif int(flags.get("max_steps", -1)) > 0:
         num_samples, source = int(flags["max_steps"]) * samples_a_step, "--max_steps"
     elif num_measured is not None:
-        epochs = float(flags.get("num_train_epochs", 1))
-        num_samples, source = round(num_measured * epochs), source_of_measured
+        num_samples = round(num_measured * float(flags.get("num_train_epochs", 1)))
+    else:
+        num_samples, source = PAPER_SAMPLES, "the paper's"
     return StageData(num_samples, text + num_image_tokens, supervised, source, lengths)
 
 
@@ -470,86 +470,74 @@ def _table(plan: Plan) -> Table:
     table = Table("", *(STAGES[stage.stage] for stage in plan.stages))
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in _rows_of_settings(plan):
-        table.add_row(*row)
-    table.add_section()
-    for row in _rows_of_memory(plan):
-        table.add_row(*row)
-    table.add_section()
-    for row in _rows_of_cost(plan):
-        table.add_row(*row)
+    for section in (_rows_of_settings(plan), _rows_of_memory(plan), _rows_of_cost(plan)):
+        for label, values in section.items():
+            table.add_row(label, *values)
+        table.add_section()
     return table
 
 
-def _rows_of_settings(plan: Plan) -> list[list[str]]:
-    stages = plan.stages
-    return [
-        ["trained parameters", *(_big(num_trained(plan.shape, s.settings)) for s in stages)],
-        ["sharding", *(_sharding(s) for s in stages)],
-        ["activation checkpointing", *(_yes(s.settings.checkpointing) for s in stages)],
-        ["samples a GPU x accumulation x GPUs", *(_batch(s) for s in stages)],
-        ["positions a sample, mean", *(f"{s.data.num_positions:.0f}" for s in stages)],
-        ["of them learnt, mean", *(f"{s.data.num_supervised:.0f}" for s in stages)],
-    ]
+def _rows_of_settings(plan: Plan) -> dict[str, list[str]]:
+    settings = [stage.settings for stage in plan.stages]
+    data = [stage.data for stage in plan.stages]
+    return {
+        "trained parameters": [_big(num_trained(plan.shape, s)) for s in settings],
+        "sharding": [_sharding(s) for s in settings],
+        "activation checkpointing": ["yes" if s.checkpointing else "no" for s in settings],
+        "samples a GPU x accumulation x GPUs": [
+            f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
+            for s in settings
+        ],
+        "positions a sample, mean": [f"{d.num_positions:.0f}" for d in data],
+        "of them learnt, mean": [f"{d.num_supervised:.0f}" for d in data],
+    }
 
 
-def _rows_of_memory(plan: Plan) -> list[list[str]]:
+def _rows_of_memory(plan: Plan) -> dict[str, list[str]]:
     stages = plan.stages
     unit, size = ("GiB", GIB) if plan.gpu is not None else ("MiB", 2**20)
-    rows = []
-    for field in dataclasses.fields(Memory):
-        values = [getattr(stage.memory, field.name) for stage in stages]
-        if any(values):
-            label = f"{_PARTS[field.name]}, {unit}"
-            rows.append([label, *(f"{value / size:.1f}" for value in values)])
-    rows.append([f"memory, {unit}", *(f"{s.memory.total / size:.1f}" for s in stages)])
-    rows.append(
-        [
-            f"the same, all samples at the limit, {unit}",
-            *(f"{s.memory_at_limit.total / size:.1f}" for s in stages),
-        ]
-    )
+    values = {
+        label: [getattr(stage.memory, name) for stage in stages] for name, label in _PARTS.items()
+    }
+    values = {label: found for label, found in values.items() if any(found)}
+    values["memory"] = [stage.memory.total for stage in stages]
+    values["the same, all samples at the limit"] = [s.memory_at_limit.total for s in stages]
+    rows = {f"{k}, {unit}": [f"{bytes_ / size:.1f}" for bytes_ in v] for k, v in values.items()}
     if plan.gpu is not None:
         limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
-        rows.append([f"room ({FILL_LIMIT:.0%}), GiB", *(f"{limit / GIB:.1f}" for _ in stages)])
-        rows.append(["fits", *(_fits(stage, limit) for stage in stages)])
-        rows.append(["largest batch a GPU", *(str(s.largest_batch) for s in stages)])
-        rows.append(
-            [
-                "the same, all samples at the limit",
-                *(f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages),
-            ]
-        )
+        rows[f"room ({FILL_LIMIT:.0%}), GiB"] = [f"{limit / GIB:.1f}"] * len(stages)
+        rows["fits"] = [_fits(stage, limit) for stage in stages]
+        rows["largest batch a GPU"] = [str(s.largest_batch) for s in stages]
+        rows["the same, all samples at the limit"] = [
+            f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages
+        ]
     return rows
 
 
-def _rows_of_cost(plan: Plan) -> list[list[str]]:
+def _rows_of_cost(plan: Plan) -> dict[str, list[str]]:
     stages = plan.stages
-    rows = [
-        ["samples", *(f"{s.data.num_samples:,}" for s in stages)],
-        ["optimizer steps", *(f"{s.num_steps:,}" for s in stages)],
-        ["tokens", *(_big(s.num_tokens) for s in stages)],
-        ["operations a sample", *(f"{s.flops.total / 1e12:.3g} T" for s in stages)],
-        ["operations", *(f"{s.total_flops:.3g}" for s in stages)],
-    ]
+    rows = {
+        "samples": [f"{s.data.num_samples:,}" for s in stages],
+        "optimizer steps": [f"{s.num_steps:,}" for s in stages],
+        "tokens": [_big(s.num_tokens) for s in stages],
+        "operations a sample": [f"{s.flops.total / 1e12:.3g} T" for s in stages],
+        "operations": [f"{s.total_flops:.3g}" for s in stages],
+    }
+    hours = [stage.hours or 0.0 for stage in stages]
     if plan.mfu is not None:
-        hours = [s.hours or 0.0 for s in stages]
-        rows.append([f"hours at MFU {plan.mfu:.0%}", *(f"{value:.1f}" for value in hours)])
-        if plan.price is not None:
-            prices = (value * plan.num_gpus * plan.price for value in hours)
-            label = f"money at {plan.price:g} a GPU and hour"
-            rows.append([label, *(f"{value:,.0f}" for value in prices)])
+        rows[f"hours at MFU {plan.mfu:.0%}"] = [f"{value:.1f}" for value in hours]
+    if plan.mfu is not None and plan.price is not None:
+        money = plan.num_gpus * plan.price
+        rows[f"money at {plan.price:g} a GPU and hour"] = [f"{h * money:,.0f}" for h in hours]
     return rows
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
-    for stage in plan.stages:
-        data = stage.data
-        notes.append(
-            f"{STAGES[stage.stage]}: number of samples {data.source_of_samples}; lengths "
-            f"{data.source_of_lengths}"
-        )
+    notes = [
+        f"{STAGES[stage.stage]}: number of samples {stage.data.source_of_samples}; lengths "
+        f"{stage.data.source_of_lengths}"
+        for stage in plan.stages
+    ]
     if plan.hours is not None:
         cost = "" if plan.cost is None else f", {plan.cost:,.0f} in money"
         notes.append(f"both stages: {plan.hours:.1f} hours{cost}")
@@ -566,28 +554,16 @@ def _notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _sharding(stage: StagePlan) -> str:
-    settings = stage.settings
-    if settings.offloads:
-        return f"ZeRO-{settings.zero_stage}, offloaded"
-    if settings.zero_stage:
-        return f"ZeRO-{settings.zero_stage}"
+def _sharding(settings: StageSettings) -> str:
+    if settings.zero_stage or settings.offloads:
+        return f"ZeRO-{settings.zero_stage}{', offloaded' if settings.offloads else ''}"
     return "none" if settings.num_devices == 1 else "DDP"
-
-
-def _batch(stage: StagePlan) -> str:
-    s = stage.settings
-    return f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
 
 
 def _fits(stage: StagePlan, limit: float) -> str:
     if stage.memory.total > limit:
         return "no"
     return "yes" if stage.memory_at_limit.total <= limit else "yes, not at the limit"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _big(number: float) -> str:

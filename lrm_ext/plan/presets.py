@@ -7,7 +7,7 @@ of the models that they name, without loading or downloading them.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shlex
 import shutil
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
+from llava.model.checkpoint import read_json
 from llava.train.flops import LanguageModelShape, ModelShape, TowerShape
 from lrm_ext.languages._toml import load_toml
 
@@ -63,8 +64,8 @@ def stage_flags(
     Raises:
         ConfigError: There is no such preset, the choices are listed; or the script fails.
     """
-    if preset not in list_presets(root):
-        raise ConfigError(f"unknown preset {preset!r}; choose from: {', '.join(list_presets())}")
+    if preset not in (known := list_presets(root)):
+        raise ConfigError(f"unknown preset {preset!r}; choose from: {', '.join(known)}")
     bash = shutil.which("bash")
     if bash is None:
         raise ConfigError("bash is not found; presets are read by the training scripts")
@@ -120,9 +121,9 @@ def load_shape(language_model: str, tower: str | None, select_layer: int = -2) -
     """
     config = _config(language_model, "language_models")
     shape = LanguageModelShape.from_config(config, language_model)
-    if tower is None:
-        return ModelShape(shape, None)
-    vision = TowerShape.from_config(_config(tower, "towers"), tower, select_layer)
+    vision = None
+    if tower is not None:
+        vision = TowerShape.from_config(_config(tower, "towers"), tower, select_layer)
     return ModelShape(shape, vision)
 
 
@@ -136,13 +137,7 @@ def _config(name: str, kind: str) -> Mapping[str, Any]:
     if not path.is_file():
         path = _cached(name)
     if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: not readable as JSON: {error}") from error
-        if isinstance(content, dict):
-            return content
-        raise ConfigError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        return read_json(path)
     known = load_toml(MODELS_FILE)[kind]
     if name in known:
         return dict(known[name])
@@ -157,8 +152,7 @@ def _cached(name: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    return Path(found) if isinstance(found, str) else Path(name) / "config.json"
+    with contextlib.suppress(HFValidationError):
+        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
+            return Path(found)
+    return Path(name) / "config.json"

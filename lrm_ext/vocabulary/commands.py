@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -41,13 +41,13 @@ def extend_vocab(
     from llava.errors import ConfigError
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.store import Corpus
+    from lrm_ext.files import refuse_existing
     from lrm_ext.languages.fertility import corpus_pairs, in_common
     from lrm_ext.vocabulary import extend as vocabulary
 
     if (model is None) == (tokenizer is None):
         raise ConfigError("give either --model or --tokenizer")
-    if out.exists():
-        raise ConfigError(f"--out {out} exists already; name a new folder")
+    refuse_existing(out)
     folder = model or tokenizer
     assert folder is not None
     opened = Corpus.open(corpus)
@@ -71,47 +71,33 @@ def extend_vocab(
     if not pairs:
         measured_on = "that it was learnt from (no others are left), so too good"
         pairs = in_common(corpus_pairs(corpus, None, _NUM_COMPARED))
-    _print_fertility(console, folder, out, pairs, measured_on)
-    _print_changes(console, load_tokenizer(folder), load_tokenizer(out), pairs)
+    _print_effect(console, load_tokenizer(folder), load_tokenizer(out), pairs, measured_on)
     console.print(f"saved to {out}")
 
 
-def _print_fertility(
-    console: Console, old: Path, new: Path, pairs: dict[str, list[Pair]], measured_on: str
+def _print_effect(
+    console: Console, old: Any, new: Any, pairs: dict[str, list[Pair]], measured_on: str
 ) -> None:
+    """Print by language how much shorter texts are, and how many are cut in another way.
+
+    The model has not learnt the new cuts.
+    """
+    from statistics import fmean
+
     from rich.table import Table
 
-    from lrm_ext.languages.fertility import load_counter, measure
     from lrm_ext.languages.registry import get_language
 
-    before, after = (
-        {result.lang: result for result in measure(load_counter(str(folder)), pairs)}
-        for folder in (old, new)
-    )
     title = f"tokens a sentence, over {len(next(iter(pairs.values()))):,} {measured_on}"
     table = Table("language", title=title, title_justify="left")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
-    for lang, result in before.items():
-        count = after[lang].tokens_per_sentence
-        table.add_row(
-            get_language(lang).name,
-            f"{result.tokens_per_sentence:.2f}",
-            f"{count:.2f}",
-            f"{count / result.tokens_per_sentence - 1:+.1%}",
-        )
+    shares = []
+    for lang, found in pairs.items():
+        cuts = [(old.tokenize(text), new.tokenize(text)) for _, text in found]
+        before, after = (fmean(map(len, side)) for side in zip(*cuts, strict=True))
+        change = f"{after / before - 1:+.1%}"
+        table.add_row(get_language(lang).name, f"{before:.2f}", f"{after:.2f}", change)
+        shares.append(f"{lang} {fmean(was != now for was, now in cuts):.1%}")
     console.print(table)
-
-
-def _print_changes(
-    console: Console, old: object, new: object, pairs: dict[str, list[Pair]]
-) -> None:
-    """Say which languages are cut in another way: the model has not learnt those cuts."""
-    from lrm_ext.vocabulary.extend import changed_share
-
-    shares = {
-        lang: changed_share(old, new, [other for _, other in found])
-        for lang, found in pairs.items()
-    }
-    listed = ", ".join(f"{lang} {share:.1%}" for lang, share in shares.items())
-    console.print(f"sentences that are cut in another way than before: {listed}")
+    console.print(f"sentences that are cut in another way than before: {', '.join(shares)}")

@@ -13,11 +13,13 @@ and every one is used.
 
 from __future__ import annotations
 
+import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -108,27 +110,25 @@ def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> E
         ConfigError: The texts yield no piece.
     """
     tokenizer = load_tokenizer(folder)
-    words: Counter[tuple[str, ...]] = Counter()
+    words: Counter[Word] = Counter()
     for text in texts:
         words.update(split_words(tokenizer.tokenize(text)))
-    ids = {piece.piece: number for number, piece in enumerate(model.pieces)}
-    pieces = learn_pieces(words, ids, num_pieces)
+    pieces = learn_pieces(words, (piece.piece for piece in model.pieces), num_pieces)
     if not pieces:
         raise ConfigError(
-            f"no piece is worth adding: {sum(words.values()):,} words were read; give more text"
+            f"no piece is worth adding: {words.total():,} words were read; give more text"
         )
     first_id = len(model.pieces)
+    ids: dict[str, tuple[int, ...]] = {
+        piece.piece: (number,) for number, piece in enumerate(model.pieces)
+    }
     lowest = min(piece.score for piece in model.pieces if piece.type == piece.NORMAL)
-    old_ids: dict[str, tuple[int, ...]] = {}
     for number, piece in enumerate(pieces, 1):
         # joined after all that could be joined before
         model.pieces.add(piece=piece.text, score=lowest - number)
-        old_ids[piece.text] = tuple(
-            old
-            for part in piece.parts
-            for old in (old_ids[part] if part in old_ids else (ids[part],))
-        )
+        ids[piece.text] = tuple(old for part in piece.parts for old in ids[part])
     model.trainer_spec.vocab_size = len(model.pieces)
+    old_ids = {piece.text: ids[piece.text] for piece in pieces}
     return Extension(tuple(pieces), first_id, old_ids, words.total())
 
 
@@ -144,8 +144,7 @@ def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
             shutil.copyfile(folder / name, out / name)
     (out / MODEL_FILE).write_bytes(model.SerializeToString())
     old, new = load_tokenizer(folder), load_tokenizer(out)
-    num_old = len(old)
-    numbers = list(range(num_old))
+    numbers = list(range(len(old)))
     if old.convert_ids_to_tokens(numbers) != new.convert_ids_to_tokens(numbers):
         raise CheckpointError(f"{out}: old pieces have other ids than in {folder}; do not use it")
     if len(new) != len(model.pieces):
@@ -169,12 +168,9 @@ def write_model(folder: Path, out: Path, extension: Extension) -> None:
     if num_rows < num_needed:
         model.resize_token_embeddings(num_needed, mean_resizing=False)
     model.config.vocab_size = max(num_rows, num_needed)
-    tables = [model.get_input_embeddings().weight]
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is not tables[0]:
-        tables.append(output.weight)
-    for table in tables:
-        fill_rows(table.data, extension)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:  # a tied output is the same table, and is filled with the same
+            fill_rows(layer.weight.data, extension)
     _keep_tower(model.config, folder, out)
     model.save_pretrained(out)
     add_rope_theta(out)
@@ -222,14 +218,9 @@ def _load(folder: Path) -> Any:
     return kind.from_pretrained(str(folder), dtype="auto")
 
 
-def changed_share(before: Any, after: Any, texts: Sequence[str]) -> float:
-    """Share of texts that a tokenizer cuts in another way than before."""
-    changed = sum(before.tokenize(text) != after.tokenize(text) for text in texts)
-    return changed / len(texts) if texts else 0.0
-
-
 # SentencePiece's blank
 BLANK = "\u2581"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 # what is rarer is not worth a row of embeddings
 MIN_COUNT = 2
 
@@ -289,31 +280,29 @@ def _merges(
     counts = list(words.values())
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for number, form in enumerate(forms):
-        for pair in _pairs(form):
-            pairs[pair] += counts[number]
+
+    def count(number: int, sign: int) -> None:
+        for pair in _pairs(forms[number]):
+            pairs[pair] += sign * counts[number]
             where[pair].add(number)
+
+    for number in range(len(forms)):
+        count(number, 1)
     learnt: list[NewPiece] = []
     while len(learnt) < num_merges and pairs:
         pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
-        count = pairs[pair]
-        if count < min_count:
+        if pairs[pair] < min_count:
             break
         joined = pair[0] + pair[1]
-        is_new = joined not in vocabulary
-        if is_new:
+        if joined not in vocabulary:
             vocabulary.add(joined)
-            learnt.append(NewPiece(joined, pair, count))
+            learnt.append(NewPiece(joined, pair, pairs[pair]))
+        # a word that had the pair once and has it no more stays as it is
         for number in list(where[pair]):
-            for old in _pairs(forms[number]):
-                pairs[old] -= counts[number]
-                where[old].discard(number)
+            count(number, -1)
             forms[number] = _join(forms[number], pair)
-            for new in _pairs(forms[number]):
-                pairs[new] += counts[number]
-                where[new].add(number)
-        del pairs[pair]
-        where.pop(pair, None)
+            count(number, 1)
+        del pairs[pair], where[pair]
     return learnt
 
 
@@ -330,39 +319,27 @@ def _is_word(text: str) -> bool:
 
 def _join(form: Sequence[str], pair: tuple[str, str]) -> list[str]:
     joined: list[str] = []
-    position = 0
-    while position < len(form):
-        if tuple(form[position : position + 2]) == pair:
-            joined.append(pair[0] + pair[1])
-            position += 2
+    for symbol in form:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
         else:
-            joined.append(form[position])
-            position += 1
+            joined.append(symbol)
     return joined
 
 
 def split_words(pieces: Sequence[str]) -> list[Word]:
     """Cut a text's pieces into words; bytes become the characters that they spell."""
     words: list[list[str]] = []
-    for symbol in _characters_of_bytes(pieces):
-        if symbol.startswith(BLANK) or not words:
-            words.append([])
-        words[-1].append(symbol)
+    for are_bytes, run in groupby(pieces, key=lambda piece: bool(_BYTE.fullmatch(piece))):
+        symbols: Iterable[str] = run
+        if are_bytes:
+            spelled = bytes(int(piece[3:5], 16) for piece in run)
+            symbols = spelled.decode("utf-8", errors="replace")
+        for symbol in symbols:
+            if symbol.startswith(BLANK) or not words:
+                words.append([])
+            words[-1].append(symbol)
     return [tuple(word) for word in words]
-
-
-def _characters_of_bytes(pieces: Sequence[str]) -> list[str]:
-    symbols: list[str] = []
-    spelled = bytearray()
-    for piece in [*pieces, ""]:
-        if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
-            spelled.append(int(piece[3:5], 16))
-            continue
-        symbols += spelled.decode("utf-8", errors="replace")
-        spelled.clear()
-        if piece:
-            symbols.append(piece)
-    return symbols
 
 
 _HELD_OUT_EVERY = 20
