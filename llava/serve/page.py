@@ -101,15 +101,13 @@ def find_examples(root: Path) -> list[tuple[str, Question]]:
         Pairs of path and question; [] when there is no such folder.
     """
     folder = root / "examples"
-    questions: dict[str, Question] = {}
-    if (folder / "examples.json").is_file():
-        questions = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    pictures = [
-        path
+    texts = folder / "examples.json"
+    questions = json.loads(texts.read_text(encoding="utf-8")) if texts.is_file() else {}
+    return [
+        (str(path), questions.get(path.name, {}))
         for path in sorted(folder.glob("*"))
         if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}
     ]
-    return [(str(path), questions.get(path.name, {})) for path in pictures]
 
 
 def question_in(question: Question, text: PageText) -> str:
@@ -140,9 +138,8 @@ class Side:
 
 def terms(text: PageText, keep_days: float) -> str:
     """Return what a user should know, and how long pictures stay; 0 days is for ever."""
-    if not keep_days:
-        return f"{text.say('terms')} {text.say('pictures_kept')}"
-    return f"{text.say('terms')} {text.say('pictures_days', days=f'{keep_days:g}')}"
+    kept = text.say("pictures_days", days=f"{keep_days:g}")
+    return f"{text.say('terms')} {kept if keep_days else text.say('pictures_kept')}"
 
 
 class Page:
@@ -163,12 +160,16 @@ class Page:
         self, settings: PageSettings, examples_root: Path, title: str, embed_mode: bool
     ) -> None:
         self.settings = settings
-        # for each field with words in it, what makes its update in another language
-        self._labels: list[tuple[Component, Callable[[PageText], Any]]] = []
+        # each field with words in it, and what says them in a language
+        self._labels: list[tuple[Component, Callable[[PageText], dict[str, Any]]]] = []
         self._control: list[Component] = []
         with gr.Row(elem_id="head"):
             if not embed_mode:
-                self._markdown(lambda t: f"# {title}\n{t.say('intro')}", elem_id="title")
+                self._labelled(
+                    gr.Markdown,
+                    lambda t: {"value": f"# {title}\n{t.say('intro')}"},
+                    elem_id="title",
+                )
             self.language: gr.Dropdown = self._field(
                 gr.Dropdown,
                 {"label": "page_language"},
@@ -179,8 +180,11 @@ class Page:
                 scale=0,
                 min_width=180,
             )
-        self.notice = self._markdown(
-            lambda t: f"**{t.say('no_model')}** {WORKER_COMMAND}", visible=False, elem_id="notice"
+        self.notice = self._labelled(
+            gr.Markdown,
+            lambda t: {"value": f"**{t.say('no_model')}** {WORKER_COMMAND}"},
+            visible=False,
+            elem_id="notice",
         )
         with gr.Row():
             with gr.Column(scale=3, min_width=280, elem_id="left"):
@@ -189,28 +193,31 @@ class Page:
                 self._lay_out_chats()
         self._add_examples(examples_root)
         if not embed_mode:
-            self._markdown(lambda t: terms(t, settings.keep_days), elem_id="terms")
+            self._labelled(
+                gr.Markdown, lambda t: {"value": terms(t, settings.keep_days)}, elem_id="terms"
+            )
 
-    def _field(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
-        """Make a field with English words, and remember how to say them in another language.
+    def _labelled(
+        self, kind: Callable[..., Any], say: Callable[[PageText], dict[str, Any]], **options: Any
+    ) -> Any:
+        """Make a field in English, and remember how to say its words in another language.
 
         Args:
             kind: Its class.
-            words: For each of its properties that holds words, the name of the text.
+            say: Returns those of its properties that hold words.
             options: Its other properties.
         """
+        made = kind(**say(ENGLISH_TEXT), **options)
+        self._labels.append((made, say))
+        return made
+
+    def _field(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
+        """Make a field; `words` has the name of a text for each property that holds words."""
 
         def say(text: PageText) -> dict[str, str]:
             return {name: text.say(key) for name, key in words.items()}
 
-        made = kind(**say(ENGLISH_TEXT), **options)
-        self._labels.append((made, lambda text: gr.update(**say(text))))
-        return made
-
-    def _markdown(self, write: Callable[[PageText], str], **options: Any) -> gr.Markdown:
-        made = gr.Markdown(write(ENGLISH_TEXT), **options)
-        self._labels.append((made, lambda text: gr.update(value=write(text))))
-        return made
+        return self._labelled(kind, say, **options)
 
     def _buttons(self, keys: tuple[str, ...], prefix: str = "") -> list[gr.Button]:
         options = {"interactive": False, "min_width": 60, "size": "md"}
@@ -324,14 +331,14 @@ class Page:
         fields = [self._image, self._text]
         with self._examples_column:
             # Not gr.Examples: it puts the fields' English labels back with each example.
-            dataset = gr.Dataset(
+            dataset = self._labelled(
+                gr.Dataset,
+                words,
                 components=fields,
                 type="index",
                 samples_per_page=EXAMPLES_PER_PAGE,
-                **words(ENGLISH_TEXT),
             )
         dataset.click(choose, [dataset, self.language], fields, show_progress="hidden")
-        self._labels.append((dataset, lambda said: gr.update(**words(said))))
 
     def connect(self, concurrency_count: int) -> None:
         """Connect all fields, within the `gr.Blocks` that they are in.
@@ -495,7 +502,7 @@ class Page:
     def relabel(self, lang: str) -> list[Any]:
         """Say the page's words in the user's language."""
         text = self._in(lang).text
-        updates = [update(text) for _, update in self._labels]
+        updates = [gr.update(**say(text)) for _, say in self._labels]
         control = self.settings.control
         return updates if control is None else [*updates, *control.relabel(text)]
 

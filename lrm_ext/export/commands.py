@@ -68,9 +68,7 @@ def predictions(
 ) -> None:
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
     from llava.errors import ConfigError
-    from lrm_ext.export.answers import read_run
-    from lrm_ext.export.lmms_eval_logs import export_lmms_eval
-    from lrm_ext.export.vlmevalkit import export_vlmevalkit
+    from lrm_ext.export.predictions import export_lmms_eval, export_vlmevalkit, read_run
     from lrm_ext.translate.commands import split_names
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)

@@ -34,6 +34,7 @@ from transformers import (
     LlavaProcessor,
     MistralConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -60,8 +61,10 @@ from lrm_ext.languages.templates import register_templates
 log = logging.getLogger(__name__)
 
 LLAVA_CONFIG_FILE = "llava_config.json"
+TOWER_FOLDER = "vision_tower"
 TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
-TEXT_ARCHITECTURES = {"llava_llama": "LlamaForCausalLM", "llava_mistral": "MistralForCausalLM"}
+# of transformers' language model -> of LLaVA's model
+ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
@@ -145,20 +148,21 @@ def check_exportable(model: Any, image_processor: Any) -> None:
     """
     config = model.config
     mm = MultimodalConfig.from_config(config)
-    reasons = []
-    if config.model_type not in TEXT_CONFIGS or image_processor is None:
-        reasons.append(f"model_type {config.model_type!r}: only {', '.join(TEXT_CONFIGS)} have one")
-    if getattr(config, "s2", False):
-        reasons.append("a tower at several scales (s2)")
-    if mm.mm_projector_type != "mlp2x_gelu":
-        reasons.append(f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only")
-    if mm.mm_use_im_start_end:
-        reasons.append("<im_start> and <im_end> around pictures (mm_use_im_start_end)")
-    if (mm.image_aspect_ratio == "anyres") != (mm.mm_patch_merge_type == "spatial_unpad"):
-        reasons.append(
-            f"image_aspect_ratio {mm.image_aspect_ratio!r} with mm_patch_merge_type "
-            f"{mm.mm_patch_merge_type!r}: it has anyres with spatial_unpad, or neither"
-        )
+    sizes = f"{mm.image_aspect_ratio!r} with mm_patch_merge_type {mm.mm_patch_merge_type!r}"
+    is_anyres, unpads = mm.image_aspect_ratio == "anyres", mm.mm_patch_merge_type == "spatial_unpad"
+    is_known = config.model_type in TEXT_CONFIGS and image_processor is not None
+    holds = {
+        f"model_type {config.model_type!r}: only {', '.join(TEXT_CONFIGS)} have one": is_known,
+        "a tower at several scales (s2)": not getattr(config, "s2", False),
+        f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only": (
+            mm.mm_projector_type == "mlp2x_gelu"
+        ),
+        "<im_start> and <im_end> around images (mm_use_im_start_end)": not mm.mm_use_im_start_end,
+        f"image_aspect_ratio {sizes}: it has anyres with spatial_unpad, or neither": (
+            is_anyres == unpads
+        ),
+    }
+    reasons = [reason for reason, is_held in holds.items() if not is_held]
     if reasons:
         raise ConfigError("transformers has no LLaVA class with:\n  " + "\n  ".join(reasons))
 
@@ -182,7 +186,7 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
     known = set(kind().to_dict()) - own
     text = kind(**{key: value for key, value in config.to_dict().items() if key in known})
     text.vocab_size = max(config.vocab_size, image_token + 1)
-    text.architectures = [TEXT_ARCHITECTURES[config.model_type]]
+    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     keywords: dict[str, Any] = {
         "text_config": text,
         "vision_config": tower.vision_tower.config,
@@ -258,19 +262,13 @@ def build_processor(
         "chat_template": template,
     }
     if isinstance(config, LlavaNextConfig):
-        tiles = LlavaNextImageProcessorPil(
-            image_grid_pinpoints=config.image_grid_pinpoints, **settings
-        )
+        pinpoints = config.image_grid_pinpoints
+        tiles = LlavaNextImageProcessorPil(image_grid_pinpoints=pinpoints, **settings)
         return LlavaNextProcessor(image_processor=tiles, **keywords)
+    kind: Any = CLIPImageProcessorPil
     if aspect_ratio == "pad":
-        flat: Any = LlavaImageProcessorPil(do_pad=True, **settings)
-    else:
-        flat = CLIPImageProcessorPil(**settings)
-    return LlavaProcessor(image_processor=flat, **keywords)
-
-
-TOWER_FOLDER = "vision_tower"
-ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
+        kind, settings["do_pad"] = LlavaImageProcessorPil, True
+    return LlavaProcessor(image_processor=kind(**settings), **keywords)
 
 
 def import_hf(hf_path: Path, out_dir: Path) -> None:
@@ -312,16 +310,10 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
 
 def _read_hf_config(hf_path: Path) -> Any:
     config = AutoConfig.from_pretrained(hf_path)
-    found = (
-        config.model_type,
-        getattr(config.get_text_config(), "model_type", None),
-        getattr(getattr(config, "vision_config", None), "model_type", None),
-    )
-    if (
-        found[0] not in ("llava", "llava_next")
-        or found[1] not in ARCHITECTURES
-        or found[2] != "clip_vision_model"
-    ):
+    parts = (config, config.get_text_config(), getattr(config, "vision_config", None))
+    found = [getattr(part, "model_type", None) for part in parts]
+    expected = (("llava", "llava_next"), ARCHITECTURES, ("clip_vision_model",))
+    if not all(kind in kinds for kind, kinds in zip(found, expected, strict=True)):
         raise ConfigError(
             f"{hf_path}: found model types {found}; LLaVA has llava or llava_next with llama or "
             "mistral and clip_vision_model"
@@ -352,7 +344,6 @@ def _load(hf_path: Path) -> Any:
 def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
     """LLaVA's `config.json` for a checkpoint that was not exported here."""
     text = hf_config.get_text_config()
-    assert {f"llava_{kind}" for kind in ARCHITECTURES} == set(TEXT_CONFIGS)
     features = {strategy: feature for feature, strategy in SELECT_STRATEGIES.items()}
     is_next = isinstance(hf_config, LlavaNextConfig)
     config: dict[str, Any] = {
@@ -373,9 +364,7 @@ def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
     }
     if is_next:
         config["image_aspect_ratio"] = "anyres"
-        config["image_grid_pinpoints"] = [
-            [width, height] for height, width in hf_config.image_grid_pinpoints
-        ]
+        config["image_grid_pinpoints"] = [[w, h] for h, w in hf_config.image_grid_pinpoints]
     else:
         does_pad = _processor_settings(hf_path).get("do_pad")
         config["image_aspect_ratio"] = "pad" if does_pad else "square"

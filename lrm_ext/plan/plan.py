@@ -157,7 +157,7 @@ def make_plan(
     preset: str,
     num_gpus: int,
     gpu_key: str | None,
-    wishes: Wishes | None = None,
+    wishes: Wishes = Wishes(),
     extra: tuple[str, ...] = (),
 ) -> Plan:
     """Plan the stages of a preset.
@@ -172,7 +172,6 @@ def make_plan(
     Raises:
         ConfigError: The preset, the GPU or a model is not known, or a number is out of range.
     """
-    wishes = wishes or Wishes()
     if num_gpus < 0:
         raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
     gpu = get_gpu(gpu_key or "") if num_gpus else None
@@ -183,31 +182,28 @@ def make_plan(
     for stage in STAGES:
         flags = stage_flags(preset, stage, num_gpus, extra)
         shape = load_shape(
-            str(_local(flags["model_name_or_path"])),
-            str(_local(flags["vision_tower"])) if "vision_tower" in flags else None,
+            str(_find(flags["model_name_or_path"]) or flags["model_name_or_path"]),
+            str(_find(flags["vision_tower"]) or flags["vision_tower"])
+            if "vision_tower" in flags
+            else None,
             int(flags.get("mm_vision_select_layer", -2)),
         )
-        stages.append(_plan_stage(stage, flags, shape, (gpu, num_gpus, mfu), wishes))
+        stages.append(_plan_stage(stage, flags, shape, gpu, num_gpus, mfu, wishes))
     assert shape is not None
     plan = Plan(preset, shape, gpu, num_gpus, mfu, tuple(stages), wishes.price)
-    if wishes.hours is None:
-        return plan
-    return replace(plan, implied=_implied(plan, wishes.hours))
-
-
-def _local(name: str) -> Path | str:
-    """A folder that a preset names relative to the repository; else the name."""
-    return ROOT / name if (ROOT / name / "config.json").is_file() else name
+    implied = None if wishes.hours is None else _implied(plan, wishes.hours)
+    return replace(plan, implied=implied)
 
 
 def _plan_stage(
     stage: str,
     flags: Mapping[str, str],
     shape: ModelShape,
-    device: tuple[Gpu | None, int, float | None],
+    gpu: Gpu | None,
+    num_gpus: int,
+    mfu: float | None,
     wishes: Wishes,
 ) -> StagePlan:
-    gpu, num_gpus, mfu = device
     settings = settings_of(flags, num_gpus)
     data = measure_data(flags, shape.num_image_tokens, settings.samples_a_step, wishes)
     limit = int(flags.get("model_max_length", 2048))
@@ -224,12 +220,8 @@ def _plan_stage(
     hours = None
     if gpu is not None and mfu is not None:
         memory = gpu.memory_gib * GIB
-        batches = [
-            largest_batch(shape, settings, positions, supervised, memory)
-            for positions, supervised in (at_mean, at_limit)
-        ]
-        speed = num_gpus * gpu.peak_tflops * 1e12 * mfu
-        hours = data.num_samples * flops.total / speed / 3600
+        batches = [largest_batch(shape, settings, *at, memory) for at in (at_mean, at_limit)]
+        hours = data.num_samples * flops.total / (num_gpus * gpu.peak_tflops * 1e12 * mfu) / 3600
     return StagePlan(
         stage=stage,
         settings=settings,

@@ -20,9 +20,12 @@ from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named
 from lrm_ext.evaluate.results import score_file
 from lrm_ext.evaluate.runner import _prediction
-from lrm_ext.export.answers import read_run
-from lrm_ext.export.lmms_eval_logs import export_lmms_eval
-from lrm_ext.export.vlmevalkit import export_vlmevalkit, rows_of
+from lrm_ext.export.predictions import (
+    export_lmms_eval,
+    export_vlmevalkit,
+    read_run,
+    rows_of,
+)
 
 TEXTS = ["B", "Odpověď je A.", "=1+1", ""]
 
