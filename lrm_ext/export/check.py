@@ -22,12 +22,12 @@ ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGenera
 
 
 class Finding(NamedTuple):
-    """One thing that was looked for.
+    """One thing that was looked for, or one program.
 
     Attributes:
-        item: What.
-        ok: Whether it is as servers expect.
-        found: What is there.
+        item: What; a program with the version that was tried.
+        ok: Whether it is as servers expect; whether the program can load the folder.
+        found: What is there; what is known of that version.
     """
 
     item: str
@@ -35,37 +35,25 @@ class Finding(NamedTuple):
     found: str
 
 
-class Server(NamedTuple):
-    """Whether a program can load a folder.
-
-    Attributes:
-        name: The program, with the version that was tried.
-        loads: Whether it can.
-        reason: What is known of that version.
-    """
-
-    name: str
-    loads: bool
-    reason: str
-
-
-def check_servers(findings: list[Finding]) -> list[Server]:
+def check_servers(findings: list[Finding]) -> list[Finding]:
     """Tell for each program whether it loads a folder with these findings.
 
     What is said holds for the version named; other versions were not tried.
     """
     gaps = [finding.item for finding in findings if not finding.ok]
     in_transformers = [item for item in gaps if item != TOWER_ITEM]
+    loads = "loads it, with AutoProcessor"
+    serves = "serves flat images (anyres was not tried)"
     return [
-        _server("transformers 5.23", in_transformers, "loads it, with AutoProcessor"),
-        _server("vLLM 0.32", gaps, "serves flat images (anyres was not tried)"),
+        Finding("transformers 5.23", not in_transformers, _cannot_load(in_transformers) or loads),
+        Finding("vLLM 0.32", not gaps, _cannot_load(gaps) or serves),
         # its Llava class finds no CLIP model in SGLang's registry, whatever the folder holds
-        Server("SGLang 0.5.23", False, "does not start: its Llava class knows no CLIP tower"),
+        Finding("SGLang 0.5.23", False, "does not start: its Llava class knows no CLIP tower"),
     ]
 
 
-def _server(name: str, gaps: list[str], success: str) -> Server:
-    return Server(name, not gaps, f"cannot load it: {', '.join(gaps)}" if gaps else success)
+def _cannot_load(gaps: list[str]) -> str:
+    return f"cannot load it: {', '.join(gaps)}" if gaps else ""
 
 
 def check_folder(folder: Path) -> list[Finding]:

@@ -40,16 +40,17 @@ def check(folder: Path = typer.Argument(..., help="Folder of transformers' LLaVA
 
     from lrm_ext.export.check import check_folder, check_servers
 
-    table = Table("", "item", "found", title=str(folder), title_justify="left")
     findings = check_folder(folder)
-    for finding in findings:
-        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.item, finding.found)
     console = Console()
-    console.print(table)
+    table = Table("", "item", "found", title=str(folder), title_justify="left")
     servers = Table("", "server", "known of this version")
-    for server in check_servers(findings):
-        servers.add_row("[green]ok[/]" if server.loads else "no", server.name, server.reason)
-    console.print(servers)
+    for target, rows, bad in (
+        (table, findings, "[red]no[/]"),
+        (servers, check_servers(findings), "no"),
+    ):
+        for row in rows:
+            target.add_row("[green]ok[/]" if row.ok else bad, row.item, row.found)
+        console.print(target)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -29,8 +29,7 @@ from lrm_ext.languages.registry import Language, get_language
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow
 
-_HEAD = re.compile(r"\A<image>\n?")
-_TAIL = re.compile(r"\n?<image>\Z")
+_HUMAN_TURN = re.compile(r"(<image>\n?|)(.*?)(\n?<image>|)", re.DOTALL)
 ENGLISH = "en"
 TO_EN = "to_en"
 FROM_EN = "from_en"
@@ -69,10 +68,9 @@ def split_human_text(text: str, format_prompts: Collection[str]) -> HumanText:
         >>> split_human_text("<image>\nA duck?\nYes or no.", ["Yes or no."]).question
         'A duck?'
     """
-    head = match.group() if (match := _HEAD.search(text)) else ""
-    body = text[len(head) :]
-    tail = match.group() if (match := _TAIL.search(body)) else ""
-    body = body[: len(body) - len(tail)]
+    match = _HUMAN_TURN.fullmatch(text)
+    assert match is not None  # it fits every text
+    head, body, tail = match.groups()
     question, newline, last = body.rpartition("\n")
     if newline and question and last in format_prompts:
         return HumanText(head, question, last, tail)
