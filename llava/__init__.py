@@ -20,7 +20,7 @@ keep_old_paths(
         "llava.serve.openai_reply": "llava.serve.openai_api",
         "llava.serve.openai_schema": "llava.serve.openai_chat",
     },
-    renamed={},
+    renamed={"PictureLimits": "ImageLimits", "read_picture": "read_image"},
 )
 
 

@@ -115,9 +115,9 @@ def demo(
     api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
     host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
     device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
-    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
+    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded images."),
     keep_days: float = typer.Option(
-        30.0, min=0, help="Days until uploaded pictures are deleted; 0: for ever."
+        30.0, min=0, help="Days until uploaded images are deleted; 0: for ever."
     ),
     start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
     check: bool = typer.Option(False, "--check", help="Start, ask one question, stop."),

@@ -63,7 +63,7 @@ WORKER_DRAIN_S = 2.0
 
 
 def ask_once(controller: str, model: str) -> str:
-    """Ask the model one question without a picture.
+    """Ask the model one question without an image.
 
     Returns:
         The answer.
@@ -215,8 +215,8 @@ class DemoOptions:
         api_port: Port of the OpenAI-compatible API; None for no API.
         host: Address that page and API listen on; controller and worker stay on the loopback.
         device: Where the model runs.
-        log_dir: Folder for the logs of all parts and for uploaded pictures.
-        keep_days: Age of uploaded pictures at which they are deleted; 0 keeps them for ever.
+        log_dir: Folder for the logs of all parts and for uploaded images.
+        keep_days: Age of uploaded images at which they are deleted; 0 keeps them for ever.
         start_timeout_s: How long loading the model may take.
         check: Ask one question and stop.
     """

@@ -79,10 +79,10 @@ def add_text(
     *control_values: Any,
     settings: PageSettings,
 ) -> list[Any]:
-    """Add what the user sends; a picture starts a new conversation.
+    """Add what the user sends; an image starts a new conversation.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
 
     Raises:
         gr.Error: There is nothing to send, an answer is running, or moderation refuses.
@@ -292,7 +292,7 @@ def regenerate(
     """Throw the last answer away and open the turn again.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
 
     Raises:
         gr.Error: There is no answer yet, or one is running.
@@ -315,7 +315,7 @@ def clear_history(
     """Begin anew; an answer that runs is stopped.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
     """
     log.info("clear_history. ip: %s", client_ip(request))
     if state is not None:

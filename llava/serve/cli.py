@@ -1,6 +1,6 @@
-"""Ask a model about one picture in the terminal.
+"""Ask a model about one image in the terminal.
 
-In: a checkpoint, a picture and questions, one a line. Out: streamed answers on stdout, everything
+In: a checkpoint, an image and questions, one a line. Out: streamed answers on stdout, everything
 else on stderr. An empty line or the end of the input leaves, so questions may be piped in.
 
     python -m llava.serve.cli --model-path runs/mini --image-file photo.jpg
@@ -35,13 +35,13 @@ MAX_DOWNLOAD_BYTES = 50 * 1024 * 1024
 
 
 def load_image(image_file: str) -> Image.Image:
-    """Load a picture from a file or an http(s) address.
+    """Load an image from a file or an http(s) address.
 
     Returns:
-        The picture as RGB.
+        The image as RGB.
 
     Raises:
-        DataError: It is missing, unreachable or no picture.
+        DataError: It is missing, unreachable or no image.
     """
     if not image_file.startswith(("http://", "https://")):
         return open_image(Path(image_file).expanduser(), orient=False)
@@ -50,9 +50,9 @@ def load_image(image_file: str) -> Image.Image:
             response.raise_for_status()
             content = response.raw.read(MAX_DOWNLOAD_BYTES + 1, decode_content=True)
     except (requests.RequestException, HTTPError) as error:
-        raise DataError(f"cannot download the picture {image_file}: {error}") from error
+        raise DataError(f"cannot download the image {image_file}: {error}") from error
     if len(content) > MAX_DOWNLOAD_BYTES:
-        raise DataError(f"the picture {image_file} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+        raise DataError(f"the image {image_file} is larger than {MAX_DOWNLOAD_BYTES} bytes")
     return open_image(content, image_file, orient=False)
 
 
@@ -87,12 +87,12 @@ def chat(
     source: TextIO,
     output: TextIO,
 ) -> None:
-    """Answer questions about a picture until the input ends.
+    """Answer questions about an image until the input ends.
 
     Args:
         engine: The loaded model.
         conversation: A fresh conversation; it gets the questions and the answers.
-        image: The picture, put before the first question.
+        image: The image, put before the first question.
         args: `temperature`, `max_new_tokens`, `debug`.
         source: Where questions come from.
         output: Where answers go.
@@ -130,13 +130,13 @@ def chat(
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load picture and model, then chat on stdin and stdout.
+    """Load image and model, then chat on stdin and stdout.
 
     Args:
         args: What `build_parser` makes.
 
     Raises:
-        UserError: Picture, checkpoint or template are not as they must be.
+        UserError: Image, checkpoint or template are not as they must be.
     """
     check_model_path(args.model_path)
     image = load_image(args.image_file)

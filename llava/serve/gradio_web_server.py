@@ -1,6 +1,6 @@
 """The web page: layout, wiring and start.
 
-In: a controller's address. Out: a Gradio page on which people ask about pictures. What the buttons
+In: a controller's address. Out: a Gradio page on which people ask about images. What the buttons
 do is in `llava.serve.chat`; another package may add one choice through `PromptControl`.
 
     python -m llava.serve.gradio_web_server --controller-url http://localhost:21001
@@ -89,7 +89,7 @@ PRIMARY = gr.themes.Color(
     c900="#2b2c5e",
     c950="#24254f",
 )
-# Gradio's button around a picture in the conversation has no name; it gets the picture's label.
+# Gradio's button around an image in the conversation has no name; it gets the image's label.
 NAME_BUTTONS = """
 <script>
 new MutationObserver(() => {
@@ -174,7 +174,7 @@ def build_demo(
 
     Args:
         embed_mode: Leave out title and terms.
-        cur_dir: Folder with `examples/`; by default the built-in pictures.
+        cur_dir: Folder with `examples/`; by default the built-in images.
         concurrency_count: Answers that stream at the same time.
         settings: Controller, logs and so on.
         title: Heading of the page.

@@ -43,7 +43,7 @@ from llava.serve.protocol import (
     stop_string,
     template_from_status,
 )
-from llava.serve.web import PictureLimits, read_picture
+from llava.serve.web import ImageLimits, read_image
 
 log = logging.getLogger(__name__)
 
@@ -476,7 +476,7 @@ class Piece:
     usage: tuple[int, int] | None = None
 
 
-async def read_pictures(messages: Sequence[Message], limits: PictureLimits) -> list[str]:
+async def read_pictures(messages: Sequence[Message], limits: ImageLimits) -> list[str]:
     """Read all pictures of a conversation, in order.
 
     Returns:
@@ -490,17 +490,17 @@ async def read_pictures(messages: Sequence[Message], limits: PictureLimits) -> l
         for index, message in enumerate(messages)
         for part, url in message.image_urls()
     ]
-    if len(urls) > limits.max_pictures:
+    if len(urls) > limits.max_images:
         raise ApiError(
             400,
-            f"{len(urls)} pictures were sent; expected up to {limits.max_pictures}",
+            f"{len(urls)} pictures were sent; expected up to {limits.max_images}",
             "messages",
             "too_many_images",
         )
     pictures = []
     for place, url in urls:
         try:
-            pictures.append(await read_picture(url, limits))
+            pictures.append(await read_image(url, limits))
         except DataError as error:
             raise ApiError(400, f"{place}: {error}", place, "invalid_image") from None
     return pictures

@@ -1,6 +1,6 @@
 """The page: fields, buttons, examples and style, and which button does what.
 
-In: settings and a folder with example pictures. Out: Gradio fields, connected with the handlers of
+In: settings and a folder with example images. Out: Gradio fields, connected with the handlers of
 `llava.serve.chat` for one model or for two side by side. Each handler gets the language that its
 user reads.
 """
@@ -67,7 +67,7 @@ footer { display: none !important; }
   #chatbot, #second-chatbot { height: auto !important; max-height: 75vh; }
   #chatbot .placeholder-content, #second-chatbot .placeholder-content { padding: 0 16px 16px; }
   .buttons:not(:has(button:not([disabled]))) { display: none !important; }
-  /* picture, question, answer, examples, then what is needed less often */
+  /* image, question, answer, examples, then what is needed less often */
   #left, #right { display: contents; }
   #left > *, #right > * { order: 1; width: 100%; }
   #right > #ask { order: 2; }
@@ -91,10 +91,10 @@ SET_PAGE_LANGUAGE = "(code) => { document.documentElement.lang = code; return [c
 
 
 def find_examples(root: Path) -> list[tuple[str, Question]]:
-    """Return example pictures with a question each.
+    """Return example images with a question each.
 
     Args:
-        root: Folder with `examples/`: pictures, and optionally `examples.json` that maps a file's
+        root: Folder with `examples/`: images, and optionally `examples.json` that maps a file's
             name to its question, or to the question's wording by language code.
 
     Returns:
@@ -137,7 +137,7 @@ class Side:
 
 
 def terms(text: PageText, keep_days: float) -> str:
-    """Return what a user should know, and how long pictures stay; 0 days is for ever."""
+    """Return what a user should know, and how long images stay; 0 days is for ever."""
     kept = text.say("pictures_days", days=f"{keep_days:g}")
     return f"{text.say('terms')} {kept if keep_days else text.say('pictures_kept')}"
 
@@ -146,7 +146,7 @@ class Page:
     """The fields of a page, and what happens when they are used; made within a `gr.Blocks`.
 
     A handler whose name ends with `_all` or that takes `first` and `second` is for both sides; it
-    returns both states, both chat panels, text field, picture field, both sides' votes, and Stop,
+    returns both states, both chat panels, text field, image field, both sides' votes, and Stop,
     Regenerate and Clear.
 
     Args:
@@ -226,7 +226,7 @@ class Page:
         ]
 
     def _lay_out_settings(self) -> None:
-        """Make the column with the models, the picture, the examples and the parameters."""
+        """Make the column with the models, the image, the examples and the parameters."""
         choices = {"choices": list(self.settings.models), "interactive": True}
         can_compare = len(self.settings.models) > 1
         self._models = [self._field(gr.Dropdown, {"label": "model"}, elem_id="model", **choices)]

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.errors import ConfigError, DataError
 from llava.serve.page_state import KEEP_DAYS, PageSettings, preferred_language
-from llava.serve.web import BodyRefused, PictureLimits, RateLimiter, clean, read_body
+from llava.serve.web import BodyRefused, ImageLimits, RateLimiter, clean, read_body
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _OPEN_GET = ("info", "queue/data", "queue/status", "startup-events", "app_id", "
 _OPEN_GET_BELOW = ("file=", "heartbeat/")
 _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
-# A picture of 25 million pixels takes 75 MB while it is decoded.
+# An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
 # What flags may be, at least.
 _LEAST = {
@@ -106,12 +106,12 @@ class PageGuard:
             raise HTTPException(429, text, {"Retry-After": str(wait_s)})
 
     async def _upload(self, request: Request) -> tuple[Scope, Receive]:
-        """Write uploaded pictures anew and put them in place of what came."""
-        limits = self._settings.pictures
+        """Write uploaded images anew and put them in place of what came."""
+        limits = self._settings.images
         try:
-            body = await read_body(request, limits.max_pictures * limits.max_bytes + 2**16)
+            body = await read_body(request, limits.max_images * limits.max_bytes + 2**16)
             replayed = Request(request.scope, _replay(body, request.receive))
-            files = await _files(replayed, limits.max_pictures)
+            files = await _files(replayed, limits.max_images)
             parts = [("files", await self._rewrite(raw, i)) for i, raw in enumerate(files)]
         except (BodyRefused, DataError) as error:
             status = error.status if isinstance(error, BodyRefused) else 400
@@ -127,7 +127,7 @@ class PageGuard:
         return languages[wanted].say(key, **values)
 
     async def _rewrite(self, raw: bytes, index: int) -> tuple[str, bytes, str]:
-        limits = self._settings.pictures
+        limits = self._settings.images
         if len(raw) > limits.max_bytes:
             raise DataError(
                 f"files[{index}] has {len(raw):,} bytes; expected up to {limits.max_bytes:,}"
@@ -166,9 +166,9 @@ class PageGuard:
                     raise HTTPException(400, f"{name}.path is no text")
                 self._check_file(path, f"{name}.path")
             if value.get("url") is not None:
-                # Gradio would read the picture from there, whatever its size.
+                # Gradio would read the image from there, whatever its size.
                 if path is None:
-                    raise HTTPException(400, f"{name}.url: pictures must be uploaded")
+                    raise HTTPException(400, f"{name}.url: images must be uploaded")
                 value["url"] = None
             for key, each in value.items():
                 self._check_files(each, f"{name}.{key[:40]}")
@@ -228,10 +228,10 @@ def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive
 def add_safety_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add = parser.add_argument
-    add("--max-images", type=int, default=4, help="pictures in an upload")
-    add("--max-image-mib", type=int, default=10, help="size of a picture's file")
+    add("--max-images", type=int, default=4, help="images in an upload")
+    add("--max-image-mib", type=int, default=10, help="size of an image's file")
     add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
-    add("--keep-days", type=float, default=KEEP_DAYS, help="for stored pictures; 0: for ever")
+    add("--keep-days", type=float, default=KEEP_DAYS, help="for stored images; 0: for ever")
     add("--rate-limit", type=int, default=120, help="requests a minute and client; 0: any")
     add(
         "--forwarded-allow-ips",
@@ -254,13 +254,13 @@ def settings_from(args: argparse.Namespace, **own: Any) -> PageSettings:
         if not getattr(args, name) >= least:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is {getattr(args, name)}; expected {least} or more")
-    pictures = PictureLimits(args.max_image_mib * 2**20, args.max_image_pixels, args.max_images)
+    images = ImageLimits(args.max_image_mib * 2**20, args.max_image_pixels, args.max_images)
     return PageSettings(
         args.controller_url,
         args.model_list_mode,
         moderate=args.moderate,
         keep_days=args.keep_days,
-        pictures=pictures,
+        images=images,
         per_minute=args.rate_limit,
         forwarded_allow_ips=args.forwarded_allow_ips,
         **own,

@@ -2,9 +2,9 @@
 
 `PageText` has the page's words in one language (`page_text.json` has the English ones; another
 package may bring more languages). `ChatState` is one user's conversation and how it is shown.
-Conversations and votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), pictures to
-`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as LLaVA's page stores them. Pictures are deleted
-once their time is over; what was said and how people voted stays, and names pictures by their hash.
+Conversations and votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), images to
+`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as LLaVA's page stores them. Images are deleted
+once their time is over; what was said and how people voted stays, and names images by their hash.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
 from llava.errors import UserError
 from llava.images import to_rgb
-from llava.serve.web import PictureLimits
+from llava.serve.web import ImageLimits
 
 log = logging.getLogger(__name__)
 
@@ -104,16 +104,16 @@ def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
     return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
-def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> int:
-    """Delete stored pictures that are older than they may be, and folders that are empty then.
+def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
+    """Delete stored images that are older than they may be, and folders that are empty then.
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that a picture may reach.
+        keep_s: Age in seconds that an image may reach.
         now: Seconds since the epoch; by default the present.
 
     Returns:
-        How many pictures were deleted.
+        How many images were deleted.
     """
     now = time.time() if now is None else now
     num_deleted = 0
@@ -127,11 +127,11 @@ def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> in
                     path.unlink()
                     num_deleted += 1
             except OSError as error:
-                log.error("a picture could not be deleted: %s", error)
+                log.error("an image could not be deleted: %s", error)
         with contextlib.suppress(OSError):  # it still holds something
             folder.rmdir()
     if num_deleted:
-        log.info("deleted %d pictures older than %.1f days", num_deleted, keep_s / DAY_S)
+        log.info("deleted %d images older than %.1f days", num_deleted, keep_s / DAY_S)
     return num_deleted
 
 
@@ -140,7 +140,7 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that a picture may reach; 0 keeps all for ever.
+        keep_s: Age in seconds that an image may reach; 0 keeps all for ever.
 
     Returns:
         Set it to end the thread.
@@ -148,12 +148,12 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
     stop = threading.Event()
 
     def run() -> None:
-        sweep_pictures(log_dir, keep_s)
+        sweep_images(log_dir, keep_s)
         while not stop.wait(SWEEP_INTERVAL_S):
-            sweep_pictures(log_dir, keep_s)
+            sweep_images(log_dir, keep_s)
 
     if keep_s:
-        threading.Thread(target=run, name="sweep-pictures", daemon=True).start()
+        threading.Thread(target=run, name="sweep-images", daemon=True).start()
     return stop
 
 
@@ -195,12 +195,12 @@ def write_record(
 
 
 def image_digest(image: Image.Image) -> str:
-    """Return the md5 of a picture's raw pixels: its name in the logs, not a safeguard."""
+    """Return the md5 of an image's raw pixels: its name in the logs, not a safeguard."""
     return hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
-    """Store pictures under their md5, each once a day.
+    """Store images under their md5, each once a day.
 
     Returns:
         The md5 sums.
@@ -243,12 +243,12 @@ class PageSettings:
         model_list_mode: `once` (fixed at start) or `reload` (asked at every load of the page).
         models: The models known at start.
         moderate: Refuse text that OpenAI's moderation flags.
-        log_dir: Folder of conversation logs and pictures.
+        log_dir: Folder of conversation logs and images.
         control: A choice that another package adds.
         languages: What the page says, by language.
         lang: The language that a user reads.
-        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
-        pictures: What an upload may be.
+        keep_days: Age of stored images at which they are deleted; 0 keeps them for ever.
+        images: What an upload may be.
         max_body_bytes: Size of a question with its settings.
         per_minute: Questions, clicks and uploads a minute and client; 0 for any number.
         forwarded_allow_ips: Proxies whose X-Forwarded-For says who the client is; "" for none.
@@ -263,7 +263,7 @@ class PageSettings:
     languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
     lang: str = ENGLISH
     keep_days: float = KEEP_DAYS
-    pictures: PictureLimits = PictureLimits(max_pictures=4)
+    images: ImageLimits = ImageLimits(max_images=4)
     max_body_bytes: int = 2**20
     per_minute: int = 120
     forwarded_allow_ips: str = ""
@@ -312,7 +312,7 @@ class ChatState:
             self.conversation.append_message(role, content)
 
     def messages(self) -> list[dict[str, Any]]:
-        """Return the conversation in the form of Gradio's chat panel, pictures as small files."""
+        """Return the conversation in the form of Gradio's chat panel, images as small files."""
         shown: list[dict[str, Any]] = []
         for index, (_, content) in enumerate(
             self.conversation.messages[self.conversation.offset :]
@@ -320,8 +320,8 @@ class ChatState:
             role = "assistant" if index % 2 else "user"
             if isinstance(content, tuple):
                 text, image, _ = content
-                picture = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
-                shown.append({"role": role, "content": picture})
+                file = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
+                shown.append({"role": role, "content": file})
                 content = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             if content:
                 show = self.shown_by.get(index, str)
@@ -338,7 +338,7 @@ class ChatState:
 
 
 def thumbnail(image: Image.Image) -> str:
-    """Write a small copy of a picture where Gradio may serve it from; return its path."""
+    """Write a small copy of an image where Gradio may serve it from; return its path."""
     small = to_rgb(image)
     small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
     path = thumbnail_dir() / f"{image_digest(small)}.webp"

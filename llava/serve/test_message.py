@@ -1,6 +1,6 @@
 """Send one message through a controller to a worker and print the streamed answer.
 
-In: addresses, a model's name and a message. Out: the conversation on the terminal. No pictures.
+In: addresses, a model's name and a message. Out: the conversation on the terminal. No images.
 
     python -m llava.serve.test_message --model-name llava-mini --message "Hello"
 """

@@ -1,6 +1,6 @@
 """What the web servers of this package share: bounded input, streams that end with their client.
 
-Pictures from strangers are bounded, decoded, and written anew without anything but pixels. A URL is
+Images from strangers are bounded, decoded, and written anew without anything but pixels. A URL is
 fetched only where that is switched on, from hosts on a list, from addresses that are public (the
 address that was checked is the one that is connected to), within a size and a time; each redirect
 is checked as the first address was.
@@ -49,7 +49,7 @@ BODY_TIMEOUT_S = 60.0
 
 # Vector formats are programs; what else PIL reads has had its share of holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
-# What a data URL may call its picture; the bytes decide.
+# What a data URL may call its image; the bytes decide.
 DATA_URL_KINDS = (*FORMATS.values(), "image/jpg", "application/octet-stream")
 MAX_REDIRECTS = 3
 PORTS = (80, 443)
@@ -247,26 +247,26 @@ def run_server(
 
 
 @dataclass(frozen=True)
-class PictureLimits:
-    """What a picture may be.
+class ImageLimits:
+    """What an image may be.
 
     Attributes:
         max_bytes: Size of its file.
         max_pixels: Width times height.
-        max_pictures: How many a request may hold.
-        url_hosts: Hosts that pictures are fetched from; none switches URLs off.
+        max_images: How many a request may hold.
+        url_hosts: Hosts that images are fetched from; none switches URLs off.
         fetch_timeout_s: How long a fetch may take, redirects included.
     """
 
     max_bytes: int = 10 * 2**20
     max_pixels: int = 25_000_000
-    max_pictures: int = 8
+    max_images: int = 8
     url_hosts: frozenset[str] = field(default_factory=frozenset)
     fetch_timeout_s: float = 10.0
 
 
-async def read_picture(url: str, limits: PictureLimits) -> str:
-    """Read one picture.
+async def read_image(url: str, limits: ImageLimits) -> str:
+    """Read one image.
 
     Args:
         url: A data URL with base64, or an http(s) URL.
@@ -276,7 +276,7 @@ async def read_picture(url: str, limits: PictureLimits) -> str:
         A PNG as base64 text.
 
     Raises:
-        DataError: It is refused; the text says why and never holds the picture.
+        DataError: It is refused; the text says why and never holds the image.
     """
     url = url.strip()
     scheme = url[:16].partition(":")[0].lower()
@@ -292,14 +292,14 @@ async def read_picture(url: str, limits: PictureLimits) -> str:
     return await run_in_threadpool(rewrite, raw, limits)
 
 
-def decode_data_url(url: str, limits: PictureLimits) -> bytes:
+def decode_data_url(url: str, limits: ImageLimits) -> bytes:
     """Return the bytes of a data URL, decoded as browsers do.
 
     The data is percent-decoded, then read as base64 without its blanks and line ends; padding may
     be left out.
 
     Raises:
-        DataError: It is no base64 picture of an allowed kind, or too large.
+        DataError: It is no base64 image of an allowed kind, or too large.
     """
     header, comma, encoded = url[5:].partition(",")
     kind, *parameters = (part.strip() for part in header.lower().split(";"))
@@ -319,12 +319,12 @@ def decode_data_url(url: str, limits: PictureLimits) -> bytes:
         raise DataError(f"the data URL is not valid base64: {error}") from None
 
 
-def _too_large(limits: PictureLimits) -> str:
-    return f"the picture's file is larger than {limits.max_bytes:,} bytes"
+def _too_large(limits: ImageLimits) -> str:
+    return f"the image's file is larger than {limits.max_bytes:,} bytes"
 
 
-def rewrite(raw: bytes, limits: PictureLimits) -> str:
-    """Return what `clean` makes of a picture, as base64 text.
+def rewrite(raw: bytes, limits: ImageLimits) -> str:
+    """Return what `clean` makes of an image, as base64 text.
 
     Raises:
         DataError: As there.
@@ -332,8 +332,8 @@ def rewrite(raw: bytes, limits: PictureLimits) -> str:
     return base64.b64encode(clean(raw, limits)).decode()
 
 
-def clean(raw: bytes, limits: PictureLimits) -> bytes:
-    """Decode a picture, turn it as its metadata says, and encode its pixels alone as a new PNG.
+def clean(raw: bytes, limits: ImageLimits) -> bytes:
+    """Decode an image, turn it as its metadata says, and encode its pixels alone as a new PNG.
 
     Raises:
         DataError: It cannot be decoded, is of another format, or has too many pixels.
@@ -343,7 +343,7 @@ def clean(raw: bytes, limits: PictureLimits) -> bytes:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise DataError(
-                    f"the picture has {width} x {height} pixels; expected up to "
+                    f"the image has {width} x {height} pixels; expected up to "
                     f"{limits.max_pixels:,} in all"
                 )
             # A phone stores how it was held beside the pixels: once that is gone, nobody knows.
@@ -358,7 +358,7 @@ def clean(raw: bytes, limits: PictureLimits) -> bytes:
     except Exception as error:  # decoders raise nearly everything at a hostile file
         kinds = ", ".join(FORMATS)
         raise DataError(
-            f"the picture cannot be read ({type(error).__name__}); expected a whole {kinds} file"
+            f"the image cannot be read ({type(error).__name__}); expected a whole {kinds} file"
         ) from None
 
 
@@ -389,7 +389,7 @@ def is_public(address: str) -> bool:
 
 async def fetch(
     url: str,
-    limits: PictureLimits,
+    limits: ImageLimits,
     *,
     resolver: Resolver = resolve,
     transport: httpx.AsyncBaseTransport | None = None,
@@ -407,22 +407,22 @@ async def fetch(
             answer is an error, too large or too slow.
     """
     if not limits.url_hosts:
-        raise DataError("pictures by URL are switched off here: send the picture as a data URL")
+        raise DataError("images by URL are switched off here: send the image as a data URL")
     try:
         return await asyncio.wait_for(
             _follow(url, limits, resolver, transport), limits.fetch_timeout_s
         )
     except asyncio.TimeoutError:
         raise DataError(
-            f"fetching the picture took longer than {limits.fetch_timeout_s:g} s"
+            f"fetching the image took longer than {limits.fetch_timeout_s:g} s"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-        raise DataError(f"the picture could not be fetched ({type(error).__name__})") from None
+        raise DataError(f"the image could not be fetched ({type(error).__name__})") from None
 
 
 async def _follow(
     url: str,
-    limits: PictureLimits,
+    limits: ImageLimits,
     resolver: Resolver,
     transport: httpx.AsyncBaseTransport | None,
 ) -> bytes:
@@ -443,32 +443,32 @@ async def _follow(
                     url = urljoin(url, response.headers.get("location", ""))
                     continue
                 if response.status_code != 200:
-                    raise DataError(f"the picture's address answers {response.status_code}")
+                    raise DataError(f"the image's address answers {response.status_code}")
                 too_large = DataError(_too_large(limits))
                 return await _collect(response.aiter_bytes(), limits.max_bytes, too_large)
-    raise DataError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
+    raise DataError(f"the image's address redirects more than {MAX_REDIRECTS} times")
 
 
 async def _checked_address(
-    url: str, limits: PictureLimits, resolver: Resolver
+    url: str, limits: ImageLimits, resolver: Resolver
 ) -> tuple[str, int, str]:
     """Return host, port and a checked address of a URL.
 
     Raises:
-        DataError: The URL leads where no picture may be fetched from.
+        DataError: The URL leads where no image may be fetched from.
     """
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise DataError("the picture's address is not a URL") from None
+        raise DataError("the image's address is not a URL") from None
     if parts.scheme not in ("http", "https") or parts.username or parts.password:
-        raise DataError("the picture's address must be http(s)://host/..., without a user")
+        raise DataError("the image's address must be http(s)://host/..., without a user")
     if host not in limits.url_hosts:
-        raise DataError(f"pictures may not be fetched from {host[:80]!r}: it is not on the list")
+        raise DataError(f"images may not be fetched from {host[:80]!r}: it is not on the list")
     if port not in PORTS:
-        raise DataError(f"pictures may not be fetched from port {port}")
+        raise DataError(f"images may not be fetched from port {port}")
     addresses = await resolver(host, port)
     if not addresses or not all(is_public(address) for address in addresses):
         raise DataError(f"{host} has a private address: nothing is fetched from there")

@@ -115,9 +115,9 @@ metadata:
 
 
 def _schema() -> pa.Schema:
-    """Columns, with the note by which `datasets` knows that `image` is a picture."""
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [("image", picture), *((name, pa.string()) for name in _TEXTS)]
+    """Returns the columns, with the note by which `datasets` decodes `image`."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", image), *((name, pa.string()) for name in _TEXTS)]
     fields += [(name, pa.list_(pa.string())) for name in _LISTS]
     text = {"dtype": "string", "_type": "Value"}
     features: dict[str, Any] = {"image": {"_type": "Image"}, **dict.fromkeys(_TEXTS, text)}
@@ -142,7 +142,7 @@ def export_dataset(
 
     Raises:
         ConfigError: The folder exists.
-        DataError: A language or a picture is missing.
+        DataError: A language or an image is missing.
     """
     refuse_existing(out)
     chosen = tuple(languages) or benchmark.languages()
@@ -150,7 +150,7 @@ def export_dataset(
     every = [item for items in questions.values() for item in items]
     if missing := missing_images(benchmark, every):
         raise DataError(
-            f"{benchmark.folder}: {len(missing)} pictures are missing "
+            f"{benchmark.folder}: {len(missing)} images are missing "
             f"({', '.join(missing[:_NUM_SHOWN])}); expected them in {benchmark.image_root}"
         )
     schema = _schema()
@@ -185,8 +185,8 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for item in items:
         status, engine = made.get(item.question_id, ("", ""))
-        picture = benchmark.image_path(item.image)
-        row: dict[str, Any] = {"image": {"bytes": picture.read_bytes(), "path": picture.name}}
+        path = benchmark.image_path(item.image)
+        row: dict[str, Any] = {"image": {"bytes": path.read_bytes(), "path": path.name}}
         row |= {"image_path": item.image, "translation": status, "engine": engine}
         row |= {name: getattr(item, name) for name in _TEXTS if name not in row}
         yield row | {name: list(getattr(item, name)) for name in _LISTS}
@@ -223,12 +223,12 @@ def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) 
     words = f"""
 # {benchmark.name}
 
-Questions about pictures for `{kind.title}`, scored by {kind.headline}; written by
+Questions about images for `{kind.title}`, scored by {kind.headline}; written by
 `lrm export benchmark`. Column `text` is what a model is asked. Letters, yes and no in `answer` are
 labels and the same in every language. `translation` says of each question what became of it: ok,
 suspect (a check doubts it), corrected (people wrote a part), or in English (it has no good
 translation).
-Pictures and questions stay under the licence of the benchmark that they come from.
+Images and questions stay under the licence of the benchmark that they come from.
 
 """
     return "\n".join(["---", head.to_yaml(), "---", words.strip(), "", *table, ""])

@@ -2,7 +2,7 @@
 
 Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers without
 special tokens, gives the ids that LLaVA's prompt gives. Contents may be strings or lists of parts,
-as processors pass them; `<image>` and a line break are written for each picture. Answers and their
+as processors pass them; `<image>` and a line break are written for each image. Answers and their
 terminators stand between `{% generation %}` marks, from which TRL makes its label masks.
 """
 
@@ -19,7 +19,7 @@ from llava.mm_utils import tokenizer_image_token
 # What stands after a special token, so that the text behind it begins as LLaVA's pieces do.
 _PREFIXES = ("", " ")
 
-# Part lists to text: the pictures first, as LLaVA's prompts have them.
+# Part lists to text: the images first, as LLaVA's prompts have them.
 _CONTENT = (
     "{%- macro text_of(content) -%}"
     "{%- if content is string -%}{{ content | replace('<image>', image_mark) }}"

@@ -252,7 +252,7 @@ def _with_rows(table: Tensor, num_rows: int) -> Tensor:
 def build_processor(
     config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
 ) -> Any:
-    """Pictures and text as LLaVA prepares them; `template` is Jinja."""
+    """Images and text as LLaVA prepares them; `template` is Jinja."""
     settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
     keywords: dict[str, Any] = {
         "tokenizer": tokenizer,

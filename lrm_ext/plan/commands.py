@@ -20,7 +20,7 @@ def plan(
         None, min=1, help="Samples of each stage; default: the preset's corpus, else the paper's."
     ),
     text_tokens: float | None = typer.Option(
-        None, min=1, help="Mean tokens of a sample without its picture; default: measured."
+        None, min=1, help="Mean tokens of a sample without its image; default: measured."
     ),
     supervised_tokens: float | None = typer.Option(
         None, min=0, help="Mean tokens that are learnt; default: measured, else all of the text."

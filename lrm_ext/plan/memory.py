@@ -97,7 +97,7 @@ class Memory:
         activations: What the forward pass keeps for the backward pass.
         block: A block's activations that are computed again; 0 without checkpointing.
         logits: The loss at its widest, which is over when a block is computed again.
-        image_features: Pictures or the tower's outputs.
+        image_features: Images or the tower's outputs.
         buffers: Gathered weights, communication, the CUDA context.
     """
 
@@ -125,7 +125,7 @@ def estimate_memory(
     Args:
         shape: The model.
         settings: How it is trained.
-        num_positions: Of a sample, the picture's included.
+        num_positions: Of a sample, the image's included.
         num_supervised: Of those, the ones that a loss is taken of.
     """
     tower, images_kept, images = _image_parts(shape, settings)
@@ -214,10 +214,10 @@ def _frozen_bytes(shape: ModelShape, settings: StageSettings) -> float:
 
 
 def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, float, float]:
-    """The tower's weights, what the projector keeps, and pictures with the tower's outputs.
+    """The tower's weights, what the projector keeps, and images with the tower's outputs.
 
     The projector keeps two inputs of matrices, GELU's, and the embeddings that are put together.
-    Pictures are of float32 at worst; the tower's own activations are gone when they count.
+    Images are of float32 at worst; the tower's own activations are gone when they count.
     """
     tower, e = shape.tower, settings.compute_bytes
     if tower is None:

@@ -68,7 +68,7 @@ class StagePlan:
 
     @property
     def num_tokens(self) -> float:
-        """Positions in all, pictures included."""
+        """Positions in all, images included."""
         return self.data.num_samples * self.data.num_positions
 
     @property
@@ -84,7 +84,7 @@ class Implied:
     Attributes:
         hours: How long it took, all stages.
         samples_per_second: Of all GPUs.
-        tokens_per_second_and_gpu: Positions, pictures included.
+        tokens_per_second_and_gpu: Positions, images included.
         mfu: Share of the GPUs' peak.
     """
 
@@ -138,7 +138,7 @@ class Wishes:
 
     Attributes:
         num_samples: Samples of each stage.
-        text_tokens: Of a sample, without its picture.
+        text_tokens: Of a sample, without its image.
         supervised_tokens: Of those, the ones that are learnt.
         mfu: Share of the peak.
         price: Of a GPU for an hour.
@@ -307,7 +307,7 @@ class StageData:
 
     Attributes:
         num_samples: Samples in all, epochs counted.
-        num_positions: Mean of a sample, its picture included.
+        num_positions: Mean of a sample, its image included.
         num_supervised: Mean of those that are learnt.
         source_of_samples: Where their number is from.
         source_of_lengths: Where their length is from.
@@ -330,7 +330,7 @@ def measure_data(
 
     Args:
         flags: Of the stage.
-        num_image_tokens: Positions of a picture.
+        num_image_tokens: Positions of an image.
         samples_a_step: The global batch, where flags give the number of steps.
         wishes: What the user says.
 
@@ -402,7 +402,7 @@ _PARTS = {
     "activations": "activations",
     "block": "a block computed again",
     "logits": "logits",
-    "image_features": "pictures and features",
+    "image_features": "images and features",
     "buffers": "buffers, CUDA context",
 }
 

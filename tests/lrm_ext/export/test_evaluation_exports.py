@@ -275,7 +275,7 @@ def test_a_missing_picture_or_language_is_an_error(folder, tmp_path):
     with pytest.raises(DataError, match=r"has no hr\.jsonl"):
         invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "a", "--languages", "hr")
     (tmp_path / "pictures" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"1 pictures are missing \(1.png\)"):
+    with pytest.raises(DataError, match=r"1 images are missing \(1.png\)"):
         invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "b")
 
 
