@@ -1,11 +1,11 @@
 """Starts controller, worker, page and API, waits until they answer, and stops them together.
 
-In: a checkpoint and ports. Out: a page, and perhaps an API, until Ctrl-C. Each part is a process of
-its own (`python -m lrm_ext.demo ROLE`), so that a worker that dies takes nothing with it;
-each leaves when its stdin closes, so that nothing outlives a demo that was killed.
+In: a checkpoint and ports. Out: a page and optionally an API, until Ctrl-C. Each part is a separate
+process (`python -m lrm_ext.demo ROLE`), so that a worker that fails leaves the others running. Each
+process exits when its stdin closes, so that none outlives a demo that was killed.
 
-The page has a choice of how to answer, through `llava.serve.page_state.PromptControl`: the paper's
-three instructions. A question gets the instruction in its own language, as training puts it.
+Through `llava.serve.page_state.PromptControl`, the page offers the paper's three instructions. A
+question gets the instruction in its own language, in the place where training puts it.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 8.0
 START_TIMEOUT_S = 120.0
-# How many people are answered at the same time; the others wait.
+# Requests that a worker answers at the same time; the others wait.
 CONCURRENCY = 16
 WORKER_DRAIN_S = 2.0
 
 
 def ask_once(controller: str, model: str) -> str:
-    """Ask the model one question without an image.
+    """Asks the model one question without an image.
 
     Returns:
         The answer.
@@ -82,13 +82,13 @@ def ask_once(controller: str, model: str) -> str:
 
 
 def ask_api(address: str, model: str) -> str:
-    """Ask the API at an address the same question.
+    """Asks the API the same question.
 
     Returns:
         The answer.
 
     Raises:
-        ConfigError: It reports an error.
+        ConfigError: The API reports an error.
     """
     body = {
         "model": model,
@@ -103,7 +103,7 @@ def ask_api(address: str, model: str) -> str:
 
 
 def page_languages() -> Mapping[str, PageText]:
-    """Return the page's words in all languages; what one lacks is English."""
+    """Returns the texts of the page in all languages; missing ones are English."""
     from llava.serve.page_state import PageText
 
     def texts(code: str) -> dict[str, str]:
@@ -118,20 +118,20 @@ def page_languages() -> Mapping[str, PageText]:
 
 
 def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
-    """Turn a question into the prompt of an instruction.
+    """Converts a question into the prompt of an instruction.
 
     Args:
         text: The user's question.
-        question_lang: Code of the language that it is in.
+        question_lang: Language code of the question.
         way: Name of the instruction.
-        answer_lang: Code of the language to answer in, for BVQA, which here knows any two
-            languages that have words for each other; "" or that of the question adds nothing.
+        answer_lang: For BVQA, the language code of the answer. Any two languages that name each
+            other are allowed here; "" or the language of the question adds nothing.
 
     Returns:
-        The question with the instruction in its own language, where training puts it.
+        The question with the instruction in the same language, in the place where training puts it.
 
     Raises:
-        PageError: A question in English is to be translated into English.
+        PageError: EP-VQA is chosen for a question in English.
         ConfigError: A language or an instruction is unknown.
     """
     from llava.serve.page_state import PageError
@@ -147,9 +147,9 @@ def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) 
 
 
 def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str) -> str:
-    """Return a reply as Markdown, with the pivot's translation folded.
+    """Returns a reply as Markdown, with the translation of EP-VQA folded.
 
-    A reply without a translation is shown as it is; so is one that still comes.
+    A reply without a translation, or with an unfinished one, is shown as it is.
     """
     if way != PIVOT:
         return reply
@@ -165,7 +165,7 @@ def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str)
 
 
 def answer_language_control() -> PromptControl:
-    """Return the three lists for the page."""
+    """Returns the fields for question language, instruction and answer language."""
     from llava.serve.page_state import PromptControl
 
     return PromptControl(build=_build, apply=with_instruction, relabel=_relabel, show=show_reply)
@@ -176,7 +176,7 @@ def _build() -> Sequence[gr.components.Component]:
 
     text = page_languages()[ENGLISH]
     names = [(get_language(code).native_name, code) for code in list_languages()]
-    # one below the other: half a column cuts what some languages say
+    # one below the other: in half a column, the words of some languages would be cut
     question = gr.Dropdown(names, value=ENGLISH, label=text.say("ask_in"), elem_id="ask-in")
     way = gr.Dropdown(_ways(text), value=DIRECT, label=text.say("way"), elem_id="way")
     answer = gr.Dropdown(
@@ -193,7 +193,7 @@ def _ways(text: PageText) -> list[tuple[str, str]]:
 
 
 def _relabel(text: PageText) -> list[Any]:
-    """Say the lists' words in another language; who reads it is taken to ask in it."""
+    """Translates the fields; the language of the page becomes that of the question."""
     import gradio as gr
 
     return [
@@ -205,19 +205,19 @@ def _relabel(text: PageText) -> list[Any]:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to start.
+    """Options of a demo.
 
     Attributes:
         model: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
-        compare_with: Another checkpoint, for the page's comparison; None for none.
+        compare_with: Another checkpoint to compare with; None for none.
         port: Port of the page.
         api_port: Port of the OpenAI-compatible API; None for no API.
-        host: Address that page and API listen on; controller and worker stay on the loopback.
-        device: Where the model runs.
+        host: Address of page and API; controller and workers listen on the loopback only.
+        device: Device of the model.
         log_dir: Folder for the logs of all parts and for uploaded images.
-        keep_days: Age of uploaded images at which they are deleted; 0 keeps them for ever.
-        start_timeout_s: How long loading the model may take.
+        keep_days: Days after which uploaded images are deleted; 0 keeps them for ever.
+        start_timeout_s: Seconds that loading the model may take.
         check: Ask one question and stop.
     """
 
@@ -234,7 +234,7 @@ class DemoOptions:
     check: bool = False
 
     def address(self, port: int | None) -> str:
-        """Return the address of a port on this machine."""
+        """Returns the URL of a port on this machine."""
         return f"http://{LOOPBACK if self.host in ('0.0.0.0', '::') else self.host}:{port}"
 
 
@@ -255,18 +255,18 @@ class Demo:
     children: list[Child] = field(default_factory=list)
 
     def start(self, role: str, *arguments: str) -> Child:
-        """Start one part.
+        """Starts one part.
 
         Args:
             role: `controller`, `worker`, `page` or `api`.
-            arguments: Its flags.
+            arguments: Flags of the part.
 
         Returns:
             The running part.
         """
         number = 1 + sum(child.role == role for child in self.children)
         log_path = self.log_dir / (f"{role}.log" if number == 1 else f"{role}-{number}.log")
-        # Found also when the packages are used from a folder that is not installed.
+        # The packages may be used from a folder without being installed.
         root = str(Path(llava.__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with log_path.open("wb") as log_file:
@@ -276,17 +276,17 @@ class Demo:
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"},
-                # Ctrl-C must reach this process alone, which then stops the parts in order.
+                # Ctrl-C must reach only this process, which then stops the parts in order.
                 start_new_session=True,
             )
         self.children.append(Child(role, process, log_path))
         return self.children[-1]
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Wait for a condition while all parts live.
+        """Waits for a condition while all parts run.
 
         Raises:
-            ConfigError: A part has ended, or the time is over.
+            ConfigError: A part has stopped, or the time is up.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -302,10 +302,10 @@ class Demo:
             time.sleep(POLL_INTERVAL_S)
 
     def check_alive(self) -> None:
-        """Refuse to go on when a part has ended.
+        """Checks that all parts run.
 
         Raises:
-            ConfigError: It says which part, and why.
+            ConfigError: A part has stopped; the message names it and its last error.
         """
         for child in self.children:
             status = child.process.poll()
@@ -319,7 +319,7 @@ class Demo:
                 )
 
     def stop(self) -> None:
-        """End all parts, the last one started first."""
+        """Stops all parts in reverse order of their start."""
         for child in reversed(self.children):
             child.process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -335,7 +335,7 @@ class Demo:
 
 
 def free_port() -> int:
-    """Return a port on the loopback that nobody listens on now."""
+    """Returns a port on the loopback that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -343,10 +343,10 @@ def free_port() -> int:
 
 
 def start_parts(demo: Demo, options: DemoOptions) -> str:
-    """Start controller, a worker for each model, page and, if it is wanted, the API.
+    """Starts controller, a worker for each model, page and optionally the API.
 
     Returns:
-        The controller's address.
+        The address of the controller.
     """
     controller_port = free_port()
     controller = f"http://{LOOPBACK}:{controller_port}"
@@ -380,10 +380,10 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
 
 
 def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
-    """Wait until the worker has registered and the page answers.
+    """Waits until the workers have registered and page and API answer.
 
     Returns:
-        The model's name.
+        The name of the model.
 
     Raises:
         ConfigError: A part failed or took too long.
@@ -412,10 +412,10 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
 
 
 def check_ports(options: DemoOptions) -> None:
-    """Refuse ports that cannot be listened on, before the model is loaded.
+    """Checks that the ports can be used, before the model is loaded.
 
     Raises:
-        ConfigError: It names the port and the flag.
+        ConfigError: A port cannot be used; the message names it and its flag.
     """
     check_port_is_free(options.host, options.port)
     if options.api_port is None:
@@ -426,15 +426,15 @@ def check_ports(options: DemoOptions) -> None:
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> None:
-    """Run the demo until Ctrl-C, or with `check` until one question is answered.
+    """Runs the demo until Ctrl-C, or with `check` until one question is answered.
 
     Args:
-        options: What to start.
-        console: Where to say the address.
+        options: Options of the demo.
+        console: Receives the addresses and the state.
 
     Raises:
         CheckpointError: There is no such model folder.
-        ConfigError: A port is taken, or a part stopped.
+        ConfigError: A port is in use, or a part stopped.
     """
     console = console or Console()
     check_model_path(options.model)
@@ -473,14 +473,14 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     except KeyboardInterrupt:
         console.print("\nstopping ...")
     finally:
-        # A second Ctrl-C must not leave half of the parts behind.
+        # A second Ctrl-C must not leave some of the parts running.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         demo.stop()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-# Module of `llava.serve` that each part runs.
+# The module of `llava.serve` for each part.
 ROLES = {
     "controller": "controller",
     "worker": "model_worker",
@@ -490,7 +490,7 @@ ROLES = {
 
 
 def run_part(role: str, argv: Sequence[str]) -> None:
-    """Run one part in this process, with its module's flags; the page has `--log-dir`, too."""
+    """Runs one part in this process with the flags of its module; the page adds `--log-dir`."""
     module: Any = import_module(f"llava.serve.{ROLES[role]}")
     parser = module.build_parser()
     if role != "page":
@@ -508,10 +508,10 @@ def run_part(role: str, argv: Sequence[str]) -> None:
 
 
 def leave_with_parent() -> None:
-    """End this process when its stdin closes, that is, when the demo is gone."""
+    """Ends this process when its stdin closes, which happens when the demo has ended."""
 
     def watch() -> None:
-        # Not through sys.stdin: its lock would still be held when the interpreter ends.
+        # The lock of sys.stdin would still be held when the interpreter ends.
         while os.read(0, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
@@ -520,7 +520,7 @@ def leave_with_parent() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one role."""
+    """Runs one part."""
     parser = argparse.ArgumentParser(prog="python -m lrm_ext.demo")
     parser.add_argument("role", choices=list(ROLES))
     args, rest = parser.parse_known_args(argv)

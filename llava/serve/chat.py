@@ -1,7 +1,7 @@
-"""What happens when somebody uses the page: send, stream, stop, regenerate, clear, vote.
+"""Handles what users of the page do: send, stream, stop, regenerate, clear, vote.
 
 In: a `ChatState` and the values of the page's fields. Out: values for the page's fields. The layout
-is in `llava.serve.page`; what is stored, in `llava.serve.page_state`.
+is in `llava.serve.page`, the storage in `llava.serve.page_state`.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ MAX_TEXT_LEN_WITH_IMAGE = 1200
 MAX_NEW_TOKENS = 1536
 CURSOR = "\u258c"
 NUM_BUTTONS = 6
-# The page's text for what a worker calls the kind of an error.
+# The page's text for each kind of error that a worker reports.
 REASONS = {BUSY: "error_busy", DEADLINE: "error_deadline", STOPPING: "error_stopping"}
-# What leaves state, chat panel and buttons as they are.
+# Leaves state, chat panel and buttons unchanged.
 NOTHING_NEW = [gr.skip()] * (2 + NUM_BUTTONS)
 _NETWORK_ERRORS = (requests.RequestException, ValueError, KeyError)
 
 
 class AnswerError(Exception):
-    """A question gets no answer.
+    """Raised when a question gets no answer.
 
     Args:
-        code: One of the codes of `llava.serve.protocol`.
-        reason: The cause, in the user's language where the page knows it.
-        heading: What is said first; by default that there was an error.
+        code: An error code of `llava.serve.protocol`.
+        reason: The cause, translated if the page knows it.
+        heading: First line of the message; by default the page's general error.
     """
 
     def __init__(self, code: int, reason: str, heading: str = "") -> None:
@@ -65,7 +65,7 @@ class AnswerError(Exception):
 def button_states(
     vote: bool = False, stop: bool = False, regenerate: bool = False, clear: bool = False
 ) -> list[Any]:
-    """Return updates for Upvote, Downvote, Flag, Stop, Regenerate, Clear."""
+    """Returns updates for Upvote, Downvote, Flag, Stop, Regenerate, Clear."""
     states = (vote, vote, vote, stop, regenerate, clear)
     return [gr.update(interactive=state) for state in states]
 
@@ -79,13 +79,13 @@ def add_text(
     *control_values: Any,
     settings: PageSettings,
 ) -> list[Any]:
-    """Add what the user sends; an image starts a new conversation.
+    """Adds a question to the conversation; an image starts a new one.
 
     Returns:
         State, chat panel, text field, image field, buttons.
 
     Raises:
-        gr.Error: There is nothing to send, an answer is running, or moderation refuses.
+        gr.Error: The question is empty, an answer is running, or moderation refuses the text.
     """
     state = state or ChatState()
     text = (text or "").strip()
@@ -120,14 +120,14 @@ def add_text(
 
 
 def mirror(source: ChatState, target: ChatState | None) -> ChatState:
-    """Put the open turn of one conversation into another, for a second model.
+    """Copies the open turn of one conversation into another, for a second model.
 
     Args:
-        source: What `add_text` returned.
-        target: The second model's conversation so far.
+        source: The state that `add_text` returned.
+        target: The conversation with the second model so far.
 
     Returns:
-        The second conversation; a new one if the first is.
+        The second conversation; a new one if the first one is new.
     """
     last = source.last_number
     if target is None or last == 1:
@@ -140,12 +140,12 @@ def mirror(source: ChatState, target: ChatState | None) -> ChatState:
 
 
 def notice(message: str) -> gr.Error:
-    """Return an error that Gradio shows for a few seconds."""
+    """Returns an error that Gradio shows for a few seconds."""
     return gr.Error(message, duration=5, title="", print_exception=False)
 
 
 def client_ip(request: gr.Request | None) -> str:
-    """Return the user's address, "" if it is not known."""
+    """Returns the address of the user, "" if it is unknown."""
     return request.client.host if request is not None and request.client else ""
 
 
@@ -159,7 +159,7 @@ def http_bot(
     *,
     settings: PageSettings,
 ) -> Iterator[list[Any]]:
-    """Ask a worker and show the answer as it comes.
+    """Asks a worker and shows the answer while it is generated.
 
     Yields:
         State, chat panel, buttons.
@@ -184,7 +184,7 @@ def http_bot(
         except AnswerError as error:
             failure = error
         except Exception as error:
-            # Nothing may leave the user with a turn that is open for ever.
+            # Whatever happens, the user's turn must not stay open for ever.
             log.exception("the page failed to ask the model")
             reason = str(error) if isinstance(error, UserError) else settings.say("error_page")
             failure = AnswerError(GENERATION_FAILED, reason)
@@ -205,10 +205,10 @@ def http_bot(
 def _answer(
     state: ChatState, model: str, sampling: dict[str, Any], settings: PageSettings
 ) -> Iterator[None]:
-    """Fill the open turn, and yield after each piece.
+    """Fills the open turn, and yields after each piece.
 
     Raises:
-        AnswerError: No worker answers, or one reports an error.
+        AnswerError: No worker answers, or the worker reports an error.
     """
     address = ""
     try:
@@ -218,7 +218,7 @@ def _answer(
     if not address:
         key = "error_no_worker" if model else "error_no_model"
         raise AnswerError(NO_WORKER, settings.say(key, model=repr(model)))
-    if state.last_number == 1:  # the first round is asked in the template of the chosen model
+    if state.last_number == 1:  # the first turn decides the template
         question = state.conversation.messages[-2][1]
         state.conversation = template_of_worker(address, model)
         state.open_turn(question)
@@ -247,12 +247,12 @@ def _answer(
         log.error("worker %s: %s", address, error)
         raise AnswerError(WORKER_UNREACHABLE, settings.say("error_worker_gone")) from error
     finally:
-        # Also when the user has left: the log must not hold a cursor.
+        # The log must not hold a cursor, even if the user has left.
         conversation.messages[-1][1] = text
 
 
 def _reported_error(chunk: dict[str, Any], settings: PageSettings) -> AnswerError:
-    """Return the error that a worker reports; what the page knows, in the user's language."""
+    """Converts the error that a worker reports; known messages are translated."""
     headings = {TOO_LONG_MESSAGE: settings.say("error_too_long"), server_error_msg: ""}
     kind, text = chunk.get("kind"), str(chunk["text"])
     reason = settings.say(REASONS[kind]) if kind in REASONS else str(chunk.get("reason", ""))
@@ -275,12 +275,12 @@ def _log_chat(
             images=save_images(settings.log_dir, conversation.get_images(return_pil=True)),
         )
     except OSError as error:
-        # The answer is there; a full disk must not take it from the user.
+        # A full disk must not take the finished answer from the user.
         log.error("the conversation could not be logged: %s", error)
 
 
 def stop(state: ChatState | None) -> Any:
-    """End the running answer; it keeps what has come so far."""
+    """Ends the running answer; the text so far stays."""
     if state is not None:
         state.stop.set()
     return gr.update(interactive=False)
@@ -289,7 +289,7 @@ def stop(state: ChatState | None) -> Any:
 def regenerate(
     state: ChatState | None, image_process_mode: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Throw the last answer away and open the turn again.
+    """Drops the last answer and opens its turn again.
 
     Returns:
         State, chat panel, text field, image field, buttons.
@@ -312,7 +312,7 @@ def regenerate(
 def clear_history(
     state: ChatState | None, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Begin anew; an answer that runs is stopped.
+    """Starts a new conversation and stops a running answer.
 
     Returns:
         State, chat panel, text field, image field, buttons.
@@ -327,7 +327,7 @@ def clear_history(
 def vote_last_response(
     state: ChatState, vote_type: str, model: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Write a vote on the last answer; return text field and the vote buttons.
+    """Logs a vote on the last answer; returns updates for text field and vote buttons.
 
     Raises:
         gr.Error: The log cannot be written.

@@ -1,7 +1,7 @@
-"""Ask a model about one image in the terminal.
+"""Asks a model about one image in the terminal.
 
-In: a checkpoint, an image and questions, one a line. Out: streamed answers on stdout, everything
-else on stderr. An empty line or the end of the input leaves, so questions may be piped in.
+In: a checkpoint, an image, and one question per line. Out: streamed answers on stdout, everything
+else on stderr. An empty line or the end of the input ends the chat, so questions may be piped in.
 
     python -m llava.serve.cli --model-path runs/mini --image-file photo.jpg
 """
@@ -35,13 +35,13 @@ MAX_DOWNLOAD_BYTES = 50 * 1024 * 1024
 
 
 def load_image(image_file: str) -> Image.Image:
-    """Load an image from a file or an http(s) address.
+    """Loads an image from a file or an http(s) URL.
 
     Returns:
         The image as RGB.
 
     Raises:
-        DataError: It is missing, unreachable or no image.
+        DataError: The image is missing, unreachable or unreadable.
     """
     if not image_file.startswith(("http://", "https://")):
         return open_image(Path(image_file).expanduser(), orient=False)
@@ -57,12 +57,12 @@ def load_image(image_file: str) -> Image.Image:
 
 
 def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
-    """Yield questions until an empty line or the end of the input.
+    """Yields questions until an empty line or the end of the input.
 
     Args:
         role: Shown before each question.
-        source: Where questions come from; those of a pipe are echoed.
-        output: Where to show the role.
+        source: Input with one question per line; lines from a pipe are echoed.
+        output: Receives the role.
     """
     while True:
         output.write(f"{role}: ")
@@ -87,15 +87,15 @@ def chat(
     source: TextIO,
     output: TextIO,
 ) -> None:
-    """Answer questions about an image until the input ends.
+    """Answers questions about an image until the input ends.
 
     Args:
         engine: The loaded model.
-        conversation: A fresh conversation; it gets the questions and the answers.
-        image: The image, put before the first question.
+        conversation: A new conversation, to which questions and answers are added.
+        image: The image, placed before the first question.
         args: `temperature`, `max_new_tokens`, `debug`.
-        source: Where questions come from.
-        output: Where answers go.
+        source: Input with one question per line.
+        output: Receives the answers.
     """
     roles = ("user", "assistant") if "mpt" in engine.name.lower() else conversation.roles
     for question in read_questions(roles[0], source, output):
@@ -130,13 +130,13 @@ def chat(
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load image and model, then chat on stdin and stdout.
+    """Loads image and model, then chats on stdin and stdout.
 
     Args:
-        args: What `build_parser` makes.
+        args: The flags of `build_parser`.
 
     Raises:
-        UserError: Image, checkpoint or template are not as they must be.
+        UserError: Image, checkpoint or template cannot be used.
     """
     check_model_path(args.model_path)
     image = load_image(args.image_file)
@@ -153,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=__doc__)
     parser.add_argument("--model-path", default="facebook/opt-350m")
     parser.add_argument("--model-base")
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()

@@ -1,7 +1,7 @@
-"""The web page: layout, wiring and start.
+"""Starts the web page on which users ask about images.
 
-In: a controller's address. Out: a Gradio page on which people ask about images. What the buttons
-do is in `llava.serve.chat`; another package may add one choice through `PromptControl`.
+In: the address of a controller. Out: a Gradio page. Its fields are in `llava.serve.page`, its
+handlers in `llava.serve.chat`; another package may add fields through `PromptControl`.
 
     python -m llava.serve.gradio_web_server --controller-url http://localhost:21001
 """
@@ -74,7 +74,7 @@ EXAMPLES_ROOT = Path(__file__).parents[2] / "playground" / "data" / "emoji_scene
 MAX_UPLOAD = "20mb"
 CACHE_SWEEP_S = 600
 CACHE_AGE_S = 3600
-# Gradio's indigo, darker where text is written with it or on it: a contrast of at least 4.5 to 1.
+# Gradio's indigo with darker shades for text, so that the contrast is at least 4.5 to 1.
 PRIMARY = gr.themes.Color(
     name="primary",
     c50="#eef2ff",
@@ -89,7 +89,7 @@ PRIMARY = gr.themes.Color(
     c900="#2b2c5e",
     c950="#24254f",
 )
-# Gradio's button around an image in the conversation has no name; it gets the image's label.
+# Names Gradio's unnamed button around an image in the conversation after the image field.
 NAME_BUTTONS = """
 <script>
 new MutationObserver(() => {
@@ -107,7 +107,7 @@ READ_MODEL_FROM_URL = """
 
 
 def get_model_list(settings: PageSettings) -> list[str]:
-    """Return the models that the controller knows, [] when it does not answer."""
+    """Returns the models that the controller knows; [] if it does not answer."""
     try:
         return protocol.get_model_list(settings.controller_url)
     except (requests.RequestException, ValueError, KeyError) as error:
@@ -116,15 +116,15 @@ def get_model_list(settings: PageSettings) -> list[str]:
 
 
 def get_conv_log_filename(log_dir: Path = Path(LOGDIR)) -> str:
-    """Return the path of today's conversation log."""
+    """Returns the path of today's conversation log."""
     return str(conv_log_path(log_dir))
 
 
 def load_demo(url_model: str, *, settings: PageSettings) -> list[Any]:
-    """Fill the page from the models known at start.
+    """Fills the page with the models known at the start.
 
     Args:
-        url_model: Value of `?model=`; "" or unknown chooses the first.
+        url_model: Value of `?model=`; the first model is chosen if it is "" or unknown.
         settings: The page's settings.
 
     Returns:
@@ -136,15 +136,15 @@ def load_demo(url_model: str, *, settings: PageSettings) -> list[Any]:
 
 
 def load_demo_refresh_model_list(url_model: str, *, settings: PageSettings) -> list[Any]:
-    """Fill the page from the models that run now; as `load_demo` otherwise."""
+    """Fills the page with the models that run now; see `load_demo`."""
     return load_demo(url_model, settings=replace(settings, models=get_model_list(settings)))
 
 
 def load_page(url_model: str, request: gr.Request, *, settings: PageSettings) -> list[Any]:
-    """Fill the page when somebody opens it.
+    """Fills the page when a user opens it.
 
     Returns:
-        Updates for the model list, the notice, the second model, the choice to compare, and the
+        Updates for the model list, the notice, the second model, the comparison switch and the
         page's language.
     """
     reload = settings.model_list_mode == "reload"
@@ -170,13 +170,13 @@ def build_demo(
     settings: PageSettings | None = None,
     title: str = TITLE,
 ) -> gr.Blocks:
-    """Build the page.
+    """Builds the page.
 
     Args:
         embed_mode: Leave out title and terms.
         cur_dir: Folder with `examples/`; by default the built-in images.
-        concurrency_count: Answers that stream at the same time.
-        settings: Controller, logs and so on.
+        concurrency_count: How many answers may stream at the same time.
+        settings: Settings of the page.
         title: Heading of the page.
 
     Returns:
@@ -208,9 +208,9 @@ def build_demo(
 
 
 def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
-    """Return what `Blocks.launch` needs for this page: look and limits."""
+    """Returns the arguments of `Blocks.launch` for this page: style and limits."""
     settings = settings or PageSettings()
-    # System fonts: the page must not load anything from another server.
+    # System fonts, because the page must not load anything from another server.
     theme = gr.themes.Soft(
         primary_hue=PRIMARY,
         font=["system-ui", "sans-serif"],
@@ -235,24 +235,24 @@ def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
 def serve(
     demo: gr.Blocks, host: str, port: int | None, share: bool, settings: PageSettings
 ) -> None:
-    """Run a page until SIGINT or SIGTERM.
+    """Serves a page until SIGINT or SIGTERM.
 
     Args:
         demo: The page.
-        host: Where to listen.
-        port: Where to listen; None finds a free one from 7860 on.
-        share: Show it through Gradio's tunnel, too.
+        host: Address to listen on.
+        port: Port to listen on; None takes the first free one from 7860.
+        share: Also serve the page through Gradio's tunnel.
         settings: The page's settings.
 
     Raises:
-        ConfigError: The port is taken or none, or the host is unknown.
+        ConfigError: The port is in use or invalid, or the host is unknown.
     """
     if port is not None:
         check_port_is_free(host, port)
     finished = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())
-    # uvicorn, which Gradio starts, believes the own machine unless it is told
+    # Gradio's uvicorn would otherwise trust the header from the local machine
     os.environ["FORWARDED_ALLOW_IPS"] = settings.forwarded_allow_ips
     sweeper = start_sweeper(settings.log_dir, settings.keep_days * DAY_S)
     try:
@@ -272,7 +272,7 @@ def serve(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.gradio_web_server", description=__doc__
     )
@@ -289,12 +289,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, title: str = TITLE, **own: Any) -> None:
-    """Run the page until interrupted.
+    """Serves the page until it is interrupted.
 
     Args:
-        args: What `build_parser` makes.
+        args: The flags of `build_parser`.
         title: Heading of the page.
-        own: Settings that have no flag: `control`, `log_dir`, `languages`.
+        own: Settings without a flag: `control`, `log_dir`, `languages`.
     """
     settings = settings_from(args, **own)
     settings = replace(settings, models=tuple(get_model_list(settings)))
@@ -307,7 +307,7 @@ def run(args: argparse.Namespace, title: str = TITLE, **own: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("gradio_web_server", "gradio_web_server.log")
     run(args)

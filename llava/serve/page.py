@@ -1,8 +1,8 @@
-"""The page: fields, buttons, examples and style, and which button does what.
+"""The web page: fields, buttons, examples, style, and what each button does.
 
-In: settings and a folder with example images. Out: Gradio fields, connected with the handlers of
-`llava.serve.chat` for one model or for two side by side. Each handler gets the language that its
-user reads.
+In: settings and a folder with example images. Out: Gradio fields, connected to the handlers of
+`llava.serve.chat` for one model or for two side by side. Each handler receives the language that
+its user has chosen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llava.serve.chat import (
 from llava.serve.page_state import ENGLISH_TEXT, ChatState, PageSettings, PageText, thumbnail
 
 EXAMPLES_PER_PAGE = 4
-# A command is the same in every language.
+# The same in every language.
 WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
 CSS = """
 .gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }
@@ -43,7 +43,7 @@ CSS = """
 #head #title { flex: 1 1 200px; }
 .buttons { gap: 8px; align-items: stretch; }
 .buttons button { min-width: 0; flex: 1 1 30%; }
-/* a choice ends before the arrow, and a cut one says so */
+/* a choice ends before the arrow; an ellipsis marks one that is cut */
 .gradio-container .wrap-inner { padding-right: 36px !important; }
 .gradio-container .wrap-inner input { text-overflow: ellipsis; }
 /* room for the conversation's name above the first message */
@@ -63,7 +63,7 @@ footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container > main, .gradio-container main { padding: 12px !important; }
   #picture { height: 220px !important; }
-  /* as high as what is said */
+  /* as high as its content */
   #chatbot, #second-chatbot { height: auto !important; max-height: 75vh; }
   #chatbot .placeholder-content, #second-chatbot .placeholder-content { padding: 0 16px 16px; }
   .buttons:not(:has(button:not([disabled]))) { display: none !important; }
@@ -76,7 +76,7 @@ footer { display: none !important; }
   #left > #examples { order: 5; }
   #left > #control { order: 6; }
   #left > #parameters { order: 7; }
-  /* no word and no hint is cut */
+  /* no word is cut */
   .buttons button { flex: 1 1 auto !important; min-width: min-content !important; }
   #ask > * { flex: 1 1 100% !important; }
 }
@@ -91,14 +91,14 @@ SET_PAGE_LANGUAGE = "(code) => { document.documentElement.lang = code; return [c
 
 
 def find_examples(root: Path) -> list[tuple[str, Question]]:
-    """Return example images with a question each.
+    """Returns the example images, each with a question.
 
     Args:
-        root: Folder with `examples/`: images, and optionally `examples.json` that maps a file's
-            name to its question, or to the question's wording by language code.
+        root: Folder with `examples/`, which holds images and optionally `examples.json`. That maps
+            the name of a file to its question, or to the question by language code.
 
     Returns:
-        Pairs of path and question; [] when there is no such folder.
+        Pairs of path and question; [] if there is no such folder.
     """
     folder = root / "examples"
     texts = folder / "examples.json"
@@ -111,7 +111,7 @@ def find_examples(root: Path) -> list[tuple[str, Question]]:
 
 
 def question_in(question: Question, text: PageText) -> str:
-    """Return an example's question in the page's language; where it has none, a general one."""
+    """Returns an example's question in the page's language, or a general one if it has none."""
     if isinstance(question, str):
         return question
     return question.get(text.code) or text.say("example_question")
@@ -119,14 +119,14 @@ def question_in(question: Question, text: PageText) -> str:
 
 @dataclass
 class Side:
-    """A model and the conversation with it; the second one is there for comparing.
+    """One model and the conversation with it; the page has a second one for comparison.
 
     Attributes:
         state: The `ChatState`.
         model: The list of models.
-        chatbot: The conversation.
+        chatbot: The chat panel.
         votes: Upvote, Downvote, Flag.
-        panel: What holds conversation and votes.
+        panel: The column with chat panel and votes.
     """
 
     state: gr.State
@@ -137,20 +137,19 @@ class Side:
 
 
 def terms(text: PageText, keep_days: float) -> str:
-    """Return what a user should know, and how long images stay; 0 days is for ever."""
+    """Returns the terms of use, with the days that images are stored; 0 means for ever."""
     kept = text.say("pictures_days", days=f"{keep_days:g}")
     return f"{text.say('terms')} {kept if keep_days else text.say('pictures_kept')}"
 
 
 class Page:
-    """The fields of a page, and what happens when they are used; made within a `gr.Blocks`.
+    """The fields of a page and their handlers; created within a `gr.Blocks`.
 
-    A handler whose name ends with `_all` or that takes `first` and `second` is for both sides; it
-    returns both states, both chat panels, text field, image field, both sides' votes, and Stop,
-    Regenerate and Clear.
+    A handler that takes `first` and `second` serves both sides. It returns both states, both chat
+    panels, the text field, the image field, the votes of both sides, Stop, Regenerate and Clear.
 
     Args:
-        settings: Models, languages, limits, and a choice that another package adds.
+        settings: Models, languages, limits, and the control that another package adds.
         examples_root: Folder with `examples/`.
         title: Heading of the page.
         embed_mode: Leave out heading and terms.
@@ -160,7 +159,7 @@ class Page:
         self, settings: PageSettings, examples_root: Path, title: str, embed_mode: bool
     ) -> None:
         self.settings = settings
-        # each field with words in it, and what says them in a language
+        # each field that shows words, and the function that returns them in a language
         self._labels: list[tuple[Component, Callable[[PageText], dict[str, Any]]]] = []
         self._control: list[Component] = []
         with gr.Row(elem_id="head"):
@@ -200,19 +199,19 @@ class Page:
     def _labelled(
         self, kind: Callable[..., Any], say: Callable[[PageText], dict[str, Any]], **options: Any
     ) -> Any:
-        """Make a field in English, and remember how to say its words in another language.
+        """Creates a field in English and remembers how to translate it.
 
         Args:
-            kind: Its class.
-            say: Returns those of its properties that hold words.
-            options: Its other properties.
+            kind: Class of the field.
+            say: Returns the properties that hold words, in a given language.
+            options: The other properties.
         """
         made = kind(**say(ENGLISH_TEXT), **options)
         self._labels.append((made, say))
         return made
 
     def _field(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
-        """Make a field; `words` has the name of a text for each property that holds words."""
+        """Creates a field; `words` maps each property that holds words to the name of a text."""
 
         def say(text: PageText) -> dict[str, str]:
             return {name: text.say(key) for name, key in words.items()}
@@ -226,7 +225,7 @@ class Page:
         ]
 
     def _lay_out_settings(self) -> None:
-        """Make the column with the models, the image, the examples and the parameters."""
+        """Creates the column with models, image, examples and parameters."""
         choices = {"choices": list(self.settings.models), "interactive": True}
         can_compare = len(self.settings.models) > 1
         self._models = [self._field(gr.Dropdown, {"label": "model"}, elem_id="model", **choices)]
@@ -268,7 +267,7 @@ class Page:
             ]
 
     def _lay_out_chats(self) -> None:
-        """Make the column with the conversations, the question and the buttons."""
+        """Creates the column with conversations, question and buttons."""
         with gr.Row(elem_id="answers"):
             self.sides = [
                 self._lay_out_side(self._models[0], "chat", ""),
@@ -299,7 +298,7 @@ class Page:
             chatbot = self._field(
                 gr.Chatbot,
                 {"placeholder": "empty_chat"},
-                label=ENGLISH_TEXT.say(label),  # `name_chats` says it anew
+                label=ENGLISH_TEXT.say(label),  # `name_chats` replaces it
                 elem_id=prefix + "chatbot",
                 height=600,
                 buttons=["copy"],
@@ -310,7 +309,7 @@ class Page:
         return Side(gr.State(), model, chatbot, votes, panel)
 
     def _add_examples(self, root: Path) -> None:
-        """Show examples whose questions are in the page's language, and take the one clicked on."""
+        """Shows examples with questions in the page's language; a click fills the fields."""
         examples = find_examples(root)
         if not examples:
             return
@@ -330,7 +329,7 @@ class Page:
 
         fields = [self._image, self._text]
         with self._examples_column:
-            # Not gr.Examples: it puts the fields' English labels back with each example.
+            # gr.Examples would restore the fields' English labels with each example.
             dataset = self._labelled(
                 gr.Dataset,
                 words,
@@ -341,10 +340,10 @@ class Page:
         dataset.click(choose, [dataset, self.language], fields, show_progress="hidden")
 
     def connect(self, concurrency_count: int) -> None:
-        """Connect all fields, within the `gr.Blocks` that they are in.
+        """Connects all fields; called within their `gr.Blocks`.
 
         Args:
-            concurrency_count: Answers that stream at the same time.
+            concurrency_count: How many answers may stream at the same time.
         """
         first, second = self.sides
         states = [first.state, second.state]
@@ -389,9 +388,9 @@ class Page:
         self._connect_choices(both_chats, everything)
 
     def _connect_choices(self, chats: list[Component], everything: list[Component]) -> None:
-        """Connect comparing, the names of the conversations and the page's language."""
+        """Connects the comparison, the names of the conversations and the page's language."""
         first, second = self.sides
-        # in one event: what is sent once the second side is there must not be cleared after it
+        # One event: a question sent once the second side is visible must not be cleared later.
         self.compare.change(
             self.switch_comparing,
             [self.language, self.compare, first.state, second.state],
@@ -410,7 +409,7 @@ class Page:
         )
 
     def _in(self, lang: str) -> PageSettings:
-        """Return the settings of a user who reads a language."""
+        """Returns the settings for a user who reads the given language."""
         return replace(self.settings, lang=lang)
 
     def send(
@@ -425,7 +424,7 @@ class Page:
         request: gr.Request,
         *control_values: Any,
     ) -> list[Any]:
-        """Add what the user sends, for one model or for two; as `add_text` otherwise."""
+        """Adds a question for one model or for two; see `add_text`."""
         asked = (text, image, image_process_mode, request, *control_values)
         update = add_text(first, *asked, settings=self._in(lang))
         return _for_both(update, mirror(update[0], second) if compare else None)
@@ -438,7 +437,7 @@ class Page:
         image_process_mode: str,
         request: gr.Request,
     ) -> list[Any]:
-        """Open the last turn again, on both sides."""
+        """Opens the last turn again on both sides."""
         settings = self._in(lang)
         update = regenerate(first, image_process_mode, request, settings=settings)
         if second is not None and second.last_number > 0:
@@ -448,7 +447,7 @@ class Page:
     def clear_all(
         self, lang: str, first: ChatState | None, second: ChatState | None, request: gr.Request
     ) -> list[Any]:
-        """Begin anew on both sides."""
+        """Starts a new conversation on both sides."""
         clear_history(second, request, settings=self._in(lang))
         return _for_both(clear_history(first, request, settings=self._in(lang)), None)
 
@@ -460,7 +459,7 @@ class Page:
         second: ChatState | None,
         request: gr.Request,
     ) -> list[Any]:
-        """Show or hide the second side (its model and its panel), and begin anew on both."""
+        """Shows or hides the second side (model and panel) and starts both sides anew."""
         return [*[gr.update(visible=is_on)] * 2, *self.clear_all(lang, first, second, request)]
 
     def answer(
@@ -473,7 +472,7 @@ class Page:
         max_new_tokens: float,
         request: gr.Request,
     ) -> Iterator[list[Any]]:
-        """Stream one side's answer.
+        """Streams the answer of one side.
 
         Yields:
             State, chat panel, votes.
@@ -491,7 +490,7 @@ class Page:
     def name_chats(
         self, compare: bool, first: str | None, second: str | None, lang: str
     ) -> list[Any]:
-        """Return labels for both conversations: the models' names where two are compared."""
+        """Returns labels for both chat panels: the names of the models if two are compared."""
         text = self._in(lang).text
         names = (first, second) if compare else (None, None)
         return [
@@ -500,7 +499,7 @@ class Page:
         ]
 
     def relabel(self, lang: str) -> list[Any]:
-        """Say the page's words in the user's language."""
+        """Returns updates that show the page in another language."""
         text = self._in(lang).text
         updates = [gr.update(**say(text)) for _, say in self._labels]
         control = self.settings.control
@@ -515,7 +514,7 @@ def _for_both(update: list[Any], second: ChatState | None) -> list[Any]:
 
 
 def settle(first: ChatState | None, second: ChatState | None) -> list[Any]:
-    """Return updates for Stop, Regenerate and Clear when one side has its answer."""
+    """Returns updates for Stop, Regenerate and Clear once one side has its answer."""
     there = [state for state in (first, second) if state is not None]
     busy = any(state.busy for state in there)
     answered = any(state.last_number > 0 for state in there)
@@ -523,6 +522,6 @@ def settle(first: ChatState | None, second: ChatState | None) -> list[Any]:
 
 
 def stop_all(first: ChatState | None, second: ChatState | None) -> Any:
-    """End the answers that run; they keep what has come so far."""
+    """Ends the running answers; their text so far stays."""
     stop(second)
     return stop(first)

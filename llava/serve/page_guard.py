@@ -1,9 +1,9 @@
-"""The door of the page: what may come in over HTTP before Gradio sees it.
+"""Checks each HTTP request to the page before Gradio handles it.
 
-In: every request to the page. Out: the same request, made harmless, or a refusal with its reason.
-Uploads are bounded and written anew, so that Gradio stores only pixels, under the hash of their
-content; questions are bounded, and a file that they name must be one that was uploaded; Gradio's
-routes that this page does not need are closed; a client may ask only so often.
+In: a request to the page. Out: the same request with safe content, or a refusal with a reason.
+Uploads are bounded and encoded again, so that Gradio stores only pixels, under the hash of their
+content. Questions are bounded and may name only files that were uploaded. Gradio's routes that the
+page does not use are closed, and the requests of a client are limited.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from llava.serve.web import BodyRefused, ImageLimits, RateLimiter, clean, read_b
 log = logging.getLogger(__name__)
 
 API = "/gradio_api/"
-# What the page's own script asks for; Gradio's other routes fetch, record, proxy or report.
+# Routes that the page's script uses; Gradio's others fetch, record, proxy or report.
 _OPEN_GET = ("info", "queue/data", "queue/status", "startup-events", "app_id", "upload_progress")
 _OPEN_GET_BELOW = ("file=", "heartbeat/")
 _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
 # An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
-# What flags may be, at least.
+# Lowest value of each flag.
 _LEAST = {
     "max_images": 1, "max_image_mib": 1, "max_image_pixels": 1, "keep_days": 0, "rate_limit": 0,
 }  # fmt: skip
@@ -49,20 +49,20 @@ class PageGuard:
     """An ASGI middleware around Gradio's app.
 
     Args:
-        app: Gradio's.
-        settings: What is let in, and what a client that is refused is told.
+        app: Gradio's app.
+        settings: Limits of the page, and the texts of refusals.
     """
 
     def __init__(self, app: ASGIApp, settings: PageSettings) -> None:
         self._app = app
         self._settings = settings
-        # where Gradio keeps uploads, the only folder that files are served from
+        # Gradio stores uploads here, and serves files from no other folder
         self._cache = Path(get_upload_folder()).resolve()
         self._limiter = RateLimiter(settings.per_minute)
         self._decoding = asyncio.Semaphore(MAX_DECODING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request and hand it on."""
+        """Checks one request and passes it on."""
         app = self._app
         if scope["type"] == "http":
             try:
@@ -72,10 +72,10 @@ class PageGuard:
         await app(scope, receive, send)
 
     async def _check(self, request: Request) -> tuple[Scope, Receive]:
-        """Return a request, made harmless.
+        """Returns scope and receiver of a request whose content is safe.
 
         Raises:
-            HTTPException: It does not come in.
+            HTTPException: The request is refused.
         """
         path, method = request.scope["path"], request.method
         _, is_api, route = path.partition(API)
@@ -90,7 +90,7 @@ class PageGuard:
         return await (self._upload if route == "upload" else self._question)(request)
 
     def _check_file(self, path: str, name: str) -> None:
-        """Refuse a file that is not one of Gradio's cache."""
+        """Refuses a file outside Gradio's cache."""
         try:
             inside = Path(path).resolve().is_relative_to(self._cache)
         except (OSError, ValueError, RuntimeError):
@@ -106,7 +106,7 @@ class PageGuard:
             raise HTTPException(429, text, {"Retry-After": str(wait_s)})
 
     async def _upload(self, request: Request) -> tuple[Scope, Receive]:
-        """Write uploaded images anew and put them in place of what came."""
+        """Replaces uploaded images by newly encoded ones."""
         limits = self._settings.images
         try:
             body = await read_body(request, limits.max_images * limits.max_bytes + 2**16)
@@ -140,7 +140,7 @@ class PageGuard:
         return f"{hashlib.sha256(pixels).hexdigest()[:32]}.png", pixels, "image/png"
 
     async def _question(self, request: Request) -> tuple[Scope, Receive]:
-        """Bound a question, and refuse files in it that were not uploaded."""
+        """Limits the size of a question and refuses files in it that were not uploaded."""
         try:
             body = await read_body(request, self._settings.max_body_bytes)
             value = json.loads(body or b"{}")
@@ -155,7 +155,7 @@ class PageGuard:
         return _with_body(request, checked, "application/json")
 
     def _check_files(self, value: Any, name: str = "body") -> None:
-        """Walk a question: where it has a file, that is one of the cache, and nothing else."""
+        """Refuses a question that names a file outside Gradio's cache, at any depth."""
         if isinstance(value, list):
             for index, each in enumerate(value):
                 self._check_files(each, f"{name}[{index}]")
@@ -166,7 +166,7 @@ class PageGuard:
                     raise HTTPException(400, f"{name}.path is no text")
                 self._check_file(path, f"{name}.path")
             if value.get("url") is not None:
-                # Gradio would read the image from there, whatever its size.
+                # Gradio would fetch the image from there, whatever its size.
                 if path is None:
                     raise HTTPException(400, f"{name}.url: images must be uploaded")
                 value["url"] = None
@@ -181,7 +181,7 @@ def _is_open(method: str, route: str) -> bool:
 
 
 def _refusal(error: HTTPException, is_upload: bool) -> Response:
-    """Return a refusal; Gradio's script shows `detail`, of an upload the text itself."""
+    """Returns a refusal; Gradio's script shows `detail`, or for an upload the plain text."""
     log.warning("refused a request (%d): %s", error.status_code, error.detail)
     if is_upload:
         return PlainTextResponse(error.detail, error.status_code, error.headers)
@@ -189,10 +189,10 @@ def _refusal(error: HTTPException, is_upload: bool) -> Response:
 
 
 async def _files(request: Request, max_files: int) -> list[bytes]:
-    """Return the files of a form.
+    """Returns the files of a form.
 
     Raises:
-        DataError: It is no form, has no file or too many.
+        DataError: The body is no form, or has no file or too many.
     """
     try:
         async with request.form(max_files=max_files, max_fields=8) as form:
@@ -208,7 +208,7 @@ async def _files(request: Request, max_files: int) -> list[bytes]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already, then what else comes."""
+    """Returns a `receive` that yields a body that was read before, then further messages."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -218,7 +218,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive]:
-    """Return a request with another body."""
+    """Returns scope and receiver of a request with another body."""
     headers = MutableHeaders(raw=list(request.scope["headers"]))
     headers.update({"content-length": str(len(body)), "content-type": kind})
     del headers["transfer-encoding"]
@@ -226,7 +226,7 @@ def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive
 
 
 def add_safety_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
+    """Adds the flags for the limits of the page."""
     add = parser.add_argument
     add("--max-images", type=int, default=4, help="images in an upload")
     add("--max-image-mib", type=int, default=10, help="size of an image's file")
@@ -241,14 +241,14 @@ def add_safety_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from(args: argparse.Namespace, **own: Any) -> PageSettings:
-    """Turn flags into settings.
+    """Converts flags into settings.
 
     Args:
-        args: Has the flags of the page and those of `add_safety_flags`.
-        own: Settings that have no flag.
+        args: The flags of the page, including those of `add_safety_flags`.
+        own: Settings without a flag.
 
     Raises:
-        ConfigError: A number is below its least value.
+        ConfigError: A number is too low.
     """
     for name, least in _LEAST.items():
         if not getattr(args, name) >= least:

@@ -1,10 +1,10 @@
-"""What the page says, what it remembers of a user, and what it stores.
+"""Holds the texts and settings of the page, the state of each user, and what the page stores.
 
-`PageText` has the page's words in one language (`page_text.json` has the English ones; another
-package may bring more languages). `ChatState` is one user's conversation and how it is shown.
-Conversations and votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), images to
-`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as LLaVA's page stores them. Images are deleted
-once their time is over; what was said and how people voted stays, and names images by their hash.
+`PageText` has the texts of the page in one language: `page_text.json` holds the English ones, and
+another package may add languages. `ChatState` is the conversation of one user. Conversations and
+votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), images to
+`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as on LLaVA's page. Images are deleted after a number
+of days; conversations and votes stay and name images by their hash.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ THUMBNAIL_SIDE_PX = 512
 
 
 class PageError(UserError):
-    """Something that the user must change; `key` names the text that says what."""
+    """Raised for input that the user must change; `key` names the text that explains it."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -62,12 +62,12 @@ class PageError(UserError):
 
 @dataclass(frozen=True)
 class PageText:
-    """The page's texts in one language.
+    """The texts of the page in one language.
 
     Attributes:
-        code: Its code, as browsers write it.
-        name: Its own name.
-        texts: Texts by name; those that are not there stay English.
+        code: Language code, as browsers write it.
+        name: Name of the language in that language.
+        texts: Texts by name; missing ones are shown in English.
     """
 
     code: str = ENGLISH
@@ -75,7 +75,7 @@ class PageText:
     texts: Mapping[str, str] = field(default_factory=lambda: _ENGLISH_TEXTS)
 
     def say(self, key: str, **values: object) -> str:
-        """Return a text, with the values that it names put in."""
+        """Returns a text with `values` filled in."""
         text = self.texts.get(key) or _ENGLISH_TEXTS[key]
         return text.format(**values) if values else text
 
@@ -84,14 +84,15 @@ ENGLISH_TEXT = PageText()
 
 
 def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
-    """Choose a language as the browser's `Accept-Language` orders them.
+    """Chooses a language in the browser's order of preference.
 
     Args:
-        accept_language: The header, such as `hr-HR,hr;q=0.9,en;q=0.8`; "" chooses the first code.
-        codes: The languages that there are.
+        accept_language: The header `Accept-Language`, such as `hr-HR,hr;q=0.9,en;q=0.8`.
+        codes: The available languages.
 
     Returns:
-        The code that fits best: the tag itself, else its language without region or script.
+        The code of the best match: the tag itself, or the tag without region or script. Without a
+        match, English if it is available, else the first code.
     """
     by_tag = {code.lower(): code for code in codes}
     ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
@@ -105,30 +106,30 @@ def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
 
 
 def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
-    """Delete stored images that are older than they may be, and folders that are empty then.
+    """Deletes stored images that are too old, and folders that are then empty.
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that an image may reach.
-        now: Seconds since the epoch; by default the present.
+        keep_s: Age in seconds from which images are deleted.
+        now: Seconds since the epoch; by default the current time.
 
     Returns:
-        How many images were deleted.
+        The number of deleted images.
     """
     now = time.time() if now is None else now
     num_deleted = 0
     for folder in sorted((log_dir / "serve_images").glob("*")):
         if folder.is_symlink() or not folder.is_dir():
             continue
-        for path in folder.glob("*"):  # of a folder that cannot be read, nothing
+        for path in folder.glob("*"):  # yields nothing if the folder cannot be read
             try:
-                # lstat: what a link points to is not ours to judge
+                # lstat: the age of a link, not of its target
                 if path.lstat().st_mtime < now - keep_s:
                     path.unlink()
                     num_deleted += 1
             except OSError as error:
                 log.error("an image could not be deleted: %s", error)
-        with contextlib.suppress(OSError):  # it still holds something
+        with contextlib.suppress(OSError):  # it still holds files
             folder.rmdir()
     if num_deleted:
         log.info("deleted %d images older than %.1f days", num_deleted, keep_s / DAY_S)
@@ -136,14 +137,14 @@ def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
 
 
 def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
-    """Sweep now and every ten minutes, in a thread of its own.
+    """Deletes old images now and every ten minutes, in a thread.
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that an image may reach; 0 keeps all for ever.
+        keep_s: Age in seconds from which images are deleted; 0 keeps all of them.
 
     Returns:
-        Set it to end the thread.
+        An event that ends the thread when it is set.
     """
     stop = threading.Event()
 
@@ -158,7 +159,7 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
 
 
 def conv_log_path(log_dir: Path) -> Path:
-    """Return today's conversation log."""
+    """Returns the path of today's conversation log."""
     return log_dir / f"{datetime.date.today()}-conv.json"
 
 
@@ -170,15 +171,15 @@ def write_record(
     client_ip: str,
     **extra: Any,
 ) -> None:
-    """Append one record.
+    """Appends one record to today's conversation log.
 
     Args:
-        log_dir: Folder of the logs; made if it is missing.
+        log_dir: Folder of the logs; created if it is missing.
         kind: `chat`, `upvote`, `downvote` or `flag`.
         model: Name of the model.
-        conversation: The conversation as it is now.
+        conversation: The conversation so far.
         client_ip: Address of the user.
-        extra: Further keys: `start`, `finish`, `images` for `chat`.
+        extra: Further keys: `start`, `finish` and `images` for `chat`.
     """
     record = {
         "tstamp": round(time.time(), 4),
@@ -195,15 +196,15 @@ def write_record(
 
 
 def image_digest(image: Image.Image) -> str:
-    """Return the md5 of an image's raw pixels: its name in the logs, not a safeguard."""
+    """Returns the MD5 of the raw pixels, which names an image in the logs (not for security)."""
     return hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
-    """Store images under their md5, each once a day.
+    """Stores images under their MD5, each once a day.
 
     Returns:
-        The md5 sums.
+        The MD5 sums.
     """
     folder = log_dir / "serve_images" / f"{datetime.date.today()}"
     digests = [image_digest(image) for image in images]
@@ -217,15 +218,15 @@ def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
 
 @dataclass(frozen=True)
 class PromptControl:
-    """A choice that another package adds to the page.
+    """Fields that another package adds to the page.
 
     Attributes:
-        build: Makes the fields; called once while the page is laid out.
-        apply: Takes the user's text and the fields' values; returns the text for the model. What
-            the user must change is a `PageError`.
-        relabel: Takes the page's texts in another language; returns an update for each field.
-        show: Takes a reply, the page's texts and the fields' values as they were when the question
-            was asked; returns the Markdown to show.
+        build: Creates the fields; called once during the layout.
+        apply: Returns the text for the model, given the user's text and the values of the fields.
+            Raises `PageError` if the user must change something.
+        relabel: Returns an update for each field, given the texts of another language.
+        show: Returns the Markdown to show, given a reply, the texts of the page and the values that
+            the fields had when the question was asked.
     """
 
     build: Callable[[], Sequence[gr.components.Component]]
@@ -236,22 +237,22 @@ class PromptControl:
 
 @dataclass(frozen=True)
 class PageSettings:
-    """How one page works.
+    """Settings of a page.
 
     Attributes:
-        controller_url: Where the workers are asked for.
-        model_list_mode: `once` (fixed at start) or `reload` (asked at every load of the page).
-        models: The models known at start.
+        controller_url: URL of the controller.
+        model_list_mode: `once` (fixed at the start) or `reload` (updated whenever the page loads).
+        models: Models known at the start.
         moderate: Refuse text that OpenAI's moderation flags.
         log_dir: Folder of conversation logs and images.
-        control: A choice that another package adds.
-        languages: What the page says, by language.
-        lang: The language that a user reads.
-        keep_days: Age of stored images at which they are deleted; 0 keeps them for ever.
-        images: What an upload may be.
+        control: Fields that another package adds.
+        languages: Texts of the page by language.
+        lang: Language of the user.
+        keep_days: Days after which stored images are deleted; 0 keeps them for ever.
+        images: Limits of an upload.
         max_body_bytes: Size of a question with its settings.
-        per_minute: Questions, clicks and uploads a minute and client; 0 for any number.
-        forwarded_allow_ips: Proxies whose X-Forwarded-For says who the client is; "" for none.
+        per_minute: Questions, clicks and uploads per minute and client; 0 for no limit.
+        forwarded_allow_ips: Proxies whose X-Forwarded-For is trusted; "" for none.
     """
 
     controller_url: str = "http://localhost:21001"
@@ -270,25 +271,25 @@ class PageSettings:
 
     @property
     def text(self) -> PageText:
-        """The page's texts in the user's language."""
+        """The texts of the page in the user's language."""
         return self.languages.get(self.lang, ENGLISH_TEXT)
 
     def say(self, key: str, **values: object) -> str:
-        """Return one of the page's texts in the user's language."""
+        """Returns a text of the page in the user's language."""
         return self.text.say(key, **values)
 
 
 @dataclass
 class ChatState:
-    """One user's conversation.
+    """The conversation of one user.
 
     Attributes:
         conversation: Template and messages.
         stop: Set to end the running answer.
         busy: Whether an answer is running.
-        abandoned: Set when the user begins anew: an answer that still runs is not shown.
-        text: The page's texts, in the language in which the user last asked.
-        shown_by: By the number of a reply: what makes the Markdown that is shown of it.
+        abandoned: Whether the user has started anew; a running answer is then no longer shown.
+        text: Texts of the page in the language of the last question.
+        shown_by: For the number of a reply, the function that returns its Markdown.
     """
 
     conversation: Conversation = field(
@@ -303,16 +304,16 @@ class ChatState:
 
     @property
     def last_number(self) -> int:
-        """Number of the last message, -1 before the first."""
+        """Number of the last message; -1 if there is none."""
         return len(self.conversation.messages) - self.conversation.offset - 1
 
     def open_turn(self, question: Any) -> None:
-        """Add a question, and a place for its answer."""
+        """Adds a question and an empty answer."""
         for role, content in zip(self.conversation.roles, (question, None), strict=True):
             self.conversation.append_message(role, content)
 
     def messages(self) -> list[dict[str, Any]]:
-        """Return the conversation in the form of Gradio's chat panel, images as small files."""
+        """Returns the conversation in the format of Gradio's chat panel, with thumbnails."""
         shown: list[dict[str, Any]] = []
         for index, (_, content) in enumerate(
             self.conversation.messages[self.conversation.offset :]
@@ -331,14 +332,14 @@ class ChatState:
         return shown
 
     def _thumbnail(self, image: Image.Image) -> str:
-        """Return the path of a small copy; made once, as the panel is drawn for every token."""
+        """Returns the path of a thumbnail; cached, because the panel is drawn for every token."""
         if id(image) not in self._thumbnails:
             self._thumbnails[id(image)] = thumbnail(image)
         return self._thumbnails[id(image)]
 
 
 def thumbnail(image: Image.Image) -> str:
-    """Write a small copy of an image where Gradio may serve it from; return its path."""
+    """Writes a thumbnail to a folder that Gradio may serve; returns its path."""
     small = to_rgb(image)
     small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
     path = thumbnail_dir() / f"{image_digest(small)}.webp"
@@ -348,7 +349,7 @@ def thumbnail(image: Image.Image) -> str:
 
 @functools.cache
 def thumbnail_dir() -> Path:
-    """Return a folder that Gradio may serve from; it is deleted when the page ends."""
+    """Returns a folder that Gradio may serve; it is deleted when the page ends."""
     folder = tempfile.mkdtemp(prefix="llava-thumbnails-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

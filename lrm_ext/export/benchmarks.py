@@ -1,11 +1,10 @@
-"""A benchmark for other tools: as a Hugging Face dataset, and as tasks of lmms-eval on it.
+"""Exports a benchmark as a Hugging Face dataset, and as tasks of lmms-eval on that dataset.
 
-Input: a benchmark folder, in some languages. Output of `export_dataset`:
-`data/<lang>/test-*.parquet` with the images in it (a configuration a language, split `test`) and a
-card; `datasets.load_dataset(folder, "cs")` reads it, and so does the Hub. Output of `export_tasks`:
-a folder for lmms-eval's `--include_path` with a YAML file a language, a group, and `utils.py`,
-which reads and scores answers by this project's rules, so that the score is that of
-`lrm benchmark score`; it needs this project beside lmms-eval.
+Input: a benchmark folder and languages. `export_dataset` writes `data/<lang>/test-*.parquet` with
+the images (one configuration per language, split `test`) and a dataset card;
+`datasets.load_dataset(folder, "cs")` and the Hub read them. `export_tasks` writes a folder for
+lmms-eval's `--include_path`: a YAML file per language, a group, and `utils.py`, which scores
+answers by the rules of `lrm benchmark score` and needs this project beside lmms-eval.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _NUM_SHOWN: Final = 5
 _MAX_NEW_TOKENS: Final = 32
 
 _UTILS: Final = Template(
-    '''"""How $name is asked and scored; written by `lrm export benchmark`."""
+    '''"""Prompts and scores $name; written by `lrm export benchmark`."""
 
 from llava.images import apply_orientation, to_rgb
 from lrm_ext.evaluate.items import Item
@@ -52,31 +51,31 @@ KIND = "$kind"
 
 
 def visual(doc):
-    """The image, as this project's own evaluation shows it."""
+    """Returns the image as this project's evaluation shows it."""
     return [to_rgb(apply_orientation(doc["image"]))]
 
 
 def prompt(doc, lmms_eval_specific_kwargs=None):
-    """What the model is asked."""
+    """Returns the prompt."""
     return doc["text"]
 
 
 def target(doc):
-    """The expected answer."""
+    """Returns the expected answer."""
     return doc["answer"]
 
 
 def process(doc, results):
-    """Keep the answer and all that it is scored by."""
+    """Keeps the answer and the fields that are needed to score it."""
     record = {key: value for key, value in doc.items() if key != "image"}
     return {"$metric": {"record": record, "text": str(results[0]).strip()}}
 
 
 def aggregate(answers):
-    """The benchmark's figure over the questions of one language that were asked.
+    """Returns the score over the questions of one language that were asked.
 
-    Of what `--limit` leaves out, the other half of an MME pair and a rotation of MMBench below the
-    highest one that was asked are wrong; the rest does not count.
+    Questions that `--limit` leaves out do not count, except for the other half of an MME pair and
+    rotations of MMBench below the highest one that was asked: these count as wrong.
     """
     items, texts = [], {}
     for answer in answers:
@@ -129,16 +128,16 @@ def _schema() -> pa.Schema:
 def export_dataset(
     benchmark: Benchmark, out: Path, languages: Sequence[str] = (), licence: str = "unknown"
 ) -> tuple[str, ...]:
-    """Write the dataset.
+    """Writes a benchmark as a dataset.
 
     Args:
         benchmark: The benchmark.
         out: A new folder.
-        languages: Codes; empty for all.
-        licence: For the card: the benchmark's own, in the Hub's notation.
+        languages: Language codes; empty for all.
+        licence: Licence of the benchmark for the card, in the Hub's notation.
 
     Returns:
-        The languages.
+        The exported languages.
 
     Raises:
         ConfigError: The folder exists.
@@ -168,7 +167,7 @@ def export_dataset(
 
 
 def _made(benchmark: Benchmark, lang: str) -> dict[str, tuple[str, str]]:
-    """By question: what became of its translation, and the engine; empty if people wrote it."""
+    """Returns status and engine of each question's translation; empty if it was not translated."""
     path = benchmark.folder / TRANSLATION_DIR / f"{lang}.jsonl"
     if not path.is_file():
         return {}
@@ -193,7 +192,7 @@ def _rows(
 
 
 def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) -> str:
-    """The card: its head is read by the Hub, and by `datasets`."""
+    """Returns the dataset card; the Hub and `datasets` read its head."""
     head = DatasetCardData(
         pretty_name=benchmark.name,
         license=licence,
@@ -224,18 +223,17 @@ def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) 
 # {benchmark.name}
 
 Questions about images for `{kind.title}`, scored by {kind.headline}; written by
-`lrm export benchmark`. Column `text` is what a model is asked. Letters, yes and no in `answer` are
-labels and the same in every language. `translation` says of each question what became of it: ok,
-suspect (a check doubts it), corrected (people wrote a part), or in English (it has no good
-translation).
-Images and questions stay under the licence of the benchmark that they come from.
+`lrm export benchmark`. Column `text` holds the prompt. Letters, yes and no in `answer` are labels
+and the same in every language. `translation` is the state of each question's translation: ok,
+suspect (a check doubts it), corrected (people wrote a part), or in English (no good translation
+exists). Images and questions stay under the licence of the benchmark that they come from.
 
 """
     return "\n".join(["---", head.to_yaml(), "---", words.strip(), "", *table, ""])
 
 
 def exported_task(benchmark: str, lang: str) -> str:
-    """The task's name; answers that are exported for replay are to a task of the same name."""
+    """Returns the name of the task, which exported answers use as well."""
     return f"{_group(benchmark)}_{lang}"
 
 
@@ -246,16 +244,16 @@ def _group(benchmark: str) -> str:
 def export_tasks(
     benchmark: Benchmark, out: Path, dataset: str, languages: Sequence[str] = ()
 ) -> list[Path]:
-    """Write the task files.
+    """Writes a benchmark as tasks of lmms-eval.
 
     Args:
         benchmark: The benchmark.
         out: A new folder.
-        dataset: The dataset's folder or its name on the Hub.
-        languages: Codes; empty for all.
+        dataset: Folder of the dataset, or its name on the Hub.
+        languages: Language codes; empty for all.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         ConfigError: The folder exists.

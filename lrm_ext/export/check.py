@@ -1,8 +1,8 @@
-"""What transformers and servers look for in a folder, and who can load it: `lrm export check`.
+"""Checks a folder for what transformers and servers need: `lrm export check`.
 
-Input: a folder of transformers' LLaVA classes. Output: one finding an item, and for each server
-whether it starts with the folder. Nothing is loaded but configuration, tokenizer and the names and
-shapes of weights.
+Input: a folder of transformers' LLaVA classes. Output: one finding per item, and one per program
+that may load the folder. Only configuration, tokenizer and the names and shapes of weights are
+read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from llava.errors import CheckpointError
 from llava.model.checkpoint import read_config
 
 TOWER_ITEM = "vision tower"
-# architectures that the registries of transformers and vLLM name
+# architectures in the registries of transformers and vLLM
 ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
 
 
 class Finding(NamedTuple):
-    """One thing that was looked for, or one program.
+    """The result of one check.
 
     Attributes:
-        item: What; a program with the version that was tried.
-        ok: Whether it is as servers expect; whether the program can load the folder.
-        found: What is there; what is known of that version.
+        item: The item that was checked, or a program with the version that was tried.
+        ok: Whether the item is as servers expect, or whether the program can load the folder.
+        found: Description of the item, or what is known about that version.
     """
 
     item: str
@@ -36,9 +36,9 @@ class Finding(NamedTuple):
 
 
 def check_servers(findings: list[Finding]) -> list[Finding]:
-    """Tell for each program whether it loads a folder with these findings.
+    """Returns for each program whether it can load a folder with these findings.
 
-    What is said holds for the version named; other versions were not tried.
+    The results hold for the version that is named; other versions were not tried.
     """
     gaps = [finding.item for finding in findings if not finding.ok]
     in_transformers = [item for item in gaps if item != TOWER_ITEM]
@@ -57,7 +57,7 @@ def _cannot_load(gaps: list[str]) -> str:
 
 
 def check_folder(folder: Path) -> list[Finding]:
-    """Look a folder through.
+    """Checks a folder.
 
     Raises:
         CheckpointError: There is no such folder, or it has no `config.json`.
@@ -81,7 +81,7 @@ def check_folder(folder: Path) -> list[Finding]:
 def _check_weights(
     config: dict[str, Any], shapes: dict[str, list[int]], tokens: dict[str, int]
 ) -> list[Finding]:
-    """Check that weights are there, how the tower's are named, and how many tokens have a row."""
+    """Checks that there are weights, the names of the tower's, and the rows of the vocabulary."""
     weights = f"{len(shapes)} tensors in safetensors" if shapes else "no safetensors"
     tower = [name for name in shapes if "vision_tower." in name]
     without = [name for name in tower if "vision_tower.vision_model." not in name]
@@ -100,7 +100,7 @@ def _check_weights(
 
 
 def _check_processing(folder: Path) -> list[Finding]:
-    """Check the processor and the chat template."""
+    """Checks the processor and the chat template."""
     settings = read_config(folder, "processor_config.json") or {}
     images = settings.get("image_processor") or read_config(folder, "preprocessor_config.json")
     kind = (images or {}).get("image_processor_type")
@@ -124,7 +124,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _tokenizer_ids(folder: Path) -> dict[str, int]:
-    """Every token's id; empty if the folder has no `tokenizer.json`."""
+    """Returns the id of each token; empty if there is no `tokenizer.json`."""
     content = read_config(folder, "tokenizer.json")
     if content is None:
         return {}

@@ -1,4 +1,4 @@
-"""`lrm export ...` and `lrm import ...`: checkpoints and answers in other people's formats."""
+"""`lrm export ...` and `lrm import ...`: checkpoints, answers and benchmarks for other tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import_app = typer.Typer(help="Checkpoints of other tools.", no_args_is_help=Tru
 
 
 def register(app: typer.Typer) -> None:
-    """Add `lrm export` and `lrm import` to the command line."""
+    """Adds `lrm export` and `lrm import` to the command line."""
     app.add_typer(export_app, name="export")
     app.add_typer(import_app, name="import")
 
@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 def export(
     model: Path = typer.Option(..., help="LLaVA checkpoint."),
     out: Path = typer.Option(..., help="New folder."),
-    model_base: Path | None = typer.Option(None, help="Base of a projector or of LoRA adapters."),
+    model_base: Path | None = typer.Option(
+        None, help="Base model of a projector or of LoRA adapters."
+    ),
     conv_mode: str | None = typer.Option(None, help="Template; default: the checkpoint's."),
 ) -> None:
     """Write a folder that plain transformers loads, with processor and chat template."""
@@ -34,7 +36,7 @@ def export(
 
 @export_app.command("check")
 def check(folder: Path = typer.Argument(..., help="Folder of transformers' LLaVA class.")) -> None:
-    """Say whether a folder has what transformers and vLLM look for, and which servers load it."""
+    """Check whether a folder has what transformers and vLLM need, and which servers load it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -61,9 +63,11 @@ def predictions(
     to: str = typer.Option(..., help="lmms-eval or vlmevalkit."),
     out: Path = typer.Option(..., help="Folder to write to."),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
-    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option(
+        [], help="Language codes; repeat, or use commas. Default: all."
+    ),
     benchmark_dir: Path = typer.Option(
-        None, help="The benchmarks' folders: questions in their order, all of them answered."
+        None, help="Parent of the benchmarks' folders, for complete questions in their order."
     ),
     form: str = typer.Option("xlsx", "--format", help="Of VLMEvalKit's files: xlsx or tsv."),
 ) -> None:
@@ -90,11 +94,11 @@ def benchmark(
     out: Path = typer.Option(..., help="New folder."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     dataset: str = typer.Option(
-        None, help="For lmms-eval: folder of `--to hf`, or its name on the Hub."
+        None, help="For lmms-eval: the folder that `--to hf` wrote, or its name on the Hub."
     ),
-    licence: str = typer.Option("unknown", help="For the card: the benchmark's own licence."),
+    licence: str = typer.Option("unknown", help="Licence of the benchmark, for the dataset card."),
 ) -> None:
-    """Write a benchmark as a Hugging Face dataset, or as tasks of lmms-eval on such a dataset."""
+    """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
     from llava.errors import ConfigError
     from lrm_ext.evaluate.registry import open_named
     from lrm_ext.export.benchmarks import export_dataset, export_tasks
@@ -120,7 +124,7 @@ def import_(
     model: Path = typer.Option(..., help="Folder of transformers' LLaVA class."),
     out: Path = typer.Option(..., help="New folder."),
 ) -> None:
-    """Write a LLaVA checkpoint; of a folder that was exported here, the same weights."""
+    """Write a LLaVA checkpoint; a folder that was exported here gives the same weights."""
     from lrm_ext.export.transformers_checkpoint import import_hf
 
     import_hf(model, out)

@@ -1,21 +1,21 @@
-"""The answers of a run in other tools' formats: lmms-eval's logs and VLMEvalKit's tables.
+"""Exports the answers of a run as logs of lmms-eval and as tables of VLMEvalKit.
 
-Input: a run's folder, read once into an `ExportedResult` for each benchmark and language, in file
-order, with the questions of the benchmark's folder where that is given. A file that does not answer
-all questions of its benchmark is refused: other tools would score it as if it were whole.
+Input: the folder of a run, read into one `ExportedResult` per benchmark and language. A file that
+does not answer all questions of its benchmark is refused, because other tools would score it as if
+it were complete.
 
-lmms-eval: `<model>/<time>_samples_<task>.jsonl` has a line per question,
-`<model>/<time>_results.json` the scores as `lrm eval` reads them, and `replay/<model>_<task>.json`
-the form that lmms-eval's model `from_log` answers from. The task is the one that `benchmarks.py`
-writes for the benchmark; a benchmark that lmms-eval has itself gets a second replay log under that
-name. A question's number, `doc_id`, is its place in our file: it is lmms-eval's own only where the
-benchmark was imported from the same Parquet files.
+lmms-eval: `<model>/<time>_samples_<task>.jsonl` has one line per question,
+`<model>/<time>_results.json` the scores of `lrm eval`, and `replay/<model>_<task>.json` the answers
+for lmms-eval's model `from_log`. The task is the one that `benchmarks.py` writes; a benchmark that
+lmms-eval has itself gets a second replay log under lmms-eval's name. `doc_id` is the position of a
+question in our file, which is lmms-eval's own only if the benchmark was imported from the same
+Parquet files.
 
-VLMEvalKit: `<model>/T<time>/<model>_<dataset>.xlsx` (or `.tsv`) with the column `prediction`, which
-the kit scores with `--mode eval --reuse`. All columns of the benchmark but the image are there,
-with the kit's labels (`Yes`, `No`). A question's `index` is that of the kit's own TSV if the
-benchmark was imported from it. Else it is the benchmark's number if that is unique (MMBench), or
-the question's place from 0 (SEED-Bench).
+VLMEvalKit: `<model>/T<time>/<model>_<dataset>.xlsx` (or `.tsv`) has all columns of the benchmark
+except the image, with the kit's labels (`Yes`, `No`), and the column `prediction`, which the kit
+scores with `--mode eval --reuse`. `index` is that of the kit's own TSV if the benchmark was
+imported from it. Otherwise it is the benchmark's number if that is unique (MMBench), or the
+position of the question, from 0 (SEED-Bench).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ExportedResult:
     Attributes:
         result: Questions, answers and verdicts.
         model: Name of the model.
-        written: When the file was last written, UTC: exports of the same file have the same name.
+        written: Modification time of the file in UTC, so that exports of it have the same name.
         is_in_order: Whether the items are all questions of the benchmark in its order.
     """
 
@@ -65,10 +65,11 @@ class ExportedResult:
     is_in_order: bool
 
     def name_in(self, names: Mapping[tuple[str, str], str]) -> str | None:
-        """Look up a tool's own name of the benchmark; None where it has none.
+        """Returns a tool's own name of the benchmark; None if it has none.
 
         Args:
-            names: By kind and language. A small version of a benchmark is not the one named.
+            names: Names of the original benchmarks by kind and language. A small version of a
+                benchmark does not have its name.
         """
         own = names.get((self.result.kind.name, self.result.lang))
         is_itself = self.result.benchmark.replace("-", "_") in (self.result.kind.name, own)
@@ -76,7 +77,7 @@ class ExportedResult:
 
 
 def _file_name(model: str) -> str:
-    """A model's name as a part of a path."""
+    """Converts the name of a model to a part of a path."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in model).strip(".") or "model"
 
 
@@ -86,17 +87,20 @@ def read_run(
     languages: Sequence[str] = (),
     benchmark_dir: Path | None = None,
 ) -> Iterator[ExportedResult]:
-    """Read what a run answered.
+    """Reads the answers of a run.
 
     Args:
-        run: The model's folder, or that of its results.
+        run: Folder of the model, or of its results.
         benchmarks: Names; empty for all.
-        languages: Codes; empty for all.
-        benchmark_dir: The benchmarks' folders: with them, questions are complete and in order. By
-            default the folder that `lrm eval` was given, if it is there and has the same questions.
+        languages: Language codes; empty for all.
+        benchmark_dir: Parent of the benchmarks' folders, for complete questions in their order. By
+            default the folder that `lrm eval` used, if it still has the same questions.
+
+    Yields:
+        The answers of each file, in the order of the files.
 
     Raises:
-        DataError: Nothing fits, a file is damaged, of another version, or lacks answers.
+        DataError: No file matches, or a file is damaged, of another version, or incomplete.
     """
     files = answer_files(run)
     chosen = {
@@ -131,7 +135,7 @@ def _read(name: str, lang: str, path: Path, benchmark_dir: Path | None) -> Expor
 
 
 def _asked(path: Path, name: str, lang: str, answered: Sequence[Item]) -> list[Item] | None:
-    """The benchmark's questions in its order, if they are those of a file of answers, and all."""
+    """Returns the benchmark's questions in order, if exactly these were answered; else None."""
     benchmark = asked_benchmark(path.parent, name)
     if benchmark is None or not benchmark.path(lang).is_file():
         return None
@@ -141,7 +145,7 @@ def _asked(path: Path, name: str, lang: str, answered: Sequence[Item]) -> list[I
 
 
 _LMMS_EVAL: Final = "lmms-eval"
-# lmms-eval's own names of tasks, by kind and language; others are named after both.
+# lmms-eval's own names of tasks by kind and language.
 _TASKS: Final = {
     ("mme", "en"): "mme",
     ("pope", "en"): "pope",
@@ -153,14 +157,14 @@ _TASKS: Final = {
 
 
 def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
-    """Write the logs.
+    """Writes answers as logs of lmms-eval.
 
     Args:
-        run: Answers of one model.
-        out: Folder.
+        run: The answers of one model.
+        out: Folder of the logs.
 
     Returns:
-        The files, in the order of writing.
+        The written files, in order.
     """
     written: list[Path] = []
     results: dict[str, dict[str, Any]] = {}
@@ -202,7 +206,7 @@ def export_lmms_eval(run: Iterable[ExportedResult], out: Path) -> list[Path]:
 def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:
     mode, verdicts = report.mode, report.verdicts
     if result.lang == ENGLISH and _LMMS_EVAL in result.kind.modes:
-        # the entries are lmms-eval's, and so is how it reads an answer
+        # the entries follow lmms-eval, including its way to read an answer
         mode = _LMMS_EVAL
         verdicts = result.verdicts(mode)
     by_key = {verdict.key: verdict for verdict in verdicts}
@@ -289,7 +293,7 @@ def _replay(answers: ExportedResult, task: str) -> dict[str, Any]:
 
 
 FORMATS: Final = ("xlsx", "tsv")
-# What the kit calls its data sets, by kind and language; others are named after both.
+# VLMEvalKit's own names of datasets by kind and language.
 _DATASETS: Final = {
     ("mme", "en"): "MME",
     ("pope", "en"): "POPE",
@@ -298,23 +302,23 @@ _DATASETS: Final = {
     ("mmbench", "zh"): "MMBench_DEV_CN",
 }
 _MAX_CELL_CHARS: Final = 32_767
-# the kit compares with what it reads out of an answer, in this spelling
+# the kit's spelling of labels
 _LABELS: Final = {"yes": "Yes", "no": "No"}
 
 
 def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xlsx") -> list[Path]:
-    """Write the tables.
+    """Writes answers as tables of VLMEvalKit.
 
     Args:
-        run: Answers of one model.
-        out: The kit's work folder.
+        run: The answers of one model.
+        out: Work folder of the kit.
         form: One of `FORMATS`.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
-        ConfigError: An unknown form, or openpyxl is not installed.
+        ConfigError: The format is unknown, or openpyxl is not installed.
         DataError: A text does not fit into a cell.
     """
     if form not in FORMATS:
@@ -340,7 +344,7 @@ def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xls
 
 
 def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
-    """The table, one question a row; every row has the same columns."""
+    """Returns the table with one row per question; all rows have the same columns."""
     result = answers.result
     numbers = _own_numbers(answers) or range(len(result.items))
     letters = LETTERS[: max((len(item.options) for item in result.items), default=0)]
@@ -364,7 +368,7 @@ def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
 
 
 def _own_numbers(answers: ExportedResult) -> list[int]:
-    """The numbers that the questions' own file gives them; empty if they cannot be the index."""
+    """Returns the questions' numbers in their source; empty if they cannot be the index."""
     own = [item.source_id or item.question_id for item in answers.result.items]
     if not all(text.isdecimal() for text in own):
         return []
@@ -382,10 +386,10 @@ def _own_numbers(answers: ExportedResult) -> list[int]:
 
 
 def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for a question that several categories share, as in the kit's POPE.
+    """Joins the rows of a question that several categories share, as in the kit's POPE.
 
     Raises:
-        DataError: It has different answers.
+        DataError: The question has different answers.
     """
     by_index: dict[int, dict[str, Any]] = {}
     for row in rows:
@@ -431,7 +435,7 @@ def _write_xlsx(path: Path, rows: Sequence[dict[str, Any]]) -> None:
                 )
             cell = sheet.cell(number, column, value)
             if isinstance(value, str):
-                # a text that begins with "=" is no formula
+                # a text that begins with "=" must not become a formula
                 cell.data_type = "s"
     with writing(path) as partial:
         book.save(partial)

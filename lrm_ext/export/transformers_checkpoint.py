@@ -1,11 +1,10 @@
-"""A LLaVA checkpoint as a checkpoint of transformers and back: `lrm export hf`, `lrm import hf`.
+"""Converts LLaVA checkpoints to transformers and back: `lrm export hf`, `lrm import hf`.
 
-Export takes any folder that `load_pretrained_model` takes and writes a folder of
+Export reads any folder that `load_pretrained_model` reads and writes a folder of
 `LlavaForConditionalGeneration`, or of `LlavaNextForConditionalGeneration` for `anyres`, with
-processor and chat template. Import takes such a folder, ours or another's, and writes one that
-`load_pretrained_model` takes, with the tower in `vision_tower/`. `llava_config.json` in an export
-keeps what LLaVA's own `config.json` said, so that import gives weights and configuration back bit
-for bit.
+processor and chat template. Import reads such a folder, exported here or elsewhere, and writes one
+that `load_pretrained_model` reads, with the tower in `vision_tower/`. An export keeps LLaVA's own
+configuration in `llava_config.json`, so that import restores weights and configuration bit for bit.
 """
 
 from __future__ import annotations
@@ -63,13 +62,13 @@ log = logging.getLogger(__name__)
 LLAVA_CONFIG_FILE = "llava_config.json"
 TOWER_FOLDER = "vision_tower"
 TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
-# of transformers' language model -> of LLaVA's model
+# LLaVA's architecture for each language model of transformers
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
 TOWER_PREFIX = "model.vision_tower."
-# LLaVA's names of weights and transformers', by prefix; the first that fits counts
+# prefixes of weights in LLaVA and in transformers; the first match applies
 NAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
@@ -77,23 +76,23 @@ NAMES = (
     ("lm_head.", "lm_head."),
     ("model.", "model.language_model."),
 )
-# weights with a row for each token
+# weights with one row per token
 TABLES = {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def export_hf(
     model_path: Path, out_dir: Path, model_base: str | None = None, conv_mode: str | None = None
 ) -> None:
-    """Write a checkpoint that plain transformers loads.
+    """Writes a checkpoint that plain transformers loads.
 
     Args:
         model_path: A LLaVA checkpoint.
-        out_dir: A folder that does not exist yet.
-        model_base: The base model of a projector or of LoRA adapters.
-        conv_mode: The conversation template, if not the one that the checkpoint names.
+        out_dir: A new folder.
+        model_base: Base model of a projector or of LoRA adapters.
+        conv_mode: Conversation template; by default that of the checkpoint.
 
     Raises:
-        ConfigError: `out_dir` exists, or transformers' classes cannot hold this model.
+        ConfigError: `out_dir` exists, or transformers has no class for this model.
         CheckpointError: The checkpoint cannot be read.
     """
     refuse_existing(out_dir)
@@ -114,14 +113,14 @@ def export_hf(
     image_token = add_image_token(tokenizer)
     source = chat_template(conv, tokenizer)
     if adds_bos(tokenizer):
-        # the template writes it, and processors would add a second one
+        # the template writes BOS, and processors would add a second one
         tokenizer.add_bos_token = False
         settings["add_bos_token"] = True
 
     hf_config = build_config(model, image_token)
     hf_model = build_model(hf_config, model, dtype)
     partial = out_dir.with_name(out_dir.name + ".partial")
-    # with the level that transformers removes when it loads, and vLLM needs
+    # vLLM needs this level, which transformers removes when it loads the weights
     weights = hf_model.state_dict()
     level = {k: k.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.", 1) for k in weights}
     hf_model.save_pretrained(partial, state_dict={level[k]: v for k, v in weights.items()})
@@ -130,7 +129,7 @@ def export_hf(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token],  # its row means nothing
+        suppress_tokens=[image_token],  # its row is not trained
     ).save_pretrained(partial)
     ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
     processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
@@ -141,10 +140,10 @@ def export_hf(
 
 
 def check_exportable(model: Any, image_processor: Any) -> None:
-    """Refuse what transformers' classes cannot hold.
+    """Refuses models for which transformers has no class.
 
     Raises:
-        ConfigError: naming every reason.
+        ConfigError: The model cannot be exported; the message lists all reasons.
     """
     config = model.config
     mm = MultimodalConfig.from_config(config)
@@ -168,17 +167,17 @@ def check_exportable(model: Any, image_processor: Any) -> None:
 
 
 def add_image_token(tokenizer: Any) -> int:
-    """Make `<image>` one token, for which processors count; returns its id."""
+    """Adds the token `<image>`, which processors need, and returns its id."""
     token = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
     tokenizer.add_tokens([token], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    tokenizer.padding_side = "left"  # as answering in batches needs
+    tokenizer.padding_side = "left"  # as generation in batches needs
     return int(tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN))
 
 
 def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
-    """The configuration in transformers' words."""
+    """Returns the configuration for transformers."""
     config, tower = model.config, model.get_vision_tower()
     mm = MultimodalConfig.from_config(config)
     kind = TEXT_CONFIGS[config.model_type]
@@ -208,12 +207,12 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
 
 
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
-    """The same weights in transformers' class."""
+    """Returns transformers' model with the same weights."""
     with torch.device("meta"):
         hf_model: Any = AutoModelForImageTextToText.from_config(config)
     hf_model.load_state_dict(
         {key: value.to(dtype) for key, value in transformers_weights(model, config).items()},
-        strict=not config.tie_word_embeddings,  # a tied head has no weights of its own
+        strict=not config.tie_word_embeddings,  # a tied head has no weights
         assign=True,
     )
     hf_model.tie_weights()
@@ -223,7 +222,7 @@ def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
 
 
 def transformers_weights(model: Any, config: Any) -> dict[str, Tensor]:
-    """LLaVA's weights under transformers' names; embeddings get a row for `<image>`."""
+    """Returns the weights under transformers' names, with an embedding for `<image>`."""
     tower = model.get_vision_tower().vision_tower.state_dict()
     weights = {TOWER_PREFIX + key: value for key, value in tower.items()}
     for key, value in model.state_dict().items():
@@ -237,13 +236,13 @@ def transformers_weights(model: Any, config: Any) -> dict[str, Tensor]:
 
 
 def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
-    """Return a weight's name on the other side."""
+    """Converts the name of a weight."""
     old, new = next(pair for pair in names if key.startswith(pair[0]))
     return new + key.removeprefix(old)
 
 
 def _with_rows(table: Tensor, num_rows: int) -> Tensor:
-    """[V, D] with mean rows behind, as LLaVA begins new tokens."""
+    """Appends mean rows to a table [V, D], as LLaVA initializes new tokens."""
     num_new = num_rows - len(table)
     mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
     return torch.cat([table, mean.expand(num_new, -1)]) if num_new > 0 else table
@@ -252,7 +251,7 @@ def _with_rows(table: Tensor, num_rows: int) -> Tensor:
 def build_processor(
     config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
 ) -> Any:
-    """Images and text as LLaVA prepares them; `template` is Jinja."""
+    """Returns a processor that prepares images and text as LLaVA does; `template` is Jinja."""
     settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
     keywords: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -272,15 +271,15 @@ def build_processor(
 
 
 def import_hf(hf_path: Path, out_dir: Path) -> None:
-    """Write a LLaVA checkpoint.
+    """Writes a LLaVA checkpoint.
 
     Args:
-        hf_path: A folder of transformers' class.
-        out_dir: A folder that does not exist yet.
+        hf_path: A folder of transformers' LLaVA classes.
+        out_dir: A new folder.
 
     Raises:
-        ConfigError: `out_dir` exists, or the model is of a kind that LLaVA does not have.
-        CheckpointError: Files are missing or do not fit.
+        ConfigError: `out_dir` exists, or LLaVA has no such model.
+        CheckpointError: Files are missing or inconsistent.
     """
     refuse_existing(out_dir)
     if not hf_path.is_dir():
@@ -324,8 +323,8 @@ def _read_hf_config(hf_path: Path) -> Any:
 
 
 def _load(hf_path: Path) -> Any:
-    # the tower's level `vision_model.` may be missing, or be there twice where a script that adds
-    # it for vLLM ran on a folder that had it
+    # the level `vision_model.` may be missing, or be there twice if a script that adds it for vLLM
+    # ran on a folder that had it
     kind: Any = AutoModelForImageTextToText
     model, info = kind.from_pretrained(
         hf_path,
@@ -342,7 +341,7 @@ def _load(hf_path: Path) -> Any:
 
 
 def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
-    """LLaVA's `config.json` for a checkpoint that was not exported here."""
+    """Returns LLaVA's `config.json` for a checkpoint that was not exported here."""
     text = hf_config.get_text_config()
     features = {strategy: feature for feature, strategy in SELECT_STRATEGIES.items()}
     is_next = isinstance(hf_config, LlavaNextConfig)
@@ -372,7 +371,7 @@ def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
 
 
 def llava_weights(hf_model: Any, hf_config: Any, vocab_size: int) -> dict[str, Tensor]:
-    """Weights under LLaVA's names, without the tower and without rows that an export added."""
+    """Returns the weights under LLaVA's names, without the tower and the rows of an export."""
     names = [(new, old) for old, new in NAMES]
     weights = {
         _renamed(key, names): value.contiguous()
@@ -382,19 +381,19 @@ def llava_weights(hf_model: Any, hf_config: Any, vocab_size: int) -> dict[str, T
     if hf_config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     for key in TABLES & weights.keys():
-        weights[key] = weights[key][:vocab_size].clone()  # a part of a tensor is not saved
+        weights[key] = weights[key][:vocab_size].clone()  # a view cannot be saved
     return weights
 
 
 def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
-    """The tokenizer with LLaVA's settings: it adds BOS where the chat template writes BOS.
+    """Loads the tokenizer with LLaVA's settings: it adds BOS if the chat template writes BOS.
 
     Args:
         hf_path: The folder.
-        note: What our export wrote down, None for another's folder.
+        note: Content of `llava_config.json`; None for a folder that was exported elsewhere.
     """
     if note is not None:
-        # exports before this key was written kept the tokenizer's BOS
+        # older exports have no such key and kept the tokenizer's BOS
         settings = dict(note.get("tokenizer", {}))
         has_pad = "pad_token" not in settings or settings.pop("pad_token") is not None
         tokenizer = load_tokenizer(hf_path, **settings)
@@ -412,7 +411,7 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
 
 
 def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
-    """CLIP's own processor with the settings of the folder's; padding and tiles are LLaVA's."""
+    """Returns CLIP's processor with the folder's settings; LLaVA itself pads and tiles images."""
     settings = _processor_settings(hf_path)
     return CLIPImageProcessorPil(
         **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
@@ -420,7 +419,7 @@ def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
 
 
 def _processor_settings(hf_path: Path) -> dict[str, Any]:
-    """The image processor's settings, from the file of either version of transformers."""
+    """Reads the settings of the image processor, as either version of transformers stores them."""
     whole = read_config(hf_path, "processor_config.json") or {}
     settings = whole.get("image_processor") or read_config(hf_path, "preprocessor_config.json")
     if settings is None:
@@ -432,7 +431,7 @@ def _processor_settings(hf_path: Path) -> dict[str, Any]:
 
 
 def drop_image_token(folder: Path) -> None:
-    """Take `<image>` out of a tokenizer again: LLaVA cuts prompts there before it tokenizes."""
+    """Removes `<image>` from a tokenizer, because LLaVA splits prompts there beforehand."""
     content = read_config(folder, "tokenizer.json")
     if content is not None:
         content["added_tokens"] = [

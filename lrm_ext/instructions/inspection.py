@@ -1,7 +1,7 @@
-"""Shows one sample the way training sees it: as text, as prompt, as ids and labels.
+"""Shows one sample as training uses it: as text, as prompt, as ids and labels.
 
-Input: a sample, a template, a tokenizer. Output: text for a terminal. It renders and encodes by
-the same functions as training does, so what is shown is what is trained.
+Input: a sample, a template, a tokenizer. Output: text for a terminal. Samples are rendered and
+encoded by the same functions as in training.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llava.errors import ConfigError
 from lrm_ext.languages.templates import register_templates, template_for
 
 SUPERVISED_STYLE = "bold green"
-# Without colours a supervised part stands between these.
+# Enclose supervised parts if there are no colours.
 MARKS = ("[[", "]]")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer from a folder as training does; nothing is fetched.
+    """Loads a tokenizer from a folder as training does, without downloads.
 
     Raises:
         ConfigError: The folder does not exist.
@@ -41,13 +41,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
-    """The template of a sample: in the language of its answers where there is one.
+    """Returns the template of a sample, in the language of its answers if there is one.
 
     Returns:
-        Its name and a copy of it.
+        The name and a copy of the template.
 
     Raises:
-        TemplateError: There is no such template; the choices are listed.
+        TemplateError: The template is unknown; the choices are listed.
     """
     register_templates()
     name = template_for(template, sample.lang)
@@ -55,7 +55,7 @@ def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
 
 
 def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
-    """Encode a sample as training does."""
+    """Encodes a sample as training does."""
     _, conv = conversation_for(sample, template)
     has_image = sample.image is not None
     turns = place_images(sample.turns, conv) if has_image else sample.turns
@@ -63,7 +63,7 @@ def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
 
 
 def describe_sample(sample: Sample) -> Text:
-    """The sample's fields and turns."""
+    """Returns the fields and turns of a sample."""
     text = Text()
     for field in ("id", "image", "lang", "instruction", "task", "source"):
         text.append(f"{field:<12}", style="dim")
@@ -75,7 +75,7 @@ def describe_sample(sample: Sample) -> Text:
 
 
 def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
-    """The sample as one prompt; what counts in the loss is marked."""
+    """Returns the prompt of a sample, with supervised parts marked."""
     _, conv = conversation_for(sample, template)
     rendered = render(place_images(sample.turns, conv), conv)
     pieces: list[tuple[str, bool]] = []
@@ -88,7 +88,7 @@ def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
 
 
 def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
-    """Tokens, ids and labels of an encoded sample."""
+    """Returns tokens, ids and labels of an encoded sample."""
     pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
     styles = [SUPERVISED_STYLE if label != IGNORE_INDEX else "" for label in encoded.labels]
     num_supervised = sum(map(bool, styles))
@@ -102,7 +102,7 @@ def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
 
 
 def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Neighbouring tokens that are supervised alike, as text."""
+    """Yields runs of tokens as text, each with whether it is supervised."""
     for is_supervised, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
         pieces = [
             "<image>" if token == IMAGE_TOKEN_INDEX else tokenizer.convert_ids_to_tokens(token)

@@ -1,9 +1,9 @@
-"""Plans a training: what each stage of a preset takes, on GPUs of one kind.
+"""Plans a training run: memory, operations, hours and cost of each stage of a preset.
 
-Input: a preset, a number of GPUs and their kind. Output: a `Plan` with memory, operations and hours
-of each stage, and what a run that took a known time made of its GPUs; as tables for a terminal and
-as plain values for JSON. How many samples a stage sees and how long they are is measured where its
-data is, else assumed; a `StageData` says where its numbers are from.
+Input: a preset, and the number and type of GPUs. Output: a `Plan`, printed as tables or converted
+to plain values for JSON. Given the hours that a run took, it also tells how well the run used its
+GPUs. Number and length of the samples are measured if the corpus of the preset is there, and
+assumed otherwise; `StageData` records the source of its numbers.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes.
+    """The plan of one stage.
 
     Attributes:
         stage: "pretrain" or "finetune".
-        settings: How it is trained.
-        data: What it is trained on.
-        memory: Of a device, with samples of mean length.
-        memory_at_limit: The same, all samples as long as `--model_max_length`.
-        largest_batch: Most samples a device can take at mean length; None without a GPU.
-        largest_batch_at_limit: The same, all samples as long as the limit.
+        settings: Settings that affect the memory.
+        data: Number and length of the samples.
+        memory: Memory of a device with samples of mean length.
+        memory_at_limit: Memory of a device if all samples have `--model_max_length` positions.
+        largest_batch: Largest micro-batch at mean length; None without a GPU.
+        largest_batch_at_limit: Largest micro-batch if all samples have the maximum length.
         max_length: `--model_max_length`.
-        flops: Operations for a sample.
-        hours: At the MFU of the plan; None without a GPU.
+        flops: Operations per sample.
+        hours: Hours at the MFU of the plan; None without a GPU.
     """
 
     stage: str
@@ -63,29 +63,29 @@ class StagePlan:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return -(-self.data.num_samples // self.settings.samples_a_step)
 
     @property
     def num_tokens(self) -> float:
-        """Positions in all, images included."""
+        """Positions of all samples, including those of images."""
         return self.data.num_samples * self.data.num_positions
 
     @property
     def total_flops(self) -> float:
-        """Operations in all."""
+        """Operations of all samples."""
         return self.data.num_samples * self.flops.total
 
 
 @dataclass(frozen=True)
 class Implied:
-    """What a run that took a known time made of its GPUs.
+    """Throughput of a run that took a known time.
 
     Attributes:
-        hours: How long it took, all stages.
-        samples_per_second: Of all GPUs.
-        tokens_per_second_and_gpu: Positions, images included.
-        mfu: Share of the GPUs' peak.
+        hours: Hours of all stages.
+        samples_per_second: Samples per second on all GPUs.
+        tokens_per_second_and_gpu: Positions per second and GPU, including those of images.
+        mfu: Model FLOPs utilization.
     """
 
     hours: float
@@ -96,17 +96,17 @@ class Implied:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the stages of a preset take.
+    """The plan of a preset.
 
     Attributes:
-        preset: Its name.
-        shape: The model.
-        gpu: Kind of GPU; None for a CPU.
-        num_gpus: How many.
-        mfu: Share of the peak that is assumed.
-        stages: Each stage.
-        price: Of a GPU for an hour; None if not given.
-        implied: What `--hours` imply; None if not given.
+        preset: Name of the preset.
+        shape: Sizes of the model.
+        gpu: Type of GPU; None for a CPU.
+        num_gpus: Number of GPUs.
+        mfu: Assumed model FLOPs utilization; None for a CPU.
+        stages: The plans of the stages.
+        price: Price of a GPU hour; None if not given.
+        implied: Throughput that `--hours` implies; None if not given.
     """
 
     preset: str
@@ -120,13 +120,13 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of all stages."""
+        """Hours of all stages; None without a GPU."""
         hours = [stage.hours for stage in self.stages if stage.hours is not None]
         return sum(hours) if len(hours) == len(self.stages) else None
 
     @property
     def cost(self) -> float | None:
-        """Of all stages, in the currency of the price."""
+        """Cost of all stages in the currency of the price; None if unknown."""
         if self.price is None or self.hours is None:
             return None
         return self.hours * self.num_gpus * self.price
@@ -134,15 +134,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user says about a plan; what is None is found out or assumed.
+    """Values that a user gives for a plan; those that are None are measured or assumed.
 
     Attributes:
         num_samples: Samples of each stage.
-        text_tokens: Of a sample, without its image.
-        supervised_tokens: Of those, the ones that are learnt.
-        mfu: Share of the peak.
-        price: Of a GPU for an hour.
-        hours: That a run took, for what they imply.
+        text_tokens: Mean text tokens of a sample.
+        supervised_tokens: Mean supervised tokens of a sample.
+        mfu: Model FLOPs utilization.
+        price: Price of a GPU hour.
+        hours: Hours that a run took.
     """
 
     num_samples: int | None = None
@@ -160,17 +160,17 @@ def make_plan(
     wishes: Wishes = Wishes(),
     extra: tuple[str, ...] = (),
 ) -> Plan:
-    """Plan the stages of a preset.
+    """Plans the stages of a preset.
 
     Args:
-        preset: Its name.
-        num_gpus: GPUs, on one machine or several; 0 plans for a CPU.
-        gpu_key: Kind of GPU; None only for a CPU.
-        wishes: What else is said.
-        extra: Flags of training that win over the preset's.
+        preset: Name of the preset.
+        num_gpus: GPUs on one machine or several; 0 plans for a CPU.
+        gpu_key: Type of GPU; may be None for a CPU.
+        wishes: Values that the user gives.
+        extra: Training flags, which take precedence over those of the preset.
 
     Raises:
-        ConfigError: The preset, the GPU or a model is not known, or a number is out of range.
+        ConfigError: Preset, GPU or model is unknown, or a number is out of range.
     """
     if num_gpus < 0:
         raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
@@ -237,7 +237,7 @@ def _plan_stage(
 
 
 def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
-    """What the flags of a stage say about its memory.
+    """Reads the settings that affect memory from the flags of a stage.
 
     Raises:
         ConfigError: The DeepSpeed configuration cannot be read.
@@ -265,7 +265,7 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
 
 
 def _zero(path: str | None) -> tuple[int, bool]:
-    """ZeRO's stage and whether it offloads, of a DeepSpeed configuration."""
+    """Reads the ZeRO stage, and whether it offloads, from a DeepSpeed configuration."""
     if path is None or path == "none":
         return 0, False
     file = Path(path) if Path(path).is_file() else ROOT / path
@@ -277,10 +277,10 @@ def _zero(path: str | None) -> tuple[int, bool]:
 
 
 def _implied(plan: Plan, hours: float) -> Implied:
-    """What a run of all stages in so many hours made of its GPUs.
+    """Computes the throughput of a run that took the given hours.
 
     Raises:
-        ConfigError: There is no GPU, or the hours are no positive number.
+        ConfigError: There is no GPU, or the hours are not positive.
     """
     if plan.gpu is None or hours <= 0:
         raise ConfigError(f"--hours is {hours:g}: expected a positive number, and --gpus above 0")
@@ -294,7 +294,7 @@ def _implied(plan: Plan, hours: float) -> Implied:
     )
 
 
-# The paper's abstract: 4.8 million in all, half of them in each stage.
+# The paper's abstract: 4.8 million in total, half of them in each stage.
 PAPER_SAMPLES = 2_400_000
 # An assumption: translated captions of ShareGPT4V in Llama's tokens, prompt included.
 ASSUMED_TEXT_TOKENS = 254
@@ -303,14 +303,14 @@ _NUM_MEASURED = 200
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage is trained on.
+    """Number and length of the samples of a stage.
 
     Attributes:
-        num_samples: Samples in all, epochs counted.
-        num_positions: Mean of a sample, its image included.
-        num_supervised: Mean of those that are learnt.
-        source_of_samples: Where their number is from.
-        source_of_lengths: Where their length is from.
+        num_samples: Samples of all epochs.
+        num_positions: Mean positions of a sample, including those of its image.
+        num_supervised: Mean supervised positions of a sample.
+        source_of_samples: Source of their number.
+        source_of_lengths: Source of their length.
     """
 
     num_samples: int
@@ -326,16 +326,16 @@ def measure_data(
     samples_a_step: int,
     wishes: Wishes,
 ) -> StageData:
-    """Find out what a stage is trained on.
+    """Measures or assumes number and length of the samples of a stage.
 
     Args:
-        flags: Of the stage.
+        flags: Flags of the stage.
         num_image_tokens: Positions of an image.
-        samples_a_step: The global batch, where flags give the number of steps.
-        wishes: What the user says.
+        samples_a_step: Global batch size, for flags that give a number of steps.
+        wishes: Values that the user gives, which take precedence.
 
     Raises:
-        UserError: The corpus or the mixture that is there cannot be read.
+        UserError: The corpus or the mixture exists but cannot be read.
     """
     num_measured, text, supervised, source = _measure(flags) or (
         None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
@@ -360,9 +360,10 @@ def measure_data(
 
 
 def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] | None:
-    """Number of samples, tokens of text and supervised ones in the mean, and what was measured.
+    """Measures number of samples, mean text tokens and mean supervised tokens.
 
-    None if corpus or tokenizer are not here.
+    Returns:
+        These values and their source; None if corpus or tokenizer is missing.
     """
     corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
     model_path = _find(flags.get("model_name_or_path"))
@@ -390,7 +391,7 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
 
 
 def _find(name: str | None) -> Path | None:
-    """A path that exists, as given or relative to the repository."""
+    """Returns a path as given or relative to the repository, if it exists."""
     candidates = () if name is None else (Path(name), ROOT / name)
     return next(filter(Path.exists, candidates), None)
 
@@ -408,12 +409,12 @@ _PARTS = {
 
 
 def render(plan: Plan) -> list[str | Table]:
-    """The plan in text and tables, in the order in which they are read."""
+    """Renders a plan as text and tables, in the order of printing."""
     return [_heading(plan), _models(plan), _table(plan), *_notes(plan)]
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values: bytes, hours, operations."""
+    """Converts a plan to plain values in bytes, hours and operations."""
     stages = []
     for stage in plan.stages:
         values = dataclasses.asdict(stage)

@@ -1,4 +1,4 @@
-"""`lrm extend-vocab`: more pieces for a language."""
+"""`lrm extend-vocab`: adds pieces for a language to a tokenizer and its model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _NUM_COMPARED = 2000
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `lrm`."""
+    """Adds the command to `lrm`."""
     app.command("extend-vocab")(extend_vocab)
 
 
 def extend_vocab(
-    model: Path | None = typer.Option(None, help="A model's folder; its embeddings grow, too."),
-    tokenizer: Path | None = typer.Option(None, help="A tokenizer's folder, without a model."),
+    model: Path | None = typer.Option(None, help="Folder of a model; its embeddings grow, too."),
+    tokenizer: Path | None = typer.Option(None, help="Folder of a tokenizer without a model."),
     corpus: Path = typer.Option(..., help="A corpus folder with texts in the language."),
-    lang: str = typer.Option(..., help="The language that needs pieces."),
-    num_pieces: int = typer.Option(2000, min=1, help="At most so many new pieces."),
+    lang: str = typer.Option(..., help="Code of the language that needs pieces."),
+    num_pieces: int = typer.Option(2000, min=1, help="Largest number of new pieces."),
     limit: int = typer.Option(
         100_000, min=1, help="Rows of the corpus to learn from; every 20th is held out."
     ),
@@ -33,8 +33,8 @@ def extend_vocab(
 ) -> None:
     """Add pieces for a language to a SentencePiece tokenizer and its model.
 
-    Old pieces keep their ids and embeddings. A new one begins as the mean of the pieces that its
-    text was written in before. Train it: until then nothing is won but length.
+    Old pieces keep their ids and embeddings. The embedding of a new piece starts as the mean of the
+    pieces that it replaces. Train the model afterwards: until then, only prompts get shorter.
     """
     from rich.console import Console
 
@@ -78,9 +78,9 @@ def extend_vocab(
 def _print_effect(
     console: Console, old: Any, new: Any, pairs: dict[str, list[Pair]], measured_on: str
 ) -> None:
-    """Print by language how much shorter texts are, and how many are cut in another way.
+    """Prints for each language how much shorter its texts get, and how many are split differently.
 
-    The model has not learnt the new cuts.
+    The model has not been trained on the new splits.
     """
     from statistics import fmean
 

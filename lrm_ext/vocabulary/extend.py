@@ -1,14 +1,14 @@
-"""Adds pieces for a language to a tokenizer, and to a model.
+"""Adds pieces for a language to a tokenizer and to its model.
 
-Input: a folder with a SentencePiece tokenizer (`tokenizer.model`), perhaps a model, and texts.
-Output: a folder of the same kind. Old pieces keep their ids, and rows of embeddings; a new piece
-begins as the mean of the old pieces that it was written in before, at the input and the output.
-Training them is not done here.
+Input: texts, and a folder with a SentencePiece tokenizer (`tokenizer.model`), optionally with a
+model. Output: a folder of the same kind. Old pieces keep their ids and embeddings. The input and
+output embeddings of a new piece start as the mean of the old pieces that it replaces; they are not
+trained here.
 
-Pieces are learnt by going on with byte-pair encoding from the tokenizer's own cuts. A tokenizer
-that is trained anew on the texts would propose pieces that the old one never gets to, because its
-own merges come first and cut words elsewhere; so each new piece is one merge of two that are there,
-and every one is used.
+New pieces are learned by continuing byte-pair encoding from the splits of the existing tokenizer. A
+tokenizer that is trained from scratch would propose pieces that the old one never produces, because
+its own merges come first and split words elsewhere. Here, each new piece merges two existing ones,
+so every piece is used.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages.fertility import Pair, corpus_pairs, in_common
 
 MODEL_FILE = "tokenizer.model"
-# the files of a tokenizer; tokenizer.json is left behind, it would be read first
+# files of a tokenizer; tokenizer.json is not copied, because it would be read first
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BPE = 2
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What is added to a vocabulary.
+    """An extension of a vocabulary.
 
     Attributes:
-        pieces: In the order of their ids.
-        first_id: Id of the first.
-        old_ids: By piece: ids of the old pieces that its text consists of.
-        num_words: Words that were read.
+        pieces: The new pieces in the order of their ids.
+        first_id: Id of the first new piece.
+        old_ids: For each new piece, the ids of the old pieces that its text consists of.
+        num_words: Number of words in the texts.
     """
 
     pieces: tuple[NewPiece, ...]
@@ -57,7 +57,7 @@ class Extension:
     num_words: int = 0
 
     def why_fewer(self, num_pieces: int) -> str:
-        """Why there are fewer pieces than were asked for; empty if there are not."""
+        """Explains why there are fewer pieces than requested; empty if there are enough."""
         if len(self.pieces) >= num_pieces:
             return ""
         return (
@@ -68,10 +68,10 @@ class Extension:
 
 
 def read_model(folder: Path) -> Any:
-    """Read `tokenizer.model`.
+    """Reads `tokenizer.model`.
 
     Raises:
-        ConfigError: The tokenizer is of another kind, or tokens were added behind its pieces.
+        ConfigError: The tokenizer is of another type, or tokens were added behind its pieces.
     """
     from sentencepiece import sentencepiece_model_pb2 as protobuf
 
@@ -81,10 +81,10 @@ def read_model(folder: Path) -> Any:
             f"{folder}: there is no {MODEL_FILE}; pieces can be added to SentencePiece tokenizers "
             "(Llama 1 and 2, Vicuna, Mistral, mini), not to others"
         )
-    model: Any = vars(protobuf)["ModelProto"]()  # a class that protobuf makes when it is imported
+    model: Any = vars(protobuf)["ModelProto"]()  # protobuf creates the class on import
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own class differs between its backends
+    except Exception as error:  # the class depends on the backend of protobuf
         raise ConfigError(f"{path}: not readable as a SentencePiece model: {error}") from error
     if model.trainer_spec.model_type != _BPE:
         raise ConfigError(f"{path}: expected byte-pair encoding (Llama's), found another kind")
@@ -98,13 +98,13 @@ def read_model(folder: Path) -> Any:
 
 
 def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> Extension:
-    """Learn pieces from texts and put them into a SentencePiece model.
+    """Learns pieces from texts and adds them to a SentencePiece model.
 
     Args:
-        model: Of `read_model`; gets the pieces.
-        folder: Its tokenizer's.
-        texts: In the language that needs them.
-        num_pieces: At most so many.
+        model: A model from `read_model`, which is changed in place.
+        folder: Folder of its tokenizer.
+        texts: Texts in the language that needs pieces.
+        num_pieces: Largest number of new pieces.
 
     Raises:
         ConfigError: The texts yield no piece.
@@ -124,7 +124,7 @@ def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> E
     }
     lowest = min(piece.score for piece in model.pieces if piece.type == piece.NORMAL)
     for number, piece in enumerate(pieces, 1):
-        # joined after all that could be joined before
+        # a lower score, so that old merges come first
         model.pieces.add(piece=piece.text, score=lowest - number)
         ids[piece.text] = tuple(old for part in piece.parts for old in ids[part])
     model.trainer_spec.vocab_size = len(model.pieces)
@@ -133,10 +133,10 @@ def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> E
 
 
 def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
-    """Write the tokenizer, and check that it reads as it should.
+    """Writes the tokenizer and checks that it can be read.
 
     Raises:
-        CheckpointError: An old piece has another id than before.
+        CheckpointError: The id of an old piece has changed.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
@@ -152,12 +152,12 @@ def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
 
 
 def write_model(folder: Path, out: Path, extension: Extension) -> None:
-    """Write a model with rows for the new pieces.
+    """Writes a model with embeddings for the new pieces.
 
     Args:
         folder: A language model or LLaVA checkpoint.
-        out: Where to; its tokenizer may be there already.
-        extension: What was added.
+        out: Output folder, which may already hold the tokenizer.
+        extension: The new pieces.
 
     Raises:
         CheckpointError: The folder holds no model.
@@ -169,7 +169,7 @@ def write_model(folder: Path, out: Path, extension: Extension) -> None:
         model.resize_token_embeddings(num_needed, mean_resizing=False)
     model.config.vocab_size = max(num_rows, num_needed)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if layer is not None:  # a tied output is the same table, and is filled with the same
+        if layer is not None:  # a tied table is filled twice with the same
             fill_rows(layer.weight.data, extension)
     _keep_tower(model.config, folder, out)
     model.save_pretrained(out)
@@ -177,7 +177,7 @@ def write_model(folder: Path, out: Path, extension: Extension) -> None:
 
 
 def _keep_tower(config: Any, folder: Path, out: Path) -> None:
-    """A tower that is named by its place beside the old folder gets its full path."""
+    """Makes the path of the tower absolute if it is relative to the old folder."""
     name = getattr(config, "mm_vision_tower", None)
     if name is None:
         return
@@ -188,11 +188,11 @@ def _keep_tower(config: Any, folder: Path, out: Path) -> None:
 
 
 def fill_rows(table: Tensor, extension: Extension) -> None:
-    """Fill the rows of new pieces in place with means of old rows; rows beyond get the mean of all.
+    """Sets the rows of new pieces to means of old rows, and any further rows to the overall mean.
 
     Args:
-        table: [rows, D].
-        extension: What was added.
+        table: [rows, D], changed in place.
+        extension: The new pieces.
     """
     old = table[: extension.first_id].float()
     table[extension.first_id :] = old.mean(dim=0).to(table.dtype)
@@ -202,10 +202,10 @@ def fill_rows(table: Tensor, extension: Extension) -> None:
 
 
 def _load(folder: Path) -> Any:
-    """Load a model of any class that LLaVA knows.
+    """Loads a model of any class that LLaVA supports.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The folder holds no model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -218,10 +218,10 @@ def _load(folder: Path) -> Any:
     return kind.from_pretrained(str(folder), dtype="auto")
 
 
-# SentencePiece's blank
+# SentencePiece's symbol for a blank
 BLANK = "\u2581"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
-# what is rarer is not worth a row of embeddings
+# rarer pieces are not worth an embedding
 MIN_COUNT = 2
 
 Word = tuple[str, ...]
@@ -229,12 +229,12 @@ Word = tuple[str, ...]
 
 @dataclass(frozen=True)
 class NewPiece:
-    """A piece that is added.
+    """A new piece.
 
     Attributes:
-        text: As the tokenizer writes it.
-        parts: The two pieces that it joins; its bytes, such as `<0xC4>`, for a new character.
-        count: How often it could be joined in the texts.
+        text: The piece as the tokenizer writes it.
+        parts: The two pieces that it merges, or for a new character its bytes, such as `<0xC4>`.
+        count: How often it occurs in the texts.
     """
 
     text: str
@@ -245,17 +245,17 @@ class NewPiece:
 def learn_pieces(
     words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = MIN_COUNT
 ) -> list[NewPiece]:
-    """Learn pieces.
+    """Learns new pieces.
 
     Args:
-        words: How often each word occurs, cut into what the tokenizer now makes of it; a character
-            that it spells in bytes stands for itself.
-        known: The tokenizer's pieces.
-        num_pieces: At most so many.
-        min_count: What is rarer is not worth a row of embeddings.
+        words: Counts of words, each split by the current tokenizer; a character that the tokenizer
+            spells in bytes is one symbol.
+        known: Pieces of the tokenizer.
+        num_pieces: Largest number of new pieces.
+        min_count: Lowest count of a new piece.
 
     Returns:
-        Characters that were missing, then merges, each in the order in which they are made.
+        Missing characters, then merges in their order.
     """
     vocabulary = set(known)
     counts = Counter[str]()
@@ -275,7 +275,7 @@ def learn_pieces(
 def _merges(
     words: Counter[Word], vocabulary: set[str], num_merges: int, min_count: int
 ) -> list[NewPiece]:
-    """Join the pair that is most frequent, again and again; a word's pairs are counted once."""
+    """Merges the most frequent pair repeatedly; counts are updated only for changed words."""
     forms = [list(word) for word in words]
     counts = list(words.values())
     pairs: Counter[tuple[str, str]] = Counter()
@@ -297,7 +297,7 @@ def _merges(
         if joined not in vocabulary:
             vocabulary.add(joined)
             learnt.append(NewPiece(joined, pair, pairs[pair]))
-        # a word that had the pair once and has it no more stays as it is
+        # the set may hold words that no longer contain the pair; merging leaves them unchanged
         for number in list(where[pair]):
             count(number, -1)
             forms[number] = _join(forms[number], pair)
@@ -307,12 +307,12 @@ def _merges(
 
 
 def _pairs(form: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours that may be joined."""
+    """Returns neighbouring symbols that may be merged."""
     return [pair for pair in zip(form, form[1:], strict=False) if _is_word(pair[0] + pair[1])]
 
 
 def _is_word(text: str) -> bool:
-    """Letters and their marks only: digits and punctuation stay as the tokenizer cuts them."""
+    """Tells whether a text has only letters and marks, since other characters stay as they are."""
     letters = text.removeprefix(BLANK)
     return bool(letters) and all(unicodedata.category(c)[0] in "LM" for c in letters)
 
@@ -328,7 +328,7 @@ def _join(form: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def split_words(pieces: Sequence[str]) -> list[Word]:
-    """Cut a text's pieces into words; bytes become the characters that they spell."""
+    """Splits the pieces of a text into words; bytes become the characters that they spell."""
     words: list[list[str]] = []
     for are_bytes, run in groupby(pieces, key=lambda piece: bool(_BYTE.fullmatch(piece))):
         symbols: Iterable[str] = run
@@ -346,17 +346,17 @@ _HELD_OUT_EVERY = 20
 
 
 def is_held_out(row: int) -> bool:
-    """Whether a row is measured on, not learnt from; the same rows in all languages."""
+    """Tells whether a row is held out for measuring; the rows are the same in all languages."""
     return row % _HELD_OUT_EVERY == 0
 
 
 def texts_of(corpus: Corpus, lang: str, limit: int) -> Iterator[str]:
-    """What is said in the first rows that have accepted text in a language and are not held out.
+    """Yields the texts of the first rows in a language, without held-out rows.
 
     Args:
         corpus: The corpus.
-        lang: A language of it.
-        limit: Most rows.
+        lang: A language of the corpus.
+        limit: Largest number of rows.
 
     Raises:
         DataError: The corpus does not have the language.
@@ -370,16 +370,16 @@ def texts_of(corpus: Corpus, lang: str, limit: int) -> Iterator[str]:
 def held_out_pairs(
     path: Path, lang: str, learnt: set[str], num_sentences: int
 ) -> dict[str, list[Pair]]:
-    """Sentences of the held-out rows that all languages of a corpus have.
+    """Returns sentences of held-out rows that all languages of a corpus have.
 
     Args:
         path: Folder of the corpus.
-        lang: The language that was learnt.
-        learnt: Lines that it was learnt from: those are left out, wherever they stand.
-        num_sentences: At most so many.
+        lang: The language of the new pieces.
+        learnt: Lines that pieces were learned from, which are left out.
+        num_sentences: Largest number of sentences.
 
     Returns:
-        By language; nothing where no sentence is left.
+        Pairs by language; empty if no sentence is left.
     """
     try:
         pairs = corpus_pairs(path, None, num_sentences, is_held_out)
