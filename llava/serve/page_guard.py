@@ -39,10 +39,14 @@ _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
 # An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
-# Lowest value of each flag.
-_LEAST = {
-    "max_images": 1, "max_image_mib": 1, "max_image_pixels": 1, "keep_days": 0, "rate_limit": 0,
-}  # fmt: skip
+# Default, lowest value and help of each flag.
+_LIMITS = {
+    "max_images": (4, 1, "images in an upload"),
+    "max_image_mib": (10, 1, "size of an image's file"),
+    "max_image_pixels": (25_000_000, 1, "width times height"),
+    "keep_days": (KEEP_DAYS, 0, "for stored images; 0: for ever"),
+    "rate_limit": (120, 0, "requests a minute and client; 0: any"),
+}
 
 
 class PageGuard:
@@ -227,17 +231,14 @@ def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive
 
 def add_safety_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for the limits of the page."""
-    add = parser.add_argument
-    add("--max-images", type=int, default=4, help="images in an upload")
-    add("--max-image-mib", type=int, default=10, help="size of an image's file")
-    add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
-    add("--keep-days", type=float, default=KEEP_DAYS, help="for stored images; 0: for ever")
-    add("--rate-limit", type=int, default=120, help="requests a minute and client; 0: any")
-    add(
-        "--forwarded-allow-ips",
-        default="",
-        help="proxies whose X-Forwarded-For says who the client is",
-    )
+    for name, (default, _, text) in _LIMITS.items():
+        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
+    text = "proxies whose X-Forwarded-For says who the client is"
+    parser.add_argument("--forwarded-allow-ips", default="", help=text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def settings_from(args: argparse.Namespace, **own: Any) -> PageSettings:
@@ -250,10 +251,9 @@ def settings_from(args: argparse.Namespace, **own: Any) -> PageSettings:
     Raises:
         ConfigError: A number is too low.
     """
-    for name, least in _LEAST.items():
+    for name, (_, least, _) in _LIMITS.items():
         if not getattr(args, name) >= least:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {getattr(args, name)}; expected {least} or more")
+            raise ConfigError(f"{_flag(name)} is {getattr(args, name)}; expected {least} or more")
     images = ImageLimits(args.max_image_mib * 2**20, args.max_image_pixels, args.max_images)
     return PageSettings(
         args.controller_url,

@@ -9,7 +9,6 @@ of days; conversations and votes stay and name images by their hash.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
 import functools
@@ -17,7 +16,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -121,7 +119,7 @@ def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
     for folder in sorted((log_dir / "serve_images").glob("*")):
         if folder.is_symlink() or not folder.is_dir():
             continue
-        for path in folder.glob("*"):  # yields nothing if the folder cannot be read
+        for path in folder.iterdir():
             try:
                 # lstat: the age of a link, not of its target
                 if path.lstat().st_mtime < now - keep_s:
@@ -149,9 +147,13 @@ def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
     stop = threading.Event()
 
     def run() -> None:
-        sweep_images(log_dir, keep_s)
-        while not stop.wait(SWEEP_INTERVAL_S):
-            sweep_images(log_dir, keep_s)
+        wait_s = 0.0
+        while not stop.wait(wait_s):
+            try:
+                sweep_images(log_dir, keep_s)
+            except OSError as error:
+                log.error("stored images could not be deleted: %s", error)
+            wait_s = SWEEP_INTERVAL_S
 
     if keep_s:
         threading.Thread(target=run, name="sweep-images", daemon=True).start()
@@ -342,14 +344,12 @@ def thumbnail(image: Image.Image) -> str:
     """Writes a thumbnail to a folder that Gradio may serve; returns its path."""
     small = to_rgb(image)
     small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
-    path = thumbnail_dir() / f"{image_digest(small)}.webp"
+    path = Path(_thumbnail_dir().name) / f"{image_digest(small)}.webp"
     small.save(path)
     return str(path)
 
 
 @functools.cache
-def thumbnail_dir() -> Path:
+def _thumbnail_dir() -> tempfile.TemporaryDirectory[str]:
     """Returns a folder that Gradio may serve; it is deleted when the page ends."""
-    folder = tempfile.mkdtemp(prefix="llava-thumbnails-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    return tempfile.TemporaryDirectory(prefix="llava-thumbnails-", ignore_cleanup_errors=True)

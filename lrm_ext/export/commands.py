@@ -77,14 +77,13 @@ def predictions(
     from lrm_ext.translate.commands import split_names
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
-    if to == "lmms-eval":
-        written = export_lmms_eval(answers, out)
-    elif to == "vlmevalkit":
-        written = export_vlmevalkit(answers, out, form)
-    else:
-        raise ConfigError(f"--to is {to!r}; expected lmms-eval or vlmevalkit")
-    for path in written:
-        typer.echo(path)
+    exporters = {
+        "lmms-eval": lambda: export_lmms_eval(answers, out),
+        "vlmevalkit": lambda: export_vlmevalkit(answers, out, form),
+    }
+    if to not in exporters:
+        raise ConfigError(f"--to is {to!r}; expected {' or '.join(exporters)}")
+    typer.echo("\n".join(map(str, exporters[to]())))
 
 
 @export_app.command("benchmark")

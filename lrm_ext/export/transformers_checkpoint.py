@@ -33,7 +33,10 @@ from transformers import (
     LlavaProcessor,
     MistralConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -209,7 +212,7 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
     """Returns transformers' model with the same weights."""
     with torch.device("meta"):
-        hf_model: Any = AutoModelForImageTextToText.from_config(config)
+        hf_model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     hf_model.load_state_dict(
         {key: value.to(dtype) for key, value in transformers_weights(model, config).items()},
         strict=not config.tie_word_embeddings,  # a tied head has no weights

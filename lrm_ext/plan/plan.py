@@ -367,9 +367,9 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
     """
     corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
     model_path = _find(flags.get("model_name_or_path"))
-    if corpus_path is None or model_path is None or not (corpus_path / "corpus.toml").is_file():
+    if corpus_path is None or not (corpus_path / "corpus.toml").is_file():
         return None
-    if not any(model_path.glob("token*")):
+    if model_path is None or not any(model_path.glob("token*")):
         return None
     from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
     from lrm_ext.corpus.store import Corpus
@@ -380,12 +380,11 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
     mixture = Mixture(spec, Corpus.open(corpus_path))
     tokenizer = load_tokenizer(model_path)
     count = min(_NUM_MEASURED, len(mixture))
-    num_text = num_supervised = 0
-    for index in range(count):
-        sample = mixture.sample(index)
-        encoded = encode_sample(sample, flags["version"], tokenizer)
-        num_text += sum(token != IMAGE_TOKEN_INDEX for token in encoded.input_ids)
-        num_supervised += sum(label != IGNORE_INDEX for label in encoded.labels)
+    encoded = [encode_sample(mixture.sample(i), flags["version"], tokenizer) for i in range(count)]
+    tokens = [token for each in encoded for token in each.input_ids]
+    labels = [label for each in encoded for label in each.labels]
+    num_text = len(tokens) - tokens.count(IMAGE_TOKEN_INDEX)
+    num_supervised = len(labels) - labels.count(IGNORE_INDEX)
     source = f"{count} samples of {flags['corpus_path']}"
     return len(mixture), num_text / count, num_supervised / count, source
 
