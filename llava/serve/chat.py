@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -341,15 +341,22 @@ def vote_last_response(
     return ["", *button_states()[:3]]
 
 
-def _voter(vote_type: str) -> Callable[..., list[Any]]:
-    def vote(
-        state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
-    ) -> list[Any]:
-        return vote_last_response(state, vote_type, model, request, settings=settings)
-
-    return vote
+def upvote_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Votes for the answer; see `vote_last_response`."""
+    return vote_last_response(state, "upvote", model, request, settings=settings)
 
 
-upvote_last_response, downvote_last_response, flag_last_response = map(
-    _voter, ("upvote", "downvote", "flag")
-)
+def downvote_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Votes against the answer; see `vote_last_response`."""
+    return vote_last_response(state, "downvote", model, request, settings=settings)
+
+
+def flag_last_response(
+    state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
+) -> list[Any]:
+    """Flags the answer; see `vote_last_response`."""
+    return vote_last_response(state, "flag", model, request, settings=settings)
