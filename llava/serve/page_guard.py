@@ -41,11 +41,11 @@ _CLOSED = ("/monitoring/", "/login/", "/logout/")
 MAX_DECODING = 4
 # Default, lowest value and help of each flag.
 _LIMITS = {
-    "max_images": (4, 1, "images in an upload"),
-    "max_image_mib": (10, 1, "size of an image's file"),
-    "max_image_pixels": (25_000_000, 1, "width times height"),
-    "keep_days": (KEEP_DAYS, 0, "for stored images; 0: for ever"),
-    "rate_limit": (120, 0, "requests a minute and client; 0: any"),
+    "max_images": (4, 1, "images per upload"),
+    "max_image_mib": (10, 1, "size of an image file"),
+    "max_image_pixels": (25_000_000, 1, "width times height of an image"),
+    "keep_days": (KEEP_DAYS, 0, "days until stored images are deleted; 0: never"),
+    "rate_limit": (120, 0, "requests per minute and client; 0: no limit"),
 }
 
 
@@ -233,7 +233,7 @@ def add_safety_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for the limits of the page."""
     for name, (default, _, text) in _LIMITS.items():
         parser.add_argument(_flag(name), type=type(default), default=default, help=text)
-    text = "proxies whose X-Forwarded-For says who the client is"
+    text = "proxies whose X-Forwarded-For is trusted"
     parser.add_argument("--forwarded-allow-ips", default="", help=text)
 
 
