@@ -302,7 +302,10 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
     hf_model.generation_config.suppress_tokens = None
     hf_model.generation_config.save_pretrained(partial)
     save_tower(hf_model.model.vision_tower, partial / TOWER_FOLDER)
-    _image_processor(hf_path).save_pretrained(partial / TOWER_FOLDER)
+    own = _processor_settings(hf_path)
+    settings = {key: own[key] for key in IMAGE_SETTINGS if key in own}
+    # CLIP's own processor: LLaVA itself pads and tiles images
+    CLIPImageProcessorPil(**settings).save_pretrained(partial / TOWER_FOLDER)
     read_tokenizer(hf_path, note).save_pretrained(partial)
     if note is not None:
         drop_image_token(partial)
@@ -395,30 +398,18 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
         hf_path: The folder.
         note: Content of `llava_config.json`; None for a folder that was exported elsewhere.
     """
-    if note is not None:
-        # older exports have no such key and kept the tokenizer's BOS
-        settings = dict(note.get("tokenizer", {}))
-        has_pad = "pad_token" not in settings or settings.pop("pad_token") is not None
-        tokenizer = load_tokenizer(hf_path, **settings)
-        if not has_pad:
-            tokenizer.pad_token = None
-        return tokenizer
-    tokenizer = load_tokenizer(hf_path)
-    is_llama = isinstance(tokenizer, LlamaTokenizer)
-    if is_llama and tokenizer.chat_template:
+    # older exports have no such key and kept the tokenizer's BOS
+    settings = dict((note or {}).get("tokenizer", {}))
+    has_pad = settings.pop("pad_token", "") is not None
+    tokenizer = load_tokenizer(hf_path, **settings)
+    if not has_pad:
+        tokenizer.pad_token = None
+    if note is None and isinstance(tokenizer, LlamaTokenizer) and tokenizer.chat_template:
         asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
         prompt = tokenizer.apply_chat_template(asked, tokenize=False)
         if prompt.startswith(tokenizer.bos_token) and not adds_bos(tokenizer):
             tokenizer.add_bos_token = True
     return tokenizer
-
-
-def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
-    """Returns CLIP's processor with the folder's settings; LLaVA itself pads and tiles images."""
-    settings = _processor_settings(hf_path)
-    return CLIPImageProcessorPil(
-        **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
-    )
 
 
 def _processor_settings(hf_path: Path) -> dict[str, Any]:
@@ -449,9 +440,10 @@ def drop_image_token(folder: Path) -> None:
     settings = read_config(folder, "tokenizer_config.json") or {}
     for key in ("processor_class", "chat_template", "image_token", "extra_special_tokens"):
         settings.pop(key, None)
-    decoder = settings.get("added_tokens_decoder", {})
-    for token_id in [key for key, token in decoder.items() if token["content"] == "<image>"]:
-        del decoder[token_id]
+    if decoder := settings.get("added_tokens_decoder"):
+        settings["added_tokens_decoder"] = {
+            key: token for key, token in decoder.items() if token["content"] != DEFAULT_IMAGE_TOKEN
+        }
     write_atomically(folder / "tokenizer_config.json", _as_json(settings))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
 
