@@ -387,7 +387,7 @@ class Page:
         )
         self._connect_choices(both_chats, everything)
 
-    def _connect_choices(self, chats: list[Component], everything: list[Component]) -> None:
+    def _connect_choices(self, chats: list[gr.Chatbot], everything: list[Any]) -> None:
         """Connects the comparison, the names of the conversations and the page's language."""
         first, second = self.sides
         # One event: a question sent once the second side is visible must not be cleared later.

@@ -211,8 +211,9 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
 
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
     """Returns transformers' model with the same weights."""
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.device("meta"):
-        hf_model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
+        hf_model = kind(config)
     hf_model.load_state_dict(
         {key: value.to(dtype) for key, value in transformers_weights(model, config).items()},
         strict=not config.tie_word_embeddings,  # a tied head has no weights
@@ -404,7 +405,8 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
     tokenizer = load_tokenizer(hf_path, **settings)
     if not has_pad:
         tokenizer.pad_token = None
-    if note is None and isinstance(tokenizer, LlamaTokenizer) and tokenizer.chat_template:
+    is_llama = isinstance(tokenizer, LlamaTokenizer)
+    if note is None and is_llama and tokenizer.chat_template:
         asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
         prompt = tokenizer.apply_chat_template(asked, tokenize=False)
         if prompt.startswith(tokenizer.bos_token) and not adds_bos(tokenizer):

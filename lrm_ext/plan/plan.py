@@ -220,7 +220,10 @@ def _plan_stage(
     hours = None
     if gpu is not None and mfu is not None:
         memory = gpu.memory_gib * GIB
-        batches = [largest_batch(shape, settings, *at, memory) for at in (at_mean, at_limit)]
+        batches = [
+            largest_batch(shape, settings, positions, supervised, memory)
+            for positions, supervised in (at_mean, at_limit)
+        ]
         hours = data.num_samples * flops.total / (num_gpus * gpu.peak_tflops * 1e12 * mfu) / 3600
     return StagePlan(
         stage=stage,
