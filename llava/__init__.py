@@ -20,7 +20,11 @@ keep_old_paths(
         "llava.serve.openai_reply": "llava.serve.openai_api",
         "llava.serve.openai_schema": "llava.serve.openai_chat",
     },
-    renamed={"Reply": "CompletionReply"},
+    renamed={
+        "PictureLimits": "ImageLimits",
+        "Reply": "CompletionReply",
+        "read_picture": "read_image",
+    },
 )
 
 

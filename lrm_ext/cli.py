@@ -113,11 +113,11 @@ def demo(
     compare_with: str = typer.Option("", help="Another checkpoint, to compare side by side."),
     port: int = typer.Option(7860, help="Port of the page."),
     api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
-    host: str = typer.Option("127.0.0.1", help="Address of both; 0.0.0.0 shows them to all."),
-    device: str = typer.Option("cuda", help="Where the model runs; the CPU if there is no CUDA."),
-    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded pictures."),
+    host: str = typer.Option("127.0.0.1", help="Address of page and API; 0.0.0.0: all networks."),
+    device: str = typer.Option("cuda", help="Device of the model; the CPU if there is no CUDA."),
+    log_dir: Path = typer.Option(Path("runs/demo"), help="Folder for logs and uploaded images."),
     keep_days: float = typer.Option(
-        30.0, min=0, help="Days until uploaded pictures are deleted; 0: for ever."
+        30.0, min=0, help="Days until uploaded images are deleted; 0: for ever."
     ),
     start_timeout: float = typer.Option(900.0, help="Seconds that loading the model may take."),
     check: bool = typer.Option(False, "--check", help="Start, ask one question, stop."),

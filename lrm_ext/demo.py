@@ -1,11 +1,11 @@
 """Starts controller, worker, page and API, waits until they answer, and stops them together.
 
-In: a checkpoint and ports. Out: a page, and perhaps an API, until Ctrl-C. Each part is a process of
-its own (`python -m lrm_ext.demo ROLE`), so that a worker that dies takes nothing with it;
-each leaves when its stdin closes, so that nothing outlives a demo that was killed.
+In: a checkpoint and ports. Out: a page and optionally an API, until Ctrl-C. Each part is a separate
+process (`python -m lrm_ext.demo ROLE`), so that a worker that fails leaves the others running. Each
+process exits when its stdin closes, so that none outlives a demo that was killed.
 
-The page has a choice of how to answer, through `llava.serve.page_state.PromptControl`: the paper's
-three instructions. A question gets the instruction in its own language, as training puts it.
+Through `llava.serve.page_state.PromptControl`, the page offers the paper's three instructions. A
+question gets the instruction in its own language, in the place where training puts it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import contextlib
 import html
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -56,13 +57,13 @@ LOOPBACK = "127.0.0.1"
 POLL_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 8.0
 START_TIMEOUT_S = 120.0
-# How many people are answered at the same time; the others wait.
+# Requests that a worker answers at the same time; the others wait.
 CONCURRENCY = 16
 WORKER_DRAIN_S = 2.0
 
 
 def ask_once(controller: str, model: str) -> str:
-    """Ask the model one question without a picture.
+    """Asks the model one question without an image.
 
     Returns:
         The answer.
@@ -81,13 +82,13 @@ def ask_once(controller: str, model: str) -> str:
 
 
 def ask_api(address: str, model: str) -> str:
-    """Ask the API at an address the same question.
+    """Asks the API the same question.
 
     Returns:
         The answer.
 
     Raises:
-        ConfigError: It reports an error.
+        ConfigError: The API reports an error.
     """
     body = {
         "model": model,
@@ -102,7 +103,7 @@ def ask_api(address: str, model: str) -> str:
 
 
 def page_languages() -> Mapping[str, PageText]:
-    """Return the page's words in all languages; what one lacks is English."""
+    """Returns the texts of the page in all languages; missing ones are English."""
     from llava.serve.page_state import PageText
 
     def texts(code: str) -> dict[str, str]:
@@ -116,53 +117,39 @@ def page_languages() -> Mapping[str, PageText]:
     }
 
 
-def with_answer_language(text: str, question_lang: str, answer_lang: str) -> str:
-    """Add the instruction to answer in another language.
+def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
+    """Converts a question into the prompt of an instruction.
 
     Args:
         text: The user's question.
-        question_lang: Code of the language that it is in.
-        answer_lang: Code of the language to answer in; "" or the same adds nothing.
+        question_lang: Language code of the question.
+        way: Name of the instruction.
+        answer_lang: For BVQA, the language code of the answer. Any two languages that name each
+            other are allowed here; "" or the language of the question adds nothing.
 
     Returns:
-        The question with the instruction in its own language, where training puts it.
+        The question with the instruction in the same language, in the place where training puts it.
 
     Raises:
-        ConfigError: A language is unknown.
+        PageError: EP-VQA is chosen for a question in English.
+        ConfigError: A language or an instruction is unknown.
     """
+    from llava.serve.page_state import PageError
+
+    if way == PIVOT and question_lang == ENGLISH:
+        raise PageError("pivot_needs_other")
+    if way != BILINGUAL:
+        return get_instruction(way).ask(text, question_lang)
     if answer_lang in ("", question_lang):
         return text
     request = answer_request(question_lang, answer_lang)
     return insert_instruction(text, request, get_language(question_lang).format_prompts)
 
 
-def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:
-    """Turn a question into the prompt of an instruction.
-
-    Args:
-        text: The user's question.
-        question_lang: Code of the language that it is in.
-        way: Name of the instruction.
-        answer_lang: Code of the language to answer in; for BVQA, which here knows any two
-            languages that have words for each other.
-
-    Raises:
-        PageError: A question in English is to be translated into English.
-        ConfigError: A language or an instruction is unknown.
-    """
-    from llava.serve.page_state import PageError
-
-    if way == BILINGUAL:
-        return with_answer_language(text, question_lang, answer_lang)
-    if way == PIVOT and question_lang == ENGLISH:
-        raise PageError("pivot_needs_other")
-    return get_instruction(way).ask(text, question_lang)
-
-
 def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str) -> str:
-    """Return a reply as Markdown, with the pivot's translation folded.
+    """Returns a reply as Markdown, with the translation of EP-VQA folded.
 
-    A reply without a translation is shown as it is; so is one that still comes.
+    A reply without a translation, or with an unfinished one, is shown as it is.
     """
     if way != PIVOT:
         return reply
@@ -178,7 +165,7 @@ def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str)
 
 
 def answer_language_control() -> PromptControl:
-    """Return the three lists for the page."""
+    """Returns the fields for question language, instruction and answer language."""
     from llava.serve.page_state import PromptControl
 
     return PromptControl(build=_build, apply=with_instruction, relabel=_relabel, show=show_reply)
@@ -189,7 +176,7 @@ def _build() -> Sequence[gr.components.Component]:
 
     text = page_languages()[ENGLISH]
     names = [(get_language(code).native_name, code) for code in list_languages()]
-    # one below the other: half a column cuts what some languages say
+    # one below the other: in half a column, the words of some languages would be cut
     question = gr.Dropdown(names, value=ENGLISH, label=text.say("ask_in"), elem_id="ask-in")
     way = gr.Dropdown(_ways(text), value=DIRECT, label=text.say("way"), elem_id="way")
     answer = gr.Dropdown(
@@ -206,7 +193,7 @@ def _ways(text: PageText) -> list[tuple[str, str]]:
 
 
 def _relabel(text: PageText) -> list[Any]:
-    """Say the lists' words in another language; who reads it is taken to ask in it."""
+    """Translates the fields; the language of the page becomes that of the question."""
     import gradio as gr
 
     return [
@@ -218,19 +205,19 @@ def _relabel(text: PageText) -> list[Any]:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to start.
+    """Options of a demo.
 
     Attributes:
         model: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
-        compare_with: Another checkpoint, for the page's comparison; None for none.
+        compare_with: Another checkpoint to compare with; None for none.
         port: Port of the page.
         api_port: Port of the OpenAI-compatible API; None for no API.
-        host: Address that page and API listen on; controller and worker stay on the loopback.
-        device: Where the model runs.
-        log_dir: Folder for the logs of all parts and for uploaded pictures.
-        keep_days: Age of uploaded pictures at which they are deleted; 0 keeps them for ever.
-        start_timeout_s: How long loading the model may take.
+        host: Address of page and API; controller and workers listen on the loopback only.
+        device: Device of the model.
+        log_dir: Folder for the logs of all parts and for uploaded images.
+        keep_days: Days after which uploaded images are deleted; 0 keeps them for ever.
+        start_timeout_s: Seconds that loading the model may take.
         check: Ask one question and stop.
     """
 
@@ -246,6 +233,10 @@ class DemoOptions:
     start_timeout_s: float = 900.0
     check: bool = False
 
+    def address(self, port: int | None) -> str:
+        """Returns the URL of a port on this machine."""
+        return f"http://{LOOPBACK if self.host in ('0.0.0.0', '::') else self.host}:{port}"
+
 
 @dataclass
 class Child:
@@ -254,25 +245,6 @@ class Child:
     role: str
     process: subprocess.Popen[bytes]
     log_path: Path
-
-    def check_alive(self) -> None:
-        """Refuse to go on without this part.
-
-        Raises:
-            ConfigError: The process has ended; the text says why.
-        """
-        status = self.process.poll()
-        if status is None:
-            return
-        raise ConfigError(
-            f"the {self.role} stopped (exit status {status}): {self._cause()}\n"
-            f"its log is {self.log_path}"
-        )
-
-    def _cause(self) -> str:
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1]
 
 
 @dataclass
@@ -283,18 +255,18 @@ class Demo:
     children: list[Child] = field(default_factory=list)
 
     def start(self, role: str, *arguments: str) -> Child:
-        """Start one part.
+        """Starts one part.
 
         Args:
             role: `controller`, `worker`, `page` or `api`.
-            arguments: Its flags.
+            arguments: Flags of the part.
 
         Returns:
             The running part.
         """
         number = 1 + sum(child.role == role for child in self.children)
         log_path = self.log_dir / (f"{role}.log" if number == 1 else f"{role}-{number}.log")
-        # Found also when the packages are used from a folder that is not installed.
+        # The packages may be used from a folder without being installed.
         root = str(Path(llava.__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with log_path.open("wb") as log_file:
@@ -304,21 +276,23 @@ class Demo:
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"},
-                # Ctrl-C must reach this process alone, which then stops the parts in order.
+                # Ctrl-C must reach only this process, which then stops the parts in order.
                 start_new_session=True,
             )
-        child = Child(role, process, log_path)
-        self.children.append(child)
-        return child
+        self.children.append(Child(role, process, log_path))
+        return self.children[-1]
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Wait for a condition while all parts live.
+        """Waits for a condition while all parts run.
 
         Raises:
-            ConfigError: A part has ended, or the time is over.
+            ConfigError: A part has stopped, or the time is up.
         """
         deadline = time.monotonic() + timeout_s
-        while not _succeeds(ready):
+        while True:
+            with contextlib.suppress(requests.RequestException, ValueError, KeyError):
+                if ready():
+                    return
             self.check_alive()
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -328,16 +302,24 @@ class Demo:
             time.sleep(POLL_INTERVAL_S)
 
     def check_alive(self) -> None:
-        """Refuse to go on when a part has ended.
+        """Checks that all parts run.
 
         Raises:
-            ConfigError: It says which part, and why.
+            ConfigError: A part has stopped; the message names it and its last error.
         """
         for child in self.children:
-            child.check_alive()
+            status = child.process.poll()
+            if status is not None:
+                text = child.log_path.read_text(encoding="utf-8", errors="replace").strip()
+                errors = re.findall(r"^error: (.*)", text, re.MULTILINE)
+                cause = (errors or text.splitlines() or ["it said nothing"])[-1]
+                raise ConfigError(
+                    f"the {child.role} stopped (exit status {status}): {cause}\n"
+                    f"its log is {child.log_path}"
+                )
 
     def stop(self) -> None:
-        """End all parts, the last one started first."""
+        """Stops all parts in reverse order of their start."""
         for child in reversed(self.children):
             child.process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -352,65 +334,36 @@ class Demo:
                 child.process.stdin.close()
 
 
-def _succeeds(ready: Callable[[], bool]) -> bool:
-    try:
-        return ready()
-    except (requests.RequestException, ValueError, KeyError):
-        return False
-
-
 def free_port() -> int:
-    """Return a port on the loopback that nobody listens on now."""
+    """Returns a port on the loopback that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does; put both handlers back in the end."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt), signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous[0])
-        signal.signal(signal.SIGINT, previous[1])
-
-
-def _start_worker(
-    demo: Demo, options: DemoOptions, controller: str, model: str, model_base: str | None
-) -> None:
-    port = free_port()
-    worker = [
-        *("--host", LOOPBACK, "--port", str(port)),
-        *("--worker-address", f"http://{LOOPBACK}:{port}"),
-        *("--controller-address", controller, "--device", options.device),
-        *("--model-path", model),
-        *("--limit-model-concurrency", str(CONCURRENCY)),
-        *("--drain-timeout", str(WORKER_DRAIN_S)),
-    ]
-    if model_base:
-        worker += ["--model-base", model_base]
-    demo.start("worker", *worker)
-
-
 def start_parts(demo: Demo, options: DemoOptions) -> str:
-    """Start controller, a worker for each model, page and, if it is wanted, the API.
+    """Starts controller, a worker for each model, page and optionally the API.
 
     Returns:
-        The controller's address.
+        The address of the controller.
     """
     controller_port = free_port()
     controller = f"http://{LOOPBACK}:{controller_port}"
     demo.start("controller", "--host", LOOPBACK, "--port", str(controller_port))
-    _start_worker(demo, options, controller, options.model, options.model_base)
-    if options.compare_with:
-        _start_worker(demo, options, controller, options.compare_with, None)
+    for model, base in ((options.model, options.model_base), (options.compare_with, None)):
+        if model:
+            port = free_port()
+            demo.start(
+                "worker",
+                *("--host", LOOPBACK, "--port", str(port)),
+                *("--worker-address", f"http://{LOOPBACK}:{port}"),
+                *("--controller-address", controller, "--device", options.device),
+                *("--model-path", model),
+                *("--limit-model-concurrency", str(CONCURRENCY)),
+                *("--drain-timeout", str(WORKER_DRAIN_S)),
+                *(("--model-base", base) if base else ()),
+            )
     demo.start(
         "page",
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
@@ -427,10 +380,10 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
 
 
 def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
-    """Wait until the worker has registered and the page answers.
+    """Waits until the workers have registered and page and API answer.
 
     Returns:
-        The model's name.
+        The name of the model.
 
     Raises:
         ConfigError: A part failed or took too long.
@@ -442,13 +395,13 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
         options.start_timeout_s,
     )
     demo.wait_until(
-        lambda: requests.get(page_address(options), timeout=5).ok,
+        lambda: requests.get(options.address(options.port), timeout=5).ok,
         "starting the page",
         START_TIMEOUT_S,
     )
     if options.api_port is not None:
         demo.wait_until(
-            lambda: requests.get(api_address(options) + "/health", timeout=5).ok,
+            lambda: requests.get(options.address(options.api_port) + "/health", timeout=5).ok,
             "starting the API",
             START_TIMEOUT_S,
         )
@@ -458,25 +411,11 @@ def wait_until_ready(demo: Demo, options: DemoOptions, controller: str) -> str:
     return protocol.get_model_list(controller)[0]
 
 
-def page_address(options: DemoOptions) -> str:
-    """Return the address to open in a browser on this machine."""
-    return f"http://{_local_host(options)}:{options.port}"
-
-
-def api_address(options: DemoOptions) -> str:
-    """Return the address of the API on this machine, without `/v1`."""
-    return f"http://{_local_host(options)}:{options.api_port}"
-
-
-def _local_host(options: DemoOptions) -> str:
-    return LOOPBACK if options.host in ("0.0.0.0", "::") else options.host
-
-
 def check_ports(options: DemoOptions) -> None:
-    """Refuse ports that cannot be listened on, before the model is loaded.
+    """Checks that the ports can be used, before the model is loaded.
 
     Raises:
-        ConfigError: It names the port and the flag.
+        ConfigError: A port cannot be used; the message names it and its flag.
     """
     check_port_is_free(options.host, options.port)
     if options.api_port is None:
@@ -487,15 +426,15 @@ def check_ports(options: DemoOptions) -> None:
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> None:
-    """Run the demo until Ctrl-C, or with `check` until one question is answered.
+    """Runs the demo until Ctrl-C, or with `check` until one question is answered.
 
     Args:
-        options: What to start.
-        console: Where to say the address.
+        options: Options of the demo.
+        console: Receives the addresses and the state.
 
     Raises:
         CheckpointError: There is no such model folder.
-        ConfigError: A port is taken, or a part stopped.
+        ConfigError: A port is in use, or a part stopped.
     """
     console = console or Console()
     check_model_path(options.model)
@@ -511,80 +450,68 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     check_ports(options)
     options.log_dir.mkdir(parents=True, exist_ok=True)
     demo = Demo(options.log_dir)
-    with _interrupted_by_sigterm():
-        try:
-            with console.status(f"loading {options.model} (Ctrl-C stops)"):
-                controller = start_parts(demo, options)
-                model = wait_until_ready(demo, options, controller)
-            if options.check:
-                console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
-                if options.api_port is not None:
-                    console.print(f"the API answers {ask_api(api_address(options), model)!r}")
-                return
-            api = "" if options.api_port is None else f"API: {api_address(options)}/v1   "
-            console.print(
-                f"[bold green]{model}[/] answers at [bold]{page_address(options)}[/]\n"
-                f"{api}logs: {options.log_dir}   stop: Ctrl-C"
-            )
-            while True:
-                demo.check_alive()
-                time.sleep(POLL_INTERVAL_S)
-        except KeyboardInterrupt:
-            console.print("\nstopping ...")
-        finally:
-            # A second Ctrl-C must not leave half of the parts behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            demo.stop()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
+    try:
+        with console.status(f"loading {options.model} (Ctrl-C stops)"):
+            controller = start_parts(demo, options)
+            model = wait_until_ready(demo, options, controller)
+        page, api = options.address(options.port), options.address(options.api_port)
+        has_api = options.api_port is not None
+        if options.check:
+            console.print(f"{CHECK_QUESTION} -> {ask_once(controller, model)!r}")
+            if has_api:
+                console.print(f"the API answers {ask_api(api, model)!r}")
+            return
+        console.print(
+            f"[bold green]{model}[/] answers at [bold]{page}[/]\n"
+            f"{f'API: {api}/v1   ' if has_api else ''}logs: {options.log_dir}   stop: Ctrl-C"
+        )
+        while True:
+            demo.check_alive()
+            time.sleep(POLL_INTERVAL_S)
+    except KeyboardInterrupt:
+        console.print("\nstopping ...")
+    finally:
+        # A second Ctrl-C must not leave some of the parts running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        demo.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def _run_controller(argv: list[str]) -> None:
-    from llava.serve import controller
-
-    controller.run(controller.build_parser().parse_args(argv))
-
-
-def _run_worker(argv: list[str]) -> None:
-    from llava.serve import model_worker
-
-    model_worker.run(model_worker.build_parser().parse_args(argv))
+# The module of `llava.serve` for each part.
+ROLES = {
+    "controller": "controller",
+    "worker": "model_worker",
+    "page": "gradio_web_server",
+    "api": "openai_api",
+}
 
 
-def _run_page(argv: list[str]) -> None:
-    from llava.serve import gradio_web_server
-    from lrm_ext.demo import answer_language_control, page_languages
-
-    parser = gradio_web_server.build_parser()
+def run_part(role: str, argv: Sequence[str]) -> None:
+    """Runs one part in this process with the flags of its module; the page adds `--log-dir`."""
+    module: Any = import_module(f"llava.serve.{ROLES[role]}")
+    parser = module.build_parser()
+    if role != "page":
+        module.run(parser.parse_args(argv))
+        return
     parser.add_argument("--log-dir", type=Path, required=True)
     args = parser.parse_args(argv)
-    gradio_web_server.run(
+    module.run(
         args,
-        control=answer_language_control(),
         title="LRM-LLaVA",
+        control=answer_language_control(),
         log_dir=args.log_dir,
         languages=page_languages(),
     )
 
 
-def _run_api(argv: list[str]) -> None:
-    from llava.serve import openai_api
-    from llava.serve.openai_api import build_parser
-
-    openai_api.run(build_parser().parse_args(argv))
-
-
-ROLES: dict[str, Callable[[list[str]], None]] = {
-    "controller": _run_controller,
-    "worker": _run_worker,
-    "page": _run_page,
-    "api": _run_api,
-}
-
-
 def leave_with_parent() -> None:
-    """End this process when its stdin closes, that is, when the demo is gone."""
+    """Ends this process when its stdin closes, which happens when the demo has ended."""
 
     def watch() -> None:
-        # Not through sys.stdin: its lock would still be held when the interpreter ends.
+        # The lock of sys.stdin would still be held when the interpreter ends.
         while os.read(0, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
@@ -593,7 +520,7 @@ def leave_with_parent() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one role."""
+    """Runs one part."""
     parser = argparse.ArgumentParser(prog="python -m lrm_ext.demo")
     parser.add_argument("role", choices=list(ROLES))
     args, rest = parser.parse_known_args(argv)
@@ -601,7 +528,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     leave_with_parent()
-    run_command(lambda: ROLES[args.role](rest))
+    run_command(lambda: run_part(args.role, rest))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raises `ConfigError` if a folder that is to be written exists."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: name a new folder, or remove it")
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """Writes a matplotlib figure.
 

@@ -1,7 +1,7 @@
-"""What happens when somebody uses the page: send, stream, stop, regenerate, clear, vote.
+"""Handles what users of the page do: send, stream, stop, regenerate, clear, vote.
 
 In: a `ChatState` and the values of the page's fields. Out: values for the page's fields. The layout
-is in `llava.serve.page`; what is stored, in `llava.serve.page_state`.
+is in `llava.serve.page`, the storage in `llava.serve.page_state`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import requests
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation
 from llava.errors import UserError
 from llava.serve import protocol
 from llava.serve.page_state import ChatState, PageError, PageSettings, save_images, write_record
@@ -41,16 +40,32 @@ MAX_TEXT_LEN_WITH_IMAGE = 1200
 MAX_NEW_TOKENS = 1536
 CURSOR = "\u258c"
 NUM_BUTTONS = 6
-# The page's text for what a worker calls the kind of an error.
+# The page's text for each kind of error that a worker reports.
 REASONS = {BUSY: "error_busy", DEADLINE: "error_deadline", STOPPING: "error_stopping"}
-# What leaves state, chat panel and buttons as they are.
+# Leaves state, chat panel and buttons unchanged.
 NOTHING_NEW = [gr.skip()] * (2 + NUM_BUTTONS)
+_NETWORK_ERRORS = (requests.RequestException, ValueError, KeyError)
+
+
+class AnswerError(Exception):
+    """Raised when a question gets no answer.
+
+    Args:
+        code: An error code of `llava.serve.protocol`.
+        reason: The cause, translated if the page knows it.
+        heading: First line of the message; by default the page's general error.
+    """
+
+    def __init__(self, code: int, reason: str, heading: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
+        self.heading = heading
 
 
 def button_states(
     vote: bool = False, stop: bool = False, regenerate: bool = False, clear: bool = False
 ) -> list[Any]:
-    """Return updates for Upvote, Downvote, Flag, Stop, Regenerate, Clear."""
+    """Returns updates for Upvote, Downvote, Flag, Stop, Regenerate, Clear."""
     states = (vote, vote, vote, stop, regenerate, clear)
     return [gr.update(interactive=state) for state in states]
 
@@ -64,13 +79,13 @@ def add_text(
     *control_values: Any,
     settings: PageSettings,
 ) -> list[Any]:
-    """Add what the user sends; a picture starts a new conversation.
+    """Adds a question to the conversation; an image starts a new one.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
 
     Raises:
-        gr.Error: There is nothing to send, an answer is running, or moderation refuses.
+        gr.Error: The question is empty, an answer is running, or moderation refuses the text.
     """
     state = state or ChatState()
     text = (text or "").strip()
@@ -84,63 +99,53 @@ def add_text(
     if len(text) > limit:
         gr.Warning(settings.say("text_cut", length=len(text), limit=limit))
         text = text[:limit]
-    if settings.control is not None and text:
+    control = settings.control
+    if control is not None and text:
         try:
-            text = settings.control.apply(text, *control_values)
+            text = control.apply(text, *control_values)
         except PageError as error:
             raise notice(settings.say(error.key)) from error
     log.info("add_text. ip: %s. len: %d", client_ip(request), len(text))
     content: str | tuple[str, Image.Image, str] = text
     if image is not None:
-        if DEFAULT_IMAGE_TOKEN not in text:
-            text = text + "\n" + DEFAULT_IMAGE_TOKEN
-        content = (text, image, image_process_mode)
         state = ChatState()
+        mark = "" if DEFAULT_IMAGE_TOKEN in text else "\n" + DEFAULT_IMAGE_TOKEN
+        content = (text + mark, image, image_process_mode)
     state.text = settings.text
-    _open_turn(state, content)
-    if settings.control is not None and settings.control.show is not None:
-        show = settings.control.show
-        state.shown_by[_last_index(state)] = lambda reply: show(reply, state.text, *control_values)
+    state.open_turn(content)
+    if control is not None:
+        show = control.show
+        state.shown_by[state.last_number] = lambda reply: show(reply, state.text, *control_values)
     return [state, state.messages(), "", None, *button_states(stop=True, clear=True)]
 
 
-def _open_turn(state: ChatState, content: Any) -> None:
-    conversation = state.conversation
-    conversation.append_message(conversation.roles[0], content)
-    conversation.append_message(conversation.roles[1], None)
-
-
-def _last_index(state: ChatState) -> int:
-    return len(state.conversation.messages) - state.conversation.offset - 1
-
-
 def mirror(source: ChatState, target: ChatState | None) -> ChatState:
-    """Put the open turn of one conversation into another, for a second model.
+    """Copies the open turn of one conversation into another, for a second model.
 
     Args:
-        source: What `add_text` returned.
-        target: The second model's conversation so far.
+        source: The state that `add_text` returned.
+        target: The conversation with the second model so far.
 
     Returns:
-        The second conversation; a new one if the first is.
+        The second conversation; a new one if the first one is new.
     """
-    last = _last_index(source)
+    last = source.last_number
     if target is None or last == 1:
         target = ChatState()
     target.text = source.text
-    _open_turn(target, source.conversation.messages[-2][1])
+    target.open_turn(source.conversation.messages[-2][1])
     if last in source.shown_by:
-        target.shown_by[_last_index(target)] = source.shown_by[last]
+        target.shown_by[target.last_number] = source.shown_by[last]
     return target
 
 
 def notice(message: str) -> gr.Error:
-    """Return an error that Gradio shows for a few seconds."""
+    """Returns an error that Gradio shows for a few seconds."""
     return gr.Error(message, duration=5, title="", print_exception=False)
 
 
 def client_ip(request: gr.Request | None) -> str:
-    """Return the user's address, "" if it is not known."""
+    """Returns the address of the user, "" if it is unknown."""
     return request.client.host if request is not None and request.client else ""
 
 
@@ -154,36 +159,40 @@ def http_bot(
     *,
     settings: PageSettings,
 ) -> Iterator[list[Any]]:
-    """Ask a worker and show the answer as it comes.
+    """Asks a worker and shows the answer while it is generated.
 
     Yields:
         State, chat panel, buttons.
     """
-    if state is None or not _waits_for_answer(state.conversation):
+    if state is None or state.last_number < 0 or state.conversation.messages[-1][1] is not None:
         yield NOTHING_NEW
         return
-    state.busy = True
-    state.stop.clear()
-    started = time.time()
-    failure: int | None = None
     sampling = {
         "temperature": float(temperature),
         "top_p": float(top_p),
         "max_new_tokens": min(int(max_new_tokens), MAX_NEW_TOKENS),
     }
+    state.busy = True
+    state.stop.clear()
+    started = time.time()
+    failure: AnswerError | None = None
     try:
         try:
-            for code in _answer(state, model or "", sampling, settings):
-                failure = code
+            for _ in _answer(state, model or "", sampling, settings):
                 if not state.abandoned:
                     yield [state, state.messages(), *[gr.skip()] * NUM_BUTTONS]
+        except AnswerError as error:
+            failure = error
         except Exception as error:
-            # Nothing may leave the user with a turn that is open for ever.
+            # Whatever happens, the user's turn must not stay open for ever.
             log.exception("the page failed to ask the model")
-            known = isinstance(error, UserError)
-            reason = str(error) if known else settings.say("error_page")
-            failure = _fail(state, GENERATION_FAILED, reason)
-        _write_chat(state.conversation, model or "", started, request, settings)
+            reason = str(error) if isinstance(error, UserError) else settings.say("error_page")
+            failure = AnswerError(GENERATION_FAILED, reason)
+        if failure is not None:
+            heading = failure.heading or settings.say("error_server")
+            said = "\n\n".join(filter(None, (heading, str(failure))))
+            state.conversation.messages[-1][1] = f"{said} (error_code: {failure.code})"
+        _log_chat(state, model or "", started, request, settings)
         if state.abandoned:
             yield NOTHING_NEW
         else:
@@ -193,29 +202,26 @@ def http_bot(
         state.busy = False
 
 
-def _waits_for_answer(conversation: Conversation) -> bool:
-    messages = conversation.messages
-    return len(messages) > conversation.offset and messages[-1][1] is None
-
-
 def _answer(
-    state: ChatState,
-    model: str,
-    sampling: dict[str, Any],
-    settings: PageSettings,
-) -> Iterator[int | None]:
-    """Fill the open turn piece by piece; yield None for progress, a code for an error."""
+    state: ChatState, model: str, sampling: dict[str, Any], settings: PageSettings
+) -> Iterator[None]:
+    """Fills the open turn, and yields after each piece.
+
+    Raises:
+        AnswerError: No worker answers, or the worker reports an error.
+    """
     address = ""
     try:
         address = protocol.get_worker_address(settings.controller_url, model) if model else ""
-    except (requests.RequestException, ValueError, KeyError) as error:
+    except _NETWORK_ERRORS as error:
         log.error("controller %s: %s", settings.controller_url, error)
     if not address:
-        say = settings.say
-        missing = say("error_no_worker", model=repr(model)) if model else say("error_no_model")
-        yield _fail(state, NO_WORKER, missing)
-        return
-    _choose_template(state, address, model)
+        key = "error_no_worker" if model else "error_no_model"
+        raise AnswerError(NO_WORKER, settings.say(key, model=repr(model)))
+    if state.last_number == 1:  # the first turn decides the template
+        question = state.conversation.messages[-2][1]
+        state.conversation = template_of_worker(address, model)
+        state.open_turn(question)
     conversation = state.conversation
     prompt = conversation.get_prompt()
     body = {
@@ -227,65 +233,36 @@ def _answer(
     }
     text = ""
     conversation.messages[-1][1] = CURSOR
-    yield None
     try:
+        yield
         for chunk in protocol.stream_generation(address, body):
             if chunk["error_code"] != OK:
-                yield _fail_as_told(state, chunk, settings)
-                return
+                raise _reported_error(chunk, settings)
             text = chunk["text"][len(prompt) :].strip()
             conversation.messages[-1][1] = text + CURSOR
-            yield None
+            yield
             if state.stop.is_set():
                 break
-    except (requests.RequestException, ValueError, KeyError) as error:
+    except _NETWORK_ERRORS as error:
         log.error("worker %s: %s", address, error)
-        yield _fail(state, WORKER_UNREACHABLE, settings.say("error_worker_gone"))
-        return
+        raise AnswerError(WORKER_UNREACHABLE, settings.say("error_worker_gone")) from error
     finally:
-        # Also when the user has left: the log must not hold a cursor.
-        if str(conversation.messages[-1][1]).endswith(CURSOR):
-            conversation.messages[-1][1] = text
+        # The log must not hold a cursor, even if the user has left.
+        conversation.messages[-1][1] = text
 
 
-def _fail(state: ChatState, code: int, reason: str, text: str = "") -> int:
-    cause = f"\n\n{reason}" if reason else ""
-    text = text or state.text.say("error_server")
-    state.conversation.messages[-1][1] = f"{text}{cause} (error_code: {code})"
-    return code
+def _reported_error(chunk: dict[str, Any], settings: PageSettings) -> AnswerError:
+    """Converts the error that a worker reports; known messages are translated."""
+    headings = {TOO_LONG_MESSAGE: settings.say("error_too_long"), server_error_msg: ""}
+    kind, text = chunk.get("kind"), str(chunk["text"])
+    reason = settings.say(REASONS[kind]) if kind in REASONS else str(chunk.get("reason", ""))
+    return AnswerError(int(chunk["error_code"]), reason, headings.get(text, text))
 
 
-def _fail_as_told(state: ChatState, chunk: dict[str, Any], settings: PageSettings) -> int:
-    """Show a worker's error; what the page knows, in the user's language."""
-    text, reason = str(chunk["text"]), str(chunk.get("reason", ""))
-    if text == TOO_LONG_MESSAGE:
-        text = settings.say("error_too_long")
-    elif text == server_error_msg:
-        text = ""
-    if chunk.get("kind") in REASONS:
-        reason = settings.say(REASONS[chunk["kind"]])
-    return _fail(state, int(chunk["error_code"]), reason, text)
-
-
-def _choose_template(state: ChatState, address: str, model: str) -> None:
-    """In the first round, move the question into the template of the chosen model."""
-    conversation = state.conversation
-    if len(conversation.messages) != conversation.offset + 2:
-        return
-    question = conversation.messages[-2][1]
-    conversation = template_of_worker(address, model)
-    conversation.append_message(conversation.roles[0], question)
-    conversation.append_message(conversation.roles[1], None)
-    state.conversation = conversation
-
-
-def _write_chat(
-    conversation: Conversation,
-    model: str,
-    started: float,
-    request: gr.Request,
-    settings: PageSettings,
+def _log_chat(
+    state: ChatState, model: str, started: float, request: gr.Request, settings: PageSettings
 ) -> None:
+    conversation = state.conversation
     try:
         write_record(
             settings.log_dir,
@@ -298,12 +275,12 @@ def _write_chat(
             images=save_images(settings.log_dir, conversation.get_images(return_pil=True)),
         )
     except OSError as error:
-        # The answer is there; a full disk must not take it from the user.
+        # A full disk must not take the finished answer from the user.
         log.error("the conversation could not be logged: %s", error)
 
 
 def stop(state: ChatState | None) -> Any:
-    """End the running answer; it keeps what has come so far."""
+    """Ends the running answer; the text so far stays."""
     if state is not None:
         state.stop.set()
     return gr.update(interactive=False)
@@ -312,34 +289,33 @@ def stop(state: ChatState | None) -> Any:
 def regenerate(
     state: ChatState | None, image_process_mode: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Throw the last answer away and open the turn again.
+    """Drops the last answer and opens its turn again.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
 
     Raises:
         gr.Error: There is no answer yet, or one is running.
     """
-    if state is None or len(state.conversation.messages) < state.conversation.offset + 2:
+    if state is None or state.last_number < 1:
         raise notice(settings.say("no_answer_yet"))
     if state.busy:
         raise notice(settings.say("still_answering"))
     log.info("regenerate. ip: %s", client_ip(request))
-    conversation = state.conversation
-    conversation.messages[-1][1] = None
-    question = conversation.messages[-2][1]
-    if isinstance(question, tuple):
-        conversation.messages[-2][1] = (*question[:2], image_process_mode)
+    asked, answered = state.conversation.messages[-2:]
+    answered[1] = None
+    if isinstance(asked[1], tuple):
+        asked[1] = (*asked[1][:2], image_process_mode)
     return [state, state.messages(), "", None, *button_states(stop=True, clear=True)]
 
 
 def clear_history(
     state: ChatState | None, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Begin anew; an answer that runs is stopped.
+    """Starts a new conversation and stops a running answer.
 
     Returns:
-        State, chat panel, text field, picture field, buttons.
+        State, chat panel, text field, image field, buttons.
     """
     log.info("clear_history. ip: %s", client_ip(request))
     if state is not None:
@@ -350,8 +326,8 @@ def clear_history(
 
 def vote_last_response(
     state: ChatState, vote_type: str, model: str, request: gr.Request, *, settings: PageSettings
-) -> None:
-    """Write a vote on the last answer.
+) -> list[Any]:
+    """Logs a vote on the last answer; returns updates for text field and vote buttons.
 
     Raises:
         gr.Error: The log cannot be written.
@@ -361,32 +337,26 @@ def vote_last_response(
     except OSError as error:
         log.error("a vote could not be logged: %s", error)
         raise notice(settings.say("vote_lost")) from error
+    gr.Info(settings.say("thanks"), duration=3, title="")
+    return ["", *button_states()[:3]]
 
 
 def upvote_last_response(
     state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Vote for the answer; return text field and the vote buttons."""
-    return _vote(state, "upvote", model, request, settings)
+    """Votes for the answer; see `vote_last_response`."""
+    return vote_last_response(state, "upvote", model, request, settings=settings)
 
 
 def downvote_last_response(
     state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Vote against the answer; return text field and the vote buttons."""
-    return _vote(state, "downvote", model, request, settings)
+    """Votes against the answer; see `vote_last_response`."""
+    return vote_last_response(state, "downvote", model, request, settings=settings)
 
 
 def flag_last_response(
     state: ChatState, model: str, request: gr.Request, *, settings: PageSettings
 ) -> list[Any]:
-    """Flag the answer; return text field and the vote buttons."""
-    return _vote(state, "flag", model, request, settings)
-
-
-def _vote(
-    state: ChatState, vote_type: str, model: str, request: gr.Request, settings: PageSettings
-) -> list[Any]:
-    vote_last_response(state, vote_type, model, request, settings=settings)
-    gr.Info(settings.say("thanks"), duration=3, title="")
-    return ["", *[gr.update(interactive=False)] * 3]
+    """Flags the answer; see `vote_last_response`."""
+    return vote_last_response(state, "flag", model, request, settings=settings)

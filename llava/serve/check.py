@@ -1,8 +1,8 @@
-"""Says what is missing before anybody can ask: no controller, no worker, no model.
+"""Reports what is missing before the servers can answer: controller, worker or model.
 
-In: the controller's address. Out: sentences, each with what to do; none when all is well. Servers
-call it when they start; the command ends with status 1 when something is missing. What is checked
-here is checked at once, before anything heavy is imported.
+In: the address of the controller. Out: one message per problem, with its remedy. Servers run these
+checks when they start, before they import anything slow; the command ends with status 1 if there is
+a problem.
 
     python -m llava.serve.check --controller-address http://localhost:21001
 """
@@ -24,12 +24,12 @@ MAX_PORT = 65_535
 
 
 def check_model_path(model_path: str) -> None:
-    """Refuse a model folder that does not exist, before anything slow is done.
+    """Refuses a model folder that does not exist, before anything slow starts.
 
-    A name such as `org/model` may be on the Hub; what begins like a path here may not.
+    A name such as `org/model` may be on the Hub; one that looks like a local path may not.
 
     Raises:
-        CheckpointError: The folder is missing or holds no configuration.
+        CheckpointError: The folder is missing or has no configuration.
     """
     path = Path(model_path).expanduser()
     if path.is_dir():
@@ -48,15 +48,15 @@ def check_model_path(model_path: str) -> None:
 
 
 def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
-    """Refuse a port that another program listens on.
+    """Refuses a port that another program uses.
 
     Args:
-        host: Where to listen.
-        port: Where to listen.
-        flag: What gives another one.
+        host: Address to listen on.
+        port: Port to listen on.
+        flag: Flag that sets the port.
 
     Raises:
-        ConfigError: The port is taken, not allowed or none, or the host is unknown.
+        ConfigError: The port is in use, forbidden or invalid, or the host is unknown.
     """
     if not 0 <= port <= MAX_PORT:
         raise ConfigError(f"{flag} is {port}; expected 0 to {MAX_PORT}")
@@ -76,10 +76,10 @@ def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
 
 
 def find_problems(controller: str) -> list[str]:
-    """Ask controller and workers.
+    """Asks the controller and its workers for their state.
 
     Returns:
-        What is missing, and what to do.
+        One message per problem, with its remedy.
     """
     try:
         models = protocol.get_model_list(controller)
@@ -99,10 +99,10 @@ def find_problems(controller: str) -> list[str]:
         address = ""
         try:
             address = protocol.get_worker_address(controller, model)
-            served = protocol.get_worker_status(address)["model_names"] if address else []
+            is_served = model in protocol.get_worker_status(address)["model_names"]
         except (requests.RequestException, ValueError, KeyError):
-            served = []
-        if model not in served:
+            is_served = False
+        if not is_served:
             problems.append(
                 f"the worker {address or '(none)'} of model {model} does not answer from here: "
                 "does its --worker-address hold an address that this machine can reach?"
@@ -111,17 +111,16 @@ def find_problems(controller: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Runs the command line and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.check", description=__doc__)
     parser.add_argument("--controller-address", default="http://localhost:21001")
-    args = parser.parse_args(argv)
-    problems = find_problems(args.controller_address.rstrip("/"))
-    for problem in problems:
-        sys.stderr.write(f"{problem}\n")
-    if not problems:
-        models = protocol.get_model_list(args.controller_address.rstrip("/"))
-        sys.stdout.write(f"ready: {', '.join(models)}\n")
-    return 1 if problems else 0
+    address = parser.parse_args(argv).controller_address.rstrip("/")
+    problems = find_problems(address)
+    if problems:
+        sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+        return 1
+    sys.stdout.write(f"ready: {', '.join(protocol.get_model_list(address))}\n")
+    return 0
 
 
 if __name__ == "__main__":

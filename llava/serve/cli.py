@@ -1,7 +1,7 @@
-"""Ask a model about one picture in the terminal.
+"""Asks a model about one image in the terminal.
 
-In: a checkpoint, a picture and questions, one a line. Out: streamed answers on stdout, everything
-else on stderr. An empty line or the end of the input leaves, so questions may be piped in.
+In: a checkpoint, an image, and one question per line. Out: streamed answers on stdout, everything
+else on stderr. An empty line or the end of the input ends the chat, so questions may be piped in.
 
     python -m llava.serve.cli --model-path runs/mini --image-file photo.jpg
 """
@@ -18,10 +18,11 @@ from typing import TextIO
 import requests
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
+from urllib3.exceptions import HTTPError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
-from llava.errors import DataError, UserError
+from llava.errors import DataError, run_command
 from llava.images import open_image
 from llava.serve.check import check_model_path
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
@@ -34,40 +35,34 @@ MAX_DOWNLOAD_BYTES = 50 * 1024 * 1024
 
 
 def load_image(image_file: str) -> Image.Image:
-    """Load a picture from a file or an http(s) address.
+    """Loads an image from a file or an http(s) URL.
 
     Returns:
-        The picture as RGB.
+        The image as RGB.
 
     Raises:
-        DataError: It is missing, unreachable or no picture.
+        DataError: The image is missing, unreachable or unreadable.
     """
+    if not image_file.startswith(("http://", "https://")):
+        return open_image(Path(image_file).expanduser(), orient=False)
     try:
-        if image_file.startswith(("http://", "https://")):
-            return open_image(_download(image_file), image_file, orient=False)
-    except requests.RequestException as error:
-        raise DataError(f"cannot download the picture {image_file}: {error}") from error
-    return open_image(Path(image_file).expanduser(), orient=False)
-
-
-def _download(url: str) -> bytes:
-    with requests.get(url, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
-        response.raise_for_status()
-        content = bytearray()
-        for piece in response.iter_content(chunk_size=1 << 16):
-            content += piece
-            if len(content) > MAX_DOWNLOAD_BYTES:
-                raise DataError(f"the picture {url} is larger than {MAX_DOWNLOAD_BYTES} bytes")
-    return bytes(content)
+        with requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
+            response.raise_for_status()
+            content = response.raw.read(MAX_DOWNLOAD_BYTES + 1, decode_content=True)
+    except (requests.RequestException, HTTPError) as error:
+        raise DataError(f"cannot download the image {image_file}: {error}") from error
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise DataError(f"the image {image_file} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    return open_image(content, image_file, orient=False)
 
 
 def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
-    """Yield questions until an empty line or the end of the input.
+    """Yields questions until an empty line or the end of the input.
 
     Args:
         role: Shown before each question.
-        source: Where questions come from; those of a pipe are echoed.
-        output: Where to show the role.
+        source: Input with one question per line; lines from a pipe are echoed.
+        output: Receives the role.
     """
     while True:
         output.write(f"{role}: ")
@@ -92,15 +87,15 @@ def chat(
     source: TextIO,
     output: TextIO,
 ) -> None:
-    """Answer questions about a picture until the input ends.
+    """Answers questions about an image until the input ends.
 
     Args:
         engine: The loaded model.
-        conversation: A fresh conversation; it gets the questions and the answers.
-        image: The picture, put before the first question.
+        conversation: A new conversation, to which questions and answers are added.
+        image: The image, placed before the first question.
         args: `temperature`, `max_new_tokens`, `debug`.
-        source: Where questions come from.
-        output: Where answers go.
+        source: Input with one question per line.
+        output: Receives the answers.
     """
     roles = ("user", "assistant") if "mpt" in engine.name.lower() else conversation.roles
     for question in read_questions(roles[0], source, output):
@@ -135,13 +130,13 @@ def chat(
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load picture and model, then chat on stdin and stdout.
+    """Loads image and model, then chats on stdin and stdout.
 
     Args:
-        args: What `build_parser` makes.
+        args: The flags of `build_parser`.
 
     Raises:
-        UserError: Picture, checkpoint or template are not as they must be.
+        UserError: Image, checkpoint or template cannot be used.
     """
     check_model_path(args.model_path)
     image = load_image(args.image_file)
@@ -158,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=__doc__)
     parser.add_argument("--model-path", default="facebook/opt-350m")
     parser.add_argument("--model-base")
@@ -173,21 +168,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     disable_progress_bar()
-    try:
-        main(args)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return 130
-    return 0
+    run_command(lambda: main(args))
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

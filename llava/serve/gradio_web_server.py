@@ -1,7 +1,7 @@
-"""The web page: layout, wiring and start.
+"""Starts the web page on which users ask about images.
 
-In: a controller's address. Out: a Gradio page on which people ask about pictures. What the buttons
-do is in `llava.serve.chat`; another package may add one choice through `PromptControl`.
+In: the address of a controller. Out: a Gradio page. Its fields are in `llava.serve.page`, its
+handlers in `llava.serve.chat`; another package may add fields through `PromptControl`.
 
     python -m llava.serve.gradio_web_server --controller-url http://localhost:21001
 """
@@ -13,13 +13,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import requests
+from starlette.middleware import Middleware
 
 from llava.constants import LOGDIR
 from llava.errors import ConfigError, run_command
@@ -35,13 +36,11 @@ from llava.serve.chat import (
     vote_last_response,
 )
 from llava.serve.check import check_port_is_free
-from llava.serve.page import CSS, connect, lay_out
-from llava.serve.page_guard import PageSafety, add_safety_flags, safety_from
+from llava.serve.page import CSS, Page
+from llava.serve.page_guard import PageGuard, add_safety_flags, settings_from
 from llava.serve.page_state import (
-    ENGLISH,
-    ENGLISH_TEXT,
+    DAY_S,
     PageSettings,
-    PageText,
     PromptControl,
     conv_log_path,
     preferred_language,
@@ -75,7 +74,7 @@ EXAMPLES_ROOT = Path(__file__).parents[2] / "playground" / "data" / "emoji_scene
 MAX_UPLOAD = "20mb"
 CACHE_SWEEP_S = 600
 CACHE_AGE_S = 3600
-# Gradio's indigo, darker where text is written with it or on it: a contrast of at least 4.5 to 1.
+# Gradio's indigo with darker shades for text, so that the contrast is at least 4.5 to 1.
 PRIMARY = gr.themes.Color(
     name="primary",
     c50="#eef2ff",
@@ -90,7 +89,7 @@ PRIMARY = gr.themes.Color(
     c900="#2b2c5e",
     c950="#24254f",
 )
-# Gradio's button around a picture in the conversation has no name; it gets the picture's label.
+# Names Gradio's unnamed button around an image in the conversation after the image field.
 NAME_BUTTONS = """
 <script>
 new MutationObserver(() => {
@@ -108,7 +107,7 @@ READ_MODEL_FROM_URL = """
 
 
 def get_model_list(settings: PageSettings) -> list[str]:
-    """Return the models that the controller knows, [] when it does not answer."""
+    """Returns the models that the controller knows; [] if it does not answer."""
     try:
         return protocol.get_model_list(settings.controller_url)
     except (requests.RequestException, ValueError, KeyError) as error:
@@ -117,46 +116,42 @@ def get_model_list(settings: PageSettings) -> list[str]:
 
 
 def get_conv_log_filename(log_dir: Path = Path(LOGDIR)) -> str:
-    """Return the path of today's conversation log."""
+    """Returns the path of today's conversation log."""
     return str(conv_log_path(log_dir))
 
 
 def load_demo(url_model: str, *, settings: PageSettings) -> list[Any]:
-    """Fill the page from the models known at start.
+    """Fills the page with the models known at the start.
 
     Args:
-        url_model: Value of `?model=`; "" or unknown chooses the first.
+        url_model: Value of `?model=`; the first model is chosen if it is "" or unknown.
         settings: The page's settings.
 
     Returns:
         Updates for the model list and the notice.
     """
-    return _model_updates(list(settings.models), url_model)
-
-
-def load_demo_refresh_model_list(url_model: str, *, settings: PageSettings) -> list[Any]:
-    """Fill the page from the models that run now; as `load_demo` otherwise."""
-    return _model_updates(get_model_list(settings), url_model)
-
-
-def _model_updates(models: list[str], wanted: str) -> list[Any]:
-    chosen = wanted if wanted in models else (models[0] if models else None)
+    models = list(settings.models)
+    chosen = url_model if url_model in models else next(iter(models), None)
     return [gr.update(choices=models, value=chosen), gr.update(visible=not models)]
 
 
+def load_demo_refresh_model_list(url_model: str, *, settings: PageSettings) -> list[Any]:
+    """Fills the page with the models that run now; see `load_demo`."""
+    return load_demo(url_model, settings=replace(settings, models=get_model_list(settings)))
+
+
 def load_page(url_model: str, request: gr.Request, *, settings: PageSettings) -> list[Any]:
-    """Fill the page when somebody opens it.
+    """Fills the page when a user opens it.
 
     Returns:
-        Updates for the model list, the notice, the second model, the choice to compare, and the
+        Updates for the model list, the notice, the second model, the comparison switch and the
         page's language.
     """
     reload = settings.model_list_mode == "reload"
     update = load_demo_refresh_model_list if reload else load_demo
     model, notice = update(url_model, settings=settings)
     models = model["choices"]
-    others = [name for name in models if name != model["value"]]
-    second = others[0] if others else model["value"]
+    second = next((name for name in models if name != model["value"]), model["value"])
     accepted = request.headers.get("accept-language", "") if request.headers else ""
     return [
         model,
@@ -175,13 +170,13 @@ def build_demo(
     settings: PageSettings | None = None,
     title: str = TITLE,
 ) -> gr.Blocks:
-    """Build the page.
+    """Builds the page.
 
     Args:
         embed_mode: Leave out title and terms.
-        cur_dir: Folder with `examples/`; by default the built-in pictures.
-        concurrency_count: Answers that stream at the same time.
-        settings: Controller, logs and so on.
+        cur_dir: Folder with `examples/`; by default the built-in images.
+        concurrency_count: How many answers may stream at the same time.
+        settings: Settings of the page.
         title: Heading of the page.
 
     Returns:
@@ -195,9 +190,9 @@ def build_demo(
         delete_cache=(CACHE_SWEEP_S, CACHE_AGE_S),
     ) as demo:
         url_model = gr.Textbox(visible=False)
-        root = Path(cur_dir) if cur_dir else EXAMPLES_ROOT
-        fields = lay_out(settings, root, title, embed_mode)
-        connect(fields, settings, concurrency_count)
+        page = Page(settings, Path(cur_dir) if cur_dir else EXAMPLES_ROOT, title, embed_mode)
+        page.connect(concurrency_count)
+        first, second = page.sides
 
         def load(wanted: str, request: gr.Request) -> list[Any]:
             return load_page(wanted, request, settings=settings)
@@ -205,25 +200,17 @@ def build_demo(
         demo.load(
             load,
             url_model,
-            [
-                fields.sides[0].model,
-                fields.notice,
-                fields.sides[1].model,
-                fields.compare,
-                fields.language,
-            ],
+            [first.model, page.notice, second.model, page.compare, page.language],
             js=READ_MODEL_FROM_URL,
             show_progress="hidden",
         )
     return demo
 
 
-def launch_options(
-    safety: PageSafety | None = None, log_dir: Path = Path(LOGDIR)
-) -> dict[str, Any]:
-    """Return what `Blocks.launch` needs for this page: look and limits."""
-    safety = safety or PageSafety()
-    # System fonts: the page must not load anything from another server.
+def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
+    """Returns the arguments of `Blocks.launch` for this page: style and limits."""
+    settings = settings or PageSettings()
+    # System fonts, because the page must not load anything from another server.
     theme = gr.themes.Soft(
         primary_hue=PRIMARY,
         font=["system-ui", "sans-serif"],
@@ -238,48 +225,43 @@ def launch_options(
         "show_error": True,
         "ssr_mode": False,
         "quiet": True,
-        **safety.launch_options(log_dir),
+        "app_kwargs": {"middleware": [Middleware(PageGuard, settings=settings)]},
+        "allowed_paths": [],
+        "blocked_paths": [str(settings.log_dir.resolve())],
+        "enable_monitoring": False,
     }
 
 
 def serve(
-    demo: gr.Blocks,
-    host: str,
-    port: int | None,
-    share: bool = False,
-    *,
-    safety: PageSafety | None = None,
-    log_dir: Path = Path(LOGDIR),
+    demo: gr.Blocks, host: str, port: int | None, share: bool, settings: PageSettings
 ) -> None:
-    """Run a page until SIGINT or SIGTERM.
+    """Serves a page until SIGINT or SIGTERM.
 
     Args:
         demo: The page.
-        host: Where to listen.
-        port: Where to listen; None finds a free one from 7860 on.
-        share: Show it through Gradio's tunnel, too.
-        safety: What it lets in and how long it keeps it.
-        log_dir: Folder of conversation logs and pictures.
+        host: Address to listen on.
+        port: Port to listen on; None takes the first free one from 7860.
+        share: Also serve the page through Gradio's tunnel.
+        settings: The page's settings.
 
     Raises:
-        ConfigError: The port is taken or none, or the host is unknown.
+        ConfigError: The port is in use or invalid, or the host is unknown.
     """
     if port is not None:
         check_port_is_free(host, port)
     finished = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())
-    safety = safety or PageSafety()
-    # uvicorn, which Gradio starts, believes the own machine unless it is told
-    os.environ["FORWARDED_ALLOW_IPS"] = safety.forwarded_allow_ips
-    sweeper = start_sweeper(log_dir, safety.keep_s)
+    # Gradio's uvicorn would otherwise trust the header from the local machine
+    os.environ["FORWARDED_ALLOW_IPS"] = settings.forwarded_allow_ips
+    sweeper = start_sweeper(settings.log_dir, settings.keep_days * DAY_S)
     try:
         _, url, _ = demo.queue(api_open=False).launch(
             server_name=host,
             server_port=port,
             share=share,
             prevent_thread_lock=True,
-            **launch_options(safety, log_dir),
+            **launch_options(settings),
         )
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
@@ -290,7 +272,7 @@ def serve(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.gradio_web_server", description=__doc__
     )
@@ -306,44 +288,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(
-    args: argparse.Namespace,
-    control: PromptControl | None = None,
-    title: str = TITLE,
-    log_dir: Path = Path(LOGDIR),
-    languages: Mapping[str, PageText] | None = None,
-) -> None:
-    """Run the page until interrupted.
+def run(args: argparse.Namespace, title: str = TITLE, **own: Any) -> None:
+    """Serves the page until it is interrupted.
 
     Args:
-        args: What `build_parser` makes.
-        control: A choice that another package adds.
+        args: The flags of `build_parser`.
         title: Heading of the page.
-        log_dir: Folder of conversation logs and pictures.
-        languages: What the page says, by language; by default English alone.
+        own: Settings without a flag: `control`, `log_dir`, `languages`.
     """
-    languages = languages or {ENGLISH: ENGLISH_TEXT}
-    safety = safety_from(args, languages)
-    settings = PageSettings(
-        args.controller_url,
-        args.model_list_mode,
-        moderate=args.moderate,
-        log_dir=log_dir,
-        control=control,
-        keep_days=safety.keep_days,
-        languages=languages,
-    )
+    settings = settings_from(args, **own)
     settings = replace(settings, models=tuple(get_model_list(settings)))
     if not settings.models:
         log.warning("no model runs at %s yet", args.controller_url)
     demo = build_demo(
         args.embed, concurrency_count=args.concurrency_count, settings=settings, title=title
     )
-    serve(demo, args.host, args.port, args.share, safety=safety, log_dir=log_dir)
+    serve(demo, args.host, args.port, args.share, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     args = build_parser().parse_args(argv)
     build_logger("gradio_web_server", "gradio_web_server.log")
     run(args)

@@ -53,7 +53,7 @@ from llava.serve.web import (
     BodyRefused,
     ClientGone,
     ClosingStream,
-    PictureLimits,
+    ImageLimits,
     RateLimiter,
     read_body,
     run_server,
@@ -288,7 +288,7 @@ class ApiSettings:
     """
 
     controller: str
-    pictures: PictureLimits = field(default_factory=PictureLimits)
+    pictures: ImageLimits = field(default_factory=ImageLimits)
     admission: Admission = field(default_factory=Admission)
     max_body_bytes: int = 32 * 2**20
     max_requests: int = 256
@@ -338,10 +338,10 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
             raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
     return ApiSettings(
         args.controller_address.rstrip("/"),
-        PictureLimits(
+        ImageLimits(
             max_bytes=args.max_image_mib * 2**20,
             max_pixels=args.max_image_pixels,
-            max_pictures=args.max_images,
+            max_images=args.max_images,
             url_hosts=frozenset(host.lower() for host in args.allow_url_host),
             fetch_timeout_s=args.fetch_timeout,
         ),

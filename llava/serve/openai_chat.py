@@ -55,7 +55,7 @@ from llava.serve.protocol import (
     stop_string,
     template_from_status,
 )
-from llava.serve.web import PictureLimits, read_picture
+from llava.serve.web import ImageLimits, read_image
 
 log = logging.getLogger(__name__)
 
@@ -473,7 +473,7 @@ class Piece:
     usage: tuple[int, int] | None = None
 
 
-async def read_images(messages: Sequence[Message], limits: PictureLimits) -> list[str]:
+async def read_images(messages: Sequence[Message], limits: ImageLimits) -> list[str]:
     """Reads all images of a conversation, in order.
 
     Returns:
@@ -487,17 +487,17 @@ async def read_images(messages: Sequence[Message], limits: PictureLimits) -> lis
         for index, message in enumerate(messages)
         for part, url in message.image_urls()
     ]
-    if len(urls) > limits.max_pictures:
+    if len(urls) > limits.max_images:
         raise ApiError(
             400,
-            f"{len(urls)} images were sent; expected up to {limits.max_pictures}",
+            f"{len(urls)} images were sent; expected up to {limits.max_images}",
             "messages",
             "too_many_images",
         )
     images = []
     for place, url in urls:
         try:
-            images.append(await read_picture(url, limits))
+            images.append(await read_image(url, limits))
         except DataError as error:
             raise ApiError(400, f"{place}: {error}", place, "invalid_image") from None
     return images

@@ -1,17 +1,15 @@
-"""The page: fields, buttons, examples and style, and which button does what.
+"""The web page: fields, buttons, examples, style, and what each button does.
 
-In: settings and a folder with example pictures. Out: Gradio fields (`lay_out`), connected with the
-handlers of `llava.serve.chat` for one model or for two side by side (`connect`). Each handler gets
-the language that its user reads.
+In: settings and a folder with example images. Out: Gradio fields, connected to the handlers of
+`llava.serve.chat` for one model or for two side by side. Each handler receives the language that
+its user has chosen.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from PIL import Image
 from llava.images import open_image
 from llava.serve.chat import (
     add_text,
+    button_states,
     clear_history,
     downvote_last_response,
     flag_last_response,
@@ -34,7 +33,7 @@ from llava.serve.chat import (
 from llava.serve.page_state import ENGLISH_TEXT, ChatState, PageSettings, PageText, thumbnail
 
 EXAMPLES_PER_PAGE = 4
-# A command is the same in every language.
+# The same in every language.
 WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
 CSS = """
 .gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }
@@ -44,7 +43,7 @@ CSS = """
 #head #title { flex: 1 1 200px; }
 .buttons { gap: 8px; align-items: stretch; }
 .buttons button { min-width: 0; flex: 1 1 30%; }
-/* a choice ends before the arrow, and a cut one says so */
+/* a choice ends before the arrow; an ellipsis marks one that is cut */
 .gradio-container .wrap-inner { padding-right: 36px !important; }
 .gradio-container .wrap-inner input { text-overflow: ellipsis; }
 /* room for the conversation's name above the first message */
@@ -64,11 +63,11 @@ footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container > main, .gradio-container main { padding: 12px !important; }
   #picture { height: 220px !important; }
-  /* as high as what is said */
+  /* as high as its content */
   #chatbot, #second-chatbot { height: auto !important; max-height: 75vh; }
   #chatbot .placeholder-content, #second-chatbot .placeholder-content { padding: 0 16px 16px; }
   .buttons:not(:has(button:not([disabled]))) { display: none !important; }
-  /* picture, question, answer, examples, then what is needed less often */
+  /* image, question, answer, examples, then what is needed less often */
   #left, #right { display: contents; }
   #left > *, #right > * { order: 1; width: 100%; }
   #right > #ask { order: 2; }
@@ -77,7 +76,7 @@ footer { display: none !important; }
   #left > #examples { order: 5; }
   #left > #control { order: 6; }
   #left > #parameters { order: 7; }
-  /* no word and no hint is cut */
+  /* no word is cut */
   .buttons button { flex: 1 1 auto !important; min-width: min-content !important; }
   #ask > * { flex: 1 1 100% !important; }
 }
@@ -92,29 +91,27 @@ SET_PAGE_LANGUAGE = "(code) => { document.documentElement.lang = code; return [c
 
 
 def find_examples(root: Path) -> list[tuple[str, Question]]:
-    """Return example pictures with a question each.
+    """Returns the example images, each with a question.
 
     Args:
-        root: Folder with `examples/`: pictures, and optionally `examples.json` that maps a file's
-            name to its question, or to the question's wording by language code.
+        root: Folder with `examples/`, which holds images and optionally `examples.json`. That maps
+            the name of a file to its question, or to the question by language code.
 
     Returns:
-        Pairs of path and question; [] when there is no such folder.
+        Pairs of path and question; [] if there is no such folder.
     """
     folder = root / "examples"
-    questions: dict[str, Question] = {}
-    if (folder / "examples.json").is_file():
-        questions = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    pictures = [
-        path
+    texts = folder / "examples.json"
+    questions = json.loads(texts.read_text(encoding="utf-8")) if texts.is_file() else {}
+    return [
+        (str(path), questions.get(path.name, {}))
         for path in sorted(folder.glob("*"))
         if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}
     ]
-    return [(str(path), questions.get(path.name, {})) for path in pictures]
 
 
 def question_in(question: Question, text: PageText) -> str:
-    """Return an example's question in the page's language; where it has none, a general one."""
+    """Returns an example's question in the page's language, or a general one if it has none."""
     if isinstance(question, str):
         return question
     return question.get(text.code) or text.say("example_question")
@@ -122,14 +119,14 @@ def question_in(question: Question, text: PageText) -> str:
 
 @dataclass
 class Side:
-    """A model and the conversation with it; the second one is there for comparing.
+    """One model and the conversation with it; the page has a second one for comparison.
 
     Attributes:
         state: The `ChatState`.
         model: The list of models.
-        chatbot: The conversation.
+        chatbot: The chat panel.
         votes: Upvote, Downvote, Flag.
-        panel: What holds conversation and votes.
+        panel: The column with chat panel and votes.
     """
 
     state: gr.State
@@ -139,564 +136,392 @@ class Side:
     panel: gr.Column
 
 
-@dataclass
-class Fields:
-    """The page's fields that events read or fill.
+def terms(text: PageText, keep_days: float) -> str:
+    """Returns the terms of use, with the days that images are stored; 0 means for ever."""
+    kept = text.say("pictures_days", days=f"{keep_days:g}")
+    return f"{text.say('terms')} {kept if keep_days else text.say('pictures_kept')}"
 
-    `labels` has, for each field with words in it, what makes its update in another language.
+
+class Page:
+    """The fields of a page and their handlers; created within a `gr.Blocks`.
+
+    A handler that takes `first` and `second` serves both sides. It returns both states, both chat
+    panels, the text field, the image field, the votes of both sides, Stop, Regenerate and Clear.
+
+    Args:
+        settings: Models, languages, limits, and the control that another package adds.
+        examples_root: Folder with `examples/`.
+        title: Heading of the page.
+        embed_mode: Leave out heading and terms.
     """
 
-    language: gr.Dropdown
-    sides: tuple[Side, Side]
-    compare: gr.Checkbox
-    image: gr.Image
-    process_mode: gr.Radio
-    temperature: gr.Slider
-    top_p: gr.Slider
-    max_new_tokens: gr.Slider
-    control: list[Component]
-    text: gr.Textbox
-    send: gr.Button
-    stop: gr.Button
-    again: gr.Button
-    clear: gr.Button
-    notice: gr.Markdown
-    labels: list[tuple[Component, Callable[[PageText], Any]]]
+    def __init__(
+        self, settings: PageSettings, examples_root: Path, title: str, embed_mode: bool
+    ) -> None:
+        self.settings = settings
+        # each field that shows words, and the function that returns them in a language
+        self._labels: list[tuple[Component, Callable[[PageText], dict[str, Any]]]] = []
+        self._control: list[Component] = []
+        with gr.Row(elem_id="head"):
+            if not embed_mode:
+                self._labelled(
+                    gr.Markdown,
+                    lambda t: {"value": f"# {title}\n{t.say('intro')}"},
+                    elem_id="title",
+                )
+            self.language: gr.Dropdown = self._field(
+                gr.Dropdown,
+                {"label": "page_language"},
+                choices=[(text.name, code) for code, text in settings.languages.items()],
+                value=settings.lang,
+                visible=len(settings.languages) > 1,
+                elem_id="page-language",
+                scale=0,
+                min_width=180,
+            )
+        self.notice = self._labelled(
+            gr.Markdown,
+            lambda t: {"value": f"**{t.say('no_model')}** {WORKER_COMMAND}"},
+            visible=False,
+            elem_id="notice",
+        )
+        with gr.Row():
+            with gr.Column(scale=3, min_width=280, elem_id="left"):
+                self._lay_out_settings()
+            with gr.Column(scale=7, min_width=280, elem_id="right"):
+                self._lay_out_chats()
+        self._add_examples(examples_root)
+        if not embed_mode:
+            self._labelled(
+                gr.Markdown, lambda t: {"value": terms(t, settings.keep_days)}, elem_id="terms"
+            )
 
-
-@dataclass
-class _Labels:
-    """Makes fields with English words, and remembers how to say them in another language."""
-
-    known: list[tuple[Component, Callable[[PageText], Any]]] = field(default_factory=list)
-
-    def make(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
-        """Make a field.
+    def _labelled(
+        self, kind: Callable[..., Any], say: Callable[[PageText], dict[str, Any]], **options: Any
+    ) -> Any:
+        """Creates a field in English and remembers how to translate it.
 
         Args:
-            kind: Its class.
-            words: For each of its properties that holds words, the name of the text.
-            options: Its other properties.
+            kind: Class of the field.
+            say: Returns the properties that hold words, in a given language.
+            options: The other properties.
         """
+        made = kind(**say(ENGLISH_TEXT), **options)
+        self._labels.append((made, say))
+        return made
+
+    def _field(self, kind: Callable[..., Any], words: dict[str, str], **options: Any) -> Any:
+        """Creates a field; `words` maps each property that holds words to the name of a text."""
 
         def say(text: PageText) -> dict[str, str]:
             return {name: text.say(key) for name, key in words.items()}
 
-        made = kind(**say(ENGLISH_TEXT), **options)
-        self.known.append((made, lambda text: gr.update(**say(text))))
-        return made
+        return self._labelled(kind, say, **options)
 
-    def markdown(self, write: Callable[[PageText], str], **options: Any) -> gr.Markdown:
-        """Make a piece of Markdown."""
-        made = gr.Markdown(write(ENGLISH_TEXT), **options)
-        self.known.append((made, lambda text: gr.update(value=write(text))))
-        return made
+    def _buttons(self, keys: tuple[str, ...], prefix: str = "") -> list[gr.Button]:
+        options = {"interactive": False, "min_width": 60, "size": "md"}
+        return [
+            self._field(gr.Button, {"value": key}, elem_id=prefix + key, **options) for key in keys
+        ]
 
-
-def lay_out(
-    settings: PageSettings, examples_root: Path, title: str = "", embed_mode: bool = False
-) -> Fields:
-    """Make the fields, within an open `gr.Blocks`.
-
-    Args:
-        settings: Models, languages, and a choice that another package adds.
-        examples_root: Folder with `examples/`.
-        title: Heading of the page.
-        embed_mode: Leave out heading and terms.
-
-    Returns:
-        The fields.
-    """
-    labels = _Labels()
-    language = _lay_out_head(settings, labels, "" if embed_mode else title)
-    notice = labels.markdown(
-        lambda t: f"**{t.say('no_model')}** {WORKER_COMMAND}", visible=False, elem_id="notice"
-    )
-    with gr.Row():
-        with gr.Column(scale=3, min_width=280, elem_id="left"):
-            models, compare = _lay_out_models(settings, labels)
-            image, process_mode = _lay_out_picture(labels)
-            with gr.Column(elem_id="control", visible=settings.control is not None):
-                control = list(settings.control.build()) if settings.control else []
-            examples_slot = gr.Column(elem_id="examples")
-            with labels.make(
-                gr.Accordion, {"label": "parameters"}, open=False, elem_id="parameters"
-            ):
-                sliders = _lay_out_parameters(labels)
-        with gr.Column(scale=7, min_width=280, elem_id="right"):
-            with gr.Row(elem_id="answers"):
-                sides = (
-                    _lay_out_side(labels, models[0], "chat", "chatbot"),
-                    _lay_out_side(labels, models[1], "second_chat", "second-chatbot"),
+    def _lay_out_settings(self) -> None:
+        """Creates the column with models, image, examples and parameters."""
+        choices = {"choices": list(self.settings.models), "interactive": True}
+        can_compare = len(self.settings.models) > 1
+        self._models = [self._field(gr.Dropdown, {"label": "model"}, elem_id="model", **choices)]
+        self.compare = self._field(
+            gr.Checkbox, {"label": "compare"}, visible=can_compare, elem_id="compare"
+        )
+        second = {"visible": False, "elem_id": "second-model", **choices}
+        self._models.append(self._field(gr.Dropdown, {"label": "second_model"}, **second))
+        self._image = self._field(
+            gr.Image,
+            {"label": "picture", "placeholder": "picture_hint"},
+            type="pil",
+            height=280,
+            sources=["upload", "webcam", "clipboard"],
+            buttons=["fullscreen"],
+            elem_id="picture",
+        )
+        self._process_mode = gr.Radio(
+            ["Crop", "Resize", "Pad", "Default"],
+            value="Default",
+            label="Preprocess for non-square image",
+            visible=False,
+        )
+        control = self.settings.control
+        with gr.Column(elem_id="control", visible=control is not None):
+            if control is not None:
+                self._control = list(control.build())
+        self._examples_column = gr.Column(elem_id="examples")
+        with self._field(gr.Accordion, {"label": "parameters"}, open=False, elem_id="parameters"):
+            self._parameters = [
+                self._field(
+                    gr.Slider, {"label": key}, minimum=0, maximum=most, value=value, step=step
                 )
-            text, send = _lay_out_question(labels)
-            with gr.Row(elem_id="actions", elem_classes="buttons"):
-                stop, again, clear = _lay_out_buttons(labels, ("stop", "regenerate", "clear"))
-    _add_examples(labels, settings, examples_root, examples_slot, (language, image, text))
-    if not embed_mode:
-        labels.markdown(lambda t: terms(t, settings.keep_days), elem_id="terms")
-    return Fields(
-        language,
-        sides,
-        compare,
-        image,
-        process_mode,
-        *sliders,
-        control,
-        text,
-        send,
-        stop,
-        again,
-        clear,
-        notice,
-        labels.known,
-    )
+                for key, most, value, step in (
+                    ("temperature", 1, 0.2, 0.1),
+                    ("top_p", 1, 0.7, 0.1),
+                    ("max_new_tokens", 1024, 512, 64),
+                )
+            ]
 
-
-def _lay_out_head(settings: PageSettings, labels: _Labels, title: str) -> gr.Dropdown:
-    with gr.Row(elem_id="head"):
-        if title:
-            labels.markdown(lambda t: f"# {title}\n{t.say('intro')}", elem_id="title")
-        language: gr.Dropdown = labels.make(
-            gr.Dropdown,
-            {"label": "page_language"},
-            choices=[(text.name, code) for code, text in settings.languages.items()],
-            value=settings.lang,
-            visible=len(settings.languages) > 1,
-            elem_id="page-language",
-            scale=0,
-            min_width=180,
-        )
-    return language
-
-
-def _lay_out_picture(labels: _Labels) -> tuple[gr.Image, gr.Radio]:
-    image = labels.make(
-        gr.Image,
-        {"label": "picture", "placeholder": "picture_hint"},
-        type="pil",
-        height=280,
-        sources=["upload", "webcam", "clipboard"],
-        buttons=["fullscreen"],
-        elem_id="picture",
-    )
-    process_mode = gr.Radio(
-        ["Crop", "Resize", "Pad", "Default"],
-        value="Default",
-        label="Preprocess for non-square image",
-        visible=False,
-    )
-    return image, process_mode
-
-
-def _lay_out_question(labels: _Labels) -> tuple[gr.Textbox, gr.Button]:
-    with gr.Row(elem_id="ask", equal_height=True):
-        text = labels.make(
-            gr.Textbox,
-            {"label": "question", "placeholder": "question_hint"},
-            scale=8,
-            min_width=160,
-            autofocus=True,
-            elem_id="question",
-        )
-        send = labels.make(
-            gr.Button,
-            {"value": "send"},
-            variant="primary",
-            scale=1,
-            min_width=80,
-            elem_id="send",
-        )
-    return text, send
-
-
-def terms(text: PageText, keep_days: float) -> str:
-    """Return what a user should know, and how long pictures stay; 0 days is for ever."""
-    if not keep_days:
-        return f"{text.say('terms')} {text.say('pictures_kept')}"
-    return f"{text.say('terms')} {text.say('pictures_days', days=f'{keep_days:g}')}"
-
-
-def _lay_out_models(
-    settings: PageSettings, labels: _Labels
-) -> tuple[list[gr.Dropdown], gr.Checkbox]:
-    choices = list(settings.models)
-    first = labels.make(
-        gr.Dropdown, {"label": "model"}, choices=choices, interactive=True, elem_id="model"
-    )
-    compare = labels.make(
-        gr.Checkbox, {"label": "compare"}, visible=len(choices) > 1, elem_id="compare"
-    )
-    second = labels.make(
-        gr.Dropdown,
-        {"label": "second_model"},
-        choices=choices,
-        interactive=True,
-        visible=False,
-        elem_id="second-model",
-    )
-    return [first, second], compare
-
-
-def _lay_out_parameters(labels: _Labels) -> tuple[gr.Slider, gr.Slider, gr.Slider]:
-    bounds = {
-        "temperature": {"minimum": 0, "maximum": 1, "value": 0.2, "step": 0.1},
-        "top_p": {"minimum": 0, "maximum": 1, "value": 0.7, "step": 0.1},
-        "max_new_tokens": {"minimum": 0, "maximum": 1024, "value": 512, "step": 64},
-    }
-    temperature, top_p, max_new_tokens = (
-        labels.make(gr.Slider, {"label": key}, **options) for key, options in bounds.items()
-    )
-    return temperature, top_p, max_new_tokens
-
-
-def _lay_out_side(labels: _Labels, model: gr.Dropdown, label: str, name: str) -> Side:
-    is_first = name == "chatbot"
-    with gr.Column(min_width=280, visible=is_first) as panel:
-        chatbot = labels.make(
-            gr.Chatbot,
-            {"placeholder": "empty_chat"},
-            label=ENGLISH_TEXT.say(label),  # `name_chats` says it anew
-            elem_id=name,
-            height=600,
-            buttons=["copy"],
-            allow_file_downloads=False,
-        )
-        with gr.Row(elem_classes="buttons"):
-            votes = _lay_out_buttons(
-                labels, ("upvote", "downvote", "flag"), "" if is_first else "second-"
+    def _lay_out_chats(self) -> None:
+        """Creates the column with conversations, question and buttons."""
+        with gr.Row(elem_id="answers"):
+            self.sides = [
+                self._lay_out_side(self._models[0], "chat", ""),
+                self._lay_out_side(self._models[1], "second_chat", "second-"),
+            ]
+        with gr.Row(elem_id="ask", equal_height=True):
+            self._text = self._field(
+                gr.Textbox,
+                {"label": "question", "placeholder": "question_hint"},
+                scale=8,
+                min_width=160,
+                autofocus=True,
+                elem_id="question",
             )
-    return Side(gr.State(), model, chatbot, votes, panel)
+            self._send = self._field(
+                gr.Button,
+                {"value": "send"},
+                variant="primary",
+                scale=1,
+                min_width=80,
+                elem_id="send",
+            )
+        with gr.Row(elem_id="actions", elem_classes="buttons"):
+            self._actions = self._buttons(("stop", "regenerate", "clear"))
 
+    def _lay_out_side(self, model: gr.Dropdown, label: str, prefix: str) -> Side:
+        with gr.Column(min_width=280, visible=not prefix) as panel:
+            chatbot = self._field(
+                gr.Chatbot,
+                {"placeholder": "empty_chat"},
+                label=ENGLISH_TEXT.say(label),  # `name_chats` replaces it
+                elem_id=prefix + "chatbot",
+                height=600,
+                buttons=["copy"],
+                allow_file_downloads=False,
+            )
+            with gr.Row(elem_classes="buttons"):
+                votes = self._buttons(("upvote", "downvote", "flag"), prefix)
+        return Side(gr.State(), model, chatbot, votes, panel)
 
-def _lay_out_buttons(labels: _Labels, keys: tuple[str, ...], prefix: str = "") -> list[gr.Button]:
-    return [
-        labels.make(
-            gr.Button,
-            {"value": key},
-            interactive=False,
-            min_width=60,
-            size="md",
-            elem_id=prefix + key,
+    def _add_examples(self, root: Path) -> None:
+        """Shows examples with questions in the page's language; a click fills the fields."""
+        examples = find_examples(root)
+        if not examples:
+            return
+        thumbnails = [thumbnail(open_image(path)) for path, _ in examples]
+
+        def words(said: PageText) -> dict[str, Any]:
+            questions = [question_in(question, said) for _, question in examples]
+            return {
+                "label": said.say("examples"),
+                "headers": [said.say("picture"), said.say("question")],
+                "samples": [list(sample) for sample in zip(thumbnails, questions, strict=True)],
+            }
+
+        def choose(index: int, lang: str) -> tuple[Image.Image, str]:
+            path, question = examples[index]
+            return open_image(path), question_in(question, self.settings.languages[lang])
+
+        fields = [self._image, self._text]
+        with self._examples_column:
+            # gr.Examples would restore the fields' English labels with each example.
+            dataset = self._labelled(
+                gr.Dataset,
+                words,
+                components=fields,
+                type="index",
+                samples_per_page=EXAMPLES_PER_PAGE,
+            )
+        dataset.click(choose, [dataset, self.language], fields, show_progress="hidden")
+
+    def connect(self, concurrency_count: int) -> None:
+        """Connects all fields; called within their `gr.Blocks`.
+
+        Args:
+            concurrency_count: How many answers may stream at the same time.
+        """
+        first, second = self.sides
+        states = [first.state, second.state]
+        stop_button, again, clear = self._actions
+        both_chats = [first.chatbot, second.chatbot]
+        both_votes = [*first.votes, *second.votes]
+        both_fields = [*states, *both_chats, self._text, self._image, *both_votes]
+        everything = [*both_fields, *self._actions]
+        hidden: dict[str, Any] = {"show_progress": "hidden"}
+        asked = [self.compare, self._text, self._image, self._process_mode, *self._control]
+        sent = gr.on(
+            [self._text.submit, self._send.click],
+            self.send,
+            [self.language, *states, *asked],
+            everything,
+            **hidden,
         )
-        for key in keys
-    ]
-
-
-def _add_examples(
-    labels: _Labels,
-    settings: PageSettings,
-    root: Path,
-    slot: gr.Column,
-    fields: tuple[gr.Dropdown, gr.Image, gr.Textbox],
-) -> None:
-    """Show examples whose questions are in the page's language, and take the one clicked on.
-
-    Args:
-        labels: Gets the words.
-        settings: The page's languages.
-        root: Folder with `examples/`.
-        slot: Where the examples go.
-        fields: The page's language, its picture and its question.
-    """
-    language, image, text = fields
-    examples = find_examples(root)
-    if not examples:
-        return
-    thumbnails = [thumbnail(open_image(path)) for path, _ in examples]
-
-    def words(said: PageText) -> dict[str, Any]:
-        questions = [question_in(question, said) for _, question in examples]
-        return {
-            "label": said.say("examples"),
-            "headers": [said.say("picture"), said.say("question")],
-            "samples": [list(sample) for sample in zip(thumbnails, questions, strict=True)],
-        }
-
-    def choose(index: int, code: str) -> tuple[Image.Image, str]:
-        path, question = examples[index]
-        return open_image(path), question_in(question, settings.languages[code])
-
-    with slot:
-        # Not gr.Examples: it puts the fields' English labels back with each example.
-        dataset = gr.Dataset(
-            components=[image, text],
-            type="index",
-            samples_per_page=EXAMPLES_PER_PAGE,
-            **words(ENGLISH_TEXT),
+        opened = again.click(
+            self.regenerate_all, [self.language, *states, self._process_mode], everything, **hidden
         )
-    dataset.click(choose, [dataset, language], [image, text], show_progress="hidden")
-    labels.known.append((dataset, lambda said: gr.update(**words(said))))
+        handlers = (upvote_last_response, downvote_last_response, flag_last_response)
+        for side in self.sides:
+            for event in (sent, opened):
+                event.success(
+                    self.answer,
+                    [self.language, side.state, side.model, *self._parameters],
+                    [side.state, side.chatbot, *side.votes],
+                    concurrency_limit=concurrency_count,
+                    **hidden,
+                ).then(settle, states, self._actions, **hidden)
+            for button, handler in zip(side.votes, handlers, strict=True):
+                voted = [self.language, side.state, side.model]
+                button.click(self._voter(handler), voted, [self._text, *side.votes], **hidden)
+        stop_button.click(stop_all, states, stop_button, concurrency_limit=None)
+        gr.on(
+            [clear.click, first.chatbot.clear, second.chatbot.clear],
+            self.clear_all,
+            [self.language, *states],
+            everything,
+            concurrency_limit=None,
+        )
+        self._connect_choices(both_chats, everything)
 
-
-def connect(fields: Fields, settings: PageSettings, concurrency_count: int) -> None:
-    """Connect all fields, within the `gr.Blocks` that they are in.
-
-    Args:
-        fields: The fields.
-        settings: The page's settings; the language is each user's own.
-        concurrency_count: Answers that stream at the same time.
-    """
-    states = [side.state for side in fields.sides]
-    shared = [fields.stop, fields.again, fields.clear]
-    everything: list[Component] = [
-        *states,
-        *(side.chatbot for side in fields.sides),
-        fields.text,
-        fields.image,
-        *(vote for side in fields.sides for vote in side.votes),
-        *shared,
-    ]
-    sent = gr.on(
-        [fields.text.submit, fields.send.click],
-        bind(send, settings),
-        [
-            fields.language,
-            *states,
-            fields.compare,
-            fields.text,
-            fields.image,
-            fields.process_mode,
-            *fields.control,
-        ],
-        everything,
-        show_progress="hidden",
-    )
-    again = fields.again.click(
-        bind(regenerate_all, settings),
-        [fields.language, *states, fields.process_mode],
-        everything,
-        show_progress="hidden",
-    )
-    for side in fields.sides:
-        for opened in (sent, again):
-            opened.success(
-                bind(answer, settings),
-                [
-                    fields.language,
-                    side.state,
-                    side.model,
-                    fields.temperature,
-                    fields.top_p,
-                    fields.max_new_tokens,
-                ],
-                [side.state, side.chatbot, *side.votes],
-                concurrency_limit=concurrency_count,
-                show_progress="hidden",
-            ).then(settle, states, shared, show_progress="hidden")
-        _connect_votes(side, fields, settings)
-    _connect_buttons(fields, states, everything, settings)
-
-
-def _connect_buttons(
-    fields: Fields, states: list[gr.State], everything: list[Component], settings: PageSettings
-) -> None:
-    """Connect Stop, Clear, comparing, the conversations' names and the page's language."""
-    first, second = fields.sides
-    clear = bind(clear_all, settings)
-    fields.stop.click(stop_all, states, fields.stop, concurrency_limit=None)
-    gr.on(
-        [fields.clear.click, first.chatbot.clear, second.chatbot.clear],
-        clear,
-        [fields.language, *states],
-        everything,
-        concurrency_limit=None,
-    )
-    # in one event: what is sent once the second side is there must not be cleared after it
-    fields.compare.change(
-        bind(switch_comparing, settings),
-        [fields.language, fields.compare, *states],
-        [second.model, second.panel, *everything],
-        show_progress="hidden",
-    )
-    gr.on(
-        [
-            fields.compare.change,
-            first.model.change,
-            second.model.change,
-            fields.language.change,
-        ],
-        bind(name_chats, settings),
-        [fields.language, fields.compare, first.model, second.model],
-        [first.chatbot, second.chatbot],
-        show_progress="hidden",
-    )
-    fields.language.change(
-        bind(relabel(fields), settings),
-        fields.language,
-        [*(field for field, _ in fields.labels), *fields.control],
-        js=SET_PAGE_LANGUAGE,
-        show_progress="hidden",
-    )
-
-
-def _connect_votes(side: Side, fields: Fields, settings: PageSettings) -> None:
-    handlers = (upvote_last_response, downvote_last_response, flag_last_response)
-    for button, handler in zip(side.votes, handlers, strict=True):
-        button.click(
-            bind(handler, settings),
-            [fields.language, side.state, side.model],
-            [fields.text, *side.votes],
+    def _connect_choices(self, chats: list[gr.Chatbot], everything: list[Any]) -> None:
+        """Connects the comparison, the names of the conversations and the page's language."""
+        first, second = self.sides
+        # One event: a question sent once the second side is visible must not be cleared later.
+        self.compare.change(
+            self.switch_comparing,
+            [self.language, self.compare, first.state, second.state],
+            [second.model, second.panel, *everything],
+            show_progress="hidden",
+        )
+        named = [self.compare, first.model, second.model, self.language]
+        changes = [each.change for each in named]
+        gr.on(changes, self.name_chats, named, chats, show_progress="hidden")
+        self.language.change(
+            self.relabel,
+            self.language,
+            [*(made for made, _ in self._labels), *self._control],
+            js=SET_PAGE_LANGUAGE,
             show_progress="hidden",
         )
 
+    def _in(self, lang: str) -> PageSettings:
+        """Returns the settings for a user who reads the given language."""
+        return replace(self.settings, lang=lang)
 
-def bind(handler: Callable[..., Any], settings: PageSettings) -> Callable[..., Any]:
-    """Give a handler its settings, in the language that comes as its first input.
+    def send(
+        self,
+        lang: str,
+        first: ChatState | None,
+        second: ChatState | None,
+        compare: bool,
+        text: str,
+        image: Image.Image | None,
+        image_process_mode: str,
+        request: gr.Request,
+        *control_values: Any,
+    ) -> list[Any]:
+        """Adds a question for one model or for two; see `add_text`."""
+        asked = (text, image, image_process_mode, request, *control_values)
+        update = add_text(first, *asked, settings=self._in(lang))
+        return _for_both(update, mirror(update[0], second) if compare else None)
 
-    Gradio reads the signature, to see where the handler expects the request.
-    """
-    signature = inspect.signature(handler)
-    language = inspect.Parameter("page_language", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    others = [p for name, p in signature.parameters.items() if name != "settings"]
-    if inspect.isgeneratorfunction(handler):
+    def regenerate_all(
+        self,
+        lang: str,
+        first: ChatState | None,
+        second: ChatState | None,
+        image_process_mode: str,
+        request: gr.Request,
+    ) -> list[Any]:
+        """Opens the last turn again on both sides."""
+        settings = self._in(lang)
+        update = regenerate(first, image_process_mode, request, settings=settings)
+        if second is not None and second.last_number > 0:
+            regenerate(second, image_process_mode, request, settings=settings)
+        return _for_both(update, second)
 
-        @functools.wraps(handler)
-        def call(page_language: str, *args: Any) -> Iterator[Any]:
-            yield from handler(*args, settings=replace(settings, lang=page_language))
+    def clear_all(
+        self, lang: str, first: ChatState | None, second: ChatState | None, request: gr.Request
+    ) -> list[Any]:
+        """Starts a new conversation on both sides."""
+        clear_history(second, request, settings=self._in(lang))
+        return _for_both(clear_history(first, request, settings=self._in(lang)), None)
 
-    else:
+    def switch_comparing(
+        self,
+        lang: str,
+        is_on: bool,
+        first: ChatState | None,
+        second: ChatState | None,
+        request: gr.Request,
+    ) -> list[Any]:
+        """Shows or hides the second side (model and panel) and starts both sides anew."""
+        return [*[gr.update(visible=is_on)] * 2, *self.clear_all(lang, first, second, request)]
 
-        @functools.wraps(handler)
-        def call(page_language: str, *args: Any) -> Any:
-            return handler(*args, settings=replace(settings, lang=page_language))
+    def answer(
+        self,
+        lang: str,
+        state: ChatState | None,
+        model: str | None,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: float,
+        request: gr.Request,
+    ) -> Iterator[list[Any]]:
+        """Streams the answer of one side.
 
-    call.__signature__ = signature.replace(parameters=[language, *others])  # type: ignore[attr-defined]
-    return call
+        Yields:
+            State, chat panel, votes.
+        """
+        asked = (state, model, temperature, top_p, max_new_tokens, request)
+        for update in http_bot(*asked, settings=self._in(lang)):
+            yield update[: 2 + NUM_VOTES]
 
+    def _voter(self, handler: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def vote(lang: str, state: ChatState, model: str, request: gr.Request) -> list[Any]:
+            return handler(state, model, request, settings=self._in(lang))
 
-def send(
-    first: ChatState | None,
-    second: ChatState | None,
-    compare: bool,
-    text: str,
-    image: Image.Image | None,
-    image_process_mode: str,
-    request: gr.Request,
-    *control_values: Any,
-    settings: PageSettings,
-) -> list[Any]:
-    """Add what the user sends, for one model or for two; as `add_text` otherwise.
+        return vote
 
-    Returns:
-        Both states, both chat panels, text field, picture field, both sides' votes, the buttons.
-    """
-    update = add_text(
-        first, text, image, image_process_mode, request, *control_values, settings=settings
-    )
-    return _for_both(update, mirror(update[0], second) if compare else None)
+    def name_chats(
+        self, compare: bool, first: str | None, second: str | None, lang: str
+    ) -> list[Any]:
+        """Returns labels for both chat panels: the names of the models if two are compared."""
+        text = self._in(lang).text
+        names = (first, second) if compare else (None, None)
+        return [
+            gr.update(label=name or text.say(key))
+            for name, key in zip(names, ("chat", "second_chat"), strict=True)
+        ]
 
-
-def regenerate_all(
-    first: ChatState | None,
-    second: ChatState | None,
-    image_process_mode: str,
-    request: gr.Request,
-    *,
-    settings: PageSettings,
-) -> list[Any]:
-    """Open the last turn again, on both sides; returns what `send` does."""
-    update = regenerate(first, image_process_mode, request, settings=settings)
-    if second is not None and _has_answer(second):
-        regenerate(second, image_process_mode, request, settings=settings)
-    return _for_both(update, second)
-
-
-def clear_all(
-    first: ChatState | None,
-    second: ChatState | None,
-    request: gr.Request,
-    *,
-    settings: PageSettings,
-) -> list[Any]:
-    """Begin anew on both sides; returns what `send` does."""
-    clear_history(second, request, settings=settings)
-    return _for_both(clear_history(first, request, settings=settings), None)
-
-
-def switch_comparing(
-    is_on: bool,
-    first: ChatState | None,
-    second: ChatState | None,
-    request: gr.Request,
-    *,
-    settings: PageSettings,
-) -> list[Any]:
-    """Show or hide the second side, and begin anew on both.
-
-    Returns:
-        The second side's model and panel, then what `send` returns.
-    """
-    shown = gr.update(visible=is_on)
-    return [shown, shown, *clear_all(first, second, request, settings=settings)]
-
-
-def name_chats(
-    compare: bool, first: str | None, second: str | None, *, settings: PageSettings
-) -> list[Any]:
-    """Return labels for both conversations: the models' names where two are compared."""
-    text = settings.text
-    names = (first, second) if compare else (None, None)
-    return [
-        gr.update(label=name or text.say(key))
-        for name, key in zip(names, ("chat", "second_chat"), strict=True)
-    ]
+    def relabel(self, lang: str) -> list[Any]:
+        """Returns updates that show the page in another language."""
+        text = self._in(lang).text
+        updates = [gr.update(**say(text)) for _, say in self._labels]
+        control = self.settings.control
+        return updates if control is None else [*updates, *control.relabel(text)]
 
 
 def _for_both(update: list[Any], second: ChatState | None) -> list[Any]:
     state, shown, text, image, *buttons = update
     shown_second = second.messages() if second is not None else []
-    first_votes, shared = buttons[:NUM_VOTES], buttons[NUM_VOTES:]
-    return [state, second, shown, shown_second, text, image, *first_votes, *first_votes, *shared]
-
-
-def answer(
-    state: ChatState | None,
-    model: str | None,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: float,
-    request: gr.Request,
-    *,
-    settings: PageSettings,
-) -> Iterator[list[Any]]:
-    """Stream one side's answer.
-
-    Yields:
-        State, chat panel, votes.
-    """
-    updates = http_bot(state, model, temperature, top_p, max_new_tokens, request, settings=settings)
-    for update in updates:
-        yield update[: 2 + NUM_VOTES]
+    votes, shared = buttons[:NUM_VOTES], buttons[NUM_VOTES:]
+    return [state, second, shown, shown_second, text, image, *votes, *votes, *shared]
 
 
 def settle(first: ChatState | None, second: ChatState | None) -> list[Any]:
-    """Return updates for Stop, Regenerate and Clear when one side has its answer."""
+    """Returns updates for Stop, Regenerate and Clear once one side has its answer."""
     there = [state for state in (first, second) if state is not None]
     busy = any(state.busy for state in there)
-    answered = any(_has_answer(state) for state in there)
-    usable = (busy, answered and not busy, answered)
-    return [gr.update(interactive=state) for state in usable]
-
-
-def _has_answer(state: ChatState) -> bool:
-    return len(state.conversation.messages) >= state.conversation.offset + 2
+    answered = any(state.last_number > 0 for state in there)
+    return button_states(stop=busy, regenerate=answered and not busy, clear=answered)[NUM_VOTES:]
 
 
 def stop_all(first: ChatState | None, second: ChatState | None) -> Any:
-    """End the answers that run; they keep what has come so far."""
+    """Ends the running answers; their text so far stays."""
     stop(second)
     return stop(first)
-
-
-def relabel(fields: Fields) -> Callable[..., list[Any]]:
-    """Return a handler that says the page's words in the user's language."""
-
-    def say(*, settings: PageSettings) -> list[Any]:
-        updates = [update(settings.text) for _, update in fields.labels]
-        control = settings.control
-        if control is not None and control.relabel is not None:
-            return [*updates, *control.relabel(settings.text)]
-        return [*updates, *[gr.skip()] * len(fields.control)]
-
-    return say

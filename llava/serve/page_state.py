@@ -1,29 +1,27 @@
-"""What the page says, what it remembers of a user, and what it stores.
+"""Holds the texts and settings of the page, the state of each user, and what the page stores.
 
-`PageText` has the page's words in one language (`page_text.json` has the English ones; another
-package may bring more languages). `ChatState` is one user's conversation and how it is shown.
-Conversations and votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), pictures to
-`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as LLaVA's page stores them. Pictures are deleted
-once their time is over; what was said and how people voted stays, and names pictures by their hash.
+`PageText` has the texts of the page in one language: `page_text.json` holds the English ones, and
+another package may add languages. `ChatState` is the conversation of one user. Conversations and
+votes go to `<log_dir>/YYYY-MM-DD-conv.json` (JSON Lines), images to
+`<log_dir>/serve_images/YYYY-MM-DD/<md5>.jpg`, as on LLaVA's page. Images are deleted after a number
+of days; conversations and votes stay and name images by their hash.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import logging
-import shutil
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -34,12 +32,13 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
 from llava.errors import UserError
 from llava.images import to_rgb
+from llava.serve.web import ImageLimits
 
 log = logging.getLogger(__name__)
 
 ENGLISH = "en"
-_ENGLISH_TEXTS: Mapping[str, str] = MappingProxyType(
-    json.loads((Path(__file__).parent / "page_text.json").read_text(encoding="utf-8"))
+_ENGLISH_TEXTS: Mapping[str, str] = json.loads(
+    (Path(__file__).parent / "page_text.json").read_text(encoding="utf-8")
 )
 
 SWEEP_INTERVAL_S = 600.0
@@ -52,7 +51,7 @@ THUMBNAIL_SIDE_PX = 512
 
 
 class PageError(UserError):
-    """Something that the user must change; `key` names the text that says what."""
+    """Raised for input that the user must change; `key` names the text that explains it."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -61,12 +60,12 @@ class PageError(UserError):
 
 @dataclass(frozen=True)
 class PageText:
-    """The page's texts in one language.
+    """The texts of the page in one language.
 
     Attributes:
-        code: Its code, as browsers write it.
-        name: Its own name.
-        texts: Texts by name; those that are not there stay English.
+        code: Language code, as browsers write it.
+        name: Name of the language in that language.
+        texts: Texts by name; missing ones are shown in English.
     """
 
     code: str = ENGLISH
@@ -74,7 +73,7 @@ class PageText:
     texts: Mapping[str, str] = field(default_factory=lambda: _ENGLISH_TEXTS)
 
     def say(self, key: str, **values: object) -> str:
-        """Return a text, with the values that it names put in."""
+        """Returns a text with `values` filled in."""
         text = self.texts.get(key) or _ENGLISH_TEXTS[key]
         return text.format(**values) if values else text
 
@@ -83,44 +82,37 @@ ENGLISH_TEXT = PageText()
 
 
 def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
-    """Choose a language as the browser's `Accept-Language` orders them.
+    """Chooses a language in the browser's order of preference.
 
     Args:
-        accept_language: The header, such as `hr-HR,hr;q=0.9,en;q=0.8`; "" chooses the first code.
-        codes: The languages that there are.
+        accept_language: The header `Accept-Language`, such as `hr-HR,hr;q=0.9,en;q=0.8`.
+        codes: The available languages.
 
     Returns:
-        The code that fits best: the tag itself, else its language without region or script.
+        The code of the best match: the tag itself, or the tag without region or script. Without a
+        match, English if it is available, else the first code.
     """
-    known = list(codes)
-    by_tag = {code.lower(): code for code in known}
-    wanted = []
-    for place, part in enumerate(accept_language.split(",")):
-        tag, _, parameter = part.strip().lower().partition(";")
-        try:
-            quality = float(parameter.strip().removeprefix("q=") or 1)
-        except ValueError:
-            continue
-        if quality > 0:
-            wanted.append((-quality, place, tag.strip()))
-    for _, _, tag in sorted(wanted):
-        while tag:
+    by_tag = {code.lower(): code for code in codes}
+    ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
+    accepted = [(tag, float(quality or 1)) for tag, quality in ranges]
+    for tag, quality in sorted(accepted, key=lambda pair: -pair[1]):
+        while tag and quality:
             if tag in by_tag:
                 return by_tag[tag]
             tag = tag.rpartition("-")[0]
-    return ENGLISH if ENGLISH in known else known[0]
+    return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
-def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> int:
-    """Delete stored pictures that are older than they may be, and folders that are empty then.
+def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
+    """Deletes stored images that are too old, and folders that are then empty.
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that a picture may reach.
-        now: Seconds since the epoch; by default the present.
+        keep_s: Age in seconds from which images are deleted.
+        now: Seconds since the epoch; by default the current time.
 
     Returns:
-        How many pictures were deleted.
+        The number of deleted images.
     """
     now = time.time() if now is None else now
     num_deleted = 0
@@ -129,52 +121,48 @@ def sweep_pictures(log_dir: Path, keep_s: float, now: float | None = None) -> in
             continue
         for path in folder.iterdir():
             try:
-                # lstat: what a link points to is not ours to judge
+                # lstat: the age of a link, not of its target
                 if path.lstat().st_mtime < now - keep_s:
                     path.unlink()
                     num_deleted += 1
             except OSError as error:
-                log.error("a picture could not be deleted: %s", error)
-        with contextlib.suppress(OSError):  # it still holds something
+                log.error("an image could not be deleted: %s", error)
+        with contextlib.suppress(OSError):  # it still holds files
             folder.rmdir()
     if num_deleted:
-        log.info("deleted %d pictures older than %.1f days", num_deleted, keep_s / DAY_S)
+        log.info("deleted %d images older than %.1f days", num_deleted, keep_s / DAY_S)
     return num_deleted
 
 
 def start_sweeper(log_dir: Path, keep_s: float) -> threading.Event:
-    """Sweep now and every ten minutes, in a thread of its own.
+    """Deletes old images now and every ten minutes, in a thread.
 
     Args:
         log_dir: Folder of the logs.
-        keep_s: Age in seconds that a picture may reach; 0 keeps all for ever.
+        keep_s: Age in seconds from which images are deleted; 0 keeps all of them.
 
     Returns:
-        Set it to end the thread.
+        An event that ends the thread when it is set.
     """
     stop = threading.Event()
 
     def run() -> None:
-        while True:
+        wait_s = 0.0
+        while not stop.wait(wait_s):
             try:
-                sweep_pictures(log_dir, keep_s)
+                sweep_images(log_dir, keep_s)
             except OSError as error:
-                log.error("stored pictures could not be swept: %s", error)
-            if stop.wait(SWEEP_INTERVAL_S):
-                return
+                log.error("stored images could not be deleted: %s", error)
+            wait_s = SWEEP_INTERVAL_S
 
     if keep_s:
-        threading.Thread(target=run, name="sweep-pictures", daemon=True).start()
+        threading.Thread(target=run, name="sweep-images", daemon=True).start()
     return stop
 
 
-def _today() -> str:
-    return datetime.date.today().isoformat()
-
-
 def conv_log_path(log_dir: Path) -> Path:
-    """Return today's conversation log."""
-    return log_dir / f"{_today()}-conv.json"
+    """Returns the path of today's conversation log."""
+    return log_dir / f"{datetime.date.today()}-conv.json"
 
 
 def write_record(
@@ -185,15 +173,15 @@ def write_record(
     client_ip: str,
     **extra: Any,
 ) -> None:
-    """Append one record.
+    """Appends one record to today's conversation log.
 
     Args:
-        log_dir: Folder of the logs; made if it is missing.
+        log_dir: Folder of the logs; created if it is missing.
         kind: `chat`, `upvote`, `downvote` or `flag`.
         model: Name of the model.
-        conversation: The conversation as it is now.
+        conversation: The conversation so far.
         client_ip: Address of the user.
-        extra: Further keys: `start`, `finish`, `images` for `chat`.
+        extra: Further keys: `start`, `finish` and `images` for `chat`.
     """
     record = {
         "tstamp": round(time.time(), 4),
@@ -210,21 +198,19 @@ def write_record(
 
 
 def image_digest(image: Image.Image) -> str:
-    """Return the md5 of a picture's raw pixels: its name in the logs, not a safeguard."""
+    """Returns the MD5 of the raw pixels, which names an image in the logs (not for security)."""
     return hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
-    """Store pictures under their md5, each once a day.
+    """Stores images under their MD5, each once a day.
 
     Returns:
-        The md5 sums.
+        The MD5 sums.
     """
-    folder = log_dir / "serve_images" / _today()
-    digests = []
-    for image in images:
-        digest = image_digest(image)
-        digests.append(digest)
+    folder = log_dir / "serve_images" / f"{datetime.date.today()}"
+    digests = [image_digest(image) for image in images]
+    for digest, image in zip(digests, images, strict=True):
         path = folder / f"{digest}.jpg"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -234,70 +220,78 @@ def save_images(log_dir: Path, images: list[Image.Image]) -> list[str]:
 
 @dataclass(frozen=True)
 class PromptControl:
-    """A choice that another package adds to the page.
+    """Fields that another package adds to the page.
 
     Attributes:
-        build: Makes the fields; called once while the page is laid out.
-        apply: Takes the user's text and the fields' values; returns the text for the model. What
-            the user must change is a `PageError`.
-        relabel: Takes the page's texts in another language; returns an update for each field.
-        show: Takes a reply, the page's texts and the fields' values as they were when the question
-            was asked; returns the Markdown to show. Without it, replies are shown as they are.
+        build: Creates the fields; called once during the layout.
+        apply: Returns the text for the model, given the user's text and the values of the fields.
+            Raises `PageError` if the user must change something.
+        relabel: Returns an update for each field, given the texts of another language.
+        show: Returns the Markdown to show, given a reply, the texts of the page and the values that
+            the fields had when the question was asked.
     """
 
     build: Callable[[], Sequence[gr.components.Component]]
     apply: Callable[..., str]
-    relabel: Callable[[PageText], Sequence[Any]] | None = None
-    show: Callable[..., str] | None = None
+    relabel: Callable[[PageText], Sequence[Any]]
+    show: Callable[..., str]
 
 
 @dataclass(frozen=True)
 class PageSettings:
-    """How one page works.
+    """Settings of a page.
 
     Attributes:
-        controller_url: Where the workers are asked for.
-        model_list_mode: `once` (fixed at start) or `reload` (asked at every load of the page).
-        models: The models known at start.
+        controller_url: URL of the controller.
+        model_list_mode: `once` (fixed at the start) or `reload` (updated whenever the page loads).
+        models: Models known at the start.
         moderate: Refuse text that OpenAI's moderation flags.
-        log_dir: Folder of conversation logs and pictures.
-        control: A choice that another package adds.
-        keep_days: Age of stored pictures at which they are deleted; 0 keeps them for ever.
-        languages: What the page says, by language.
-        lang: The language that a user reads.
+        log_dir: Folder of conversation logs and images.
+        control: Fields that another package adds.
+        languages: Texts of the page by language.
+        lang: Language of the user.
+        keep_days: Days after which stored images are deleted; 0 keeps them for ever.
+        images: Limits of an upload.
+        max_body_bytes: Size of a question with its settings.
+        per_minute: Questions, clicks and uploads per minute and client; 0 for no limit.
+        forwarded_allow_ips: Proxies whose X-Forwarded-For is trusted; "" for none.
     """
 
     controller_url: str = "http://localhost:21001"
     model_list_mode: str = "once"
-    models: tuple[str, ...] = ()
+    models: Sequence[str] = ()
     moderate: bool = False
     log_dir: Path = Path(LOGDIR)
     control: PromptControl | None = None
-    keep_days: float = KEEP_DAYS
     languages: Mapping[str, PageText] = field(default_factory=lambda: {ENGLISH: ENGLISH_TEXT})
     lang: str = ENGLISH
+    keep_days: float = KEEP_DAYS
+    images: ImageLimits = ImageLimits(max_images=4)
+    max_body_bytes: int = 2**20
+    per_minute: int = 120
+    forwarded_allow_ips: str = ""
 
     @property
     def text(self) -> PageText:
-        """The page's texts in the user's language."""
+        """The texts of the page in the user's language."""
         return self.languages.get(self.lang, ENGLISH_TEXT)
 
     def say(self, key: str, **values: object) -> str:
-        """Return one of the page's texts in the user's language."""
+        """Returns a text of the page in the user's language."""
         return self.text.say(key, **values)
 
 
 @dataclass
 class ChatState:
-    """One user's conversation.
+    """The conversation of one user.
 
     Attributes:
         conversation: Template and messages.
         stop: Set to end the running answer.
         busy: Whether an answer is running.
-        abandoned: Set when the user begins anew: an answer that still runs is not shown.
-        text: The page's texts, in the language in which the user last asked.
-        shown_by: For replies that are not shown as they are, by their number: what shows them.
+        abandoned: Whether the user has started anew; a running answer is then no longer shown.
+        text: Texts of the page in the language of the last question.
+        shown_by: For the number of a reply, the function that returns its Markdown.
     """
 
     conversation: Conversation = field(
@@ -310,8 +304,18 @@ class ChatState:
     shown_by: dict[int, Callable[[str], str]] = field(default_factory=dict, repr=False)
     _thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def last_number(self) -> int:
+        """Number of the last message; -1 if there is none."""
+        return len(self.conversation.messages) - self.conversation.offset - 1
+
+    def open_turn(self, question: Any) -> None:
+        """Adds a question and an empty answer."""
+        for role, content in zip(self.conversation.roles, (question, None), strict=True):
+            self.conversation.append_message(role, content)
+
     def messages(self) -> list[dict[str, Any]]:
-        """Return the conversation in the form of Gradio's chat panel, pictures as small files."""
+        """Returns the conversation in the format of Gradio's chat panel, with thumbnails."""
         shown: list[dict[str, Any]] = []
         for index, (_, content) in enumerate(
             self.conversation.messages[self.conversation.offset :]
@@ -319,8 +323,8 @@ class ChatState:
             role = "assistant" if index % 2 else "user"
             if isinstance(content, tuple):
                 text, image, _ = content
-                picture = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
-                shown.append({"role": role, "content": picture})
+                file = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
+                shown.append({"role": role, "content": file})
                 content = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
             if content:
                 show = self.shown_by.get(index, str)
@@ -330,24 +334,22 @@ class ChatState:
         return shown
 
     def _thumbnail(self, image: Image.Image) -> str:
-        """Return the path of a small copy; made once, as the panel is drawn for every token."""
+        """Returns the path of a thumbnail; cached, because the panel is drawn for every token."""
         if id(image) not in self._thumbnails:
             self._thumbnails[id(image)] = thumbnail(image)
         return self._thumbnails[id(image)]
 
 
 def thumbnail(image: Image.Image) -> str:
-    """Write a small copy of a picture where Gradio may serve it from; return its path."""
+    """Writes a thumbnail to a folder that Gradio may serve; returns its path."""
     small = to_rgb(image)
     small.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
-    path = thumbnail_dir() / f"{image_digest(small)}.webp"
+    path = Path(_thumbnail_dir().name) / f"{image_digest(small)}.webp"
     small.save(path)
     return str(path)
 
 
 @functools.cache
-def thumbnail_dir() -> Path:
-    """Return a folder that Gradio may serve from; it is deleted when the page ends."""
-    folder = tempfile.mkdtemp(prefix="llava-thumbnails-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+def _thumbnail_dir() -> tempfile.TemporaryDirectory[str]:
+    """Returns a folder that Gradio may serve; it is deleted when the page ends."""
+    return tempfile.TemporaryDirectory(prefix="llava-thumbnails-", ignore_cleanup_errors=True)

@@ -1,6 +1,6 @@
-"""Send one message through a controller to a worker and print the streamed answer.
+"""Sends one message without images to a worker and prints the streamed answer.
 
-In: addresses, a model's name and a message. Out: the conversation on the terminal. No pictures.
+In: addresses, the name of a model and a message. Out: the conversation on the terminal.
 
     python -m llava.serve.test_message --model-name llava-mini --message "Hello"
 """
@@ -32,10 +32,10 @@ def send(
     max_new_tokens: int,
     output: TextIO,
 ) -> None:
-    """Send a message and write the answer as it comes.
+    """Sends a message and writes the answer while it is generated.
 
     Raises:
-        ConfigError: No worker serves the model, or it reports an error.
+        ConfigError: No worker serves the model, or the worker reports an error.
     """
     if not worker_address:
         models = get_model_list(controller_address)
@@ -60,7 +60,7 @@ def send(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m llava.serve.test_message")
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--worker-address")
@@ -69,14 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
     args = parser.parse_args(argv)
     try:
-        send(
-            args.controller_address,
-            args.worker_address,
-            args.model_name,
-            args.message,
-            args.max_new_tokens,
-            sys.stdout,
-        )
+        send(**vars(args), output=sys.stdout)
     except (UserError, requests.RequestException) as error:
         sys.exit(f"error: {error}")
 

@@ -1,12 +1,11 @@
-"""What the web servers of this package share: bounded input, streams that end with their client.
+"""Bounded input and streams that end with their client, for the web servers of this package.
 
-Pictures from strangers are bounded, decoded, and written anew without anything but pixels. A URL is
-fetched only where that is switched on, from hosts on a list, from addresses that are public (the
-address that was checked is the one that is connected to), within a size and a time; each redirect
-is checked as the first address was.
+Images from clients are bounded, decoded and encoded again as pixels alone. A URL is fetched only if
+that is switched on, only from hosts on a list with public addresses, and within a size and a time.
+The connection goes to the address that was checked, and each redirect is checked in the same way.
 
-When the reader of a stream goes away, the iterator behind it is closed, so that whatever feeds it
-(a generation, a request to a worker) can stop.
+When the client of a stream disconnects, the iterator behind the stream is closed, so that its
+source (a generation, a request to a worker) can stop.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds that open streams get to finish when a server is told to stop.
+# Seconds that open streams have to finish once a server is stopped.
 SHUTDOWN_TIMEOUT_S = 3
-# A body that comes more slowly than this is given up.
+# A body that takes longer than this is refused.
 BODY_TIMEOUT_S = 60.0
 
-# Vector formats are programs; what else PIL reads has had its share of holes.
+# Vector formats are programs, and PIL's decoders of rare formats had many security holes.
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
-# What a data URL may call its picture; the bytes decide.
+# Media types that a data URL may declare; the bytes decide.
 DATA_URL_KINDS = (*FORMATS.values(), "image/jpg", "application/octet-stream")
 MAX_REDIRECTS = 3
 PORTS = (80, 443)
-# Longest side that a worker gets; no vision tower here sees more.
+# Longest side of an image that is sent to a worker; no vision tower here uses more.
 MAX_SIDE_PX = 2048
 _BLANKS = b"\t\n\f\r "
 # Percent-encoding is quoted-printable with "%" for "=", which the standard library decodes in C;
@@ -62,20 +61,18 @@ _TO_QUOTED = bytes.maketrans(b"%=", b"=%")
 _FROM_QUOTED = bytes.maketrans(b"%", b"=")
 # Other IPv6 addresses lead to no host, to this network, or through it to an IPv4 address.
 _UNICAST = ipaddress.ip_network("2000::/3")
-
-
-# Clients that are remembered; the one that has been silent for longest is forgotten first.
+# Clients that a limiter remembers; it forgets the least recent one first.
 MAX_CLIENTS = 10_000
 
 
 class ClosingStream(StreamingResponse):
-    """Streams an iterator and closes it in the end, also when the client has gone.
+    """Streams an iterator and closes it at the end, even if the client has disconnected.
 
     Args:
-        chunks: The body, from an ordinary or an asynchronous iterator.
-        on_close: Called once at the end, also where the iterator never began.
-        headers: Of the answer.
-        media_type: Of the answer.
+        chunks: The body; a synchronous or an asynchronous iterator.
+        on_close: Called once at the end, even if the iterator was never started.
+        headers: Headers of the response.
+        media_type: Content type of the response.
     """
 
     def __init__(
@@ -90,7 +87,7 @@ class ClosingStream(StreamingResponse):
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answers one request."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -105,14 +102,14 @@ class ClosingStream(StreamingResponse):
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """Raised when the client has disconnected before its answer was complete."""
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for something, but no longer than the client does.
+    """Awaits `work` for as long as the client is connected.
 
     Raises:
-        ClientGone: The client hung up; the work has been cancelled.
+        ClientGone: The client has disconnected; `work` is cancelled.
     """
 
     async def gone() -> None:
@@ -132,11 +129,11 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
 
 
 class BodyRefused(Exception):
-    """A body is too large or comes too slowly.
+    """Raised for a body that is too large or takes too long.
 
     Args:
-        status: HTTP status: 413 or 408.
-        message: What was expected.
+        status: HTTP status, 413 or 408.
+        message: The limit that was exceeded.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -145,33 +142,36 @@ class BodyRefused(Exception):
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read a bounded body.
+    """Reads the body of a request.
 
     Raises:
-        BodyRefused: It is too large or too slow.
+        BodyRefused: The body is larger than `limit` bytes or takes too long.
     """
-    body = bytearray()
-
-    async def read() -> None:
-        async for piece in request.stream():
-            body.extend(piece)
-            if len(body) > limit:
-                raise BodyRefused(413, f"the body is larger than {limit:,} bytes")
-
+    too_large = BodyRefused(413, f"the body is larger than {limit:,} bytes")
     try:
-        await asyncio.wait_for(read(), BODY_TIMEOUT_S)
+        reading = _collect(request.stream(), limit, too_large)
+        return await asyncio.wait_for(reading, BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise BodyRefused(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
-    return bytes(body)
+
+
+async def _collect(pieces: AsyncIterator[bytes], limit: int, refusal: Exception) -> bytes:
+    """Joins pieces; raises `refusal` as soon as they exceed `limit` bytes."""
+    found = bytearray()
+    async for piece in pieces:
+        found += piece
+        if len(found) > limit:
+            raise refusal
+    return bytes(found)
 
 
 @dataclass
 class RateLimiter:
-    """A bucket of requests for each client, which fills up steadily.
+    """Limits the requests of each client with a token bucket.
 
     Attributes:
-        per_minute: Requests a minute and client; 0 for no limit.
-        clock: Seconds, growing steadily.
+        per_minute: Requests per minute and client; 0 means no limit.
+        clock: A monotonic clock in seconds.
     """
 
     per_minute: int
@@ -179,10 +179,10 @@ class RateLimiter:
     _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict, repr=False)
 
     def take(self, client: str) -> int:
-        """Count one request.
+        """Counts one request.
 
         Returns:
-            0 if it is allowed, else the seconds after which it is worth trying again.
+            0 if the request is allowed, else the seconds after which the client may try again.
         """
         if not self.per_minute:
             return 0
@@ -197,14 +197,14 @@ class RateLimiter:
 
 
 class _Server(uvicorn.Server):
-    """A server that does something of its own before it closes its connections."""
+    """A server that calls a function before it closes its connections."""
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None) -> None:
         super().__init__(config)
         self._on_stop = on_stop
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close all connections."""
+        """Closes all connections."""
         if self._on_stop is not None:
             await run_in_threadpool(self._on_stop)
         await super().shutdown(sockets)
@@ -213,7 +213,7 @@ class _Server(uvicorn.Server):
 def build_server(
     app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
 ) -> uvicorn.Server:
-    """Build a server that is not running yet; see `run_server`."""
+    """Builds a server without starting it; see `run_server`."""
     options.setdefault("timeout_graceful_shutdown", SHUTDOWN_TIMEOUT_S)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", **options)
     return _Server(config, on_stop)
@@ -222,18 +222,18 @@ def build_server(
 def run_server(
     app: FastAPI, host: str, port: int, on_stop: Callable[[], None] | None = None, **options: Any
 ) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serves an application until SIGINT or SIGTERM.
 
     Args:
-        app: What to serve.
-        host: Where to listen.
-        port: Where to listen.
-        on_stop: Called, in a thread, when the server is told to stop; it may take its time to
-            finish what runs, and connections are open meanwhile.
-        options: For `uvicorn.Config`.
+        app: The application.
+        host: Address to listen on.
+        port: Port to listen on.
+        on_stop: Called in a thread when the server is told to stop. Connections stay open while it
+            waits for running requests.
+        options: Further arguments of `uvicorn.Config`.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: The port is in use.
     """
     check_port_is_free(host, port)
     log.info("listening on http://%s:%d", host, port)
@@ -244,36 +244,36 @@ def run_server(
 
 
 @dataclass(frozen=True)
-class PictureLimits:
-    """What a picture may be.
+class ImageLimits:
+    """Limits for the images of a client.
 
     Attributes:
-        max_bytes: Size of its file.
+        max_bytes: Size of a file.
         max_pixels: Width times height.
-        max_pictures: How many a request may hold.
-        url_hosts: Hosts that pictures are fetched from; none switches URLs off.
-        fetch_timeout_s: How long a fetch may take, redirects included.
+        max_images: Number of images in a request.
+        url_hosts: Hosts that images may be fetched from; empty to refuse URLs.
+        fetch_timeout_s: Seconds that a fetch may take, redirects included.
     """
 
     max_bytes: int = 10 * 2**20
     max_pixels: int = 25_000_000
-    max_pictures: int = 8
+    max_images: int = 8
     url_hosts: frozenset[str] = field(default_factory=frozenset)
     fetch_timeout_s: float = 10.0
 
 
-async def read_picture(url: str, limits: PictureLimits) -> str:
-    """Read one picture.
+async def read_image(url: str, limits: ImageLimits) -> str:
+    """Reads the image of a URL.
 
     Args:
-        url: A data URL with base64, or an http(s) URL.
-        limits: What is allowed.
+        url: A base64 data URL or an http(s) URL.
+        limits: The limits to enforce.
 
     Returns:
         A PNG as base64 text.
 
     Raises:
-        DataError: It is refused; the text says why and never holds the picture.
+        DataError: The image is refused. The message gives the reason and never the content.
     """
     url = url.strip()
     scheme = url[:16].partition(":")[0].lower()
@@ -289,14 +289,14 @@ async def read_picture(url: str, limits: PictureLimits) -> str:
     return await run_in_threadpool(rewrite, raw, limits)
 
 
-def decode_data_url(url: str, limits: PictureLimits) -> bytes:
-    """Return the bytes of a data URL, decoded as browsers do.
+def decode_data_url(url: str, limits: ImageLimits) -> bytes:
+    """Returns the bytes of a data URL, decoded as browsers decode it.
 
-    The data is percent-decoded, then read as base64 without its blanks and line ends; padding may
-    be left out.
+    The data is percent-decoded and then read as base64; blanks and line ends are ignored, and
+    padding may be missing.
 
     Raises:
-        DataError: It is no base64 picture of an allowed kind, or too large.
+        DataError: The URL holds no base64 image of an allowed type, or a file that is too large.
     """
     header, comma, encoded = url[5:].partition(",")
     kind, *parameters = (part.strip() for part in header.lower().split(";"))
@@ -316,46 +316,46 @@ def decode_data_url(url: str, limits: PictureLimits) -> bytes:
         raise DataError(f"the data URL is not valid base64: {error}") from None
 
 
-def _too_large(limits: PictureLimits) -> str:
-    return f"the picture's file is larger than {limits.max_bytes:,} bytes"
+def _too_large(limits: ImageLimits) -> str:
+    return f"the image's file is larger than {limits.max_bytes:,} bytes"
 
 
-def rewrite(raw: bytes, limits: PictureLimits) -> str:
-    """Return what `clean` makes of a picture, as base64 text.
+def rewrite(raw: bytes, limits: ImageLimits) -> str:
+    """Returns the result of `clean` as base64 text.
 
     Raises:
-        DataError: As there.
+        DataError: As for `clean`.
     """
     return base64.b64encode(clean(raw, limits)).decode()
 
 
-def clean(raw: bytes, limits: PictureLimits) -> bytes:
-    """Decode a picture, turn it as its metadata says, and encode its pixels alone as a new PNG.
+def clean(raw: bytes, limits: ImageLimits) -> bytes:
+    """Decodes an image, applies its orientation, and encodes the pixels alone as a new PNG.
 
     Raises:
-        DataError: It cannot be decoded, is of another format, or has too many pixels.
+        DataError: The image cannot be decoded, has another format, or has too many pixels.
     """
     try:
         with Image.open(io.BytesIO(raw), formats=list(FORMATS)) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise DataError(
-                    f"the picture has {width} x {height} pixels; expected up to "
+                    f"the image has {width} x {height} pixels; expected up to "
                     f"{limits.max_pixels:,} in all"
                 )
-            # A phone stores how it was held beside the pixels: once that is gone, nobody knows.
+            # Phones store the orientation as metadata, which the new file does not have.
             upright = to_rgb(apply_orientation(image))
             pixels = shrink_image(upright, MAX_SIDE_PX, MAX_SIDE_PX)
-            pixels.info.clear()  # else PIL would write colour profile and comments again
+            pixels.info.clear()  # PIL would write the colour profile and comments otherwise
             buffer = io.BytesIO()
             pixels.save(buffer, "PNG")
             return buffer.getvalue()
     except DataError:
         raise
-    except Exception as error:  # decoders raise nearly everything at a hostile file
+    except Exception as error:  # decoders raise almost any exception on a hostile file
         kinds = ", ".join(FORMATS)
         raise DataError(
-            f"the picture cannot be read ({type(error).__name__}); expected a whole {kinds} file"
+            f"the image cannot be read ({type(error).__name__}); expected a whole {kinds} file"
         ) from None
 
 
@@ -363,10 +363,10 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a host.
+    """Returns the addresses of a host.
 
     Raises:
-        OSError: The name is unknown.
+        OSError: The name cannot be resolved.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -374,7 +374,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is on the open internet: no private, local, reserved or tunnelled one."""
+    """Tells whether an address is public: not private, local, reserved or tunnelled."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
@@ -386,40 +386,40 @@ def is_public(address: str) -> bool:
 
 async def fetch(
     url: str,
-    limits: PictureLimits,
+    limits: ImageLimits,
     *,
     resolver: Resolver = resolve,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> bytes:
-    """Fetch a file from an allowed host.
+    """Fetches a file from an allowed host.
 
     Args:
-        url: http(s) URL.
-        limits: Hosts, size and time.
-        resolver: Returns a host's addresses.
-        transport: For tests: what carries the request out.
+        url: An http(s) URL.
+        limits: Allowed hosts, size and time.
+        resolver: Returns the addresses of a host.
+        transport: Carries out the requests; for tests.
 
     Raises:
-        DataError: URLs are off, the host is not on the list, its address is private, or the
-            answer is an error, too large or too slow.
+        DataError: URLs are switched off, the host is not on the list, one of its addresses is
+            private, or the response is an error, too large or too slow.
     """
     if not limits.url_hosts:
-        raise DataError("pictures by URL are switched off here: send the picture as a data URL")
+        raise DataError("images by URL are switched off here: send the image as a data URL")
     try:
         return await asyncio.wait_for(
             _follow(url, limits, resolver, transport), limits.fetch_timeout_s
         )
     except asyncio.TimeoutError:
         raise DataError(
-            f"fetching the picture took longer than {limits.fetch_timeout_s:g} s"
+            f"fetching the image took longer than {limits.fetch_timeout_s:g} s"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-        raise DataError(f"the picture could not be fetched ({type(error).__name__})") from None
+        raise DataError(f"the image could not be fetched ({type(error).__name__})") from None
 
 
 async def _follow(
     url: str,
-    limits: PictureLimits,
+    limits: ImageLimits,
     resolver: Resolver,
     transport: httpx.AsyncBaseTransport | None,
 ) -> bytes:
@@ -428,7 +428,7 @@ async def _follow(
     ) as client:
         for _ in range(MAX_REDIRECTS + 1):
             host, port, address = await _checked_address(url, limits, resolver)
-            # To the very address that was checked: a second look-up may give another one.
+            # Connect to the address that was checked: a second lookup may return another one.
             target = httpx.URL(url).copy_with(host=address, port=port)
             async with client.stream(
                 "GET",
@@ -440,41 +440,33 @@ async def _follow(
                     url = urljoin(url, response.headers.get("location", ""))
                     continue
                 if response.status_code != 200:
-                    raise DataError(f"the picture's address answers {response.status_code}")
-                return await _read_bounded(response, limits)
-    raise DataError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
+                    raise DataError(f"the image's address answers {response.status_code}")
+                too_large = DataError(_too_large(limits))
+                return await _collect(response.aiter_bytes(), limits.max_bytes, too_large)
+    raise DataError(f"the image's address redirects more than {MAX_REDIRECTS} times")
 
 
 async def _checked_address(
-    url: str, limits: PictureLimits, resolver: Resolver
+    url: str, limits: ImageLimits, resolver: Resolver
 ) -> tuple[str, int, str]:
-    """Return host, port and a checked address of a URL.
+    """Returns host, port and a checked address of a URL.
 
     Raises:
-        DataError: The URL leads where no picture may be fetched from.
+        DataError: No image may be fetched from this URL.
     """
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise DataError("the picture's address is not a URL") from None
+        raise DataError("the image's address is not a URL") from None
     if parts.scheme not in ("http", "https") or parts.username or parts.password:
-        raise DataError("the picture's address must be http(s)://host/..., without a user")
+        raise DataError("the image's address must be http(s)://host/..., without a user")
     if host not in limits.url_hosts:
-        raise DataError(f"pictures may not be fetched from {host[:80]!r}: it is not on the list")
+        raise DataError(f"images may not be fetched from {host[:80]!r}: it is not on the list")
     if port not in PORTS:
-        raise DataError(f"pictures may not be fetched from port {port}")
+        raise DataError(f"images may not be fetched from port {port}")
     addresses = await resolver(host, port)
     if not addresses or not all(is_public(address) for address in addresses):
         raise DataError(f"{host} has a private address: nothing is fetched from there")
     return host, port, addresses[0]
-
-
-async def _read_bounded(response: httpx.Response, limits: PictureLimits) -> bytes:
-    found = bytearray()
-    async for piece in response.aiter_bytes():
-        found += piece
-        if len(found) > limits.max_bytes:
-            raise DataError(_too_large(limits))
-    return bytes(found)

@@ -1,9 +1,9 @@
-"""A conversation template as Jinja, for tokenizers that carry their chat template with them.
+"""Converts a conversation template to Jinja, the form in which tokenizers store chat templates.
 
 Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers without
-special tokens, gives the ids that LLaVA's prompt gives. Contents may be strings or lists of parts,
-as processors pass them; `<image>` and a line break are written for each picture. Answers and their
-terminators stand between `{% generation %}` marks, from which TRL makes its label masks.
+special tokens, gives the ids of LLaVA's prompt. The content of a message may be a string or a list
+of parts, as processors pass it; each image becomes `<image>` and a line break. Answers and their
+terminators stand between `{% generation %}` marks, from which TRL builds its label masks.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from llava.conversation import Conversation, SeparatorStyle
 from llava.errors import ConfigError
 from llava.mm_utils import tokenizer_image_token
 
-# What stands after a special token, so that the text behind it begins as LLaVA's pieces do.
+# Tried after special tokens, so that the text behind them is tokenized as in LLaVA.
 _PREFIXES = ("", " ")
 
-# Part lists to text: the pictures first, as LLaVA's prompts have them.
+# Converts a list of parts to text, images first as in LLaVA's prompts.
 _CONTENT = (
     "{%- macro text_of(content) -%}"
     "{%- if content is string -%}{{ content | replace('<image>', image_mark) }}"
@@ -39,15 +39,15 @@ _REFUSE_ROLE = (
 
 
 def chat_template(conv: Conversation, tokenizer: Any) -> str:
-    """Write the Jinja template of a conversation for a tokenizer that knows `<image>`.
+    """Returns the Jinja template of a conversation.
 
     Args:
-        conv: The template; messages that it begins with are kept.
-        tokenizer: As LLaVA uses it. If it adds BOS, the template writes BOS, and the tokenizer that
-            is saved beside it must not add another.
+        conv: The conversation template; its initial messages are kept.
+        tokenizer: LLaVA's tokenizer with the token `<image>`. If it adds BOS, the template writes
+            BOS, and the tokenizer that is saved with it must not add another one.
 
     Raises:
-        ConfigError: The style has no chats, or no wording gives LLaVA's token ids.
+        ConfigError: The style has no chats, or no template gives LLaVA's token ids.
     """
     if conv.sep_style is SeparatorStyle.PLAIN:
         raise ConfigError(
@@ -80,9 +80,9 @@ def _source(conv: Conversation, tokenizer: Any, prefix: str) -> str:
 
 
 def _tagged(conv: Conversation, begin: str) -> str:
-    """SINGLE, TWO and MPT: a system text, then tag, text and separator by turns."""
+    """Returns the template for SINGLE, TWO and MPT: system text, then tag, text and separator."""
     is_mpt = conv.sep_style is SeparatorStyle.MPT
-    own = conv.copy().get_prompt()  # system text and, rarely, examples
+    own = conv.copy().get_prompt()  # system text, and examples if there are any
     examples = own.removeprefix(conv.system + conv.sep)
     colon, blank = ("", "") if is_mpt else (":", " ")
     is_two = conv.sep_style is SeparatorStyle.TWO
@@ -104,7 +104,7 @@ def _tagged(conv: Conversation, begin: str) -> str:
 
 
 def _llama_2(conv: Conversation, begin: str) -> str:
-    """LLAMA_2: the system text lies inside the first question."""
+    """Returns the template for LLAMA_2, whose system text is part of the first question."""
     # as in `llava.conversation`: the tokenizer's BOS stands for the first separator
     return (
         "{%- if turns[0]['role'] == 'assistant' -%}"
@@ -132,7 +132,7 @@ _PROBES: tuple[tuple[str, ...], ...] = (
 
 
 def _same_ids(source: str, conv: Conversation, tokenizer: Any, turns: tuple[str, ...]) -> bool:
-    """Whether the template's text gives the ids of LLaVA's prompt."""
+    """Tells whether the text of a template gives the ids of LLaVA's prompt."""
     copy = conv.copy()
     messages = []
     for index, text in enumerate(turns):
@@ -151,10 +151,10 @@ def _same_ids(source: str, conv: Conversation, tokenizer: Any, turns: tuple[str,
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether a tokenizer puts BOS before a text."""
+    """Tells whether a tokenizer adds BOS to a text."""
     return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
 
 
 def _quote(text: str) -> str:
-    """A Jinja string literal; JSON's escapes are Jinja's."""
+    """Returns a Jinja string literal, whose escapes are those of JSON."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`lrm export ...` and `lrm import ...`: checkpoints and answers in other people's formats."""
+"""`lrm export ...` and `lrm import ...`: checkpoints, answers and benchmarks for other tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import_app = typer.Typer(help="Checkpoints of other tools.", no_args_is_help=Tru
 
 
 def register(app: typer.Typer) -> None:
-    """Add `lrm export` and `lrm import` to the command line."""
+    """Adds `lrm export` and `lrm import` to the command line."""
     app.add_typer(export_app, name="export")
     app.add_typer(import_app, name="import")
 
@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 def export(
     model: Path = typer.Option(..., help="LLaVA checkpoint."),
     out: Path = typer.Option(..., help="New folder."),
-    model_base: Path | None = typer.Option(None, help="Base of a projector or of LoRA adapters."),
+    model_base: Path | None = typer.Option(
+        None, help="Base model of a projector or of LoRA adapters."
+    ),
     conv_mode: str | None = typer.Option(None, help="Template; default: the checkpoint's."),
 ) -> None:
     """Write a folder that plain transformers loads, with processor and chat template."""
@@ -34,22 +36,23 @@ def export(
 
 @export_app.command("check")
 def check(folder: Path = typer.Argument(..., help="Folder of transformers' LLaVA class.")) -> None:
-    """Say whether a folder has what transformers and vLLM look for, and which servers load it."""
+    """Check whether a folder has what transformers and vLLM need, and which servers load it."""
     from rich.console import Console
     from rich.table import Table
 
     from lrm_ext.export.check import check_folder, check_servers
 
-    table = Table("", "item", "found", title=str(folder), title_justify="left")
     findings = check_folder(folder)
-    for finding in findings:
-        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.item, finding.found)
     console = Console()
-    console.print(table)
+    table = Table("", "item", "found", title=str(folder), title_justify="left")
     servers = Table("", "server", "known of this version")
-    for server in check_servers(findings):
-        servers.add_row("[green]ok[/]" if server.loads else "no", server.name, server.reason)
-    console.print(servers)
+    for target, rows, bad in (
+        (table, findings, "[red]no[/]"),
+        (servers, check_servers(findings), "no"),
+    ):
+        for row in rows:
+            target.add_row("[green]ok[/]" if row.ok else bad, row.item, row.found)
+        console.print(target)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -60,28 +63,27 @@ def predictions(
     to: str = typer.Option(..., help="lmms-eval or vlmevalkit."),
     out: Path = typer.Option(..., help="Folder to write to."),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
-    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option(
+        [], help="Language codes; repeat, or use commas. Default: all."
+    ),
     benchmark_dir: Path = typer.Option(
-        None, help="The benchmarks' folders: questions in their order, all of them answered."
+        None, help="Parent of the benchmarks' folders, for complete questions in their order."
     ),
     form: str = typer.Option("xlsx", "--format", help="Of VLMEvalKit's files: xlsx or tsv."),
 ) -> None:
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
     from llava.errors import ConfigError
-    from lrm_ext.export.answers import read_run
-    from lrm_ext.export.lmms_eval_logs import export_lmms_eval
-    from lrm_ext.export.vlmevalkit import export_vlmevalkit
+    from lrm_ext.export.predictions import export_lmms_eval, export_vlmevalkit, read_run
     from lrm_ext.translate.commands import split_names
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
-    if to == "lmms-eval":
-        written = export_lmms_eval(answers, out)
-    elif to == "vlmevalkit":
-        written = export_vlmevalkit(answers, out, form)
-    else:
-        raise ConfigError(f"--to is {to!r}; expected lmms-eval or vlmevalkit")
-    for path in written:
-        typer.echo(path)
+    exporters = {
+        "lmms-eval": lambda: export_lmms_eval(answers, out),
+        "vlmevalkit": lambda: export_vlmevalkit(answers, out, form),
+    }
+    if to not in exporters:
+        raise ConfigError(f"--to is {to!r}; expected {' or '.join(exporters)}")
+    typer.echo("\n".join(map(str, exporters[to]())))
 
 
 @export_app.command("benchmark")
@@ -91,15 +93,14 @@ def benchmark(
     out: Path = typer.Option(..., help="New folder."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     dataset: str = typer.Option(
-        None, help="For lmms-eval: folder of `--to hf`, or its name on the Hub."
+        None, help="For lmms-eval: the folder that `--to hf` wrote, or its name on the Hub."
     ),
-    licence: str = typer.Option("unknown", help="For the card: the benchmark's own licence."),
+    licence: str = typer.Option("unknown", help="Licence of the benchmark, for the dataset card."),
 ) -> None:
-    """Write a benchmark as a Hugging Face dataset, or as tasks of lmms-eval on such a dataset."""
+    """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
     from llava.errors import ConfigError
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.export.benchmark_dataset import export_dataset
-    from lrm_ext.export.lmms_eval_tasks import export_tasks
+    from lrm_ext.export.benchmarks import export_dataset, export_tasks
     from lrm_ext.translate.commands import split_names
 
     opened, chosen = open_named(folder), split_names(languages)
@@ -122,7 +123,7 @@ def import_(
     model: Path = typer.Option(..., help="Folder of transformers' LLaVA class."),
     out: Path = typer.Option(..., help="New folder."),
 ) -> None:
-    """Write a LLaVA checkpoint; of a folder that was exported here, the same weights."""
+    """Write a LLaVA checkpoint; a folder that was exported here gives the same weights."""
     from lrm_ext.export.transformers_checkpoint import import_hf
 
     import_hf(model, out)

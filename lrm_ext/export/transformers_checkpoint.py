@@ -1,17 +1,17 @@
-"""A LLaVA checkpoint as a checkpoint of transformers and back: `lrm export hf`, `lrm import hf`.
+"""Converts LLaVA checkpoints to transformers and back: `lrm export hf`, `lrm import hf`.
 
-Export takes any folder that `load_pretrained_model` takes and writes a folder of
+Export reads any folder that `load_pretrained_model` reads and writes a folder of
 `LlavaForConditionalGeneration`, or of `LlavaNextForConditionalGeneration` for `anyres`, with
-processor and chat template. Import takes such a folder, ours or another's, and writes one that
-`load_pretrained_model` takes, with the tower in `vision_tower/`. `llava_config.json` in an export
-keeps what LLaVA's own `config.json` said, so that import gives weights and configuration back bit
-for bit.
+processor and chat template. Import reads such a folder, exported here or elsewhere, and writes one
+that `load_pretrained_model` reads, with the tower in `vision_tower/`. An export keeps LLaVA's own
+configuration in `llava_config.json`, so that import restores weights and configuration bit for bit.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,17 +22,20 @@ from torch import Tensor
 from transformers import (
     AddedToken,
     AutoConfig,
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     GenerationConfig,
     LlamaConfig,
     LlamaTokenizer,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     LlavaProcessor,
     MistralConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -42,6 +45,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
+from llava.files import write_atomically
 from llava.mm_utils import get_model_name_from_path, read_pinpoints
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
@@ -53,35 +57,48 @@ from llava.model.checkpoint import (
 from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
+from lrm_ext.files import refuse_existing
 from lrm_ext.languages.templates import register_templates
 
 log = logging.getLogger(__name__)
 
 LLAVA_CONFIG_FILE = "llava_config.json"
+TOWER_FOLDER = "vision_tower"
 TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
-TEXT_ARCHITECTURES = {"llava_llama": "LlamaForCausalLM", "llava_mistral": "MistralForCausalLM"}
+# LLaVA's architecture for each language model of transformers
+ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 # LLaVA's `patch` drops the class token
 SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
-PROJECTOR_LAYERS = {"mm_projector.0.": "linear_1.", "mm_projector.2.": "linear_2."}
+TOWER_PREFIX = "model.vision_tower."
+# prefixes of weights in LLaVA and in transformers; the first match applies
+NAMES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.image_newline", "model.image_newline"),
+    ("lm_head.", "lm_head."),
+    ("model.", "model.language_model."),
+)
+# weights with one row per token
+TABLES = {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def export_hf(
     model_path: Path, out_dir: Path, model_base: str | None = None, conv_mode: str | None = None
 ) -> None:
-    """Write a checkpoint that plain transformers loads.
+    """Writes a checkpoint that plain transformers loads.
 
     Args:
         model_path: A LLaVA checkpoint.
-        out_dir: A folder that does not exist yet.
-        model_base: The base model of a projector or of LoRA adapters.
-        conv_mode: The conversation template, if not the one that the checkpoint names.
+        out_dir: A new folder.
+        model_base: Base model of a projector or of LoRA adapters.
+        conv_mode: Conversation template; by default that of the checkpoint.
 
     Raises:
-        ConfigError: `out_dir` exists, or transformers' classes cannot hold this model.
+        ConfigError: `out_dir` exists, or transformers has no class for this model.
         CheckpointError: The checkpoint cannot be read.
     """
-    _refuse_existing(out_dir)
+    refuse_existing(out_dir)
     register_templates()
     name = get_model_name_from_path(str(model_path))
     written = read_config(model_path) or {}
@@ -99,72 +116,71 @@ def export_hf(
     image_token = add_image_token(tokenizer)
     source = chat_template(conv, tokenizer)
     if adds_bos(tokenizer):
-        # the template writes it, and processors would add a second one
+        # the template writes BOS, and processors would add a second one
         tokenizer.add_bos_token = False
         settings["add_bos_token"] = True
 
     hf_config = build_config(model, image_token)
     hf_model = build_model(hf_config, model, dtype)
     partial = out_dir.with_name(out_dir.name + ".partial")
-    hf_model.save_pretrained(partial, state_dict=with_vision_level(hf_model.state_dict()))
+    # vLLM needs this level, which transformers removes when it loads the weights
+    weights = hf_model.state_dict()
+    level = {k: k.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.", 1) for k in weights}
+    hf_model.save_pretrained(partial, state_dict={level[k]: v for k, v in weights.items()})
     add_rope_theta(partial)
-    generation_config(model, tokenizer, image_token).save_pretrained(partial)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token],  # its row is not trained
+    ).save_pretrained(partial)
     ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
     processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
     processor.save_pretrained(partial)
-    (partial / LLAVA_CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    write_atomically(partial / LLAVA_CONFIG_FILE, json.dumps(note, indent=2))
     partial.rename(out_dir)
     log.info("%s: %s with template %s", out_dir, type(hf_model).__name__, template_name)
 
 
-def _refuse_existing(out_dir: Path) -> None:
-    if out_dir.exists():
-        raise ConfigError(f"{out_dir} exists: name a new folder, or remove it")
-
-
 def check_exportable(model: Any, image_processor: Any) -> None:
-    """Refuse what transformers' classes cannot hold.
+    """Refuses models for which transformers has no class.
 
     Raises:
-        ConfigError: naming every reason.
+        ConfigError: The model cannot be exported; the message lists all reasons.
     """
     config = model.config
     mm = MultimodalConfig.from_config(config)
-    reasons = []
-    if config.model_type not in TEXT_CONFIGS or image_processor is None:
-        reasons.append(f"model_type {config.model_type!r}: only {', '.join(TEXT_CONFIGS)} have one")
-    if getattr(config, "s2", False):
-        reasons.append("a tower at several scales (s2)")
-    if mm.mm_projector_type != "mlp2x_gelu":
-        reasons.append(f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only")
-    if mm.mm_use_im_start_end:
-        reasons.append("<im_start> and <im_end> around pictures (mm_use_im_start_end)")
-    if is_anyres(mm) != (mm.mm_patch_merge_type == "spatial_unpad"):
-        reasons.append(
-            f"image_aspect_ratio {mm.image_aspect_ratio!r} with mm_patch_merge_type "
-            f"{mm.mm_patch_merge_type!r}: it has anyres with spatial_unpad, or neither"
-        )
+    sizes = f"{mm.image_aspect_ratio!r} with mm_patch_merge_type {mm.mm_patch_merge_type!r}"
+    is_anyres, unpads = mm.image_aspect_ratio == "anyres", mm.mm_patch_merge_type == "spatial_unpad"
+    is_known = config.model_type in TEXT_CONFIGS and image_processor is not None
+    holds = {
+        f"model_type {config.model_type!r}: only {', '.join(TEXT_CONFIGS)} have one": is_known,
+        "a tower at several scales (s2)": not getattr(config, "s2", False),
+        f"projector {mm.mm_projector_type!r}: it has mlp2x_gelu only": (
+            mm.mm_projector_type == "mlp2x_gelu"
+        ),
+        "<im_start> and <im_end> around images (mm_use_im_start_end)": not mm.mm_use_im_start_end,
+        f"image_aspect_ratio {sizes}: it has anyres with spatial_unpad, or neither": (
+            is_anyres == unpads
+        ),
+    }
+    reasons = [reason for reason, is_held in holds.items() if not is_held]
     if reasons:
         raise ConfigError("transformers has no LLaVA class with:\n  " + "\n  ".join(reasons))
 
 
-def is_anyres(mm: MultimodalConfig) -> bool:
-    """Whether pictures are cut into tiles."""
-    return mm.image_aspect_ratio == "anyres"
-
-
 def add_image_token(tokenizer: Any) -> int:
-    """Make `<image>` one token, for which processors count; returns its id."""
+    """Adds the token `<image>`, which processors need, and returns its id."""
     token = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
     tokenizer.add_tokens([token], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    tokenizer.padding_side = "left"  # as answering in batches needs
+    tokenizer.padding_side = "left"  # as generation in batches needs
     return int(tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN))
 
 
 def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
-    """The configuration in transformers' words."""
+    """Returns the configuration for transformers."""
     config, tower = model.config, model.get_vision_tower()
     mm = MultimodalConfig.from_config(config)
     kind = TEXT_CONFIGS[config.model_type]
@@ -172,7 +188,7 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
     known = set(kind().to_dict()) - own
     text = kind(**{key: value for key, value in config.to_dict().items() if key in known})
     text.vocab_size = max(config.vocab_size, image_token + 1)
-    text.architectures = [TEXT_ARCHITECTURES[config.model_type]]
+    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     keywords: dict[str, Any] = {
         "text_config": text,
         "vision_config": tower.vision_tower.config,
@@ -186,28 +202,21 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
         "image_aspect_ratio": mm.image_aspect_ratio,
         "mm_patch_merge_type": mm.mm_patch_merge_type,
     }
-    if is_anyres(mm):
+    if mm.image_aspect_ratio == "anyres":
         # LLaVA writes (width, height), transformers (height, width)
         pinpoints = [[high, wide] for wide, high in read_pinpoints(mm.image_grid_pinpoints)]
         return LlavaNextConfig(image_grid_pinpoints=pinpoints, **keywords)
     return LlavaConfig(**keywords)
 
 
-def _class_of(config: Any) -> Any:
-    """Transformers' class of a configuration; Any, because its types do not cover our calls."""
-    if isinstance(config, LlavaNextConfig):
-        return LlavaNextForConditionalGeneration
-    return LlavaForConditionalGeneration
-
-
 def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
-    """The same weights in transformers' class."""
-    kind = _class_of(config)
+    """Returns transformers' model with the same weights."""
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.device("meta"):
         hf_model = kind(config)
     hf_model.load_state_dict(
         {key: value.to(dtype) for key, value in transformers_weights(model, config).items()},
-        strict=not config.tie_word_embeddings,  # a tied head has no weights of its own
+        strict=not config.tie_word_embeddings,  # a tied head has no weights
         assign=True,
     )
     hf_model.tie_weights()
@@ -217,40 +226,27 @@ def build_model(config: Any, model: Any, dtype: torch.dtype) -> Any:
 
 
 def transformers_weights(model: Any, config: Any) -> dict[str, Tensor]:
-    """LLaVA's weights under transformers' names; embeddings get a row for `<image>`."""
+    """Returns the weights under transformers' names, with an embedding for `<image>`."""
     tower = model.get_vision_tower().vision_tower.state_dict()
-    weights = {f"model.vision_tower.{key}": value for key, value in tower.items()}
+    weights = {TOWER_PREFIX + key: value for key, value in tower.items()}
     for key, value in model.state_dict().items():
-        if ".vision_tower." in key:
-            continue
-        if key in ("lm_head.weight", "model.embed_tokens.weight"):
-            value = _with_rows(value, config.text_config.vocab_size)
-        if key in ("lm_head.weight", "model.image_newline"):
-            weights[key] = value
-        elif ".mm_projector." in key:
-            layer = next(new for old, new in PROJECTOR_LAYERS.items() if old in key)
-            weights[f"model.multi_modal_projector.{layer}{key.rsplit('.', 1)[1]}"] = value
-        else:
-            weights[key.replace("model.", "model.language_model.", 1)] = value
+        if ".vision_tower." not in key:
+            if key in TABLES:
+                value = _with_rows(value, config.text_config.vocab_size)
+            weights[_renamed(key, NAMES)] = value
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     return weights
 
 
-def with_vision_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spell the tower's keys with the level `vision_model.`, which vLLM needs.
-
-    Transformers removes the level when it loads.
-    """
-    tower, level = "model.vision_tower.", "model.vision_tower.vision_model."
-    return {
-        level + key.removeprefix(tower) if key.startswith(tower) else key: value
-        for key, value in state_dict.items()
-    }
+def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+    """Converts the name of a weight."""
+    old, new = next(pair for pair in names if key.startswith(pair[0]))
+    return new + key.removeprefix(old)
 
 
 def _with_rows(table: Tensor, num_rows: int) -> Tensor:
-    """[V, D] with mean rows behind, as LLaVA begins new tokens."""
+    """Appends mean rows to a table [V, D], as LLaVA initializes new tokens."""
     num_new = num_rows - len(table)
     mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
     return torch.cat([table, mean.expand(num_new, -1)]) if num_new > 0 else table
@@ -259,7 +255,7 @@ def _with_rows(table: Tensor, num_rows: int) -> Tensor:
 def build_processor(
     config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
 ) -> Any:
-    """Pictures and text as LLaVA prepares them; `template` is Jinja."""
+    """Returns a processor that prepares images and text as LLaVA does; `template` is Jinja."""
     settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
     keywords: dict[str, Any] = {
         "tokenizer": tokenizer,
@@ -269,66 +265,48 @@ def build_processor(
         "chat_template": template,
     }
     if isinstance(config, LlavaNextConfig):
-        tiles = LlavaNextImageProcessorPil(
-            image_grid_pinpoints=config.image_grid_pinpoints, **settings
-        )
+        pinpoints = config.image_grid_pinpoints
+        tiles = LlavaNextImageProcessorPil(image_grid_pinpoints=pinpoints, **settings)
         return LlavaNextProcessor(image_processor=tiles, **keywords)
+    kind: Any = CLIPImageProcessorPil
     if aspect_ratio == "pad":
-        flat: Any = LlavaImageProcessorPil(do_pad=True, **settings)
-    else:
-        flat = CLIPImageProcessorPil(**settings)
-    return LlavaProcessor(image_processor=flat, **keywords)
-
-
-def generation_config(model: Any, tokenizer: Any, image_token: int) -> GenerationConfig:
-    """Greedy; never answers with `<image>`, whose row means nothing."""
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token],
-    )
-
-
-TOWER_FOLDER = "vision_tower"
-ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
+        kind, settings["do_pad"] = LlavaImageProcessorPil, True
+    return LlavaProcessor(image_processor=kind(**settings), **keywords)
 
 
 def import_hf(hf_path: Path, out_dir: Path) -> None:
-    """Write a LLaVA checkpoint.
+    """Writes a LLaVA checkpoint.
 
     Args:
-        hf_path: A folder of transformers' class.
-        out_dir: A folder that does not exist yet.
+        hf_path: A folder of transformers' LLaVA classes.
+        out_dir: A new folder.
 
     Raises:
-        ConfigError: `out_dir` exists, or the model is of a kind that LLaVA does not have.
-        CheckpointError: Files are missing or do not fit.
+        ConfigError: `out_dir` exists, or LLaVA has no such model.
+        CheckpointError: Files are missing or inconsistent.
     """
-    _refuse_existing(out_dir)
+    refuse_existing(out_dir)
     if not hf_path.is_dir():
         raise CheckpointError(f"{hf_path}: no such folder")
     check_complete(hf_path)
     hf_config = _read_hf_config(hf_path)
-    hf_model = _load(hf_path, hf_config)
+    hf_model = _load(hf_path)
     note = read_config(hf_path, LLAVA_CONFIG_FILE)
     config = llava_config(hf_config, hf_path) if note is None else note["config"]
     config["mm_vision_tower"] = TOWER_FOLDER
 
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    weights = {
-        key: value.contiguous()
-        for key, value in llava_weights(hf_model, hf_config, config["vocab_size"]).items()
-    }
-    save_torch_state_dict(weights, partial)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (partial / "config.json").write_text(text, encoding="utf-8")
+    save_torch_state_dict(llava_weights(hf_model, hf_config, config["vocab_size"]), partial)
+    write_atomically(partial / "config.json", json.dumps(config, indent=2, sort_keys=True))
     add_rope_theta(partial)
     hf_model.generation_config.suppress_tokens = None
     hf_model.generation_config.save_pretrained(partial)
     save_tower(hf_model.model.vision_tower, partial / TOWER_FOLDER)
-    _image_processor(hf_path).save_pretrained(partial / TOWER_FOLDER)
+    own = _processor_settings(hf_path)
+    settings = {key: own[key] for key in IMAGE_SETTINGS if key in own}
+    # CLIP's own processor: LLaVA itself pads and tiles images
+    CLIPImageProcessorPil(**settings).save_pretrained(partial / TOWER_FOLDER)
     read_tokenizer(hf_path, note).save_pretrained(partial)
     if note is not None:
         drop_image_token(partial)
@@ -338,16 +316,10 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
 
 def _read_hf_config(hf_path: Path) -> Any:
     config = AutoConfig.from_pretrained(hf_path)
-    found = (
-        config.model_type,
-        getattr(config.get_text_config(), "model_type", None),
-        getattr(getattr(config, "vision_config", None), "model_type", None),
-    )
-    if (
-        found[0] not in ("llava", "llava_next")
-        or found[1] not in ARCHITECTURES
-        or found[2] != "clip_vision_model"
-    ):
+    parts = (config, config.get_text_config(), getattr(config, "vision_config", None))
+    found = [getattr(part, "model_type", None) for part in parts]
+    expected = (("llava", "llava_next"), ARCHITECTURES, ("clip_vision_model",))
+    if not all(kind in kinds for kind, kinds in zip(found, expected, strict=True)):
         raise ConfigError(
             f"{hf_path}: found model types {found}; LLaVA has llava or llava_next with llama or "
             "mistral and clip_vision_model"
@@ -357,10 +329,11 @@ def _read_hf_config(hf_path: Path) -> Any:
     return config
 
 
-def _load(hf_path: Path, config: Any) -> Any:
-    # the tower's level `vision_model.` may be missing, or be there twice where a script that adds
-    # it for vLLM ran on a folder that had it
-    model, info = _class_of(config).from_pretrained(
+def _load(hf_path: Path) -> Any:
+    # the level `vision_model.` may be missing, or be there twice if a script that adds it for vLLM
+    # ran on a folder that had it
+    kind: Any = AutoModelForImageTextToText
+    model, info = kind.from_pretrained(
         hf_path,
         dtype="auto",
         output_loading_info=True,
@@ -375,9 +348,8 @@ def _load(hf_path: Path, config: Any) -> Any:
 
 
 def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
-    """LLaVA's `config.json` for a checkpoint that was not exported here."""
+    """Returns LLaVA's `config.json` for a checkpoint that was not exported here."""
     text = hf_config.get_text_config()
-    assert {f"llava_{kind}" for kind in ARCHITECTURES} == set(TEXT_CONFIGS)
     features = {strategy: feature for feature, strategy in SELECT_STRATEGIES.items()}
     is_next = isinstance(hf_config, LlavaNextConfig)
     config: dict[str, Any] = {
@@ -398,9 +370,7 @@ def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
     }
     if is_next:
         config["image_aspect_ratio"] = "anyres"
-        config["image_grid_pinpoints"] = [
-            [width, height] for height, width in hf_config.image_grid_pinpoints
-        ]
+        config["image_grid_pinpoints"] = [[w, h] for h, w in hf_config.image_grid_pinpoints]
     else:
         does_pad = _processor_settings(hf_path).get("do_pad")
         config["image_aspect_ratio"] = "pad" if does_pad else "square"
@@ -408,46 +378,35 @@ def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
 
 
 def llava_weights(hf_model: Any, hf_config: Any, vocab_size: int) -> dict[str, Tensor]:
-    """Weights under LLaVA's names, without the tower and without rows that an export added."""
-    layers = {new: old for old, new in PROJECTOR_LAYERS.items()}
-    weights: dict[str, Tensor] = {}
-    for key, value in hf_model.state_dict().items():
-        if key.startswith("model.vision_tower."):
-            continue
-        if key == "lm_head.weight":
-            if not hf_config.tie_word_embeddings:
-                weights[key] = value[:vocab_size].clone()
-        elif key.startswith("model.multi_modal_projector."):
-            layer, name = key.removeprefix("model.multi_modal_projector.").split(".")
-            weights[f"model.{layers[layer + '.']}{name}"] = value
-        elif key == "model.image_newline":
-            weights[key] = value
-        else:
-            weights[key.replace("model.language_model.", "model.", 1)] = value
-    table = weights["model.embed_tokens.weight"]
-    # a copy: a part of a tensor is not saved
-    weights["model.embed_tokens.weight"] = table[:vocab_size].clone()
+    """Returns the weights under LLaVA's names, without the tower and the rows of an export."""
+    names = [(new, old) for old, new in NAMES]
+    weights = {
+        _renamed(key, names): value.contiguous()
+        for key, value in hf_model.state_dict().items()
+        if not key.startswith(TOWER_PREFIX)
+    }
+    if hf_config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    for key in TABLES & weights.keys():
+        weights[key] = weights[key][:vocab_size].clone()  # a view cannot be saved
     return weights
 
 
 def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
-    """The tokenizer with LLaVA's settings: it adds BOS where the chat template writes BOS.
+    """Loads the tokenizer with LLaVA's settings: it adds BOS if the chat template writes BOS.
 
     Args:
         hf_path: The folder.
-        note: What our export wrote down, None for another's folder.
+        note: Content of `llava_config.json`; None for a folder that was exported elsewhere.
     """
-    if note is not None:
-        # exports before this key was written kept the tokenizer's BOS
-        settings = dict(note.get("tokenizer", {}))
-        has_pad = "pad_token" not in settings or settings.pop("pad_token") is not None
-        tokenizer = load_tokenizer(hf_path, **settings)
-        if not has_pad:
-            tokenizer.pad_token = None
-        return tokenizer
-    tokenizer = load_tokenizer(hf_path)
+    # older exports have no such key and kept the tokenizer's BOS
+    settings = dict((note or {}).get("tokenizer", {}))
+    has_pad = settings.pop("pad_token", "") is not None
+    tokenizer = load_tokenizer(hf_path, **settings)
+    if not has_pad:
+        tokenizer.pad_token = None
     is_llama = isinstance(tokenizer, LlamaTokenizer)
-    if is_llama and tokenizer.chat_template:
+    if note is None and is_llama and tokenizer.chat_template:
         asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
         prompt = tokenizer.apply_chat_template(asked, tokenize=False)
         if prompt.startswith(tokenizer.bos_token) and not adds_bos(tokenizer):
@@ -455,16 +414,8 @@ def read_tokenizer(hf_path: Path, note: dict[str, Any] | None) -> Any:
     return tokenizer
 
 
-def _image_processor(hf_path: Path) -> CLIPImageProcessorPil:
-    """CLIP's own processor with the settings of the folder's; padding and tiles are LLaVA's."""
-    settings = _processor_settings(hf_path)
-    return CLIPImageProcessorPil(
-        **{key: settings[key] for key in IMAGE_SETTINGS if key in settings}
-    )
-
-
 def _processor_settings(hf_path: Path) -> dict[str, Any]:
-    """The image processor's settings, from the file of either version of transformers."""
+    """Reads the settings of the image processor, as either version of transformers stores them."""
     whole = read_config(hf_path, "processor_config.json") or {}
     settings = whole.get("image_processor") or read_config(hf_path, "preprocessor_config.json")
     if settings is None:
@@ -476,26 +427,28 @@ def _processor_settings(hf_path: Path) -> dict[str, Any]:
 
 
 def drop_image_token(folder: Path) -> None:
-    """Take `<image>` out of a tokenizer again: LLaVA cuts prompts there before it tokenizes."""
-    path = folder / "tokenizer.json"
-    content = read_config(folder, path.name)
+    """Removes `<image>` from a tokenizer, because LLaVA splits prompts there beforehand."""
+    content = read_config(folder, "tokenizer.json")
     if content is not None:
         content["added_tokens"] = [
             token for token in content["added_tokens"] if token["content"] != DEFAULT_IMAGE_TOKEN
         ]
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
-    path = folder / "added_tokens.json"
-    if (added := read_config(folder, path.name)) is not None:
+        write_atomically(folder / "tokenizer.json", _as_json(content))
+    added = read_config(folder, "added_tokens.json") or {}
+    (folder / "added_tokens.json").unlink(missing_ok=True)
+    if added.keys() - {DEFAULT_IMAGE_TOKEN}:
         added.pop(DEFAULT_IMAGE_TOKEN, None)
-        path.write_text(json.dumps(added, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if not added:
-            path.unlink()
-    path = folder / "tokenizer_config.json"
-    settings = read_config(folder, path.name) or {}
+        write_atomically(folder / "added_tokens.json", _as_json(added))
+    settings = read_config(folder, "tokenizer_config.json") or {}
     for key in ("processor_class", "chat_template", "image_token", "extra_special_tokens"):
         settings.pop(key, None)
-    decoder = settings.get("added_tokens_decoder", {})
-    for token_id in [key for key, token in decoder.items() if token["content"] == "<image>"]:
-        del decoder[token_id]
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if decoder := settings.get("added_tokens_decoder"):
+        settings["added_tokens_decoder"] = {
+            key: token for key, token in decoder.items() if token["content"] != DEFAULT_IMAGE_TOKEN
+        }
+    write_atomically(folder / "tokenizer_config.json", _as_json(settings))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2)

@@ -1,4 +1,4 @@
-"""`lrm sample`: one training sample, seen as text, as prompt, and as ids and labels."""
+"""`lrm sample`: prints one training sample as text, as prompt, and as ids and labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
-# Committed with the repository, once its base models are built (`lrm mini build-base`).
+# Part of the repository; built by `lrm mini build-base`.
 MINI_TOKENIZER = Path(__file__).parents[2] / "playground" / "models" / "mini" / "llm"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `lrm`."""
+    """Adds the command to `lrm`."""
     app.command("sample")(show_sample)
 
 
@@ -19,7 +19,7 @@ def show_sample(
     lang: str = typer.Option("en", help="Language code."),
     instruction: str = typer.Option("mvqa", help="Task instruction: mvqa, epvqa or bvqa."),
     direction: str | None = typer.Option(
-        None, help="For bvqa: to_en (the default) or from_en, that is, English asks."
+        None, help="For bvqa: to_en (the default), or from_en for questions in English."
     ),
     index: int = typer.Option(0, help="Row of the corpus."),
     corpus: Path | None = typer.Option(None, help="A corpus folder; default: the built-in one."),

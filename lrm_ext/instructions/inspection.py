@@ -1,12 +1,13 @@
-"""Shows one sample the way training sees it: as text, as prompt, as ids and labels.
+"""Shows one sample as training uses it: as text, as prompt, as ids and labels.
 
-Input: a sample, a template, a tokenizer. Output: text for a terminal. It renders and encodes by
-the same functions as training does, so what is shown is what is trained.
+Input: a sample, a template, a tokenizer. Output: text for a terminal. Samples are rendered and
+encoded by the same functions as in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,32 @@ from llava.errors import ConfigError
 from lrm_ext.languages.templates import register_templates, template_for
 
 SUPERVISED_STYLE = "bold green"
-# Without colours a supervised part stands between these.
+# Enclose supervised parts if there are no colours.
 MARKS = ("[[", "]]")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer from a folder; nothing is fetched.
+    """Loads a tokenizer from a folder as training does, without downloads.
 
     Raises:
-        ConfigError: The folder does not exist or holds no tokenizer.
+        ConfigError: The folder does not exist.
+        CheckpointError: It holds no tokenizer.
     """
     if not folder.is_dir():
         raise ConfigError(f"tokenizer: there is no folder {folder}.")
-    from transformers import AutoTokenizer
+    from llava.model import tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"tokenizer: {folder} holds none that can be loaded (expected tokenizer_config.json "
-            f"with tokenizer.json or tokenizer.model): {error}"
-        ) from error
+    return tokenizer.load_tokenizer(folder)
 
 
 def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
-    """The template of a sample: in the language of its answers where there is one.
+    """Returns the template of a sample, in the language of its answers if there is one.
 
     Returns:
-        Its name and a copy of it.
+        The name and a copy of the template.
 
     Raises:
-        TemplateError: There is no such template; the choices are listed.
+        TemplateError: The template is unknown; the choices are listed.
     """
     register_templates()
     name = template_for(template, sample.lang)
@@ -59,7 +55,7 @@ def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
 
 
 def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
-    """Encode a sample as training does."""
+    """Encodes a sample as training does."""
     _, conv = conversation_for(sample, template)
     has_image = sample.image is not None
     turns = place_images(sample.turns, conv) if has_image else sample.turns
@@ -67,7 +63,7 @@ def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
 
 
 def describe_sample(sample: Sample) -> Text:
-    """The sample's fields and turns."""
+    """Returns the fields and turns of a sample."""
     text = Text()
     for field in ("id", "image", "lang", "instruction", "task", "source"):
         text.append(f"{field:<12}", style="dim")
@@ -79,7 +75,7 @@ def describe_sample(sample: Sample) -> Text:
 
 
 def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
-    """The sample as one prompt; what counts in the loss is marked."""
+    """Returns the prompt of a sample, with supervised parts marked."""
     _, conv = conversation_for(sample, template)
     rendered = render(place_images(sample.turns, conv), conv)
     pieces: list[tuple[str, bool]] = []
@@ -92,31 +88,27 @@ def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
 
 
 def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
-    """Tokens, ids and labels of an encoded sample."""
+    """Returns tokens, ids and labels of an encoded sample."""
     pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
-    num_supervised = sum(label != IGNORE_INDEX for _, label in pairs)
+    styles = [SUPERVISED_STYLE if label != IGNORE_INDEX else "" for label in encoded.labels]
+    num_supervised = sum(map(bool, styles))
     text = Text(f"{len(pairs)} tokens, {num_supervised} supervised\n\n", style="dim")
     text.append_text(_marked(_runs(pairs, tokenizer), color))
     for name, values in (("input_ids", encoded.input_ids), ("labels", encoded.labels)):
-        text.append(f"\n\n{name} ", style="dim")
-        for i, (value, (_, label)) in enumerate(zip(values, pairs, strict=True)):
-            style = SUPERVISED_STYLE if label != IGNORE_INDEX else ""
-            text.append(" " * (i > 0) + str(value), style=style)
+        text.append(f"\n\n{name}", style="dim")
+        for value, style in zip(values, styles, strict=True):
+            text.append(" ").append(str(value), style=style)
     return text
 
 
-def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> list[tuple[str, bool]]:
-    """Neighbouring tokens that are supervised alike, as text."""
-    runs: list[tuple[str, bool]] = []
-    for token, label in pairs:
-        image = token == IMAGE_TOKEN_INDEX
-        piece = "<image>" if image else str(tokenizer.convert_ids_to_tokens(token))
-        supervised = label != IGNORE_INDEX
-        if runs and runs[-1][1] == supervised:
-            runs[-1] = (f"{runs[-1][0]} {piece}", supervised)
-        else:
-            runs.append((piece, supervised))
-    return [(f"{piece} ", supervised) for piece, supervised in runs]
+def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """Yields runs of tokens as text, each with whether it is supervised."""
+    for is_supervised, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
+        pieces = [
+            "<image>" if token == IMAGE_TOKEN_INDEX else tokenizer.convert_ids_to_tokens(token)
+            for token, _ in run
+        ]
+        yield "".join(f"{piece} " for piece in pieces), is_supervised
 
 
 def _marked(pieces: Iterable[tuple[str, bool]], color: bool) -> Text:

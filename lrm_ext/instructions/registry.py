@@ -1,24 +1,24 @@
-"""The paper's three instructions (its equations 6 to 8): format a sample, ask, read a reply.
+"""Implements the paper's three instructions (equations 6 to 8): format, ask, and read a reply.
 
 `mvqa`: question and answer in one language. `epvqa`: the model first translates the question into
-English, then answers. `bvqa`: question in one language, answer in the other, one of them English.
-All wording is in the language files; here is only the order of the parts. To add an instruction,
-write its rules and add it to the dictionary at the end.
+English, then answers. `bvqa`: question in one language, answer in another, one of them English. All
+wording is in the language files; this module only orders the parts. To add an instruction, derive a
+class from `Instruction` and add it to `_INSTRUCTIONS`.
 
-Input: a corpus row with its turns in English and in another language. Output: a `Sample` in
-LLaVA's shape, or, the other way, the parts of a model's reply. An instruction holds for a whole
-conversation: switching languages inside one would train the confusion that we want to avoid.
-Which sample gets which instruction is decided in `lrm_ext.mixture`.
+Input: a corpus row with its turns in English and in another language. Output: a `Sample` in LLaVA's
+format; or, given a reply of a model, its parts. An instruction applies to a whole conversation,
+because switching languages within one would train the confusion that the paper wants to avoid.
+`lrm_ext.mixture` decides which sample gets which instruction.
 
-A human turn is, in this order: `<image>` (or at the very end), the question, a response-format
-prompt such as "Answer the question using a single word or phrase." The format prompt stays last,
-as LLaVA trains it, so an instruction goes before it; the image stays where it was.
+A human turn consists of `<image>` (at the beginning or at the end), the question, and a
+response-format prompt such as "Answer the question using a single word or phrase." As in LLaVA's
+training, the format prompt stays last, so an instruction goes before it; the image stays in place.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,26 +29,20 @@ from lrm_ext.languages.registry import Language, get_language
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow
 
-_HEAD = re.compile(r"\A<image>\n?")
-_TAIL = re.compile(r"\n?<image>\Z")
+_HUMAN_TURN = re.compile(r"(<image>\n?|)(.*?)(\n?<image>|)", re.DOTALL)
 ENGLISH = "en"
 TO_EN = "to_en"
 FROM_EN = "from_en"
 
-# (question, the language that is not English, direction) -> the question as the model gets it
-Ask = Callable[[str, Language, str | None], str]
-# (English question, answer, language) -> the answer as the model is to give it
-Reply = Callable[[str, str, Language], str]
-
 
 @dataclass(frozen=True)
 class HumanText:
-    """The parts of a human turn; `str()` puts them together again.
+    """The parts of a human turn; `str()` joins them again.
 
     Attributes:
         head: `<image>` with its newline if the turn begins with it, else "".
-        question: What is asked; may have several lines.
-        format_prompt: The response-format prompt, "" if there is none.
+        question: The question, which may have several lines.
+        format_prompt: The response-format prompt, or "".
         tail: `<image>` with the newline before it if the turn ends with it, else "".
     """
 
@@ -63,21 +57,20 @@ class HumanText:
 
 
 def split_human_text(text: str, format_prompts: Collection[str]) -> HumanText:
-    r"""Take a human turn apart.
+    r"""Splits a human turn into its parts.
 
     Args:
-        text: The turn's text.
-        format_prompts: The response-format prompts of the turn's language. One is recognised only
-            if it is the whole last line and something is asked before it.
+        text: Text of the turn.
+        format_prompts: The response-format prompts of the turn's language. One is recognized only
+            if it is the whole last line, after a question.
 
     Example:
         >>> split_human_text("<image>\nA duck?\nYes or no.", ["Yes or no."]).question
         'A duck?'
     """
-    head = match.group() if (match := _HEAD.search(text)) else ""
-    body = text[len(head) :]
-    tail = match.group() if (match := _TAIL.search(body)) else ""
-    body = body[: len(body) - len(tail)]
+    match = _HUMAN_TURN.fullmatch(text)
+    assert match is not None  # the pattern matches every text
+    head, body, tail = match.groups()
     question, newline, last = body.rpartition("\n")
     if newline and question and last in format_prompts:
         return HumanText(head, question, last, tail)
@@ -85,7 +78,7 @@ def split_human_text(text: str, format_prompts: Collection[str]) -> HumanText:
 
 
 def insert_instruction(text: str, instruction: str, format_prompts: Collection[str]) -> str:
-    r"""Put an instruction on its own line after the question, before a response-format prompt.
+    r"""Inserts an instruction as a line after the question, before a response-format prompt.
 
     Example:
         >>> insert_instruction("<image>\nA duck?\nOne word.", "In Czech.", ["One word."])
@@ -98,13 +91,13 @@ def insert_instruction(text: str, instruction: str, format_prompts: Collection[s
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """A model's reply, read by the rules of the instruction that asked for it.
+    """A reply of a model, parsed by the rules of its instruction.
 
     Attributes:
         answer: The answer; "" if the reply has none.
-        translation: The question in English (EP-VQA only), None if the reply has none.
-        well_formed: Whether all parts were found where they must be.
-        problem: What is wrong, for counting; None if well formed.
+        translation: The question in English (EP-VQA only); None if the reply has none.
+        well_formed: Whether all parts are in their places.
+        problem: Category of the error; None if the reply is well formed.
     """
 
     answer: str
@@ -115,40 +108,53 @@ class ParsedReply:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One task instruction.
+    """A task instruction.
+
+    This class leaves question and answer unchanged, as MVQA does; the other instructions override
+    `_ask`, `_reply` or `_parse`.
 
     Attributes:
-        name: Its name in data and on the command line.
-        summary: One line for people.
-        directions: For BVQA, which of the two languages asks; empty for the others.
-        allows_english: Whether it makes sense in English alone.
-        ask_rule: See `ask`.
-        reply_rule: Turns a plain answer into the supervised reply.
-        parse_rule: See `parse`.
+        name: Name in data and on the command line.
+        summary: Description in one line.
+        directions: For BVQA, which language is asked in; empty for the others.
+        allows_english: Whether the instruction applies to English alone.
     """
 
     name: str
     summary: str
-    directions: tuple[str, ...]
-    allows_english: bool
-    ask_rule: Ask
-    reply_rule: Reply
-    parse_rule: Callable[[str, Language], ParsedReply]
+    directions: tuple[str, ...] = ()
+    allows_english: bool = False
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        """Returns the prompt for a question; `language` is the one that is not English."""
+        return text
+
+    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+        """Returns the reply that the model is trained to give.
+
+        Raises:
+            DataError: The instruction does not fit this question.
+        """
+        return answer
+
+    def _parse(self, reply: str, language: Language) -> ParsedReply:
+        """Parses a reply, which is stripped and not empty."""
+        return ParsedReply(reply)
 
     def ask(self, text: str, lang: str, direction: str | None = None) -> str:
-        """Turn a question into the prompt that this instruction trains.
+        """Converts a question into the prompt of this instruction.
 
         Args:
-            text: The human turn in the question's language: `lang`, or English with "from_en".
-                `<image>` and a response-format prompt stay where they are.
-            lang: The language that is not English (or English, for MVQA).
+            text: The human turn in `lang`, or in English for "from_en". `<image>` and a
+                response-format prompt stay in place.
+            lang: The language that is not English (English is allowed for MVQA).
             direction: "to_en" or "from_en" for BVQA, else None.
 
         Raises:
-            ConfigError: Unknown language or direction, or English where it makes no sense.
+            ConfigError: Language or direction is unknown, or English is not allowed.
         """
         self._check(lang, direction)
-        return self.ask_rule(text, get_language(lang), direction)
+        return self._ask(text, get_language(lang), direction)
 
     def format(
         self,
@@ -157,17 +163,17 @@ class Instruction:
         lang: str,
         direction: str | None = None,
     ) -> Sample:
-        """Make the training sample of a row.
+        """Creates the training sample of a row.
 
         Args:
             row: The row, with its English turns.
-            turns: The row's turns in `lang`; for English the row's own, or None.
-            lang: The language that is not English (or English, for MVQA).
+            turns: Turns of the row in `lang`; may be None for English.
+            lang: The language that is not English (English is allowed for MVQA).
             direction: "to_en" or "from_en" for BVQA, else None.
 
         Returns:
-            A sample whose `lang` is the language of its *answers* (English for BVQA "to_en"):
-            the one that a template's system sentence states and that losses are reported by.
+            A sample whose `lang` is the language of its *answers* (English for BVQA "to_en"). The
+            system text of a template names this language, and losses are reported by it.
 
         Raises:
             ConfigError: As in `ask`.
@@ -186,12 +192,15 @@ class Instruction:
         questions = row.turns if direction == FROM_EN else turns
         answers = row.turns if direction == TO_EN else turns
         made: list[Turn] = []
-        for i, question in enumerate(questions):
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             if question.role == "human":
-                made.append(Turn("human", self.ask_rule(question.text, language, direction)))
+                made.append(Turn("human", self._ask(question.text, language, direction)))
                 continue
-            text = self._reply(row, i, answers[i].text, language)
-            made.append(Turn("gpt", text, answers[i].supervised))
+            try:
+                text = self._reply(row.turns[i - 1].text if i else "", answer.text, language)
+            except DataError as error:
+                raise DataError(f"row {row.id!r}, turn {i}, {self.name}: {error}") from error
+            made.append(Turn("gpt", text, answer.supervised))
         parts = [lang, self.name, *([direction] if direction else [])]
         return Sample(
             id=row.id if lang == ENGLISH else f"{row.id}@{'.'.join(parts)}",
@@ -204,21 +213,17 @@ class Instruction:
         )
 
     def parse(self, reply: str, lang: str) -> ParsedReply:
-        """Read a model's reply to a prompt of this instruction in `lang`.
+        """Parses the reply of a model to a prompt of this instruction in `lang`.
 
-        A part that is missing is reported, never guessed.
+        A missing part is reported, never guessed.
 
         Raises:
-            ConfigError: Unknown language.
+            ConfigError: The language is unknown.
         """
-        return self.parse_rule(reply, get_language(lang))
-
-    def _reply(self, row: CorpusRow, index: int, answer: str, language: Language) -> str:
-        english = row.turns[index - 1].text if index else ""
-        try:
-            return self.reply_rule(english, answer, language)
-        except DataError as error:
-            raise DataError(f"row {row.id!r}, turn {index}, {self.name}: {error}") from error
+        language, reply = get_language(lang), reply.strip()
+        if not reply:
+            return ParsedReply("", None, False, "empty reply")
+        return self._parse(reply, language)
 
     def _check(self, lang: str, direction: str | None) -> None:
         get_language(lang)
@@ -233,121 +238,83 @@ class Instruction:
             raise ConfigError(f"{self.name}: direction is {direction!r}; choose from: {choices}.")
 
 
+class _Pivot(Instruction):
+    """EP-VQA: translate the question into English, then answer."""
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        return insert_instruction(text, language.epvqa_instruction, language.format_prompts)
+
+    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+        """Returns the English question (without image and format prompt) and the answer, marked."""
+        english = get_language(ENGLISH)
+        question = split_human_text(english_question, english.format_prompts).question.strip()
+        if not question:
+            raise DataError("the English turn asks nothing that could be translated.")
+        separator = "\n" + language.answer_marker
+        if separator in question:
+            raise DataError(
+                f"the English question holds {language.answer_marker!r} at the beginning of a "
+                "line; the reply could not be taken apart again. Reword it or set "
+                "translatable = false."
+            )
+        gap = " " if language.spaced else ""
+        return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
+
+    def _parse(self, reply: str, language: Language) -> ParsedReply:
+        """Splits a reply at its markers; see `_reply`.
+
+        A reply without markers is an answer without a translation. A reply that starts a
+        translation but has no answer marker, because it was cut off for example, has no answer.
+        """
+        before, marker, answer = ("\n" + reply).partition("\n" + language.answer_marker)
+        before, answer = before.strip(), answer.strip()
+        if not reply.startswith(language.translation_marker):
+            found = answer if marker and not before else reply
+            return ParsedReply(found, None, False, "no translation")
+        translation = before[len(language.translation_marker) :].strip()
+        if not marker:
+            return ParsedReply("", translation or None, False, "no answer marker")
+        if not translation or not answer:
+            missing = "empty answer" if translation else "empty translation"
+            return ParsedReply(answer, translation or None, False, missing)
+        return ParsedReply(answer, translation)
+
+
+class _Bilingual(Instruction):
+    """BVQA: question in one language, answer in the other."""
+
+    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+        """Adds a request, in the question's language, that names the language of the answer.
+
+        MVQA answers the same question in its own language; without the request, the two
+        instructions would contradict each other.
+        """
+        asking = language if direction == TO_EN else get_language(ENGLISH)
+        answer_lang = ENGLISH if direction == TO_EN else language.code
+        return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
+
+
+_MVQA = Instruction("mvqa", "question and answer in the same language", allows_english=True)
+_EPVQA = _Pivot("epvqa", "translate the question into English first, then answer")
+_BVQA = _Bilingual(
+    "bvqa", "question in one language, answer in the other, one of them English", (TO_EN, FROM_EN)
+)
+_INSTRUCTIONS = {instruction.name: instruction for instruction in (_MVQA, _EPVQA, _BVQA)}
+
+
 def list_instructions() -> tuple[str, ...]:
-    """Names of all instructions."""
+    """Returns the names of all instructions."""
     return tuple(_INSTRUCTIONS)
 
 
 def get_instruction(name: str) -> Instruction:
-    """Look an instruction up.
+    """Returns an instruction.
 
     Raises:
-        ConfigError: There is none of that name; the choices are listed.
+        ConfigError: The name is unknown; the choices are listed.
     """
     if name not in _INSTRUCTIONS:
         raise ConfigError(
             f"unknown instruction {name!r}; choose from: {', '.join(list_instructions())}."
         )
     return _INSTRUCTIONS[name]
-
-
-def _ask_plain(text: str, language: Language, direction: str | None) -> str:
-    return text
-
-
-def _ask_pivot(text: str, language: Language, direction: str | None) -> str:
-    return insert_instruction(text, language.epvqa_instruction, language.format_prompts)
-
-
-def _ask_bilingual(text: str, language: Language, direction: str | None) -> str:
-    """Name the answer language in the question's language.
-
-    The same question is answered in its own language by MVQA: without the name the two would
-    contradict each other.
-    """
-    asking = language if direction == TO_EN else get_language(ENGLISH)
-    answer_lang = ENGLISH if direction == TO_EN else language.code
-    return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
-
-
-def _reply_plain(english_question: str, answer: str, language: Language) -> str:
-    return answer
-
-
-def _reply_pivot(english_question: str, answer: str, language: Language) -> str:
-    """The English question without picture and format prompt, then the answer, both marked."""
-    english = get_language(ENGLISH)
-    question = split_human_text(english_question, english.format_prompts).question.strip()
-    if not question:
-        raise DataError("the English turn asks nothing that could be translated.")
-    separator = "\n" + language.answer_marker
-    if separator in question:
-        raise DataError(
-            f"the English question holds {language.answer_marker!r} at the beginning of a line; "
-            "the reply could not be taken apart again. Reword it or set translatable = false."
-        )
-    gap = " " if language.spaced else ""
-    return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
-
-
-def _parse_plain(reply: str, language: Language) -> ParsedReply:
-    answer = reply.strip()
-    return ParsedReply(answer) if answer else ParsedReply("", None, False, "empty reply")
-
-
-def _parse_pivot(reply: str, language: Language) -> ParsedReply:
-    """Split a reply at its markers; see `_reply_pivot`.
-
-    A reply with neither marker is an answer given without the translation. One that begins a
-    translation and never comes to the answer (cut off, say) has no answer.
-    """
-    reply = reply.strip()
-    if not reply:
-        return ParsedReply("", None, False, "empty reply")
-    has_translation = reply.startswith(language.translation_marker)
-    before, marker, answer = ("\n" + reply).partition("\n" + language.answer_marker)
-    before, answer = before.strip(), answer.strip()
-    if not has_translation:
-        found = answer if marker and not before else reply
-        return ParsedReply(found, None, False, "no translation")
-    translation = before[len(language.translation_marker) :].strip()
-    if not marker:
-        return ParsedReply("", translation or None, False, "no answer marker")
-    if not translation or not answer:
-        missing = "empty answer" if translation else "empty translation"
-        return ParsedReply(answer, translation or None, False, missing)
-    return ParsedReply(answer, translation)
-
-
-_INSTRUCTIONS = {
-    instruction.name: instruction
-    for instruction in (
-        Instruction(
-            name="mvqa",
-            summary="question and answer in the same language",
-            directions=(),
-            allows_english=True,
-            ask_rule=_ask_plain,
-            reply_rule=_reply_plain,
-            parse_rule=_parse_plain,
-        ),
-        Instruction(
-            name="epvqa",
-            summary="translate the question into English first, then answer",
-            directions=(),
-            allows_english=False,
-            ask_rule=_ask_pivot,
-            reply_rule=_reply_pivot,
-            parse_rule=_parse_pivot,
-        ),
-        Instruction(
-            name="bvqa",
-            summary="question in one language, answer in the other, one of them English",
-            directions=(TO_EN, FROM_EN),
-            allows_english=False,
-            ask_rule=_ask_bilingual,
-            reply_rule=_reply_plain,
-            parse_rule=_parse_plain,
-        ),
-    )
-}

@@ -1,4 +1,4 @@
-"""`lrm plan`: what a preset takes, before it is run."""
+"""`lrm plan`: estimates what a preset needs before it runs."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `lrm`."""
+    """Adds the command to `lrm`."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("plan", context_settings=settings)(plan)
 
 
 def plan(
     context: typer.Context,
-    preset: str = typer.Option("vicuna-13b", help="Of scripts/v1_5/presets/."),
-    gpus: int = typer.Option(8, min=0, help="GPUs in all; 0 plans for a CPU."),
-    gpu: str = typer.Option("a800-80g", help="Kind of GPU; another name lists the choices."),
+    preset: str = typer.Option("vicuna-13b", help="A preset of scripts/v1_5/presets/."),
+    gpus: int = typer.Option(8, min=0, help="Number of GPUs in total; 0 plans for a CPU."),
+    gpu: str = typer.Option("a800-80g", help="Type of GPU; an unknown name lists the choices."),
     samples: int | None = typer.Option(
         None, min=1, help="Samples of each stage; default: the preset's corpus, else the paper's."
     ),
     text_tokens: float | None = typer.Option(
-        None, min=1, help="Mean tokens of a sample without its picture; default: measured."
+        None, min=1, help="Mean text tokens of a sample; default: measured in the corpus."
     ),
     supervised_tokens: float | None = typer.Option(
-        None, min=0, help="Mean tokens that are learnt; default: measured, else all of the text."
+        None, min=0, help="Mean supervised tokens; default: measured, else all text tokens."
     ),
     mfu: float | None = typer.Option(
-        None, help="Share of the GPUs' peak; default: what others reach (gpus.json)."
+        None, help="Model FLOPs utilization; default: what others report (gpus.json)."
     ),
-    price: float | None = typer.Option(None, min=0, help="Of a GPU for an hour, any currency."),
+    price: float | None = typer.Option(None, min=0, help="Price of a GPU hour, in any currency."),
     hours: float | None = typer.Option(
-        None, help="That a run took, both stages: print what they imply."
+        None, help="Hours that a run took, both stages: print what they imply."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:

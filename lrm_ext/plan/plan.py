@@ -1,9 +1,9 @@
-"""Plans a training: what each stage of a preset takes, on GPUs of one kind.
+"""Plans a training run: memory, operations, hours and cost of each stage of a preset.
 
-Input: a preset, a number of GPUs and their kind. Output: a `Plan` with memory, operations and hours
-of each stage, and what a run that took a known time made of its GPUs; as tables for a terminal and
-as plain values for JSON. How many samples a stage sees and how long they are is measured where its
-data is, else assumed; a `StageData` says where its numbers are from.
+Input: a preset, and the number and type of GPUs. Output: a `Plan`, printed as tables or converted
+to plain values for JSON. Given the hours that a run took, it also tells how well the run used its
+GPUs. Number and length of the samples are measured if the corpus of the preset is there, and
+assumed otherwise; `StageData` records the source of its numbers.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes.
+    """The plan of one stage.
 
     Attributes:
         stage: "pretrain" or "finetune".
-        settings: How it is trained.
-        data: What it is trained on.
-        memory: Of a device, with samples of mean length.
-        memory_at_limit: The same, all samples as long as `--model_max_length`.
-        largest_batch: Most samples a device can take at mean length; None without a GPU.
-        largest_batch_at_limit: The same, all samples as long as the limit.
+        settings: Settings that affect the memory.
+        data: Number and length of the samples.
+        memory: Memory of a device with samples of mean length.
+        memory_at_limit: Memory of a device if all samples have `--model_max_length` positions.
+        largest_batch: Largest micro-batch at mean length; None without a GPU.
+        largest_batch_at_limit: Largest micro-batch if all samples have the maximum length.
         max_length: `--model_max_length`.
-        flops: Operations for a sample.
-        hours: At the MFU of the plan; None without a GPU.
+        flops: Operations per sample.
+        hours: Hours at the MFU of the plan; None without a GPU.
     """
 
     stage: str
@@ -63,29 +63,29 @@ class StagePlan:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return -(-self.data.num_samples // self.settings.samples_a_step)
 
     @property
     def num_tokens(self) -> float:
-        """Positions in all, pictures included."""
+        """Positions of all samples, including those of images."""
         return self.data.num_samples * self.data.num_positions
 
     @property
     def total_flops(self) -> float:
-        """Operations in all."""
+        """Operations of all samples."""
         return self.data.num_samples * self.flops.total
 
 
 @dataclass(frozen=True)
 class Implied:
-    """What a run that took a known time made of its GPUs.
+    """Throughput of a run that took a known time.
 
     Attributes:
-        hours: How long it took, all stages.
-        samples_per_second: Of all GPUs.
-        tokens_per_second_and_gpu: Positions, pictures included.
-        mfu: Share of the GPUs' peak.
+        hours: Hours of all stages.
+        samples_per_second: Samples per second on all GPUs.
+        tokens_per_second_and_gpu: Positions per second and GPU, including those of images.
+        mfu: Model FLOPs utilization.
     """
 
     hours: float
@@ -96,17 +96,17 @@ class Implied:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the stages of a preset take.
+    """The plan of a preset.
 
     Attributes:
-        preset: Its name.
-        shape: The model.
-        gpu: Kind of GPU; None for a CPU.
-        num_gpus: How many.
-        mfu: Share of the peak that is assumed.
-        stages: Each stage.
-        price: Of a GPU for an hour; None if not given.
-        implied: What `--hours` imply; None if not given.
+        preset: Name of the preset.
+        shape: Sizes of the model.
+        gpu: Type of GPU; None for a CPU.
+        num_gpus: Number of GPUs.
+        mfu: Assumed model FLOPs utilization; None for a CPU.
+        stages: The plans of the stages.
+        price: Price of a GPU hour; None if not given.
+        implied: Throughput that `--hours` implies; None if not given.
     """
 
     preset: str
@@ -120,13 +120,13 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of all stages."""
+        """Hours of all stages; None without a GPU."""
         hours = [stage.hours for stage in self.stages if stage.hours is not None]
         return sum(hours) if len(hours) == len(self.stages) else None
 
     @property
     def cost(self) -> float | None:
-        """Of all stages, in the currency of the price."""
+        """Cost of all stages in the currency of the price; None if unknown."""
         if self.price is None or self.hours is None:
             return None
         return self.hours * self.num_gpus * self.price
@@ -134,15 +134,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user says about a plan; what is None is found out or assumed.
+    """Values that a user gives for a plan; those that are None are measured or assumed.
 
     Attributes:
         num_samples: Samples of each stage.
-        text_tokens: Of a sample, without its picture.
-        supervised_tokens: Of those, the ones that are learnt.
-        mfu: Share of the peak.
-        price: Of a GPU for an hour.
-        hours: That a run took, for what they imply.
+        text_tokens: Mean text tokens of a sample.
+        supervised_tokens: Mean supervised tokens of a sample.
+        mfu: Model FLOPs utilization.
+        price: Price of a GPU hour.
+        hours: Hours that a run took.
     """
 
     num_samples: int | None = None
@@ -157,22 +157,21 @@ def make_plan(
     preset: str,
     num_gpus: int,
     gpu_key: str | None,
-    wishes: Wishes | None = None,
+    wishes: Wishes = Wishes(),
     extra: tuple[str, ...] = (),
 ) -> Plan:
-    """Plan the stages of a preset.
+    """Plans the stages of a preset.
 
     Args:
-        preset: Its name.
-        num_gpus: GPUs, on one machine or several; 0 plans for a CPU.
-        gpu_key: Kind of GPU; None only for a CPU.
-        wishes: What else is said.
-        extra: Flags of training that win over the preset's.
+        preset: Name of the preset.
+        num_gpus: GPUs on one machine or several; 0 plans for a CPU.
+        gpu_key: Type of GPU; may be None for a CPU.
+        wishes: Values that the user gives.
+        extra: Training flags, which take precedence over those of the preset.
 
     Raises:
-        ConfigError: The preset, the GPU or a model is not known, or a number is out of range.
+        ConfigError: Preset, GPU or model is unknown, or a number is out of range.
     """
-    wishes = wishes or Wishes()
     if num_gpus < 0:
         raise ConfigError(f"--gpus is {num_gpus}, expected a number of GPUs, or 0 for a CPU")
     gpu = get_gpu(gpu_key or "") if num_gpus else None
@@ -183,31 +182,28 @@ def make_plan(
     for stage in STAGES:
         flags = stage_flags(preset, stage, num_gpus, extra)
         shape = load_shape(
-            str(_local(flags["model_name_or_path"])),
-            str(_local(flags["vision_tower"])) if "vision_tower" in flags else None,
+            str(_find(flags["model_name_or_path"]) or flags["model_name_or_path"]),
+            str(_find(flags["vision_tower"]) or flags["vision_tower"])
+            if "vision_tower" in flags
+            else None,
             int(flags.get("mm_vision_select_layer", -2)),
         )
-        stages.append(_plan_stage(stage, flags, shape, (gpu, num_gpus, mfu), wishes))
+        stages.append(_plan_stage(stage, flags, shape, gpu, num_gpus, mfu, wishes))
     assert shape is not None
     plan = Plan(preset, shape, gpu, num_gpus, mfu, tuple(stages), wishes.price)
-    if wishes.hours is None:
-        return plan
-    return replace(plan, implied=_implied(plan, wishes.hours))
-
-
-def _local(name: str) -> Path | str:
-    """A folder that a preset names relative to the repository; else the name."""
-    return ROOT / name if (ROOT / name / "config.json").is_file() else name
+    implied = None if wishes.hours is None else _implied(plan, wishes.hours)
+    return replace(plan, implied=implied)
 
 
 def _plan_stage(
     stage: str,
     flags: Mapping[str, str],
     shape: ModelShape,
-    device: tuple[Gpu | None, int, float | None],
+    gpu: Gpu | None,
+    num_gpus: int,
+    mfu: float | None,
     wishes: Wishes,
 ) -> StagePlan:
-    gpu, num_gpus, mfu = device
     settings = settings_of(flags, num_gpus)
     data = measure_data(flags, shape.num_image_tokens, settings.samples_a_step, wishes)
     limit = int(flags.get("model_max_length", 2048))
@@ -228,8 +224,7 @@ def _plan_stage(
             largest_batch(shape, settings, positions, supervised, memory)
             for positions, supervised in (at_mean, at_limit)
         ]
-        speed = num_gpus * gpu.peak_tflops * 1e12 * mfu
-        hours = data.num_samples * flops.total / speed / 3600
+        hours = data.num_samples * flops.total / (num_gpus * gpu.peak_tflops * 1e12 * mfu) / 3600
     return StagePlan(
         stage=stage,
         settings=settings,
@@ -245,7 +240,7 @@ def _plan_stage(
 
 
 def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
-    """What the flags of a stage say about its memory.
+    """Reads the settings that affect memory from the flags of a stage.
 
     Raises:
         ConfigError: The DeepSpeed configuration cannot be read.
@@ -273,7 +268,7 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
 
 
 def _zero(path: str | None) -> tuple[int, bool]:
-    """ZeRO's stage and whether it offloads, of a DeepSpeed configuration."""
+    """Reads the ZeRO stage, and whether it offloads, from a DeepSpeed configuration."""
     if path is None or path == "none":
         return 0, False
     file = Path(path) if Path(path).is_file() else ROOT / path
@@ -285,10 +280,10 @@ def _zero(path: str | None) -> tuple[int, bool]:
 
 
 def _implied(plan: Plan, hours: float) -> Implied:
-    """What a run of all stages in so many hours made of its GPUs.
+    """Computes the throughput of a run that took the given hours.
 
     Raises:
-        ConfigError: There is no GPU, or the hours are no positive number.
+        ConfigError: There is no GPU, or the hours are not positive.
     """
     if plan.gpu is None or hours <= 0:
         raise ConfigError(f"--hours is {hours:g}: expected a positive number, and --gpus above 0")
@@ -302,7 +297,7 @@ def _implied(plan: Plan, hours: float) -> Implied:
     )
 
 
-# The paper's abstract: 4.8 million in all, half of them in each stage.
+# The paper's abstract: 4.8 million in total, half of them in each stage.
 PAPER_SAMPLES = 2_400_000
 # An assumption: translated captions of ShareGPT4V in Llama's tokens, prompt included.
 ASSUMED_TEXT_TOKENS = 254
@@ -311,14 +306,14 @@ _NUM_MEASURED = 200
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage is trained on.
+    """Number and length of the samples of a stage.
 
     Attributes:
-        num_samples: Samples in all, epochs counted.
-        num_positions: Mean of a sample, its picture included.
-        num_supervised: Mean of those that are learnt.
-        source_of_samples: Where their number is from.
-        source_of_lengths: Where their length is from.
+        num_samples: Samples of all epochs.
+        num_positions: Mean positions of a sample, including those of its image.
+        num_supervised: Mean supervised positions of a sample.
+        source_of_samples: Source of their number.
+        source_of_lengths: Source of their length.
     """
 
     num_samples: int
@@ -334,21 +329,21 @@ def measure_data(
     samples_a_step: int,
     wishes: Wishes,
 ) -> StageData:
-    """Find out what a stage is trained on.
+    """Measures or assumes number and length of the samples of a stage.
 
     Args:
-        flags: Of the stage.
-        num_image_tokens: Positions of a picture.
-        samples_a_step: The global batch, where flags give the number of steps.
-        wishes: What the user says.
+        flags: Flags of the stage.
+        num_image_tokens: Positions of an image.
+        samples_a_step: Global batch size, for flags that give a number of steps.
+        wishes: Values that the user gives, which take precedence.
 
     Raises:
-        UserError: The corpus or the mixture that is there cannot be read.
+        UserError: The corpus or the mixture exists but cannot be read.
     """
-    num_measured, text, supervised, lengths = _measure(flags) or (
+    num_measured, text, supervised, source = _measure(flags) or (
         None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
     )  # fmt: skip
-    source_of_measured = lengths
+    lengths = source
     if wishes.text_tokens is not None:
         text, supervised, lengths = wishes.text_tokens, None, "as given"
     if wishes.supervised_tokens is not None:
@@ -356,27 +351,28 @@ def measure_data(
     if supervised is None:
         supervised = text  # more it cannot be
         lengths += "; all of the text learnt"
-    num_samples, source = PAPER_SAMPLES, "the paper's"
     if wishes.num_samples is not None:
         num_samples, source = wishes.num_samples, "as given"
     elif int(flags.get("max_steps", -1)) > 0:
         num_samples, source = int(flags["max_steps"]) * samples_a_step, "--max_steps"
     elif num_measured is not None:
-        epochs = float(flags.get("num_train_epochs", 1))
-        num_samples, source = round(num_measured * epochs), source_of_measured
+        num_samples = round(num_measured * float(flags.get("num_train_epochs", 1)))
+    else:
+        num_samples, source = PAPER_SAMPLES, "the paper's"
     return StageData(num_samples, text + num_image_tokens, supervised, source, lengths)
 
 
 def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] | None:
-    """Number of samples, tokens of text and supervised ones in the mean, and what was measured.
+    """Measures number of samples, mean text tokens and mean supervised tokens.
 
-    None if corpus or tokenizer are not here.
+    Returns:
+        These values and their source; None if corpus or tokenizer is missing.
     """
     corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
     model_path = _find(flags.get("model_name_or_path"))
-    if corpus_path is None or model_path is None or not (corpus_path / "corpus.toml").is_file():
+    if corpus_path is None or not (corpus_path / "corpus.toml").is_file():
         return None
-    if not any(model_path.glob("token*")):
+    if model_path is None or not any(model_path.glob("token*")):
         return None
     from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
     from lrm_ext.corpus.store import Corpus
@@ -387,18 +383,17 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
     mixture = Mixture(spec, Corpus.open(corpus_path))
     tokenizer = load_tokenizer(model_path)
     count = min(_NUM_MEASURED, len(mixture))
-    num_text = num_supervised = 0
-    for index in range(count):
-        sample = mixture.sample(index)
-        encoded = encode_sample(sample, flags["version"], tokenizer)
-        num_text += sum(token != IMAGE_TOKEN_INDEX for token in encoded.input_ids)
-        num_supervised += sum(label != IGNORE_INDEX for label in encoded.labels)
+    encoded = [encode_sample(mixture.sample(i), flags["version"], tokenizer) for i in range(count)]
+    tokens = [token for each in encoded for token in each.input_ids]
+    labels = [label for each in encoded for label in each.labels]
+    num_text = len(tokens) - tokens.count(IMAGE_TOKEN_INDEX)
+    num_supervised = len(labels) - labels.count(IGNORE_INDEX)
     source = f"{count} samples of {flags['corpus_path']}"
     return len(mixture), num_text / count, num_supervised / count, source
 
 
 def _find(name: str | None) -> Path | None:
-    """A path that exists, as given or relative to the repository."""
+    """Returns a path as given or relative to the repository, if it exists."""
     candidates = () if name is None else (Path(name), ROOT / name)
     return next(filter(Path.exists, candidates), None)
 
@@ -410,18 +405,18 @@ _PARTS = {
     "activations": "activations",
     "block": "a block computed again",
     "logits": "logits",
-    "image_features": "pictures and features",
+    "image_features": "images and features",
     "buffers": "buffers, CUDA context",
 }
 
 
 def render(plan: Plan) -> list[str | Table]:
-    """The plan in text and tables, in the order in which they are read."""
+    """Renders a plan as text and tables, in the order of printing."""
     return [_heading(plan), _models(plan), _table(plan), *_notes(plan)]
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values: bytes, hours, operations."""
+    """Converts a plan to plain values in bytes, hours and operations."""
     stages = []
     for stage in plan.stages:
         values = dataclasses.asdict(stage)
@@ -470,86 +465,74 @@ def _table(plan: Plan) -> Table:
     table = Table("", *(STAGES[stage.stage] for stage in plan.stages))
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in _rows_of_settings(plan):
-        table.add_row(*row)
-    table.add_section()
-    for row in _rows_of_memory(plan):
-        table.add_row(*row)
-    table.add_section()
-    for row in _rows_of_cost(plan):
-        table.add_row(*row)
+    for section in (_rows_of_settings(plan), _rows_of_memory(plan), _rows_of_cost(plan)):
+        for label, values in section.items():
+            table.add_row(label, *values)
+        table.add_section()
     return table
 
 
-def _rows_of_settings(plan: Plan) -> list[list[str]]:
-    stages = plan.stages
-    return [
-        ["trained parameters", *(_big(num_trained(plan.shape, s.settings)) for s in stages)],
-        ["sharding", *(_sharding(s) for s in stages)],
-        ["activation checkpointing", *(_yes(s.settings.checkpointing) for s in stages)],
-        ["samples a GPU x accumulation x GPUs", *(_batch(s) for s in stages)],
-        ["positions a sample, mean", *(f"{s.data.num_positions:.0f}" for s in stages)],
-        ["of them learnt, mean", *(f"{s.data.num_supervised:.0f}" for s in stages)],
-    ]
+def _rows_of_settings(plan: Plan) -> dict[str, list[str]]:
+    settings = [stage.settings for stage in plan.stages]
+    data = [stage.data for stage in plan.stages]
+    return {
+        "trained parameters": [_big(num_trained(plan.shape, s)) for s in settings],
+        "sharding": [_sharding(s) for s in settings],
+        "activation checkpointing": ["yes" if s.checkpointing else "no" for s in settings],
+        "samples a GPU x accumulation x GPUs": [
+            f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
+            for s in settings
+        ],
+        "positions a sample, mean": [f"{d.num_positions:.0f}" for d in data],
+        "of them learnt, mean": [f"{d.num_supervised:.0f}" for d in data],
+    }
 
 
-def _rows_of_memory(plan: Plan) -> list[list[str]]:
+def _rows_of_memory(plan: Plan) -> dict[str, list[str]]:
     stages = plan.stages
     unit, size = ("GiB", GIB) if plan.gpu is not None else ("MiB", 2**20)
-    rows = []
-    for field in dataclasses.fields(Memory):
-        values = [getattr(stage.memory, field.name) for stage in stages]
-        if any(values):
-            label = f"{_PARTS[field.name]}, {unit}"
-            rows.append([label, *(f"{value / size:.1f}" for value in values)])
-    rows.append([f"memory, {unit}", *(f"{s.memory.total / size:.1f}" for s in stages)])
-    rows.append(
-        [
-            f"the same, all samples at the limit, {unit}",
-            *(f"{s.memory_at_limit.total / size:.1f}" for s in stages),
-        ]
-    )
+    values = {
+        label: [getattr(stage.memory, name) for stage in stages] for name, label in _PARTS.items()
+    }
+    values = {label: found for label, found in values.items() if any(found)}
+    values["memory"] = [stage.memory.total for stage in stages]
+    values["the same, all samples at the limit"] = [s.memory_at_limit.total for s in stages]
+    rows = {f"{k}, {unit}": [f"{bytes_ / size:.1f}" for bytes_ in v] for k, v in values.items()}
     if plan.gpu is not None:
         limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
-        rows.append([f"room ({FILL_LIMIT:.0%}), GiB", *(f"{limit / GIB:.1f}" for _ in stages)])
-        rows.append(["fits", *(_fits(stage, limit) for stage in stages)])
-        rows.append(["largest batch a GPU", *(str(s.largest_batch) for s in stages)])
-        rows.append(
-            [
-                "the same, all samples at the limit",
-                *(f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages),
-            ]
-        )
+        rows[f"room ({FILL_LIMIT:.0%}), GiB"] = [f"{limit / GIB:.1f}"] * len(stages)
+        rows["fits"] = [_fits(stage, limit) for stage in stages]
+        rows["largest batch a GPU"] = [str(s.largest_batch) for s in stages]
+        rows["the same, all samples at the limit"] = [
+            f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages
+        ]
     return rows
 
 
-def _rows_of_cost(plan: Plan) -> list[list[str]]:
+def _rows_of_cost(plan: Plan) -> dict[str, list[str]]:
     stages = plan.stages
-    rows = [
-        ["samples", *(f"{s.data.num_samples:,}" for s in stages)],
-        ["optimizer steps", *(f"{s.num_steps:,}" for s in stages)],
-        ["tokens", *(_big(s.num_tokens) for s in stages)],
-        ["operations a sample", *(f"{s.flops.total / 1e12:.3g} T" for s in stages)],
-        ["operations", *(f"{s.total_flops:.3g}" for s in stages)],
-    ]
+    rows = {
+        "samples": [f"{s.data.num_samples:,}" for s in stages],
+        "optimizer steps": [f"{s.num_steps:,}" for s in stages],
+        "tokens": [_big(s.num_tokens) for s in stages],
+        "operations a sample": [f"{s.flops.total / 1e12:.3g} T" for s in stages],
+        "operations": [f"{s.total_flops:.3g}" for s in stages],
+    }
+    hours = [stage.hours or 0.0 for stage in stages]
     if plan.mfu is not None:
-        hours = [s.hours or 0.0 for s in stages]
-        rows.append([f"hours at MFU {plan.mfu:.0%}", *(f"{value:.1f}" for value in hours)])
-        if plan.price is not None:
-            prices = (value * plan.num_gpus * plan.price for value in hours)
-            label = f"money at {plan.price:g} a GPU and hour"
-            rows.append([label, *(f"{value:,.0f}" for value in prices)])
+        rows[f"hours at MFU {plan.mfu:.0%}"] = [f"{value:.1f}" for value in hours]
+    if plan.mfu is not None and plan.price is not None:
+        money = plan.num_gpus * plan.price
+        rows[f"money at {plan.price:g} a GPU and hour"] = [f"{h * money:,.0f}" for h in hours]
     return rows
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
-    for stage in plan.stages:
-        data = stage.data
-        notes.append(
-            f"{STAGES[stage.stage]}: number of samples {data.source_of_samples}; lengths "
-            f"{data.source_of_lengths}"
-        )
+    notes = [
+        f"{STAGES[stage.stage]}: number of samples {stage.data.source_of_samples}; lengths "
+        f"{stage.data.source_of_lengths}"
+        for stage in plan.stages
+    ]
     if plan.hours is not None:
         cost = "" if plan.cost is None else f", {plan.cost:,.0f} in money"
         notes.append(f"both stages: {plan.hours:.1f} hours{cost}")
@@ -566,28 +549,16 @@ def _notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _sharding(stage: StagePlan) -> str:
-    settings = stage.settings
-    if settings.offloads:
-        return f"ZeRO-{settings.zero_stage}, offloaded"
-    if settings.zero_stage:
-        return f"ZeRO-{settings.zero_stage}"
+def _sharding(settings: StageSettings) -> str:
+    if settings.zero_stage or settings.offloads:
+        return f"ZeRO-{settings.zero_stage}{', offloaded' if settings.offloads else ''}"
     return "none" if settings.num_devices == 1 else "DDP"
-
-
-def _batch(stage: StagePlan) -> str:
-    s = stage.settings
-    return f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
 
 
 def _fits(stage: StagePlan, limit: float) -> str:
     if stage.memory.total > limit:
         return "no"
     return "yes" if stage.memory_at_limit.total <= limit else "yes, not at the limit"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _big(number: float) -> str:

@@ -1,13 +1,13 @@
-"""Reads what a preset trains with: its flags and the sizes of its models.
+"""Reads the flags of a preset and the sizes of its models.
 
 Input: the name of a preset. Output: the flags of a stage, as `lrm_pretrain.sh --dry-run` and
 `lrm_finetune.sh --dry-run` print them, so that a plan and a run cannot differ; and the `ModelShape`
-of the models that they name, without loading or downloading them.
+of the models, without loading or downloading them.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shlex
 import shutil
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
+from llava.model.checkpoint import read_json
 from llava.train.flops import LanguageModelShape, ModelShape, TowerShape
 from lrm_ext.languages._toml import load_toml
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
-# what a user may have set for a run must not change what a preset means
+# variables that a user may have set for a run must not change the preset
 _VARIABLES = (
     "PRESET NUM_GPUS OUTPUT_DIR REPORT_TO NNODES NODE_RANK MASTER_ADDR MASTER_PORT MIXTURE "
     "IMAGE_FOLDER DATA_PATH MODEL_NAME_OR_PATH VISION_TOWER DEEPSPEED"
@@ -30,10 +31,10 @@ _VARIABLES = (
 
 
 def list_presets(root: Path = ROOT) -> list[str]:
-    """The names of the presets.
+    """Returns the names of the presets.
 
     Raises:
-        ConfigError: The scripts are not there.
+        ConfigError: The scripts are missing.
     """
     folder = root / "scripts" / "v1_5" / "presets"
     names = sorted(path.stem for path in folder.glob("*.sh"))
@@ -48,23 +49,23 @@ def list_presets(root: Path = ROOT) -> list[str]:
 def stage_flags(
     preset: str, stage: str, num_gpus: int, extra: tuple[str, ...] = (), root: Path = ROOT
 ) -> dict[str, str]:
-    """The flags of a stage of a preset.
+    """Returns the flags of a stage of a preset.
 
     Args:
-        preset: Its name.
+        preset: Name of the preset.
         stage: "pretrain" or "finetune".
-        num_gpus: GPUs of the machine; 0 is its CPU.
-        extra: Further flags, which win.
-        root: The repository.
+        num_gpus: GPUs of the machine; 0 means its CPU.
+        extra: Further flags, which take precedence.
+        root: Root of the repository.
 
     Returns:
-        Values by name, without dashes.
+        Values by the name of the flag, without dashes.
 
     Raises:
-        ConfigError: There is no such preset, the choices are listed; or the script fails.
+        ConfigError: The preset is unknown (the choices are listed), or the script fails.
     """
-    if preset not in list_presets(root):
-        raise ConfigError(f"unknown preset {preset!r}; choose from: {', '.join(list_presets())}")
+    if preset not in (known := list_presets(root)):
+        raise ConfigError(f"unknown preset {preset!r}; choose from: {', '.join(known)}")
     bash = shutil.which("bash")
     if bash is None:
         raise ConfigError("bash is not found; presets are read by the training scripts")
@@ -85,7 +86,7 @@ def stage_flags(
 
 
 def _parse(command: str) -> dict[str, str]:
-    """The flags of a printed command."""
+    """Parses the flags of a printed command."""
     words = shlex.split(command.replace("\\\n", " "))
     start = len(words) - words[::-1].index("-m") + 1
     flags: dict[str, str] = {}
@@ -100,7 +101,7 @@ def _parse(command: str) -> dict[str, str]:
 
 
 def switch(flags: Mapping[str, str], name: str) -> bool:
-    """Whether a flag is switched on."""
+    """Tells whether a flag is switched on."""
     return flags.get(name, "False").lower() in ("true", "1", "yes", "")
 
 
@@ -108,41 +109,35 @@ MODELS_FILE = Path(__file__).with_name("models.toml")
 
 
 def load_shape(language_model: str, tower: str | None, select_layer: int = -2) -> ModelShape:
-    """Read the sizes of a language model and its tower.
+    """Reads the sizes of a language model and its vision tower.
 
     Args:
-        language_model: Folder, or name on the Hugging Face hub.
-        tower: The same; None for a text-only model.
+        language_model: Folder, or name on the Hugging Face Hub.
+        tower: Folder or name of the tower; None for a text-only model.
         select_layer: `--mm_vision_select_layer`.
 
     Raises:
-        ConfigError: A model is neither here nor known, or a size is missing.
+        ConfigError: A model is neither local nor known, or a size is missing.
     """
     config = _config(language_model, "language_models")
     shape = LanguageModelShape.from_config(config, language_model)
-    if tower is None:
-        return ModelShape(shape, None)
-    vision = TowerShape.from_config(_config(tower, "towers"), tower, select_layer)
+    vision = None
+    if tower is not None:
+        vision = TowerShape.from_config(_config(tower, "towers"), tower, select_layer)
     return ModelShape(shape, vision)
 
 
 def _config(name: str, kind: str) -> Mapping[str, Any]:
-    """The `config.json` of a model: its own, or what is known of it.
+    """Returns the `config.json` of a model, or its sizes in `models.toml`.
 
     Raises:
-        ConfigError: It is neither here nor known.
+        ConfigError: The model is neither local nor known.
     """
     path = Path(name) / "config.json"
     if not path.is_file():
         path = _cached(name)
     if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: not readable as JSON: {error}") from error
-        if isinstance(content, dict):
-            return content
-        raise ConfigError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        return read_json(path)
     known = load_toml(MODELS_FILE)[kind]
     if name in known:
         return dict(known[name])
@@ -153,12 +148,11 @@ def _config(name: str, kind: str) -> Mapping[str, Any]:
 
 
 def _cached(name: str) -> Path:
-    """The `config.json` of a model that was downloaded before; a missing path otherwise."""
+    """Returns the path of `config.json` in the Hub's cache, or a path that does not exist."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    return Path(found) if isinstance(found, str) else Path(name) / "config.json"
+    with contextlib.suppress(HFValidationError):
+        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
+            return Path(found)
+    return Path(name) / "config.json"

@@ -1,1 +1,1 @@
-"""More pieces for a tokenizer whose language was an afterthought (`lrm extend-vocab`)."""
+"""Adds tokens for a language to a tokenizer and its model (`lrm extend-vocab`)."""

@@ -1,9 +1,9 @@
-"""`lrm extend-vocab`: more pieces for a language."""
+"""`lrm extend-vocab`: adds pieces for a language to a tokenizer and its model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,16 +16,16 @@ _NUM_COMPARED = 2000
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `lrm`."""
+    """Adds the command to `lrm`."""
     app.command("extend-vocab")(extend_vocab)
 
 
 def extend_vocab(
-    model: Path | None = typer.Option(None, help="A model's folder; its embeddings grow, too."),
-    tokenizer: Path | None = typer.Option(None, help="A tokenizer's folder, without a model."),
+    model: Path | None = typer.Option(None, help="Folder of a model; its embeddings grow, too."),
+    tokenizer: Path | None = typer.Option(None, help="Folder of a tokenizer without a model."),
     corpus: Path = typer.Option(..., help="A corpus folder with texts in the language."),
-    lang: str = typer.Option(..., help="The language that needs pieces."),
-    num_pieces: int = typer.Option(2000, min=1, help="At most so many new pieces."),
+    lang: str = typer.Option(..., help="Code of the language that needs pieces."),
+    num_pieces: int = typer.Option(2000, min=1, help="Largest number of new pieces."),
     limit: int = typer.Option(
         100_000, min=1, help="Rows of the corpus to learn from; every 20th is held out."
     ),
@@ -33,8 +33,8 @@ def extend_vocab(
 ) -> None:
     """Add pieces for a language to a SentencePiece tokenizer and its model.
 
-    Old pieces keep their ids and embeddings. A new one begins as the mean of the pieces that its
-    text was written in before. Train it: until then nothing is won but length.
+    Old pieces keep their ids and embeddings. The embedding of a new piece starts as the mean of the
+    pieces that it replaces. Train the model afterwards: until then, only prompts get shorter.
     """
     from rich.console import Console
 
@@ -42,12 +42,12 @@ def extend_vocab(
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.sentences import corpus_pairs, in_common
     from lrm_ext.corpus.store import Corpus
+    from lrm_ext.files import refuse_existing
     from lrm_ext.vocabulary import extend as vocabulary
 
     if (model is None) == (tokenizer is None):
         raise ConfigError("give either --model or --tokenizer")
-    if out.exists():
-        raise ConfigError(f"--out {out} exists already; name a new folder")
+    refuse_existing(out)
     folder = model or tokenizer
     assert folder is not None
     opened = Corpus.open(corpus)
@@ -71,47 +71,33 @@ def extend_vocab(
     if not pairs:
         measured_on = "that it was learnt from (no others are left), so too good"
         pairs = in_common(corpus_pairs(corpus, None, _NUM_COMPARED))
-    _print_fertility(console, folder, out, pairs, measured_on)
-    _print_changes(console, load_tokenizer(folder), load_tokenizer(out), pairs)
+    _print_effect(console, load_tokenizer(folder), load_tokenizer(out), pairs, measured_on)
     console.print(f"saved to {out}")
 
 
-def _print_fertility(
-    console: Console, old: Path, new: Path, pairs: dict[str, list[Pair]], measured_on: str
+def _print_effect(
+    console: Console, old: Any, new: Any, pairs: dict[str, list[Pair]], measured_on: str
 ) -> None:
+    """Prints for each language how much shorter its texts get, and how many are split differently.
+
+    The model has not been trained on the new splits.
+    """
+    from statistics import fmean
+
     from rich.table import Table
 
-    from lrm_ext.languages.fertility import load_counter, measure
     from lrm_ext.languages.registry import get_language
 
-    before, after = (
-        {result.lang: result for result in measure(load_counter(str(folder)), pairs)}
-        for folder in (old, new)
-    )
     title = f"tokens a sentence, over {len(next(iter(pairs.values()))):,} {measured_on}"
     table = Table("language", title=title, title_justify="left")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
-    for lang, result in before.items():
-        count = after[lang].tokens_per_sentence
-        table.add_row(
-            get_language(lang).name,
-            f"{result.tokens_per_sentence:.2f}",
-            f"{count:.2f}",
-            f"{count / result.tokens_per_sentence - 1:+.1%}",
-        )
+    shares = []
+    for lang, found in pairs.items():
+        cuts = [(old.tokenize(text), new.tokenize(text)) for _, text in found]
+        before, after = (fmean(map(len, side)) for side in zip(*cuts, strict=True))
+        change = f"{after / before - 1:+.1%}"
+        table.add_row(get_language(lang).name, f"{before:.2f}", f"{after:.2f}", change)
+        shares.append(f"{lang} {fmean(was != now for was, now in cuts):.1%}")
     console.print(table)
-
-
-def _print_changes(
-    console: Console, old: object, new: object, pairs: dict[str, list[Pair]]
-) -> None:
-    """Say which languages are cut in another way: the model has not learnt those cuts."""
-    from lrm_ext.vocabulary.extend import changed_share
-
-    shares = {
-        lang: changed_share(old, new, [other for _, other in found])
-        for lang, found in pairs.items()
-    }
-    listed = ", ".join(f"{lang} {share:.1%}" for lang, share in shares.items())
-    console.print(f"sentences that are cut in another way than before: {listed}")
+    console.print(f"sentences that are cut in another way than before: {', '.join(shares)}")

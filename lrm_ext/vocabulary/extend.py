@@ -1,23 +1,25 @@
-"""Adds pieces for a language to a tokenizer, and to a model.
+"""Adds pieces for a language to a tokenizer and to its model.
 
-Input: a folder with a SentencePiece tokenizer (`tokenizer.model`), perhaps a model, and texts.
-Output: a folder of the same kind. Old pieces keep their ids, and rows of embeddings; a new piece
-begins as the mean of the old pieces that it was written in before, at the input and the output.
-Training them is not done here.
+Input: texts, and a folder with a SentencePiece tokenizer (`tokenizer.model`), optionally with a
+model. Output: a folder of the same kind. Old pieces keep their ids and embeddings. The input and
+output embeddings of a new piece start as the mean of the old pieces that it replaces; they are not
+trained here.
 
-Pieces are learnt by going on with byte-pair encoding from the tokenizer's own cuts. A tokenizer
-that is trained anew on the texts would propose pieces that the old one never gets to, because its
-own merges come first and cut words elsewhere; so each new piece is one merge of two that are there,
-and every one is used.
+New pieces are learned by continuing byte-pair encoding from the splits of the existing tokenizer. A
+tokenizer that is trained from scratch would propose pieces that the old one never produces, because
+its own merges come first and split words elsewhere. Here, each new piece merges two existing ones,
+so every piece is used.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,20 @@ from lrm_ext.corpus.sentences import Pair, corpus_pairs, in_common
 from lrm_ext.corpus.store import Corpus
 
 MODEL_FILE = "tokenizer.model"
-# the files of a tokenizer; tokenizer.json is left behind, it would be read first
+# files of a tokenizer; tokenizer.json is not copied, because it would be read first
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BPE = 2
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What is added to a vocabulary.
+    """An extension of a vocabulary.
 
     Attributes:
-        pieces: In the order of their ids.
-        first_id: Id of the first.
-        old_ids: By piece: ids of the old pieces that its text consists of.
-        num_words: Words that were read.
+        pieces: The new pieces in the order of their ids.
+        first_id: Id of the first new piece.
+        old_ids: For each new piece, the ids of the old pieces that its text consists of.
+        num_words: Number of words in the texts.
     """
 
     pieces: tuple[NewPiece, ...]
@@ -55,7 +57,7 @@ class Extension:
     num_words: int = 0
 
     def why_fewer(self, num_pieces: int) -> str:
-        """Why there are fewer pieces than were asked for; empty if there are not."""
+        """Explains why there are fewer pieces than requested; empty if there are enough."""
         if len(self.pieces) >= num_pieces:
             return ""
         return (
@@ -66,10 +68,10 @@ class Extension:
 
 
 def read_model(folder: Path) -> Any:
-    """Read `tokenizer.model`.
+    """Reads `tokenizer.model`.
 
     Raises:
-        ConfigError: The tokenizer is of another kind, or tokens were added behind its pieces.
+        ConfigError: The tokenizer is of another type, or tokens were added behind its pieces.
     """
     from sentencepiece import sentencepiece_model_pb2 as protobuf
 
@@ -79,10 +81,10 @@ def read_model(folder: Path) -> Any:
             f"{folder}: there is no {MODEL_FILE}; pieces can be added to SentencePiece tokenizers "
             "(Llama 1 and 2, Vicuna, Mistral, mini), not to others"
         )
-    model: Any = vars(protobuf)["ModelProto"]()  # a class that protobuf makes when it is imported
+    model: Any = vars(protobuf)["ModelProto"]()  # protobuf creates the class on import
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own class differs between its backends
+    except Exception as error:  # the class depends on the backend of protobuf
         raise ConfigError(f"{path}: not readable as a SentencePiece model: {error}") from error
     if model.trainer_spec.model_type != _BPE:
         raise ConfigError(f"{path}: expected byte-pair encoding (Llama's), found another kind")
@@ -96,47 +98,45 @@ def read_model(folder: Path) -> Any:
 
 
 def extend(model: Any, folder: Path, texts: Iterable[str], num_pieces: int) -> Extension:
-    """Learn pieces from texts and put them into a SentencePiece model.
+    """Learns pieces from texts and adds them to a SentencePiece model.
 
     Args:
-        model: Of `read_model`; gets the pieces.
-        folder: Its tokenizer's.
-        texts: In the language that needs them.
-        num_pieces: At most so many.
+        model: A model from `read_model`, which is changed in place.
+        folder: Folder of its tokenizer.
+        texts: Texts in the language that needs pieces.
+        num_pieces: Largest number of new pieces.
 
     Raises:
         ConfigError: The texts yield no piece.
     """
     tokenizer = load_tokenizer(folder)
-    words: Counter[tuple[str, ...]] = Counter()
+    words: Counter[Word] = Counter()
     for text in texts:
         words.update(split_words(tokenizer.tokenize(text)))
-    ids = {piece.piece: number for number, piece in enumerate(model.pieces)}
-    pieces = learn_pieces(words, ids, num_pieces)
+    pieces = learn_pieces(words, (piece.piece for piece in model.pieces), num_pieces)
     if not pieces:
         raise ConfigError(
-            f"no piece is worth adding: {sum(words.values()):,} words were read; give more text"
+            f"no piece is worth adding: {words.total():,} words were read; give more text"
         )
     first_id = len(model.pieces)
+    ids: dict[str, tuple[int, ...]] = {
+        piece.piece: (number,) for number, piece in enumerate(model.pieces)
+    }
     lowest = min(piece.score for piece in model.pieces if piece.type == piece.NORMAL)
-    old_ids: dict[str, tuple[int, ...]] = {}
     for number, piece in enumerate(pieces, 1):
-        # joined after all that could be joined before
+        # a lower score, so that old merges come first
         model.pieces.add(piece=piece.text, score=lowest - number)
-        old_ids[piece.text] = tuple(
-            old
-            for part in piece.parts
-            for old in (old_ids[part] if part in old_ids else (ids[part],))
-        )
+        ids[piece.text] = tuple(old for part in piece.parts for old in ids[part])
     model.trainer_spec.vocab_size = len(model.pieces)
+    old_ids = {piece.text: ids[piece.text] for piece in pieces}
     return Extension(tuple(pieces), first_id, old_ids, words.total())
 
 
 def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
-    """Write the tokenizer, and check that it reads as it should.
+    """Writes the tokenizer and checks that it can be read.
 
     Raises:
-        CheckpointError: An old piece has another id than before.
+        CheckpointError: The id of an old piece has changed.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
@@ -144,8 +144,7 @@ def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
             shutil.copyfile(folder / name, out / name)
     (out / MODEL_FILE).write_bytes(model.SerializeToString())
     old, new = load_tokenizer(folder), load_tokenizer(out)
-    num_old = len(old)
-    numbers = list(range(num_old))
+    numbers = list(range(len(old)))
     if old.convert_ids_to_tokens(numbers) != new.convert_ids_to_tokens(numbers):
         raise CheckpointError(f"{out}: old pieces have other ids than in {folder}; do not use it")
     if len(new) != len(model.pieces):
@@ -153,12 +152,12 @@ def write_tokenizer(model: Any, folder: Path, out: Path) -> None:
 
 
 def write_model(folder: Path, out: Path, extension: Extension) -> None:
-    """Write a model with rows for the new pieces.
+    """Writes a model with embeddings for the new pieces.
 
     Args:
         folder: A language model or LLaVA checkpoint.
-        out: Where to; its tokenizer may be there already.
-        extension: What was added.
+        out: Output folder, which may already hold the tokenizer.
+        extension: The new pieces.
 
     Raises:
         CheckpointError: The folder holds no model.
@@ -169,19 +168,16 @@ def write_model(folder: Path, out: Path, extension: Extension) -> None:
     if num_rows < num_needed:
         model.resize_token_embeddings(num_needed, mean_resizing=False)
     model.config.vocab_size = max(num_rows, num_needed)
-    tables = [model.get_input_embeddings().weight]
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is not tables[0]:
-        tables.append(output.weight)
-    for table in tables:
-        fill_rows(table.data, extension)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:  # a tied table is filled twice with the same
+            fill_rows(layer.weight.data, extension)
     _keep_tower(model.config, folder, out)
     model.save_pretrained(out)
     add_rope_theta(out)
 
 
 def _keep_tower(config: Any, folder: Path, out: Path) -> None:
-    """A tower that is named by its place beside the old folder gets its full path."""
+    """Makes the path of the tower absolute if it is relative to the old folder."""
     name = getattr(config, "mm_vision_tower", None)
     if name is None:
         return
@@ -192,11 +188,11 @@ def _keep_tower(config: Any, folder: Path, out: Path) -> None:
 
 
 def fill_rows(table: Tensor, extension: Extension) -> None:
-    """Fill the rows of new pieces in place with means of old rows; rows beyond get the mean of all.
+    """Sets the rows of new pieces to means of old rows, and any further rows to the overall mean.
 
     Args:
-        table: [rows, D].
-        extension: What was added.
+        table: [rows, D], changed in place.
+        extension: The new pieces.
     """
     old = table[: extension.first_id].float()
     table[extension.first_id :] = old.mean(dim=0).to(table.dtype)
@@ -206,10 +202,10 @@ def fill_rows(table: Tensor, extension: Extension) -> None:
 
 
 def _load(folder: Path) -> Any:
-    """Load a model of any class that LLaVA knows.
+    """Loads a model of any class that LLaVA supports.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The folder holds no model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -222,15 +218,10 @@ def _load(folder: Path) -> Any:
     return kind.from_pretrained(str(folder), dtype="auto")
 
 
-def changed_share(before: Any, after: Any, texts: Sequence[str]) -> float:
-    """Share of texts that a tokenizer cuts in another way than before."""
-    changed = sum(before.tokenize(text) != after.tokenize(text) for text in texts)
-    return changed / len(texts) if texts else 0.0
-
-
-# SentencePiece's blank
+# SentencePiece's symbol for a blank
 BLANK = "\u2581"
-# what is rarer is not worth a row of embeddings
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+# rarer pieces are not worth an embedding
 MIN_COUNT = 2
 
 Word = tuple[str, ...]
@@ -238,12 +229,12 @@ Word = tuple[str, ...]
 
 @dataclass(frozen=True)
 class NewPiece:
-    """A piece that is added.
+    """A new piece.
 
     Attributes:
-        text: As the tokenizer writes it.
-        parts: The two pieces that it joins; its bytes, such as `<0xC4>`, for a new character.
-        count: How often it could be joined in the texts.
+        text: The piece as the tokenizer writes it.
+        parts: The two pieces that it merges, or for a new character its bytes, such as `<0xC4>`.
+        count: How often it occurs in the texts.
     """
 
     text: str
@@ -254,17 +245,17 @@ class NewPiece:
 def learn_pieces(
     words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = MIN_COUNT
 ) -> list[NewPiece]:
-    """Learn pieces.
+    """Learns new pieces.
 
     Args:
-        words: How often each word occurs, cut into what the tokenizer now makes of it; a character
-            that it spells in bytes stands for itself.
-        known: The tokenizer's pieces.
-        num_pieces: At most so many.
-        min_count: What is rarer is not worth a row of embeddings.
+        words: Counts of words, each split by the current tokenizer; a character that the tokenizer
+            spells in bytes is one symbol.
+        known: Pieces of the tokenizer.
+        num_pieces: Largest number of new pieces.
+        min_count: Lowest count of a new piece.
 
     Returns:
-        Characters that were missing, then merges, each in the order in which they are made.
+        Missing characters, then merges in their order.
     """
     vocabulary = set(known)
     counts = Counter[str]()
@@ -284,102 +275,88 @@ def learn_pieces(
 def _merges(
     words: Counter[Word], vocabulary: set[str], num_merges: int, min_count: int
 ) -> list[NewPiece]:
-    """Join the pair that is most frequent, again and again; a word's pairs are counted once."""
+    """Merges the most frequent pair repeatedly; counts are updated only for changed words."""
     forms = [list(word) for word in words]
     counts = list(words.values())
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for number, form in enumerate(forms):
-        for pair in _pairs(form):
-            pairs[pair] += counts[number]
+
+    def count(number: int, sign: int) -> None:
+        for pair in _pairs(forms[number]):
+            pairs[pair] += sign * counts[number]
             where[pair].add(number)
+
+    for number in range(len(forms)):
+        count(number, 1)
     learnt: list[NewPiece] = []
     while len(learnt) < num_merges and pairs:
         pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
-        count = pairs[pair]
-        if count < min_count:
+        if pairs[pair] < min_count:
             break
         joined = pair[0] + pair[1]
-        is_new = joined not in vocabulary
-        if is_new:
+        if joined not in vocabulary:
             vocabulary.add(joined)
-            learnt.append(NewPiece(joined, pair, count))
+            learnt.append(NewPiece(joined, pair, pairs[pair]))
+        # the set may hold words that no longer contain the pair; merging leaves them unchanged
         for number in list(where[pair]):
-            for old in _pairs(forms[number]):
-                pairs[old] -= counts[number]
-                where[old].discard(number)
+            count(number, -1)
             forms[number] = _join(forms[number], pair)
-            for new in _pairs(forms[number]):
-                pairs[new] += counts[number]
-                where[new].add(number)
-        del pairs[pair]
-        where.pop(pair, None)
+            count(number, 1)
+        del pairs[pair], where[pair]
     return learnt
 
 
 def _pairs(form: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours that may be joined."""
+    """Returns neighbouring symbols that may be merged."""
     return [pair for pair in zip(form, form[1:], strict=False) if _is_word(pair[0] + pair[1])]
 
 
 def _is_word(text: str) -> bool:
-    """Letters and their marks only: digits and punctuation stay as the tokenizer cuts them."""
+    """Tells whether a text has only letters and marks, since other characters stay as they are."""
     letters = text.removeprefix(BLANK)
     return bool(letters) and all(unicodedata.category(c)[0] in "LM" for c in letters)
 
 
 def _join(form: Sequence[str], pair: tuple[str, str]) -> list[str]:
     joined: list[str] = []
-    position = 0
-    while position < len(form):
-        if tuple(form[position : position + 2]) == pair:
-            joined.append(pair[0] + pair[1])
-            position += 2
+    for symbol in form:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
         else:
-            joined.append(form[position])
-            position += 1
+            joined.append(symbol)
     return joined
 
 
 def split_words(pieces: Sequence[str]) -> list[Word]:
-    """Cut a text's pieces into words; bytes become the characters that they spell."""
+    """Splits the pieces of a text into words; bytes become the characters that they spell."""
     words: list[list[str]] = []
-    for symbol in _characters_of_bytes(pieces):
-        if symbol.startswith(BLANK) or not words:
-            words.append([])
-        words[-1].append(symbol)
+    for are_bytes, run in groupby(pieces, key=lambda piece: bool(_BYTE.fullmatch(piece))):
+        symbols: Iterable[str] = run
+        if are_bytes:
+            spelled = bytes(int(piece[3:5], 16) for piece in run)
+            symbols = spelled.decode("utf-8", errors="replace")
+        for symbol in symbols:
+            if symbol.startswith(BLANK) or not words:
+                words.append([])
+            words[-1].append(symbol)
     return [tuple(word) for word in words]
-
-
-def _characters_of_bytes(pieces: Sequence[str]) -> list[str]:
-    symbols: list[str] = []
-    spelled = bytearray()
-    for piece in [*pieces, ""]:
-        if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
-            spelled.append(int(piece[3:5], 16))
-            continue
-        symbols += spelled.decode("utf-8", errors="replace")
-        spelled.clear()
-        if piece:
-            symbols.append(piece)
-    return symbols
 
 
 _HELD_OUT_EVERY = 20
 
 
 def is_held_out(row: int) -> bool:
-    """Whether a row is measured on, not learnt from; the same rows in all languages."""
+    """Tells whether a row is held out for measuring; the rows are the same in all languages."""
     return row % _HELD_OUT_EVERY == 0
 
 
 def texts_of(corpus: Corpus, lang: str, limit: int) -> Iterator[str]:
-    """What is said in the first rows that have accepted text in a language and are not held out.
+    """Yields the texts of the first rows in a language, without held-out rows.
 
     Args:
         corpus: The corpus.
-        lang: A language of it.
-        limit: Most rows.
+        lang: A language of the corpus.
+        limit: Largest number of rows.
 
     Raises:
         DataError: The corpus does not have the language.
@@ -393,16 +370,16 @@ def texts_of(corpus: Corpus, lang: str, limit: int) -> Iterator[str]:
 def held_out_pairs(
     path: Path, lang: str, learnt: set[str], num_sentences: int
 ) -> dict[str, list[Pair]]:
-    """Sentences of the held-out rows that all languages of a corpus have.
+    """Returns sentences of held-out rows that all languages of a corpus have.
 
     Args:
         path: Folder of the corpus.
-        lang: The language that was learnt.
-        learnt: Lines that it was learnt from: those are left out, wherever they stand.
-        num_sentences: At most so many.
+        lang: The language of the new pieces.
+        learnt: Lines that pieces were learned from, which are left out.
+        num_sentences: Largest number of sentences.
 
     Returns:
-        By language; nothing where no sentence is left.
+        Pairs by language; empty if no sentence is left.
     """
     try:
         pairs = corpus_pairs(path, None, num_sentences, is_held_out)

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from llava.images import apply_orientation, open_image, to_rgb
-from llava.serve.web import PictureLimits, clean
+from llava.serve.web import ImageLimits, clean
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = ExifTags.Base.Orientation
@@ -131,7 +131,7 @@ def exif_block(tag, kind, count, value, rest=b""):
 def test_odd_tags_beside_the_orientation(odd):
     content = exif_block(*odd)
     assert open_image(content).size == (20, 40)
-    with Image.open(io.BytesIO(clean(content, PictureLimits()))) as image:
+    with Image.open(io.BytesIO(clean(content, ImageLimits()))) as image:
         assert image.size == (20, 40)
 
 

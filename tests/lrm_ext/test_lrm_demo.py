@@ -172,7 +172,7 @@ def test_roles_are_listed():
 
 @pytest.mark.parametrize("answer_lang", ["", "hr"])
 def test_no_instruction_for_the_same_language(answer_lang):
-    assert demo.with_answer_language("Što je to?", "hr", answer_lang) == "Što je to?"
+    assert demo.with_instruction("Što je to?", "hr", "bvqa", answer_lang) == "Što je to?"
 
 
 def test_instruction_is_the_one_of_training():
@@ -180,13 +180,13 @@ def test_instruction_is_the_one_of_training():
 
     ask = get_instruction("bvqa").ask
     for lang in list_languages()[1:]:
-        assert demo.with_answer_language("Q?", "en", lang) == ask("Q?", lang, "from_en")
-        assert demo.with_answer_language("Q?", lang, "en") == ask("Q?", lang, "to_en")
+        assert demo.with_instruction("Q?", "en", "bvqa", lang) == ask("Q?", lang, "from_en")
+        assert demo.with_instruction("Q?", lang, "bvqa", "en") == ask("Q?", lang, "to_en")
 
 
 def test_unknown_language_lists_the_choices():
     with pytest.raises(ConfigError, match="en, cs"):
-        demo.with_answer_language("Q?", "en", "tlh")
+        demo.with_instruction("Q?", "en", "bvqa", "tlh")
 
 
 def test_the_page_of_llava_says_the_same_in_english():

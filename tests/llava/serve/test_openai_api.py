@@ -18,7 +18,7 @@ from PIL import Image
 from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import openai_api
 from llava.serve.openai_api import Admission, ApiSettings
-from llava.serve.web import PictureLimits, RateLimiter
+from llava.serve.web import ImageLimits, RateLimiter
 
 MODEL = "llava-v1-stub"
 QUESTION = [{"role": "user", "content": "Co?"}]
@@ -378,7 +378,7 @@ def test_bodies_are_bounded(lonely_api):
 
 
 def test_pictures_are_bounded(make_engine, start_api):
-    limits = PictureLimits(max_bytes=3000, max_pixels=5000, max_pictures=1)
+    limits = ImageLimits(max_bytes=3000, max_pixels=5000, max_images=1)
     api = start_api(make_engine("a"), pictures=limits)
     small, wide = Image.new("RGB", (50, 50)), Image.new("RGB", (5001, 1))
     noise = Image.effect_noise((64, 64), 90)

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from llava.errors import ConfigError
 from llava.serve import gradio_web_server, web
 from llava.serve.page import terms
-from llava.serve.page_guard import GuardSettings, PageSafety, safety_from
+from llava.serve.page_guard import settings_from
 from llava.serve.page_state import (
     DAY_S,
     ENGLISH_TEXT,
@@ -22,9 +22,9 @@ from llava.serve.page_state import (
     PageText,
     save_images,
     start_sweeper,
-    sweep_pictures,
+    sweep_images,
 )
-from llava.serve.web import PictureLimits, clean
+from llava.serve.web import ImageLimits, clean
 
 ORIENTATION, GPS = 0x0112, 0x8825
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
@@ -57,16 +57,15 @@ def open_page(tmp_path, monkeypatch):
     log_dir.mkdir()
     with contextlib.ExitStack() as stack:
 
-        def start(proxies="", **guard):
-            safety = PageSafety(GuardSettings(**guard), forwarded_allow_ips=proxies)
-            monkeypatch.setenv("FORWARDED_ALLOW_IPS", safety.forwarded_allow_ips)
-            settings = PageSettings("http://127.0.0.1:9", log_dir=log_dir)
+        def start(proxies="", **limits):
+            monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+            settings = PageSettings("http://127.0.0.1:9", log_dir=log_dir, **limits)
             demo = gradio_web_server.build_demo(False, tmp_path / "shown", settings=settings)
             stack.callback(demo.close, verbose=False)
             _, url, _ = demo.queue(api_open=False).launch(
                 server_name="127.0.0.1",
                 prevent_thread_lock=True,
-                **gradio_web_server.launch_options(safety, log_dir),
+                **gradio_web_server.launch_options(settings),
             )
             return url + "gradio_api/"
 
@@ -117,7 +116,7 @@ def test_an_upload_is_turned_and_stored_without_metadata_under_its_hash(open_pag
 )
 def test_hostile_uploads_are_refused_with_the_reason(open_page, tmp_path, raw, reason):
     start, _ = open_page
-    api = start(pictures=PictureLimits(max_bytes=4000, max_pixels=10_000, max_pictures=2))
+    api = start(images=ImageLimits(max_bytes=4000, max_pixels=10_000, max_images=2))
     before = stored(tmp_path)
     refused = upload(api, ("a.png", raw))
     assert refused.status_code == 400
@@ -129,7 +128,7 @@ def test_hostile_uploads_are_refused_with_the_reason(open_page, tmp_path, raw, r
 
 def test_number_and_size_of_an_upload(open_page, tmp_path):
     start, _ = open_page
-    api = start(pictures=PictureLimits(max_bytes=4000, max_pictures=2))
+    api = start(images=ImageLimits(max_bytes=4000, max_images=2))
     assert upload(api, *[("a.png", png())] * 2).status_code == 200
     before = stored(tmp_path)
     refused = upload(api, *[("a.png", png())] * 3)
@@ -363,11 +362,11 @@ def test_stored_pictures_are_deleted_in_time(tmp_path):
     now = time.time()
     for path in (old, outside / "keep.jpg"):
         os.utime(path, (now - 31 * DAY_S,) * 2)
-    assert sweep_pictures(tmp_path, 30 * DAY_S, now) == 1
+    assert sweep_images(tmp_path, 30 * DAY_S, now) == 1
     assert not old.exists()
     assert new.exists()
     assert (outside / "keep.jpg").exists()
-    assert sweep_pictures(tmp_path, 30 * DAY_S, now + 31 * DAY_S) == 1
+    assert sweep_images(tmp_path, 30 * DAY_S, now + 31 * DAY_S) == 1
     assert not new.parent.exists()
     assert (tmp_path / "2020-01-01-conv.json").exists()
 
@@ -395,7 +394,7 @@ def test_the_notice_says_how_long(tmp_path):
 )
 def test_flags_out_of_range_are_refused(flags):
     with pytest.raises(ConfigError, match=flags[0].partition("=")[0]):
-        safety_from(gradio_web_server.build_parser().parse_args(flags))
+        settings_from(gradio_web_server.build_parser().parse_args(flags))
 
 
 def test_nothing_but_pixels_is_left():
@@ -403,4 +402,4 @@ def test_nothing_but_pixels_is_left():
     info.add_text("Comment", "secret")
     for raw in (png(pnginfo=info, icc_profile=b"secret"), jpeg_with_metadata()):
         assert b"secret" in raw
-        assert b"secret" not in clean(raw, PictureLimits())
+        assert b"secret" not in clean(raw, ImageLimits())

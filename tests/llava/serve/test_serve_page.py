@@ -214,7 +214,12 @@ def test_what_cannot_be_sent(tmp_path, monkeypatch, picture):
 
 
 def test_another_package_may_add_a_choice(tmp_path):
-    control = PromptControl(build=lambda: [gr.Textbox()], apply=lambda text, extra: text + extra)
+    control = PromptControl(
+        build=lambda: [gr.Textbox()],
+        apply=lambda text, extra: text + extra,
+        relabel=lambda text: [gr.skip()],
+        show=lambda reply, text, extra: reply,
+    )
     settings = PageSettings(log_dir=tmp_path, control=control)
     updates = chat.add_text(None, "Q", None, "Default", REQUEST, "!", settings=settings)
     assert updates[0].conversation.messages[0][1] == "Q!"

@@ -8,9 +8,9 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.serve import web
-from llava.serve.web import PictureLimits, fetch, is_public, read_picture, rewrite
+from llava.serve.web import ImageLimits, fetch, is_public, read_image, rewrite
 
-HOSTS = PictureLimits(url_hosts=frozenset({"pictures.example"}), fetch_timeout_s=2)
+HOSTS = ImageLimits(url_hosts=frozenset({"pictures.example"}), fetch_timeout_s=2)
 
 
 def png(image):
@@ -100,7 +100,7 @@ def test_redirects_are_checked_and_bounded(target):
 
 def test_urls_are_off_unless_there_is_a_list():
     with pytest.raises(DataError, match="switched off"):
-        fetched("http://pictures.example/", unreachable, PictureLimits())
+        fetched("http://pictures.example/", unreachable, ImageLimits())
 
 
 def test_what_is_fetched_is_bounded():
@@ -113,12 +113,12 @@ def test_what_is_fetched_is_bounded():
     async def slow(request):
         await asyncio.sleep(30)
 
-    small = PictureLimits(max_bytes=1000, url_hosts=HOSTS.url_hosts)
+    small = ImageLimits(max_bytes=1000, url_hosts=HOSTS.url_hosts)
     with pytest.raises(DataError, match=r"larger than 1,000 bytes"):
         fetched("http://pictures.example/", large, small)
     with pytest.raises(DataError, match="answers 404"):
         fetched("http://pictures.example/", missing)
-    quick = PictureLimits(url_hosts=HOSTS.url_hosts, fetch_timeout_s=0.05)
+    quick = ImageLimits(url_hosts=HOSTS.url_hosts, fetch_timeout_s=0.05)
     with pytest.raises(DataError, match="longer than 0.05 s"):
         fetched("http://pictures.example/", slow, quick)
 
@@ -128,7 +128,7 @@ def test_a_picture_is_written_anew_without_metadata(picture):
     exif[0x010E] = "a secret place"
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", exif=exif, comment=b"another secret")
-    again = base64.b64decode(rewrite(buffer.getvalue(), PictureLimits()))
+    again = base64.b64decode(rewrite(buffer.getvalue(), ImageLimits()))
     assert b"secret" in buffer.getvalue()
     assert b"secret" not in again
     with Image.open(io.BytesIO(again)) as image:
@@ -137,7 +137,7 @@ def test_a_picture_is_written_anew_without_metadata(picture):
 
 def test_large_pictures_are_shrunk():
     raw = png(Image.new("L", (4000, 1000)))
-    with Image.open(io.BytesIO(base64.b64decode(rewrite(raw, PictureLimits())))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(rewrite(raw, ImageLimits())))) as image:
         assert image.size == (2048, 512)
 
 
@@ -158,20 +158,20 @@ def bomb():
 )  # fmt: skip
 def test_corrupt_and_foreign_files_are_refused(raw):
     with pytest.raises(DataError, match="cannot be read"):
-        rewrite(raw, PictureLimits())
+        rewrite(raw, ImageLimits())
 
 
 def test_hostile_sizes_are_refused_before_decoding(file):
     with pytest.raises(DataError, match="60000 x 60000|cannot be read"):
-        rewrite(bomb(), PictureLimits())
+        rewrite(bomb(), ImageLimits())
     with pytest.raises(DataError, match="cannot be read"):
-        rewrite(file[: len(file) // 2], PictureLimits())
+        rewrite(file[: len(file) // 2], ImageLimits())
 
 
 def test_refusals_never_repeat_the_picture(file):
     encoded = base64.b64encode(file).decode()
     with pytest.raises(DataError) as caught:
-        asyncio.run(read_picture("data:image/png;base64,!" + encoded, PictureLimits()))
+        asyncio.run(read_image("data:image/png;base64,!" + encoded, ImageLimits()))
     assert encoded[:20] not in str(caught.value)
 
 

@@ -19,9 +19,12 @@ from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named, write_folder
 from lrm_ext.evaluate.results import score_file
 from lrm_ext.evaluate.runner import _prediction
-from lrm_ext.export.answers import read_run
-from lrm_ext.export.lmms_eval_logs import export_lmms_eval
-from lrm_ext.export.vlmevalkit import export_vlmevalkit, rows_of
+from lrm_ext.export.predictions import (
+    export_lmms_eval,
+    export_vlmevalkit,
+    read_run,
+    rows_of,
+)
 
 TEXTS = ["B", "Odpověď je A.", "=1+1", ""]
 
@@ -271,7 +274,7 @@ def test_a_missing_picture_or_language_is_an_error(folder, tmp_path):
     with pytest.raises(DataError, match=r"has no hr\.jsonl"):
         invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "a", "--languages", "hr")
     (tmp_path / "pictures" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"1 pictures are missing \(1.png\)"):
+    with pytest.raises(DataError, match=r"1 images are missing \(1.png\)"):
         invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "b")
 
 

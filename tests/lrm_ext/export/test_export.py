@@ -286,7 +286,7 @@ def test_the_check_names_what_is_missing(checkpoint, tmp_path):
 def test_the_check_says_which_servers_load_a_folder(checkpoint, tmp_path):
     out = tmp_path / "out"
     export_hf(checkpoint("tiny-llava"), out, conv_mode="v1")
-    loads = {server.name.split()[0]: server.loads for server in check_servers(check_folder(out))}
+    loads = {server.item.split()[0]: server.ok for server in check_servers(check_folder(out))}
     assert loads == {"transformers": True, "vLLM": True, "SGLang": False}
     weights = load_file(out / "model.safetensors")
     weights = {key.replace("vision_model.", ""): value for key, value in weights.items()}
@@ -294,6 +294,6 @@ def test_the_check_says_which_servers_load_a_folder(checkpoint, tmp_path):
     wrong = [finding for finding in check_folder(out) if not finding.ok]
     assert [finding.item for finding in wrong] == ["vision tower"]
     assert "vision_tower.embeddings.class_embedding and 54 more keys" in wrong[0].found
-    servers = {server.name.split()[0]: server for server in check_servers(wrong)}
-    assert servers["transformers"].loads and not servers["vLLM"].loads
-    assert "vision tower" in servers["vLLM"].reason
+    servers = {server.item.split()[0]: server for server in check_servers(wrong)}
+    assert servers["transformers"].ok and not servers["vLLM"].ok
+    assert "vision tower" in servers["vLLM"].found

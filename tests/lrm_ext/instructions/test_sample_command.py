@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.sample import Turn
-from llava.errors import ConfigError, DataError, TemplateError
+from llava.errors import CheckpointError, ConfigError, DataError, TemplateError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.instructions import commands, get_instruction
@@ -127,5 +127,5 @@ def test_what_is_wrong_is_said(
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds none"):
+    with pytest.raises(CheckpointError, match="cannot load its tokenizer"):
         load_tokenizer(tmp_path)
