@@ -1,8 +1,8 @@
-"""Ask a LLaVA model many questions at once, greedily.
+"""Asks a LLaVA model many questions at once, greedily.
 
-In: a loaded model and batches of (question, picture). Out: the answers, the same whatever the batch
+In: a loaded model and batches of (question, image). Out: the answers, the same whatever the batch
 size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
-picture; its output serves every question on that picture in every language. Knows nothing of
+image; its output serves every question on that image in every language. Knows nothing of
 benchmarks and files.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,18 @@ def load_answerer(
     Raises:
         CheckpointError: The folder is incomplete, or the model takes no pictures.
     """
+    parts = load_with_tower(model_path, model_base, device)
+    return LlavaAnswerer(*parts, templates, max_new_tokens)
+
+
+def load_with_tower(
+    model_path: Path, model_base: str | None, device: str | None
+) -> tuple[Any, Any, Any]:
+    """Load a checkpoint that takes images: its tokenizer, the model, and its image processor.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or the model takes no images.
+    """
     from llava.model.builder import load_pretrained_model
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,7 +184,7 @@ def load_answerer(
     )
     if image_processor is None:
         raise CheckpointError(f"{model_path} is a text-only model: it has no vision tower")
-    return LlavaAnswerer(tokenizer, model.eval(), image_processor, templates, max_new_tokens)
+    return tokenizer, model.eval(), image_processor
 
 
 class LlavaAnswerer:
@@ -195,8 +207,16 @@ class LlavaAnswerer:
         self._image_processor = image_processor
         self._templates = templates
         self._max_new_tokens = max_new_tokens
-        self._stop_text = _stop_text(templates.conversation)
-        self._stop_ids = self._find_stop_ids()
+        conversation = templates.conversation
+        ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
+        self._stop_text = conversation.sep if ends_with_sep else conversation.sep2
+        # the end-of-sequence token, and the template's terminator where that is one token
+        self._stop_ids = [int(tokenizer.eos_token_id)]
+        token_id = tokenizer.convert_tokens_to_ids(self._stop_text or "")
+        if isinstance(token_id, int) and token_id not in (*self._stop_ids, tokenizer.unk_token_id):
+            self._stop_ids.append(token_id)
+        pad_id = tokenizer.pad_token_id
+        self._pad_id = self._stop_ids[0] if pad_id is None else int(pad_id)
         self._ids: dict[tuple[str, str], list[int]] = {}
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
@@ -260,20 +280,6 @@ class LlavaAnswerer:
         """Drop what the tower made of pictures; the next question about one runs it again."""
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
-    @property
-    def _pad_id(self) -> int:
-        pad_id = self._tokenizer.pad_token_id
-        return self._stop_ids[0] if pad_id is None else int(pad_id)
-
-    def _find_stop_ids(self) -> list[int]:
-        """The end-of-sequence token, and the template's terminator where that is one token."""
-        ids = [int(self._tokenizer.eos_token_id)]
-        token_id = self._tokenizer.convert_tokens_to_ids(self._stop_text or "")
-        is_token = isinstance(token_id, int) and token_id != self._tokenizer.unk_token_id
-        if is_token and token_id not in ids:
-            ids.append(int(token_id))
-        return ids
-
     def _encode(self, request: Request) -> list[int]:
         """Token ids of a question in the template, with one image sentinel."""
         key = (request.lang, request.text)
@@ -297,67 +303,46 @@ class LlavaAnswerer:
         return ids
 
     def _decode(self, ids: Sequence[int]) -> Answer:
-        end = next((i for i, token_id in enumerate(ids) if token_id in self._stop_ids), None)
-        kept = ids if end is None else ids[:end]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        stopped = end is not None
-        if self._stop_text and self._stop_text.strip() and self._stop_text in text:
-            text, stopped = text[: text.index(self._stop_text)], True
-        return Answer(text.strip(), len(kept), "stop" if stopped else "length")
+        return read_answer(ids, self._tokenizer, self._stop_ids, self._stop_text or "")
 
     def _image_features(
         self, paths: Sequence[Path | None]
     ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
         """Tower outputs for a batch: [B, P, D_vision], or a list of [tiles, P, D_vision]."""
-        wanted = [path for path in dict.fromkeys(paths) if path not in self._features]
-        found = {path: self._features.get(path) for path in paths if path not in wanted}
-        if wanted:
-            pictures = [self._open(path) for path in wanted]
-            sizes = [picture.size for picture in pictures]
-            for path, size, features in zip(
-                wanted, sizes, self._encode_pictures(pictures), strict=True
-            ):
-                found[path] = (features, size)
-                self._features.put(path, features, size)
-        device = self._model.device
-        batch = [found[path][0].to(device) for path in paths]
-        image_sizes = [found[path][1] for path in paths]
-        return (torch.stack(batch) if batch[0].ndim == 2 else batch), image_sizes
+        missing = [path for path in dict.fromkeys(paths) if path not in self._features]
+        found = {path: self._features.get(path) for path in paths if path not in missing}
+        if missing:
+            images = [open_or_blank(path, self._image_processor.image_mean) for path in missing]
+            encoded = self._run_tower(images)
+            for path, image, features in zip(missing, images, encoded, strict=True):
+                found[path] = (features, image.size)
+                self._features.put(path, features, image.size)
+        batch = [found[path][0].to(self._model.device) for path in paths]
+        sizes = [found[path][1] for path in paths]
+        return (torch.stack(batch) if batch[0].ndim == 2 else batch), sizes
 
-    def _encode_pictures(self, pictures: list[Image.Image]) -> list[Tensor]:
-        """Run the tower once over pictures: [P, D_vision] or [tiles, P, D_vision] of each."""
+    def _run_tower(self, images: list[Image.Image]) -> list[Tensor]:
+        """Run the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
         model = self._model
-        images = process_images(pictures, self._image_processor, model.config)
+        pixels = process_images(images, self._image_processor, model.config)
         tower = model.get_vision_tower()
         place = {"device": model.device, "dtype": model.dtype}
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return list(tower(images.to(**place)))
-        return [tower(tiles.to(**place)) for tiles in images]
-
-    def _open(self, path: Path | None) -> Image.Image:
-        if path is None:
-            mean = tuple(round(255 * value) for value in self._image_processor.image_mean)
-            return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), mean)
-        return open_image(path)
+        if isinstance(pixels, Tensor) and pixels.ndim == 4:
+            return list(tower(pixels.to(**place)))
+        return [tower(tiles.to(**place)) for tiles in pixels]
 
     def _check_room(
         self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any
     ) -> None:
         """Refuse a prompt that the model would cut off silently."""
-        config = self._model.config
-        limits = [
-            getattr(config, name, None)
-            for name in ("max_position_embeddings", "tokenizer_model_max_length")
-        ]
+        names = ("max_position_embeddings", "tokenizer_model_max_length")
+        limits = (getattr(self._model.config, name, None) for name in names)
         room = min((limit for limit in limits if limit), default=None)
         for request, row, feature in zip(requests, rows, features, strict=True):
-            num_image = feature.shape[:-1].numel()
-            if room is not None and len(row) - 1 + num_image + self._max_new_tokens > room:
-                raise DataError(
-                    f"a question of {len(row) - 1} tokens with {num_image} for the picture leaves "
-                    f"no {self._max_new_tokens} for the answer in the model's {room}: "
-                    f"{request.text[:80]!r}"
-                )
+            num_text, num_image = len(row) - 1, feature.shape[:-1].numel()
+            said = f"{num_text} tokens with {num_image} for the picture"
+            num_tokens = num_text + num_image
+            refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
 
 
 class _FeatureCache:
@@ -385,22 +370,67 @@ class _FeatureCache:
             self._num_bytes -= oldest.nbytes
 
 
-def _stop_text(conversation: Conversation) -> str | None:
-    if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
-        return conversation.sep
-    return conversation.sep2
+def open_or_blank(path: Path | None, mean: Sequence[float]) -> Image.Image:
+    """Open an image; None gives a canvas in the mean colour of an image processor."""
+    if path is not None:
+        return open_image(path)
+    return blank_image(tuple(round(255 * value) for value in mean))
+
+
+def blank_image(colour: tuple[int, ...]) -> Image.Image:
+    """A canvas on which nothing can be seen."""
+    return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), colour)
+
+
+def refuse_long_prompt(
+    text: str, said: str, num_tokens: int, max_new_tokens: int, room: int | None
+) -> None:
+    """Refuse a prompt that a model would cut off silently.
+
+    Args:
+        text: The question.
+        said: Its length in words.
+        num_tokens: Its length, the image included.
+        max_new_tokens: Longest answer.
+        room: Tokens that the model takes; None for any number.
+
+    Raises:
+        DataError: It leaves no room for the answer.
+    """
+    if room is not None and num_tokens + max_new_tokens > room:
+        raise DataError(
+            f"a question of {said} leaves no {max_new_tokens} for the answer in the model's "
+            f"{room}: {text[:80]!r}"
+        )
+
+
+def read_answer(
+    ids: Sequence[int], tokenizer: Any, stop_ids: Collection[int], stop_text: str = ""
+) -> Answer:
+    """Decode what a model generated, up to its end.
+
+    Args:
+        ids: The new tokens.
+        tokenizer: The model's.
+        stop_ids: Tokens that end an answer.
+        stop_text: Text that ends an answer, where it is no token of its own.
+    """
+    end = next((i for i, token_id in enumerate(ids) if token_id in stop_ids), None)
+    kept = ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    is_stopped = end is not None
+    if stop_text.strip() and stop_text in text:
+        text, is_stopped = text[: text.index(stop_text)], True
+    return Answer(text.strip(), len(kept), "stop" if is_stopped else "length")
 
 
 @contextmanager
 def _left_padding(config: Any) -> Iterator[None]:
     """Let the model pad spliced rows on the left, as decoding needs, and put its setting back."""
-    had = "tokenizer_padding_side" in vars(config)
-    before = getattr(config, "tokenizer_padding_side", None)
+    before = {k: v for k, v in vars(config).items() if k == "tokenizer_padding_side"}
     config.tokenizer_padding_side = "left"
     try:
         yield
     finally:
-        if had:
-            config.tokenizer_padding_side = before
-        else:
-            del config.tokenizer_padding_side
+        del config.tokenizer_padding_side
+        vars(config).update(before)

@@ -92,14 +92,14 @@ def _evaluate(config: EvalConfig, table: bool) -> None:
     from rich.console import Console
 
     from lrm_ext.evaluate.report import score_run
-    from lrm_ext.evaluate.runner import Ranks, run_evaluation
-    from lrm_ext.report.html import write_report
+    from lrm_ext.evaluate.runner import EvalRanks, run_evaluation
+    from lrm_ext.report.evaluation import write_report
 
     console = Console()
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    ranks = Ranks.from_environment()
-    sets = run_evaluation(config, console, ranks=ranks)
+    ranks = EvalRanks.from_environment()
+    sets = run_evaluation(config, ranks=ranks)
     if not ranks.is_first:
         return
     result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
@@ -110,10 +110,9 @@ def _evaluate(config: EvalConfig, table: bool) -> None:
 
 
 def _print_tables(result: EvalReport, console: Console) -> None:
-    from lrm_ext.report.tables import print_headlines, print_report
+    from lrm_ext.report.evaluation import print_report
 
     print_report(result, console)
-    print_headlines(result, console)
 
 
 def report(
@@ -127,7 +126,7 @@ def report(
     from llava.errors import ConfigError
     from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluate.runner import default_results_dir
-    from lrm_ext.report.html import write_report
+    from lrm_ext.report.evaluation import write_report
 
     given = run or model or out
     if given is None:

@@ -6,6 +6,7 @@ Input: folders of answers. Output: one row a question with the answers of all ru
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import secrets
@@ -14,24 +15,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.evaluate.glossing import Glosses
-from lrm_ext.evaluate.predictions import asked_benchmark
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
-from lrm_ext.evaluate.results import ENGLISH, answer_files, open_result, predictions_dir
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.evaluate.results import (
+    ENGLISH,
+    answer_files,
+    asked_benchmark,
+    open_result,
+    predictions_dir,
+)
+from lrm_ext.languages import in_language_order, language_name
 
 log = logging.getLogger(__name__)
-RIGHT: Final = "right"
-WRONG: Final = "wrong"
-DIFFERENT: Final = "different"
-STATES: Final = ("", RIGHT, WRONG, DIFFERENT)
+# right or wrong by the first run, or not all runs alike; "" for all
+State = Literal["", "right", "wrong", "different"]
 
 
 @dataclass(frozen=True)
@@ -86,27 +90,6 @@ class QuestionRow:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A filter.
-
-    Attributes:
-        lang: Code; "" for all.
-        benchmark: Name; "" for all.
-        state: right, wrong (by the first run), different (not all runs are right or wrong), or "".
-        text: Must occur in the question or an answer, in any case.
-    """
-
-    lang: str = ""
-    benchmark: str = ""
-    state: str = ""
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        if self.state not in STATES:
-            raise ConfigError(f"state {self.state!r}: expected one of {', '.join(STATES[1:])}")
-
-
-@dataclass(frozen=True)
 class Runs:
     """All rows.
 
@@ -122,33 +105,38 @@ class Runs:
     roots: Mapping[str, Path]
     glosses: Glosses
 
-    def find(self, wanted: Wanted) -> list[int]:
-        """Numbers of the rows that pass a filter."""
-        return list(self._find(wanted))
+    def find(
+        self, lang: str = "", benchmark: str = "", state: State = "", text: str = ""
+    ) -> Iterator[int]:
+        """Yields the numbers of the rows that pass a filter; "" lets all pass.
 
-    def _find(self, wanted: Wanted) -> Iterator[int]:
-        first, text = self.names[0], wanted.text.strip().casefold()
+        Args:
+            lang: Code.
+            benchmark: Name.
+            state: What the runs' answers are.
+            text: Must occur in the question or an answer, in any case.
+        """
+        text = text.strip().casefold()
         for number, row in enumerate(self.rows):
-            if wanted.lang not in ("", row.lang) or wanted.benchmark not in ("", row.benchmark):
+            if lang not in ("", row.lang) or benchmark not in ("", row.benchmark):
                 continue
-            if wanted.state in (RIGHT, WRONG):
-                answer = row.answers.get(first)
-                if answer is None or answer.is_right != (wanted.state == RIGHT):
+            first = row.answers.get(self.names[0])
+            if state == "different":
+                if len({answer.is_right for answer in row.answers.values()}) < 2:
                     continue
-            if wanted.state == DIFFERENT and len({a.is_right for a in row.answers.values()}) < 2:
+            elif state and (first is None or first.is_right != (state == "right")):
                 continue
             if not text or row.has(text):
                 yield number
 
-    def picture(self, number: int) -> Path | None:
-        """The file of a row's picture; None unless it is a file within its benchmark's folder."""
+    def image(self, number: int) -> Path | None:
+        """The file of a row's image; None unless it is a file within its benchmark's folder."""
         row = self.rows[number]
         root = self.roots.get(row.benchmark)
         if root is None or not row.image:
             return None
         path = (root / row.image).resolve()
-        inside = path.is_relative_to(root.resolve())
-        return path if inside and path.is_file() else None
+        return path if path.is_relative_to(root.resolve()) and path.is_file() else None
 
     def show(self, number: int) -> dict[str, Any]:
         """A row as the page wants it."""
@@ -160,7 +148,7 @@ class Runs:
             "id": row.question_id,
             "category": row.category,
             "image": row.image,
-            "has_picture": self.picture(number) is not None,
+            "has_picture": self.image(number) is not None,
             "prompt": row.prompt,
             "prompt_in_english": row.prompt_in_english,
             "gold": row.gold,
@@ -217,10 +205,8 @@ def load_runs(
         english = rows.get((benchmark, ENGLISH, key))
         if english is not None and lang != ENGLISH:
             row.prompt_in_english = english.prompt
-    known = list_languages()
-    ordered = sorted(
-        rows.values(), key=lambda row: (row.benchmark, (*known, row.lang).index(row.lang))
-    )
+    langs = in_language_order({lang for _, lang, _ in rows})
+    ordered = sorted(rows.values(), key=lambda row: (row.benchmark, langs.index(row.lang)))
     roots = _roots(ordered, [predictions_dir(folder) for folder in folders], benchmark_dir)
     return Runs(names, tuple(ordered), roots, Glosses(table))
 
@@ -230,12 +216,8 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) != len(resolved):
         raise ConfigError("a run is named twice; name each once")
-    depth = 1
-    while True:
-        names = tuple("/".join(path.parts[-depth:]) for path in resolved)
-        if len(set(names)) == len(names):
-            return names
-        depth += 1
+    named = (tuple("/".join(path.parts[-n:]) for path in resolved) for n in itertools.count(1))
+    return next(names for names in named if len(set(names)) == len(names))
 
 
 def _add(
@@ -285,13 +267,10 @@ def _roots(
     images = {row.benchmark: row.image for row in reversed(rows) if row.image}
     roots: dict[str, Path] = {}
     for name, image in images.items():
-        found = [
-            benchmark
-            for benchmark in _candidates(name, runs, benchmark_dir)
-            if benchmark.image_path(image).is_file()
-        ]
-        if found:
-            roots[name] = found[0].image_root
+        for benchmark in _candidates(name, runs, benchmark_dir):
+            if benchmark.image_path(image).is_file():
+                roots[name] = benchmark.image_root
+                break
         else:
             log.warning(
                 "%s is shown without images: %s is in no folder that is known; name the "
@@ -354,30 +333,24 @@ def make_app(runs: Runs) -> FastAPI:
 
     @app.get("/rows")
     def rows(
-        lang: str = "", benchmark: str = "", state: str = "", text: str = "", page: int = 0
-    ) -> JSONResponse:
-        try:
-            wanted = Wanted(lang, benchmark, state, text[:_MAX_TEXT])
-        except ConfigError as error:
-            raise HTTPException(400, str(error)) from error
-        numbers = runs.find(wanted)
+        lang: str = "", benchmark: str = "", state: State = "", text: str = "", page: int = 0
+    ) -> dict[str, Any]:
+        numbers = list(runs.find(lang, benchmark, state, text[:_MAX_TEXT]))
         num_pages = max(1, -(-len(numbers) // PAGE_SIZE))
         page = min(max(page, 0), num_pages - 1)
         shown = numbers[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
-        return JSONResponse(
-            {
-                "rows": [runs.show(number) for number in shown],
-                "page": page,
-                "num_pages": num_pages,
-                "num_found": len(numbers),
-                "num_rows": len(runs.rows),
-                "counts": _counts(runs, numbers),
-            }
-        )
+        return {
+            "rows": [runs.show(number) for number in shown],
+            "page": page,
+            "num_pages": num_pages,
+            "num_found": len(numbers),
+            "num_rows": len(runs.rows),
+            "counts": _counts(runs, numbers),
+        }
 
     @app.get("/picture/{number}")
-    def picture(number: int) -> FileResponse:
-        path = runs.picture(number) if 0 <= number < len(runs.rows) else None
+    def image(number: int) -> FileResponse:
+        path = runs.image(number) if 0 <= number < len(runs.rows) else None
         kind = _TYPES.get(path.suffix.lower()) if path is not None else None
         if path is None or kind is None:
             raise HTTPException(404, "no such picture")
@@ -387,22 +360,17 @@ def make_app(runs: Runs) -> FastAPI:
 
 
 def _about(runs: Runs) -> dict[str, Any]:
-    langs = {row.lang for row in runs.rows}
-    known = [lang for lang in list_languages() if lang in langs]
+    langs = in_language_order({row.lang for row in runs.rows})
     return {
         "runs": list(runs.names),
         "benchmarks": sorted({row.benchmark for row in runs.rows}),
-        "languages": [[lang, get_language(lang).name] for lang in known]
-        + [[lang, lang] for lang in sorted(langs.difference(known))],
+        "languages": [[lang, language_name(lang)] for lang in langs],
     }
 
 
 def _counts(runs: Runs, numbers: list[int]) -> list[dict[str, Any]]:
     """Of the rows found: right ones and answered ones of each run."""
-    right: Counter[str] = Counter()
-    answered: Counter[str] = Counter()
-    for number in numbers:
-        for name, answer in runs.rows[number].answers.items():
-            answered[name] += 1
-            right[name] += answer.is_right
+    found = [item for number in numbers for item in runs.rows[number].answers.items()]
+    answered = Counter(name for name, _ in found)
+    right = Counter(name for name, answer in found if answer.is_right)
     return [{"run": n, "right": right[n], "answered": answered[n]} for n in runs.names]

@@ -1,22 +1,24 @@
-"""The files of answers: append, resume after a cut, and refuse what does not belong.
+"""Files of answers: appended to, resumed after a cut, and refused where they do not belong.
 
 `<benchmark>.<lang>[.blind].jsonl` holds one object per question, LLaVA's keys first, so that
 LLaVA's own scripts read it. `run.json` beside it says which model and settings made the answers.
-Nothing is parsed or scored here: a change of rules must not need a model.
+Answers that other tools wrote are read, too. Nothing is parsed or scored here: a change of rules
+must not need a model.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from llava.eval.records import read_json_lines
+from llava.eval.records import read_json, read_json_lines
 from llava.files import naming, write_atomically
 from lrm_ext.evaluate.items import LETTERS, Item, text_of
 from lrm_ext.evaluate.kind import Kind
@@ -25,60 +27,9 @@ from lrm_ext.evaluate.mme import bare_question
 from lrm_ext.evaluate.pope import CATEGORIES as POPE_CATEGORIES
 from lrm_ext.evaluate.pope import UNNAMED
 from lrm_ext.evaluate.reading import answer_words, parse_yes_no
-from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 
 log = logging.getLogger(__name__)
 RUN_FILE: Final = "run.json"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one question; field names are the keys in the file.
-
-    Attributes:
-        question_id: As in the benchmark.
-        prompt: The question without template and image token.
-        text: The answer, stripped.
-        answer_id: Made from model, question and mode, so that a run's bytes can be repeated.
-        model_id: The model's name.
-        metadata: Empty; LLaVA's scripts expect the key.
-        key: Unique in the file; here the question id.
-        benchmark: Name of the benchmark.
-        lang: Language of the question.
-        category: Its task.
-        image: Picture path as in the benchmark.
-        gold: The expected answer.
-        blind: Whether the picture was withheld.
-        num_new_tokens: Length of the answer, the end token not counted.
-        finish_reason: `stop`, `length` if it was cut off, `refused` if the service refused the
-            question: then the text is empty.
-        extra: Further keys, so that the answers can be scored without the benchmark's files.
-    """
-
-    question_id: str
-    prompt: str
-    text: str
-    answer_id: str
-    model_id: str
-    key: str
-    benchmark: str
-    lang: str
-    category: str
-    image: str
-    gold: str
-    blind: bool
-    num_new_tokens: int
-    finish_reason: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_line(self) -> str:
-        """One line of JSON, LLaVA's keys first."""
-        first = ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
-        values = asdict(self)
-        extra = values.pop("extra")
-        ordered = {name: values.pop(name) for name in first} | values | extra
-        return json.dumps(ordered, ensure_ascii=False) + "\n"
 
 
 def prediction_path(folder: Path, benchmark: str, lang: str, blind: bool) -> Path:
@@ -91,16 +42,11 @@ def cut_unfinished_line(path: Path) -> None:
 
     It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
     """
-    if not path.is_file():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        body = content[:-1] if content.endswith(b"\n") else content
-        start = body.rfind(b"\n") + 1
-        if not content or (content.endswith(b"\n") and _is_json(content[start:])):
-            return
-        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(content) - start)
-        file.truncate(start)
+    content = path.read_bytes() if path.is_file() else b""
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    if last and not (last.endswith(b"\n") and _is_json(last)):
+        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(last))
+        os.truncate(path, len(content) - len(last))
 
 
 def _is_json(line: bytes) -> bool:
@@ -122,21 +68,12 @@ def read_predictions(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    texts: dict[str, str] = {}
-    num_twice = 0
-    for where, record in read_json_lines(path):
-        key, text = record.get("key"), record.get("text")
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise DataError(f"{where}: expected a `key` and a `text` that are strings: {record}")
-        num_twice += key in texts
-        if texts.setdefault(key, text_of(record, text)) != text:
-            raise DataError(
-                f"{where}: question {key} is answered twice, differently; "
-                "delete one of the lines, or all answers with --fresh"
-            )
-    if num_twice:
-        log.warning("%s: %d answers are in it twice, equal; each counts once", path, num_twice)
-    return texts
+    records = list(read_json_lines(path))
+    for where, record in records:
+        if not isinstance(record.get("key"), str):
+            raise DataError(f"{where}: expected a `key` that is a string: {record}")
+    keys = [record["key"] for _, record in records]
+    return _texts_by_key(path, keys, records, "answer all questions anew with --fresh")
 
 
 def read_lines(path: Path) -> dict[str, str]:
@@ -197,10 +134,11 @@ class PredictionWriter:
         cut_unfinished_line(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, predictions: Sequence[Prediction]) -> None:
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append a batch."""
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with naming(self._path):
-            self._file.write("".join(prediction.to_line() for prediction in predictions))
+            self._file.write("".join(lines))
             self._file.flush()
 
     def __enter__(self) -> PredictionWriter:
@@ -242,10 +180,10 @@ def open_run(
     merged, places = dict(data), dict(folders or {})
     if path.is_file():
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            places = {**run.pop("folders", {}), **places}
-            old_data, old = run.pop("data"), run
-        except (ValueError, KeyError, AttributeError) as error:
+            old = read_json(path, dict)
+            places = {**old.pop("folders", {}), **places}
+            old_data = old.pop("data")
+        except (DataError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: unreadable ({error!r}); {way_out}") from error
         wanted = json.loads(json.dumps(identity))
         differing = [name for name in {**old, **wanted} if old.get(name) != wanted.get(name)]
@@ -260,24 +198,6 @@ def open_run(
         raise ConfigError(f"{folder} holds answers but no {RUN_FILE}; {way_out}")
     content = {**identity, "data": merged, **({"folders": places} if places else {})}
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False))
-
-
-def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
-    """The benchmark that a run was asked: the folder that `run.json` names, or a built-in one.
-
-    Args:
-        folder: The folder of predictions.
-        name: The benchmark's name.
-
-    Returns:
-        None if neither is there. Its questions may have changed since.
-    """
-    try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        place = Path(run["folders"][name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return get_benchmark(name) if name in BENCHMARKS else None
-    return open_folder(name, place) if place.is_dir() else None
 
 
 def clear_run(folder: Path) -> None:
@@ -356,25 +276,26 @@ def read_answered(
             f"of version {version}"
         )
     for where, record in records:
-        _check_benchmark(record, kind, where)
+        stated = record.get("kind") or record.get("benchmark")
+        other = find_kind(stated) if isinstance(stated, str) else None
+        if other not in (None, kind):
+            raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
     keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
-    texts, first, num_twice = _texts_by_key(path, keys, records, last_wins)
+    way_out = "take the last (--on-duplicate last)"
+    texts = _texts_by_key(path, keys, records, way_out, last_wins)
     if items is None:
-        items = [
-            _item(records[number][1], key, kind, found_lang, records[number][0])
-            for key, number in first.items()
-        ]
-        items += kind.skipped(items)
+        first = dict(zip(reversed(keys), reversed(records), strict=True))
+        asked = [_item(key, *first[key], kind, found_lang) for key in texts]
+        items = [*asked, *kind.skipped(asked)]
     pairs = zip(keys, records, strict=True)
-    cut = {key for key, (_, record) in pairs if record.get("finish_reason") == "length"}
     return Answered(
         items=tuple(items),
         texts=texts,
         lang=found_lang,
         version=version or found_version,
         prompt_id=_one_of(records, "prompt_id", path),
-        cut_keys=frozenset(cut),
-        num_twice=num_twice,
+        cut_keys=frozenset(k for k, (_, r) in pairs if r.get("finish_reason") == "length"),
+        num_twice=len(keys) - len(texts),
     )
 
 
@@ -382,27 +303,32 @@ def _texts_by_key(
     path: Path,
     keys: Sequence[str],
     records: Sequence[tuple[str, Mapping[str, Any]]],
-    last_wins: bool,
-) -> tuple[dict[str, str], dict[str, int], int]:
-    """Answers by question, the place of each question's first answer, and how many came again."""
+    way_out: str,
+    last_wins: bool = False,
+) -> dict[str, str]:
+    """Answers by question, in the order of their first line.
+
+    Args:
+        path: The file.
+        keys: The question of each line.
+        records: The lines.
+        way_out: What to do about two different answers, beside deleting one.
+        last_wins: Take the last of them.
+    """
     texts: dict[str, str] = {}
-    first: dict[str, int] = {}
-    num_twice = 0
-    for number, (key, (where, record)) in enumerate(zip(keys, records, strict=True)):
+    for key, (where, record) in zip(keys, records, strict=True):
         text = _value(record, _TEXT)
         if not isinstance(text, str):
             raise DataError(f"{where}: question {key}: text is {text!r}; expected a string")
-        num_twice += key in texts
         if texts.get(key, text) != text and not last_wins:
             raise DataError(
                 f"{where}: question {key} is answered a second time, differently; delete one of "
-                "the lines, or take the last (--on-duplicate last)"
+                f"the lines, or {way_out}"
             )
         texts[key] = text_of(record, text)
-        first.setdefault(key, number)
-    if num_twice:
+    if num_twice := len(keys) - len(texts):
         log.warning("%s: %d questions are answered twice; each counts once", path, num_twice)
-    return texts, first, num_twice
+    return texts
 
 
 def stated_kind(path: Path) -> Kind:
@@ -431,14 +357,7 @@ def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: 
     return next(iter(values), "")
 
 
-def _check_benchmark(record: Mapping[str, Any], kind: Kind, where: str) -> None:
-    stated = record.get("kind") or record.get("benchmark")
-    other = find_kind(stated) if isinstance(stated, str) else None
-    if other is not None and other is not kind:
-        raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
-
-
-def mme_picture(path: str) -> str:
+def mme_image(path: str) -> str:
     """`category/stem` of a picture of MME, whose files lie in one of two places."""
     parts = PurePosixPath(path)
     return f"{parts.parts[0]}/{parts.stem}" if parts.parts else ""
@@ -461,7 +380,7 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
             prompt = f"{record.get('prompt') or ''}\t{_value(record, _GOLD)}"
             if prompt not in asked:
                 asked.append(prompt)
-            key = f"{mme_picture(key)}#{asked.index(prompt)}"
+            key = f"{mme_image(key)}#{asked.index(prompt)}"
         keys.append(key)
     return keys
 
@@ -480,7 +399,7 @@ def _joined_keys(
         own = str(record.get("key", record.get("question_id", record.get("index", ""))))
         key = own if own in known else by_source.get(own, "")
         if not key and kind.name == "mme":
-            pair = (mme_picture(own.split("#")[0]), bare_question(str(record.get("prompt", ""))))
+            pair = (mme_image(own.split("#")[0]), bare_question(str(record.get("prompt", ""))))
             key = by_question.get(pair, "")
         if not key:
             strangers.append(f"{own} ({where})")
@@ -493,7 +412,7 @@ def _joined_keys(
     return keys
 
 
-def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str) -> Item:
+def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str) -> Item:
     """The question as its answer describes it.
 
     Raises:
@@ -505,16 +424,19 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
             f"{where}: question {key}: no expected answer (gold) beside the answer; name the "
             "benchmark's own files with --data"
         )
-    image = str(record.get("image") or "")
     category = _value(record, _CATEGORY)
+    answer_type = record.get("answer_type")
+    if not answer_type:
+        parsed = parse_yes_no(gold, answer_words(lang)).label if kind.name == "answers" else ""
+        answer_type = "yesno" if parsed in ("yes", "no") else kind.answer_type
     item = Item(
         question_id=key,
-        image=image,
+        image=str(record.get("image") or ""),
         text=str(record.get("prompt") or ""),
         category=str(category) if category else "",
         answer=gold.strip(),
         lang=lang,
-        answer_type=str(record.get("answer_type") or _type_of(gold, kind, lang)),
+        answer_type=str(answer_type),
         options=_options(record, where),
         answers=tuple(record.get("golds") or ()),
         group=str(record.get("group") or ""),
@@ -530,13 +452,6 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
         prefix = key.split("/")[0]
         item = replace(item, category=prefix if prefix in POPE_CATEGORIES else UNNAMED)
     return item
-
-
-def _type_of(gold: str, kind: Kind, lang: str) -> str:
-    """What sort of answer is expected, where the file does not say it."""
-    if kind.name == "answers" and parse_yes_no(gold, answer_words(lang)).label in ("yes", "no"):
-        return "yesno"
-    return kind.answer_type
 
 
 def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 import lrm_ext
 from llava.errors import DataError, UserError
-from llava.eval.records import read_json_lines
+from llava.eval.records import read_json, read_json_lines
 from llava.files import write_atomically
 from lrm_ext.evaluate.importing import kind_of, open_questions
 from lrm_ext.evaluate.items import Item
@@ -39,12 +41,12 @@ from lrm_ext.evaluate.kind import (
 from lrm_ext.evaluate.predictions import (
     RUN_FILE,
     Answered,
-    asked_benchmark,
     prediction_path,
     read_answered,
     stated_kind,
 )
 from lrm_ext.evaluate.reading import UNDECIDED, answer_words, fidelity
+from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
 
@@ -57,7 +59,6 @@ RULES_VERSION: Final = 1
 ENGLISH: Final = "en"
 _BLIND: Final = ".blind.jsonl"
 _DIGEST_CHARS: Final = 16
-_VERDICT_FIELDS: Final = tuple(one.name for one in fields(Verdict))
 _StoredKey = tuple[str, str, bool, str]
 
 
@@ -227,14 +228,13 @@ class RunResult:
         Args:
             path: The file of answers.
         """
-        scores, digest = path.parent.parent / SCORES_FILE, {}
-        for (name, lang, blind, mode), stored in _stored(scores).items():
+        for (name, lang, blind, mode), by_state in _stored(
+            path.parent.parent / SCORES_FILE
+        ).items():
             if (name, lang) != (self.benchmark, self.lang) or mode not in self.kind.modes:
                 continue
-            if blind not in digest:
-                answers = path.with_name(path.stem + _BLIND) if blind else path
-                digest[blind] = state_of(answers, lang)
-            found = stored.get(digest[blind], {})
+            answers = path.with_name(path.stem + _BLIND) if blind else path
+            found = by_state.get(state_of(answers, lang), {})
             if all(item.question_id in found for item in self.items):
                 self.known[mode, blind] = tuple(found[item.question_id] for item in self.items)
 
@@ -266,16 +266,30 @@ def _stored(path: Path) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict
 def _read_stored(
     path: Path, state: tuple[int, int]
 ) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
-    found: dict[_StoredKey, dict[str, dict[str, Verdict]]] = {}
+    found: defaultdict[_StoredKey, defaultdict[str, dict[str, Verdict]]]
+    found = defaultdict(lambda: defaultdict(dict))
     try:
         for _, line in read_json_lines(path):
             key = (line["benchmark"], line["lang"], line["blind"], line["mode"])
-            verdict = Verdict(**{name: line[name] for name in _VERDICT_FIELDS})
-            found.setdefault(key, {}).setdefault(line["state"], {})[verdict.key] = verdict
-    except (DataError, KeyError, TypeError) as error:
+            found[key][line["state"]][line["key"]] = msgspec.convert(line, Verdict)
+    except (DataError, KeyError, msgspec.ValidationError) as error:
         log.info("%s: stored by another version, so answers are judged again (%r)", path, error)
         return {}
     return found
+
+
+def num_judged(run: Path, benchmark: str, lang: str) -> int:
+    """How many questions `lrm eval` judged last time, answered or not; 0 if it did not."""
+    stored = _stored(predictions_dir(run).parent / SCORES_FILE)
+    return max(
+        (
+            len(verdicts)
+            for key, by_state in stored.items()
+            for verdicts in by_state.values()
+            if key[:2] == (benchmark, lang)
+        ),
+        default=0,
+    )
 
 
 def store_results(folder: Path, results: Sequence[RunResult]) -> None:
@@ -322,6 +336,23 @@ def predictions_dir(run: Path) -> Path:
         f"{run}: no answers in it; expected the folder of a model that `lrm eval` has asked, or "
         "its results (--out)"
     )
+
+
+def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
+    """The benchmark that a run was asked: the folder that `run.json` names, or a built-in one.
+
+    Args:
+        folder: The folder of predictions.
+        name: The benchmark's name.
+
+    Returns:
+        None if neither is there. Its questions may have changed since.
+    """
+    try:
+        place = Path(read_json(folder / RUN_FILE, dict)["folders"][name])
+    except (DataError, KeyError, TypeError):
+        return get_benchmark(name) if name in BENCHMARKS else None
+    return open_folder(name, place) if place.is_dir() else None
 
 
 def answer_files(run: Path) -> dict[tuple[str, str], Path]:
@@ -504,20 +535,16 @@ def score_file(
         DataError: Answers or questions are not as they must be.
     """
     kind = kind_of(name)
-    if data is None:
-        answered = read_answered(predictions, kind, lang=lang, last_wins=last_wins)
-        english: tuple[Item, ...] = ()
-    else:
+    items: Sequence[Item] | None = None
+    english: Sequence[Item] = ()
+    version = ""
+    if data is not None:
         questions = open_questions(name, data, lang or _stated_lang(predictions))
-        answered = read_answered(
-            predictions,
-            kind,
-            lang=questions.lang,
-            items=questions.items,
-            last_wins=last_wins,
-            version=questions.version,
-        )
-        english = questions.english
+        items, english, version = questions.items, questions.english, questions.version
+        lang = questions.lang
+    answered = read_answered(
+        predictions, kind, lang=lang, items=items, last_wins=last_wins, version=version
+    )
     reading = reading_of(answered.lang, answered.items, english)
     result = RunResult(name, kind, answered, lambda: reading, excused=allow_missing)
     report = result.score(mode)

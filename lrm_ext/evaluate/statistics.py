@@ -54,10 +54,10 @@ def num_majority_correct(golds: Iterable[tuple[str, str]]) -> int:
     Args:
         golds: (task, expected answer) of each question.
     """
-    per_task: dict[str, Counter[str]] = {}
-    for task, gold in golds:
-        per_task.setdefault(task, Counter())[gold] += 1
-    return sum(max(counts.values()) for counts in per_task.values())
+    commonest: dict[str, int] = {}
+    for (task, _), count in Counter(golds).items():
+        commonest[task] = max(count, commonest.get(task, 0))
+    return sum(commonest.values())
 
 
 def mcnemar(num_only_a: int, num_only_b: int) -> float:

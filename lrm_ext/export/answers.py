@@ -15,9 +15,8 @@ from pathlib import Path
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
 from lrm_ext.evaluate.items import Item
-from lrm_ext.evaluate.predictions import asked_benchmark
 from lrm_ext.evaluate.registry import get_benchmark
-from lrm_ext.evaluate.results import RunResult, answer_files, open_result
+from lrm_ext.evaluate.results import RunResult, answer_files, asked_benchmark, open_result
 
 _NUM_SHOWN = 5
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llava.errors import CheckpointError, DataError
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
+from llava.images import open_image
+from lrm_ext.evaluate.answerer import Request, Templates, load_answerer, open_or_blank
 from lrm_ext.evaluate.runner import run_evaluation
 
 
@@ -55,7 +56,7 @@ def test_the_result_is_that_of_images_without_a_cache(answerer, requests, templa
     conversation.append_message("USER", f"<image>\n{request.text}")
     conversation.append_message("ASSISTANT", None)
     ids = tokenizer_image_token(conversation.get_prompt(), answerer._tokenizer, return_tensors="pt")
-    picture = answerer._open(request.image)
+    picture = open_image(request.image)
     images = process_images([picture], answerer._image_processor, model.config)
     found = model.generate(
         ids[None], images=images, image_sizes=[picture.size], do_sample=False, max_new_tokens=8
@@ -67,7 +68,7 @@ def test_the_result_is_that_of_images_without_a_cache(answerer, requests, templa
 def test_the_blind_picture_shows_nothing(answerer):
     from llava.mm_utils import process_images
 
-    canvas = answerer._open(None)
+    canvas = open_or_blank(None, answerer._image_processor.image_mean)
     pixels = process_images([canvas], answerer._image_processor, answerer._model.config)
     assert pixels.abs().max() < 0.02
 
@@ -117,10 +118,10 @@ def test_a_text_model_is_refused(model_dir, templates):
         load_answerer(model_dir, None, templates, max_new_tokens=8, device="cpu")
 
 
-def test_a_run_with_the_real_model(config, console):
+def test_a_run_with_the_real_model(config):
     torch.manual_seed(0)
-    run_evaluation(config, console)
+    run_evaluation(config)
     one = dataclasses.replace(config, batch_size=1, out_dir=config.model_path / "other")
-    run_evaluation(one, console)
+    run_evaluation(one)
     for path in config.predictions_dir.glob("*.jsonl"):
         assert path.read_bytes() == (one.predictions_dir / path.name).read_bytes()

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from llava.errors import DataError
 from lrm_ext.evaluate.report import EvalReport, Headline
-from lrm_ext.report.html import write_report
-from lrm_ext.report.tables import print_report
+from lrm_ext.report.evaluation import print_report, write_report
 
 
 @pytest.fixture
