@@ -52,7 +52,7 @@ class Request:
     Attributes:
         text: Without template and image token.
         lang: Its language, which may have a template of its own.
-        image: The picture; None where it is withheld.
+        image: The image; None where it is withheld.
         options: Answers to choose from by their likelihood; empty to have it write one.
     """
 
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote.
+    """The answer of a model.
 
     Attributes:
         text: Decoded and stripped, without special tokens.
@@ -78,7 +78,7 @@ class Answer:
 
 
 class BrokenBatchError(ServiceError):
-    """A batch could not be answered to its end.
+    """Raised if a batch could not be answered to its end.
 
     Attributes:
         answers: What was answered, in the batch's order; None where nothing was.
@@ -90,14 +90,14 @@ class BrokenBatchError(ServiceError):
 
 
 class Answerer(Protocol):
-    """What the runner needs of a model."""
+    """Answers batches of questions."""
 
     def num_tokens(self, request: Request) -> int:
-        """Length of a question's prompt in tokens, the picture counted as one."""
+        """Returns the length of a question's prompt in tokens, the image counted as one."""
         ...
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer a batch, in its order.
+        """Answers a batch, in its order.
 
         Raises:
             BrokenBatchError: Not all of it can be answered.
@@ -119,7 +119,7 @@ class Templates:
 
     @classmethod
     def of_checkpoint(cls, model_path: Path, conv_mode: str | None) -> Templates:
-        """Choose by a checkpoint's `config.json`, without loading the model.
+        """Chooses by a checkpoint's `config.json`, without loading the model.
 
         Raises:
             CheckpointError: There is no such file.
@@ -137,7 +137,7 @@ class Templates:
         return cls(*select_conversation(config, name, conv_mode))
 
     def in_language(self, lang: str) -> Conversation:
-        """A fresh conversation for a question in a language."""
+        """Returns a fresh conversation for a question in a language."""
         if self.name not in conv_templates:
             return self.conversation.copy()
         name = template_for(self.name, lang)
@@ -151,7 +151,7 @@ def load_answerer(
     max_new_tokens: int,
     device: str | None = None,
 ) -> LlavaAnswerer:
-    """Load a checkpoint for evaluation.
+    """Loads a checkpoint for evaluation.
 
     Args:
         model_path: Its folder.
@@ -161,7 +161,7 @@ def load_answerer(
         device: `cuda` or `cpu`; by default a GPU where there is one.
 
     Raises:
-        CheckpointError: The folder is incomplete, or the model takes no pictures.
+        CheckpointError: The folder is incomplete, or the model takes no images.
     """
     parts = load_with_tower(model_path, model_base, device)
     return LlavaAnswerer(*parts, templates, max_new_tokens)
@@ -170,7 +170,7 @@ def load_answerer(
 def load_with_tower(
     model_path: Path, model_base: str | None, device: str | None
 ) -> tuple[Any, Any, Any]:
-    """Load a checkpoint that takes images: its tokenizer, the model, and its image processor.
+    """Loads a checkpoint that takes images: its tokenizer, the model, and its image processor.
 
     Raises:
         CheckpointError: The folder is incomplete, or the model takes no images.
@@ -190,7 +190,7 @@ def load_with_tower(
 class LlavaAnswerer:
     """Answers with one loaded model.
 
-    A request without a picture gets a canvas in the mean colour of the image processor, all zeros
+    A request without an image gets a canvas in the mean colour of the image processor, all zeros
     once normalised: the prompt stays the same to the last token, and nothing can be seen.
     """
 
@@ -252,7 +252,7 @@ class LlavaAnswerer:
 
     @torch.inference_mode()
     def token_losses(self, requests: Sequence[Request], answers: Sequence[str]) -> list[Tensor]:
-        """Negative log-likelihood of each token of given answers to a batch of questions: [K]."""
+        """Returns the negative log-likelihood of each token of given answers to a batch: [K]."""
         model = self._model
         rows = [self._tokens(*pair) for pair in zip(requests, answers, strict=True)]
         labels = []
@@ -276,19 +276,19 @@ class LlavaAnswerer:
         losses = torch.nn.functional.cross_entropy(logits, targets[:, 1:][wanted], reduction="none")
         return list(losses.cpu().split(wanted.sum(1).tolist()))
 
-    def forget_pictures(self) -> None:
-        """Drop what the tower made of pictures; the next question about one runs it again."""
+    def forget_images(self) -> None:
+        """Drops what the tower made of images; the next question about one runs it again."""
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
     def _encode(self, request: Request) -> list[int]:
-        """Token ids of a question in the template, with one image sentinel."""
+        """Returns the token ids of a question in the template, with one image sentinel."""
         key = (request.lang, request.text)
         if key not in self._ids:
             self._ids[key] = self._tokens(request, None)
         return self._ids[key]
 
     def _tokens(self, request: Request, answer: str | None) -> list[int]:
-        """Token ids of a question and the beginning of the answer, or all of one without end."""
+        """Returns the token ids of a question and an answer, or the beginning of one."""
         image_token = DEFAULT_IMAGE_TOKEN
         if getattr(self._model.config, "mm_use_im_start_end", False):
             image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
@@ -308,7 +308,7 @@ class LlavaAnswerer:
     def _image_features(
         self, paths: Sequence[Path | None]
     ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
-        """Tower outputs for a batch: [B, P, D_vision], or a list of [tiles, P, D_vision]."""
+        """Returns tower outputs of a batch: [B, P, D_vision] or list of [tiles, P, D_vision]."""
         missing = [path for path in dict.fromkeys(paths) if path not in self._features]
         found = {path: self._features.get(path) for path in paths if path not in missing}
         if missing:
@@ -322,7 +322,7 @@ class LlavaAnswerer:
         return (torch.stack(batch) if batch[0].ndim == 2 else batch), sizes
 
     def _run_tower(self, images: list[Image.Image]) -> list[Tensor]:
-        """Run the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
+        """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
         model = self._model
         pixels = process_images(images, self._image_processor, model.config)
         tower = model.get_vision_tower()
@@ -334,19 +334,19 @@ class LlavaAnswerer:
     def _check_room(
         self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any
     ) -> None:
-        """Refuse a prompt that the model would cut off silently."""
+        """Refuses a prompt that the model would cut off silently."""
         names = ("max_position_embeddings", "tokenizer_model_max_length")
         limits = (getattr(self._model.config, name, None) for name in names)
         room = min((limit for limit in limits if limit), default=None)
         for request, row, feature in zip(requests, rows, features, strict=True):
             num_text, num_image = len(row) - 1, feature.shape[:-1].numel()
-            said = f"{num_text} tokens with {num_image} for the picture"
+            said = f"{num_text} tokens with {num_image} for the image"
             num_tokens = num_text + num_image
             refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
 
 
 class _FeatureCache:
-    """Tower outputs by picture, the least recently used thrown out when they take too much."""
+    """Keeps tower outputs by image; drops the least recently used when they take too much."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -371,21 +371,21 @@ class _FeatureCache:
 
 
 def open_or_blank(path: Path | None, mean: Sequence[float]) -> Image.Image:
-    """Open an image; None gives a canvas in the mean colour of an image processor."""
+    """Opens an image; None gives a canvas in the mean colour of an image processor."""
     if path is not None:
         return open_image(path)
     return blank_image(tuple(round(255 * value) for value in mean))
 
 
 def blank_image(colour: tuple[int, ...]) -> Image.Image:
-    """A canvas on which nothing can be seen."""
+    """Returns a canvas on which nothing can be seen."""
     return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), colour)
 
 
 def refuse_long_prompt(
     text: str, said: str, num_tokens: int, max_new_tokens: int, room: int | None
 ) -> None:
-    """Refuse a prompt that a model would cut off silently.
+    """Refuses a prompt that a model would cut off silently.
 
     Args:
         text: The question.
@@ -407,7 +407,7 @@ def refuse_long_prompt(
 def read_answer(
     ids: Sequence[int], tokenizer: Any, stop_ids: Collection[int], stop_text: str = ""
 ) -> Answer:
-    """Decode what a model generated, up to its end.
+    """Decodes what a model generated, up to its end.
 
     Args:
         ids: The new tokens.
@@ -426,7 +426,7 @@ def read_answer(
 
 @contextmanager
 def _left_padding(config: Any) -> Iterator[None]:
-    """Let the model pad spliced rows on the left, as decoding needs, and put its setting back."""
+    """Pads spliced rows on the left, as decoding needs; then the model has its setting again."""
     before = {k: v for k, v in vars(config).items() if k == "tokenizer_padding_side"}
     config.tokenizer_padding_side = "left"
     try:

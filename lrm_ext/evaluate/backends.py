@@ -82,7 +82,7 @@ class Backend:
 
 
 def choose_backend(config: EvalConfig) -> Backend:
-    """Find out what kind of model a configuration names.
+    """Finds out what kind of model a configuration names.
 
     A service if it has an address; else a folder, or a name on the Hugging Face hub, whose
     `config.json` says whether it is in LLaVA's format or one of transformers' own.
@@ -122,7 +122,7 @@ def _llava_backend(config: EvalConfig, folder: Path) -> Backend:
 
 
 def local_folder(model: Path) -> Path:
-    """The folder of a model; one that is named as on the Hugging Face hub is fetched.
+    """Returns the folder of a model; one that is named as on the Hugging Face hub is fetched.
 
     Raises:
         CheckpointError: It is neither a folder nor a name there, or the hub is not reachable.
@@ -147,7 +147,7 @@ def local_folder(model: Path) -> Path:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of all weights in a folder.
+    """Returns the SHA-256 of all weights in a folder.
 
     Raises:
         CheckpointError: There are none.
@@ -165,13 +165,13 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _flags(config: EvalConfig, *names: str) -> str:
-    """Those of some options that are given, as they are called on the command line."""
+    """Returns the options among `names` that are given, as on the command line."""
     given = [name for name in names if getattr(config, name) is not None]
     return ", ".join("--" + name.replace("_", "-") for name in given)
 
 
 def _transformers_backend(config: EvalConfig, folder: Path) -> Backend:
-    """A model that transformers loads by itself."""
+    """Returns the backend of a model that transformers loads by itself."""
     if given := _flags(config, "model_base", "conv_mode"):
         raise CheckpointError(
             f"{folder} is a checkpoint of transformers' own classes: leave out {given}, which are "
@@ -208,7 +208,7 @@ def _load_transformers(
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **trust)
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder}: transformers cannot load it as a model of pictures and text: {error}"
+            f"{folder}: transformers cannot load it as a model of images and text: {error}"
         ) from error
     return TransformersAnswerer(processor, model.to(device).eval(), max_new_tokens)
 
@@ -263,7 +263,7 @@ class TransformersAnswerer:
         length = prompt.shape[1]
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         longest = max((request.text for request in requests), key=len)
-        said = f"{length} tokens, its picture included,"
+        said = f"{length} tokens, its image included,"
         refuse_long_prompt(longest, said, length, self._max_new_tokens, room)
         ids = self._model.generate(
             **inputs,
@@ -290,7 +290,7 @@ class TransformersAnswerer:
         return str(prompt)
 
     def _special_tokens(self, prompt: str) -> dict[str, bool]:
-        """Settings of the tokenizer: where the template begins with a BOS, no second one."""
+        """Returns settings of the tokenizer: no second BOS if the template begins with one."""
         bos = self._tokenizer.bos_token
         return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
 
@@ -313,7 +313,7 @@ class QwenProcessor:
         self.apply_chat_template = self.tokenizer.apply_chat_template
 
     def __call__(self, images: Sequence[Image.Image], text: Sequence[str], **settings: Any) -> Any:
-        """Make a batch.
+        """Makes a batch.
 
         Args:
             images: One image a prompt.
@@ -340,7 +340,7 @@ class QwenProcessor:
 
 
 def _service_backend(config: EvalConfig) -> Backend:
-    """A model behind an address; whether its weights changed cannot be seen from here."""
+    """Returns the backend of a service, whose weights may change without a trace."""
     url, field = str(config.base_url).rstrip("/"), config.max_tokens_field
     if not url.startswith(("http://", "https://")):
         raise ConfigError(
@@ -391,7 +391,7 @@ class ServiceAnswerer:
         self._image_url = lru_cache(_NUM_KEPT_IMAGES)(image_url)
 
     def num_tokens(self, request: Request) -> int:
-        """Length in characters: the tokenizer is not here, and only the order matters."""
+        """Returns the length in characters: there is no tokenizer, and only the order matters."""
         return len(request.text)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -438,7 +438,7 @@ class ServiceAnswerer:
 
 
 def image_url(path: Path | None) -> str:
-    """An image as a data URL; None gives plain grey.
+    """Returns an image as a data URL; None gives plain grey.
 
     PNG and JPEG files go as they are where a service cannot see them otherwise than our own models
     do; those that are turned, transparent or of more than 8 bits go as the PNG of what these see.
@@ -453,7 +453,7 @@ def image_url(path: Path | None) -> str:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: the picture cannot be read: {error}") from error
+            raise DataError(f"{path}: the image cannot be read: {error}") from error
         image = open_image(content, str(path))
         with Image.open(io.BytesIO(content)) as file:
             is_plain = file.mode in ("L", "RGB") and "transparency" not in file.info

@@ -1,4 +1,4 @@
-"""Is one run better than another? Per language, on average, and how sure that is.
+"""Compares two runs: per language, on average, and how sure the difference is.
 
 In: the answers of two runs to the same questions. Out: differences with intervals, p-values that
 are adjusted for the number of languages, a verdict each, and how many questions it would take to
@@ -59,7 +59,7 @@ class Comparison:
         p_mcnemar: Exact p that both are right equally often.
         verdict: Of the second against the first.
         num_questions: On which it rests.
-        num_units: Pictures, or questions with rotations, that were drawn.
+        num_units: Images, or questions with rotations, that were drawn.
         num_needed: Questions that it would take to tell this difference; None without one.
         detectable: The smallest difference that this many questions would tell.
     """
@@ -100,7 +100,7 @@ class BenchmarkComparison:
     only_in: dict[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """As an object of plain values."""
+        """Returns an object of plain values."""
         return asdict(self)
 
 
@@ -117,7 +117,7 @@ def compare_runs(
     seed: int = 0,
     num_replicates: int = NUM_REPLICATES,
 ) -> list[BenchmarkComparison]:
-    """Compare two runs on everything that both have answered.
+    """Compares two runs on everything that both have answered.
 
     Args:
         a: The first run.
@@ -163,7 +163,7 @@ def compare_runs(
 
 
 def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | None) -> _Pair:
-    """Score the answers of both runs to the same questions."""
+    """Scores the answers of both runs to the same questions."""
     kind = stated_kind(path_a)
     first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
     _check_same(first.answered, second.answered, path_a, path_b)
@@ -171,7 +171,7 @@ def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | No
 
 
 def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:
-    """Demand the same questions with the same expected answers.
+    """Demands the same questions with the same expected answers.
 
     Raises:
         DataError: They differ.
@@ -218,7 +218,7 @@ def _compare(
 def _draw_differences(
     pairs: Sequence[_Pair], seed: int, num_replicates: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Differences on each draw by language; languages about the same images share the draws."""
+    """Returns the differences on each draw by language; the same images share their draws."""
     groups: dict[tuple[str, ...], list[_Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair[0].units.units, []).append(pair)
@@ -302,7 +302,7 @@ _WIDE_COLUMNS: Final = 110
 def print_comparison(
     results: list[BenchmarkComparison], a: Path, b: Path, console: Console
 ) -> None:
-    """Print a table for each benchmark and what its columns mean."""
+    """Prints a table for each benchmark and what its columns mean."""
     for result in results:
         console.print()
         console.print(comparison_table(result, console.width))
@@ -311,7 +311,7 @@ def print_comparison(
                 console.print(f"only {run} has answers in {', '.join(langs)}", highlight=False)
         console.print(sentence(result, b), highlight=False)
     console.print(
-        f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over pictures; p: of "
+        f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over images; p: of "
         "no difference, adjusted for the number of languages (Holm); McNemar: exact p on "
         "questions, not adjusted; needed: questions that would tell a difference of this size four "
         "times in five.",
@@ -320,7 +320,7 @@ def print_comparison(
 
 
 def comparison_table(result: BenchmarkComparison, width: int) -> Table:
-    """One row a language, and the average.
+    """Makes a table with one row a language, and the average.
 
     Args:
         result: The comparison.
@@ -360,7 +360,7 @@ def _cells(one: Comparison) -> list[str]:
 
 
 def sentence(result: BenchmarkComparison, b: Path) -> str:
-    """The answer in a sentence."""
+    """Returns the answer in a sentence."""
     groups: dict[str, list[str]] = {BETTER: [], WORSE: [], UNCLEAR: []}
     for one in result.languages:
         groups[one.verdict].append(one.lang)
@@ -374,6 +374,6 @@ def sentence(result: BenchmarkComparison, b: Path) -> str:
         if largest > 0:
             text += f". A difference of {largest:.1f} or more would have been told in any of them"
         else:
-            # nothing differs on any picture, so there is no spread to learn from either
-            text += ". There both score the same on every picture"
+            # nothing differs on any image, so there is no spread to learn from either
+            text += ". There both score the same on every image"
     return text + "."

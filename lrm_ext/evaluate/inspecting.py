@@ -1,4 +1,4 @@
-"""The answers of one or several runs, question by question.
+"""Shows the answers of one or several runs, question by question, on a page.
 
 Input: folders of answers. Output: one row a question with the answers of all runs, each judged as
 `lrm eval` judges it, and a filter over them. Answers to other versions of a question are refused.
@@ -40,7 +40,7 @@ State = Literal["", "right", "wrong", "different"]
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """What a run said.
+    """The answer of a run and its verdict.
 
     Attributes:
         text: The answer.
@@ -62,7 +62,7 @@ class QuestionRow:
         lang: Its language.
         question_id: Its name.
         category: Its task.
-        image: The picture's path as in the benchmark.
+        image: The image's path as in the benchmark.
         prompt: What was asked.
         gold: The expected answer.
         options: Texts of the options.
@@ -82,7 +82,7 @@ class QuestionRow:
     prompt_in_english: str = ""
 
     def has(self, text: str) -> bool:
-        """Whether a text occurs in the question, an option or an answer; `text` is casefolded."""
+        """Tells whether a casefolded text occurs in the question, an option or an answer."""
         asked = (self.prompt, self.prompt_in_english, *self.options)
         texts = (*asked, self.gold, self.question_id, self.category)
         said = (answer.text for answer in self.answers.values())
@@ -96,7 +96,7 @@ class Runs:
     Attributes:
         names: The runs, the first being the one that right and wrong are about.
         rows: Sorted by benchmark, language and place in the file.
-        roots: Folder of each benchmark's pictures; those that are not at hand are absent.
+        roots: Folder of each benchmark's images; those that are not at hand are absent.
         glosses: Says answers in English.
     """
 
@@ -130,7 +130,7 @@ class Runs:
                 yield number
 
     def image(self, number: int) -> Path | None:
-        """The file of a row's image; None unless it is a file within its benchmark's folder."""
+        """Returns the file of a row's image; None unless it lies within its benchmark's folder."""
         row = self.rows[number]
         root = self.roots.get(row.benchmark)
         if root is None or not row.image:
@@ -139,7 +139,7 @@ class Runs:
         return path if path.is_relative_to(root.resolve()) and path.is_file() else None
 
     def show(self, number: int) -> dict[str, Any]:
-        """A row as the page wants it."""
+        """Returns a row as the page wants it."""
         row = self.rows[number]
         return {
             "number": number,
@@ -176,11 +176,11 @@ def load_runs(
     languages: Sequence[str] = (),
     table: str | None = None,
 ) -> Runs:
-    """Read the answers of runs.
+    """Reads the answers of runs.
 
     Args:
         folders: Models' folders, or those of their results.
-        benchmark_dir: Where benchmarks of your own are, for their pictures.
+        benchmark_dir: Where benchmarks of your own are, for their images.
         benchmarks: Names; empty for all.
         languages: Codes; empty for all.
         table: Translations for the memory engine, beside the names that it knows.
@@ -212,7 +212,7 @@ def load_runs(
 
 
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
-    """Names of runs: as short as they can be told apart."""
+    """Returns the names of runs, as short as they can be told apart."""
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) != len(resolved):
         raise ConfigError("a run is named twice; name each once")
@@ -259,7 +259,7 @@ def _add(
 def _roots(
     rows: Sequence[QuestionRow], runs: Sequence[Path], benchmark_dir: Path | None
 ) -> dict[str, Path]:
-    """Folders of images; a benchmark that is not at hand is shown without.
+    """Returns the folders of images; a benchmark that is not at hand is shown without.
 
     Answers may be filed under the name of another benchmark, so the folder is the first that has
     an image of theirs.
@@ -280,7 +280,7 @@ def _roots(
 
 
 def _candidates(name: str, runs: Sequence[Path], benchmark_dir: Path | None) -> Iterator[Benchmark]:
-    """Benchmarks that answers may be to, best first."""
+    """Yields the benchmarks that may have been asked, best first."""
     if benchmark_dir is not None:
         yield get_benchmark(name, benchmark_dir)
     for run in runs:
@@ -304,7 +304,7 @@ _TEMPLATE: Final = Path(__file__).with_name("inspecting.html")
 
 
 def make_app(runs: Runs) -> FastAPI:
-    """The application."""
+    """Makes the application."""
     app = FastAPI(title="lrm inspect", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
@@ -353,7 +353,7 @@ def make_app(runs: Runs) -> FastAPI:
         path = runs.image(number) if 0 <= number < len(runs.rows) else None
         kind = _TYPES.get(path.suffix.lower()) if path is not None else None
         if path is None or kind is None:
-            raise HTTPException(404, "no such picture")
+            raise HTTPException(404, "no such image")
         return FileResponse(path, media_type=kind)
 
     return app
@@ -369,7 +369,7 @@ def _about(runs: Runs) -> dict[str, Any]:
 
 
 def _counts(runs: Runs, numbers: list[int]) -> list[dict[str, Any]]:
-    """Of the rows found: right ones and answered ones of each run."""
+    """Counts the right and the answered ones of the rows found, for each run."""
     found = [item for number in numbers for item in runs.rows[number].answers.items()]
     answered = Counter(name for name, _ in found)
     right = Counter(name for name, answer in found if answer.is_right)

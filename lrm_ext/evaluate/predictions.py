@@ -33,12 +33,12 @@ RUN_FILE: Final = "run.json"
 
 
 def prediction_path(folder: Path, benchmark: str, lang: str, blind: bool) -> Path:
-    """Where the answers of one benchmark in one language are."""
+    """Returns the path of the answers to one benchmark in one language."""
     return folder / f"{benchmark}.{lang}{'.blind' if blind else ''}.jsonl"
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove a last line that was only half written.
+    """Removes a last line that was only half written.
 
     It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
     """
@@ -58,7 +58,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Read answers by question key; empty when there is no file.
+    """Reads answers by question key; empty when there is no file.
 
     A question that was refused has a `RefusedAnswer`, so that it is not asked again. The same
     answer written twice is kept once, and counted in the log.
@@ -77,7 +77,7 @@ def read_predictions(path: Path) -> dict[str, str]:
 
 
 def read_lines(path: Path) -> dict[str, str]:
-    """The lines of a file of answers by question key, as they stand; empty without a file."""
+    """Returns the lines of a file of answers by question key; empty without a file."""
     if not path.is_file():
         return {}
     # not splitlines(): an unescaped U+2028 inside an answer ends no line of JSON Lines
@@ -86,7 +86,7 @@ def read_lines(path: Path) -> dict[str, str]:
 
 
 def add_lines(path: Path, lines: Mapping[str, str]) -> None:
-    """Append those lines whose question has no answer in a file yet; all of them or none."""
+    """Appends those lines whose question has no answer in a file yet; all of them or none."""
     cut_unfinished_line(path)
     there = read_lines(path)
     if new := [line for key, line in lines.items() if key not in there]:
@@ -94,7 +94,7 @@ def add_lines(path: Path, lines: Mapping[str, str]) -> None:
 
 
 def sort_lines(path: Path, keys: Sequence[str]) -> None:
-    """Bring the answers of a file into an order that does not depend on who wrote them when.
+    """Brings the answers of a file into an order that does not depend on who wrote them when.
 
     Args:
         path: The file; it is left alone if it is in order.
@@ -108,7 +108,7 @@ def sort_lines(path: Path, keys: Sequence[str]) -> None:
 
 
 def check_keys(path: Path, texts: Mapping[str, str], known: Iterable[str]) -> None:
-    """Refuse answers to questions that the benchmark does not have.
+    """Refuses answers to questions that the benchmark does not have.
 
     Raises:
         DataError: Some answer has no question.
@@ -135,7 +135,7 @@ class PredictionWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append a batch."""
+        """Appends a batch."""
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with naming(self._path):
             self._file.write("".join(lines))
@@ -161,7 +161,7 @@ def open_run(
     data: Mapping[str, str],
     folders: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `run.json`, or check that the answers in a folder are of this very run.
+    """Writes `run.json`, or check that the answers in a folder are of this very run.
 
     Args:
         folder: The folder of predictions.
@@ -201,7 +201,7 @@ def open_run(
 
 
 def clear_run(folder: Path) -> None:
-    """Delete all answers in a folder and its `run.json`, and nothing else."""
+    """Deletes all answers in a folder and its `run.json`, and nothing else."""
     if not folder.is_dir():
         return
     for path in [*folder.glob("**/*.jsonl"), folder / RUN_FILE]:
@@ -247,7 +247,7 @@ def read_answered(
     last_wins: bool = False,
     version: str = "",
 ) -> Answered:
-    """Read answers and the questions that they are to.
+    """Reads answers and the questions that they answer.
 
     Args:
         path: The file.
@@ -306,7 +306,7 @@ def _texts_by_key(
     way_out: str,
     last_wins: bool = False,
 ) -> dict[str, str]:
-    """Answers by question, in the order of their first line.
+    """Returns the answers by question, in the order of their first line.
 
     Args:
         path: The file.
@@ -332,7 +332,7 @@ def _texts_by_key(
 
 
 def stated_kind(path: Path) -> Kind:
-    """The kind that the first line of a file of answers names; short answers where it names none.
+    """Returns the kind that the first line of a file of answers names, else short answers.
 
     Raises:
         DataError: The file is empty or its first line is damaged.
@@ -349,7 +349,7 @@ def _value(record: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: Path) -> str:
-    """The value that all lines give a field; "" where none has it."""
+    """Returns the value that all lines give a field; "" if none has it."""
     values = Counter(str(record[field]) for _, record in records if record.get(field))
     if len(values) > 1:
         shown = ", ".join(f"{value} ({number} lines)" for value, number in values.items())
@@ -358,13 +358,13 @@ def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: 
 
 
 def mme_image(path: str) -> str:
-    """`category/stem` of a picture of MME, whose files lie in one of two places."""
+    """Returns `category/stem` of an image of MME, whose files lie in one of two places."""
     parts = PurePosixPath(path)
     return f"{parts.parts[0]}/{parts.stem}" if parts.parts else ""
 
 
 def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> list[str]:
-    """Ids of the questions, from the answers alone."""
+    """Returns the ids of the questions, from the answers alone."""
     keys: list[str] = []
     seen: dict[str, list[str]] = {}
     for where, record in records:
@@ -375,7 +375,7 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
         if kind.name == "pope" and "key" not in record and record.get("category"):
             key = f"{record['category']}/{key}"
         if kind.name == "mme" and "key" not in record:
-            # the two about a picture share an id; wording and expected answer tell them apart
+            # the two about an image share an id; wording and expected answer tell them apart
             asked = seen.setdefault(key, [])
             prompt = f"{record.get('prompt') or ''}\t{_value(record, _GOLD)}"
             if prompt not in asked:
@@ -388,7 +388,7 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
 def _joined_keys(
     records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind, items: Sequence[Item]
 ) -> list[str]:
-    """Ids of the questions that answers are to, looked up in the benchmark."""
+    """Returns the ids of the questions that were answered, looked up in the benchmark."""
     known = {item.question_id for item in items}
     sources = Counter(item.source_id for item in items if item.source_id)
     by_source = {i.source_id: i.question_id for i in items if sources[i.source_id] == 1}
@@ -413,7 +413,7 @@ def _joined_keys(
 
 
 def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str) -> Item:
-    """The question as its answer describes it.
+    """Returns the question as its answer describes it.
 
     Raises:
         DataError: It does not say what was expected.
@@ -446,8 +446,8 @@ def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str
         answer_lang=str(record.get("answer_lang") or ""),
     )
     if kind.name == "mme":
-        picture = item.image_id or key.rsplit("#", 1)[0]
-        item = replace(item, image_id=picture, category=item.category or picture.split("/")[0])
+        image = item.image_id or key.rsplit("#", 1)[0]
+        item = replace(item, image_id=image, category=item.category or image.split("/")[0])
     if kind.name == "pope" and not item.category:
         prefix = key.split("/")[0]
         item = replace(item, category=prefix if prefix in POPE_CATEGORIES else UNNAMED)
@@ -455,7 +455,7 @@ def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str
 
 
 def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Option texts by letter: a list (with LLaVA's `option_char`), an object, or columns."""
+    """Returns the option texts, which are given as a list, an object or columns."""
     given = record.get("options")
     if isinstance(given, Mapping):
         return tuple(str(given[letter]) for letter in LETTERS if given.get(letter))

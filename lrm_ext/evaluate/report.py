@@ -1,4 +1,4 @@
-"""`report.json`: every figure of an evaluation, and where it is from.
+"""Makes `report.json`: every figure of an evaluation, and where it is from.
 
 `score_run` makes it from the questions and answers of a run, without a model. Tables and plots read
 these records and nothing else, so that a report can be made again from the file alone.
@@ -52,14 +52,14 @@ class GroupScore:
         accuracy: Share of right answers.
         low: Lower end of the 95 % Wilson interval.
         high: Upper end.
-        blind_accuracy: The same model without the picture; None if it was not run.
+        blind_accuracy: The same model without the image; None if it was not run.
         majority: What the commonest answer of each task would reach.
         num_unparsed: Yes/no answers that say neither.
         num_empty: Answers without text.
         num_cut: Answers that reached the length limit.
         fidelity: Share of answers in the language of the question, among those that belong to a
             language at all; None where none does (figures).
-        num_missing: Questions that were not asked, for their picture is missing; they are wrong.
+        num_missing: Questions that were not asked, because their image is missing; they are wrong.
         num_refused: Questions that a service refused to answer; they are wrong.
     """
 
@@ -88,7 +88,7 @@ class Headline:
         low: Lower end of its 95 % interval.
         high: Upper end.
         method: How the interval was found.
-        blind: The same without the picture; None if that was not run.
+        blind: The same without the image; None if that was not run.
         details: All other figures, as `lrm benchmark score --json` prints them.
     """
 
@@ -139,7 +139,7 @@ class LanguageResult:
 
 @dataclass(frozen=True)
 class ExampleAnswer:
-    """One question on an example picture, and what the model wrote."""
+    """One question on an example image, and what the model wrote."""
 
     lang: str
     question: str
@@ -150,10 +150,10 @@ class ExampleAnswer:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with the same question in several languages.
+    """An image with the same question in several languages.
 
     Attributes:
-        image: Where the picture is, for people.
+        image: Where the image is, for people.
         file: Copy of it, relative to the report.
         answers: By language.
     """
@@ -182,11 +182,11 @@ class BenchmarkResult:
         return next((headline for r in self.languages for headline in r.headlines), None)
 
     def english(self) -> LanguageResult | None:
-        """The English result, if English was asked."""
+        """Returns the English result, if English was asked."""
         return next((r for r in self.languages if r.lang == ENGLISH), None)
 
     def others(self) -> tuple[LanguageResult, ...]:
-        """The results of all other languages."""
+        """Returns the results of all other languages."""
         return tuple(r for r in self.languages if r.lang != ENGLISH)
 
 
@@ -214,14 +214,14 @@ class EvalReport:
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> Path:
-        """Write `report.json`; returns its path."""
+        """Writes `report.json`; returns its path."""
         path = folder / REPORT_FILE
         write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
         return path
 
     @classmethod
     def read(cls, folder: Path) -> EvalReport:
-        """Read `report.json`.
+        """Reads `report.json`.
 
         Raises:
             DataError: It is missing, unreadable or of another version.
@@ -242,7 +242,7 @@ class EvalReport:
 
 
 def mean_of(groups: Iterable[GroupScore | None], name: str = "accuracy") -> float | None:
-    """Unweighted mean of a share over the groups that have it; None without any.
+    """Returns the unweighted mean of a share over the groups that have it; None without any.
 
     Args:
         groups: Such as those of several languages.
@@ -254,7 +254,7 @@ def mean_of(groups: Iterable[GroupScore | None], name: str = "accuracy") -> floa
 
 
 def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> EvalReport:
-    """Score all answers of a run; write `scores.jsonl`, `report.json` and the example images.
+    """Scores all answers of a run; write `scores.jsonl`, `report.json` and the example images.
 
     Args:
         config: The run.
@@ -287,7 +287,7 @@ def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> 
 
 
 def _open_asked(config: EvalConfig, qs: QuestionSet) -> RunResult:
-    """The result on the questions that were asked, with earlier verdicts that still hold."""
+    """Opens the result on the questions that were asked, with earlier verdicts that still hold."""
     path = qs.path(config.predictions_dir, blind=False)
     blind = read_predictions(qs.path(config.predictions_dir, blind=True))
     # A blind run that was interrupted says nothing yet.
@@ -339,7 +339,7 @@ def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
 def _group_score(
     qs: QuestionSet, result: RunResult, field: str = "", value: str = ""
 ) -> GroupScore | None:
-    """The score of the questions whose verdict has a value in a field; None without any."""
+    """Returns the score of the questions whose verdict has a value in a field, or None."""
 
     def chosen(blind: bool) -> list[Verdict]:
         verdicts = result.verdicts(LOCAL, blind)
@@ -376,7 +376,7 @@ def _group_score(
 
 
 def _headlines(result: RunResult) -> tuple[Headline, ...]:
-    """The figure of the paper's tables, in each mode of interest.
+    """Returns the figure of the paper's tables in each mode of interest.
 
     English answers are read by the English scorers' rules and, for comparison, by the rules for any
     language; other languages by the latter only.
@@ -403,7 +403,7 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
 def _examples(
     config: EvalConfig, found: Sequence[tuple[QuestionSet, RunResult]]
 ) -> tuple[Example, ...]:
-    """The first yes/no question and the first free one on another image, in three languages.
+    """Returns the first yes/no and the first free question on another image, in three languages.
 
     They are chosen by their place in the file, never by how well they were answered.
     """

@@ -1,4 +1,4 @@
-"""The result of a run on one benchmark in one language: questions, answers, verdicts and scores.
+"""Opens, scores and stores the result of a run on one benchmark in one language.
 
 An answer is judged once for each mode that is reported. `lrm eval` stores the verdicts in
 `scores.jsonl` beside the folder of answers; each line names the state of answers and rules that it
@@ -99,7 +99,7 @@ class ScoreReport:
     prompt_id: str = ""
 
     def interval(self, seed: int = 0) -> dict[str, Any]:
-        """95 % interval of the headline, in its unit, and how it was found.
+        """Returns the 95 % interval of the headline, in its unit, and how it was found.
 
         A share of questions gets Wilson's, anything else the bootstrap's.
 
@@ -121,7 +121,7 @@ class ScoreReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The report as one flat object."""
+        """Returns the report as one flat object."""
         return {
             "benchmark": self.benchmark,
             "kind": self.kind,
@@ -139,7 +139,7 @@ class ScoreReport:
 
 @dataclass(eq=False)
 class RunResult:
-    """What a run answered to one benchmark in one language, and what the answers amount to.
+    """The answers of a run to one benchmark in one language, and the verdicts on them.
 
     Attributes:
         benchmark: Name.
@@ -175,7 +175,7 @@ class RunResult:
         return self.answered.texts
 
     def verdicts(self, mode: str | None = None, blind: bool = False) -> tuple[Verdict, ...]:
-        """One verdict a question, in the order of `items`; judged on the first call for a mode.
+        """Returns one verdict a question, in their order; judges on the first call for a mode.
 
         Args:
             mode: How to read answers; by default the kind's own for English, `local` otherwise.
@@ -195,7 +195,7 @@ class RunResult:
         return self.known[mode, blind]
 
     def score(self, mode: str | None = None, blind: bool = False) -> ScoreReport:
-        """Count the verdicts of a mode.
+        """Counts the verdicts of a mode.
 
         Raises:
             ConfigError: The mode or language is unknown.
@@ -223,7 +223,7 @@ class RunResult:
         )
 
     def take_stored(self, path: Path) -> None:
-        """Take the verdicts that `lrm eval` stored on these very answers.
+        """Takes the verdicts that `lrm eval` stored on these very answers.
 
         Args:
             path: The file of answers.
@@ -240,7 +240,7 @@ class RunResult:
 
 
 def state_of(answers: Path, lang: str) -> str:
-    """What verdicts on a file of answers depend on, as a digest: the answers and the rules.
+    """Returns a digest of what verdicts on a file of answers depend on: the answers and the rules.
 
     Returns:
         "" if there is no such file.
@@ -254,7 +254,7 @@ def state_of(answers: Path, lang: str) -> str:
 
 
 def _stored(path: Path) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
-    """Stored verdicts by benchmark, language, blindness and mode, then by state and question."""
+    """Reads stored verdicts by benchmark, language, blindness, mode, then state and question."""
     try:
         stat = path.stat()
     except OSError:
@@ -279,7 +279,7 @@ def _read_stored(
 
 
 def num_judged(run: Path, benchmark: str, lang: str) -> int:
-    """How many questions `lrm eval` judged last time, answered or not; 0 if it did not."""
+    """Returns how many questions `lrm eval` judged last time, answered or not."""
     stored = _stored(predictions_dir(run).parent / SCORES_FILE)
     return max(
         (
@@ -293,7 +293,7 @@ def num_judged(run: Path, benchmark: str, lang: str) -> int:
 
 
 def store_results(folder: Path, results: Sequence[RunResult]) -> None:
-    """Write `scores.jsonl`: every verdict of these results, and those of others that still hold.
+    """Writes `scores.jsonl`: every verdict of these results, and those of others that still hold.
 
     Args:
         folder: The folder of results, which holds the folder of answers.
@@ -324,7 +324,7 @@ def _score_lines(verdicts: Iterable[Verdict], key: _StoredKey, state: str) -> li
 
 
 def predictions_dir(run: Path) -> Path:
-    """The folder of answers of a run, which may be named by its model, results or answers.
+    """Returns the folder of answers of a run, named by its model, results or answers.
 
     Raises:
         DataError: There is none.
@@ -339,7 +339,7 @@ def predictions_dir(run: Path) -> Path:
 
 
 def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
-    """The benchmark that a run was asked: the folder that `run.json` names, or a built-in one.
+    """Opens the benchmark that a run was asked: by `run.json`, else a built-in one.
 
     Args:
         folder: The folder of predictions.
@@ -356,7 +356,7 @@ def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
 
 
 def answer_files(run: Path) -> dict[tuple[str, str], Path]:
-    """Files of answers by benchmark and language, those without pictures left out."""
+    """Returns the files of answers by benchmark and language, without those of blind runs."""
     files: dict[tuple[str, str], Path] = {}
     for path in sorted(predictions_dir(run).glob("*.jsonl")):
         parts = path.name.removesuffix(".jsonl").rsplit(".", 1)
@@ -374,7 +374,7 @@ def open_result(
     items: Sequence[Item] | None = None,
     version: str = "",
 ) -> RunResult:
-    """Open the result of a run, with its stored verdicts where they are of these answers and rules.
+    """Opens the result of a run, with stored verdicts if they are of these answers and rules.
 
     Answers without stored verdicts are read as `lrm eval` reads them if the run names its benchmark
     and that is at hand, else by what the answers say themselves.
@@ -400,14 +400,14 @@ def open_result(
 
 
 def open_answers_alone(path: Path, benchmark: str, lang: str) -> RunResult:
-    """Open a result by its file of answers alone, without stored verdicts or other questions."""
+    """Opens a result by its file of answers alone, without stored verdicts or other questions."""
     kind = stated_kind(path)
     answered = read_answered(path, kind, lang=lang)
     return RunResult(benchmark, kind, answered, lambda: reading_of(lang, answered.items))
 
 
 def _reading_at_hand(path: Path, name: str, answered: Answered) -> Reading:
-    """By the benchmark that the run was asked, if it is at hand."""
+    """Returns how to read answers, by the benchmark that the run was asked if it is at hand."""
     lang = answered.lang
     if (path.parent / RUN_FILE).is_file():
         try:
@@ -421,7 +421,7 @@ def _reading_at_hand(path: Path, name: str, answered: Answered) -> Reading:
 
 
 def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -> Reading:
-    """What answers in a language are read by.
+    """Returns what answers in a language are read by.
 
     Args:
         lang: The language of the questions.
@@ -443,7 +443,7 @@ def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -
 def count_answers(
     verdicts: Sequence[Verdict], num_missing: int = 0, cut_keys: Collection[str] = ()
 ) -> dict[str, Any]:
-    """How many questions and answers there are, and of each doubtful sort.
+    """Counts questions and answers, and answers of each doubtful sort.
 
     Args:
         verdicts: On every question that is known.
@@ -470,7 +470,7 @@ def count_answers(
 
 
 def count_fidelity(verdicts: Sequence[Verdict], lang: str) -> dict[str, Any]:
-    """Share of answers in the language of the question, apart from whether they are right."""
+    """Returns the share of answers in the language of the question, right or wrong."""
     langs = [verdict.answer_lang for verdict in verdicts]
     own, decided = fidelity(langs, lang)
     return {
@@ -490,7 +490,7 @@ def score_benchmark(
     mode: str | None = None,
     allow_missing: bool = False,
 ) -> ScoreReport:
-    """Score answers that are in no file.
+    """Scores answers that are in no file.
 
     Args:
         kind: The benchmark's rules.
@@ -519,7 +519,7 @@ def score_file(
     allow_missing: bool = False,
     last_wins: bool = False,
 ) -> ScoreReport:
-    """Score a file of answers.
+    """Scores a file of answers.
 
     Args:
         name: The benchmark.
@@ -553,7 +553,7 @@ def score_file(
 
 
 def _stated_lang(predictions: Path) -> str:
-    """The language that the first answer says it is to a question in."""
+    """Returns the language of the questions as the first answer states it."""
     try:
         stated = next((record for _, record in read_json_lines(predictions)), {}).get("lang")
     except DataError:
@@ -562,7 +562,7 @@ def _stated_lang(predictions: Path) -> str:
 
 
 def write_scores(report: ScoreReport, path: Path) -> None:
-    """Write what was made of each answer, a line each."""
+    """Writes the verdicts, a line each."""
     where = {"benchmark": report.benchmark, "lang": report.lang, "mode": report.mode}
     lines = (json.dumps({**asdict(v), **where}, ensure_ascii=False) for v in report.verdicts)
     write_atomically(path, "\n".join(lines))

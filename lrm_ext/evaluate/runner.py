@@ -62,7 +62,7 @@ RESULTS_ROOT = Path("runs") / "eval"
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate, and how.
+    """The settings of an evaluation.
 
     Attributes:
         model_path: Folder of the checkpoint, a name on the Hugging Face hub, or with `base_url` the
@@ -72,7 +72,7 @@ class EvalConfig:
         languages: Language codes; empty for all that a benchmark has a file for.
         limit: About how many questions per benchmark and language; None for all.
         batch_size: Questions asked at once.
-        blind: Ask a second time without the picture.
+        blind: Ask a second time without the image.
         max_new_tokens: Longest answer.
         out_dir: Folder of the results; `<model_path>/eval` by default.
         benchmark_dir: Folder of `<lang>.jsonl` files in place of the built-in benchmark, or a
@@ -84,7 +84,7 @@ class EvalConfig:
             model that is loaded here.
         max_tokens_field: What the service calls the longest answer; None to find out.
         temperature: Ask the service for temperature 0; False leaves it to the service.
-        skip_missing_images: Do not ask about pictures that are missing or broken; those questions
+        skip_missing_images: Do not ask about images that are missing or broken; those questions
             are wrong, and counted.
         rank: Rank options by their likelihood, by the `mean` or `sum` over their tokens; None to
             have answers written.
@@ -120,7 +120,7 @@ class EvalConfig:
         return self.results_dir / "predictions"
 
     def names(self) -> tuple[str, ...]:
-        """Names of the benchmarks, under which answers are filed.
+        """Returns the names of the benchmarks, under which answers are filed.
 
         Raises:
             ConfigError: `benchmark_dir` has none.
@@ -130,7 +130,7 @@ class EvalConfig:
         return names_in(self.benchmark_dir)
 
     def validate(self) -> None:
-        """Check the numbers and names.
+        """Checks the numbers and names.
 
         Raises:
             ConfigError: One of them cannot be.
@@ -160,7 +160,7 @@ class EvalConfig:
 
 
 def default_results_dir(model_path: Path) -> Path:
-    """Where results go if nothing else is said: into the model's folder, if it has one here."""
+    """Returns the usual folder of results: in the model's folder, if it has one here."""
     return model_path / "eval" if model_path.is_dir() else RESULTS_ROOT / model_path.name
 
 
@@ -169,7 +169,7 @@ def run_evaluation(
     make_answerer: Callable[[], Answerer] | None = None,
     ranks: EvalRanks | None = None,
 ) -> list[QuestionSet]:
-    """Answer all questions that have no answer yet.
+    """Answers all questions that have no answer yet.
 
     Args:
         config: What to do.
@@ -183,7 +183,7 @@ def run_evaluation(
     Raises:
         CheckpointError: The model folder is incomplete.
         ConfigError: A setting is wrong, or the answers there are of another run.
-        DataError: A question, picture or earlier answer is not as it must be.
+        DataError: A question, image or earlier answer is not as it must be.
     """
     ranks = ranks or EvalRanks()
     sets = load_questions(config)
@@ -222,7 +222,7 @@ def run_evaluation(
 
 
 def _open_run(config: EvalConfig, sets: Sequence[QuestionSet], identity: dict[str, Any]) -> None:
-    """Make sure that the answers in the folder are of this very run, and are all in place."""
+    """Checks that the answers in the folder are of this very run, and puts them all in place."""
     if config.fresh:
         clear_run(config.predictions_dir)
     settings: dict[str, Any] = {
@@ -257,7 +257,7 @@ def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
 def _asking_order(
     answerer: Answerer, qs: QuestionSet, blind: bool
 ) -> Callable[[Item], tuple[int, str, str, str]]:
-    """Longest first, and equal questions one after the other."""
+    """Returns a sort key: longest questions first, equal ones next to each other."""
 
     def key(item: Item) -> tuple[int, str, str, str]:
         length = answerer.num_tokens(_request(item, qs, blind))
@@ -275,7 +275,7 @@ def _answer_items(
     progress: Progress | None,
     ranks: EvalRanks,
 ) -> None:
-    """Answer this process's share of a file's questions; equal questions are asked once."""
+    """Answers this process's share of a file's questions; equal questions are asked once."""
     ordered = sorted(items, key=_asking_order(answerer, qs, blind))
     groups = [
         (request, list(same))
@@ -310,7 +310,7 @@ def _answer_items(
 def _record(
     item: Item, answer: Answer, benchmark: Benchmark, model_id: str, blind: bool
 ) -> dict[str, Any]:
-    """A line of answers: LLaVA's keys first, and what the answer is scored by.
+    """Returns a line of answers: LLaVA's keys first, then what the answer is scored by.
 
     The answer's id is made from model and question, so that a run's bytes can be repeated.
     """
@@ -360,7 +360,7 @@ class QuestionSet:
         items: Those to ask, in file order.
         keys: The ids of all questions in the file, asked or not.
         sha256: Of the file.
-        unasked: Questions whose picture is missing: not asked, and wrong.
+        unasked: Questions whose image is missing: not asked, and wrong.
         is_ranked: Their options are ranked by likelihood.
     """
 
@@ -373,16 +373,16 @@ class QuestionSet:
     is_ranked: bool = False
 
     def path(self, folder: Path, blind: bool) -> Path:
-        """Where its answers are."""
+        """Returns the path of its answers."""
         return prediction_path(folder, self.benchmark.name, self.lang, blind)
 
 
 def load_questions(config: EvalConfig) -> list[QuestionSet]:
-    """Read the questions that a configuration asks for.
+    """Reads the questions that a configuration asks for.
 
     Raises:
         ConfigError: A name is unknown.
-        DataError: A file or line is wrong, or a picture is missing or no picture.
+        DataError: A file or line is wrong, or an image is missing or cannot be read.
     """
     config.validate()
     sets: list[QuestionSet] = []
@@ -412,17 +412,17 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
     if len(bad) > NUM_SHOWN_IMAGES:
         shown += f"\n  ... and {len(bad) - NUM_SHOWN_IMAGES} more"
     if not config.skip_missing_images:
-        raise DataError(f"{len(bad)} pictures are missing or cannot be read:{shown}")
+        raise DataError(f"{len(bad)} images are missing or cannot be read:{shown}")
     sets = [_without(qs, frozenset(bad)) for qs in sets]
     log.warning(
-        "%d pictures are missing or cannot be read, so %d questions are not asked and count "
+        "%d images are missing or cannot be read, so %d questions are not asked and count "
         "as wrong:%s", len(bad), sum(len(qs.unasked) for qs in sets), shown,
     )  # fmt: skip
     return sets
 
 
 def _bare(item: Item, benchmark: str) -> Item:
-    """A question as it is asked for a ranking: alone, with the options beside it."""
+    """Returns a question as it is asked for a ranking: alone, with the options beside it."""
     if not item.options:
         raise DataError(
             f"{benchmark}: question {item.question_id} has no options; --rank is for benchmarks "
@@ -446,7 +446,7 @@ def _without(qs: QuestionSet, bad: frozenset[Path]) -> QuestionSet:
 
 @dataclass(frozen=True)
 class EvalRanks:
-    """This process among those that answer together.
+    """The place of this process among those that answer together.
 
     Attributes:
         rank: Its number.
@@ -460,24 +460,24 @@ class EvalRanks:
 
     @classmethod
     def from_environment(cls) -> EvalRanks:
-        """As `torchrun` says; without it this process is alone."""
+        """Reads what `torchrun` says; without it this process is alone."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in names)
         return cls(rank, max(world_size, 1), local_rank)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process reads and writes for all."""
+        """This process reads and writes for all."""
         return self.rank == 0
 
     def device(self, asked: str | None) -> str | None:
-        """The device of this process: that which is asked for, with the number of its GPU."""
+        """Returns the device of this process: the one asked for, with the number of its GPU."""
         if self.world_size == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
             return asked
         return f"cuda:{self.local_rank}"
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Waits for all."""
         if self.world_size == 1:
             return
         if not torch.distributed.is_initialized():
@@ -485,14 +485,14 @@ class EvalRanks:
         torch.distributed.barrier()
 
     def path(self, path: Path) -> Path:
-        """Where this process writes answers that belong into a file."""
+        """Returns the path to which this process writes answers that belong in a file."""
         if self.world_size == 1:
             return path
         return path.parent / PARTS_DIR / f"{path.stem}.{self.rank}.jsonl"
 
 
 def gather_parts(folder: Path) -> None:
-    """Put what processes wrote for themselves into the files where it belongs.
+    """Moves what processes wrote for themselves into the files where it belongs.
 
     Args:
         folder: The folder of predictions. Killed at any moment, the next call finishes the work.

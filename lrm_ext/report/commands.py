@@ -73,13 +73,13 @@ def modality_gap(
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     num: int = typer.Option(5_000, min=10, help="Samples."),
     seed: int = typer.Option(0, help="Of the samples and folds."),
-    batch_size: int = typer.Option(64, min=1, help="Pictures or texts at once."),
+    batch_size: int = typer.Option(64, min=1, help="Images or texts at once."),
     layers: str = typer.Option(None, help="Such as 0,8,16; at most nine, evenly, by default."),
     model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     out: Path = typer.Option(..., help="FILE.npz of features; the numbers go to FILE.json."),
 ) -> None:
-    """How far pictures are from texts in a model, and languages from each other (Figure 5)."""
+    """Measure how far images are from texts, and languages from each other (Figure 5)."""
     import json
 
     from rich.console import Console
@@ -118,14 +118,14 @@ def figure(
         help="RUN, or LABEL=RUN,RUN,... with a run a seed. Figure 5: FILE.npz or LABEL=FILE.npz; "
         "figure 6: RATIO=RUN,..., such as 150=runs/x."
     ),
-    out: Path = typer.Option(..., help="The picture: .png, .svg or .pdf."),
+    out: Path = typer.Option(..., help="The figure: .png, .svg or .pdf."),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     style: str = typer.Option("bars", help="Figure 1: bars or radar."),
     ids: list[str] = typer.Option([], help="Figure 4: question ids; repeat, or use commas."),
     num: int = typer.Option(3, min=1, help="Figure 4: questions, where no --ids are given."),
     benchmark_dir: Path = typer.Option(
-        None, help="Figure 4: where the benchmark with its pictures is, if it is not built in."
+        None, help="Figure 4: where the benchmark with its images is, if it is not built in."
     ),
     table: str = typer.Option(
         None, help="Figure 4: a table for the back-translation, as of the engine `memory`."

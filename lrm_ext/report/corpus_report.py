@@ -81,7 +81,7 @@ class RowExample:
 
 @dataclass
 class LanguageStats:
-    """What there is in one language.
+    """The numbers and examples of one language.
 
     Attributes:
         lang: Its code.
@@ -115,7 +115,7 @@ class LanguageStats:
 
 @dataclass
 class CorpusStats:
-    """What there is in a corpus.
+    """The numbers and examples of a corpus.
 
     Attributes:
         corpus: The corpus.
@@ -135,7 +135,7 @@ class CorpusStats:
 def corpus_stats(
     corpus: Corpus, *, cache: Path | None = None, num_examples: int = 20, seed: int = 0
 ) -> CorpusStats:
-    """Count everything, and draw examples.
+    """Counts everything, and draw examples.
 
     Args:
         corpus: A corpus.
@@ -193,7 +193,7 @@ def _language_stats(
 
 
 def figures_of(column: pa.MapArray) -> dict[str, npt.NDArray[np.float32]]:
-    """The values of each figure of a column of figures by name; rows without one are left out."""
+    """Returns the values of each metric in a column by name; rows without it are left out."""
     # not `.keys`: that has the entries of all rows, also of those that were sliced away
     entries = column.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.float32())])))
     flat = entries.flatten()
@@ -217,7 +217,7 @@ def _count(found: LanguageStats, rows: pa.RecordBatch, texts: pa.RecordBatch) ->
 
 
 def _faults(texts: pa.RecordBatch) -> Iterator[tuple[tuple[str, str], int]]:
-    """The texts of a batch that were not accepted: status and word of the reason, and place."""
+    """Yields the texts of a batch that were not accepted: status and word of the reason, place."""
     is_faulty = pc.fill_null(pc.not_equal(texts.column("status"), "ok"), False)
     places = pc.indices_nonzero(is_faulty)
     for text, place in zip(
@@ -283,7 +283,7 @@ def render_corpus(stats: CorpusStats, *, command: str, with_images: bool = False
 
 
 def _reason_rows(languages: Sequence[LanguageStats]) -> list[list[str]]:
-    """One row a reason, one column a language."""
+    """Returns one row a reason, one column a language."""
     total = sum((found.reasons for found in languages), Counter[tuple[str, str]]())
     return [
         [f"{status}: {reason}", *(f"{found.reasons[status, reason]:,}" for found in languages)]
@@ -313,7 +313,7 @@ def _usage_cells(usage: Usage | None) -> list[str]:
 def _spreads(
     languages: Sequence[LanguageStats],
 ) -> tuple[list[tuple[str, list[_Spread], float, float]], list[str]]:
-    """Spreads by metric with the ends of their axis, and the metrics that hardly vary."""
+    """Returns spreads by metric with the ends of their axis, and the metrics that hardly vary."""
     charts, constant = [], []
     for name in sorted({name for found in languages for name in found.figures}):
         spreads: list[_Spread] = [
@@ -338,14 +338,14 @@ def _limit(lang: str, name: str) -> float | None:
 
 
 def visible(text: str) -> str:
-    """A text as it can be shown: not too long, and without characters that nobody would see."""
+    """Makes a text fit to be shown: not too long, and without characters that nobody would see."""
     cut = text[:MAX_SHOWN]
     shown = _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", cut)
     return shown if cut == text else f"{shown} ... [{len(text):,} characters]"
 
 
 def _thumbnails(stats: CorpusStats) -> dict[str, str | None]:
-    """Small images of the examples by name, as `data:` URLs; None for one that is gone."""
+    """Returns small images of the examples by name, as `data:` URLs; None for one that is gone."""
     made: dict[str, str | None] = {}
     examples = [e for found in stats.languages for e in (*found.kept, *found.faulty)]
     for name, index in {e.image: e.index for e in examples if e.image is not None}.items():

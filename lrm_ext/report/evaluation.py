@@ -40,7 +40,7 @@ _COUNTS: Final = {
     "num_unparsed": "that say neither yes nor no (wrong)",
     "num_empty": "without any text (wrong)",
     "num_cut": "cut off at the length limit",
-    "num_missing": "that are not there, for their picture is missing (wrong)",
+    "num_missing": "that are not there, because their image is missing (wrong)",
     "num_refused": "that the service refused to give (wrong)",
 }
 
@@ -70,7 +70,7 @@ def print_report(report: EvalReport, console: Console) -> None:
 
 
 def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int) -> Table:
-    """One row a language: yes/no accuracy beside its baselines, and the other tasks."""
+    """Makes a table with a row a language: yes/no accuracy, its baselines, and the other tasks."""
     yesno = {task for result in benchmark.languages for task in result.yesno_tasks}
     has_yesno = any(result.yesno for result in benchmark.languages)
     tasks = [task for task in benchmark.tasks if not has_yesno or task not in yesno]
@@ -118,7 +118,7 @@ def _score_row(
 def remarks(benchmark: BenchmarkResult) -> list[str]:
     """Says what the figures do not: answers that are empty, cut, or in another language."""
     lines = [
-        "blind: the same model shown an empty picture; majority: always each task's commonest "
+        "blind: the same model shown an empty image; majority: always each task's commonest "
         "answer; mean: without English"
     ]
     for name, what in _COUNTS.items():
@@ -232,7 +232,7 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
     def image_url(example: Example) -> str:
         path = folder / example.file
         if not path.is_file():
-            log.warning("%s is gone: the report has its example without the picture", path)
+            log.warning("%s is gone: the report has its example without the image", path)
             return ""
         return data_url(mimetypes.guess_type(path.name)[0] or "image/jpeg", path.read_bytes())
 
@@ -265,7 +265,7 @@ def _in_words(number: int) -> str:
 
 
 def _mean_bar(results: Sequence[LanguageResult], task: str) -> tuple[dict[str, Any], int]:
-    """The mean of languages in a task with its lowest and highest, and how many have the task."""
+    """Returns the mean of languages in a task with its range, and how many have the task."""
     groups = [result.tasks[task] for result in results if task in result.tasks]
     shares = [group.accuracy for group in groups]
     means = {name: mean_of(groups, name) for name in ("accuracy", "blind_accuracy", "majority")}
@@ -273,7 +273,7 @@ def _mean_bar(results: Sequence[LanguageResult], task: str) -> tuple[dict[str, A
 
 
 def _figure_rows(benchmark: BenchmarkResult) -> list[list[str]]:
-    """Every figure of a benchmark; the mean has no fidelity."""
+    """Returns every figure of a benchmark; the mean has no fidelity."""
     rows = score_rows(benchmark, "total", benchmark.tasks)
     shares = [percent(result.total.fidelity) for result in benchmark.languages]
     return [[*row, share] for row, share in zip(rows, [*shares, ""], strict=False)]

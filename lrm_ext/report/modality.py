@@ -50,7 +50,7 @@ _CHUNK: Final = 512
 
 
 def need_scikit_learn() -> None:
-    """Check that scikit-learn is there, before anything that takes long.
+    """Checks that scikit-learn is there, before anything that takes long.
 
     Raises:
         ConfigError: It is not.
@@ -59,13 +59,13 @@ def need_scikit_learn() -> None:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "scikit-learn is not installed, which separates pictures from texts and draws t-SNE: "
+            "scikit-learn is not installed, which separates images from texts and draws t-SNE: "
             "pip install 'lrm-llava[figures]'"
         ) from error
 
 
 def centroid_distance(a: Features, b: Features) -> dict[str, float]:
-    """Distance of the means of two sets, also in units of their spread.
+    """Returns the distance of the means of two sets, also in units of their spread.
 
     Args:
         a: [N, D].
@@ -86,9 +86,9 @@ def centroid_distance(a: Features, b: Features) -> dict[str, float]:
 
 
 def separability(a: Features, b: Features, seed: int = 0) -> float:
-    """How often a straight cut tells the two sets apart, on samples that it was not fitted to.
+    """Returns how often a straight cut tells two sets apart, on samples it was not fitted to.
 
-    Five-fold cross-validation of a logistic regression on standardised features; the picture and
+    Five-fold cross-validation of a logistic regression on standardised features; the image and
     the text of a sample are in the same fold.
 
     Args:
@@ -121,7 +121,7 @@ def separability(a: Features, b: Features, seed: int = 0) -> float:
 
 
 def recall_at_1(queries: Features, targets: Features) -> float:
-    """How often the nearest target of a query is that of the same sample.
+    """Returns how often the nearest target of a query is that of the same sample.
 
     Nearest by cosine, after the mean of each set is taken away: a mere shift between the sets is
     what `centroid_distance` tells. Among n equally near ones each counts 1/n.
@@ -156,7 +156,7 @@ def _centred(features: Features) -> NDArray[np.float64]:
 
 
 def linear_cka(a: Features, b: Features) -> float:
-    """Linear centred kernel alignment of two features of the same samples.
+    """Returns the linear centred kernel alignment of two features of the same samples.
 
     1 if one is a rotation and scaling of the other, 0 if they are uncorrelated. With few samples
     and many dimensions it is larger than 0 for noise, too: compare models, at equal N.
@@ -180,7 +180,7 @@ def linear_cka(a: Features, b: Features) -> float:
 def measure(
     features: Mapping[str, Features], layers: Sequence[int], seed: int = 0
 ) -> dict[str, Any]:
-    """All numbers of one model.
+    """Returns all numbers of one model.
 
     Args:
         features: By `image` and language, [L, N, D].
@@ -188,8 +188,8 @@ def measure(
         seed: Of the folds.
 
     Returns:
-        `languages`: per language the distance and separability of pictures and texts at layer 0;
-        `layers`: per layer recall at 1 and CKA, of picture and text and of English and text.
+        `languages`: per language the distance and separability of images and texts at layer 0;
+        `layers`: per layer recall at 1 and CKA, of image and text and of English and text.
     """
     langs = [name for name in features if name != IMAGE]
     image = features[IMAGE]
@@ -225,7 +225,7 @@ def measure(
 
 
 def _alignment(features: Mapping[str, Features], lang: str) -> dict[str, float]:
-    """How well the texts of a language match images, and English texts, in one layer."""
+    """Returns how well texts of a language match images, and English texts, in one layer."""
     text, image, english = features[lang], features[IMAGE], features.get(ENGLISH)
     found = {
         "image_to_text_recall_at_1": recall_at_1(image, text),
@@ -247,7 +247,7 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures with the same text in several languages.
+    """Images with the same text in several languages.
 
     Attributes:
         rows: Their numbers in the corpus.
@@ -263,9 +263,9 @@ class Samples:
 
 
 def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) -> Samples:
-    """Draw rows that have a picture and accepted texts in all languages; no picture or text twice.
+    """Draws rows that have an image and accepted texts in all languages; no image or text twice.
 
-    A picture or an English text that was drawn before is left out: the right text could not be
+    An image or an English text that was drawn before is left out: the right text could not be
     told from its double.
 
     Args:
@@ -312,12 +312,12 @@ def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) 
 
 
 def _text_of(turns: Sequence[Turn]) -> str:
-    """Question and answer without the image token."""
+    """Returns question and answer without the image token."""
     return "\n".join(turn.text.replace(DEFAULT_IMAGE_TOKEN, "").strip() for turn in turns)
 
 
 class FeatureExtractor:
-    """A loaded model that turns pictures and texts into means of hidden states.
+    """Turns images and texts into means of hidden states, with a loaded model.
 
     Args:
         model_path: A checkpoint in LLaVA's format.
@@ -326,7 +326,7 @@ class FeatureExtractor:
         device: By default a GPU where there is one.
 
     Raises:
-        CheckpointError: The model takes no pictures.
+        CheckpointError: The model takes no images.
         ConfigError: There is no such layer.
     """
 
@@ -346,9 +346,9 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def images(self, paths: Sequence[Path]) -> Features:
-        """Means over patches: [L, B, D]."""
-        pictures = [open_image(path) for path in paths]
-        pixels = process_images(pictures, self._image_processor, self._model.config)
+        """Returns means over patches: [L, B, D]."""
+        images = [open_image(path) for path in paths]
+        pixels = process_images(images, self._image_processor, self._model.config)
         place = {"device": self._model.device, "dtype": self._model.dtype}
         rows = [
             self._model.encode_images((x if x.ndim == 4 else x[None]).to(**place)).flatten(0, 1)
@@ -358,7 +358,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Features:
-        """Means over tokens: [L, B, D].
+        """Returns means over tokens: [L, B, D].
 
         Raises:
             DataError: A text has no token, or more than the model takes.
@@ -377,7 +377,7 @@ class FeatureExtractor:
         return embedding(torch.tensor(ids, device=embedding.weight.device))
 
     def _means(self, rows: Sequence[Tensor]) -> Features:
-        """Run rows [T_i, D] through the language model, padded on the right."""
+        """Runs rows [T_i, D] through the language model, padded on the right."""
         begin = self._tokenizer.bos_token_id
         prefix = [] if begin is None else [begin]
         if prefix:
@@ -400,12 +400,12 @@ class FeatureExtractor:
 
 
 def spaced_layers(last: int) -> tuple[int, ...]:
-    """At most nine layers from the input to the last, evenly spaced."""
+    """Returns at most nine layers from the input to the last, evenly spaced."""
     return tuple(sorted({round(x) for x in np.linspace(0, last, min(MAX_LAYERS, last + 1))}))
 
 
 def extract(extractor: FeatureExtractor, samples: Samples, batch_size: int) -> dict[str, Features]:
-    """Features by `image` and language, [L, N, D], batch by batch.
+    """Returns features by `image` and language, [L, N, D], batch by batch.
 
     Args:
         extractor: The model.
@@ -434,7 +434,7 @@ def extract(extractor: FeatureExtractor, samples: Samples, batch_size: int) -> d
 
 
 def save_features(path: Path, features: dict[str, Features], about: dict[str, Any]) -> None:
-    """Write features and what they are of; `path` ends with .npz."""
+    """Writes features and what they are of; `path` ends with .npz."""
     content: dict[str, Any] = {f"features_{name}": array for name, array in features.items()}
     content["about"] = np.array(json.dumps({"format_version": FORMAT_VERSION, **about}))
     # an open file: to a name without its ending, numpy would add one
@@ -443,7 +443,7 @@ def save_features(path: Path, features: dict[str, Features], about: dict[str, An
 
 
 def load_features(path: Path) -> tuple[dict[str, Features], dict[str, Any]]:
-    """Read what `save_features` wrote.
+    """Reads what `save_features` wrote.
 
     Raises:
         DataError: It is something else.
@@ -471,13 +471,13 @@ _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost
 _MASSES: Final = (0.95, 0.75, 0.5, 0.25)
 _LOOKS: Final = (
-    ("pictures, after the projector", ORANGE, "--"),
+    ("images, after the projector", ORANGE, "--"),
     ("texts, as embedded (lines enclose 25, 50, 75 and 95 %)", BLUE, "-"),
 )
 
 
 def gap_table(report: Mapping[str, Any]) -> Table:
-    """The numbers of a model for the terminal."""
+    """Makes a table of the numbers of a model."""
     first, last = report["layers"][0], report["layers"][-1]
     number = last["layer"]
     heads = ("language", "apart", "cut %", "image %", "English %", "CKA i", "CKA e",
@@ -498,9 +498,9 @@ def gap_table(report: Mapping[str, Any]) -> Table:
             ),
         ])  # fmt: skip
     return terminal_table(
-        f"{report['model']}: pictures and texts at the input of the language model", heads, rows,
-        caption="apart: centroids of pictures and texts, in spreads; cut: share that a straight "
-        "cut tells apart; image, English: the nearest text is that of the picture, of the English "
+        f"{report['model']}: images and texts at the input of the language model", heads, rows,
+        caption="apart: centroids of images and texts, in spreads; cut: share that a straight "
+        "cut tells apart; image, English: the nearest text is that of the image, of the English "
         "text; CKA of texts with images (i) and English (e), at the input and after layer "
         f"{number}",
         caption_justify="left",
@@ -508,7 +508,7 @@ def gap_table(report: Mapping[str, Any]) -> Table:
 
 
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """t-SNE: [N, D] -> [N, 2]; the same on each run with the same seed."""
+    """Computes t-SNE: [N, D] -> [N, 2]; the same on each run with the same seed."""
     need_scikit_learn()
     from sklearn.manifold import TSNE
 
@@ -522,7 +522,7 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 def modality_figure(
     paths: Sequence[Path], labels: Sequence[str], seed: int = 0, max_points: int = 5_000
 ) -> Figure:
-    """Draw models side by side.
+    """Draws models side by side.
 
     Args:
         paths: Files of features, as `lrm modality-gap` writes them.
@@ -562,7 +562,7 @@ def modality_figure(
 
 
 def _draw(axes: Any, points: NDArray[np.float64], num: int) -> None:
-    """Points and lines of equal density: `num` images, and as many texts."""
+    """Draws points and lines of equal density: `num` images, and as many texts."""
     from scipy.stats import gaussian_kde
 
     low, high = points.min(axis=0), points.max(axis=0)
@@ -579,7 +579,7 @@ def _draw(axes: Any, points: NDArray[np.float64], num: int) -> None:
 
 
 def _levels(density: NDArray[np.float64]) -> list[float]:
-    """Densities above which a given share of the mass lies, ascending."""
+    """Returns the densities above which a given share of the mass lies, ascending."""
     ordered = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ordered) / ordered.sum()
     places = np.minimum(np.searchsorted(mass, _MASSES), len(mass) - 1)

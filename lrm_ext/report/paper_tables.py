@@ -94,7 +94,7 @@ class Block:
     has_best: bool = True
 
     def best(self, column: int, digits: int) -> float | None:
-        """The largest value of a column as it is printed; None if there is nothing to compare."""
+        """Returns the largest value of a column as printed; None if there is nothing to compare."""
         cells = [row.cells[column] for row in self.rows]
         values = [cell.value for cell in cells if cell is not None and cell.value is not None]
         return max(round(v, digits) for v in values) if self.has_best and len(values) > 1 else None
@@ -124,12 +124,12 @@ class PaperTable:
 
     @property
     def title(self) -> str:
-        """What it shows."""
+        """Its title."""
         return _TITLES[self.number]
 
 
 def published() -> dict[str, Any]:
-    """The figures that the paper publishes, by table."""
+    """Returns the figures that the paper publishes, by table."""
     with as_file(files("lrm_ext.report").joinpath(PUBLISHED_FILE)) as path:
         return load_toml(path)
 
@@ -140,7 +140,7 @@ def models_table(
     languages: Sequence[str] = (),
     with_published: bool = True,
 ) -> PaperTable:
-    """Table 1: a block a benchmark, a row a setting, a column a language.
+    """Makes Table 1: a block a benchmark, a row a setting, a column a language.
 
     Without settings it holds the published figures alone.
 
@@ -181,7 +181,7 @@ def _measured(
     langs: Sequence[str],
     number: int,
 ) -> Block:
-    """A row a setting: some languages, and the mean of all but English."""
+    """Makes a row a setting: some languages, and the mean of all but English."""
     nothing = Cell((Score(None, reason="no run was asked"),))
     rows = []
     for setting in settings:
@@ -216,7 +216,7 @@ def _published_title(title: str) -> str:
 
 
 def agreement_table(paths: Sequence[Path], with_published: bool = True) -> PaperTable:
-    """Table 2: BLEU and chrF of two translations, a row a benchmark, a column a language.
+    """Makes Table 2: BLEU and chrF of two translations, a row a benchmark, a column a language.
 
     Args:
         paths: Files of figures, as `lrm benchmark agreement --json` prints them: `benchmark`,
@@ -280,7 +280,7 @@ def summary_table(
     languages: Sequence[str] = (),
     with_published: bool = True,
 ) -> PaperTable:
-    """Tables 3 and 4: English and the mean of the others, a block a benchmark.
+    """Makes Tables 3 and 4: English and the mean of the others, a block a benchmark.
 
     Args:
         number: 3 (labels are methods) or 4 (labels are `language model/method`).
@@ -344,7 +344,7 @@ _Texts = tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]
 
 
 def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts:
-    """Says a table in a format; missing values get the number of their reason.
+    """Returns the texts of a table in a format; missing values get the number of their reason.
 
     Args:
         table: The table.
@@ -381,7 +381,7 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
 
 
 def _is_best(table: PaperTable, block: Block, row: TableRow, column: int) -> bool:
-    """Whether a value is the largest of its column, as printed; equal ones all are."""
+    """Tells whether a value is the largest of its column, as printed; equal ones all are."""
     cell, best = row.cells[column], block.best(column, table.digits)
     if cell is None or cell.value is None or best is None:
         return False
@@ -389,7 +389,7 @@ def _is_best(table: PaperTable, block: Block, row: TableRow, column: int) -> boo
 
 
 def print_table(table: PaperTable, console: Console) -> None:
-    """Print it; where it is too wide, with its columns as rows."""
+    """Prints a table; one that is too wide with its columns as rows."""
     heads, blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
     console.print(Text(table.title, style="bold"))
     num_labels = len(table.labels)
@@ -425,14 +425,14 @@ def print_table(table: PaperTable, console: Console) -> None:
 
 
 def to_terminal(table: PaperTable, width: int = 160) -> str:
-    """As plain text, as wide as given."""
+    """Returns a table as plain text, as wide as given."""
     file = io.StringIO()
     print_table(table, Console(file=file, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def to_markdown(table: PaperTable) -> str:
-    """As Markdown: a table a block."""
+    """Returns a table as Markdown: a table a block."""
     heads, blocks, notes = _texts(table, _markdown, "**{}**")
     rule = ["---"] * len(table.labels) + ["---:"] * (len(table.columns) + 1)
     lines = [f"**{_markdown(table.title)}**"]
@@ -446,7 +446,7 @@ def _markdown(text: str) -> str:
 
 
 def to_latex(table: PaperTable) -> str:
-    """As LaTeX; needs the packages booktabs and, for wide tables, graphicx."""
+    """Returns a table as LaTeX; needs the packages booktabs and, for wide tables, graphicx."""
     heads, blocks, notes = _texts(table, latex_escape, r"\textbf{{{}}}")
     lines = [
         r"\begin{table*}",
@@ -470,12 +470,12 @@ def to_latex(table: PaperTable) -> str:
 
 
 def latex_escape(text: str) -> str:
-    """Text with every character that LaTeX reads as a command escaped."""
+    """Escapes every character that LaTeX reads as a command."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def to_csv(table: PaperTable) -> str:
-    """As CSV: a line a value, not rounded."""
+    """Returns a table as CSV: a line a value, not rounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow((*CSV_HEADS[:2], *table.labels, *CSV_HEADS[2:]))
@@ -499,7 +499,7 @@ def _csv_values(cell: Cell) -> tuple[str | int, ...]:
 
 
 def to_html(table: PaperTable) -> str:
-    """As a page that needs nothing but itself."""
+    """Returns a table as a page that needs nothing but itself."""
     heads, blocks, notes = _texts(table, markupsafe.escape, Markup("<b>{}</b>"))
     return render("table.html", table=table, title=table.title, heads=heads, blocks=blocks,
                   notes=notes)  # fmt: skip

@@ -31,25 +31,25 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 def _unit(scored: ScoredBenchmark) -> str:
-    """What the axis of a benchmark's score says."""
+    """Returns the label of the axis of a benchmark's score."""
     return f"{scored.name}: {scored.unit} ({'%' if _maximum(scored) else 'points'})"
 
 
 def _maximum(scored: ScoredBenchmark) -> float | None:
-    """100 where the score is in percent; points have no end that a plot must show."""
+    """Returns 100 if the score is in percent; points have no end that a plot must show."""
     maximum = KINDS[scored.kind].maximum
     return maximum if maximum == 100 else None
 
 
 def _values(cells: Sequence[Cell]) -> list[float]:
-    """Scores; a missing one is drawn as a gap."""
+    """Returns the scores; a missing one is drawn as a gap."""
     return [np.nan if cell.value is None else cell.value for cell in cells]
 
 
 def languages_figure(
     benchmarks: Sequence[ScoredBenchmark], labels: Sequence[str], style: str = "bars"
 ) -> Figure:
-    """Figure 1: every setting in every language, a panel a benchmark.
+    """Draws Figure 1: every setting in every language, a panel a benchmark.
 
     Args:
         benchmarks: As `score_settings` returns them.
@@ -110,7 +110,7 @@ def _bars(axes: Axes, one: ScoredBenchmark, labels: Sequence[str]) -> None:
 
 
 def _whisker(cell: Cell) -> tuple[float, float]:
-    """How far a value may be off, downwards and upwards."""
+    """Returns how far a value may be off, downwards and upwards."""
     if cell.value is None or cell.spread is not None:
         return cell.spread or 0.0, cell.spread or 0.0
     (score,) = cell.scores
@@ -140,7 +140,7 @@ def _radar(axes: Any, one: ScoredBenchmark, labels: Sequence[str]) -> None:
 
 
 def ratio_of(label: str) -> float:
-    """The ratio of non-English data that a label names, in percent: `150`, `150%`, `ratio-150`.
+    """Reads the ratio of non-English data from a label, in percent: `150`, `150%`, `ratio-150`.
 
     Raises:
         ConfigError: There is no number, or more than one.
@@ -152,7 +152,7 @@ def ratio_of(label: str) -> float:
 
 
 def ratio_figure(scored: ScoredBenchmark, labels: Sequence[str]) -> Figure:
-    """Figure 6: the score over the ratio of non-English to English data, a line a language.
+    """Draws Figure 6: the score over the ratio of non-English to English data, a line a language.
 
     Args:
         scored: One benchmark.

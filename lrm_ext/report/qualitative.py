@@ -60,7 +60,7 @@ _GREY: Final = "#444444"
 
 @dataclass(frozen=True)
 class ExampleChoice:
-    """Which questions are shown.
+    """The choice of questions.
 
     Attributes:
         benchmarks: One name; empty for the only one that all runs answered.
@@ -92,7 +92,7 @@ class Said:
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What one model said; `label` names it."""
+    """The answer of one model; `label` names it."""
 
     label: str
     said: Said
@@ -113,7 +113,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Examples:
-    """What the figure shows.
+    """The questions of the figure.
 
     Attributes:
         shown: The questions.
@@ -130,7 +130,7 @@ def choose_examples(
     benchmark_dir: Path | None = None,
     table: str | None = None,
 ) -> Examples:
-    """Choose the questions.
+    """Chooses the questions.
 
     Args:
         settings: One run each.
@@ -211,7 +211,7 @@ def _choose(
     choice: ExampleChoice,
     lang: str,
 ) -> tuple[list[str], str]:
-    """Ids to show, and how they were chosen.
+    """Returns the ids to show, and how they were chosen.
 
     Raises:
         DataError: An id is unknown, or no question is answered by all runs.
@@ -237,7 +237,7 @@ def _choose(
 
 
 class _Meanings:
-    """English of questions (by their id) and of answers (by a table)."""
+    """Says questions (by their id) and answers (by a table) in English."""
 
     def __init__(
         self, own: RunResult, english: RunResult | None, lang: str, glosses: Glosses
@@ -267,7 +267,7 @@ class _Meanings:
 
 @lru_cache(maxsize=1)
 def fonts() -> tuple[str, ...]:
-    """Names of installed fonts, in the order in which a letter is looked for."""
+    """Returns the names of installed fonts, in the order in which a letter is looked for."""
     # looked for as files: matplotlib's own list is as old as its cache
     there = {Path(path).stem: path for path in font_manager.findSystemFonts()}
     names = [_FONT]
@@ -280,13 +280,13 @@ def fonts() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _letters() -> frozenset[int]:
-    """Code points that those fonts have."""
+    """Returns the code points that those fonts have."""
     opened = (TTFont(font_manager.findfont(name), fontNumber=0, lazy=True) for name in fonts())
     return frozenset().union(*(font.getBestCmap() for font in opened))
 
 
 def examples_figure(examples: Examples) -> Figure:
-    """Images on the left, questions and answers on the right."""
+    """Draws images on the left, questions and answers on the right."""
     blocks = [_lines(shown) for shown in examples.shown]
     heights = [max(2.0, _LINE_INCHES * (len(lines) + 1)) for lines in blocks]
     caption = textwrap.wrap(examples.caption, 135)
@@ -311,7 +311,7 @@ def examples_figure(examples: Examples) -> Figure:
 
 
 def _lines(shown: Shown) -> list[tuple[str, dict[str, Any]]]:
-    """Lines of text with their looks."""
+    """Returns lines of text with their looks."""
     lang = shown.lang
     question = drawable(shown.question.text, lang)
     texts: list[tuple[str, dict[str, Any]]] = [
@@ -332,7 +332,7 @@ def _lines(shown: Shown) -> list[tuple[str, dict[str, Any]]]:
 
 
 def wrap(text: str) -> list[str]:
-    """Lines that fit the figure; a wide letter (Chinese) counts twice."""
+    """Breaks a text into lines that fit the figure; a wide letter (Chinese) counts twice."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     width = _COLUMNS * len(text) // max(1, len(text) + wide)
     indent = text[: len(text) - len(text.lstrip())]
@@ -344,12 +344,12 @@ def _english(said: Said) -> str:
 
 
 def drawable(text: str, lang: str) -> str:
-    """The text, or a remark in its place where no font here has its letters."""
+    """Returns the text, or a remark in its place if no font here has its letters."""
     lacking = sorted({c for c in text if c.isprintable() and ord(c) not in _letters()})
     if not lacking:
         return text
     log.warning(
-        "no font here has %s: the picture says so in place of a text in %s; install Noto Sans CJK "
+        "no font here has %s: the figure says so in place of a text in %s; install Noto Sans CJK "
         "or the like. The page shows it with the reader's own fonts",
         " ".join(lacking[:10]), language_name(lang),
     )  # fmt: skip
@@ -357,7 +357,7 @@ def drawable(text: str, lang: str) -> str:
 
 
 def examples_page(examples: Examples) -> str:
-    """The same as a page that needs nothing but itself."""
+    """Renders the same as a page that needs nothing but itself."""
     return render(
         "examples.html",
         title="The same questions to several models",

@@ -1,4 +1,4 @@
-"""Runs by setting, scored from their answers: what tables and figures of the paper are made from.
+"""Scores runs by setting, for the tables and figures of the paper.
 
 In: `label=run,run,...`, one run a seed, each the folder of a model, of its results or its answers.
 Out: a score per benchmark, language and run with how many of how many questions were answered, or
@@ -38,7 +38,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read `label=run,run,...`, or a run alone, whose label is its name.
+        """Reads `label=run,run,...`, or a run alone, whose label is its name.
 
         Raises:
             ConfigError: There is no run in it, or one twice.
@@ -129,7 +129,7 @@ class ScoredBenchmark:
     cells: Mapping[str, Mapping[str, Cell]]
 
     def mean(self, label: str) -> Cell:
-        """Mean over the languages without English, per run; missing if one of them is."""
+        """Returns the mean over the languages without English, per run; all must have a score."""
         return mean_cell([self.cells[label][lang] for lang in self.others])
 
     @property
@@ -139,7 +139,7 @@ class ScoredBenchmark:
 
 
 def mean_cell(cells: Sequence[Cell]) -> Cell:
-    """Mean over languages of each run, so that its spread is that of the runs."""
+    """Returns the mean over languages of each run, so that its spread is that of the runs."""
     if not cells:
         return Cell((Score(None, reason="no other language"),))
     published = [cell.published for cell in cells if cell.published is not None]
@@ -164,7 +164,7 @@ def score_settings(
     benchmarks: Sequence[str] = (),
     languages: Sequence[str] = (),
 ) -> list[ScoredBenchmark]:
-    """Score all runs of all settings.
+    """Scores all runs of all settings.
 
     Args:
         settings: With different labels.
@@ -220,7 +220,7 @@ def _score_benchmark(
 def _score_runs(
     paths: Mapping[Path, Path | None], name: str, kind: Kind, lang: str
 ) -> dict[Path, Score]:
-    """The score of each run by its answers in one language.
+    """Scores the answers of each run in one language.
 
     All questions that any run was asked are known to be asked, and as many as were judged.
     """
@@ -235,7 +235,7 @@ def _score_runs(
 
 
 def _open(path: Path | None, name: str, kind: Kind, lang: str) -> RunResult | str:
-    """A result, or why there is none."""
+    """Returns a result, or why there is none."""
     if path is None:
         return NOT_ASKED
     try:

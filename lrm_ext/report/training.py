@@ -55,14 +55,14 @@ class StageCurve:
 
 
 def training_stages(model_path: Path) -> tuple[StageCurve, ...]:
-    """Curves of the stages that made a model: `<model>-pretrain` beside it, and itself."""
+    """Reads the curves of the stages of a model: `<model>-pretrain` beside it, and itself."""
     before = model_path.with_name(f"{model_path.name}-pretrain")
     stages = (("Pre-training", before), ("Fine-tuning", model_path))
     return tuple(curve for name, folder in stages if (curve := read_stage(name, folder)))
 
 
 def read_stage(name: str, folder: Path) -> StageCurve | None:
-    """Read a stage's curve; None where there is none.
+    """Reads a stage's curve; None where there is none.
 
     Args:
         name: What to call it.
@@ -108,7 +108,7 @@ Curve = tuple[tuple[int, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a run did between a start and its end or interruption.
+    """The steps of a run between a start and its end or interruption.
 
     Attributes:
         first_step: Steps that were done before it.
@@ -122,7 +122,7 @@ class Attempt:
 
 
 def read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """Read a run's attempts.
+    """Reads a run's attempts.
 
     Args:
         folder: The `--output_dir` of a training.
@@ -148,7 +148,7 @@ def read_attempts(folder: Path) -> tuple[Attempt, ...]:
 
 
 def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
-    """How far attempts disagree in the steps that more than one of them made.
+    """Tells how far attempts disagree in the steps that more than one of them made.
 
     Returns:
         Number of those steps, and the largest difference of their losses.
@@ -164,11 +164,11 @@ def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
 
 
 def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
-    """Draw the loss of runs.
+    """Draws the loss of runs.
 
     Args:
         folders: Output folders of trainings.
-        out: The picture (.png, .svg or .pdf).
+        out: The plot (.png, .svg or .pdf).
         smooth: Steps over which the loss is averaged, a run's first ones over fewer.
 
     Raises:
@@ -208,7 +208,7 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
 
 
 def _draw_run(axes: Any, folder: Path, look: Mapping[str, Any], smooth: int) -> None:
-    """A line an attempt; one that went on from a checkpoint begins with a mark."""
+    """Draws a line an attempt; one that went on from a checkpoint begins with a mark."""
     done: dict[int, float] = {}
     for index, attempt in enumerate(read_attempts(folder)):
         label = folder.name if index == 0 else None
@@ -227,7 +227,7 @@ def _moving_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """What a run logged, by name; of a step that was made again the last value stands."""
+    """Reads what a run logged, by name; of a step that was made again the last value stands."""
     values: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for record in read_metrics(folder / METRICS_FILE):
         for name, value in record.items():
@@ -245,7 +245,7 @@ def _draw_panels(
     groups: Sequence[str],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Draw a panel for each group.
+    """Draws a panel for each group.
 
     Args:
         figure: A matplotlib figure or subfigure.

@@ -128,7 +128,7 @@ def chat(quick_retries):
     http.shutdown()
 
 
-def test_a_service_is_asked_with_picture_and_question(chat, benchmark_dir, monkeypatch):
+def test_a_service_is_asked_with_image_and_question(chat, benchmark_dir, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     answerer = ServiceAnswerer(chat.url, "mini", 9)
     image = benchmark_dir / "0.png"
@@ -188,7 +188,7 @@ FILTERED = (400, {"error": {"message": "content filter", "code": "content_filter
 REFUSALS = {
     "400": FILTERED,
     "413": (413, {}),
-    "422": (422, {"detail": "the picture cannot be read"}),
+    "422": (422, {"detail": "the image cannot be read"}),
     "filter": (
         200,
         {"choices": [{"message": {"content": "N"}, "finish_reason": "content_filter"}]},

@@ -115,7 +115,7 @@ def test_command_line(runs, tmp_path):
 def test_a_run_and_itself_are_not_told_apart(runs):
     (result,) = compare_runs(runs[0], runs[0], num_replicates=50)
     text = sentence(result, runs[0])
-    assert "both score the same on every picture" in text
+    assert "both score the same on every image" in text
     assert "0.0 or more" not in text
 
 

@@ -66,7 +66,7 @@ def test_longest_questions_first_and_equal_ones_once(config, benchmark_dir):
     first, blind = answerer.batches[:3], answerer.batches[6:]
     lengths = [len(request.text) for batch in first for request in batch]
     assert lengths == sorted(lengths, reverse=True) and len(lengths) == 9
-    # blind, the three questions "What?" on three pictures are one
+    # blind, the three questions "What?" on three images are one
     assert sum(map(len, blind)) == 2 * 7
     assert len(files(config)["toy.en.blind.jsonl"].splitlines()) == 9
 
@@ -178,7 +178,7 @@ def test_languages_join_a_run_one_by_one(config):
     run_evaluation(dataclasses.replace(config, languages=("en",)), never)
 
 
-def test_limit_asks_whole_pictures_and_can_be_raised(config):
+def test_limit_asks_whole_images_and_can_be_raised(config):
     answerer = run(dataclasses.replace(config, limit=4, blind=False))
     assert sum(map(len, answerer.batches)) == 2 * 6
     answerer = run(dataclasses.replace(config, blind=False))
@@ -189,29 +189,29 @@ def test_damage_of_any_format_is_found_before_anything_is_asked(
     config, benchmark_dir, damaged_image
 ):
     (benchmark_dir / "1.png").write_bytes(damaged_image)
-    with pytest.raises(DataError, match=r"1 pictures are missing or cannot be read:\n .*1\.png"):
+    with pytest.raises(DataError, match=r"1 images are missing or cannot be read:\n .*1\.png"):
         run_evaluation(config, never)
 
 
-def test_missing_and_broken_pictures_are_listed_before_anything_is_asked(config, benchmark_dir):
+def test_missing_and_broken_images_are_listed_before_anything_is_asked(config, benchmark_dir):
     (benchmark_dir / "1.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"1 pictures are missing or cannot be read:\n .*1\.png"):
+    with pytest.raises(DataError, match=r"1 images are missing or cannot be read:\n .*1\.png"):
         run_evaluation(config, never)
     (benchmark_dir / "1.png").unlink()
     (benchmark_dir / "2.png").unlink()
-    with pytest.raises(DataError, match=r"2 pictures") as caught:
+    with pytest.raises(DataError, match=r"2 images") as caught:
         run_evaluation(config, never)
     assert "1.png" in str(caught.value) and "2.png" in str(caught.value)
     assert not config.predictions_dir.exists()
 
 
-def test_questions_without_their_picture_are_wrong_where_they_are_allowed(config, benchmark_dir):
+def test_questions_without_their_image_are_wrong_where_they_are_allowed(config, benchmark_dir):
     (benchmark_dir / "1.png").unlink()
     (benchmark_dir / "2.png").write_bytes(b"no picture")
     skipping = dataclasses.replace(config, skip_missing_images=True)
     answerer = FakeAnswerer()
     sets = run_evaluation(skipping, lambda: answerer)
-    assert sum(map(len, answerer.batches)) == 2 * 2 * 3, "one picture, two languages, blind too"
+    assert sum(map(len, answerer.batches)) == 2 * 2 * 3, "one image, two languages, blind too"
     report = score_run(skipping, sets, "")
     _, croatian = report.benchmarks[0].languages
     assert (croatian.total.num_questions, croatian.total.num_missing) == (9, 6)

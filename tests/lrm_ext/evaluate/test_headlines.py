@@ -16,7 +16,7 @@ from lrm_ext.report.evaluation import headline_table, print_report
 
 
 class Knowing(FakeAnswerer):
-    """Knows the answers to the made-up files; says yes without a picture."""
+    """Knows the answers to the made-up files; says yes without an image."""
 
     def _text(self, request):
         yes, no = {"en": ("Yes", "No"), "cs": ("Ano", "Ne")}[request.lang]
@@ -32,7 +32,7 @@ class Knowing(FakeAnswerer):
 
 @pytest.fixture
 def answered(config, tmp_path, monkeypatch):
-    """Import the made-up benchmarks with pictures that can be read, ask and score."""
+    """Import the made-up benchmarks with images that can be read, ask and score."""
     monkeypatch.setattr(files, "picture", lambda number: (MODELS / "image0.png").read_bytes())
     benchmarks = tmp_path / "benchmarks"
     sources = {
@@ -100,7 +100,7 @@ def test_llavas_keys_come_first_and_ids_are_the_sources(answered):
     assert record["round_id"] == 0 and record["group"] in ("7", "8")
 
 
-def test_a_limit_takes_whole_pictures_and_rotations(answered):
+def test_a_limit_takes_whole_images_and_rotations(answered):
     run, _ = answered
     cut = dataclasses.replace(run, limit=1, out_dir=run.results_dir.parent / "cut")
     shutil.rmtree(cut.results_dir, ignore_errors=True)

@@ -26,8 +26,8 @@ def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
     request = Request("What is it?", "en", benchmark_dir / "0.png")
     found = answerer.token_losses([request] * 3, OPTIONS)
     model = answerer._model
-    picture = open_image(request.image)
-    images = process_images([picture], answerer._image_processor, model.config)
+    image = open_image(request.image)
+    images = process_images([image], answerer._image_processor, model.config)
     for text, losses in zip(OPTIONS, found, strict=True):
         ids = torch.tensor([answerer._tokens(request, text)])
         num = len(losses)
@@ -35,7 +35,7 @@ def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
         labels[0, -num:] = ids[0, -num:]
         assert answerer._tokenizer.decode(ids[0, -num:]).strip() == text
         with torch.inference_mode():
-            whole = model(ids, labels=labels, images=images, image_sizes=[picture.size])
+            whole = model(ids, labels=labels, images=images, image_sizes=[image.size])
         assert torch.allclose(losses.mean(), whole.loss, atol=1e-4)
 
 

@@ -138,7 +138,7 @@ def test_page_is_well_formed_and_asks_for_nothing_outside(corpus, tmp_path):
     assert "width=device-width" in html
     sources = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "no picture: 1.png" in page.text
+    assert "no image: 1.png" in page.text
     without = report(corpus, tmp_path / "report.html")
     assert "<img" not in without and len(without) < len(html)
     assert without == report(corpus, tmp_path / "again.html")

@@ -150,7 +150,7 @@ def test_letters_without_a_font_are_said_not_drawn_as_boxes():
     assert all(len(line) <= 34 for line in wrap(WORDS["zh"][0] * 100))
 
 
-def test_the_commands_write_pictures(runs, tmp_path, benchmark):
+def test_the_commands_write_images(runs, tmp_path, benchmark):
     base, full = map(str, runs)
     for arguments in (["1", base, full], ["6", f"0={base}", f"100={full}"],
                       ["4", base, full, "--benchmark-dir", str(benchmark)]):  # fmt: skip
