@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.kind import Kind
 from lrm_ext.evaluate.predictions import Answered, stated_kind
 from lrm_ext.evaluate.results import ENGLISH, ScoreReport, answer_files, open_result
 from lrm_ext.evaluate.statistics import (
@@ -104,7 +103,7 @@ class BenchmarkComparison:
         return asdict(self)
 
 
-_Pair = tuple[ScoreReport, ScoreReport, Kind]
+_Pair = tuple[ScoreReport, ScoreReport]
 
 
 def compare_runs(
@@ -167,7 +166,7 @@ def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | No
     kind = stated_kind(path_a)
     first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
     _check_same(first.answered, second.answered, path_a, path_b)
-    return first.score(mode), second.score(mode), kind
+    return first.score(mode), second.score(mode)
 
 
 def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:
@@ -204,8 +203,7 @@ def _compare(
 ) -> BenchmarkComparison:
     drawn = _draw_differences(pairs, seed, num_replicates)
     found = [
-        difference(second.headline - first.headline, drawn[first.lang])
-        for first, second, _ in pairs
+        difference(second.headline - first.headline, drawn[first.lang]) for first, second in pairs
     ]
     adjusted = holm([one.p for one in found])
     languages = tuple(
@@ -224,20 +222,18 @@ def _draw_differences(
         groups.setdefault(pair[0].units.units, []).append(pair)
     drawn: dict[str, NDArray[np.float64]] = {}
     for group in groups.values():
-        systems = [report.units for first, second, _ in group for report in (first, second)]
+        systems = [report.units for first, second in group for report in (first, second)]
         scores = replicate(systems, seed, num_replicates)
-        langs = [first.lang for first, *_ in group]
+        langs = [first.lang for first, _ in group]
         drawn |= zip(langs, scores[1::2] - scores[::2], strict=True)
     return drawn
 
 
-def _language(
-    first: ScoreReport, second: ScoreReport, kind: Kind, found: Difference, p: float
-) -> Comparison:
+def _language(first: ScoreReport, second: ScoreReport, found: Difference, p: float) -> Comparison:
     right_a, right_b = first.right_by_question, second.right_by_question
     only_a = sum(right_a[key] and not right_b[key] for key in right_a)
     only_b = sum(right_b[key] and not right_a[key] for key in right_a)
-    has_right = kind.name != "captions"
+    has_right = first.kind != "captions"
     return _judged(
         lang=first.lang,
         mode=first.mode,
@@ -261,7 +257,7 @@ def _mean(
     others = [one for one in languages if one.lang != ENGLISH]
     if len(others) < 2:
         return None
-    if len({first.units.units for first, *_ in pairs if first.lang != ENGLISH}) > 1:
+    if len({first.units.units for first, _ in pairs if first.lang != ENGLISH}) > 1:
         log.warning("the languages have different questions, so there is no average over them")
         return None
     a, b = (sum(getattr(one, side) for one in others) / len(others) for side in ("a", "b"))

@@ -284,8 +284,10 @@ def read_answered(
     way_out = "take the last (--on-duplicate last)"
     texts = _texts_by_key(path, keys, records, way_out, last_wins)
     if items is None:
-        first = dict(zip(reversed(keys), reversed(records), strict=True))
-        asked = [_item(key, *first[key], kind, found_lang) for key in texts]
+        first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for key, place_and_record in zip(keys, records, strict=True):
+            first.setdefault(key, place_and_record)
+        asked = [_item(key, where, r, kind, found_lang) for key, (where, r) in first.items()]
         items = [*asked, *kind.skipped(asked)]
     pairs = zip(keys, records, strict=True)
     return Answered(

@@ -413,7 +413,10 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
         shown += f"\n  ... and {len(bad) - NUM_SHOWN_IMAGES} more"
     if not config.skip_missing_images:
         raise DataError(f"{len(bad)} images are missing or cannot be read:{shown}")
-    sets = [_without(qs, frozenset(bad)) for qs in sets]
+    lost = frozenset(bad)
+    for place, qs in enumerate(sets):
+        unasked = (i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in lost)
+        sets[place] = replace(qs, unasked=frozenset(unasked))
     log.warning(
         "%d images are missing or cannot be read, so %d questions are not asked and count "
         "as wrong:%s", len(bad), sum(len(qs.unasked) for qs in sets), shown,
@@ -437,11 +440,6 @@ def _is_image(path: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def _without(qs: QuestionSet, bad: frozenset[Path]) -> QuestionSet:
-    unasked = (i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in bad)
-    return replace(qs, unasked=frozenset(unasked))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ _UNSEEN: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
 )
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NONE: Final = np.empty(0, np.float32)
 # name of the row, values at 5, 25, 50, 75 and 95 percent, and their limit where there is one
 _Spread = tuple[str, list[float], float | None]
 
@@ -317,9 +318,9 @@ def _spreads(
     charts, constant = [], []
     for name in sorted({name for found in languages for name in found.figures}):
         spreads: list[_Spread] = [
-            (found.name, np.quantile(values, _QUANTILES).tolist(), _limit(found.lang, name))
+            (found.name, np.quantile(measured, _QUANTILES).tolist(), _limit(found.lang, name))
             for found in languages
-            if len(values := found.figures.get(name, ()))
+            if len(measured := found.figures.get(name, _NONE))
         ]
         values = {value for _, quantiles, _ in spreads for value in quantiles}
         if len(values) == 1:

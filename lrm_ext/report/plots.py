@@ -171,14 +171,14 @@ def ratio_figure(scored: ScoredBenchmark, labels: Sequence[str]) -> Figure:
     axes = figure.subplots()
     lines: list[tuple[str, list[Cell], dict[str, Any]]] = []
     for number, lang in enumerate(scored.others):
-        look = {
+        look: dict[str, Any] = {
             "color": _RATIO_COLOURS[number % len(_RATIO_COLOURS)], "lw": 1.1, "alpha": 0.9,
             "linestyle": _LINES[number % len(_LINES)],
             "marker": _MARKERS[number % len(_MARKERS)], "ms": 5,
         }  # fmt: skip
         cells = [scored.cells[label][lang] for label in ordered]
         lines.append((language_name(lang), cells, look))
-    bold = {"color": "black", "lw": 3, "ms": 7}
+    bold: dict[str, Any] = {"color": "black", "lw": 3, "ms": 7}
     if len(scored.others) > 1:
         name = f"mean of {len(scored.others)} without English"
         lines.append((name, list(map(scored.mean, ordered)), {**bold, "marker": "o"}))

@@ -255,7 +255,7 @@ class _Meanings:
 
     def of_question(self, key: str) -> Said:
         english = self.own[key] if self.lang == ENGLISH else self._english.get(key)
-        return Said(self.own[key].text, english and english.text)
+        return Said(self.own[key].text, english.text if english else None)
 
     def of_answer(self, text: str) -> Said:
         shown = printable(text).strip()
