@@ -177,7 +177,9 @@ def _scores(
     if number == 6 and len(scored) > 1:
         there = ", ".join(one.name for one in scored)
         raise ConfigError(f"figure 6 is about one benchmark; choose with --benchmarks: {there}")
-    made = languages_figure(scored, labels, style) if number == 1 else ratio_figure(*scored, labels)
+    made = (
+        languages_figure(scored, labels, style) if number == 1 else ratio_figure(scored[0], labels)
+    )
     save_figure(made, out)
     for one in scored:
         for label, cells in one.cells.items():

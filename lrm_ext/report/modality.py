@@ -470,7 +470,7 @@ def load_features(path: Path) -> tuple[dict[str, Features], dict[str, Any]]:
 _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost
 _MASSES: Final = (0.95, 0.75, 0.5, 0.25)
-_LOOKS: Final = (
+_LOOKS: Final[tuple[tuple[str, str, Any], ...]] = (
     ("images, after the projector", ORANGE, "--"),
     ("texts, as embedded (lines enclose 25, 50, 75 and 95 %)", BLUE, "-"),
 )
