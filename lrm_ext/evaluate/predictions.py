@@ -261,8 +261,6 @@ def read_answered(
         DataError: A line is not as it must be, is of another benchmark, version or language, has
             no question, or answers one a second time differently.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected answers in JSON Lines")
     records = list(read_json_lines(path))
     if not records:
         raise DataError(f"{path}: no answers in it")
@@ -281,14 +279,13 @@ def read_answered(
         if other not in (None, kind):
             raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
     keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
-    way_out = "take the last (--on-duplicate last)"
-    texts = _texts_by_key(path, keys, records, way_out, last_wins)
+    texts = _texts_by_key(path, keys, records, "take the last (--on-duplicate last)", last_wins)
     if items is None:
         first: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        for key, place_and_record in zip(keys, records, strict=True):
-            first.setdefault(key, place_and_record)
-        asked = [_item(key, where, r, kind, found_lang) for key, (where, r) in first.items()]
-        items = [*asked, *kind.skipped(asked)]
+        for key, found in zip(keys, records, strict=True):
+            first.setdefault(key, found)
+        items = [_item(key, where, r, kind, found_lang) for key, (where, r) in first.items()]
+        items += kind.skipped(items)
     pairs = zip(keys, records, strict=True)
     return Answered(
         items=tuple(items),
