@@ -300,17 +300,17 @@ def report(
     from llava.errors import ConfigError
     from llava.files import write_atomically
     from lrm_ext.emoji.unpack import open_corpus
-    from lrm_ext.report.corpus_report import render_account, take_account
+    from lrm_ext.report.corpus_report import corpus_stats, render_corpus
 
     opened, console = open_corpus(corpus), _console()
     usual = opened.path.resolve().parent / "translation-cache.sqlite"
     if cache is not None and not cache.is_file():
         raise ConfigError(f"--cache {cache}: there is no such file.")
     found = cache or (usual if usual.is_file() else None)
-    account = take_account(opened, cache=found, num_examples=examples, seed=seed)
+    stats = corpus_stats(opened, cache=found, num_examples=examples, seed=seed)
     command = f"lrm corpus report {opened.path} --examples {examples} --seed {seed}"
     command += " --pictures" if pictures else ""
-    page = render_account(account, command=command, with_pictures=pictures)
+    page = render_corpus(stats, command=command, with_images=pictures)
     write_atomically(out, page)
     console.print(f"{out}: {len(page.encode()) / 1024:,.0f} KiB")
 

@@ -1,8 +1,8 @@
-"""Ask a LLaVA model many questions at once, greedily.
+"""Asks a LLaVA model many questions at once, greedily.
 
-In: a loaded model and batches of (question, picture). Out: the answers, the same whatever the batch
+In: a loaded model and batches of (question, image). Out: the answers, the same whatever the batch
 size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
-picture; its output serves every question on that picture in every language. Knows nothing of
+image; its output serves every question on that image in every language. Knows nothing of
 benchmarks and files.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Request:
     Attributes:
         text: Without template and image token.
         lang: Its language, which may have a template of its own.
-        image: The picture; None where it is withheld.
+        image: The image; None where it is withheld.
         options: Answers to choose from by their likelihood; empty to have it write one.
     """
 
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote.
+    """The answer of a model.
 
     Attributes:
         text: Decoded and stripped, without special tokens.
@@ -78,7 +78,7 @@ class Answer:
 
 
 class BrokenBatchError(ServiceError):
-    """A batch could not be answered to its end.
+    """Raised if a batch could not be answered to its end.
 
     Attributes:
         answers: What was answered, in the batch's order; None where nothing was.
@@ -90,14 +90,14 @@ class BrokenBatchError(ServiceError):
 
 
 class Answerer(Protocol):
-    """What the runner needs of a model."""
+    """Answers batches of questions."""
 
     def num_tokens(self, request: Request) -> int:
-        """Length of a question's prompt in tokens, the picture counted as one."""
+        """Returns the length of a question's prompt in tokens, the image counted as one."""
         ...
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer a batch, in its order.
+        """Answers a batch, in its order.
 
         Raises:
             BrokenBatchError: Not all of it can be answered.
@@ -119,7 +119,7 @@ class Templates:
 
     @classmethod
     def of_checkpoint(cls, model_path: Path, conv_mode: str | None) -> Templates:
-        """Choose by a checkpoint's `config.json`, without loading the model.
+        """Chooses by a checkpoint's `config.json`, without loading the model.
 
         Raises:
             CheckpointError: There is no such file.
@@ -137,7 +137,7 @@ class Templates:
         return cls(*select_conversation(config, name, conv_mode))
 
     def in_language(self, lang: str) -> Conversation:
-        """A fresh conversation for a question in a language."""
+        """Returns a fresh conversation for a question in a language."""
         if self.name not in conv_templates:
             return self.conversation.copy()
         name = template_for(self.name, lang)
@@ -151,7 +151,7 @@ def load_answerer(
     max_new_tokens: int,
     device: str | None = None,
 ) -> LlavaAnswerer:
-    """Load a checkpoint for evaluation.
+    """Loads a checkpoint for evaluation.
 
     Args:
         model_path: Its folder.
@@ -161,7 +161,19 @@ def load_answerer(
         device: `cuda` or `cpu`; by default a GPU where there is one.
 
     Raises:
-        CheckpointError: The folder is incomplete, or the model takes no pictures.
+        CheckpointError: The folder is incomplete, or the model takes no images.
+    """
+    parts = load_with_tower(model_path, model_base, device)
+    return LlavaAnswerer(*parts, templates, max_new_tokens)
+
+
+def load_with_tower(
+    model_path: Path, model_base: str | None, device: str | None
+) -> tuple[Any, Any, Any]:
+    """Loads a checkpoint that takes images: its tokenizer, the model, and its image processor.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or the model takes no images.
     """
     from llava.model.builder import load_pretrained_model
 
@@ -172,13 +184,13 @@ def load_answerer(
     )
     if image_processor is None:
         raise CheckpointError(f"{model_path} is a text-only model: it has no vision tower")
-    return LlavaAnswerer(tokenizer, model.eval(), image_processor, templates, max_new_tokens)
+    return tokenizer, model.eval(), image_processor
 
 
 class LlavaAnswerer:
     """Answers with one loaded model.
 
-    A request without a picture gets a canvas in the mean colour of the image processor, all zeros
+    A request without an image gets a canvas in the mean colour of the image processor, all zeros
     once normalised: the prompt stays the same to the last token, and nothing can be seen.
     """
 
@@ -195,8 +207,16 @@ class LlavaAnswerer:
         self._image_processor = image_processor
         self._templates = templates
         self._max_new_tokens = max_new_tokens
-        self._stop_text = _stop_text(templates.conversation)
-        self._stop_ids = self._find_stop_ids()
+        conversation = templates.conversation
+        ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
+        self._stop_text = conversation.sep if ends_with_sep else conversation.sep2
+        # the end-of-sequence token, and the template's terminator where that is one token
+        self._stop_ids = [int(tokenizer.eos_token_id)]
+        token_id = tokenizer.convert_tokens_to_ids(self._stop_text or "")
+        if isinstance(token_id, int) and token_id not in (*self._stop_ids, tokenizer.unk_token_id):
+            self._stop_ids.append(token_id)
+        pad_id = tokenizer.pad_token_id
+        self._pad_id = self._stop_ids[0] if pad_id is None else int(pad_id)
         self._ids: dict[tuple[str, str], list[int]] = {}
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
@@ -232,7 +252,7 @@ class LlavaAnswerer:
 
     @torch.inference_mode()
     def token_losses(self, requests: Sequence[Request], answers: Sequence[str]) -> list[Tensor]:
-        """Negative log-likelihood of each token of given answers to a batch of questions: [K]."""
+        """Returns the negative log-likelihood of each token of given answers to a batch: [K]."""
         model = self._model
         rows = [self._tokens(*pair) for pair in zip(requests, answers, strict=True)]
         labels = []
@@ -256,33 +276,19 @@ class LlavaAnswerer:
         losses = torch.nn.functional.cross_entropy(logits, targets[:, 1:][wanted], reduction="none")
         return list(losses.cpu().split(wanted.sum(1).tolist()))
 
-    def forget_pictures(self) -> None:
-        """Drop what the tower made of pictures; the next question about one runs it again."""
+    def forget_images(self) -> None:
+        """Drops what the tower made of images; the next question about one runs it again."""
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
-    @property
-    def _pad_id(self) -> int:
-        pad_id = self._tokenizer.pad_token_id
-        return self._stop_ids[0] if pad_id is None else int(pad_id)
-
-    def _find_stop_ids(self) -> list[int]:
-        """The end-of-sequence token, and the template's terminator where that is one token."""
-        ids = [int(self._tokenizer.eos_token_id)]
-        token_id = self._tokenizer.convert_tokens_to_ids(self._stop_text or "")
-        is_token = isinstance(token_id, int) and token_id != self._tokenizer.unk_token_id
-        if is_token and token_id not in ids:
-            ids.append(int(token_id))
-        return ids
-
     def _encode(self, request: Request) -> list[int]:
-        """Token ids of a question in the template, with one image sentinel."""
+        """Returns the token ids of a question in the template, with one image sentinel."""
         key = (request.lang, request.text)
         if key not in self._ids:
             self._ids[key] = self._tokens(request, None)
         return self._ids[key]
 
     def _tokens(self, request: Request, answer: str | None) -> list[int]:
-        """Token ids of a question and the beginning of the answer, or all of one without end."""
+        """Returns the token ids of a question and an answer, or the beginning of one."""
         image_token = DEFAULT_IMAGE_TOKEN
         if getattr(self._model.config, "mm_use_im_start_end", False):
             image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
@@ -297,71 +303,50 @@ class LlavaAnswerer:
         return ids
 
     def _decode(self, ids: Sequence[int]) -> Answer:
-        end = next((i for i, token_id in enumerate(ids) if token_id in self._stop_ids), None)
-        kept = ids if end is None else ids[:end]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        stopped = end is not None
-        if self._stop_text and self._stop_text.strip() and self._stop_text in text:
-            text, stopped = text[: text.index(self._stop_text)], True
-        return Answer(text.strip(), len(kept), "stop" if stopped else "length")
+        return read_answer(ids, self._tokenizer, self._stop_ids, self._stop_text or "")
 
     def _image_features(
         self, paths: Sequence[Path | None]
     ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
-        """Tower outputs for a batch: [B, P, D_vision], or a list of [tiles, P, D_vision]."""
-        wanted = [path for path in dict.fromkeys(paths) if path not in self._features]
-        found = {path: self._features.get(path) for path in paths if path not in wanted}
-        if wanted:
-            pictures = [self._open(path) for path in wanted]
-            sizes = [picture.size for picture in pictures]
-            for path, size, features in zip(
-                wanted, sizes, self._encode_pictures(pictures), strict=True
-            ):
-                found[path] = (features, size)
-                self._features.put(path, features, size)
-        device = self._model.device
-        batch = [found[path][0].to(device) for path in paths]
-        image_sizes = [found[path][1] for path in paths]
-        return (torch.stack(batch) if batch[0].ndim == 2 else batch), image_sizes
+        """Returns tower outputs of a batch: [B, P, D_vision] or list of [tiles, P, D_vision]."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._features]
+        found = {path: self._features.get(path) for path in paths if path not in missing}
+        if missing:
+            images = [open_or_blank(path, self._image_processor.image_mean) for path in missing]
+            encoded = self._run_tower(images)
+            for path, image, features in zip(missing, images, encoded, strict=True):
+                found[path] = (features, image.size)
+                self._features.put(path, features, image.size)
+        batch = [found[path][0].to(self._model.device) for path in paths]
+        sizes = [found[path][1] for path in paths]
+        return (torch.stack(batch) if batch[0].ndim == 2 else batch), sizes
 
-    def _encode_pictures(self, pictures: list[Image.Image]) -> list[Tensor]:
-        """Run the tower once over pictures: [P, D_vision] or [tiles, P, D_vision] of each."""
+    def _run_tower(self, images: list[Image.Image]) -> list[Tensor]:
+        """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
         model = self._model
-        images = process_images(pictures, self._image_processor, model.config)
+        pixels = process_images(images, self._image_processor, model.config)
         tower = model.get_vision_tower()
         place = {"device": model.device, "dtype": model.dtype}
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return list(tower(images.to(**place)))
-        return [tower(tiles.to(**place)) for tiles in images]
-
-    def _open(self, path: Path | None) -> Image.Image:
-        if path is None:
-            mean = tuple(round(255 * value) for value in self._image_processor.image_mean)
-            return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), mean)
-        return open_image(path)
+        if isinstance(pixels, Tensor) and pixels.ndim == 4:
+            return list(tower(pixels.to(**place)))
+        return [tower(tiles.to(**place)) for tiles in pixels]
 
     def _check_room(
         self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any
     ) -> None:
-        """Refuse a prompt that the model would cut off silently."""
-        config = self._model.config
-        limits = [
-            getattr(config, name, None)
-            for name in ("max_position_embeddings", "tokenizer_model_max_length")
-        ]
+        """Refuses a prompt that the model would cut off silently."""
+        names = ("max_position_embeddings", "tokenizer_model_max_length")
+        limits = (getattr(self._model.config, name, None) for name in names)
         room = min((limit for limit in limits if limit), default=None)
         for request, row, feature in zip(requests, rows, features, strict=True):
-            num_image = feature.shape[:-1].numel()
-            if room is not None and len(row) - 1 + num_image + self._max_new_tokens > room:
-                raise DataError(
-                    f"a question of {len(row) - 1} tokens with {num_image} for the picture leaves "
-                    f"no {self._max_new_tokens} for the answer in the model's {room}: "
-                    f"{request.text[:80]!r}"
-                )
+            num_text, num_image = len(row) - 1, feature.shape[:-1].numel()
+            said = f"{num_text} tokens with {num_image} for the image"
+            num_tokens = num_text + num_image
+            refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
 
 
 class _FeatureCache:
-    """Tower outputs by picture, the least recently used thrown out when they take too much."""
+    """Keeps tower outputs by image; drops the least recently used when they take too much."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -385,22 +370,67 @@ class _FeatureCache:
             self._num_bytes -= oldest.nbytes
 
 
-def _stop_text(conversation: Conversation) -> str | None:
-    if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
-        return conversation.sep
-    return conversation.sep2
+def open_or_blank(path: Path | None, mean: Sequence[float]) -> Image.Image:
+    """Opens an image; None gives a canvas in the mean colour of an image processor."""
+    if path is not None:
+        return open_image(path)
+    return blank_image(tuple(round(255 * value) for value in mean))
+
+
+def blank_image(colour: tuple[int, ...]) -> Image.Image:
+    """Returns a canvas on which nothing can be seen."""
+    return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), colour)
+
+
+def refuse_long_prompt(
+    text: str, said: str, num_tokens: int, max_new_tokens: int, room: int | None
+) -> None:
+    """Refuses a prompt that a model would cut off silently.
+
+    Args:
+        text: The question.
+        said: Its length in words.
+        num_tokens: Its length, the image included.
+        max_new_tokens: Longest answer.
+        room: Tokens that the model takes; None for any number.
+
+    Raises:
+        DataError: It leaves no room for the answer.
+    """
+    if room is not None and num_tokens + max_new_tokens > room:
+        raise DataError(
+            f"a question of {said} leaves no {max_new_tokens} for the answer in the model's "
+            f"{room}: {text[:80]!r}"
+        )
+
+
+def read_answer(
+    ids: Sequence[int], tokenizer: Any, stop_ids: Collection[int], stop_text: str = ""
+) -> Answer:
+    """Decodes what a model generated, up to its end.
+
+    Args:
+        ids: The new tokens.
+        tokenizer: The model's.
+        stop_ids: Tokens that end an answer.
+        stop_text: Text that ends an answer, where it is no token of its own.
+    """
+    end = next((i for i, token_id in enumerate(ids) if token_id in stop_ids), None)
+    kept = ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    is_stopped = end is not None
+    if stop_text.strip() and stop_text in text:
+        text, is_stopped = text[: text.index(stop_text)], True
+    return Answer(text.strip(), len(kept), "stop" if is_stopped else "length")
 
 
 @contextmanager
 def _left_padding(config: Any) -> Iterator[None]:
-    """Let the model pad spliced rows on the left, as decoding needs, and put its setting back."""
-    had = "tokenizer_padding_side" in vars(config)
-    before = getattr(config, "tokenizer_padding_side", None)
+    """Pads spliced rows on the left, as decoding needs; then the model has its setting again."""
+    before = {k: v for k, v in vars(config).items() if k == "tokenizer_padding_side"}
     config.tokenizer_padding_side = "left"
     try:
         yield
     finally:
-        if had:
-            config.tokenizer_padding_side = before
-        else:
-            del config.tokenizer_padding_side
+        del config.tokenizer_padding_side
+        vars(config).update(before)

@@ -94,26 +94,27 @@ def _evaluate(config: EvalConfig, table: bool) -> None:
     import transformers
 
     from lrm_ext.evaluate.report import score_run
-    from lrm_ext.evaluate.runner import Ranks, run_evaluation
-    from lrm_ext.report.html import write_report
+    from lrm_ext.evaluate.runner import EvalRanks, run_evaluation
+    from lrm_ext.report.evaluation import write_report
 
-    console, ranks = Console(), Ranks.from_environment()
+    console = Console()
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    sets = run_evaluation(config, console, ranks=ranks)
-    if ranks.is_first:
-        result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
-        page = write_report(result, config.results_dir, config.model_path)
-        if table:
-            _print_tables(result, console)
-        console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    ranks = EvalRanks.from_environment()
+    sets = run_evaluation(config, ranks=ranks)
+    if not ranks.is_first:
+        return
+    result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
+    page = write_report(result, config.results_dir, config.model_path)
+    if table:
+        _print_tables(result, console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
 def _print_tables(result: EvalReport, console: Console) -> None:
-    from lrm_ext.report.tables import print_headlines, print_report
+    from lrm_ext.report.evaluation import print_report
 
     print_report(result, console)
-    print_headlines(result, console)
 
 
 def report(
@@ -124,7 +125,7 @@ def report(
     """Print the tables again and render report.html, from the files of an evaluation alone."""
     from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluate.runner import default_results_dir
-    from lrm_ext.report.html import write_report
+    from lrm_ext.report.evaluation import write_report
 
     given = run or model or out
     if given is None:

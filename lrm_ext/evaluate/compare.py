@@ -1,4 +1,4 @@
-"""Is one run better than another? Per language, on average, and how sure that is.
+"""Compares two runs: per language, on average, and how sure the difference is.
 
 In: the answers of two runs to the same questions. Out: differences with intervals, p-values that
 are adjusted for the number of languages, a verdict each, and how many questions it would take to
@@ -8,7 +8,7 @@ tell. Scores are computed anew from the answers; no model is needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.kind import Kind
 from lrm_ext.evaluate.predictions import Answered, stated_kind
 from lrm_ext.evaluate.results import ENGLISH, ScoreReport, answer_files, open_result
 from lrm_ext.evaluate.statistics import (
@@ -33,7 +32,7 @@ from lrm_ext.evaluate.statistics import (
     num_needed,
     replicate,
 )
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages import in_language_order, language_name
 
 log = logging.getLogger(__name__)
 LEVEL: Final = 0.05
@@ -59,7 +58,7 @@ class Comparison:
         p_mcnemar: Exact p that both are right equally often.
         verdict: Of the second against the first.
         num_questions: On which it rests.
-        num_units: Pictures, or questions with rotations, that were drawn.
+        num_units: Images, or questions with rotations, that were drawn.
         num_needed: Questions that it would take to tell this difference; None without one.
         detectable: The smallest difference that this many questions would tell.
     """
@@ -100,8 +99,11 @@ class BenchmarkComparison:
     only_in: dict[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """As an object of plain values."""
+        """Returns an object of plain values."""
         return asdict(self)
+
+
+_Pair = tuple[ScoreReport, ScoreReport]
 
 
 def compare_runs(
@@ -114,7 +116,7 @@ def compare_runs(
     seed: int = 0,
     num_replicates: int = NUM_REPLICATES,
 ) -> list[BenchmarkComparison]:
-    """Compare two runs on everything that both have answered.
+    """Compares two runs on everything that both have answered.
 
     Args:
         a: The first run.
@@ -140,43 +142,35 @@ def compare_runs(
     if not common:
         shown = ", ".join(f"{name} {lang}" for name, lang in list(files_a)[:_NUM_SHOWN])
         raise DataError(f"{a} and {b} have answered nothing in common; {a} has {shown}")
+    alone = {
+        str(a): [key for key in files_a if key not in files_b and wanted(key)],
+        str(b): [key for key in files_b if key not in files_a and wanted(key)],
+    }
     results: list[BenchmarkComparison] = []
     for name in dict.fromkeys(name for name, _ in common):
-        langs = _ordered([lang for benchmark, lang in common if benchmark == name])
+        langs = in_language_order(lang for benchmark, lang in common if benchmark == name)
         pairs = [
             _score_pair(name, lang, files_a[name, lang], files_b[name, lang], mode)
             for lang in langs
         ]
         only_in = {
-            str(run): tuple(_ordered([lang for n, lang in own if n == name and (n, lang) in wants]))
-            for run, own, wants in (
-                (a, files_a, {k for k in files_a if k not in files_b and wanted(k)}),
-                (b, files_b, {k for k in files_b if k not in files_a and wanted(k)}),
-            )
+            run: in_language_order(lang for benchmark, lang in keys if benchmark == name)
+            for run, keys in alone.items()
         }
         results.append(_compare(name, pairs, only_in, seed, num_replicates))
     return results
 
 
-def _ordered(langs: Sequence[str]) -> list[str]:
-    known = list_languages()
-    return sorted(
-        langs, key=lambda lang: (known.index(lang) if lang in known else len(known), lang)
-    )
-
-
-def _score_pair(
-    name: str, lang: str, path_a: Path, path_b: Path, mode: str | None
-) -> tuple[ScoreReport, ScoreReport, Kind]:
-    """Score the answers of both runs to the same questions."""
+def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | None) -> _Pair:
+    """Scores the answers of both runs to the same questions."""
     kind = stated_kind(path_a)
     first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
     _check_same(first.answered, second.answered, path_a, path_b)
-    return first.score(mode), second.score(mode), kind
+    return first.score(mode), second.score(mode)
 
 
 def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:
-    """Demand the same questions with the same expected answers.
+    """Demands the same questions with the same expected answers.
 
     Raises:
         DataError: They differ.
@@ -202,88 +196,79 @@ def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -
 
 def _compare(
     name: str,
-    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]],
+    pairs: Sequence[_Pair],
     only_in: dict[str, tuple[str, ...]],
     seed: int,
     num_replicates: int,
 ) -> BenchmarkComparison:
     drawn = _draw_differences(pairs, seed, num_replicates)
-    found = {
-        report_a.lang: difference(report_b.headline - report_a.headline, drawn[report_a.lang])
-        for report_a, report_b, _ in pairs
-    }
-    adjusted = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
-    languages = tuple(_language(*pair, found, adjusted) for pair in pairs)
+    found = [
+        difference(second.headline - first.headline, drawn[first.lang]) for first, second in pairs
+    ]
+    adjusted = holm([one.p for one in found])
+    languages = tuple(
+        _language(*pair, one, p) for pair, one, p in zip(pairs, found, adjusted, strict=True)
+    )
     mean = _mean(pairs, drawn, languages)
     return BenchmarkComparison(name, pairs[0][0].headline_name, languages, mean, only_in)
 
 
 def _draw_differences(
-    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]], seed: int, num_replicates: int
+    pairs: Sequence[_Pair], seed: int, num_replicates: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Differences on each draw by language; languages about the same pictures share the draws."""
-    groups: dict[tuple[str, ...], list[tuple[ScoreReport, ScoreReport]]] = {}
-    for report_a, report_b, _ in pairs:
-        groups.setdefault(report_a.units.units, []).append((report_a, report_b))
+    """Returns the differences on each draw by language; the same images share their draws."""
+    groups: dict[tuple[str, ...], list[_Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[0].units.units, []).append(pair)
     drawn: dict[str, NDArray[np.float64]] = {}
     for group in groups.values():
-        systems = [report.units for pair in group for report in pair]
+        systems = [report.units for first, second in group for report in (first, second)]
         scores = replicate(systems, seed, num_replicates)
-        for number, (report_a, _) in enumerate(group):
-            drawn[report_a.lang] = scores[2 * number + 1] - scores[2 * number]
+        langs = [first.lang for first, _ in group]
+        drawn |= zip(langs, scores[1::2] - scores[::2], strict=True)
     return drawn
 
 
-def _language(
-    report_a: ScoreReport,
-    report_b: ScoreReport,
-    kind: Kind,
-    found: dict[str, Difference],
-    adjusted: dict[str, float],
-) -> Comparison:
-    lang = report_a.lang
-    right_a = report_a.right_by_question
-    right_b = report_b.right_by_question
+def _language(first: ScoreReport, second: ScoreReport, found: Difference, p: float) -> Comparison:
+    right_a, right_b = first.right_by_question, second.right_by_question
     only_a = sum(right_a[key] and not right_b[key] for key in right_a)
     only_b = sum(right_b[key] and not right_a[key] for key in right_a)
-    has_right = kind.name != "captions"
+    has_right = first.kind != "captions"
     return _judged(
-        lang=lang,
-        mode=report_a.mode,
-        a=report_a.headline,
-        b=report_b.headline,
-        one=found[lang],
-        p_adjusted=adjusted[lang],
+        lang=first.lang,
+        mode=first.mode,
+        a=first.headline,
+        b=second.headline,
+        difference=found,
+        p_adjusted=p,
         only_a=only_a if has_right else None,
         only_b=only_b if has_right else None,
         p_mcnemar=mcnemar(only_a, only_b) if has_right else None,
         num_questions=len(right_a),
-        num_units=len(report_a.units.units),
+        num_units=len(first.units.units),
     )
 
 
 def _mean(
-    pairs: Sequence[tuple[ScoreReport, ScoreReport, Kind]],
-    drawn: dict[str, NDArray[np.float64]],
+    pairs: Sequence[_Pair],
+    drawn: Mapping[str, NDArray[np.float64]],
     languages: Sequence[Comparison],
 ) -> Comparison | None:
     others = [one for one in languages if one.lang != ENGLISH]
     if len(others) < 2:
         return None
-    units = {pair[0].lang: pair[0].units.units for pair in pairs}
-    if len({units[one.lang] for one in others}) > 1:
+    if len({first.units.units for first, _ in pairs if first.lang != ENGLISH}) > 1:
         log.warning("the languages have different questions, so there is no average over them")
         return None
     a, b = (sum(getattr(one, side) for one in others) / len(others) for side in ("a", "b"))
-    replicates = np.mean([drawn[one.lang] for one in others], axis=0)
-    one = difference(b - a, replicates)
+    found = difference(b - a, np.mean([drawn[one.lang] for one in others], axis=0))
     return _judged(
         lang="mean",
-        mode="/".join(dict.fromkeys(o.mode for o in others)),
+        mode="/".join(dict.fromkeys(one.mode for one in others)),
         a=a,
         b=b,
-        one=one,
-        p_adjusted=one.p,
+        difference=found,
+        p_adjusted=found.p,
         only_a=None,
         only_b=None,
         p_mcnemar=None,
@@ -292,16 +277,17 @@ def _mean(
     )
 
 
-def _judged(*, one: Difference, **values: Any) -> Comparison:
+def _judged(**values: Any) -> Comparison:
+    found: Difference = values["difference"]
     verdict = UNCLEAR
     if values["p_adjusted"] < LEVEL:
-        verdict = BETTER if one.value > 0 else WORSE
+        verdict = BETTER if found.value > 0 else WORSE
+    error, num = found.standard_error, values["num_questions"]
     return Comparison(
         **values,
-        difference=one,
         verdict=verdict,
-        num_needed=num_needed(values["num_questions"], one.value, one.standard_error),
-        detectable=detectable(one.standard_error),
+        num_needed=num_needed(num, found.value, error),
+        detectable=detectable(error),
     )
 
 
@@ -312,7 +298,7 @@ _WIDE_COLUMNS: Final = 110
 def print_comparison(
     results: list[BenchmarkComparison], a: Path, b: Path, console: Console
 ) -> None:
-    """Print a table for each benchmark and what its columns mean."""
+    """Prints a table for each benchmark and what its columns mean."""
     for result in results:
         console.print()
         console.print(comparison_table(result, console.width))
@@ -321,7 +307,7 @@ def print_comparison(
                 console.print(f"only {run} has answers in {', '.join(langs)}", highlight=False)
         console.print(sentence(result, b), highlight=False)
     console.print(
-        f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over pictures; p: of "
+        f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over images; p: of "
         "no difference, adjusted for the number of languages (Holm); McNemar: exact p on "
         "questions, not adjusted; needed: questions that would tell a difference of this size four "
         "times in five.",
@@ -330,29 +316,26 @@ def print_comparison(
 
 
 def comparison_table(result: BenchmarkComparison, width: int) -> Table:
-    """One row a language, and the average.
+    """Makes a table with one row a language, and the average.
 
     Args:
         result: The comparison.
         width: Columns of the terminal.
     """
+    padding, is_wide = ((0, 1), True) if width >= _WIDE_COLUMNS else (0, False)
     table = Table(
-        title=f"{result.name}: {result.headline}",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        show_edge=False,
-        padding=(0, 1) if width >= _WIDE_COLUMNS else 0,
-    )
+        title=f"{result.name}: {result.headline}", box=box.SIMPLE_HEAD, title_justify="left",
+        show_edge=False, padding=padding,
+    )  # fmt: skip
     table.add_column("language", no_wrap=True)
     for column in ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("B is", no_wrap=width >= _WIDE_COLUMNS)
+    table.add_column("B is", no_wrap=is_wide)
     for one in result.languages:
-        name = get_language(one.lang).name if one.lang in list_languages() else one.lang
-        table.add_row(name, *_cells(one))
+        table.add_row(language_name(one.lang), *_cells(one))
     if result.mean:
         table.add_section()
-        others = sum(one.lang != "en" for one in result.languages)
+        others = sum(one.lang != ENGLISH for one in result.languages)
         table.add_row(f"mean of {others}", *_cells(result.mean))
     return table
 
@@ -373,15 +356,11 @@ def _cells(one: Comparison) -> list[str]:
 
 
 def sentence(result: BenchmarkComparison, b: Path) -> str:
-    """The answer in a sentence."""
-    groups: dict[str, list[str]] = {}
+    """Returns the answer in a sentence."""
+    groups: dict[str, list[str]] = {BETTER: [], WORSE: [], UNCLEAR: []}
     for one in result.languages:
-        groups.setdefault(one.verdict, []).append(one.lang)
-    parts = [
-        f"{verdict} in {', '.join(groups[verdict])}"
-        for verdict in (BETTER, WORSE, UNCLEAR)
-        if verdict in groups
-    ]
+        groups[one.verdict].append(one.lang)
+    parts = [f"{verdict} in {', '.join(langs)}" for verdict, langs in groups.items() if langs]
     text = f"{result.name}: {b.name or b} is {'; '.join(parts)}"
     if result.mean:
         text += f"; on average it is {result.mean.verdict}"
@@ -391,6 +370,6 @@ def sentence(result: BenchmarkComparison, b: Path) -> str:
         if largest > 0:
             text += f". A difference of {largest:.1f} or more would have been told in any of them"
         else:
-            # nothing differs on any picture, so there is no spread to learn from either
-            text += ". There both score the same on every picture"
+            # nothing differs on any image, so there is no spread to learn from either
+            text += ". There both score the same on every image"
     return text + "."

@@ -1,4 +1,4 @@
-"""Answers in English, by the table of the `memory` engine read backwards.
+"""Says answers in English, by the table of the `memory` engine read backwards.
 
 Input: an answer. Output: the English that the table has for it, or nothing: no sentence is guessed
 at. Letters stand for the options that they name.
@@ -33,7 +33,7 @@ class Glosses:
         self._by_lang: dict[str, dict[str, str]] = {}
 
     def of(self, text: str, lang: str, options: Sequence[str] = ()) -> str:
-        """An answer in English; "" where the table has nothing, or it is English."""
+        """Returns an answer in English; "" if the table has nothing, or it is English."""
         named = dict(zip(LETTERS, options, strict=False))
         meant = named.get(text.strip(_END), text)
         if lang == ENGLISH:

@@ -1,4 +1,4 @@
-"""The answers of one or several runs, question by question.
+"""Shows the answers of one or several runs, question by question, on a page.
 
 Input: folders of answers. Output: one row a question with the answers of all runs, each judged as
 `lrm eval` judges it, and a filter over them. Answers to other versions of a question are refused.
@@ -6,6 +6,7 @@ Input: folders of answers. Output: one row a question with the answers of all ru
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import secrets
@@ -14,29 +15,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.evaluate.glossing import Glosses
-from lrm_ext.evaluate.predictions import asked_benchmark
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
-from lrm_ext.evaluate.results import ENGLISH, answer_files, open_result, predictions_dir
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.evaluate.results import (
+    ENGLISH,
+    answer_files,
+    asked_benchmark,
+    open_result,
+    predictions_dir,
+)
+from lrm_ext.languages import in_language_order, language_name
 
 log = logging.getLogger(__name__)
-RIGHT: Final = "right"
-WRONG: Final = "wrong"
-DIFFERENT: Final = "different"
-STATES: Final = ("", RIGHT, WRONG, DIFFERENT)
+# right or wrong by the first run, or not all runs alike; "" for all
+State = Literal["", "right", "wrong", "different"]
 
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """What a run said.
+    """The answer of a run and its verdict.
 
     Attributes:
         text: The answer.
@@ -58,7 +62,7 @@ class QuestionRow:
         lang: Its language.
         question_id: Its name.
         category: Its task.
-        image: The picture's path as in the benchmark.
+        image: The image's path as in the benchmark.
         prompt: What was asked.
         gold: The expected answer.
         options: Texts of the options.
@@ -78,32 +82,11 @@ class QuestionRow:
     prompt_in_english: str = ""
 
     def has(self, text: str) -> bool:
-        """Whether a text occurs in the question, an option or an answer; `text` is casefolded."""
+        """Tells whether a casefolded text occurs in the question, an option or an answer."""
         asked = (self.prompt, self.prompt_in_english, *self.options)
         texts = (*asked, self.gold, self.question_id, self.category)
         said = (answer.text for answer in self.answers.values())
         return any(text in one.casefold() for one in (*texts, *said))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A filter.
-
-    Attributes:
-        lang: Code; "" for all.
-        benchmark: Name; "" for all.
-        state: right, wrong (by the first run), different (not all runs are right or wrong), or "".
-        text: Must occur in the question or an answer, in any case.
-    """
-
-    lang: str = ""
-    benchmark: str = ""
-    state: str = ""
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        if self.state not in STATES:
-            raise ConfigError(f"state {self.state!r}: expected one of {', '.join(STATES[1:])}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +96,7 @@ class Runs:
     Attributes:
         names: The runs, the first being the one that right and wrong are about.
         rows: Sorted by benchmark, language and place in the file.
-        roots: Folder of each benchmark's pictures; those that are not at hand are absent.
+        roots: Folder of each benchmark's images; those that are not at hand are absent.
         glosses: Says answers in English.
     """
 
@@ -122,36 +105,41 @@ class Runs:
     roots: Mapping[str, Path]
     glosses: Glosses
 
-    def find(self, wanted: Wanted) -> list[int]:
-        """Numbers of the rows that pass a filter."""
-        return list(self._find(wanted))
+    def find(
+        self, lang: str = "", benchmark: str = "", state: State = "", text: str = ""
+    ) -> Iterator[int]:
+        """Yields the numbers of the rows that pass a filter; "" lets all pass.
 
-    def _find(self, wanted: Wanted) -> Iterator[int]:
-        first, text = self.names[0], wanted.text.strip().casefold()
+        Args:
+            lang: Code.
+            benchmark: Name.
+            state: What the runs' answers are.
+            text: Must occur in the question or an answer, in any case.
+        """
+        text = text.strip().casefold()
         for number, row in enumerate(self.rows):
-            if wanted.lang not in ("", row.lang) or wanted.benchmark not in ("", row.benchmark):
+            if lang not in ("", row.lang) or benchmark not in ("", row.benchmark):
                 continue
-            if wanted.state in (RIGHT, WRONG):
-                answer = row.answers.get(first)
-                if answer is None or answer.is_right != (wanted.state == RIGHT):
+            first = row.answers.get(self.names[0])
+            if state == "different":
+                if len({answer.is_right for answer in row.answers.values()}) < 2:
                     continue
-            if wanted.state == DIFFERENT and len({a.is_right for a in row.answers.values()}) < 2:
+            elif state and (first is None or first.is_right != (state == "right")):
                 continue
             if not text or row.has(text):
                 yield number
 
-    def picture(self, number: int) -> Path | None:
-        """The file of a row's picture; None unless it is a file within its benchmark's folder."""
+    def image(self, number: int) -> Path | None:
+        """Returns the file of a row's image; None unless it lies within its benchmark's folder."""
         row = self.rows[number]
         root = self.roots.get(row.benchmark)
         if root is None or not row.image:
             return None
         path = (root / row.image).resolve()
-        inside = path.is_relative_to(root.resolve())
-        return path if inside and path.is_file() else None
+        return path if path.is_relative_to(root.resolve()) and path.is_file() else None
 
     def show(self, number: int) -> dict[str, Any]:
-        """A row as the page wants it."""
+        """Returns a row as the page wants it."""
         row = self.rows[number]
         return {
             "number": number,
@@ -160,7 +148,7 @@ class Runs:
             "id": row.question_id,
             "category": row.category,
             "image": row.image,
-            "has_picture": self.picture(number) is not None,
+            "has_picture": self.image(number) is not None,
             "prompt": row.prompt,
             "prompt_in_english": row.prompt_in_english,
             "gold": row.gold,
@@ -188,11 +176,11 @@ def load_runs(
     languages: Sequence[str] = (),
     table: str | None = None,
 ) -> Runs:
-    """Read the answers of runs.
+    """Reads the answers of runs.
 
     Args:
         folders: Models' folders, or those of their results.
-        benchmark_dir: Where benchmarks of your own are, for their pictures.
+        benchmark_dir: Where benchmarks of your own are, for their images.
         benchmarks: Names; empty for all.
         languages: Codes; empty for all.
         table: Translations for the memory engine, beside the names that it knows.
@@ -217,25 +205,19 @@ def load_runs(
         english = rows.get((benchmark, ENGLISH, key))
         if english is not None and lang != ENGLISH:
             row.prompt_in_english = english.prompt
-    known = list_languages()
-    ordered = sorted(
-        rows.values(), key=lambda row: (row.benchmark, (*known, row.lang).index(row.lang))
-    )
+    langs = in_language_order({lang for _, lang, _ in rows})
+    ordered = sorted(rows.values(), key=lambda row: (row.benchmark, langs.index(row.lang)))
     roots = _roots(ordered, [predictions_dir(folder) for folder in folders], benchmark_dir)
     return Runs(names, tuple(ordered), roots, Glosses(table))
 
 
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
-    """Names of runs: as short as they can be told apart."""
+    """Returns the names of runs, as short as they can be told apart."""
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) != len(resolved):
         raise ConfigError("a run is named twice; name each once")
-    depth = 1
-    while True:
-        names = tuple("/".join(path.parts[-depth:]) for path in resolved)
-        if len(set(names)) == len(names):
-            return names
-        depth += 1
+    named = (tuple("/".join(path.parts[-n:]) for path in resolved) for n in itertools.count(1))
+    return next(names for names in named if len(set(names)) == len(names))
 
 
 def _add(
@@ -277,7 +259,7 @@ def _add(
 def _roots(
     rows: Sequence[QuestionRow], runs: Sequence[Path], benchmark_dir: Path | None
 ) -> dict[str, Path]:
-    """Folders of images; a benchmark that is not at hand is shown without.
+    """Returns the folders of images; a benchmark that is not at hand is shown without.
 
     Answers may be filed under the name of another benchmark, so the folder is the first that has
     an image of theirs.
@@ -285,13 +267,10 @@ def _roots(
     images = {row.benchmark: row.image for row in reversed(rows) if row.image}
     roots: dict[str, Path] = {}
     for name, image in images.items():
-        found = [
-            benchmark
-            for benchmark in _candidates(name, runs, benchmark_dir)
-            if benchmark.image_path(image).is_file()
-        ]
-        if found:
-            roots[name] = found[0].image_root
+        for benchmark in _candidates(name, runs, benchmark_dir):
+            if benchmark.image_path(image).is_file():
+                roots[name] = benchmark.image_root
+                break
         else:
             log.warning(
                 "%s is shown without images: %s is in no folder that is known; name the "
@@ -301,7 +280,7 @@ def _roots(
 
 
 def _candidates(name: str, runs: Sequence[Path], benchmark_dir: Path | None) -> Iterator[Benchmark]:
-    """Benchmarks that answers may be to, best first."""
+    """Yields the benchmarks that may have been asked, best first."""
     if benchmark_dir is not None:
         yield get_benchmark(name, benchmark_dir)
     for run in runs:
@@ -325,7 +304,7 @@ _TEMPLATE: Final = Path(__file__).with_name("inspecting.html")
 
 
 def make_app(runs: Runs) -> FastAPI:
-    """The application."""
+    """Makes the application."""
     app = FastAPI(title="lrm inspect", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
@@ -354,55 +333,44 @@ def make_app(runs: Runs) -> FastAPI:
 
     @app.get("/rows")
     def rows(
-        lang: str = "", benchmark: str = "", state: str = "", text: str = "", page: int = 0
-    ) -> JSONResponse:
-        try:
-            wanted = Wanted(lang, benchmark, state, text[:_MAX_TEXT])
-        except ConfigError as error:
-            raise HTTPException(400, str(error)) from error
-        numbers = runs.find(wanted)
+        lang: str = "", benchmark: str = "", state: State = "", text: str = "", page: int = 0
+    ) -> dict[str, Any]:
+        numbers = list(runs.find(lang, benchmark, state, text[:_MAX_TEXT]))
         num_pages = max(1, -(-len(numbers) // PAGE_SIZE))
         page = min(max(page, 0), num_pages - 1)
         shown = numbers[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
-        return JSONResponse(
-            {
-                "rows": [runs.show(number) for number in shown],
-                "page": page,
-                "num_pages": num_pages,
-                "num_found": len(numbers),
-                "num_rows": len(runs.rows),
-                "counts": _counts(runs, numbers),
-            }
-        )
+        return {
+            "rows": [runs.show(number) for number in shown],
+            "page": page,
+            "num_pages": num_pages,
+            "num_found": len(numbers),
+            "num_rows": len(runs.rows),
+            "counts": _counts(runs, numbers),
+        }
 
     @app.get("/picture/{number}")
-    def picture(number: int) -> FileResponse:
-        path = runs.picture(number) if 0 <= number < len(runs.rows) else None
+    def image(number: int) -> FileResponse:
+        path = runs.image(number) if 0 <= number < len(runs.rows) else None
         kind = _TYPES.get(path.suffix.lower()) if path is not None else None
         if path is None or kind is None:
-            raise HTTPException(404, "no such picture")
+            raise HTTPException(404, "no such image")
         return FileResponse(path, media_type=kind)
 
     return app
 
 
 def _about(runs: Runs) -> dict[str, Any]:
-    langs = {row.lang for row in runs.rows}
-    known = [lang for lang in list_languages() if lang in langs]
+    langs = in_language_order({row.lang for row in runs.rows})
     return {
         "runs": list(runs.names),
         "benchmarks": sorted({row.benchmark for row in runs.rows}),
-        "languages": [[lang, get_language(lang).name] for lang in known]
-        + [[lang, lang] for lang in sorted(langs.difference(known))],
+        "languages": [[lang, language_name(lang)] for lang in langs],
     }
 
 
 def _counts(runs: Runs, numbers: list[int]) -> list[dict[str, Any]]:
-    """Of the rows found: right ones and answered ones of each run."""
-    right: Counter[str] = Counter()
-    answered: Counter[str] = Counter()
-    for number in numbers:
-        for name, answer in runs.rows[number].answers.items():
-            answered[name] += 1
-            right[name] += answer.is_right
+    """Counts the right and the answered ones of the rows found, for each run."""
+    found = [item for number in numbers for item in runs.rows[number].answers.items()]
+    answered = Counter(name for name, _ in found)
+    right = Counter(name for name, answer in found if answer.is_right)
     return [{"run": n, "right": right[n], "answered": answered[n]} for n in runs.names]

@@ -1,22 +1,24 @@
-"""The files of answers: append, resume after a cut, and refuse what does not belong.
+"""Files of answers: appended to, resumed after a cut, and refused where they do not belong.
 
 `<benchmark>.<lang>[.blind].jsonl` holds one object per question, LLaVA's keys first, so that
 LLaVA's own scripts read it. `run.json` beside it says which model and settings made the answers.
-Nothing is parsed or scored here: a change of rules must not need a model.
+Answers that other tools wrote are read, too. Nothing is parsed or scored here: a change of rules
+must not need a model.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from llava.eval.records import read_json_lines
+from llava.eval.records import read_json, read_json_lines
 from llava.files import naming, write_atomically
 from lrm_ext.evaluate.items import LETTERS, Item, text_of
 from lrm_ext.evaluate.kind import Kind
@@ -25,82 +27,26 @@ from lrm_ext.evaluate.mme import bare_question
 from lrm_ext.evaluate.pope import CATEGORIES as POPE_CATEGORIES
 from lrm_ext.evaluate.pope import UNNAMED
 from lrm_ext.evaluate.reading import answer_words, parse_yes_no
-from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 
 log = logging.getLogger(__name__)
 RUN_FILE: Final = "run.json"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one question; field names are the keys in the file.
-
-    Attributes:
-        question_id: As in the benchmark.
-        prompt: The question without template and image token.
-        text: The answer, stripped.
-        answer_id: Made from model, question and mode, so that a run's bytes can be repeated.
-        model_id: The model's name.
-        metadata: Empty; LLaVA's scripts expect the key.
-        key: Unique in the file; here the question id.
-        benchmark: Name of the benchmark.
-        lang: Language of the question.
-        category: Its task.
-        image: Picture path as in the benchmark.
-        gold: The expected answer.
-        blind: Whether the picture was withheld.
-        num_new_tokens: Length of the answer, the end token not counted.
-        finish_reason: `stop`, `length` if it was cut off, `refused` if the service refused the
-            question: then the text is empty.
-        extra: Further keys, so that the answers can be scored without the benchmark's files.
-    """
-
-    question_id: str
-    prompt: str
-    text: str
-    answer_id: str
-    model_id: str
-    key: str
-    benchmark: str
-    lang: str
-    category: str
-    image: str
-    gold: str
-    blind: bool
-    num_new_tokens: int
-    finish_reason: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_line(self) -> str:
-        """One line of JSON, LLaVA's keys first."""
-        first = ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")
-        values = asdict(self)
-        extra = values.pop("extra")
-        ordered = {name: values.pop(name) for name in first} | values | extra
-        return json.dumps(ordered, ensure_ascii=False) + "\n"
-
-
 def prediction_path(folder: Path, benchmark: str, lang: str, blind: bool) -> Path:
-    """Where the answers of one benchmark in one language are."""
+    """Returns the path of the answers to one benchmark in one language."""
     return folder / f"{benchmark}.{lang}{'.blind' if blind else ''}.jsonl"
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove a last line that was only half written.
+    """Removes a last line that was only half written.
 
     It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
     """
-    if not path.is_file():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        body = content[:-1] if content.endswith(b"\n") else content
-        start = body.rfind(b"\n") + 1
-        if not content or (content.endswith(b"\n") and _is_json(content[start:])):
-            return
-        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(content) - start)
-        file.truncate(start)
+    content = path.read_bytes() if path.is_file() else b""
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    if last and not (last.endswith(b"\n") and _is_json(last)):
+        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(last))
+        os.truncate(path, len(content) - len(last))
 
 
 def _is_json(line: bytes) -> bool:
@@ -112,7 +58,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Read answers by question key; empty when there is no file.
+    """Reads answers by question key; empty when there is no file.
 
     A question that was refused has a `RefusedAnswer`, so that it is not asked again. The same
     answer written twice is kept once, and counted in the log.
@@ -122,25 +68,16 @@ def read_predictions(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    texts: dict[str, str] = {}
-    num_twice = 0
-    for where, record in read_json_lines(path):
-        key, text = record.get("key"), record.get("text")
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise DataError(f"{where}: expected a `key` and a `text` that are strings: {record}")
-        num_twice += key in texts
-        if texts.setdefault(key, text_of(record, text)) != text:
-            raise DataError(
-                f"{where}: question {key} is answered twice, differently; "
-                "delete one of the lines, or all answers with --fresh"
-            )
-    if num_twice:
-        log.warning("%s: %d answers are in it twice, equal; each counts once", path, num_twice)
-    return texts
+    records = list(read_json_lines(path))
+    for where, record in records:
+        if not isinstance(record.get("key"), str):
+            raise DataError(f"{where}: expected a `key` that is a string: {record}")
+    keys = [record["key"] for _, record in records]
+    return _texts_by_key(path, keys, records, "answer all questions anew with --fresh")
 
 
 def read_lines(path: Path) -> dict[str, str]:
-    """The lines of a file of answers by question key, as they stand; empty without a file."""
+    """Returns the lines of a file of answers by question key; empty without a file."""
     if not path.is_file():
         return {}
     # not splitlines(): an unescaped U+2028 inside an answer ends no line of JSON Lines
@@ -149,7 +86,7 @@ def read_lines(path: Path) -> dict[str, str]:
 
 
 def add_lines(path: Path, lines: Mapping[str, str]) -> None:
-    """Append those lines whose question has no answer in a file yet; all of them or none."""
+    """Appends those lines whose question has no answer in a file yet; all of them or none."""
     cut_unfinished_line(path)
     there = read_lines(path)
     if new := [line for key, line in lines.items() if key not in there]:
@@ -157,7 +94,7 @@ def add_lines(path: Path, lines: Mapping[str, str]) -> None:
 
 
 def sort_lines(path: Path, keys: Sequence[str]) -> None:
-    """Bring the answers of a file into an order that does not depend on who wrote them when.
+    """Brings the answers of a file into an order that does not depend on who wrote them when.
 
     Args:
         path: The file; it is left alone if it is in order.
@@ -171,7 +108,7 @@ def sort_lines(path: Path, keys: Sequence[str]) -> None:
 
 
 def check_keys(path: Path, texts: Mapping[str, str], known: Iterable[str]) -> None:
-    """Refuse answers to questions that the benchmark does not have.
+    """Refuses answers to questions that the benchmark does not have.
 
     Raises:
         DataError: Some answer has no question.
@@ -197,10 +134,11 @@ class PredictionWriter:
         cut_unfinished_line(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, predictions: Sequence[Prediction]) -> None:
-        """Append a batch."""
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends a batch."""
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with naming(self._path):
-            self._file.write("".join(prediction.to_line() for prediction in predictions))
+            self._file.write("".join(lines))
             self._file.flush()
 
     def __enter__(self) -> PredictionWriter:
@@ -223,7 +161,7 @@ def open_run(
     data: Mapping[str, str],
     folders: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `run.json`, or check that the answers in a folder are of this very run.
+    """Writes `run.json`, or check that the answers in a folder are of this very run.
 
     Args:
         folder: The folder of predictions.
@@ -242,10 +180,10 @@ def open_run(
     merged, places = dict(data), dict(folders or {})
     if path.is_file():
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            places = {**run.pop("folders", {}), **places}
-            old_data, old = run.pop("data"), run
-        except (ValueError, KeyError, AttributeError) as error:
+            old = read_json(path, dict)
+            places = {**old.pop("folders", {}), **places}
+            old_data = old.pop("data")
+        except (DataError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: unreadable ({error!r}); {way_out}") from error
         wanted = json.loads(json.dumps(identity))
         differing = [name for name in {**old, **wanted} if old.get(name) != wanted.get(name)]
@@ -262,26 +200,8 @@ def open_run(
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
-    """The benchmark that a run was asked: the folder that `run.json` names, or a built-in one.
-
-    Args:
-        folder: The folder of predictions.
-        name: The benchmark's name.
-
-    Returns:
-        None if neither is there. Its questions may have changed since.
-    """
-    try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        place = Path(run["folders"][name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return get_benchmark(name) if name in BENCHMARKS else None
-    return open_folder(name, place) if place.is_dir() else None
-
-
 def clear_run(folder: Path) -> None:
-    """Delete all answers in a folder and its `run.json`, and nothing else."""
+    """Deletes all answers in a folder and its `run.json`, and nothing else."""
     if not folder.is_dir():
         return
     for path in [*folder.glob("**/*.jsonl"), folder / RUN_FILE]:
@@ -327,7 +247,7 @@ def read_answered(
     last_wins: bool = False,
     version: str = "",
 ) -> Answered:
-    """Read answers and the questions that they are to.
+    """Reads answers and the questions that they answer.
 
     Args:
         path: The file.
@@ -341,8 +261,6 @@ def read_answered(
         DataError: A line is not as it must be, is of another benchmark, version or language, has
             no question, or answers one a second time differently.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected answers in JSON Lines")
     records = list(read_json_lines(path))
     if not records:
         raise DataError(f"{path}: no answers in it")
@@ -356,25 +274,27 @@ def read_answered(
             f"of version {version}"
         )
     for where, record in records:
-        _check_benchmark(record, kind, where)
+        stated = record.get("kind") or record.get("benchmark")
+        other = find_kind(stated) if isinstance(stated, str) else None
+        if other not in (None, kind):
+            raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
     keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
-    texts, first, num_twice = _texts_by_key(path, keys, records, last_wins)
+    texts = _texts_by_key(path, keys, records, "take the last (--on-duplicate last)", last_wins)
     if items is None:
-        items = [
-            _item(records[number][1], key, kind, found_lang, records[number][0])
-            for key, number in first.items()
-        ]
+        first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for key, found in zip(keys, records, strict=True):
+            first.setdefault(key, found)
+        items = [_item(key, where, r, kind, found_lang) for key, (where, r) in first.items()]
         items += kind.skipped(items)
     pairs = zip(keys, records, strict=True)
-    cut = {key for key, (_, record) in pairs if record.get("finish_reason") == "length"}
     return Answered(
         items=tuple(items),
         texts=texts,
         lang=found_lang,
         version=version or found_version,
         prompt_id=_one_of(records, "prompt_id", path),
-        cut_keys=frozenset(cut),
-        num_twice=num_twice,
+        cut_keys=frozenset(k for k, (_, r) in pairs if r.get("finish_reason") == "length"),
+        num_twice=len(keys) - len(texts),
     )
 
 
@@ -382,31 +302,36 @@ def _texts_by_key(
     path: Path,
     keys: Sequence[str],
     records: Sequence[tuple[str, Mapping[str, Any]]],
-    last_wins: bool,
-) -> tuple[dict[str, str], dict[str, int], int]:
-    """Answers by question, the place of each question's first answer, and how many came again."""
+    way_out: str,
+    last_wins: bool = False,
+) -> dict[str, str]:
+    """Returns the answers by question, in the order of their first line.
+
+    Args:
+        path: The file.
+        keys: The question of each line.
+        records: The lines.
+        way_out: What to do about two different answers, beside deleting one.
+        last_wins: Take the last of them.
+    """
     texts: dict[str, str] = {}
-    first: dict[str, int] = {}
-    num_twice = 0
-    for number, (key, (where, record)) in enumerate(zip(keys, records, strict=True)):
+    for key, (where, record) in zip(keys, records, strict=True):
         text = _value(record, _TEXT)
         if not isinstance(text, str):
             raise DataError(f"{where}: question {key}: text is {text!r}; expected a string")
-        num_twice += key in texts
         if texts.get(key, text) != text and not last_wins:
             raise DataError(
                 f"{where}: question {key} is answered a second time, differently; delete one of "
-                "the lines, or take the last (--on-duplicate last)"
+                f"the lines, or {way_out}"
             )
         texts[key] = text_of(record, text)
-        first.setdefault(key, number)
-    if num_twice:
+    if num_twice := len(keys) - len(texts):
         log.warning("%s: %d questions are answered twice; each counts once", path, num_twice)
-    return texts, first, num_twice
+    return texts
 
 
 def stated_kind(path: Path) -> Kind:
-    """The kind that the first line of a file of answers names; short answers where it names none.
+    """Returns the kind that the first line of a file of answers names, else short answers.
 
     Raises:
         DataError: The file is empty or its first line is damaged.
@@ -423,7 +348,7 @@ def _value(record: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: Path) -> str:
-    """The value that all lines give a field; "" where none has it."""
+    """Returns the value that all lines give a field; "" if none has it."""
     values = Counter(str(record[field]) for _, record in records if record.get(field))
     if len(values) > 1:
         shown = ", ".join(f"{value} ({number} lines)" for value, number in values.items())
@@ -431,21 +356,14 @@ def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: 
     return next(iter(values), "")
 
 
-def _check_benchmark(record: Mapping[str, Any], kind: Kind, where: str) -> None:
-    stated = record.get("kind") or record.get("benchmark")
-    other = find_kind(stated) if isinstance(stated, str) else None
-    if other is not None and other is not kind:
-        raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
-
-
-def mme_picture(path: str) -> str:
-    """`category/stem` of a picture of MME, whose files lie in one of two places."""
+def mme_image(path: str) -> str:
+    """Returns `category/stem` of an image of MME, whose files lie in one of two places."""
     parts = PurePosixPath(path)
     return f"{parts.parts[0]}/{parts.stem}" if parts.parts else ""
 
 
 def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> list[str]:
-    """Ids of the questions, from the answers alone."""
+    """Returns the ids of the questions, from the answers alone."""
     keys: list[str] = []
     seen: dict[str, list[str]] = {}
     for where, record in records:
@@ -456,12 +374,12 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
         if kind.name == "pope" and "key" not in record and record.get("category"):
             key = f"{record['category']}/{key}"
         if kind.name == "mme" and "key" not in record:
-            # the two about a picture share an id; wording and expected answer tell them apart
+            # the two about an image share an id; wording and expected answer tell them apart
             asked = seen.setdefault(key, [])
             prompt = f"{record.get('prompt') or ''}\t{_value(record, _GOLD)}"
             if prompt not in asked:
                 asked.append(prompt)
-            key = f"{mme_picture(key)}#{asked.index(prompt)}"
+            key = f"{mme_image(key)}#{asked.index(prompt)}"
         keys.append(key)
     return keys
 
@@ -469,7 +387,7 @@ def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> l
 def _joined_keys(
     records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind, items: Sequence[Item]
 ) -> list[str]:
-    """Ids of the questions that answers are to, looked up in the benchmark."""
+    """Returns the ids of the questions that were answered, looked up in the benchmark."""
     known = {item.question_id for item in items}
     sources = Counter(item.source_id for item in items if item.source_id)
     by_source = {i.source_id: i.question_id for i in items if sources[i.source_id] == 1}
@@ -480,7 +398,7 @@ def _joined_keys(
         own = str(record.get("key", record.get("question_id", record.get("index", ""))))
         key = own if own in known else by_source.get(own, "")
         if not key and kind.name == "mme":
-            pair = (mme_picture(own.split("#")[0]), bare_question(str(record.get("prompt", ""))))
+            pair = (mme_image(own.split("#")[0]), bare_question(str(record.get("prompt", ""))))
             key = by_question.get(pair, "")
         if not key:
             strangers.append(f"{own} ({where})")
@@ -493,8 +411,8 @@ def _joined_keys(
     return keys
 
 
-def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str) -> Item:
-    """The question as its answer describes it.
+def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str) -> Item:
+    """Returns the question as its answer describes it.
 
     Raises:
         DataError: It does not say what was expected.
@@ -505,16 +423,19 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
             f"{where}: question {key}: no expected answer (gold) beside the answer; name the "
             "benchmark's own files with --data"
         )
-    image = str(record.get("image") or "")
     category = _value(record, _CATEGORY)
+    answer_type = record.get("answer_type")
+    if not answer_type:
+        parsed = parse_yes_no(gold, answer_words(lang)).label if kind.name == "answers" else ""
+        answer_type = "yesno" if parsed in ("yes", "no") else kind.answer_type
     item = Item(
         question_id=key,
-        image=image,
+        image=str(record.get("image") or ""),
         text=str(record.get("prompt") or ""),
         category=str(category) if category else "",
         answer=gold.strip(),
         lang=lang,
-        answer_type=str(record.get("answer_type") or _type_of(gold, kind, lang)),
+        answer_type=str(answer_type),
         options=_options(record, where),
         answers=tuple(record.get("golds") or ()),
         group=str(record.get("group") or ""),
@@ -524,23 +445,16 @@ def _item(record: Mapping[str, Any], key: str, kind: Kind, lang: str, where: str
         answer_lang=str(record.get("answer_lang") or ""),
     )
     if kind.name == "mme":
-        picture = item.image_id or key.rsplit("#", 1)[0]
-        item = replace(item, image_id=picture, category=item.category or picture.split("/")[0])
+        image = item.image_id or key.rsplit("#", 1)[0]
+        item = replace(item, image_id=image, category=item.category or image.split("/")[0])
     if kind.name == "pope" and not item.category:
         prefix = key.split("/")[0]
         item = replace(item, category=prefix if prefix in POPE_CATEGORIES else UNNAMED)
     return item
 
 
-def _type_of(gold: str, kind: Kind, lang: str) -> str:
-    """What sort of answer is expected, where the file does not say it."""
-    if kind.name == "answers" and parse_yes_no(gold, answer_words(lang)).label in ("yes", "no"):
-        return "yesno"
-    return kind.answer_type
-
-
 def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Option texts by letter: a list (with LLaVA's `option_char`), an object, or columns."""
+    """Returns the option texts, which are given as a list, an object or columns."""
     given = record.get("options")
     if isinstance(given, Mapping):
         return tuple(str(given[letter]) for letter in LETTERS if given.get(letter))

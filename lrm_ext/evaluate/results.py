@@ -1,4 +1,4 @@
-"""The result of a run on one benchmark in one language: questions, answers, verdicts and scores.
+"""Opens, scores and stores the result of a run on one benchmark in one language.
 
 An answer is judged once for each mode that is reported. `lrm eval` stores the verdicts in
 `scores.jsonl` beside the folder of answers; each line names the state of answers and rules that it
@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 import lrm_ext
 from llava.errors import DataError, UserError
-from llava.eval.records import read_json_lines
+from llava.eval.records import read_json, read_json_lines
 from llava.files import write_atomically
 from lrm_ext.evaluate.importing import kind_of, open_questions
 from lrm_ext.evaluate.items import Item
@@ -39,12 +41,12 @@ from lrm_ext.evaluate.kind import (
 from lrm_ext.evaluate.predictions import (
     RUN_FILE,
     Answered,
-    asked_benchmark,
     prediction_path,
     read_answered,
     stated_kind,
 )
 from lrm_ext.evaluate.reading import UNDECIDED, answer_words, fidelity
+from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
 
@@ -57,7 +59,6 @@ RULES_VERSION: Final = 1
 ENGLISH: Final = "en"
 _BLIND: Final = ".blind.jsonl"
 _DIGEST_CHARS: Final = 16
-_VERDICT_FIELDS: Final = tuple(one.name for one in fields(Verdict))
 _StoredKey = tuple[str, str, bool, str]
 
 
@@ -98,7 +99,7 @@ class ScoreReport:
     prompt_id: str = ""
 
     def interval(self, seed: int = 0) -> dict[str, Any]:
-        """95 % interval of the headline, in its unit, and how it was found.
+        """Returns the 95 % interval of the headline, in its unit, and how it was found.
 
         A share of questions gets Wilson's, anything else the bootstrap's.
 
@@ -120,7 +121,7 @@ class ScoreReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The report as one flat object."""
+        """Returns the report as one flat object."""
         return {
             "benchmark": self.benchmark,
             "kind": self.kind,
@@ -138,7 +139,7 @@ class ScoreReport:
 
 @dataclass(eq=False)
 class RunResult:
-    """What a run answered to one benchmark in one language, and what the answers amount to.
+    """The answers of a run to one benchmark in one language, and the verdicts on them.
 
     Attributes:
         benchmark: Name.
@@ -174,7 +175,7 @@ class RunResult:
         return self.answered.texts
 
     def verdicts(self, mode: str | None = None, blind: bool = False) -> tuple[Verdict, ...]:
-        """One verdict a question, in the order of `items`; judged on the first call for a mode.
+        """Returns one verdict a question, in their order; judges on the first call for a mode.
 
         Args:
             mode: How to read answers; by default the kind's own for English, `local` otherwise.
@@ -194,7 +195,7 @@ class RunResult:
         return self.known[mode, blind]
 
     def score(self, mode: str | None = None, blind: bool = False) -> ScoreReport:
-        """Count the verdicts of a mode.
+        """Counts the verdicts of a mode.
 
         Raises:
             ConfigError: The mode or language is unknown.
@@ -222,25 +223,24 @@ class RunResult:
         )
 
     def take_stored(self, path: Path) -> None:
-        """Take the verdicts that `lrm eval` stored on these very answers.
+        """Takes the verdicts that `lrm eval` stored on these very answers.
 
         Args:
             path: The file of answers.
         """
-        scores, digest = path.parent.parent / SCORES_FILE, {}
-        for (name, lang, blind, mode), stored in _stored(scores).items():
+        for (name, lang, blind, mode), by_state in _stored(
+            path.parent.parent / SCORES_FILE
+        ).items():
             if (name, lang) != (self.benchmark, self.lang) or mode not in self.kind.modes:
                 continue
-            if blind not in digest:
-                answers = path.with_name(path.stem + _BLIND) if blind else path
-                digest[blind] = state_of(answers, lang)
-            found = stored.get(digest[blind], {})
+            answers = path.with_name(path.stem + _BLIND) if blind else path
+            found = by_state.get(state_of(answers, lang), {})
             if all(item.question_id in found for item in self.items):
                 self.known[mode, blind] = tuple(found[item.question_id] for item in self.items)
 
 
 def state_of(answers: Path, lang: str) -> str:
-    """What verdicts on a file of answers depend on, as a digest: the answers and the rules.
+    """Returns a digest of what verdicts on a file of answers depend on: the answers and the rules.
 
     Returns:
         "" if there is no such file.
@@ -254,7 +254,7 @@ def state_of(answers: Path, lang: str) -> str:
 
 
 def _stored(path: Path) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
-    """Stored verdicts by benchmark, language, blindness and mode, then by state and question."""
+    """Reads stored verdicts by benchmark, language, blindness, mode, then state and question."""
     try:
         stat = path.stat()
     except OSError:
@@ -266,20 +266,34 @@ def _stored(path: Path) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict
 def _read_stored(
     path: Path, state: tuple[int, int]
 ) -> Mapping[_StoredKey, Mapping[str, Mapping[str, Verdict]]]:
-    found: dict[_StoredKey, dict[str, dict[str, Verdict]]] = {}
+    found: defaultdict[_StoredKey, defaultdict[str, dict[str, Verdict]]]
+    found = defaultdict(lambda: defaultdict(dict))
     try:
         for _, line in read_json_lines(path):
             key = (line["benchmark"], line["lang"], line["blind"], line["mode"])
-            verdict = Verdict(**{name: line[name] for name in _VERDICT_FIELDS})
-            found.setdefault(key, {}).setdefault(line["state"], {})[verdict.key] = verdict
-    except (DataError, KeyError, TypeError) as error:
+            found[key][line["state"]][line["key"]] = msgspec.convert(line, Verdict)
+    except (DataError, KeyError, msgspec.ValidationError) as error:
         log.info("%s: stored by another version, so answers are judged again (%r)", path, error)
         return {}
     return found
 
 
+def num_judged(run: Path, benchmark: str, lang: str) -> int:
+    """Returns how many questions `lrm eval` judged last time, answered or not."""
+    stored = _stored(predictions_dir(run).parent / SCORES_FILE)
+    return max(
+        (
+            len(verdicts)
+            for key, by_state in stored.items()
+            for verdicts in by_state.values()
+            if key[:2] == (benchmark, lang)
+        ),
+        default=0,
+    )
+
+
 def store_results(folder: Path, results: Sequence[RunResult]) -> None:
-    """Write `scores.jsonl`: every verdict of these results, and those of others that still hold.
+    """Writes `scores.jsonl`: every verdict of these results, and those of others that still hold.
 
     Args:
         folder: The folder of results, which holds the folder of answers.
@@ -310,7 +324,7 @@ def _score_lines(verdicts: Iterable[Verdict], key: _StoredKey, state: str) -> li
 
 
 def predictions_dir(run: Path) -> Path:
-    """The folder of answers of a run, which may be named by its model, results or answers.
+    """Returns the folder of answers of a run, named by its model, results or answers.
 
     Raises:
         DataError: There is none.
@@ -324,8 +338,25 @@ def predictions_dir(run: Path) -> Path:
     )
 
 
+def asked_benchmark(folder: Path, name: str) -> Benchmark | None:
+    """Opens the benchmark that a run was asked: by `run.json`, else a built-in one.
+
+    Args:
+        folder: The folder of predictions.
+        name: The benchmark's name.
+
+    Returns:
+        None if neither is there. Its questions may have changed since.
+    """
+    try:
+        place = Path(read_json(folder / RUN_FILE, dict)["folders"][name])
+    except (DataError, KeyError, TypeError):
+        return get_benchmark(name) if name in BENCHMARKS else None
+    return open_folder(name, place) if place.is_dir() else None
+
+
 def answer_files(run: Path) -> dict[tuple[str, str], Path]:
-    """Files of answers by benchmark and language, those without pictures left out."""
+    """Returns the files of answers by benchmark and language, without those of blind runs."""
     files: dict[tuple[str, str], Path] = {}
     for path in sorted(predictions_dir(run).glob("*.jsonl")):
         parts = path.name.removesuffix(".jsonl").rsplit(".", 1)
@@ -343,7 +374,7 @@ def open_result(
     items: Sequence[Item] | None = None,
     version: str = "",
 ) -> RunResult:
-    """Open the result of a run, with its stored verdicts where they are of these answers and rules.
+    """Opens the result of a run, with stored verdicts if they are of these answers and rules.
 
     Answers without stored verdicts are read as `lrm eval` reads them if the run names its benchmark
     and that is at hand, else by what the answers say themselves.
@@ -369,14 +400,14 @@ def open_result(
 
 
 def open_answers_alone(path: Path, benchmark: str, lang: str) -> RunResult:
-    """Open a result by its file of answers alone, without stored verdicts or other questions."""
+    """Opens a result by its file of answers alone, without stored verdicts or other questions."""
     kind = stated_kind(path)
     answered = read_answered(path, kind, lang=lang)
     return RunResult(benchmark, kind, answered, lambda: reading_of(lang, answered.items))
 
 
 def _reading_at_hand(path: Path, name: str, answered: Answered) -> Reading:
-    """By the benchmark that the run was asked, if it is at hand."""
+    """Returns how to read answers, by the benchmark that the run was asked if it is at hand."""
     lang = answered.lang
     if (path.parent / RUN_FILE).is_file():
         try:
@@ -390,7 +421,7 @@ def _reading_at_hand(path: Path, name: str, answered: Answered) -> Reading:
 
 
 def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -> Reading:
-    """What answers in a language are read by.
+    """Returns what answers in a language are read by.
 
     Args:
         lang: The language of the questions.
@@ -412,7 +443,7 @@ def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -
 def count_answers(
     verdicts: Sequence[Verdict], num_missing: int = 0, cut_keys: Collection[str] = ()
 ) -> dict[str, Any]:
-    """How many questions and answers there are, and of each doubtful sort.
+    """Counts questions and answers, and answers of each doubtful sort.
 
     Args:
         verdicts: On every question that is known.
@@ -439,7 +470,7 @@ def count_answers(
 
 
 def count_fidelity(verdicts: Sequence[Verdict], lang: str) -> dict[str, Any]:
-    """Share of answers in the language of the question, apart from whether they are right."""
+    """Returns the share of answers in the language of the question, right or wrong."""
     langs = [verdict.answer_lang for verdict in verdicts]
     own, decided = fidelity(langs, lang)
     return {
@@ -459,7 +490,7 @@ def score_benchmark(
     mode: str | None = None,
     allow_missing: bool = False,
 ) -> ScoreReport:
-    """Score answers that are in no file.
+    """Scores answers that are in no file.
 
     Args:
         kind: The benchmark's rules.
@@ -488,7 +519,7 @@ def score_file(
     allow_missing: bool = False,
     last_wins: bool = False,
 ) -> ScoreReport:
-    """Score a file of answers.
+    """Scores a file of answers.
 
     Args:
         name: The benchmark.
@@ -504,20 +535,16 @@ def score_file(
         DataError: Answers or questions are not as they must be.
     """
     kind = kind_of(name)
-    if data is None:
-        answered = read_answered(predictions, kind, lang=lang, last_wins=last_wins)
-        english: tuple[Item, ...] = ()
-    else:
+    items: Sequence[Item] | None = None
+    english: Sequence[Item] = ()
+    version = ""
+    if data is not None:
         questions = open_questions(name, data, lang or _stated_lang(predictions))
-        answered = read_answered(
-            predictions,
-            kind,
-            lang=questions.lang,
-            items=questions.items,
-            last_wins=last_wins,
-            version=questions.version,
-        )
-        english = questions.english
+        items, english, version = questions.items, questions.english, questions.version
+        lang = questions.lang
+    answered = read_answered(
+        predictions, kind, lang=lang, items=items, last_wins=last_wins, version=version
+    )
     reading = reading_of(answered.lang, answered.items, english)
     result = RunResult(name, kind, answered, lambda: reading, excused=allow_missing)
     report = result.score(mode)
@@ -526,7 +553,7 @@ def score_file(
 
 
 def _stated_lang(predictions: Path) -> str:
-    """The language that the first answer says it is to a question in."""
+    """Returns the language of the questions as the first answer states it."""
     try:
         stated = next((record for _, record in read_json_lines(predictions)), {}).get("lang")
     except DataError:
@@ -535,7 +562,7 @@ def _stated_lang(predictions: Path) -> str:
 
 
 def write_scores(report: ScoreReport, path: Path) -> None:
-    """Write what was made of each answer, a line each."""
+    """Writes the verdicts, a line each."""
     where = {"benchmark": report.benchmark, "lang": report.lang, "mode": report.mode}
     lines = (json.dumps({**asdict(v), **where}, ensure_ascii=False) for v in report.verdicts)
     write_atomically(path, "\n".join(lines))

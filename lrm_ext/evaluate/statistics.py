@@ -1,4 +1,4 @@
-"""Intervals, tests and baselines of scores: Wilson, McNemar, Holm, a bootstrap over images. Pure.
+"""Intervals, tests and baselines of scores: Wilson, McNemar, Holm, a bootstrap over images.
 
 Questions about one image depend on each other, so images are drawn, not questions. The same draw
 serves both systems, all languages and all parts of a score, and each replicate computes the whole
@@ -24,7 +24,7 @@ Z_POWER: Final = 0.841621  # its one-sided 80 % quantile
 
 
 def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion.
+    """Returns the 95 % Wilson score interval of a proportion.
 
     Args:
         num_correct: Successes, 0 to `num_total`.
@@ -46,22 +46,22 @@ def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
 
 
 def num_majority_correct(golds: Iterable[tuple[str, str]]) -> int:
-    """How many questions the commonest answer of each task gets right.
+    """Returns how many questions the commonest answer of each task gets right.
 
     The baseline knows the task of a question and how often each answer is right in this very set,
-    but sees neither question nor picture: what a model must beat to have understood anything.
+    but sees neither question nor image: what a model must beat to have understood anything.
 
     Args:
         golds: (task, expected answer) of each question.
     """
-    per_task: dict[str, Counter[str]] = {}
-    for task, gold in golds:
-        per_task.setdefault(task, Counter())[gold] += 1
-    return sum(max(counts.values()) for counts in per_task.values())
+    commonest: dict[str, int] = {}
+    for (task, _), count in Counter(golds).items():
+        commonest[task] = max(count, commonest.get(task, 0))
+    return sum(commonest.values())
 
 
 def mcnemar(num_only_a: int, num_only_b: int) -> float:
-    """Exact two-sided p-value that two systems are right equally often.
+    """Returns the exact two-sided p-value that two systems are right equally often.
 
     Args:
         num_only_a: Questions that only the first gets right.
@@ -80,7 +80,7 @@ def mcnemar(num_only_a: int, num_only_b: int) -> float:
 
 
 def num_needed(num: int, difference: float, standard_error: float) -> int | None:
-    """How many questions of the same sort it takes to tell a difference, four times in five.
+    """Returns how many such questions it takes to tell a difference, four times in five.
 
     The standard error shrinks with the square root of their number. Found is meant at the level of
     5 percent, two-sided, for one comparison.
@@ -99,12 +99,12 @@ def num_needed(num: int, difference: float, standard_error: float) -> int | None
 
 
 def detectable(standard_error: float) -> float:
-    """The smallest difference that is found four times in five, at the level of 5 percent."""
+    """Returns the smallest difference that is found four times in five, at the 5 percent level."""
     return (Z_95 + Z_POWER) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of several tests so that the chance of any false alarm stays the same.
+    """Adjusts the p-values of several tests so that the chance of any false alarm stays the same.
 
     Example:
         >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
@@ -146,7 +146,7 @@ class Difference:
 def replicate(
     systems: Sequence[UnitCounts], seed: int = 0, num_replicates: int = NUM_REPLICATES
 ) -> Array:
-    """Scores of several systems on the same draws of units.
+    """Returns the scores of several systems on the same draws of units.
 
     Args:
         systems: Their counts on the same units.
@@ -157,14 +157,14 @@ def replicate(
         [S, B].
 
     Raises:
-        DataError: The systems answered questions about other pictures.
+        DataError: The systems answered questions about other images.
     """
     first = systems[0]
     for other in systems[1:]:
         if other.units != first.units or other.strata != first.strata:
             differing = len(set(other.units) ^ set(first.units))
             raise DataError(
-                f"the two have answered other questions: {differing} pictures (or questions with "
+                f"the two have answered other questions: {differing} images (or questions with "
                 "rotations) are in one of them only; compare runs over the same questions"
             )
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -179,7 +179,7 @@ def replicate(
 
 
 def _draw(rng: np.random.Generator, strata: NDArray[np.str_], size: int) -> Array:
-    """How often each unit is drawn: [size, U]; as many as there are in each stratum."""
+    """Draws units within each stratum; returns how often each is drawn: [size, U]."""
     weights = np.empty((size, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
@@ -189,18 +189,18 @@ def _draw(rng: np.random.Generator, strata: NDArray[np.str_], size: int) -> Arra
 
 
 def interval(replicates: Array) -> tuple[float, float]:
-    """95 % interval of a score or a difference; [B]."""
+    """Returns the 95 % interval of a score or a difference; [B]."""
     low, high = np.percentile(replicates, _LEVELS)
     return float(low), float(high)
 
 
 def bootstrap_interval(system: UnitCounts, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of one system's score."""
+    """Returns the 95 % interval of one system's score."""
     return interval(replicate([system], seed)[0])
 
 
 def difference(value: float, replicates: Array) -> Difference:
-    """Judge a difference by its replicates.
+    """Judges a difference by its replicates.
 
     Args:
         value: As measured.

@@ -38,9 +38,15 @@ from llava.eval.records import read_json_lines
 from llava.files import write_atomically, writing
 from lrm_ext.evaluate.items import LETTERS, Item
 from lrm_ext.evaluate.kind import Verdict
-from lrm_ext.evaluate.predictions import asked_benchmark
 from lrm_ext.evaluate.registry import get_benchmark
-from lrm_ext.evaluate.results import ENGLISH, RunResult, ScoreReport, answer_files, open_result
+from lrm_ext.evaluate.results import (
+    ENGLISH,
+    RunResult,
+    ScoreReport,
+    answer_files,
+    asked_benchmark,
+    open_result,
+)
 from lrm_ext.export.benchmarks import exported_task
 
 log = logging.getLogger(__name__)

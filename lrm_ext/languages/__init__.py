@@ -1,5 +1,19 @@
 """The languages: a registry of data files, one file a language."""
 
-from lrm_ext.languages.registry import Language, LocalWords, get_language, list_languages
+from lrm_ext.languages.registry import (
+    Language,
+    LocalWords,
+    get_language,
+    in_language_order,
+    language_name,
+    list_languages,
+)
 
-__all__ = ["Language", "LocalWords", "get_language", "list_languages"]
+__all__ = [
+    "Language",
+    "LocalWords",
+    "get_language",
+    "in_language_order",
+    "language_name",
+    "list_languages",
+]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -269,6 +269,17 @@ def list_languages() -> tuple[str, ...]:
             `$LRM_LANGUAGES_DIR` names does not exist.
     """
     return tuple(code for code in language_files() if code not in _drafts())
+
+
+def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
+    """Codes in the order of `list_languages`; those that are unknown follow by code."""
+    known = {code: number for number, code in enumerate(list_languages())}
+    return tuple(sorted(codes, key=lambda code: (known.get(code, len(known)), code)))
+
+
+def language_name(code: str) -> str:
+    """English name of a language; its code if it is unknown."""
+    return get_language(code).name if code in list_languages() else code
 
 
 @cache

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
+from llava.errors import ConfigError
+from llava.files import write_atomically
+from lrm_ext.files import save_figure
+from lrm_ext.translate.commands import split_names
+
 if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting
+
+_FIGURES: Final = (1, 4, 5, 6)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,31 +41,28 @@ def table(
     """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models."""
     from rich.console import Console
 
-    from llava.errors import ConfigError
-    from llava.files import write_atomically
-    from lrm_ext.report.paper_tables import agreement_table, models_table, summary_table
+    from lrm_ext.report import paper_tables
     from lrm_ext.report.settings import Setting
-    from lrm_ext.report.table_formats import FORMATS, print_table
-    from lrm_ext.translate.commands import split_names
 
-    if style not in FORMATS:
-        raise ConfigError(f"--format {style}: expected one of {', '.join(FORMATS)}")
+    formats = paper_tables.FORMATS
+    if style not in formats:
+        raise ConfigError(f"--format {style}: expected one of {', '.join(formats)}")
     names, langs = split_names(benchmarks), split_names(languages)
     if number == 2:
-        made = agreement_table([Path(path) for path in runs or ()], published)
+        made = paper_tables.agreement_table([Path(path) for path in runs or ()], published)
     else:
         settings = [Setting.parse(text) for text in runs or ()]
         if number == 1:
-            made = models_table(settings, names, langs, published)
+            made = paper_tables.models_table(settings, names, langs, published)
         else:
-            made = summary_table(number, settings, names, langs, published)
+            made = paper_tables.summary_table(number, settings, names, langs, published)
     if out is not None:
-        write_atomically(out, FORMATS[style](made))
+        write_atomically(out, formats[style](made))
         typer.echo(f"Table: {out}")
     elif style == "terminal":
-        print_table(made, Console(highlight=False))
+        paper_tables.print_table(made, Console(highlight=False))
     else:
-        typer.echo(FORMATS[style](made), nl=False)
+        typer.echo(formats[style](made), nl=False)
 
 
 def modality_gap(
@@ -69,24 +73,20 @@ def modality_gap(
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     num: int = typer.Option(5_000, min=10, help="Samples."),
     seed: int = typer.Option(0, help="Of the samples and folds."),
-    batch_size: int = typer.Option(64, min=1, help="Pictures or texts at once."),
+    batch_size: int = typer.Option(64, min=1, help="Images or texts at once."),
     layers: str = typer.Option(None, help="Such as 0,8,16; at most nine, evenly, by default."),
     model_base: str = typer.Option(None, help="Base model of a LoRA or projector checkpoint."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     out: Path = typer.Option(..., help="FILE.npz of features; the numbers go to FILE.json."),
 ) -> None:
-    """How far pictures are from texts in a model, and languages from each other (Figure 5)."""
+    """Measure how far images are from texts, and languages from each other (Figure 5)."""
     import json
 
     from rich.console import Console
-    from rich.progress import Progress
 
-    from llava.errors import ConfigError
-    from llava.files import write_atomically
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.emoji.unpack import ensure_unpacked
     from lrm_ext.report import modality
-    from lrm_ext.translate.commands import split_names
 
     modality.need_scikit_learn()
     if out.suffix != ".npz":
@@ -97,12 +97,7 @@ def modality_gap(
     samples = modality.draw_samples(opened, tuple(langs), num, seed)
     chosen = None if layers is None else [int(layer) for layer in layers.split(",")]
     extractor = modality.FeatureExtractor(model, model_base, chosen, device)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("features", total=None)
-        features = modality.extract(
-            extractor, samples, batch_size,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    features = modality.extract(extractor, samples, batch_size)
     about = {
         "model": str(model), "corpus": str(opened.path), "corpus_fingerprint": opened.fingerprint(),
         "seed": seed, "num_samples": len(samples.rows), "num_wanted": num,
@@ -117,23 +112,20 @@ def modality_gap(
     console.print(f"Features: {out}, numbers: {out.with_suffix('.json')}", soft_wrap=True)
 
 
-NUMBERS = (1, 4, 5, 6)
-
-
 def figure(
     number: int = typer.Argument(help="Of the figure in the paper: 1, 4, 5 or 6."),
     runs: list[str] = typer.Argument(
         help="RUN, or LABEL=RUN,RUN,... with a run a seed. Figure 5: FILE.npz or LABEL=FILE.npz; "
         "figure 6: RATIO=RUN,..., such as 150=runs/x."
     ),
-    out: Path = typer.Option(..., help="The picture: .png, .svg or .pdf."),
+    out: Path = typer.Option(..., help="The figure: .png, .svg or .pdf."),
     benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
     languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
     style: str = typer.Option("bars", help="Figure 1: bars or radar."),
     ids: list[str] = typer.Option([], help="Figure 4: question ids; repeat, or use commas."),
     num: int = typer.Option(3, min=1, help="Figure 4: questions, where no --ids are given."),
     benchmark_dir: Path = typer.Option(
-        None, help="Figure 4: where the benchmark with its pictures is, if it is not built in."
+        None, help="Figure 4: where the benchmark with its images is, if it is not built in."
     ),
     table: str = typer.Option(
         None, help="Figure 4: a table for the back-translation, as of the engine `memory`."
@@ -141,28 +133,28 @@ def figure(
     seed: int = typer.Option(0, help="Figure 5: of t-SNE. Figure 4: of the choice of questions."),
 ) -> None:
     """A figure of the paper: 1 languages, 4 an example, 5 modality gap, 6 ratio of data."""
-    from llava.errors import ConfigError
     from lrm_ext.report.settings import Setting
-    from lrm_ext.translate.commands import split_names
 
-    if number not in NUMBERS:
-        raise ConfigError(f"figure {number}: expected one of {', '.join(map(str, NUMBERS))}")
+    if number not in _FIGURES:
+        raise ConfigError(f"figure {number}: expected one of {', '.join(map(str, _FIGURES))}")
     settings = [Setting.parse(text) for text in runs]
     names, langs = split_names(benchmarks), split_names(languages)
-    if number == 5:
-        _modality(settings, seed, out)
-    elif number == 4:
-        from llava.files import write_atomically
-        from lrm_ext.files import save_figure
-        from lrm_ext.report.plots import examples_figure, examples_page
-        from lrm_ext.report.qualitative import Choice, choose_examples
+    if number == 4:
+        from lrm_ext.report import qualitative
 
-        choice = Choice(names, langs, split_names(ids), num, seed)
-        examples = choose_examples(settings, choice, benchmark_dir, table)
-        save_figure(examples_figure(examples), out)
+        choice = qualitative.ExampleChoice(names, langs, split_names(ids), num, seed)
+        examples = qualitative.choose_examples(settings, choice, benchmark_dir, table)
+        save_figure(qualitative.examples_figure(examples), out)
         page = out.with_suffix(".html")
-        write_atomically(page, examples_page(examples))
+        write_atomically(page, qualitative.examples_page(examples))
         typer.echo(f"Page: {page}")
+    elif number == 5:
+        from lrm_ext.report.modality import modality_figure
+
+        if any(len(setting.runs) > 1 for setting in settings):
+            raise ConfigError("figure 5 takes one file of features a label")
+        labels = [setting.label.removesuffix(".npz") for setting in settings]
+        save_figure(modality_figure([s.runs[0] for s in settings], labels, seed), out)
     else:
         _scores(number, settings, names, langs, style, out)
     typer.echo(f"Figure: {out}")
@@ -176,34 +168,21 @@ def _scores(
     style: str,
     out: Path,
 ) -> None:
-    from llava.errors import ConfigError
-    from lrm_ext.files import save_figure
+    """Draws Figure 1 or 6, and says which scores are missing."""
     from lrm_ext.report.plots import languages_figure, ratio_figure
     from lrm_ext.report.settings import score_settings
 
     scored = score_settings(settings, names, langs)
     labels = [setting.label for setting in settings]
-    if number == 1:
-        save_figure(languages_figure(scored, labels, style), out)
-    elif len(scored) > 1:
+    if number == 6 and len(scored) > 1:
         there = ", ".join(one.name for one in scored)
         raise ConfigError(f"figure 6 is about one benchmark; choose with --benchmarks: {there}")
-    else:
-        save_figure(ratio_figure(scored[0], labels), out)
+    made = (
+        languages_figure(scored, labels, style) if number == 1 else ratio_figure(scored[0], labels)
+    )
+    save_figure(made, out)
     for one in scored:
-        for label in labels:
-            for lang, cell in one.cells[label].items():
+        for label, cells in one.cells.items():
+            for lang, cell in cells.items():
                 if cell.value is None:
                     typer.echo(f"missing: {label}, {one.name}, {lang}: {cell.reason}", err=True)
-
-
-def _modality(settings: list[Setting], seed: int, out: Path) -> None:
-    from llava.errors import ConfigError
-    from lrm_ext.files import save_figure
-    from lrm_ext.report.modality import modality_figure
-
-    paths = [setting.runs[0] for setting in settings]
-    if any(len(setting.runs) > 1 for setting in settings):
-        raise ConfigError("figure 5 takes one file of features a label")
-    labels = [s.label.removesuffix(".npz") for s in settings]
-    save_figure(modality_figure(paths, labels, seed), out)

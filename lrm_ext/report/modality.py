@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,21 +25,23 @@ from typing import Any, Final
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import CheckpointError, ConfigError, DataError
+from llava.data.sample import Turn
+from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path, process_images
-from lrm_ext.corpus.store import Corpus
-from lrm_ext.evaluate.results import ENGLISH
+from llava.mm_utils import process_images
+from llava.progress import Progress
+from lrm_ext.corpus.store import ENGLISH, Corpus
+from lrm_ext.evaluate.answerer import load_with_tower
+from lrm_ext.languages import language_name
 from lrm_ext.mixture.order import Permutation
-from lrm_ext.report.plots import BLUE, ORANGE
-from lrm_ext.report.settings import language_name
+from lrm_ext.report.render import BLUE, ORANGE, terminal_table
 
 Features = NDArray[np.float32]
 IMAGE: Final = "image"
@@ -47,7 +50,7 @@ _CHUNK: Final = 512
 
 
 def need_scikit_learn() -> None:
-    """Check that scikit-learn is there, before anything that takes long.
+    """Checks that scikit-learn is there, before anything that takes long.
 
     Raises:
         ConfigError: It is not.
@@ -56,13 +59,13 @@ def need_scikit_learn() -> None:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "scikit-learn is not installed, which separates pictures from texts and draws t-SNE: "
+            "scikit-learn is not installed, which separates images from texts and draws t-SNE: "
             "pip install 'lrm-llava[figures]'"
         ) from error
 
 
 def centroid_distance(a: Features, b: Features) -> dict[str, float]:
-    """Distance of the means of two sets, also in units of their spread.
+    """Returns the distance of the means of two sets, also in units of their spread.
 
     Args:
         a: [N, D].
@@ -72,19 +75,20 @@ def centroid_distance(a: Features, b: Features) -> dict[str, float]:
         `distance`, and `relative`: divided by the root of the mean squared distance of a feature
         from its own mean, averaged over both sets. 0 for sets around the same point.
     """
-    means = [x.astype(np.float64).mean(axis=0) for x in (a, b)]
-    spread = [
-        float(((x - mean) ** 2).sum(axis=1).mean()) for x, mean in zip((a, b), means, strict=True)
+    means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
+    spreads = [
+        ((x.astype(np.float64) - mean) ** 2).sum(axis=1).mean()
+        for x, mean in zip((a, b), means, strict=True)
     ]
     distance = float(np.linalg.norm(means[0] - means[1]))
-    scale = float(np.sqrt(sum(spread) / 2))
+    scale = float(np.sqrt(sum(spreads) / 2))
     return {"distance": distance, "relative": distance / scale if scale else float("inf")}
 
 
 def separability(a: Features, b: Features, seed: int = 0) -> float:
-    """How often a straight cut tells the two sets apart, on samples that it was not fitted to.
+    """Returns how often a straight cut tells two sets apart, on samples it was not fitted to.
 
-    Five-fold cross-validation of a logistic regression on standardised features; the picture and
+    Five-fold cross-validation of a logistic regression on standardised features; the image and
     the text of a sample are in the same fold.
 
     Args:
@@ -98,30 +102,26 @@ def separability(a: Features, b: Features, seed: int = 0) -> float:
     need_scikit_learn()
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    assert len(a) == len(b) >= NUM_FOLDS
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(a))
-    right = 0
-    for fold in np.array_split(order, NUM_FOLDS):
-        rest = np.setdiff1d(order, fold)
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-        with warnings.catch_warnings():
-            # sets that a cut separates entirely have no finite optimum
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(np.concatenate([a[rest], b[rest]]), _labels(len(rest)))
-        found = model.predict(np.concatenate([a[fold], b[fold]]))
-        right += int((found == _labels(len(fold))).sum())
-    return right / (2 * len(a))
-
-
-def _labels(num: int) -> NDArray[np.int64]:
-    return np.repeat(np.array([0, 1]), num)
+    num = len(a)
+    assert num == len(b) >= NUM_FOLDS
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(num)
+    tests = [np.concatenate([fold, fold + num]) for fold in np.array_split(order, NUM_FOLDS)]
+    folds = [(np.setdiff1d(np.arange(2 * num), test), test) for test in tests]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    labels = np.repeat([0, 1], num)
+    with warnings.catch_warnings():
+        # sets that a cut separates entirely have no finite optimum
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = cross_val_predict(model, np.concatenate([a, b]), labels, cv=folds)
+    return float((found == labels).mean())
 
 
 def recall_at_1(queries: Features, targets: Features) -> float:
-    """How often the nearest target of a query is that of the same sample.
+    """Returns how often the nearest target of a query is that of the same sample.
 
     Nearest by cosine, after the mean of each set is taken away: a mere shift between the sets is
     what `centroid_distance` tells. Among n equally near ones each counts 1/n.
@@ -133,27 +133,30 @@ def recall_at_1(queries: Features, targets: Features) -> float:
     Returns:
         A share; 1/N by chance.
     """
-    q, t = _directions(queries), _directions(targets)
+    q, t = (_directions(features) for features in (queries, targets))
     total = 0.0
     for start in range(0, len(q), _CHUNK):
         similarity = q[start : start + _CHUNK] @ t.T
-        own = similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))]
-        nearest = similarity.max(axis=1)
-        ties = (similarity >= nearest[:, None] - 1e-9).sum(axis=1)
-        total += float(((own >= nearest - 1e-9) / ties).sum())
+        own = similarity.diagonal(start)
+        least = similarity.max(axis=1) - 1e-9
+        ties = (similarity >= least[:, None]).sum(axis=1)
+        total += float(((own >= least) / ties).sum())
     return total / len(q)
 
 
 def _directions(features: Features) -> NDArray[np.float64]:
-    centred = features.astype(np.float64)
-    centred -= centred.mean(axis=0)
+    centred = _centred(features)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    result: NDArray[np.float64] = centred / np.where(norms == 0, 1, norms)
-    return result
+    return centred / np.where(norms == 0, 1, norms)
+
+
+def _centred(features: Features) -> NDArray[np.float64]:
+    wide = features.astype(np.float64)
+    return wide - wide.mean(axis=0)
 
 
 def linear_cka(a: Features, b: Features) -> float:
-    """Linear centred kernel alignment of two features of the same samples.
+    """Returns the linear centred kernel alignment of two features of the same samples.
 
     1 if one is a rotation and scaling of the other, 0 if they are uncorrelated. With few samples
     and many dimensions it is larger than 0 for noise, too: compare models, at equal N.
@@ -162,23 +165,22 @@ def linear_cka(a: Features, b: Features) -> float:
         a: [N, D].
         b: [N, E].
     """
-    x, y = (f.astype(np.float64) - f.mean(axis=0, dtype=np.float64) for f in (a, b))
+    x, y = _centred(a), _centred(b)
     if len(x) < max(x.shape[1], y.shape[1]):
         # by Gram matrices, which are smaller then
-        grams = [x @ x.T, y @ y.T]
-        cross = float((grams[0] * grams[1]).sum())
-        norms = [float(np.linalg.norm(gram)) for gram in grams]
+        first, second = x @ x.T, y @ y.T
+        cross = float((first * second).sum())
     else:
+        first, second = x.T @ x, y.T @ y
         cross = float(np.linalg.norm(y.T @ x) ** 2)
-        norms = [float(np.linalg.norm(f.T @ f)) for f in (x, y)]
-    scale = norms[0] * norms[1]
+    scale = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
     return cross / scale if scale else 0.0
 
 
 def measure(
-    features: Mapping[str, NDArray[np.float32]], layers: Sequence[int], seed: int = 0
+    features: Mapping[str, Features], layers: Sequence[int], seed: int = 0
 ) -> dict[str, Any]:
-    """All numbers of one model.
+    """Returns all numbers of one model.
 
     Args:
         features: By `image` and language, [L, N, D].
@@ -186,8 +188,8 @@ def measure(
         seed: Of the folds.
 
     Returns:
-        `languages`: per language the distance and separability of pictures and texts at layer 0;
-        `layers`: per layer recall at 1 and CKA, of picture and text and of English and text.
+        `languages`: per language the distance and separability of images and texts at layer 0;
+        `layers`: per layer recall at 1 and CKA, of image and text and of English and text.
     """
     langs = [name for name in features if name != IMAGE]
     image = features[IMAGE]
@@ -198,43 +200,45 @@ def measure(
         }
         for lang in langs
     }
-    by_layer: list[dict[str, Any]] = []
-    for place, layer in enumerate(layers):
-        one: dict[str, Any] = {"layer": layer, "languages": {}}
-        english = features[ENGLISH][place] if ENGLISH in features else None
-        for lang in langs:
-            text = features[lang][place]
-            figures = {
-                "image_to_text_recall_at_1": recall_at_1(image[place], text),
-                "text_to_image_recall_at_1": recall_at_1(text, image[place]),
-                "image_cka": linear_cka(image[place], text),
-            }
-            if english is not None and lang != ENGLISH:
-                figures["to_english_recall_at_1"] = recall_at_1(text, english)
-                figures["from_english_recall_at_1"] = recall_at_1(english, text)
-                figures["english_cka"] = linear_cka(english, text)
-            one["languages"][lang] = figures
-        by_layer.append(one)
-    return {"languages": languages, "layers": by_layer, "mean": _means(languages, by_layer)}
+    by_layer = [
+        {
+            "layer": layer,
+            "languages": {
+                lang: _alignment({name: x[place] for name, x in features.items()}, lang)
+                for lang in langs
+            },
+        }
+        for place, layer in enumerate(layers)
+    ]
+    others = [lang for lang in langs if lang != ENGLISH]
+    # over languages without English, at layer 0
+    rows = [
+        {
+            "relative_centroid_distance": languages[lang]["centroid_distance"]["relative"],
+            "separability": languages[lang]["separability"],
+            **by_layer[0]["languages"][lang],
+        }
+        for lang in others
+    ]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+    return {"languages": languages, "layers": by_layer, "mean": mean}
 
 
-def _means(
-    languages: Mapping[str, Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
-    """Over languages without English, at layer 0."""
-    others = [lang for lang in languages if lang != ENGLISH]
-    if not others:
-        return {}
-    first = layers[0]["languages"]
-    means = {
-        "relative_centroid_distance": np.mean(
-            [languages[lang]["centroid_distance"]["relative"] for lang in others]
-        ),
-        "separability": np.mean([languages[lang]["separability"] for lang in others]),
+def _alignment(features: Mapping[str, Features], lang: str) -> dict[str, float]:
+    """Returns how well texts of a language match images, and English texts, in one layer."""
+    text, image, english = features[lang], features[IMAGE], features.get(ENGLISH)
+    found = {
+        "image_to_text_recall_at_1": recall_at_1(image, text),
+        "text_to_image_recall_at_1": recall_at_1(text, image),
+        "image_cka": linear_cka(image, text),
     }
-    for name in first[others[0]]:
-        means[name] = np.mean([first[lang][name] for lang in others])
-    return {name: float(value) for name, value in means.items()}
+    if english is not None and lang != ENGLISH:
+        found |= {
+            "to_english_recall_at_1": recall_at_1(text, english),
+            "from_english_recall_at_1": recall_at_1(english, text),
+            "english_cka": linear_cka(english, text),
+        }
+    return found
 
 
 MAX_LAYERS: Final = 9
@@ -243,7 +247,7 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures with the same text in several languages.
+    """Images with the same text in several languages.
 
     Attributes:
         rows: Their numbers in the corpus.
@@ -259,9 +263,9 @@ class Samples:
 
 
 def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) -> Samples:
-    """Draw rows that have a picture and accepted texts in all languages; no picture or text twice.
+    """Draws rows that have an image and accepted texts in all languages; no image or text twice.
 
-    A picture or an English text that was drawn before is left out: the right text could not be
+    An image or an English text that was drawn before is left out: the right text could not be
     told from its double.
 
     Args:
@@ -277,45 +281,43 @@ def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) 
         raise DataError(
             f"{corpus.path} has no {', '.join(lacking)}; it has {', '.join(corpus.languages)}"
         )
-    rows: list[int] = []
-    images: list[Path] = []
-    texts: dict[str, list[str]] = {lang: [] for lang in languages}
-    left_out = dict.fromkeys(
-        ("no picture", "not in every language", "picture drawn before", "text drawn before"), 0
-    )
-    seen: tuple[set[Path], set[str]] = (set(), set())
+    left_out: Counter[str] = Counter()
+    chosen: dict[Path, tuple[int, dict[str, str]]] = {}
+    seen_texts: set[str] = set()
     for index in Permutation(len(corpus), (seed, 0)):
         image = corpus.image_path(index)
-        found = {lang: _text_of(corpus, lang, index) for lang in languages}
-        english = found[ENGLISH]
-        if image is None or english is None or None in found.values():
-            left_out["no picture" if image is None else "not in every language"] += 1
-        elif image in seen[0] or english in seen[1]:
-            left_out[f"{'picture' if image in seen[0] else 'text'} drawn before"] += 1
-        else:
-            seen[0].add(image)
-            seen[1].add(english)
-            rows.append(index)
-            images.append(image)
-            for lang, text in found.items():
-                texts[lang].append(text or "")
-        if len(rows) == num:
+        turns = {lang: corpus.turns(lang, index) for lang in languages}
+        found = {lang: _text_of(own) for lang, own in turns.items() if own is not None}
+        reasons = {
+            "no picture": image is None,
+            "not in every language": len(found) < len(languages),
+            "picture drawn before": image in chosen,
+            "text drawn before": found.get(ENGLISH) in seen_texts,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None or image is None:
+            left_out[str(reason)] += 1
+            continue
+        chosen[image] = index, found
+        seen_texts.add(found[ENGLISH])
+        if len(chosen) == num:
             break
-    if len(rows) < 10:
-        raise DataError(f"{corpus.path}: {len(rows)} usable rows, expected 10 or more: {left_out}")
-    return Samples(tuple(rows), tuple(images), {k: tuple(v) for k, v in texts.items()}, left_out)
+    if len(chosen) < 10:
+        raise DataError(
+            f"{corpus.path}: {len(chosen)} usable rows, expected 10 or more: {dict(left_out)}"
+        )
+    texts = {lang: tuple(found[lang] for _, found in chosen.values()) for lang in languages}
+    rows = tuple(index for index, _ in chosen.values())
+    return Samples(rows, tuple(chosen), texts, dict(left_out))
 
 
-def _text_of(corpus: Corpus, lang: str, index: int) -> str | None:
-    """Question and answer without the image token; None if there is no accepted text."""
-    turns = corpus.turns(lang, index)
-    if turns is None:
-        return None
+def _text_of(turns: Sequence[Turn]) -> str:
+    """Returns question and answer without the image token."""
     return "\n".join(turn.text.replace(DEFAULT_IMAGE_TOKEN, "").strip() for turn in turns)
 
 
 class FeatureExtractor:
-    """A loaded model that turns pictures and texts into means of hidden states.
+    """Turns images and texts into means of hidden states, with a loaded model.
 
     Args:
         model_path: A checkpoint in LLaVA's format.
@@ -324,7 +326,7 @@ class FeatureExtractor:
         device: By default a GPU where there is one.
 
     Raises:
-        CheckpointError: The model takes no pictures.
+        CheckpointError: The model takes no images.
         ConfigError: There is no such layer.
     """
 
@@ -335,26 +337,18 @@ class FeatureExtractor:
         layers: Sequence[int] | None = None,
         device: str | None = None,
     ) -> None:
-        from llava.model.builder import load_pretrained_model
-
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        name = get_model_name_from_path(str(model_path))
-        self._tokenizer, model, self._image_processor, _ = load_pretrained_model(
-            str(model_path), model_base, name, device=device
-        )
-        if self._image_processor is None:
-            raise CheckpointError(f"{model_path} is a text-only model: it has no vision tower")
-        self._model: Any = model.eval()
-        last = int(model.config.num_hidden_layers)
+        parts = load_with_tower(model_path, model_base, device)
+        self._tokenizer, self._model, self._image_processor = parts
+        last = int(self._model.config.num_hidden_layers)
         self.layers = tuple(layers) if layers is not None else spaced_layers(last)
         if self.layers[0] != 0 or any(not 0 <= layer <= last for layer in self.layers):
             raise ConfigError(f"--layers {self.layers}: expected 0 and others up to {last}")
 
     @torch.inference_mode()
-    def images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
-        """Means over patches: [L, B, D]."""
-        pictures = [open_image(path) for path in paths]
-        pixels = process_images(pictures, self._image_processor, self._model.config)
+    def images(self, paths: Sequence[Path]) -> Features:
+        """Returns means over patches: [L, B, D]."""
+        images = [open_image(path) for path in paths]
+        pixels = process_images(images, self._image_processor, self._model.config)
         place = {"device": self._model.device, "dtype": self._model.dtype}
         rows = [
             self._model.encode_images((x if x.ndim == 4 else x[None]).to(**place)).flatten(0, 1)
@@ -363,8 +357,8 @@ class FeatureExtractor:
         return self._means(rows)
 
     @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Means over tokens: [L, B, D].
+    def texts(self, texts: Sequence[str]) -> Features:
+        """Returns means over tokens: [L, B, D].
 
         Raises:
             DataError: A text has no token, or more than the model takes.
@@ -382,23 +376,22 @@ class FeatureExtractor:
         embedding = self._model.get_input_embeddings()
         return embedding(torch.tensor(ids, device=embedding.weight.device))
 
-    def _means(self, rows: Sequence[Tensor]) -> NDArray[np.float32]:
-        """Run rows [T_i, D] through the language model, padded on the right."""
+    def _means(self, rows: Sequence[Tensor]) -> Features:
+        """Runs rows [T_i, D] through the language model, padded on the right."""
         begin = self._tokenizer.bos_token_id
         prefix = [] if begin is None else [begin]
-        skip = len(prefix)
-        rows = [torch.cat([self._embed(prefix), row]) for row in rows] if prefix else list(rows)
+        if prefix:
+            rows = [torch.cat([self._embed(prefix), row]) for row in rows]
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-        place = torch.arange(padded.shape[1], device=padded.device)
+        states = [torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)]
+        place = torch.arange(states[0].shape[1], device=rows[0].device)
         mask = place[None] < lengths[:, None]
-        states = [padded]
         if self.layers[-1] > 0:
             states = self._model.get_model()(
-                inputs_embeds=padded, attention_mask=mask.long(), output_hidden_states=True,
+                inputs_embeds=states[0], attention_mask=mask.long(), output_hidden_states=True,
                 use_cache=False,
             ).hidden_states  # fmt: skip
-        counted = (mask & (place[None] >= skip))[..., None]
+        counted = (mask & (place[None] >= len(prefix)))[..., None]
         means = [
             (states[layer].float() * counted).sum(dim=1) / counted.sum(dim=1)
             for layer in self.layers
@@ -407,53 +400,41 @@ class FeatureExtractor:
 
 
 def spaced_layers(last: int) -> tuple[int, ...]:
-    """At most nine layers from the input to the last, evenly spaced."""
+    """Returns at most nine layers from the input to the last, evenly spaced."""
     return tuple(sorted({round(x) for x in np.linspace(0, last, min(MAX_LAYERS, last + 1))}))
 
 
-def extract(
-    extractor: FeatureExtractor,
-    samples: Samples,
-    batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, NDArray[np.float32]]:
-    """Features by `image` and language, [L, N, D], batch by batch.
+def extract(extractor: FeatureExtractor, samples: Samples, batch_size: int) -> dict[str, Features]:
+    """Returns features by `image` and language, [L, N, D], batch by batch.
 
     Args:
         extractor: The model.
         samples: The samples.
-        batch_size: Pictures or texts at once.
-        progress: Called with the numbers of batches done and in all.
+        batch_size: Images or texts at once.
 
     Raises:
         DataError: A feature is not a finite number.
     """
     starts = range(0, len(samples.rows), batch_size)
-    total = len(starts) * (1 + len(samples.texts))
-    features: dict[str, NDArray[np.float32]] = {}
-    done = 0
-    for name in (IMAGE, *samples.texts):
-        parts = []
-        for start in starts:
-            chosen = slice(start, start + batch_size)
-            if name == IMAGE:
-                parts.append(extractor.images(samples.images[chosen]))
-            else:
-                parts.append(extractor.texts(samples.texts[name][chosen]))
-            done += 1
-            progress(done, total)
-        features[name] = np.concatenate(parts, axis=1)
-        if not np.isfinite(features[name]).all():
-            raise DataError(
-                f"features of {name} are not finite: the model computes NaN or infinity"
-            )
+    features: dict[str, Features] = {}
+    sources = {IMAGE: (extractor.images, samples.images)}
+    sources |= {lang: (extractor.texts, texts) for lang, texts in samples.texts.items()}
+    with Progress("features", len(starts) * len(sources), "batches") as progress:
+        for name, (extract_batch, inputs) in sources.items():
+            parts = []
+            for start in starts:
+                parts.append(extract_batch(inputs[start : start + batch_size]))
+                progress.advance()
+            features[name] = np.concatenate(parts, axis=1)
+            if not np.isfinite(features[name]).all():
+                raise DataError(
+                    f"features of {name} are not finite: the model computes NaN or infinity"
+                )
     return features
 
 
-def save_features(
-    path: Path, features: dict[str, NDArray[np.float32]], about: dict[str, Any]
-) -> None:
-    """Write features and what they are of; `path` ends with .npz."""
+def save_features(path: Path, features: dict[str, Features], about: dict[str, Any]) -> None:
+    """Writes features and what they are of; `path` ends with .npz."""
     content: dict[str, Any] = {f"features_{name}": array for name, array in features.items()}
     content["about"] = np.array(json.dumps({"format_version": FORMAT_VERSION, **about}))
     # an open file: to a name without its ending, numpy would add one
@@ -461,8 +442,8 @@ def save_features(
         np.savez(file, **content)
 
 
-def load_features(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Read what `save_features` wrote.
+def load_features(path: Path) -> tuple[dict[str, Features], dict[str, Any]]:
+    """Reads what `save_features` wrote.
 
     Raises:
         DataError: It is something else.
@@ -475,64 +456,59 @@ def load_features(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str,
                 for name in file.files
                 if name.startswith("features_")
             }
-        if about["format_version"] != FORMAT_VERSION or IMAGE not in features:
-            raise DataError(f"{path}: features of version {about['format_version']}")
+        version = about["format_version"]
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path}: not a file of features ({error!r}); `lrm modality-gap MODEL --out "
             "FILE.npz` makes one"
         ) from error
+    if version != FORMAT_VERSION or IMAGE not in features:
+        raise DataError(f"{path}: features of version {version}")
     return features, about
 
 
 _GRID: Final = 120
 # densities of which so much of the mass lies inside, from the outermost
 _MASSES: Final = (0.95, 0.75, 0.5, 0.25)
-_LOOKS: Final[dict[bool, tuple[str, Any]]] = {True: (ORANGE, "--"), False: (BLUE, "-")}
+_LOOKS: Final[tuple[tuple[str, str, Any], ...]] = (
+    ("images, after the projector", ORANGE, "--"),
+    ("texts, as embedded (lines enclose 25, 50, 75 and 95 %)", BLUE, "-"),
+)
 
 
 def gap_table(report: Mapping[str, Any]) -> Table:
-    """The numbers of a model for the terminal."""
+    """Makes a table of the numbers of a model."""
     first, last = report["layers"][0], report["layers"][-1]
-    table = Table(
-        title=f"{report['model']}: pictures and texts at the input of the language model",
-        caption="apart: centroids of pictures and texts, in spreads; cut: share that a straight "
-        "cut tells apart; image, English: the nearest text is that of the picture, of the English "
-        "text; CKA of texts with images (i) and English (e), at the input and after layer "
-        f"{last['layer']}",
-        box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", show_edge=False,
-        padding=(0, 1),
-    )  # fmt: skip
-    table.add_column("language", no_wrap=True)
     number = last["layer"]
-    heads = ("apart", "cut %", "image %", "English %", "CKA i", "CKA e", f"CKA i{number}",
-             f"CKA e{number}")  # fmt: skip
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ("language", "apart", "cut %", "image %", "English %", "CKA i", "CKA e",
+             f"CKA i{number}", f"CKA e{number}")  # fmt: skip
+    rows = []
     for lang, one in report["languages"].items():
         early, late = first["languages"][lang], last["languages"][lang]
-        table.add_row(
+        rows.append([
             language_name(lang),
             f"{one['centroid_distance']['relative']:.2f}",
             f"{100 * one['separability']:.1f}",
             f"{100 * early['image_to_text_recall_at_1']:.1f}",
-            _cell(early, "to_english_recall_at_1", 100, 1),
-            f"{early['image_cka']:.3f}",
-            _cell(early, "english_cka", 1, 3),
-            f"{late['image_cka']:.3f}",
-            _cell(late, "english_cka", 1, 3),
-        )
-    return table
-
-
-def _cell(figures: Mapping[str, float], name: str, factor: int, digits: int) -> str:
-    return f"{factor * figures[name]:.{digits}f}" if name in figures else "-"
+            f"{100 * early['to_english_recall_at_1']:.1f}" if lang != ENGLISH else "-",
+            *(
+                f"{layer[name]:.3f}" if name in layer else "-"
+                for layer in (early, late)
+                for name in ("image_cka", "english_cka")
+            ),
+        ])  # fmt: skip
+    return terminal_table(
+        f"{report['model']}: images and texts at the input of the language model", heads, rows,
+        caption="apart: centroids of images and texts, in spreads; cut: share that a straight "
+        "cut tells apart; image, English: the nearest text is that of the image, of the English "
+        "text; CKA of texts with images (i) and English (e), at the input and after layer "
+        f"{number}",
+        caption_justify="left",
+    )  # fmt: skip
 
 
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """t-SNE: [N, D] -> [N, 2]; the same on each run with the same seed."""
+    """Computes t-SNE: [N, D] -> [N, 2]; the same on each run with the same seed."""
     need_scikit_learn()
     from sklearn.manifold import TSNE
 
@@ -546,7 +522,7 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 def modality_figure(
     paths: Sequence[Path], labels: Sequence[str], seed: int = 0, max_points: int = 5_000
 ) -> Figure:
-    """Draw models side by side.
+    """Draws models side by side.
 
     Args:
         paths: Files of features, as `lrm modality-gap` writes them.
@@ -561,15 +537,16 @@ def modality_figure(
     if not paths:
         raise ConfigError("nothing to draw; name FILE.npz, or LABEL=FILE.npz")
     figure = Figure(figsize=(4.8 * len(paths), 5.4), layout="constrained")
-    parts = figure.subplots(1, len(paths), squeeze=False)[0]
-    for axes, path, label, letter in zip(parts, paths, labels, "abcdefgh", strict=False):
-        features, about = load_features(path)
+    panels = figure.subplots(1, len(paths), squeeze=False)[0]
+    for axes, path, label, letter in zip(panels, paths, labels, "abcdefgh", strict=False):
+        features, _ = load_features(path)
         langs = [name for name in features if name != IMAGE]
         num = min(max_points, features[IMAGE].shape[1])
         image = features[IMAGE][0, :num]
-        text = _one_language_each(features, langs, num, seed)
-        points = embed(np.concatenate([image, text]), seed)
-        _draw(axes, points, num)
+        # the text of every sample in one language, all languages equally often
+        places = [Permutation(num, (seed, 1))[i] % len(langs) for i in range(num)]
+        text = np.stack([features[langs[place]][0, i] for i, place in enumerate(places)])
+        _draw(axes, embed(np.concatenate([image, text]), seed), num)
         gap = centroid_distance(image, text)["relative"]
         cut = 100 * separability(image, text, seed)
         axes.set_title(f"({letter}) {label}", fontsize=12)
@@ -578,56 +555,32 @@ def modality_figure(
             f"centroids {gap:.2f} spreads apart; a cut tells {cut:.1f} % apart",
             fontsize=9,
         )
-    figure.legend(*_legend_of_figure(), loc="outside lower center", ncols=2, frameon=False)
+    lines = [Line2D([], [], color=colour, linestyle=style) for _, colour, style in _LOOKS]
+    names = [name for name, *_ in _LOOKS]
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _one_language_each(
-    features: Mapping[str, NDArray[np.float32]], langs: Sequence[str], num: int, seed: int
-) -> NDArray[np.float32]:
-    """The text of every sample in one language, all languages equally often."""
-    places = [Permutation(num, (seed, 1))[i] % len(langs) for i in range(num)]
-    return np.stack([features[langs[place]][0, i] for i, place in enumerate(places)])
-
-
 def _draw(axes: Any, points: NDArray[np.float64], num: int) -> None:
+    """Draws points and lines of equal density: `num` images, and as many texts."""
+    from scipy.stats import gaussian_kde
+
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.3 * (high - low)
-    xs, ys = (
-        np.linspace(low[i] - margin[i], high[i] + margin[i], _GRID) for i in range(2)
-    )  # fmt: skip
+    xs, ys = np.linspace(low - margin, high + margin, _GRID).T
     grid = np.stack(np.meshgrid(xs, ys))
-    for is_image, chosen in ((True, points[:num]), (False, points[num:])):
-        colour, style = _LOOKS[is_image]
+    for (_, colour, style), chosen in zip(_LOOKS, (points[:num], points[num:]), strict=True):
         axes.plot(*chosen.T, ".", ms=1.5, alpha=0.15, color=colour, zorder=1)
-        density = _density(chosen, grid)
+        density = gaussian_kde(chosen.T)(grid.reshape(2, -1)).reshape(grid.shape[1:])
         levels = _levels(density)
         axes.contour(xs, ys, density, levels=levels, colors=colour, linestyles=style, zorder=2)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _density(points: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    from scipy.stats import gaussian_kde
-
-    found: NDArray[np.float64] = gaussian_kde(points.T)(grid.reshape(2, -1)).reshape(grid.shape[1:])
-    return found
-
-
 def _levels(density: NDArray[np.float64]) -> list[float]:
-    """Densities above which a given share of the mass lies, ascending."""
+    """Returns the densities above which a given share of the mass lies, ascending."""
     ordered = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ordered) / ordered.sum()
-    found = [float(ordered[min(int(np.searchsorted(mass, m)), len(mass) - 1)]) for m in _MASSES]
-    return sorted(set(found))
-
-
-def _legend_of_figure() -> tuple[list[Any], list[str]]:
-    from matplotlib.lines import Line2D
-
-    names = {
-        True: "pictures, after the projector",
-        False: "texts, as embedded (lines enclose 25, 50, 75 and 95 %)",
-    }
-    lines = [Line2D([], [], color=_LOOKS[k][0], linestyle=_LOOKS[k][1]) for k in names]
-    return lines, list(names.values())
+    places = np.minimum(np.searchsorted(mass, _MASSES), len(mass) - 1)
+    return [float(level) for level in np.unique(ordered[places])]

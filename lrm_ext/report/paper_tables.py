@@ -1,44 +1,67 @@
-"""The paper's four tables, from answers, with the figures that the paper publishes beneath.
+"""Makes the paper's four tables from answers, with the figures that the paper publishes beneath.
 
 In: settings (`settings.py`), or for Table 2 the figures of two translations. Out: a `PaperTable`,
-which `table_formats.py` writes down. Published rows are in blocks of their own: they were not
-measured here, and nothing here competes with them for the best value.
+and its text for the terminal, as Markdown, LaTeX, CSV or HTML. Published rows are in blocks of
+their own: they were not measured here, and nothing here competes with them for the best value.
+Values that are missing are a dash with a number, and the reason is beneath under that number. CSV
+has a line a value, unrounded, with the reason in a column of its own.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
+import markupsafe
+import rich.markup
+from markupsafe import Markup
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.kinds import KINDS, find_kind
 from lrm_ext.evaluate.results import ENGLISH
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages import get_language, in_language_order, language_name, list_languages
 from lrm_ext.languages._toml import load_toml
+from lrm_ext.report.render import render
 from lrm_ext.report.settings import (
     Cell,
     Score,
     ScoredBenchmark,
     Setting,
-    language_name,
     mean_cell,
-    ordered_languages,
     score_settings,
 )
 
 PUBLISHED_FILE: Final = "paper.toml"
 AVERAGE: Final = "Avg"
+PUBLISHED: Final = "published"
+PLUS_MINUS: Final = "\N{PLUS-MINUS SIGN}"
+COUNTS_HEAD: Final = "answered"
+CSV_HEADS: Final = (
+    "table", "block", "column", "value", "spread", "runs", "answered", "questions", "published",
+    "best", "reason",
+)  # fmt: skip
 _TITLES: Final = {
     1: "Table 1: models on multilingual benchmarks",
     2: "Table 2: agreement of two translations of each benchmark",
     3: "Table 3: what each task instruction contributes",
     4: "Table 4: language models with and without the task instructions",
 }
-PUBLISHED: Final = "published"
+_LATEX: Final = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    PLUS_MINUS: r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,7 @@ class Block:
     has_best: bool = True
 
     def best(self, column: int, digits: int) -> float | None:
-        """The largest value of a column as it is printed; None if there is nothing to compare."""
+        """Returns the largest value of a column as printed; None if there is nothing to compare."""
         cells = [row.cells[column] for row in self.rows]
         values = [cell.value for cell in cells if cell is not None and cell.value is not None]
         return max(round(v, digits) for v in values) if self.has_best and len(values) > 1 else None
@@ -83,7 +106,6 @@ class PaperTable:
 
     Attributes:
         number: As in the paper.
-        title: What it shows.
         labels: Heads of the label columns.
         columns: Heads of the other columns.
         names: The same in words.
@@ -93,7 +115,6 @@ class PaperTable:
     """
 
     number: int
-    title: str
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     names: tuple[str, ...]
@@ -101,9 +122,14 @@ class PaperTable:
     notes: tuple[str, ...]
     digits: int = 1
 
+    @property
+    def title(self) -> str:
+        """Its title."""
+        return _TITLES[self.number]
+
 
 def published() -> dict[str, Any]:
-    """The figures that the paper publishes, by table."""
+    """Returns the figures that the paper publishes, by table."""
     with as_file(files("lrm_ext.report").joinpath(PUBLISHED_FILE)) as path:
         return load_toml(path)
 
@@ -114,7 +140,7 @@ def models_table(
     languages: Sequence[str] = (),
     with_published: bool = True,
 ) -> PaperTable:
-    """Table 1: a block a benchmark, a row a setting, a column a language.
+    """Makes Table 1: a block a benchmark, a row a setting, a column a language.
 
     Without settings it holds the published figures alone.
 
@@ -126,45 +152,61 @@ def models_table(
     scored = score_settings(settings, benchmarks, languages) if settings else []
     kinds = [one.kind for one in scored]
     if not settings:
-        names = [find_kind(name) for name in benchmarks] or [KINDS[name] for name in data["table1"]]
-        kinds = [kind.name for kind in names if kind is not None and kind.name in data["table1"]]
+        named = [find_kind(name) for name in benchmarks] or [KINDS[name] for name in data["table1"]]
+        kinds = [kind.name for kind in named if kind is not None and kind.name in data["table1"]]
         if len(kinds) < len(benchmarks) or not with_published:
             raise ConfigError("nothing to show; name runs, or benchmarks that the paper has")
-    langs = tuple(languages) or ordered_languages(
-        {lang for one in scored for lang in one.languages} or set(data["languages"])
+    langs = tuple(languages) or in_language_order(
+        {lang for one in scored for lang in one.languages} or data["languages"]
     )
     blocks: list[Block] = []
     for place, kind in enumerate(kinds):
         if scored:
-            blocks.append(_measured(scored[place], settings, langs))
+            one = scored[place]
+            blocks.append(_measured(one, f"{one.name}: {one.unit}", settings, langs, 1))
         last_of_kind = kind not in kinds[place + 1 :]
         if with_published and last_of_kind and kind in data["table1"]:
             blocks.append(_published_models(kind, langs, data))
     return PaperTable(
-        1, _TITLES[1], ("Model",), (*map(_label, langs), AVERAGE),
+        1, ("Model",), (*map(_label, langs), AVERAGE),
         (*map(language_name, langs), "mean without English"), tuple(blocks),
         _notes(settings, blocks),
     )  # fmt: skip
 
 
-def _measured(one: ScoredBenchmark, settings: Sequence[Setting], langs: Sequence[str]) -> Block:
+def _measured(
+    one: ScoredBenchmark,
+    title: str,
+    settings: Sequence[Setting],
+    langs: Sequence[str],
+    number: int,
+) -> Block:
+    """Makes a row a setting: some languages, and the mean of all but English."""
     nothing = Cell((Score(None, reason="no run was asked"),))
     rows = []
     for setting in settings:
-        cells = [one.cells[setting.label].get(lang, nothing) for lang in langs]
-        mean = one.mean(setting.label)
-        rows.append(TableRow((setting.label,), (*cells, mean), _counts(cells)))
-    return Block(f"{one.name}: {one.unit}", tuple(rows))
+        by_lang = one.cells[setting.label]
+        cells = (*(by_lang.get(lang, nothing) for lang in langs), one.mean(setting.label))
+        scores = [score for cell in by_lang.values() for score in cell.scores]
+        answered, asked = (
+            sum(getattr(score, name) for score in scores)
+            for name in ("num_answered", "num_questions")
+        )
+        labels = _labels(number, setting.label)
+        rows.append(TableRow(labels, cells, f"{answered:,} of {asked:,}"))
+    return Block(title, tuple(rows))
 
 
 def _published_models(kind: str, langs: Sequence[str], data: Mapping[str, Any]) -> Block:
     rows = []
     for name, values in data["table1"][kind].items():
-        by_lang = dict(zip(data["languages"], values, strict=True))
-        cells = [Cell(published=by_lang[lang]) if lang in by_lang else None for lang in langs]
-        others = [Cell(published=v) for lang, v in by_lang.items() if lang != ENGLISH]
+        by_lang = {
+            lang: Cell(published=value)
+            for lang, value in zip(data["languages"], values, strict=True)
+        }
+        others = [cell for lang, cell in by_lang.items() if lang != ENGLISH]
         mean = mean_cell(others) if set(langs) == set(by_lang) else None
-        rows.append(TableRow((name,), (*cells, mean), PUBLISHED))
+        rows.append(TableRow((name,), (*map(by_lang.get, langs), mean), PUBLISHED))
     title = f"{_published_title(KINDS[kind].title)}; {AVERAGE} computed from it"
     return Block(title, tuple(rows))
 
@@ -174,7 +216,7 @@ def _published_title(title: str) -> str:
 
 
 def agreement_table(paths: Sequence[Path], with_published: bool = True) -> PaperTable:
-    """Table 2: BLEU and chrF of two translations, a row a benchmark, a column a language.
+    """Makes Table 2: BLEU and chrF of two translations, a row a benchmark, a column a language.
 
     Args:
         paths: Files of figures, as `lrm benchmark agreement --json` prints them: `benchmark`,
@@ -185,24 +227,23 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
         DataError: A file is not such a file.
     """
     reports = [_read_agreement(path) for path in paths]
-    data = published()
-    langs = ordered_languages({lang for report in reports for lang in report["languages"]})
-    blocks = []
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF")):
-        rows = tuple(_agreement_row(report, key, langs) for report in reports)
-        blocks += [Block(name, rows, has_best=False)] if rows else []
-        if key == "bleu" and with_published:
-            blanks = (None,) * len(langs)
-            rows = tuple(
-                TableRow((KINDS[kind].title,), (*blanks, Cell(published=value)), PUBLISHED)
-                for kind, value in data["table2"].items()
-            )
-            title = "BLEU of Google Translate and GPT-4o, as published (not measured here)"
-            blocks.append(Block(title, rows, has_best=False))
+    langs = in_language_order({lang for report in reports for lang in report["languages"]})
+    blocks = [
+        Block(name, tuple(_agreement_row(one, key, langs) for one in reports), has_best=False)
+        for key, name in (("bleu", "BLEU"), ("chrf", "chrF"))
+        if reports
+    ]
+    if with_published:
+        rows = tuple(
+            TableRow((KINDS[kind].title,), (*[None] * len(langs), Cell(published=value)), PUBLISHED)
+            for kind, value in published()["table2"].items()
+        )
+        title = "BLEU of Google Translate and GPT-4o, as published (not measured here)"
+        blocks.insert(1, Block(title, rows, has_best=False))
     pairs = [f"{r['benchmark']}: {r['hypothesis']} against {r['reference']}." for r in reports]
     notes = (*pairs, "Agreement of two translations, not their correctness.")
     return PaperTable(
-        2, _TITLES[2], ("Benchmark",), (*map(_label, langs), AVERAGE),
+        2, ("Benchmark",), (*map(_label, langs), AVERAGE),
         (*map(language_name, langs), "mean of the languages"), tuple(blocks),
         (*notes, *_notes((), blocks)[1:]), digits=2,
     )  # fmt: skip
@@ -210,15 +251,14 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
 
 def _agreement_row(report: Mapping[str, Any], key: str, langs: Sequence[str]) -> TableRow:
     found = report["languages"]
-    cells = [
-        Cell((Score(float(found[lang][key])),))
-        if lang in found
-        else Cell((Score(None, reason="not translated twice"),))
-        for lang in langs
-    ]
-    num_texts = sum(one.get("num_texts", 0) for one in found.values())
-    left_out = sum(one.get("num_left_out", 0) for one in found.values())
-    counts = f"{num_texts:,} texts" + (f", {left_out:,} questions left out" if left_out else "")
+    nothing = Score(None, reason="not translated twice")
+    scores = [Score(float(found[lang][key])) if lang in found else nothing for lang in langs]
+    cells = [Cell((score,)) for score in scores]
+    num_texts, num_left_out = (
+        sum(one.get(name, 0) for one in found.values()) for name in ("num_texts", "num_left_out")
+    )
+    counts = f"{num_texts:,} texts"
+    counts += f", {num_left_out:,} questions left out" if num_left_out else ""
     return TableRow((str(report["benchmark"]),), (*cells, mean_cell(cells)), counts)
 
 
@@ -240,7 +280,7 @@ def summary_table(
     languages: Sequence[str] = (),
     with_published: bool = True,
 ) -> PaperTable:
-    """Tables 3 and 4: English and the mean of the others, a block a benchmark.
+    """Makes Tables 3 and 4: English and the mean of the others, a block a benchmark.
 
     Args:
         number: 3 (labels are methods) or 4 (labels are `language model/method`).
@@ -253,46 +293,31 @@ def summary_table(
         ConfigError: A label of Table 4 does not name a language model and a method.
         DataError: See `score_settings`.
     """
-    scored = score_settings(settings, benchmarks, languages) if settings else []
     blocks: list[Block] = []
-    for one in scored:
-        rows = []
-        for setting in settings:
-            cells = one.cells[setting.label]
-            english = cells.get(ENGLISH, Cell((Score(None, reason="not asked"),)))
-            row = (english, one.mean(setting.label))
-            labels = _labels(number, setting.label)
-            rows.append(TableRow(labels, row, _counts(list(cells.values()))))
+    for one in score_settings(settings, benchmarks, languages) if settings else ():
         names = ", ".join(map(language_name, one.others)) or "none"
         title = f"{one.name}: {one.unit}; {AVERAGE} over {len(one.others)}: {names}"
-        blocks.append(Block(title, tuple(rows)))
+        blocks.append(_measured(one, title, settings, (ENGLISH,), number))
     if with_published:
-        rows = [
+        rows = tuple(
             TableRow(_labels(number, label), tuple(Cell(published=v) for v in values), PUBLISHED)
             for label, values in published()[f"table{number}"].items()
-        ]
-        blocks.append(Block(_published_title("MMBench"), tuple(rows)))
+        )
+        blocks.append(Block(_published_title("MMBench"), rows))
     heads = ("Method",) if number == 3 else ("Language model", "Method")
     return PaperTable(
-        number, _TITLES[number], heads, ("En", AVERAGE), ("English", "mean without English"),
-        tuple(blocks), _notes(settings, blocks),
+        number, heads, ("En", AVERAGE), ("English", "mean without English"), tuple(blocks),
+        _notes(settings, blocks),
     )  # fmt: skip
 
 
 def _labels(number: int, label: str) -> tuple[str, ...]:
-    if number == 3:
+    if number != 4:
         return (label,)
     model, slash, method = label.partition("/")
     if not slash or not model.strip() or not method.strip():
         raise ConfigError(f"{label!r}: Table 4 needs labels as in 'Vicuna-7B/with=RUN'")
     return model.strip(), method.strip()
-
-
-def _counts(cells: Sequence[Cell]) -> str:
-    """How many questions are answered of how many, over languages and seeds."""
-    scores = [score for cell in cells for score in cell.scores]
-    answered = sum(score.num_answered for score in scores)
-    return f"{answered:,} of {sum(score.num_questions for score in scores):,}"
 
 
 def _notes(settings: Sequence[Setting], blocks: Sequence[Block]) -> tuple[str, ...]:
@@ -312,3 +337,178 @@ def _notes(settings: Sequence[Setting], blocks: Sequence[Block]) -> tuple[str, .
 
 def _label(lang: str) -> str:
     return get_language(lang).paper_label if lang in list_languages() else lang
+
+
+# heads, the title and rows of each block, and notes: the texts of a table in some format
+_Texts = tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]
+
+
+def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts:
+    """Returns the texts of a table in a format; missing values get the number of their reason.
+
+    Args:
+        table: The table.
+        escape: Makes text of the format.
+        bold: A pattern for the best values, with `{}` for the value.
+    """
+    reasons: dict[str, list[str]] = {}
+
+    def text_of(block: Block, row: TableRow, column: int) -> str:
+        cell = row.cells[column]
+        if cell is None:
+            return ""
+        if cell.value is None:
+            place = f"{' / '.join(row.labels)} in {table.names[column]}"
+            reasons.setdefault(cell.reason, []).append(place)
+            return escape(f"- [{[*reasons].index(cell.reason) + 1}]")
+        spread = "" if cell.spread is None else f" {PLUS_MINUS} {cell.spread:.{table.digits}f}"
+        text = escape(f"{cell.value:.{table.digits}f}{spread}")
+        return bold.format(text) if _is_best(table, block, row, column) else text
+
+    blocks = []
+    for block in table.blocks:
+        rows = []
+        for row in block.rows:
+            cells = [text_of(block, row, column) for column in range(len(table.columns))]
+            rows.append([*map(escape, row.labels), *cells, escape(row.counts)])
+        blocks.append((escape(block.title), rows))
+    notes = [
+        f"[{number}] missing: {reason} ({'; '.join(dict.fromkeys(places))})"
+        for number, (reason, places) in enumerate(reasons.items(), 1)
+    ]
+    heads = (*table.labels, *table.columns, COUNTS_HEAD)
+    return [*map(escape, heads)], blocks, [*map(escape, (*table.notes, *notes))]
+
+
+def _is_best(table: PaperTable, block: Block, row: TableRow, column: int) -> bool:
+    """Tells whether a value is the largest of its column, as printed; equal ones all are."""
+    cell, best = row.cells[column], block.best(column, table.digits)
+    if cell is None or cell.value is None or best is None:
+        return False
+    return round(cell.value, table.digits) == best
+
+
+def print_table(table: PaperTable, console: Console) -> None:
+    """Prints a table; one that is too wide with its columns as rows."""
+    heads, blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
+    console.print(Text(table.title, style="bold"))
+    num_labels = len(table.labels)
+    for title, rows in blocks:
+        cells = [[Text.from_markup(text) for text in row] for row in (heads, *rows)]
+        columns = [list(column) for column in zip(*cells, strict=True)]
+        width = sum(2 + max(text.cell_len for text in column) for column in columns)
+        shown = Table(
+            title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1)
+        )
+        lines: Iterable[list[Text]]
+        if width <= console.width:
+            top, *lines = cells
+            for place, head in enumerate(top):
+                justify = "left" if place < num_labels else "right"
+                shown.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        else:
+            # a column a row of the table, under its labels
+            shown.add_column(" / ".join(table.labels), no_wrap=True)
+            for row in cells[1:]:
+                head = Text("\n").join(row[:num_labels])
+                shown.add_column(head, justify="right", overflow="fold")
+            names = map(Text, (*table.names, COUNTS_HEAD))
+            rest = columns[num_labels:]
+            lines = [[name, *column[1:]] for name, column in zip(names, rest, strict=True)]
+        for line in lines:
+            shown.add_row(*line)
+        console.print()
+        console.print(shown)
+    console.print()
+    for note in notes:
+        console.print(note, highlight=False)
+
+
+def to_terminal(table: PaperTable, width: int = 160) -> str:
+    """Returns a table as plain text, as wide as given."""
+    file = io.StringIO()
+    print_table(table, Console(file=file, width=width, color_system=None))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def to_markdown(table: PaperTable) -> str:
+    """Returns a table as Markdown: a table a block."""
+    heads, blocks, notes = _texts(table, _markdown, "**{}**")
+    rule = ["---"] * len(table.labels) + ["---:"] * (len(table.columns) + 1)
+    lines = [f"**{_markdown(table.title)}**"]
+    for title, rows in blocks:
+        lines += ["", title, "", *(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return " ".join(re.sub(r"[\\|*_\[\]<>`]", r"\\\g<0>", text).split())
+
+
+def to_latex(table: PaperTable) -> str:
+    """Returns a table as LaTeX; needs the packages booktabs and, for wide tables, graphicx."""
+    heads, blocks, notes = _texts(table, latex_escape, r"\textbf{{{}}}")
+    lines = [
+        r"\begin{table*}",
+        r"\centering",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * (len(table.columns) + 1)}}}",
+        r"\toprule",
+        " & ".join(heads) + r" \\",
+    ]
+    for title, rows in blocks:
+        head = rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"
+        lines += [r"\midrule", head, r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}}",
+        rf"\caption{{{latex_escape(table.title)}. {' '.join(notes)}}}",
+        rf"\label{{tab:lrm-{table.number}}}",
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_escape(text: str) -> str:
+    """Escapes every character that LaTeX reads as a command."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def to_csv(table: PaperTable) -> str:
+    """Returns a table as CSV: a line a value, not rounded."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow((*CSV_HEADS[:2], *table.labels, *CSV_HEADS[2:]))
+    for block in table.blocks:
+        for row in block.rows:
+            for column, cell in enumerate(row.cells):
+                if cell is not None:
+                    best = "yes" if _is_best(table, block, row, column) else "no"
+                    head = (table.number, block.title, *row.labels, table.columns[column])
+                    writer.writerow((*head, *_csv_values(cell), best, cell.reason))
+    return file.getvalue()
+
+
+def _csv_values(cell: Cell) -> tuple[str | int, ...]:
+    value, spread = ("" if v is None else repr(v) for v in (cell.value, cell.spread))
+    if cell.published is not None:
+        return (value, "", "", "", "", "yes")
+    answered = sum(score.num_answered for score in cell.scores)
+    questions = sum(score.num_questions for score in cell.scores)
+    return (value, spread, len(cell.scores), answered, questions, "no")
+
+
+def to_html(table: PaperTable) -> str:
+    """Returns a table as a page that needs nothing but itself."""
+    heads, blocks, notes = _texts(table, markupsafe.escape, Markup("<b>{}</b>"))
+    return render("table.html", table=table, title=table.title, heads=heads, blocks=blocks,
+                  notes=notes)  # fmt: skip
+
+
+FORMATS: Final[Mapping[str, Callable[[PaperTable], str]]] = {
+    "terminal": to_terminal,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+    "html": to_html,
+}

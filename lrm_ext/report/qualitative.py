@@ -1,6 +1,6 @@
-"""Figure 4 of the paper: pictures, questions, the answers of several models, and what they mean.
+"""Makes Figure 4 of the paper: images, questions, the answers of several models, their meaning.
 
-In: runs that answered the same questions. Out: a picture and a page. Question ids are given or
+In: runs that answered the same questions. Out: a figure and a page. Question ids are given or
 drawn, first among the questions on which the answers differ; how many those are is said. English
 comes from a table (the engine `memory`, and the benchmark's own questions and answers): what is not
 in it is said to be without a translation, never guessed.
@@ -9,36 +9,58 @@ in it is said to be without a translation, never guessed.
 from __future__ import annotations
 
 import logging
+import mimetypes
+import textwrap
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
+from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
+from llava.images import open_image
 from lrm_ext.evaluate.glossing import Glosses
-from lrm_ext.evaluate.predictions import asked_benchmark
 from lrm_ext.evaluate.reading import text_key
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
 from lrm_ext.evaluate.results import (
     ENGLISH,
     RunResult,
     answer_files,
+    asked_benchmark,
     open_result,
     predictions_dir,
 )
-from lrm_ext.languages import list_languages
+from lrm_ext.languages import in_language_order, language_name
 from lrm_ext.mixture.order import Permutation
+from lrm_ext.report.render import data_url, printable, render
 from lrm_ext.report.settings import Setting
-from lrm_ext.report.tables import printable
 
 log = logging.getLogger(__name__)
 
 NO_ENGLISH: Final = "no translation in the table"
+_FONT: Final = "DejaVu Sans"  # comes with matplotlib: Latin, Cyrillic, Greek, Arabic
+# what it lacks, where that is installed: the first of each that is found
+_MORE_FONTS: Final = (
+    ("NotoSansCJK-Regular", "NotoSansCJKsc-Regular", "NotoSansSC-Regular", "wqy-zenhei", "msyh",
+     "PingFang", "NotoSerifCJK-Regular", "simhei"),
+    ("NotoSansDevanagari-Regular",), ("NotoSansThai-Regular",), ("NotoSansBengali-Regular",),
+    ("NotoSansTamil-Regular",), ("NotoSansHebrew-Regular",),
+)  # fmt: skip
+_COLUMNS: Final = 66
+_LINE_INCHES: Final = 0.2
+_MARKS: Final = {True: ("right", "#0072B2"), False: ("wrong", "#D55E00")}
+_GREY: Final = "#444444"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which questions are shown.
+class ExampleChoice:
+    """The choice of questions.
 
     Attributes:
         benchmarks: One name; empty for the only one that all runs answered.
@@ -70,7 +92,7 @@ class Said:
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """What one model said; `label` names it."""
+    """The answer of one model; `label` names it."""
 
     label: str
     said: Said
@@ -79,11 +101,11 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class Shown:
-    """One question with its picture and answers."""
+    """One question with its image and answers."""
 
     question_id: str
     lang: str
-    picture: Path
+    image: Path
     question: Said
     expected: Said
     answers: tuple[ModelAnswer, ...]
@@ -91,7 +113,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Examples:
-    """What the figure shows.
+    """The questions of the figure.
 
     Attributes:
         shown: The questions.
@@ -104,11 +126,11 @@ class Examples:
 
 def choose_examples(
     settings: Sequence[Setting],
-    choice: Choice,
+    choice: ExampleChoice,
     benchmark_dir: Path | None = None,
     table: str | None = None,
 ) -> Examples:
-    """Choose the questions.
+    """Chooses the questions.
 
     Args:
         settings: One run each.
@@ -125,91 +147,76 @@ def choose_examples(
     files = {setting.label: answer_files(setting.runs[0]) for setting in settings}
     if len(files) < len(settings):
         raise ConfigError("two runs have the same label; give LABEL=RUN")
-    common = set.intersection(*(set(found) for found in files.values()))
-    name = _benchmark_name(common, choice.benchmarks)
-    langs = choice.languages or _first_language(common, name)
-    if lacking := [lang for lang in langs if (name, lang) not in common]:
+    common = set.intersection(*map(set, files.values()))
+    name = _benchmark_name({name for name, _ in common}, choice.benchmarks)
+    there = in_language_order(lang for one, lang in common if one == name)
+    langs = choice.languages or sorted(there, key=lambda lang: lang == ENGLISH)[:1]
+    if lacking := [lang for lang in langs if lang not in there]:
         raise ConfigError(f"not every run has answers to {name} in {', '.join(lacking)}")
     benchmark = None
     if benchmark_dir is None:
         benchmark = asked_benchmark(predictions_dir(settings[0].runs[0]), name)
     benchmark = benchmark or get_benchmark(name, benchmark_dir)
-    english = next((f[name, ENGLISH] for f in files.values() if (name, ENGLISH) in f), None)
+    path = next((f[name, ENGLISH] for f in files.values() if (name, ENGLISH) in f), None)
+    english = open_result(path, name, ENGLISH) if path else None
     shown: list[Shown] = []
     captions: list[str] = []
     for lang in langs:
-        answered = {
-            label: open_result(found[name, lang], name, lang) for label, found in files.items()
+        results = {label: open_result(f[name, lang], name, lang) for label, f in files.items()}
+        right = {
+            label: {verdict.key: verdict.correct for verdict in one.verdicts()}
+            for label, one in results.items()
         }
-        in_english = open_result(english, name, ENGLISH) if english else None
-        first = next(iter(answered.values()))
-        some, caption = _shown_in(
-            lang, answered, choice, benchmark, _Meanings(first, in_english, lang, table)
-        )
-        shown += some
+        ids, caption = _choose(results, right, choice, lang)
+        meanings = _Meanings(next(iter(results.values())), english, lang, Glosses(table))
+        shown += [_shown(key, results, right, benchmark, meanings) for key in ids]
         captions.append(caption)
     return Examples(tuple(shown), " ".join(captions))
 
 
-def _shown_in(
-    lang: str,
-    answered: Mapping[str, RunResult],
-    choice: Choice,
+def _shown(
+    key: str,
+    results: Mapping[str, RunResult],
+    right: Mapping[str, Mapping[str, bool]],
     benchmark: Benchmark,
     meanings: _Meanings,
-) -> tuple[list[Shown], str]:
-    """The questions of one language with all answers, and how they were chosen."""
-    right = {
-        label: {verdict.key: verdict.correct for verdict in one.verdicts()}
-        for label, one in answered.items()
-    }
-    ids, caption = _choose(answered, right, choice, lang)
-    items = {item.question_id: item for item in next(iter(answered.values())).items}
-    shown: list[Shown] = []
-    for key in ids:
-        item = items[key]
-        answers = (
-            ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
-            for label, one in answered.items()
-        )
-        shown.append(
-            Shown(
-                key, lang, benchmark.image_path(item.image), meanings.of_question(key),
-                meanings.of_answer(item.answer), tuple(answers),
-            )
-        )  # fmt: skip
-    return shown, caption
+) -> Shown:
+    item = meanings.own[key]
+    answers = (
+        ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
+        for label, one in results.items()
+    )
+    image = benchmark.image_path(item.image)
+    expected = meanings.of_answer(item.answer)
+    return Shown(
+        key, meanings.lang, image, meanings.of_question(key), expected, tuple(answers)
+    )  # fmt: skip
 
 
-def _benchmark_name(common: set[tuple[str, str]], wanted: Sequence[str]) -> str:
-    there = sorted({name for name, _ in common})
+def _benchmark_name(there: set[str], wanted: Sequence[str]) -> str:
+    names = ", ".join(sorted(there))
     if len(wanted) > 1 or (not wanted and len(there) != 1):
         raise ConfigError(
             "figure 4 is about one benchmark; choose with --benchmarks: "
-            f"{', '.join(there) or 'the runs have none in common'}"
+            f"{names or 'the runs have none in common'}"
         )
     if wanted and wanted[0] not in there:
-        raise ConfigError(f"not every run has answers to {wanted[0]}; all have {', '.join(there)}")
-    return wanted[0] if wanted else there[0]
-
-
-def _first_language(common: set[tuple[str, str]], name: str) -> tuple[str, ...]:
-    langs = [lang for lang in list_languages() if (name, lang) in common]
-    return tuple(sorted(langs, key=lambda lang: lang == ENGLISH)[:1])
+        raise ConfigError(f"not every run has answers to {wanted[0]}; all have {names}")
+    return (*wanted, *there)[0]
 
 
 def _choose(
-    answered: Mapping[str, RunResult],
+    results: Mapping[str, RunResult],
     right: Mapping[str, Mapping[str, bool]],
-    choice: Choice,
+    choice: ExampleChoice,
     lang: str,
 ) -> tuple[list[str], str]:
-    """Ids to show, and how they were chosen.
+    """Returns the ids to show, and how they were chosen.
 
     Raises:
         DataError: An id is unknown, or no question is answered by all runs.
     """
-    everywhere = set.intersection(*(set(one.texts) for one in answered.values()))
+    everywhere = set.intersection(*(set(one.texts) for one in results.values()))
     if choice.ids:
         if unknown := [key for key in choice.ids if key not in everywhere]:
             raise DataError(f"{lang}: not every run has answered {', '.join(unknown)}")
@@ -219,10 +226,9 @@ def _choose(
         raise DataError(f"{lang}: the runs have answered no question in common")
     drawn = [keys[place] for place in Permutation(len(keys), (choice.seed, 2))]
     differing = [k for k in drawn if len({one.get(k) for one in right.values()}) > 1]
-    chosen = differing[: choice.num]
-    chosen += [key for key in drawn if key not in chosen][: choice.num - len(chosen)]
+    chosen = list(dict.fromkeys((*differing, *drawn)))[: choice.num]
     caption = f"{lang}: {len(chosen)} drawn (seed {choice.seed})"
-    if len(answered) > 1:
+    if len(results) > 1:
         caption += (
             f", those first on which one model is right and another is not "
             f"({len(differing):,} of {len(keys):,} questions)"
@@ -231,41 +237,138 @@ def _choose(
 
 
 class _Meanings:
-    """English of questions (by their id) and of answers (by a table)."""
+    """Says questions (by their id) and answers (by a table) in English."""
 
     def __init__(
-        self, own: RunResult, english: RunResult | None, lang: str, table: str | None
+        self, own: RunResult, english: RunResult | None, lang: str, glosses: Glosses
     ) -> None:
-        self._lang = lang
-        self._questions = {item.question_id: item.text for item in own.items}
+        self.lang = lang
+        self.own = {item.question_id: item for item in own.items}
         self._english = {item.question_id: item for item in english.items} if english else {}
-        self._glosses = Glosses(table)
-        self._table: dict[str, str] = {}
-        if lang != ENGLISH:
-            pairs = {
-                (item.answer, self._english[item.question_id].answer)
-                for item in own.items
-                if item.question_id in self._english and item.answer_type in ("yesno", "text")
-            }
-            self._table = _unambiguous(pairs)
+        self._glosses = glosses
+        ways: defaultdict[str, set[str]] = defaultdict(set)
+        for key, item in self.own.items():
+            if key in self._english and item.answer_type in ("yesno", "text"):
+                ways[text_key(item.answer)].add(self._english[key].answer)
+        # what is said in two ways in English is ambiguous
+        self._table = {key: min(w) for key, w in ways.items() if len(set(map(text_key, w))) == 1}
 
     def of_question(self, key: str) -> Said:
-        text = self._questions[key]
-        if self._lang == ENGLISH:
-            return Said(text, text)
-        return Said(text, self._english[key].text if key in self._english else None)
+        english = self.own[key] if self.lang == ENGLISH else self._english.get(key)
+        return Said(self.own[key].text, english.text if english else None)
 
     def of_answer(self, text: str) -> Said:
         shown = printable(text).strip()
-        if self._lang == ENGLISH:
+        if self.lang == ENGLISH:
             return Said(shown, shown)
         known = self._table.get(text_key(shown))
-        return Said(shown, known or self._glosses.of(shown, self._lang) or None)
+        return Said(shown, known or self._glosses.of(shown, self.lang) or None)
 
 
-def _unambiguous(pairs: set[tuple[str, str]]) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
-    for other, english in pairs:
-        found.setdefault(text_key(other), set()).add(english)
-    folded = {key: {text_key(one) for one in ways} for key, ways in found.items()}
-    return {key: min(ways) for key, ways in found.items() if len(folded[key]) == 1}
+@lru_cache(maxsize=1)
+def fonts() -> tuple[str, ...]:
+    """Returns the names of installed fonts, in the order in which a letter is looked for."""
+    # looked for as files: matplotlib's own list is as old as its cache
+    there = {Path(path).stem: path for path in font_manager.findSystemFonts()}
+    names = [_FONT]
+    for stems in _MORE_FONTS:
+        if stem := next((stem for stem in stems if stem in there), None):
+            font_manager.fontManager.addfont(there[stem])
+            names.append(font_manager.FontProperties(fname=there[stem]).get_name())
+    return tuple(names)
+
+
+@lru_cache(maxsize=1)
+def _letters() -> frozenset[int]:
+    """Returns the code points that those fonts have."""
+    opened = (TTFont(font_manager.findfont(name), fontNumber=0, lazy=True) for name in fonts())
+    return frozenset().union(*(font.getBestCmap() for font in opened))
+
+
+def examples_figure(examples: Examples) -> Figure:
+    """Draws images on the left, questions and answers on the right."""
+    blocks = [_lines(shown) for shown in examples.shown]
+    heights = [max(2.0, _LINE_INCHES * (len(lines) + 1)) for lines in blocks]
+    caption = textwrap.wrap(examples.caption, 135)
+    foot = 0.2 + _LINE_INCHES * len(caption)
+    top = total = sum(heights) + foot
+    figure = Figure(figsize=(9.2, total))
+    family = list(fonts())
+    for shown, lines, height in zip(examples.shown, blocks, heights, strict=True):
+        bottom = top - height
+        axes = figure.add_axes((0.01, (bottom + 0.08) / total, 0.22, (height - 0.16) / total))
+        axes.imshow(open_image(shown.image))
+        axes.set_anchor("N")
+        axes.set_axis_off()
+        for number, (text, look) in enumerate(lines):
+            y = (top - 0.1 - _LINE_INCHES * number) / total
+            figure.text(0.25, y, text, va="top", fontfamily=family, **{"fontsize": 10, **look})
+        top = bottom
+    for number, line in enumerate(caption):
+        y = (foot - 0.1 - _LINE_INCHES * number) / total
+        figure.text(0.01, y, line, va="top", fontsize=8, color=_GREY)
+    return figure
+
+
+def _lines(shown: Shown) -> list[tuple[str, dict[str, Any]]]:
+    """Returns lines of text with their looks."""
+    lang = shown.lang
+    question = drawable(shown.question.text, lang)
+    texts: list[tuple[str, dict[str, Any]]] = [
+        (f"{language_name(lang)}: {question}", {"fontsize": 11.5})
+    ]
+    if lang != ENGLISH:
+        texts.append((f"({_english(shown.question)})", {"color": _GREY}))
+    for answer in shown.answers:
+        word, colour = _MARKS[answer.correct]
+        said = drawable(answer.said.text, lang) or "(nothing)"
+        texts.append((f"{answer.label} ({word}): {said}", {"color": colour}))
+        if lang != ENGLISH and answer.said.text:
+            texts.append((f"    ({_english(answer.said)})", {"color": _GREY}))
+    expected = drawable(shown.expected.text, lang)
+    expected += "" if lang == ENGLISH else f" ({_english(shown.expected)})"
+    texts.append((f"Expected: {expected}", {}))
+    return [(line, look) for text, look in texts for line in wrap(text)]
+
+
+def wrap(text: str) -> list[str]:
+    """Breaks a text into lines that fit the figure; a wide letter (Chinese) counts twice."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    width = _COLUMNS * len(text) // max(1, len(text) + wide)
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(text, width, subsequent_indent=indent) or [""]
+
+
+def _english(said: Said) -> str:
+    return f"English: {said.english}" if said.english is not None else NO_ENGLISH
+
+
+def drawable(text: str, lang: str) -> str:
+    """Returns the text, or a remark in its place if no font here has its letters."""
+    lacking = sorted({c for c in text if c.isprintable() and ord(c) not in _letters()})
+    if not lacking:
+        return text
+    log.warning(
+        "no font here has %s: the figure says so in place of a text in %s; install Noto Sans CJK "
+        "or the like. The page shows it with the reader's own fonts",
+        " ".join(lacking[:10]), language_name(lang),
+    )  # fmt: skip
+    return "[no font here has its letters]"
+
+
+def examples_page(examples: Examples) -> str:
+    """Renders the same as a page that needs nothing but itself."""
+    return render(
+        "examples.html",
+        title="The same questions to several models",
+        caption=examples.caption,
+        shown=[(shown, _image_url(shown.image)) for shown in examples.shown],
+        english=_english,
+        language_name=language_name,
+    )
+
+
+def _image_url(path: Path) -> str:
+    open_image(path)  # refuses what is no image
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    return data_url(kind, path.read_bytes())

@@ -1,4 +1,4 @@
-"""Runs by setting, scored from their answers: what tables and figures of the paper are made from.
+"""Scores runs by setting, for the tables and figures of the paper.
 
 In: `label=run,run,...`, one run a seed, each the folder of a model, of its results or its answers.
 Out: a score per benchmark, language and run with how many of how many questions were answered, or
@@ -18,15 +18,8 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Kind
 from lrm_ext.evaluate.predictions import stated_kind
-from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
-from lrm_ext.evaluate.results import (
-    ENGLISH,
-    RunResult,
-    answer_files,
-    open_result,
-    predictions_dir,
-)
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.evaluate.results import ENGLISH, RunResult, answer_files, num_judged, open_result
+from lrm_ext.languages import in_language_order
 
 NOT_ASKED: Final = "not asked"
 
@@ -45,7 +38,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read `label=run,run,...`, or a run alone, whose label is its name.
+        """Reads `label=run,run,...`, or a run alone, whose label is its name.
 
         Raises:
             ConfigError: There is no run in it, or one twice.
@@ -99,8 +92,7 @@ class Cell:
         if self.published is not None:
             return self.published
         values = [score.value for score in self.scores if score.value is not None]
-        whole = bool(values) and len(values) == len(self.scores)
-        return statistics.fmean(values) if whole else None
+        return statistics.fmean(values) if values and len(values) == len(self.scores) else None
 
     @property
     def spread(self) -> float | None:
@@ -137,7 +129,7 @@ class ScoredBenchmark:
     cells: Mapping[str, Mapping[str, Cell]]
 
     def mean(self, label: str) -> Cell:
-        """Mean over the languages without English, per run; missing if one of them is."""
+        """Returns the mean over the languages without English, per run; all must have a score."""
         return mean_cell([self.cells[label][lang] for lang in self.others])
 
     @property
@@ -147,24 +139,24 @@ class ScoredBenchmark:
 
 
 def mean_cell(cells: Sequence[Cell]) -> Cell:
-    """Mean over languages of each run, so that its spread is that of the runs."""
+    """Returns the mean over languages of each run, so that its spread is that of the runs."""
     if not cells:
         return Cell((Score(None, reason="no other language"),))
-    if all(cell.published is not None for cell in cells):
-        return Cell(published=statistics.fmean(c.published for c in cells if c.published))
-    scores = [_mean_score(run) for run in zip(*(cell.scores for cell in cells), strict=True)]
-    return Cell(tuple(scores))
+    published = [cell.published for cell in cells if cell.published is not None]
+    if published:
+        return Cell(published=statistics.fmean(published))
+    return Cell(tuple(map(_mean_score, zip(*(cell.scores for cell in cells), strict=True))))
 
 
 def _mean_score(scores: Sequence[Score]) -> Score:
     values = [score.value for score in scores if score.value is not None]
-    num_answered = sum(score.num_answered for score in scores)
-    num_questions = sum(score.num_questions for score in scores)
     missing = len(scores) - len(values)
-    if missing:
-        reason = f"{missing} of {len(scores)} languages missing"
-        return Score(None, None, None, num_answered, num_questions, reason)
-    return Score(statistics.fmean(values), None, None, num_answered, num_questions)
+    return Score(
+        value=None if missing else statistics.fmean(values),
+        num_answered=sum(score.num_answered for score in scores),
+        num_questions=sum(score.num_questions for score in scores),
+        reason=f"{missing} of {len(scores)} languages missing" if missing else "",
+    )
 
 
 def score_settings(
@@ -172,7 +164,7 @@ def score_settings(
     benchmarks: Sequence[str] = (),
     languages: Sequence[str] = (),
 ) -> list[ScoredBenchmark]:
-    """Score all runs of all settings.
+    """Scores all runs of all settings.
 
     Args:
         settings: With different labels.
@@ -210,97 +202,66 @@ def _score_benchmark(
         run: {la: p for (n, la), p in found.items() if n == name} for run, found in files.items()
     }
     kind = stated_kind(next(path for paths in own.values() for path in paths.values()))
-    langs = ordered_languages({lang for paths in own.values() for lang in paths})
-    langs = tuple(languages) or langs
-    opened: dict[tuple[Path, str], RunResult | Score] = {}
-    for run, paths in own.items():
-        for lang in langs:
-            opened[run, lang] = _open(paths.get(lang), name, kind, lang)
-    known = {lang: _known(name, lang, opened) for lang in langs}
+    asked = in_language_order({lang for paths in own.values() for lang in paths})
+    langs = tuple(languages) or asked
+    scores = {
+        lang: _score_runs({run: paths.get(lang) for run, paths in own.items()}, name, kind, lang)
+        for lang in langs
+    }
     cells = {
         setting.label: {
-            lang: Cell(tuple(_score(opened[run, lang], known[lang])
-                             for run in setting.runs))
-            for lang in langs
+            lang: Cell(tuple(scores[lang][run] for run in setting.runs)) for lang in langs
         }
         for setting in settings
-    }  # fmt: skip
+    }
     return ScoredBenchmark(name, kind.name, kind.headline, langs, cells)
 
 
-def ordered_languages(langs: set[str]) -> tuple[str, ...]:
-    """In the order of the paper, then by code."""
-    known = list_languages()
-    return tuple(
-        sorted(langs, key=lambda one: (known.index(one) if one in known else len(known), one))
-    )
+def _score_runs(
+    paths: Mapping[Path, Path | None], name: str, kind: Kind, lang: str
+) -> dict[Path, Score]:
+    """Scores the answers of each run in one language.
+
+    All questions that any run was asked are known to be asked, and as many as were judged.
+    """
+    opened = {run: _open(path, name, kind, lang) for run, path in paths.items()}
+    known: dict[str, Item] = {}
+    num_questions = 0
+    for run, found in opened.items():
+        if isinstance(found, RunResult):
+            known = {item.question_id: item for item in found.items} | known
+            num_questions = max(num_questions, len(known), num_judged(run, name, lang))
+    return {run: _score(found, known, num_questions) for run, found in opened.items()}
 
 
-def language_name(lang: str) -> str:
-    """English name of a language; its code where it is not known."""
-    return get_language(lang).name if lang in list_languages() else lang
-
-
-def _open(path: Path | None, name: str, kind: Kind, lang: str) -> RunResult | Score:
+def _open(path: Path | None, name: str, kind: Kind, lang: str) -> RunResult | str:
+    """Returns a result, or why there is none."""
     if path is None:
-        return Score(None, reason=NOT_ASKED)
+        return NOT_ASKED
     try:
         return open_result(path, name, lang, kind=kind)
     except DataError as error:
-        return Score(None, reason=str(error))
+        return str(error)
 
 
-def _known(
-    name: str, lang: str, opened: Mapping[tuple[Path, str], RunResult | Score]
-) -> tuple[dict[str, Item], int]:
-    """The questions that any run was asked, and how many a finished evaluation says there are."""
-    items: dict[str, Item] = {}
-    stated = 0
-    for (run, one), found in opened.items():
-        if one == lang and isinstance(found, RunResult):
-            for item in found.items:
-                items.setdefault(item.question_id, item)
-            stated = max(stated, _stated_number(run, name, lang))
-    return items, max(stated, len(items))
-
-
-def _stated_number(run: Path, name: str, lang: str) -> int:
-    folder = predictions_dir(run).parent
-    if not (folder / REPORT_FILE).is_file():
-        return 0
-    return next(
-        (
-            result.total.num_questions
-            for benchmark in EvalReport.read(folder).benchmarks
-            if benchmark.name == name
-            for result in benchmark.languages
-            if result.lang == lang
-        ),
-        0,
-    )
-
-
-def _score(found: RunResult | Score, known: tuple[Mapping[str, Item], int]) -> Score:
-    items, num_questions = known
-    if isinstance(found, Score):
-        return Score(None, num_questions=num_questions, reason=found.reason)
-    counts = {"num_answered": len(found.texts), "num_questions": num_questions}
-    if len(found.texts) < num_questions:
-        reason = f"{len(found.texts):,} of {num_questions:,} questions answered"
-        return Score(None, **counts, reason=reason)
-    changed = [
-        item.question_id
+def _score(found: RunResult | str, known: Mapping[str, Item], num_questions: int) -> Score:
+    if isinstance(found, str):
+        return Score(None, num_questions=num_questions, reason=found)
+    num_answered = len(found.texts)
+    changed = sum(
+        (item.answer, item.text) != (known[item.question_id].answer, known[item.question_id].text)
         for item in found.items
-        if (item.answer, item.text)
-        != (items[item.question_id].answer, items[item.question_id].text)
-    ]
-    if changed:
-        reason = f"{len(changed):,} questions are worded or answered otherwise than in another run"
-        return Score(None, **counts, reason=reason)
-    try:
-        report = found.score()
-    except DataError as error:
-        return Score(None, **counts, reason=str(error))
-    interval = report.interval()
-    low, high = interval["low"], interval["high"]
-    return Score(report.headline, low, high, len(found.texts), num_questions)
+    )
+    if num_answered < num_questions:
+        reason = f"{num_answered:,} of {num_questions:,} questions answered"
+    elif changed:
+        reason = f"{changed:,} questions are worded or answered otherwise than in another run"
+    else:
+        try:
+            report = found.score()
+            interval = report.interval()
+            low, high = interval["low"], interval["high"]
+            return Score(report.headline, low, high, num_answered, num_questions)
+        except DataError as error:
+            reason = str(error)
+    return Score(None, num_answered=num_answered, num_questions=num_questions, reason=reason)

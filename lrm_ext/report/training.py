@@ -25,11 +25,12 @@ from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.files import save_figure
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK
 
 log = logging.getLogger(__name__)
 
 STATE_FILE: Final = "trainer_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class StageCurve:
         folder: Where it was read from.
         steps: Optimizer steps at which the loss was logged.
         losses: The loss at those steps.
-        num_steps: Steps of the whole stage.
         runtime_s: Its duration in seconds; None if the log does not say.
         samples_per_s: Its speed; None if the log does not say.
     """
@@ -50,77 +50,65 @@ class StageCurve:
     folder: str
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-    num_steps: int
     runtime_s: float | None
     samples_per_s: float | None
 
 
 def training_stages(model_path: Path) -> tuple[StageCurve, ...]:
-    """Curves of the stages that made a model: `<model>-pretrain` beside it, and itself."""
+    """Reads the curves of the stages of a model: `<model>-pretrain` beside it, and itself."""
     before = model_path.with_name(f"{model_path.name}-pretrain")
     stages = (("Pre-training", before), ("Fine-tuning", model_path))
     return tuple(curve for name, folder in stages if (curve := read_stage(name, folder)))
 
 
 def read_stage(name: str, folder: Path) -> StageCurve | None:
-    """Read a stage's curve; None where there is none.
+    """Reads a stage's curve; None where there is none.
 
     Args:
         name: What to call it.
         folder: Holds `trainer_state.json`, or `checkpoint-<step>` folders that do.
     """
-    path = _state_file(folder)
+    numbered = {
+        int(match[1]): path / STATE_FILE
+        for path in folder.glob("checkpoint-*")
+        if (match := _CHECKPOINT.fullmatch(path.name))
+    }
+    candidates = [folder / STATE_FILE, *(numbered[step] for step in sorted(numbered, reverse=True))]
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         return None
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        points = [(int(e["step"]), float(e["loss"])) for e in state["log_history"] if "loss" in e]
-        return _curve(name, folder, points, state)
+        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        losses = {int(entry["step"]): float(entry["loss"]) for entry in history if "loss" in entry}
+        summary: dict[str, Any] = next((e for e in reversed(history) if "train_runtime" in e), {})
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s: left out of the report, as it cannot be read: %r", path, error)
         return None
-
-
-def _curve(
-    name: str, folder: Path, points: list[tuple[int, float]], state: dict[str, Any]
-) -> StageCurve | None:
-    points = [point for point in points if point[1] > 0]
-    if len(points) < 2:
+    losses = {step: loss for step, loss in losses.items() if loss > 0}
+    if len(losses) < 2:
         return None
-    summary: dict[str, Any] = next(
-        (e for e in reversed(state["log_history"]) if "train_runtime" in e), {}
-    )
     return StageCurve(
         name=name,
         folder=str(folder),
-        steps=tuple(step for step, _ in points),
-        losses=tuple(loss for _, loss in points),
-        num_steps=max(points[-1][0], int(state.get("global_step", 0))),
+        steps=tuple(losses),
+        losses=tuple(losses.values()),
         runtime_s=summary.get("train_runtime"),
         samples_per_s=summary.get("train_samples_per_second"),
     )
 
 
-def _state_file(folder: Path) -> Path | None:
-    if (folder / STATE_FILE).is_file():
-        return folder / STATE_FILE
-    numbered = [
-        (int(match.group(1)), path / STATE_FILE)
-        for path in folder.glob("checkpoint-*")
-        if (match := _CHECKPOINT.fullmatch(path.name)) and (path / STATE_FILE).is_file()
-    ]
-    return max(numbered)[1] if numbered else None
-
-
 # told apart without colour
-_STYLES = ("-", "--", ":", "-.")
-# Okabe and Ito's colours, which colour-blind people can tell apart
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+_STYLES: Final = ("-", "--", ":", "-.")
+_COLOURS: Final = (BLUE, ORANGE, GREEN, PINK, "#000000")
+NUM_COLUMNS: Final = 5
+_VALIDATION_MARK: Final = {"marker": "s", "ms": 4, "mfc": "white", "mew": 1}
+# steps and values
+Curve = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a run did between a start and its end or interruption.
+    """The steps of a run between a start and its end or interruption.
 
     Attributes:
         first_step: Steps that were done before it.
@@ -134,7 +122,7 @@ class Attempt:
 
 
 def read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """Read a run's attempts.
+    """Reads a run's attempts.
 
     Args:
         folder: The `--output_dir` of a training.
@@ -160,7 +148,7 @@ def read_attempts(folder: Path) -> tuple[Attempt, ...]:
 
 
 def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
-    """How far attempts disagree in the steps that more than one of them made.
+    """Tells how far attempts disagree in the steps that more than one of them made.
 
     Returns:
         Number of those steps, and the largest difference of their losses.
@@ -176,11 +164,11 @@ def largest_difference(attempts: Sequence[Attempt]) -> tuple[int, float]:
 
 
 def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
-    """Draw the loss of runs.
+    """Draws the loss of runs.
 
     Args:
         folders: Output folders of trainings.
-        out: The picture (.png, .svg or .pdf).
+        out: The plot (.png, .svg or .pdf).
         smooth: Steps over which the loss is averaged, a run's first ones over fewer.
 
     Raises:
@@ -188,42 +176,29 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     """
     from matplotlib.figure import Figure
 
-    runs = [(folder, read_attempts(folder)) for folder in folders]
     curves = [read_curves(folder) for folder in folders]
-    looks = [
+    looks: list[dict[str, Any]] = [
         {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)]}
-        for i in range(len(runs))
+        for i in range(len(folders))
     ]
-    groups = groups_of(curves)
-    heights = [4.5, 1.5 * num_rows(groups)] if groups else [4.5]
+    # languages and instructions, in their usual order
+    groups = [
+        name
+        for name in (*list_languages(), *list_instructions())
+        if any({f"loss/{name}", f"eval_loss/{name}"} & curve.keys() for curve in curves)
+    ]
+    num_rows = -(-len(groups) // NUM_COLUMNS)
+    heights = [4.5, 1.5 * num_rows] if groups else [4.5]
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = parts[0].subplots()
     if groups:
-        draw_panels(parts[1], curves, groups, looks)
-    for (folder, attempts), curve, look in zip(runs, curves, looks, strict=True):
-        done: dict[int, float] = {}
-        for index, attempt in enumerate(attempts):
-            label = folder.name if index == 0 else None
-            done = {step: loss for step, loss in done.items() if step <= attempt.first_step}
-            losses = _moving_mean([*done.values(), *attempt.losses], smooth)[len(done) :]
-            done |= zip(attempt.steps, attempt.losses, strict=True)
-            axes.plot(attempt.steps, losses, label=label, lw=1.5, **look)
-            if attempt.first_step and attempt.steps:
-                label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
-                axes.plot(
-                    attempt.steps[0],
-                    losses[0],
-                    "o",
-                    mfc="none",
-                    color=look["color"],
-                    ms=10,
-                    mew=2,
-                    label=label,
-                )
+        _draw_panels(parts[1], curves, groups, looks)
+    for folder, curve, look in zip(folders, curves, looks, strict=True):
+        _draw_run(axes, folder, look, smooth)
         if "eval_loss" in curve:
             label = f"{folder.name}, validation"
-            axes.plot(*curve["eval_loss"], label=label, lw=0.8, **look, **VALIDATION_MARK)
+            axes.plot(*curve["eval_loss"], label=label, lw=0.8, **look, **_VALIDATION_MARK)
     axes.set_xlabel("optimizer step")
     smoothed = f",\nmean of {smooth} steps" if smooth > 1 else ""
     axes.set_ylabel(f"loss (nats per supervised token){smoothed}")
@@ -232,19 +207,27 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     save_figure(figure, out, dpi=120)
 
 
+def _draw_run(axes: Any, folder: Path, look: Mapping[str, Any], smooth: int) -> None:
+    """Draws a line an attempt; one that went on from a checkpoint begins with a mark."""
+    done: dict[int, float] = {}
+    for index, attempt in enumerate(read_attempts(folder)):
+        label = folder.name if index == 0 else None
+        done = {step: loss for step, loss in done.items() if step <= attempt.first_step}
+        losses = _moving_mean([*done.values(), *attempt.losses], smooth)[len(done) :]
+        done |= zip(attempt.steps, attempt.losses, strict=True)
+        axes.plot(attempt.steps, losses, label=label, lw=1.5, **look)
+        if attempt.first_step and attempt.steps:
+            label = f"{folder.name} goes on from a checkpoint" if index == 1 else None
+            axes.plot(attempt.steps[0], losses[0], "o", mfc="none", color=look["color"], ms=10,
+                      mew=2, label=label)  # fmt: skip
+
+
 def _moving_mean(values: Sequence[float], width: int) -> list[float]:
     return [fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
 
 
-# steps and values
-Curve = tuple[tuple[int, ...], tuple[float, ...]]
-
-NUM_COLUMNS = 5
-VALIDATION_MARK = {"marker": "s", "ms": 4, "mfc": "white", "mew": 1}
-
-
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """What a run logged, by name; of a step that was made again the last value stands."""
+    """Reads what a run logged, by name; of a step that was made again the last value stands."""
     values: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for record in read_metrics(folder / METRICS_FILE):
         for name, value in record.items():
@@ -256,28 +239,13 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     }
 
 
-def groups_of(runs: Sequence[Mapping[str, Curve]]) -> list[str]:
-    """Languages and instructions that runs logged a loss of, in their usual order."""
-    known = [*list_languages(), *list_instructions()]
-    return [
-        name
-        for name in known
-        if any(f"{kind}/{name}" in run for run in runs for kind in ("loss", "eval_loss"))
-    ]
-
-
-def num_rows(groups: Sequence[str]) -> int:
-    """Rows of panels."""
-    return -(-len(groups) // NUM_COLUMNS)
-
-
-def draw_panels(
+def _draw_panels(
     figure: Any,
     runs: Sequence[Mapping[str, Curve]],
     groups: Sequence[str],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Draw a panel for each group.
+    """Draws a panel for each group.
 
     Args:
         figure: A matplotlib figure or subfigure.
@@ -285,9 +253,8 @@ def draw_panels(
         groups: Names of groups.
         looks: Colour and line of each run.
     """
-    grid = figure.subplots(
-        num_rows(groups), NUM_COLUMNS, sharex=True, sharey=True, squeeze=False
-    ).ravel()
+    num_rows = -(-len(groups) // NUM_COLUMNS)
+    grid = figure.subplots(num_rows, NUM_COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     languages = list_languages()
     for axes, group in zip(grid, groups, strict=False):
         title = get_language(group).name if group in languages else f"instruction {group}"
@@ -298,7 +265,7 @@ def draw_panels(
             if f"loss/{group}" in run:
                 axes.plot(*run[f"loss/{group}"], lw=1.2, **look)
             if f"eval_loss/{group}" in run:
-                axes.plot(*run[f"eval_loss/{group}"], lw=0.6, **look, **VALIDATION_MARK)
+                axes.plot(*run[f"eval_loss/{group}"], lw=0.6, **look, **_VALIDATION_MARK)
     for number, axes in enumerate(grid):
         if number >= len(groups):
             axes.set_axis_off()

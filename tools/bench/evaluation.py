@@ -79,14 +79,14 @@ def ask(
     model: LlavaAnswerer, requests: Sequence[Request], batch_size: int, keeps_features: bool
 ) -> list[Answer]:
     """Ask all, longest first; return the answers in the order of the questions."""
-    model.forget_pictures()
+    model.forget_images()
     order = sorted(range(len(requests)), key=lambda i: -model.num_tokens(requests[i]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         answers.update(zip(batch, model.answer([requests[i] for i in batch]), strict=True))
         if not keeps_features:
-            model.forget_pictures()
+            model.forget_images()
     return [answers[i] for i in range(len(requests))]
 
 

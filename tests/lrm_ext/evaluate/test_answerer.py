@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llava.errors import CheckpointError, DataError
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
+from llava.images import open_image
+from lrm_ext.evaluate.answerer import Request, Templates, load_answerer, open_or_blank
 from lrm_ext.evaluate.runner import run_evaluation
 
 
@@ -34,10 +35,10 @@ def requests(benchmark_dir):
 def test_the_batch_size_does_not_change_an_answer(answerer, requests):
     single = [answerer.answer([request])[0] for request in requests]
     assert answerer.answer(requests[:8]) + answerer.answer(requests[8:]) == single
-    assert len({answer.text for answer in single}) > 1, "the pictures and texts must matter"
+    assert len({answer.text for answer in single}) > 1, "the images and texts must matter"
 
 
-def test_pictures_matter_and_the_tower_runs_once_for_each(answerer, requests, monkeypatch):
+def test_images_matter_and_the_tower_runs_once_for_each(answerer, requests, monkeypatch):
     tower = answerer._model.get_vision_tower()
     shapes = []
     tower.register_forward_hook(lambda *call: shapes.append(len(call[1][0])))
@@ -55,19 +56,19 @@ def test_the_result_is_that_of_images_without_a_cache(answerer, requests, templa
     conversation.append_message("USER", f"<image>\n{request.text}")
     conversation.append_message("ASSISTANT", None)
     ids = tokenizer_image_token(conversation.get_prompt(), answerer._tokenizer, return_tensors="pt")
-    picture = answerer._open(request.image)
-    images = process_images([picture], answerer._image_processor, model.config)
+    image = open_image(request.image)
+    images = process_images([image], answerer._image_processor, model.config)
     found = model.generate(
-        ids[None], images=images, image_sizes=[picture.size], do_sample=False, max_new_tokens=8
+        ids[None], images=images, image_sizes=[image.size], do_sample=False, max_new_tokens=8
     )
     text = answerer._tokenizer.decode(found[0], skip_special_tokens=True).strip()
     assert answerer.answer([request])[0].text == text
 
 
-def test_the_blind_picture_shows_nothing(answerer):
+def test_the_blind_image_shows_nothing(answerer):
     from llava.mm_utils import process_images
 
-    canvas = answerer._open(None)
+    canvas = open_or_blank(None, answerer._image_processor.image_mean)
     pixels = process_images([canvas], answerer._image_processor, answerer._model.config)
     assert pixels.abs().max() < 0.02
 
@@ -80,7 +81,7 @@ def test_the_models_settings_are_put_back(answerer, requests):
 
 def test_a_prompt_that_would_be_cut_is_refused(answerer, requests):
     long = dataclasses.replace(requests[0], text="pas " * 300)
-    with pytest.raises(DataError, match=r"tokens with \d+ for the picture leaves no 8 .* 256"):
+    with pytest.raises(DataError, match=r"tokens with \d+ for the image leaves no 8 .* 256"):
         answerer.answer([long])
 
 
@@ -117,10 +118,10 @@ def test_a_text_model_is_refused(model_dir, templates):
         load_answerer(model_dir, None, templates, max_new_tokens=8, device="cpu")
 
 
-def test_a_run_with_the_real_model(config, console):
+def test_a_run_with_the_real_model(config):
     torch.manual_seed(0)
-    run_evaluation(config, console)
+    run_evaluation(config)
     one = dataclasses.replace(config, batch_size=1, out_dir=config.model_path / "other")
-    run_evaluation(one, console)
+    run_evaluation(one)
     for path in config.predictions_dir.glob("*.jsonl"):
         assert path.read_bytes() == (one.predictions_dir / path.name).read_bytes()

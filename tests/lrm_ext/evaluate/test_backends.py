@@ -17,20 +17,18 @@ from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.images import open_image
 from lrm_ext.evaluate.answerer import Answer, Request
 from lrm_ext.evaluate.backends import (
-    LlavaBackend,
     ServiceAnswerer,
-    ServiceBackend,
-    TransformersBackend,
+    TransformersAnswerer,
     choose_backend,
+    image_url,
     local_folder,
-    picture_url,
 )
 from lrm_ext.evaluate.predictions import read_answered, stated_kind
 from lrm_ext.evaluate.report import EvalReport, score_run
 from lrm_ext.evaluate.results import score_benchmark
 from lrm_ext.evaluate.runner import run_evaluation
 from lrm_ext.export.transformers_checkpoint import export_hf
-from lrm_ext.report.tables import remarks
+from lrm_ext.report.evaluation import remarks
 
 
 def texts(config):
@@ -46,9 +44,8 @@ def texts(config):
 def test_the_batch_size_does_not_change_an_answer(write, config, tmp_path, benchmark_dir):
     folder = tmp_path / "other"
     folder.mkdir()
-    backend = choose_backend(dataclasses.replace(config, model_path=write(folder)))
-    assert isinstance(backend, TransformersBackend)
-    answerer = backend.load()
+    answerer = choose_backend(dataclasses.replace(config, model_path=write(folder))).load()
+    assert isinstance(answerer, TransformersAnswerer)
     requests = [
         Request(text, "hr", image)
         for text in ("Vidi li se pas na slici ili se ne vidi?", "Is there?")
@@ -60,17 +57,17 @@ def test_the_batch_size_does_not_change_an_answer(write, config, tmp_path, bench
     assert all(0 < answer.num_new_tokens <= 8 for answer in answers)
 
 
-def test_an_exported_checkpoint_answers_as_the_original(config, console, tmp_path):
+def test_an_exported_checkpoint_answers_as_the_original(config, tmp_path):
     config = dataclasses.replace(config, conv_mode="vicuna_v1")
-    run_evaluation(config, console)
+    run_evaluation(config)
     export_hf(config.model_path, tmp_path / "exported", conv_mode="vicuna_v1")
     exported = dataclasses.replace(config, model_path=tmp_path / "exported", conv_mode=None)
-    run_evaluation(exported, console)
+    run_evaluation(exported)
     assert texts(exported) == texts(config)
 
 
 def test_a_folder_says_itself_what_it_is(config, tmp_path):
-    assert isinstance(choose_backend(config), LlavaBackend)
+    assert choose_backend(config).identity()["conversation"]["system"]
     folder = tmp_path / "blip"
     folder.mkdir()
     write_instructblip(folder)
@@ -131,9 +128,9 @@ def chat(quick_retries):
     http.shutdown()
 
 
-def test_a_service_is_asked_with_picture_and_question(chat, benchmark_dir, monkeypatch):
+def test_a_service_is_asked_with_image_and_question(chat, benchmark_dir, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    answerer = ServiceBackend(chat.url, "mini", 9).load()
+    answerer = ServiceAnswerer(chat.url, "mini", 9)
     image = benchmark_dir / "0.png"
     answers = answerer.answer([Request("Što?", "hr", image), Request("Blind?", "en", None)])
     assert [dataclasses.astuple(a) for a in answers] == [
@@ -169,22 +166,20 @@ def test_a_service_sees_what_our_models_see(kind, tmp_path):
         Image.new("RGBA", (40, 20), (200, 0, 0, 9)).save(path, "PNG")
     else:
         Image.new("CMYK", (40, 20), (9, 9, 9, 9)).save(path, "JPEG")
-    with _decode(picture_url(path)) as sent:
+    with _decode(image_url(path)) as sent:
         assert (sent.format, sent.mode) == ("PNG", "RGB")
         assert sent.tobytes() == open_image(path).tobytes()
 
 
 def test_what_may_pass_is_tried_again(chat, benchmark_dir):
     chat.replies = [(429, {"error": "slow down"}), (503, {"error": "busy"})]
-    backend = ServiceBackend(chat.url, "mini", 9)
-    answerer = ServiceAnswerer(backend, None)
+    answerer = ServiceAnswerer(chat.url, "mini", 9)
     (answer,) = answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
     assert answer.text == "Da?" and len(chat.bodies) == 3
 
 
 def test_a_service_that_is_down_says_so(benchmark_dir, quick_retries):
-    backend = ServiceBackend("http://127.0.0.1:1/v1", "mini", 9)
-    answerer = ServiceAnswerer(backend, None, ServiceLimits(max_tries=2))
+    answerer = ServiceAnswerer("http://127.0.0.1:1/v1", "mini", 9, ServiceLimits(max_tries=2))
     with pytest.raises(ServiceError, match="does not answer"):
         answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
 
@@ -193,7 +188,7 @@ FILTERED = (400, {"error": {"message": "content filter", "code": "content_filter
 REFUSALS = {
     "400": FILTERED,
     "413": (413, {}),
-    "422": (422, {"detail": "the picture cannot be read"}),
+    "422": (422, {"detail": "the image cannot be read"}),
     "filter": (
         200,
         {"choices": [{"message": {"content": "N"}, "finish_reason": "content_filter"}]},
@@ -215,19 +210,19 @@ def run_with(chat, config, tmp_path, **settings):
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_question_that_is_refused_is_wrong_and_counted(chat, config, console, tmp_path, refusal):
+def test_a_question_that_is_refused_is_wrong_and_counted(chat, config, tmp_path, refusal):
     """The others go on, in the same batch and after it; and nobody asks it again."""
     chat.good = lambda body: {"choices": [{"message": {"content": "Da"}}]}
     chat.replies = [REFUSALS[refusal]]
     service = run_with(chat, config, tmp_path, languages=("hr",), blind=False)
-    sets = run_evaluation(service, console)
+    sets = run_evaluation(service)
     (result,) = score_run(service, sets, "lrm eval").benchmarks[0].languages
     total = result.total
     assert (total.num_refused, total.num_missing, total.num_empty) == (1, 0, 0)
     assert total.num_questions == len(texts(service)) == 9
     assert "answers that the service refused to give (wrong): hr 1" in remarks_of(service)
     asked = len(chat.bodies)
-    run_evaluation(service, console)
+    run_evaluation(service)
     assert len(chat.bodies) == asked
     (path,) = service.predictions_dir.glob("*.jsonl")
     scored = read_answered(path, stated_kind(path))
@@ -240,14 +235,14 @@ def remarks_of(config):
 
 
 @pytest.mark.parametrize("fault", [(401, {}), (402, {}), (404, {}), (429, "insufficient_quota")])
-def test_what_was_answered_of_a_broken_batch_is_kept(chat, config, console, tmp_path, fault):
+def test_what_was_answered_of_a_broken_batch_is_kept(chat, config, tmp_path, fault):
     """Three of a batch are answered after the fourth has failed for good."""
     service = run_with(chat, config, tmp_path, languages=("hr",), blind=False)
     chat.replies = [fault]
     with pytest.raises(ServiceError, match="What was answered is kept"):
-        run_evaluation(service, console)
+        run_evaluation(service)
     assert len(texts(service)) == 3
-    run_evaluation(service, console)
+    run_evaluation(service)
     assert len(texts(service)) == 9 and len(chat.bodies) == 10
 
 
@@ -258,13 +253,11 @@ def test_what_was_answered_of_a_broken_batch_is_kept(chat, config, console, tmp_
         ({"error": "this model does not take images"}, 20),
     ],
 )
-def test_a_service_that_refuses_everything_ends_the_run(
-    chat, config, console, tmp_path, refusal, num_asked
-):
+def test_a_service_that_refuses_everything_ends_the_run(chat, config, tmp_path, refusal, num_asked):
     service = run_with(chat, config, tmp_path)
     chat.replies = [(400, refusal)] * 99
     with pytest.raises(ServiceError, match="requests? (is|are) not accepted.*--fresh"):
-        run_evaluation(service, console)
+        run_evaluation(service)
     assert len(texts(service)) < num_asked and len(chat.bodies) <= num_asked + 4
 
 
@@ -290,20 +283,20 @@ class NewerServer:
         return 200, json.dumps(self._good(body)).encode()
 
 
-def test_what_a_newer_service_takes_is_found_out_once(chat, config, console, tmp_path, caplog):
+def test_what_a_newer_service_takes_is_found_out_once(chat, config, tmp_path, caplog):
     newer = NewerServer(chat)
     chat.handle = newer.handle
-    run_evaluation(run_with(chat, config, tmp_path), console)
+    run_evaluation(run_with(chat, config, tmp_path))
     assert newer.refused == ["max_tokens", "temperature"]
     assert "max_completion_tokens and without temperature from now on" in caplog.text
 
 
-def test_what_a_service_takes_can_be_said(chat, config, console, tmp_path):
+def test_what_a_service_takes_can_be_said(chat, config, tmp_path):
     newer = NewerServer(chat)
     chat.handle = newer.handle
     said = {"max_tokens_field": "max_completion_tokens", "temperature": False}
     service = run_with(chat, config, tmp_path, **said)
-    run_evaluation(service, console)
+    run_evaluation(service)
     assert newer.refused == []
     run = json.loads((service.predictions_dir / "run.json").read_text())
     assert run["temperature"] == "the service's own"
@@ -313,7 +306,7 @@ def test_what_a_service_takes_can_be_said(chat, config, console, tmp_path):
         dataclasses.replace(service, base_url=None).validate()
 
 
-def test_a_limit_that_is_too_large_is_not_the_question_s_fault(chat, config, console, tmp_path):
+def test_a_limit_that_is_too_large_is_not_the_question_s_fault(chat, config, tmp_path):
     """It names a field, but another name for it helps nobody."""
     error = {
         "message": "max_tokens is too large: 8. At most 4 are supported.",
@@ -325,15 +318,13 @@ def test_a_limit_that_is_too_large_is_not_the_question_s_fault(chat, config, con
         json.dumps({"error": error if "max_tokens" in body else newer}).encode(),
     )
     with pytest.raises(ServiceError, match="first request is not accepted.*is too large: 8"):
-        run_evaluation(run_with(chat, config, tmp_path), console)
+        run_evaluation(run_with(chat, config, tmp_path))
 
 
 def test_something_else_than_a_chat_completion(chat, benchmark_dir):
     chat.replies = [(200, {"hello": 1})] * 6
     with pytest.raises(ServiceError, match="expected a chat completion, found"):
-        ServiceBackend(chat.url, "mini", 9).load().answer(
-            [Request("Da?", "hr", benchmark_dir / "0.png")]
-        )
+        ServiceAnswerer(chat.url, "mini", 9).answer([Request("Da?", "hr", benchmark_dir / "0.png")])
 
 
 @pytest.mark.parametrize(
@@ -353,11 +344,11 @@ def test_something_else_than_a_chat_completion(chat, benchmark_dir):
 def test_what_a_model_thinks_is_no_answer(chat, content, answer):
     message = {"message": {"content": content, "reasoning_content": "No."}}
     chat.replies = [(200, {"choices": [message]})]
-    (found,) = ServiceBackend(chat.url, "mini", 9).load().answer([Request("?", "en", None)])
+    (found,) = ServiceAnswerer(chat.url, "mini", 9).answer([Request("?", "en", None)])
     assert found.text == answer
 
 
-def test_a_model_that_is_loaded_here_may_think_too(config, console):
+def test_a_model_that_is_loaded_here_may_think_too(config):
     class Thinker:
         def num_tokens(self, request):
             return len(request.text)
@@ -365,16 +356,16 @@ def test_a_model_that_is_loaded_here_may_think_too(config, console):
         def answer(self, requests):
             return [Answer("A dog. No.</think> Yes", 4, "stop") for _ in requests]
 
-    run_evaluation(config, console, make_answerer=Thinker)
+    run_evaluation(config, make_answerer=Thinker)
     assert set(texts(config).values()) == {"Yes"}
 
 
-def test_a_run_with_a_service(chat, config, console, tmp_path):
+def test_a_run_with_a_service(chat, config, tmp_path):
     service = run_with(chat, config, tmp_path)
-    run_evaluation(service, console)
+    run_evaluation(service)
     assert len(texts(service)) == 36
     before = len(chat.bodies)
-    run_evaluation(service, console)
+    run_evaluation(service)
     assert len(chat.bodies) == before
     with pytest.raises(ConfigError, match="leave out --device"):
         choose_backend(dataclasses.replace(service, device="cpu"))

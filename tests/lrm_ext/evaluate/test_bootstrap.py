@@ -48,8 +48,8 @@ def test_the_interval_is_that_of_a_share():
     assert (low, high) == pytest.approx((100 * wide_low, 100 * wide_high), abs=1)
 
 
-def test_questions_on_one_picture_are_drawn_together():
-    """Twice the questions on the same pictures, answered alike, tell nothing more."""
+def test_questions_on_one_image_are_drawn_together():
+    """Twice the questions on the same images, answered alike, tell nothing more."""
     right = [1] * 60 + [0] * 40
     twice = [(f"u{i:03d}", "", {0: 2.0 * r, 1: 2.0}) for i, r in enumerate(right)]
     assert bootstrap_interval(gather(twice, 2, percentage)) == bootstrap_interval(shares(right))
@@ -92,8 +92,8 @@ def test_p_is_about_uniform_where_there_is_no_difference():
     assert 0.3 < np.mean(ps) < 0.7 and np.mean(np.array(ps) < 0.05) < 0.15
 
 
-def test_other_pictures_are_refused():
-    with pytest.raises(DataError, match="6 pictures .* in one of them only"):
+def test_other_images_are_refused():
+    with pytest.raises(DataError, match="6 images .* in one of them only"):
         replicate([shares([1, 0, 1]), shares([1, 0, 1], unit="v{}")])
 
 

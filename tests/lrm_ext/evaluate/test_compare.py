@@ -115,11 +115,11 @@ def test_command_line(runs, tmp_path):
 def test_a_run_and_itself_are_not_told_apart(runs):
     (result,) = compare_runs(runs[0], runs[0], num_replicates=50)
     text = sentence(result, runs[0])
-    assert "both score the same on every picture" in text
+    assert "both score the same on every image" in text
     assert "0.0 or more" not in text
 
 
-def test_runs_of_the_runner_are_compared(config, console, tmp_path):
+def test_runs_of_the_runner_are_compared(config, tmp_path):
     """Answers to a benchmark of plain questions, which name no kind."""
     import dataclasses
 
@@ -131,7 +131,7 @@ def test_runs_of_the_runner_are_compared(config, console, tmp_path):
 
     for name, answerer in (("a", FakeAnswerer), ("b", Yes)):
         run = dataclasses.replace(config, out_dir=tmp_path / name)
-        score_run(run, run_evaluation(run, console, answerer), "")
+        score_run(run, run_evaluation(run, answerer), "")
     (result,) = compare_runs(tmp_path / "a", tmp_path / "b", num_replicates=100)
     assert result.headline == "accuracy"
     english, croatian = result.languages

@@ -10,18 +10,18 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate import commands
-from lrm_ext.evaluate.report import EvalReport, mean_accuracy, score_run
+from lrm_ext.evaluate.report import EvalReport, mean_of, score_run
 from lrm_ext.evaluate.runner import load_questions, run_evaluation
 from lrm_ext.evaluate.statistics import wilson_interval
 
 
-def run_and_score(config, console):
-    sets = run_evaluation(config, console, FakeAnswerer)
+def run_and_score(config):
+    sets = run_evaluation(config, FakeAnswerer)
     return score_run(config, sets, command="lrm eval")
 
 
-def test_scores_of_a_model_that_is_known(config, console):
-    (benchmark,) = run_and_score(config, console).benchmarks
+def test_scores_of_a_model_that_is_known(config):
+    (benchmark,) = run_and_score(config).benchmarks
     english, croatian = benchmark.languages
     # It says "Ne." in English, too, which decides nothing there.
     assert (croatian.total.accuracy, english.total.accuracy) == (1.0, 6 / 9)
@@ -35,11 +35,11 @@ def test_scores_of_a_model_that_is_known(config, console):
     assert croatian.total.majority == 1
     assert croatian.total.fidelity == 1 and english.total.fidelity == 6 / 9
     assert croatian.yesno_tasks == ("existence", "category")
-    assert mean_accuracy([english.yesno, croatian.yesno, None]) == 0.75
+    assert mean_of([english.yesno, croatian.yesno, None]) == 0.75
 
 
-def test_files_of_a_score(config, console):
-    report = run_and_score(config, console)
+def test_files_of_a_score(config):
+    report = run_and_score(config)
     lines = (config.results_dir / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 * 2 * 9
     line = json.loads(lines[0])
@@ -53,16 +53,16 @@ def test_files_of_a_score(config, console):
     assert copied == (config.benchmark_dir / "1.png").read_bytes()
 
 
-def test_scoring_again_gives_the_same_bytes(config, console):
-    run_and_score(config, console)
+def test_scoring_again_gives_the_same_bytes(config):
+    run_and_score(config)
     paths = [config.results_dir / name for name in ("scores.jsonl", "report.json")]
     before = [path.read_bytes() for path in paths]
-    run_and_score(config, console)
+    run_and_score(config)
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_a_blind_run_counts_only_when_it_is_whole(config, console):
-    sets = run_evaluation(config, console, FakeAnswerer)
+def test_a_blind_run_counts_only_when_it_is_whole(config):
+    sets = run_evaluation(config, FakeAnswerer)
     path = config.predictions_dir / "toy.hr.blind.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     english, croatian = score_run(config, sets, "").benchmarks[0].languages
@@ -70,8 +70,8 @@ def test_a_blind_run_counts_only_when_it_is_whole(config, console):
     assert croatian.total.blind_accuracy is None
 
 
-def test_a_question_without_an_answer_is_an_error(config, console):
-    run_evaluation(dataclasses.replace(config, limit=1), console, FakeAnswerer)
+def test_a_question_without_an_answer_is_an_error(config):
+    run_evaluation(dataclasses.replace(config, limit=1), FakeAnswerer)
     with pytest.raises(DataError, match="6 of 9 questions in language en have no answer"):
         score_run(config, load_questions(config), "")
 

@@ -12,11 +12,11 @@ from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.report import EvalReport, score_run
 from lrm_ext.evaluate.results import score_file
 from lrm_ext.evaluate.runner import run_evaluation
-from lrm_ext.report.tables import headline_table, print_headlines
+from lrm_ext.report.evaluation import headline_table, print_report
 
 
 class Knowing(FakeAnswerer):
-    """Knows the answers to the made-up files; says yes without a picture."""
+    """Knows the answers to the made-up files; says yes without an image."""
 
     def _text(self, request):
         yes, no = {"en": ("Yes", "No"), "cs": ("Ano", "Ne")}[request.lang]
@@ -31,8 +31,8 @@ class Knowing(FakeAnswerer):
 
 
 @pytest.fixture
-def answered(config, console, tmp_path, monkeypatch):
-    """Import the made-up benchmarks with pictures that can be read, ask and score."""
+def answered(config, tmp_path, monkeypatch):
+    """Import the made-up benchmarks with images that can be read, ask and score."""
     monkeypatch.setattr(files, "picture", lambda number: (MODELS / "image0.png").read_bytes())
     benchmarks = tmp_path / "benchmarks"
     sources = {
@@ -44,7 +44,7 @@ def answered(config, console, tmp_path, monkeypatch):
         for lang in ("en", "cs"):
             import_benchmark(name, source, benchmarks / name, lang=lang)
     run = dataclasses.replace(config, benchmarks=tuple(sources), benchmark_dir=benchmarks)
-    report = score_run(run, run_evaluation(run, console, Knowing), "lrm eval")
+    report = score_run(run, run_evaluation(run, Knowing), "lrm eval")
     return run, report
 
 
@@ -68,7 +68,7 @@ def test_the_report_is_read_back_and_printed(answered, console):
     run, report = answered
     again = EvalReport.read(run.results_dir)
     assert again.benchmarks[0].languages[0].headlines[0].value == 400
-    print_headlines(report, console)
+    print_report(report, console)
     text = console.file.getvalue()
     assert "perception" in text and "mean F1" in text and "circular accuracy" in text
     assert "2 of 14 categories are there: at most 400 points of perception" in text
@@ -100,9 +100,9 @@ def test_llavas_keys_come_first_and_ids_are_the_sources(answered):
     assert record["round_id"] == 0 and record["group"] in ("7", "8")
 
 
-def test_a_limit_takes_whole_pictures_and_rotations(answered, console):
+def test_a_limit_takes_whole_images_and_rotations(answered):
     run, _ = answered
     cut = dataclasses.replace(run, limit=1, out_dir=run.results_dir.parent / "cut")
     shutil.rmtree(cut.results_dir, ignore_errors=True)
-    report = score_run(cut, run_evaluation(cut, console, Knowing), "")
+    report = score_run(cut, run_evaluation(cut, Knowing), "")
     assert report.benchmarks[0].languages[0].headlines[0].value == 200

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llava.errors import ConfigError, DataError
+from llava.images import open_image
 from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
-from lrm_ext.evaluate.runner import RankingAnswerer, ranked, run_evaluation
+from lrm_ext.evaluate.runner import OptionRanker, run_evaluation
 
 OPTIONS = ("a red apple", "pear", "a yellow banana on a table")
 
@@ -25,8 +26,8 @@ def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
     request = Request("What is it?", "en", benchmark_dir / "0.png")
     found = answerer.token_losses([request] * 3, OPTIONS)
     model = answerer._model
-    picture = answerer._open(request.image)
-    images = process_images([picture], answerer._image_processor, model.config)
+    image = open_image(request.image)
+    images = process_images([image], answerer._image_processor, model.config)
     for text, losses in zip(OPTIONS, found, strict=True):
         ids = torch.tensor([answerer._tokens(request, text)])
         num = len(losses)
@@ -34,7 +35,7 @@ def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
         labels[0, -num:] = ids[0, -num:]
         assert answerer._tokenizer.decode(ids[0, -num:]).strip() == text
         with torch.inference_mode():
-            whole = model(ids, labels=labels, images=images, image_sizes=[picture.size])
+            whole = model(ids, labels=labels, images=images, image_sizes=[image.size])
         assert torch.allclose(losses.mean(), whole.loss, atol=1e-4)
 
 
@@ -44,7 +45,7 @@ def test_the_cheapest_option_wins_whatever_the_batch(answerer, benchmark_dir):
         for n in range(3)
     ]
     for mode, reduce in (("mean", torch.mean), ("sum", torch.sum)):
-        ranking = RankingAnswerer(answerer, mode)
+        ranking = OptionRanker(answerer, mode)
         together = [answer.text for answer in ranking.answer(requests)]
         assert together == [ranking.answer([request])[0].text for request in requests]
         for request, letter in zip(requests, together, strict=True):
@@ -60,11 +61,11 @@ def test_equal_options_give_the_first():
         def token_losses(self, requests, answers):
             return [torch.ones(3)] * len(answers)
 
-    (answer,) = RankingAnswerer(Equal(), "mean").answer([Request("Q", "en", None, OPTIONS)])
+    (answer,) = OptionRanker(Equal(), "mean").answer([Request("Q", "en", None, OPTIONS)])
     assert answer.text == "A"
 
 
-def test_lrm_eval_ranks_and_keeps_such_answers_apart(config, console):
+def test_lrm_eval_ranks_and_keeps_such_answers_apart(config):
     folder = config.benchmark_dir
     for path in folder.glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -73,20 +74,20 @@ def test_lrm_eval_ranks_and_keeps_such_answers_apart(config, console):
             record.update(options, question="What is it?")
         path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     ranking = dataclasses.replace(config, rank="mean", blind=False)
-    (questions, *_) = run_evaluation(ranking, console)
+    (questions, *_) = run_evaluation(ranking)
     lines = questions.path(config.predictions_dir, False).read_text(encoding="utf-8").splitlines()
     assert lines
     for line in lines:
         record = json.loads(line)
         assert record["text"] in ("A", "B", "C") and record["prompt"] == "What is it?"
     with pytest.raises(ConfigError, match="of another run"):
-        run_evaluation(dataclasses.replace(ranking, rank="sum"), console)
+        run_evaluation(dataclasses.replace(ranking, rank="sum"))
 
 
-def test_what_cannot_be_ranked_is_an_error(config, console):
+def test_what_cannot_be_ranked_is_an_error(config):
     with pytest.raises(DataError, match="has no options"):
-        run_evaluation(dataclasses.replace(config, rank="mean"), console)
+        run_evaluation(dataclasses.replace(config, rank="mean"))
     with pytest.raises(ConfigError, match="expected mean or sum"):
         dataclasses.replace(config, rank="best").validate()
     with pytest.raises(ConfigError, match="LLaVA's format"):
-        ranked(object(), "mean")
+        OptionRanker(object(), "mean")

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toy_benchmark import FakeAnswerer
 
-from lrm_ext.evaluate.runner import Ranks, gather_parts, run_evaluation
+from lrm_ext.evaluate.runner import EvalRanks, gather_parts, run_evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Together(Ranks):
+class Together(EvalRanks):
     """A rank in a thread."""
 
     all_here: threading.Barrier | None = None
@@ -30,18 +30,18 @@ def files(config):
     }
 
 
-def run(config, console):
-    run_evaluation(config, console, FakeAnswerer)
+def run(config):
+    run_evaluation(config, FakeAnswerer)
 
 
-def run_together(config, console, world_size):
+def run_together(config, world_size):
     """Run ranks side by side; return what each was asked."""
     answerers = [FakeAnswerer() for _ in range(world_size)]
     all_here = threading.Barrier(world_size)
 
     def run_rank(rank):
         ranks = Together(rank, world_size, all_here=all_here)
-        run_evaluation(config, console, lambda: answerers[rank], ranks)
+        run_evaluation(config, lambda: answerers[rank], ranks)
 
     with ThreadPoolExecutor(world_size) as pool:
         list(pool.map(run_rank, range(world_size)))
@@ -49,25 +49,25 @@ def run_together(config, console, world_size):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_many_give_the_bytes_of_one(config, console, world_size):
+def test_many_give_the_bytes_of_one(config, world_size):
     alone = dataclasses.replace(config, out_dir=config.model_path / "alone")
-    run(alone, console)
-    run_together(dataclasses.replace(config, batch_size=2), console, world_size)
+    run(alone)
+    run_together(dataclasses.replace(config, batch_size=2), world_size)
     assert files(config) == files(alone)
 
 
-def test_each_asks_its_share(config, console):
+def test_each_asks_its_share(config):
     config = dataclasses.replace(config, batch_size=1, blind=False, languages=("hr",))
-    asked = run_together(config, console, 2)
+    asked = run_together(config, 2)
     assert sorted(map(len, asked)) == [4, 5]
     assert not set(asked[0]) & set(asked[1])
 
 
-def test_what_a_killed_run_left_is_used(config, console):
+def test_what_a_killed_run_left_is_used(config):
     config = dataclasses.replace(config, blind=False, languages=("hr",), batch_size=1)
     alone = dataclasses.replace(config, out_dir=config.model_path / "alone")
-    run(alone, console)
-    run(dataclasses.replace(config, limit=1), console)
+    run(alone)
+    run(dataclasses.replace(config, limit=1))
     done = files(alone)["toy.hr.jsonl"].splitlines(keepends=True)
     part = config.predictions_dir / "parts" / "toy.hr.1.jsonl"
     part.parent.mkdir()
@@ -75,13 +75,13 @@ def test_what_a_killed_run_left_is_used(config, console):
     missing = len(
         set(done) - {*files(config)["toy.hr.jsonl"].splitlines(keepends=True), *done[6:8]}
     )
-    asked = run_together(config, console, 2)
+    asked = run_together(config, 2)
     assert sum(map(len, asked)) == missing
     assert files(config) == files(alone)
 
 
-def test_parts_are_put_together_once(config, console):
-    run(config, console)
+def test_parts_are_put_together_once(config):
+    run(config)
     before = files(config)
     folder = config.predictions_dir
     (folder / "parts").mkdir()

@@ -31,15 +31,15 @@ def judged(monkeypatch):
     return seen
 
 
-def evaluate(config, console):
-    return score_run(config, run_evaluation(config, console, FakeAnswerer), "lrm eval")
+def evaluate(config):
+    return score_run(config, run_evaluation(config, FakeAnswerer), "lrm eval")
 
 
-def test_each_answer_is_judged_once_and_never_again(config, console, judged, tmp_path):
-    report = evaluate(config, console)
+def test_each_answer_is_judged_once_and_never_again(config, judged, tmp_path):
+    report = evaluate(config)
     assert len(judged) == 2 * 2 * NUM_QUESTIONS  # languages, with and without the image
     judged.clear()
-    assert evaluate(config, console) == report
+    assert evaluate(config) == report
     run, out = str(config.model_path), str(tmp_path / "figure.svg")
     choice = ["--benchmarks", "toy", "--benchmark-dir", str(config.benchmark_dir)]
     for command in (
@@ -66,10 +66,8 @@ def test_english_of_a_benchmark_of_the_paper_is_judged_in_two_modes(tmp_path, ju
     assert result.score("local").mode == "local" and len(judged) == 2 * len(result.items)
 
 
-def test_stored_verdicts_hold_for_these_answers_and_rules_only(
-    config, console, judged, monkeypatch
-):
-    evaluate(config, console)
+def test_stored_verdicts_hold_for_these_answers_and_rules_only(config, judged, monkeypatch):
+    evaluate(config)
     judged.clear()
     path = config.predictions_dir / "toy.hr.jsonl"
 
@@ -94,17 +92,17 @@ def test_stored_verdicts_hold_for_these_answers_and_rules_only(
     assert score() == 100 and len(judged) == NUM_QUESTIONS
 
 
-def test_verdicts_on_what_was_asked_earlier_are_kept(config, console, judged):
+def test_verdicts_on_what_was_asked_earlier_are_kept(config, judged):
     for lang in ("en", "hr"):
-        evaluate(dataclasses.replace(config, languages=(lang,)), console)
+        evaluate(dataclasses.replace(config, languages=(lang,)))
     judged.clear()
     for lang in ("en", "hr"):
         open_result(config.predictions_dir / f"toy.{lang}.jsonl", "toy", lang).score()
     assert judged == []
 
 
-def test_answers_without_verdicts_are_read_as_an_evaluation_reads_them(config, console, judged):
-    report = evaluate(config, console)
+def test_answers_without_verdicts_are_read_as_an_evaluation_reads_them(config, judged):
+    report = evaluate(config)
     (config.results_dir / "scores.jsonl").unlink()
     judged.clear()
     for language in report.benchmarks[0].languages:

@@ -18,7 +18,7 @@ from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named, write_folder
 from lrm_ext.evaluate.results import score_file
-from lrm_ext.evaluate.runner import _prediction
+from lrm_ext.evaluate.runner import _record
 from lrm_ext.export.predictions import (
     export_lmms_eval,
     export_vlmevalkit,
@@ -61,7 +61,7 @@ def answer(folder, lang, items, texts, out):
     """A run as `lrm eval` writes it, the last question first."""
     benchmark = open_named(str(folder))
     lines = [
-        _prediction(item, Answer(text, 1, "stop"), benchmark, "a/model", False).to_line()
+        json.dumps(_record(item, Answer(text, 1, "stop"), benchmark, "a/model", False)) + "\n"
         for item, text in zip(items, texts, strict=True)
     ]
     path = out / "predictions" / f"{folder.name}.{lang}.jsonl"

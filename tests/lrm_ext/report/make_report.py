@@ -48,7 +48,7 @@ def language(lang, share, blind=0.5):
 
 
 def make_report(folder, blind=0.5, languages=None):
-    """A report with two examples whose pictures lie in `folder`."""
+    """A report with two examples whose images lie in `folder`."""
     (folder / "examples").mkdir(parents=True, exist_ok=True)
     examples = []
     for number, colour in ((1, "teal"), (2, "orange")):

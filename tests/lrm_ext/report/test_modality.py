@@ -117,7 +117,7 @@ def test_the_figure_names_models_and_repeats_exactly(tmp_path):
     assert titles == ["(a) English only", "(b) all"]
     assert "40 samples, texts in 2 languages" in figure.axes[0].get_xlabel()
     (legend,) = figure.legends
-    assert legend.get_texts()[0].get_text() == "pictures, after the projector"
+    assert legend.get_texts()[0].get_text() == "images, after the projector"
 
 
 def test_layers_are_spaced_evenly():

@@ -12,16 +12,15 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.files import save_figure
-from lrm_ext.report.plots import (
+from lrm_ext.report.plots import languages_figure, ratio_figure, ratio_of
+from lrm_ext.report.qualitative import (
+    ExampleChoice,
+    choose_examples,
     drawable,
     examples_figure,
     examples_page,
-    languages_figure,
-    ratio_figure,
-    ratio_of,
     wrap,
 )
-from lrm_ext.report.qualitative import Choice, choose_examples
 from lrm_ext.report.settings import Setting, score_settings
 
 
@@ -109,7 +108,7 @@ def test_examples_are_those_where_one_model_is_right_and_the_other_not(tmp_path,
     a = write_run(tmp_path / "a", {"en": 20, "cs": 20})
     b = write_run(tmp_path / "b", {"en": 20, "cs": 18})
     settings = [setting("a", a), setting("b", b)]
-    choice = Choice((), ("cs",), (), 3, seed=1)
+    choice = ExampleChoice((), ("cs",), (), 3, seed=1)
     examples = choose_examples(settings, choice, benchmark)
     assert {shown.question_id for shown in examples.shown[:2]} == {"18", "19"}
     assert len(examples.shown) == 3 and "(2 of 20 questions)" in examples.caption
@@ -119,7 +118,7 @@ def test_examples_are_those_where_one_model_is_right_and_the_other_not(tmp_path,
         ("a", "Ano", "Yes", True), ("b", "Ne", "No", False),
     ]  # fmt: skip
     assert (yes.question.text, yes.question.english) == ("cs 18?", "en 18?")
-    assert yes.picture == benchmark / "9.jpg"
+    assert yes.image == benchmark / "9.jpg"
     texts = texts_of(examples_figure(examples))
     for expected in ("Czech: cs 18?", "(English: en 18?)", "b (wrong): Ne", "a (right): Ano"):
         assert expected in texts
@@ -133,16 +132,16 @@ def test_an_answer_that_is_not_in_the_table_has_no_translation(tmp_path, benchma
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["text"] = "<b>Nevim</b>"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    choice = Choice((), ("cs",), ("0",), 1, 0)
+    choice = ExampleChoice((), ("cs",), ("0",), 1, 0)
     examples = choose_examples([setting("run", run)], choice, benchmark)
     (answer,) = examples.shown[0].answers
     assert answer.said.english is None and not answer.correct
     assert "no translation in the table" in examples_page(examples)
     assert "<b>Nevim" not in examples_page(examples)
     with pytest.raises(DataError, match="not every run has answered 77"):
-        choose_examples([setting("run", run)], Choice((), ("cs",), ("77",), 1, 0), benchmark)
+        choose_examples([setting("run", run)], ExampleChoice((), ("cs",), ("77",), 1, 0), benchmark)
     with pytest.raises(ConfigError, match="in zh"):
-        choose_examples([setting("run", run)], Choice((), ("zh",), (), 1, 0), benchmark)
+        choose_examples([setting("run", run)], ExampleChoice((), ("zh",), (), 1, 0), benchmark)
 
 
 def test_letters_without_a_font_are_said_not_drawn_as_boxes():
@@ -151,7 +150,7 @@ def test_letters_without_a_font_are_said_not_drawn_as_boxes():
     assert all(len(line) <= 34 for line in wrap(WORDS["zh"][0] * 100))
 
 
-def test_the_commands_write_pictures(runs, tmp_path, benchmark):
+def test_the_commands_write_images(runs, tmp_path, benchmark):
     base, full = map(str, runs)
     for arguments in (["1", base, full], ["6", f"0={base}", f"100={full}"],
                       ["4", base, full, "--benchmark-dir", str(benchmark)]):  # fmt: skip

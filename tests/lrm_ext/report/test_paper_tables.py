@@ -11,13 +11,17 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.report.paper_tables import (
+    FORMATS,
     agreement_table,
+    latex_escape,
     models_table,
     published,
     summary_table,
+    to_csv,
+    to_latex,
+    to_terminal,
 )
 from lrm_ext.report.settings import Setting, score_settings
-from lrm_ext.report.table_formats import FORMATS, latex_escape, to_csv, to_latex, to_terminal
 
 
 def setting(label, *runs):

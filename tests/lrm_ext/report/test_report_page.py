@@ -11,8 +11,7 @@ from rich.console import Console
 
 from llava.errors import DataError
 from lrm_ext.evaluate.report import EvalReport, Headline
-from lrm_ext.report.html import write_report
-from lrm_ext.report.tables import print_report
+from lrm_ext.report.evaluation import print_report, write_report
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_page_says_the_figures_in_words(folder):
     labels = [value for _, name, value in page.attributes if name == "aria-label"]
     croatian = next(label for label in labels if label.startswith("Croatian"))
     assert croatian == (
-        "Croatian: 90.0 percent right, 95 % interval 87.3 to 92.2, without the picture 50.0, "
+        "Croatian: 90.0 percent right, 95 % interval 87.3 to 92.2, without the image 50.0, "
         "commonest answer 50.0"
     )
     assert "wrong, expected: pas" in page.text
@@ -49,15 +48,15 @@ def test_page_says_the_figures_in_words(folder):
 
 def test_page_without_blind_run_training_or_english(folder):
     page = Page(render(folder, blind=None, languages=("hr",)))
-    assert "without the picture" not in page.text and "Training" not in page.text
+    assert "without the image" not in page.text and "Training" not in page.text
     assert "98.0\u00a0% in Croatian" in page.text
 
 
-def test_page_shows_an_example_whose_picture_is_gone(folder, caplog):
+def test_page_shows_an_example_whose_image_is_gone(folder, caplog):
     report = make_report(folder)
     (folder / "examples" / "scenes-1.png").unlink()
     write_report(report, folder, folder.parent)
-    assert "without the picture" in caplog.text
+    assert "without the image" in caplog.text
 
 
 def test_report_survives_its_file(folder):

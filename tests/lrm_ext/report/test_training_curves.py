@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lrm_ext.report.page import log_ticks, loss_curve
+from lrm_ext.report.render import log_ticks, loss_curve
 from lrm_ext.report.training import read_stage, training_stages
 
 

@@ -1,0 +1,279 @@
+"""Shows an evaluation: as tables on the terminal, and as `report.html`.
+
+In: an `EvalReport`; for the page its folder (for the example images) and the model's folder (for
+its loss curves), too. Out: text on a rich console, readable at 80 columns; a page with plots,
+examples, all figures, and how to make them again. The cells of the tables are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llava.files import write_atomically
+from lrm_ext.evaluate.kind import LOCAL
+from lrm_ext.evaluate.report import (
+    BenchmarkResult,
+    EvalReport,
+    Example,
+    GroupScore,
+    LanguageResult,
+    mean_of,
+)
+from lrm_ext.report.render import data_url, loss_curve, printable, render, terminal_table
+from lrm_ext.report.training import training_stages
+
+log = logging.getLogger(__name__)
+
+PAGE_FILE: Final = "report.html"
+_NUMBERS: Final = "no one two three four five six seven eight nine ten eleven twelve".split()
+NOTHING: Final = "-"
+_COUNTS: Final = {
+    "num_unparsed": "that say neither yes nor no (wrong)",
+    "num_empty": "without any text (wrong)",
+    "num_cut": "cut off at the length limit",
+    "num_missing": "that are not there, because their image is missing (wrong)",
+    "num_refused": "that the service refused to give (wrong)",
+}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Returns a proportion as a percentage without its sign; `-` for None."""
+    return NOTHING if value is None else f"{100 * value:.{digits}f}"
+
+
+def print_report(report: EvalReport, console: Console) -> None:
+    """Prints the tables, the remarks and the examples of every benchmark, then the headlines."""
+    for benchmark in report.benchmarks:
+        console.print()
+        console.print(_score_table(benchmark, bool(report.limit), console.width))
+        for remark in remarks(benchmark):
+            console.print(remark, highlight=False)
+        for example in benchmark.examples:
+            console.print()
+            _print_example(example, console)
+    console.print()
+    for benchmark in report.benchmarks:
+        if benchmark.headline:
+            console.print()
+            console.print(headline_table(benchmark, console.width))
+            for line in headline_remarks(benchmark):
+                console.print(line, highlight=False)
+
+
+def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int) -> Table:
+    """Makes a table with a row a language: yes/no accuracy, its baselines, and the other tasks."""
+    yesno = {task for result in benchmark.languages for task in result.yesno_tasks}
+    has_yesno = any(result.yesno for result in benchmark.languages)
+    tasks = [task for task in benchmark.tasks if not has_yesno or task not in yesno]
+    heads = ("language", "yes/no" if has_yesno else "accuracy", "95 %", "blind", "majority", *tasks)
+    title = f"{benchmark.name}: right answers in percent"
+    title += ", some of the questions" if is_limited else ""
+    rows = score_rows(benchmark, "main", tasks)
+    return terminal_table(title, heads, (_with_bold(row, 1) for row in rows), width)
+
+
+def _with_bold(row: Sequence[str], column: int) -> list[str]:
+    return [*row[:column], f"[bold]{row[column]}[/]", *row[column + 1 :]]
+
+
+def score_rows(benchmark: BenchmarkResult, group: str, tasks: Sequence[str]) -> list[list[str]]:
+    """Returns a row a language, and the mean of the others where there are several.
+
+    Args:
+        benchmark: The results.
+        group: Whose accuracy and baselines stand first: `main` or `total`.
+        tasks: Whose accuracy follows.
+    """
+    rows = [_score_row(result.name, [result], group, tasks) for result in benchmark.languages]
+    others = benchmark.others()
+    if len(others) > 1:
+        rows.append(_score_row(f"mean of {len(others)}", others, group, tasks))
+    return rows
+
+
+def _score_row(
+    name: str, results: Sequence[LanguageResult], group: str, tasks: Sequence[str]
+) -> list[str]:
+    groups: list[GroupScore] = [getattr(result, group) for result in results]
+    first = groups[0]
+    return [
+        name,
+        percent(mean_of(groups)),
+        f"{percent(first.low)}-{percent(first.high)}" if len(groups) == 1 else "",
+        percent(mean_of(groups, "blind_accuracy")),
+        percent(mean_of(groups, "majority")),
+        *(percent(mean_of([result.tasks.get(task) for result in results])) for task in tasks),
+    ]
+
+
+def remarks(benchmark: BenchmarkResult) -> list[str]:
+    """Says what the figures do not: answers that are empty, cut, or in another language."""
+    lines = [
+        "blind: the same model shown an empty image; majority: always each task's commonest "
+        "answer; mean: without English"
+    ]
+    for name, what in _COUNTS.items():
+        counts = {result.lang: getattr(result.total, name) for result in benchmark.languages}
+        if any(counts.values()):
+            shown = ", ".join(f"{lang} {count}" for lang, count in counts.items() if count)
+            lines.append(f"answers {what}: {shown}")
+    shares = {result.lang: result.total.fidelity for result in benchmark.languages}
+    strayed = [
+        f"{lang} {percent(share)} %"
+        for lang, share in shares.items()
+        if share is not None and share < 1
+    ]
+    if strayed:
+        rest = "; all elsewhere" if len(strayed) < len(shares) else ""
+        lines.append(
+            f"answers in the language of the question (fidelity): {', '.join(strayed)}{rest}"
+        )
+    return lines
+
+
+def _print_example(example: Example, console: Console) -> None:
+    """Prints an image's path, and question, answer and expected answer in each language."""
+    console.print(f"[bold]{escape(example.image)}[/]", soft_wrap=True, highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "question", "answer", "expected"):
+        table.add_column(heading, header_style="dim", justify="left")
+    for answer in example.answers:
+        colour = "green" if answer.correct else "red"
+        said = escape(printable(answer.answer)) or "[dim](nothing)[/]"
+        table.add_row(
+            answer.lang, escape(answer.question), f"[{colour}]{said}[/]", escape(answer.expected)
+        )
+    console.print(table)
+
+
+def headline_table(benchmark: BenchmarkResult, width: int) -> Table:
+    """Makes a table with one row a language and mode of reading.
+
+    Args:
+        benchmark: The results; some language has a headline.
+        width: Columns of the terminal.
+    """
+    assert benchmark.headline is not None
+    name = benchmark.headline.name
+    heads = ("language", "read as", name, "95 %", "blind", "answered", "unread", "fidelity")
+    rows = (_with_bold(row, 2) for row in headline_rows(benchmark))
+    table = terminal_table(f"{benchmark.name}: {name}", heads, rows, width)
+    table.columns[1].justify = "left"
+    return table
+
+
+def headline_rows(benchmark: BenchmarkResult, ratio: str = "{}/{}") -> list[list[str]]:
+    """Returns a row a language and mode of reading, and the mean of the others.
+
+    Args:
+        benchmark: The results.
+        ratio: How a number and what it is of are written.
+    """
+    rows: list[list[str]] = []
+    for result in benchmark.languages:
+        for headline in result.headlines:
+            counts, faith = headline.details["counts"], headline.details["fidelity"]
+            rows.append([
+                result.name,
+                headline.mode,
+                f"{headline.value:.2f}",
+                f"{headline.low:.1f}-{headline.high:.1f}",
+                NOTHING if headline.blind is None else f"{headline.blind:.2f}",
+                ratio.format(counts["answered"], counts["questions"]),
+                f"{counts['unparsed']:,}",
+                ratio.format(faith["in_language"], faith["decided"]),
+            ])  # fmt: skip
+    # the last mode is the one that every language is read in
+    others = [result.headlines[-1].value for result in benchmark.others() if result.headlines]
+    if len(others) > 1:
+        rows.append([f"mean of {len(others)}", LOCAL, f"{fmean(others):.2f}", *[""] * 5])
+    return rows
+
+
+def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
+    """Says what the columns mean, and whether the benchmark is whole."""
+    assert benchmark.headline is not None
+    details = benchmark.headline.details
+    lines = [
+        "unread: answers that decide nothing (wrong); fidelity: answers in the language of the "
+        "question, of those that have a language; mean: without English"
+    ]
+    expected = details.get("num_categories_expected")
+    if expected and details["num_categories"] < expected:
+        top = details.get("maximum_perception")
+        lines.append(
+            f"{details['num_categories']} of {expected} categories are there"
+            + (f": at most {top} points of perception" if top else "")
+        )
+    return lines
+
+
+def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
+    """Renders the page into a folder.
+
+    Args:
+        report: The figures.
+        folder: Where `report.json` and the example images are.
+        model_path: The model's folder; it may be gone.
+
+    Returns:
+        The page's path.
+    """
+
+    def image_url(example: Example) -> str:
+        path = folder / example.file
+        if not path.is_file():
+            log.warning("%s is gone: the report has its example without the image", path)
+            return ""
+        return data_url(mimetypes.guess_type(path.name)[0] or "image/jpeg", path.read_bytes())
+
+    codes = {result.lang for benchmark in report.benchmarks for result in benchmark.languages}
+    number = f"{_in_words(len(codes))} language{'s' if len(codes) > 1 else ''}"
+    page = render(
+        "report.html",
+        title=f"{report.model_id} in {number}",
+        report=report,
+        stages=training_stages(model_path),
+        commas="{:,}".format,
+        figure_rows=_figure_rows,
+        headline_remarks=headline_remarks,
+        headline_rows=headline_rows,
+        image_url=image_url,
+        in_words=_in_words,
+        loss_curve=loss_curve,
+        mean_bar=_mean_bar,
+        mean_of=mean_of,
+        percent=percent,
+        printable=printable,
+        remarks=remarks,
+    )
+    write_atomically(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE
+
+
+def _in_words(number: int) -> str:
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
+
+
+def _mean_bar(results: Sequence[LanguageResult], task: str) -> tuple[dict[str, Any], int]:
+    """Returns the mean of languages in a task with its range, and how many have the task."""
+    groups = [result.tasks[task] for result in results if task in result.tasks]
+    shares = [group.accuracy for group in groups]
+    means = {name: mean_of(groups, name) for name in ("accuracy", "blind_accuracy", "majority")}
+    return {**means, "low": min(shares, default=0), "high": max(shares, default=0)}, len(groups)
+
+
+def _figure_rows(benchmark: BenchmarkResult) -> list[list[str]]:
+    """Returns every figure of a benchmark; the mean has no fidelity."""
+    rows = score_rows(benchmark, "total", benchmark.tasks)
+    shares = [percent(result.total.fidelity) for result in benchmark.languages]
+    return [[*row, share] for row, share in zip(rows, [*shares, ""], strict=False)]
