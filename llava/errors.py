@@ -158,3 +158,9 @@ def _is_output_closed() -> bool:
     poll = select.poll()
     poll.register(_STDOUT, 0)
     return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
+
+
+def split_names(texts: list[str]) -> tuple[str, ...]:
+    """Splits texts at commas; returns each name once, in order."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(filter(None, names)))

@@ -143,21 +143,28 @@ def demo(
 
 
 def _developer_tool(ctx: typer.Context) -> None:
-    """Run `python -m tools.<command>` of this clone with the same arguments."""
-    root = Path(__file__).parents[1]
-    if not (root / "tools" / str(ctx.info_name)).is_dir():
+    """Runs `python -m tools.<command>` of this clone with the same arguments."""
+    root, name = Path(__file__).parents[1], str(ctx.info_name).replace("-", "_")
+    if not list((root / "tools").glob(f"{name}*")):
         raise ConfigError(
-            f"lrm {ctx.info_name} needs a clone of the repository (pip install -e .): {root} has "
+            f"{ctx.command_path} needs a clone of the repository (pip install -e .): {root} has "
             "no folder tools/"
         )
-    command = [sys.executable, "-m", f"tools.{ctx.info_name}", *ctx.args]
+    command = [sys.executable, "-m", f"tools.{name}", *ctx.args]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
 
 
-for _name in ("mini", "reproduce", "bench"):
-    app.command(
+_BUILD_EMOJI = "Build the packed built-in corpus from Debian packages (needs a clone)."
+for _group, _name, _help in (
+    (app, "mini", None),
+    (app, "reproduce", None),
+    (app, "bench", None),
+    (lrm_ext.corpus.commands.corpus_app, "build-emoji", _BUILD_EMOJI),
+):
+    _group.command(
         _name,
+        help=_help,
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_developer_tool)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, DataError
-from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.checkpoint import PATCH_MERGE_TYPES, MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -37,6 +36,7 @@ from llava.model.splice import (
     truncate_rows,
     unpad_image,
 )
+from llava.model.tiles import get_anyres_image_grid_shape
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 from llava.model.tokenizer import initialize_vision_tokens

@@ -23,33 +23,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(corpus_app, name="corpus")
 
 
-@corpus_app.command("build-emoji")
-def build_emoji(
-    check: bool = typer.Option(False, help="Write nothing; compare with the committed files."),
-) -> None:
-    """Build the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
-    from lrm_ext.emoji import build
-    from lrm_ext.emoji.scenes import load_scenes, packed_dir
-
-    folder = packed_dir()
-    files = build.build_files()
-    if not check:
-        build.write_files(files, folder)
-    # sentences of examples use the packed names, which must be there by now
-    files |= build.example_files(load_scenes())
-    if not check:
-        build.write_files(files, folder)
-    found, console = build.differences(files, folder), _console()
-    for line in found:
-        console.print(f"[red]{line}[/]")
-    size_kib = sum(map(len, files.values())) / 1024
-    console.print(
-        f"{folder}: {len(files)} files, {size_kib:,.0f} KiB, "
-        + (f"{len(found)} differ from a fresh build" if found else "as a fresh build makes them")
-    )
-    raise typer.Exit(1 if found else 0)
-
-
 @corpus_app.command("unpack-emoji")
 def unpack_emoji(
     force: bool = typer.Option(False, help="Start over even if it is complete."),

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from llava.errors import ConfigError, DataError
-from lrm_ext.translate.commands import split_names
+from llava.errors import ConfigError, DataError, split_names
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.agreement import LanguagePairs

@@ -72,9 +72,8 @@ def predictions(
     form: str = typer.Option("xlsx", "--format", help="Of VLMEvalKit's files: xlsx or tsv."),
 ) -> None:
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
-    from llava.errors import ConfigError
+    from llava.errors import ConfigError, split_names
     from lrm_ext.export.predictions import export_lmms_eval, export_vlmevalkit, read_run
-    from lrm_ext.translate.commands import split_names
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
     exporters = {
@@ -98,10 +97,9 @@ def benchmark(
     licence: str = typer.Option("unknown", help="Licence of the benchmark, for the dataset card."),
 ) -> None:
     """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
-    from llava.errors import ConfigError
+    from llava.errors import ConfigError, split_names
     from lrm_ext.evaluate.registry import open_named
     from lrm_ext.export.benchmarks import export_dataset, export_tasks
-    from lrm_ext.translate.commands import split_names
 
     opened, chosen = open_named(folder), split_names(languages)
     if to == "hf":

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, split_names
 from llava.files import write_atomically
 from lrm_ext.files import save_figure
-from lrm_ext.translate.commands import split_names
 
 if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting

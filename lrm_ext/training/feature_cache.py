@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader
 from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import central_part, expand2square, open_image
-from llava.mm_utils import keeps_bytes, preprocess_bytes, process_images
+from llava.mm_utils import process_images
+from llava.model.tiles import keeps_bytes, preprocess_bytes
 from llava.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from llava.errors import ConfigError, DataError
-from lrm_ext.corpus.commands import corpus_app
+from llava.errors import ConfigError, DataError, split_names
 
 if TYPE_CHECKING:
     from lrm_ext.translate.ray_executor import RayWorkers
-    from lrm_ext.translate.runner import Result
+    from lrm_ext.translate.runner import Job, Result
 
 _STATUSES = ("ok", "suspect", "rejected")
+_NOTHING_TO_DO = (
+    "nothing to do: expected a corpus, --to and --engine, such as "
+    "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `lrm`."""
     app.command("translate")(translate)
-    corpus_app.command("score")(score)
+    [corpus] = (group for group in app.registered_groups if group.name == "corpus")
+    corpus.typer_instance.command("score")(score)
 
 
 def translate(
@@ -76,40 +80,40 @@ def translate(
     """Translate a corpus; after an interruption, run it again to continue."""
     from lrm_ext.translate.engines.base import split_options
     from lrm_ext.translate.planning import plan as make_plan
-    from lrm_ext.translate.runner import Job, translate_corpus
+    from lrm_ext.translate.runner import Job
 
     names, languages, console = split_names(engine), split_names(to), Console(highlight=False)
     if list_engines:
-        _print_engines(names, console)
-        return
+        return _print_engines(names, console)
     if plan:
         found = make_plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
-        console.print(found, markup=False, soft_wrap=True)
-        return
+        return console.print(found, markup=False, soft_wrap=True)
     if corpus is None or not names or not languages:
-        raise ConfigError(
-            "nothing to do: expected a corpus, --to and --engine, such as "
-            "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
-        )
+        raise ConfigError(_NOTHING_TO_DO)
     shorts = {"model": model, "base_url": base_url}
     typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
-    chain = tuple(split_options(typed, names).items())
     job = Job(
-        corpus,
-        "",
-        chain,
-        cache or _default_cache(corpus),
-        glossary=glossary,
-        checks=check,
-        limits=parse_limits(limit),
-        replaces=anew,
-    )
-    workers = _workers(executor, num_workers, gpus_per_worker)
-    failed: list[str] = []
+        corpus, "", tuple(split_options(typed, names).items()), cache or _default_cache(corpus),
+        glossary=glossary, checks=check, limits=parse_limits(limit), replaces=anew,
+    )  # fmt: skip
+    _translate(job, languages, _workers(executor, num_workers, gpus_per_worker), max_rejected)
+
+
+def _translate(
+    job: Job, languages: Sequence[str], workers: RayWorkers | None, max_rejected: float | None
+) -> None:
+    """Translates into one language after the other.
+
+    Raises:
+        DataError: A larger share of rows than `max_rejected` is rejected in a language.
+    """
+    from lrm_ext.translate.runner import translate_corpus
+
+    console, failed = Console(highlight=False), list[str]()
     for lang in languages:
         with _progress(lang, console) as progress:
             result = translate_corpus(replace(job, target=lang), workers, progress)
-        _print_result(f"{corpus} in {lang}", result, console)
+        _print_result(f"{job.corpus} in {lang}", result, console)
         counts = result.counts
         share = counts["rejected"] / max(1, sum(counts[status] for status in _STATUSES))
         if max_rejected is not None and share > max_rejected:
@@ -228,12 +232,6 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
                 f"--limit {text}: expected check=number, such as length=5 or ending=1."
             ) from None
     return limits
-
-
-def split_names(texts: list[str]) -> tuple[str, ...]:
-    """Splits texts at commas; returns each name once, in order."""
-    names = (name.strip() for text in texts for name in text.split(","))
-    return tuple(dict.fromkeys(filter(None, names)))
 
 
 def score(

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.images import open_image
-from llava.mm_utils import byte_table, keeps_bytes, preprocess_bytes, to_floats
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.tiles import byte_table, keeps_bytes, preprocess_bytes, to_floats
 
 
 @pytest.fixture(scope="module")

@@ -250,7 +250,7 @@ class _Ids:
 
 def measure_pictures() -> list[dict[str, Any]]:
     """Rows of both sizes, without and with draft mode."""
-    from llava.mm_utils import byte_table, to_floats
+    from llava.model.tiles import byte_table, to_floats
     from lrm_ext.training.feature_cache import ImageLoader
 
     processor = CLIPImageProcessorPil(

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.errors import CheckpointError, ConfigError
-from llava.mm_utils import byte_table, to_floats
 from llava.model.checkpoint import read_config
+from llava.model.tiles import byte_table, to_floats
 
 log = logging.getLogger(__name__)
 

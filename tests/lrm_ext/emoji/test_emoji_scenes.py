@@ -9,7 +9,6 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.emoji import scenes as scenes_module
-from lrm_ext.emoji.build import NUM_SCENES
 from lrm_ext.emoji.scenes import (
     SPLITS,
     Placed,
@@ -26,6 +25,7 @@ from lrm_ext.emoji.scenes import (
     split_of_combination,
     split_of_combinations,
 )
+from tools.build_emoji import NUM_SCENES
 
 
 @pytest.fixture(scope="module")

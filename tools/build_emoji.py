@@ -1,6 +1,6 @@
-"""Builds the packed corpus from two Debian packages, the same bytes on every run.
+"""`lrm corpus build-emoji`: builds the packed corpus, the same bytes on every run.
 
-Input: the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are copied, and the CLDR
+Input: two Debian packages, the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are copied, and the CLDR
 annotations of `unicode-cldr-core`. Output: the committed files in `playground/data/emoji_scenes/`,
 among them example images with conversations for the demo, the CLI and the docs. The examples are
 test scenes, so a model has not seen them in training. Only the example images depend on the version
@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
 from PIL import Image
+from rich.console import Console
 
-from llava.errors import DataError
+from llava.errors import DataError, run_command
 from lrm_ext.emoji.conversations import IMAGE_PREFIX, conversation_sample, question_turns
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
@@ -31,7 +33,9 @@ from lrm_ext.emoji.scenes import (
     SPLITS,
     Scene,
     iter_codepoints,
+    load_scenes,
     load_sprites,
+    packed_dir,
     render_scene,
     sample_scene,
     scene_to_line,
@@ -196,3 +200,35 @@ def example_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
             for lang in LANGUAGES
         }
     return {**files, SAMPLE_FILE: _json(records, 2), QUESTIONS_FILE: _json(questions, 2)}
+
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def build_emoji(
+    check: bool = typer.Option(False, help="Write nothing; compare with the committed files."),
+) -> None:
+    """Build the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
+    folder = packed_dir()
+    files = build_files()
+    if not check:
+        write_files(files, folder)
+    # sentences of examples use the packed names, which must be there by now
+    files |= example_files(load_scenes())
+    if not check:
+        write_files(files, folder)
+    found = differences(files, folder)
+    console = Console(highlight=False, soft_wrap=True)
+    for line in found:
+        console.print(f"[red]{line}[/]")
+    size_kib = sum(map(len, files.values())) / 1024
+    console.print(
+        f"{folder}: {len(files)} files, {size_kib:,.0f} KiB, "
+        + (f"{len(found)} differ from a fresh build" if found else "as a fresh build makes them")
+    )
+    raise typer.Exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    run_command(app)

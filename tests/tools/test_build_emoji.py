@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import DataError
-from lrm_ext.emoji import build
 from lrm_ext.emoji.scenes import load_scenes, packed_dir
+from tools import build_emoji as build
 
 MISSING = [
     package
