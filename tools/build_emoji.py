@@ -1,10 +1,10 @@
 """`lrm corpus build-emoji`: builds the packed corpus, the same bytes on every run.
 
-Input: two Debian packages, the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are copied, and the CLDR
-annotations of `unicode-cldr-core`. Output: the committed files in `playground/data/emoji_scenes/`,
-among them example images with conversations for the demo, the CLI and the docs. The examples are
-test scenes, so a model has not seen them in training. Only the example images depend on the version
-of a compressor or image library.
+Input: two Debian packages, the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are
+copied, and the CLDR annotations of `unicode-cldr-core`. Output: the committed files in
+`playground/data/emoji_scenes/`, among them example images with conversations for the demo, the CLI
+and the docs. The examples are test scenes, so a model has not seen them in training. Only the
+example images depend on the version of a compressor or image library.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Scenes of emoji: their concepts, words in every language, recipes and images.
 
 The packed form is committed in `playground/data/emoji_scenes/`: one PNG for each concept, its names
-in all languages, and the recipes of all scenes. `build.py` creates it; `unpack.py` turns it into
-images and conversations in the git-ignored `corpus/` next to it. Words and sentence patterns are in
-`data/<lang>.toml`, concepts in `data/concepts.toml`.
+in all languages, and the recipes of all scenes. `tools/build_emoji.py` creates it; `unpack.py`
+turns it into images and conversations in the git-ignored `corpus/` next to it. Words and sentence
+patterns are in `data/<lang>.toml`, concepts in `data/concepts.toml`.
 """
 
 from __future__ import annotations

@@ -91,10 +91,10 @@ def translate(
     if corpus is None or not names or not languages:
         raise ConfigError(_NOTHING_TO_DO)
     shorts = {"model": model, "base_url": base_url}
-    typed = [*option, *(f"{key}={value}" for key, value in shorts.items() if value is not None)]
+    options = split_options([*option, *(f"{k}={v}" for k, v in shorts.items() if v)], names)
     job = Job(
-        corpus, "", tuple(split_options(typed, names).items()), cache or _default_cache(corpus),
-        glossary=glossary, checks=check, limits=parse_limits(limit), replaces=anew,
+        corpus, "", tuple(options.items()), cache or _default_cache(corpus), glossary=glossary,
+        checks=check, limits=parse_limits(limit), replaces=anew,
     )  # fmt: skip
     _translate(job, languages, _workers(executor, num_workers, gpus_per_worker), max_rejected)
 
