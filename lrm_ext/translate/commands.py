@@ -79,15 +79,13 @@ def translate(
 ) -> None:
     """Translate a corpus; after an interruption, run it again to continue."""
     from lrm_ext.translate.engines.base import split_options
-    from lrm_ext.translate.planning import plan as make_plan
     from lrm_ext.translate.runner import Job
 
     names, languages, console = split_names(engine), split_names(to), Console(highlight=False)
     if list_engines:
         return _print_engines(names, console)
     if plan:
-        found = make_plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
-        return console.print(found, markup=False, soft_wrap=True)
+        return _print_plan(languages, corpus, assumptions, rows)
     if corpus is None or not names or not languages:
         raise ConfigError(_NOTHING_TO_DO)
     shorts = {"model": model, "base_url": base_url}
@@ -120,6 +118,15 @@ def _translate(
             failed.append(f"{lang}: {share:.1%} of the rows are rejected")
     if failed:
         raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
+
+
+def _print_plan(
+    languages: tuple[str, ...], corpus: Path | None, assumptions: Path | None, rows: int | None
+) -> None:
+    from lrm_ext.translate.planning import plan
+
+    found = plan(languages, corpus=corpus, assumptions=assumptions, rows=rows)
+    Console(highlight=False).print(found, markup=False, soft_wrap=True)
 
 
 def _default_cache(corpus: Path) -> Path:
