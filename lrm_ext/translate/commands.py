@@ -78,7 +78,6 @@ def translate(
     rows: int = typer.Option(None, min=1, help="Number of rows for --plan."),
 ) -> None:
     """Translate a corpus; after an interruption, run it again to continue."""
-    from lrm_ext.translate.engines.base import split_options
     from lrm_ext.translate.runner import Job
 
     names, languages, console = split_names(engine), split_names(to), Console(highlight=False)
@@ -88,11 +87,10 @@ def translate(
         return _print_plan(languages, corpus, assumptions, rows)
     if corpus is None or not names or not languages:
         raise ConfigError(_NOTHING_TO_DO)
-    shorts = {"model": model, "base_url": base_url}
-    options = split_options([*option, *(f"{k}={v}" for k, v in shorts.items() if v)], names)
+    chain = _chain(names, option, model=model, base_url=base_url)
     job = Job(
-        corpus, "", tuple(options.items()), cache or _default_cache(corpus), glossary=glossary,
-        checks=check, limits=parse_limits(limit), replaces=anew,
+        corpus, "", chain, cache or _default_cache(corpus), glossary=glossary, checks=check,
+        limits=parse_limits(limit), replaces=anew,
     )  # fmt: skip
     _translate(job, languages, _workers(executor, num_workers, gpus_per_worker), max_rejected)
 
@@ -118,6 +116,16 @@ def _translate(
             failed.append(f"{lang}: {share:.1%} of the rows are rejected")
     if failed:
         raise DataError(f"{'; '.join(failed)}; --max-rejected allows {max_rejected:.1%}.")
+
+
+def _chain(
+    names: tuple[str, ...], options: list[str], **shorts: str | None
+) -> tuple[tuple[str, dict[str, str]], ...]:
+    """Returns engines in order, each with its options; `shorts` are flags of common options."""
+    from lrm_ext.translate.engines.base import split_options
+
+    typed = [f"{name}={value}" for name, value in shorts.items() if value is not None]
+    return tuple(split_options([*options, *typed], names).items())
 
 
 def _print_plan(
