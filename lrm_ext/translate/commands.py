@@ -30,8 +30,9 @@ _NOTHING_TO_DO = (
 def register(app: typer.Typer) -> None:
     """Adds the commands to `lrm`."""
     app.command("translate")(translate)
-    [corpus] = (group for group in app.registered_groups if group.name == "corpus")
-    corpus.typer_instance.command("score")(score)
+    for group in app.registered_groups:
+        if group.name == "corpus" and group.typer_instance:
+            group.typer_instance.command("score")(score)
 
 
 def translate(
