@@ -42,7 +42,8 @@ def _parse(content: bytes, path: str | Path, line: int, kind: type[T]) -> T:
     """Parses the JSON that begins in a line of a file, and checks its type."""
     where = f"{path}:{line}"
     try:
-        value = json.loads(content)
+        # json.loads would guess the encoding of bytes
+        value = json.loads(content.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error}); convert it first") from error
     except json.JSONDecodeError as error:

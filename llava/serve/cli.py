@@ -18,7 +18,6 @@ from typing import TextIO
 import requests
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
-from urllib3.exceptions import HTTPError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
@@ -48,12 +47,16 @@ def load_image(image_file: str) -> Image.Image:
     try:
         with requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S, stream=True) as response:
             response.raise_for_status()
-            content = response.raw.read(MAX_DOWNLOAD_BYTES + 1, decode_content=True)
-    except (requests.RequestException, HTTPError) as error:
+            content = bytearray()
+            for chunk in response.iter_content(2**16):
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    break
+    except requests.RequestException as error:
         raise DataError(f"cannot download the image {image_file}: {error}") from error
     if len(content) > MAX_DOWNLOAD_BYTES:
         raise DataError(f"the image {image_file} is larger than {MAX_DOWNLOAD_BYTES} bytes")
-    return open_image(content, image_file, orient=False)
+    return open_image(bytes(content), image_file, orient=False)
 
 
 def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:

@@ -34,7 +34,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -187,7 +186,7 @@ class Message(_Cacheable):
     def _check_content(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
         role = info.data.get("role")
         if parts is None and role != "assistant":
-            raise PydanticCustomError("missing", "Field required")
+            raise ValueError("Field required")
         texts = [part.text for part in parts or () if isinstance(part, TextPart)]
         if len(texts) < len(parts or ()) and role != "user":
             raise ValueError("only the user's messages may hold images")

@@ -415,8 +415,10 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
         raise DataError(f"{len(bad)} images are missing or cannot be read:{shown}")
     lost = frozenset(bad)
     for place, qs in enumerate(sets):
-        unasked = (i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in lost)
-        sets[place] = replace(qs, unasked=frozenset(unasked))
+        unasked = frozenset(
+            i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in lost
+        )
+        sets[place] = replace(qs, unasked=unasked)
     log.warning(
         "%d images are missing or cannot be read, so %d questions are not asked and count "
         "as wrong:%s", len(bad), sum(len(qs.unasked) for qs in sets), shown,

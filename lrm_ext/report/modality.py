@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -193,14 +193,14 @@ def measure(
     """
     langs = [name for name in features if name != IMAGE]
     image = features[IMAGE]
-    languages = {
+    languages: dict[str, dict[str, Any]] = {
         lang: {
             "centroid_distance": centroid_distance(image[0], features[lang][0]),
             "separability": separability(image[0], features[lang][0], seed),
         }
         for lang in langs
     }
-    by_layer = [
+    by_layer: list[dict[str, Any]] = [
         {
             "layer": layer,
             "languages": {
@@ -417,6 +417,7 @@ def extract(extractor: FeatureExtractor, samples: Samples, batch_size: int) -> d
     """
     starts = range(0, len(samples.rows), batch_size)
     features: dict[str, Features] = {}
+    sources: dict[str, tuple[Callable[[Any], Features], Sequence[Any]]]
     sources = {IMAGE: (extractor.images, samples.images)}
     sources |= {lang: (extractor.texts, texts) for lang, texts in samples.texts.items()}
     with Progress("features", len(starts) * len(sources), "batches") as progress:

@@ -94,7 +94,7 @@ class ImageLoader:
             ) from error
         if not self.gives_bytes:
             settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
-            return process_images([image], self.processor, settings)[0]  # type: ignore[no-any-return]
+            return process_images([image], self.processor, settings)[0]
         if self.aspect_ratio == "pad":
             color = tuple(int(255 * mean) for mean in self.processor.image_mean)
             image = expand2square(image, color)
@@ -243,7 +243,7 @@ class FeatureCache:
                 f"the vision tower's output does not fit into {self.dtype}; use "
                 "--feature_cache_dtype float32"
             )
-        return features  # type: ignore[no-any-return]
+        return features
 
     def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
         """Writes a shard; its list is written last and makes it count."""

@@ -32,6 +32,7 @@ from llava.serve import (
     web,
 )
 from llava.serve.openai_api import ApiSettings
+from llava.serve.page_state import PageSettings
 
 MODEL = "llava-v1-stub"
 TINY = Path(__file__).parents[2] / "golden" / "llava" / "model" / "tiny-llava"
@@ -333,7 +334,7 @@ def test_what_is_no_address_is_named(host, port, message):
     with pytest.raises(ConfigError, match=message):
         check.check_port_is_free(host, port)
     with pytest.raises(ConfigError, match=message):
-        gradio_web_server.serve(None, host, port)
+        gradio_web_server.serve(None, host, port, False, PageSettings())
 
 
 def test_model_that_does_not_load(tmp_path):

@@ -119,7 +119,7 @@ def test_a_json_file_in_utf_16_is_an_error(tmp_path):
     folder = files.pope_folder(tmp_path / "pope")
     path = folder / "coco_pope_random.json"
     path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
-    with pytest.raises(DataError, match="random.json: not UTF-8"):
+    with pytest.raises(DataError, match="random.json:1: not UTF-8"):
         read("pope", folder)
 
 

@@ -153,8 +153,8 @@ def test_the_commands(tmp_path, use_folder):
     assert "sk (yours)" in listed.output and "slovenčina" in listed.output
 
 
-def test_another_folder_says_how_to_have_it_used(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER_VARIABLE, str(OWN))
+def test_another_folder_says_how_to_have_it_used(tmp_path, use_folder):
+    use_folder(OWN)
     result = CliRunner().invoke(app, ["languages", "add", "uk", "--dir", str(tmp_path / "new")])
     assert result.exit_code == 0
     assert f"export {FOLDER_VARIABLE}={tmp_path / 'new'}" in result.output
