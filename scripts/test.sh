@@ -19,7 +19,7 @@ case ${1:-} in
     ;;
 esac
 
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # two tests run at a time
 export TOKENIZERS_PARALLELISM=false
 SECONDS=0
 if ((do_install)); then
@@ -56,7 +56,7 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy
 check "shellcheck" check_shell
-check "pytest" "$python" -m pytest "$@"
+check "pytest" "$python" -m pytest -n 2 --dist loadfile "$@"
 
 heading "Summary after $(duration "$SECONDS")"
 printf '  %s\n' "${results[@]}"
