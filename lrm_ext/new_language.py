@@ -473,11 +473,11 @@ def _check_instructions(
     rule = get_instruction("epvqa")
     for answer in (language.yes, language.no, *language.fixed_answers.values(), "7", "A"):
         try:
-            reply = rule._reply(_QUESTION, answer, language)
+            reply = rule.write_reply(_QUESTION, answer, language)
         except DataError as error:
             yield f"instructions: {error}"
             return
-        read = rule._parse(reply, language)
+        read = rule.read_reply(reply, language)
         if not read.well_formed or (read.translation, read.answer) != (_QUESTION, answer):
             yield f"instructions: the reply {reply!r} is read as {read.answer!r} ({read.problem})."
 

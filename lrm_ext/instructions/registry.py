@@ -111,7 +111,7 @@ class Instruction:
     """A task instruction.
 
     This class leaves question and answer unchanged, as MVQA does; the other instructions override
-    `_ask`, `_reply` or `_parse`.
+    `write_prompt`, `write_reply` or `read_reply`.
 
     Attributes:
         name: Name in data and on the command line.
@@ -125,11 +125,11 @@ class Instruction:
     directions: tuple[str, ...] = ()
     allows_english: bool = False
 
-    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+    def write_prompt(self, text: str, language: Language, direction: str | None) -> str:
         """Returns the prompt for a question; `language` is the one that is not English."""
         return text
 
-    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+    def write_reply(self, english_question: str, answer: str, language: Language) -> str:
         """Returns the reply that the model is trained to give.
 
         Raises:
@@ -137,7 +137,7 @@ class Instruction:
         """
         return answer
 
-    def _parse(self, reply: str, language: Language) -> ParsedReply:
+    def read_reply(self, reply: str, language: Language) -> ParsedReply:
         """Parses a reply, which is stripped and not empty."""
         return ParsedReply(reply)
 
@@ -154,7 +154,7 @@ class Instruction:
             ConfigError: Language or direction is unknown, or English is not allowed.
         """
         self._check(lang, direction)
-        return self._ask(text, get_language(lang), direction)
+        return self.write_prompt(text, get_language(lang), direction)
 
     def format(
         self,
@@ -194,10 +194,10 @@ class Instruction:
         made: list[Turn] = []
         for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             if question.role == "human":
-                made.append(Turn("human", self._ask(question.text, language, direction)))
+                made.append(Turn("human", self.write_prompt(question.text, language, direction)))
                 continue
             try:
-                text = self._reply(row.turns[i - 1].text if i else "", answer.text, language)
+                text = self.write_reply(row.turns[i - 1].text if i else "", answer.text, language)
             except DataError as error:
                 raise DataError(f"row {row.id!r}, turn {i}, {self.name}: {error}") from error
             made.append(Turn("gpt", text, answer.supervised))
@@ -223,7 +223,7 @@ class Instruction:
         language, reply = get_language(lang), reply.strip()
         if not reply:
             return ParsedReply("", None, False, "empty reply")
-        return self._parse(reply, language)
+        return self.read_reply(reply, language)
 
     def _check(self, lang: str, direction: str | None) -> None:
         get_language(lang)
@@ -241,10 +241,10 @@ class Instruction:
 class _Pivot(Instruction):
     """EP-VQA: translate the question into English, then answer."""
 
-    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+    def write_prompt(self, text: str, language: Language, direction: str | None) -> str:
         return insert_instruction(text, language.epvqa_instruction, language.format_prompts)
 
-    def _reply(self, english_question: str, answer: str, language: Language) -> str:
+    def write_reply(self, english_question: str, answer: str, language: Language) -> str:
         """Returns the English question (without image and format prompt) and the answer, marked."""
         english = get_language(ENGLISH)
         question = split_human_text(english_question, english.format_prompts).question.strip()
@@ -260,8 +260,8 @@ class _Pivot(Instruction):
         gap = " " if language.spaced else ""
         return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
 
-    def _parse(self, reply: str, language: Language) -> ParsedReply:
-        """Splits a reply at its markers; see `_reply`.
+    def read_reply(self, reply: str, language: Language) -> ParsedReply:
+        """Splits a reply at its markers; see `write_reply`.
 
         A reply without markers is an answer without a translation. A reply that starts a
         translation but has no answer marker, because it was cut off for example, has no answer.
@@ -283,7 +283,7 @@ class _Pivot(Instruction):
 class _Bilingual(Instruction):
     """BVQA: question in one language, answer in the other."""
 
-    def _ask(self, text: str, language: Language, direction: str | None) -> str:
+    def write_prompt(self, text: str, language: Language, direction: str | None) -> str:
         """Adds a request, in the question's language, that names the language of the answer.
 
         MVQA answers the same question in its own language; without the request, the two
