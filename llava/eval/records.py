@@ -88,6 +88,29 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path}:{number}", _parse(line, path, number, dict)
 
 
+def cut_unfinished_line(path: Path) -> None:
+    """Removes a last line that a killed process wrote only half of.
+
+    It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    if last and not (last.endswith(b"\n") and _is_json(last)):
+        log.warning(
+            "%s: dropped an unfinished last line of %d bytes; its question is asked again",
+            path, len(last),
+        )  # fmt: skip
+        os.truncate(path, len(content) - len(last))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8-sig"))
+    except ValueError:  # of JSON or UTF-8
+        return False
+    return True
+
+
 def read_tsv(path: str | Path) -> list[tuple[str, dict[str, str]]]:
     """Reads a TSV with a header; every cell stays text, so the word "None" stays a word.
 
@@ -240,7 +263,7 @@ class AnswersFile:
             if fresh:
                 self._file.truncate(0)
             self._claim(json.loads(json.dumps(identity)))
-            self._cut_unfinished_line()
+            cut_unfinished_line(self.path)
         except BaseException:
             self._file.close()
             raise
@@ -322,15 +345,3 @@ class AnswersFile:
                 f"{self.path}: the answers there are of another run "
                 f"({'; '.join(differing)}); {way_out}"
             )
-
-    def _cut_unfinished_line(self) -> None:
-        """Removes a last line that a killed process wrote only half of: it has no line end."""
-        content = self.path.read_bytes()
-        size = content.rfind(b"\n") + 1
-        if size < len(content):
-            log.warning(
-                "%s: dropped an unfinished last line of %d bytes; its question is asked again",
-                self.path,
-                len(content) - size,
-            )
-            self._file.truncate(size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from llava.errors import ConfigError, DataError
-from llava.eval.records import read_json, read_json_lines
+from llava.eval.records import cut_unfinished_line, read_json, read_json_lines
 from llava.files import naming, write_atomically
 from lrm_ext.evaluate.items import LETTERS, Item, text_of
 from lrm_ext.evaluate.kind import Kind
@@ -35,26 +34,6 @@ RUN_FILE: Final = "run.json"
 def prediction_path(folder: Path, benchmark: str, lang: str, blind: bool) -> Path:
     """Returns the path of the answers to one benchmark in one language."""
     return folder / f"{benchmark}.{lang}{'.blind' if blind else ''}.jsonl"
-
-
-def cut_unfinished_line(path: Path) -> None:
-    """Removes a last line that was only half written.
-
-    It is one that has no line end, or that is not JSON; earlier lines are left to the reader.
-    """
-    content = path.read_bytes() if path.is_file() else b""
-    last = content[content.rfind(b"\n", 0, -1) + 1 :]
-    if last and not (last.endswith(b"\n") and _is_json(last)):
-        log.warning("%s: cut off an unfinished last line of %d bytes", path, len(last))
-        os.truncate(path, len(content) - len(last))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        return False
-    return True
 
 
 def read_predictions(path: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ import torch
 
 import lrm_ext
 from llava.errors import ConfigError, DataError
-from llava.eval.records import without_thinking
+from llava.eval.records import cut_unfinished_line, without_thinking
 from llava.files import sha256_of
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
@@ -37,7 +37,6 @@ from lrm_ext.evaluate.predictions import (
     add_lines,
     check_keys,
     clear_run,
-    cut_unfinished_line,
     open_run,
     prediction_path,
     read_lines,

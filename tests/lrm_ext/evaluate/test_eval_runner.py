@@ -8,11 +8,11 @@ import pytest
 from toy_benchmark import FakeAnswerer
 
 from llava.errors import CheckpointError, ConfigError, DataError
+from llava.eval.records import cut_unfinished_line
 from lrm_ext.evaluate.inspecting import load_runs
 from lrm_ext.evaluate.predictions import (
     PredictionWriter,
     add_lines,
-    cut_unfinished_line,
     read_predictions,
 )
 from lrm_ext.evaluate.registry import names_in
