@@ -1,11 +1,11 @@
-"""What `--alignment_loss` brings on the preset `mini`: paired runs, with intervals.
+"""Measures what `--alignment_loss` gains on the preset `mini`: paired runs, with intervals.
 
     python tools/ablate_alignment.py                       # five seeds, stage 2 of the preset
-    python tools/ablate_alignment.py --seeds 3 --steps 60 --rows 300    # a few minutes of a core
+    python tools/ablate_alignment.py --seeds 3 --steps 60 --rows 300    # a few minutes on a core
 
 Each seed is trained twice, with and without the term, on the same samples in the same order; a
-tenth of the pictures is held out. Printed are the mean validation losses, the mean difference of
-the pairs, and its 95 % interval (Student's t over seeds). Whatever comes out is printed.
+tenth of the images is held out. The script prints the mean validation losses, the mean difference
+of the pairs and its 95 % interval (Student's t over seeds), whichever way the result goes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MINI = ROOT / "playground" / "models" / "mini"
 
 
 def main() -> None:
-    """Train, compare, print."""
+    """Trains, compares and prints."""
     args = parse()
     corpus = corpus_of(args)
     results: dict[float, list[dict[str, float]]] = {0.0: [], args.weight: []}
@@ -38,15 +38,15 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--weight", type=float, default=0.1, help="of the term")
-    parser.add_argument("--seeds", type=int, default=5, help="pairs of runs, 2 to 10")
-    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps of a run")
-    parser.add_argument("--batch", type=int, default=32, help="samples a step")
-    parser.add_argument("--rows", type=int, help="scenes of each split to unpack; default: all")
+    parser.add_argument("--weight", type=float, default=0.1, help="weight of the alignment loss")
+    parser.add_argument("--seeds", type=int, default=5, help="number of pairs of runs, 2 to 10")
+    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps per run")
+    parser.add_argument("--batch", type=int, default=32, help="samples per step")
+    parser.add_argument("--rows", type=int, help="scenes to unpack from each split; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate_alignment"))
-    parser.add_argument("--projector", type=Path, help="mm_projector.bin of the first stage")
+    parser.add_argument("--projector", type=Path, help="mm_projector.bin from the first stage")
     args = parser.parse_args()
     if not 2 <= args.seeds <= len(T_95) + 1:
         parser.error(f"--seeds is {args.seeds}, expected 2 to {len(T_95) + 1}")
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 
 def corpus_of(args: argparse.Namespace) -> Path:
-    """The corpus for fine-tuning, unpacked if need be."""
+    """Returns the corpus for fine-tuning, unpacking it if necessary."""
     from lrm_ext.emoji.unpack import unpack
 
     root = None if args.rows is None else args.out / f"corpus-{args.rows}"
@@ -64,10 +64,10 @@ def corpus_of(args: argparse.Namespace) -> Path:
 
 
 def train(args: argparse.Namespace, corpus: Path, seed: int, weight: float) -> dict[str, float]:
-    """Train once; what is there already is read.
+    """Trains once, or reads the result of an earlier training.
 
     Returns:
-        The figures of the last validation.
+        The metrics of the last validation.
     """
     out = args.out / f"seed{seed}-weight{weight:g}"
     flags = {
@@ -117,7 +117,7 @@ def train(args: argparse.Namespace, corpus: Path, seed: int, weight: float) -> d
 
 
 def report(args: argparse.Namespace, results: dict[float, list[dict[str, float]]]) -> str:
-    """A line for the loss in all and for each group."""
+    """Formats a line for the overall loss and one for each group."""
     without, with_term = results[0.0], results[args.weight]
     names = [name for name in without[0] if name.startswith("eval_loss")]
     names = [name for name in names if name.count("/") < 2 and "per_" not in name]
@@ -136,7 +136,7 @@ def report(args: argparse.Namespace, results: dict[float, list[dict[str, float]]
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
+    """Prints a line and flushes it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""`lrm corpus build-emoji`: builds the packed corpus, the same bytes on every run.
+"""Implements `lrm corpus build-emoji`, which builds the packed corpus, the same bytes on every run.
 
 Input: two Debian packages, the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are
 copied, and the CLDR annotations of `unicode-cldr-core`. Output: the committed files in
@@ -96,7 +96,7 @@ def _is_same(path: Path, data: bytes) -> bool:
         return False
     if path.parent.name != EXAMPLES_DIR or path.suffix != ".png":
         return path.read_bytes() == data
-    # pixels, because bytes of rendered images depend on the version of the compressor
+    # compares pixels, because the bytes of rendered images depend on the compressor's version
     with Image.open(path) as found, Image.open(io.BytesIO(data)) as built:
         return (found.mode, found.tobytes()) == (built.mode, built.tobytes())
 
@@ -214,7 +214,7 @@ def build_emoji(
     files = build_files()
     if not check:
         write_files(files, folder)
-    # sentences of examples use the packed names, which must be there by now
+    # the sentences of examples use the packed names, which must be written before
     files |= example_files(load_scenes())
     if not check:
         write_files(files, folder)

@@ -1,11 +1,11 @@
-"""Make the lexicons of the check `meaning` from Unicode CLDR's names and keywords of emoji.
+"""Builds the lexicons of the check `meaning` from Unicode CLDR's names and keywords of emoji.
 
     apt-get install unicode-cldr-core
     python tools/build_lexicon.py            # writes lrm_ext/translate/quality/data/*.json
-    python tools/build_lexicon.py --lang sk  # one more language
+    python tools/build_lexicon.py --lang sk  # adds a language
 
-Names are aligned with names and keywords with keywords (IBM model 1), so that words are learnt that
-occur in several names only, such as colours. `--check` writes nothing and compares.
+Names are aligned with names and keywords with keywords (IBM model 1), which also finds words that
+occur only within several names, such as colours. `--check` writes nothing and compares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lrm_ext.translate.quality.content_checks import DATA_DIR, english_key, stem
 
 
 ANNOTATIONS_DIR = Path("/usr/share/unicode/cldr/common/annotations")
-# They are in names and say nothing by themselves.
+# Function words in names, which carry no meaning by themselves.
 STOP = frozenset(
     "a an and at by for from in is it no not of off on or out over the to up with".split()
 )
@@ -34,7 +34,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def main() -> int:
-    """Write or compare; return 1 if a file differs."""
+    """Writes or compares; returns 1 if a file differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--annotations", type=Path, default=ANNOTATIONS_DIR)
     parser.add_argument("--lang", action="append", help="code of a language; default: all")
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def read_annotations(path: Path) -> dict[str, tuple[str, list[str]]]:
-    """Name and keywords by emoji."""
+    """Returns names and keywords by emoji."""
     names: dict[str, str] = {}
     keywords: dict[str, list[str]] = {}
     for element in ET.parse(path).getroot().iter("annotation"):
@@ -85,25 +85,25 @@ def bag_pairs(
     other: dict[str, tuple[str, list[str]]],
     is_spaced: bool,
 ) -> list[tuple[Bag, Bag]]:
-    """Bags of English words, and of stems of the other language, that mean the same."""
+    """Returns pairs of English words and the other language's stems with the same meaning."""
     pairs: list[tuple[Bag, Bag]] = []
     for character in english.keys() & other.keys():
         (name, keywords), (other_name, other_keywords) = english[character], other[character]
         pairs.append((english_bag([name]), bag([other_name], is_spaced)))
         if keywords and other_keywords:
             pairs.append((english_bag(keywords), bag(other_keywords, is_spaced)))
-    # sets have no order: sums of floats shall not depend on it
+    # sets have no order, and sums of floats depend on the order
     return sorted((a, b) for a, b in pairs if a and b)
 
 
 def english_bag(texts: list[str]) -> Bag:
-    """Keys of the English words of some texts."""
+    """Returns the keys of the English words of some texts."""
     found = (english_key(word) for text in texts for word in _WORD.findall(text.casefold()))
     return sorted({word for word in found if word not in STOP and len(word) > 1})
 
 
 def bag(texts: list[str], is_spaced: bool) -> Bag:
-    """Stems of the words of some texts; without blanks, single letters and all two in a row."""
+    """Returns the stems of some texts' words; in languages without blanks, characters and pairs."""
     found: set[str] = set()
     for text in texts:
         for word in _WORD.findall(text.casefold()):
@@ -115,14 +115,14 @@ def bag(texts: list[str], is_spaced: bool) -> Bag:
 
 
 NUM_ROUNDS = 6
-_NOTHING = ""  # a word may come from nothing
+_NOTHING = ""  # a word may be aligned with no word
 
 Bag = Sequence[str]
 Table = dict[str, dict[str, float]]
 
 
 def translation_table(pairs: Sequence[tuple[Bag, Bag]], num_rounds: int = NUM_ROUNDS) -> Table:
-    """Estimate how probable each word of the second side is, given one of the first.
+    """Estimates the probability of each word of the second side, given one of the first.
 
     Args:
         pairs: Bags of words that mean about the same.
@@ -156,12 +156,12 @@ def learn_lexicon(
     max_translations: int = 4,
     stop: Iterable[str] = (),
 ) -> dict[str, list[str]]:
-    """Find the words that translate each other.
+    """Finds the words that translate each other.
 
     Args:
         pairs: Bags of words that mean about the same, English first.
         min_score: Smallest product of the probabilities of both directions.
-        max_translations: So many are kept for a word, the best first.
+        max_translations: Largest number of translations per word, the best first.
         stop: English words to leave out.
 
     Returns:
@@ -178,7 +178,7 @@ def learn_lexicon(
                 for other, share in forth[word].items()
             }
         )
-        # equal scores in the order of the alphabet, so that building again gives the same
+        # equal scores in alphabetical order, so that every build gives the same lexicon
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:max_translations]
         kept = [other for other, score in best if score >= min_score]
         if kept:

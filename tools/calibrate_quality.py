@@ -1,20 +1,20 @@
-"""Measures what the checks of translations find, and writes limits into the language files.
+"""Measures the accuracy of the translation checks, and writes limits into the language files.
 
 Usage: python tools/calibrate_quality.py [--lang hr,cs] [--write] [--captions DIR] [--markdown]
 
 Human translations are damaged in eight ways (wrong language, cut, doubled, copied, number changed,
 option lost, shuffled rows, mojibake). Lengths and limits are measured on one half of the rows and
-reported on the other, which shows other scenes. The rows are those of the built-in corpus; with
---captions those of Debian's tuxpaint-stamps-default, too, which people wrote more freely:
+reported on the other, which shows other scenes. The rows are those of the built-in corpus;
+--captions adds those of Debian's tuxpaint-stamps-default, whose language is less uniform:
 
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default*.deb stamps
     python tools/calibrate_quality.py --captions stamps/usr/share/tuxpaint/stamps --write
 
-or of a file of your own, all of which is reported on (no limits are measured on it):
+or those of a file of your own, which are all reported on (no limits are measured on them):
 
     python tools/calibrate_quality.py --captions tests/lrm_ext/translate/quality/captions.toml
 
-Nothing of those captions is kept but the few numbers. Without --calibrate or --write the limits are
+Only the measured numbers of those captions are kept. Without --calibrate or --write the limits are
 those of the language files.
 """
 
@@ -56,24 +56,24 @@ from lrm_ext.translate.quality.checking import CHECKS, Checker
 from lrm_ext.translate.quality.form_checks import deviation
 
 _CODES = {"zh_CN": "zh", "zh_TW": "zh-Hant", "sr@latin": "sr-Latn"}
-# Captions in other languages that must not pass for ours; there is more to see in long ones.
+# Captions in near languages must not pass for ours; long ones are easier to tell apart.
 _NEAR = {"cs": ("sk",), "hr": ("sr-Latn",), "ru": ("uk", "bg"), "es": ("pt",), "zh": ("zh-Hant",)}
 _LONG = 6
 
 
 def main() -> None:
-    """Measure, print, and perhaps write."""
+    """Measures, prints and optionally writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1000, help="damaged in each of eight ways")
-    parser.add_argument("--lang", help="codes, with commas; all of the built-in corpus by default")
+    parser.add_argument("--rows", type=int, default=1000, help="rows per kind of damage")
+    parser.add_argument("--lang", help="comma-separated codes; default: all built-in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--captions", type=Path, metavar="PATH", help="folder of tuxpaint's stamps, or a .toml file"
     )
-    parser.add_argument("--calibrate", action="store_true", help="measure limits anew")
-    parser.add_argument("--write", action="store_true", help="and write them to the language files")
-    parser.add_argument("--markdown", action="store_true", help="print tables for a document")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--calibrate", action="store_true", help="measure new limits")
+    parser.add_argument("--write", action="store_true", help="write new limits to language files")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     known = LANGUAGES[1:]
     languages = tuple(args.lang.split(",")) if args.lang else known
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def by_damage(name: str, reports: dict[str, Report]) -> list[list[str]]:
-    """A table: false alarms and what is found of each kind of damage, by language."""
+    """Returns a table: false alarms and recall of each kind of damage, by language."""
     table = [[name, "false alarms", "rejected", "found", *DAMAGES]]
     for lang, report in reports.items():
         shares = [_percent(report.recall(damage)) for damage in DAMAGES]
@@ -125,7 +125,7 @@ def by_damage(name: str, reports: dict[str, Report]) -> list[list[str]]:
 
 
 def by_check(name: str, reports: dict[str, Report]) -> list[list[str]]:
-    """A table: precision and recall of each check, over all languages."""
+    """Returns a table: precision and recall of each check, over all languages."""
     table = [[name, "false alarms", "precision", *(f"finds {d}" for d in DAMAGES)]]
     for check in CHECKS:
         total = Report()
@@ -142,7 +142,7 @@ def by_check(name: str, reports: dict[str, Report]) -> list[list[str]]:
 
 
 def figures(report: Report) -> dict[str, Any]:
-    """A report as plain values."""
+    """Returns a report as plain values."""
     return {
         "clean": report.num_clean,
         "false alarms": dict(report.false_alarms),
@@ -152,7 +152,7 @@ def figures(report: Report) -> dict[str, Any]:
 
 
 def show(table: list[list[str]], console: Console, is_markdown: bool) -> None:
-    """Print a table; the first row is its head."""
+    """Prints a table; the first row is its head."""
     if is_markdown:
         lines = [table[0], ["---"] * len(table[0]), *table[1:]]
         for line in lines:
@@ -166,12 +166,13 @@ def show(table: list[list[str]], console: Console, is_markdown: bool) -> None:
 
 
 def caption_rows(folder: Path) -> Iterator[Row]:
-    """Captions in many languages: a .toml file with a table `[[caption]]` each, by language code.
+    """Reads captions in many languages from a .toml file or a folder.
 
-    Or a folder: one file each, English first, `code.utf8=text`.
+    The .toml file has a table `[[caption]]` for each caption, by language code. The folder has a
+    file for each caption: English first, then lines `code.utf8=text`.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no captions.
     """
     if folder.is_file():
         for caption in load_toml(folder)["caption"]:
@@ -198,7 +199,7 @@ def caption_rows(folder: Path) -> Iterator[Row]:
 def near_languages(
     rows: list[Row], lang: str, thresholds: Thresholds
 ) -> dict[str, dict[str, float]]:
-    """How much of the captions in near languages does not pass for `lang`."""
+    """Returns the share of captions in near languages that does not pass for `lang`."""
     checker = Checker(ENGLISH, lang, thresholds)
     result = {}
     for other in _NEAR.get(lang, ()):
@@ -218,11 +219,11 @@ def near_languages(
 
 
 def write_thresholds(path: Path, thresholds: Thresholds) -> None:
-    """Replace what was measured in the [quality] section of a language file, or add it."""
+    """Replaces the measured values in the [quality] section of a language file."""
     text = path.read_text(encoding="utf-8")
     match = re.search(r"^\[quality\]\n(?:(?!\[).*\n)*?(?=\n|\[|\Z)", text, re.MULTILINE)
     if match is None:
-        raise DataError(f"{path}: no [quality] section; add an empty one where it shall stand.")
+        raise DataError(f"{path}: no [quality] section; add an empty one.")
     kept = re.sub(r"^(?:length_\w+|limits) = .*\n", "", match[0], flags=re.MULTILINE)
     limits = ", ".join(f"{check} = {thresholds.limits[check]:g}" for check in GRADED)
     measured = (
@@ -241,7 +242,7 @@ def _percent(share: float) -> str:
     return "-" if share != share else f"{share:.1%}"
 
 
-# Checks whose limit is a matter of degree, and the damage that each is there for.
+# Checks with a numeric limit, and the damage that each is meant to find.
 GRADED: Mapping[str, str] = {
     "copy": "copied",
     "language": "wrong language",
@@ -249,22 +250,23 @@ GRADED: Mapping[str, str] = {
     "length": "cut",
     "meaning": "shuffled rows",
 }
-# Of what people wrote so much may be called wrong by one check; there are several.
+# Largest share of human translations that one of the several checks may reject.
 FALSE_ALARMS = 0.004
-# A limit is midway between the clean and the damaged where these leave room between them.
+# A limit lies midway between the clean and the damaged values if there is a gap between them.
 MISSED = 0.1
 
 
 @dataclass
 class Report:
-    """What the checks made of rows.
+    """The verdicts of the checks on rows.
 
     Attributes:
-        num_clean: Rows as people wrote them.
-        false_alarms: Of those, how many each check called wrong; "any" for one or more, "rejected"
-            for those that are rejected rather than suspect.
-        num_damaged: Rows by kind of damage.
-        found: By kind of damage, how many each check called wrong; "any" for one or more.
+        num_clean: Number of undamaged rows.
+        false_alarms: Number of undamaged rows that each check flags; "any" for one check or more,
+            "rejected" for rows that are rejected rather than suspect.
+        num_damaged: Number of damaged rows, by kind of damage.
+        found: Number of damaged rows that each check flags, by kind of damage; "any" for one check
+            or more.
     """
 
     num_clean: int = 0
@@ -273,17 +275,17 @@ class Report:
     found: dict[str, Counter[str]] = field(default_factory=dict)
 
     def recall(self, damage: str | None = None, check: str = "any") -> float:
-        """Share of damaged rows that are found; of one kind, or of all rows."""
+        """Returns the share of damaged rows that are found; of one kind, or of all rows."""
         kinds = [damage] if damage else list(self.found)
         total = sum(self.num_damaged[kind] for kind in kinds)
         return sum(self.found[kind][check] for kind in kinds) / total if total else float("nan")
 
     def false_alarm_rate(self, check: str = "any") -> float:
-        """Share of what people wrote that is called wrong."""
+        """Returns the share of undamaged rows that are flagged."""
         return self.false_alarms[check] / self.num_clean
 
     def precision(self, check: str = "any") -> float:
-        """Share of damaged rows among those that are called wrong."""
+        """Returns the share of damaged rows among those that are flagged."""
         hits = sum(counts[check] for counts in self.found.values())
         total = hits + self.false_alarms[check]
         return hits / total if total else float("nan")
@@ -295,7 +297,7 @@ class _Values(NamedTuple):
 
 
 def measure_lengths(rows: Sequence[Row], lang: str) -> tuple[float, float]:
-    """Characters of a translation for one of English, and the spread of the difference.
+    """Measures the characters of a translation per English character, and their spread.
 
     Returns:
         Ratio, and standard deviation for a text of one character.
@@ -306,7 +308,7 @@ def measure_lengths(rows: Sequence[Row], lang: str) -> tuple[float, float]:
             if len(english.text.split()) > 1:
                 size = len(english.text.strip()), len(text.text.strip())
                 sizes.setdefault(row.kind, []).append(size)
-    # by kind: else the one that has most sentences would decide alone
+    # by kind: otherwise the kind with the most sentences would decide alone
     ratios = [float(np.divide(*np.sum(some, axis=0)[::-1])) for some in sizes.values()]
     ratio = float(np.mean(ratios))
     squares = [
@@ -316,15 +318,15 @@ def measure_lengths(rows: Sequence[Row], lang: str) -> tuple[float, float]:
 
 
 def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
-    """Measure lengths and limits.
+    """Measures lengths and limits.
 
     Args:
         rows: Rows that people translated.
         lang: Code of the language.
-        seed: Decides what is damaged and how.
+        seed: Seed of the choice of damaged texts and of the damage.
 
     Returns:
-        The language's thresholds with what was measured in their place.
+        The language's thresholds with the measured values.
     """
     ratio, spread = measure_lengths(rows, lang)
     thresholds = msgspec.structs.replace(
@@ -344,7 +346,7 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
         ]
         limit = float(np.quantile(good, 1 - FALSE_ALARMS, method="higher"))
         least = float(np.quantile(bad, MISSED)) if bad else 0.0
-        # where damage does not show there is nothing to learn but what is too strict
+        # if the damage does not affect the value, the limit can only be loosened
         limit = (limit + least) / 2 if least > limit else max(limit, DEFAULT_LIMITS[check])
         limits[check] = math.ceil(limit * 100) / 100
     return thresholds.with_limits(limits)
@@ -353,13 +355,13 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
 def evaluate(
     rows: Sequence[Row], lang: str, thresholds: Thresholds | None = None, seed: int = 0
 ) -> Report:
-    """Damage rows and see what is found.
+    """Damages rows and counts the rows that the checks find.
 
     Args:
         rows: Rows that people translated.
         lang: Code of the language.
-        thresholds: What passes; the language's own if left out.
-        seed: Decides what is damaged and how.
+        thresholds: Limits of the checks; default: the language's own.
+        seed: Seed of the choice of damaged texts and of the damage.
     """
     checker = Checker(ENGLISH, lang, thresholds)
     report = Report(num_clean=len(rows))
@@ -375,15 +377,15 @@ def evaluate(
 
 
 def built_in_rows(num_rows: int, languages: Sequence[str], seed: int = 0) -> list[Row]:
-    """Rows of the built-in corpus, each of a scene of its own: conversations, captions, options.
+    """Returns rows of the built-in corpus, each of its own scene, of all kinds.
 
     Args:
-        num_rows: So many.
-        languages: Codes of languages beside English.
-        seed: Decides which scenes.
+        num_rows: Number of rows.
+        languages: Codes of the languages other than English.
+        seed: Seed of the choice of scenes.
 
     Raises:
-        DataError: The built-in corpus is not there, or has fewer scenes.
+        DataError: The built-in corpus is missing, or has fewer scenes.
     """
     from lrm_ext.emoji.scenes import load_scenes
 
@@ -409,19 +411,19 @@ def _named(verdict: RowVerdict) -> list[str]:
 Turns = tuple[Turn, ...]
 
 MIN_WORDS = 4
-"""Shorter turns are left alone where a fault would hardly be one: "Foto" is German and Czech."""
+"""Turns with fewer words get no damage that would not be an error: "Foto" is German and Czech."""
 _NUMBER = re.compile(r"(?<!\w)\d+(?!\w)")
 _OPTION = re.compile(r"^[A-H]\. ", re.MULTILINE)
 _ENDS = ".!?。！？"
 
 
 class Row(NamedTuple):
-    """A row that people translated.
+    """A row with human translations.
 
     Attributes:
         english: Its English turns.
         texts: Its turns in other languages.
-        kind: Rows of one kind have as many turns, with questions of the same sorts.
+        kind: Kind of the row; rows of a kind have equally many turns, with similar questions.
     """
 
     english: Turns
@@ -430,13 +432,13 @@ class Row(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where damage is done.
+    """The place of a damage.
 
     Attributes:
         row: The row.
         lang: Its language.
         other: Another row of the same kind.
-        rng: Decides what is damaged and how.
+        rng: Generator for the choice of damaged texts and of the damage.
     """
 
     row: Row
@@ -449,7 +451,7 @@ Damage = Callable[[Place], Turns | None]
 
 
 def wrong_language(place: Place) -> Turns | None:
-    """A sentence in another of the languages."""
+    """Replaces a sentence by one in another of the languages."""
     others = [lang for lang in place.row.texts if lang != place.lang]
     if not others:
         return None
@@ -457,12 +459,12 @@ def wrong_language(place: Place) -> Turns | None:
 
 
 def copied(place: Place) -> Turns | None:
-    """A sentence that is still English."""
+    """Replaces a sentence by its English original."""
     return _with_turn_of(place, place.row.english)
 
 
 def cut(place: Place) -> Turns | None:
-    """A sentence that ends after a third to two thirds of it."""
+    """Cuts a sentence off after a third to two thirds of its length."""
 
     def cut_text(text: str) -> str:
         is_spaced = get_language(place.lang).spaced
@@ -474,13 +476,13 @@ def cut(place: Place) -> Turns | None:
 
 
 def doubled(place: Place) -> Turns | None:
-    """A text that says all twice."""
+    """Repeats a whole text."""
     glue = " " if get_language(place.lang).spaced else ""
     return _change(place, lambda i, text: f"{text}{glue}{text}" if text.strip(_ENDS) else None)
 
 
 def number_changed(place: Place) -> Turns | None:
-    """Another number."""
+    """Replaces a number by another one."""
 
     def change(text: str) -> str | None:
         found = list(_NUMBER.finditer(text))
@@ -494,7 +496,7 @@ def number_changed(place: Place) -> Turns | None:
 
 
 def option_lost(place: Place) -> Turns | None:
-    """An answer option without its letter, or none at all."""
+    """Removes the letter of an answer option, or the option itself."""
 
     def change(text: str) -> str | None:
         lines = text.split("\n")
@@ -509,13 +511,13 @@ def option_lost(place: Place) -> Turns | None:
 
 
 def shuffled(place: Place) -> Turns | None:
-    """The translation of another row."""
+    """Replaces the translation by that of another row."""
     turns = place.other.texts[place.lang]
     return turns if turns != place.row.texts[place.lang] else None
 
 
 def mojibake(place: Place) -> Turns | None:
-    """UTF-8 that was decoded as something else."""
+    """Decodes UTF-8 with a wrong encoding."""
     encoding = place.rng.choice(("cp1252", "latin-1"))
 
     def change(text: str) -> str | None:
@@ -539,13 +541,13 @@ DAMAGES: Mapping[str, Damage] = MappingProxyType(
 
 
 def damaged(name: str, rows: Sequence[Row], lang: str, seed: int = 0) -> list[tuple[Turns, Turns]]:
-    """Do one kind of damage to all rows that can have it.
+    """Does one kind of damage to all rows that allow it.
 
     Args:
         name: One of `DAMAGES`.
         rows: Rows that people translated.
         lang: The language whose texts are damaged.
-        seed: Decides what is damaged and how.
+        seed: Seed of the choice of damaged texts and of the damage.
 
     Returns:
         English turns and damaged turns.
@@ -564,7 +566,7 @@ def damaged(name: str, rows: Sequence[Row], lang: str, seed: int = 0) -> list[tu
 
 
 def _change(place: Place, change: Callable[[int, str], str | None]) -> Turns | None:
-    """Change one turn, whichever comes first that can be; `<image>` and its line end stay."""
+    """Changes the first turn that can be changed; `<image>` and its line end stay."""
     turns = list(place.row.texts[place.lang])
     for i in place.rng.sample(range(len(turns)), len(turns)):
         head, token, text = turns[i].text.rpartition(f"{DEFAULT_IMAGE_TOKEN}\n")
@@ -593,24 +595,24 @@ _LETTERS = "ABCD"
 
 
 def scene_row(scene: Scene, kind: str, languages: Sequence[str]) -> Row:
-    """A scene as a row.
+    """Returns a scene as a row.
 
     Args:
         scene: The scene.
         kind: One of `KINDS`.
-        languages: Codes of languages beside English.
+        languages: Codes of the languages other than English.
     """
     make = _MAKERS[kind]
     return Row(make(scene, ENGLISH), {lang: make(scene, lang) for lang in languages}, kind)
 
 
 def option_turns(scene: Scene, lang: str) -> Turns:
-    """What is there, with four options to choose from, and how many things there are."""
+    """Returns turns about the objects shown, with four options, and about their number."""
     rng = random.Random(f"options/{scene.id}")
     asked, counted = content_question(scene, rng), counting_question(scene, rng)
     names = {concept: concepts_by_id()[concept].names for concept in concept_ids()}
     question, answer = render_question(asked, scene, lang)
-    # by the English name, so that the same things stand there in each language
+    # by the English name, so that every language lists the same objects
     right = render_question(asked, scene, ENGLISH)[1]
     wrong = [name for name in names.values() if name[ENGLISH] != right]
     options = [name[lang] for name in rng.sample(wrong, len(_LETTERS) - 1)]

@@ -1,7 +1,7 @@
-"""Does docs/reproduce.md say what the committed result files say? Exit code 1 if not.
+"""Compares docs/reproduce.md with the committed result files; exit code 1 if they differ.
 
 python tools/check_reproduce.py           # compares
-python tools/check_reproduce.py --write   # renews the page's figures and verdicts
+python tools/check_reproduce.py --write   # updates the page's results and verdicts
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger("check_reproduce")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare, or write."""
+    """Compares, or writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reproduce.md")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "mini")
-    parser.add_argument("--write", action="store_true", help="renew the page")
+    parser.add_argument("--write", action="store_true", help="update the page")
     options = parser.parse_args(arguments)
     found = options.page.read_text(encoding="utf-8")
     try:

@@ -107,9 +107,9 @@ class TextVQAAccuracyEvaluator:
         self.answer_processor = EvalAIAnswerProcessor()
 
     def score_answers(self, references: Sequence[str]) -> dict[str, float]:
-        """What each answer that is among the references scores; every other scores 0.
+        """Returns the score of each answer that is among the references; others score 0.
 
-        Left out in turn, each reference leaves nine: an answer that three of them give is right.
+        An answer is right if three of nine references give it; each reference is left out in turn.
 
         Raises:
             DataError: There are not ten references.

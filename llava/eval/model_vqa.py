@@ -258,7 +258,7 @@ def _image_keywords(images: Sequence[_Prepared | None]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Script:
-    """What distinguishes one script that asks a model from another.
+    """Settings that distinguish one script that asks a model from another.
 
     Attributes:
         name: Its name, which is part of a run's identity.

@@ -402,7 +402,7 @@ _MAX_LENGTH = 35  # RFC 5646, section 4.4.1
 
 @dataclass(frozen=True)
 class KnownNames:
-    """What CLDR knows about a language; None where it knows nothing.
+    """CLDR's entries for a language; None for unknown values.
 
     Attributes:
         name: English name.

@@ -1,1 +1,1 @@
-"""What a training costs before it starts: parameters, memory, operations, hours, money."""
+"""Estimates the cost of a training in advance: parameters, memory, operations, hours, money."""

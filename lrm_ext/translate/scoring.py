@@ -246,7 +246,7 @@ _MIN_WORDS = 4
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What to score, and how.
+    """The options of a scoring run.
 
     Attributes:
         corpus: Folder of the corpus.

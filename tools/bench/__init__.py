@@ -1,1 +1,1 @@
-"""Speed and memory, side by side with peers; `python -m tools.bench --list`."""
+"""Benchmarks of speed and memory against peers; `python -m tools.bench --list` lists them."""

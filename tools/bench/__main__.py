@@ -1,9 +1,9 @@
-"""Runs the benchmarks of this folder and writes their figures into a document.
+"""Runs the benchmarks of this folder and writes their results into a document.
 
-Usage: `python -m tools.bench [NAME ...]`, or `lrm bench`. A benchmark is a script of this folder
+Usage: `python -m tools.bench [NAME ...]`, or `lrm bench`. A benchmark is a script in this folder
 that takes `--json FILE`, into which it writes a list of objects with the keys `name, ours, peer,
-ratio, unit, equal`. A line `Needs: PATH, from COMMAND` in its docstring names what a clone lacks.
-The figures replace what stands between `<!-- bench NAME -->` and `<!-- end NAME -->`.
+ratio, unit, equal`. A line `Needs: PATH, from COMMAND` in its docstring names a file that a fresh
+clone lacks. The results replace the text between `<!-- bench NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ KEYS = ("name", "ours", "peer", "ratio", "unit", "equal")
 
 @dataclass(frozen=True)
 class Script:
-    """One benchmark.
+    """A benchmark script.
 
     Attributes:
-        name: The file's, without `.py`.
-        path: The file.
-        title: First line of its text.
-        needs: Paths within the checkout that it needs, and what makes them.
+        name: File name without `.py`.
+        path: Path of the file.
+        title: First line of its docstring.
+        needs: Paths within the checkout that it needs, and the command that makes each.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Script:
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it makes sense on a GPU only."""
+        """Whether the benchmark only makes sense on a GPU."""
         return self.name.startswith("gpu_")
 
     def missing(self, root: Path = ROOT) -> str:
-        """What it needs and is not there, in words; "" if all is."""
+        """Describes the needed paths that are missing; "" if there are none."""
         return "; ".join(
             f"needs {path}, which is missing: {how}"
             for path, how in self.needs
@@ -71,15 +71,15 @@ class Script:
 
 @dataclass(frozen=True)
 class Entry:
-    """One measured thing.
+    """A single measurement.
 
     Attributes:
-        name: What.
-        ours: This project's figure.
-        peer: The other side's; None if there is none.
+        name: Name of the measured quantity.
+        ours: Value for this project.
+        peer: Value for the peer; None if there is no peer.
         ratio: How many times better ours is; None without a peer.
-        unit: Of both.
-        equal: Whether the outputs were compared and agree; None if there was nothing to compare.
+        unit: Unit of both values.
+        equal: Whether the outputs agree; None if there was nothing to compare.
     """
 
     name: str
@@ -91,15 +91,15 @@ class Entry:
 
 
 def find_scripts(folder: Path = SCRIPTS_DIR) -> list[Script]:
-    """The benchmarks that can write their figures, by name.
+    """Returns the benchmarks that accept `--json`, by name.
 
     Raises:
         ConfigError: The folder is missing: a wheel does not contain it.
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"{folder}: there are no benchmark scripts; they come with the repository, run "
-            "`lrm bench` in a checkout that was installed with pip install -e"
+            f"{folder}: there are no benchmark scripts; they come with the repository; run "
+            "`lrm bench` in a checkout installed with pip install -e"
         )
     found = []
     for path in sorted(folder.glob("[a-z]*.py")):
@@ -112,10 +112,10 @@ def find_scripts(folder: Path = SCRIPTS_DIR) -> list[Script]:
 
 
 def choose(scripts: Sequence[Script], names: Sequence[str]) -> list[Script]:
-    """Those of the given names; all if none is given.
+    """Returns the benchmarks with the given names; all if no name is given.
 
     Raises:
-        ConfigError: There is no such benchmark.
+        ConfigError: A name is unknown.
     """
     by_name = {script.name: script for script in scripts}
     unknown = [name for name in names if name not in by_name]
@@ -125,10 +125,10 @@ def choose(scripts: Sequence[Script], names: Sequence[str]) -> list[Script]:
 
 
 def run_script(script: Script) -> list[Entry]:
-    """Run a benchmark in a process of its own; what it prints goes to this one's output.
+    """Runs a benchmark in its own process; its output goes to this process's output.
 
     Raises:
-        DataError: It failed, or did not write what it should.
+        DataError: The script failed, or did not write a valid list of entries.
     """
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
@@ -142,10 +142,10 @@ def run_script(script: Script) -> list[Entry]:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Read what a script wrote.
+    """Reads the entries that a script wrote.
 
     Raises:
-        DataError: It is not a list of entries.
+        DataError: The file is not a list of entries.
     """
     try:
         raw: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
@@ -161,13 +161,13 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 @dataclass(frozen=True)
 class Machine:
-    """What figures depend on; no names of hosts or people.
+    """The hardware that the results depend on; no names of hosts or people.
 
     Attributes:
-        num_cores: Cores that this process may use.
-        cpu: The processor's model.
-        memory_gib: Of the machine; 0 if it is not known.
-        gpus: Models, one an entry.
+        num_cores: Number of cores that this process may use.
+        cpu: Model of the processor.
+        memory_gib: Memory of the machine; 0 if unknown.
+        gpus: Models of the GPUs, one entry per GPU.
     """
 
     num_cores: int
@@ -184,7 +184,7 @@ class Machine:
 
 @lru_cache(maxsize=1)
 def machine() -> Machine:
-    """Describe this machine."""
+    """Describes this machine."""
     import torch
 
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -195,13 +195,13 @@ def machine() -> Machine:
 
 
 def versions() -> str:
-    """Of Python and the packages that figures depend on."""
+    """Returns the versions of Python and of the packages that the results depend on."""
     listed = [f"Python {platform.python_version()}"]
     return ", ".join(listed + [f"{name} {metadata.version(name)}" for name in PACKAGES])
 
 
 def section(script: Script, entries: Sequence[Entry], on: Machine) -> str:
-    """One benchmark in Markdown: command, machine, table."""
+    """Renders one benchmark in Markdown: command, machine, table."""
     today = datetime.date.today().isoformat()
     lines = [
         f"`python tools/bench/{script.path.name}` on {on}; {versions()}; {today}.",
@@ -218,7 +218,7 @@ def section(script: Script, entries: Sequence[Entry], on: Machine) -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Put a section into a file in place of the one of that name, or at the end."""
+    """Replaces the section with that name in a file, or appends it."""
     begin, end = f"<!-- bench {name} -->", f"<!-- end {name} -->"
     block = f"{begin}\n{text}\n{end}"
     before = path.read_text(encoding="utf-8") if path.is_file() else "# Figures\n"
@@ -262,15 +262,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def bench(
-    names: list[str] = typer.Argument(None, help="Which; all if left out. --list shows them."),
+    names: list[str] = typer.Argument(None, help="Benchmarks to run, as --list names them."),
     out: Path = typer.Option(
-        Path("docs/performance.md"), help="Markdown file; the tables between its marks are renewed."
+        Path("docs/performance.md"), help="Markdown file whose tables between marks are updated."
     ),
-    list_only: bool = typer.Option(False, "--list", help="Say what there is, and end."),
+    list_only: bool = typer.Option(False, "--list", help="List the benchmarks and exit."),
 ) -> None:
-    """Run benchmarks against their peers, and write a table of the figures.
+    """Run benchmarks against their peers, and write a table of the results.
 
-    One that fails, or needs what is not there, does not keep the others from being run.
+    If a benchmark fails, or a file that it needs is missing, the others still run.
     """
     console = Console(highlight=False, soft_wrap=True)
     scripts = find_scripts()
@@ -283,12 +283,12 @@ def bench(
     faults: list[str] = []
     for script in choose(scripts, names or []):
         if script.needs_gpu and not names and not machine().gpus:
-            console.print(f"{script.name}: left out, there is no GPU")
+            console.print(f"{script.name}: skipped, there is no GPU")
             continue
         console.print(f"{script.name}: {script.title}", markup=False)
         if missing := script.missing():
             faults.append(f"{script.name} {missing}")
-            console.print(f"{script.name}: left out, {missing}", markup=False)
+            console.print(f"{script.name}: skipped, {missing}", markup=False)
             continue
         try:
             entries = run_script(script)

@@ -1,9 +1,9 @@
 """The same LLaVA model and batches on both sides: ours, and transformers' `Llava`.
 
 Weights are random and converted by `lrm_ext.export`. Lengths are mixed: questions and answers are
-log-normal, with medians of 24 and 40 tokens, and cut at a limit; one picture a sample.
+log-normal, with medians of 24 and 40 tokens, and cut at a limit; each sample has one image.
 
-Legend: N samples, T text tokens, P features of a picture.
+Legend: N samples, T text tokens, P features of an image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from lrm_ext.export.transformers_checkpoint import build_config, transformers_weights
 
-FIRST_TOKEN = 5  # ids below are special
+FIRST_TOKEN = 5  # ids below this one are special
 
 
 class Shape(NamedTuple):
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
     @property
     def num_patches(self) -> int:
-        """Features of a picture."""
+        """Number of features of an image."""
         return (self.image_size_px // self.patch_size_px) ** 2
 
 
@@ -62,7 +62,7 @@ SHAPES = {
 
 
 class Item(NamedTuple):
-    """A sample of one picture, a question and an answer."""
+    """A sample with one image, a question and an answer."""
 
     id: str
     question: Tensor  # [T_q] long
@@ -73,7 +73,7 @@ class Item(NamedTuple):
 def make_items(
     shape: Shape, num_items: int, num_pictures: int, max_text: int, seed: int = 0
 ) -> list[Item]:
-    """Random samples of mixed lengths."""
+    """Returns random samples of mixed lengths."""
     rng = np.random.default_rng(seed)
     items = []
     for number in range(num_items):
@@ -92,7 +92,7 @@ def build_llava(
     device: str = "cpu",
     attention: str = PACKED_SDPA,
 ) -> LlavaLlamaForCausalLM:
-    """A model with random weights, equal for equal shapes; its tower is frozen."""
+    """Builds a model with random weights, the same for equal shapes; its tower is frozen."""
     torch.manual_seed(0)
     tower_dir = folder / "tower"
     if not tower_dir.exists():
@@ -134,7 +134,7 @@ def build_llava(
 
 
 def to_transformers(model: LlavaLlamaForCausalLM, dtype: torch.dtype, attention: str) -> Any:
-    """The same weights as `LlavaForConditionalGeneration`; `<image>` is the last token."""
+    """Converts to `LlavaForConditionalGeneration`; `<image>` is the last token."""
     config = build_config(model, model.config.vocab_size - 1)
     config._attn_implementation = attention
     with _default_dtype(dtype), torch.device(model.device):
@@ -147,7 +147,7 @@ def to_transformers(model: LlavaLlamaForCausalLM, dtype: torch.dtype, attention:
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Change the parameters' dtype; buffers (the positions' frequencies) stay float32."""
+    """Changes the parameters' dtype; buffers (the position frequencies) stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -163,11 +163,11 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def our_batch(items: list[Item], pictures: Tensor, key: str) -> dict[str, Any]:
-    """A padded batch for LLaVA: one sentinel a picture.
+    """Builds a padded batch for LLaVA: one sentinel per image.
 
     Args:
         items: N samples.
-        pictures: Of all items, pixels [.., 3, S, S] or features [.., P, D].
+        pictures: Pixels [.., 3, S, S] or features [.., P, D] of all items.
         key: `images` or `image_features`.
     """
     head = torch.tensor([1, IMAGE_TOKEN_INDEX])
@@ -180,7 +180,7 @@ def our_batch(items: list[Item], pictures: Tensor, key: str) -> dict[str, Any]:
 
 
 def peer_batch(items: list[Item], pictures: Tensor, shape: Shape) -> dict[str, Any]:
-    """A padded batch for transformers: a picture is as many `<image>` tokens as features."""
+    """Builds a padded batch for transformers: one `<image>` token per feature."""
     head = torch.tensor([1, *[shape.vocab_size - 1] * shape.num_patches])
     rows = [torch.cat([head, item.question, item.answer]) for item in items]
     return {
@@ -190,7 +190,7 @@ def peer_batch(items: list[Item], pictures: Tensor, shape: Shape) -> dict[str, A
 
 
 def num_positions(item: Item, shape: Shape) -> int:
-    """Real positions of a sample in the model."""
+    """Returns the number of real positions of a sample in the model."""
     return 1 + shape.num_patches + len(item.question) + len(item.answer)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: each side in a process of its own, entries, a table."""
+"""Shared parts of the training benchmarks: one process per side, entries, a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# as scripts/lib/common.sh sets them; they must be there when a process starts
+# the values of scripts/lib/common.sh; they must be set when a process starts
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -25,9 +25,9 @@ _ALLOCATOR = {
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
-    """A parser with the first line of a module's text, and `--json`."""
+    """Returns a parser described by the first line of a docstring, with `--json`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
 
@@ -39,7 +39,7 @@ def entry(
     equal: bool | None,
     less_is_better: bool = False,
 ) -> dict[str, Any]:
-    """One measured thing; the ratio is above 1 where ours is better."""
+    """Returns one measurement; the ratio is above 1 where ours is better."""
     ratio = None
     if peer is not None and ours and peer:
         ratio = peer / ours if less_is_better else ours / peer
@@ -49,7 +49,7 @@ def entry(
 
 
 def finish(entries: Sequence[dict[str, Any]], path: Path | None) -> None:
-    """Print a table, and write the entries if a path is given."""
+    """Prints a table, and writes the entries if a path is given."""
     table = Table("measured", "ours", "peer", "times better", "equal")
     for item in entries:
         sides = [item["ours"], item["peer"]]
@@ -63,13 +63,13 @@ def finish(entries: Sequence[dict[str, Any]], path: Path | None) -> None:
 
 
 def apart(run: Callable[..., Any], *arguments: Any, for_memory: bool = False) -> Any:
-    """Call a function of a module in a fresh process.
+    """Calls a function of a module in a fresh process.
 
     Args:
         run: The function.
-        *arguments: For it.
-        for_memory: Leave glibc's allocator as it is. Otherwise it is set for training, which keeps
-            freed memory and is faster.
+        *arguments: Arguments of the function.
+        for_memory: Keep glibc's default allocator settings. Otherwise they are set as for
+            training, which keeps freed memory and is faster.
     """
     for name, value in _ALLOCATOR.items():
         if for_memory:
@@ -94,7 +94,7 @@ def _quiet() -> None:
 
 
 class MemoryMeter:
-    """How much the process's memory grows beyond what it has now, in MiB.
+    """Measures by how much the memory of the process grows after its creation, in MiB.
 
     Example:
         >>> meter = MemoryMeter()
@@ -104,13 +104,13 @@ class MemoryMeter:
 
     def __init__(self) -> None:
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         except OSError:
             pass
         self._before = _status_mib("VmRSS")
 
     def growth_mib(self) -> float:
-        """The peak since the meter was made."""
+        """Returns the peak growth since the meter was created."""
         return max(_status_mib("VmHWM") - self._before, 0.0)
 
 
@@ -123,7 +123,7 @@ def _status_mib(key: str) -> float:
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Processor time: the median of several calls, after one that is not counted."""
+    """Returns the median processor time of several calls, after one that is not counted."""
     work()
     taken = []
     for _ in range(repeats):

@@ -1,17 +1,17 @@
-"""Import of LLaVA JSON into a corpus, against json.load and a dataclass a record; time and memory.
+"""Import of LLaVA JSON into a corpus, against json.load and dataclasses: time and memory.
 
 Usage: python tools/bench/corpus.py [--rows 10000 100000] [--json FILE]
 
-Records are made on the spot, shaped like LLaVA-1.5's mix: one to nine rounds of an English question
-and answer, one record in sixteen without a picture. "peer" is `json.load`, then a frozen dataclass
-for each record and turn, all kept in memory: what a data set class usually does, without checking
-or writing anything. "ours" is `lrm corpus import`: it checks each record, applies the rules on what
-stays English and writes the corpus to disk. Each runs in a process of its own, on one core; seconds
-are processor time, of the kernel too, without the import of modules: pyarrow's first array imports
-pandas where that is installed, some 0.3 s that a short import pays once. Both end with a checksum
-of what they read, and must agree.
+Records are generated, shaped like LLaVA-1.5's mix: one to nine rounds of an English question and
+answer, one record in sixteen without an image. "peer" is `json.load`, then a frozen dataclass for
+each record and turn, all kept in memory: the usual approach of a data set class, without checking
+or writing anything. "ours" is `lrm corpus import`: it checks each record, applies the rules on
+which texts stay English and writes the corpus to disk. Each side runs in its own process, on one
+core. Seconds are processor time, including the kernel's, without the import of modules: pyarrow's
+first array imports pandas if it is installed, some 0.3 s that a short import pays once. Both
+sides compute a checksum of the data that they read; the checksums must agree.
 
-How many rows a second are protected and checked is in translation.py, beside this file.
+`translation.py` measures how many rows a second are protected and checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_BLOCK = 10_000  # records that differ in more than their names; then they repeat
+_BLOCK = 10_000  # records that differ in more than their names; after these they repeat
 _ROUNDS = (1, 1, 1, 1, 3, 3, 5, 5, 7, 9)
 _WORDS = (
     "the a of in on is are and with to what who where which how many picture image man woman dog "
@@ -60,7 +60,7 @@ class PeerRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side took."""
+    """The measurements of one side."""
 
     seconds: float
     peak_mib: float
@@ -69,7 +69,7 @@ class Measured:
 
 
 def main() -> None:
-    """Make files, measure both sides on each, print and perhaps save the figures."""
+    """Makes files, measures both sides on each, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument(
@@ -79,7 +79,7 @@ def main() -> None:
         metavar="ROWS",
         help="larger files are only imported: the peer needs some 4 GiB for a million records",
     )
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     found = []
     for num_rows in arguments.rows:
@@ -98,7 +98,7 @@ def main() -> None:
 def figures(
     num_rows: int, size: int, ours: Measured, peer: Measured | None
 ) -> list[dict[str, Any]]:
-    """The entries of one file: rows a second, and memory."""
+    """Returns the entries of one file: rows a second, and memory."""
     equal = peer and (ours.num_rows, ours.checksum) == (peer.num_rows, peer.checksum)
     assert ours.num_rows == num_rows
     name = f"{num_rows:,} records, {size / 2**20:,.0f} MiB"
@@ -120,7 +120,7 @@ def figures(
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "ours", "json.load + dataclasses", "times better", "same content")
     for entry in entries:
         sides = [entry["ours"], entry["peer"]]
@@ -132,7 +132,7 @@ def show(entries: list[dict[str, Any]]) -> None:
 
 
 def make_file(path: Path, num_rows: int) -> None:
-    """Write a JSON array of LLaVA records."""
+    """Writes a JSON array of LLaVA records."""
     rng = random.Random(0)
     block = [json.dumps(_record(rng))[1:] for _ in range(min(num_rows, _BLOCK))]
     with path.open("w", encoding="utf-8") as file:
@@ -158,13 +158,13 @@ def _sentence(rng: random.Random, shortest: int, longest: int) -> str:
 
 
 def apart(run: Callable[[Path], Measured], path: Path) -> Measured:
-    """Run one side in a fresh process, so that neither pays for the other's memory."""
+    """Runs one side in a fresh process, so that its memory does not affect the other side."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(run, (path,))
 
 
 def run_ours(path: Path) -> Measured:
-    """Import a file."""
+    """Imports a file."""
     import pyarrow as pa
 
     from lrm_ext.corpus.formats import FORMATS
@@ -172,7 +172,7 @@ def run_ours(path: Path) -> Measured:
     from lrm_ext.corpus.store import Corpus
 
     pa.set_cpu_count(1)
-    pa.array([""])  # imports pandas where that is installed
+    pa.array([""])  # imports pandas if it is installed
     out = path.with_name("corpus")
     start = time.process_time()
     import_corpus([ImportSource(FORMATS["llava"], path, "bench")], out, images=path.parent)
@@ -188,7 +188,7 @@ def run_ours(path: Path) -> Measured:
 
 
 def run_peer(path: Path) -> Measured:
-    """Load a file whole and make dataclasses of it."""
+    """Loads a whole file and makes dataclasses of it."""
     start = time.process_time()
     with path.open(encoding="utf-8") as file:
         records = [
@@ -201,7 +201,7 @@ def run_peer(path: Path) -> Measured:
         ]
     seconds, peak_mib = time.process_time() - start, _peak_mib()
 
-    def texts() -> Iterator[str]:  # in the order in which a corpus' batches have them
+    def texts() -> Iterator[str]:  # in the order of a corpus' batches
         for first in range(0, len(records), 2048):
             batch = records[first : first + 2048]
             yield from (record.id for record in batch)

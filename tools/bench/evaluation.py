@@ -1,12 +1,13 @@
-"""`lrm eval`'s way of asking a model, against one question at a time; the answers must be equal.
+"""`lrm eval`'s batched questions, against one question at a time; the answers must be equal.
 
 Usage: python tools/bench/evaluation.py [--model runs/mini] [--limit 20] [--json FILE]
 Needs: runs/mini, from bash scripts/quickstart.sh.
 
-Questions are those of the built-in benchmark, on the same test pictures in every language. "peer"
-is what an evaluation script usually does: open the picture, run the tower, generate, next question.
-"ours" asks batches, longest first, and runs the tower once for a picture and all its questions.
-Both load the model once; loading is not measured. The sides take turns; the best time counts.
+The questions are those of the built-in benchmark, about the same test images in every language.
+"peer" is the usual loop of an evaluation script: open the image, run the tower, generate, next
+question. "ours" asks in batches, longest first, and runs the tower once per image for all its
+questions. Both load the model once; loading is not measured. The sides take turns; the best time
+counts.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ MAX_NEW_TOKENS = 32
 
 
 def main() -> None:
-    """Time both sides, print and perhaps save the figures."""
+    """Times both sides, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("runs/mini"))
-    parser.add_argument("--limit", type=int, default=20, help="questions in each language")
+    parser.add_argument("--limit", type=int, default=20, help="number of questions per language")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     requests = make_requests(arguments.limit)
     templates = Templates.of_checkpoint(arguments.model, None)
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def make_requests(limit: int) -> list[Request]:
-    """The first questions of every language, which are about the same pictures."""
+    """Returns the first questions of every language, which are about the same images."""
     benchmark = get_benchmark("scenes")
     return [
         Request(item.text, lang, benchmark.image_path(item.image))
@@ -78,7 +79,7 @@ def make_requests(limit: int) -> list[Request]:
 def ask(
     model: LlavaAnswerer, requests: Sequence[Request], batch_size: int, keeps_features: bool
 ) -> list[Answer]:
-    """Ask all, longest first; return the answers in the order of the questions."""
+    """Asks all questions, longest first; returns the answers in the order of the questions."""
     model.forget_images()
     order = sorted(range(len(requests)), key=lambda i: -model.num_tokens(requests[i]))
     answers: dict[int, Answer] = {}

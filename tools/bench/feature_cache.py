@@ -1,15 +1,16 @@
-"""When it pays to keep the frozen tower's output on disk: arithmetic, and the mini preset measured.
+"""Benefit of caching the frozen tower's output on disk: arithmetic, and the mini preset measured.
 
 Usage: python tools/bench/feature_cache.py [--json FILE]
 
-Measured: one picture's features, read from a `FeatureCache` ("ours"), and computed by the tower
-("peer"), without and with opening a PNG of 64 x 64 and preparing it; the mini preset's shape,
-float32, on one core; processor time. Equal means to 1e-5.
+Measured: one image's features, read from a `FeatureCache` ("ours"), and computed by the tower
+("peer"), without and with opening and preparing a PNG of 64 x 64; the mini preset's shape,
+float32, on one core; processor time. Equal means within 1e-5.
 
-Arithmetic (no peer): bytes of a picture's features in 16 bits; the tower's share of the FLOPs of a
-sample in stage 1 (4 a parameter of the language model and position, its weights being frozen) and
-in stage 2 (6), at so many text tokens; and how fast a disk must be, for each A100 at 40 % of its
-peak, to deliver features in the time that the tower would take. A cache saves at most the share.
+Arithmetic (no peer), for a given number of text tokens: the bytes of an image's features in 16
+bits; the tower's share of the FLOPs of a sample in stage 1 (4 per parameter of the language model
+and position, its weights being frozen) and in stage 2 (6); and the disk speed that each A100 at
+40 % of its peak needs, to read features in the time that the tower would take. A cache saves at
+most the tower's share.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ CASES = {
 
 
 class Cost(NamedTuple):
-    """What a picture and a sample cost."""
+    """The cost of an image and of a sample."""
 
     megabytes: float
     tower_flops: float
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    """Compute, measure, print."""
+    """Computes, measures and prints."""
     parser = parser_of(__doc__)
     arguments = parser.parse_args()
     found: list[dict[str, Any]] = []
@@ -81,10 +82,10 @@ def main() -> None:
 
 
 def cost_of(shape: Shape, text_tokens: int) -> Cost:
-    """Bytes and FLOPs by the shapes alone; attention included, embeddings not."""
+    """Computes bytes and FLOPs from the shapes alone; attention included, embeddings not."""
     patches = shape.num_patches + 1
     width, inner = shape.tower_hidden_size, shape.tower_intermediate_size
-    # of the layers before the last one, whose output is not used
+    # without the last layer, whose output is not used
     layers = shape.tower_num_layers - 1
     tower = layers * (2 * patches * (4 * width**2 + 2 * width * inner) + 4 * patches**2 * width)
     length = shape.num_patches + text_tokens
@@ -100,7 +101,7 @@ def cost_of(shape: Shape, text_tokens: int) -> Cost:
 
 
 def measure() -> tuple[float, float, float, bool]:
-    """Seconds to read features, to compute them, to open and compute; and if they are equal."""
+    """Returns seconds to read, to compute, to open and compute; and whether they are equal."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         tower = build_llava(SHAPES["mini"], Path(folder)).get_vision_tower()

@@ -1,12 +1,12 @@
-"""What watching a training costs: steps of the preset `mini` with and without figures per group.
+"""Measures the cost of metrics per group: steps of the preset `mini` with and without them.
 
     python tools/bench/figures.py [--pairs 10] [--json FILE]
 
-Both ways take the same steps on the same batches, in pairs whose order alternates; the processor's
-time is compared, which other processes disturb less than the clock. `ratio` is without / with, so
-0.99 means that watching costs a hundredth of a step. `equal` is whether the losses are the same to
-1e-6: token losses are added up in another order when they are watched. That gradients are the same
-bit for bit is tested (`tests/llava/train/test_metrics.py`).
+Both variants take the same steps on the same batches, in pairs whose order alternates. Processor
+time is compared, because other processes disturb it less than wall-clock time. `ratio` is without
+/ with: 0.99 means that the metrics cost a hundredth of a step. `equal` is whether the losses are
+the same within 1e-6: with metrics, token losses are summed in another order. A test in
+`tests/llava/train/test_metrics.py` checks that gradients are bit-identical.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ B, T, SUPERVISED, STEPS = 32, 101, 40, 3
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json", type=Path)
@@ -59,7 +59,7 @@ def main() -> None:
         math.isclose(a, b, rel_tol=1e-6) for a, b in zip(losses[True], losses[False], strict=True)
     )
     sys.stdout.write(
-        f"with figures {ours:.0f} ms, without {peer:.0f} ms of processor time a step; ratio "
+        f"with metrics {ours:.0f} ms, without {peer:.0f} ms of processor time per step; ratio "
         f"{ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); losses equal: {equal}\n"
     )
     if args.json is not None:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_model() -> Any:
-    """The preset's model, with its tower, in training."""
+    """Returns the preset's model, with its tower, in training mode."""
     torch.manual_seed(0)
     folder = str(MINI / "llm")
     config = LlavaConfig.from_pretrained(folder)
@@ -88,7 +88,7 @@ def make_model() -> Any:
 
 
 def make_batch() -> dict[str, torch.Tensor]:
-    """Random tokens, a picture's features each, the last tokens supervised."""
+    """Returns random sequences, each with an image's features; the last tokens are supervised."""
     ids = torch.randint(5, 4000, (B, T))
     ids[:, 3] = IMAGE_TOKEN_INDEX
     labels = torch.full_like(ids, IGNORE_INDEX)
@@ -102,7 +102,7 @@ def make_batch() -> dict[str, torch.Tensor]:
 
 
 def step(model: Any, batch: dict[str, torch.Tensor], watched: bool) -> float:
-    """Forward, backward, and with figures what the trainer does for them, read once."""
+    """Runs forward and backward, and optionally the trainer's metrics, which are read once."""
     model.zero_grad()
     if not watched:
         loss = model(**batch).loss

@@ -1,20 +1,20 @@
-"""A step of a large model on one GPU: tokens/s, MFU, memory, and what each technique brings.
+"""A step of a large model on one GPU: tokens/s, MFU, memory, and the gain from each technique.
 
 Usage: python tools/bench/gpu_step.py [--shape 7b] [--batch 16] [--steps 20] [--json FILE]
 
-Random weights, all in bf16 with AdamW's moments in bf16, so that 7B fits one card of 80 GB: this
-measures speed, nobody should train so. "ours" packs the batch, takes flash-attention where it is
+Weights are random and all in bf16, as are AdamW's moments, so that 7B fits one card of 80 GB: this
+measures speed and is no recipe for training. "ours" packs the batch, uses flash-attention if it is
 installed (else SDPA, sample by sample), computes the loss for supervised positions only (with
-Liger's kernel where it is installed) and keeps activations of every second layer. "peer" is
-transformers' Llava on the padded batch, its own loss, all layers checkpointed, as it is usually
-run. Both see the same samples of mixed lengths (see `_pair.py`) in the same order; equal means that
-the first losses agree to 2 %. The further rows change one thing of ours each; "peer" is then ours
-as it is. A side that runs out of memory has no figure.
+Liger's kernel if it is installed) and keeps the activations of every second layer. "peer" is
+transformers' Llava on the padded batch, with its own loss and all layers checkpointed, the usual
+setup. Both see the same samples of mixed lengths (see `_pair.py`) in the same order; equal means
+that the first losses agree within 2 %. Each further row changes one thing of ours; "peer" is then
+ours unchanged. A side that runs out of memory has no value.
 
-tokens/s counts real positions (pictures included, padding not). MFU is useful work over the card's
-dense bf16 peak: 6 FLOPs a parameter of the layers and real position (recomputation not counted),
-attention at half for being causal, the head at supervised positions only, 2 a parameter of the
-frozen tower. Both sides are held against the same useful work.
+tokens/s counts real positions (images included, padding not). MFU is useful work over the card's
+dense bf16 peak: 6 FLOPs per parameter of the layers and real position (recomputation not counted),
+attention at half because it is causal, the head at supervised positions only, 2 per parameter of
+the frozen tower. Both sides are measured against the same useful work.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S":
 
 
 class Setting(NamedTuple):
-    """How a side runs; the defaults are ours."""
+    """The settings of a side; the defaults are ours."""
 
     is_peer: bool = False
     packs: bool = True
@@ -61,7 +61,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one side reached."""
+    """The measurements of one side."""
 
     tokens_per_s: float
     mfu: float | None
@@ -80,17 +80,17 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Measure both sides, then each change."""
+    """Measures both sides, then each change."""
     parser = parser_of(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--batch", type=int, default=16, help="samples a step")
+    parser.add_argument("--batch", type=int, default=16, help="samples per step")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--max-text", type=int, default=1400, help="longest text, in tokens")
-    parser.add_argument("--peak-tflops", type=float, help="of a card that is not known here")
-    parser.add_argument("--cpu", action="store_true", help="only to try the script out")
+    parser.add_argument("--peak-tflops", type=float, help="peak of a card unknown to this script")
+    parser.add_argument("--cpu", action="store_true", help="only to try out the script")
     arguments = parser.parse_args()
     if not (arguments.cpu or torch.cuda.is_available()):
-        parser.error("there is no GPU; --cpu --shape tiny tries the script out")
+        parser.error("there is no GPU; --cpu --shape tiny tries out the script")
     ours, peer = (measure(arguments, Setting(is_peer=is_peer)) for is_peer in (False, True))
     found = rows("gpu step", ours, peer)
     for name, setting in VARIANTS.items():
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def rows(name: str, ours: Measured | None, peer: Measured | None) -> list[dict[str, Any]]:
-    """The entries of one comparison; a side that is None ran out of memory."""
+    """Returns the entries of one comparison; a side that is None ran out of memory."""
     if ours is None:
         return [entry(f"{name}: out of memory", 0, None, "tokens/s", None)]
     if peer is None:
@@ -117,7 +117,7 @@ def rows(name: str, ours: Measured | None, peer: Measured | None) -> list[dict[s
 
 
 def measure(arguments: Any, setting: Setting) -> Measured | None:
-    """Train on one side; None if there is not enough memory."""
+    """Trains on one side; returns None if there is not enough memory."""
     try:
         return train(arguments, setting)
     except torch.OutOfMemoryError:
@@ -129,7 +129,7 @@ def measure(arguments: Any, setting: Setting) -> Measured | None:
 
 
 def train(arguments: Any, setting: Setting) -> Measured:
-    """Train for the given steps, after some that do not count."""
+    """Trains for the given steps, after some that are not counted."""
     device = "cpu" if arguments.cpu else "cuda"
     shape = SHAPES[arguments.shape]
     num_steps = arguments.steps + NUM_WARM_UP
@@ -170,7 +170,7 @@ def train(arguments: Any, setting: Setting) -> Measured:
 def build(
     setting: Setting, shape: Shape, device: str, pixels: torch.Tensor
 ) -> tuple[Any, Callable[[list[Item]], dict[str, Any]]]:
-    """The model of one side, and what makes its batches."""
+    """Returns the model of one side and the function that makes its batches."""
     has_flash = device == "cuda" and memory_efficient_attention() == "flash_attention_2"
     attention = "flash_attention_2" if has_flash else PACKED_SDPA
     if setting.is_peer or not setting.packs:
@@ -198,7 +198,7 @@ def build(
 
 
 def useful_flops(items: list[Item], shape: Shape, model: Any) -> float:
-    """Work that training on these samples asks for, however it is done."""
+    """Returns the FLOPs that training on these samples needs, however it is implemented."""
     layers = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
@@ -216,7 +216,7 @@ def useful_flops(items: list[Item], shape: Shape, model: Any) -> float:
 
 
 def peak_flops(given_tflops: float | None, device: str) -> float | None:
-    """The card's dense bf16 peak, in FLOP/s, if it is known."""
+    """Returns the card's dense bf16 peak in FLOP/s, if known."""
     if given_tflops is not None:
         return given_tflops * 1e12
     name = torch.cuda.get_device_name() if device == "cuda" else ""
@@ -224,12 +224,12 @@ def peak_flops(given_tflops: float | None, device: str) -> float | None:
 
 
 def move(value: Any, device: str) -> Any:
-    """Tensors to the device."""
+    """Moves tensors to the device."""
     return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU."""
+    """Waits for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -2,10 +2,10 @@
 
 Usage: python tools/bench/loss.py [--repeats 3] [--json FILE]
 
-Random hidden states and labels, a quarter of the positions supervised. "peer" is the plain way of
-transformers: logits of every position in float32, shifted, and torch's cross entropy over them.
-"ours" is `llava.model.loss`. Each side runs in a process of its own on one core; milliseconds are
-processor time, a median; memory is what the process grows by at its peak. Equal means that loss and
+Hidden states and labels are random; a quarter of the positions is supervised. "peer" is the plain
+method of transformers: float32 logits for every position, shifted, and torch's cross entropy over
+them. "ours" is `llava.model.loss`. Each side runs in its own process on one core; milliseconds are
+processor time, a median; memory is the peak growth of the process. Equal means that loss and
 gradients differ by less than 1e-6.
 """
 
@@ -45,7 +45,7 @@ CASES = (
 
 
 class Measured(NamedTuple):
-    """What one side took and found."""
+    """The measurements and results of one side."""
 
     seconds: float
     growth_mib: float
@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    """Measure every case on both sides."""
+    """Measures every case on both sides."""
     parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def run(case: Case, side: str, repeats: int) -> Measured:
-    """Measure one side."""
+    """Measures one side."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.batch_size, case.length)
     hidden = torch.randn(*shape, case.hidden_size, generator=generator, requires_grad=True)
@@ -102,7 +102,7 @@ def run(case: Case, side: str, repeats: int) -> Measured:
 
 
 def plain_loss(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
-    """As transformers' `ForCausalLMLoss`."""
+    """Computes the loss as transformers' `ForCausalLMLoss` does."""
     logits = head(hidden).float()
     targets = F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:].contiguous()
     return F.cross_entropy(

@@ -1,12 +1,12 @@
-"""What the small language model knows from text alone, and what each part of its recipe brings.
+"""Measures the small language model's accuracy on text alone, and the gain from each recipe part.
 
 Usage: python tools/bench/mini_language_model.py                       # the committed model
        python tools/bench/mini_language_model.py --steps 2400 [field=value ...]
 
-With --steps, a model is trained first: with the recipe of `lrm mini build-base`, so many steps, and
-the fields of `LanguageModelRecipe` that are given (2,400 steps are seven minutes on two cores). The
-table holds right answers in percent, by task and language, on scenes that validation holds out,
-told in words.
+With --steps, a model is trained first, with the recipe of `lrm mini build-base`, the given number
+of steps and the given fields of `LanguageModelRecipe` (2,400 steps take seven minutes on two
+cores). The table shows right answers in percent, by task and language, on held-out scenes that
+are described in words.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ BATCH_SIZE = 100
 
 
 def main() -> None:
-    """Train if asked, answer, print."""
+    """Trains if asked, answers and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=models_dir() / "llm")
-    parser.add_argument("--steps", type=int, help="train a model with so many steps first")
-    parser.add_argument("fields", nargs="*", metavar="field=value", help="of LanguageModelRecipe")
+    parser.add_argument("--steps", type=int, help="train a model for N steps first")
+    parser.add_argument("fields", nargs="*", metavar="field=value", help="recipe fields")
     arguments = parser.parse_args()
     if arguments.fields and not arguments.steps:
-        parser.error("fields of the recipe need --steps: the committed model is trained already")
+        parser.error("fields of the recipe need --steps: the committed model is already trained")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_templates()
     if not arguments.steps:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def print_accuracies(model_dir: Path, title: str) -> None:
-    """Measure a model in every language."""
+    """Measures a model in every language and prints a table."""
     model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(model_dir))
     table = Table("language", *TASKS, title=title)
@@ -84,7 +84,7 @@ def print_accuracies(model_dir: Path, title: str) -> None:
 def accuracies(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, lang: str
 ) -> dict[str, float]:
-    """Share of questions of each task whose every answer token is the likeliest one."""
+    """Returns the share of questions per task whose answer tokens are all the likeliest ones."""
     rng = random.Random(0)
     rows, tasks = [], []
     for _ in range(NUM_SCENES):

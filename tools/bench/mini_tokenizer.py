@@ -1,9 +1,9 @@
-"""How many tokens a name and a question cost in each language, by size of the vocabulary.
+"""Counts the tokens of a name and a question in each language, by size of the vocabulary.
 
 Usage: python tools/bench/mini_tokenizer.py [--sizes 2000 3000 4000]
 
 Trains the tokenizer of the preset `mini` at each size (about half a minute each) and prints a
-table. A language whose names are spelled in pieces needs more steps to learn them.
+table. A language whose names are split into pieces needs more steps to learn them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUM_SCENES = 200
 
 
 def main() -> None:
-    """Train, count, print."""
+    """Trains, counts and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 3000, 4000])
     sizes = parser.parse_args().sizes
@@ -44,12 +44,12 @@ def main() -> None:
 
 
 def names(lang: str) -> list[str]:
-    """The names of all concepts."""
+    """Returns the names of all concepts."""
     return [concept.names[lang] for concept in load_concepts()]
 
 
 def questions(lang: str) -> list[str]:
-    """The same questions in every language."""
+    """Returns the same questions in every language."""
     rng = random.Random(0)
     scenes = [sample_scene(rng, "train") for _ in range(NUM_SCENES)]
     return [
@@ -60,7 +60,7 @@ def questions(lang: str) -> list[str]:
 
 
 def mean_tokens(tokenizer: object, texts: list[str]) -> float:
-    """Mean number of tokens of a text."""
+    """Returns the mean number of tokens of a text."""
     ids = tokenizer(texts, add_special_tokens=False).input_ids  # type: ignore[operator]
     return sum(map(len, ids)) / len(ids)
 

@@ -2,18 +2,18 @@
 
 Usage: python tools/bench/mixture.py [--rows 1000000 100000000] [--json FILE]
 
-A corpus on disk is made on the spot: one shard of 50,000 rows, linked as often as it takes, so that
-10^8 rows need little space. Three languages: Czech has all rows, German every second, Croatian
-every thousandth. "ours" is `Mixture.open`; "shuffle" is what a data set that knows its parts does:
-`numpy`'s permutation of all samples, and a search for the part of each; "sampler" is torch's
-`WeightedRandomSampler` over a `ConcatDataset`, which takes at most 2^24 samples and draws with
-replacement, so its counts are near, not exact. Each runs in a process of its own on one core;
-seconds are of the wall, memory is the peak of the process with all that it imports.
+The script makes a corpus on disk: one shard of 50,000 rows, linked as often as needed, so that
+10^8 rows take little space. It has three languages: Czech has all rows, German every second,
+Croatian every thousandth. "ours" is `Mixture.open`; "shuffle" is the approach of a data set that
+knows its parts: `numpy`'s permutation of all samples, and a search for the part of each; "sampler"
+is torch's `WeightedRandomSampler` over a `ConcatDataset`, which takes at most 2^24 samples and
+draws with replacement, so its counts are approximate. Each runs in its own process on one core;
+seconds are wall-clock time; memory is the peak of the process including all imports.
 
-`open`: from nothing to the first draw. `draw`: an index, any, to row, language and instruction.
-`same`: both give as many samples to each language; for ours it is also checked that every index
-comes once (in blocks, over all of them), that 64 copies give the order of one, and that the samples
-that are drawn are texts of their row.
+`open`: from nothing to the first draw. `draw`: from any index to row, language and instruction.
+`same`: both give the same number of samples to each language; for ours the script also checks that
+every index comes once (in blocks, over all of them), that 64 copies give the same order as one,
+and that the drawn samples are texts of their row.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from rich.console import Console
 from rich.table import Table
 
 _SHARD = 50_000
-_EVERY = {"cs": 1, "de": 2, "hr": 1000}  # which rows a language has
+_EVERY = {"cs": 1, "de": 2, "hr": 1000}  # the rows that a language has
 _NUM_DRAWS = 20_000
 _MOST_CATEGORIES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side took."""
+    """The measurements of one side."""
 
     open_s: float
     open_mib: float
@@ -55,15 +55,15 @@ class Measured:
 
 
 def main() -> None:
-    """Make corpora, measure the sides on each, print and perhaps save the figures."""
+    """Makes corpora, measures the sides on each, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000_000])
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     found = []
     for num_rows in arguments.rows:
         if num_rows % _SHARD:
-            parser.error(f"--rows {num_rows} is no multiple of {_SHARD}")
+            parser.error(f"--rows {num_rows} is not a multiple of {_SHARD}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "corpus"
             apart(make_corpus, path, num_rows)
@@ -82,7 +82,7 @@ def main() -> None:
 def figures(
     num_rows: int, ours: Measured, is_right: bool, name: str, peer: Measured
 ) -> list[dict[str, Any]]:
-    """The entries of one size and peer."""
+    """Returns the entries of one size and peer."""
     # a sampler that draws at random cannot agree
     same = (is_right and ours.counts == peer.counts) if name == "shuffle" else None
     rows = [
@@ -103,7 +103,7 @@ def figures(
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "ours", "peer", "times better", "same counts")
     for entry in entries:
         sides = [entry["ours"], entry["peer"]]
@@ -119,7 +119,7 @@ def _plain(value: float, unit: str) -> str:
 
 
 def make_corpus(path: Path, num_rows: int) -> None:
-    """Write one shard, and link it until there are `num_rows` rows."""
+    """Writes one shard, and links it until there are `num_rows` rows."""
     import numpy as np
 
     from llava.data.sample import Turn
@@ -143,23 +143,23 @@ def make_corpus(path: Path, num_rows: int) -> None:
         counts[lang] = {"ok": size, "suspect": 0, "rejected": 0, "usable": size}
         file = path / "text" / lang / "usable.u32"
         if every == 1:
-            os.truncate(file, 4 * size)  # a hole: a list of all rows is not read
+            os.truncate(file, 4 * size)  # a sparse file: the list of all rows is not read
         else:
             np.arange(0, num_rows, every, dtype="<u4").tofile(file)
     Meta(num_rows, _SHARD, 2000, "images", counts).dump(path / "corpus.toml")
 
 
 def apart(run: Callable[..., Any], *arguments: Any) -> Any:
-    """Run one side in a fresh process, so that neither pays for the other's memory.
+    """Runs one side in a fresh process, so that its memory does not affect the other side.
 
-    Not even by being its child: the peak that Linux reports is handed down.
+    The process is spawned, because a forked child inherits the peak that Linux reports.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(run, arguments)
 
 
 def run_ours(path: Path) -> Measured:
-    """Open a mixture and draw."""
+    """Opens a mixture and draws from it."""
     start = time.perf_counter()
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
@@ -189,7 +189,7 @@ def run_ours(path: Path) -> Measured:
 
 
 def run_check(path: Path) -> bool:
-    """Whether every index of an epoch is there once."""
+    """Returns whether every index of an epoch occurs exactly once."""
     import numpy as np
 
     from lrm_ext.corpus.store import Corpus
@@ -203,7 +203,7 @@ def run_check(path: Path) -> bool:
 
 
 def _parts(path: Path) -> dict[str, int]:
-    """Samples of each language: the rows in English, and as many shared by the others."""
+    """Returns the samples of each language: the English rows, and as many shared by the others."""
     from lrm_ext.corpus.store import Meta
 
     num_rows = Meta.load(path).num_rows
@@ -212,7 +212,7 @@ def _parts(path: Path) -> dict[str, int]:
 
 
 def run_shuffle(path: Path) -> Measured:
-    """Shuffle all samples, then look each up in the list of parts."""
+    """Shuffles all samples, then looks up each in the list of parts."""
     start = time.perf_counter()
     import numpy as np
 
@@ -238,7 +238,7 @@ def run_shuffle(path: Path) -> Measured:
 
 
 def run_sampler(path: Path) -> Measured:
-    """Draw an epoch from torch's sampler, weighted by language."""
+    """Draws an epoch from torch's sampler, weighted by language."""
     start = time.perf_counter()
     import torch
     from torch.utils.data import ConcatDataset, WeightedRandomSampler
@@ -264,12 +264,12 @@ def run_sampler(path: Path) -> Measured:
 
 
 def _spread(size: int) -> list[int]:
-    """Indices from all over an epoch."""
+    """Returns indices spread over an epoch."""
     return [i * 7919 * 104729 % size for i in range(_NUM_DRAWS)]
 
 
 def _timed(draw: Callable[[int], Any], indices: list[int]) -> tuple[list[Any], float, float]:
-    """What is drawn, and microseconds of a draw: the mean, and what one in a hundred takes."""
+    """Returns the draws, and the microseconds per draw: the mean and the 99th percentile."""
     found, times = [], []
     for index in indices:
         start = time.perf_counter_ns()

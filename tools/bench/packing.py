@@ -2,21 +2,22 @@
 
 Usage: python tools/bench/packing.py [--samples 20000] [--steps 8] [--json FILE]
 
-Two distributions of lengths: the built-in corpus (all languages and instructions, 16 positions a
-picture, the tests' tokenizer), and one shaped like LLaVA-1.5's 665k: shares of its parts as its
-paper gives them, text lengths made up for this benchmark (log-normal, see `PARTS`), 576 positions a
-picture, cut at 2048.
+Two distributions of lengths: the built-in corpus (all languages and instructions, 16 positions per
+image, the tests' tokenizer), and one shaped like LLaVA-1.5's 665k: the shares of its parts are
+those of its paper, the text lengths are synthetic (log-normal, see `PARTS`), with 576 positions
+per image, cut at 2048.
 
-`share`: real positions of all that are computed until the slowest rank of each micro-step is
-done, for 8 ranks of 16 samples, and of 4 with `--pack_window 16`. A packed row has no padding, but
-ranks wait for the longest row; that counts as padding here. "ours" is `PackedSampler`; "grouped"
-pads LLaVA's `group_by_modality_length`, "in order" pads the mixture as it comes. `equal`: every
-sample comes once, and a run that is stopped half-way goes on in the same order.
+`share`: real positions over all positions computed until the slowest rank of each micro-step is
+done, for 8 ranks with 16 samples, and with 4 samples and `--pack_window 16`. A packed row has no
+padding, but ranks wait for the longest row; the wait counts as padding here. "ours" is
+`PackedSampler`; "grouped" pads LLaVA's `group_by_modality_length`, "in order" pads the mixture in
+its own order. `equal`: every sample comes once, and a run that is stopped half-way resumes in the
+same order.
 
-`step`: forward, backward and AdamW of a small model (2 layers of 192, features in place of a
+`step`: forward, backward and AdamW of a small model (2 layers of 192, features instead of a
 tower), 16 samples a step, the same samples in the same order for "packed" and "in order"; one
-thread, seconds of the processor, the better of two turns. Lengths like the 665k's are divided by
-eight. `equal`: the losses of all steps agree to 1e-5.
+thread, processor seconds, the better of two turns. Lengths like the 665k's are divided by eight.
+`equal`: the losses of all steps agree within 1e-5.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from lrm_ext.training.sampler import PackedSampler
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "llava"
 RANKS, STEP_BATCH = 8, 16
-# part of LLaVA-1.5's mix: thousands of samples, whether they have a picture, and text tokens:
+# part of LLaVA-1.5's mix: thousands of samples, whether they have an image, and text tokens:
 # median and spread (standard deviation of the logarithm)
 PARTS = (
     ("LLaVA-Instruct", 158, True, 330, 0.5),
@@ -60,11 +61,11 @@ PICTURE, LONGEST = 576, 2048
 
 
 def main() -> None:
-    """Measure both distributions, print and perhaps save the figures."""
+    """Measures both distributions, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=20_000, help="for the shares")
-    parser.add_argument("--steps", type=int, default=8, help="for the speed")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples for the shares")
+    parser.add_argument("--steps", type=int, default=8, help="steps for the speed")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = []
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "packed", "padded", "times better", "same")
     for entry in entries:
         sides = (f"{entry[side]:.4g} {entry['unit']}" for side in ("ours", "peer"))
@@ -94,7 +95,7 @@ def show(entries: list[dict[str, Any]]) -> None:
 
 
 def corpus_lengths(number: int) -> list[int]:
-    """Positions of the first samples of the built-in corpus; negative without a picture."""
+    """Returns the positions of the built-in corpus' first samples; negative without image."""
     from transformers import LlamaTokenizer
 
     from llava.conversation import get_conversation
@@ -113,7 +114,7 @@ def corpus_lengths(number: int) -> list[int]:
 
 
 def mix_lengths(number: int) -> list[int]:
-    """Positions of samples in the shape of LLaVA's mix; negative without a picture."""
+    """Returns positions of samples shaped like LLaVA's mix; negative without an image."""
     rng = np.random.default_rng(0)
     shares = np.array([part[1] for part in PARTS], dtype=float)
     lengths = []
@@ -128,7 +129,7 @@ def mix_lengths(number: int) -> list[int]:
 def share_entries(
     name: str, lengths: Sequence[int], batch_size: int, window: int
 ) -> list[dict[str, Any]]:
-    """Shares of real positions, ours against both ways to pad."""
+    """Returns the shares of real positions, ours against both ways to pad."""
     step_size = RANKS * batch_size
     whole = len(lengths) // (2 * step_size) * 2 * step_size
     lengths = lengths[:whole]
@@ -158,7 +159,7 @@ def share_of(
     batch_size: int,
     cost: Callable[[list[int]], int],
 ) -> float:
-    """Real positions, of all that the ranks could have computed until the slowest is done."""
+    """Returns real positions over the positions computable until the slowest rank is done."""
     real = computed = 0
     for start in range(0, len(order), RANKS * batch_size):
         step = [sizes[i] for i in order[start : start + RANKS * batch_size]]
@@ -171,7 +172,7 @@ def share_of(
 def step_entries(
     name: str, lengths: Sequence[int], num_steps: int, is_long: bool
 ) -> list[dict[str, Any]]:
-    """Samples a second of training steps, packed against padded."""
+    """Measures samples a second of training steps, packed against padded."""
     divisor = 8 if is_long else 1
     number = STEP_BATCH * num_steps
     picture = (PICTURE // divisor) if is_long else 16
@@ -204,7 +205,7 @@ def step_entries(
 def make_batches(
     order: Sequence[int], sizes: Sequence[int], flags: Sequence[bool], picture: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of made-up ids, of which the second half is learnt."""
+    """Returns padded batches of random ids; the second half of each sample is supervised."""
     for start in range(0, len(order), STEP_BATCH):
         chosen = order[start : start + STEP_BATCH]
         num_ids = [sizes[i] - (picture - 1 if flags[i] else 0) for i in chosen]
@@ -225,7 +226,7 @@ def make_batches(
 
 
 def make_model() -> Any:
-    """A small language model with a projector, seeded."""
+    """Returns a small seeded language model with a projector."""
     from llava.model.language_model.causal_lm import PACKED_SDPA
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.multimodal_projector.builder import build_vision_projector
@@ -242,7 +243,7 @@ def make_model() -> Any:
 
 
 def train(model: Any, batches: Sequence[dict[str, Tensor]], packing: bool) -> list[float]:
-    """Take a step on each batch; the losses."""
+    """Takes a step on each batch; returns the losses."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     losses = []
     for batch in batches:

@@ -1,26 +1,25 @@
-"""Format, tokenise and mask labels, and prepare pictures, against LLaVA's way, per core.
+"""Formatting, tokenising, label masking and image preparation, against LLaVA's method, per core.
 
 Usage: python tools/bench/preprocess.py [--samples 1000] [--tokenizer FOLDER] [--json FILE]
 
 Two inputs: the built-in corpus (one round, ten languages, all instructions), and records shaped
-like LLaVA-1.5's mix (one to nine rounds in English, one in sixteen without a picture). "peer" is
-LLaVA's way, in our words: a slow tokenizer; the prompt encoded once, then each round and each
-question encoded again by itself to find how many labels to mask, on tensors. "ours" is
-`llava.data.tokenize.encode_turns`. Both begin with conversations in memory and end with ids and
-labels, and must agree in every one. "from the corpus" adds to ours what the mixture does before:
+like LLaVA-1.5's mix (one to nine rounds in English, one in sixteen without an image). "peer" is a
+reimplementation of LLaVA's method: a slow tokenizer; the prompt is encoded once, then each round
+and each question is encoded again separately to find how many labels to mask, on tensors. "ours"
+is `llava.data.tokenize.encode_turns`. Both start with conversations in memory, end with ids and
+labels, and must agree on every one. "from the corpus" adds the mixture's preceding work to ours:
 draw, read the row, format it.
 
-The slow tokenizer is transformers' own (`SentencePieceBackend`), or, in rows of their own, bare
-SentencePiece without transformers around it, which nobody trains with, but is the least that any
-slow tokenizer takes. One process, one thread, seconds of the processor, the best of five turns. The
-default vocabulary is the small one of the tests; with a folder that holds a Llama `tokenizer.model`
-sequences are as long as they are in training.
+The slow tokenizer is transformers' own (`SentencePieceBackend`), or, in separate rows, bare
+SentencePiece without transformers around it: not used for training, but a lower bound for any
+slow tokenizer. One process, one thread, processor seconds, the best of five turns. The default
+vocabulary is the tests' small one; with a folder that holds a Llama `tokenizer.model`, sequences
+are as long as in training.
 
-Pictures are JPEG files made on the spot, of a size as COCO has them and as a camera makes them,
-for a tower of 336 pixels. "peer" decodes, pads, resizes and normalises to floats; "ours" stops at
-bytes, of which the tower makes the same floats on the device: the floats are compared. Draft mode
-is off by default, because it is not equal: its rows say by how many of 256 levels it differs on
-average.
+Images are generated JPEG files, in the sizes of COCO images and of camera photos, for a tower of
+336 pixels. "peer" decodes, pads, resizes and normalises to floats; "ours" stops at bytes, from
+which the tower computes the same floats on the device: the floats are compared. Draft mode is off
+by default, because its result is not equal: its rows state the mean difference in levels of 256.
 """
 
 from __future__ import annotations
@@ -67,14 +66,14 @@ Side = tuple[Callable[[Any], Any], Sequence[Any]]
 
 
 def main() -> None:
-    """Measure both sides on both inputs, print and perhaps save the figures."""
+    """Measures both sides on both inputs, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument(
         "--tokenizer", type=Path, default=ROOT / "tests" / "golden" / "llava",
         help="folder with a Llama tokenizer.model",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     fast = fast_tokenizer(arguments.tokenizer)
@@ -113,7 +112,7 @@ def main() -> None:
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "ours", "LLaVA's way", "times better", "same result")
     for entry in entries:
         sides = (f"{_rounded(entry[side])} {entry['unit']}" for side in ("ours", "peer"))
@@ -127,7 +126,7 @@ def _rounded(rate: float) -> str:
 
 
 def measure(sides: dict[str, Side]) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Results of each side, and samples a second; the sides take turns, the best turn counts."""
+    """Returns each side's results and samples a second; sides take turns, the best counts."""
     results = {name: [encode(each) for each in inputs] for name, (encode, inputs) in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(5):
@@ -140,7 +139,7 @@ def measure(sides: dict[str, Side]) -> tuple[dict[str, list[Any]], dict[str, flo
 
 
 def encode_ours(sample: Sample, conv: Conversation, tokenizer: Any) -> Ids:
-    """Render, tokenise once, map spans to tokens."""
+    """Renders, tokenises once, and maps spans to tokens."""
     has_image = sample.image is not None
     turns = place_images(sample.turns, conv) if has_image else sample.turns
     encoded = encode_turns(turns, conv, tokenizer, has_image)
@@ -148,7 +147,7 @@ def encode_ours(sample: Sample, conv: Conversation, tokenizer: Any) -> Ids:
 
 
 def encode_peer(record: dict[str, Any], tokenizer: Any) -> Ids:
-    """LLaVA's way for a Vicuna-v1 template: count the tokens of every piece by itself."""
+    """Encodes as LLaVA does for Vicuna v1: counts the tokens of every piece separately."""
     conv = get_conversation("v1")
     has_image = "image" in record
     turns = copy.deepcopy(record["conversations"])
@@ -186,7 +185,7 @@ def encode_peer(record: dict[str, Any], tokenizer: Any) -> Ids:
 
 
 def _with_sentinels(prompt: str, tokenizer: Any) -> list[int]:
-    """Encode the chunks around each `<image>`, and put the sentinel between them."""
+    """Encodes the chunks around each `<image>`, and puts the sentinel between them."""
     chunks = [tokenizer(chunk).input_ids for chunk in prompt.split("<image>")]
     ids = [tokenizer.bos_token_id]
     for i, chunk in enumerate(chunks):
@@ -197,7 +196,7 @@ def _with_sentinels(prompt: str, tokenizer: Any) -> list[int]:
 
 
 def fast_tokenizer(folder: Path) -> Any:
-    """Load what `llava` trains with."""
+    """Loads the tokenizer that `llava` trains with."""
     from transformers import LlamaTokenizer
 
     return LlamaTokenizer.from_pretrained(
@@ -207,7 +206,7 @@ def fast_tokenizer(folder: Path) -> Any:
 
 
 def slow_tokenizer(folder: Path) -> Any:
-    """Make transformers' slow tokenizer of the same file, as LLaVA's `use_fast=False` gives."""
+    """Returns transformers' slow tokenizer of the same file, as with `use_fast=False`."""
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
     class SlowLlama(SentencePieceBackend):
@@ -223,7 +222,7 @@ def slow_tokenizer(folder: Path) -> Any:
 
 
 class BareLlama:
-    """SentencePiece, and special tokens apart; nothing of what transformers puts around it."""
+    """SentencePiece with special tokens split off, without transformers' wrapper."""
 
     bos_token_id, pad_token_id, model_max_length = 1, 0, 2048
 
@@ -235,7 +234,7 @@ class BareLlama:
         )
 
     def __call__(self, text: str) -> Any:
-        """Encode a text with BOS; the result has `input_ids`."""
+        """Encodes a text with BOS; the result has `input_ids`."""
         ids = [1]
         for i, part in enumerate(re.split("(<s>|</s>|<unk>)", text)):
             if part:
@@ -249,7 +248,7 @@ class _Ids:
 
 
 def measure_pictures() -> list[dict[str, Any]]:
-    """Rows of both sizes, without and with draft mode."""
+    """Returns the rows of both sizes, without and with draft mode."""
     from llava.model.tiles import byte_table, to_floats
     from lrm_ext.training.feature_cache import ImageLoader
 
@@ -297,7 +296,7 @@ def _peer_picture(path: Path, processor: Any) -> torch.Tensor:
 
 
 def _picture(path: Path, size: tuple[int, int], seed: int) -> Path:
-    """Soft shapes with some noise, as photographs have."""
+    """Draws soft shapes with some noise, similar to a photograph."""
     rng = np.random.default_rng(seed)
     shapes = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     pixels = np.asarray(shapes.resize(size, Image.Resampling.BICUBIC)).astype(np.int16)
@@ -307,7 +306,7 @@ def _picture(path: Path, size: tuple[int, int], seed: int) -> Path:
 
 
 def open_mixture() -> Any:
-    """All languages and instructions of the built-in corpus."""
+    """Opens all languages and instructions of the built-in corpus."""
     from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.mixture import Mixture, MixtureSpec
 

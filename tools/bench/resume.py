@@ -1,16 +1,16 @@
-"""Checkpoints and resumption: what training waits for, and what going on costs.
+"""Checkpoints and resumption: the wait of training for a save, and the cost of resuming.
 
 Usage: python tools/bench/resume.py [--size-mib 600] [--json FILE]
 
-1. A save as training sees it: the seconds until training goes on, with the files being written in
-   the background ("ours") and while training waits ("peer", the same files). The process writes
+1. A save as training sees it: the seconds until training continues, with the files being written
+   in the background ("ours") and while training waits ("peer", the same files). The process writes
    weights and AdamW's state of a Llama of about `--size-mib`, flushed to the disk; a median of
    three. Equal means that both checkpoints have the same tensors.
-2. To the checkpoint that a run goes on from: reading all of it and comparing checksums. No peer.
-3. Going on deep in an epoch of a million samples: the sampler leaves out what was learnt ("ours")
-   or plans it all again ("peer"). Equal means the same samples follow. The lengths cost nothing
-   here; in a real run each is a sample tokenised.
-4. From the start of a process to its first step: going on from a checkpoint ("ours"), against
+2. Reading the whole checkpoint that a run resumes from, and comparing checksums. No peer.
+3. Resuming deep in an epoch of a million samples: the sampler skips the samples that are already
+   learnt ("ours") or plans all of them again ("peer"). Equal means that the same samples follow.
+   Lengths cost nothing here; in a real run each requires tokenising a sample.
+4. From the start of a process to its first step: resuming from a checkpoint ("ours"), against
    a fresh start ("peer"); the mini shape of `_pair.py`.
 """
 
@@ -41,9 +41,9 @@ SAMPLES, STEP_SIZE, STEP = 1_000_000, 128, 7000
 
 
 def main() -> None:
-    """Measure all four."""
+    """Measures all four."""
     parser = parser_of(__doc__)
-    parser.add_argument("--size-mib", type=int, default=600, help="of a checkpoint")
+    parser.add_argument("--size-mib", type=int, default=600, help="size of a checkpoint")
     parser.add_argument("--start", type=Path, help=argparse_hidden())
     arguments = parser.parse_args()
     if arguments.start is not None:
@@ -56,14 +56,14 @@ def main() -> None:
 
 
 def argparse_hidden() -> str:
-    """Help of an option that the script gives to itself."""
+    """Returns the help of an option that only the script itself passes."""
     import argparse
 
     return argparse.SUPPRESS
 
 
 def saves(size_mib: int) -> list[dict[str, Any]]:
-    """Background against waiting, and reading back."""
+    """Compares saving in the background with waiting, and measures reading back."""
     with tempfile.TemporaryDirectory() as folder:
         background, waiting = (
             apart(run_with_saves, Path(folder) / name, size_mib, name)
@@ -84,7 +84,7 @@ def saves(size_mib: int) -> list[dict[str, Any]]:
 
 
 def same_tensors(left: Path | None, right: Path | None) -> bool:
-    """Whether two checkpoints have the same weights and optimizer state."""
+    """Returns whether two checkpoints have the same weights and optimizer state."""
     assert left is not None and right is not None
     weights = [load_file(folder / "model.safetensors") for folder in (left, right)]
     states = [torch.load(folder / "optimizer.pt")["state"] for folder in (left, right)]
@@ -98,8 +98,8 @@ def same_tensors(left: Path | None, right: Path | None) -> bool:
 
 
 def run_with_saves(folder: Path, size_mib: int, way: str) -> list[float]:
-    """Seconds that training waits for each save, on few tokens a step."""
-    # weights and AdamW's two moments, in float32: 12 bytes a parameter
+    """Returns the seconds that training waits for each save, with few tokens per step."""
+    # weights and AdamW's two moments, in float32: 12 bytes per parameter
     hidden = 512
     num_layers = max(round(size_mib * 2**20 / 12 / (12 * hidden**2)) - 5, 1)
     shape = SHAPES["mini"]._replace(
@@ -126,7 +126,7 @@ def run_with_saves(folder: Path, size_mib: int, way: str) -> list[float]:
 
 
 def make_trainer(shape: Any, folder: Path, num_steps: int, batch_size: int, **changes: Any) -> Any:
-    """A trainer on random samples."""
+    """Returns a trainer on random samples."""
     folder.mkdir(parents=True, exist_ok=True)
     model = build_llava(shape, folder)
     items = make_items(shape, num_steps * batch_size, 4, max_text=32)
@@ -146,7 +146,7 @@ def make_trainer(shape: Any, folder: Path, num_steps: int, batch_size: int, **ch
 
 
 def skipping() -> dict[str, Any]:
-    """The sampler of a mixture, deep in an epoch."""
+    """Measures the sampler of a mixture, deep in an epoch."""
     lengths = torch.randint(20, 500, (SAMPLES,), generator=torch.Generator().manual_seed(0))
     table = lengths.tolist()
     num_skipped = STEP * STEP_SIZE
@@ -163,7 +163,7 @@ def skipping() -> dict[str, Any]:
 
 
 def starting() -> dict[str, Any]:
-    """Real processes, from their start to the end of their first step."""
+    """Measures real processes, from their start to the end of their first step."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = time_to_first_step(Path(folder))
         resumed = time_to_first_step(Path(folder))
@@ -171,7 +171,7 @@ def starting() -> dict[str, Any]:
 
 
 def time_to_first_step(folder: Path) -> float:
-    """Start this script once more, which saves and leaves after one step."""
+    """Starts this script again; that process saves and exits after one step."""
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, __file__, "--start", str(folder)],
@@ -183,14 +183,14 @@ def time_to_first_step(folder: Path) -> float:
 
 
 def first_step(folder: Path) -> None:
-    """In a process of its own: go on if there is a checkpoint, take a step, save, end."""
+    """Runs in its own process: resumes if there is a checkpoint, takes a step, saves, exits."""
     from transformers import TrainerCallback
 
     from llava.train.train import run
 
     class StopAfterOne(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # the monotonic clock is the machine's, for all processes
+            # all processes of a machine share the monotonic clock
             (folder / "first_step").write_text(str(time.perf_counter()))
             control.should_save = control.should_training_stop = True
 

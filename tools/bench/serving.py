@@ -2,14 +2,14 @@
 
 Usage: python tools/bench/serving.py [--clients 1 4 16] [--model FOLDER] [--json FILE]
 
-Each side is a model worker in a process of its own, with the same model, asked over HTTP by the
-same clients for the same greedy answers, half of them about a picture. "ours" lets as many requests
-share a step as there are clients. "peer" is the same worker with one request at a time; with
-`--generate` there is a third side, LLaVA's way: one request at a time by transformers' `generate`.
-All clients ask at once and each asks `--rounds` times, after two questions that are not measured.
-"equal" says whether every answer is the same to the last character. Without `--model` it is the
-base model of the `mini` preset with an untrained projector: what it says means nothing, what it
-costs does.
+Each side is a model worker in its own process, with the same model, asked over HTTP by the same
+clients for the same greedy answers, half of them about an image. "ours" allows as many requests
+in a step as there are clients. "peer" is the same worker with one request at a time; `--generate`
+adds a third side, LLaVA's method: one request at a time by transformers' `generate`. All clients
+ask at the same time, `--rounds` times each, after two questions that are not measured. "equal"
+states whether every answer is the same to the last character. Without `--model` the model is the
+base model of the `mini` preset with an untrained projector: its answers are meaningless, but their
+cost is representative.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WORDS = "what is in the picture and how many of them are red or blue or there".
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and when it came, in seconds after it was asked for; -1: nobody counts tokens."""
+    """An answer with its times, in seconds after the question; -1 tokens if not counted."""
 
     text: str
     num_tokens: int
@@ -53,13 +53,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side did for a number of clients."""
+    """The measurements of one side for a number of clients."""
 
     seconds: float
     answers: list[Answer]
 
     def tokens_per_s(self, counted: list[Answer]) -> float:
-        """Tokens of all answers over the time until the last one was there.
+        """Returns the tokens of all answers over the time until the last answer.
 
         Args:
             counted: The same answers from a side that counts tokens.
@@ -67,22 +67,22 @@ class Measured:
         return sum(answer.num_tokens for answer in counted) / self.seconds
 
     def first_token(self, percent: int) -> float:
-        """Percentile of the time to the first text, in seconds."""
+        """Returns a percentile of the time to the first text, in seconds."""
         return _percentile([answer.first_s for answer in self.answers], percent)
 
 
 def main() -> None:
-    """Run all sides, print and perhaps save the figures."""
+    """Runs all sides, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument(
-        "--rounds", type=int, default=2, help="questions of each client; 16 in all at least"
+        "--rounds", type=int, default=2, help="questions per client; at least 16 in total"
     )
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--model", help="checkpoint; by default one made of the mini base models")
-    parser.add_argument("--device", default="cuda", help="the CPU where there is no CUDA")
+    parser.add_argument("--model", help="checkpoint; default: one made from the mini base models")
+    parser.add_argument("--device", default="cuda", help="device; falls back to cpu without CUDA")
     parser.add_argument("--generate", action="store_true", help="also measure generate()")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def figures(num_clients: int, sides: dict[str, Measured]) -> list[dict[str, Any]]:
-    """The entries for one number of clients."""
+    """Returns the entries for one number of clients."""
     ours = sides["batch"]
     entries = []
     for name, peer in sides.items():
@@ -125,7 +125,7 @@ def figures(num_clients: int, sides: dict[str, Measured]) -> list[dict[str, Any]
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "in one batch", "one at a time", "times better", "same answers")
     for entry in entries:
         digits = 3 if entry["unit"] == "s" else 0
@@ -136,7 +136,7 @@ def show(entries: list[dict[str, Any]]) -> None:
 
 
 def make_checkpoint(path: Path) -> str:
-    """Join the mini base models to a LLaVA checkpoint with a random projector."""
+    """Joins the mini base models to a LLaVA checkpoint with a random projector."""
     import torch
     from transformers import AutoTokenizer
 
@@ -155,7 +155,7 @@ def make_checkpoint(path: Path) -> str:
         )
     )
     model.config.image_aspect_ratio = "pad"
-    # with an untrained projector most answers would end at once; these run to their full length
+    # with an untrained projector most answers would end at once; these reach their full length
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     with torch.no_grad():
         model.get_input_embeddings().weight[:NUM_SPECIAL] = 0  # tied to the head
@@ -167,7 +167,7 @@ def make_checkpoint(path: Path) -> str:
 def make_bodies(
     num_clients: int, rounds: int, max_new_tokens: int, seed: int = 0
 ) -> list[list[dict[str, Any]]]:
-    """The requests of each client, in order."""
+    """Returns the requests of each client, in order."""
     rng = random.Random(seed)
     clients = []
     for client in range(num_clients):
@@ -201,7 +201,7 @@ def _picture(rng: random.Random) -> str:
 def run_side(
     side: str, model: str, device: str, num_clients: int, bodies: list[list[dict[str, Any]]]
 ) -> Measured:
-    """Start a worker, ask everything, stop it."""
+    """Starts a worker, asks all questions and stops the worker."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -216,7 +216,7 @@ def run_side(
 
 
 def serve(side: str, model: str, device: str, num_clients: int, port: int) -> None:
-    """Serve the model until terminated."""
+    """Serves the model until terminated."""
     from llava.serve.batch import ThreadScheduler
     from llava.serve.engine import load_engine
     from llava.serve.model_worker import ModelWorker, app
@@ -243,7 +243,7 @@ async def ask_all(worker: str, clients: list[list[dict[str, Any]]]) -> Measured:
 
     client = AsyncClient("")
     await _wait_for(worker)
-    # not measured: other questions, so that neither side pays for what is loaded once
+    # not measured: other questions, so that neither side pays for one-time loading
     await _ask(client, worker, make_bodies(1, 2, 8, seed=1)[0])
     started = time.monotonic()
     found = await asyncio.gather(*(_ask(client, worker, bodies) for bodies in clients))

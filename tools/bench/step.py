@@ -3,13 +3,13 @@
 Usage: python tools/bench/step.py [--steps 8] [--batch 16] [--json FILE]
 
 A model of the mini preset's shape with random weights, the same on both sides, trains on samples of
-mixed lengths (see `_pair.py`), the same ones in each step, pixels prepared beforehand. "peer" pads
-each batch, runs the tower and computes logits for every position. "ours" packs the batch, reads the
-frozen tower's output from a memory-mapped file, and computes logits for supervised positions. Both
-use AdamW in float32. Losses are compared step by step (1e-3 relative). Each side runs in a process
-of its own on one core; samples a second are of processor time, without the first two steps; memory
-is what training makes the process grow by at its peak. The further rows leave out one technique
-("peer" is then ours without it), or switch something on ("peer" is ours as it is).
+mixed lengths (see `_pair.py`), the same ones in each step, with pixels prepared beforehand. "peer"
+pads each batch, runs the tower and computes logits for every position. "ours" packs the batch,
+reads the frozen tower's output from a memory-mapped file, and computes logits for supervised
+positions. Both use AdamW in float32. Losses are compared step by step (1e-3 relative). Each side
+runs in its own process on one core; samples a second are per processor time, without the first two
+steps; memory is the peak growth of the process during training. Each further row disables one
+technique ("peer" is then ours without it), or enables an option ("peer" is ours unchanged).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TOLERANCE = 1e-3
 
 
 class Setting(NamedTuple):
-    """How our side trains."""
+    """The settings of our side."""
 
     packs: bool = True
     caches_features: bool = True
@@ -55,7 +55,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one side took and found."""
+    """The measurements and results of one side."""
 
     samples_per_s: float
     growth_mib: float
@@ -75,11 +75,11 @@ SWITCHES = {
 
 
 def main() -> None:
-    """Measure both sides, then each technique."""
+    """Measures both sides, then each technique."""
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too: minutes")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile (slow)")
     arguments = parser.parse_args()
     switches = dict(SWITCHES)
     if arguments.compile and shutil.which("g++"):
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def pair(name: str, ours: Measured, peer: Measured) -> list[dict[str, Any]]:
-    """The entries of one comparison."""
+    """Returns the entries of one comparison."""
     is_equal = bool(np.allclose(ours.losses, peer.losses, rtol=TOLERANCE))
     return [
         entry(name, ours.samples_per_s, peer.samples_per_s, "samples/s", is_equal),
@@ -111,7 +111,7 @@ def pair(name: str, ours: Measured, peer: Measured) -> list[dict[str, Any]]:
 
 
 def run(setting: Setting | None, num_steps: int, batch_size: int) -> Measured:
-    """Train on one side; None is the peer."""
+    """Trains on one side; None is the peer."""
     items = make_items(SHAPE, num_steps * batch_size, NUM_PICTURES, MAX_TEXT)
     side = SHAPE.image_size_px
     pixels = torch.randn(NUM_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(2))
@@ -138,13 +138,13 @@ def run(setting: Setting | None, num_steps: int, batch_size: int) -> Measured:
 
 
 class Clock(TrainerCallback):
-    """Processor time at the end of each step."""
+    """Records the processor time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note it."""
+        """Records the processor time."""
         self.times.append(time.process_time())
 
 
@@ -162,7 +162,7 @@ class Items(Dataset[Item]):
 
 
 def make_peer(model: Any, items: list[Item], pixels: Tensor, common: dict[str, Any]) -> Any:
-    """The model of transformers with its trainer."""
+    """Returns transformers' model with its trainer."""
     return transformers.Trainer(
         model=to_transformers(model, torch.float32, "sdpa"),
         args=transformers.TrainingArguments(
@@ -181,7 +181,7 @@ def make_ours(
     setting: Setting,
     folder: Path,
 ) -> Any:
-    """Our model with our trainer."""
+    """Returns our model with our trainer."""
     key, pictures = "images", pixels
     if setting.caches_features:
         with torch.no_grad():
@@ -212,7 +212,7 @@ def make_ours(
 def loss_of_all_positions(
     hidden: Tensor, labels: Tensor, head: Any, num_items_in_batch: Any, use_liger: bool
 ) -> Tensor:
-    """As transformers computes it."""
+    """Computes the loss as transformers does."""
     logits = head(hidden).float()[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -1,14 +1,15 @@
-"""Batches of like lengths, as the translation engines make them, against batches in order.
+"""Batches of similar lengths, as the translation engines make them, against batches in order.
 
 Usage: python tools/bench/translate.py [--shape tiny | nllb-600m] [--segments N] [--json FILE]
 
 The model has random weights and NLLB's architecture; `nllb-600m` has the size of
-facebook/nllb-200-distilled-600M and is for a GPU. Segments are random tokens whose lengths spread
-as those of LLaVA's turns do: most are short, a few are long. A random model does not know when to
-end, so each answer is ended, on both sides, after 1.2 times the tokens of its segment. "peer" takes
-the segments in order, so many to a batch, pads them and calls `generate` once for each batch.
-"equal": both sides gave the same tokens for every segment (in bfloat16 a near tie may fall
-otherwise). Seconds are of the wall on a GPU and of one core on a CPU, after one batch to warm up.
+facebook/nllb-200-distilled-600M and is for a GPU. Segments are random tokens whose lengths are
+distributed like those of LLaVA's turns: most are short, a few are long. A random model does not
+learn when to stop, so on both sides each answer is stopped after 1.2 times the tokens of its
+segment. "peer" takes the segments in order, a fixed number per batch, pads them and calls
+`generate` once for each batch. "equal": both sides gave the same tokens for every segment (in
+bfloat16 a near tie may be resolved differently). Seconds are wall-clock time on a GPU and one
+core's time on a CPU, after one batch to warm up.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ SHAPES = {
     "tiny": {"d_model": 128, "layers": 2, "heads": 4, "ffn": 512, "vocab_size": 4_000},
     "nllb-600m": {"d_model": 1024, "layers": 12, "heads": 16, "ffn": 4096, "vocab_size": 256_206},
 }
-_FIRST = 5  # the token that would name the language
+_FIRST = 5  # the token that names the language in a real model
 _LONGEST = 200
 
 
 def main() -> None:
-    """Measure both sides, print and perhaps save the figures."""
+    """Measures both sides, prints the results and optionally saves them."""
     parser = parser_of(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--segments", type=int, default=256)
@@ -90,14 +91,14 @@ def main() -> None:
 
 
 def make_segments(number: int, vocab_size: int) -> list[list[int]]:
-    """Random tokens; lengths are log-normal, with a median of 14."""
+    """Returns random tokens; lengths are log-normal, with a median of 14."""
     rng = random.Random(0)
     lengths = [min(_LONGEST, max(3, round(rng.lognormvariate(2.6, 0.8)))) for _ in range(number)]
     return [[rng.randrange(10, vocab_size) for _ in range(n - 1)] + [2] for n in lengths]
 
 
 def save_model(folder: Path, shape: str) -> None:
-    """Write a checkpoint with random weights, large enough that answers differ."""
+    """Writes a checkpoint with random weights, large enough that answers differ."""
     size = SHAPES[shape]
     config = M2M100Config(
         vocab_size=size["vocab_size"],
@@ -116,7 +117,7 @@ def save_model(folder: Path, shape: str) -> None:
 
 
 def load(options: Seq2SeqOptions) -> TorchRunner:
-    """Load it as the engines do, and end its answers."""
+    """Loads the model as the engines do, and makes it stop its answers."""
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: _FIRST)
     runner = TorchRunner(tokenizer, Found(None, "random"), options, Naming(first="x"))
     generate = runner.model.generate
@@ -131,13 +132,13 @@ def load(options: Seq2SeqOptions) -> TorchRunner:
 
 
 class End(LogitsProcessor):
-    """Ends each answer after its number of tokens, and not before."""
+    """Stops each answer after its number of tokens, and not before."""
 
     def __init__(self, lengths: torch.Tensor) -> None:
         self._lengths = lengths
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Leave only the end, or all but the end."""
+        """Allows only the end token at the end of an answer, and only other tokens before."""
         is_over = input_ids.shape[1] - 2 >= self._lengths
         end = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
         end[2] = True
@@ -147,7 +148,7 @@ class End(LogitsProcessor):
 def measure(
     runner: TorchRunner, batches: Sequence[tuple[list[list[int]], Sequence[int]]]
 ) -> tuple[dict[int, list[int]], float]:
-    """Translate all batches; the answers by number of segment, and seconds."""
+    """Translates all batches; returns the answers by number of segment, and seconds."""
     run: Callable[[list[list[int]]], Any] = lambda batch: runner.run(  # noqa: E731
         batch, max_new_tokens(length_class(max(map(len, batch))), None)
     )

@@ -1,17 +1,16 @@
-"""Protection and checks of translations, and the cache, against the plain way; rows a second.
+"""Protection and checks of translations, and the cache, against the plain method; rows a second.
 
 Usage: python tools/bench/translation.py [--rows 20000] [--lookups 200000] [--json FILE]
 
-Rows: a question and an answer about a picture, in English and as people translated it, of the
-built-in corpus; every second row asks for a caption, every fourth text has a quotation and a number
-in it. In "no text twice" a name makes every text different from all others, so that nothing can be
-remembered; in "as they are" texts repeat as they do in the corpus. "ours" takes a row apart, masks
-what is protected, restores it in the translation, looks for damage, puts the row together and runs
-all checks, as `lrm translate` does around an engine. "peer" is what a script does in its place:
-py3langid's `classify` on each turn and a ratio of lengths; nothing is protected. Both give the
-texts that people wrote ("equal").
+A row is a question and an answer about an image, in English and in a human translation, from the
+built-in corpus; every second row asks for a caption, every fourth text contains a quotation and a
+number. In "no text twice" a name makes every text unique, so that no result can be reused; in "as
+they are" texts repeat as they do in the corpus. "ours" splits a row, masks the protected parts,
+restores them in the translation, looks for damage, joins the row and runs all checks, as `lrm
+translate` does around an engine. "peer" is the usual script: py3langid's `classify` on each turn
+and a ratio of lengths; nothing is protected. Both return the human texts ("equal").
 
-Cache: half of the segments are there. "ours" looks up a batch at once, "peer" asks one query a
+Cache: half of the segments are present. "ours" looks up a batch at once, "peer" runs one query per
 segment. Each side runs on one core; seconds are processor time.
 """
 
@@ -42,12 +41,12 @@ from lrm_ext.translate.quality import Checker
 from lrm_ext.translate.runner import collecting_rarely
 from lrm_ext.translate.segment import Translated, Unit, build_texts, plan_row
 
-_BATCH = 2048  # rows of a part; segments that are looked up at once
+_BATCH = 2048  # rows per part; segments per lookup
 _LETTERS = "abdegiklmnoprstuv"
 
 
 class Case(NamedTuple):
-    """A row, the answers an engine gives for its lines, and what the row shall become."""
+    """A row, the answers of an engine for its lines, and the expected result."""
 
     row: CorpusRow
     answers: dict[str, str]
@@ -55,12 +54,12 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Measure, print and perhaps save the figures."""
+    """Measures, prints the results and optionally saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--lookups", type=int, default=200_000)
     parser.add_argument("--lang", default="hr,zh")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     entries = []
     for lang in arguments.lang.split(","):
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def make_cases(num_rows: int, lang: str, is_unique: bool) -> list[Case]:
-    """Rows with the answers of an engine that translates as people did."""
+    """Returns rows with the answers of an engine that translates as people did."""
     rng = random.Random(0)
     scenes = load_scenes()
     cases = []
@@ -106,8 +105,8 @@ def make_cases(num_rows: int, lang: str, is_unique: bool) -> list[Case]:
 
 
 def bench_rows(name: str, cases: Sequence[Case], lang: str) -> dict[str, Any]:
-    """The entry of one kind of rows."""
-    run_ours(cases[:200], lang), run_peer(cases[:200], lang)  # load what is loaded once
+    """Returns the entry of one kind of rows."""
+    run_ours(cases[:200], lang), run_peer(cases[:200], lang)  # triggers one-time loading
     start = time.process_time()
     texts = run_ours(cases, lang)
     ours = len(cases) / (time.process_time() - start)
@@ -127,7 +126,7 @@ def bench_rows(name: str, cases: Sequence[Case], lang: str) -> dict[str, Any]:
 
 @collecting_rarely()
 def run_ours(cases: Sequence[Case], lang: str) -> list[CorpusText]:
-    """All that `lrm translate` does around an engine."""
+    """Does all the work of `lrm translate` around an engine."""
     checker = Checker(ENGLISH, lang)
     texts = []
     for start in range(0, len(cases), _BATCH):
@@ -151,7 +150,7 @@ def _translated(unit: Unit, answer: str) -> Translated:
 
 
 def run_peer(cases: Sequence[Case], lang: str) -> int:
-    """The plain way: each turn's language and length."""
+    """Checks each turn's language and length, the plain method."""
     import py3langid
 
     good = 0
@@ -163,7 +162,7 @@ def run_peer(cases: Sequence[Case], lang: str) -> int:
 
 
 def bench_cache(num_lookups: int) -> dict[str, Any]:
-    """The entry of the cache."""
+    """Returns the entry of the cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cache.sqlite"
         cache = Cache(path)
@@ -199,7 +198,7 @@ def bench_cache(num_lookups: int) -> dict[str, Any]:
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the figures as a table."""
+    """Prints the results as a table."""
     table = Table("measured", "ours", "the plain way", "times faster", "equal", "accepted")
     for entry in entries:
         sides = [f"{entry[side]:,.0f} {entry['unit']}" for side in ("ours", "peer")]

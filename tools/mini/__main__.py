@@ -1,4 +1,4 @@
-"""`python -m tools.mini ...`, or `lrm mini ...`: the small base models of the default preset."""
+"""`python -m tools.mini ...`, or `lrm mini ...`: builds the base models of the default preset."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _group() -> None:
 
 @app.command("build-base")
 def build_base(
-    out: Path | None = typer.Option(None, help="Folder; default: playground/models/mini."),
-    check: bool = typer.Option(False, help="Train nothing; compare the files with their hashes."),
+    out: Path | None = typer.Option(None, help="Output folder; default: playground/models/mini."),
+    check: bool = typer.Option(False, help="Only compare the files with their hashes."),
 ) -> None:
     """Train the vision tower and the language model that stand in for CLIP and Vicuna."""
     import transformers

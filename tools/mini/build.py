@@ -1,9 +1,9 @@
-"""Makes the base models of the `mini` preset and writes down how they were made.
+"""Builds the base models of the `mini` preset and records how they were built.
 
 Output: `playground/models/mini/{vision_tower,llm}` and `build.json` with the recipe, the seeds, the
-versions and the SHA-256 of every file. Weights repeat exactly on the same processor with the
-same library versions and number of threads; elsewhere the last bits may differ, so what is checked
-is that the committed files are the ones that `build.json` names.
+versions and the SHA-256 of every file. Weights repeat exactly on the same processor with the same
+library versions and number of threads; elsewhere the last bits may differ. The check therefore
+compares the committed files with the hashes in `build.json`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PARTS = ("vision_tower", "llm")
 
 
 def models_dir() -> Path:
-    """Where the committed base models are."""
+    """Returns the folder of the committed base models."""
     return Path(__file__).resolve().parents[2] / "playground" / "models" / "mini"
 
 
 def build_base(recipe: BaseRecipe, out_dir: Path) -> None:
-    """Train tokenizer, language model and tower; replace what `out_dir` holds only at the end."""
+    """Trains tokenizer, language model and tower; replaces the contents of `out_dir` at the end."""
     work = out_dir.with_name(out_dir.name + ".partial")
     started = time.monotonic()
     if not (work / "llm" / "tokenizer.model").exists():
@@ -60,7 +60,7 @@ def build_base(recipe: BaseRecipe, out_dir: Path) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the base models, by its path below `folder`."""
+    """Returns the SHA-256 of every file of the base models, by its path below `folder`."""
     files = sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -69,10 +69,10 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def check_base(folder: Path) -> None:
-    """Compare the files with what `build.json` says of them.
+    """Compares the files with their hashes in `build.json`.
 
     Raises:
-        CheckpointError: A file is missing, changed or not named.
+        CheckpointError: A file is missing, changed or not listed.
     """
     record = json.loads((folder / "build.json").read_text())
     expected, found = record["sha256"], hash_files(folder)
@@ -81,6 +81,6 @@ def check_base(folder: Path) -> None:
     )
     if wrong:
         raise CheckpointError(
-            f"{folder}: {', '.join(wrong)} are not as build.json says; restore them with "
+            f"{folder}: {', '.join(wrong)} do not match build.json; restore them with "
             f"`git checkout -- playground/models/mini` or run `{COMMAND}` again."
         )

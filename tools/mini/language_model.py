@@ -1,12 +1,12 @@
-"""A Llama-shaped language model and its tokenizer, trained on text that is English more than else.
+"""A Llama-shaped language model and its tokenizer, trained mostly on English text.
 
-Scenes are described in place of images, and talked about in all languages. The tokenizer is a
-SentencePiece BPE model with Llama's settings, trained on all languages evenly; the settings that
-decide about ids are stated explicitly (transformers changed their defaults). Answers are learnt,
-prompts are not: two thirds of a prompt is chance (which things a scene shows), and learning to
-guess it costs what little time there is.
+Descriptions of scenes replace images, and conversations about them are in all languages. The
+tokenizer is a SentencePiece BPE model with Llama's settings, trained on all languages evenly; the
+settings that determine ids are stated explicitly (transformers changed their defaults). Only
+answers are learnt, not prompts: two thirds of a prompt is random (the objects of a scene), and
+learning to predict it would take most of the short training.
 
-Output: a `LlamaForCausalLM` folder in half precision, beside the tokenizer's files.
+Output: a `LlamaForCausalLM` folder in half precision, with the tokenizer's files.
 """
 
 from __future__ import annotations
@@ -55,31 +55,31 @@ from tools.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 
 Conversation: TypeAlias = tuple[Turn, ...]
 
-# Patches on a side of the tower's picture: a description has a word for each patch.
+# Patches on a side of the tower's image: a description has a word for each patch.
 GRID = 4
-# A patch is told as an object when so much of it lies in the object's box.
+# A patch is described as an object if at least this share of it lies in the object's box.
 COVERED_SHARE = 0.4
 
-# "Is there a dog?" is the hardest thing to learn, and there is least to learn from in its answer:
-# so many such questions more than the two that a conversation of the corpus has, ...
+# "Is there a dog?" is the hardest question to learn, and its answer is the least informative.
+# Number of such questions beyond the two of each conversation of the corpus, ...
 NUM_MORE_EXISTENCE = 2
-# ... and this share of conversations that ask nothing else, so many times. "Is there an animal?"
-# among them slows them down: that is asked once more in the other conversations instead.
+# ... and the share of conversations with this number of them and nothing else. "Is there an
+# animal?" would slow down learning there, so the other conversations ask it once more instead.
 DRILL_SHARE = 0.4
 NUM_DRILLED = 8
-# Share of the other conversations that begin with a list of what is where: every word of such an
-# answer translates one of the prompt, and from that a small model learns to look things up.
+# Share of the other conversations that begin with a list of objects and positions: every word of
+# such an answer translates one of the prompt, which teaches a small model to look words up.
 LIST_SHARE = 0.2
-# Rare next to the scenes' sentences, so repeated until the merges are worth their place.
+# Rare compared with the scenes' sentences, so repeated until BPE merges them.
 _REPEATS = 200
 TEMPLATE = "lrm_bare"
 
 
 def describe(scene: Scene) -> str:
-    """A scene as a grid of English words, patch by patch: an object's name or the background.
+    """Describes a scene as a grid of English words: an object's name or the background per patch.
 
-    Pictures will stand in the place of these words and have no language, so it is always the same.
-    A name of several words takes turns from patch to patch.
+    Images later replace these words and have no language, so the words are always English. The
+    words of a longer name alternate from patch to patch.
     """
     cells = [scene.background] * GRID**2
     for placed in scene.objects:
@@ -95,7 +95,7 @@ def describe(scene: Scene) -> str:
 
 
 def list_objects(scene: Scene, lang: str) -> str:
-    """What is where, and the background."""
+    """Lists the objects with their positions, and the background."""
     words = get_vocabulary(lang)
     places = [
         f"{words.positions[placed.position]}: {concepts_by_id()[placed.concept].names[lang]}"
@@ -105,7 +105,7 @@ def list_objects(scene: Scene, lang: str) -> str:
 
 
 def talk(scene: Scene, lang: str, rng: random.Random) -> Conversation:
-    """A conversation about a described scene: its questions, a caption, perhaps a list."""
+    """Returns a conversation about a described scene: its questions, a caption, perhaps a list."""
     questions = list(make_questions(scene, rng))
     questions += _existence_questions(scene, NUM_MORE_EXISTENCE, rng)
     questions.append(category_question(scene, rng))
@@ -118,17 +118,17 @@ def talk(scene: Scene, lang: str, rng: random.Random) -> Conversation:
 
 
 def drill(scene: Scene, lang: str, rng: random.Random) -> Conversation:
-    """A conversation about a described scene that only asks what is there."""
+    """Returns a conversation about a described scene that only asks which objects it has."""
     questions = _existence_questions(scene, NUM_DRILLED, rng)
     return _turns(describe(scene), [render_question(q, scene, lang) for q in questions])
 
 
 def iter_conversations(english_share: float, seed: int) -> Iterator[Conversation]:
-    """Conversations without end, in a fixed order.
+    """Yields conversations without end, in a fixed order.
 
     Args:
-        english_share: Share of English ones; the rest is split evenly.
-        seed: Of the order and of all that is drawn.
+        english_share: Share of English conversations; the other languages share the rest evenly.
+        seed: Seed of the order and of all draws.
     """
     rng = random.Random(seed)
     others = [lang for lang in LANGUAGES if lang != "en"]
@@ -139,10 +139,10 @@ def iter_conversations(english_share: float, seed: int) -> Iterator[Conversation
 
 
 def iter_tokenizer_sentences(num_per_language: int, seed: int) -> Iterator[str]:
-    """Sentences with every language at equal weight, so that none is cut into more pieces.
+    """Yields sentences with equal weight per language, so that names split alike.
 
-    A tokenizer that mostly saw English spells the others letter by letter; here each name is
-    seen about as often in each language.
+    A tokenizer trained mostly on English splits other languages into letters; here each name
+    occurs about equally often in each language.
     """
     rng = random.Random(seed)
     for _ in range(num_per_language):
@@ -156,7 +156,7 @@ def iter_tokenizer_sentences(num_per_language: int, seed: int) -> Iterator[str]:
 
 
 def _covered_share(placed: Placed, index: int) -> float:
-    """Share of a patch that lies in an object's box."""
+    """Returns the share of a patch that lies in an object's box."""
     row, column = divmod(index, GRID)
     half = placed.size / 2
     width = min((column + 1) / GRID, placed.x + half) - max(column / GRID, placed.x - half)
@@ -177,7 +177,7 @@ def _turns(description: str, pairs: Sequence[tuple[str, str]]) -> Conversation:
 def train_tokenizer(
     recipe: TokenizerRecipe, language_model: LanguageModelRecipe, out_dir: Path
 ) -> None:
-    """Train the tokenizer and write it to `out_dir`."""
+    """Trains the tokenizer and writes it to `out_dir`."""
     sentences = list(iter_tokenizer_sentences(recipe.num_sentences_per_language, recipe.seed))
     sentences += ["USER: ASSISTANT:", *_instruction_sentences()] * _REPEATS
     model = io.BytesIO()
@@ -214,7 +214,7 @@ def train_tokenizer(
 
 
 def _instruction_sentences() -> list[str]:
-    """What the instruction formats add to a prompt, so that it costs few tokens."""
+    """Returns the prompt additions of the instruction formats, to save tokens."""
     sentences: list[str] = []
     for code in list_languages():
         language = get_language(code)
@@ -227,7 +227,7 @@ def _instruction_sentences() -> list[str]:
 
 
 def model_config(recipe: LanguageModelRecipe, vocab_size: int) -> LlamaConfig:
-    """The model's shape; input and output embeddings are one matrix, to save bytes."""
+    """Returns the model's shape; input and output embeddings share a matrix, to save bytes."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=recipe.hidden_size,
@@ -246,7 +246,7 @@ def model_config(recipe: LanguageModelRecipe, vocab_size: int) -> LlamaConfig:
 
 
 def iter_batches(recipe: LanguageModelRecipe, tokenizer_dir: Path) -> Iterator[list[Encoded]]:
-    """Batches without end of conversations with the template of the `mini` preset."""
+    """Yields endless batches of conversations, with the template of the `mini` preset."""
     register_templates()
     tokenizer = load_tokenizer(str(tokenizer_dir))
     conv = get_conversation(TEMPLATE)
@@ -257,7 +257,7 @@ def iter_batches(recipe: LanguageModelRecipe, tokenizer_dir: Path) -> Iterator[l
 
 
 def collate(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Pad on the right; causal attention never looks there. Two int64 `[B, T]`."""
+    """Pads on the right, which causal attention never reads. Returns two int64 `[B, T]`."""
     length = max(len(row.input_ids) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full_like(input_ids, IGNORE_INDEX)
@@ -270,14 +270,14 @@ def collate(rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 def answer_loss(
     model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor, noise: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss over the answers' tokens, and the share of them that were foretold.
+    """Returns the mean loss over the answers' tokens, and the share predicted correctly.
 
     Args:
         model: The model.
         input_ids: int64 `[B, T]`.
         labels: int64 `[B, T]`, `IGNORE_INDEX` where nothing is learnt.
-        noise: Standard deviation of what is added to each embedding, in units of its own root
-            mean square. Projected patches will be near the embedding of their word, never on it.
+        noise: Standard deviation of the noise added to each embedding, in units of the embedding's
+            root mean square. Projected patches are near the embedding of their word, not equal.
     """
     embedded = model.model.embed_tokens(input_ids)
     if noise:
@@ -292,11 +292,11 @@ def answer_loss(
 
 @torch.no_grad()
 def start_with_equal_queries_and_keys(model: LlamaForCausalLM, scale: float) -> None:
-    """Let every head begin by attending to positions that hold the same token.
+    """Makes every head initially attend to positions of the same token.
 
     "Is there a dog?" asks whether a name occurs twice. Pretrained models have heads for that; a
-    small one finds them sooner from here (mimetic initialisation: Trockman and Kolter, arXiv
-    2305.09828).
+    small model learns them sooner from this start (mimetic initialisation: Trockman and Kolter,
+    arXiv 2305.09828).
     """
     for layer in model.model.layers:
         attention = layer.self_attn
@@ -307,10 +307,10 @@ def start_with_equal_queries_and_keys(model: LlamaForCausalLM, scale: float) -> 
 def build_optimizers(
     model: LlamaForCausalLM, recipe: LanguageModelRecipe
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms.
+    """Returns Muon for the layers' matrices, and AdamW for embeddings and norms.
 
-    With Muon the model begins to look things up in its prompt several times sooner. Without weight
-    decay its matrices grow until neither stage of LLaVA can move them.
+    With Muon the model learns to look words up in its prompt several times sooner. Without weight
+    decay its matrices grow so large that neither stage of LLaVA can change them.
     """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in matrices}
@@ -329,14 +329,14 @@ def build_optimizers(
 
 
 def learning_rate_factor(step: int, recipe: LanguageModelRecipe) -> float:
-    """Up in a straight line, level, down in a straight line to zero; 0 to 1."""
+    """Returns a factor from 0 to 1: linear warm-up, constant, linear decay to zero."""
     up = (step + 1) / recipe.num_warmup_steps
     down = (recipe.num_steps - step) / (recipe.decay_share * recipe.num_steps)
     return min(1.0, up, down)
 
 
 def train_language_model(recipe: LanguageModelRecipe, out_dir: Path) -> None:
-    """Train the model and write it to `out_dir`, which holds the tokenizer already."""
+    """Trains the model and writes it to `out_dir`, which already holds the tokenizer."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(model_config(recipe, len(load_tokenizer(str(out_dir)))))
     start_with_equal_queries_and_keys(model, recipe.query_key_scale)

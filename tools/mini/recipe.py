@@ -1,7 +1,7 @@
 """Recipes of the base models of the `mini` preset (sizes, amounts, seeds).
 
-One frozen dataclass a model; the resolved recipe is written beside the weights, so that
-`lrm mini build-base` can say which numbers a committed file came from.
+Each model has a frozen dataclass. The resolved recipe is written beside the weights, so that the
+numbers behind a committed file can be looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TokenizerRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class TowerRecipe:
-    """A CLIP-shaped vision tower, trained contrastively on pictures and English captions."""
+    """A CLIP-shaped vision tower, trained contrastively on images and English captions."""
 
     image_size_px: int = 64
     patch_size_px: int = 16
@@ -39,7 +39,7 @@ class TowerRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelRecipe:
-    """A Llama-shaped model, trained on text that is English more than anything else."""
+    """A Llama-shaped model, trained mostly on English text."""
 
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -58,7 +58,7 @@ class LanguageModelRecipe:
     # see `answer_loss`
     embedding_noise: float = 0.3
     initializer_range: float = 0.05
-    # queries and keys begin equal, times this: see `start_with_equal_queries_and_keys`
+    # factor of the equal initial queries and keys: see `start_with_equal_queries_and_keys`
     query_key_scale: float = 1.2
     rope_theta: float = 1e5
     seed: int = 13
@@ -66,7 +66,7 @@ class LanguageModelRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class BaseRecipe:
-    """All that `lrm mini build-base` makes."""
+    """The recipes of all models that `lrm mini build-base` makes."""
 
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     tower: TowerRecipe = TowerRecipe()

@@ -1,10 +1,10 @@
-"""A CLIP-shaped vision tower, trained contrastively on pictures and English phrases.
+"""A CLIP-shaped vision tower, trained contrastively on images and English phrases.
 
 Input: scenes drawn from the training combinations only. Output: a `CLIPVisionModel` folder with
-its image processor, as `--vision_tower` wants it. Pictures and phrases are compared patch by
-patch (late interaction, as in FILIP, arXiv 2111.07783) with SigLIP's pairwise loss (arXiv
-2303.15343): LLaVA reads the patch features, and on a CPU this learns several times faster than
-comparing one vector a picture (measured: `docs/mini.md`). The text side is thrown away.
+its image processor, the format of `--vision_tower`. Images and phrases are compared patch by patch
+(late interaction, as in FILIP, arXiv 2111.07783) with SigLIP's pairwise loss (arXiv 2303.15343):
+LLaVA reads the patch features, and on a CPU this learns several times faster than comparing one
+vector per image (measured: `docs/mini.md`). The text side is discarded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CANVAS_PX = 128
 
 
 def build_phrases() -> tuple[list[str], dict[str, int]]:
-    """Every English phrase that can be true of a scene.
+    """Returns every English phrase that can be true of a scene.
 
     Returns:
         The phrases, and the index of each fact: `dog`, `dog@top_left`, `on:blue`.
@@ -59,7 +59,7 @@ def build_phrases() -> tuple[list[str], dict[str, int]]:
 
 
 def facts_of(scene: Scene) -> list[str]:
-    """The facts that are true of a scene; places only where several things can be told apart."""
+    """Returns the facts that are true of a scene; positions only if there are several objects."""
     facts = [f"on:{scene.background}"]
     for placed in scene.objects:
         facts.append(placed.concept)
@@ -69,10 +69,10 @@ def facts_of(scene: Scene) -> list[str]:
 
 
 def draw_pictures(recipe: TowerRecipe, index: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Render training scenes.
+    """Renders training scenes.
 
     Returns:
-        Pictures, uint8 `[N, 3, S, S]`, and truth, bool `[N, num_phrases]`.
+        Images, uint8 `[N, 3, S, S]`, and truth, bool `[N, num_phrases]`.
     """
     rng = random.Random(recipe.seed)
     sprites = load_sprites()
@@ -109,7 +109,7 @@ class PhraseEncoder(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        """Unit vectors of all phrases."""
+        """Returns unit vectors of all phrases."""
         return F.normalize(self.mlp(self.embed(self.bag)), dim=-1)
 
 
@@ -120,7 +120,7 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.tower = CLIPVisionModel(tower_config(recipe))
         self.phrases = PhraseEncoder(phrases, recipe.text_hidden_size, recipe.projection_dim)
-        # The layer that LLaVA reads (-2): what it holds must be what was aligned.
+        # The layer that LLaVA reads (-2), whose output must be the aligned one.
         self.project = nn.Sequential(
             nn.LayerNorm(recipe.hidden_size),
             nn.Linear(recipe.hidden_size, recipe.projection_dim, bias=False),
@@ -129,7 +129,7 @@ class ContrastiveModel(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-8.0))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits `[B, num_phrases]` of normalised pictures `[B, 3, S, S]`."""
+        """Returns logits `[B, num_phrases]` of normalised images `[B, 3, S, S]`."""
         hidden = self.tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
         patches = F.normalize(self.project(hidden), dim=-1)
         similarity = self.log_scale.exp() * patches @ self.phrases().T
@@ -137,7 +137,7 @@ class ContrastiveModel(nn.Module):
 
 
 def tower_config(recipe: TowerRecipe) -> CLIPVisionConfig:
-    """The tower's shape; one layer more than is read, since LLaVA reads the last but one."""
+    """Returns the tower's shape; it has an extra layer, as LLaVA reads the last but one."""
     return CLIPVisionConfig(
         hidden_size=recipe.hidden_size,
         intermediate_size=recipe.intermediate_size,
@@ -151,7 +151,7 @@ def tower_config(recipe: TowerRecipe) -> CLIPVisionConfig:
 
 
 def image_processor(recipe: TowerRecipe) -> CLIPImageProcessor:
-    """CLIP's preparation at the tower's size."""
+    """Returns CLIP's preprocessing at the tower's size."""
     size = recipe.image_size_px
     return CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
@@ -159,7 +159,7 @@ def image_processor(recipe: TowerRecipe) -> CLIPImageProcessor:
 
 
 def normalise(pictures: Tensor, processor: CLIPImageProcessor) -> Tensor:
-    """uint8 `[B, 3, S, S]` to what the tower reads."""
+    """Converts uint8 `[B, 3, S, S]` to the tower's input."""
     mean = torch.tensor(processor.image_mean).view(3, 1, 1)
     std = torch.tensor(processor.image_std).view(3, 1, 1)
     return (pictures.float() / 255 - mean) / std
@@ -173,7 +173,7 @@ def _batches(num: int, batch_size: int, generator: torch.Generator) -> Iterator[
 
 
 def train_tower(recipe: TowerRecipe, out_dir: Path) -> None:
-    """Train the tower and write it to `out_dir` as safetensors in half precision."""
+    """Trains the tower and writes it to `out_dir` as safetensors in half precision."""
     torch.manual_seed(recipe.seed)
     phrases, index = build_phrases()
     processor = image_processor(recipe)

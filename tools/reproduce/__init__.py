@@ -1,1 +1,1 @@
-"""The paper's experiments in miniature: train every setting, keep what came of it, judge claims."""
+"""The paper's experiments in miniature: trains every setting, stores the results, judges claims."""

@@ -14,24 +14,24 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def reproduce(
-    preset: str = typer.Argument("mini", help="What to train: mini (others with --plan)."),
+    preset: str = typer.Argument("mini", help="Preset to train: mini (others with --plan)."),
     preset_to_plan: str = typer.Option(
-        None, "--preset", help="The same, as an option: --preset vicuna-13b --plan."
+        None, "--preset", help="The preset as an option: --preset vicuna-13b --plan."
     ),
-    quick: bool = typer.Option(False, "--quick", help="One seed of the main settings."),
-    out: Path = typer.Option(None, help="Folder of everything; runs/reproduce-<preset>."),
-    jobs: int = typer.Option(2, min=1, help="Processes side by side, one thread each."),
-    settings: list[str] = typer.Option([], help="Only these; repeat, or use commas."),
-    seeds: list[int] = typer.Option([], help="Only these; repeat."),
-    export: Path = typer.Option(None, help="Copy the result files there, at the end."),
+    quick: bool = typer.Option(False, "--quick", help="Run one seed of the main settings."),
+    out: Path = typer.Option(None, help="Output folder; default: runs/reproduce-<preset>."),
+    jobs: int = typer.Option(2, min=1, help="Parallel processes, one thread each."),
+    settings: list[str] = typer.Option([], help="Only these settings; repeat, or use commas."),
+    seeds: list[int] = typer.Option([], help="Only these seeds; repeat the option."),
+    export: Path = typer.Option(None, help="Folder to copy the result files to."),
     plan: bool = typer.Option(
         False, "--plan", help="Print commands, hours and disk; train nothing."
     ),
-    gpus: int = typer.Option(8, min=1, help="With --plan: GPUs in all."),
+    gpus: int = typer.Option(8, min=1, help="With --plan: number of GPUs."),
     gpu: str = typer.Option("a800-80g", help="With --plan: kind of GPU."),
-    samples: int = typer.Option(None, min=1, help="With --plan: samples of each stage."),
+    samples: int = typer.Option(None, min=1, help="With --plan: samples per stage."),
 ) -> None:
-    """Train and measure the paper's settings, several seeds each; the same command goes on."""
+    """Train and measure the paper's settings, several seeds each; a second call resumes."""
     from rich.console import Console
 
     from tools.reproduce.settings import read_study

@@ -1,6 +1,6 @@
-"""The parts of docs/reproduce.md that come from result files.
+"""Renders the parts of docs/reproduce.md that come from result files.
 
-Each stands between `<!-- reproduce NAME -->` and `<!-- end NAME -->`. Figures and verdicts are
+Each part is between `<!-- reproduce NAME -->` and `<!-- end NAME -->`. Scores and verdicts are
 computed here, never written by hand.
 """
 
@@ -29,7 +29,7 @@ _LANGUAGE_BENCHMARK: Final = "scenes"
 
 
 def runs_block(results: Results, study: Study) -> str:
-    """Which runs are there, of which there should be."""
+    """Lists the runs that are present, out of those expected."""
     lines = [
         "| setting | what it is | paper | steps | seeds that are there |",
         "|---|---|---|---|---|",
@@ -51,7 +51,7 @@ def runs_block(results: Results, study: Study) -> str:
 
 
 def scores_block(results: Results, study: Study) -> str:
-    """Right answers of each setting: English and the mean of the others, on every benchmark."""
+    """Lists each setting's right answers: English and the others' mean, on every benchmark."""
     if not results.runs:
         return "No runs are there."
     bootstrap = Bootstrap(results, num=1)
@@ -75,7 +75,7 @@ def scores_block(results: Results, study: Study) -> str:
 
 
 def claims_block(results: Results, study: Study) -> str:
-    """Each claim, the paper's figures, the miniature's with intervals, and the verdicts."""
+    """Lists each claim, the paper's scores, the miniature's with intervals, and the verdicts."""
     benchmarks, claims = read_claims()
     judged = judge_all(results, benchmarks, claims)
     titles = " | ".join(f"{name} | verdict" for name in benchmarks)
@@ -96,7 +96,7 @@ def _cells(one: Judgement, wanted: int) -> str:
 
 
 def languages_block(results: Results, study: Study) -> str:
-    """In which language the settings answer what is not asked in English."""
+    """Lists the languages in which the settings answer non-English questions."""
     lines = [
         "| setting | of so many | the question's | English | another | too short to tell |",
         "|---|---:|---:|---:|---:|---:|",
@@ -124,13 +124,13 @@ BLOCKS: Final[Mapping[str, Callable[[Results, Study], str]]] = {
 
 
 def renew(text: str, results: Results, study: Study, where: Path) -> str:
-    """The page with every block made anew.
+    """Returns the page with every block rendered again.
 
     Args:
-        text: The page.
-        results: What the blocks are made of.
-        study: Which settings there are.
-        where: The page's name, for errors.
+        text: Text of the page.
+        results: Results that the blocks show.
+        study: Settings that the blocks show.
+        where: Name of the page, for errors.
 
     Raises:
         DataError: The page lacks a block.

@@ -1,7 +1,7 @@
-"""What the full reproduction takes: commands, hours and disk, from `lrm plan`.
+"""Renders the requirements of the full reproduction: commands, hours and disk, from `lrm plan`.
 
 Input: a study and a preset. Output: lines and tables, and the mixture files that the commands name.
-Nothing is run.
+The module runs no command.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _BYTES_OF_CHECKPOINT: Final = 12  # float32 weights and Adam's two moments
 def render_plan(
     study: Study, preset: str, out: Path, gpus: int, gpu: str, samples: int | None
 ) -> list[str | Table]:
-    """The plan, in the order in which it is read.
+    """Returns the parts of the plan, in reading order.
 
     Args:
         study: Settings and seeds.
-        preset: Of scripts/v1_5/presets/.
+        preset: Name of a preset in scripts/v1_5/presets/.
         out: Folder of the runs.
-        gpus: In all.
-        gpu: Their kind.
-        samples: Of each stage at ratio 1; None for the preset's corpus, else the paper's.
+        gpus: Number of GPUs.
+        gpu: Kind of GPU.
+        samples: Samples of each stage at ratio 1; None for the preset's corpus, else the paper's.
 
     Raises:
-        ConfigError: There is no such preset or GPU, or the preset has no hours.
+        ConfigError: The preset or GPU is unknown, or no hours are known for the preset.
     """
     made = make_plan(preset, gpus, gpu, Wishes(num_samples=samples))
     if made.hours is None:
@@ -56,14 +56,14 @@ def render_plan(
         "share is counted once. Computed from the operations and an assumed share of the GPUs' "
         "peak, never measured: `lrm plan` says from what.",
         f"disk: {kept / GIB:,.0f} GiB for {runs} models in bf16, {at_work / GIB:,.0f} GiB for a "
-        "checkpoint of the run at work (two while one is written); data come on top",
+        "checkpoint of the current run (two while one is written); data not included",
         f"commands, from the repository's root, with the mixtures in {out / 'mixtures'}:",
         "\n".join(commands),
     ]
 
 
 def _hours(made: Plan, stage: str, ratio: float) -> float:
-    """Of a stage: the plan's is for ratio 1."""
+    """Returns the hours of a stage; those of the plan are for ratio 1."""
     found: StagePlan = next(one for one in made.stages if one.stage == stage)
     return (found.hours or 0.0) * (1 + ratio) / 2
 
@@ -74,7 +74,7 @@ def _ratio(setting: Setting, stage: str) -> float:
 
 
 def _epochs(setting: Setting, stage: str) -> float:
-    """How often a setting sees its own mixture, to train as long as it says."""
+    """Returns the epochs over a setting's own mixture that make up its training length."""
     own = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
     return (1 + _ratio(setting, stage)) / (1 + own)
 

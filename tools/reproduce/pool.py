@@ -1,9 +1,9 @@
-"""Run tasks side by side, each in a process with one thread, and go on where it stopped.
+"""Runs tasks in parallel, each in a process with one thread, and resumes after an interruption.
 
-In: tasks with the file that says that each is done. What is done is skipped; what was begun goes on
-by itself (trainings from their checkpoints, questions from their answers). One thread a process,
-however many there are: the order of a sum, and with it the last bit of every weight, must not
-depend on the machine's cores or on `jobs`.
+Input: tasks, each with the file that marks it as done. Finished tasks are skipped; interrupted
+tasks resume by themselves (trainings from their checkpoints, questions from their answers). Each
+process has one thread, because the order of a sum, and with it the last bit of every weight, must
+not depend on the machine's cores or on `jobs`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUM_LINES_SHOWN: Final = 15
 
 
 class TaskError(UserError):
-    """A process of the reproduction ended with an error."""
+    """Raised when a process of the reproduction ends with an error."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class _Running:
 
 
 class Clock:
-    """How long each kind of work takes, from what was measured; kept beside the results."""
+    """Estimates durations from measured times per kind of work, kept beside the results."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,14 +69,14 @@ class Clock:
         self._sums[kind] = (sums[0] + seconds, sums[1] + size)
 
     def record(self, task: Task, seconds: float) -> None:
-        """Keep the time of a task that ran from its beginning to its end."""
+        """Stores the time of a task that ran from its beginning to its end."""
         self._add(task.kind, seconds, task.size)
         entry = {"task": task.name, "kind": task.kind, "size": task.size, "seconds": seconds}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def seconds_left(self, tasks: Sequence[Task], jobs: int) -> float | None:
-        """Time for tasks side by side; None while a kind of them has not been measured."""
+        """Estimates the time for parallel tasks; None while a kind of them is unmeasured."""
         total = 0.0
         for task in tasks:
             if task.kind not in self._sums:
@@ -95,22 +95,22 @@ def run_tasks(
     after: Callable[[Task], None] = lambda task: None,
     root: Path = ROOT,
 ) -> int:
-    """Run all tasks that are not done.
+    """Runs all tasks that are not done.
 
     Args:
-        tasks: In the order in which they begin; each after those that it needs.
+        tasks: Tasks in starting order; each comes after those that it needs.
         out: Folder of the logs and times.
-        console: Where the progress is shown.
-        jobs: Processes side by side.
-        after: Called when a process has ended well; it writes `done` where the process does not.
+        console: Console that shows the progress.
+        jobs: Number of parallel processes.
+        after: Called after a process succeeds; it writes `done` if the process does not.
         root: Working directory of the processes.
 
     Returns:
-        How many tasks were run.
+        The number of tasks that were run.
 
     Raises:
-        ConfigError: `jobs` is below 1, or an earlier command is still at work in `out`.
-        TaskError: A process failed; the others are stopped, and go on with the next call.
+        ConfigError: `jobs` is below 1, or an earlier command is still running in `out`.
+        TaskError: A process failed; the others are stopped, and resume with the next call.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; expected 1 or more")
@@ -121,7 +121,7 @@ def run_tasks(
         num_waiting = len(waiting)
         clock = Clock(out / SECONDS_FILE)
         running: dict[Task, _Running] = {}
-        log.info("%d of %d tasks are done already", len(tasks) - num_waiting, len(tasks))
+        log.info("%d of %d tasks are already done", len(tasks) - num_waiting, len(tasks))
         with _progress(console) as progress:
             bar = progress.add_task(
                 "tasks", total=len(tasks), completed=len(tasks) - num_waiting, left=""
@@ -146,7 +146,7 @@ def run_tasks(
 
 
 def _take(lock: IO[str], out: Path) -> None:
-    """Keep a second command, and processes that outlived a first, out of the folder."""
+    """Locks the folder against a second command, and processes that outlive a first one."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -157,7 +157,7 @@ def _take(lock: IO[str], out: Path) -> None:
 
 
 def _progress(console: Console) -> Progress:
-    # without a terminal a line a task says it (`_collect`)
+    # without a terminal, `_collect` prints a line per task
     return Progress(
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=20),
@@ -209,12 +209,12 @@ def _start(task: Task, out: Path, root: Path, lock: IO[str]) -> _Running:
 
 
 def _die_with_parent() -> None:
-    """In the child: `kill -9` of the command must not leave a training behind."""
+    """Runs in the child, so that `kill -9` of the command also ends the training."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def log_path(out: Path, task: Task) -> Path:
-    """Where a task's output goes."""
+    """Returns the path of a task's log."""
     return out / "logs" / f"{task.name.replace('/', '-')}.log"
 
 
@@ -224,7 +224,7 @@ def _collect(
     clock: Clock,
     after: Callable[[Task], None],
 ) -> list[str]:
-    """What has ended since the last call, a line each."""
+    """Handles the processes that ended since the last call; returns a line for each."""
     ended: list[str] = []
     for task, one in list(running.items()):
         code = one.process.poll()

@@ -1,8 +1,8 @@
-"""What is kept of a run: scores, and which questions were right, small enough to be committed.
+"""Stored results of a run: scores and right answers per question, small enough to commit.
 
-`<setting>.seed<k>.json` holds scores by benchmark and language with their counts, and a bit a
-question; `questions.json` beside it says which bit is which question and about which picture. So
-the paired bootstrap over pictures works from these files alone, without models or answers.
+`<setting>.seed<k>.json` holds scores by benchmark and language with their counts, and one bit per
+question; `questions.json` beside it maps each bit to its question and image. The paired bootstrap
+over images therefore works from these files alone, without models or answers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Results:
     """All result files of a folder.
 
     Attributes:
-        pictures: The picture of each question, by benchmark.
+        pictures: Image of each question, by benchmark.
         runs: Contents of the result files by (setting, seed).
     """
 
@@ -47,16 +47,16 @@ class Results:
     runs: Mapping[tuple[str, int], Mapping[str, Any]]
 
     def seeds(self, setting: str) -> tuple[int, ...]:
-        """Seeds that a setting was run with."""
+        """Returns the seeds that a setting was run with."""
         return tuple(sorted(seed for name, seed in self.runs if name == setting))
 
     def languages(self, benchmark: str) -> tuple[str, ...]:
-        """Languages of a benchmark, in the order of the files."""
+        """Returns the languages of a benchmark, in the order of the files."""
         first = next(iter(self.runs.values()))
         return tuple(first["benchmarks"][benchmark]["languages"])
 
     def right(self, setting: str, seed: int, benchmark: str, lang: str) -> NDArray[np.bool_]:
-        """Which questions a run got right: [Q]."""
+        """Returns whether a run answered each question correctly: [Q]."""
         language = self.runs[setting, seed]["benchmarks"][benchmark]["languages"][lang]
         return unpack_bits(language["right"], len(self.pictures[benchmark]))
 
@@ -64,17 +64,17 @@ class Results:
 def collect(
     run: Path, study: Study, setting: Setting, seed: int, command: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score the answers of a run.
+    """Scores the answers of a run.
 
     Args:
         run: Folder of the model with its answers.
-        study: What it belongs to.
-        setting: How it was trained.
-        seed: Its seed.
-        command: The command line that made it.
+        study: Study that the run belongs to.
+        setting: Setting of the run.
+        seed: Seed of the run.
+        command: Command line that produces the run.
 
     Returns:
-        Contents of its result file, and of the file of questions.
+        Contents of the run's result file, and of the file of questions.
 
     Raises:
         DataError: An answer is missing, or the languages have different questions.
@@ -82,7 +82,7 @@ def collect(
     benchmarks: dict[str, Any] = {}
     questions: dict[str, Any] = {}
     for (name, lang), path in answer_files(run).items():
-        # the committed results know nothing but the answers, so a stored result is not taken; the
+        # the committed results depend on the answers only, so a stored result is not reused; the
         # small benchmarks ask without letters, and a tool's own mode for English demands them
         result = open_answers_alone(path, name, lang)
         report = result.score(LOCAL)
@@ -133,12 +133,12 @@ def _language(report: ScoreReport, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def pack_bits(right: Sequence[bool]) -> str:
-    """Right or wrong as base64, a bit each, the first in the highest bit."""
+    """Encodes right or wrong as base64, one bit each, the first in the highest bit."""
     return base64.b64encode(np.packbits(np.array(right, dtype=bool)).tobytes()).decode("ascii")
 
 
 def unpack_bits(text: str, number: int) -> NDArray[np.bool_]:
-    """The reverse of `pack_bits`.
+    """Decodes the output of `pack_bits`.
 
     Raises:
         DataError: The text holds another number of bits.
@@ -154,10 +154,10 @@ def _digest(questions: Mapping[str, Any]) -> str:
 
 
 def write_result(folder: Path, content: Mapping[str, Any], questions: Mapping[str, Any]) -> Path:
-    """Write a result file, and the file of questions if it is the first.
+    """Writes a result file, and the file of questions if it is the first.
 
     Raises:
-        DataError: The results that are there already are about other questions.
+        DataError: The existing results are about other questions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / QUESTIONS_FILE
@@ -173,11 +173,11 @@ def write_result(folder: Path, content: Mapping[str, Any], questions: Mapping[st
 
 
 def dumps(content: Mapping[str, Any]) -> str:
-    """JSON with a line for each language."""
+    """Returns JSON with a line for each language."""
     text = json.dumps(content, ensure_ascii=False, indent=1)
     for mapping in content["benchmarks"].values():
         for language in mapping["languages"].values():
-            # one line says it better than thirty
+            # one line is easier to read than thirty
             text = text.replace(_nested(language), json.dumps(language, ensure_ascii=False))
     return text + "\n"
 
@@ -188,14 +188,14 @@ def _nested(language: Mapping[str, Any]) -> str:
 
 
 def read_results(folder: Path, allow_none: bool = False) -> Results:
-    """Read a folder of result files.
+    """Reads a folder of result files.
 
     Args:
-        folder: As `lrm reproduce` writes it.
-        allow_none: Take a folder without any for results of no runs.
+        folder: Folder that `lrm reproduce` writes.
+        allow_none: Return empty results if the folder has no result files.
 
     Raises:
-        DataError: There are none, or they are about different questions or of different steps.
+        DataError: There are no results, or their questions or steps differ.
     """
     path = folder / QUESTIONS_FILE
     files = [file for file in sorted(folder.glob("*.json")) if file.name != QUESTIONS_FILE]

@@ -1,4 +1,4 @@
-"""Run a study from the corpus to the result files."""
+"""Runs a study from the corpus to the result files."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def run_study(
     jobs: int,
     export: Path | None = None,
 ) -> None:
-    """Train, ask and score every setting and seed that has no result file yet.
+    """Trains, asks and scores every setting and seed that has no result file yet.
 
     Args:
         study: Settings and seeds.
-        preset: `mini`.
-        out: Folder of everything.
-        console: Where the progress is shown.
-        jobs: Processes side by side.
+        preset: Name of the preset; must be `mini`.
+        out: Output folder.
+        console: Console that shows the progress.
+        jobs: Number of parallel processes.
         export: Folder into which the result files are copied at the end.
 
     Raises:
-        ConfigError: The preset cannot be run here, or another command is at work in `out`.
+        ConfigError: The preset cannot be run here, or another command is running in `out`.
         TaskError: A training or an evaluation failed.
     """
     if preset != MINI:
@@ -60,10 +60,10 @@ def run_study(
     tasks = make_tasks(study, out)
     write_mixtures(tasks)
     num_runs = len(study.settings) * len(study.seeds)
-    title = "the quick form: its results are fewer" if study.quick else "all"
+    title = "the quick form, with fewer results" if study.quick else "all"
     console.print(
         f"{num_runs} runs ({len(study.settings)} settings, {len(study.seeds)} seeds; {title}), "
-        f"{len(tasks)} tasks in {out}, {jobs} side by side",
+        f"{len(tasks)} tasks in {out}, {jobs} in parallel",
         markup=False,
     )
     if not all(task.is_done for task in tasks):
@@ -72,7 +72,7 @@ def run_study(
     def keep(task: Task) -> None:
         if task.kind == ASK and task.setting is not None:
             run = out / "runs" / run_name(task.setting.name, task.seed)
-            # without folders: a result does not depend on where it was made
+            # without folders: a result does not depend on the folder of its run
             command = f"lrm reproduce {preset} --settings {task.setting.name} --seeds {task.seed}"
             content, questions = collect(run, study, task.setting, task.seed, command)
             content["quick"] = study.quick
@@ -84,7 +84,7 @@ def run_study(
     seconds = duration(time.monotonic() - started)
     console.print(f"{num_run} tasks run in {seconds}; results: {out / 'results'}", markup=False)
     if study.quick:
-        console.print("This was the quick form: one seed, so nothing says how much chance did.")
+        console.print("The quick form has one seed, so the variation between seeds is unknown.")
     if export is not None:
         _export(out / "results", export)
         console.print(f"copied to {export}", markup=False)
@@ -97,7 +97,7 @@ def _export(results: Path, folder: Path) -> None:
 
 
 def _unpack_corpus() -> None:
-    """Before the processes, so that none of them waits for another's unpacking."""
+    """Unpacks the corpus before the processes start, so that none waits for another."""
     subprocess.run(
         [sys.executable, "-m", "lrm_ext.cli", "corpus", "unpack-emoji"], cwd=ROOT, check=True
     )

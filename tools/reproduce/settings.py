@@ -1,4 +1,4 @@
-"""What `settings.toml` says: the settings, their mixtures, and how long each trains.
+"""Reads `settings.toml`: the settings, their mixtures, and their training lengths.
 
 Input: TOML. Output: a checked `Study`, and for each setting and seed the mixture files and steps.
 """
@@ -28,16 +28,16 @@ _SETTING_KEYS: Final = frozenset(
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train.
+    """A training setup.
 
     Attributes:
-        name: As on the command line and in file names.
-        words: What it is.
-        paper: Where the paper has it.
+        name: Name on the command line and in file names.
+        words: Description.
+        paper: Place in the paper.
         pretrain_ratio: Non-English samples per English one in pre-training.
-        ratio: The same in fine-tuning.
-        instructions: Of the non-English part of fine-tuning, evenly.
-        steps_of_ratio: Train as long as a setting of this ratio in both stages; None for its own.
+        ratio: Non-English samples per English one in fine-tuning.
+        instructions: Instructions of the non-English part of fine-tuning, with equal shares.
+        steps_of_ratio: Ratio that determines the steps of both stages; None for the setting's own.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Setting:
 
     @property
     def stage1(self) -> str:
-        """Name of its pre-training, which settings of equal pre-training share."""
+        """Name of its pre-training, which settings with equal pre-training share."""
         name = f"ratio-{100 * self.pretrain_ratio:g}"
         longer = self.steps_of_ratio is not None and self.steps_of_ratio != self.pretrain_ratio
         return f"{name}-as-long-as-{100 * (self.steps_of_ratio or 0):g}" if longer else name
@@ -58,16 +58,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """All settings and what they have in common.
+    """All settings and their common parameters.
 
     Attributes:
-        seeds: Of projector, mixture and order.
+        seeds: Seeds of projector, mixture and order.
         pretrain_steps: Steps of pre-training at ratio 1.
         finetune_steps: Steps of fine-tuning at ratio 1.
-        limit: Questions of each benchmark and language, about.
-        benchmarks: Their names.
-        settings: In the order in which they run.
-        quick: Whether this is the short form.
+        limit: Approximate number of questions per benchmark and language.
+        benchmarks: Names of the benchmarks.
+        settings: Settings in running order.
+        quick: Whether this is the quick form.
     """
 
     seeds: tuple[int, ...]
@@ -79,17 +79,17 @@ class Study:
     quick: bool = False
 
     def steps(self, setting: Setting, stage: str) -> int:
-        """Optimiser steps of a setting: the same English samples whatever comes beside them."""
+        """Returns the optimizer steps of a setting, for the same English samples at any ratio."""
         base = self.pretrain_steps if stage == PRETRAIN else self.finetune_steps
         own = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
         ratio = own if setting.steps_of_ratio is None else setting.steps_of_ratio
         return round(base * (1 + ratio) / 2)
 
     def choose(self, names: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
-        """Only these settings and seeds; empty for all.
+        """Returns the study with only these settings and seeds; an empty list keeps all.
 
         Raises:
-            ConfigError: There is none of that name.
+            ConfigError: A setting is unknown, or a seed is negative.
         """
         known = [setting.name for setting in self.settings]
         if unknown := [name for name in names if name not in known]:
@@ -103,15 +103,15 @@ class Study:
 
 
 def read_study(path: Path = SETTINGS_FILE, *, quick: bool = False) -> Study:
-    """Read the settings.
+    """Reads the settings.
 
     Args:
-        path: The file.
-        quick: Only what its table [quick] names.
+        path: Path of the file.
+        quick: Keep only the settings and values of the table [quick].
 
     Raises:
-        ConfigError: An unknown or missing key, a name that comes twice, an unknown instruction, or
-            a number out of range.
+        ConfigError: A key is unknown or missing, a name occurs twice, an instruction is unknown, or
+            a number is out of range.
     """
     data = load_toml(path)
     _check_keys(data, _STUDY_KEYS, _STUDY_KEYS, str(path))
@@ -164,13 +164,13 @@ def _check_keys(
 
 
 def mixture_text(setting: Setting, stage: str, seed: int, base: Mapping[str, Any]) -> str:
-    """The mixture file of a setting: the paper's with what the setting changes.
+    """Returns the mixture file of a setting: the paper's with the setting's changes.
 
     Args:
         setting: The setting.
         stage: `pretrain` or `finetune`.
-        seed: Key of all orders.
-        base: The paper's mixture of that stage, as read from TOML.
+        seed: Seed of all orders.
+        base: The paper's mixture for that stage, as read from TOML.
     """
     ratio = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
     instructions = dict(base["instructions"])

@@ -1,13 +1,13 @@
-"""What there is to run for a study, in order: pre-training, fine-tuning and questions.
+"""Lists the tasks of a study, in order: pre-training, fine-tuning and questions.
 
-Out of a `Study` come tasks, each a command with the file that says that it is done. Nothing is run
-here. Folders below `out`:
+Input: a `Study`. Output: tasks, each a command with the file that marks it as done. The module
+runs no command. Folders below `out`:
 
-    mixtures/<setting>.seed<k>.<stage>.toml   what a training draws from
+    mixtures/<setting>.seed<k>.<stage>.toml   samples that a training draws from
     stage1/<ratio>.seed<k>/                   pre-training that settings share
     runs/<setting>.seed<k>/                   the model, its answers in eval/predictions
-    results/<setting>.seed<k>.json            what is kept (`results.py`)
-    logs/                                     what the processes said
+    results/<setting>.seed<k>.json            stored results (`results.py`)
+    logs/                                     output of the processes
     features/                                 outputs of the frozen tower, computed once
 """
 
@@ -27,8 +27,8 @@ from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture
 ASK: Final = "questions"
 COMPLETE: Final = "COMPLETE"
 MIXTURES: Final = ROOT / "scripts" / "v1_5" / "mixtures"
-_SAVES: Final = 4  # checkpoints of a stage, to go on from
-# what a user may have set for other runs must not change what a setting means
+_SAVES: Final = 4  # checkpoints of a stage, to resume from
+# variables that a user may have set for other runs must not change a setting
 _UNSET: Final = dict.fromkeys(
     ("MODEL_NAME_OR_PATH", "VISION_TOWER", "DATA_PATH", "IMAGE_FOLDER", "REPORT_TO", "NNODES"), ""
 )
@@ -36,18 +36,18 @@ _UNSET: Final = dict.fromkeys(
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One process to run.
+    """A process to run.
 
     Attributes:
-        name: Unique.
+        name: Unique name.
         kind: `pretrain`, `finetune` or `questions`.
-        command: What to run, from the repository's root.
-        variables: Its environment, beside the common one.
-        done: The file that is there when it has ended well.
-        needs: Names of the tasks that come before it.
-        size: How much work it is, in units of its kind (steps, or questions).
-        setting: Whose results come of it; None for shared work.
-        seed: Its seed.
+        command: Command to run from the repository's root.
+        variables: Environment variables in addition to the common ones.
+        done: File that exists once the task has succeeded.
+        needs: Names of the tasks that must finish first.
+        size: Amount of work, in units of its kind (steps, or questions).
+        setting: Setting that the results belong to; None for shared work.
+        seed: Seed of the setting.
     """
 
     name: str
@@ -62,26 +62,26 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended well, now or earlier."""
+        """Whether the task has succeeded, now or earlier."""
         return self.done.is_file()
 
 
 def run_name(setting: str, seed: int) -> str:
-    """What the folder and the result file of a run are called."""
+    """Returns the name of a run's folder and result file."""
     return f"{setting}.seed{seed}"
 
 
 def result_path(out: Path, setting: str, seed: int) -> Path:
-    """The result file of a run."""
+    """Returns the result file of a run."""
     return out / "results" / f"{run_name(setting, seed)}.json"
 
 
 def make_tasks(study: Study, out: Path) -> list[Task]:
-    """All tasks of a study, seed by seed, what is needed first coming first.
+    """Returns all tasks of a study, seed by seed, each after the tasks that it needs.
 
     Args:
         study: Settings and seeds.
-        out: Folder of everything, absolute.
+        out: Output folder, absolute.
     """
     tasks: dict[str, Task] = {}
     for seed in study.seeds:
@@ -160,7 +160,7 @@ def _ask_command(study: Study, model: Path) -> tuple[str, ...]:
 
 
 def write_mixtures(tasks: Sequence[Task]) -> None:
-    """Write the mixture files that trainings read; one that is there already stays as it is."""
+    """Writes the mixture files of the trainings; an existing file is not changed."""
     for task in tasks:
         if task.kind == ASK or task.setting is None:
             continue

@@ -1,9 +1,9 @@
-"""What the results say about the paper's claims, by a bootstrap over pictures and seeds.
+"""Judges the paper's claims by the results, with a bootstrap over images and seeds.
 
-In: `Results` and claims. Out: a difference with its interval and a verdict for each claim and
-benchmark. The same draws of pictures serve all settings, seeds and languages; seeds are drawn,
-too, the same ones of both settings, since a setting's seed shares its order of English samples
-with the other's. Three seeds are few: what their spread adds to an interval is a rough guess.
+Input: `Results` and claims. Output: a difference with its interval and a verdict for each claim and
+benchmark. The same draws of images serve all settings, seeds and languages. Seeds are drawn as
+well, the same ones for both settings, since equal seeds share the order of English samples. With
+three seeds, the contribution of their spread to an interval is a rough estimate.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Claim:
     """A difference between two settings that the paper claims.
 
     Attributes:
-        text: In words.
-        figures: The paper's.
-        a: The setting that is compared against.
-        b: The setting that the claim is about.
+        text: The claim in words.
+        figures: The paper's scores.
+        a: Setting to compare against.
+        b: Setting that the claim is about.
         languages: `en`, or `others` for the mean of all but English.
-        expect: Of b less a: higher, lower, not higher, not lower.
-        margin: Points that count as nothing in the last two.
+        expect: Expected difference b - a: higher, lower, not higher, not lower.
+        margin: Points that count as no difference in the last two.
     """
 
     text: str
@@ -59,11 +59,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim on one benchmark.
+    """The verdict on a claim for one benchmark.
 
     Attributes:
-        found: b less a; None without runs of both.
-        num_seeds: Seeds that both have.
+        found: Difference b - a; None without runs of both.
+        num_seeds: Number of seeds that both have.
         verdict: `supported`, `contradicted` or `open`.
     """
 
@@ -73,10 +73,10 @@ class Judgement:
 
 
 def read_claims(path: Path = CLAIMS_FILE) -> tuple[tuple[str, ...], tuple[Claim, ...]]:
-    """Benchmarks and claims of a file.
+    """Reads the benchmarks and claims of a file.
 
     Raises:
-        ConfigError: A claim lacks a key, or says something unknown.
+        ConfigError: A claim lacks a key, or has an unknown value.
     """
     data = load_toml(path)
     claims: list[Claim] = []
@@ -93,12 +93,12 @@ def read_claims(path: Path = CLAIMS_FILE) -> tuple[tuple[str, ...], tuple[Claim,
 
 
 def judge(found: Difference, claim: Claim) -> str:
-    """What an interval says about a claim."""
+    """Returns the verdict of an interval on a claim."""
     if claim.expect in (LOWER, NOT_LOWER):
         low, high = found.low, found.high
     else:
         low, high = -found.high, -found.low
-    # from here on the claim is "lower" or "not lower" of a mirrored difference
+    # below, every claim is "lower" or "not lower"; "higher" ones have a mirrored difference
     if claim.expect in (HIGHER, LOWER):
         if high < 0:
             return SUPPORTED
@@ -109,7 +109,7 @@ def judge(found: Difference, claim: Claim) -> str:
 
 
 class Bootstrap:
-    """Scores of all runs on the same draws of pictures; right answers in percent."""
+    """Scores of all runs on the same draws of images; right answers in percent."""
 
     def __init__(self, results: Results, seed: int = 0, num: int = NUM_REPLICATES) -> None:
         self._results = results
@@ -124,7 +124,7 @@ class Bootstrap:
         return gather(rows, 2, percentage)
 
     def _draw(self, benchmark: str) -> dict[tuple[str, int, str], NDArray[np.float64]]:
-        """[1 + B] scores by setting, seed and language; the first is the measured one."""
+        """Returns [1 + B] scores by setting, seed and language; the first is the measured one."""
         langs = self._results.languages(benchmark)
         keys = [(*run, lang) for run in self._results.runs for lang in langs]
         systems = [self._units(setting, seed, benchmark, lang) for setting, seed, lang in keys]
@@ -135,7 +135,7 @@ class Bootstrap:
         }
 
     def group(self, setting: str, seed: int, benchmark: str, group: str) -> NDArray[np.float64]:
-        """[1 + B] score in English or the mean over the others."""
+        """Returns [1 + B] scores in English, or the mean over the other languages."""
         langs = [
             lang
             for lang in self._results.languages(benchmark)
@@ -148,7 +148,7 @@ class Bootstrap:
     def difference(
         self, a: str, b: str, benchmark: str, group: str
     ) -> tuple[Difference | None, int]:
-        """Second less first over the seeds that both have, and how many these are."""
+        """Returns second minus first over the seeds that both have, and their number."""
         seeds = sorted(set(self._results.seeds(a)) & set(self._results.seeds(b)))
         if not seeds:
             return None, 0
@@ -164,23 +164,23 @@ class Bootstrap:
         return difference(float(table[:, 0].mean()), replicates), len(seeds)
 
     def judge(self, claim: Claim, benchmark: str) -> Judgement:
-        """A claim on one benchmark."""
+        """Judges a claim on one benchmark."""
         found, num = self.difference(claim.a, claim.b, benchmark, claim.languages)
         verdict = OPEN if found is None else judge(found, claim)
-        # one seed says nothing of chance in training
+        # one seed gives no estimate of the variation between trainings
         return Judgement(found, num, OPEN if num < 2 else verdict)
 
 
 def judge_all(
     results: Results, benchmarks: Sequence[str], claims: Sequence[Claim]
 ) -> list[dict[str, Judgement]]:
-    """A judgement of each claim on each benchmark."""
+    """Returns a judgement of each claim on each benchmark."""
     bootstrap = Bootstrap(results)
     return [{name: bootstrap.judge(claim, name) for name in benchmarks} for claim in claims]
 
 
 def answer_languages(run: Mapping[str, Any], benchmark: str) -> dict[str, int]:
-    """Of the answers to non-English questions: own language, English, another, undecided."""
+    """Counts the languages of answers: the question's, English, another, undecided."""
     counts = {"own": 0, "English": 0, "another": 0, "undecided": 0}
     for lang, language in run["benchmarks"][benchmark]["languages"].items():
         if lang == ENGLISH:

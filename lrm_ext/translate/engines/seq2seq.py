@@ -77,7 +77,7 @@ class Seq2SeqOptions:
 
 
 class Naming(NamedTuple):
-    """How the languages are named to a model.
+    """The names of the languages in a model's input.
 
     Attributes:
         source: The tokenizer's name for the source language; None if it takes none.
