@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from llava import conversation as conversation_lib
+import llava.conversation as conversation_lib
 from llava.conversation import Conversation
 from llava.data.batching import token_lengths
 from llava.data.drop import UNKNOWN_LANG, DropPolicy

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava import conversation as conversation_lib
+import llava.conversation as conversation_lib
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle, get_conversation
 from llava.data.batching import DataCollatorForSupervisedDataset

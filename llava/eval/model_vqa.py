@@ -24,7 +24,7 @@ import shortuuid
 import torch
 from torch import Tensor
 
-from llava import conversation as conversation_lib
+import llava.conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_conversation, select_conversation
 from llava.errors import ConfigError, DataError, Flag, flag, make_parser, run_script

@@ -27,7 +27,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from llava import conversation as conversation_lib
+import llava.conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
 from llava.conversation import Conversation
 from llava.errors import UserError

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from llava import conversation as conversation_lib
+import llava.conversation as conversation_lib
 from llava.conversation import (
     Conversation,
     SeparatorStyle,

@@ -377,7 +377,8 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
     from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.instructions.inspection import encode_sample, load_tokenizer
-    from lrm_ext.mixture import Mixture, MixtureSpec
+    from lrm_ext.mixture.order import Mixture
+    from lrm_ext.mixture.spec import MixtureSpec
 
     spec = MixtureSpec() if mixture_path is None else MixtureSpec.from_toml(mixture_path)
     mixture = Mixture(spec, Corpus.open(corpus_path))

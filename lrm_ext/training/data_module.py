@@ -19,7 +19,8 @@ from llava.errors import ConfigError
 from llava.train.arguments import DataContext
 from llava.train.train import NamedCollator, default_data_module
 from lrm_ext.corpus.store import AnyCorpus, Corpus
-from lrm_ext.mixture import Mixture, MixtureSpec
+from lrm_ext.mixture.order import Mixture
+from lrm_ext.mixture.spec import MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.dataset import MixtureDataset, SampleLimits

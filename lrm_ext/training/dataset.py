@@ -27,7 +27,7 @@ from llava.data.sample import Sample, Turn
 from llava.data.tokenize import encode_turns
 from llava.errors import DataError
 from lrm_ext.languages.templates import template_for
-from lrm_ext.mixture import Draw, Mixture
+from lrm_ext.mixture.order import Draw, Mixture
 from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 log = logging.getLogger(__name__)
