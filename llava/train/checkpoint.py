@@ -73,6 +73,7 @@ def writing_folder(
     final: Path,
     parts: Sequence[Callable[[], None]] = (),
     run: Callable[[Callable[[], None]], object] = lambda work: work(),
+    on_each_node: bool = False,
 ) -> Iterator[Path]:
     """Writes a checkpoint folder, which gets its name when all of it is on disk.
 
@@ -82,6 +83,7 @@ def writing_folder(
         final: The folder's final path.
         parts: Functions that write further files after the block has ended.
         run: Runs the function that calls `parts` and renames the folder, now or on a thread.
+        on_each_node: Every machine writes all files, to a disk of its own (`save_on_each_node`).
 
     Yields:
         A folder with the same name in a temporary parent, to write into.
@@ -106,7 +108,8 @@ def writing_folder(
     ranks = PartialState()
     ranks.wait_for_everyone()
     # on a shared disk the first process has written this folder, or has renamed it by now
-    is_foreign = (folder / STATE_FILE).exists() or not folder.is_dir()
+    is_shared = (folder / STATE_FILE).exists() or not folder.is_dir()
+    is_foreign = is_shared and not on_each_node
     if ranks.is_main_process or (ranks.is_local_main_process and not is_foreign):
         run(finish)
     ranks.wait_for_everyone()
@@ -677,7 +680,7 @@ class CheckpointSaving(Trainer):
             else:
                 work()
 
-        with writing_folder(final, parts, run) as folder:
+        with writing_folder(final, parts, run, self.args.save_on_each_node) as folder:
             self._saving_dir, self._left_to_write = folder.parent, parts if is_async else None
             try:
                 super()._save_checkpoint(model, trial)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,3 +190,18 @@ def test_peft_state(bias, count):
 def test_unknown_bias():
     with pytest.raises(NotImplementedError, match="none, all, lora_only"):
         get_peft_state_maybe_zero_3(peft_parameters(), "some")
+
+
+@pytest.mark.parametrize(("on_each_node", "finishes"), [(True, True), (False, False)])
+def test_another_machine_finishes_a_folder_of_its_own(
+    tmp_path, monkeypatch, on_each_node, finishes
+):
+    """On a shared disk the first process finishes the folder that holds the run's state."""
+    second = SimpleNamespace(
+        is_main_process=False, is_local_main_process=True, wait_for_everyone=lambda: None
+    )
+    monkeypatch.setattr(checkpoint, "PartialState", lambda: second)
+    final = tmp_path / "checkpoint-2"
+    with checkpoint.writing_folder(final, on_each_node=on_each_node) as folder:
+        (folder / checkpoint.STATE_FILE).write_text("{}")
+    assert final.is_dir() is finishes
