@@ -34,6 +34,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -186,7 +187,7 @@ class Message(_Cacheable):
     def _check_content(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
         role = info.data.get("role")
         if parts is None and role != "assistant":
-            raise ValueError("Field required")
+            raise PydanticCustomError("missing", "Field required")
         texts = [part.text for part in parts or () if isinstance(part, TextPart)]
         if len(texts) < len(parts or ()) and role != "user":
             raise ValueError("only the user's messages may hold images")
@@ -637,7 +638,7 @@ class ChatAnswer:
                     )
                 if counted := chunk.get("usage"):
                     usage = counted["prompt_tokens"], counted["completion_tokens"]
-                finish_reason = chunk.get("finish_reason", finish_reason)
+                finish_reason = chunk.get("finish_reason") or finish_reason
                 text = stops.push(chunk["text"][seen:])
                 seen = len(chunk["text"])
                 if not has_text:
