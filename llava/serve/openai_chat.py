@@ -589,7 +589,9 @@ class ChatAnswer:
     async def _choice(self, choice: int) -> AsyncGenerator[Piece, None]:
         """Yields one answer; if a worker is gone before its first piece, another one is asked."""
         started = False
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt:
+                await self.client.refresh()
             worker = await self.client.worker_address(self.request.model)
             try:
                 async with contextlib.aclosing(self._ask(worker, choice)) as pieces:
@@ -601,7 +603,6 @@ class ChatAnswer:
                 log.error("worker %s failed: %s", worker, type(error).__name__)
             if started:
                 break
-            await self.client.refresh()
         raise ApiError(502, "the worker is gone or does not answer", code="worker_unreachable")
 
     def _body(self, conversation: Conversation, choice: int) -> dict[str, Any]:
