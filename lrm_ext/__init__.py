@@ -14,7 +14,7 @@ keep_old_paths(
         "lrm_ext.corpus.emoji": "lrm_ext.emoji",
         "lrm_ext.evaluation": "lrm_ext.evaluate",
         "lrm_ext.planning": "lrm_ext.plan",
-        "lrm_ext.serve.demo": "lrm_ext.demo",
+        "lrm_ext.serve": "lrm_ext",
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
     },

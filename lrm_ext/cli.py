@@ -38,7 +38,7 @@ PANELS: Final = {
         "mixture": "Show the shares of languages, instructions and corpora.",
     },
     "Translation": {
-        "translate": "Translate a corpus. Resumes where it stopped; kept answers stay paid.",
+        "translate": "Translate a corpus. Resumes where it stopped and pays for nothing twice.",
     },
     "Training": {
         "plan": "Estimate memory, batch size, time and cost before a run.",
@@ -171,7 +171,7 @@ for _group, _name, _help in (
 
 
 def main(command: typer.Typer = app) -> None:
-    """Run a command line."""
+    """Runs a command line."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # a line for each request, of which a translation makes a hundred thousand
     for client in ("httpx", "httpx2", "openai"):

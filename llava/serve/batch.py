@@ -180,8 +180,9 @@ class KVRows(Cache):
 
     def _reserve(self, num_rows: int, length: int) -> None:
         """Makes room for `num_rows` rows of `length` positions."""
-        _, rows, _, capacity, _ = self._states[0].shape
-        if num_rows <= rows and length <= capacity:
+        # Of all layers: memory may have run out between two of them.
+        shapes = [states.shape for states in self._states]
+        if all(num_rows <= shape[1] and length <= shape[3] for shape in shapes):
             return
         # Only what is needed now is kept of the space that earlier rows took: otherwise many short
         # rows followed by a long one would exceed the limit.

@@ -138,7 +138,7 @@ class Controller:
             self.worker_info.pop(worker_name, None)
 
     def refresh_all_workers(self) -> None:
-        """Asks every worker for its status again and forget those that do not answer."""
+        """Asks every worker for its status again and forgets those that do not answer."""
         with self._lock:
             known = dict(self.worker_info)
         for name, info in known.items():

@@ -160,7 +160,8 @@ class CompletionReply:
     def fail(self, error: Exception) -> ApiError:
         """Notes why there is no complete answer; returns the error for the client."""
         api_error = _as_api_error(error)
-        self.status, self.error = api_error.status, api_error.code or api_error.kind
+        kind = api_error.kind if error is api_error else type(error).__name__
+        self.status, self.error = api_error.status, api_error.code or kind
         return api_error
 
     def add(self, piece: Piece) -> None:

@@ -34,6 +34,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -186,7 +187,7 @@ class Message(_Cacheable):
     def _check_content(cls, parts: list[Part] | None, info: ValidationInfo) -> list[Part] | None:
         role = info.data.get("role")
         if parts is None and role != "assistant":
-            raise ValueError("Field required")
+            raise PydanticCustomError("missing", "Field required")
         texts = [part.text for part in parts or () if isinstance(part, TextPart)]
         if len(texts) < len(parts or ()) and role != "user":
             raise ValueError("only the user's messages may hold images")
@@ -588,7 +589,9 @@ class ChatAnswer:
     async def _choice(self, choice: int) -> AsyncGenerator[Piece, None]:
         """Yields one answer; if a worker is gone before its first piece, another one is asked."""
         started = False
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt:
+                await self.client.refresh()
             worker = await self.client.worker_address(self.request.model)
             try:
                 async with contextlib.aclosing(self._ask(worker, choice)) as pieces:
@@ -600,7 +603,6 @@ class ChatAnswer:
                 log.error("worker %s failed: %s", worker, type(error).__name__)
             if started:
                 break
-            await self.client.refresh()
         raise ApiError(502, "the worker is gone or does not answer", code="worker_unreachable")
 
     def _body(self, conversation: Conversation, choice: int) -> dict[str, Any]:
@@ -637,7 +639,7 @@ class ChatAnswer:
                     )
                 if counted := chunk.get("usage"):
                     usage = counted["prompt_tokens"], counted["completion_tokens"]
-                finish_reason = chunk.get("finish_reason", finish_reason)
+                finish_reason = chunk.get("finish_reason") or finish_reason
                 text = stops.push(chunk["text"][seen:])
                 seen = len(chunk["text"])
                 if not has_text:

@@ -72,7 +72,7 @@ class PageGuard:
             try:
                 scope, receive = await self._check(Request(scope, receive))
             except HTTPException as refusal:
-                app = _refusal(refusal, is_upload=scope["path"] == API + "upload")
+                app = _refusal(refusal, is_upload=scope["path"].endswith(API + "upload"))
         await app(scope, receive, send)
 
     async def _check(self, request: Request) -> tuple[Scope, Receive]:

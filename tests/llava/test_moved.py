@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 import llava.images
+import lrm_ext.demo
 import lrm_ext.evaluate.answerer
 import lrm_ext.evaluate.reading
 import lrm_ext.translate.engines.base
@@ -16,6 +17,7 @@ import lrm_ext.translate.engines.base
         ("llava.image_file", "open_image", llava.images),
         ("lrm_ext.benchmarks.parse", "parse_yes_no", lrm_ext.evaluate.reading),
         ("lrm_ext.evaluation.answerer", "load_answerer", lrm_ext.evaluate.answerer),
+        ("lrm_ext.serve.demo", "run_demo", lrm_ext.demo),
         ("lrm_ext.translation.engines.base", "get_spec", lrm_ext.translate.engines.base),
     ],
 )

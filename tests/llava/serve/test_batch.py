@@ -349,6 +349,28 @@ def test_rows_join_grow_and_leave():
     assert (kv.num_rows, kv.num_bytes) == (0, 0)
 
 
+def test_a_row_that_memory_refused_harms_no_layer(monkeypatch):
+    kv = KVRows(2)
+    kv.join(prompt_cache(3, 10))
+    new_zeros, asked = torch.Tensor.new_zeros, []
+
+    def run_out(states, *size, **options):
+        asked.append(size)
+        if len(asked) == 2:  # the second layer
+            raise torch.OutOfMemoryError
+        return new_zeros(states, *size, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        kv.join(prompt_cache(5, 20))
+    kv.join(prompt_cache(5, 20))
+    kv.begin_step()
+    one = torch.ones(2, 2, 1, 4)
+    for layer in range(2):
+        keys, _ = kv.update(one, one, layer)
+        assert keys[:, 0, :, 0].tolist() == [[10, 10, 10, 1, 0, 0], [20, 20, 20, 20, 20, 1]]
+
+
 def test_what_an_earlier_row_left_is_gone():
     kv = KVRows(2)
     kv.join(prompt_cache(8, float("nan")))

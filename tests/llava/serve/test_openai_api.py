@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -17,7 +18,8 @@ from PIL import Image
 
 from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import openai_api
-from llava.serve.openai_api import Admission, ApiSettings
+from llava.serve.openai_api import Admission, ApiSettings, CompletionReply
+from llava.serve.openai_chat import ApiError, ChatAnswer, parse_chat_request
 from llava.serve.web import ImageLimits, RateLimiter
 
 MODEL = "llava-v1-stub"
@@ -394,6 +396,40 @@ def test_pictures_are_bounded(make_engine, start_api):
         response = post(api, {**GOOD, "messages": messages})
         assert response.status_code == 400
         assert reason in response.json()["error"]["message"]
+
+
+def test_a_message_without_content_is_a_missing_parameter():
+    for content in ({}, {"content": None}):
+        with pytest.raises(ApiError, match=r"Missing required parameter: .*content") as caught:
+            parse_chat_request({**GOOD, "messages": [{"role": "user", **content}]})
+        assert (caught.value.code, caught.value.param) == (
+            "missing_parameter", "messages[0].content",
+        )  # fmt: skip
+
+
+def test_the_log_names_an_unexpected_error():
+    reply = CompletionReply()
+    assert reply.fail(KeyError("x")).status == 500
+    assert reply.record(0)["error"] == "KeyError"
+
+
+def test_an_answer_ends_even_if_its_worker_gives_no_reason():
+    class Client:
+        async def worker_address(self, model):
+            return "worker"
+
+        async def template(self, worker, model):
+            return get_conversation("llava_v1")
+
+        async def stream_generation(self, worker, body):
+            yield {"text": body["prompt"] + "Yes", "error_code": 0, "finish_reason": None}
+
+    async def ask():
+        answer = ChatAnswer(Client(), parse_chat_request(GOOD), [])
+        return [piece async for piece in answer.pieces()]
+
+    pieces = asyncio.run(asyncio.wait_for(ask(), 10))
+    assert [(piece.text, piece.finish_reason) for piece in pieces] == [("Yes", None), ("", "stop")]
 
 
 def test_missing_parts_are_named(start_api, start, client_of):

@@ -150,7 +150,7 @@ def test_regenerate_asks_again(serve_model, picture):
     assert state.conversation.messages[-2][1][2] == "Pad"
     answer(settings, state)
     assert engine.model.calls[0]["prompt"] == engine.model.calls[1]["prompt"]
-    with pytest.raises(gr.Error, match="no answer to make again"):
+    with pytest.raises(gr.Error, match="no answer to regenerate"):
         chat.regenerate(ChatState(), "Pad", REQUEST, settings=settings)
 
 
