@@ -18,5 +18,10 @@ keep_old_paths(
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
     },
-    renamed={"PictureStore": "ImageStore"},
+    renamed={
+        "PictureStore": "ImageStore",
+        # engines of other packages use these
+        "Engine": "TranslationEngine",
+        "Segment": "TextSegment",
+    },
 )

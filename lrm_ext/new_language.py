@@ -49,6 +49,7 @@ from lrm_ext.languages.registry import (
 )
 from lrm_ext.translate.engines.base import engine_names, get_spec
 from lrm_ext.translate.quality.base import parse_thresholds
+from lrm_ext.translate.quality.form_checks import is_other_chinese
 
 _TEMPLATE = DATA_DIR.with_name("new_language.toml")
 # Scripts of languages that are written without spaces between words.
@@ -69,8 +70,6 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "Kore": frozenset({"Hang", "Hani"}),
 }
 _NEUTRAL = frozenset({"Zyyy", "Zinh", "Zzzz"})
-# Old encodings that have the characters of one Chinese script only: own, other.
-_CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
 # Probability of another language, for all sentences together, that leaves no doubt.
 _SURE = 0.9
 _COLONS = (":", "\uff1a")
@@ -360,16 +359,9 @@ def _check_script(
                 f"{key} has {', '.join(dict.fromkeys(wrong))} with letters of script "
                 f"{', '.join(found)}; expected {language.script}."
             )
-        if odd := [letter for letter in text if _is_other_chinese(letter, language.script)]:
+        letters = [letter for letter in text if script_of(letter) == "Hani"]
+        if odd := [letter for letter in letters if is_other_chinese(letter, language.script)]:
             yield f"{key} has {''.join(odd)!r}, which is not written so in {language.script}."
-
-
-def _is_other_chinese(character: str, script: str) -> bool:
-    if script not in _CHINESE or script_of(character) != "Hani":
-        return False
-    # characters that an encoding lacks are left out
-    own, other = (character.encode(name, "ignore") for name in _CHINESE[script])
-    return bool(other) and not own
 
 
 def _check_identity(

@@ -272,13 +272,13 @@ def list_languages() -> tuple[str, ...]:
 
 
 def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
-    """Codes in the order of `list_languages`; those that are unknown follow by code."""
+    """Returns codes in the order of `list_languages`; unknown ones follow by code."""
     known = {code: number for number, code in enumerate(list_languages())}
     return tuple(sorted(codes, key=lambda code: (known.get(code, len(known)), code)))
 
 
 def language_name(code: str) -> str:
-    """English name of a language; its code if it is unknown."""
+    """Returns the English name of a language; its code if it is unknown."""
     return get_language(code).name if code in list_languages() else code
 
 

@@ -147,19 +147,19 @@ def count_volume(corpus: Corpus, target: str) -> Volume:
     """
     step = max(1, -(-len(corpus) // MAX_ROWS))
     counted = range(0, len(corpus), step)
-    rows = [row for row in map(corpus.row, counted) if row.translatable]
-    num_characters = 0
+    num_rows = num_characters = 0
     seen: set[Unit] = set()
-    for row in rows:
-        units = list(plan_row(row, target).units)
+    for row in map(corpus.row, counted):
+        units = list(plan_row(row, target).units) if row.translatable else []
+        num_rows += row.translatable
         num_characters += sum(len(unit.text) for unit in units)
         seen.update(units)
     how = "counted" if step == 1 else f"counted in every {step}th row"
     return Volume(
-        round(len(corpus) * len(rows) / max(1, len(counted))),
-        num_characters / max(1, len(rows)),
+        round(len(corpus) * num_rows / max(1, len(counted))),
+        num_characters / max(1, num_rows),
         sum(len(unit.text) for unit in seen) / max(1, num_characters),
-        f"{how}, {len(rows):,} rows; fixed texts are not among them, and of more rows more is "
+        f"{how}, {len(counted):,} rows; fixed texts are not among them, and of more rows more is "
         "repeated",
     )
 

@@ -27,6 +27,13 @@ def test_an_old_path_gives_the_module_that_replaces_it(old, name, module):
     assert getattr(moved, name) is getattr(module, name)
 
 
+def test_engines_of_other_packages_find_what_they_import():
+    with pytest.warns(DeprecationWarning):
+        old = importlib.reload(importlib.import_module("lrm_ext.translation.engines.base"))
+    new = lrm_ext.translate.engines.base
+    assert (old.Engine, old.Segment) == (new.TranslationEngine, new.TextSegment)
+
+
 def test_a_module_that_never_was_is_still_missing():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("lrm_ext.evaluation.never_was")

@@ -15,7 +15,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -254,12 +254,12 @@ def get_spec(name: str) -> EngineSpec:
     Raises:
         ConfigError: No engine has this name, or the engine of another package cannot be loaded.
     """
-    found = list(entry_points(group=ENTRY_POINTS, name=name))
     if name in _OURS:
-        found = [EntryPoint(name, f"lrm_ext.translate.engines.{_OURS[name]}", ENTRY_POINTS)]
-    if not found:
+        entry = EntryPoint(name, f"lrm_ext.translate.engines.{_OURS[name]}", ENTRY_POINTS)
+    elif found := list(entry_points(group=ENTRY_POINTS, name=name)):
+        entry = found[0]
+    else:
         raise ConfigError(f"unknown engine {name!r}; choose from: {', '.join(engine_names())}.")
-    entry = found[0]
     try:
         spec = entry.load()
     except Exception as error:  # another package's code
@@ -314,18 +314,24 @@ def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
     Raises:
         ConfigError: An option is unknown or missing, or its value is invalid.
     """
-    types = typing.get_type_hints(spec.options)
-    if unknown := texts.keys() - {f.name for f in fields(spec.options)}:
+    types, known = typing.get_type_hints(spec.options), fields(spec.options)
+    if unknown := texts.keys() - {f.name for f in known}:
         raise ConfigError(
             f"engine {spec.name!r} has no option {', '.join(sorted(unknown))}; it has: "
-            f"{', '.join(f.name for f in fields(spec.options)) or 'none'}."
+            f"{', '.join(f.name for f in known) or 'none'}."
         )
+    if missing := [f.name for f in known if _is_needed(f) and f.name not in texts]:
+        needed = ", ".join(f"--option {name}=..." for name in missing)
+        raise ConfigError(f"engine {spec.name!r} needs {needed}.")
     values = {
         key: _WORDS.get(text.lower(), text) if types[key] is bool else text
         for key, text in texts.items()
     }
     try:
-        return msgspec.convert(values, spec.options, strict=False)
+        # an engine of another package may use types such as Path, which msgspec does not know
+        return msgspec.convert(
+            values, spec.options, strict=False, dec_hook=lambda kind, text: kind(text)
+        )
     except msgspec.ValidationError as error:
         said, _, key = str(error).partition(" - at `$.")
         key = key.rstrip("`")
@@ -338,6 +344,10 @@ def parse_options(spec: EngineSpec, texts: Mapping[str, str]) -> Any:
         raise ConfigError(f"engine {spec.name!r}: {said.rstrip('.')}.") from error
 
 
+def _is_needed(option: Field[Any]) -> bool:
+    return option.default is MISSING and option.default_factory is MISSING
+
+
 def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
     """Returns name, default and meaning of each option; meanings come from docstrings."""
     meanings: dict[str, str] = {}
@@ -348,9 +358,8 @@ def describe_options(spec: EngineSpec) -> list[tuple[str, str, str]]:
             meanings[name] = " ".join(meaning.split())
     found: list[tuple[str, str, str]] = []
     for option in fields(spec.options):
-        is_needed = option.default is MISSING and option.default_factory is MISSING
         default = "" if option.default in (MISSING, None, "") else str(option.default)
-        shown = "must be given" if is_needed else default
+        shown = "must be given" if _is_needed(option) else default
         found.append((option.name, shown, meanings.get(option.name, "")))
     return found
 

@@ -634,11 +634,13 @@ class GoogleEngine(BilledEngine):
             )
         except exceptions.GoogleAPICallError as error:
             raise _fault("Google", error, error.code, _GOOGLE_FATAL) from error
-        except (TransportError, OSError, ValueError, ParseError) as error:
+        except TransportError as error:
+            raise MayPassError(f"Google: {error}") from error
+        except GoogleAuthError as error:  # some are an OSError or a ValueError, too
+            raise EngineError(f"Google: the credentials are refused: {error}") from error
+        except (OSError, ValueError, ParseError) as error:
             # no connection, or a page in place of JSON
             raise MayPassError(f"{type(error).__name__}: {error}") from error
-        except GoogleAuthError as error:
-            raise EngineError(f"Google: the credentials are refused: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
         return BilledAnswer(answers, sum(map(len, texts)))
 

@@ -304,9 +304,10 @@ def _device(torch: Any, name: str) -> Any:
 
 
 def _dtype(torch: Any, name: str, device: Any) -> Any:
-    if name == "auto":
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        name = "float32" if device.type == "cpu" else half
+    if name == "auto" and device.type == "cpu":
+        name = "float32"  # without a question to CUDA, which would occupy memory of a GPU
+    elif name == "auto":
+        name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise EngineError(f"option dtype is {name!r}, expected float32, bfloat16 or float16.")

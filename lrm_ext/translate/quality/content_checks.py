@@ -61,9 +61,8 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         if any(number != 1 and str(number) not in missing for number in spelled):
             del spelled[1]  # if there is another number, the 1 is an article
         missing -= _digits(spelled)
-        extra -= _digits(
-            in_source
-        )  # without subtracting those of the translation: its "ein" may be "a"
+        # not less `in_target`: an "ein" in the translation may be an article
+        extra -= _digits(in_source)
     listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
     return Measured(missing.total() + extra.total(), ", ".join(listed))
 

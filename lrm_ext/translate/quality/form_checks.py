@@ -144,7 +144,7 @@ def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         return None
     foreign, is_chinese = _foreign_letters(script), script in _CHINESE
     if not foreign.search(pair.target_prose) and not (
-        is_chinese and any(_is_other_chinese(c, script) for c in set(pair.target_prose))
+        is_chinese and any(is_other_chinese(c, script) for c in set(pair.target_prose))
     ):
         return Measured(0.0, "")
     kept = {word.casefold() for word in _WORD.findall(pair.source)}
@@ -153,7 +153,7 @@ def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         return None
     found = foreign.findall(letters)
     if is_chinese:
-        found += [c for c in letters if _is_other_chinese(c, script)]
+        found += [c for c in letters if is_other_chinese(c, script)]
     listed = "".join(dict.fromkeys(found))[:20]
     return Measured(len(found) / len(letters), f"letters that are not {script}: {listed}")
 
@@ -167,10 +167,13 @@ def _foreign_letters(script: str) -> re.Pattern[str]:
 
 
 @cache
-def _is_other_chinese(character: str, script: str) -> bool:
-    """Returns whether a character is only in the old encoding of the other way of writing."""
-    ours, others = (bool(character.encode(name, "ignore")) for name in _CHINESE[script])
-    return others and not ours
+def is_other_chinese(character: str, script: str) -> bool:
+    """Returns whether only the other way of writing Chinese has a character, by old encodings."""
+    if script not in _CHINESE:
+        return False
+    # no bytes if an encoding lacks the character
+    own, other = (character.encode(name, "ignore") for name in _CHINESE[script])
+    return bool(other) and not own
 
 
 # "hamburger", "New York" and "Mona Lisa" are the same in many languages; sentences are not.

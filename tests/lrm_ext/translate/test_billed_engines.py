@@ -206,6 +206,27 @@ def test_what_will_not_pass_is_said_at_once(
     assert len(service.requests) == 1 and "secret-key" not in str(caught.value)
 
 
+def test_credentials_that_cannot_be_read_end_the_run(
+    service: BilledService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if service.kind != "google":
+        pytest.skip("Google's own errors")
+    from google.auth.exceptions import MalformedError
+    from google.cloud.translate_v3 import TranslationServiceClient
+
+    tries: list[object] = []
+
+    def refuse(*args: object, **settings: object) -> None:
+        tries.append(settings)
+        raise MalformedError("no key in the file")
+
+    assert issubclass(MalformedError, ValueError)  # which a page in place of JSON raises as well
+    monkeypatch.setattr(TranslationServiceClient, "translate_text", refuse)
+    with pytest.raises(EngineError, match="credentials are refused: no key in the file"):
+        run(make(service, concurrency=1))
+    assert len(tries) == 1
+
+
 def test_no_characters_left(service: BilledService) -> None:
     if service.kind != "deepl":
         pytest.skip("DeepL's own status")

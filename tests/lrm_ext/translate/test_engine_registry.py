@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import DistributionFinder, PathDistribution
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from lrm_ext.translate.engines.base import (
     describe_options,
     engine_names,
     get_spec,
+    parse_options,
     split_options,
 )
 
@@ -151,6 +152,20 @@ def test_options_go_to_the_engines_that_have_them() -> None:
     }
     with pytest.raises(ConfigError, match="no engine has it"):
         split_options(["beam=3"], ["deepl", "nllb"])
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    folder: Path
+    name: str
+
+
+def test_options_of_another_package_may_be_needed_and_of_any_type() -> None:
+    spec = replace(MIRROR, options=FolderOptions)
+    with pytest.raises(ConfigError, match="needs --option folder=..., --option name=...\\.$"):
+        parse_options(spec, {})
+    found = parse_options(spec, {"folder": "a/b", "name": "c"})
+    assert found == FolderOptions(Path("a/b"), "c")
 
 
 def test_what_does_not_exist_is_said() -> None:

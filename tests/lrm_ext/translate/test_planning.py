@@ -116,10 +116,12 @@ def test_of_a_corpus_only_what_engines_get_is_counted(make_corpus: MakeCorpus) -
     fixed = "What do you see?\nAnswer the question using a single word or phrase."
     rows = [record(i, fixed, "Yes") for i in range(3)]
     rows.append(record(3, fixed, "There is a dog."))
-    volume = count_volume(Corpus.open(make_corpus(rows)), "hr")
+    rows.append(record(4, "What is 7 + 5?", "It is a sum."))
+    corpus = make_corpus(rows, is_translatable=lambda sample: sample.id != "4")
+    volume = count_volume(Corpus.open(corpus), "hr")
     # the request and "Yes" are in the language's file
     sent, once = 4 * len("What do you see?") + 15, len("What do you see?") + 15
-    assert volume.rows == 4
+    assert volume.rows == 4 and volume.source.startswith("counted, 5 rows;")
     assert volume.characters_per_row == sent / 4
     assert volume.unique_share == once / sent
     assert volume.characters == pytest.approx(once)

@@ -22,7 +22,12 @@ from lrm_ext.translate.engines.base import (
     Usage,
     build_engine,
 )
-from lrm_ext.translate.engines.seq2seq import length_class, make_batches, max_new_tokens
+from lrm_ext.translate.engines.seq2seq import (
+    _dtype,
+    length_class,
+    make_batches,
+    max_new_tokens,
+)
 
 LANGS = ("cs", "hr")
 
@@ -273,3 +278,11 @@ def test_options_that_make_no_sense() -> None:
     for name, value in (("beams", "0"), ("tokens_per_batch", "0"), ("no_repeat_ngram", "-1")):
         with pytest.raises(ConfigError, match=f"{name} is '{value}'"):
             build_engine("nllb", {name: value}, "cs", NoLedger())
+
+
+def test_on_a_cpu_the_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def occupy() -> bool:
+        raise AssertionError("this call takes memory of a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", occupy)
+    assert _dtype(torch, "auto", torch.device("cpu")) is torch.float32
