@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from lrm_ext.evaluate.reading import (
@@ -173,3 +175,9 @@ def test_short_texts():
     assert text_language("Katze", "hr", native, english) == "other"
     assert text_language("3", "hr", native, english) == "letter"
     assert text_language("", "hr", native, english) == "other"
+
+
+@pytest.mark.parametrize("no", [("no", "没有"), ("没有", "no")])
+def test_the_language_of_a_negation_does_not_depend_on_the_order_of_a_set(no):
+    words = dataclasses.replace(answer_words("zh"), no=no)
+    assert parse_yes_no("图中没有狗 no", words, "pope").answer_lang == "zh"
