@@ -22,10 +22,14 @@ class Progress:
         title: What is being made.
         total: Number of steps.
         unit: What a step is called.
+
+    Attributes:
+        part: The part of the work that the next steps are of; "" if it has no parts.
     """
 
     def __init__(self, title: str, total: int, unit: str = "steps") -> None:
         self.title, self.total, self.unit, self.step = title, total, unit, 0
+        self.part = ""
         self.means: dict[str, float] = {}
         self._started = self._logged = time.monotonic()
         console = Console(stderr=True)
@@ -55,13 +59,14 @@ class Progress:
         self.step += count
         for name, value in metrics.items():
             self.means[name] = _MEMORY * self.means.get(name, value) + (1 - _MEMORY) * value
-        self._bar.update(self._task, advance=count, metrics=" ".join(self._means()))
+        title, means = f"{self.title} {self.part}".rstrip(), self._means()
+        self._bar.update(self._task, advance=count, description=title, metrics=" ".join(means))
         now = time.monotonic()
         if self._bar.disable and now - self._logged > _LOG_EVERY_S:
             self._logged = now
             left = (now - self._started) / self.step * (self.total - self.step)
             steps = f"{self.step} of {self.total} {self.unit}"
-            log.info("%s: %s", self.title, ", ".join([steps, f"{left:.0f} s left", *self._means()]))
+            log.info("%s: %s", title, ", ".join([steps, f"{left:.0f} s left", *means]))
 
     def _means(self) -> list[str]:
         return [f"{name} {value:.3f}" for name, value in self.means.items()]

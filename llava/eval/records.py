@@ -55,9 +55,9 @@ def _parse(content: bytes, path: str | Path, line: int, kind: type[T]) -> T:
 
 
 def read_text(path: str | Path) -> str:
-    """Reads a UTF-8 file; raises `DataError` if it is missing or not UTF-8."""
+    """Reads a UTF-8 file, any line ends as LF; raises `DataError` if missing or not UTF-8."""
     try:
-        return _read_bytes(path).decode("utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(_read_bytes(path)), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
 

@@ -25,7 +25,6 @@ from lrm_ext.evaluate.translating import (
     Translation,
     fields_of,
     kind_of_folder,
-    put_together,
 )
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.segment import UNIT, frame
@@ -105,11 +104,16 @@ def pairs_of_folders(first: Benchmark, second: Benchmark, lang: str) -> Language
 
 def pairs_of_translations(first: Translation, second: Translation) -> LanguagePairs:
     """Pairs the texts of two translations that are at hand."""
-    ours, theirs = (
-        [put_together(outcome, one.lang)[0] for outcome in one.outcomes] for one in (first, second)
-    )
+    texts: dict[str, Pair] = {}
     unusable = {o.item.question_id for o in (*first.rejected, *second.rejected)}
-    return _pairs([outcome.item for outcome in first.outcomes], ours, theirs, unusable)
+    for ours, theirs in zip(first.outcomes, second.outcomes, strict=True):
+        key = ours.item.question_id
+        if key in unusable:
+            continue
+        for (source, mine), (_, other) in zip(ours.reviewed(), theirs.reviewed(), strict=True):
+            if _says_something(source.text):
+                texts.setdefault(source.text, Pair(key, source.name, source.text, mine, other))
+    return LanguagePairs(tuple(texts.values()), len(unusable))
 
 
 def _in_english(benchmark: Benchmark, lang: str) -> set[str]:

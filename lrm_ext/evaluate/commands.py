@@ -302,7 +302,7 @@ def translate(
     to: list[str] = typer.Option(..., help="Codes of languages; repeat, or use commas."),
     engine: list[str] = typer.Option(..., help="Engines, with commas; tried in this order."),
     out: Path = typer.Option(..., help="The folder to write; the benchmark's own adds to it."),
-    option: list[str] = typer.Option([], "--option", "-o", help="As of `lrm translate`."),
+    option: list[str] = typer.Option([], "--option", "-o", help="As for `lrm translate`."),
     glossary: Path = typer.Option(None, help="TOML file of terms to translate in one way."),
     cache: Path = typer.Option(None, help="File of answers; by default beside --out."),
     check: bool = typer.Option(True, help="Check translations; what fails is rejected."),
@@ -439,7 +439,6 @@ def _report(
     as_json: bool,
     console: Console,
 ) -> None:
-
     from lrm_ext.evaluate.agreement import REVIEW_COLUMNS, disagreements, measure, summary
     from lrm_ext.evaluate.translating import write_table
 

@@ -380,7 +380,7 @@ class Kind:
                 raise DataError(
                     f"{name}: the expected answer is {item.answer!r}; expected one of {known}"
                 )
-            if item.options:
+            if item.options and item.answer_type == "letter":
                 check_options(item, name)
         return self.check_together(items, allow_missing)
 

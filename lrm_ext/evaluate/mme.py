@@ -235,5 +235,6 @@ MME: Final = Kind(
         labels=RELEASE,
         item_key=lambda item: (item.image_id, item.question),
         row_key=_row_key,
+        is_whole=False,
     ),
 )

@@ -114,6 +114,7 @@ class Files:
         labels: Name of the owner's files beside LLaVA's question file, which has no answers.
         item_key: What a question of the owner's shares with its row in LLaVA's question file.
         row_key: The same from that row, also by its `file:line`; None for a row to leave out.
+        is_whole: LLaVA's question file asks all that the owner's files have.
     """
 
     read_table: Callable[[Source, Iterator[Row]], Iterable[Item]]
@@ -123,6 +124,7 @@ class Files:
     row_key: Callable[[Source, dict[str, Any], str], Hashable | None] = lambda source, row, where: (
         cell(row, "question_id", where)
     )
+    is_whole: bool = True
 
     def read(self, source: Source) -> Questions:
         """Reads a table, the owner's own files, or LLaVA's question file.
@@ -144,11 +146,11 @@ class Files:
                 raise DataError(f"{where}: {labels} has no question {key!r}")
             if key is not None:
                 items.append(replace(known[key], source_id=cell(row, "question_id", where)))
-        labelled = Counter(item.category for item in own.items)
-        for category, number in Counter(item.category for item in items).items():
-            if labelled[category] != number:
+        asked = Counter(item.category for item in items)
+        for category, number in Counter(item.category for item in own.items).items():
+            if self.is_whole and asked[category] != number:
                 raise DataError(
-                    f"{labels}: {labelled[category]} labels in {category}, but {number} questions; "
+                    f"{labels}: {number} labels in {category}, but {asked[category]} questions; "
                     "use the release of the labels that the question file was made from"
                 )
         return Questions(tuple(items), own.image_root)

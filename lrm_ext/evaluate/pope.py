@@ -69,20 +69,13 @@ def cell_of(gold: str, parsed: str, mode: str) -> str | None:
 
 
 def check(items: Sequence[Item], allow_missing: bool) -> int:
-    """Demands the three categories, or none at all, and each question once in its category.
+    """Demands the three categories, or none at all.
 
     Raises:
-        DataError: A category is unknown, or a question is asked twice.
+        DataError: A category is unknown.
     """
     if any(item.category != UNNAMED for item in items):
         refuse_categories(items, CATEGORIES, "pope")
-    asked = Counter((item.category, item.image_id, item.question) for item in items)
-    twice = [key for key, number in asked.items() if number > 1 and key[2]]
-    if twice:
-        raise DataError(
-            f"pope: {len(twice)} questions are asked twice in their category, such as "
-            f"{twice[0][2]!r} about {twice[0][1]} in {twice[0][0]}"
-        )
     return 0
 
 
@@ -179,7 +172,19 @@ def _read_annotations(source: Source, path: Path) -> Questions:
             number, image_id = cell(row, "question_id", where), PurePosixPath(image).stem
             question, label = cell(row, "text", where), cell(row, "label", where)
             items.append(_item(source, category, number, image, image_id, question, label))
-    return Questions(tuple(items), _image_root(source))
+    return Questions(tuple(_once(items, path)), _image_root(source))
+
+
+def _once(items: Sequence[Item], path: Path) -> Sequence[Item]:
+    """Demands each question once in its category; translations may well make two the same."""
+    asked = Counter((item.category, item.image_id, item.question) for item in items)
+    if twice := [key for key, number in asked.items() if number > 1]:
+        category, image, question = twice[0]
+        raise DataError(
+            f"{path}: {len(twice)} questions are asked twice in their category, such as "
+            f"{question!r} about {image} in {category}"
+        )
+    return items
 
 
 def _image_root(source: Source) -> Path:
@@ -187,7 +192,11 @@ def _image_root(source: Source) -> Path:
     return source.images or next(filter(Path.is_dir, places), source.folder)
 
 
-def _read_table(source: Source, rows: Iterable[Row]) -> Iterator[Item]:
+def _read_table(source: Source, rows: Iterable[Row]) -> Sequence[Item]:
+    return _once(list(_table_items(source, rows)), source.path)
+
+
+def _table_items(source: Source, rows: Iterable[Row]) -> Iterator[Item]:
     """Reads Parquet or TSV; a question that several categories share is one of each."""
     for where, row in rows:
         image = source.store.put(row.get("image"), where)

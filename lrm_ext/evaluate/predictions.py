@@ -140,7 +140,7 @@ def open_run(
     data: Mapping[str, str],
     folders: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `run.json`, or check that the answers in a folder are of this very run.
+    """Writes `run.json`, or checks that the answers in a folder are of this very run.
 
     Args:
         folder: The folder of predictions.

@@ -213,11 +213,12 @@ def _negation(sentence: str, words: AnswerWords) -> str | None:
     """Returns a negation anywhere in a sentence."""
     if words.spaced:
         return next((word for word in words_of(sentence) if word in words.no), None)
-    for phrase in sorted(words.harmless, key=len, reverse=True):
+    for phrase in sorted(words.harmless, key=lambda phrase: (-len(phrase), phrase)):
         sentence = sentence.replace(phrase, " ")
     latin = set(_ASCII_WORD.findall(sentence))
     found = [no for no in words.no if (no in latin if no.isascii() else no in sentence)]
-    return max(found, key=len, default=None)
+    # of equally long ones the language's own: the order of a set differs from run to run
+    return max(found, key=lambda no: (len(no), no in words.native, no), default=None)
 
 
 def _language_of(word: str, words: AnswerWords) -> str:

@@ -140,7 +140,8 @@ def ensure_mini(name: str, corpus: Path) -> Path:
     from lrm_ext.files import locked
 
     folder = corpus / "benchmarks" / name
-    inputs = f"{FORMAT} {(corpus / COMPLETE_FILE).read_text()} {PATTERNS_FILE.read_text()}"
+    patterns = PATTERNS_FILE.read_text(encoding="utf-8")
+    inputs = f"{FORMAT} {(corpus / COMPLETE_FILE).read_text()} {patterns}"
     digest, marker = hashlib.sha256(inputs.encode()).hexdigest(), folder / COMPLETE_FILE
     folder.parent.mkdir(parents=True, exist_ok=True)
     # several processes may answer together

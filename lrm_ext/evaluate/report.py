@@ -254,7 +254,7 @@ def mean_of(groups: Iterable[GroupScore | None], name: str = "accuracy") -> floa
 
 
 def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> EvalReport:
-    """Scores all answers of a run; write `scores.jsonl`, `report.json` and the example images.
+    """Scores all answers of a run; writes `scores.jsonl`, `report.json` and the example images.
 
     Args:
         config: The run.

@@ -272,7 +272,7 @@ def _read_stored(
         for _, line in read_json_lines(path):
             key = (line["benchmark"], line["lang"], line["blind"], line["mode"])
             found[key][line["state"]][line["key"]] = msgspec.convert(line, Verdict)
-    except (DataError, KeyError, msgspec.ValidationError) as error:
+    except (DataError, KeyError, TypeError, msgspec.ValidationError) as error:
         log.info("%s: stored by another version, so answers are judged again (%r)", path, error)
         return {}
     return found

@@ -208,6 +208,8 @@ def run_evaluation(
     shown = Progress("evaluate", num_questions, "questions") if ranks.is_first else nullcontext()
     with shown as progress:
         for qs, blind, items in pending:
+            if progress is not None:
+                progress.part = f"{qs.benchmark.name} {qs.lang}{' blind' * blind}"
             _answer_items(config, answerer, qs, blind, items, progress, ranks)
     ranks.barrier()
     if ranks.is_first:
@@ -399,9 +401,8 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
             if config.rank is not None:
                 chosen = [_bare(item, name) for item in chosen]
             digest, is_ranked = sha256_of(benchmark.path(lang)), config.rank is not None
-            unasked: frozenset[str] = frozenset()
             sets.append(
-                QuestionSet(benchmark, lang, tuple(chosen), keys, digest, unasked, is_ranked)
+                QuestionSet(benchmark, lang, tuple(chosen), keys, digest, is_ranked=is_ranked)
             )
     images = {qs.benchmark.image_path(item.image) for qs in sets for item in qs.items}
     bad = [path for path in sorted(images) if not _is_image(path)]

@@ -136,7 +136,7 @@ class CorpusStats:
 def corpus_stats(
     corpus: Corpus, *, cache: Path | None = None, num_examples: int = 20, seed: int = 0
 ) -> CorpusStats:
-    """Counts everything, and draw examples.
+    """Counts everything, and draws examples.
 
     Args:
         corpus: A corpus.

@@ -289,9 +289,9 @@ def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) 
         turns = {lang: corpus.turns(lang, index) for lang in languages}
         found = {lang: _text_of(own) for lang, own in turns.items() if own is not None}
         reasons = {
-            "no picture": image is None,
+            "no image": image is None,
             "not in every language": len(found) < len(languages),
-            "picture drawn before": image in chosen,
+            "image drawn before": image in chosen,
             "text drawn before": found.get(ENGLISH) in seen_texts,
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)

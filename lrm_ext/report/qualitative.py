@@ -188,9 +188,7 @@ def _shown(
     )
     image = benchmark.image_path(item.image)
     expected = meanings.of_answer(item.answer)
-    return Shown(
-        key, meanings.lang, image, meanings.of_question(key), expected, tuple(answers)
-    )  # fmt: skip
+    return Shown(key, meanings.lang, image, meanings.of_question(key), expected, tuple(answers))
 
 
 def _benchmark_name(there: set[str], wanted: Sequence[str]) -> str:

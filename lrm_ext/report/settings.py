@@ -22,6 +22,8 @@ from lrm_ext.evaluate.results import ENGLISH, RunResult, answer_files, num_judge
 from lrm_ext.languages import in_language_order
 
 NOT_ASKED: Final = "not asked"
+# a result, or why there is none; and how many questions an evaluation has judged
+_Opened = tuple[RunResult | str, int]
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,12 @@ def _score_benchmark(
     kind = stated_kind(next(path for paths in own.values() for path in paths.values()))
     asked = in_language_order({lang for paths in own.values() for lang in paths})
     langs = tuple(languages) or asked
-    scores = {
-        lang: _score_runs({run: paths.get(lang) for run, paths in own.items()}, name, kind, lang)
-        for lang in langs
+    # run by run, because only the stored verdicts of a few runs are kept in memory
+    opened = {
+        run: {lang: _open(run, paths.get(lang), name, kind, lang) for lang in langs}
+        for run, paths in own.items()
     }
+    scores = {lang: _score_runs({run: one[lang] for run, one in opened.items()}) for lang in langs}
     cells = {
         setting.label: {
             lang: Cell(tuple(scores[lang][run] for run in setting.runs)) for lang in langs
@@ -217,31 +221,27 @@ def _score_benchmark(
     return ScoredBenchmark(name, kind.name, kind.headline, langs, cells)
 
 
-def _score_runs(
-    paths: Mapping[Path, Path | None], name: str, kind: Kind, lang: str
-) -> dict[Path, Score]:
+def _score_runs(opened: Mapping[Path, _Opened]) -> dict[Path, Score]:
     """Scores the answers of each run in one language.
 
     All questions that any run was asked are known to be asked, and as many as were judged.
     """
-    opened = {run: _open(path, name, kind, lang) for run, path in paths.items()}
     known: dict[str, Item] = {}
     num_questions = 0
-    for run, found in opened.items():
+    for found, num in opened.values():
         if isinstance(found, RunResult):
             known = {item.question_id: item for item in found.items} | known
-            num_questions = max(num_questions, len(known), num_judged(run, name, lang))
-    return {run: _score(found, known, num_questions) for run, found in opened.items()}
+            num_questions = max(num_questions, len(known), num)
+    return {run: _score(found, known, num_questions) for run, (found, _) in opened.items()}
 
 
-def _open(path: Path | None, name: str, kind: Kind, lang: str) -> RunResult | str:
-    """Returns a result, or why there is none."""
+def _open(run: Path, path: Path | None, name: str, kind: Kind, lang: str) -> _Opened:
     if path is None:
-        return NOT_ASKED
+        return NOT_ASKED, 0
     try:
-        return open_result(path, name, lang, kind=kind)
+        return open_result(path, name, lang, kind=kind), num_judged(run, name, lang)
     except DataError as error:
-        return str(error)
+        return str(error), 0
 
 
 def _score(found: RunResult | str, known: Mapping[str, Item], num_questions: int) -> Score:

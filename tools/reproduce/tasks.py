@@ -160,7 +160,7 @@ def _ask_command(study: Study, model: Path) -> tuple[str, ...]:
 
 
 def write_mixtures(tasks: Sequence[Task]) -> None:
-    """Writes the mixture files of the trainings; an existing file is not changed."""
+    """Writes the mixture files of the trainings; one that is as it should be is left alone."""
     for task in tasks:
         if task.kind == ASK or task.setting is None:
             continue

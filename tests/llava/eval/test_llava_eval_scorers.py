@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import ConfigError, DataError
-from llava.eval import eval_pope, eval_science_qa, eval_textvqa, m4c_evaluator
+from llava.eval import eval_pope, eval_science_qa, eval_textvqa, m4c_evaluator, records
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "eval" / "llava_scorers.json"
 
@@ -265,3 +265,12 @@ def test_st_vqa():
 def test_textcaps_needs_its_package():
     with pytest.raises(ConfigError, match="pip install pycocoevalcap"):
         m4c_evaluator.TextCapsBleu4Evaluator()
+
+
+def test_line_ends_of_windows_are_read_as_any_other(tmp_path):
+    path = tmp_path / "q.tsv"
+    path.write_bytes(b'index\tquestion\r\n1\t"Look.\r\nWhat is it?"\r\n')
+    assert records.read_text(path).count("\r") == 0
+    assert records.read_tsv(path) == [
+        (f"{path}:3", {"index": "1", "question": "Look.\nWhat is it?"})
+    ]

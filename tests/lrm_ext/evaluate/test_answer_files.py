@@ -177,6 +177,11 @@ def test_nine_options_beside_an_answer(tmp_path, shape):
         score(tmp_path, [{**row, "gold": "J"}], "mmbench")
 
 
+def test_short_answers_may_have_options_and_be_no_letter(tmp_path):
+    row = {"question_id": 1, "text": "Red.", "gold": "red", "options": ["red", "blue"]}
+    assert score(tmp_path, [row], "answers").headline == 100
+
+
 def test_unknown_categories_and_letters(tmp_path):
     row = {"question_id": "1", "text": "yes", "gold": "yes", "category": "rare"}
     with pytest.raises(DataError, match="unknown category rare; known: random, popular, adv"):

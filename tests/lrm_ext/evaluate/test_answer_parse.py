@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 
 from lrm_ext.evaluate.reading import (
+    _negation,
     answer_words,
     first_sentence,
     fold,
@@ -173,3 +176,9 @@ def test_short_texts():
     assert text_language("Katze", "hr", native, english) == "other"
     assert text_language("3", "hr", native, english) == "letter"
     assert text_language("", "hr", native, english) == "other"
+
+
+@pytest.mark.parametrize("no", [("no", "没有"), ("没有", "no")])
+def test_which_negation_is_found_does_not_depend_on_the_order_of_a_set(no):
+    words = dataclasses.replace(answer_words("zh"), no=no)
+    assert _negation("图中没有狗 no", words) == "没有"

@@ -54,6 +54,18 @@ def test_writes_one_line_a_question(config):
     assert len({record["answer_id"] for record in records}) == 9
 
 
+def test_the_progress_names_what_is_being_asked(config, monkeypatch, caplog):
+    monkeypatch.setattr("llava.progress._LOG_EVERY_S", -1.0)
+    with caplog.at_level("INFO"):
+        run(config)
+    lines = [line for line in caplog.messages if " questions, " in line]
+    names = ("toy en", "toy hr", "toy en blind", "toy hr blind")
+    assert list(dict.fromkeys(line.partition(":")[0] for line in lines)) == [
+        f"evaluate {name}" for name in names
+    ]
+    assert "evaluate: 36 questions" in caplog.messages
+
+
 def test_longest_questions_first_and_equal_ones_once(config, benchmark_dir):
     for lang in ("en", "hr"):
         path = benchmark_dir / f"{lang}.jsonl"

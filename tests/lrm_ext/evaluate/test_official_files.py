@@ -1,12 +1,16 @@
 """Reading the official distributions, whole and damaged."""
 
+import base64
 import json
+from dataclasses import replace
 
 import official_files as files
 import pytest
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.importing import import_benchmark, open_questions, read_benchmark
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.official import ImageStore, Source
 from lrm_ext.evaluate.registry import get_benchmark, missing_images
 from lrm_ext.evaluate.results import score_file
@@ -323,6 +327,39 @@ def test_damaged_pope(tmp_path):
         read("pope", labels)
     with pytest.raises(DataError, match=r"no coco_pope_<category>\.json"):
         read("pope", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "lost", "message"),
+    [
+        ("pope", files.pope_bundle, "popular", "2 labels in popular, but 0 questions"),
+        ("seed_bench", files.seed_bundle, "Where", "1 labels in 4 Instance .* but 0 questions"),
+    ],
+)
+def test_a_category_that_llavas_file_lacks_is_an_error(tmp_path, name, make, lost, message):
+    path = make(tmp_path / "a")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if lost not in line))
+    with pytest.raises(DataError, match=message):
+        read(name, path)
+
+
+def test_llavas_file_may_ask_a_part_of_mme(tmp_path):
+    path = files.mme_bundle(tmp_path / "a")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))
+    assert {item.category for item in read("mme", path)} == {"posters"}
+
+
+def test_pope_refuses_questions_that_are_asked_twice_but_not_those_of_a_translation(tmp_path):
+    rows = [{"index": n, "image": base64.b64encode(files.picture(1)).decode(), "answer": "no",
+             "question": "Je tu gauč?", "category": "random"} for n in range(2)]  # fmt: skip
+    path = files.write_tsv(tmp_path / "pope.tsv", rows)
+    with pytest.raises(DataError, match="1 questions are asked twice in their category"):
+        read("pope", path)
+    item = Item(
+        "random/1", "a.jpg", "Je tu gauč?", "random", "no", "cs", "yesno", question="Je tu gauč?"
+    )
+    assert get_kind("pope").check([item, replace(item, question_id="random/2")]) == 0
 
 
 def test_damaged_seed_bench(tmp_path):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
+from lrm_ext.evaluate.results import _read_stored
 from lrm_ext.report.paper_tables import (
     FORMATS,
     agreement_table,
@@ -68,6 +69,17 @@ def test_scores_seeds_and_missing_values(table):
     best = {key for key, row in rows.items() if row["best"] == "yes"}
     # English is equal, so both are best; a value alone is not
     assert best == {("English_only", "En"), *(("full & more", c) for c in ("En", "Cs", "De"))}
+
+
+def test_stored_verdicts_of_many_runs_are_read_once_each(tmp_path):
+    settings = []
+    for number in range(4):
+        folder = write_run(tmp_path / f"{number}", {"en": 19, "cs": 10, "de": 12})
+        (folder / "scores.jsonl").touch()
+        settings.append(setting(f"{number}", folder))
+    _read_stored.cache_clear()
+    score_settings(settings)
+    assert _read_stored.cache_info().misses == len(settings)
 
 
 def test_the_terminal_says_how_many_of_how_many_and_why_not(table):
