@@ -292,13 +292,11 @@ class TrainingArguments(transformers.TrainingArguments):
                 f"--max_skipped_steps is {self.max_skipped_steps}, expected 0 or more; "
                 f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1": (
                     self.max_skipped_steps < 0
-                    or 0 < self.loss_spike_factor <= 1
-                    or self.loss_spike_factor < 0
+                    or (self.loss_spike_factor and self.loss_spike_factor <= 1)
                 ),
                 "--max_skipped_steps cannot be combined with --deepspeed, which takes the step "
-                "itself, or --fp16, whose scaler steps over overflows; use --bf16": (
-                    self.max_skipped_steps and (self.deepspeed or self.fp16)
-                ),
+                "itself, or --fp16, whose scaler steps over overflows; use --bf16 or leave it "
+                "out": (self.max_skipped_steps and (self.deepspeed or self.fp16)),
                 "--overwrite_output_dir and --resume_from_checkpoint exclude each other: the one "
                 "removes the checkpoints that the other may name": (
                     begins_anew_from and begins_anew_from not in ("True", "true")

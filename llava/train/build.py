@@ -50,11 +50,8 @@ def set_up_logging() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    for name in (
-        "llava",
-        "lrm_ext",
-        "__main__",
-    ):  # __main__: run by `python -m`
+    # a module that `python -m` runs is called __main__
+    for name in ("llava", "lrm_ext", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.ERROR)
 
 

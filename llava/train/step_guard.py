@@ -188,7 +188,7 @@ def _suspects(losses: list[float], ids: list[list[str]]) -> list[str]:
     """Returns the samples of losses that are not finite, or else those of the highest loss."""
     pairs = list(zip(losses, ids, strict=True))
     bad = [pair for pair in pairs if not math.isfinite(pair[0])]
-    return [sample_id for _, batch in bad or [max(pairs)] for sample_id in batch]
+    return [sample_id for _, batch in bad or sorted(pairs)[-1:] for sample_id in batch]
 
 
 def _named(sample_ids: list[str]) -> str:

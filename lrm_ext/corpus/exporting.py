@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from llava.data.sample import Sample
 from llava.errors import ConfigError
 from llava.files import writing
-from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusText
+from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, Corpus
 
 _PROGRESS_ROWS = 2048
 
@@ -71,21 +71,52 @@ def export_llava(
     exported = Exported()
     with writing(out) as partial, partial.open("wb") as file:
         file.write(begin)
-        for number, (row, text) in enumerate(corpus.iter_rows_with_texts(lang)):
+        for number, (row, status, turns) in enumerate(_values(corpus, lang, with_english)):
             if number % _PROGRESS_ROWS == 0:
                 progress(number, len(corpus))
             code = None if lang == ENGLISH else lang
-            if text is None or text.status != "ok":
-                exported.not_accepted["no text" if text is None else text.status] += 1
+            if status != "ok":
+                exported.not_accepted[status or "no text"] += 1
                 if not with_english:
                     continue
-                text, code = CorpusText(row.turns), None
-            sample = Sample(row.id, row.image, text.turns, code, row.task, row.source)
+                turns, code = row["turns"], None
             file.write(between if exported.num_records else b"")
-            file.write(msgspec.json.encode(sample.to_record()))
+            file.write(msgspec.json.encode(_record(row, turns, code)))
             exported.num_records += 1
         progress(len(corpus), len(corpus))
         file.write(end if exported.num_records or is_array else b"")
         file.flush()
         os.fsync(file.fileno())
     return exported
+
+
+def _values(corpus: Corpus, lang: str, with_english: bool) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields each row, the status of its text in `lang` and the turns of that, as plain values.
+
+    Only what is exported is decoded: quality scores would take as long as everything else.
+    """
+    if lang == ENGLISH:
+        for rows in corpus.row_batches():
+            yield from ((row, "ok", row["turns"]) for row in rows.to_pylist())
+        return
+    shown = [name for name in ROW_SCHEMA.names if with_english or name != "turns"]
+    for rows, texts in zip(corpus.row_batches(), corpus.text_batches(lang), strict=True):
+        columns = (texts.column(name).to_pylist() for name in ("status", "turns"))
+        yield from zip(rows.select(shown).to_pylist(), *columns, strict=True)
+
+
+def _record(row: Mapping[str, Any], turns: list[dict[str, Any]], lang: str | None) -> Any:
+    """Returns a LLaVA record, equal to that of `Sample.to_record`."""
+    record = {"id": row["id"]}
+    if row["image"] is not None:
+        record["image"] = row["image"]
+    record["conversations"] = [
+        {"from": turn["role"], "value": turn["text"]}
+        if turn["supervised"]
+        else {"from": turn["role"], "value": turn["text"], "supervised": False}
+        for turn in turns
+    ]
+    for key, value in (("lang", lang), ("task", row["task"]), ("source", row["source"])):
+        if value is not None:
+            record[key] = value
+    return record

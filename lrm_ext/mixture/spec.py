@@ -286,7 +286,10 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.replace(share, path=(folder or Path()) / share.path)
             for share in spec.corpora
         ]
-        return msgspec.structs.replace(spec, corpora=tuple(corpora))
+        try:
+            return msgspec.structs.replace(spec, corpora=tuple(corpora))
+        except ValueError as error:  # a relative and an absolute path may be the same folder
+            raise ConfigError(f"{where}: {error}.") from error
 
     def fingerprint(self) -> str:
         """Returns a short text that depends on everything that changes orders or shares.
@@ -334,7 +337,7 @@ def _check_shares(shares: Mapping[str, Fraction], where: str) -> None:
     if not is_whole and abs(total - 1) > _SUM_TOLERANCE:
         raise ValueError(
             f"{where}: shares written as fractions must add up to 1, but {_listed(shares)} add up "
-            f"to {float(total):g}. Mend them, or write whole numbers as weights"
+            f"to {float(total):g}. Fix them, or write whole numbers as weights"
         )
 
 

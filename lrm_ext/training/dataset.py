@@ -247,15 +247,15 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             item |= self.extend(encoded)
         if self._images is not None:
             name = self._images.entry
-            item[name] = self._images.empty
             self.sample_losses.count(READ, encoded.lang)
-            path = self.mixture.corpus.image_path(encoded.row) if encoded.has_image else None
             try:
-                item[name] = item[name] if path is None else self._images(path)
+                path = self.mixture.corpus.image_path(encoded.row) if encoded.has_image else None
+                item[name] = self._images.empty if path is None else self._images(path)
             except DataError as error:
+                item[name] = self._images.empty
                 # a replacement would come twice in the epoch
                 what = f"{self._named(encoded.id, encoded.lang)}: {str(error).rstrip('.')}"
-                self.sample_losses.lose(BROKEN, encoded.lang, what, "Mend it")
+                self.sample_losses.lose(BROKEN, encoded.lang, what, "Fix it")
                 log.warning("%s; nothing is learned from it", what)
                 item["labels"] = torch.full_like(labels, IGNORE_INDEX)
         if not (item["labels"] != IGNORE_INDEX).any():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import zlib
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from llava.errors import CheckpointError
 from llava.train import checkpoint
 from llava.train.checkpoint import (
+    CheckpointSaving,
     StateCopy,
     find_last_checkpoint,
     get_peft_state_maybe_zero_3,
@@ -192,9 +194,12 @@ def test_unknown_bias():
         get_peft_state_maybe_zero_3(peft_parameters(), "some")
 
 
-@pytest.mark.parametrize(("on_each_node", "finishes"), [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("has_state", "on_each_node", "finishes"),
+    [(True, True, True), (True, False, False), (False, False, True)],
+)
 def test_another_machine_finishes_a_folder_of_its_own(
-    tmp_path, monkeypatch, on_each_node, finishes
+    tmp_path, monkeypatch, has_state, on_each_node, finishes
 ):
     """On a shared disk the first process finishes the folder that holds the run's state."""
     second = SimpleNamespace(
@@ -203,5 +208,17 @@ def test_another_machine_finishes_a_folder_of_its_own(
     monkeypatch.setattr(checkpoint, "PartialState", lambda: second)
     final = tmp_path / "checkpoint-2"
     with checkpoint.writing_folder(final, on_each_node=on_each_node) as folder:
-        (folder / checkpoint.STATE_FILE).write_text("{}")
+        (folder / (checkpoint.STATE_FILE if has_state else "rng_state_1.pth")).write_text("{}")
     assert final.is_dir() is finishes
+
+
+@pytest.mark.parametrize("ask", ["wait_for_save", "check_save"])
+def test_what_goes_wrong_in_the_background_is_raised_once(ask):
+    trainer = CheckpointSaving.__new__(CheckpointSaving)
+    trainer._saving = saving = Future()
+    if ask == "check_save":
+        trainer.check_save()  # it does not wait
+    saving.set_exception(CheckpointError("the disk is full"))
+    with pytest.raises(CheckpointError, match="disk is full"):
+        getattr(trainer, ask)()
+    getattr(trainer, ask)()

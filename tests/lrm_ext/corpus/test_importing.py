@@ -469,7 +469,10 @@ def test_rules_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 def test_the_way_back_is_exact(tmp_path: Path, ending: str) -> None:
     rows = [record(0, source="gqa", task="vqa"), record(1, source="s")]
-    rows.append({"id": "t", "conversations": talk("a", "b"), "source": "s"})
+    told = [
+        {**turn, "supervised": False} if i == 1 else turn for i, turn in enumerate(talk(*"abcd"))
+    ]
+    rows.append({"id": "t", "conversations": told, "source": "s"})
     corpus = load(tmp_path, "llava", save(tmp_path / "a.json", rows))
     out = tmp_path / f"out.{ending}"
     assert export_llava(corpus, "en", out) == Exported(num_records=3)

@@ -178,6 +178,12 @@ def test_what_is_wrong_is_said(root: Path, corpora: list[Any], message: str) -> 
         Mixture.open(MixtureSpec.from_dict({"corpora": corpora}, "m.toml", root))
 
 
+def test_one_folder_by_two_paths_is_refused(root: Path) -> None:
+    corpora = [{"path": "big"}, {"path": str(root / "big")}]
+    with pytest.raises(ConfigError, match=r"m\.toml: corpora: .*big comes twice"):
+        MixtureSpec.from_dict({"corpora": corpora}, "m.toml", root)
+
+
 def test_corpora_from_two_sides_are_refused(root: Path) -> None:
     spec = MixtureSpec.from_dict({"corpora": [{"path": "big"}]}, folder=root)
     with pytest.raises(ConfigError, match="leave one of them out"):

@@ -126,7 +126,7 @@ def test_a_broken_picture_is_named(make, chats):
     dataset = make()
     break_picture(chats, 3)
     index = next(i for i in range(len(dataset)) if dataset.encoded(i).row == 3)
-    said = r"chats: sample 'r3\S*' \(\w\w\): .*3\.png: the image cannot be read.*Mend it, or tol"
+    said = r"chats: sample 'r3\S*' \(\w\w\): .*3\.png: the image cannot be read.*Fix it, or tol"
     with pytest.raises(DataError, match=said):
         dataset[index]
 
@@ -146,6 +146,20 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
     assert dataset.sample_losses.number("broken image") == 2  # English and Croatian
     assert dataset.sample_losses.number("broken image", "hr") == 1
     assert "3.png" in caplog.text and "nothing is learned from it" in caplog.text
+
+
+def test_a_path_that_leaves_the_image_folder_is_counted_alike(make, chats, monkeypatch):
+    image_path = Corpus.image_path
+
+    def leaves(corpus, index):
+        if index == 3:
+            raise DataError("image '../3.png' is outside")
+        return image_path(corpus, index)
+
+    monkeypatch.setattr(Corpus, "image_path", leaves)
+    dataset = make(rate=0.2)
+    assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
+    assert dataset.sample_losses.number("broken image") == 2
 
 
 def test_damage_of_any_format_is_counted(make, chats, damaged_image):
@@ -177,7 +191,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
             assert torch.equal(item["image_features"], cache(paths[row]))
     assert dataset.sample_losses.number("read") == len(dataset)
     assert dataset.sample_losses.number("broken image", "hr") == 2
-    with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Mend it, or tolerate"):
+    with pytest.raises(DataError, match=r"sample 'r[35]\S*' \(\w\w\): .*Fix it, or tolerate"):
         strict = make(features=cache)
         for i in range(len(strict)):
             strict[i]
@@ -209,7 +223,7 @@ def test_too_many_broken_ones_end_the_run(monkeypatch):
     for i in range(10):
         counts.count("read", "hr")
         if i < 3:  # too few were seen yet to say that a third is too much
-            counts.lose("broken image", "hr", "x.png", "Mend it")
+            counts.lose("broken image", "hr", "x.png", "Fix it")
     with pytest.raises(DataError, match=r"x\.png; more than --max_drop_rate 30\.0%") as caught:
-        counts.lose("broken image", "hr", "x.png", "Mend it")
+        counts.lose("broken image", "hr", "x.png", "Fix it")
     assert "broken image   hr          4 of 10" in str(caught.value)
