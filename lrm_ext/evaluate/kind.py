@@ -23,11 +23,9 @@ from lrm_ext.evaluate.items import Item, RefusedAnswer, check_options
 from lrm_ext.evaluate.reading import (
     NEUTRAL,
     OTHER,
-    UNDECIDED,
     AnswerWords,
     Rule,
     infer_local,
-    language_of_prose,
     matches_text,
     normalise,
     parse_yes_no,
@@ -35,6 +33,8 @@ from lrm_ext.evaluate.reading import (
     text_language,
     words_of,
 )
+from lrm_ext.languages.identification import probabilities
+from lrm_ext.languages.registry import list_languages
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.official import Files
@@ -43,6 +43,12 @@ LOCAL: Final = "local"
 UNPARSED: Final = frozenset({"other", "unparsed"})
 MISSING: Final = "missing"
 NUM_SHOWN: Final = 5
+UNDECIDED: Final = "undecided"  # an answer too short to tell its language
+MIN_WORDS: Final = 4
+MIN_LETTERS_UNSPACED: Final = 6
+_UNSPACED: Final = re.compile("[\u2e80-\u9fff\u0e00-\u0e7f]")  # Chinese, Japanese, Thai
+# What says nothing about the language of an answer.
+SILENT: Final = frozenset({NEUTRAL, UNDECIDED, MISSING})
 _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -242,6 +248,38 @@ def _option_language(text: str, by: str, lang: str) -> str:
 def _prose_or(text: str, lang: str, otherwise: str) -> str:
     found = language_of_prose(text, lang)
     return otherwise if found == UNDECIDED else found
+
+
+def language_of_prose(text: str, lang: str) -> str:
+    """Tells whether prose is in the language that was asked in.
+
+    Args:
+        text: An answer.
+        lang: The language that was asked in.
+
+    Returns:
+        `lang`, `en`, `other`, or `undecided` if the text is too short or its language is none
+        that the identifier knows.
+    """
+    words = [word for word in words_of(normalise(text)) if not word.isdigit()]
+    prose = " ".join(words)
+    if _UNSPACED.search(prose):
+        enough = sum(map(len, words)) >= MIN_LETTERS_UNSPACED
+    else:
+        enough = len(words) >= MIN_WORDS
+    if not enough:
+        return UNDECIDED
+    shares = probabilities(prose, (*list_languages(), lang))
+    if lang not in shares:
+        return UNDECIDED
+    best = max(shares, key=shares.__getitem__)
+    return best if best in (lang, "en") else OTHER
+
+
+def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:
+    """Counts answers in the language of the question, and all that have a language."""
+    decided = [found for found in answer_langs if found not in SILENT]
+    return decided.count(lang), len(decided)
 
 
 def judge_answers(

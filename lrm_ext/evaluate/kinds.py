@@ -24,13 +24,14 @@ from lrm_ext.evaluate.kind import (
     final_answer,
     gather,
     judge_locally,
+    language_of_prose,
     share,
     shares_by,
 )
 from lrm_ext.evaluate.mmbench import MMBENCH
 from lrm_ext.evaluate.mme import MME
 from lrm_ext.evaluate.pope import POPE
-from lrm_ext.evaluate.reading import OTHER, language_of_prose
+from lrm_ext.evaluate.reading import OTHER
 from lrm_ext.evaluate.seed_bench import SEED_BENCH
 
 

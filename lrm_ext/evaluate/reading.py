@@ -1,8 +1,7 @@
 """Reads what an answer says: yes or no, an option's letter, a short text, and its language.
 
 Pure functions. Rules of lmms-eval and VLMEvalKit are for English; the local rules are for any
-language and know its words, scripts and punctuation. A language that word lists do not tell is
-identified in prose only: texts of fewer than four words are `undecided`.
+language and know its words, scripts and punctuation.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
-from lrm_ext.evaluate.items import LETTERS
-from lrm_ext.languages import get_language, list_languages
-from lrm_ext.languages.registry import Language
+from llava.eval.records import OPTION_LETTERS as LETTERS
+from lrm_ext.languages.registry import Language, get_language
 
 Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
@@ -458,9 +456,6 @@ def _contains(haystack: str, key: str, spaced: bool) -> bool:
     return re.search(pattern, haystack) is not None
 
 
-_ENGLISH = "en"
-
-
 @cache
 def answer_words(lang: str) -> AnswerWords:
     """Returns how a language says yes and no, with the English words that count everywhere.
@@ -468,46 +463,4 @@ def answer_words(lang: str) -> AnswerWords:
     Raises:
         ConfigError: There is no such language (the choices are listed), or its file is at fault.
     """
-    return AnswerWords.of(get_language(lang), get_language(_ENGLISH))
-
-
-UNDECIDED: Final = "undecided"
-MIN_WORDS: Final = 4
-MIN_LETTERS_UNSPACED: Final = 6
-_UNSPACED: Final = re.compile("[\u2e80-\u9fff\u0e00-\u0e7f]")  # Chinese, Japanese, Thai
-# What says nothing about the language of an answer.
-SILENT: Final = frozenset({NEUTRAL, UNDECIDED, "missing"})
-
-
-def language_of_prose(text: str, lang: str) -> str:
-    """Tells whether prose is in the language that was asked in.
-
-    Args:
-        text: An answer.
-        lang: The language that was asked in.
-
-    Returns:
-        `lang`, `en`, `other`, or `undecided` if the text is too short or its language is none
-        that the identifier knows.
-    """
-    words = [word for word in words_of(normalise(text)) if not word.isdigit()]
-    prose = " ".join(words)
-    if _UNSPACED.search(prose):
-        enough = sum(map(len, words)) >= MIN_LETTERS_UNSPACED
-    else:
-        enough = len(words) >= MIN_WORDS
-    if not enough:
-        return UNDECIDED
-    from lrm_ext.languages.identification import probabilities
-
-    shares = probabilities(prose, (*list_languages(), lang))
-    if lang not in shares:
-        return UNDECIDED
-    best = max(shares, key=shares.__getitem__)
-    return best if best in (lang, _ENGLISH) else OTHER
-
-
-def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:
-    """Counts answers in the language of the question, and all that have a language."""
-    decided = [found for found in answer_langs if found not in SILENT]
-    return decided.count(lang), len(decided)
+    return AnswerWords.of(get_language(lang), get_language("en"))

@@ -29,11 +29,13 @@ from lrm_ext.evaluate.importing import kind_of, open_questions
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import (
     MISSING,
+    UNDECIDED,
     UNPARSED,
     Kind,
     Reading,
     UnitCounts,
     Verdict,
+    fidelity,
     judge_answers,
     percentage,
     text_answers,
@@ -45,7 +47,7 @@ from lrm_ext.evaluate.predictions import (
     read_answered,
     stated_kind,
 )
-from lrm_ext.evaluate.reading import UNDECIDED, answer_words, fidelity
+from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
