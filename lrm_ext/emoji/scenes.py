@@ -485,6 +485,11 @@ def _placed_from_text(text: str) -> Placed:
     return Placed(concept, int(x) / _UNIT, int(y) / _UNIT, int(size) / _UNIT, bool(flags))
 
 
+def image_name(scene: Scene) -> str:
+    """Returns the path of the image of a scene below `images/`."""
+    return f"{scene.split}/{scene.id}.jpg"
+
+
 def load_scenes(limit: int | None = None) -> tuple[Scene, ...]:
     """Loads the recipes of the packed corpus, split by split.
 

@@ -40,6 +40,7 @@ from lrm_ext.emoji.scenes import (
     SCENES_FILE,
     Scene,
     data_files,
+    image_name,
     load_scenes,
     load_sprites,
     packed_dir,
@@ -144,11 +145,6 @@ def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
             image = render_scene(scene, sprites)
             with writing(path) as partial:
                 image.save(partial, format="JPEG", quality=JPEG_QUALITY)
-
-
-def image_name(scene: Scene) -> str:
-    """Returns the path of the image of a scene below `images/`."""
-    return f"{scene.split}/{scene.id}.jpg"
 
 
 def _write_corpus(

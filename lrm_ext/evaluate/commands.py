@@ -271,7 +271,7 @@ def score(
 ) -> None:
     """Score a file of answers; needs no model."""
     from lrm_ext.evaluate.printing import print_score
-    from lrm_ext.evaluate.results import score_file, write_scores
+    from lrm_ext.evaluate.scoring import score_file, write_scores
 
     if on_duplicate not in ("error", "last"):
         raise ConfigError(f"--on-duplicate is {on_duplicate!r}; expected error or last")

@@ -20,8 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.predictions import Answered, stated_kind
-from lrm_ext.evaluate.results import ENGLISH, ScoreReport, answer_files, open_result
+from lrm_ext.evaluate.results import (
+    ENGLISH,
+    Answered,
+    ScoreReport,
+    answer_files,
+    open_result,
+    stated_kind,
+)
 from lrm_ext.evaluate.statistics import (
     NUM_REPLICATES,
     Difference,

@@ -140,6 +140,11 @@ def text_of(record: Mapping[str, Any], text: str) -> str:
     return RefusedAnswer() if record.get("finish_reason") == REFUSED_REASON else text
 
 
+def stated_gold(record: Mapping[str, Any]) -> Any:
+    """Returns the expected answer that a recorded answer names, by any tool's name for it."""
+    return next((record[name] for name in ("gold", "answer", "label") if name in record), None)
+
+
 def read_items(path: Path, lang: str) -> list[Item]:
     """Reads the questions of one language.
 

@@ -124,6 +124,8 @@ class Reading:
 
 
 Judge = Callable[[Item, str, Reading], Judgement]
+AnswerLine = tuple[str, Mapping[str, Any]]
+"""What an answer calls its question, and the line of its file."""
 
 
 def gold_of(item: Item, words: AnswerWords) -> str:
@@ -382,6 +384,11 @@ class Kind:
             argument says whether missing ones are allowed. Returns their number.
         skipped: Questions that must exist beside some that were answered, if the answers are all
             that is known.
+        keys_of: Question ids, if the answers are all that is known: from what they call their
+            question, and their lines.
+        wording_of: What the line of an answer shares with its question, as `image_id` and
+            `question`, where the ids differ; None if it has nothing but the id.
+        complete: Fills in what an answer does not say about its question.
         files: How its official files are read; None for a kind that mapping files use.
     """
 
@@ -400,6 +407,9 @@ class Kind:
     golds: Collection[str] = ()
     check_together: Callable[[Sequence[Item], bool], int] = lambda items, allow_missing: 0
     skipped: Callable[[Sequence[Item]], list[Item]] = lambda items: []
+    keys_of: Callable[[Sequence[AnswerLine]], list[str]] = lambda lines: [key for key, _ in lines]
+    wording_of: Callable[[str, Mapping[str, Any]], tuple[str, str] | None] = lambda key, line: None
+    complete: Callable[[Item], Item] = lambda item: item
     files: Files | None = None
 
     def check(self, items: Sequence[Item], allow_missing: bool = False) -> int:

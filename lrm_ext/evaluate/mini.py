@@ -33,10 +33,10 @@ from lrm_ext.emoji.scenes import (
     concept_ids,
     concepts_by_id,
     get_vocabulary,
+    image_name,
     load_scenes,
     related_concepts,
 )
-from lrm_ext.emoji.unpack import image_name
 from lrm_ext.evaluate.items import LETTERS, Item
 from lrm_ext.evaluate.official import ImageStore
 from lrm_ext.evaluate.reading import text_key

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from statistics import fmean
@@ -18,9 +19,10 @@ from llava.errors import DataError
 from llava.eval.eval_mme import COGNITION, PERCEPTION
 from llava.eval.eval_mme import parse_answer as parse_official
 from llava.eval.records import read_text, refuse_missing
-from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.items import Item, stated_gold
 from lrm_ext.evaluate.kind import (
     LOCAL,
+    AnswerLine,
     Array,
     Kind,
     UnitCounts,
@@ -138,6 +140,37 @@ def bare_question(text: str) -> str:
     return " ".join(text.split("\n")[0].replace(INSTRUCTION, "").split())
 
 
+def image_of(path: str) -> str:
+    """Returns `category/stem` of an image, whose files lie in one of two places."""
+    parts = PurePosixPath(path)
+    return f"{parts.parts[0]}/{parts.stem}" if parts.parts else ""
+
+
+def keys_of(lines: Sequence[AnswerLine]) -> list[str]:
+    """Numbers the questions about an image, which share an id, by wording and expected answer."""
+    asked: dict[str, list[str]] = defaultdict(list)
+    keys: list[str] = []
+    for key, line in lines:
+        if "key" not in line:
+            prompt = f"{line.get('prompt') or ''}\t{stated_gold(line)}"
+            if prompt not in asked[key]:
+                asked[key].append(prompt)
+            key = f"{image_of(key)}#{asked[key].index(prompt)}"
+        keys.append(key)
+    return keys
+
+
+def wording_of(key: str, line: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns image and wording of a question from the line of its answer."""
+    return image_of(key.split("#")[0]), bare_question(str(line.get("prompt", "")))
+
+
+def complete(item: Item) -> Item:
+    """Fills in image and category from a question's id."""
+    image = item.image_id or item.question_id.rsplit("#", 1)[0]
+    return replace(item, image_id=image, category=item.category or image.split("/")[0])
+
+
 def _bare(source: Source, text: str) -> str:
     """Returns a question without the request for yes or no, in English or its own language."""
     own = source.language.fixed_prompts.get("yes_no", INSTRUCTION)
@@ -196,8 +229,7 @@ def _read_release(source: Source, folder: Path) -> Questions:
 
 
 def _row_key(source: Source, row: dict[str, Any], where: str) -> Hashable:
-    name = PurePosixPath(cell(row, "question_id", where))
-    return f"{name.parts[0]}/{name.stem}", _bare(source, cell(row, "text", where))
+    return image_of(cell(row, "question_id", where)), _bare(source, cell(row, "text", where))
 
 
 def _read_table(source: Source, rows: Iterable[Row]) -> Iterator[Item]:
@@ -227,6 +259,9 @@ MME: Final = Kind(
     aliases={"llava": "official"},
     default_mode="lmms-eval",
     check_together=check,
+    keys_of=keys_of,
+    wording_of=wording_of,
+    complete=complete,
     count=count,
     details=details,
     files=Files(

@@ -22,6 +22,7 @@ from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import (
     LOCAL,
     MISSING,
+    AnswerLine,
     Array,
     Kind,
     UnitCounts,
@@ -147,6 +148,20 @@ def normalise_question(question: str) -> str:
     return " ".join(question.split("\n")[0].replace("imange", "image").split())
 
 
+def keys_of(lines: Sequence[AnswerLine]) -> list[str]:
+    """Numbers the questions of each category, where ids are unique."""
+    return [
+        f"{line['category']}/{key}" if "key" not in line and line.get("category") else key
+        for key, line in lines
+    ]
+
+
+def complete(item: Item) -> Item:
+    """Fills in the category from a question's id."""
+    prefix = item.question_id.split("/")[0]
+    return replace(item, category=item.category or (prefix if prefix in CATEGORIES else UNNAMED))
+
+
 def _item(
     source: Source, category: str, number: str, image: str, image_id: str, question: str, label: str
 ) -> Item:
@@ -228,6 +243,8 @@ POPE: Final = Kind(
     aliases={"official": "llava"},
     default_mode="llava",
     check_together=check,
+    keys_of=keys_of,
+    complete=complete,
     count=count,
     details=details,
     files=Files(

@@ -26,8 +26,8 @@ from llava.files import write_atomically, writing
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity
 from lrm_ext.evaluate.kinds import find_kind, get_kind
-from lrm_ext.evaluate.predictions import Answered, read_predictions
-from lrm_ext.evaluate.results import ENGLISH, RunResult, reading_of, store_results
+from lrm_ext.evaluate.predictions import read_predictions
+from lrm_ext.evaluate.results import ENGLISH, Answered, RunResult, reading_of, store_results
 from lrm_ext.evaluate.statistics import num_majority_correct, wilson_interval
 from lrm_ext.languages import get_language
 

@@ -14,7 +14,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +25,7 @@ import lrm_ext
 from llava.errors import DataError, UserError
 from llava.eval.records import read_json, read_json_lines
 from llava.files import write_atomically
-from lrm_ext.evaluate.importing import kind_of, open_questions
-from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.items import LETTERS, Item, stated_gold
 from lrm_ext.evaluate.kind import (
     MISSING,
     UNDECIDED,
@@ -40,14 +39,9 @@ from lrm_ext.evaluate.kind import (
     percentage,
     text_answers,
 )
-from lrm_ext.evaluate.predictions import (
-    RUN_FILE,
-    Answered,
-    prediction_path,
-    read_answered,
-    stated_kind,
-)
-from lrm_ext.evaluate.reading import answer_words
+from lrm_ext.evaluate.kinds import find_kind, get_kind
+from lrm_ext.evaluate.predictions import RUN_FILE, prediction_path, texts_by_key
+from lrm_ext.evaluate.reading import answer_words, parse_yes_no
 from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
@@ -59,9 +53,33 @@ SCORES_FILE: Final = "scores.jsonl"
 # Raise it when a change of the code makes other verdicts: stored ones are judged again.
 RULES_VERSION: Final = 1
 ENGLISH: Final = "en"
+NUM_SHOWN: Final = 5
 _BLIND: Final = ".blind.jsonl"
 _DIGEST_CHARS: Final = 16
 _StoredKey = tuple[str, str, bool, str]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Questions and their answers.
+
+    Attributes:
+        items: The questions.
+        texts: Answers by question id.
+        lang: Their language.
+        version: Of the questions, where the file says it.
+        prompt_id: Which prompt the questions were asked with, where the file says it.
+        cut_keys: Questions whose answer reached the length limit.
+        num_twice: Answers that are in the file twice and equal.
+    """
+
+    items: tuple[Item, ...]
+    texts: Mapping[str, str]
+    lang: str
+    version: str = ""
+    prompt_id: str = ""
+    cut_keys: Collection[str] = ()
+    num_twice: int = 0
 
 
 @dataclass(frozen=True)
@@ -483,88 +501,169 @@ def count_fidelity(verdicts: Sequence[Verdict], lang: str) -> dict[str, Any]:
     }
 
 
-def score_benchmark(
+def read_answered(
+    path: Path,
     kind: Kind,
-    items: Sequence[Item],
-    texts: Mapping[str, str],
     *,
-    lang: str,
-    mode: str | None = None,
-    allow_missing: bool = False,
-) -> ScoreReport:
-    """Scores answers that are in no file.
-
-    Args:
-        kind: The benchmark's rules.
-        items: Its questions.
-        texts: Answers by question id.
-        lang: The language of the questions.
-        mode: How to read answers; by default the kind's own for English, `local` otherwise.
-        allow_missing: Count questions without an answer as wrong.
-
-    Raises:
-        ConfigError: The mode or language is unknown.
-        DataError: The questions are not as the benchmark needs them, or one has no answer.
-    """
-    answered = Answered(tuple(items), texts, lang)
-    reading = reading_of(lang, items)
-    return RunResult(kind.name, kind, answered, lambda: reading, excused=allow_missing).score(mode)
-
-
-def score_file(
-    name: str,
-    predictions: Path,
-    *,
-    data: Path | None = None,
-    mode: str | None = None,
     lang: str | None = None,
-    allow_missing: bool = False,
+    items: Sequence[Item] | None = None,
     last_wins: bool = False,
-) -> ScoreReport:
-    """Scores a file of answers.
+    version: str = "",
+) -> Answered:
+    """Reads answers and the questions that they answer.
 
     Args:
-        name: The benchmark.
-        predictions: The answers.
-        data: Its folder, or its official files; None where the answers say what was expected.
-        mode: How to read the answers.
-        lang: Language of the questions, where the answers do not say it.
-        allow_missing: Count questions without an answer as wrong.
-        last_wins: Of several answers to a question the last counts.
+        path: The file.
+        kind: The benchmark.
+        lang: Language of the questions, where the file does not say it.
+        items: The questions; None to take them from the file itself.
+        last_wins: Of several answers to a question the last counts, as in LLaVA's scripts.
+        version: Of `items`.
 
     Raises:
-        ConfigError: The benchmark or mode is unknown.
-        DataError: Answers or questions are not as they must be.
+        DataError: A line is not as it must be, is of another benchmark, version or language, has
+            no question, or answers one a second time differently.
     """
-    kind = kind_of(name)
-    items: Sequence[Item] | None = None
-    english: Sequence[Item] = ()
-    version = ""
-    if data is not None:
-        questions = open_questions(name, data, lang or _stated_lang(predictions))
-        items, english, version = questions.items, questions.english, questions.version
-        lang = questions.lang
-    answered = read_answered(
-        predictions, kind, lang=lang, items=items, last_wins=last_wins, version=version
+    records = list(read_json_lines(path))
+    if not records:
+        raise DataError(f"{path}: no answers in it")
+    found_lang = _one_of(records, "lang", path) or lang or "en"
+    if lang is not None and found_lang != lang:
+        raise DataError(f"{path}: the answers are to questions in {found_lang}, not in {lang}")
+    found_version = _one_of(records, "version", path)
+    if version and found_version and version != found_version:
+        raise DataError(
+            f"{path}: the answers are to version {found_version} of {kind.name}, the questions are "
+            f"of version {version}"
+        )
+    for where, record in records:
+        stated = record.get("kind") or record.get("benchmark")
+        other = find_kind(stated) if isinstance(stated, str) else None
+        if other not in (None, kind):
+            raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
+    keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
+    texts = texts_by_key(path, keys, records, "take the last (--on-duplicate last)", last_wins)
+    if items is None:
+        first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for key, found in zip(keys, records, strict=True):
+            first.setdefault(key, found)
+        items = [_item(key, where, r, kind, found_lang) for key, (where, r) in first.items()]
+        items += kind.skipped(items)
+    pairs = zip(keys, records, strict=True)
+    return Answered(
+        items=tuple(items),
+        texts=texts,
+        lang=found_lang,
+        version=version or found_version,
+        prompt_id=_one_of(records, "prompt_id", path),
+        cut_keys=frozenset(k for k, (_, r) in pairs if r.get("finish_reason") == "length"),
+        num_twice=len(keys) - len(texts),
     )
-    reading = reading_of(answered.lang, answered.items, english)
-    result = RunResult(name, kind, answered, lambda: reading, excused=allow_missing)
-    report = result.score(mode)
-    counts = {**report.counts, "answered_twice": answered.num_twice}
-    return replace(report, counts=counts, prompt_id=answered.prompt_id)
 
 
-def _stated_lang(predictions: Path) -> str:
-    """Returns the language of the questions as the first answer states it."""
-    try:
-        stated = next((record for _, record in read_json_lines(predictions)), {}).get("lang")
-    except DataError:
-        stated = None  # read_answered names the line
-    return stated if isinstance(stated, str) and stated else "en"
+def stated_kind(path: Path) -> Kind:
+    """Returns the kind that the first line of a file of answers names, else short answers.
+
+    Raises:
+        DataError: The file is empty or its first line is damaged.
+    """
+    first = next(read_json_lines(path), None)
+    if first is None:
+        raise DataError(f"{path}: no answers in it")
+    stated = first[1].get("kind") or first[1].get("benchmark")
+    return (find_kind(stated) if isinstance(stated, str) else None) or get_kind("answers")
 
 
-def write_scores(report: ScoreReport, path: Path) -> None:
-    """Writes the verdicts, a line each."""
-    where = {"benchmark": report.benchmark, "lang": report.lang, "mode": report.mode}
-    lines = (json.dumps({**asdict(v), **where}, ensure_ascii=False) for v in report.verdicts)
-    write_atomically(path, "\n".join(lines))
+def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: Path) -> str:
+    """Returns the value that all lines give a field; "" if none has it."""
+    values = Counter(str(record[field]) for _, record in records if record.get(field))
+    if len(values) > 1:
+        shown = ", ".join(f"{value} ({number} lines)" for value, number in values.items())
+        raise DataError(f"{path}: the lines are of several values of {field}: {shown}; split it")
+    return next(iter(values), "")
+
+
+def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> list[str]:
+    """Returns the ids of the questions, from the answers alone."""
+    named: list[tuple[str, Mapping[str, Any]]] = []
+    for where, record in records:
+        key = record.get("key", record.get("question_id", record.get("index")))
+        if not isinstance(key, (str, int)) or isinstance(key, bool):
+            raise DataError(f"{where}: no question_id; expected a text or a number")
+        named.append((str(key), record))
+    return kind.keys_of(named)
+
+
+def _joined_keys(
+    records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind, items: Sequence[Item]
+) -> list[str]:
+    """Returns the ids of the questions that were answered, looked up in the benchmark."""
+    known = {item.question_id for item in items}
+    sources = Counter(item.source_id for item in items if item.source_id)
+    by_source = {i.source_id: i.question_id for i in items if sources[i.source_id] == 1}
+    by_wording: dict[tuple[str, str] | None, str]
+    by_wording = {(item.image_id, item.question): item.question_id for item in items}
+    keys: list[str] = []
+    strangers: list[str] = []
+    for where, record in records:
+        own = str(record.get("key", record.get("question_id", record.get("index", ""))))
+        key = own if own in known else by_source.get(own, "")
+        key = key or by_wording.get(kind.wording_of(own, record), "")
+        if not key:
+            strangers.append(f"{own} ({where})")
+        keys.append(key)
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} answers have no question in the benchmark: "
+            f"{', '.join(strangers[:NUM_SHOWN])}: they are of another version or language"
+        )
+    return keys
+
+
+def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str) -> Item:
+    """Returns the question as its answer describes it.
+
+    Raises:
+        DataError: It does not say what was expected.
+    """
+    gold = stated_gold(record)
+    if not isinstance(gold, str) or not gold.strip():
+        raise DataError(
+            f"{where}: question {key}: no expected answer (gold) beside the answer; name the "
+            "benchmark's own files with --data"
+        )
+    category = record.get("category", record.get("data_type"))
+    answer_type = record.get("answer_type")
+    if not answer_type:
+        parsed = parse_yes_no(gold, answer_words(lang)).label if kind.name == "answers" else ""
+        answer_type = "yesno" if parsed in ("yes", "no") else kind.answer_type
+    item = Item(
+        question_id=key,
+        image=str(record.get("image") or ""),
+        text=str(record.get("prompt") or ""),
+        category=str(category) if category else "",
+        answer=gold.strip(),
+        lang=lang,
+        answer_type=str(answer_type),
+        options=_options(record, where),
+        answers=tuple(record.get("golds") or ()),
+        group=str(record.get("group") or ""),
+        image_id=str(record.get("image_id") or ""),
+        source_id=str(record.get("question_id", "")),
+        supercategory=str(record.get("supercategory") or record.get("l2-category") or ""),
+        answer_lang=str(record.get("answer_lang") or ""),
+    )
+    return kind.complete(item)
+
+
+def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Returns the option texts, which are given as a list, an object or columns."""
+    given = record.get("options")
+    if isinstance(given, Mapping):
+        return tuple(str(given[letter]) for letter in LETTERS if given.get(letter))
+    if isinstance(given, list):
+        if not all(isinstance(text, str) for text in given):
+            raise DataError(f"{where}: options is {given!r}; expected a list of texts")
+        return tuple(given)
+    columns = [record[letter] for letter in LETTERS if isinstance(record.get(letter), str)]
+    return tuple(text for text in columns if text.strip())

@@ -45,7 +45,7 @@ _UTILS: Final = Template(
 from llava.images import apply_orientation, to_rgb
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kinds import get_kind
-from lrm_ext.evaluate.results import score_benchmark
+from lrm_ext.evaluate.scoring import score_benchmark
 
 KIND = "$kind"
 

@@ -17,8 +17,14 @@ from typing import Final
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Kind
-from lrm_ext.evaluate.predictions import stated_kind
-from lrm_ext.evaluate.results import ENGLISH, RunResult, answer_files, num_judged, open_result
+from lrm_ext.evaluate.results import (
+    ENGLISH,
+    RunResult,
+    answer_files,
+    num_judged,
+    open_result,
+    stated_kind,
+)
 from lrm_ext.languages import in_language_order
 
 NOT_ASKED: Final = "not asked"

@@ -8,7 +8,7 @@ import pytest
 
 from llava.errors import DataError
 from lrm_ext.evaluate.importing import import_benchmark
-from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.scoring import score_file
 
 
 def mme(key, text, gold, **more):

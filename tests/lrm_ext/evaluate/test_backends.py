@@ -23,10 +23,10 @@ from lrm_ext.evaluate.backends import (
     image_url,
     local_folder,
 )
-from lrm_ext.evaluate.predictions import read_answered, stated_kind
 from lrm_ext.evaluate.report import EvalReport, score_run
-from lrm_ext.evaluate.results import score_benchmark
+from lrm_ext.evaluate.results import read_answered, stated_kind
 from lrm_ext.evaluate.runner import run_evaluation
+from lrm_ext.evaluate.scoring import score_benchmark
 from lrm_ext.export.transformers_checkpoint import export_hf
 from lrm_ext.report.evaluation import remarks
 

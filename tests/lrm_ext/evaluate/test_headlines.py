@@ -10,8 +10,8 @@ from toy_benchmark import MODELS, FakeAnswerer
 
 from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.report import EvalReport, score_run
-from lrm_ext.evaluate.results import score_file
 from lrm_ext.evaluate.runner import run_evaluation
+from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.report.evaluation import headline_table, print_report
 
 

@@ -7,7 +7,7 @@ from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Reading, fidelity, language_of_prose
 from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.reading import answer_words
-from lrm_ext.evaluate.results import score_benchmark
+from lrm_ext.evaluate.scoring import score_benchmark
 from lrm_ext.languages import get_language, list_languages
 
 

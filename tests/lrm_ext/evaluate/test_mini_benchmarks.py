@@ -10,7 +10,7 @@ from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.mini import MINI
 from lrm_ext.evaluate.reading import text_key
 from lrm_ext.evaluate.registry import BENCHMARKS, ensure_mini, missing_images, open_folder
-from lrm_ext.evaluate.results import score_benchmark
+from lrm_ext.evaluate.scoring import score_benchmark
 from lrm_ext.languages import get_language
 
 

@@ -9,7 +9,7 @@ from lrm_ext.evaluate.kind import LOCAL, Kind, count_accuracy, judge_by, judge_l
 from lrm_ext.evaluate.kinds import KINDS
 from lrm_ext.evaluate.official import Files, cell
 from lrm_ext.evaluate.registry import get_benchmark
-from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.scoring import score_file
 
 
 def read_table(source, rows):

@@ -13,7 +13,7 @@ from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.official import ImageStore, Source
 from lrm_ext.evaluate.registry import get_benchmark, missing_images
-from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.languages import get_language
 
 SHORT = "\nAnswer the question using a single word or phrase."

@@ -16,7 +16,7 @@ from lrm_ext.evaluate.reading import (
     infer_vlmevalkit,
     yes_no_vlmevalkit,
 )
-from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.scoring import score_file
 
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "golden" / "eval" / "scorers.json").read_text(encoding="utf-8")

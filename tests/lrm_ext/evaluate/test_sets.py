@@ -16,7 +16,7 @@ from lrm_ext.evaluate.importing import import_benchmark, languages_of
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
 from lrm_ext.evaluate.printing import known_benchmarks
 from lrm_ext.evaluate.registry import get_benchmark, missing_images
-from lrm_ext.evaluate.results import score_file
+from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.languages import get_language, list_languages
 
 

@@ -17,8 +17,8 @@ from lrm_ext.evaluate.answerer import Answer
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named, write_folder
-from lrm_ext.evaluate.results import score_file
 from lrm_ext.evaluate.runner import _record
+from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.export.predictions import (
     export_lmms_eval,
     export_vlmevalkit,
