@@ -111,8 +111,6 @@ def _score(verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
     """Returns counts and rates of some questions."""
     cells = Counter(cell_of(v.gold, v.parsed, mode) for v in verdicts)
     counted = PopeScore(*(cells[name] for name in ("tp", "fp", "tn", "fn")))
-    if not counted.tp:
-        log.warning("pope: no object was recognised; rates without a denominator are 0")
     num = len(verdicts)
     rates = {
         **{name.upper(): value for name, value in asdict(counted).items()},
@@ -132,6 +130,11 @@ def _score(verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
 def details(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
     """Returns rates of each category and of all questions together, and the mean F1."""
     parts = {name: _score(group, mode) for name, group in _by_category(verdicts).items()}
+    if without := [name for name, part in parts.items() if not part["TP"]]:
+        log.warning(
+            "pope, read as %s: no object was recognised in %s; rates without a denominator are 0",
+            mode, ", ".join(without),
+        )  # fmt: skip
     return {
         **(next(iter(parts.values())) if len(parts) == 1 else {}),
         "mean_f1": sum(part["f1"] for part in parts.values()) / len(parts),

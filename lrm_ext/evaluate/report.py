@@ -392,7 +392,7 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
                 low=found["low"],
                 high=found["high"],
                 method=found["method"],
-                blind=None if result.blind is None else result.score(mode, blind=True).headline,
+                blind=None if result.blind is None else result.units(mode, blind=True).score(),
                 details=report.to_json(),
             )
         )

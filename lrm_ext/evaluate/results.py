@@ -214,7 +214,11 @@ class RunResult:
             self.known[mode, blind] = tuple(verdicts)
         return self.known[mode, blind]
 
-    def score(self, mode: str | None = None, blind: bool = False) -> ScoreReport:
+    def units(self, mode: str, blind: bool = False) -> UnitCounts:
+        """Returns the counts behind the headline of a mode; see `verdicts`."""
+        return self.kind.count(self.items, self.verdicts(mode, blind), mode)
+
+    def score(self, mode: str | None = None) -> ScoreReport:
         """Counts the verdicts of a mode.
 
         Raises:
@@ -224,8 +228,7 @@ class RunResult:
         kind, items, lang = self.kind, self.items, self.lang
         mode = kind.mode_for(lang, mode)
         num_missing = kind.check(items, bool(self.excused))
-        verdicts = self.verdicts(mode, blind)
-        units = kind.count(items, verdicts, mode)
+        verdicts, units = self.verdicts(mode), self.units(mode)
         return ScoreReport(
             benchmark=self.benchmark,
             kind=kind.name,
