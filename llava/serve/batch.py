@@ -235,11 +235,6 @@ class Row:
     last_id: int = 0
 
     @property
-    def max_positions(self) -> int:
-        """Maximum number of positions of prompt and answer together."""
-        return self.prepared.prompt_len + self.prepared.max_new_tokens
-
-    @property
     def usage(self) -> tuple[int, int]:
         """Number of tokens of the prompt and of the answer so far."""
         return self.num_prompt_tokens, self.text.num_tokens
@@ -275,7 +270,8 @@ class Batch:
             return False
         if self.kv.max_positions is None:
             return True
-        longest = max(each.max_positions for each in (row, *self.rows))
+        prepared = [each.prepared for each in (row, *self.rows)]
+        longest = max(each.prompt_len + each.max_new_tokens for each in prepared)
         return (len(self.rows) + 1) * rounded(longest) <= self.kv.max_positions
 
     def prepare(self, request: GenerationRequest, owner: Any) -> Row:
@@ -337,12 +333,13 @@ class Batch:
         return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0]
 
     def _features_of(self, image: PreparedImage) -> Tensor:
+        if image.is_encoded:
+            return image.tiles
         # Another request with the same image may have run in the meantime.
-        features = self.features.get(image.key) if image.features is None else image.features
+        features = self.features.get(image.key)
         if features is None:
             model = self._engine.model
-            assert image.pixels is not None
-            pixels = image.pixels.to(device=model.device, dtype=model.dtype)
+            pixels = image.tiles.to(device=model.device, dtype=model.dtype)
             features = model.get_vision_tower()(pixels)
             self.features.put(image.key, features)
         return features
@@ -397,29 +394,14 @@ class Batch:
 class Unanswered(Exception):
     """The worker could not answer a request, for no fault of the request.
 
-    Attributes:
-        kind: The cause, as the protocol names it.
+    Args:
+        kind: `BUSY`, `STOPPING` or `DEADLINE` of `llava.serve.protocol`.
+        message: The cause.
     """
 
-    kind: str
-
-
-class Busy(Unanswered):
-    """The queue is full."""
-
-    kind = BUSY
-
-
-class Stopping(Unanswered):
-    """The worker finishes what it has begun and takes no new requests."""
-
-    kind = STOPPING
-
-
-class DeadlineExceeded(Unanswered):
-    """A request took too long."""
-
-    kind = DEADLINE
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -436,12 +418,19 @@ class Event:
     text: str = ""
     usage: tuple[int, int] | None = None
     finish_reason: str | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
     @property
     def is_last(self) -> bool:
         """Whether this is the last event of its request."""
         return self.finish_reason is not None or self.error is not None
+
+    def details(self) -> dict[str, Any]:
+        """Returns what is known of `usage` and `finish_reason`, as the protocol writes them."""
+        names = ("prompt_tokens", "completion_tokens")
+        usage = None if self.usage is None else dict(zip(names, self.usage, strict=True))
+        known = {"usage": usage, "finish_reason": self.finish_reason}
+        return {key: value for key, value in known.items() if value is not None}
 
 
 @dataclass(eq=False)
@@ -495,18 +484,18 @@ class Scheduler(ABC):
         """Queues a request, whose sink then gets its events.
 
         Raises:
-            Busy: If the queue is full.
-            Stopping: If the worker is about to stop.
+            Unanswered: If the queue is full, or the worker is about to stop.
             ContextFull: If prompt and images fill the context.
             DataError: If the model cannot take the request.
         """
         with self._changed:
             if self._is_stopping:
-                raise Stopping("the worker is about to stop and takes no new requests")
+                raise Unanswered(STOPPING, "the worker is about to stop and takes no new requests")
             if self.num_requests >= self.max_running + self.max_waiting:
-                raise Busy(
+                raise Unanswered(
+                    BUSY,
                     f"{self.max_running} requests are being answered and {self.max_waiting} wait: "
-                    "the queue is full, try again later"
+                    "the queue is full, try again later",
                 )
             self.num_requests += 1
         self.on_change()
@@ -560,8 +549,8 @@ class Scheduler(ABC):
         is_late = self.timeout_s is not None and time.monotonic() > ticket.started + self.timeout_s
         return is_late or ticket.cancelled.is_set()
 
-    def _too_late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"the answer took longer than {self.timeout_s or 0:g} s")
+    def _too_late(self) -> Unanswered:
+        return Unanswered(DEADLINE, f"the answer took longer than {self.timeout_s or 0:g} s")
 
     @abstractmethod
     def _enqueue(self, ticket: Ticket) -> None:
@@ -628,30 +617,33 @@ class BatchScheduler(Scheduler):
     def _enqueue(self, ticket: Ticket) -> None:
         row = self.batch.prepare(ticket.request, ticket)
         with self._changed:
+            if self._is_closed:  # meanwhile: nobody would take the request from the queue
+                raise self._stopped()
             self._waiting.append(row)
             self._changed.notify_all()
 
+    def _stopped(self) -> Unanswered:
+        return Unanswered(STOPPING, "the worker stopped")
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
-                if self._is_closed:
-                    break
+        while not self._is_closed:
             self._drop_ended()
             self._admit()
             self._step()
-        self._fail([*self._waiting, *self.batch.clear()], Stopping("the worker stopped"))
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
+        self._fail([*self._waiting, *self.batch.clear()], self._stopped())
 
     def _drop_ended(self) -> None:
         """Drops requests that were cancelled or have taken too long."""
-        running = [row for row in self.batch.rows if self._is_over(row.owner)]
-        for row in running:
-            self.batch.leave(row)
         with self._changed:
-            waiting = [row for row in self._waiting if self._is_over(row.owner)]
-            for row in waiting:
-                self._waiting.remove(row)
-        self._fail([*running, *waiting], self._too_late())
+            ended = [row for row in (*self.batch.rows, *self._waiting) if self._is_over(row.owner)]
+            for row in ended:
+                if row in self._waiting:
+                    self._waiting.remove(row)
+                else:
+                    self.batch.leave(row)
+        self._fail(ended, self._too_late())
 
     def _admit(self) -> None:
         """Adds waiting requests to the batch while there is room."""
@@ -671,10 +663,8 @@ class BatchScheduler(Scheduler):
                 self._hand_over(row, text)
 
     def _step(self) -> None:
-        if not self.batch.rows:
-            return
         try:
-            texts = self.batch.step()
+            texts = self.batch.step() if self.batch.rows else []
         except Exception as error:
             self._fail(self.batch.clear(), error)
         else:
@@ -692,7 +682,7 @@ class BatchScheduler(Scheduler):
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         for row in rows:
-            self._finish(row.owner, Event(error=error))
+            self._finish(row.owner, Event(usage=row.usage, error=error))
 
 
 def build_scheduler(

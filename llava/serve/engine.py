@@ -154,22 +154,17 @@ class IncrementalDecoder:
         self._shown: list[int] = []  # ids of the previous piece
         self._pending: list[int] = []
 
-    def push(self, ids: list[int]) -> str:
-        """Adds ids and returns the text that they complete, "" if a character is unfinished."""
+    def push(self, ids: list[int], is_end: bool = False) -> str:
+        """Adds ids and returns the text that they complete.
+
+        It is "" if a character is unfinished; at the end, such a character is replaced.
+        """
         self._pending += ids
-        text = self._pending_text()
-        return "" if text.endswith(REPLACEMENT_CHARACTER) else self._show(text)
-
-    def flush(self) -> str:
-        """Returns the text that was held back; an unfinished character is replaced."""
-        return self._show(self._pending_text())
-
-    def _show(self, text: str) -> str:
+        text = self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
+        if text.endswith(REPLACEMENT_CHARACTER) and not is_end:
+            return ""
         self._shown, self._pending = self._pending, []
         return text
-
-    def _pending_text(self) -> str:
-        return self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(
@@ -250,7 +245,9 @@ class AnswerText:
 
     def flush(self) -> str:
         """Returns all text that was held back."""
-        return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
+        return (
+            self._stop_filter.push(self._decoder.push([], is_end=True)) + self._stop_filter.flush()
+        )
 
 
 class _StepQueue(BaseStreamer):
@@ -359,21 +356,15 @@ class PreparedImage:
     Attributes:
         key: Key of its features in the cache.
         size: (width, height).
-        pixels: [tiles, 3, S, S] on the CPU; None if the features are known.
-        features: [tiles, P, D_vision]; None if they are not known yet.
+        tiles: Pixels [tiles, 3, S, S] on the CPU, or features [tiles, P, D_vision]. An image that
+            is not cut has one tile.
+        is_encoded: Whether `tiles` are features.
     """
 
     key: str
     size: tuple[int, int]
-    pixels: Tensor | None
-    features: Tensor | None
-
-    @property
-    def num_tiles(self) -> int:
-        """Number of tiles; 1 for an image that is not cut."""
-        tiles = self.pixels if self.features is None else self.features
-        assert tiles is not None
-        return len(tiles)
+    tiles: Tensor
+    is_encoded: bool
 
 
 @dataclass
@@ -450,7 +441,7 @@ class Engine:
         ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
         images = [self._prepare_image(image, known) for image in request.images]
         prompt_len = int((ids != IMAGE_TOKEN_INDEX).sum())
-        prompt_len += sum(self._num_image_tokens(image.num_tiles) for image in images)
+        prompt_len += sum(self._num_image_tokens(len(image.tiles)) for image in images)
         room = self.context_len - prompt_len
         if room < 1:
             raise ContextFull
@@ -461,11 +452,11 @@ class Engine:
         rgb = to_rgb(image)
         key = "" if known is None else image_key(rgb)
         features = None if known is None else known.get(key)
-        pixels = None
-        if features is None:
-            pixels = process_images([rgb], self.image_processor, self.model.config)[0]
-            pixels = pixels if self.is_tiled else pixels.unsqueeze(0)
-        return PreparedImage(key, rgb.size, pixels, features)
+        if features is not None:
+            return PreparedImage(key, rgb.size, features, is_encoded=True)
+        pixels = process_images([rgb], self.image_processor, self.model.config)[0]
+        tiles = pixels if self.is_tiled else pixels.unsqueeze(0)
+        return PreparedImage(key, rgb.size, tiles, is_encoded=False)
 
     def _num_image_tokens(self, num_tiles: int) -> int:
         """Returns the positions that an image takes; an upper bound if it is cut into tiles."""
@@ -528,9 +519,7 @@ class Engine:
             arguments |= {"temperature": request.temperature, "top_p": request.top_p}
         if prepared.images:
             place = {"device": model.device, "dtype": model.dtype}
-            pixels = [
-                image.pixels.to(**place) for image in prepared.images if image.pixels is not None
-            ]
+            pixels = [image.tiles.to(**place) for image in prepared.images]
             arguments["images"] = pixels if self.is_tiled else torch.cat(pixels)
             arguments["image_sizes"] = [image.size for image in prepared.images]
         return arguments

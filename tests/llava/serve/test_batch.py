@@ -18,12 +18,10 @@ from llava.serve.batch import (
     BLOCK,
     Batch,
     BatchScheduler,
-    Busy,
-    DeadlineExceeded,
     KVRows,
-    Stopping,
     ThreadScheduler,
     Ticket,
+    Unanswered,
     batching_blocker,
     build_scheduler,
 )
@@ -36,6 +34,7 @@ from llava.serve.engine import (
     image_key,
     load_engine,
 )
+from llava.serve.protocol import DEADLINE, STOPPING
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 WORDS = "what is in the picture and how many of them are there".split()
@@ -234,7 +233,7 @@ def test_full_queue_says_so_and_forgets_nobody(scheduler):
     deadline = time.monotonic() + 10
     while running.num_requests < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
-    with pytest.raises(Busy, match="1 requests are being answered and 1 wait"):
+    with pytest.raises(Unanswered, match="1 requests are being answered and 1 wait"):
         list(running.stream(long))
     list(first)
     thread.join(timeout=20)
@@ -246,11 +245,11 @@ def test_deadlines_hold_for_those_who_wait_and_those_who_run(scheduler):
     long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=230)
     for events in answer_all(running, [long] * 3):
         if events[-1].error is not None:
-            assert isinstance(events[-1].error, DeadlineExceeded)
+            assert events[-1].error.kind == DEADLINE
     seen = []
     running.submit(Ticket(long, seen.append, started=time.monotonic() - 1))
     assert running.drain(10)
-    assert isinstance(seen[-1].error, DeadlineExceeded)
+    assert seen[-1].error.kind == DEADLINE
 
 
 def test_draining_finishes_what_was_taken_and_takes_nothing_new(engine, scheduler):
@@ -259,9 +258,28 @@ def test_draining_finishes_what_was_taken_and_takes_nothing_new(engine, schedule
     stream = running.stream(request)
     first = next(stream)
     assert running.drain(20)
-    with pytest.raises(Stopping):
+    with pytest.raises(Unanswered, match="about to stop"):
         list(running.stream(request))
     assert first.text + text_of(stream) == "".join(engine.stream(request))
+
+
+def test_closing_answers_those_who_are_there_and_those_who_come_too_late(scheduler, monkeypatch):
+    running = scheduler(max_running=1)
+    long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=200)
+    seen = [[], []]
+    for events in seen:
+        running.submit(Ticket(long, events.append))
+    prepare = running.batch.prepare
+
+    def close_meanwhile(*request):
+        running.close()
+        return prepare(*request)
+
+    monkeypatch.setattr(running.batch, "prepare", close_meanwhile)
+    with pytest.raises(Unanswered, match="the worker stopped"):
+        list(running.stream(long))
+    assert [events[-1].error.kind for events in seen] == [STOPPING, STOPPING]
+    assert running.num_requests == 0
 
 
 def test_a_failing_step_fails_its_requests_only(scheduler, monkeypatch):

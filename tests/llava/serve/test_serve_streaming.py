@@ -21,8 +21,8 @@ def test_decoder_holds_back_unfinished_characters(make_engine):
 def test_decoder_flush_shows_what_will_never_be_finished(make_engine):
     decoder = IncrementalDecoder(make_engine().tokenizer)
     assert decoder.push(["ů".encode()[0]]) == ""
-    assert decoder.flush() == "\ufffd"
-    assert decoder.flush() == ""
+    assert decoder.push([], is_end=True) == "\ufffd"
+    assert decoder.push([], is_end=True) == ""
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
