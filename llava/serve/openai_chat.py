@@ -19,12 +19,13 @@ import json
 import logging
 import operator
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -155,22 +156,16 @@ class ImageUrl(_Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-def _url_as_object(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
-
-
 class ImagePart(_Cacheable):
     """A part with an image; the URL may also be given without an object around it."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(_url_as_object)]
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)
+    ]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-def _text_as_parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class Message(_Cacheable):
@@ -178,7 +173,10 @@ class Message(_Cacheable):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[list[Part], Field(min_length=1)] | None, BeforeValidator(_text_as_parts)
+        Annotated[list[Part], Field(min_length=1)] | None,
+        BeforeValidator(
+            lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value
+        ),
     ] = Field(None, validate_default=True)
     name: str | None = None
 
@@ -196,7 +194,7 @@ class Message(_Cacheable):
                 f"it holds {DEFAULT_IMAGE_TOKEN}, which stands for an image in a prompt: send "
                 "images as parts of type image_url, and write the word in another way"
             )
-        _check_unicode(texts)
+        _check_unicode("".join(texts))
         return parts
 
     def text(self) -> str:
@@ -212,12 +210,13 @@ class Message(_Cacheable):
         ]
 
 
-def _check_unicode(texts: Iterable[str]) -> None:
+def _check_unicode(text: str) -> str:
     """Refuses single surrogates: JSON can hold them, but UTF-8 and tokenizers cannot."""
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError("it is not valid Unicode") from None
+    return text
 
 
 class StreamOptions(_Strict):
@@ -233,14 +232,10 @@ class ResponseFormat(BaseModel):
     type: Literal["text"]
 
 
-def _text_as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class ChatRequest(_Strict):
     """Body of `/v1/chat/completions`; null stands for a field's default."""
 
-    model: str
+    model: Annotated[str, AfterValidator(_check_unicode)]
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -248,7 +243,9 @@ class ChatRequest(_Strict):
     top_p: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Annotated[list[str], BeforeValidator(_text_as_list)] = Field(default_factory=list)
+    stop: Annotated[
+        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
     # Accepted without effect.
@@ -270,12 +267,6 @@ class ChatRequest(_Strict):
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] = Field(default_factory=list)
 
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, model: str) -> str:
-        _check_unicode(model)
-        return model
-
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, stop: list[str]) -> list[str]:
@@ -284,7 +275,7 @@ class ChatRequest(_Strict):
                 f"it is {len(stop)} text(s); expected up to {MAX_STOPS}, each with 1 to "
                 f"{MAX_STOP_LENGTH} characters"
             )
-        _check_unicode(stop)
+        _check_unicode("".join(stop))
         return stop
 
     @property
