@@ -17,11 +17,10 @@ import functools
 import hashlib
 import json
 import logging
-import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,28 +102,6 @@ class PageText:
 
 
 ENGLISH_TEXT = PageText()
-
-
-def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
-    """Chooses a language in the browser's order of preference.
-
-    Args:
-        accept_language: The header `Accept-Language`, such as `hr-HR,hr;q=0.9,en;q=0.8`.
-        codes: The available languages.
-
-    Returns:
-        The code of the best match: the tag itself, or the tag without region or script. Without a
-        match, English if it is available, else the first code.
-    """
-    by_tag = {code.lower(): code for code in codes}
-    ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
-    accepted = [(tag, float(quality or 1)) for tag, quality in ranges]
-    for tag, quality in sorted(accepted, key=lambda pair: -pair[1]):
-        while tag and quality:
-            if tag in by_tag:
-                return by_tag[tag]
-            tag = tag.rpartition("-")[0]
-    return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
 def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:

@@ -46,7 +46,6 @@ from llava.serve.chat import (
     flag_last_response,
     http_bot,
     mirror,
-    preferred_language,
     regenerate,
     start_sweeper,
     stop,
@@ -55,7 +54,7 @@ from llava.serve.chat import (
     vote_last_response,
 )
 from llava.serve.check import check_at_least, check_port_is_free
-from llava.serve.page_guard import PageGuard
+from llava.serve.page_guard import PageGuard, preferred_language
 from llava.serve.web import ImageLimits
 from llava.utils import build_logger
 

@@ -12,6 +12,8 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.errors import DataError
-from llava.serve.chat import PageSettings, preferred_language
+from llava.serve.chat import ENGLISH, PageSettings
 from llava.serve.web import RateLimiter, clean, read_body
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,28 @@ _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
 # An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
+
+
+def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
+    """Chooses a language in the browser's order of preference.
+
+    Args:
+        accept_language: The header `Accept-Language`, such as `hr-HR,hr;q=0.9,en;q=0.8`.
+        codes: The available languages.
+
+    Returns:
+        The code of the best match: the tag itself, or the tag without region or script. Without a
+        match, English if it is available, else the first code.
+    """
+    by_tag = {code.lower(): code for code in codes}
+    ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
+    accepted = [(tag, float(quality or 1)) for tag, quality in ranges]
+    for tag, quality in sorted(accepted, key=lambda pair: -pair[1]):
+        while tag and quality:
+            if tag in by_tag:
+                return by_tag[tag]
+            tag = tag.rpartition("-")[0]
+    return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
 class PageGuard:
