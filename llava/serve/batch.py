@@ -15,14 +15,12 @@ Legend: B rows, L positions of the longest row, H heads of keys, D their width.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -449,13 +447,6 @@ class Ticket:
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
 
-    def send(self, event: Event) -> None:
-        """Passes an event to the sink; if that fails, the reader is gone and the request ends."""
-        try:
-            self.sink(event)
-        except Exception:
-            self.cancelled.set()
-
 
 @dataclass(eq=False)
 class Scheduler(ABC):
@@ -505,22 +496,6 @@ class Scheduler(ABC):
             self._forget()
             raise
 
-    def stream(self, request: GenerationRequest) -> Iterator[Event]:
-        """Answers a request; closing the iterator cancels it.
-
-        Raises:
-            Exception: As `submit`.
-        """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = Ticket(request, events.put)
-        self.submit(ticket)
-        try:
-            while not (event := events.get()).is_last:
-                yield event
-            yield event
-        finally:
-            ticket.cancelled.set()
-
     def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and waits for the others; returns whether all were answered."""
         with self._changed:
@@ -533,10 +508,14 @@ class Scheduler(ABC):
             self._is_stopping = self._is_closed = True
             self._changed.notify_all()
 
-    def _finish(self, ticket: Ticket, event: Event) -> None:
-        """Sends the last event of a request and forgets the request."""
-        ticket.send(event)
-        self._forget()
+    def _send(self, ticket: Ticket, event: Event) -> None:
+        """Passes an event to its reader, and forgets the request after the last one."""
+        try:
+            ticket.sink(event)
+        except Exception:  # the reader is gone
+            ticket.cancelled.set()
+        if event.is_last:
+            self._forget()
 
     def _forget(self) -> None:
         with self._changed:
@@ -573,21 +552,18 @@ class ThreadScheduler(Scheduler):
                 event = self._answer(ticket)
             except Exception as error:
                 event = Event(error=error)
-            self._finish(ticket, event)
+            self._send(ticket, event)
 
     def _answer(self, ticket: Ticket) -> Event:
         """Answers one request and returns its last event."""
+        reason = None
         if not self._is_over(ticket):
-            with contextlib.closing(self.engine.pieces(ticket.request, ticket.cancelled)) as pieces:
-                for text, finish_reason in pieces:
-                    event = Event(text, finish_reason=finish_reason)
-                    if event.is_last:
-                        return event
-                    if text:
-                        ticket.send(event)
-                    if self._is_over(ticket):
-                        break
-        return Event(error=self._too_late())
+            reason = self.engine.answer(
+                ticket.request,
+                lambda text: self._send(ticket, Event(text)),
+                lambda: self._is_over(ticket),
+            )
+        return Event(error=self._too_late()) if reason is None else Event(finish_reason=reason)
 
 
 @dataclass(eq=False)
@@ -673,16 +649,14 @@ class BatchScheduler(Scheduler):
 
     def _hand_over(self, row: Row, text: str) -> None:
         event = Event(text, row.usage, row.text.finish_reason)
-        if event.is_last:
-            self._finish(row.owner, event)
-        elif text:
-            row.owner.send(event)
+        if text or event.is_last:
+            self._send(row.owner, event)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         for row in rows:
-            self._finish(row.owner, Event(usage=row.usage, error=error))
+            self._send(row.owner, Event(usage=row.usage, error=error))
 
 
 def build_scheduler(

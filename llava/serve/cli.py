@@ -82,6 +82,19 @@ def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
         yield question
 
 
+def write_answer(engine: Engine, request: GenerationRequest, output: TextIO) -> str:
+    """Writes an answer while it is generated; returns it without the blanks that it begins with."""
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece if any(pieces) else piece.lstrip())
+        output.write(pieces[-1])
+        output.flush()
+
+    engine.answer(request, write)
+    return "".join(pieces)
+
+
 def chat(
     engine: Engine,
     conversation: Conversation,
@@ -115,13 +128,8 @@ def chat(
             stop=stop_string(conversation),
         )
         output.write(f"{roles[1]}: ")
-        answer = ""
         try:
-            for piece in engine.stream(request):
-                shown = piece if answer else piece.lstrip()
-                answer += shown
-                output.write(shown)
-                output.flush()
+            answer = write_answer(engine, request, output)
         except ContextFull:
             output.write(TOO_LONG_MESSAGE + "\n")
             return

@@ -1,25 +1,21 @@
 """A loaded model that turns a request into a stream of text.
 
 The command line and the worker share it. In: a prompt with `<image>` placeholders, images and
-sampling settings. Out: pieces of text as they are generated. If the generation fails, the reader
-gets the exception at once; if the reader stops reading, the generation is cancelled. This module
-knows neither HTTP nor templates.
+sampling settings. Out: pieces of text as they are generated. This module knows neither HTTP nor
+templates.
 
-On the way from the model to the reader, `Sampler` chooses ids, `generated_ids` passes them on as
-they come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` holds back text that
-may begin a stop string, and `AnswerText` finds the end. transformers' own text streamer blocks its
-reader for ever when the generation fails; this one raises.
+On the way from the model to the reader, `Sampler` chooses ids, `IncrementalDecoder` holds back
+unfinished characters, `StopFilter` holds back text that may begin a stop string, and `AnswerText`
+finds the end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,62 +246,26 @@ class AnswerText:
         )
 
 
-class _StepQueue(BaseStreamer):
-    """Passes the ids of each step from the generating thread to a reader, until it cancels."""
+class _Ended(Exception):
+    """Ends `generate`, which has no other way out between two tokens."""
 
-    def __init__(self, cancel: threading.Event) -> None:
-        self.steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
-        self._cancel = cancel
+
+class _TokenStreamer(BaseStreamer):
+    """Passes each token on as `generate` draws it."""
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
         self._is_prompt = True
 
-    def put(self, value: torch.Tensor) -> None:
+    def put(self, value: Tensor) -> None:
         """Takes the ids of one step; `generate` puts the prompt first."""
         if not self._is_prompt:
-            self.steps.put(value.reshape(-1).tolist())
+            for token_id in value.reshape(-1).tolist():
+                self._take(token_id)
         self._is_prompt = False
-        if self._cancel.is_set():
-            raise InterruptedError("the generation was cancelled")
 
     def end(self) -> None:
-        """Does nothing: the thread marks the end, with or without an error."""
-
-
-def generated_ids(
-    model: Any, arguments: dict[str, Any], cancel: threading.Event
-) -> Iterator[list[int]]:
-    """Runs `model.generate` in a thread and yields new ids as they come.
-
-    Args:
-        model: A model whose `generate` takes a `streamer`.
-        arguments: Its other keyword arguments, for one row.
-        cancel: Ends the generation after the current token; it is set when the reader stops.
-
-    Yields:
-        The ids of each step, usually one.
-
-    Raises:
-        Exception: Whatever `generate` raises, at once.
-    """
-    streamer = _StepQueue(cancel)
-
-    def run() -> None:
-        try:
-            with torch.inference_mode():
-                model.generate(**arguments, streamer=streamer)
-            streamer.steps.put(None)
-        except BaseException as error:
-            streamer.steps.put(None if cancel.is_set() else error)
-
-    thread = threading.Thread(target=run, name="generate", daemon=True)
-    thread.start()
-    try:
-        while (step := streamer.steps.get()) is not None:
-            if isinstance(step, BaseException):
-                raise step
-            yield step
-    finally:
-        cancel.set()
-        thread.join()
+        """Does nothing: `generate` returns."""
 
 
 @dataclass(frozen=True)
@@ -465,46 +425,45 @@ class Engine:
         num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
         return num_tiles * (tower.num_image_tokens + num_newlines)
 
-    def stream(
-        self, request: GenerationRequest, cancel: threading.Event | None = None
-    ) -> Iterator[str]:
-        """Generates an answer and yields text as it becomes final.
+    def answer(
+        self,
+        request: GenerationRequest,
+        receive: Callable[[str], None],
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> str | None:
+        """Generates an answer in this thread and passes its text on as it becomes final.
 
         Unfinished characters are held back, and so is text that may turn out to be the beginning of
-        the stop string. Closing the iterator cancels the generation.
+        the stop string.
 
         Args:
             request: The request.
-            cancel: Set it from any thread to end the generation after the current token.
+            receive: Called with pieces whose concatenation is the answer.
+            is_over: Asked after each token whether nobody needs the rest.
 
-        Yields:
-            Pieces whose concatenation is the answer.
+        Returns:
+            `stop` or `length`, or None for an answer that was given up.
 
         Raises:
             ContextFull: If the prompt leaves no room.
             Exception: Whatever `model.generate` raises.
         """
-        with contextlib.closing(self.pieces(request, cancel or threading.Event())) as pieces:
-            for piece, _ in pieces:
-                if piece:
-                    yield piece
-
-    def pieces(
-        self, request: GenerationRequest, cancel: threading.Event
-    ) -> Generator[tuple[str, str | None], None, None]:
-        """Generates like `stream`, token by token.
-
-        Yields:
-            New text, which may be "", and None, or `stop` or `length` with the last piece.
-        """
         prepared = self.prepare(request)
         text = self.answer_text(prepared)
-        for ids in generated_ids(self.model, self._arguments(prepared), cancel):
-            for token_id in ids:
-                yield text.push(token_id), text.finish_reason
-                if text.finish_reason is not None:
-                    return
-        yield text.flush(), "stop"
+
+        def take(token_id: int) -> None:
+            if piece := text.push(token_id):
+                receive(piece)
+            if text.finish_reason is not None or is_over():
+                raise _Ended
+
+        try:
+            with torch.inference_mode():
+                self.model.generate(**self._arguments(prepared), streamer=_TokenStreamer(take))
+        except _Ended:
+            return text.finish_reason
+        receive(text.flush())
+        return "stop"
 
     def _arguments(self, prepared: PreparedRequest) -> dict[str, Any]:
         """Builds the arguments of `model.generate`."""

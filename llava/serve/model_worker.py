@@ -19,6 +19,7 @@ import functools
 import io
 import logging
 import math
+import queue
 import threading
 import time
 import uuid
@@ -44,6 +45,7 @@ from llava.serve.protocol import (
     CONNECT_TIMEOUT_S,
     GENERATION_FAILED,
     INVALID_REQUEST,
+    MAX_NEW_TOKENS,
     TOO_LONG_MESSAGE,
     encode_chunk,
     encode_error,
@@ -61,7 +63,6 @@ DEFAULT_CONCURRENCY = 5
 DEFAULT_WAITING = 64
 DEFAULT_DRAIN_S = 30.0
 
-MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
 # Width times height of an image; LLaVA's clients and ours send far smaller ones.
 MAX_PIXELS = 50_000_000
@@ -414,9 +415,12 @@ class ModelWorker(WorkerBase):
         images = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
         prompt = WARM_UP_PROMPT.format("<image>\n" * len(images))
         request = GenerationRequest(prompt, images, temperature=0, max_new_tokens=2)
-        for event in self.scheduler.stream(request):
-            if event.error is not None:
-                raise event.error
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.scheduler.submit(Ticket(request, events.put))
+        while not (event := events.get()).is_last:
+            pass
+        if event.error is not None:
+            raise event.error
 
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """Answers a request; after an error, the last object has code 1 and the cause.

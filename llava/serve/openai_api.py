@@ -39,7 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from llava.errors import ConfigError, flag, make_parser, run_command
-from llava.serve.check import check_port_is_free, find_problems
+from llava.serve.check import check_at_least, check_port_is_free, find_problems
 from llava.serve.openai_chat import (
     ApiError,
     AsyncClient,
@@ -281,10 +281,9 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
     Raises:
         ConfigError: If a number is too small, or the key file holds no keys.
     """
-    for name in ("max_requests", "max_body_mib", "max_images", "max_image_mib", "fetch_timeout"):
-        if getattr(args, name) <= 0:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
+    check_at_least(args, max_requests=1, max_body_mib=1, max_images=1, max_image_mib=1)
+    if not args.fetch_timeout > 0:
+        raise ConfigError(f"--fetch-timeout is {args.fetch_timeout}; expected a number above 0")
     return ApiSettings(
         args.controller_address.rstrip("/"),
         ImageLimits(

@@ -48,6 +48,7 @@ from llava.serve.protocol import (
     DEADLINE,
     DELIMITER,
     INVALID_REQUEST,
+    MAX_NEW_TOKENS,
     NO_WORKER,
     OK,
     READ_TIMEOUT_S,
@@ -60,8 +61,6 @@ from llava.serve.web import ImageLimits, read_image
 
 log = logging.getLogger(__name__)
 
-# LLaVA's workers generate no more.
-MAX_NEW_TOKENS = 1024
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
@@ -277,11 +276,6 @@ class ChatRequest(_Strict):
             )
         _check_unicode("".join(stop))
         return stop
-
-    @property
-    def num_new_tokens(self) -> int:
-        """Maximum number of tokens of an answer, within the limit of the workers."""
-        return min(self.max_completion_tokens or self.max_tokens, MAX_NEW_TOKENS)
 
 
 def parse_chat_request(data: Any) -> ChatRequest:
@@ -598,13 +592,14 @@ class ChatAnswer:
 
     def _body(self, conversation: Conversation, choice: int) -> dict[str, Any]:
         request = self.request
+        limit = request.max_completion_tokens or request.max_tokens
         return {
             "model": request.model,
             "prompt": build_prompt(conversation, request.messages),
             "images": self.images,
             "temperature": request.temperature,
             "top_p": request.top_p,
-            "max_new_tokens": request.num_new_tokens,
+            "max_new_tokens": min(limit, MAX_NEW_TOKENS),
             "stop": stop_string(conversation),
             # LLaVA's workers ignore the other keys.
             "details": True,
