@@ -19,6 +19,8 @@ keep_old_paths(
         "llava.serve.pictures": "llava.serve.web",
         "llava.serve.openai_reply": "llava.serve.openai_api",
         "llava.serve.openai_schema": "llava.serve.openai_chat",
+        "llava.serve.page": "llava.serve.gradio_web_server",
+        "llava.serve.page_state": "llava.serve.chat",
     },
     renamed={
         "PictureLimits": "ImageLimits",

@@ -145,9 +145,11 @@ def flag(*names: str, **options: Any) -> Flag:
     return names, options
 
 
-def make_parser(description: str, *flags: Flag) -> argparse.ArgumentParser:
+def make_parser(
+    description: str | None, *flags: Flag, prog: str | None = None
+) -> argparse.ArgumentParser:
     """Makes the parser of a script from its flags, each made by `flag`."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     for names, options in flags:
         parser.add_argument(*names, **options)
     return parser
