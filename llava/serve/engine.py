@@ -462,7 +462,8 @@ class Engine:
                 self.model.generate(**self._arguments(prepared), streamer=_TokenStreamer(take))
         except _Ended:
             return text.finish_reason
-        receive(text.flush())
+        if rest := text.flush():
+            receive(rest)
         return "stop"
 
     def _arguments(self, prepared: PreparedRequest) -> dict[str, Any]:
