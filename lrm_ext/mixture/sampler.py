@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH
-from lrm_ext.mixture.order import ORDER_STREAM, EpochPlan, Permutation
+from lrm_ext.mixture.order import ORDER_STREAM, EpochPlan, Permutation, refuse_empty
 from lrm_ext.mixture.spec import MixtureSpec
 
 
@@ -55,20 +55,13 @@ class LanguageMixSampler(Sampler[int]):
         self._seed, self._epoch, self._start = spec.seed, epoch, start
         num_others = spec.num_non_english(num_english)
         languages = spec.languages_in(there) if num_others else {}
-        rows: dict[str, Any] = {
-            lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages
+        rows: dict[str, list[Any]] = {
+            lang: [np.flatnonzero(codes == lang).astype(np.uint32)]
+            for lang in (*languages, ENGLISH)
         }
-        counts = {lang: len(items) for lang, items in rows.items()}
-        if num_others and not all(counts.values() or [0]):
-            empty = [lang for lang, count in counts.items() if not count]
-            listed = ", ".join(f"{lang} {count}" for lang, count in counts.items())
-            raise ConfigError(
-                f"no item in {', '.join(empty) or 'any other language'}, but {num_others} "
-                f"non-English samples are asked for. Items: {listed or 'all items are English'}. "
-                "Take the language out of the mixture, add items, or set non_english_ratio = 0."
-            )
-        rows[ENGLISH] = np.flatnonzero(codes == ENGLISH)
-        self._plan = EpochPlan(spec, [num_english], {lang: [own] for lang, own in rows.items()})
+        counts = {lang: len(rows[lang][0]) for lang in languages}
+        refuse_empty(counts, num_others, "no item", "Items", "Add items")
+        self._plan = EpochPlan(spec, [num_english], rows)
         self._size = num_english + num_others
 
     def __len__(self) -> int:
