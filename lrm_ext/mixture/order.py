@@ -38,7 +38,7 @@ from llava.data.sample import Sample
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.instructions.registry import ENGLISH, get_instruction
-from lrm_ext.mixture.spec import MixtureSpec, phase_at, shares_of
+from lrm_ext.mixture.spec import MixtureSpec, shares_of
 
 _MASK_64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -232,6 +232,9 @@ class EpochPlan:
             Every language must have at least one.
         first_rows: Number of the first row of each corpus among the rows of all corpora.
 
+    Attributes:
+        size: Samples per epoch.
+
     Raises:
         ConfigError: UniMax is asked for more samples than it allows.
     """
@@ -243,8 +246,7 @@ class EpochPlan:
         rows: Mapping[str, Sequence[Sequence[int]]],
         first_rows: Sequence[int] = (0,),
     ) -> None:
-        self._seed, self._phases = spec.seed, spec.curriculum
-        self._rows, self._first_rows = rows, first_rows
+        self._spec, self._rows, self._first_rows = spec, rows, first_rows
         # rows of a corpus that comes k times per epoch count k times
         times = [
             Fraction(count, len(own))
@@ -267,19 +269,26 @@ class EpochPlan:
                 for lang, count in zip(shares, counts, strict=True)
             }
             self._counts.append({ENGLISH: [*english_counts], **others})
+        self.size = sum(english_counts) + total
 
-    def blocks(self, epoch: int) -> list[Run]:
+    def layout(self, epoch: int = 0) -> Layout:
+        """Returns the order and the contents of an epoch."""
+        order = Permutation(self.size, (self._spec.seed, ORDER_STREAM, epoch))
+        return Layout(order, self._blocks(epoch), self._spec)
+
+    def _blocks(self, epoch: int) -> list[Run]:
         """Returns a run for each language and corpus that has rows in it, English first.
 
         In epoch 0 a language begins in the order of its rows where the previous one ends; later it
         continues where it stopped.
         """
-        borders = [*(phase.from_epoch for phase in self._phases), epoch]
+        borders = [*(phase.from_epoch for phase in self._spec.curriculum), epoch]
         spans = [max(0, min(epoch, end) - start) for start, end in pairwise(borders)]
         blocks: list[Run] = []
         start = 0
         first_ends = [0] * len(self._rows[ENGLISH])
-        for lang, counts in self._counts[phase_at(self._phases, epoch)].items():
+        phase = sum(phase.from_epoch <= epoch for phase in self._spec.curriculum) - 1
+        for lang, counts in self._counts[phase].items():
             for part, count in enumerate(counts):
                 rows = self._rows[lang][part]
                 if not len(rows):
@@ -298,10 +307,10 @@ class EpochPlan:
         """Returns the order of a language's rows in a corpus, the same in all epochs."""
         size = len(self._rows[lang][part])
         if lang != ENGLISH:
-            return Permutation(size, (self._seed, ROW_STREAM, *((part,) * (part > 0))))
+            return Permutation(size, (self._spec.seed, ROW_STREAM, *((part,) * (part > 0))))
         if self._counts[0][ENGLISH][part] == size:
             return range(size)  # rows that come once need no second shuffle
-        return Permutation(size, (self._seed, ENGLISH_STREAM, part))
+        return Permutation(size, (self._spec.seed, ENGLISH_STREAM, part))
 
 
 def refuse_empty(
@@ -466,9 +475,8 @@ class Mixture:
         )
         rows[ENGLISH] = [range(len(part)) for part in parts]
         starts = list(accumulate(map(len, parts), initial=0))
-        self._plan = EpochPlan(spec, counts, rows, starts)
         # the layout of an epoch
-        self.layout = lru_cache(_EPOCHS_KEPT)(self._lay_out)
+        self.layout = lru_cache(_EPOCHS_KEPT)(EpochPlan(spec, counts, rows, starts).layout)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -511,11 +519,6 @@ class Mixture:
     def __reduce__(self) -> tuple[type[Mixture], tuple[MixtureSpec, AnyCorpus]]:
         # workers open row lists themselves
         return (Mixture, (self.spec, self.corpus))
-
-    def _lay_out(self, epoch: int = 0) -> Layout:
-        """Makes the layout of an epoch."""
-        order = Permutation(len(self), (self.spec.seed, ORDER_STREAM, epoch))
-        return Layout(order, self._plan.blocks(epoch), self.spec)
 
     def draw(self, index: int, epoch: int = 0) -> Draw:
         """Returns the draw of an index.
