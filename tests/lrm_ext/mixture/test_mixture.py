@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.data.sample import Turn
+from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
@@ -166,12 +166,13 @@ def test_samples_are_formatted(full: Corpus) -> None:
 
 def test_lengths_are_measured_when_asked_for(full: Corpus) -> None:
     assert make_table(Mixture(spec(), full))[0].tokens is None
-    measured = []
-    table = make_table(
-        Mixture(spec(), full),
-        lambda sample: measured.append(sample.lang) or len(sample.turns) * 10,  # type: ignore[func-returns-value]
-        num_measured=7,
-    )
+    measured: list[str | None] = []
+
+    def count_tokens(sample: Sample) -> int:
+        measured.append(sample.lang)
+        return len(sample.turns) * 10
+
+    table = make_table(Mixture(spec(), full), count_tokens, num_measured=7)
     assert [row.tokens for row in table] == [20.0] * len(table)
     assert measured[:8].count("en") == 7
     assert table[0].characters == pytest.approx(
