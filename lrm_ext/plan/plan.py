@@ -217,8 +217,8 @@ def _plan_stage(
         lora_rank=settings.lora_rank,
     )
     batches = [
-        None if gpu is None else largest_batch(shape, settings, *lengths, gpu.memory_gib * GIB)
-        for lengths in (at_mean, at_limit)
+        largest_batch(shape, settings, positions, supervised, gpu.memory_gib * GIB) if gpu else None
+        for positions, supervised in (at_mean, at_limit)
     ]
     hours = None
     if gpu is not None and mfu is not None:
