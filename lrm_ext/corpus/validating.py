@@ -278,15 +278,12 @@ def _differ(texts: Turns, rows: pa.RecordBatch) -> Flags:
     # without the rows of different length, turns of text and row line up
     ours, theirs = (np.repeat(~differ, side.sizes) for side in (texts, turns))
     is_other = np.zeros(len(ours), dtype=bool)
-    for of_turn in (_roles, _num_images):
-        is_other[ours] |= of_turn(texts)[ours] != of_turn(turns)[theirs]
+    is_other[ours] = _shapes(texts)[ours] != _shapes(turns)[theirs]
     return differ | texts.any(is_other)
 
 
-def _roles(turns: Turns) -> npt.NDArray[np.object_]:
-    return turns.roles.to_numpy(zero_copy_only=False)
-
-
-def _num_images(turns: Turns) -> npt.NDArray[np.int32]:
-    found = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN)
-    return found.to_numpy(zero_copy_only=False)
+def _shapes(turns: Turns) -> npt.NDArray[np.object_]:
+    """Returns the role and the number of images of each turn."""
+    num_images = pc.cast(pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN), pa.string())
+    shapes = pc.binary_join_element_wise(turns.roles, num_images, " ")
+    return shapes.to_numpy(zero_copy_only=False)
