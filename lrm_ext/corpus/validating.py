@@ -221,6 +221,9 @@ def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings)
     order = np.argsort(ids, kind="stable")
     repeats = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     _note_pairs(corpus, findings, "duplicate id", order, repeats)
+    # the first row in place of the hash, which Python seeds anew in each process
+    _, first, places = np.unique(said, return_index=True, return_inverse=True)
+    said = first[places]
     order = np.lexsort((said, asked))  # stable: of equal ones the earlier row comes first
     same_question = asked[order[1:]] == asked[order[:-1]]
     same = said[order[1:]] == said[order[:-1]]
