@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -92,6 +92,20 @@ def explain(error: BaseException) -> str | None:
     return f"{where}{error.strerror}"
 
 
+def refuse(problems: Mapping[str, object]) -> None:
+    """Raises the first problem that applies.
+
+    Args:
+        problems: Messages, and whether each applies.
+
+    Raises:
+        ConfigError: A problem applies.
+    """
+    for problem, applies in problems.items():
+        if applies:
+            raise ConfigError(problem)
+
+
 def run_command(main: Callable[[], object], status: int = 2) -> None:
     """Runs an entry point; an error that a user can fix is printed without its traceback.
 
@@ -143,6 +157,18 @@ def run_script(
 def flag(*names: str, **options: Any) -> Flag:
     """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
     return names, options
+
+
+def script_main(
+    description: str, action: Callable[[argparse.Namespace], object], *flags: Flag
+) -> Callable[..., None]:
+    """Makes the `main(argv=None)` of one of LLaVA's scripts; see `run_script`."""
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        """Reads the command line and runs the script."""
+        run_script(action, make_parser(description, *flags), argv)
+
+    return main
 
 
 def make_parser(description: str, *flags: Flag) -> argparse.ArgumentParser:

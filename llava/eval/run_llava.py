@@ -7,7 +7,7 @@ A URL is fetched only because the user typed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import requests
@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import select_conversation
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.model_vqa import Sampling, image_token, question_ids
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
@@ -104,26 +104,21 @@ def eval_model(args: Any) -> str:
     return answer
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model,
-        make_parser(
-            "Ask a model about images.",
-            flag("--model-path", default="facebook/opt-350m"),
-            flag("--model-base", default=None),
-            flag("--image-file", required=True, help="files or URLs, joined by --sep"),
-            flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
-            flag("--conv-mode", default=None),
-            flag("--sep", default=","),
-            flag("--temperature", type=float, default=0.2),
-            flag("--top_p", type=float, default=None),
-            flag("--num_beams", type=int, default=1),
-            flag("--max_new_tokens", type=int, default=512),
-            flag("--device", default="cuda"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Ask a model about images.",
+    eval_model,
+    flag("--model-path", default="facebook/opt-350m"),
+    flag("--model-base", default=None),
+    flag("--image-file", required=True, help="files or URLs, joined by --sep"),
+    flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
+    flag("--conv-mode", default=None),
+    flag("--sep", default=","),
+    flag("--temperature", type=float, default=0.2),
+    flag("--top_p", type=float, default=None),
+    flag("--num_beams", type=int, default=1),
+    flag("--max_new_tokens", type=int, default=512),
+    flag("--device", default="cuda"),
+)
 
 
 if __name__ == "__main__":
