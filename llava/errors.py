@@ -154,11 +154,6 @@ def run_script(
     run_command(lambda: action(args), status=1)
 
 
-def flag(*names: str, **options: Any) -> Flag:
-    """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
-    return names, options
-
-
 def script_main(
     description: str, action: Callable[[argparse.Namespace], object], *flags: Flag
 ) -> Callable[..., None]:
@@ -169,6 +164,11 @@ def script_main(
         run_script(action, make_parser(description, *flags), argv)
 
     return main
+
+
+def flag(*names: str, **options: Any) -> Flag:
+    """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
+    return names, options
 
 
 def make_parser(description: str, *flags: Flag) -> argparse.ArgumentParser:

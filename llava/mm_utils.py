@@ -45,6 +45,17 @@ def process_anyres_image(
     return torch.stack([_preprocess(processor, tile) for tile in tiles])
 
 
+def shape_image(image: Image.Image, processor: Any, aspect_ratio: str | None) -> Image.Image:
+    """Shapes an image for a tower that sees squares.
+
+    It is filled up to one with the mean colour of the tower's training images (`pad`); otherwise a
+    centre crop follows, and what that leaves out of a thin line is cut off.
+    """
+    if aspect_ratio == "pad":
+        return expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
+    return central_part(image)
+
+
 def _preprocess(processor: Any, image: Image.Image) -> Tensor:
     return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
@@ -74,8 +85,8 @@ def process_images(
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if ratio == "pad":
-        colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
-        prepared = [_preprocess(image_processor, expand2square(i, colour)) for i in images]
+        squares = [shape_image(image, image_processor, ratio) for image in images]
+        prepared = [_preprocess(image_processor, image) for image in squares]
     elif ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
@@ -85,7 +96,7 @@ def process_images(
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
-        crops = [central_part(image) for image in images]
+        crops = [shape_image(image, image_processor, ratio) for image in images]
         return image_processor(crops, return_tensors="pt")["pixel_values"]
     is_even = all(tensor.shape == prepared[0].shape for tensor in prepared)
     return torch.stack(prepared) if is_even else prepared

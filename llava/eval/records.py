@@ -300,9 +300,10 @@ class AnswersFile(AbstractContextManager["AnswersFile"]):
     def sort(self, key: str) -> None:
         """Sorts all answers by one of their fields; nothing can be written after."""
         lines = self.path.read_bytes().splitlines(keepends=True)
+        lines.sort(key=lambda line: json.loads(line)[key])
         self._file.close()
         with writing(self.path) as partial:
-            partial.write_bytes(b"".join(sorted(lines, key=lambda line: json.loads(line)[key])))
+            partial.write_bytes(b"".join(lines))
 
     def __exit__(self, *_: object) -> None:
         with naming(self.path):

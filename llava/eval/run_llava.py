@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import requests
 import torch
 import typer
 from PIL import Image
@@ -19,11 +18,9 @@ from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import select_conversation
 from llava.errors import DataError, flag, script_main
 from llava.eval.model_vqa import Sampling, image_token, question_ids
-from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
 from llava.model.builder import load_pretrained_model
-
-DOWNLOAD_TIMEOUT_S = 30
+from llava.serve.cli import load_image as load_image
 
 
 def image_parser(args: Any) -> list[str]:
@@ -32,24 +29,8 @@ def image_parser(args: Any) -> list[str]:
     return image_files
 
 
-def load_image(image_file: str) -> Image.Image:
-    """Opens an image, a file or an http(s) URL, as RGB.
-
-    Raises:
-        DataError: It cannot be opened or is no image.
-    """
-    if not image_file.startswith(("http://", "https://")):
-        return open_image(image_file, orient=False)
-    try:
-        response = requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S)
-        response.raise_for_status()
-    except requests.RequestException as error:
-        raise DataError(f"cannot download the image {image_file}: {error}") from error
-    return open_image(response.content, image_file, orient=False)
-
-
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:
-    """Opens several images; see `load_image`."""
+    """Opens several images, files or http(s) URLs, as RGB; see `load_image`."""
     return [load_image(image_file) for image_file in image_files]
 
 
