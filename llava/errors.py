@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -90,20 +90,6 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{where}{error.strerror}; expected a folder"
     return f"{where}{error.strerror}"
-
-
-def refuse(problems: Mapping[str, object]) -> None:
-    """Raises the first problem that applies.
-
-    Args:
-        problems: Messages, and whether each applies.
-
-    Raises:
-        ConfigError: A problem applies.
-    """
-    for problem, applies in problems.items():
-        if applies:
-            raise ConfigError(problem)
 
 
 def run_command(main: Callable[[], object], status: int = 2) -> None:

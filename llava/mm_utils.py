@@ -19,8 +19,8 @@ from transformers import StoppingCriteria
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
-from llava.images import central_part, to_rgb
 from llava.images import expand2square as expand2square
+from llava.images import shape_image, to_rgb
 from llava.model.tiles import (
     divide_to_patches,
     read_pinpoints,
@@ -43,17 +43,6 @@ def process_anyres_image(
     side = processor.size["shortest_edge"]
     tiles = [image.resize((side, side)), *divide_to_patches(padded, processor.crop_size["height"])]
     return torch.stack([_preprocess(processor, tile) for tile in tiles])
-
-
-def shape_image(image: Image.Image, processor: Any, aspect_ratio: str | None) -> Image.Image:
-    """Shapes an image for a tower that sees squares.
-
-    It is filled up to one with the mean colour of the tower's training images (`pad`); otherwise a
-    centre crop follows, and what that leaves out of a thin line is cut off.
-    """
-    if aspect_ratio == "pad":
-        return expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
-    return central_part(image)
 
 
 def _preprocess(processor: Any, image: Image.Image) -> Tensor:

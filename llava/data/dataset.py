@@ -25,8 +25,7 @@ from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
-from llava.images import open_image
-from llava.mm_utils import shape_image
+from llava.images import open_image, shape_image
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class EventCounts:
         self.counts[row, self.languages.index(lang), self.events.index(event)] += 1
 
 
-class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
+class LazySupervisedDataset(Dataset[dict[str, Any]]):
     """Samples of one LLaVA data file.
 
     Args:
@@ -109,11 +108,11 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """Returns `input_ids` [T], `labels` [T] (not shifted) and, with a tower, `image`.
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns `input_ids` [T], `labels` [T] (not shifted), `id` and, with a tower, `image`.
 
         `image` is [3, H, W]; a text-only sample carries zeros, because each row of a batch owns an
-        image slot.
+        image slot. `id` is that of the sample, also where the next one replaces it.
 
         Raises:
             SampleError: The sample or its image cannot be read.
@@ -123,7 +122,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             pixels = self._pixels(sample, i)
         except SampleError as error:
             return self._replace(i, sample, error)
-        item = self._encode(sample)
+        item: dict[str, Any] = {**self._encode(sample), "id": sample.id}
         if pixels is not None:
             item["image"] = pixels
         return item
@@ -256,10 +255,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         # LLaVA's training sets this attribute late, so a run without images does not have it.
         return bool(getattr(self.data_args, "mm_use_im_start_end", False))
 
-    def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Tensor]:
+    def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Any]:
         """Returns the next sample for one with a broken image, if the drop rate allows it."""
         self._events.count("corrupt_image", sample.lang or UNKNOWN_LANG)
         num_broken = int(self._events.counts[..., _EVENTS.index("corrupt_image")].sum())
         if num_broken > self._drops.max_drop_rate * len(self):
             raise error
-        return self[(i + 1) % len(self)]
+        return {**self[(i + 1) % len(self)], "id": sample.id}

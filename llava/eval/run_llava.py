@@ -25,8 +25,7 @@ from llava.serve.cli import load_image as load_image
 
 def image_parser(args: Any) -> list[str]:
     """Splits `args.image_file` at `args.sep` into file names and URLs."""
-    image_files: list[str] = args.image_file.split(args.sep)
-    return image_files
+    return list(args.image_file.split(args.sep))
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:

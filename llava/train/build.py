@@ -233,7 +233,7 @@ def _mend_generation_config(model: Any) -> None:
 
     Vicuna's sets a temperature without sampling, which transformers refuses to save.
     """
-    generation = getattr(model, "generation_config", None)
+    generation: Any = getattr(model, "generation_config", None)
     try:
         if generation is not None:
             generation.validate(strict=True)

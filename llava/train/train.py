@@ -164,7 +164,7 @@ def default_data_module(context: DataContext, orient_images: bool = False) -> di
     data_args = context.data_args
     if data_args.data_path is None:
         raise ConfigError("--data_path is missing: name a LLaVA JSON or JSONL file")
-    dataset = NamedDataset(
+    dataset = LazySupervisedDataset(
         data_args.data_path,
         context.tokenizer,
         data_args,
@@ -311,14 +311,6 @@ def _leave_ranks() -> None:
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
-
-
-class NamedDataset(LazySupervisedDataset):
-    """Adds the `id` to samples; a replacement of a broken sample has the broken one's id."""
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the item of LLaVA's dataset, with `id`."""
-        return {**super().__getitem__(i), "id": str(self.sample(i).id)}
 
 
 class NamedCollator(DataCollatorForSupervisedDataset):

@@ -29,9 +29,9 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import get_conversation
-from llava.errors import ConfigError, refuse
+from llava.errors import ConfigError
 from llava.files import write_atomically
-from llava.train.arguments import DataContext
+from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
 from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.mixture.order import Mixture
@@ -104,7 +104,6 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
         spec = msgspec.structs.replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
-    sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     if mixture.left_out:
         log.warning(
@@ -115,7 +114,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     return {
         "train_dataset": dataset,
         "data_collator": MixtureCollator(context.tokenizer),
-        "train_sampler": sampler,
+        "train_sampler": _sampler(context.training_args, dataset, arguments),
         "conversation": get_conversation(str(context.model_args.version)),
         **_validation(context, arguments, spec, held_out),
         **_alignment(context, arguments, dataset),
@@ -136,8 +135,7 @@ def _alignment(
         raise ConfigError("--alignment_loss needs a --vision_tower: there is nothing to align")
     dataset.extend = Renderings(dataset.mixture.corpus, context.tokenizer)
     projector = context.model.get_model().mm_projector
-    loss = AlignmentLoss(arguments.alignment_loss, projector, context.training_args)
-    return {"extra_loss": loss}
+    return {"extra_loss": AlignmentLoss(arguments.alignment_loss, projector, context.training_args)}
 
 
 def _validation(
@@ -148,8 +146,7 @@ def _validation(
     Raises:
         ConfigError: Flags contradict each other.
     """
-    args = context.training_args
-    _check_validation(arguments, args)
+    _check_validation(arguments, context.training_args)
     if corpus is None:
         return {"eval_dataset": None}
     dataset = ValidationSet(

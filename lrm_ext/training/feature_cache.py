@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader
 
 from llava.errors import ConfigError, DataError
 from llava.files import writing
-from llava.images import open_image
-from llava.mm_utils import process_images, shape_image
+from llava.images import open_image, shape_image
+from llava.mm_utils import process_images
 from llava.model.tiles import keeps_bytes, preprocess_bytes
 from llava.progress import Progress
 
