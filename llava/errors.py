@@ -140,6 +140,18 @@ def run_script(
     run_command(lambda: action(args), status=1)
 
 
+def script_main(
+    description: str, action: Callable[[argparse.Namespace], object], *flags: Flag
+) -> Callable[..., None]:
+    """Makes the `main(argv=None)` of one of LLaVA's scripts; see `run_script`."""
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        """Reads the command line and runs the script."""
+        run_script(action, make_parser(description, *flags), argv)
+
+    return main
+
+
 def flag(*names: str, **options: Any) -> Flag:
     """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
     return names, options

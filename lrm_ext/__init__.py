@@ -14,6 +14,8 @@ keep_old_paths(
         "lrm_ext.corpus.emoji": "lrm_ext.emoji",
         "lrm_ext.evaluation": "lrm_ext.evaluate",
         "lrm_ext.planning": "lrm_ext.plan",
+        "lrm_ext.training.sampler": "lrm_ext.training.dataset",
+        "lrm_ext.training.validation": "lrm_ext.training.data_module",
         "lrm_ext.serve": "lrm_ext",
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",

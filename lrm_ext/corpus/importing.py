@@ -28,9 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from llava.data.drop import DropPolicy, DropReport
 from llava.data.records import iter_records
-from llava.data.sample import Sample, SampleError, record_images
+from llava.data.sample import DropPolicy, DropReport, Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import ImageError, open_image

@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.drop import DropPolicy
-from llava.data.sample import SampleError
+from llava.data.sample import DropPolicy, SampleError
 from lrm_ext.corpus.columns import Flags, Turns, row_faults, to_flags
 from lrm_ext.corpus.importing import NUM_THREADS, ImageFolder, ImportSource, row_batches
 from lrm_ext.corpus.store import Corpus

@@ -15,9 +15,8 @@ from rich.text import Text
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, get_conversation
-from llava.data.render import place_images, render
 from llava.data.sample import Sample
-from llava.data.tokenize import Encoded, encode_turns
+from llava.data.tokenize import Encoded, encode_turns, place_images, render
 from llava.errors import ConfigError
 from lrm_ext.languages.templates import register_templates, template_for
 
