@@ -180,8 +180,14 @@ def load_runs(
         table: Translations for the memory engine, beside the names that it knows.
 
     Raises:
-        DataError: A folder has no answers, or two runs answered different versions of a question.
+        DataError: A folder does not exist or has no answers, or two runs answered different
+            versions of a question.
     """
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise DataError(
+            f"{', '.join(missing)}: no such folder; expected a model that `lrm eval` has asked, or "
+            "its results (--out)"
+        )
     names = _names(folders)
     rows: dict[tuple[str, str, str], QuestionRow] = {}
     versions: dict[tuple[str, str], str] = {}
