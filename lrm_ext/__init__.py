@@ -15,6 +15,8 @@ keep_old_paths(
         "lrm_ext.evaluation": "lrm_ext.evaluate",
         "lrm_ext.planning": "lrm_ext.plan",
         "lrm_ext.serve": "lrm_ext",
+        "lrm_ext.translate.engines.batch_api": "lrm_ext.translate.engines.openai",
+        "lrm_ext.translate.quality.checking": "lrm_ext.translate.quality",
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
     },
