@@ -21,6 +21,8 @@ keep_old_paths(
         "lrm_ext.training.sampler": "lrm_ext.training.dataset",
         "lrm_ext.training.validation": "lrm_ext.training.data_module",
         "lrm_ext.serve": "lrm_ext",
+        "lrm_ext.translate.engines.batch_api": "lrm_ext.translate.engines.openai",
+        "lrm_ext.translate.quality.checking": "lrm_ext.translate.quality",
         "lrm_ext.translation": "lrm_ext.translate",
         "lrm_ext.translation.engines.chat": "lrm_ext.translate.engines.openai",
     },
