@@ -157,3 +157,11 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         """Returns a bool tensor `[B]`: which rows are done."""
         done = [self.call_for_batch(row[None], scores) for row in output_ids]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
+
+
+def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pads rows of ids to one length: ids and mask, both [B, T]."""
+    length = max(map(len, rows))
+    ids = [[pad_id] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -39,7 +39,12 @@ from llava.eval.records import (
 from llava.eval.records import split_list as split_list
 from llava.files import sha256_of
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import (
+    get_model_name_from_path,
+    pad_left,
+    process_images,
+    tokenizer_image_token,
+)
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import MultimodalConfig
 from llava.progress import Progress
@@ -241,14 +246,6 @@ def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def _until_any(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
     return ids[: next((i for i, token_id in enumerate(ids) if token_id in ends), len(ids))]
-
-
-def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pads rows of ids to one length: ids and mask, both [B, T]."""
-    length = max(map(len, rows))
-    ids = [[pad_id] * (length - len(row)) + row for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 def _image_keywords(images: Sequence[_Prepared | None]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import pyarrow as pa
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.files import leaves_folder
+from llava.files import leaves_folder
 from lrm_ext.languages._toml import convert, load_toml
 
 META_FILE = "corpus.toml"

@@ -25,7 +25,7 @@ from rich.progress import track
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from llava.files import writing
+from llava.files import locked, writing
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.emoji.conversations import (
@@ -48,7 +48,6 @@ from lrm_ext.emoji.scenes import (
     render_scene,
     sprite_file,
 )
-from lrm_ext.files import locked
 
 log = logging.getLogger(__name__)
 

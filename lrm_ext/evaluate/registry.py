@@ -135,9 +135,9 @@ def ensure_mini(name: str, corpus: Path) -> Path:
     Raises:
         DataError: The corpus is damaged.
     """
+    from llava.files import locked
     from lrm_ext.emoji.unpack import COMPLETE_FILE
     from lrm_ext.evaluate.mini import FORMAT, PATTERNS_FILE
-    from lrm_ext.files import locked
 
     folder = corpus / "benchmarks" / name
     patterns = PATTERNS_FILE.read_text(encoding="utf-8")

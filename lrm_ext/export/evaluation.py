@@ -44,7 +44,7 @@ from huggingface_hub import DatasetCardData
 from llava.errors import ConfigError, DataError
 from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from llava.eval.records import read_json_lines
-from llava.files import write_atomically, writing
+from llava.files import refuse_existing, write_atomically, writing
 from lrm_ext.evaluate.items import LETTERS, Item
 from lrm_ext.evaluate.kind import Verdict
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark, missing_images
@@ -57,7 +57,6 @@ from lrm_ext.evaluate.results import (
     open_result,
 )
 from lrm_ext.evaluate.translating import kind_of_folder, translation_records, write_table
-from lrm_ext.files import refuse_existing
 from lrm_ext.languages.registry import get_language
 
 log = logging.getLogger(__name__)

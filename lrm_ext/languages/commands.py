@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llava.errors import ConfigError, split_names
-from lrm_ext.files import PLOT_ENDINGS
+from llava.files import PLOT_ENDINGS
 from lrm_ext.instructions.commands import MINI_TOKENIZER
 from lrm_ext.languages.registry import (
     DATA_DIR,

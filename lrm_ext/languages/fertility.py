@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from lrm_ext.files import save_figure
+from llava.files import save_figure
 from lrm_ext.languages.registry import get_language
 
 _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a SentencePiece model"

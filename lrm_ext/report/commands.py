@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from llava.errors import ConfigError, split_names
-from llava.files import write_atomically
-from lrm_ext.files import save_figure
+from llava.files import save_figure, write_atomically
 
 if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting

@@ -21,8 +21,8 @@ from statistics import fmean
 from typing import Any, Final
 
 from llava.errors import DataError
+from llava.files import save_figure
 from llava.train.metrics import METRICS_FILE, read_metrics
-from lrm_ext.files import save_figure
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from lrm_ext.files import locked
+from llava.files import locked
 from lrm_ext.translate.engines.base import (
     EngineError,
     TextSegment,

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from llava.errors import ConfigError, DataError
-from llava.files import writing
+from llava.files import locked, writing
 from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
@@ -43,7 +43,6 @@ from lrm_ext.corpus.store import (
     Meta,
     shard_name,
 )
-from lrm_ext.files import locked
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import TranslationEngine, Usage, build_engine, get_spec

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava.errors import ConfigError
-from lrm_ext.files import refuse_existing
+from llava.files import refuse_existing
 from lrm_ext.languages.registry import get_language
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
+from llava.files import save_figure
 from lrm_ext.cli import app
-from lrm_ext.files import save_figure
 from lrm_ext.report.plots import languages_figure, ratio_figure, ratio_of
 from lrm_ext.report.qualitative import (
     choose_examples,
