@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+
+from filelock import FileLock
 
 from llava.errors import ConfigError, is_disk_full
 
@@ -85,15 +86,17 @@ def leaves_folder(name: str) -> bool:
     return re.search(LEAVES_FOLDER, name) is not None
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder, waiting for it first; the system frees it if the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def lock_of(path: Path, timeout_s: float = -1) -> FileLock:
+    """Returns the lock of a file or folder, to hold in a `with` block.
+
+    It is the file `.<name>.lock` beside it, because folders cannot be locked on network disks. The
+    system frees it if the process dies.
+
+    Args:
+        path: The file or folder; its parent must exist.
+        timeout_s: How long to wait for the lock before `filelock.Timeout`; for ever if negative.
+    """
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout_s)
 
 
 def refuse_existing(folder: Path) -> None:

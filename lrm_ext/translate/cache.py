@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
-from llava.files import locked
+from llava.files import lock_of
 from lrm_ext.translate.engines.base import (
     EngineError,
     TextSegment,
@@ -70,7 +70,7 @@ class Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite's own waiting does not cover the switch to a write-ahead log: of several runs
             # that start at once, one does it
-            with locked(self.path.parent):
+            with lock_of(self.path):
                 self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, _VERSION):

@@ -12,7 +12,6 @@ Shards are assembled from all parts and moved into place; `corpus.toml` is repla
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import json
@@ -30,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+from filelock import Timeout
 
 from llava.errors import ConfigError, DataError
-from llava.files import locked, writing
+from llava.files import lock_of, writing
 from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
@@ -78,15 +78,16 @@ def only_run(corpus: Path, lang: str, what: str) -> Iterator[None]:
     Raises:
         DataError: Another process holds it.
     """
-    path = corpus / "text" / f".{lang}.lock"
+    path = corpus / "text" / lang
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"{path}: another run is at work on the {what}; wait for it, or end it."
-            ) from error
+    lock = lock_of(path, timeout_s=0)
+    try:
+        held = lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"{lock.lock_file}: another run is at work on the {what}; wait for it, or end it."
+        ) from error
+    with held:
         yield
 
 
@@ -220,7 +221,7 @@ class PartStore:
 
     def _announce(self, counts: Mapping[str, int]) -> None:
         """Adds the language to `corpus.toml`; several languages may finish at once."""
-        with locked(self.corpus.path):
+        with lock_of(self.corpus.path / META_FILE):
             meta = Meta.load(self.corpus.path)
             ours = {name: counts[name] for name in (*STATUSES, "usable")}
             if meta.counts.get(self.target) == ours:
