@@ -91,6 +91,8 @@ SIZES = {
 SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
+    "xmod": {"default_language": "en_XX"},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
@@ -118,9 +120,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "zamba": {"layer_types": ["linear_attention", "hybrid"]},
 }
-TIMEOUT_S = 40
+TIMEOUT_S = 90
 # in 16 bits the distances of a long row, unlike those of a sample, would be inexact
 ALIBI = ("bloom", "mpt")
+# what errors of transformers mean
+KNOWN = {
+    "You cannot specify both input_ids and inputs_embeds": "it cannot generate from embeddings",
+    "without providing `input_ids`": "it needs the token ids beside the embeddings",
+    "cannot be set up": "its layers cannot get LoRA adapters",
+}
 # configurations within a configuration that are not models
 BLOCKS = ("attn", "ffn")
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
@@ -483,8 +491,8 @@ def failure(function: Callable[[Case], None], case: Case) -> str | None:
     except CheckFailed as error:
         return str(error)
     except Exception as error:
-        if "`inputs_embeds` to `.generate()`" in str(error):
-            return "transformers cannot generate from embeddings with it"
+        if known := next((why for part, why in KNOWN.items() if part in str(error)), None):
+            return known
         text = " ".join(re.sub(rf"{tempfile.gettempdir()}/\S+ ", "", str(error)).split())
         return f"{type(error).__name__}: {text}"[:200]
     return None

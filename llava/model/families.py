@@ -9,6 +9,7 @@ with `docs/models.md`). Not here: what the classes do (`language_model/causal_lm
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ _ATTRIBUTE_MAPS = {"mpt": {"max_position_embeddings": "max_seq_len"}}
 # where the inner model is, if `base_model_prefix` is wrong
 _INNER_NAMES = {"llama4_text": "model"}
 _INNER_METHODS = {"mpt": {"embed_tokens": lambda self, x: self.wte(x)}}
+
+# what a config.json has to say, if the family has it
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 
 @dataclass(frozen=True)
@@ -202,11 +212,12 @@ def build_blank(config: Mapping[str, Any], where: str) -> Any:
     """
     base = CONFIG_MAPPING[find_family(str(config.get("model_type", "llama")), where)]
     kept = {key: value for key, value in config.items() if key != "model_type"}
-    for size in ("hidden_size", "vocab_size"):
+    fields = {field.name for field in dataclasses.fields(base)}
+    for size in _SIZES:
         name = base.attribute_map.get(size, size)
-        if not {size, name} & set(kept):  # transformers would take a default
+        if name in fields and not {size, name} & set(kept):  # transformers would take a default
             raise ConfigError(
-                f"{where}: {name} is missing; expected a config.json of {base.__name__}"
+                f"{where}: {name!r} is missing; expected a config.json of {base.__name__}"
             )
     try:
         with torch.device("meta"):

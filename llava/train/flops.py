@@ -111,9 +111,7 @@ def _count(content: str, where: str) -> LanguageModelShape:
     linears = {f"{name}.weight" for name in linear_layers(model)}
     # the weights of all experts are one tensor
     experts = sum(p.numel() for p in parameters.values() if p.ndim == 3)
-    linear_sizes = tuple(
-        tuple(parameters[name].shape[::-1]) for name in linears if name in parameters
-    )
+    linear_sizes = tuple(tuple(p.shape[::-1]) for name, p in parameters.items() if name in linears)
     matrices = experts + sum(rows * columns for rows, columns in linear_sizes)
     visited = _first(config, _EXPERTS_A_TOKEN, 1) / _first(config, _EXPERTS, 1) if experts else 1.0
     heads = _first(config, ("num_attention_heads",), 1)

@@ -406,6 +406,21 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             )
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns the inputs of a step, as transformers' class does.
+
+        Not every class names `inputs_embeds`, by which `generate` knows that it takes embeddings.
+        """
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+
     def embed_prompts(
         self,
         inputs: Tensor,
