@@ -500,6 +500,7 @@ def failure(function: Callable[[Case], None], case: Case) -> str | None:
 
 def page(checked: Mapping[str, Mapping[str, str]]) -> str:
     """Writes docs/models.md from what the check found."""
+    checked = {name: checked[name] for name in sorted(checked)}
     works = {name: found for name, found in checked.items() if "refused" not in found}
     packs = [name for name, found in works.items() if "packing" not in found]
     rows = [
@@ -549,9 +550,8 @@ def main(arguments: list[str] | None = None) -> int:
         after[name] = check(name)
         log.info("%-26s %s", name, after[name] or "works")
     if options.write:
-        ordered = {name: after[name] for name in sorted(after)}
-        write_atomically(CHECKED_FILE, json.dumps(ordered, indent=1) + "\n")
-        write_atomically(ROOT / TABLE, page(ordered))
+        write_atomically(CHECKED_FILE, json.dumps(after, indent=1, sort_keys=True) + "\n")
+        write_atomically(ROOT / TABLE, page(after))
         return 0
     changed = {name for name, found in after.items() if found != before.get(name)}
     log.info("%d of %d differ from %s: %s", len(changed), len(after), CHECKED_FILE.name,

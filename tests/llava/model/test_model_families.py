@@ -11,7 +11,7 @@ from llava.errors import ConfigError
 from llava.model import families
 from llava.model.builder import model_class_of
 from llava.model.families import checked_families, family_names, find_family, get_family
-from tools.families import ROOT, TABLE, Case, check, page, tiny_config
+from tools.families import ROOT, SPECIAL, TABLE, Case, check, page, tiny_config
 
 QUICK = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "granite", "mixtral", "falcon")
 # the issue of any family: these have to work, packed as well
@@ -92,17 +92,29 @@ def test_other_models_are_refused_with_what_works(model_type, reason):
     assert all(name in str(caught.value) for name in family_names())
 
 
-@pytest.mark.parametrize(("name", "factor"), [("gemma", 32**0.5), ("gemma3_text", 1), ("llama", 1)])
-def test_whether_images_are_scaled_with_the_embeddings(name, factor):
+@pytest.mark.parametrize(
+    ("name", "sizes", "inside", "in_table"),
+    [
+        ("llama", {}, 1, 1),
+        ("gemma", {}, 1, 32**0.5),
+        ("gemma2", {}, 1, 32**0.5),
+        ("gemma3_text", {}, 1, 32**0.5),
+        ("granite", {"embedding_multiplier": 3.0}, 3, 1),
+    ],
+)
+def test_which_inputs_a_family_multiplies(name, sizes, inside, in_table, monkeypatch):
+    """Image features are multiplied by what is inside the model only, text by both."""
+    monkeypatch.setitem(SPECIAL, name, sizes)
     model, seen = Case(name).model, []
-    layer = model.get_model().layers[0]
-    layer.register_forward_pre_hook(
+    model.get_model().layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
         with_kwargs=True,
     )
     embeds = torch.ones(1, 3, 32)
     model(inputs_embeds=embeds)
-    torch.testing.assert_close(seen[0], factor * embeds)
+    torch.testing.assert_close(seen[0], inside * embeds)
+    table, ids = model.get_input_embeddings(), torch.tensor([5, 6])
+    torch.testing.assert_close(table(ids), in_table * table.weight[ids])
 
 
 def test_experts_that_a_token_does_not_visit_cost_no_operations():
