@@ -64,9 +64,11 @@ SIDE_PX, VOCABULARY = 28, 160
 # sizes by the names that families give them; those that a configuration does not have are left out
 SIZES = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 32),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff"), 64),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size"), 64),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     "head_dim": 8,
     "vocab_size": VOCABULARY,

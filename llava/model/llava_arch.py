@@ -83,6 +83,13 @@ class LlavaMetaModel:
         model._build_vision(materialize_tower)
         return model
 
+    def _initialize_weights(self, module: Any, is_custom_code: bool = False) -> None:
+        # transformers leaves out modules without weights of their own if the class is not its own,
+        # but an inner model may compute buffers of its layers (Falcon-H1)
+        super()._initialize_weights(  # type: ignore[misc]
+            module, is_custom_code and module is not self
+        )
+
     def _build_vision(self, materialize_tower: bool) -> None:
         if MultimodalConfig.from_config(self.config).mm_vision_tower is not None:
             self.vision_tower = build_vision_tower(self.config, delay_load=not materialize_tower)

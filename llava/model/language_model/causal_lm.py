@@ -460,14 +460,6 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             init.normal_(module.image_newline, std=module.config.hidden_size**-0.5)
 
     @classmethod
-    def is_custom_code(cls) -> bool:
-        """Returns False: the weights are initialised by transformers' functions.
-
-        Otherwise transformers skips modules without weights, which may compute buffers (Falcon-H1).
-        """
-        return False
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint, with the vision tower's weights if it carries them.
 
