@@ -20,19 +20,20 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-import llava.model
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import (
+    PROJECTOR_FILE,
     MultimodalConfig,
     check_complete,
+    context_limit,
     find_file,
     kind_of,
     read_config,
     weight_paths,
 )
+from llava.model.families import PREFIX, family_of_class, find_family, get_family
 from llava.model.multimodal_encoder.builder import portable_tower
 from llava.model.multimodal_projector.builder import (
-    PROJECTOR_FILE,
     load_weights,
     projector_weights,
     read_tensors,
@@ -48,12 +49,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LEN = 2048
 NON_LORA_FILE = "non_lora_trainables.bin"
-FAMILIES = {
-    "llama": "LlavaLlamaForCausalLM",
-    "mistral": "LlavaMistralForCausalLM",
-    "mpt": "LlavaMptForCausalLM",
-}
-"""Language models that can be given images, and their class in `llava.model`."""
 
 # parts of the names of weights that a base language model does not have
 _MULTIMODAL_KEYS = ("mm_projector.", "image_newline")
@@ -336,7 +331,7 @@ def _place_tower(model: Any) -> Any:
 def _context_len(config: Any) -> int:
     """Returns LLaVA's context length, but never more than the model has positions."""
     longest = MultimodalConfig.from_config(config).max_sequence_length
-    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT_LEN
+    positions = context_limit(config) or DEFAULT_CONTEXT_LEN
     return min(DEFAULT_CONTEXT_LEN, positions) if longest is None else longest
 
 
@@ -359,25 +354,18 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
             "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
             "`lrm import hf`"
         )
-    family = model_type.removeprefix("llava_")
-    if model_type == family and not has_tower:
+    if not has_tower and not model_type.startswith(PREFIX):
         return None
     if model_type == "llava":  # released v1.5 and v1.6 checkpoints
-        family = _family_of(config, model_name)
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"{where}: model_type {model_type!r} is not supported with images. "
-            f"Choices: {', '.join(f'llava_{name}' for name in FAMILIES)}"
-        )
-    return getattr(llava.model, FAMILIES[family])
+        model_type = _family_of(config, model_name)
+    return get_family(find_family(model_type, where)).model_class
 
 
 def _family_of(config: dict[str, Any], model_name: str) -> str:
     """Returns the language model of a checkpoint whose type is just `llava`."""
     architecture = (config.get("architectures") or [None])[0]
-    for family, class_name in FAMILIES.items():
-        if architecture == class_name:
-            return family
+    if (family := family_of_class(architecture)) is not None:
+        return family
     family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
     log.warning("%s: config.json names no language model, taking %s", model_name, family)
     return family

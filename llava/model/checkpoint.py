@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import zipfile
 from collections import defaultdict
@@ -19,11 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
-from llava.model.multimodal_projector.builder import PROJECTOR_FILE, UNREADABLE
+
+PROJECTOR_FILE = "mm_projector.bin"
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What readers raise at a file that holds no tensors, or only a part of them."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -204,6 +215,11 @@ def carries_tower(name_or_path: str | Path | None) -> bool:
     files = {} if name_or_path is None else _weight_files(name_or_path)
     names = (name for path, indexed in files.items() for name in indexed or tensor_names(path))
     return any("vision_tower." in name for name in names)
+
+
+def context_limit(config: Any) -> int | None:
+    """Returns the number of positions that a model was made for; None if it has no limit."""
+    return getattr(config, "max_position_embeddings", None)
 
 
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, DataError
@@ -65,8 +66,33 @@ class LlavaMetaModel:
 
     def __init__(self, config: Any, materialize_tower: bool = False):
         super().__init__(config)
-        if MultimodalConfig.from_config(config).mm_vision_tower is not None:
-            self.vision_tower = build_vision_tower(config, delay_load=not materialize_tower)
+        self._build_vision(materialize_tower)
+
+    @classmethod
+    def adopt(cls, inner: Any, materialize_tower: bool = False) -> Any:
+        """Makes this model of one without vision, whose layers it takes over.
+
+        Args:
+            inner: The inner model that a causal language model of transformers built.
+            materialize_tower: As for the class.
+        """
+        model: Any = cls.__new__(cls)
+        # transformers keeps a record of each class whose __init__ has run
+        PreTrainedModel.__init__(model, inner.config)
+        vars(model).update(vars(inner))
+        model._build_vision(materialize_tower)
+        return model
+
+    def _initialize_weights(self, module: Any, is_custom_code: bool = False) -> None:
+        # transformers leaves out modules without weights of their own if the class is not its own,
+        # but an inner model may compute buffers of its layers (Falcon-H1)
+        super()._initialize_weights(  # type: ignore[misc]
+            module, is_custom_code and module is not self
+        )
+
+    def _build_vision(self, materialize_tower: bool) -> None:
+        if MultimodalConfig.from_config(self.config).mm_vision_tower is not None:
+            self.vision_tower = build_vision_tower(self.config, delay_load=not materialize_tower)
             self._build_projector()
 
     def _build_projector(self) -> None:

@@ -14,7 +14,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ def causal_lm_loss(
     num_items_in_batch: Tensor | int | None = None,
     max_chunk_logits: int = MAX_CHUNK_LOGITS,
     use_liger: bool = False,
+    logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Cross entropy of the next token, over supervised positions.
 
@@ -44,44 +45,51 @@ def causal_lm_loss(
         num_items_in_batch: Supervised tokens of the whole optimiser step (over accumulation and
             ranks); None takes those of this batch.
         max_chunk_logits: N * V beyond which the loss is computed in chunks.
-        use_liger: Compute it with Liger's fused kernel, which holds no logits at all.
+        use_liger: Compute it with Liger's fused kernel, which holds no logits at all; only right if
+            `logits_of` does no more than `lm_head`.
+        logits_of: [1, N, D] -> [1, N, V], where more than `lm_head` makes the logits; it calls
+            `lm_head`.
 
     Returns:
         Sum of token losses / `num_items_in_batch`, float32. A batch with no supervised position
         gives 0 with its graph kept, so that no rank waits for a gradient that never comes.
     """
+    head = lm_head if logits_of is None else partial(_flat, logits_of)
     targets = labels[:, 1:].reshape(-1)
     supervised = (targets != IGNORE_INDEX).nonzero().flatten()
     if len(supervised) == 0:
-        return 0.0 * lm_head(hidden_states[:1, -1]).float().sum()
+        return 0.0 * head(hidden_states[:1, -1]).float().sum()
     selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
     if use_liger and not _is_partitioned(lm_head):
         total = _liger_loss(selected, targets[supervised], lm_head)
         if has_token_loss_hook():
             _report_chunks(selected.detach(), targets[supervised], lm_head, max_chunk_logits)
     else:
-        total = _summed_loss(selected, targets[supervised], lm_head, max_chunk_logits)
+        # ranks would gather a partitioned weight a different number of times, and hang
+        size = None if _is_partitioned(lm_head) else max_chunk_logits // lm_head.weight.shape[0]
+        total = _summed_loss(selected, targets[supervised], head, size)
     count = len(supervised) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
+def _flat(logits_of: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Applies `logits_of` to hidden states without a batch dimension, [N, D] -> [N, V]."""
+    return logits_of(hidden[None])[0]
+
+
 def _summed_loss(
-    hidden: Tensor, targets: Tensor, lm_head: nn.Module, max_chunk_logits: int
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], max_rows: int | None
 ) -> Tensor:
-    """Sums the token losses of hidden [N, D] against targets [N], in chunks where needed."""
+    """Sums the token losses of hidden [N, D] against targets [N], `max_rows` at a time."""
     # the backward pass, outside of any hook, has to compute a chunk the same way
     is_hooked = has_token_loss_hook()
 
     def chunk_loss(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
-        return _token_losses(lm_head(chunk).float(), chunk_targets, is_hooked)
+        return _token_losses(head(chunk).float(), chunk_targets, is_hooked)
 
-    # ranks would gather a partitioned weight a different number of times, and hang
-    if _is_partitioned(lm_head):
+    if max_rows is None or len(hidden) <= max_rows:
         return chunk_loss(hidden, targets)
-    vocab_size = lm_head.weight.shape[0]
-    if len(hidden) * vocab_size <= max_chunk_logits:
-        return chunk_loss(hidden, targets)
-    size = max(max_chunk_logits // vocab_size, 1)
+    size = max(max_rows, 1)
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
     losses = [checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in pieces]
     return torch.stack(losses).sum()

@@ -206,6 +206,9 @@ def batching_blocker(engine: Engine) -> str | None:
     window = getattr(model.config, "sliding_window", None)
     if window is not None and window < engine.context_len:
         return f"its attention sees only {window} positions back"
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if others := kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {', '.join(sorted(others))}, which keep a state"
     for name, off in _OFF.items():
         if getattr(model.generation_config, name, None) not in off:
             return f"its generation_config.json sets {name}"

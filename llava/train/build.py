@@ -33,9 +33,9 @@ from llava.conversation import (
 )
 from llava.errors import CheckpointError, ConfigError
 from llava.model.builder import model_class_of
-from llava.model.checkpoint import check_complete, kind_of, read_config
-from llava.model.language_model.causal_lm import PACKED_SDPA
-from llava.model.multimodal_projector.builder import PROJECTOR_FILE
+from llava.model.checkpoint import PROJECTOR_FILE, check_complete, kind_of, read_config
+from llava.model.families import MULTIMODAL_PARTS, linear_layers
+from llava.model.language_model.causal_lm import choose_attention
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 # tokens that models reserve for padding, best first
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|reserved_special_token_0|>")
-MULTIMODAL_PARTS = ("mm_projector", "vision_tower", "vision_resampler")
 VICUNA_VERSIONS = ("v0", "v0.5")
 
 
@@ -108,8 +107,6 @@ def build_model(
     if config is None:
         raise CheckpointError(f"{path}: there is no config.json; name a base model's folder")
     model_class: Any = AutoModelForCausalLM
-    if training_args.packing and attn_implementation in (None, "sdpa"):
-        attn_implementation = PACKED_SDPA
     options: dict[str, Any] = {
         "dtype": load_dtype(model_args, training_args),
         "attn_implementation": attn_implementation,
@@ -119,6 +116,9 @@ def build_model(
         where = f"--model_name_or_path {path}"
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)
+        options["attn_implementation"] = choose_attention(
+            model_class, attn_implementation, training_args.packing
+        )
         # from the dict, because transformers would warn of the base's other model type
         kept = {key: value for key, value in config.items() if key != "model_type"}
         options["config"] = model_class.config_class.from_dict({**kept, "name_or_path": path})
@@ -418,12 +418,7 @@ def compile_layers(model: nn.Module) -> None:
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """Returns the last name parts of the language model's linear layers, without its head."""
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in MULTIMODAL_PARTS)
-    }
-    return sorted(names - {"lm_head"})
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)} - {"lm_head"})
 
 
 def add_lora(model: Any, training_args: TrainingArguments) -> Any:

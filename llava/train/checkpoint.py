@@ -47,8 +47,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from llava.errors import CheckpointError, is_disk_full
 from llava.model.builder import NON_LORA_FILE
+from llava.model.checkpoint import PROJECTOR_FILE
 from llava.model.multimodal_projector.builder import (
-    PROJECTOR_FILE,
     gathered,
     load_projector,
     read_tensors,

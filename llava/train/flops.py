@@ -10,13 +10,14 @@ Legend: T positions of a sample, S its supervised positions, P image features.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava.errors import ConfigError
+from llava.model.families import build_blank, linear_layers
 
 GPU_FILE = Path(__file__).with_name("gpus.json")
 # what a stage may train
@@ -25,18 +26,23 @@ PROJECTOR, ADAPTERS, ALL = "projector", "adapters", "all"
 
 @dataclass(frozen=True)
 class LanguageModelShape:
-    """Sizes of a decoder of the Llama, Mistral or MPT family.
+    """Sizes of a language model, counted on the model that its configuration makes.
 
     Attributes:
         vocab_size: Rows of the embedding table.
         hidden_size: Width.
-        intermediate_size: Width of the MLP.
+        intermediate_size: Width of the MLP; of a mixture of experts, of those that a token visits.
         num_layers: Blocks.
         num_heads: Heads of the queries.
         num_kv_heads: Heads of keys and values.
         head_dim: Width of a head.
         is_gated: The MLP has a gate (SwiGLU) and thus three matrices instead of two.
         is_tied: The output matrix is the embedding table.
+        linear_sizes: (inputs, outputs) of each linear layer of the blocks.
+        num_in_matrices: Parameters of the blocks' matrices, those of all experts included.
+        num_visited: Those of them that a token visits; all, without experts.
+        num_in_embeddings: Parameters of the embedding table and, unless tied, the output matrix.
+        num_parameters: All parameters.
     """
 
     vocab_size: int
@@ -46,72 +52,31 @@ class LanguageModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    is_gated: bool = True
-    is_tied: bool = False
+    is_gated: bool
+    is_tied: bool
+    linear_sizes: tuple[tuple[int, int], ...]
+    num_in_matrices: int
+    num_visited: float
+    num_in_embeddings: int
+    num_parameters: int
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LanguageModelShape:
-        """Reads the sizes from the content of `config.json`.
+        """Counts the model of a `config.json`, whose content this is.
 
         Raises:
-            ConfigError: A size is missing.
+            ConfigError: A size is missing, or the family does not work.
         """
-        try:
-            if "mpt" in str(config.get("model_type")):
-                width, heads = config["d_model"], config["n_heads"]
-                return cls(
-                    config["vocab_size"], width, int(config.get("expansion_ratio", 4) * width),
-                    config["n_layers"], heads, heads, width // heads, False, True,
-                )  # fmt: skip
-            heads = config["num_attention_heads"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=heads,
-                num_kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                is_tied=bool(config.get("tie_word_embeddings", False)),
-            )
-        except KeyError as error:
-            raise ConfigError(
-                f"{where}: {error} is missing; expected the config.json of a language model of the "
-                "Llama, Mistral or MPT family"
-            ) from error
-
-    @property
-    def linear_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of each linear layer of a block."""
-        width, inner = self.hidden_size, self.intermediate_size
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = ((width, queries), (width, keys), (width, keys), (queries, width))
-        gate = ((width, inner),) if self.is_gated else ()
-        return (*attention, *gate, (width, inner), (inner, width))
-
-    @property
-    def num_in_matrices(self) -> int:
-        """Parameters of the blocks' matrices."""
-        return self.num_layers * sum(rows * columns for rows, columns in self.linear_sizes)
+        return _count(json.dumps(dict(config), sort_keys=True, default=str), where)
 
     @property
     def num_in_norms(self) -> int:
-        """Parameters of all norms."""
-        return (2 * self.num_layers + 1) * self.hidden_size
-
-    @property
-    def num_in_embeddings(self) -> int:
-        """Parameters of the embedding table and, unless tied, the output matrix."""
-        return self.vocab_size * self.hidden_size * (1 if self.is_tied else 2)
-
-    @property
-    def num_parameters(self) -> int:
-        """All parameters."""
-        return self.num_in_matrices + self.num_in_norms + self.num_in_embeddings
+        """Parameters of norms and biases, and all others outside matrices and embeddings."""
+        return self.num_parameters - self.num_in_matrices - self.num_in_embeddings
 
     def num_in_adapters(self, rank: int) -> int:
         """Parameters of LoRA adapters on every linear layer of the blocks."""
-        return self.num_layers * rank * sum(rows + columns for rows, columns in self.linear_sizes)
+        return rank * sum(rows + columns for rows, columns in self.linear_sizes)
 
     def forward_flops(self, num_positions: float, num_logits: float) -> tuple[float, float]:
         """Counts the operations of a forward pass over one sample.
@@ -125,9 +90,65 @@ class LanguageModelShape:
             not count).
         """
         head = self.vocab_size * self.hidden_size
-        matrices = 2.0 * (self.num_in_matrices * num_positions + head * num_logits)
+        matrices = 2.0 * (self.num_visited * num_positions + head * num_logits)
         width = self.num_heads * self.head_dim
         return matrices, 2.0 * self.num_layers * width * num_positions**2
+
+
+# what transformers' families call a size
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_A_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+
+
+@lru_cache(maxsize=32)
+def _count(content: str, where: str) -> LanguageModelShape:
+    """Counts the language model of a configuration, given as JSON."""
+    given = json.loads(content)
+    model = build_blank(given, where)
+    config = model.config
+    tables = {id(module.weight): module.weight.numel() for module in _tables(model)}
+    parameters = {name: p for name, p in model.named_parameters() if id(p) not in tables}
+    linears = {f"{name}.weight" for name in linear_layers(model)}
+    # the weights of all experts are one tensor
+    experts = sum(p.numel() for p in parameters.values() if p.ndim == 3)
+    linear_sizes = tuple(tuple(p.shape[::-1]) for name, p in parameters.items() if name in linears)
+    matrices = experts + sum(rows * columns for rows, columns in linear_sizes)
+    visited = _first(config, _EXPERTS_A_TOKEN, 1) / _first(config, _EXPERTS, 1) if experts else 1.0
+    heads = _first(config, ("num_attention_heads",), 1)
+    width = config.hidden_size
+    inner = _first(config, ("intermediate_size",), 4 * width)
+    if experts:
+        inner = _first(config, ("moe_intermediate_size",), inner) * _first(
+            config, _EXPERTS_A_TOKEN, 1
+        )
+    return LanguageModelShape(
+        vocab_size=config.vocab_size,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_layers=config.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=_first(config, ("num_key_value_heads",), heads),
+        head_dim=_first(config, ("head_dim",), width // heads),
+        is_gated=any("gate" in name for name in parameters),
+        is_tied=len(tables) == 1,
+        linear_sizes=linear_sizes,
+        num_in_matrices=matrices,
+        num_visited=matrices - experts + experts * visited,
+        num_in_embeddings=sum(tables.values()),
+        num_parameters=sum(p.numel() for p in parameters.values()) + sum(tables.values()),
+    )
+
+
+def _tables(model: Any) -> list[Any]:
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [table for table in tables if table is not None]
+
+
+def _first(config: Any, names: Sequence[str], default: int) -> int:
+    """Returns the first of these attributes that is a number; those of single layers are not."""
+    own = vars(config)
+    found = (own.get(config.attribute_map.get(name, name)) for name in names)
+    return next((value for value in found if isinstance(value, int)), default)
 
 
 @dataclass(frozen=True)

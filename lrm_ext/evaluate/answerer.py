@@ -272,11 +272,11 @@ class LlavaAnswerer:
                 input_ids, None, mask, None, padded, None, sizes, features
             )
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        hidden = model.model(
+        hidden = model.get_model()(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state[:, :-1]
         wanted = targets[:, 1:] != IGNORE_INDEX
-        logits = model.lm_head(hidden[wanted]).float()
+        logits = model.logits_of(hidden[wanted][None])[0].float()
         losses = torch.nn.functional.cross_entropy(logits, targets[:, 1:][wanted], reduction="none")
         return list(losses.cpu().split(wanted.sum(1).tolist()))
 

@@ -266,7 +266,7 @@ def _adapter_bytes(model: LanguageModelShape, settings: StageSettings) -> float:
     mask = 1 if settings.num_gpus else e  # on a CPU, the mask has the type of the input
     inputs = sum(rows for rows, _ in model.linear_sizes)
     ranks = settings.lora_rank * len(model.linear_sizes)
-    return inputs * (e + mask) + ranks * e
+    return (inputs * (e + mask) + ranks * e) / model.num_layers
 
 
 def _logits(

@@ -1,8 +1,9 @@
 """Implements forward, generation, loading and saving of the multimodal language models.
 
-`LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers. In: token ids with
-image sentinels, and images (or cached features of the frozen tower). Out: the loss over supervised
-positions, logits, or new tokens. Not here: what a particular language model adds.
+`LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers; the head, and what a
+family does to the logits besides, stay those of that class. In: token ids with image sentinels, and
+images (or cached features of the frozen tower). Out: the loss over supervised positions, logits, or
+new tokens. Not here: which classes there are (`llava.model.families`).
 
 Batches may be packed: samples lie one after the other in a single row, without padding. For that
 `packed_sdpa` is registered with transformers: torch's SDPA once per sample, so that cost grows with
@@ -21,19 +22,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.errors import CheckpointError, ConfigError, DataError
-from llava.model.checkpoint import add_rope_theta, carries_tower
+from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.clip_encoder import with_old_level
@@ -91,7 +87,7 @@ def packed_sdpa(
             query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
         )
     ]  # fmt: skip
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _window_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
@@ -111,8 +107,38 @@ def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
+def _block_mask(cu_seq_lens: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[1, 1, L, L], 0 where a position sees another (earlier, of its sample), else the minimum."""
+    lengths = cu_seq_lens.diff()
+    samples = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    is_seen = (samples[:, None] == samples[None, :]).tril()
+    if window is not None:
+        is_seen = is_seen.triu(1 - window)
+    mask = torch.zeros(is_seen.shape, dtype=dtype, device=lengths.device)
+    return mask.masked_fill(~is_seen, torch.finfo(dtype).min)[None, None]
+
+
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 AttentionMaskInterface.register(PACKED_SDPA, _packed_mask)
+
+
+def choose_attention(model_class: Any, wanted: str | None, packing: bool) -> str | None:
+    """Returns the attention implementation for a family; None leaves it to transformers.
+
+    A family whose attention SDPA cannot compute (soft-capped, or with sinks) keeps its own.
+
+    Args:
+        model_class: A multimodal causal language model.
+        wanted: What the entry point asks for, perhaps nothing.
+        packing: Whether samples share rows.
+    """
+    if wanted not in (None, "sdpa"):
+        return wanted
+    if not model_class._supports_sdpa:
+        return None
+    if packing and model_class._supports_attention_backend and not model_class.packs_by_mask:
+        return PACKED_SDPA
+    return wanted
 
 
 Images = Tensor | list[Tensor] | None
@@ -138,12 +164,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
 
     # its inner model with tower and projector
     inner_class: Any
-    # whether positions can begin again within a row
-    supports_packing = True
+    # why samples cannot share a row; None if they can
+    cannot_pack: str | None = None
+    # the borders of samples have to be in a mask, because its own masks do not look at positions
+    packs_by_mask = False
     # the Trainer passes num_items_in_batch only if this is set
     accepts_loss_kwargs = True
     # the loss by Liger's kernel, where it can run
     liger_loss = True
+    _is_head_plain: bool | None = None
     # buffers of old checkpoints, which are computed now
     _keys_to_ignore_on_load_unexpected = [
         r"vision_tower\..*position_ids",
@@ -151,13 +180,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
     ]
 
     def __init__(self, config: Any, materialize_tower: bool = False) -> None:
-        # past the language model's own __init__, which would build a text-only model first
-        PreTrainedModel.__init__(self, config)  # type: ignore[arg-type]
-        inner = self.inner_class(config, materialize_tower=materialize_tower)
+        super().__init__(config)  # type: ignore[misc]
+        inner = self.inner_class.adopt(self.get_model(), materialize_tower)
         setattr(self, self.base_model_prefix, inner)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[attr-defined]
+
+    @property
+    def supports_packing(self) -> bool:
+        """Whether positions can begin again within a row."""
+        return self.cannot_pack is None
 
     def get_model(self) -> Any:
         """Returns the inner model."""
@@ -247,13 +278,13 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         and hidden states are then [1, L, ...], L the sum of the samples' lengths.
 
         Raises:
-            ConfigError: The language model has no positions to begin again.
+            ConfigError: The language model would mix the samples.
         """
         assert input_ids is not None and labels is not None, "packing is for training"
-        if not self.supports_packing:
+        if self.cannot_pack is not None:
             raise ConfigError(
-                f"--packing: {type(self).__name__} has no position ids, so that attention would "
-                "cross from sample to sample; leave the flag out."
+                f"--packing: {type(self).__name__} cannot be packed, because {self.cannot_pack}; "
+                "leave the flag out."
             )
         rows = self.pack_inputs(input_ids, attention_mask, labels, *vision)
         # no mask and no cache: they would hide the borders from transformers; the borders have
@@ -267,7 +298,17 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             "max_length_q": rows.max_length,
             "max_length_k": rows.max_length,
         }
+        if self.packs_by_mask:
+            inputs["attention_mask"] = self._border_masks(rows.cu_seq_lens, rows.embeds.dtype)
         return inputs, rows.labels
+
+    def _border_masks(self, cu_seq_lens: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """Returns the mask of a packed row, or one for each kind of layer."""
+        windows: dict[str, int | None] = {"full_attention": None}
+        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
+            windows["sliding_attention"] = self.config.sliding_window
+        masks = {kind: _block_mask(cu_seq_lens, size, dtype) for kind, size in windows.items()}
+        return masks if len(masks) > 1 else masks["full_attention"]
 
     def _loss_and_logits(
         self,
@@ -281,20 +322,45 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         hidden = outputs.last_hidden_state
         if labels is not None:
             loss = causal_lm_loss(
-                hidden, labels, self.lm_head, num_items_in_batch,
-                use_liger=self.liger_loss and has_liger(),
+                hidden, labels, self.get_output_embeddings(), num_items_in_batch,
+                use_liger=self.liger_loss and has_liger() and self._has_plain_head(hidden),
+                logits_of=self.logits_of,
             )  # fmt: skip
         if labels is None or not self.training:
             kept = slice(-logits_to_keep or None, None)
             kept = kept if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept])
+            logits = self.logits_of(hidden[:, kept])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            past_key_values=getattr(outputs, "past_key_values", None),
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=getattr(outputs, "attentions", None),
         )
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Runs what follows the inner model, as transformers' own class does it.
+
+        That is the head, and what a family does besides: scaling (Cohere, Granite), soft-capping
+        (Gemma 2), further layers.
+
+        Args:
+            hidden: [B, L, D] last hidden states.
+
+        Returns:
+            [B, L, V].
+        """
+        forward = super(LlavaCausalLM, type(self)).forward  # type: ignore[misc]
+        head = _HeadOnly(self, hidden)
+        return forward(head, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
+
+    @torch.no_grad()
+    def _has_plain_head(self, hidden: Tensor) -> bool:
+        """Tells whether the logits are the head's product and nothing else, as Liger's are."""
+        if self._is_head_plain is None:
+            one, head = hidden[:1, :1].detach(), self.get_output_embeddings()
+            self._is_head_plain = torch.equal(self.logits_of(one), head(one))
+        return self._is_head_plain
 
     @torch.no_grad()
     def generate(
@@ -332,13 +398,28 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         embeds, mask = self.embed_prompts(
             inputs, attention_mask, images, image_sizes, image_features
         )
-        num_positions, limit = int(mask.sum(dim=1).max()), self.config.max_position_embeddings
-        if num_positions >= limit:
+        num_positions, limit = int(mask.sum(dim=1).max()), context_limit(self.config)
+        if limit is not None and num_positions >= limit:
             raise DataError(
                 f"the prompt takes {num_positions} positions (images included), but the model's "
                 f"context is {limit}: shorten the text or send fewer images"
             )
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns the inputs of a step, as transformers' class does.
+
+        Not every class names `inputs_embeds`, by which `generate` knows that it takes embeddings.
+        """
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     def embed_prompts(
         self,
@@ -418,8 +499,41 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         )
 
 
-def register(model_class: Any) -> None:
-    """Makes a multimodal language model known to transformers' `Auto` classes."""
-    config_class = model_class.config_class
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+class _HeadOnly:
+    """Stands in for a model whose own `forward` is to run on hidden states that exist already.
+
+    Its inner model returns them; all else is the model's.
+    """
+
+    def __init__(self, model: Any, hidden: Tensor):
+        self._model = model
+        setattr(self, model.base_model_prefix, _InnerDone(model.get_model(), hidden))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class _InnerDone:
+    """Stands in for an inner model that has run."""
+
+    def __init__(self, inner: Any, hidden: Tensor):
+        self._inner, self._outputs = inner, _Outputs(hidden)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Outputs:
+        return self._outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _Outputs:
+    """Outputs of an inner model: hidden states, and None for everything else."""
+
+    def __init__(self, hidden: Tensor):
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None

@@ -10,18 +10,17 @@ perhaps with `model.embed_tokens.weight` beside them; `llava.train` writes it.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llava.errors import CheckpointError, ConfigError
+from llava.model.checkpoint import UNREADABLE
 
 
 class IdentityMap(nn.Module):
@@ -84,18 +83,6 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
     for _ in range(int(depth[1]) - 1):
         layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
     return nn.Sequential(*layers)
-
-
-PROJECTOR_FILE = "mm_projector.bin"
-UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    OSError,
-)
-"""What readers raise at a file that holds no tensors, or only a part of them."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

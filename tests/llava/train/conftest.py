@@ -127,3 +127,26 @@ def run_train(monkeypatch):
         train(**kwargs)
 
     return run
+
+
+@pytest.fixture
+def make_base(tiny_llm, tmp_path):
+    """Makes a base model of a family with random weights and the golden tokenizer."""
+
+    def make(name):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from tools.families import spread, tiny_config
+
+        folder = tmp_path / name
+        torch.manual_seed(0)
+        vocab_size = json.loads((tiny_llm / "config.json").read_text())["vocab_size"]
+        content = {**tiny_config(name), "vocab_size": vocab_size}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content))
+        spread(model)
+        model.save_pretrained(folder)
+        for path in tiny_llm.glob("*token*"):
+            shutil.copy(path, folder)
+        return folder
+
+    return make
