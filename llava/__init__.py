@@ -16,9 +16,15 @@ __all__ = ["LlavaLlamaForCausalLM"]
 keep_old_paths(
     {
         "llava.image_file": "llava.images",
+        "llava.data.drop": "llava.data.sample",
+        "llava.data.render": "llava.data.tokenize",
+        "llava.train.freeze": "llava.train.build",
+        "llava.train.step_guard": "llava.train.llava_trainer",
         "llava.serve.pictures": "llava.serve.web",
         "llava.serve.openai_reply": "llava.serve.openai_api",
         "llava.serve.openai_schema": "llava.serve.openai_chat",
+        "llava.serve.page": "llava.serve.gradio_web_server",
+        "llava.serve.page_state": "llava.serve.chat",
     },
     renamed={
         "PictureLimits": "ImageLimits",

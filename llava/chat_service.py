@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,14 +79,6 @@ class ServiceLimits:
     max_tries: int = 6
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-
-    def pause(self, num_tokens: int) -> float:
-        """Returns the seconds from a request of so many tokens to the next."""
-        per_request, per_token = self.requests_per_minute, self.tokens_per_minute
-        return max(
-            60 / per_request if per_request else 0.0,
-            60 * num_tokens / per_token if per_token else 0.0,
-        )
 
 
 @dataclass(frozen=True)
@@ -174,8 +166,7 @@ def read_reply(data: Mapping[str, Any]) -> ChatReply:
 class ChatService:
     """A service behind an address.
 
-    It is connected while it is used in an `async with` statement, or between `connect` and `close`;
-    what it has learned and counted stays.
+    It is connected between `connect` and `aclose`; what it has learned and counted stays.
 
     Args:
         url: The address, up to and with `/v1`.
@@ -207,8 +198,8 @@ class ChatService:
         self._limits = limits or ServiceLimits()
         self._free_at = 0.0
 
-    def connect(self) -> None:
-        """Makes the client; connections are opened when they are needed."""
+    def connect(self) -> ChatService:
+        """Makes the client, whose connections are opened when they are needed; returns itself."""
         self._first = asyncio.Lock()
         hooks: dict[str, list[Any]] = {"request": [self._take_turn], "response": [_judge_response]}
         self.client = openai.AsyncOpenAI(
@@ -218,17 +209,11 @@ class ChatService:
             max_retries=self._limits.max_tries - 1,
             http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
         )
-
-    async def close(self) -> None:
-        """Closes connections."""
-        await self.client.close()
-
-    async def __aenter__(self) -> ChatService:
-        self.connect()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def aclose(self) -> None:
+        """Closes connections."""
+        await self.client.close()
 
     async def ask(self, body: Mapping[str, Any], num_tokens: int = 0) -> ChatReply:
         """Sends a request and returns the reply, after retries where needed.
@@ -306,7 +291,11 @@ class ChatService:
         """Waits so that requests and tokens are spread evenly."""
         now = time.monotonic()
         start = max(now, self._free_at)
-        self._free_at = start + self._limits.pause(_num_tokens.get())
+        per_request, per_token = self._limits.requests_per_minute, self._limits.tokens_per_minute
+        self._free_at = start + max(
+            60 / per_request if per_request else 0.0,
+            60 * _num_tokens.get() / per_token if per_token else 0.0,
+        )
         await asyncio.sleep(start - now)
 
     def _error(self, error: openai.APIStatusError) -> Exception:
@@ -317,8 +306,8 @@ class ChatService:
         is_final = _is_own_fault(error)
         status = 402 if _is_out_of_money(response) else status
         if status in _FATAL and not (status == 403 and is_final):
-            kind_of_error = NotFoundError if status == 404 else ServiceError
-            return kind_of_error(f"{self.url}: {_FATAL[status]}: {fault}")
+            text = f"{self.url}: {_FATAL[status]}: {fault}"
+            return NotFoundError(text) if status == 404 else ServiceError(text)
         if status in _MAY_PASS or status >= 500:
             return ExhaustedError(f"{fault} ({self._limits.max_tries} tries)")
         if not is_final and not self.num_answered:
@@ -386,7 +375,7 @@ def ask_each(
                 faults.append(error)
 
     async def all_workers() -> None:
-        async with service:
+        async with aclosing(service.connect()):
             await asyncio.gather(*(worker() for _ in range(min(concurrency, len(bodies)))))
 
     asyncio.run(all_workers())

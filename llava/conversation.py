@@ -1,7 +1,7 @@
 """Defines conversations and their templates, which make one prompt string of turns.
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
-`PromptSegment`s, of which training takes its character spans, too (`llava/data/render.py`).
+`PromptSegment`s, of which training takes its character spans, too (`llava/data/tokenize.py`).
 The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
 Input: roles and messages. Output: prompt text, images, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
@@ -213,8 +213,7 @@ class Conversation:
 
     def copy(self) -> Conversation:
         """Returns a conversation that can grow without touching this one."""
-        messages = [[role, content] for role, content in self.messages]
-        return replace(self, messages=messages, skip_next=False)
+        return replace(self, messages=[list(pair) for pair in self.messages], skip_next=False)
 
     def dict(self) -> dict[str, Any]:
         """Returns the conversation as plain data for logs; images are left out."""
@@ -251,8 +250,7 @@ class Conversation:
             return content
         text, image, mode = content
         encoded = self.process_image(image, mode, image_format="JPEG")
-        source = f"data:image/jpeg;base64,{encoded}"
-        tag = f'<img src="{source}" alt="user upload image" />'
+        tag = f'<img src="data:image/jpeg;base64,{encoded}" alt="user upload image" />'
         return tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
 
 
@@ -418,13 +416,11 @@ def select_conversation(
     Raises:
         TemplateError: A name is unknown or the stored template is broken.
     """
-    is_mapping = isinstance(config, Mapping)
-    stored = config.get(_KEY) if is_mapping else getattr(config, _KEY, None)
+    stored = config.get(_KEY) if isinstance(config, Mapping) else getattr(config, _KEY, None)
     if isinstance(stored, Mapping):
         name, found = str(stored.get("name", "custom")), conversation_from_dict(stored)
     else:
-        lowered = model_name.lower()
-        by_model = (template for part, template in _NAME_RULE if part in lowered)
+        by_model = (template for part, template in _NAME_RULE if part in model_name.lower())
         name = stored or next(by_model, "llava_v0")
         found = get_conversation(name)
     if conv_mode is None or conv_mode == name:

@@ -140,14 +140,28 @@ def run_script(
     run_command(lambda: action(args), status=1)
 
 
+def script_main(
+    description: str, action: Callable[[argparse.Namespace], object], *flags: Flag
+) -> Callable[..., None]:
+    """Makes the `main(argv=None)` of one of LLaVA's scripts; see `run_script`."""
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        """Reads the command line and runs the script."""
+        run_script(action, make_parser(description, *flags), argv)
+
+    return main
+
+
 def flag(*names: str, **options: Any) -> Flag:
     """Describes a flag of `make_parser`; the arguments are those of `add_argument`."""
     return names, options
 
 
-def make_parser(description: str, *flags: Flag) -> argparse.ArgumentParser:
+def make_parser(
+    description: str | None, *flags: Flag, prog: str | None = None
+) -> argparse.ArgumentParser:
     """Makes the parser of a script from its flags, each made by `flag`."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     for names, options in flags:
         parser.add_argument(*names, **options)
     return parser

@@ -1,16 +1,25 @@
-"""Writes files that exist whole or not at all, and names the file when one cannot be written."""
+"""Writes files whole or not at all, names the one that cannot be written, and locks folders."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
-from llava.errors import is_disk_full
+from filelock import FileLock
+
+from llava.errors import ConfigError, is_disk_full
 
 _HASH_BLOCK_BYTES = 1 << 20
+PLOT_ENDINGS: Final = (".png", ".svg", ".pdf")
+
+LEAVES_FOLDER = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
+"""Matches a name that is absolute, goes upwards or is invalid; for `re` and RE2."""
 
 
 @contextmanager
@@ -66,3 +75,45 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def leaves_folder(name: str) -> bool:
+    """Tells whether a file name in a dataset leads out of its folder.
+
+    Only the name counts. Links in the folder may lead anywhere, because the owner of the folder
+    made them: image folders often consist of links to shared data, as snapshots of the Hub do.
+    """
+    return re.search(LEAVES_FOLDER, name) is not None
+
+
+def lock_of(path: Path, timeout_s: float = -1) -> FileLock:
+    """Returns the lock of a file or folder, to hold in a `with` block.
+
+    It is the file `.<name>.lock` beside it, because folders cannot be locked on network disks. The
+    system frees it if the process dies.
+
+    Args:
+        path: The file or folder; its parent must exist.
+        timeout_s: How long to wait for the lock before `filelock.Timeout`; for ever if negative.
+    """
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout_s)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises `ConfigError` if a folder that is to be written exists."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: name a new folder, or remove it")
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
+    """Writes a matplotlib figure.
+
+    Raises:
+        ConfigError: The name does not end with .png, .svg or .pdf.
+    """
+    if path.suffix not in PLOT_ENDINGS:
+        raise ConfigError(f"--out {path}: expected a file that ends with {', '.join(PLOT_ENDINGS)}")
+    drawn = io.BytesIO()  # a figure that cannot be drawn leaves the file alone
+    figure.savefig(drawn, dpi=dpi, format=path.suffix[1:])
+    with writing(path) as partial:
+        partial.write_bytes(drawn.getvalue())

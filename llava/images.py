@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -171,6 +172,17 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
     canvas = Image.new(pil_img.mode, (side, side), background_color)
     canvas.paste(pil_img, ((side - pil_img.width) // 2, (side - pil_img.height) // 2))
     return canvas
+
+
+def shape_image(image: Image.Image, processor: Any, aspect_ratio: str | None) -> Image.Image:
+    """Shapes an image for a tower that sees squares.
+
+    It is filled up to one with the mean colour of the tower's training images (`pad`); otherwise a
+    centre crop follows, and what that leaves out of a thin line is cut off.
+    """
+    if aspect_ratio == "pad":
+        return expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
+    return central_part(image)
 
 
 def fit_image(image: Image.Image, mode: str) -> Image.Image:

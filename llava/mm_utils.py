@@ -19,8 +19,8 @@ from transformers import StoppingCriteria
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
-from llava.images import central_part, to_rgb
 from llava.images import expand2square as expand2square
+from llava.images import shape_image, to_rgb
 from llava.model.tiles import (
     divide_to_patches,
     read_pinpoints,
@@ -74,8 +74,8 @@ def process_images(
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if ratio == "pad":
-        colour = tuple(int(255 * mean) for mean in image_processor.image_mean)
-        prepared = [_preprocess(image_processor, expand2square(i, colour)) for i in images]
+        squares = [shape_image(image, image_processor, ratio) for image in images]
+        prepared = [_preprocess(image_processor, image) for image in squares]
     elif ratio == "anyres":
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
@@ -85,7 +85,7 @@ def process_images(
             )
         prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
     else:
-        crops = [central_part(image) for image in images]
+        crops = [shape_image(image, image_processor, ratio) for image in images]
         return image_processor(crops, return_tensors="pt")["pixel_values"]
     is_even = all(tensor.shape == prepared[0].shape for tensor in prepared)
     return torch.stack(prepared) if is_even else prepared
@@ -157,3 +157,11 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         """Returns a bool tensor `[B]`: which rows are done."""
         done = [self.call_for_batch(row[None], scores) for row in output_ids]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
+
+
+def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pads rows of ids to one length: ids and mask, both [B, T]."""
+    length = max(map(len, rows))
+    ids = [[pad_id] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -65,8 +65,8 @@ class Progress:
         if self._bar.disable and now - self._logged > _LOG_EVERY_S:
             self._logged = now
             left = (now - self._started) / self.step * (self.total - self.step)
-            steps = f"{self.step} of {self.total} {self.unit}"
-            log.info("%s: %s", title, ", ".join([steps, f"{left:.0f} s left", *means]))
+            done = f"{self.step} of {self.total} {self.unit}, {left:.0f} s left"
+            log.info("%s: %s", title, ", ".join([done, *means]))
 
     def _means(self) -> list[str]:
         return [f"{name} {value:.3f}" for name, value in self.means.items()]

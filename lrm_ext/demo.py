@@ -4,7 +4,7 @@ In: a checkpoint and ports. Out: a page and optionally an API, until Ctrl-C. Eac
 process (`python -m lrm_ext.demo ROLE`), so that a worker that fails leaves the others running. Each
 process exits when its stdin closes, so that none outlives a demo that was killed.
 
-Through `llava.serve.page_state.PromptControl`, the page offers the paper's three instructions. A
+Through `llava.serve.chat.PromptControl`, the page offers the paper's three instructions. A
 question gets the instruction in its own language, in the place where training puts it.
 """
 
@@ -43,7 +43,7 @@ from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, li
 if TYPE_CHECKING:
     import gradio as gr
 
-    from llava.serve.page_state import PageText, PromptControl
+    from llava.serve.chat import PageText, PromptControl
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def ask_api(address: str, model: str) -> str:
 
 def page_languages() -> Mapping[str, PageText]:
     """Returns the texts of the page in all languages; missing ones are English."""
-    from llava.serve.page_state import PageText
+    from llava.serve.chat import PageText
 
     def texts(code: str) -> dict[str, str]:
         language = get_language(code)
@@ -134,7 +134,7 @@ def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) 
         PageError: EP-VQA is chosen for a question in English.
         ConfigError: A language or an instruction is unknown.
     """
-    from llava.serve.page_state import PageError
+    from llava.serve.chat import PageError
 
     if way == PIVOT and question_lang == ENGLISH:
         raise PageError("pivot_needs_other")
@@ -166,7 +166,7 @@ def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str)
 
 def answer_language_control() -> PromptControl:
     """Returns the fields for question language, instruction and answer language."""
-    from llava.serve.page_state import PromptControl
+    from llava.serve.chat import PromptControl
 
     return PromptControl(build=_build, apply=with_instruction, relabel=_relabel, show=show_reply)
 
@@ -239,22 +239,13 @@ class DemoOptions:
 
 
 @dataclass
-class Child:
-    """A running part of the demo."""
-
-    role: str
-    process: subprocess.Popen[bytes]
-    log_path: Path
-
-
-@dataclass
 class Demo:
-    """All parts of a running demo."""
+    """All parts of a running demo: the process of each, by the path of its log."""
 
     log_dir: Path
-    children: list[Child] = field(default_factory=list)
+    parts: dict[Path, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, role: str, *arguments: str) -> Child:
+    def start(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts one part.
 
         Args:
@@ -262,15 +253,16 @@ class Demo:
             arguments: Flags of the part.
 
         Returns:
-            The running part.
+            Its process.
         """
-        number = 1 + sum(child.role == role for child in self.children)
-        log_path = self.log_dir / (f"{role}.log" if number == 1 else f"{role}-{number}.log")
+        log_path = self.log_dir / f"{role}.log"
+        if log_path in self.parts:
+            log_path = self.log_dir / f"{role}-2.log"
         # The packages may be used from a folder without being installed.
         root = str(Path(llava.__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with log_path.open("wb") as log_file:
-            process = subprocess.Popen(
+            self.parts[log_path] = subprocess.Popen(
                 [sys.executable, "-m", "lrm_ext.demo", role, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log_file,
@@ -279,8 +271,7 @@ class Demo:
                 # Ctrl-C must reach only this process, which then stops the parts in order.
                 start_new_session=True,
             )
-        self.children.append(Child(role, process, log_path))
-        return self.children[-1]
+        return self.parts[log_path]
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Waits for a condition while all parts run.
@@ -307,31 +298,30 @@ class Demo:
         Raises:
             ConfigError: A part has stopped; the message names it and its last error.
         """
-        for child in self.children:
-            status = child.process.poll()
+        for log_path, process in self.parts.items():
+            status = process.poll()
             if status is not None:
-                text = child.log_path.read_text(encoding="utf-8", errors="replace").strip()
+                text = log_path.read_text(encoding="utf-8", errors="replace").strip()
                 errors = re.findall(r"^error: (.*)", text, re.MULTILINE)
                 cause = (errors or text.splitlines() or ["it said nothing"])[-1]
                 raise ConfigError(
-                    f"the {child.role} stopped (exit status {status}): {cause}\n"
-                    f"its log is {child.log_path}"
+                    f"the {log_path.stem} stopped (exit status {status}): {cause}\n"
+                    f"its log is {log_path}"
                 )
 
     def stop(self) -> None:
         """Stops all parts in reverse order of their start."""
-        for child in reversed(self.children):
-            child.process.terminate()
+        started = list(reversed(self.parts.items()))
+        for _, process in started:
+            process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        for child in reversed(self.children):
+        for log_path, process in started:
             try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
+                process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.warning("the %s did not stop in time and is killed", child.role)
-                child.process.kill()
-                child.process.wait()
-            if child.process.stdin is not None:
-                child.process.stdin.close()
+                log.warning("the %s did not stop in time and is killed", log_path.stem)
+                process.kill()
+            process.communicate()  # waits, and closes its stdin
 
 
 def free_port() -> int:
@@ -418,11 +408,10 @@ def check_ports(options: DemoOptions) -> None:
         ConfigError: A port cannot be used; the message names it and its flag.
     """
     check_port_is_free(options.host, options.port)
-    if options.api_port is None:
-        return
     if options.api_port == options.port:
         raise ConfigError(f"--port and --api-port are both {options.port}; give two ports")
-    check_port_is_free(options.host, options.api_port, "--api-port")
+    if options.api_port is not None:
+        check_port_is_free(options.host, options.api_port, "--api-port")
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> None:

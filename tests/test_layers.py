@@ -6,7 +6,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    {"files"},
     {"languages"},
     {"instructions", "corpus", "emoji"},
     {"mixture", "translate"},

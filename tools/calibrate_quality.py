@@ -51,8 +51,8 @@ from lrm_ext.emoji.conversations import (
 from lrm_ext.emoji.scenes import LANGUAGES, Scene, concept_ids, concepts_by_id
 from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import DATA_DIR, ENGLISH, get_language
+from lrm_ext.translate.quality import CHECKS, Checker
 from lrm_ext.translate.quality.base import DEFAULT_LIMITS, RowVerdict, Thresholds, get_thresholds
-from lrm_ext.translate.quality.checking import CHECKS, Checker
 from lrm_ext.translate.quality.form_checks import deviation
 
 _CODES = {"zh_CN": "zh", "zh_TW": "zh-Hant", "sr@latin": "sr-Latn"}

@@ -23,9 +23,8 @@ from torch.utils.data import Sampler
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import Conversation
-from llava.data.render import place_images, render
 from llava.data.sample import Sample
-from llava.data.tokenize import encode_chunks, num_bos
+from llava.data.tokenize import encode_chunks, num_bos, place_images, render
 from llava.errors import ConfigError, DataError
 
 _BATCH_KEYS = {"image": "images", "image_features": "image_features"}
@@ -193,8 +192,7 @@ def get_modality_length_grouped_indices(
         megabatches += in_dataset[:-1]
         leftover += in_dataset[-1]
     order = torch.randperm(len(megabatches), generator=generator).tolist()
-    flat = [index for i in order for index in megabatches[i]]
-    return flat + sorted(leftover)
+    return [index for i in order for index in megabatches[i]] + sorted(leftover)
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -21,13 +21,11 @@ from torch.utils.data import Dataset, get_worker_info
 import llava.conversation as conversation_lib
 from llava.conversation import Conversation
 from llava.data.batching import token_lengths
-from llava.data.drop import UNKNOWN_LANG, DropPolicy
 from llava.data.records import Entry, RecordIndex, scan_records
-from llava.data.render import place_images, render
-from llava.data.sample import Sample, SampleError, has_leading_answer
-from llava.data.tokenize import encode_turns, is_labelled
+from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has_leading_answer
+from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
-from llava.images import central_part, expand2square, open_image
+from llava.images import open_image, shape_image
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +33,31 @@ _EVENTS = ("truncated", "truncated_answer", "nothing_learnt", "corrupt_image")
 _MAX_WORKERS = 64
 
 
-class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
+class EventCounts:
+    """Counts events by language, in memory that is shared with loader processes.
+
+    Args:
+        languages: Languages that are counted.
+        events: Names of the events.
+
+    Attributes:
+        counts: [processes, languages, events]; each process writes its own row, so that no locks
+            are needed.
+    """
+
+    def __init__(self, languages: Iterable[str], events: Sequence[str]) -> None:
+        self.languages, self.events = tuple(languages), tuple(events)
+        shape = (_MAX_WORKERS, len(self.languages), len(self.events))
+        self.counts = torch.zeros(shape, dtype=torch.int64).share_memory_()
+
+    def count(self, event: str, lang: str) -> None:
+        """Counts an event."""
+        worker = get_worker_info()
+        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
+        self.counts[row, self.languages.index(lang), self.events.index(event)] += 1
+
+
+class LazySupervisedDataset(Dataset[dict[str, Any]]):
     """Samples of one LLaVA data file.
 
     Args:
@@ -80,21 +102,17 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
                 "'square'."
             )
         self._index = self._scan(data_path)
-        self._langs = sorted(self._drops.report.read)
-        # Loader processes write here, each in its own row, so that the counts are complete.
-        self._events = torch.zeros(
-            _MAX_WORKERS, len(self._langs), len(_EVENTS), dtype=torch.int64
-        ).share_memory_()
+        self._events = EventCounts(sorted(self._drops.report.read), _EVENTS)
         log.info("%s: %s", data_path, self.report())
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """Returns `input_ids` [T], `labels` [T] (not shifted) and, with a tower, `image`.
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns `input_ids` [T], `labels` [T] (not shifted), `id` and, with a tower, `image`.
 
         `image` is [3, H, W]; a text-only sample carries zeros, because each row of a batch owns an
-        image slot.
+        image slot. `id` is that of the sample, also where the next one replaces it.
 
         Raises:
             SampleError: The sample or its image cannot be read.
@@ -104,7 +122,7 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
             pixels = self._pixels(sample, i)
         except SampleError as error:
             return self._replace(i, sample, error)
-        item = self._encode(sample)
+        item: dict[str, Any] = {**self._encode(sample), "id": sample.id}
         if pixels is not None:
             item["image"] = pixels
         return item
@@ -134,8 +152,8 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
     def report(self) -> str:
         """Returns a text of counts: read, kept, dropped by reason and language, cut, unreadable."""
         lines = [self._drops.report.table()]
-        counts = self._events.sum(0).tolist()
-        for lang, row in zip(self._langs, counts, strict=True):
+        counts = self._events.counts.sum(0).tolist()
+        for lang, row in zip(self._events.languages, counts, strict=True):
             lines += [
                 f"  in use   {event:<16} {lang:<4} {count:>8}"
                 for event, count in zip(_EVENTS, row, strict=True)
@@ -210,11 +228,8 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
                 "corrupt_image",
                 sample.lang,
             ) from error
-        if self.data_args.image_aspect_ratio == "pad":
-            image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
-        else:
-            image = central_part(image)
-        pixels: Tensor = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        shaped = shape_image(image, processor, self.data_args.image_aspect_ratio)
+        pixels: Tensor = processor.preprocess(shaped, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def _encode(self, sample: Sample) -> dict[str, Tensor]:
@@ -228,9 +243,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         num_kept = max(limit - (self.num_image_tokens - 1 if has_image else 0), 0)
         if len(encoded.input_ids) > num_kept:
             lost = is_labelled(encoded.labels[num_kept:])
-            self._count("truncated_answer" if lost else "truncated", sample.lang)
+            lang = sample.lang or UNKNOWN_LANG
+            self._events.count("truncated_answer" if lost else "truncated", lang)
             if lost and not is_labelled(encoded.labels[:num_kept]):
-                self._count("nothing_learnt", sample.lang)
+                self._events.count("nothing_learnt", lang)
                 text = "nothing is learnt from sample %r: its first answer lies beyond %d tokens"
                 log.warning(text, sample.id, num_kept)
         return {"input_ids": torch.tensor(input_ids), "labels": torch.tensor(labels)}
@@ -239,15 +255,10 @@ class LazySupervisedDataset(Dataset[dict[str, Tensor]]):
         # LLaVA's training sets this attribute late, so a run without images does not have it.
         return bool(getattr(self.data_args, "mm_use_im_start_end", False))
 
-    def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Tensor]:
+    def _replace(self, i: int, sample: Sample, error: SampleError) -> dict[str, Any]:
         """Returns the next sample for one with a broken image, if the drop rate allows it."""
-        self._count("corrupt_image", sample.lang)
-        num_broken = int(self._events[..., _EVENTS.index("corrupt_image")].sum())
+        self._events.count("corrupt_image", sample.lang or UNKNOWN_LANG)
+        num_broken = int(self._events.counts[..., _EVENTS.index("corrupt_image")].sum())
         if num_broken > self._drops.max_drop_rate * len(self):
             raise error
-        return self[(i + 1) % len(self)]
-
-    def _count(self, event: str, lang: str | None) -> None:
-        worker = get_worker_info()
-        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
-        self._events[row, self._langs.index(lang or UNKNOWN_LANG), _EVENTS.index(event)] += 1
+        return {**self[(i + 1) % len(self)], "id": sample.id}

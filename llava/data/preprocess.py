@@ -9,7 +9,8 @@ Non-goals: any logic of labels of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,14 @@ from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, SeparatorStyle, get_conversation
 from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.drop import DropPolicy
-from llava.data.render import GENERIC_SIGNAL, generic_turn, place_image
-from llava.data.sample import Turn
-from llava.data.tokenize import encode_turns, mask_v0_lengths
+from llava.data.sample import DropPolicy, Turn
+from llava.data.tokenize import (
+    GENERIC_SIGNAL,
+    encode_turns,
+    generic_turn,
+    mask_v0_lengths,
+    place_image,
+)
 
 Source = list[dict[str, str]]
 Batch = dict[str, Any]
@@ -82,34 +87,32 @@ def preprocess(
     }
 
 
-def _preprocess_in(style: SeparatorStyle, name: str) -> Callable[..., Batch]:
-    """Makes a function that encodes with a template of one style, by default the named one."""
-
-    def preprocess_in_style(
-        sources: Sequence[Source],
-        tokenizer: Any,
-        has_image: bool = False,
-        conv: Conversation | None = None,
-    ) -> Batch:
-        default = conversation_lib.default_conversation
-        conv = conv or (default if default.sep_style is style else get_conversation(name))
-        return preprocess(sources, tokenizer, has_image, conv)
-
-    return preprocess_in_style
+def _preprocess_in(
+    style: SeparatorStyle,
+    name: str,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    has_image: bool = False,
+    conv: Conversation | None = None,
+) -> Batch:
+    """Encodes with a template of one style, by default the named one."""
+    default = conversation_lib.default_conversation
+    conv = conv or (default if default.sep_style is style else get_conversation(name))
+    return preprocess(sources, tokenizer, has_image, conv)
 
 
-preprocess_v1 = _preprocess_in(SeparatorStyle.TWO, "vicuna_v1")
-preprocess_llama_2 = _preprocess_in(SeparatorStyle.LLAMA_2, "llava_llama_2")
+preprocess_v1 = partial(_preprocess_in, SeparatorStyle.TWO, "vicuna_v1")
+preprocess_llama_2 = partial(_preprocess_in, SeparatorStyle.LLAMA_2, "llava_llama_2")
 # Answers are labelled with their `<|im_end|>`. LLaVA forgets to count it, so its samples end up all
 # masked.
-preprocess_mpt = _preprocess_in(SeparatorStyle.MPT, "mpt")
+preprocess_mpt = partial(_preprocess_in, SeparatorStyle.MPT, "mpt")
 
 
 def preprocess_plain(
     sources: Sequence[Source], tokenizer: Any, conv: Conversation | None = None
 ) -> Batch:
     """Encodes image and caption; the question is dropped, as in LLaVA's first stage."""
-    return _preprocess_in(SeparatorStyle.PLAIN, "plain")(sources, tokenizer, True, conv)
+    return _preprocess_in(SeparatorStyle.PLAIN, "plain", sources, tokenizer, True, conv)
 
 
 def make_supervised_data_module(

@@ -142,33 +142,25 @@ class RecordReader:
     Attributes:
         is_array: Whether the objects are in an array; known after `begin`.
         line: Line of the next character.
+        offset: Byte of the next character.
         end: Byte after the last object.
     """
 
     def __init__(self, path: Path, offset: int = 0, line: int = 1, is_array: bool = False) -> None:
         self.is_array = is_array
         self.line = line
-        self.end = offset
+        self.offset = self.end = offset
         self._path = path
         self._buffer = ""
-        self._position = 0
-        self._offset, self._counted = offset, 0  # byte of a character, and its place in the buffer
+        self._position = 0  # of the next character
         self._may_end = True  # whether the array may end here: it is empty, or no comma came before
         self._decoder = json.JSONDecoder()
         self._chunks = self._read_chunks(offset)
 
-    @property
-    def offset(self) -> int:
-        """Byte of the next character."""
-        passed = self._buffer[self._counted : self._position]
-        self._offset += len(passed.encode("utf-8", _ESCAPE))
-        self._counted = self._position
-        return self._offset
-
     def begin(self) -> None:
         """Detects at the start of a file whether it is an array, and enters it."""
         self.is_array = self.peek() == "["
-        self._position += self.is_array
+        self._advance(self._position + self.is_array)
 
     def read(self) -> tuple[str, dict[str, Any]] | None:
         """Reads the next object and the separator that follows it.
@@ -198,34 +190,39 @@ class RecordReader:
     def skip_line(self) -> None:
         """Skips to the start of the next line."""
         while (end := self._buffer.find("\n", self._position)) < 0:
-            self._position = len(self._buffer)
+            self._advance(len(self._buffer))
             if not self._fill():
                 return
-        self._position = end + 1
-        self.line += 1
+        self._advance(end + 1)
 
     def peek(self) -> str:
         """Skips blanks and returns the next character without taking it; "" at the end."""
         while True:
             blanks = _BLANKS.match(self._buffer, self._position)
             assert blanks is not None
-            self._position = blanks.end()
-            self.line += blanks[0].count("\n")
+            self._advance(blanks.end())
             if self._position < len(self._buffer):
                 return self._buffer[self._position]
             if not self._fill():
                 return ""
+
+    def _advance(self, end: int) -> None:
+        """Takes the characters before `end`, and counts their bytes and lines."""
+        passed = self._buffer[self._position : end]
+        self.offset += len(passed.encode("utf-8", _ESCAPE))
+        self.line += passed.count("\n")
+        self._position = end
 
     def _take_comma(self) -> bool:
         """Tells whether another object follows; the end of the array is not consumed."""
         character = self.peek()
         if character not in (",", "]", ""):
             raise DataError(f"{self._path}:{self.line}: expected ',' or ']', found {character!r}.")
-        self._position += character == ","
+        self._advance(self._position + (character == ","))
         return character == ","
 
     def _end_array(self) -> None:
-        self._position += 1
+        self._advance(self._position + 1)
         if rest := self.peek():
             where = f"{self._path}:{self.line}"
             raise DataError(f"{where}: found {rest!r} after the array, expected the file's end.")
@@ -245,8 +242,7 @@ class RecordReader:
                     line = self.line + self._buffer.count("\n", self._position, error.pos)
                     where = f"{self._path}:{line}"
                     raise DataError(f"{where}: not valid JSON: {error.msg}.") from error
-        self.line += self._buffer.count("\n", self._position, end)
-        self._position = end
+        self._advance(end)
         self.end = self.offset
         assert isinstance(value, dict)
         return value
@@ -254,9 +250,7 @@ class RecordReader:
     def _fill(self) -> bool:
         chunk = next(self._chunks, "")
         if chunk:
-            self._offset = self.offset  # count the characters that leave the buffer
-            self._buffer = self._buffer[self._position :] + chunk
-            self._position = self._counted = 0
+            self._buffer, self._position = self._buffer[self._position :] + chunk, 0
         return bool(chunk)
 
     def _read_chunks(self, offset: int) -> Iterator[str]:
@@ -267,7 +261,7 @@ class RecordReader:
                 if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{self._path}: UTF-16, expected UTF-8; convert it (iconv).")
                 if head == codecs.BOM_UTF8:
-                    self._offset = offset = len(head)
+                    self.offset = offset = len(head)
                 file.seek(offset)
                 while data := file.read(_CHUNK_BYTES):
                     if text := decoder.decode(data):

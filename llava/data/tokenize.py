@@ -1,12 +1,16 @@
-"""Tokenises rendered text and labels it: the one place that masks labels.
+"""Renders turns with a template, tokenises the text and labels it: the one place that masks labels.
 
-Role: `encode_turns` is what datasets call; `encode_prompt` turns text with `<image>` into ids with
-the sentinel -200 and is also what `llava.mm_utils.tokenizer_image_token` returns.
+Role: `render` makes the training text and its supervised character ranges; `encode_turns` is what
+datasets call; `encode_prompt` turns text with `<image>` into ids with the sentinel -200 and is also
+what `llava.mm_utils.tokenizer_image_token` returns.
+The text of the styles TWO, MPT and LLAMA_2 is exactly `Conversation.get_prompt()`, made from the
+same segments, so a template is data and needs no code here. PLAIN (stage 1) and SINGLE (LLaVA v0)
+are trained on other texts than they prompt with; LLaVA does so too.
 A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
 slow one. The text before the first image is mostly the same, so its tokens are cached. Labels
 are not shifted.
-Non-goals: truncation and padding (`dataset.py`, `batching.py`), templates.
+Non-goals: truncation and padding (`dataset.py`, `batching.py`), reading records (`sample.py`).
 """
 
 from __future__ import annotations
@@ -16,18 +20,183 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation
-from llava.data.render import Rendered, Span, render
-from llava.data.sample import Turn
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import Conversation, SeparatorStyle
+from llava.data.sample import SampleError, Turn
 from llava.errors import TemplateError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+GENERIC_SIGNAL = "### "
+"""What begins each turn of a v0 training text, and ends the text."""
+
+
+class Span(NamedTuple):
+    """A half-open range of characters of the rendered text."""
+
+    start: int
+    end: int
+
+
+class V0Piece(NamedTuple):
+    """A part of a v0 training text.
+
+    Attributes:
+        text: The part; all parts and a last `### ` are the text.
+        is_masked: Whether LLaVA's v0 rule masks it. The header is masked by a rule of its own.
+    """
+
+    text: str
+    is_masked: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation.
+
+    Attributes:
+        text: The text, with `<image>` where the image goes.
+        spans: What to supervise: each answer with its terminator, and with the blank between a
+            role's tag and the answer, because tokenizers make it part of the answer's first token.
+        v0_pieces: Header and turns of a v0 text, whose labels LLaVA finds by counting tokens piece
+            by piece; empty for the other styles.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    v0_pieces: tuple[V0Piece, ...] = ()
+
+
+def render(turns: Sequence[Turn], conv: Conversation) -> Rendered:
+    """Renders a conversation for training.
+
+    Args:
+        turns: `human` first and alternating. No text is empty.
+        conv: The template. Its own messages are left out, as in LLaVA's training.
+
+    Raises:
+        SampleError: The turns do not fit the template.
+        TemplateError: The template lacks a separator that it needs.
+
+    Example:
+        >>> from llava.conversation import conv_templates
+        >>> r = render([Turn("human", "Hi"), Turn("gpt", "Yes")], conv_templates["v1"])
+        >>> r.text[r.spans[0].start : r.spans[0].end]
+        ' Yes</s>'
+    """
+    _check(turns)
+    if conv.sep_style is SeparatorStyle.PLAIN:
+        return _render_plain(turns, conv)
+    if conv.sep_style is SeparatorStyle.SINGLE:
+        return _render_v0(turns, conv)
+    return _render_prompt(turns, conv)
+
+
+def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False) -> str:
+    """Moves a text's `<image>` to where the model expects it: its beginning.
+
+    Several placeholders become one. A text without one is returned unchanged.
+
+    Args:
+        text: What a turn says.
+        conv: A template with `mmtag` in its version wants `<Image>...</Image>` around it.
+        mm_use_im_start_end: Put `<im_start>` and `<im_end>` around the placeholder.
+    """
+    if DEFAULT_IMAGE_TOKEN not in text:
+        return text
+    rest = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    text = f"{DEFAULT_IMAGE_TOKEN}\n{rest}".strip()
+    if "mmtag" in conv.version:
+        text = text.replace(DEFAULT_IMAGE_TOKEN, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>")
+    if mm_use_im_start_end:
+        wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+        text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
+    return text
+
+
+def place_images(
+    turns: Sequence[Turn], conv: Conversation, mm_use_im_start_end: bool = False
+) -> tuple[Turn, ...]:
+    """Applies `place_image` to every turn."""
+    return tuple(
+        Turn(turn.role, place_image(turn.text, conv, mm_use_im_start_end), turn.supervised)
+        for turn in turns
+    )
+
+
+def _check(turns: Sequence[Turn]) -> None:
+    for i, turn in enumerate(turns):
+        expected = ("human", "gpt")[i % 2]
+        if turn.role != expected or not turn.text:
+            found = "an empty turn" if not turn.text else f"a turn from {turn.role!r}"
+            raise SampleError(
+                f"turn {i + 1} is {found}; expected text from {expected!r}. "
+                "Turns alternate, beginning with 'human', and none is empty.",
+                "empty_turn" if not turn.text else "turn_order",
+            )
+
+
+def _render_prompt(turns: Sequence[Turn], conv: Conversation) -> Rendered:
+    if conv.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) and conv.sep2 is None:
+        raise TemplateError(
+            f"A template of style {conv.sep_style.name} needs `sep2`, which ends an answer."
+        )
+    messages = [(conv.roles[i % 2], turn.text) for i, turn in enumerate(turns)]
+    segments = conv.segments(messages)
+    ends = accumulate(len(segment.text) for segment in segments)
+    spans = tuple(
+        Span(end - len(text), end)
+        for end, (text, message, is_body) in zip(ends, segments, strict=True)
+        if is_body and message is not None and _is_learned(turns[message])
+    )
+    return Rendered("".join(segment.text for segment in segments), spans)
+
+
+def _is_learned(turn: Turn) -> bool:
+    return turn.role == "gpt" and turn.supervised
+
+
+def _render_plain(turns: Sequence[Turn], conv: Conversation) -> Rendered:
+    """Renders stage 1 as LLaVA does: the question is dropped, only its image stays."""
+    if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0].text:
+        raise SampleError(
+            f"the plain template got {len(turns)} turns; expected a question with "
+            f"{DEFAULT_IMAGE_TOKEN} and its answer. Use another template for chats and text.",
+            "structure",
+        )
+    text = DEFAULT_IMAGE_TOKEN + turns[1].text + conv.sep
+    span = Span(len(DEFAULT_IMAGE_TOKEN), len(text))
+    return Rendered(text, (span,) if turns[1].supervised else ())
+
+
+def _render_v0(turns: Sequence[Turn], conv: Conversation) -> Rendered:
+    pieces = [V0Piece(f"{conv.system}\n\n", True)]
+    for i, turn in enumerate(turns):
+        pieces.append(V0Piece(generic_turn(conv.roles[i % 2], turn.text), not _is_learned(turn)))
+    ends = islice(accumulate(len(piece.text) for piece in pieces), 1, None)
+    spans = tuple(
+        Span(end - len(turn.text) - 2, end)  # with the blank before it and the line end
+        for turn, end in zip(turns, ends, strict=True)
+        if _is_learned(turn)
+    )
+    text = "".join(piece.text for piece in pieces) + GENERIC_SIGNAL
+    return Rendered(text, spans, tuple(pieces))
+
+
+def generic_turn(role: str, text: str) -> str:
+    """Returns one turn of a v0 training text."""
+    return f"{GENERIC_SIGNAL}{role}: {text}\n"
 
 
 @dataclass(frozen=True)
@@ -68,20 +237,16 @@ def encode_turns(
         ...              conv_templates["v1"], tokenizer).input_ids.count(-200)
         1
     """
-    return encode_rendered(render(turns, conv), tokenizer, has_image)
-
-
-def encode_rendered(rendered: Rendered, tokenizer: Any, has_image: bool = True) -> Encoded:
-    """Encodes a rendered conversation; see `encode_turns`."""
+    rendered = render(turns, conv)
     if not rendered.v0_pieces:
         return _encode_spans(rendered.text, rendered.spans, tokenizer, has_image)
     input_ids = encode_prompt(rendered.text, tokenizer, has_image=has_image)
-    header, *turns = rendered.v0_pieces
     lengths = [
-        len(encode_prompt(piece.text, tokenizer, has_image=has_image)) for piece in (header, *turns)
+        len(encode_prompt(piece.text, tokenizer, has_image=has_image))
+        for piece in rendered.v0_pieces
     ]
     labels = [IGNORE_INDEX if each == IMAGE_TOKEN_INDEX else each for each in input_ids]
-    mask_v0_lengths(labels, lengths, [turn.is_masked for turn in turns])
+    mask_v0_lengths(labels, lengths, [piece.is_masked for piece in rendered.v0_pieces[1:]])
     return Encoded(input_ids, labels)
 
 
@@ -134,9 +299,7 @@ def is_labelled(labels: Sequence[int]) -> bool:
     return any(label != IGNORE_INDEX for label in labels)
 
 
-def _encode_spans(
-    text: str, spans: Sequence[Span], tokenizer: Any, has_image: bool = True
-) -> Encoded:
+def _encode_spans(text: str, spans: Sequence[Span], tokenizer: Any, has_image: bool) -> Encoded:
     """Tokenises a text and labels the tokens that share a character with a span."""
     chunks = text.split(DEFAULT_IMAGE_TOKEN) if has_image else [text]
     ids, offsets = _encode_and_keep_first(chunks, tokenizer)

@@ -14,8 +14,7 @@ import argparse
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava.chat_service import (
     MAX_TOKENS_FIELDS,
@@ -32,8 +31,7 @@ from llava.errors import (
     RejectedError,
     ServiceError,
     flag,
-    make_parser,
-    run_script,
+    script_main,
 )
 from llava.eval.records import AnswersFile, field, read_json, read_json_lines, refuse_missing
 
@@ -49,46 +47,23 @@ NO_SCORES = [-1.0, -1.0]
 Rules = Mapping[str, Mapping[str, str]]
 
 
-@dataclass(frozen=True)
-class ReviewPair:
-    """Two answers to one question.
+Record = Mapping[str, Any]
+GetCategory = Callable[[Record, str, Rules], str]
+Describe = Callable[[Record, str], str]
+
+
+class PlannedReview(NamedTuple):
+    """What the judge is asked about two answers.
 
     Attributes:
-        question: The question's record.
-        answers: The two answers' records.
         where: Place of the question.
+        content: What the judge is asked.
+        line: The line that is written down, without the judge's reply.
     """
 
-    question: Mapping[str, Any]
-    answers: tuple[Mapping[str, Any], Mapping[str, Any]]
     where: str
-
-    def content(self, rule: Mapping[str, str], context: str | None) -> str:
-        """Returns what the judge is asked."""
-        role, (first, second) = rule["role"], self.answers
-        blocks = [] if context is None else [f"[Context]\n{context}"]
-        blocks += [
-            f"[Question]\n{self.question['text']}",
-            f"[{role} 1]\n{first['text']}",
-            f"[End of {role} 1]",
-            f"[{role} 2]\n{second['text']}",
-            f"[End of {role} 2]",
-            f"[System]\n{rule['prompt']}",
-        ]
-        return "".join(f"{block}\n\n" for block in blocks)
-
-    def review(self, number: int, category: str, text: str) -> dict[str, Any]:
-        """Returns the line that is written for the judge's reply; empty if it refuses."""
-        first, second = self.answers
-        return {
-            "id": number,
-            "question_id": self.question["question_id"],
-            "answer1_id": first.get("answer_id", first["question_id"]),
-            "answer2_id": second.get("answer_id", second["question_id"]),
-            "category": category,
-            "content": text,
-            "tuple": parse_score(text),
-        }
+    content: str
+    line: Record
 
 
 FLAGS: Sequence[Flag] = (
@@ -126,8 +101,13 @@ def parse_score(review: str) -> list[float]:
     return [first, second]
 
 
-def read_pairs(question: str, answer_list: Sequence[str]) -> list[ReviewPair]:
+def read_pairs(
+    question: str, answer_list: Sequence[str]
+) -> list[tuple[str, Record, Record, Record]]:
     """Reads questions and both files of answers, which must be in the same order.
+
+    Returns:
+        The place of each question, its record, and those of both answers.
 
     Raises:
         DataError: The files differ in length or order.
@@ -137,30 +117,81 @@ def read_pairs(question: str, answer_list: Sequence[str]) -> list[ReviewPair]:
     for path, side in zip(answer_list, sides, strict=True):
         if len(side) != len(questions):
             raise DataError(f"{path}: {len(side)} answers to {len(questions)} questions")
-    pairs = []
-    for (where, asked), first, second in zip(questions, *sides, strict=True):
-        question_id = field(asked, "question_id", where)
-        for place, answer in (first, second):
+        for (where, asked), (place, answer) in zip(questions, side, strict=True):
+            question_id = field(asked, "question_id", where)
             if field(answer, "question_id", place) != question_id:
                 raise DataError(
                     f"{place}: answer to question {answer['question_id']!r}, expected "
                     f"{question_id!r} as in {where}"
                 )
             field(answer, "text", place, str)
-        pairs.append(ReviewPair(asked, (first[1], second[1]), where))
-    return pairs
+    return [
+        (where, asked, first, second)
+        for (where, asked), (_, first), (_, second) in zip(questions, *sides, strict=True)
+    ]
+
+
+def _plan(
+    args: argparse.Namespace, get_category: GetCategory, describe: Describe | None
+) -> list[PlannedReview]:
+    """Makes what the judge is asked about every pair of answers.
+
+    Raises:
+        DataError: A rule or an image's context is missing.
+    """
+    pairs = read_pairs(args.question, args.answer_list)
+    rules: Rules = read_json(args.rule, dict)
+    contexts = [""] * len(pairs)
+    if describe is not None:
+        images = [field(question, "image", where) for where, question, _, _ in pairs]
+        contexts = _read_contexts(args.context, images, describe)
+    plan = []
+    for number, (where, question, first, second) in enumerate(pairs, 1):
+        category = get_category(question, where, rules)
+        if category not in rules:
+            raise DataError(f"{where}: no rule for {category!r}; there are {', '.join(rules)}")
+        role, prompt = (
+            field(rules[category], name, f"{args.rule}: {category}", str)
+            for name in ("role", "prompt")
+        )
+        blocks = [
+            f"[Question]\n{question['text']}",
+            f"[{role} 1]\n{first['text']}",
+            f"[End of {role} 1]",
+            f"[{role} 2]\n{second['text']}",
+            f"[End of {role} 2]",
+            f"[System]\n{prompt}",
+        ]
+        line = {
+            "id": number,
+            "question_id": question["question_id"],
+            "answer1_id": first.get("answer_id", first["question_id"]),
+            "answer2_id": second.get("answer_id", second["question_id"]),
+            "category": category,
+        }
+        content = contexts[number - 1] + "".join(f"{block}\n\n" for block in blocks)
+        plan.append(PlannedReview(where, content, line))
+    return plan
+
+
+def _read_contexts(path: str, images: Sequence[Any], describe: Describe) -> list[str]:
+    contexts = {
+        field(record, "image", where, str): f"[Context]\n{describe(record, where)}\n\n"
+        for where, record in read_json_lines(path)
+    }
+    missing = [image for image in images if image not in contexts]
+    refuse_missing("images have no context", missing, f"complete {path}")
+    return [contexts[image] for image in images]
 
 
 def review(
-    args: argparse.Namespace,
-    get_category: Callable[[ReviewPair, Rules], str],
-    describe: Callable[[Mapping[str, Any], str], str] | None = None,
+    args: argparse.Namespace, get_category: GetCategory, describe: Describe | None = None
 ) -> None:
     """Asks the judge about every pair that has no review yet, and writes the reviews.
 
     Args:
         args: Values of `FLAGS`.
-        get_category: Names the rule of a pair.
+        get_category: Names the rule of a question, given its record and its place.
         describe: Says what is in an image, given its record in `args.context` and the place of
             that; None if the judge is not told.
 
@@ -168,64 +199,29 @@ def review(
         ConfigError: There is no key, or the reviews there are of another run.
         DataError: A rule or an image's context is missing.
     """
-    pairs = read_pairs(args.question, args.answer_list)
-    rules: Rules = read_json(args.rule, dict)
-    contexts = None if describe is None else _read_contexts(args.context, pairs, describe)
-    categories, contents = [], []
-    for i, pair in enumerate(pairs):
-        category = get_category(pair, rules)
-        if category not in rules:
-            raise DataError(f"{pair.where}: no rule for {category!r}; there are {', '.join(rules)}")
-        for name in ("role", "prompt"):
-            field(rules[category], name, f"{args.rule}: {category}", str)
-        categories.append(category)
-        contents.append(pair.content(rules[category], None if contexts is None else contexts[i]))
+    plan = _plan(args, get_category, describe)
+    contents = "".join(planned.content for planned in plan)
     identity = {
         "judge": args.model,
         "max_tokens": args.max_tokens,
-        "content_sha256": hashlib.sha256("".join(contents).encode()).hexdigest(),
+        "content_sha256": hashlib.sha256(contents.encode()).hexdigest(),
     }
     if args.no_temperature:
         identity["temperature"] = "the service's own"
     with AnswersFile(args.output, identity, args.fresh) as reviews:
-        done = _read_done(args.output, [pair.question["question_id"] for pair in pairs])
-        log.info("%s: %d of %d reviews are there", args.output, len(done), len(pairs))
-
-        def keep(i: int, text: str) -> None:
-            reviews.write(pairs[i].review(i + 1, categories[i], text))
-
-        todo = [i for i in range(len(pairs)) if i not in done]
-        if todo:
-            _ask_judge(args, pairs, {i: contents[i] for i in todo}, keep)
+        done = _read_done(args.output, [planned.line["question_id"] for planned in plan])
+        log.info("%s: %d of %d reviews are there", args.output, len(done), len(plan))
+        if todo := [planned for i, planned in enumerate(plan) if i not in done]:
+            _ask_judge(args, todo, reviews)
             reviews.sort("id")
 
 
-def _read_contexts(
-    path: str, pairs: Sequence[ReviewPair], describe: Callable[[Mapping[str, Any], str], str]
-) -> list[str]:
-    contexts = {
-        field(record, "image", where, str): describe(record, where)
-        for where, record in read_json_lines(path)
-    }
-    images = [field(pair.question, "image", pair.where) for pair in pairs]
-    missing = [image for image in images if image not in contexts]
-    refuse_missing("images have no context", missing, f"complete {path}")
-    return [contexts[image] for image in images]
-
-
 def _ask_judge(
-    args: argparse.Namespace,
-    pairs: Sequence[ReviewPair],
-    contents: Mapping[int, str],
-    keep: Callable[[int, str], None],
+    args: argparse.Namespace, todo: Sequence[PlannedReview], reviews: AnswersFile
 ) -> None:
-    """Asks about each of `contents`, which belong to the pairs at their keys.
-
-    `keep` gets the key and the review, which is empty if the judge refuses.
-    """
+    """Asks for reviews and writes them; a review that the judge refuses is empty."""
     dialect = Dialect(args.max_tokens_field, not args.no_temperature)
     service = service_of_environment(ServiceLimits(max_tries=NUM_TRIES), dialect)
-    places = list(contents)
     refused = []
 
     def receive(position: int, outcome: ChatReply | RejectedError | ExhaustedError) -> None:
@@ -237,21 +233,21 @@ def _ask_judge(
         refusal = outcome if isinstance(outcome, RejectedError) else outcome.refusal
         if refusal:
             refused.append(refusal)
-            log.warning("%s: the judge refuses (%s)", pairs[places[position]].where, refusal)
-        is_review = isinstance(outcome, ChatReply) and not refusal
-        keep(places[position], outcome.text if is_review else "")
+            log.warning("%s: the judge refuses (%s)", todo[position].where, refusal)
+        text = outcome.text if isinstance(outcome, ChatReply) and not refusal else ""
+        reviews.write({**todo[position].line, "content": text, "tuple": parse_score(text)})
 
     bodies = [
         {
             "model": args.model,
             "messages": [
                 {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": content},
+                {"role": "user", "content": planned.content},
             ],
             "max_tokens": args.max_tokens,
             "temperature": TEMPERATURE,
         }
-        for content in contents.values()
+        for planned in todo
     ]
     ask_each(service, bodies, NUM_CONCURRENT, receive)
     if refused:
@@ -278,18 +274,16 @@ def _read_done(path: str, question_ids: Sequence[Any]) -> set[int]:
     return done
 
 
-def _category_or_default(pair: ReviewPair, rules: Rules) -> str:
-    category = str(pair.question.get("category", "default"))
+def _category_or_default(question: Record, where: str, rules: Rules) -> str:
+    category = str(question.get("category", "default"))
     return category if category in rules else "default"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        lambda args: review(args, _category_or_default),
-        make_parser("Let GPT compare two models.", *FLAGS),
-        argv,
-    )
+main = script_main(
+    "Let GPT compare two models.",
+    lambda args: review(args, _category_or_default),
+    *FLAGS,
+)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ each image. Usage: python -m llava.eval.eval_gpt_review_visual -q questions.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from llava.errors import make_parser, run_script
-from llava.eval.eval_gpt_review import CONTEXT_FLAG, FLAGS, ReviewPair, Rules, review
+from llava.errors import script_main
+from llava.eval.eval_gpt_review import CONTEXT_FLAG, FLAGS, Rules, review
 from llava.eval.eval_gpt_review import parse_score as parse_score
 from llava.eval.records import field
 
@@ -30,18 +30,17 @@ def describe(record: Mapping[str, Any], where: str) -> str:
     return "\n".join([*captions, *instances])
 
 
-def get_category(pair: ReviewPair, rules: Rules) -> str:
+def get_category(question: Mapping[str, Any], where: str, rules: Rules) -> str:
     """Returns the name of a question's rule."""
-    return str(field(pair.question, "category", pair.where, str))
+    return str(field(question, "category", where, str))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        lambda args: review(args, get_category, describe),
-        make_parser("Let GPT compare two models' answers about images.", CONTEXT_FLAG, *FLAGS),
-        argv,
-    )
+main = script_main(
+    "Let GPT compare two models' answers about images.",
+    lambda args: review(args, get_category, describe),
+    CONTEXT_FLAG,
+    *FLAGS,
+)
 
 
 if __name__ == "__main__":

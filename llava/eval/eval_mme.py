@@ -16,7 +16,7 @@ from typing import Final
 
 import typer
 
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.records import read_text
 
 PERCEPTION: Final = (
@@ -103,13 +103,11 @@ def _show(args: argparse.Namespace) -> None:
         typer.echo("")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        _show,
-        make_parser("Score MME.", flag("--results_dir", "--results-dir", required=True)),
-        argv,
-    )
+main = script_main(
+    "Score MME.",
+    _show,
+    flag("--results_dir", "--results-dir", required=True),
+)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import typer
 
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.records import answers_by_id, field, read_json_lines, refuse_missing
 
 log = logging.getLogger(__name__)
@@ -192,18 +192,13 @@ def _show_all(args: argparse.Namespace) -> None:
         show(category, score)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        _show_all,
-        make_parser(
-            "Score POPE.",
-            flag("--annotation-dir", required=True),
-            flag("--question-file", required=True),
-            flag("--result-file", required=True),
-        ),
-        argv,
-    )
+main = script_main(
+    "Score POPE.",
+    _show_all,
+    flag("--annotation-dir", required=True),
+    flag("--question-file", required=True),
+    flag("--result-file", required=True),
+)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import typer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.records import field, read_json, read_json_lines
 from llava.files import write_atomically
 
@@ -102,50 +101,6 @@ def percent(right: Iterable[bool]) -> float:
     return 100 * sum(values) / len(values) if values else 0.0
 
 
-@dataclass(frozen=True)
-class ScienceQaVerdict:
-    """The verdict on one problem.
-
-    Attributes:
-        record: As it is written down, with `parsed_ans` and `ground_truth`.
-        index: The choice that was answered, -1 for none.
-        is_correct: Whether that is the right one.
-    """
-
-    record: Mapping[str, Any]
-    index: int
-    is_correct: bool
-
-
-def judge(
-    problems: Mapping[str, Mapping[str, Any]],
-    answers: Mapping[str, Mapping[str, Any]],
-    options: Sequence[str],
-) -> list[ScienceQaVerdict]:
-    """Judges every problem; one without an answer is wrong.
-
-    Args:
-        problems: By id.
-        answers: Lines of the answers file, by id.
-        options: The letters.
-    """
-    verdicts = []
-    for problem_id, problem in problems.items():
-        answer = answers.get(problem_id, {"text": FAILED})
-        letter = parse_answer(answer["text"], options)
-        index = option_index(letter, len(problem["choices"]), options)
-        record = {
-            "question_id": problem_id,
-            "parsed_ans": letter,
-            "ground_truth": options[problem["answer"]],
-            "question": answer.get("prompt", ""),
-            "pred": answer["text"],
-            "is_multimodal": is_multimodal(answer),
-        }
-        verdicts.append(ScienceQaVerdict(record, index, index == problem["answer"]))
-    return verdicts
-
-
 def write_result(
     path: str, choices: Mapping[str, int], is_right: Sequence[bool], outputs: Mapping[str, str]
 ) -> None:
@@ -161,7 +116,7 @@ def write_result(
 
 
 def eval_science_qa(args: argparse.Namespace) -> None:
-    """Scores what `args` names.
+    """Scores what `args` names; a problem without an answer is wrong.
 
     Raises:
         DataError: A file is invalid.
@@ -170,36 +125,47 @@ def eval_science_qa(args: argparse.Namespace) -> None:
     answers = read_answers(args.result_file)
     if num_missing := len(problems.keys() - answers.keys()):
         log.warning("%d of %d problems have no answer; they are wrong", num_missing, len(problems))
-    verdicts = judge(problems, answers, args.options)
+    choices, records = {}, []
+    for problem_id, problem in problems.items():
+        answer = answers.get(problem_id, {"text": FAILED})
+        letter = parse_answer(answer["text"], args.options)
+        choices[problem_id] = option_index(letter, len(problem["choices"]), args.options)
+        records.append(
+            {
+                "question_id": problem_id,
+                "parsed_ans": letter,
+                "ground_truth": args.options[problem["answer"]],
+                "question": answer.get("prompt", ""),
+                "pred": answer["text"],
+                "is_multimodal": is_multimodal(answer),
+            }
+        )
+    is_right = [
+        choices[problem_id] == problem["answer"] for problem_id, problem in problems.items()
+    ]
+    judged = list(zip(records, is_right, strict=True))
     sides = {
-        "correct": [verdict.record for verdict in verdicts if verdict.is_correct],
-        "incorrect": [verdict.record for verdict in verdicts if not verdict.is_correct],
+        "correct": [record for record, right in judged if right],
+        "incorrect": [record for record, right in judged if not right],
     }
     write_atomically(Path(args.output_file), json.dumps(sides, indent=2))
-    is_right = [verdict.is_correct for verdict in verdicts]
-    outputs = {verdict.record["question_id"]: verdict.record["pred"] for verdict in verdicts}
-    choices = {verdict.record["question_id"]: verdict.index for verdict in verdicts}
+    outputs = {record["question_id"]: record["pred"] for record in records}
     write_result(args.output_result, choices, is_right, outputs)
-    with_image = [v.is_correct for v in verdicts if v.record["is_multimodal"]]
+    with_image = [right for record, right in judged if record["is_multimodal"]]
     typer.echo(
-        f"Total: {len(verdicts)}, Correct: {sum(is_right)}, Accuracy: {percent(is_right):.2f}%, "
+        f"Total: {len(records)}, Correct: {sum(is_right)}, Accuracy: {percent(is_right):.2f}%, "
         f"IMG-Accuracy: {percent(with_image):.2f}%"
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_science_qa,
-        make_parser(
-            "Score ScienceQA.",
-            *FLAGS,
-            flag("--result-file", required=True),
-            flag("--output-file", required=True),
-            flag("--output-result", required=True),
-        ),
-        argv,
-    )
+main = script_main(
+    "Score ScienceQA.",
+    eval_science_qa,
+    *FLAGS,
+    flag("--result-file", required=True),
+    flag("--output-file", required=True),
+    flag("--output-result", required=True),
+)
 
 
 if __name__ == "__main__":

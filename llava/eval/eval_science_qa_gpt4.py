@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import flag, make_parser, run_script
+from llava.errors import flag, script_main
 from llava.eval import eval_science_qa
 from llava.eval.records import field, read_json
 
@@ -84,8 +84,13 @@ def _votes(
     if ours < 0:
         # at random, but the same in every run
         ours = random.Random(problem_id).randrange(num_choices)
-    has_image = eval_science_qa.is_multimodal(our_answer)
-    return Votes(problem_id, problem["answer"], ours, index_of(gpt4_text), has_image)
+    return Votes(
+        problem_id=problem_id,
+        truth=problem["answer"],
+        ours=ours,
+        gpt4=index_of(gpt4_text),
+        has_image=eval_science_qa.is_multimodal(our_answer),
+    )
 
 
 def show(votes: Sequence[Votes], choices: Sequence[int]) -> None:
@@ -105,9 +110,11 @@ def _score(args: argparse.Namespace) -> None:
     show(votes, [vote.ensemble for vote in votes])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(_score, make_parser("Score ScienceQA for GPT-4 and a model.", *FLAGS), argv)
+main = script_main(
+    "Score ScienceQA for GPT-4 and a model.",
+    _score,
+    *FLAGS,
+)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.errors import flag, make_parser, run_script
+from llava.errors import flag, script_main
 from llava.eval import eval_science_qa
 from llava.eval.eval_science_qa_gpt4 import FLAGS, Votes, read_votes, show
 
@@ -38,18 +38,13 @@ def _score(args: argparse.Namespace) -> None:
     show(votes, list(choices.values()))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        _score,
-        make_parser(
-            "Score ScienceQA for GPT-4 as the judge.",
-            *FLAGS,
-            flag("--requery-result", required=True),
-            flag("--output-result", required=True),
-        ),
-        argv,
-    )
+main = script_main(
+    "Score ScienceQA for GPT-4 as the judge.",
+    _score,
+    *FLAGS,
+    flag("--requery-result", required=True),
+    flag("--output-result", required=True),
+)
 
 
 if __name__ == "__main__":

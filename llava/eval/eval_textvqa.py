@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, flag, make_parser, run_script
+from llava.errors import ConfigError, DataError, flag, script_main
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.records import field, read_json, read_json_lines
 
@@ -78,8 +78,7 @@ def eval_single(annotations: Annotations, result_file: str | Path) -> tuple[int,
                 "--annotation-file (it must be of the same split)"
             )
         answers = field(annotations[key], "answers", f"annotation of {image_id}", list)
-        text = field(record, "text", where, str)
-        entries.append({"pred_answer": text, "gt_answers": answers})
+        entries.append({"pred_answer": field(record, "text", where, str), "gt_answers": answers})
     if not entries:
         raise DataError(f"{result_file}: holds no answers")
     return len(entries), TextVQAAccuracyEvaluator().eval_pred_list(entries)
@@ -97,18 +96,13 @@ def _show(args: argparse.Namespace) -> None:
         typer.echo(f"{path.stem}\nSamples: {num_samples}\nAccuracy: {100 * accuracy:.2f}%\n")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        _show,
-        make_parser(
-            "Score TextVQA.",
-            flag("--annotation-file", required=True),
-            flag("--result-file"),
-            flag("--result-dir", help="score every .jsonl in it"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Score TextVQA.",
+    _show,
+    flag("--annotation-file", required=True),
+    flag("--result-file"),
+    flag("--result-dir", help="score every .jsonl in it"),
+)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ python -m llava.eval.model_qa --model-name lmsys/vicuna-7b-v1.5 --question-file 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from llava.errors import flag, make_parser, run_script
+from llava.errors import flag, script_main
 from llava.eval.model_vqa import RUN_FLAGS, Script, VqaQuestion, answer_questions
 from llava.eval.records import field, read_json_lines
 
@@ -40,29 +39,23 @@ def eval_model(model_name: str, questions_file: str, answers_file: str, **option
     for where, record in read_json_lines(questions_file):
         text = field(record, "text", where, str)
         questions.append(VqaQuestion(field(record, "question_id", where), text, text, None, where))
-    files = {"model_path": model_name, "answers_file": answers_file}
-    args = SimpleNamespace(**SETTINGS, **files, **options)
+    args = SimpleNamespace(**SETTINGS, model_path=model_name, answers_file=answers_file, **options)
     answer_questions(SCRIPT, args, questions_file, questions)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        lambda args: eval_model(**vars(args)),
-        make_parser(
-            "Answer questions without images.",
-            flag("--model-name", default="facebook/opt-350m"),
-            flag(
-                "--question-file",
-                dest="questions_file",
-                metavar="QUESTION_FILE",
-                default="tables/question.jsonl",
-            ),
-            flag("--answers-file", default="answer.jsonl"),
-            *RUN_FLAGS,
-        ),
-        argv,
-    )
+main = script_main(
+    "Answer questions without images.",
+    lambda args: eval_model(**vars(args)),
+    flag("--model-name", default="facebook/opt-350m"),
+    flag(
+        "--question-file",
+        dest="questions_file",
+        metavar="QUESTION_FILE",
+        default="tables/question.jsonl",
+    ),
+    flag("--answers-file", default="answer.jsonl"),
+    *RUN_FLAGS,
+)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,24 @@ from torch import Tensor
 import llava.conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_conversation, select_conversation
-from llava.errors import ConfigError, DataError, Flag, flag, make_parser, run_script
-from llava.eval.records import AnswersFile, field, image_path, read_json_lines, refuse_missing
-from llava.eval.records import get_chunk as get_chunk
+from llava.errors import ConfigError, DataError, Flag, flag, script_main
+from llava.eval.records import (
+    AnswersFile,
+    field,
+    get_chunk,
+    image_path,
+    read_json_lines,
+    refuse_missing,
+)
 from llava.eval.records import split_list as split_list
 from llava.files import sha256_of
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import (
+    get_model_name_from_path,
+    pad_left,
+    process_images,
+    tokenizer_image_token,
+)
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import MultimodalConfig
 from llava.progress import Progress
@@ -237,14 +248,6 @@ def _until_any(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
     return ids[: next((i for i, token_id in enumerate(ids) if token_id in ends), len(ids))]
 
 
-def pad_left(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pads rows of ids to one length: ids and mask, both [B, T]."""
-    length = max(map(len, rows))
-    ids = [[pad_id] * (length - len(row)) + row for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
 def _image_keywords(images: Sequence[_Prepared | None]) -> dict[str, Any]:
     """`images` and `image_sizes` for a batch; a row without an image owns a dummy."""
     first = next((image for image in images if image is not None), None)
@@ -330,7 +333,14 @@ def answer_questions(
     max_new_tokens = getattr(args, "max_new_tokens", script.max_new_tokens)
     sampling = Sampling(args.temperature, args.top_p, args.num_beams, max_new_tokens)
     batch_size = getattr(args, "batch_size", 1)
-    _check_numbers(batch_size, sampling)
+    for name, value, least in (
+        ("--batch-size", batch_size, 1),
+        ("--num_beams", sampling.num_beams, 1),
+        ("--max_new_tokens", sampling.max_new_tokens, 1),
+        ("--temperature", sampling.temperature, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected {least} or more")
     model_id = get_model_name_from_path(str(args.model_path))
     identity = {
         "script": script.name,
@@ -421,17 +431,6 @@ def checkpoint_sha256(model_path: str) -> str | None:
     return sha256_of(*weights, *folder.glob("config.json"))
 
 
-def _check_numbers(batch_size: int, sampling: Sampling) -> None:
-    for name, value, least in (
-        ("--batch-size", batch_size, 1),
-        ("--num_beams", sampling.num_beams, 1),
-        ("--max_new_tokens", sampling.max_new_tokens, 1),
-        ("--temperature", sampling.temperature, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"{name} is {value}; expected {least} or more")
-
-
 def _check_images(questions: Sequence[VqaQuestion]) -> None:
     """Finds missing images before the model is loaded."""
     paths = {q.image: q.where for q in questions if isinstance(q.image, Path)}
@@ -463,9 +462,11 @@ def eval_model(args: Any, script: Script = SCRIPT) -> None:
     answer_questions(script, args, args.question_file, chunk)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(eval_model, make_parser("Answer questions about images.", *SCRIPT.flags()), argv)
+main = script_main(
+    "Answer questions about images.",
+    eval_model,
+    *SCRIPT.flags(),
+)
 
 
 if __name__ == "__main__":

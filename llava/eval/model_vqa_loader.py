@@ -7,10 +7,9 @@ python -m llava.eval.model_vqa_loader --model-path M --question-file Q --image-f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import make_parser, run_script
+from llava.errors import script_main
 from llava.eval import model_vqa
 from llava.eval.records import get_chunk as get_chunk
 from llava.eval.records import split_list as split_list
@@ -25,11 +24,11 @@ def eval_model(args: Any) -> None:
     model_vqa.eval_model(args, SCRIPT)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model, make_parser("Answer questions about images briefly.", *SCRIPT.flags()), argv
-    )
+main = script_main(
+    "Answer questions about images briefly.",
+    eval_model,
+    *SCRIPT.flags(),
+)
 
 
 if __name__ == "__main__":

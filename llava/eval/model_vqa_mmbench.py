@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
-from llava.eval.records import OPTION_LETTERS, field, read_tsv
-from llava.eval.records import get_chunk as get_chunk
-from llava.eval.records import is_none as is_none
+from llava.eval.records import OPTION_LETTERS, field, get_chunk, is_none, read_tsv
 from llava.eval.records import split_list as split_list
 
 SCRIPT = Script("model_vqa_mmbench", conv_mode="llava_v1", max_new_tokens=1024, plain_rule=True)
@@ -97,19 +95,14 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.question_file, questions, **settings)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model,
-        make_parser(
-            "Answer MMBench.",
-            *SCRIPT.flags(),
-            flag("--all-rounds", action="store_true", help="ask every rotation"),
-            flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
-            flag("--lang", choices=LETTER_INSTRUCTIONS, default="en"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Answer MMBench.",
+    eval_model,
+    *SCRIPT.flags(),
+    flag("--all-rounds", action="store_true", help="ask every rotation"),
+    flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
+    flag("--lang", choices=LETTER_INSTRUCTIONS, default="en"),
+)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ python -m llava.eval.model_vqa_qbench --model-path M --questions-file Q.json --i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
 from llava.eval.records import OPTION_LETTERS, field, get_chunk, image_path, read_json
@@ -38,8 +37,10 @@ def read_questions(questions_file: str, image_folder: str, lang: str) -> list[Vq
         question = field(record, "question", where, str)
         prompt = "\n".join([question, *lines, LETTER_INSTRUCTIONS[LANGUAGES[lang]]])
         image = image_path(image_folder, field(record, "img_path", where), where)
-        extra = {"options": options}
-        questions.append(VqaQuestion(record.get("id", number), prompt, prompt, image, where, extra))
+        question_id = record.get("id", number)
+        questions.append(
+            VqaQuestion(question_id, prompt, prompt, image, where, {"options": options})
+        )
     return questions
 
 
@@ -50,18 +51,13 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.questions_file, chunk, lang=args.lang)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model,
-        make_parser(
-            "Answer Q-Bench.",
-            *SCRIPT.flags(question_file=""),
-            flag("--questions-file", required=True),
-            flag("--lang", choices=LANGUAGES, default="en"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Answer Q-Bench.",
+    eval_model,
+    *SCRIPT.flags(question_file=""),
+    flag("--questions-file", required=True),
+    flag("--lang", choices=LANGUAGES, default="en"),
+)
 
 
 if __name__ == "__main__":

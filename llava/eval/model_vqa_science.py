@@ -9,15 +9,13 @@ python -m llava.eval.model_vqa_science --model-path M --question-file Q.json --i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import flag, make_parser, run_script
+from llava.errors import flag, script_main
 from llava.eval.model_vqa import Script, VqaQuestion, answer_questions
 from llava.eval.model_vqa_mmbench import LETTER_INSTRUCTIONS
-from llava.eval.records import field, image_path, read_json
-from llava.eval.records import get_chunk as get_chunk
+from llava.eval.records import field, get_chunk, image_path, read_json
 from llava.eval.records import split_list as split_list
 
 SCRIPT = Script("model_vqa_science", conv_mode="llava_v0", max_new_tokens=1024)
@@ -60,18 +58,13 @@ def eval_model(args: Any) -> None:
     answer_questions(SCRIPT, args, args.question_file, chunk, single_pred_prompt=single)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model,
-        make_parser(
-            "Answer ScienceQA.",
-            *SCRIPT.flags("tables/question.json"),
-            flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
-            flag("--answer-prompter", action="store_true", help="accepted, without effect"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Answer ScienceQA.",
+    eval_model,
+    *SCRIPT.flags("tables/question.json"),
+    flag("--single-pred-prompt", action="store_true", help="ask for the letter"),
+    flag("--answer-prompter", action="store_true", help="accepted, without effect"),
+)
 
 
 if __name__ == "__main__":

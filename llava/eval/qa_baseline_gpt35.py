@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import shortuuid
 
 from llava.chat_service import ChatReply, ServiceLimits, ask_each, service_of_environment
-from llava.errors import ExhaustedError, RejectedError, ServiceError, flag, make_parser, run_script
+from llava.errors import ExhaustedError, RejectedError, ServiceError, flag, script_main
 from llava.eval.records import field, read_json_lines
 
 log = logging.getLogger(__name__)
@@ -81,18 +81,13 @@ def _write(target: Path, texts: Mapping[Any, str]) -> None:
     target.write_text("\n".join(json.dumps(answer) for answer in answers), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        answer_file,
-        make_parser(
-            "Answer questions by GPT-3.5.",
-            flag("-q", "--question", required=True),
-            flag("-o", "--output", required=True),
-            flag("--max-tokens", type=int, default=1024, help="longest answer"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Answer questions by GPT-3.5.",
+    answer_file,
+    flag("-q", "--question", required=True),
+    flag("-o", "--output", required=True),
+    flag("--max-tokens", type=int, default=1024, help="longest answer"),
+)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import os
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -242,7 +243,7 @@ def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
     return chunks[k] if k < len(chunks) else lst[:0]
 
 
-class AnswersFile:
+class AnswersFile(AbstractContextManager["AnswersFile"]):
     """The answers of one run, open for appending; use it in a `with` statement.
 
     Args:
@@ -299,12 +300,10 @@ class AnswersFile:
     def sort(self, key: str) -> None:
         """Sorts all answers by one of their fields; nothing can be written after."""
         lines = self.path.read_bytes().splitlines(keepends=True)
+        lines.sort(key=lambda line: json.loads(line)[key])
         self._file.close()
         with writing(self.path) as partial:
-            partial.write_bytes(b"".join(sorted(lines, key=lambda line: json.loads(line)[key])))
-
-    def __enter__(self) -> AnswersFile:
-        return self
+            partial.write_bytes(b"".join(lines))
 
     def __exit__(self, *_: object) -> None:
         with naming(self.path):

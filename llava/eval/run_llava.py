@@ -7,49 +7,29 @@ A URL is fetched only because the user typed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import requests
 import torch
 import typer
 from PIL import Image
 
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import select_conversation
-from llava.errors import DataError, flag, make_parser, run_script
+from llava.errors import DataError, flag, script_main
 from llava.eval.model_vqa import Sampling, image_token, question_ids
-from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path, process_images
 from llava.model.builder import load_pretrained_model
-
-DOWNLOAD_TIMEOUT_S = 30
+from llava.serve.cli import load_image as load_image
 
 
 def image_parser(args: Any) -> list[str]:
     """Splits `args.image_file` at `args.sep` into file names and URLs."""
-    image_files: list[str] = args.image_file.split(args.sep)
-    return image_files
-
-
-def load_image(image_file: str) -> Image.Image:
-    """Opens an image, a file or an http(s) URL, as RGB.
-
-    Raises:
-        DataError: It cannot be opened or is no image.
-    """
-    if not image_file.startswith(("http://", "https://")):
-        return open_image(image_file, orient=False)
-    try:
-        response = requests.get(image_file, timeout=DOWNLOAD_TIMEOUT_S)
-        response.raise_for_status()
-    except requests.RequestException as error:
-        raise DataError(f"cannot download the image {image_file}: {error}") from error
-    return open_image(response.content, image_file, orient=False)
+    return list(args.image_file.split(args.sep))
 
 
 def load_images(image_files: Iterable[str]) -> list[Image.Image]:
-    """Opens several images; see `load_image`."""
+    """Opens several images, files or http(s) URLs, as RGB; see `load_image`."""
     return [load_image(image_file) for image_file in image_files]
 
 
@@ -104,26 +84,21 @@ def eval_model(args: Any) -> str:
     return answer
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        eval_model,
-        make_parser(
-            "Ask a model about images.",
-            flag("--model-path", default="facebook/opt-350m"),
-            flag("--model-base", default=None),
-            flag("--image-file", required=True, help="files or URLs, joined by --sep"),
-            flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
-            flag("--conv-mode", default=None),
-            flag("--sep", default=","),
-            flag("--temperature", type=float, default=0.2),
-            flag("--top_p", type=float, default=None),
-            flag("--num_beams", type=int, default=1),
-            flag("--max_new_tokens", type=int, default=512),
-            flag("--device", default="cuda"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Ask a model about images.",
+    eval_model,
+    flag("--model-path", default="facebook/opt-350m"),
+    flag("--model-base", default=None),
+    flag("--image-file", required=True, help="files or URLs, joined by --sep"),
+    flag("--query", required=True, help=f"may hold {IMAGE_PLACEHOLDER}"),
+    flag("--conv-mode", default=None),
+    flag("--sep", default=","),
+    flag("--temperature", type=float, default=0.2),
+    flag("--top_p", type=float, default=None),
+    flag("--num_beams", type=int, default=1),
+    flag("--max_new_tokens", type=int, default=512),
+    flag("--device", default="cuda"),
+)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llava.errors import ConfigError, DataError, flag, make_parser, run_script
+from llava.errors import ConfigError, DataError, flag, script_main
 from llava.eval.eval_gpt_review import NO_SCORES
 from llava.eval.records import field, read_json_lines
 
@@ -101,20 +101,15 @@ def _show(args: argparse.Namespace) -> None:
         typer.echo("=================================")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the script."""
-    run_script(
-        _show,
-        make_parser(
-            "Sum up GPT's reviews.",
-            flag("-d", "--dir"),
-            flag("-v", "--version", choices=VERSIONS),
-            flag("-s", "--select", nargs="*", default=[]),
-            flag("-f", "--files", nargs="*", default=[]),
-            flag("-i", "--ignore", nargs="*", default=[], help="question ids"),
-        ),
-        argv,
-    )
+main = script_main(
+    "Sum up GPT's reviews.",
+    _show,
+    flag("-d", "--dir"),
+    flag("-v", "--version", choices=VERSIONS),
+    flag("-s", "--select", nargs="*", default=[]),
+    flag("-f", "--files", nargs="*", default=[]),
+    flag("-i", "--ignore", nargs="*", default=[], help="question ids"),
+)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,12 @@ Legend: B rows, L positions of the longest row, H heads of keys, D their width.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,11 +233,6 @@ class Row:
     last_id: int = 0
 
     @property
-    def max_positions(self) -> int:
-        """Maximum number of positions of prompt and answer together."""
-        return self.prepared.prompt_len + self.prepared.max_new_tokens
-
-    @property
     def usage(self) -> tuple[int, int]:
         """Number of tokens of the prompt and of the answer so far."""
         return self.num_prompt_tokens, self.text.num_tokens
@@ -275,7 +268,8 @@ class Batch:
             return False
         if self.kv.max_positions is None:
             return True
-        longest = max(each.max_positions for each in (row, *self.rows))
+        prepared = [each.prepared for each in (row, *self.rows)]
+        longest = max(each.prompt_len + each.max_new_tokens for each in prepared)
         return (len(self.rows) + 1) * rounded(longest) <= self.kv.max_positions
 
     def prepare(self, request: GenerationRequest, owner: Any) -> Row:
@@ -337,12 +331,13 @@ class Batch:
         return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0]
 
     def _features_of(self, image: PreparedImage) -> Tensor:
+        if image.is_encoded:
+            return image.tiles
         # Another request with the same image may have run in the meantime.
-        features = self.features.get(image.key) if image.features is None else image.features
+        features = self.features.get(image.key)
         if features is None:
             model = self._engine.model
-            assert image.pixels is not None
-            pixels = image.pixels.to(device=model.device, dtype=model.dtype)
+            pixels = image.tiles.to(device=model.device, dtype=model.dtype)
             features = model.get_vision_tower()(pixels)
             self.features.put(image.key, features)
         return features
@@ -397,29 +392,14 @@ class Batch:
 class Unanswered(Exception):
     """The worker could not answer a request, for no fault of the request.
 
-    Attributes:
-        kind: The cause, as the protocol names it.
+    Args:
+        kind: `BUSY`, `STOPPING` or `DEADLINE` of `llava.serve.protocol`.
+        message: The cause.
     """
 
-    kind: str
-
-
-class Busy(Unanswered):
-    """The queue is full."""
-
-    kind = BUSY
-
-
-class Stopping(Unanswered):
-    """The worker finishes what it has begun and takes no new requests."""
-
-    kind = STOPPING
-
-
-class DeadlineExceeded(Unanswered):
-    """A request took too long."""
-
-    kind = DEADLINE
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -436,12 +416,19 @@ class Event:
     text: str = ""
     usage: tuple[int, int] | None = None
     finish_reason: str | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
     @property
     def is_last(self) -> bool:
         """Whether this is the last event of its request."""
         return self.finish_reason is not None or self.error is not None
+
+    def details(self) -> dict[str, Any]:
+        """Returns what is known of `usage` and `finish_reason`, as the protocol writes them."""
+        names = ("prompt_tokens", "completion_tokens")
+        usage = None if self.usage is None else dict(zip(names, self.usage, strict=True))
+        known = {"usage": usage, "finish_reason": self.finish_reason}
+        return {key: value for key, value in known.items() if value is not None}
 
 
 @dataclass(eq=False)
@@ -459,13 +446,6 @@ class Ticket:
     sink: Callable[[Event], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
-
-    def send(self, event: Event) -> None:
-        """Passes an event to the sink; if that fails, the reader is gone and the request ends."""
-        try:
-            self.sink(event)
-        except Exception:
-            self.cancelled.set()
 
 
 @dataclass(eq=False)
@@ -495,18 +475,18 @@ class Scheduler(ABC):
         """Queues a request, whose sink then gets its events.
 
         Raises:
-            Busy: If the queue is full.
-            Stopping: If the worker is about to stop.
+            Unanswered: If the queue is full, or the worker is about to stop.
             ContextFull: If prompt and images fill the context.
             DataError: If the model cannot take the request.
         """
         with self._changed:
             if self._is_stopping:
-                raise Stopping("the worker is about to stop and takes no new requests")
+                raise Unanswered(STOPPING, "the worker is about to stop and takes no new requests")
             if self.num_requests >= self.max_running + self.max_waiting:
-                raise Busy(
+                raise Unanswered(
+                    BUSY,
                     f"{self.max_running} requests are being answered and {self.max_waiting} wait: "
-                    "the queue is full, try again later"
+                    "the queue is full, try again later",
                 )
             self.num_requests += 1
         self.on_change()
@@ -515,22 +495,6 @@ class Scheduler(ABC):
         except BaseException:
             self._forget()
             raise
-
-    def stream(self, request: GenerationRequest) -> Iterator[Event]:
-        """Answers a request; closing the iterator cancels it.
-
-        Raises:
-            Exception: As `submit`.
-        """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = Ticket(request, events.put)
-        self.submit(ticket)
-        try:
-            while not (event := events.get()).is_last:
-                yield event
-            yield event
-        finally:
-            ticket.cancelled.set()
 
     def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and waits for the others; returns whether all were answered."""
@@ -544,10 +508,14 @@ class Scheduler(ABC):
             self._is_stopping = self._is_closed = True
             self._changed.notify_all()
 
-    def _finish(self, ticket: Ticket, event: Event) -> None:
-        """Sends the last event of a request and forgets the request."""
-        ticket.send(event)
-        self._forget()
+    def _send(self, ticket: Ticket, event: Event) -> None:
+        """Passes an event to its reader, and forgets the request after the last one."""
+        try:
+            ticket.sink(event)
+        except Exception:  # the reader is gone
+            ticket.cancelled.set()
+        if event.is_last:
+            self._forget()
 
     def _forget(self) -> None:
         with self._changed:
@@ -560,8 +528,8 @@ class Scheduler(ABC):
         is_late = self.timeout_s is not None and time.monotonic() > ticket.started + self.timeout_s
         return is_late or ticket.cancelled.is_set()
 
-    def _too_late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"the answer took longer than {self.timeout_s or 0:g} s")
+    def _too_late(self) -> Unanswered:
+        return Unanswered(DEADLINE, f"the answer took longer than {self.timeout_s or 0:g} s")
 
     @abstractmethod
     def _enqueue(self, ticket: Ticket) -> None:
@@ -584,21 +552,18 @@ class ThreadScheduler(Scheduler):
                 event = self._answer(ticket)
             except Exception as error:
                 event = Event(error=error)
-            self._finish(ticket, event)
+            self._send(ticket, event)
 
     def _answer(self, ticket: Ticket) -> Event:
         """Answers one request and returns its last event."""
+        reason = None
         if not self._is_over(ticket):
-            with contextlib.closing(self.engine.pieces(ticket.request, ticket.cancelled)) as pieces:
-                for text, finish_reason in pieces:
-                    event = Event(text, finish_reason=finish_reason)
-                    if event.is_last:
-                        return event
-                    if text:
-                        ticket.send(event)
-                    if self._is_over(ticket):
-                        break
-        return Event(error=self._too_late())
+            reason = self.engine.answer(
+                ticket.request,
+                lambda text: self._send(ticket, Event(text)),
+                lambda: self._is_over(ticket),
+            )
+        return Event(error=self._too_late()) if reason is None else Event(finish_reason=reason)
 
 
 @dataclass(eq=False)
@@ -628,30 +593,33 @@ class BatchScheduler(Scheduler):
     def _enqueue(self, ticket: Ticket) -> None:
         row = self.batch.prepare(ticket.request, ticket)
         with self._changed:
+            if self._is_closed:  # meanwhile: nobody would take the request from the queue
+                raise self._stopped()
             self._waiting.append(row)
             self._changed.notify_all()
 
+    def _stopped(self) -> Unanswered:
+        return Unanswered(STOPPING, "the worker stopped")
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
-                if self._is_closed:
-                    break
+        while not self._is_closed:
             self._drop_ended()
             self._admit()
             self._step()
-        self._fail([*self._waiting, *self.batch.clear()], Stopping("the worker stopped"))
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
+        self._fail([*self._waiting, *self.batch.clear()], self._stopped())
 
     def _drop_ended(self) -> None:
         """Drops requests that were cancelled or have taken too long."""
-        running = [row for row in self.batch.rows if self._is_over(row.owner)]
-        for row in running:
-            self.batch.leave(row)
         with self._changed:
-            waiting = [row for row in self._waiting if self._is_over(row.owner)]
-            for row in waiting:
-                self._waiting.remove(row)
-        self._fail([*running, *waiting], self._too_late())
+            ended = [row for row in (*self.batch.rows, *self._waiting) if self._is_over(row.owner)]
+            for row in ended:
+                if row in self._waiting:
+                    self._waiting.remove(row)
+                else:
+                    self.batch.leave(row)
+        self._fail(ended, self._too_late())
 
     def _admit(self) -> None:
         """Adds waiting requests to the batch while there is room."""
@@ -671,10 +639,8 @@ class BatchScheduler(Scheduler):
                 self._hand_over(row, text)
 
     def _step(self) -> None:
-        if not self.batch.rows:
-            return
         try:
-            texts = self.batch.step()
+            texts = self.batch.step() if self.batch.rows else []
         except Exception as error:
             self._fail(self.batch.clear(), error)
         else:
@@ -683,16 +649,14 @@ class BatchScheduler(Scheduler):
 
     def _hand_over(self, row: Row, text: str) -> None:
         event = Event(text, row.usage, row.text.finish_reason)
-        if event.is_last:
-            self._finish(row.owner, event)
-        elif text:
-            row.owner.send(event)
+        if text or event.is_last:
+            self._send(row.owner, event)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         for row in rows:
-            self._finish(row.owner, Event(error=error))
+            self._send(row.owner, Event(usage=row.usage, error=error))
 
 
 def build_scheduler(

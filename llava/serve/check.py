@@ -17,7 +17,7 @@ from pathlib import Path
 
 import requests
 
-from llava.errors import CheckpointError, ConfigError
+from llava.errors import CheckpointError, ConfigError, flag, make_parser
 from llava.serve import protocol
 
 MAX_PORT = 65_535
@@ -45,6 +45,23 @@ def check_model_path(model_path: str) -> None:
             f"no model folder {model_path} (from {Path.cwd()}): give the folder that a training "
             "wrote, such as runs/mini after `bash scripts/quickstart.sh`"
         )
+
+
+def check_at_least(args: argparse.Namespace, **least: float) -> None:
+    """Refuses flags that are too low.
+
+    Args:
+        args: The flags.
+        least: The lowest value of each flag.
+
+    Raises:
+        ConfigError: A flag is lower than that, or not a number.
+    """
+    for name, value in least.items():
+        if not getattr(args, name) >= value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {getattr(args, name)}; expected {value} or more"
+            )
 
 
 def check_port_is_free(host: str, port: int, flag: str = "--port") -> None:
@@ -112,8 +129,11 @@ def find_problems(controller: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.check", description=__doc__)
-    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser = make_parser(
+        __doc__,
+        flag("--controller-address", default="http://localhost:21001"),
+        prog="python -m llava.serve.check",
+    )
     address = parser.parse_args(argv).controller_address.rstrip("/")
     problems = find_problems(address)
     if problems:

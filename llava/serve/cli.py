@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, select_conversation
-from llava.errors import DataError, run_command
+from llava.errors import DataError, flag, make_parser, run_command
 from llava.images import open_image
 from llava.serve.check import check_model_path
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
@@ -82,6 +82,19 @@ def read_questions(role: str, source: TextIO, output: TextIO) -> Iterator[str]:
         yield question
 
 
+def write_answer(engine: Engine, request: GenerationRequest, output: TextIO) -> str:
+    """Writes an answer while it is generated; returns it without the blanks that it begins with."""
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece if any(pieces) else piece.lstrip())
+        output.write(pieces[-1])
+        output.flush()
+
+    engine.answer(request, write)
+    return "".join(pieces)
+
+
 def chat(
     engine: Engine,
     conversation: Conversation,
@@ -115,13 +128,8 @@ def chat(
             stop=stop_string(conversation),
         )
         output.write(f"{roles[1]}: ")
-        answer = ""
         try:
-            for piece in engine.stream(request):
-                shown = piece if answer else piece.lstrip()
-                answer += shown
-                output.write(shown)
-                output.flush()
+            answer = write_answer(engine, request, output)
         except ContextFull:
             output.write(TOO_LONG_MESSAGE + "\n")
             return
@@ -157,18 +165,20 @@ def main(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=__doc__)
-    parser.add_argument("--model-path", default="facebook/opt-350m")
-    parser.add_argument("--model-base")
-    parser.add_argument("--image-file", required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--conv-mode")
-    parser.add_argument("--temperature", type=float, default=0.2)
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--load-8bit", action="store_true")
-    parser.add_argument("--load-4bit", action="store_true")
-    parser.add_argument("--debug", action="store_true", help="show prompt and output")
-    return parser
+    return make_parser(
+        __doc__,
+        flag("--model-path", default="facebook/opt-350m"),
+        flag("--model-base"),
+        flag("--image-file", required=True),
+        flag("--device", default="cuda"),
+        flag("--conv-mode"),
+        flag("--temperature", type=float, default=0.2),
+        flag("--max-new-tokens", type=int, default=512),
+        flag("--load-8bit", action="store_true"),
+        flag("--load-4bit", action="store_true"),
+        flag("--debug", action="store_true", help="show prompt and output"),
+        prog="python -m llava.serve.cli",
+    )
 
 
 def run(argv: Sequence[str] | None = None) -> None:

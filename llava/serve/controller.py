@@ -14,17 +14,17 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from enum import Enum, auto
 from typing import Annotated, Any
 
 import requests
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import Body, FastAPI
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.errors import ConfigError, run_command
+from llava.errors import ConfigError, flag, make_parser, run_command
 from llava.serve.protocol import (
     CONNECT_TIMEOUT_S,
     NO_WORKER,
@@ -128,8 +128,10 @@ class Controller:
             log.error("worker %s gives no status and is not registered: %s", worker_name, error)
             return False
         with self._lock:
+            known = self.worker_info.get(worker_name)
             self.worker_info[worker_name] = info
-        log.info("registered worker %s: %s", worker_name, ", ".join(info.model_names))
+        if known is None or known.model_names != info.model_names:
+            log.info("registered worker %s: %s", worker_name, ", ".join(info.model_names))
         return True
 
     def remove_worker(self, worker_name: str) -> None:
@@ -213,7 +215,7 @@ class Controller:
             **({"models": models} if models else {}),
         }
 
-    def worker_api_generate_stream(self, params: dict[str, Any]) -> Iterator[bytes]:
+    def worker_api_generate_stream(self, params: dict[str, Any]) -> Generator[bytes, None, None]:
         """Passes a request to a worker and its stream back.
 
         Args:
@@ -243,75 +245,47 @@ def heart_beat_controller(controller: Controller) -> None:
         controller.remove_stale_workers_by_expiration()
 
 
-router = APIRouter()
-
-
-def _controller(request: Request) -> Controller:
-    return request.app.state.controller
-
-
-ControllerState = Annotated[Controller, Depends(_controller)]
-
-
-@router.post("/register_worker")
-def register_worker(
-    controller: ControllerState,
-    worker_name: Annotated[str, Body()],
-    check_heart_beat: Annotated[bool, Body()] = False,
-    worker_status: Annotated[WorkerStatus | None, Body()] = None,
-) -> None:
-    """Registers a worker."""
-    status = worker_status.model_dump() if worker_status else None
-    controller.register_worker(worker_name, check_heart_beat, status)
-
-
-@router.post("/refresh_all_workers")
-def refresh_all_workers(controller: ControllerState) -> None:
-    """Asks all workers again."""
-    controller.refresh_all_workers()
-
-
-@router.post("/list_models")
-def list_models(controller: ControllerState) -> dict[str, list[str]]:
-    """Lists the models."""
-    return {"models": controller.list_models()}
-
-
-@router.post("/get_worker_address")
-def get_worker_address(
-    controller: ControllerState, model: Annotated[str, Body(embed=True)]
-) -> dict[str, str]:
-    """Chooses a worker."""
-    return {"address": controller.get_worker_address(model)}
-
-
-@router.post("/receive_heart_beat")
-def receive_heart_beat(
-    controller: ControllerState,
-    worker_name: Annotated[str, Body()],
-    queue_length: Annotated[int, Body()],
-) -> dict[str, bool]:
-    """Notes a heartbeat."""
-    return {"exist": controller.receive_heart_beat(worker_name, queue_length)}
-
-
-@router.post("/worker_generate_stream")
-def worker_api_generate_stream(controller: ControllerState, params: dict[str, Any]) -> Response:
-    """Passes a generation on."""
-    return ClosingStream(controller.worker_api_generate_stream(params))
-
-
-@router.post("/worker_get_status")
-def worker_api_get_status(controller: ControllerState) -> dict[str, Any]:
-    """Returns the status of all workers together."""
-    return controller.worker_api_get_status()
-
-
 def create_app(controller: Controller | None = None) -> FastAPI:
     """Builds the web application around a controller."""
+    controller = controller or Controller()
     application = FastAPI(title="LLaVA controller")
-    application.include_router(router)
-    application.state.controller = controller or Controller()
+    post = application.post
+
+    @post("/register_worker")
+    def register_worker(
+        worker_name: Annotated[str, Body()],
+        check_heart_beat: Annotated[bool, Body()] = False,
+        worker_status: Annotated[WorkerStatus | None, Body()] = None,
+    ) -> None:
+        status = worker_status.model_dump() if worker_status else None
+        controller.register_worker(worker_name, check_heart_beat, status)
+
+    @post("/refresh_all_workers")
+    def refresh_all_workers() -> None:
+        controller.refresh_all_workers()
+
+    @post("/list_models")
+    def list_models() -> dict[str, list[str]]:
+        return {"models": controller.list_models()}
+
+    @post("/get_worker_address")
+    def get_worker_address(model: Annotated[str, Body(embed=True)]) -> dict[str, str]:
+        return {"address": controller.get_worker_address(model)}
+
+    @post("/receive_heart_beat")
+    def receive_heart_beat(
+        worker_name: Annotated[str, Body()], queue_length: Annotated[int, Body()]
+    ) -> dict[str, bool]:
+        return {"exist": controller.receive_heart_beat(worker_name, queue_length)}
+
+    @post("/worker_generate_stream")
+    def worker_generate_stream(params: dict[str, Any]) -> Response:
+        return ClosingStream(controller.worker_api_generate_stream(params))
+
+    @post("/worker_get_status")
+    def worker_get_status() -> dict[str, Any]:
+        return controller.worker_api_get_status()
+
     return application
 
 
@@ -320,21 +294,20 @@ app = create_app()
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.controller", description=__doc__)
-    parser.add_argument("--host", default="localhost")
-    parser.add_argument("--port", type=int, default=21001)
-    parser.add_argument(
-        "--dispatch-method", choices=["lottery", "shortest_queue"], default="shortest_queue"
+    return make_parser(
+        __doc__,
+        flag("--host", default="localhost"),
+        flag("--port", type=int, default=21001),
+        flag("--dispatch-method", choices=["lottery", "shortest_queue"], default="shortest_queue"),
+        prog="python -m llava.serve.controller",
     )
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Serves until interrupted."""
     controller = Controller(args.dispatch_method)
-    app.state.controller = controller
     threading.Thread(target=heart_beat_controller, args=(controller,), daemon=True).start()
-    run_server(app, args.host, args.port)
+    run_server(create_app(controller), args.host, args.port)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

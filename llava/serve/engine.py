@@ -1,25 +1,21 @@
 """A loaded model that turns a request into a stream of text.
 
 The command line and the worker share it. In: a prompt with `<image>` placeholders, images and
-sampling settings. Out: pieces of text as they are generated. If the generation fails, the reader
-gets the exception at once; if the reader stops reading, the generation is cancelled. This module
-knows neither HTTP nor templates.
+sampling settings. Out: pieces of text as they are generated. This module knows neither HTTP nor
+templates.
 
-On the way from the model to the reader, `Sampler` chooses ids, `generated_ids` passes them on as
-they come, `IncrementalDecoder` holds back unfinished characters, `StopFilter` holds back text that
-may begin a stop string, and `AnswerText` finds the end. transformers' own text streamer blocks its
-reader for ever when the generation fails; this one raises.
+On the way from the model to the reader, `Sampler` chooses ids, `IncrementalDecoder` holds back
+unfinished characters, `StopFilter` holds back text that may begin a stop string, and `AnswerText`
+finds the end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,22 +150,17 @@ class IncrementalDecoder:
         self._shown: list[int] = []  # ids of the previous piece
         self._pending: list[int] = []
 
-    def push(self, ids: list[int]) -> str:
-        """Adds ids and returns the text that they complete, "" if a character is unfinished."""
+    def push(self, ids: list[int], is_end: bool = False) -> str:
+        """Adds ids and returns the text that they complete.
+
+        It is "" if a character is unfinished; at the end, such a character is replaced.
+        """
         self._pending += ids
-        text = self._pending_text()
-        return "" if text.endswith(REPLACEMENT_CHARACTER) else self._show(text)
-
-    def flush(self) -> str:
-        """Returns the text that was held back; an unfinished character is replaced."""
-        return self._show(self._pending_text())
-
-    def _show(self, text: str) -> str:
+        text = self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
+        if text.endswith(REPLACEMENT_CHARACTER) and not is_end:
+            return ""
         self._shown, self._pending = self._pending, []
         return text
-
-    def _pending_text(self) -> str:
-        return self._decode(self._shown + self._pending)[len(self._decode(self._shown)) :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(
@@ -250,65 +241,31 @@ class AnswerText:
 
     def flush(self) -> str:
         """Returns all text that was held back."""
-        return self._stop_filter.push(self._decoder.flush()) + self._stop_filter.flush()
+        return (
+            self._stop_filter.push(self._decoder.push([], is_end=True)) + self._stop_filter.flush()
+        )
 
 
-class _StepQueue(BaseStreamer):
-    """Passes the ids of each step from the generating thread to a reader, until it cancels."""
+class _Ended(Exception):
+    """Ends `generate`, which has no other way out between two tokens."""
 
-    def __init__(self, cancel: threading.Event) -> None:
-        self.steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
-        self._cancel = cancel
+
+class _TokenStreamer(BaseStreamer):
+    """Passes each token on as `generate` draws it."""
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
         self._is_prompt = True
 
-    def put(self, value: torch.Tensor) -> None:
+    def put(self, value: Tensor) -> None:
         """Takes the ids of one step; `generate` puts the prompt first."""
         if not self._is_prompt:
-            self.steps.put(value.reshape(-1).tolist())
+            for token_id in value.reshape(-1).tolist():
+                self._take(token_id)
         self._is_prompt = False
-        if self._cancel.is_set():
-            raise InterruptedError("the generation was cancelled")
 
     def end(self) -> None:
-        """Does nothing: the thread marks the end, with or without an error."""
-
-
-def generated_ids(
-    model: Any, arguments: dict[str, Any], cancel: threading.Event
-) -> Iterator[list[int]]:
-    """Runs `model.generate` in a thread and yields new ids as they come.
-
-    Args:
-        model: A model whose `generate` takes a `streamer`.
-        arguments: Its other keyword arguments, for one row.
-        cancel: Ends the generation after the current token; it is set when the reader stops.
-
-    Yields:
-        The ids of each step, usually one.
-
-    Raises:
-        Exception: Whatever `generate` raises, at once.
-    """
-    streamer = _StepQueue(cancel)
-
-    def run() -> None:
-        try:
-            with torch.inference_mode():
-                model.generate(**arguments, streamer=streamer)
-            streamer.steps.put(None)
-        except BaseException as error:
-            streamer.steps.put(None if cancel.is_set() else error)
-
-    thread = threading.Thread(target=run, name="generate", daemon=True)
-    thread.start()
-    try:
-        while (step := streamer.steps.get()) is not None:
-            if isinstance(step, BaseException):
-                raise step
-            yield step
-    finally:
-        cancel.set()
-        thread.join()
+        """Does nothing: `generate` returns."""
 
 
 @dataclass(frozen=True)
@@ -359,21 +316,15 @@ class PreparedImage:
     Attributes:
         key: Key of its features in the cache.
         size: (width, height).
-        pixels: [tiles, 3, S, S] on the CPU; None if the features are known.
-        features: [tiles, P, D_vision]; None if they are not known yet.
+        tiles: Pixels [tiles, 3, S, S] on the CPU, or features [tiles, P, D_vision]. An image that
+            is not cut has one tile.
+        is_encoded: Whether `tiles` are features.
     """
 
     key: str
     size: tuple[int, int]
-    pixels: Tensor | None
-    features: Tensor | None
-
-    @property
-    def num_tiles(self) -> int:
-        """Number of tiles; 1 for an image that is not cut."""
-        tiles = self.pixels if self.features is None else self.features
-        assert tiles is not None
-        return len(tiles)
+    tiles: Tensor
+    is_encoded: bool
 
 
 @dataclass
@@ -450,7 +401,7 @@ class Engine:
         ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
         images = [self._prepare_image(image, known) for image in request.images]
         prompt_len = int((ids != IMAGE_TOKEN_INDEX).sum())
-        prompt_len += sum(self._num_image_tokens(image.num_tiles) for image in images)
+        prompt_len += sum(self._num_image_tokens(len(image.tiles)) for image in images)
         room = self.context_len - prompt_len
         if room < 1:
             raise ContextFull
@@ -461,11 +412,11 @@ class Engine:
         rgb = to_rgb(image)
         key = "" if known is None else image_key(rgb)
         features = None if known is None else known.get(key)
-        pixels = None
-        if features is None:
-            pixels = process_images([rgb], self.image_processor, self.model.config)[0]
-            pixels = pixels if self.is_tiled else pixels.unsqueeze(0)
-        return PreparedImage(key, rgb.size, pixels, features)
+        if features is not None:
+            return PreparedImage(key, rgb.size, features, is_encoded=True)
+        pixels = process_images([rgb], self.image_processor, self.model.config)[0]
+        tiles = pixels if self.is_tiled else pixels.unsqueeze(0)
+        return PreparedImage(key, rgb.size, tiles, is_encoded=False)
 
     def _num_image_tokens(self, num_tiles: int) -> int:
         """Returns the positions that an image takes; an upper bound if it is cut into tiles."""
@@ -474,46 +425,46 @@ class Engine:
         num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
         return num_tiles * (tower.num_image_tokens + num_newlines)
 
-    def stream(
-        self, request: GenerationRequest, cancel: threading.Event | None = None
-    ) -> Iterator[str]:
-        """Generates an answer and yields text as it becomes final.
+    def answer(
+        self,
+        request: GenerationRequest,
+        receive: Callable[[str], None],
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> str | None:
+        """Generates an answer in this thread and passes its text on as it becomes final.
 
         Unfinished characters are held back, and so is text that may turn out to be the beginning of
-        the stop string. Closing the iterator cancels the generation.
+        the stop string.
 
         Args:
             request: The request.
-            cancel: Set it from any thread to end the generation after the current token.
+            receive: Called with pieces whose concatenation is the answer.
+            is_over: Asked after each token whether nobody needs the rest.
 
-        Yields:
-            Pieces whose concatenation is the answer.
+        Returns:
+            `stop` or `length`, or None for an answer that was given up.
 
         Raises:
             ContextFull: If the prompt leaves no room.
             Exception: Whatever `model.generate` raises.
         """
-        with contextlib.closing(self.pieces(request, cancel or threading.Event())) as pieces:
-            for piece, _ in pieces:
-                if piece:
-                    yield piece
-
-    def pieces(
-        self, request: GenerationRequest, cancel: threading.Event
-    ) -> Generator[tuple[str, str | None], None, None]:
-        """Generates like `stream`, token by token.
-
-        Yields:
-            New text, which may be "", and None, or `stop` or `length` with the last piece.
-        """
         prepared = self.prepare(request)
         text = self.answer_text(prepared)
-        for ids in generated_ids(self.model, self._arguments(prepared), cancel):
-            for token_id in ids:
-                yield text.push(token_id), text.finish_reason
-                if text.finish_reason is not None:
-                    return
-        yield text.flush(), "stop"
+
+        def take(token_id: int) -> None:
+            if piece := text.push(token_id):
+                receive(piece)
+            if text.finish_reason is not None or is_over():
+                raise _Ended
+
+        try:
+            with torch.inference_mode():
+                self.model.generate(**self._arguments(prepared), streamer=_TokenStreamer(take))
+        except _Ended:
+            return text.finish_reason
+        if rest := text.flush():
+            receive(rest)
+        return "stop"
 
     def _arguments(self, prepared: PreparedRequest) -> dict[str, Any]:
         """Builds the arguments of `model.generate`."""
@@ -528,9 +479,7 @@ class Engine:
             arguments |= {"temperature": request.temperature, "top_p": request.top_p}
         if prepared.images:
             place = {"device": model.device, "dtype": model.dtype}
-            pixels = [
-                image.pixels.to(**place) for image in prepared.images if image.pixels is not None
-            ]
+            pixels = [image.tiles.to(**place) for image in prepared.images]
             arguments["images"] = pixels if self.is_tiled else torch.cat(pixels)
             arguments["image_sizes"] = [image.size for image in prepared.images]
         return arguments

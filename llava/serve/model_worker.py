@@ -19,6 +19,7 @@ import functools
 import io
 import logging
 import math
+import queue
 import threading
 import time
 import uuid
@@ -35,15 +36,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.errors import ConfigError, DataError, UserError, run_command
+from llava.errors import ConfigError, DataError, Flag, UserError, flag, make_parser, run_command
 from llava.images import apply_orientation, image_fault
 from llava.serve.batch import BLOCK, Event, Ticket, Unanswered, build_scheduler
-from llava.serve.check import check_port_is_free
+from llava.serve.check import check_at_least, check_port_is_free
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
 from llava.serve.protocol import (
     CONNECT_TIMEOUT_S,
     GENERATION_FAILED,
     INVALID_REQUEST,
+    MAX_NEW_TOKENS,
     TOO_LONG_MESSAGE,
     encode_chunk,
     encode_error,
@@ -61,7 +63,6 @@ DEFAULT_CONCURRENCY = 5
 DEFAULT_WAITING = 64
 DEFAULT_DRAIN_S = 30.0
 
-MAX_NEW_TOKENS = 1024
 MAX_IMAGES = 32
 # Width times height of an image; LLaVA's clients and ours send far smaller ones.
 MAX_PIXELS = 50_000_000
@@ -84,6 +85,7 @@ class WorkerBase(ABC):
     Attributes:
         model_name: Name to serve the model under.
         details: Keys that the status has beyond LLaVA's.
+        is_leaving: Set when it is to stop; it then serves no model and sends no more heartbeats.
         beat_now: Set when the queue has changed, so that a heartbeat is sent at once.
     """
 
@@ -98,7 +100,6 @@ class WorkerBase(ABC):
         self.worker_id = worker_id
         self.no_register = no_register
         self.is_leaving = False
-        self.stopped = threading.Event()
         self.beat_now = threading.Event()
 
     @abstractmethod
@@ -129,12 +130,11 @@ class WorkerBase(ABC):
 
     def stop(self) -> None:
         """Ends the heartbeats."""
-        self.stopped.set()
+        self.is_leaving = True
         self.beat_now.set()
 
     def leave(self, timeout_s: float) -> None:
         """Tells the controller to send no more requests, then finishes those that there are."""
-        self.is_leaving = True
         self.stop()
         if not self.no_register:
             with contextlib.suppress(requests.RequestException):
@@ -173,7 +173,7 @@ class WorkerBase(ABC):
 def heart_beat_worker(worker: WorkerBase) -> None:
     """Keeps a worker registered until it is stopped; run it in a daemon thread."""
     registered = False
-    while not worker.stopped.is_set():
+    while not worker.is_leaving:
         try:
             if not registered or not worker.send_heart_beat():
                 worker.register_to_controller()
@@ -182,7 +182,7 @@ def heart_beat_worker(worker: WorkerBase) -> None:
         except (requests.RequestException, ValueError, KeyError) as error:
             log.error("no contact to the controller %s: %s", worker.controller_addr, error)
             pause_s = RETRY_INTERVAL_S
-        worker.stopped.wait(MIN_BEAT_INTERVAL_S)
+        time.sleep(MIN_BEAT_INTERVAL_S)
         worker.beat_now.wait(pause_s)
         worker.beat_now.clear()
 
@@ -213,30 +213,45 @@ def create_app(worker: WorkerBase | None = None) -> FastAPI:
 app = create_app()
 
 
-def add_worker_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that all workers have: LLaVA's, and `--drain-timeout`."""
-    add = parser.add_argument
-    add("--host", default="localhost")
-    add("--port", type=int, default=21002)
-    add("--worker-address", default="http://localhost:21002")
-    add("--controller-address", default="http://localhost:21001")
-    add("--model-name")
-    add("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY)
-    add("--stream-interval", type=int, default=1, help="has no effect")
-    add("--no-register", action="store_true")
-    add(
+# The flags that all workers have: LLaVA's, and `--drain-timeout`.
+WORKER_FLAGS: tuple[Flag, ...] = (
+    flag("--host", default="localhost"),
+    flag("--port", type=int, default=21002),
+    flag("--worker-address", default="http://localhost:21002"),
+    flag("--controller-address", default="http://localhost:21001"),
+    flag("--model-name"),
+    flag("--limit-model-concurrency", type=int, default=DEFAULT_CONCURRENCY),
+    flag("--stream-interval", type=int, default=1, help="has no effect"),
+    flag("--no-register", action="store_true"),
+    flag(
         "--drain-timeout",
         type=float,
         default=DEFAULT_DRAIN_S,
         help="seconds to finish answers in when told to stop",
-    )
+    ),
+)
 
 
-def start_log(name: str) -> str:
-    """Starts the log of a worker; returns the worker's id, which is part of the file name."""
-    worker_id = uuid.uuid4().hex[:6]
+def start(
+    name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, str]:
+    """Reads the flags of a worker and starts its log.
+
+    Args:
+        name: Name of the log.
+        parser: Parser of the command line.
+        argv: The command line; None for that of the process.
+
+    Returns:
+        The flags, and the worker's id, which is part of the log's file name.
+
+    Raises:
+        ConfigError: The port is in use, which is better said before the model is loaded.
+    """
+    args, worker_id = parser.parse_args(argv), uuid.uuid4().hex[:6]
     build_logger(name, f"model_worker_{worker_id}.log")
-    return worker_id
+    check_port_is_free(args.host, args.port)
+    return args, worker_id
 
 
 def serve(worker: WorkerBase, args: argparse.Namespace) -> None:
@@ -307,46 +322,6 @@ def encode_failure(error: BaseException, text: str) -> bytes:
         return encode_error(GENERATION_FAILED, "the worker ran out of memory")
     reason = f"the generation failed ({type(error).__name__}); see the worker's log"
     return encode_error(GENERATION_FAILED, reason)
-
-
-class StreamEncoder:
-    """Turns events of one request into the bytes of its stream.
-
-    If the request has `details`, which LLaVA's clients never send, each object also has the number
-    of tokens so far, and the last one has the reason for the end.
-    """
-
-    def __init__(self, params: dict[str, Any]) -> None:
-        self._text = str(params.get("prompt", ""))
-        self._has_details = params.get("details") is True
-        self._is_empty = True
-
-    def encode(self, events: Sequence[Event]) -> bytes:
-        """Encodes events that arrived together; returns b"" if they change nothing."""
-        wire = b""
-        new = "".join(event.text for event in events)
-        last = events[-1]
-        is_end = last.finish_reason is not None
-        self._text += new
-        if new or (is_end and (self._has_details or self._is_empty)):
-            # even an empty answer is one object
-            self._is_empty = False
-            details = _details(events) if self._has_details else {}
-            wire += encode_chunk(self._text, **details)
-        if last.error is not None:
-            wire += encode_failure(last.error, self._text)
-        return wire
-
-
-def _details(events: Sequence[Event]) -> dict[str, Any]:
-    details: dict[str, Any] = {}
-    counted = [event.usage for event in events if event.usage is not None]
-    if counted:
-        prompt, completion = counted[-1]
-        details["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion}
-    if events[-1].finish_reason is not None:
-        details["finish_reason"] = events[-1].finish_reason
-    return details
 
 
 class ModelWorker(WorkerBase):
@@ -440,20 +415,25 @@ class ModelWorker(WorkerBase):
         images = (Image.new("RGB", (64, 64)),) if self.engine.is_multimodal else ()
         prompt = WARM_UP_PROMPT.format("<image>\n" * len(images))
         request = GenerationRequest(prompt, images, temperature=0, max_new_tokens=2)
-        for event in self.scheduler.stream(request):
-            if event.error is not None:
-                raise event.error
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.scheduler.submit(Ticket(request, events.put))
+        while not (event := events.get()).is_last:
+            pass
+        if event.error is not None:
+            raise event.error
 
     async def answer(self, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """Answers a request; after an error, the last object has code 1 and the cause.
 
         Args:
-            params: Body of `/worker_generate_stream`.
+            params: Body of `/worker_generate_stream`. With `details`, which LLaVA's clients never
+                send, each object also has the number of tokens so far, and the last one has the
+                reason for the end.
 
         Yields:
             Encoded objects, each with the prompt and all text generated so far.
         """
-        encoder = StreamEncoder(params)
+        text, has_details = str(params.get("prompt", "")), params.get("details") is True
         if self._mailbox is None:
             self._mailbox = Mailbox()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -462,17 +442,22 @@ class ModelWorker(WorkerBase):
             request = await run_in_threadpool(parse_request, params)
             ticket = Ticket(request, functools.partial(self._mailbox.put, events))
             await run_in_threadpool(self.scheduler.submit, ticket)
-            is_last = False
-            while not is_last:
+            is_empty, last = True, Event()
+            while not last.is_last:
                 ready = [await events.get()]
                 if events.qsize() > MAX_BACKLOG:
                     # A slow reader gets everything that has arrived meanwhile at once.
                     ready += [events.get_nowait() for _ in range(events.qsize())]
-                if chunk := encoder.encode(ready):
-                    yield chunk
-                is_last = ready[-1].is_last
+                last, new = ready[-1], "".join(event.text for event in ready)
+                text += new
+                # even an empty answer is one object
+                if new or (last.finish_reason is not None and (has_details or is_empty)):
+                    is_empty = False
+                    yield encode_chunk(text, **(last.details() if has_details else {}))
+                if last.error is not None:
+                    raise last.error
         except Exception as error:
-            yield encoder.encode([Event(error=error)])
+            yield encode_failure(error, text)
         finally:
             if ticket is not None:
                 ticket.cancelled.set()
@@ -545,37 +530,34 @@ def release_model_semaphore(fn: Callable[[], None] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.model_worker", description=__doc__)
-    add_worker_flags(parser)
-    add = parser.add_argument
-    add("--model-path", default="facebook/opt-350m")
-    add("--model-base")
-    add("--device", default="cuda")
-    add("--multi-modal", action="store_true", help="deprecated, has no effect")
-    add("--load-8bit", action="store_true")
-    add("--load-4bit", action="store_true")
-    add("--use-flash-attn", action="store_true")
-    add("--max-waiting", type=int, default=DEFAULT_WAITING, help="requests that may wait")
-    add("--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any")
-    add(
-        "--max-kv-tokens",
-        type=int,
-        default=DEFAULT_KV_TOKENS,
-        help="cached positions of all running requests; 0: no limit",
+    return make_parser(
+        __doc__,
+        *WORKER_FLAGS,
+        flag("--model-path", default="facebook/opt-350m"),
+        flag("--model-base"),
+        flag("--device", default="cuda"),
+        flag("--multi-modal", action="store_true", help="deprecated, has no effect"),
+        flag("--load-8bit", action="store_true"),
+        flag("--load-4bit", action="store_true"),
+        flag("--use-flash-attn", action="store_true"),
+        flag("--max-waiting", type=int, default=DEFAULT_WAITING, help="requests that may wait"),
+        flag("--request-timeout", type=float, default=600.0, help="seconds for an answer; 0: any"),
+        flag(
+            "--max-kv-tokens",
+            type=int,
+            default=DEFAULT_KV_TOKENS,
+            help="cached positions of all running requests; 0: no limit",
+        ),
+        prog="python -m llava.serve.model_worker",
     )
-    return parser
 
 
 def run(args: argparse.Namespace, worker_id: str = "") -> None:
     """Loads the model and serves it until interrupted."""
     check_port_is_free(args.host, args.port)
-    at_least = {
-        "limit_model_concurrency": 1, "max_waiting": 0, "request_timeout": 0, "max_kv_tokens": 0
-    }  # fmt: skip
-    for name, least in at_least.items():
-        if not getattr(args, name) >= least:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {getattr(args, name)}; expected {least} or more")
+    check_at_least(
+        args, limit_model_concurrency=1, max_waiting=0, request_timeout=0, max_kv_tokens=0
+    )
     if 0 < args.max_kv_tokens < BLOCK:
         raise ConfigError(
             f"--max-kv-tokens is {args.max_kv_tokens}; expected {BLOCK} or more, or 0"
@@ -613,8 +595,7 @@ def run(args: argparse.Namespace, worker_id: str = "") -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    args = build_parser().parse_args(argv)
-    run(args, start_log("model_worker"))
+    run(*start("model_worker", build_parser(), argv))
 
 
 if __name__ == "__main__":

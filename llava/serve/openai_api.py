@@ -38,8 +38,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from llava.errors import ConfigError, run_command
-from llava.serve.check import check_port_is_free, find_problems
+from llava.errors import ConfigError, flag, make_parser, run_command
+from llava.serve.check import check_at_least, check_port_is_free, find_problems
 from llava.serve.openai_chat import (
     ApiError,
     AsyncClient,
@@ -50,7 +50,6 @@ from llava.serve.openai_chat import (
     read_images,
 )
 from llava.serve.web import (
-    BodyRefused,
     ClientGone,
     ClosingStream,
     ImageLimits,
@@ -93,51 +92,6 @@ def read_api_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
-@dataclass(frozen=True)
-class Admission:
-    """Decides who may send a request, and how often.
-
-    Attributes:
-        keys: Valid API keys; without any, everybody is let in.
-        limiter: Limits the requests of each client.
-    """
-
-    keys: tuple[str, ...] = ()
-    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
-
-    def check_key(self, authorization: str | None, address: str) -> str:
-        """Returns the client's name: a hash of its key, or its address if there are no keys.
-
-        Raises:
-            ApiError: 401 if the key is missing or wrong.
-        """
-        if not self.keys:
-            return address
-        scheme, _, given = (authorization or "").partition(" ")
-        found = scheme.lower() == "bearer" and any(
-            [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.keys]
-        )
-        if not found:
-            what = "Incorrect API key provided." if authorization else "No API key was given."
-            raise ApiError(401, f"{what} Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
-        return "key-" + hashlib.sha256(given.strip().encode()).hexdigest()[:12]
-
-    def count(self, client: str) -> None:
-        """Counts a request of a client.
-
-        Raises:
-            ApiError: 429 if there were too many, with the seconds to wait.
-        """
-        if wait_s := self.limiter.take(client):
-            raise ApiError(
-                429,
-                f"more than {self.limiter.per_minute} requests a minute",
-                code="rate_limit_exceeded",
-                kind="requests",
-                retry_after_s=wait_s,
-            )
-
-
 class CompletionReply:
     """Collects the answers to a request; writes the reply, a stream's events and the log line."""
 
@@ -153,10 +107,6 @@ class CompletionReply:
         self.first_text_s: float | None = None
         self._pieces: list[Piece] = []
 
-    def begin(self, chat: ChatRequest) -> None:
-        """Notes the request."""
-        self.chat = chat
-
     def fail(self, error: Exception) -> ApiError:
         """Notes why there is no complete answer; returns the error for the client."""
         api_error = _as_api_error(error)
@@ -171,27 +121,22 @@ class CompletionReply:
         self._pieces.append(piece)
 
     @property
-    def usage(self) -> tuple[int, int] | None:
+    def usage(self) -> dict[str, int] | None:
         """Tokens of the prompt and of all answers; None if a worker does not count them."""
         usages = {piece.choice: piece.usage for piece in self._pieces if piece.usage is not None}
         if len(usages) < self.chat.n:
             return None
         prompts, answers = zip(*usages.values(), strict=True)
-        return max(prompts), sum(answers)
-
-    def _json(self, kind: str, choices: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.chat.model}
-        return {**head, "choices": choices, **extra}
-
-    def _usage_json(self) -> dict[str, int] | None:
-        if self.usage is None:
-            return None
-        prompt, completion = self.usage
+        prompt, completion = max(prompts), sum(answers)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
+
+    def _json(self, kind: str, choices: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.chat.model}
+        return {**head, "choices": choices, **extra}
 
     def completion(self) -> dict[str, Any]:
         """Returns the whole reply."""
@@ -202,7 +147,7 @@ class CompletionReply:
             message = {"role": "assistant", "content": content, "refusal": None}
             reason = next((p.finish_reason for p in pieces if p.finish_reason), "stop")
             choices.append(_choice(index, "message", message, reason))
-        return self._json("chat.completion", choices, usage=self._usage_json())
+        return self._json("chat.completion", choices, usage=self.usage)
 
     def _event(self, *choices: dict[str, Any], usage: dict[str, int] | None = None) -> bytes:
         extra = {"usage": usage} if self.chat.stream_options.include_usage else {}
@@ -215,7 +160,7 @@ class CompletionReply:
 
     async def events(
         self, piece: Piece | None, rest: AsyncGenerator[Piece, None]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yields server-sent events; an error after the first piece is one of them.
 
         Args:
@@ -233,7 +178,7 @@ class CompletionReply:
                     yield self._event(_choice(piece.choice, "delta", {}, piece.finish_reason))
                 piece = await anext(rest, None)
             if self.chat.stream_options.include_usage:
-                yield self._event(usage=self._usage_json())
+                yield self._event(usage=self.usage)
             self.status, self.error = 200, None
             yield b"data: [DONE]\n\n"
         except Exception as error:
@@ -243,7 +188,7 @@ class CompletionReply:
 
     def record(self, seconds: float) -> dict[str, Any]:
         """Returns the log line."""
-        first = None if self.first_text_s is None else round(self.first_text_s, 3)
+        first, usage = self.first_text_s, self.usage
         return {
             "id": self.id,
             "status": self.status,
@@ -253,8 +198,8 @@ class CompletionReply:
             "stream": self.chat.stream,
             "choices": self.chat.n,
             "pictures": self.num_images,
-            "tokens": self.usage,
-            "first_text_s": first,
+            "tokens": usage and [usage["prompt_tokens"], usage["completion_tokens"]],
+            "first_text_s": None if first is None else round(first, 3),
             "seconds": round(seconds, 3),
         }
 
@@ -282,7 +227,8 @@ class ApiSettings:
     Attributes:
         controller: URL of the controller.
         pictures: Limits of images.
-        admission: Decides who may ask, and how often.
+        keys: Valid API keys; without any, everybody is let in.
+        per_minute: Requests per minute and client; 0 for no limit.
         max_body_bytes: Maximum size of a request.
         max_requests: Maximum number of requests that are answered at the same time.
         moderate: Ask OpenAI's moderation service about each question, as LLaVA's page does.
@@ -290,7 +236,8 @@ class ApiSettings:
 
     controller: str
     pictures: ImageLimits = field(default_factory=ImageLimits)
-    admission: Admission = field(default_factory=Admission)
+    keys: tuple[str, ...] = ()
+    per_minute: int = 0
     max_body_bytes: int = 32 * 2**20
     max_requests: int = 256
     moderate: bool = False
@@ -298,33 +245,34 @@ class ApiSettings:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.openai_api", description=__doc__)
-    add = parser.add_argument
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000)
-    add("--controller-address", default="http://localhost:21001")
-    add("--api-key-file", type=Path, help="one key a line; LRM_API_KEYS holds them otherwise")
-    add("--rate-limit", type=int, default=0, help="requests a minute and client; 0: any")
-    add("--max-requests", type=int, default=256, help="answered at the same time")
-    add("--max-body-mib", type=int, default=32, help="size of a request")
-    add("--max-images", type=int, default=8, help="images in a request")
-    add("--max-image-mib", type=int, default=10, help="size of an image file")
-    add("--max-image-pixels", type=int, default=25_000_000, help="width times height")
-    add(
-        "--allow-url-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="fetch images from this host (may be repeated); none: data URLs only",
+    return make_parser(
+        __doc__,
+        flag("--host", default="127.0.0.1"),
+        flag("--port", type=int, default=8000),
+        flag("--controller-address", default="http://localhost:21001"),
+        flag("--api-key-file", type=Path, help="one key a line; LRM_API_KEYS holds them otherwise"),
+        flag("--rate-limit", type=int, default=0, help="requests a minute and client; 0: any"),
+        flag("--max-requests", type=int, default=256, help="answered at the same time"),
+        flag("--max-body-mib", type=int, default=32, help="size of a request"),
+        flag("--max-images", type=int, default=8, help="images in a request"),
+        flag("--max-image-mib", type=int, default=10, help="size of an image file"),
+        flag("--max-image-pixels", type=int, default=25_000_000, help="width times height"),
+        flag(
+            "--allow-url-host",
+            action="append",
+            default=[],
+            metavar="HOST",
+            help="fetch images from this host (may be repeated); none: data URLs only",
+        ),
+        flag("--fetch-timeout", type=float, default=10.0, help="seconds to fetch an image by URL"),
+        flag("--moderate", action="store_true", help="ask OpenAI's moderation (OPENAI_API_KEY)"),
+        flag(
+            "--forwarded-allow-ips",
+            default="",
+            help="proxies whose X-Forwarded-For says who the client is",
+        ),
+        prog="python -m llava.serve.openai_api",
     )
-    add("--fetch-timeout", type=float, default=10.0, help="seconds to fetch an image by URL")
-    add("--moderate", action="store_true", help="ask OpenAI's moderation (OPENAI_API_KEY)")
-    add(
-        "--forwarded-allow-ips",
-        default="",
-        help="proxies whose X-Forwarded-For says who the client is",
-    )
-    return parser
 
 
 def settings_from(args: argparse.Namespace) -> ApiSettings:
@@ -333,10 +281,9 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
     Raises:
         ConfigError: If a number is too small, or the key file holds no keys.
     """
-    for name in ("max_requests", "max_body_mib", "max_images", "max_image_mib", "fetch_timeout"):
-        if getattr(args, name) <= 0:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {getattr(args, name)}; expected a number above 0")
+    check_at_least(args, max_requests=1, max_body_mib=1, max_images=1, max_image_mib=1)
+    if not args.fetch_timeout > 0:
+        raise ConfigError(f"--fetch-timeout is {args.fetch_timeout}; expected a number above 0")
     return ApiSettings(
         args.controller_address.rstrip("/"),
         ImageLimits(
@@ -346,7 +293,8 @@ def settings_from(args: argparse.Namespace) -> ApiSettings:
             url_hosts=frozenset(host.lower() for host in args.allow_url_host),
             fetch_timeout_s=args.fetch_timeout,
         ),
-        Admission(read_api_keys(args.api_key_file), RateLimiter(max(0, args.rate_limit))),
+        read_api_keys(args.api_key_file),
+        max(0, args.rate_limit),
         args.max_body_mib * 2**20,
         args.max_requests,
         args.moderate,
@@ -361,6 +309,7 @@ class Api:
         self.client = AsyncClient(settings.controller)
         self.started = int(time.time())
         self.num_running = 0
+        self.limiter = RateLimiter(settings.per_minute)
         self.registry = CollectorRegistry()
         counter = functools.partial(Counter, registry=self.registry)
         seconds = functools.partial(Histogram, registry=self.registry, buckets=_SECONDS)
@@ -377,6 +326,39 @@ class Api:
         self._duration = seconds(
             "lrm_api_request_seconds", "From the request to the end of the answer"
         )
+
+    def check_key(self, request: Request) -> str:
+        """Returns the client's name: a hash of its key, or its address if there are no keys.
+
+        Raises:
+            ApiError: 401 if the key is missing or wrong.
+        """
+        if not self.settings.keys:
+            return request.client.host if request.client else ""
+        authorization = request.headers.get("authorization", "")
+        scheme, _, text = authorization.partition(" ")
+        given = text.strip().encode()
+        # a list, so that the time does not tell which key is nearly right
+        found = any([hmac.compare_digest(given, key.encode()) for key in self.settings.keys])
+        if not found or scheme.lower() != "bearer":
+            what = "Incorrect API key provided." if authorization else "No API key was given."
+            raise ApiError(401, f"{what} Send 'Authorization: Bearer KEY'.", code="invalid_api_key")
+        return "key-" + hashlib.sha256(given).hexdigest()[:12]
+
+    def count(self, client: str) -> None:
+        """Counts a request of a client.
+
+        Raises:
+            ApiError: 429 if there were too many, with the seconds to wait.
+        """
+        if wait_s := self.limiter.take(client):
+            raise ApiError(
+                429,
+                f"more than {self.limiter.per_minute} requests a minute",
+                code="rate_limit_exceeded",
+                kind="requests",
+                retry_after_s=wait_s,
+            )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -414,8 +396,9 @@ class Api:
             if reply.first_text_s is not None:
                 self._first_token.observe(reply.first_text_s)
             self._images.inc(reply.num_images)
-            for kind, number in zip(("prompt", "completion"), reply.usage or (), strict=False):
-                self._tokens.labels(kind).inc(number)
+            if usage := reply.usage:
+                self._tokens.labels("prompt").inc(usage["prompt_tokens"])
+                self._tokens.labels("completion").inc(usage["completion_tokens"])
             log.info("%s", json.dumps(reply.record(seconds), ensure_ascii=False))
 
 
@@ -427,9 +410,9 @@ async def _read_json(request: Request, limit: int) -> Any:
     """
     try:
         body = await read_body(request, limit)
-    except BodyRefused as error:
-        code = "request_too_large" if error.status == 413 else None
-        raise ApiError(error.status, str(error), code=code) from None
+    except HTTPException as error:
+        code = "request_too_large" if error.status_code == 413 else None
+        raise ApiError(error.status_code, error.detail, code=code) from None
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON number")
@@ -448,17 +431,6 @@ def _api(request: Request) -> Api:
     return request.app.state.api
 
 
-def _admit(request: Request) -> str:
-    """Returns the client's name.
-
-    Raises:
-        ApiError: 401 if its key is missing or wrong.
-    """
-    admission = _api(request).settings.admission
-    address = request.client.host if request.client else ""
-    return admission.check_key(request.headers.get("authorization"), address)
-
-
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Returns 200 if a model can be asked, else 503."""
@@ -474,15 +446,15 @@ async def health(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Returns the metrics for Prometheus."""
-    _admit(request)
+    _api(request).check_key(request)
     return Response(generate_latest(_api(request).registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """Lists the models."""
-    _admit(request)
     api = _api(request)
+    api.check_key(request)
     models = [
         {"id": name, "object": "model", "created": api.started, "owned_by": "llava"}
         for name in await api.client.list_models()
@@ -505,8 +477,8 @@ async def chat_completions(request: Request) -> Response:
     api, reply = _api(request), CompletionReply()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(api.recording(reply))
-        reply.client = _admit(request)
-        api.settings.admission.count(reply.client)
+        reply.client = api.check_key(request)
+        api.count(reply.client)
         stack.enter_context(api.running())
         pieces = await _pieces(api, request, reply)
         await stack.enter_async_context(contextlib.aclosing(pieces))
@@ -526,7 +498,7 @@ async def _pieces(
     """Checks a request and begins to answer it."""
     settings = api.settings
     chat = parse_chat_request(await _read_json(request, settings.max_body_bytes))
-    reply.begin(chat)
+    reply.chat = chat
     if settings.moderate:
         text = "\n".join(message.text() for message in chat.messages if message.role == "user")
         if await run_in_threadpool(violates_moderation, text):

@@ -19,12 +19,13 @@ import json
 import logging
 import operator
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -47,6 +48,7 @@ from llava.serve.protocol import (
     DEADLINE,
     DELIMITER,
     INVALID_REQUEST,
+    MAX_NEW_TOKENS,
     NO_WORKER,
     OK,
     READ_TIMEOUT_S,
@@ -59,8 +61,6 @@ from llava.serve.web import ImageLimits, read_image
 
 log = logging.getLogger(__name__)
 
-# LLaVA's workers generate no more.
-MAX_NEW_TOKENS = 1024
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
@@ -155,22 +155,16 @@ class ImageUrl(_Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-def _url_as_object(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
-
-
 class ImagePart(_Cacheable):
     """A part with an image; the URL may also be given without an object around it."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(_url_as_object)]
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)
+    ]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-def _text_as_parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class Message(_Cacheable):
@@ -178,7 +172,10 @@ class Message(_Cacheable):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[list[Part], Field(min_length=1)] | None, BeforeValidator(_text_as_parts)
+        Annotated[list[Part], Field(min_length=1)] | None,
+        BeforeValidator(
+            lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value
+        ),
     ] = Field(None, validate_default=True)
     name: str | None = None
 
@@ -196,7 +193,7 @@ class Message(_Cacheable):
                 f"it holds {DEFAULT_IMAGE_TOKEN}, which stands for an image in a prompt: send "
                 "images as parts of type image_url, and write the word in another way"
             )
-        _check_unicode(texts)
+        _check_unicode("".join(texts))
         return parts
 
     def text(self) -> str:
@@ -212,12 +209,13 @@ class Message(_Cacheable):
         ]
 
 
-def _check_unicode(texts: Iterable[str]) -> None:
+def _check_unicode(text: str) -> str:
     """Refuses single surrogates: JSON can hold them, but UTF-8 and tokenizers cannot."""
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError("it is not valid Unicode") from None
+    return text
 
 
 class StreamOptions(_Strict):
@@ -233,14 +231,10 @@ class ResponseFormat(BaseModel):
     type: Literal["text"]
 
 
-def _text_as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class ChatRequest(_Strict):
     """Body of `/v1/chat/completions`; null stands for a field's default."""
 
-    model: str
+    model: Annotated[str, AfterValidator(_check_unicode)]
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -248,7 +242,9 @@ class ChatRequest(_Strict):
     top_p: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Annotated[list[str], BeforeValidator(_text_as_list)] = Field(default_factory=list)
+    stop: Annotated[
+        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
     # Accepted without effect.
@@ -270,12 +266,6 @@ class ChatRequest(_Strict):
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] = Field(default_factory=list)
 
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, model: str) -> str:
-        _check_unicode(model)
-        return model
-
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, stop: list[str]) -> list[str]:
@@ -284,13 +274,8 @@ class ChatRequest(_Strict):
                 f"it is {len(stop)} text(s); expected up to {MAX_STOPS}, each with 1 to "
                 f"{MAX_STOP_LENGTH} characters"
             )
-        _check_unicode(stop)
+        _check_unicode("".join(stop))
         return stop
-
-    @property
-    def num_new_tokens(self) -> int:
-        """Maximum number of tokens of an answer, within the limit of the workers."""
-        return min(self.max_completion_tokens or self.max_tokens, MAX_NEW_TOKENS)
 
 
 def parse_chat_request(data: Any) -> ChatRequest:
@@ -607,13 +592,14 @@ class ChatAnswer:
 
     def _body(self, conversation: Conversation, choice: int) -> dict[str, Any]:
         request = self.request
+        limit = request.max_completion_tokens or request.max_tokens
         return {
             "model": request.model,
             "prompt": build_prompt(conversation, request.messages),
             "images": self.images,
             "temperature": request.temperature,
             "top_p": request.top_p,
-            "max_new_tokens": request.num_new_tokens,
+            "max_new_tokens": min(limit, MAX_NEW_TOKENS),
             "stop": stop_string(conversation),
             # LLaVA's workers ignore the other keys.
             "details": True,

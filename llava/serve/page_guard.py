@@ -8,11 +8,12 @@ page does not use are closed, and the requests of a client are limited.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava.errors import ConfigError, DataError
-from llava.serve.page_state import KEEP_DAYS, PageSettings, preferred_language
-from llava.serve.web import BodyRefused, ImageLimits, RateLimiter, clean, read_body
+from llava.errors import DataError
+from llava.serve.chat import ENGLISH, PageSettings
+from llava.serve.web import RateLimiter, clean, read_body
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +40,28 @@ _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
 # An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
-# Default, lowest value and help of each flag.
-_LIMITS = {
-    "max_images": (4, 1, "images per upload"),
-    "max_image_mib": (10, 1, "size of an image file"),
-    "max_image_pixels": (25_000_000, 1, "width times height of an image"),
-    "keep_days": (KEEP_DAYS, 0, "days until stored images are deleted; 0: never"),
-    "rate_limit": (120, 0, "requests per minute and client; 0: no limit"),
-}
+
+
+def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
+    """Chooses a language in the browser's order of preference.
+
+    Args:
+        accept_language: The header `Accept-Language`, such as `hr-HR,hr;q=0.9,en;q=0.8`.
+        codes: The available languages.
+
+    Returns:
+        The code of the best match: the tag itself, or the tag without region or script. Without a
+        match, English if it is available, else the first code.
+    """
+    by_tag = {code.lower(): code for code in codes}
+    ranges = re.findall(r"([\w-]+)\s*(?:;\s*q=(\d(?:\.\d+)?))?", accept_language.lower())
+    accepted = [(tag, float(quality or 1)) for tag, quality in ranges]
+    for tag, quality in sorted(accepted, key=lambda pair: -pair[1]):
+        while tag and quality:
+            if tag in by_tag:
+                return by_tag[tag]
+            tag = tag.rpartition("-")[0]
+    return by_tag.get(ENGLISH) or next(iter(by_tag.values()))
 
 
 class PageGuard:
@@ -117,11 +132,12 @@ class PageGuard:
             replayed = Request(request.scope, _replay(body, request.receive))
             files = await _files(replayed, limits.max_images)
             parts = [("files", await self._rewrite(raw, i)) for i, raw in enumerate(files)]
-        except (BodyRefused, DataError) as error:
-            status = error.status if isinstance(error, BodyRefused) else 400
+        except (HTTPException, DataError) as error:
+            status = error.status_code if isinstance(error, HTTPException) else 400
+            reason = getattr(error, "detail", error)
             mib, megapixels = limits.max_bytes >> 20, f"{limits.max_pixels / 1e6:g}"
             said = self._say(request, "picture_refused", mib=mib, megapixels=megapixels)
-            raise HTTPException(status, f"{said} ({error})") from None
+            raise HTTPException(status, f"{said} ({reason})") from None
         made = httpx.Request("POST", "http://page/upload", files=parts)
         return _with_body(request, made.read(), made.headers["content-type"])
 
@@ -152,8 +168,6 @@ class PageGuard:
                 raise ValueError("it is no object")
             self._check_files(value)
             checked = json.dumps(value, allow_nan=False).encode() if body else body
-        except BodyRefused as error:
-            raise HTTPException(error.status, str(error)) from None
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f"the body is no valid JSON object: {error}") from None
         return _with_body(request, checked, "application/json")
@@ -227,41 +241,3 @@ def _with_body(request: Request, body: bytes, kind: str) -> tuple[Scope, Receive
     headers.update({"content-length": str(len(body)), "content-type": kind})
     del headers["transfer-encoding"]
     return {**request.scope, "headers": headers.raw}, _replay(body, request.receive)
-
-
-def add_safety_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for the limits of the page."""
-    for name, (default, _, text) in _LIMITS.items():
-        parser.add_argument(_flag(name), type=type(default), default=default, help=text)
-    text = "proxies whose X-Forwarded-For is trusted"
-    parser.add_argument("--forwarded-allow-ips", default="", help=text)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def settings_from(args: argparse.Namespace, **own: Any) -> PageSettings:
-    """Converts flags into settings.
-
-    Args:
-        args: The flags of the page, including those of `add_safety_flags`.
-        own: Settings without a flag.
-
-    Raises:
-        ConfigError: A number is too low.
-    """
-    for name, (_, least, _) in _LIMITS.items():
-        if not getattr(args, name) >= least:
-            raise ConfigError(f"{_flag(name)} is {getattr(args, name)}; expected {least} or more")
-    images = ImageLimits(args.max_image_mib * 2**20, args.max_image_pixels, args.max_images)
-    return PageSettings(
-        args.controller_url,
-        args.model_list_mode,
-        moderate=args.moderate,
-        keep_days=args.keep_days,
-        images=images,
-        per_minute=args.rate_limit,
-        forwarded_allow_ips=args.forwarded_allow_ips,
-        **own,
-    )

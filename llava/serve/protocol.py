@@ -39,6 +39,9 @@ BUSY = "busy"
 DEADLINE = "deadline"
 STOPPING = "stopping"
 
+# LLaVA's workers generate no more.
+MAX_NEW_TOKENS = 1024
+
 # Keys of a status that describe a model, beyond LLaVA's protocol.
 MODEL_KEYS = ("conversation", "context_len", "multimodal")
 

@@ -8,12 +8,11 @@ In: the two addresses. Out: a registered worker, or an error.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import requests
 
-from llava.errors import ConfigError, run_script
+from llava.errors import ConfigError, flag, make_parser, run_script
 from llava.serve.protocol import post_json
 
 
@@ -38,13 +37,15 @@ def register(controller_address: str, worker_name: str, check_heart_beat: bool) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.register_worker")
-    parser.add_argument("--controller-address", required=True)
-    parser.add_argument("--worker-name", required=True)
-    parser.add_argument("--check-heart-beat", action="store_true")
     run_script(
         lambda args: register(args.controller_address, args.worker_name, args.check_heart_beat),
-        parser,
+        make_parser(
+            __doc__,
+            flag("--controller-address", required=True),
+            flag("--worker-name", required=True),
+            flag("--check-heart-beat", action="store_true"),
+            prog="python -m llava.serve.register_worker",
+        ),
         argv,
     )
 

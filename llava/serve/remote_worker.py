@@ -7,13 +7,12 @@ text makes every engine do the same.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,13 @@ from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.tokenizer import load_tokenizer
-from llava.serve.batch import Busy, Stopping
-from llava.serve.check import check_port_is_free
+from llava.serve.batch import Unanswered
 from llava.serve.model_worker import (
     DEFAULT_WAITING,
     WorkerBase,
     encode_failure,
-    serve,
-    start_log,
 )
-from llava.serve.protocol import encode_chunk
+from llava.serve.protocol import BUSY, STOPPING, encode_chunk
 
 
 class RemoteWorker(WorkerBase):
@@ -94,9 +90,9 @@ class RemoteWorker(WorkerBase):
         self.beat_now.set()
         try:
             if self.is_leaving:
-                raise Stopping("the worker is about to stop and takes no new requests")
+                raise Unanswered(STOPPING, "the worker is about to stop and takes no new requests")
             if self.num_requests > self._max_requests:
-                raise Busy("the queue is full, try again later")
+                raise Unanswered(BUSY, "the queue is full, try again later")
             async with self._places, contextlib.aclosing(self.texts(params)) as texts:
                 async for text in texts:
                     if text != seen:
@@ -109,26 +105,6 @@ class RemoteWorker(WorkerBase):
         finally:
             self.num_requests -= 1
             self.beat_now.set()
-
-
-def run_remote_worker(
-    name: str,
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    build: Callable[[argparse.Namespace, str], RemoteWorker],
-) -> None:
-    """Serves a worker in front of another engine until interrupted.
-
-    Args:
-        name: Name of the log.
-        parser: Parser of the command line.
-        argv: The command line; None for that of the process.
-        build: Makes the worker from its flags and its id.
-    """
-    args = parser.parse_args(argv)
-    worker_id = start_log(name)
-    check_port_is_free(args.host, args.port)
-    serve(build(args, worker_id), args)
 
 
 def engine_ids(prompt: str, tokenizer: Any) -> list[int]:

@@ -17,17 +17,19 @@ from typing import Any
 import httpx
 import requests
 
-from llava.errors import ConfigError, run_command
+from llava.errors import ConfigError, flag, make_parser, run_command
 from llava.serve.model_worker import (
     DEFAULT_CONCURRENCY,
     MAX_NEW_TOKENS,
-    add_worker_flags,
+    WORKER_FLAGS,
     app,
     heart_beat_worker,
     parse_request,
+    serve,
+    start,
 )
 from llava.serve.protocol import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
-from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
+from llava.serve.remote_worker import RemoteWorker, engine_ids
 
 __all__ = ["MAX_NEW_TOKENS", "ModelWorker", "app", "heart_beat_worker", "pipeline"]
 
@@ -124,21 +126,23 @@ ModelWorker = SglangWorker  # LLaVA's name for it
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.sglang_worker", description=__doc__
+    return make_parser(
+        __doc__,
+        *WORKER_FLAGS,
+        flag("--sgl-endpoint", help="e.g. http://127.0.0.1:30000"),
+        flag(
+            "--model-path", help="the exported checkpoint on this machine; by default SGLang's path"
+        ),
+        prog="python -m llava.serve.sglang_worker",
     )
-    add_worker_flags(parser)
-    parser.add_argument("--sgl-endpoint", help="e.g. http://127.0.0.1:30000")
-    parser.add_argument(
-        "--model-path", help="the exported checkpoint on this machine; by default SGLang's path"
-    )
-    return parser
 
 
-def _build(args: argparse.Namespace, worker_id: str) -> SglangWorker:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serves the worker until interrupted."""
+    args, worker_id = start("sglang_worker", build_parser(), argv)
     if not args.sgl_endpoint:
         raise ConfigError("--sgl-endpoint is missing: where does the SGLang server listen?")
-    return SglangWorker(
+    worker = SglangWorker(
         args.controller_address,
         args.worker_address,
         args.sgl_endpoint,
@@ -148,11 +152,7 @@ def _build(args: argparse.Namespace, worker_id: str) -> SglangWorker:
         limit_model_concurrency=args.limit_model_concurrency,
         model_path=args.model_path,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    run_remote_worker("sglang_worker", build_parser(), argv, _build)
+    serve(worker, args)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ In: addresses, the name of a model and a message. Out: the conversation on the t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 import requests
 
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError, UserError, flag, make_parser
 from llava.serve.protocol import (
     OK,
     get_model_list,
@@ -61,12 +60,15 @@ def send(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.test_message")
-    parser.add_argument("--controller-address", default="http://localhost:21001")
-    parser.add_argument("--worker-address")
-    parser.add_argument("--model-name", default="facebook/opt-350m")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
+    parser = make_parser(
+        __doc__,
+        flag("--controller-address", default="http://localhost:21001"),
+        flag("--worker-address"),
+        flag("--model-name", default="facebook/opt-350m"),
+        flag("--max-new-tokens", type=int, default=32),
+        flag("--message", default="Tell me a story with more than 1000 words."),
+        prog="python -m llava.serve.test_message",
+    )
     args = parser.parse_args(argv)
     try:
         send(**vars(args), output=sys.stdout)

@@ -14,10 +14,10 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from llava.errors import ConfigError, run_command
+from llava.errors import ConfigError, flag, make_parser, run_command
 from llava.images import to_rgb
-from llava.serve.model_worker import add_worker_flags, parse_request
-from llava.serve.remote_worker import RemoteWorker, engine_ids, run_remote_worker
+from llava.serve.model_worker import WORKER_FLAGS, parse_request, serve, start
+from llava.serve.remote_worker import RemoteWorker, engine_ids
 
 
 def import_vllm() -> Any:
@@ -97,21 +97,25 @@ class VllmWorker(RemoteWorker):
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava.serve.vllm_worker", description=__doc__)
-    add_worker_flags(parser)
+    parser = make_parser(
+        __doc__,
+        *WORKER_FLAGS,
+        flag("--model-path", required=True, help="an exported checkpoint"),
+        flag("--tensor-parallel-size", type=int, default=1, help="GPUs"),
+        flag("--pipeline-parallel-size", type=int, default=1, help="machines"),
+        flag("--max-model-len", type=int),
+        flag("--gpu-memory-utilization", type=float, default=0.9),
+        flag("--max-images", type=int, default=8, help="images in a request"),
+        prog="python -m llava.serve.vllm_worker",
+    )
     parser.set_defaults(limit_model_concurrency=256)  # vLLM itself limits what runs
-    add = parser.add_argument
-    add("--model-path", required=True, help="an exported checkpoint")
-    add("--tensor-parallel-size", type=int, default=1, help="GPUs")
-    add("--pipeline-parallel-size", type=int, default=1, help="machines")
-    add("--max-model-len", type=int)
-    add("--gpu-memory-utilization", type=float, default=0.9)
-    add("--max-images", type=int, default=8, help="images in a request")
     return parser
 
 
-def _build(args: argparse.Namespace, worker_id: str) -> VllmWorker:
-    return VllmWorker(
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serves the worker until interrupted."""
+    args, worker_id = start("vllm_worker", build_parser(), argv)
+    worker = VllmWorker(
         args.controller_address,
         args.worker_address,
         worker_id,
@@ -125,11 +129,7 @@ def _build(args: argparse.Namespace, worker_id: str) -> VllmWorker:
         gpu_memory_utilization=args.gpu_memory_utilization,
         limit_mm_per_prompt={"image": args.max_images},
     )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    run_remote_worker("vllm_worker", build_parser(), argv, _build)
+    serve(worker, args)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import logging
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -29,6 +29,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -69,7 +70,7 @@ class ClosingStream(StreamingResponse):
     """Streams an iterator and closes it at the end, even if the client has disconnected.
 
     Args:
-        chunks: The body; a synchronous or an asynchronous iterator.
+        chunks: The body.
         on_close: Called once at the end, even if the iterator was never started.
         headers: Headers of the response.
         media_type: Content type of the response.
@@ -77,8 +78,8 @@ class ClosingStream(StreamingResponse):
 
     def __init__(
         self,
-        chunks: Iterator[bytes] | AsyncIterator[bytes],
-        on_close: Callable[[], Awaitable[None] | None] | None = None,
+        chunks: Generator[bytes, None, None] | AsyncGenerator[bytes, None],
+        on_close: Callable[[], Awaitable[None]] | None = None,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
     ) -> None:
@@ -92,12 +93,10 @@ class ClosingStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             if self._on_close is not None:
-                waiting = self._on_close()
-                if waiting is not None:
-                    await waiting
-            if hasattr(self._chunks, "aclose"):
+                await self._on_close()
+            if isinstance(self._chunks, AsyncGenerator):
                 await self._chunks.aclose()
-            elif hasattr(self._chunks, "close"):
+            else:
                 await run_in_threadpool(self._chunks.close)
 
 
@@ -128,31 +127,18 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-class BodyRefused(Exception):
-    """Raised for a body that is too large or takes too long.
-
-    Args:
-        status: HTTP status, 413 or 408.
-        message: The limit that was exceeded.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 async def read_body(request: Request, limit: int) -> bytes:
     """Reads the body of a request.
 
     Raises:
-        BodyRefused: The body is larger than `limit` bytes or takes too long.
+        HTTPException: 413 if the body is larger than `limit` bytes, 408 if it takes too long.
     """
-    too_large = BodyRefused(413, f"the body is larger than {limit:,} bytes")
+    too_large = HTTPException(413, f"the body is larger than {limit:,} bytes")
     try:
         reading = _collect(request.stream(), limit, too_large)
         return await asyncio.wait_for(reading, BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
-        raise BodyRefused(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+        raise HTTPException(408, f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
 
 
 async def _collect(pieces: AsyncIterator[bytes], limit: int, refusal: Exception) -> bytes:

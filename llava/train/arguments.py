@@ -2,7 +2,7 @@
 
 Input: the command line (`parse_arguments`). Output: checked dataclasses. Flags that transformers
 has removed (`--evaluation_strategy`, `--warmup_ratio`, ...) are still declared here and translated,
-so that LLaVA's recipes parse. Non-goals: what the flags do to a model (`build.py`, `freeze.py`) or
+so that LLaVA's recipes parse. Non-goals: what the flags do to a model (`build.py`) or
 to data (`llava.data`).
 """
 
@@ -239,10 +239,6 @@ class TrainingArguments(transformers.TrainingArguments):
             # so that --save_total_limit also keeps the best checkpoint
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.warmup_ratio is not None:
-            if not 0 <= self.warmup_ratio < 1:
-                raise ConfigError(
-                    f"--warmup_ratio is {self.warmup_ratio}, expected a share in [0, 1)"
-                )
             # as in older versions, the number of steps takes precedence
             self.warmup_steps = self.warmup_steps or self.warmup_ratio
         if self.group_by_length:
@@ -287,8 +283,11 @@ class TrainingArguments(transformers.TrainingArguments):
                 listed = ", ".join(map(str, choices))
                 raise ConfigError(f"--{name} is {getattr(self, name)!r}; choose from: {listed}")
         begins_anew_from = self.overwrite_output_dir and self.resume_from_checkpoint
-        _refuse(
+        refuse(
             {
+                f"--warmup_ratio is {self.warmup_ratio}, expected a share in [0, 1)": (
+                    self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1
+                ),
                 f"--max_skipped_steps is {self.max_skipped_steps}, expected 0 or more; "
                 f"--loss_spike_factor is {self.loss_spike_factor}, expected 0 or more than 1": (
                     self.max_skipped_steps < 0
@@ -391,7 +390,7 @@ def _check_paths(
         ConfigError: Flags contradict each other; the message names them.
     """
     tunes, rate = model_args.tune_mm_mlp_adapter, data_args.max_drop_rate
-    _refuse(
+    refuse(
         {
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other": (
                 tunes and training_args.freeze_mm_mlp_adapter
@@ -431,7 +430,7 @@ def check_surroundings(training_args: TrainingArguments) -> None:
         raise ConfigError(f"--output_dir {folder} cannot be made: {there} {problem}")
 
 
-def _refuse(problems: Mapping[str, Any]) -> None:
+def refuse(problems: Mapping[str, object]) -> None:
     """Raises the first problem that applies.
 
     Args:

@@ -1,8 +1,10 @@
-"""Builds the model to train: language model, tokenizer, vision modules, LoRA adapters.
+"""Builds the model to train: language model, tokenizer, vision modules, LoRA adapters, freezing.
 
-Input: the flags. Output: a model for the trainer, its tokenizer, image processor and conversation
-template. `train.py` calls these functions one after the other.
-Non-goals: what is frozen (`freeze.py`), data (`llava.data`), the training loop.
+Input: the flags. Output: a model for the trainer, with `requires_grad` set on every parameter, its
+tokenizer, image processor and conversation template. `train.py` calls these functions one after the
+other. Rules of what is trained: the projector stage trains the projector alone; the fine-tuning
+stage trains projector and language model; the tower is frozen in both.
+Non-goals: data (`llava.data`), the training loop.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -187,9 +190,11 @@ def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArgumen
         "vision_tower": None if is_same_tower else tower,
         "mm_vision_select_layer": config.get("mm_vision_select_layer"),
     }
-    for flag, was in trained_with.items():
-        if was not in (None, "", now := getattr(model_args, flag)):
-            told.append(f"it was trained with --{flag} {was}, not {now}")
+    told += [
+        f"it was trained with --{flag} {was}, not {now}"
+        for flag, was in trained_with.items()
+        if was not in (None, "", now := getattr(model_args, flag))
+    ]
     if told:
         log.warning("--model_name_or_path %s is a trained model: %s", path, "; ".join(told))
 
@@ -228,11 +233,10 @@ def _mend_generation_config(model: Any) -> None:
 
     Vicuna's sets a temperature without sampling, which transformers refuses to save.
     """
-    generation = getattr(model, "generation_config", None)
-    if generation is None:
-        return
+    generation: Any = getattr(model, "generation_config", None)
     try:
-        generation.validate(strict=True)
+        if generation is not None:
+            generation.validate(strict=True)
     except ValueError:
         generation.do_sample = True
 
@@ -253,8 +257,11 @@ def build_tokenizer(
         CheckpointError: There is no tokenizer.
     """
     version = str(model_args.version)
-    keeps_default = version in VICUNA_VERSIONS
-    conv = conversation_lib.default_conversation if keeps_default else get_conversation(version)
+    conv = (
+        conversation_lib.default_conversation
+        if version in VICUNA_VERSIONS
+        else get_conversation(version)
+    )
     tokenizer = load_tokenizer(
         str(model_args.model_name_or_path),
         model_max_length=training_args.model_max_length,
@@ -318,13 +325,8 @@ def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
 
 def _second_round_of(conv: Conversation) -> str:
     """Returns what a template writes for the second question and its answer."""
-    prompts = []
-    for end in (2, 4):
-        copy = conv.copy()
-        for i, (_, text) in enumerate(_TWO_ROUNDS[:end]):
-            copy.append_message(copy.roles[i % 2], text)
-        prompts.append(copy.get_prompt())
-    return prompts[1].removeprefix(prompts[0])
+    messages = [(conv.roles[i % 2], text) for i, (_, text) in enumerate(_TWO_ROUNDS)]
+    return "".join(text for text, message, _ in conv.segments(messages) if (message or 0) >= 2)
 
 
 def _second_round(tokenizer: Any) -> str | None:
@@ -449,6 +451,97 @@ def add_lora(model: Any, training_args: TrainingArguments) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be set up: {error}") from error
+
+
+TOWER, PROJECTOR, NEWLINE, LANGUAGE_MODEL, HEAD, ADAPTERS = (
+    "vision tower",
+    "projector",
+    "image newline",
+    "language model",
+    "lm_head",
+    "LoRA adapters",
+)
+# a parameter's name contains the mark of its part
+_MARKS = {
+    "lora_": ADAPTERS,
+    "vision_tower.": TOWER,
+    "mm_projector.": PROJECTOR,
+    "image_newline": NEWLINE,
+    "lm_head.": HEAD,
+}
+
+
+def part_of(name: str) -> str:
+    """Returns the part of the model that a parameter belongs to, by its name."""
+    return next((part for mark, part in _MARKS.items() if mark in name), LANGUAGE_MODEL)
+
+
+class PartCount(NamedTuple):
+    """Parameters of one part of a model."""
+
+    part: str
+    num_trainable: int
+    num_total: int
+    dtype: str = ""
+
+
+def trained_parts(model_args: ModelArguments, training_args: TrainingArguments) -> set[str]:
+    """Returns the parts of the model that the flags of a stage train.
+
+    LoRA adapters are trained in place of the language model and its head.
+    """
+    if model_args.tune_mm_mlp_adapter:
+        return {PROJECTOR}
+    parts = set() if training_args.freeze_mm_mlp_adapter else {PROJECTOR}
+    if training_args.lora_enable:
+        return parts | {ADAPTERS, NEWLINE}
+    return parts | {HEAD} | (set() if model_args.freeze_backbone else {LANGUAGE_MODEL, NEWLINE})
+
+
+def apply_freeze(model: nn.Module, trained: Collection[str]) -> list[PartCount]:
+    """Sets `requires_grad` on every parameter and logs what is trained.
+
+    Args:
+        model: A model with its vision modules, perhaps with LoRA adapters.
+        trained: Parts to train. Bias terms of adapted layers keep what peft has set.
+
+    Raises:
+        ConfigError: Nothing would be trained.
+    """
+    kept_by_peft = (LANGUAGE_MODEL, HEAD) if ADAPTERS in trained else ()
+    parameters: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameters[part].append(parameter)
+        # quantized weights are integers, which have no gradient
+        if part not in kept_by_peft and parameter.is_floating_point():
+            parameter.requires_grad_(part in trained)
+    counts = [_count(part, own) for part, own in parameters.items()]
+    table = _table(counts)
+    if not any(count.num_trainable for count in counts):
+        raise ConfigError(f"nothing is left to be trained by these flags:\n{table}")
+    log.info("parameters\n%s", table)
+    return counts
+
+
+def _count(part: str, parameters: Collection[nn.Parameter]) -> PartCount:
+    """Counts parameters; partitioned ones (ZeRO-3) count with their full size."""
+    sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in parameters]
+    dtypes = {str(each.dtype).removeprefix("torch.") for each in parameters}
+    num_trainable = sum(size for size, is_trained in sizes if is_trained)
+    return PartCount(part, num_trainable, sum(size for size, _ in sizes), ", ".join(sorted(dtypes)))
+
+
+def _table(counts: Collection[PartCount]) -> str:
+    _, trainable, sizes, _ = zip(*counts, strict=True)
+    rows = [
+        f"{part:<15}{num_trainable:>15,}{num_total:>15,}  {dtype}".rstrip()
+        for part, num_trainable, num_total, dtype in (
+            *counts,
+            PartCount("total", sum(trainable), sum(sizes)),
+        )
+    ]
+    return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
 
 
 def write_config(

@@ -34,11 +34,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -108,8 +110,7 @@ def writing_folder(
     ranks = PartialState()
     ranks.wait_for_everyone()
     # on a shared disk the first process has written this folder, or has renamed it by now
-    is_shared = (folder / STATE_FILE).exists() or not folder.is_dir()
-    is_foreign = is_shared and not on_each_node
+    is_foreign = not on_each_node and ((folder / STATE_FILE).exists() or not folder.is_dir())
     if ranks.is_main_process or (ranks.is_local_main_process and not is_foreign):
         run(finish)
     ranks.wait_for_everyone()
@@ -151,7 +152,7 @@ def problem_of(folder: Path, read_all: bool = False) -> str | None:
     """
     try:
         mark = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8"))
-        sizes, checksums = mark["files"], mark.get("crc32", {})
+        sizes, checksums = mark["files"], mark.get("crc32", {}) if read_all else {}
     except FileNotFoundError:
         return f"it has no {COMPLETE_FILE} file"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -161,8 +162,6 @@ def problem_of(folder: Path, read_all: bool = False) -> str | None:
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             return f"{name} should have {size} bytes, found {found}"
-    if not read_all:
-        return None
     with ThreadPoolExecutor(_CHECKSUM_THREADS) as threads:
         found_sums = threads.map(_checksum, [folder / name for name in checksums])
         for (name, checksum), found_sum in zip(checksums.items(), found_sums, strict=True):
@@ -323,8 +322,9 @@ def _says_disk_full(error: BaseException, folder: Path) -> bool:
         if isinstance(cause, OSError) and is_disk_full(cause) or _NO_SPACE.search(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
-    is_write_error = isinstance(error, OSError | RuntimeError)
-    return is_write_error and shutil.disk_usage(folder).free < _FULL_BELOW_BYTES
+    # some libraries say only that they could not write
+    may_be_full = isinstance(error, OSError | RuntimeError)
+    return may_be_full and shutil.disk_usage(folder).free < _FULL_BELOW_BYTES
 
 
 IDENTITY_FILE = "run_identity.json"
@@ -338,8 +338,7 @@ _RESULT_FLAGS = (
     "image_aspect_ratio alignment_loss"
 ).split()
 _SETTINGS = "settings"
-_PLACES = ("model_name_or_path", "vision_tower")
-_FILES = ("pretrain_mm_mlp_adapter", "data_path")
+_PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path")
 
 
 def settings_of(*arguments: Any) -> dict[str, str]:
@@ -359,13 +358,11 @@ def settings_of(*arguments: Any) -> dict[str, str]:
         length = "max_steps" if values.get("max_steps", -1) > 0 else "num_train_epochs"
         found[length] = values.get(length)
     for name in _PLACES:
-        found[name] = values.get(name) and Path(str(values[name])).name
-    for name in _FILES:
-        found[name] = values.get(name) and _describe_file(Path(str(values[name])))
+        found[name] = values.get(name) and _describe_place(Path(str(values[name])))
     return {name: str(getattr(value, "value", value)) for name, value in found.items()}
 
 
-def _describe_file(path: Path) -> str:
+def _describe_place(path: Path) -> str:
     return f"{path.name} (CRC-32 {_checksum(path)})" if path.is_file() else path.name
 
 
@@ -552,7 +549,8 @@ class StateCopy:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        # by name of the state and number of the tensor in it
+        self._buffers: dict[tuple[str, int], Tensor] = {}
 
     def __call__(self, name: str, state: Any) -> Any:
         """Copies a state.
@@ -564,27 +562,25 @@ class StateCopy:
         Returns:
             The same structure; tensors that shared memory (tied weights) share it again.
         """
-        copied = self._copy(state, (name,), {})
+        seen: dict[Any, Tensor] = {}
+        numbers = count()
+
+        def copy(value: Tensor) -> Tensor:
+            memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if value.numel() and memory in seen:
+                return seen[memory]
+            place = (name, next(numbers))
+            buffer = self._buffers.get(place)
+            if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+                buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                self._buffers[place] = buffer
+            seen[memory] = buffer.copy_(value.detach(), non_blocking=True)
+            return buffer
+
+        copied = recursively_apply(copy, state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return copied
-
-    def _copy(self, value: Any, place: tuple[Any, ...], seen: dict[Any, Tensor]) -> Any:
-        if isinstance(value, dict):
-            return {key: self._copy(entry, (*place, key), seen) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._copy(each, (*place, i), seen) for i, each in enumerate(value))
-        if not isinstance(value, Tensor):
-            return value
-        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and memory in seen:
-            return seen[memory]
-        buffer = self._buffers.get(place)
-        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._buffers[place] = buffer
-        seen[memory] = buffer.copy_(value.detach(), non_blocking=True)
-        return buffer
 
 
 class CheckpointSaving(Trainer):
@@ -697,8 +693,8 @@ class CheckpointSaving(Trainer):
         """Writes the run's history and identity."""
         if self.args.should_save:
             self.state.save_to_json(str(folder / STATE_FILE))
-            text = json.dumps(self.identity(), indent=1)
-            (folder / IDENTITY_FILE).write_text(text + "\n", encoding="utf-8")
+            identity = json.dumps(self.identity(), indent=1) + "\n"
+            (folder / IDENTITY_FILE).write_text(identity, encoding="utf-8")
 
     # --- what a stage trains ---
 
@@ -718,13 +714,22 @@ class CheckpointSaving(Trainer):
         if should_save and (self._saves_adapter_only or self._saves_lora):
             model.config.save_pretrained(folder)
 
-    def save_result(self, folder: Path) -> None:
-        """Writes the final files of a run: the model, a separate projector file, the history."""
-        self.save_model(str(folder))
+    def save_result(self) -> None:
+        """Writes the result of a run to `output_dir`, completely or not at all.
+
+        The files are the model, a separate projector file and the history.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
         model: Any = self.accelerator.unwrap_model(self.model)
-        if not self._saves_adapter_only and getattr(model.config, "mm_vision_tower", None):
-            save_projector(model, folder / PROJECTOR_FILE, False, self.args.should_save)
-        self._write_state(folder)
+        model.config.use_cache = True
+        with writing_final(Path(self.args.output_dir)) as folder:
+            self.save_model(str(folder))
+            if not self._saves_adapter_only and getattr(model.config, "mm_vision_tower", None):
+                save_projector(model, folder / PROJECTOR_FILE, False, self.args.should_save)
+            self._write_state(folder)
+        log.info("saved to %s", self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self._left_to_write is None or not isinstance(self.model, PreTrainedModel):
@@ -741,8 +746,9 @@ class CheckpointSaving(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             copied = self._state_copy("optimizer", self.optimizer.state_dict())
-            path = Path(output_dir) / OPTIMIZER_NAME
-            self._left_to_write.append(partial(torch.save, copied, path))
+            self._left_to_write.append(
+                partial(torch.save, copied, Path(output_dir) / OPTIMIZER_NAME)
+            )
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # --- loading ---
@@ -756,8 +762,9 @@ class CheckpointSaving(Trainer):
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._saves_lora:
-            tensors = read_tensors(folder / NON_LORA_FILE)
-            self.accelerator.unwrap_model(loaded).load_state_dict(tensors, strict=False)
+            self.accelerator.unwrap_model(loaded).load_state_dict(
+                read_tensors(folder / NON_LORA_FILE), strict=False
+            )
 
     def _load_best_model(self) -> None:
         self.wait_for_save()

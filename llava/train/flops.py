@@ -309,10 +309,9 @@ class Gpu:
 @cache
 def gpus() -> dict[str, Gpu]:
     """Returns the known kinds of GPUs by key."""
-    table = json.loads(GPU_FILE.read_text(encoding="utf-8"))
     return {
         key: Gpu(key=key, **{**entry, "match": tuple(entry["match"])})
-        for key, entry in table.items()
+        for key, entry in json.loads(GPU_FILE.read_text(encoding="utf-8")).items()
     }
 
 

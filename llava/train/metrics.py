@@ -160,12 +160,16 @@ def group_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in sorted({group for _, group in sums} - {EVERYTHING}):
         if tokens := sums["tokens", name]:
-            metrics[f"{prefix}loss/{name}"] = sums["loss", name] / tokens
-            metrics[f"{prefix}accuracy/{name}"] = sums["correct", name] / tokens
-            metrics[f"{prefix}tokens/{name}"] = tokens
-            for unit in units:
-                if amount := sums[unit, name]:
-                    metrics[f"{prefix}loss_{unit}/{name}"] = sums["loss", name] / amount
+            metrics |= {
+                f"{prefix}loss/{name}": sums["loss", name] / tokens,
+                f"{prefix}accuracy/{name}": sums["correct", name] / tokens,
+                f"{prefix}tokens/{name}": tokens,
+            }
+            metrics |= {
+                f"{prefix}loss_{unit}/{name}": sums["loss", name] / amount
+                for unit in units
+                if (amount := sums[unit, name])
+            }
     return metrics
 
 
@@ -302,11 +306,12 @@ class WatchedTrainer(Trainer):
             metrics |= self._token_metrics(self._group_sums)
             self._group_sums, self._last_groups = Counter(), step
         if sums["real", EVERYTHING] and seconds > 0:
-            real = sums["real", EVERYTHING]
-            metrics["tokens_per_second"] = real / seconds
-            metrics["padding_share"] = 1 - real / sums["padded", EVERYTHING]
-            metrics["data_wait_share"] = min(1.0, max(waited for _, waited in ranks) / seconds)
-            metrics |= self._speed(sums, seconds * len(ranks))
+            metrics |= {
+                "tokens_per_second": sums["real", EVERYTHING] / seconds,
+                "padding_share": 1 - sums["real", EVERYTHING] / sums["padded", EVERYTHING],
+                "data_wait_share": min(1.0, max(waited for _, waited in ranks) / seconds),
+                **self._speed(sums, seconds * len(ranks)),
+            }
         if num_extra := sums["extras", EVERYTHING]:
             metrics["extra_loss"] = sums["extra", EVERYTHING] / num_extra
         return metrics
@@ -412,14 +417,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog(TrainerCallback):
-    """Appends the trainer's metrics to the metrics file of its run."""
+    """Appends the trainer's metrics to the metrics file of its run, in the first process."""
 
     _attempt = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins an attempt; its first line says after which step."""
-        if not state.is_world_process_zero:
-            return
         path = Path(args.output_dir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         if state.global_step == 0:
@@ -432,7 +435,7 @@ class MetricsLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Appends one line."""
-        if state.is_world_process_zero and logs:
+        if logs:
             self._append(args, state, logs)
 
     def _append(self, args: Any, state: Any, logs: dict[str, Any], before: str = "") -> None:
@@ -479,7 +482,7 @@ _COLUMNS = {
 
 
 class ProgressCallback(TrainerCallback):
-    """Displays the progress of a training run.
+    """Displays the progress of a training run, in the first process.
 
     Args:
         stage: Name of the run.
@@ -504,8 +507,6 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shows the bar, or prints the first line."""
-        if not state.is_world_process_zero:
-            return
         self._first_step = state.global_step
         self._started = self._shown = time.monotonic()
         if not self.console.is_terminal:
@@ -525,17 +526,14 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Moves the bar, or prints lines if the last ones are old."""
-        if not state.is_world_process_zero:
-            return
         now, summary = time.monotonic(), self._summary(args, state)
         if self._live is not None:
             self._bar.update(self._task, completed=state.global_step, summary=summary)
         elif now - self._shown >= LINE_INTERVAL_S:
             self._shown = now
-            done = state.global_step - self._first_step
-            left = (now - self._started) / done * (state.max_steps - state.global_step)
-            step = f"step {state.global_step} of {state.max_steps}"
-            self._print(f"{step}, {summary}, {timedelta(seconds=round(left))} left")
+            a_step = (now - self._started) / (state.global_step - self._first_step)
+            left = timedelta(seconds=round(a_step * (state.max_steps - state.global_step)))
+            self._print(f"step {state.global_step} of {state.max_steps}, {summary}, {left} left")
             if machine := self._machine():
                 self._print(machine)
             if names := self._groups():
@@ -544,10 +542,9 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Removes the bar and prints the result."""
-        if state.is_world_process_zero:
-            self.close()
-            took = timedelta(seconds=round(time.monotonic() - self._started))
-            self._print(f"{state.global_step} steps, {self._summary(args, state)}, {took}")
+        self.close()
+        took = timedelta(seconds=round(time.monotonic() - self._started))
+        self._print(f"{state.global_step} steps, {self._summary(args, state)}, {took}")
 
     def close(self) -> None:
         """Removes the bar, also of a run that stops early."""

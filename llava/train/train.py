@@ -1,7 +1,7 @@
 """Train a LLaVA model: `train()` is the table of contents of a run.
 
 Input: LLaVA's flags on the command line. Output: checkpoints and the final model in `output_dir`.
-Each step is a function of `build`, `freeze`, `checkpoint` or `llava_trainer`; LLaVA's public names
+Each step is a function of `build`, `checkpoint` or `llava_trainer`; LLaVA's public names
 are re-exported here. The argument `data_module` builds dataset, collator and sampler.
 If a process fails, torchrun's summary has its error; the other processes only see a broken
 connection.
@@ -22,12 +22,11 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, distributed
+from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from llava.data.batching import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.drop import DropPolicy
 from llava.data.preprocess import (
     _add_speaker_and_signal,
     _mask_targets,
@@ -40,6 +39,7 @@ from llava.data.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.data.sample import DropPolicy
 from llava.errors import CheckpointError, ConfigError, explain
 from llava.train import build, checkpoint
 from llava.train.arguments import (
@@ -60,9 +60,12 @@ from llava.train.checkpoint import (
     save_projector,
     settings_of,
 )
-from llava.train.freeze import FreezePlan, apply_freeze
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.step_guard import STOPPED_EXIT_CODE, RunStoppedError, stop_signals
+from llava.train.llava_trainer import (
+    STOPPED_EXIT_CODE,
+    LLaVATrainer,
+    RunStoppedError,
+    stop_signals,
+)
 
 __all__ = [
     "IS_TOKENIZER_GREATER_THAN_0_14",
@@ -129,7 +132,7 @@ def train(
     tokenizer, conversation = build.build_tokenizer(model_args, training_args, model)
     image_processor = build.add_vision(model, tokenizer, model_args, data_args, training_args)
     model = build.add_lora(model, training_args)
-    apply_freeze(model, FreezePlan.from_args(model_args, training_args))
+    build.apply_freeze(model, build.trained_parts(model_args, training_args))
 
     if training_args.compile_layers:
         build.compile_layers(model)
@@ -144,7 +147,7 @@ def train(
     trainer = LLaVATrainer(model=model, processing_class=tokenizer, args=training_args, **data)
     trainer.settings = settings_of(model_args, data_args, *extra, training_args)
     run(trainer)
-    save_final(trainer)
+    trainer.save_result()
 
 
 def default_data_module(context: DataContext, orient_images: bool = False) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def default_data_module(context: DataContext, orient_images: bool = False) -> di
     data_args = context.data_args
     if data_args.data_path is None:
         raise ConfigError("--data_path is missing: name a LLaVA JSON or JSONL file")
-    dataset = NamedDataset(
+    dataset = LazySupervisedDataset(
         data_args.data_path,
         context.tokenizer,
         data_args,
@@ -249,19 +252,6 @@ def _start_from(trainer: LLaVATrainer) -> Path | None:
     return broadcast_object_list([found])[0]
 
 
-def save_final(trainer: LLaVATrainer) -> None:
-    """Writes the result of a run to `output_dir`, completely or not at all.
-
-    Raises:
-        CheckpointError: The disk is full.
-    """
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    model.config.use_cache = True
-    with checkpoint.writing_final(Path(trainer.args.output_dir)) as folder:
-        trainer.save_result(folder)
-    log.info("saved to %s", trainer.args.output_dir)
-
-
 def safe_save_model_for_hf_trainer(trainer: Any, output_dir: str) -> None:
     """Saves what a stage trains, as LLaVA's function of this name does.
 
@@ -323,21 +313,13 @@ def _leave_ranks() -> None:
         distributed.destroy_process_group()
 
 
-class NamedDataset(LazySupervisedDataset):
-    """Adds the `id` to samples; a replacement of a broken sample has the broken one's id."""
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the item of LLaVA's dataset, with `id`."""
-        return {**super().__getitem__(i), "id": str(self.sample(i).id)}
-
-
 class NamedCollator(DataCollatorForSupervisedDataset):
     """Adds `sample_ids` to batches."""
 
     def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the batch of LLaVA's collator, with `sample_ids`."""
-        batch: dict[str, Tensor | list[Tensor]] = super().__call__(instances)
-        return {**batch, "sample_ids": [instance["id"] for instance in instances]}
+        sample_ids = [instance["id"] for instance in instances]
+        return {**super().__call__(instances), "sample_ids": sample_ids}
 
 
 # messages of gloo and NCCL

@@ -25,11 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.drop import DropPolicy
 from llava.data.records import RecordReader
-from llava.data.sample import ROLES, Sample, SampleError, has_leading_answer
+from llava.data.sample import ROLES, DropPolicy, Sample, SampleError, has_leading_answer
+from llava.files import LEAVES_FOLDER, leaves_folder
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA
-from lrm_ext.files import LEAVES_FOLDER, leaves_folder
 
 Flags = npt.NDArray[np.bool_]
 CHUNK_BYTES = 4 << 20

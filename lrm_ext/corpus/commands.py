@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from llava.errors import ConfigError, split_names
+from llava.files import write_atomically
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lrm_ext.corpus.importing import ImportResult
     from lrm_ext.corpus.validating import Findings
 
@@ -157,8 +162,6 @@ def show(
     lang: list[str] = typer.Option([], help="Languages; by default all."),
 ) -> None:
     """Show one row in all its languages."""
-    from rich.markup import escape
-
     from lrm_ext.emoji.unpack import open_corpus
 
     opened, console = open_corpus(corpus), _console()
@@ -169,8 +172,7 @@ def show(
         f"row {index}, id {found.id}, image {found.image or 'none'}, source "
         f"{found.source or '-'}, task {found.task or '-'}{stays}"
     )
-    codes = [code.strip() for text in lang for code in text.split(",")] or list(opened.languages)
-    for code in codes:
+    for code in split_names(lang) or opened.languages:
         text = opened.text(code, index)
         if text is None:
             console.print(f"[bold]{code}[/]  no text")
@@ -201,8 +203,6 @@ def diff(
     text in both.
     """
     from collections import Counter
-
-    from rich.markup import escape
 
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.corpus.summary import differences
@@ -270,8 +270,6 @@ def report(
     ),
 ) -> None:
     """Write a page on what was kept and why, engines, costs, quality, and examples."""
-    from llava.errors import ConfigError
-    from llava.files import write_atomically
     from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.report.corpus_report import corpus_stats, render_corpus
 
@@ -289,8 +287,6 @@ def report(
 
 
 def _print_findings(findings: Findings, console: Console) -> None:
-    from rich.markup import escape
-
     from lrm_ext.corpus.validating import ERRORS, REMARKS
 
     for kind, count in sorted(findings.counts.items(), key=lambda found: found[0] in REMARKS):
@@ -316,8 +312,6 @@ def _print_import(result: ImportResult, out: Path, console: Console) -> None:
 
 
 def _print_rules(result: ImportResult, path: Path, console: Console) -> None:
-    from rich.markup import escape
-
     console.print(f"rules of {path}:")
     for rule in result.rules.rules:
         console.print(
@@ -338,8 +332,6 @@ def _print_formats(console: Console) -> None:
 
 
 def _print_table(console: Console, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    from rich.table import Table
-
     table = Table(*headings)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in row))
@@ -347,19 +339,15 @@ def _print_table(console: Console, headings: Iterable[str], rows: Iterable[Itera
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     return Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def _progress(title: str, console: Console) -> Iterator[Callable[..., None]]:
     """Shows a bar on a terminal; yields a function to call with rows done and, perhaps, in all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
         task = bar.add_task(title, total=None)
         yield lambda done, total=None: bar.update(task, completed=done, total=total)

@@ -351,18 +351,15 @@ def split_source(text: str) -> tuple[Format, Path]:
         ConfigError: The format is unknown or cannot be inferred.
     """
     name, colon, path = text.partition(":")
-    if colon and not Path(text).exists():
-        if name not in FORMATS:
+    if not colon or Path(text).exists():
+        path, ending = text, Path(text).suffix
+        is_saved = (Path(text) / "dataset_info.json").is_file()
+        name = "hf" if is_saved else _SUFFIXES.get(ending.lower(), "")
+        if not name:
             raise ConfigError(
-                f"{text!r}: unknown format {name!r}; choose from: {', '.join(FORMATS)}."
+                f"{text}: the format cannot be told from the ending {ending!r}; write "
+                f"FORMAT:{text} with one of: {', '.join(FORMATS)}."
             )
-        return FORMATS[name], Path(path)
-    whole = Path(text)
-    if whole.is_dir() and (whole / "dataset_info.json").is_file():
-        return FORMATS["hf"], whole
-    if whole.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(
-            f"{text}: the format cannot be told from the ending {whole.suffix!r}; write "
-            f"FORMAT:{text} with one of: {', '.join(FORMATS)}."
-        )
-    return FORMATS[_SUFFIXES[whole.suffix.lower()]], whole
+    if name not in FORMATS:
+        raise ConfigError(f"{text!r}: unknown format {name!r}; choose from: {', '.join(FORMATS)}.")
+    return FORMATS[name], Path(path)

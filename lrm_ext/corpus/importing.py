@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from llava.data.drop import DropPolicy, DropReport
 from llava.data.records import iter_records
-from llava.data.sample import Sample, SampleError, record_images
+from llava.data.sample import DropPolicy, DropReport, Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
-from llava.files import writing
+from llava.files import leaves_folder, writing
 from llava.images import ImageError, open_image
 from lrm_ext.corpus.columns import (
     Flags,
@@ -46,7 +45,6 @@ from lrm_ext.corpus.columns import (
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.files import leaves_folder
 from lrm_ext.languages._toml import load_toml
 
 RULES_FILE = Path(__file__).with_name("translatable.toml")
@@ -386,30 +384,27 @@ def row_batches(
         yield from iter_row_batches(source.path, source.source, policy)
         return
     prefix = _image_prefix(source, images.root)
-    samples: list[Sample] = []
-    for number, (where, raw) in enumerate(source.format.rows(source.path)):
-        default_id = f"{source.path.stem}-{number}"
-        make = partial(_record_of, source.format, raw, where, default_id, prefix, images)
-        sample = usable_sample(make, where, policy)
-        if sample is not None:
-            samples.append(sample)
-        if len(samples) == _BATCH_ROWS:
-            yield batch_of(samples, source.source)
-            samples = []
-    if samples:
-        yield batch_of(samples, source.source)
+    made = (
+        usable_sample(
+            partial(_record_of, source, raw, where, number, prefix, images), where, policy
+        )
+        for number, (where, raw) in enumerate(source.format.rows(source.path))
+    )
+    samples = (sample for sample in made if sample is not None)
+    while some := list(islice(samples, _BATCH_ROWS)):
+        yield batch_of(some, source.source)
 
 
 def _record_of(
-    layout: Format,
+    source: ImportSource,
     raw: Mapping[str, Any],
     where: str,
-    default_id: str,
+    number: int,
     prefix: str,
     images: ImageFolder,
 ) -> dict[str, Any]:
     """Makes a LLaVA record whose image path is relative to the image folder."""
-    record = layout.to_record(raw, where, default_id)
+    record = source.format.to_record(raw, where, f"{source.path.stem}-{number}")
     found = record_images(record)
     if len(found) != 1:
         return record

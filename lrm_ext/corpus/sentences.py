@@ -107,10 +107,8 @@ def corpus_pairs(
 
 def _requests(language: Language) -> Iterator[Pair]:
     english = get_language(ENGLISH)
-    yield english.short_answer, language.short_answer
-    yield english.option_letter, language.option_letter
-    yield english.epvqa_instruction, language.epvqa_instruction
-    yield english.system, language.system
+    for name in ("short_answer", "option_letter", "epvqa_instruction", "system"):
+        yield getattr(english, name), getattr(language, name)
     for key, text in english.fixed_prompts.items():
         if key in language.fixed_prompts:
             yield text, language.fixed_prompts[key]

@@ -27,13 +27,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Union
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.files import leaves_folder
+from llava.files import leaves_folder
 from lrm_ext.languages._toml import convert, load_toml
 
 META_FILE = "corpus.toml"
@@ -121,7 +122,7 @@ class CorpusText:
     def to_arrow(self) -> dict[str, Any]:
         """Returns the plain values of the Arrow columns."""
         quality = None if self.quality is None else list(self.quality.items())
-        return {**vars(self), "turns": turns_to_arrow(self.turns), "quality": quality}
+        return {**vars(self), "turns": [*map(vars, self.turns)], "quality": quality}
 
 
 @dataclass(frozen=True)
@@ -188,18 +189,8 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.arrow"
 
 
-def turns_to_arrow(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Converts turns to the plain values of the Arrow column."""
-    return [vars(turn) for turn in turns]
-
-
-def turns_from_arrow(values: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Converts the plain values of the Arrow column to turns."""
-    return tuple(Turn(**value) for value in values)
-
-
 def _row_of(values: Mapping[str, Any]) -> CorpusRow:
-    return CorpusRow(**{**values, "turns": turns_from_arrow(values["turns"])})
+    return msgspec.convert(values, CorpusRow)
 
 
 def _text_of(values: Mapping[str, Any]) -> CorpusText | None:
@@ -208,8 +199,7 @@ def _text_of(values: Mapping[str, Any]) -> CorpusText | None:
     quality = values["quality"]
     if quality is not None:
         quality = {name: round(value, _DECIMALS) for name, value in quality}
-    turns = turns_from_arrow(values["turns"])
-    return CorpusText(**{**values, "turns": turns, "quality": quality})
+    return msgspec.convert({**values, "quality": quality}, CorpusText)
 
 
 class RowList(Sequence[int]):
@@ -504,25 +494,6 @@ class Corpus:
                 f"{reader.num_record_batches} with columns {reader.schema.names}. {_DAMAGED}"
             )
         return reader
-
-
-class ShiftedRows(Sequence[int]):
-    """Row numbers of one of several corpora, shifted by `start`.
-
-    Args:
-        rows: The row numbers within the corpus.
-        start: Number of its first row among all rows.
-    """
-
-    def __init__(self, rows: Sequence[int], start: int) -> None:
-        self._rows = rows
-        self._start = start
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
-        return self._start + self._rows[index]
 
 
 class JoinedCorpus:

@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.drop import DropPolicy
-from llava.data.sample import SampleError
+from llava.data.sample import DropPolicy, SampleError
 from lrm_ext.corpus.columns import Flags, Turns, row_faults, to_flags
 from lrm_ext.corpus.importing import NUM_THREADS, ImageFolder, ImportSource, row_batches
 from lrm_ext.corpus.store import Corpus
@@ -221,6 +220,9 @@ def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings)
     order = np.argsort(ids, kind="stable")
     repeats = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     _note_pairs(corpus, findings, "duplicate id", order, repeats)
+    # the first row in place of the hash, which Python seeds anew in each process
+    _, first, places = np.unique(said, return_index=True, return_inverse=True)
+    said = first[places]
     order = np.lexsort((said, asked))  # stable: of equal ones the earlier row comes first
     same_question = asked[order[1:]] == asked[order[:-1]]
     same = said[order[1:]] == said[order[:-1]]
@@ -278,15 +280,12 @@ def _differ(texts: Turns, rows: pa.RecordBatch) -> Flags:
     # without the rows of different length, turns of text and row line up
     ours, theirs = (np.repeat(~differ, side.sizes) for side in (texts, turns))
     is_other = np.zeros(len(ours), dtype=bool)
-    for of_turn in (_roles, _num_images):
-        is_other[ours] |= of_turn(texts)[ours] != of_turn(turns)[theirs]
+    is_other[ours] = _shapes(texts)[ours] != _shapes(turns)[theirs]
     return differ | texts.any(is_other)
 
 
-def _roles(turns: Turns) -> npt.NDArray[np.object_]:
-    return turns.roles.to_numpy(zero_copy_only=False)
-
-
-def _num_images(turns: Turns) -> npt.NDArray[np.int32]:
-    found = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN)
-    return found.to_numpy(zero_copy_only=False)
+def _shapes(turns: Turns) -> npt.NDArray[np.object_]:
+    """Returns the role and the number of images of each turn."""
+    num_images = pc.cast(pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN), pa.string())
+    shapes = pc.binary_join_element_wise(turns.roles, num_images, " ")
+    return shapes.to_numpy(zero_copy_only=False)

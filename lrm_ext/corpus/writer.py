@@ -31,7 +31,6 @@ from lrm_ext.corpus.store import (
     CorpusText,
     Meta,
     shard_name,
-    turns_to_arrow,
 )
 
 log = logging.getLogger(__name__)
@@ -56,35 +55,28 @@ class _ShardWriter:
         self._num_shards = 0
         self._file: pa.RecordBatchFileWriter | None = None
 
-    @property
-    def _path(self) -> Path:
-        return self._folder / shard_name(self._num_shards)
-
-    def flush(self) -> None:
-        """Writes the pending rows as one record batch."""
+    def write(self, ends_shard: bool) -> None:
+        """Writes the pending rows as one record batch; at the end of a shard, closes its file."""
         if self.records:
             self.batches.append(pa.RecordBatch.from_pylist(self.records, schema=self._schema))
             self.records = []
+        path = self._folder / shard_name(self._num_shards)
         if self.batches:
             if self._file is None:
-                self._file = pa.ipc.new_file(str(self._path), self._schema)
+                self._file = pa.ipc.new_file(str(path), self._schema)
             self._file.write_batch(pa.concat_batches(self.batches))
             self.batches = []
-
-    def end_shard(self) -> None:
-        """Closes the current file; the next batch starts another."""
-        self.flush()
-        if self._file is not None:
+        if ends_shard and self._file is not None:
             self._file.close()
             self._file = None
-            _sync(self._path)
+            _sync(path)
             self._num_shards += 1
 
 
 class CorpusWriter:
-    """Writes a corpus; used as a context manager, or closed with `close()`.
+    """Writes a corpus; a context manager.
 
-    An exception inside the `with` block discards what was written.
+    The folder appears at the end of the `with` block; an exception in it discards what was written.
 
     Args:
         path: The folder to create.
@@ -121,7 +113,6 @@ class CorpusWriter:
         self._rows_per_shard = rows_per_shard
         self._rows_per_batch = rows_per_batch
         self._num_rows = 0
-        self._open = True
         self._check_target()
         if self._partial.exists():
             log.info("removing %s, left by an interrupted run", self._partial)
@@ -132,13 +123,13 @@ class CorpusWriter:
         self._usable = {lang: (f / "usable.u32").open("wb") for lang, f in folders.items()}
         self._counts = {lang: dict.fromkeys((*STATUSES, "usable"), 0) for lang in self.languages}
 
-    def __enter__(self) -> CorpusWriter:
-        return self
-
     @property
     def work_dir(self) -> Path:
         """The folder until it is complete; other files written to it are moved with it."""
         return self._partial
+
+    def __enter__(self) -> CorpusWriter:
+        return self
 
     def __exit__(
         self,
@@ -146,10 +137,12 @@ class CorpusWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for file in self._usable.values():
+            file.close()
         if kind is None:
-            self.close()
+            self._finish()
         else:
-            self.abort()
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def append(self, row: CorpusRow, texts: Mapping[str, CorpusText | Sequence[Turn]]) -> None:
         """Adds a row and its texts; plain turns count as accepted.
@@ -158,7 +151,6 @@ class CorpusWriter:
             DataError: The writer was not opened for a language, or accepted turns differ from the
                 English ones in number, roles or position of `<image>`.
         """
-        assert self._open, "append() after close()"
         assert self._num_rows < MAX_ROWS
         given = {
             lang: t if isinstance(t, CorpusText) else CorpusText(tuple(t))
@@ -166,7 +158,7 @@ class CorpusWriter:
         }
         for lang, text in given.items():
             self._check_text(row, lang, text)
-        self._rows.records.append({**vars(row), "turns": turns_to_arrow(row.turns)})
+        self._rows.records.append({**vars(row), "turns": [*map(vars, row.turns)]})
         for lang, file in self._texts.items():
             file.records.append(self._text_record(row, lang, given.get(lang)))
         self._advance(1)
@@ -177,7 +169,7 @@ class CorpusWriter:
         Args:
             rows: Columns of `ROW_SCHEMA`, checked like samples.
         """
-        assert self._open and not self.languages and rows.schema == ROW_SCHEMA
+        assert not self.languages and rows.schema == ROW_SCHEMA
         assert not self._rows.records, "rows of append() come after those of append_rows()"
         while len(rows):
             room = self._rows_per_batch - self._num_rows % self._rows_per_batch
@@ -185,14 +177,10 @@ class CorpusWriter:
             self._advance(min(room, len(rows)))
             rows = rows.slice(room)
 
-    def close(self) -> None:
+    def _finish(self) -> None:
         """Finishes the files, writes `corpus.toml` and moves the folder into place."""
-        if not self._open:
-            return
-        for shards in (self._rows, *self._texts.values()):
-            shards.end_shard()
+        self._write(ends_shard=True)
         for file in self._usable.values():
-            file.close()
             _sync(Path(file.name))
         sizes = (self._num_rows, self._rows_per_shard, self._rows_per_batch)
         Meta(*sizes, self._image_root, self._counts).dump(self._partial / META_FILE)
@@ -205,25 +193,16 @@ class CorpusWriter:
             self.path.rename(old)
         self._partial.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
-        self._open = False
-
-    def abort(self) -> None:
-        """Discards what was written."""
-        if self._open:
-            for file in self._usable.values():
-                file.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._open = False
 
     def _advance(self, count: int) -> None:
         """Counts rows, and writes them when a batch or a shard is full."""
         self._num_rows += count
         if self._num_rows % self._rows_per_batch == 0:
-            for shards in (self._rows, *self._texts.values()):
-                if self._num_rows % self._rows_per_shard == 0:
-                    shards.end_shard()
-                else:
-                    shards.flush()
+            self._write(ends_shard=self._num_rows % self._rows_per_shard == 0)
+
+    def _write(self, ends_shard: bool) -> None:
+        for shards in (self._rows, *self._texts.values()):
+            shards.write(ends_shard)
 
     def _text_record(self, row: CorpusRow, lang: str, text: CorpusText | None) -> dict[str, Any]:
         if text is None:

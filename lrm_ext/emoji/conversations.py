@@ -95,12 +95,12 @@ def render_question(question: SceneQuestion, scene: Scene, lang: str) -> tuple[s
     kind = "existence" if question.task == "category" else question.task
     pattern = vocabulary.questions[kind][question.phrasing]
     target = question.target or ""
-    if question.task == "existence":
-        text = pattern.format(thing=noun_phrase(target, lang))
-    elif question.task == "category":
-        text = pattern.format(thing=vocabulary.categories[target])
-    else:
-        text = pattern.format(position=vocabulary.positions[target] if target else "")
+    text = pattern.format(
+        thing=noun_phrase(target, lang)
+        if question.task == "existence"
+        else vocabulary.categories.get(target),
+        position=vocabulary.positions.get(target),
+    )
     if question.answer_type == "yesno":
         return text, get_language(lang).answer_to(text, truth(question, scene))
     return text, _answer(question, scene, lang)

@@ -25,7 +25,7 @@ from rich.progress import track
 
 from llava.data.sample import Turn
 from llava.errors import DataError
-from llava.files import writing
+from llava.files import lock_of, writing
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.emoji.conversations import (
@@ -48,7 +48,6 @@ from lrm_ext.emoji.scenes import (
     render_scene,
     sprite_file,
 )
-from lrm_ext.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
     root = packed_dir() / "corpus" if root is None else root
     digest = inputs_digest(limit)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with locked(root.parent):
+    with lock_of(root):
         if not force and _read(root / COMPLETE_FILE) == digest:
             log.debug("%s is complete", root)
             return root

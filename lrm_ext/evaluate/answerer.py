@@ -36,9 +36,13 @@ from llava.conversation import (
     select_conversation,
 )
 from llava.errors import CheckpointError, DataError, ServiceError
-from llava.eval.model_vqa import pad_left
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import (
+    get_model_name_from_path,
+    pad_left,
+    process_images,
+    tokenizer_image_token,
+)
 from lrm_ext.languages.templates import register_templates, template_for
 
 FEATURE_CACHE_BYTES: Final = 4 << 30

@@ -15,11 +15,10 @@ from rich.console import Console
 from llava.errors import ConfigError, DataError, split_names
 
 if TYPE_CHECKING:
-    from lrm_ext.evaluate.agreement import LanguagePairs
     from lrm_ext.evaluate.registry import Benchmark
     from lrm_ext.evaluate.report import EvalReport
     from lrm_ext.evaluate.runner import EvalConfig
-    from lrm_ext.evaluate.translating import Correction, Target, Translation
+    from lrm_ext.evaluate.translating import Correction, LanguagePairs, Target, Translation
     from lrm_ext.translate.runner import Job
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
@@ -245,7 +244,7 @@ def list_benchmarks(
     as_json: bool = typer.Option(False, "--json", help="Print the list as JSON."),
 ) -> None:
     """List what can be asked, imported and scored."""
-    from lrm_ext.evaluate.printing import known_benchmarks, print_benchmarks
+    from lrm_ext.report.evaluation import known_benchmarks, print_benchmarks
 
     if as_json:
         typer.echo(json.dumps(known_benchmarks(), ensure_ascii=False, indent=1))
@@ -270,8 +269,8 @@ def score(
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Score a file of answers; needs no model."""
-    from lrm_ext.evaluate.printing import print_score
     from lrm_ext.evaluate.scoring import score_file, write_scores
+    from lrm_ext.report.evaluation import print_score
 
     if on_duplicate not in ("error", "last"):
         raise ConfigError(f"--on-duplicate is {on_duplicate!r}; expected error or last")
@@ -401,8 +400,7 @@ def _write(target: Target, translation: Translation, console: Console) -> list[s
 
 def _compare(target: Target, translation: Translation, ours: Job, theirs: Job) -> LanguagePairs:
     """Translates by the other engine, and anew without what people wrote."""
-    from lrm_ext.evaluate.agreement import pairs_of_translations
-    from lrm_ext.evaluate.translating import translate_items
+    from lrm_ext.evaluate.translating import pairs_of_translations, translate_items
 
     if translation.counts["corrected"]:
         translation = translate_items(target.english, ours)
@@ -419,8 +417,8 @@ def agreement(
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
 ) -> None:
     """Measure how far two translations of a benchmark agree, as in the paper's Table 2."""
-    from lrm_ext.evaluate.agreement import engines_of, pairs_of_folders, shared_languages
     from lrm_ext.evaluate.registry import open_named
+    from lrm_ext.evaluate.translating import engines_of, pairs_of_folders, shared_languages
 
     first, second = open_named(str(a)), open_named(str(b))
     langs = shared_languages(first, second, split_names(languages))
@@ -439,13 +437,18 @@ def _report(
     as_json: bool,
     console: Console,
 ) -> None:
-    from lrm_ext.evaluate.agreement import REVIEW_COLUMNS, disagreements, measure, summary
-    from lrm_ext.evaluate.translating import write_table
+    from lrm_ext.evaluate.translating import (
+        DISAGREEMENT_COLUMNS,
+        disagreements,
+        measure,
+        summary,
+        write_table,
+    )
 
     by_lang = {lang: measure(pairs, lang) for lang, pairs in found.items()}
     if review is not None:
         rows = [row for lang, p in found.items() for row in disagreements(p, lang, worst)]
-        write_table(review, REVIEW_COLUMNS, rows)
+        write_table(review, DISAGREEMENT_COLUMNS, rows)
     content = summary(benchmark, by_lang, names)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False, indent=1))

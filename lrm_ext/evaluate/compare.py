@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.results import (
     ENGLISH,
-    Answered,
     ScoreReport,
     answer_files,
     open_result,
@@ -168,26 +167,23 @@ def compare_runs(
 
 
 def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | None) -> _Pair:
-    """Scores the answers of both runs to the same questions."""
-    kind = stated_kind(path_a)
-    first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
-    _check_same(first.answered, second.answered, path_a, path_b)
-    return first.score(mode), second.score(mode)
-
-
-def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -> None:
-    """Demands the same questions with the same expected answers.
+    """Scores the answers of both runs to the same questions.
 
     Raises:
-        DataError: They differ.
+        DataError: The questions or their expected answers differ.
     """
-    golds_a = {item.question_id: (item.answer, item.text) for item in first.items}
-    golds_b = {item.question_id: (item.answer, item.text) for item in second.items}
-    if first.version != second.version and first.version and second.version:
+    kind = stated_kind(path_a)
+    first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
+    versions = (first.answered.version, second.answered.version)
+    if all(versions) and versions[0] != versions[1]:
         raise DataError(
-            f"{path_a} answers version {first.version}, {path_b} version {second.version}; compare "
+            f"{path_a} answers version {versions[0]}, {path_b} version {versions[1]}; compare "
             "answers to the same version"
         )
+    golds_a, golds_b = (
+        {item.question_id: (item.answer, item.text) for item in one.items}
+        for one in (first, second)
+    )
     if strangers := sorted(golds_a.keys() ^ golds_b.keys()):
         raise DataError(
             f"{path_a} and {path_b}: {len(strangers)} questions are answered in one of them only "
@@ -198,6 +194,7 @@ def _check_same(first: Answered, second: Answered, path_a: Path, path_b: Path) -
             f"{path_a} and {path_b}: {len(changed)} questions have another wording or expected "
             f"answer ({', '.join(changed[:_NUM_SHOWN])}); they are of different versions"
         )
+    return first.score(mode), second.score(mode)
 
 
 def _compare(
@@ -329,14 +326,17 @@ def comparison_table(result: BenchmarkComparison, width: int) -> Table:
         width: Columns of the terminal.
     """
     padding, is_wide = ((0, 1), True) if width >= _WIDE_COLUMNS else (0, False)
+    numbers = ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed")
     table = Table(
-        title=f"{result.name}: {result.headline}", box=box.SIMPLE_HEAD, title_justify="left",
-        show_edge=False, padding=padding,
-    )  # fmt: skip
-    table.add_column("language", no_wrap=True)
-    for column in ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("B is", no_wrap=is_wide)
+        Column("language", no_wrap=True),
+        *(Column(head, justify="right", no_wrap=True) for head in numbers),
+        Column("B is", no_wrap=is_wide),
+        title=f"{result.name}: {result.headline}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        show_edge=False,
+        padding=padding,
+    )
     for one in result.languages:
         table.add_row(language_name(one.lang), *_cells(one))
     if result.mean:
@@ -363,16 +363,14 @@ def _cells(one: Comparison) -> list[str]:
 
 def sentence(result: BenchmarkComparison, b: Path) -> str:
     """Returns the answer in a sentence."""
-    groups: dict[str, list[str]] = {BETTER: [], WORSE: [], UNCLEAR: []}
-    for one in result.languages:
-        groups[one.verdict].append(one.lang)
+    verdicts = (BETTER, WORSE, UNCLEAR)
+    groups = {v: [one.lang for one in result.languages if one.verdict == v] for v in verdicts}
     parts = [f"{verdict} in {', '.join(langs)}" for verdict, langs in groups.items() if langs]
     text = f"{result.name}: {b.name or b} is {'; '.join(parts)}"
     if result.mean:
         text += f"; on average it is {result.mean.verdict}"
-    unclear = [one for one in result.languages if one.verdict == UNCLEAR]
-    if unclear:
-        largest = max(one.detectable for one in unclear)
+    if groups[UNCLEAR]:
+        largest = max(one.detectable for one in result.languages if one.verdict == UNCLEAR)
         if largest > 0:
             text += f". A difference of {largest:.1f} or more would have been told in any of them"
         else:

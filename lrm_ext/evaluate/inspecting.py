@@ -13,6 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any, Final, Literal
@@ -22,10 +23,12 @@ from fastapi.responses import FileResponse, HTMLResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from llava.errors import ConfigError, DataError, UserError
-from lrm_ext.evaluate.glossing import Glosses
+from lrm_ext.evaluate.glossing import gloss
+from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
 from lrm_ext.evaluate.results import (
     ENGLISH,
+    RunResult,
     answer_files,
     asked_benchmark,
     open_result,
@@ -59,34 +62,28 @@ class QuestionRow:
 
     Attributes:
         benchmark: Its benchmark.
-        lang: Its language.
-        question_id: Its name.
-        category: Its task.
-        image: The image's path as in the benchmark.
-        prompt: What was asked.
-        gold: The expected answer.
-        options: Texts of the options.
+        item: The question, with the category and the expected answer.
         answers: By run; a run that did not answer it is absent.
         prompt_in_english: What was asked in English, where a run was asked that, too.
     """
 
     benchmark: str
-    lang: str
-    question_id: str
-    category: str
-    image: str
-    prompt: str
-    gold: str
-    options: tuple[str, ...]
+    item: Item
     answers: dict[str, JudgedAnswer] = field(default_factory=dict)
     prompt_in_english: str = ""
 
     def has(self, text: str) -> bool:
         """Tells whether a casefolded text occurs in the question, an option or an answer."""
-        asked = (self.prompt, self.prompt_in_english, *self.options)
-        texts = (*asked, self.gold, self.question_id, self.category)
-        said = (answer.text for answer in self.answers.values())
-        return any(text in one.casefold() for one in (*texts, *said))
+        item, said = self.item, (answer.text for answer in self.answers.values())
+        asked = (item.text, self.prompt_in_english, *item.options, item.answer)
+        return any(text in t.casefold() for t in (*asked, item.question_id, item.category, *said))
+
+    def is_in(self, state: State, run: str) -> bool:
+        """Tells whether its answers are in a state; right and wrong are about one run."""
+        if state == "different":
+            return len({answer.is_right for answer in self.answers.values()}) > 1
+        answer = self.answers.get(run)
+        return not state or (answer is not None and answer.is_right == (state == "right"))
 
 
 @dataclass(frozen=True)
@@ -97,18 +94,16 @@ class Runs:
         names: The runs, the first being the one that right and wrong are about.
         rows: Sorted by benchmark, language and place in the file.
         roots: Folder of each benchmark's images; those that are not at hand are absent.
-        glosses: Says answers in English.
+        table: Translations of answers into English; see `gloss`.
     """
 
     names: tuple[str, ...]
     rows: tuple[QuestionRow, ...]
     roots: Mapping[str, Path]
-    glosses: Glosses
+    table: str | None
 
-    def find(
-        self, lang: str = "", benchmark: str = "", state: State = "", text: str = ""
-    ) -> Iterator[int]:
-        """Yields the numbers of the rows that pass a filter; "" lets all pass.
+    def find(self, lang: str, benchmark: str, state: State, text: str) -> list[int]:
+        """Returns the numbers of the rows that pass a filter; "" lets all pass.
 
         Args:
             lang: Code.
@@ -117,50 +112,49 @@ class Runs:
             text: Must occur in the question or an answer, in any case.
         """
         text = text.strip().casefold()
-        for number, row in enumerate(self.rows):
-            if lang not in ("", row.lang) or benchmark not in ("", row.benchmark):
-                continue
-            first = row.answers.get(self.names[0])
-            if state == "different":
-                if len({answer.is_right for answer in row.answers.values()}) < 2:
-                    continue
-            elif state and (first is None or first.is_right != (state == "right")):
-                continue
-            if not text or row.has(text):
-                yield number
+        return [
+            number
+            for number, row in enumerate(self.rows)
+            if lang in ("", row.item.lang)
+            and benchmark in ("", row.benchmark)
+            and row.is_in(state, self.names[0])
+            and (not text or row.has(text))
+        ]
 
     def image(self, number: int) -> Path | None:
         """Returns the file of a row's image; None unless it lies within its benchmark's folder."""
         row = self.rows[number]
         root = self.roots.get(row.benchmark)
-        if root is None or not row.image:
+        if root is None or not row.item.image:
             return None
-        path = (root / row.image).resolve()
+        path = (root / row.item.image).resolve()
         return path if path.is_relative_to(root.resolve()) and path.is_file() else None
 
     def show(self, number: int) -> dict[str, Any]:
         """Returns a row as the page wants it."""
         row = self.rows[number]
+        item = row.item
+        in_english = partial(gloss, lang=item.lang, options=item.options, table=self.table)
         return {
             "number": number,
             "benchmark": row.benchmark,
-            "lang": row.lang,
-            "id": row.question_id,
-            "category": row.category,
-            "image": row.image,
+            "lang": item.lang,
+            "id": item.question_id,
+            "category": item.category,
+            "image": item.image,
             "has_picture": self.image(number) is not None,
-            "prompt": row.prompt,
+            "prompt": item.text,
             "prompt_in_english": row.prompt_in_english,
-            "gold": row.gold,
-            "gold_in_english": self.glosses.of(row.gold, row.lang, row.options),
-            "options": list(row.options),
+            "gold": item.answer,
+            "gold_in_english": in_english(item.answer),
+            "options": list(item.options),
             "answers": [
                 {
                     "run": name,
                     "text": answer.text,
                     "right": answer.is_right,
                     "cut": answer.is_cut,
-                    "in_english": self.glosses.of(answer.text, row.lang, row.options),
+                    "in_english": in_english(answer.text),
                 }
                 if (answer := row.answers.get(name))
                 else {"run": name, "text": None}
@@ -186,8 +180,14 @@ def load_runs(
         table: Translations for the memory engine, beside the names that it knows.
 
     Raises:
-        DataError: A folder has no answers, or two runs answered different versions of a question.
+        DataError: A folder does not exist or has no answers, or two runs answered different
+            versions of a question.
     """
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise DataError(
+            f"{', '.join(missing)}: no such folder; expected a model that `lrm eval` has asked, or "
+            "its results (--out)"
+        )
     names = _names(folders)
     rows: dict[tuple[str, str, str], QuestionRow] = {}
     versions: dict[tuple[str, str], str] = {}
@@ -195,20 +195,19 @@ def load_runs(
         for (benchmark, lang), path in answer_files(folder).items():
             is_wanted = not benchmarks or benchmark in benchmarks
             if is_wanted and (not languages or lang in languages):
-                _add(rows, versions, name, benchmark, lang, path)
+                _add(rows, versions, name, open_result(path, benchmark, lang), path)
     if not rows:
         raise DataError(
             f"{', '.join(map(str, folders))}: no answers to {', '.join(benchmarks) or 'anything'} "
             f"in {', '.join(languages) or 'any language'}"
         )
     for (benchmark, lang, key), row in rows.items():
-        english = rows.get((benchmark, ENGLISH, key))
-        if english is not None and lang != ENGLISH:
-            row.prompt_in_english = english.prompt
+        if lang != ENGLISH and (english := rows.get((benchmark, ENGLISH, key))):
+            row.prompt_in_english = english.item.text
     langs = in_language_order({lang for _, lang, _ in rows})
-    ordered = sorted(rows.values(), key=lambda row: (row.benchmark, langs.index(row.lang)))
+    ordered = sorted(rows.values(), key=lambda row: (row.benchmark, langs.index(row.item.lang)))
     roots = _roots(ordered, [predictions_dir(folder) for folder in folders], benchmark_dir)
-    return Runs(names, tuple(ordered), roots, Glosses(table))
+    return Runs(names, tuple(ordered), roots, table)
 
 
 def _names(folders: Sequence[Path]) -> tuple[str, ...]:
@@ -223,13 +222,11 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
 def _add(
     rows: dict[tuple[str, str, str], QuestionRow],
     versions: dict[tuple[str, str], str],
-    name: str,
-    benchmark: str,
-    lang: str,
+    run: str,
+    result: RunResult,
     path: Path,
 ) -> None:
-    result = open_result(path, benchmark, lang)
-    answered = result.answered
+    answered, benchmark, lang = result.answered, result.benchmark, result.lang
     version = versions.setdefault((benchmark, lang), answered.version)
     if version and answered.version and version != answered.version:
         raise DataError(
@@ -238,22 +235,15 @@ def _add(
         )
     right = {verdict.key: verdict.correct for verdict in result.score().verdicts}
     for item in answered.items:
-        row = rows.setdefault(
-            (benchmark, lang, item.question_id),
-            QuestionRow(
-                benchmark, lang, item.question_id, item.category, item.image, item.text,
-                item.answer, item.options,
-            ),
-        )  # fmt: skip
-        if (row.prompt, row.gold) != (item.text, item.answer):
+        key = item.question_id
+        row = rows.setdefault((benchmark, lang, key), QuestionRow(benchmark, item))
+        if (row.item.text, row.item.answer) != (item.text, item.answer):
             raise DataError(
-                f"{path}: question {item.question_id} was {row.prompt!r} in another run and is "
+                f"{path}: question {key} was {row.item.text!r} in another run and is "
                 f"{item.text!r} here; they answered different versions of {benchmark}"
             )
-        key = item.question_id
-        row.answers[name] = JudgedAnswer(
-            answered.texts[key], right.get(key, False), key in answered.cut_keys
-        )
+        is_right, is_cut = right.get(key, False), key in answered.cut_keys
+        row.answers[run] = JudgedAnswer(answered.texts[key], is_right, is_cut)
 
 
 def _roots(
@@ -264,7 +254,7 @@ def _roots(
     Answers may be filed under the name of another benchmark, so the folder is the first that has
     an image of theirs.
     """
-    images = {row.benchmark: row.image for row in reversed(rows) if row.image}
+    images = {row.benchmark: row.item.image for row in reversed(rows) if row.item.image}
     roots: dict[str, Path] = {}
     for name, image in images.items():
         for benchmark in _candidates(name, runs, benchmark_dir):
@@ -300,6 +290,11 @@ _TYPES: Final = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp",
     ".gif": "image/gif", ".bmp": "image/bmp",
 }  # fmt: skip
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _TEMPLATE: Final = Path(__file__).with_name("inspecting.html")
 
 
@@ -308,14 +303,17 @@ def make_app(runs: Runs) -> FastAPI:
     app = FastAPI(title="lrm inspect", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
-    about = _about(runs)
+    langs = in_language_order({row.item.lang for row in runs.rows})
+    about = {
+        "runs": list(runs.names),
+        "benchmarks": sorted({row.benchmark for row in runs.rows}),
+        "languages": [[lang, language_name(lang)] for lang in langs],
+    }
 
     @app.middleware("http")
     async def harden(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers.update(_HEADERS)
         return response
 
     @app.get("/")
@@ -335,7 +333,7 @@ def make_app(runs: Runs) -> FastAPI:
     def rows(
         lang: str = "", benchmark: str = "", state: State = "", text: str = "", page: int = 0
     ) -> dict[str, Any]:
-        numbers = list(runs.find(lang, benchmark, state, text[:_MAX_TEXT]))
+        numbers = runs.find(lang, benchmark, state, text[:_MAX_TEXT])
         num_pages = max(1, -(-len(numbers) // PAGE_SIZE))
         page = min(max(page, 0), num_pages - 1)
         shown = numbers[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
@@ -357,15 +355,6 @@ def make_app(runs: Runs) -> FastAPI:
         return FileResponse(path, media_type=kind)
 
     return app
-
-
-def _about(runs: Runs) -> dict[str, Any]:
-    langs = in_language_order({row.lang for row in runs.rows})
-    return {
-        "runs": list(runs.names),
-        "benchmarks": sorted({row.benchmark for row in runs.rows}),
-        "languages": [[lang, language_name(lang)] for lang in langs],
-    }
 
 
 def _counts(runs: Runs, numbers: list[int]) -> list[dict[str, Any]]:

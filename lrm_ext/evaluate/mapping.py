@@ -19,6 +19,7 @@ import msgspec
 
 from llava.errors import DataError
 from llava.eval.records import is_none, refuse_missing
+from llava.files import leaves_folder
 from lrm_ext.evaluate.items import (
     LETTERS,
     AnswerType,
@@ -28,7 +29,6 @@ from lrm_ext.evaluate.items import (
     llava_prompt,
 )
 from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
-from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages._toml import convert, load_toml
 

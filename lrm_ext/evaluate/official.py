@@ -24,10 +24,9 @@ from PIL import Image
 
 from llava.errors import DataError
 from llava.eval.records import read_json, read_json_lines
-from llava.files import writing
+from llava.files import leaves_folder, writing
 from llava.images import open_image
 from lrm_ext.evaluate.items import LLAVA, PROMPT_STYLES, Item
-from lrm_ext.files import leaves_folder
 from lrm_ext.languages import get_language
 from lrm_ext.languages.registry import Language
 

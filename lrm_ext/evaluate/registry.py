@@ -135,9 +135,9 @@ def ensure_mini(name: str, corpus: Path) -> Path:
     Raises:
         DataError: The corpus is damaged.
     """
+    from llava.files import lock_of
     from lrm_ext.emoji.unpack import COMPLETE_FILE
     from lrm_ext.evaluate.mini import FORMAT, PATTERNS_FILE
-    from lrm_ext.files import locked
 
     folder = corpus / "benchmarks" / name
     patterns = PATTERNS_FILE.read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ def ensure_mini(name: str, corpus: Path) -> Path:
     digest, marker = hashlib.sha256(inputs.encode()).hexdigest(), folder / COMPLETE_FILE
     folder.parent.mkdir(parents=True, exist_ok=True)
     # several processes may answer together
-    with locked(folder.parent):
+    with lock_of(folder):
         if not marker.is_file() or marker.read_text() != digest:
             log.info("making %s", folder)
             _make_mini(name, corpus, folder)

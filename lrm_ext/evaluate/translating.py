@@ -5,6 +5,12 @@ A benchmark folder with English questions becomes a folder that `lrm eval` asks,
 question) and a review list. Answers of engines are in the cache: after an interruption the same
 command goes on from there and gives the same bytes. A question without a good translation is an
 error, unless the user wants it in English; then it is counted as that.
+
+Two translations of the same questions give corpus BLEU and chrF of the first against the second
+over distinct English texts (hints, questions, options, free answers), per language and on average
+without English, as in Table 2 of the LRM-LLaVA paper, and the texts on which they disagree most, as
+a review list. This is agreement, not correctness. BLEU is not symmetric: the first is the
+hypothesis.
 """
 
 from __future__ import annotations
@@ -19,11 +25,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
+from llava.eval.records import read_json_lines
 from llava.files import write_atomically
 from lrm_ext.corpus.store import ENGLISH, CorpusRow, CorpusText
 from lrm_ext.evaluate.items import LLAVA, Item, Prompt, bare_prompt, llava_prompt, read_items
@@ -38,7 +46,7 @@ from lrm_ext.evaluate.registry import (
 )
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.runner import Job, build_translator, describe_engines
-from lrm_ext.translate.segment import Given, RowPlan, build_texts, plan_row
+from lrm_ext.translate.segment import UNIT, Given, RowPlan, build_texts, frame, plan_row
 
 TRANSLATION_DIR: Final = "translation"
 REVIEW_COLUMNS: Final = (
@@ -75,41 +83,20 @@ class Field(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The texts of a question, ready to be translated.
-
-    Attributes:
-        item: The question in English.
-        fields: Its texts, each a turn of `plan`.
-        plan: What the translator is given.
-        prompt: How the prompt is made; None if it is none of ours, so that all of it is
-            translated as `text`.
-        num_corrected: How many of its texts people wrote.
-    """
-
-    item: Item
-    fields: tuple[Field, ...]
-    plan: RowPlan
-    prompt: Prompt | None
-    num_corrected: int
-
-
-@dataclass(frozen=True)
 class ItemOutcome:
     """The translation of a question, good or not.
 
     Attributes:
-        parts: Its texts in English.
+        item: The question in English.
+        fields: Its texts, each a turn of `text`.
         text: Its texts in the language, with status and reason.
+        num_corrected: How many of them people wrote.
     """
 
-    parts: Parts
+    item: Item
+    fields: tuple[Field, ...]
     text: CorpusText
-
-    @property
-    def item(self) -> Item:
-        """The question in English."""
-        return self.parts.item
+    num_corrected: int
 
     @property
     def is_rejected(self) -> bool:
@@ -118,8 +105,8 @@ class ItemOutcome:
 
     def reviewed(self) -> Iterator[tuple[Field, str]]:
         """Yields the texts that people review, in English and in the language."""
-        turns = self.text.turns
-        return ((f, turn.text) for f, turn in zip(fields_of(self.item), turns, strict=False))
+        turns = zip(self.fields, self.text.turns, strict=True)
+        return ((field, turn.text) for field, turn in turns if field.name != TEXT)
 
 
 @dataclass(frozen=True)
@@ -145,7 +132,7 @@ class Translation:
         for outcome in self.outcomes:
             status, reasons = outcome.text.status, (outcome.text.reason or "").split("; ")
             counts[status] += 1
-            counts["corrected"] += outcome.parts.num_corrected > 0
+            counts["corrected"] += outcome.num_corrected > 0
             counts.update(f"{status}: {r.partition(':')[0]}" for r in reasons if r)
         return counts
 
@@ -182,20 +169,41 @@ def translate_items(
     if job.target == ENGLISH:
         raise ConfigError("the questions are English; choose another language to translate into")
     corrected, stale = match(corrections, items, job.target)
-    parts = [take_apart(item, job.target, corrected) for item in items]
+    plans = []
+    for item in items:
+        fields = fields_of(item)
+        if item.question and _prompt_of(item) is None:
+            fields = (*fields, Field(TEXT, item.text))
+        plans.append((item, fields, _plan(item, fields, job.target, corrected)))
     checker = job.checker()
     check = checker.check_rows if checker else None
     outcomes: list[ItemOutcome] = []
     with closing(build_translator(job)) as translator:
         size = max(_CHUNK, translator.rows_ahead)
-        for start in range(0, len(parts), size):
-            some = parts[start : start + size]
-            done = translator.translate(unit for one in some for unit in one.plan.units)
-            texts = build_texts([one.plan for one in some], done, check)
-            outcomes += map(ItemOutcome, some, texts)
-            progress(len(outcomes), len(parts))
+        for start in range(0, len(plans), size):
+            some = plans[start : start + size]
+            done = translator.translate(unit for _, _, plan in some for unit in plan.units)
+            texts = build_texts([plan for _, _, plan in some], done, check)
+            outcomes += (
+                ItemOutcome(item, fields, text, sum(field.key in corrected for field in fields))
+                for (item, fields, _), text in zip(some, texts, strict=True)
+            )
+            progress(len(outcomes), len(plans))
         made_by = describe_engines(job, translator)
     return Translation(job.target, tuple(outcomes), made_by, tuple(stale))
+
+
+def _plan(
+    item: Item, fields: Iterable[Field], target: str, corrections: Mapping[tuple[str, str], str]
+) -> RowPlan:
+    """Splits a question into the texts to translate; no engine is asked for what people wrote."""
+    turns = tuple(Turn("human" if f.name in _ASKED else "gpt", f.text) for f in fields)
+    plan = plan_row(CorpusRow(item.question_id, None, None, item.category, True, turns), target)
+    parts = (
+        (Given(corrections[field.key]),) if field.key in corrections else turn
+        for field, turn in zip(fields, plan.turns, strict=True)
+    )
+    return plan._replace(turns=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -225,9 +233,11 @@ class Target:
 
     def write(self, lang: str, items: Sequence[Item], **notes: Any) -> str:
         """Writes one language of the folder; returns the version of its questions."""
-        kind, style = kind_of_folder(self.source).name, self.source.prompt or LLAVA
-        root = self.source.image_root
-        return write_folder(self.out, kind, lang, items, root, self.made_from, style, notes)
+        kind, source = kind_of_folder(self.source).name, self.source
+        return write_folder(
+            self.out, kind, lang, items, source.image_root, self.made_from,
+            source.prompt or LLAVA, notes,
+        )  # fmt: skip
 
 
 def open_target(
@@ -311,17 +321,23 @@ def write_translation(target: Target, translation: Translation) -> str:
 
 
 def _record(outcome: ItemOutcome) -> dict[str, Any]:
-    texts = json.dumps([field.text for field in outcome.parts.fields])
+    texts = json.dumps([field.text for field in outcome.fields])
     record = {
         "question_id": outcome.item.question_id,
         "status": outcome.text.status,
         "engine": outcome.text.engine,
         "reason": outcome.text.reason,
-        "corrected": outcome.parts.num_corrected,
+        "corrected": outcome.num_corrected,
         "quality": outcome.text.quality,
         "source": hashlib.sha256(texts.encode()).hexdigest()[:16],
     }
     return {key: value for key, value in record.items() if value is not None}
+
+
+def translation_records(benchmark: Benchmark, lang: str) -> list[dict[str, Any]]:
+    """Reads what became of each question; empty for a language that was not translated."""
+    path = benchmark.folder / TRANSLATION_DIR / f"{lang}.jsonl"
+    return [record for _, record in read_json_lines(path)] if path.is_file() else []
 
 
 def review_rows(translation: Translation) -> list[dict[str, str]]:
@@ -340,27 +356,6 @@ def review_rows(translation: Translation) -> list[dict[str, str]]:
             }
             rows.setdefault(field.key, row)
     return list(rows.values())
-
-
-def take_apart(item: Item, target: str, corrections: Mapping[tuple[str, str], str]) -> Parts:
-    """Splits a question into the texts to translate.
-
-    Args:
-        item: The question in English.
-        target: Code of the language to translate into.
-        corrections: What people wrote, by `Field.key`: no engine is asked for it.
-    """
-    prompt, fields = _prompt_of(item), fields_of(item)
-    if prompt is None and item.question:
-        fields = (*fields, Field(TEXT, item.text))
-    turns = tuple(Turn("human" if f.name in _ASKED else "gpt", f.text) for f in fields)
-    plan = plan_row(CorpusRow(item.question_id, None, None, item.category, True, turns), target)
-    parts = tuple(
-        (Given(corrections[field.key]),) if field.key in corrections else turn
-        for field, turn in zip(fields, plan.turns, strict=True)
-    )
-    num_corrected = sum(field.key in corrections for field in fields)
-    return Parts(item, fields, plan._replace(turns=parts), prompt, num_corrected)
 
 
 def fields_of(item: Item) -> tuple[Field, ...]:
@@ -398,10 +393,10 @@ def put_together(outcome: ItemOutcome, target: str) -> tuple[Item, int]:
     Raises:
         DataError: A text holds an image token.
     """
-    item, parts, language = outcome.item, outcome.parts, get_language(target)
+    item = outcome.item
     if outcome.is_rejected:
         return replace(item, lang=target), 0
-    turns = zip(parts.fields, outcome.text.turns, strict=True)
+    turns = zip(outcome.fields, outcome.text.turns, strict=True)
     values = {field.name: turn.text for field, turn in turns}
     for name, text in values.items():
         if DEFAULT_IMAGE_TOKEN in text:
@@ -412,9 +407,9 @@ def put_together(outcome: ItemOutcome, target: str) -> tuple[Item, int]:
     texts = [values[f"option {letter}"] for letter in item.lettered()]
     options, num_doubled = _told_apart(texts, item.options)
     asked = values.get(TEXT) or values[QUESTION]
-    if parts.prompt is not None:
-        asked = parts.prompt(values[QUESTION], values.get(HINT, ""), options, language)
-    free = {f.text: values[f.name] for f in parts.fields if f.name.startswith("answer ")}
+    if (prompt := _prompt_of(item)) is not None:
+        asked = prompt(values[QUESTION], values.get(HINT, ""), options, get_language(target))
+    free = {f.text: values[f.name] for f in outcome.fields if f.name.startswith("answer ")}
     made = replace(
         item,
         text=asked,
@@ -554,3 +549,217 @@ def match(
                 "their texts, so keep one"
             )
     return texts, stale
+
+
+# sacrebleu's tokenizers by script; texts in other scripts without blanks are cut into characters.
+_TOKENIZERS: Final = {"Hans": "zh", "Hant": "zh"}
+
+
+class Pair(NamedTuple):
+    """A text in one language by two engines.
+
+    Attributes:
+        question_id: The first question that has it.
+        field: Which of its texts.
+        english: What it is in English.
+        translation: By the engine that is compared.
+        other: By the engine that it is compared with.
+    """
+
+    question_id: str
+    field: str
+    english: str
+    translation: str
+    other: str
+
+
+DISAGREEMENT_COLUMNS: Final = ("lang", *Pair._fields, "chrf", "correction")
+
+
+@dataclass(frozen=True)
+class LanguagePairs:
+    """The texts that are compared in one language.
+
+    Attributes:
+        pairs: Distinct English texts in both translations.
+        num_left_out: Questions that one of both asks in English, which would be no agreement.
+    """
+
+    pairs: tuple[Pair, ...]
+    num_left_out: int
+
+
+class Agreement(NamedTuple):
+    """The agreement of two engines in one language, in percent.
+
+    Attributes:
+        bleu: Corpus BLEU.
+        chrf: Corpus chrF.
+        num_texts: Distinct texts that were compared.
+        num_left_out: See `LanguagePairs`.
+        signature: Of BLEU: the version and settings that made the figure.
+    """
+
+    bleu: float
+    chrf: float
+    num_texts: int
+    num_left_out: int
+    signature: str
+
+
+def pairs_of_folders(first: Benchmark, second: Benchmark, lang: str) -> LanguagePairs:
+    """Pairs the texts of two benchmark folders in one language.
+
+    Raises:
+        DataError: They have not the same English questions, or one has not the language.
+    """
+    folders = (first, second)
+    texts, others = (
+        [(item.question_id, fields_of(item)) for item in folder.read(ENGLISH)] for folder in folders
+    )
+    if texts != others:
+        raise DataError(
+            f"{first.folder} and {second.folder} have different English questions; translate the "
+            "same version of the benchmark twice"
+        )
+    unusable = {
+        str(record["question_id"])
+        for folder in folders
+        for record in translation_records(folder, lang)
+        if record.get("status") == "rejected"
+    }
+    ours, theirs = ({i.question_id: i for i in folder.read(lang)} for folder in folders)
+    if lacking := [key for key, _ in texts if key not in ours or key not in theirs]:
+        raise DataError(f"question {lacking[0]} is in English and not in both translations")
+    found = (
+        (key, source, mine.text, their.text)
+        for key, fields in texts
+        for source, mine, their in zip(
+            fields, fields_of(ours[key]), fields_of(theirs[key]), strict=False
+        )
+    )
+    return _pairs(found, unusable)
+
+
+def pairs_of_translations(first: Translation, second: Translation) -> LanguagePairs:
+    """Pairs the texts of two translations that are at hand."""
+    found = (
+        (ours.item.question_id, source, mine, their)
+        for ours, theirs in zip(first.outcomes, second.outcomes, strict=True)
+        for (source, mine), (_, their) in zip(ours.reviewed(), theirs.reviewed(), strict=True)
+    )
+    return _pairs(found, {o.item.question_id for o in (*first.rejected, *second.rejected)})
+
+
+def _pairs(found: Iterable[tuple[str, Field, str, str]], unusable: set[str]) -> LanguagePairs:
+    """Keeps each English text once, if it has words.
+
+    Args:
+        found: Question, English text, and that text in both translations.
+        unusable: Questions that are left out.
+    """
+    texts: dict[str, Pair] = {}
+    for key, source, mine, other in found:
+        if key not in unusable and _says_something(source.text):
+            texts.setdefault(source.text, Pair(key, source.name, source.text, mine, other))
+    return LanguagePairs(tuple(texts.values()), len(unusable))
+
+
+def _says_something(text: str) -> bool:
+    """Tells whether it has words: letters, numbers and code are copied by every engine."""
+    return len(text.strip()) > 1 and any(piece.kind == UNIT for piece in frame(text))
+
+
+def _metrics() -> tuple[Any, Any]:
+    """Returns the classes of BLEU and chrF.
+
+    Raises:
+        ConfigError: sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise ConfigError(
+            "two engines are compared with sacrebleu: pip install 'lrm-llava[translate]'"
+        ) from error
+    return BLEU, CHRF
+
+
+def measure(found: LanguagePairs, lang: str) -> Agreement:
+    """Measures BLEU and chrF of the first translation against the second.
+
+    Raises:
+        ConfigError: sacrebleu is not installed.
+        DataError: There is nothing to compare.
+    """
+    bleu_class, chrf_class = _metrics()
+    if not found.pairs:
+        raise DataError(
+            f"nothing to compare in {lang}: all {found.num_left_out} questions are asked in "
+            "English by one of both"
+        )
+    language = get_language(lang)
+    usual = "13a" if language.spaced else "char"
+    bleu = bleu_class(tokenize=_TOKENIZERS.get(language.script, usual))
+    texts = [p.translation for p in found.pairs], [[p.other for p in found.pairs]]
+    scores = bleu.corpus_score(*texts).score, chrf_class().corpus_score(*texts).score
+    return Agreement(*scores, len(found.pairs), found.num_left_out, str(bleu.get_signature()))
+
+
+def disagreements(found: LanguagePairs, lang: str, limit: int) -> list[dict[str, str]]:
+    """Returns the texts on which both disagree most, by chrF, with an empty column to fill in.
+
+    Raises:
+        ConfigError: sacrebleu is not installed.
+    """
+    chrf = _metrics()[1]()
+    scored = [(chrf.sentence_score(p.translation, [p.other]).score, p) for p in found.pairs]
+    scored.sort(key=lambda one: (one[0], one[1].question_id, one[1].field))
+    return [
+        {"lang": lang, **pair._asdict(), "chrf": f"{score:.1f}", "correction": ""}
+        for score, pair in scored[:limit]
+        if pair.translation != pair.other
+    ]
+
+
+def summary(
+    benchmark: Benchmark, by_lang: Mapping[str, Agreement], names: tuple[str, str]
+) -> dict[str, Any]:
+    """Returns the agreement as JSON: per language, and the mean without English."""
+    return {
+        "benchmark": benchmark.name,
+        "kind": kind_of_folder(benchmark).name,
+        "hypothesis": names[0],
+        "reference": names[1],
+        "languages": {lang: found._asdict() for lang, found in by_lang.items()},
+        "mean": {
+            "bleu": fmean(found.bleu for found in by_lang.values()),
+            "chrf": fmean(found.chrf for found in by_lang.values()),
+            "num_languages": len(by_lang),
+        },
+    }
+
+
+def shared_languages(first: Benchmark, second: Benchmark, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Returns the languages to compare: those asked for, else all that both have.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    both = set(first.languages()) & set(second.languages()) - {ENGLISH}
+    langs = tuple(wanted) or tuple(sorted(both))
+    if not langs or ENGLISH in langs:
+        raise ConfigError(
+            f"no language to compare: {first.folder} has {', '.join(first.languages())}, "
+            f"{second.folder} has {', '.join(second.languages())}; English is the source"
+        )
+    return langs
+
+
+def engines_of(folder: Path, lang: str) -> str:
+    """Names who translated a folder's language; the folder itself if it does not say."""
+    path = folder / TRANSLATION_DIR / f"{lang}.json"
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = (f"{e['name']} {e['version']}".strip() for e in made.get("engines", []))
+    return ", ".join(names) or str(folder)

@@ -73,7 +73,7 @@ def predictions(
 ) -> None:
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
     from llava.errors import ConfigError, split_names
-    from lrm_ext.export.predictions import export_lmms_eval, export_vlmevalkit, read_run
+    from lrm_ext.export.evaluation import export_lmms_eval, export_vlmevalkit, read_run
 
     answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
     exporters = {
@@ -99,7 +99,7 @@ def benchmark(
     """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
     from llava.errors import ConfigError, split_names
     from lrm_ext.evaluate.registry import open_named
-    from lrm_ext.export.benchmarks import export_dataset, export_tasks
+    from lrm_ext.export.evaluation import export_dataset, export_tasks
 
     opened, chosen = open_named(folder), split_names(languages)
     if to == "hf":

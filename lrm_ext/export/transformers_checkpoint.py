@@ -45,7 +45,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
-from llava.files import write_atomically
+from llava.files import refuse_existing, write_atomically
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
@@ -58,7 +58,6 @@ from llava.model.multimodal_encoder.clip_encoder import save_tower
 from llava.model.tiles import read_pinpoints
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
-from lrm_ext.files import refuse_existing
 from lrm_ext.languages.templates import register_templates
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
+from rich.console import Console
+
+from lrm_ext.instructions.registry import get_instruction
+from lrm_ext.languages.registry import get_language
 
 # Part of the repository; built by `lrm mini build-base`.
 MINI_TOKENIZER = Path(__file__).parents[2] / "playground" / "models" / "mini" / "llm"
@@ -29,12 +33,8 @@ def show_sample(
     template: str = typer.Option("lrm_bare", help="Conversation template."),
 ) -> None:
     """Print one training sample as text, as prompt, and as token ids and labels."""
-    from rich.console import Console
-
     from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.instructions import inspection
-    from lrm_ext.instructions.registry import get_instruction
-    from lrm_ext.languages.registry import get_language
 
     get_language(lang)
     rule = get_instruction(instruction)

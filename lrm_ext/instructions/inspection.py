@@ -7,7 +7,7 @@ encoded by the same functions as in training.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from rich.text import Text
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, get_conversation
-from llava.data.render import place_images, render
 from llava.data.sample import Sample
-from llava.data.tokenize import Encoded, encode_turns
+from llava.data.tokenize import Encoded, encode_turns, place_images, render
 from llava.errors import ConfigError
 from lrm_ext.languages.templates import register_templates, template_for
 
@@ -64,27 +63,22 @@ def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
 
 def describe_sample(sample: Sample) -> Text:
     """Returns the fields and turns of a sample."""
-    text = Text()
-    for field in ("id", "image", "lang", "instruction", "task", "source"):
-        text.append(f"{field:<12}", style="dim")
-        text.append(f"{getattr(sample, field)}\n")
-    for turn in sample.turns:
-        text.append(f"{turn.role:<12}", style="dim")
-        text.append(turn.text.replace("\n", "\n" + " " * 12) + "\n")
-    return text
+    fields = ("id", "image", "lang", "instruction", "task", "source")
+    lines = [(name, f"{getattr(sample, name)}") for name in fields]
+    lines += [(turn.role, turn.text.replace("\n", "\n" + " " * 12)) for turn in sample.turns]
+    return Text.assemble(
+        *(part for name, text in lines for part in ((f"{name:<12}", "dim"), f"{text}\n"))
+    )
 
 
 def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
     """Returns the prompt of a sample, with supervised parts marked."""
     _, conv = conversation_for(sample, template)
     rendered = render(place_images(sample.turns, conv), conv)
-    pieces: list[tuple[str, bool]] = []
-    position = 0
-    for start, end in rendered.spans:
-        pieces += [(rendered.text[position:start], False), (rendered.text[start:end], True)]
-        position = end
-    pieces.append((rendered.text[position:], False))
-    return _marked(pieces, color)
+    # every second piece is a supervised span
+    borders = [0, *chain.from_iterable(rendered.spans), len(rendered.text)]
+    pieces = (rendered.text[start:end] for start, end in pairwise(borders))
+    return _marked(zip(pieces, cycle((False, True)), strict=False), color)
 
 
 def describe_tokens(encoded: Encoded, tokenizer: Any, color: bool) -> Text:
@@ -112,9 +106,10 @@ def _runs(pairs: Iterable[tuple[int, int]], tokenizer: Any) -> Iterator[tuple[st
 
 
 def _marked(pieces: Iterable[tuple[str, bool]], color: bool) -> Text:
-    text = Text()
-    for piece, supervised in pieces:
-        if supervised and not color:
-            piece = MARKS[0] + piece + MARKS[1]
-        text.append(piece, style=SUPERVISED_STYLE if supervised else "")
-    return text
+    before, after = ("", "") if color else MARKS
+    return Text.assemble(
+        *(
+            (before + piece + after, SUPERVISED_STYLE) if is_supervised else piece
+            for piece, is_supervised in pieces
+        )
+    )

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llava.errors import ConfigError, split_names
+from llava.files import PLOT_ENDINGS
+from lrm_ext.instructions.commands import MINI_TOKENIZER
+from lrm_ext.languages.registry import (
+    DATA_DIR,
+    FOLDER_VARIABLE,
+    get_language,
+    language_files,
+    list_languages,
+    user_dir,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lrm_ext.languages.fertility import Fertility
     from lrm_ext.languages.probe import Probe
 
@@ -19,10 +34,8 @@ languages_app = typer.Typer(
     help="List the languages, draft a new one, check their files, compare tokenizers.",
     invoke_without_command=True,
 )
-# `lrm_ext.languages.registry.FOLDER_VARIABLE`; importing that here would slow `lrm --help` down
-_VARIABLE = "LRM_LANGUAGES_DIR"
 _FOLDER = typer.Option(
-    None, "--dir", help=f"Folder of your own language files; default: ${_VARIABLE}."
+    None, "--dir", help=f"Folder of your own language files; default: ${FOLDER_VARIABLE}."
 )
 
 
@@ -37,10 +50,6 @@ def show_languages(context: typer.Context) -> None:
     """List the languages."""
     if context.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
-    from lrm_ext.languages.registry import DATA_DIR, get_language, list_languages
-
     headings = ("code", "name", "own name", "paper", "yes / no", "English pivot prompt")
     table = Table(*headings, title="Languages")
     for code in list_languages():
@@ -65,18 +74,16 @@ def add(
     folder: Path = _FOLDER,
 ) -> None:
     """Draft the file of a new language, with explanations and what CLDR knows filled in."""
-    from lrm_ext.languages.registry import FOLDER_VARIABLE, user_dir
     from lrm_ext.new_language import write_draft
 
-    assert FOLDER_VARIABLE == _VARIABLE
     usual = user_dir()
-    if os.environ.get(_VARIABLE) and not usual.is_dir():
+    if os.environ.get(FOLDER_VARIABLE) and not usual.is_dir():
         usual.mkdir(parents=True)
     path = write_draft(code, folder or usual)
     console = _console()
     console.print(f"{path} is written; replace what is marked TODO, then:")
     if folder is not None and folder.resolve() != usual.resolve():
-        console.print(f"  export {_VARIABLE}={folder.resolve()}")
+        console.print(f"  export {FOLDER_VARIABLE}={folder.resolve()}")
     console.print(f"  lrm languages check {path.stem}")
 
 
@@ -86,13 +93,10 @@ def check(
     folder: Path = _FOLDER,
 ) -> None:
     """Find what is missing, untranslated or would not be read back; exit status 1 if any."""
-    from rich.markup import escape
-
-    from lrm_ext.languages.registry import language_files
     from lrm_ext.new_language import check_languages
 
     if folder is not None:
-        os.environ[_VARIABLE] = str(folder)
+        os.environ[FOLDER_VARIABLE] = str(folder)
     found = check_languages(tuple(codes or ()))
     num_files, num_faults = len(codes or language_files()), 0
     console = _console()
@@ -122,22 +126,15 @@ def fertility(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
-    import dataclasses
-    import json
-
-    from llava.errors import ConfigError
     from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
-    from lrm_ext.files import PLOT_ENDINGS
-    from lrm_ext.instructions.commands import MINI_TOKENIZER
     from lrm_ext.languages.fertility import MAX_TOKENIZERS, load_counters, measure, plot_fertility
-    from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
     if out is not None and len(sources) > MAX_TOKENIZERS:
         raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
     if out is not None and out.suffix not in PLOT_ENDINGS:
         raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
-    codes = tuple(code.strip() for text in languages for code in text.split(",") if code.strip())
+    codes = split_names(languages)
     counters = load_counters(sources)
     if corpus is None:
         pairs = built_in_pairs(codes or list_languages())
@@ -147,7 +144,7 @@ def fertility(
     results = [result for counter in counters for result in measure(counter, pairs)]
     console = _console()
     if as_json:
-        console.print(json.dumps([dataclasses.asdict(r) for r in results], indent=1), markup=False)
+        console.print(json.dumps([asdict(r) for r in results], indent=1), markup=False)
     else:
         _print_fertility(results, console)
     if out is not None:
@@ -157,10 +154,6 @@ def fertility(
 
 
 def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
-    from rich.table import Table
-
-    from lrm_ext.languages.registry import get_language
-
     for name in dict.fromkeys(result.tokenizer for result in results):
         own = [result for result in results if result.tokenizer == name]
         title = f"tokenizer {name}, {own[0].num_sentences:,} sentences"
@@ -263,6 +256,4 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     return Console(highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from lrm_ext.files import save_figure
+from llava.files import save_figure
 from lrm_ext.languages.registry import get_language
 
 _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a SentencePiece model"
@@ -113,32 +113,30 @@ def load_counter(source: str) -> TokenCounter:
     Raises:
         ConfigError: It is none of these, or cannot be loaded.
     """
-    path, hint = Path(source), ""
+    path = Path(source)
+    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "~", "/"))):
+        raise ConfigError(f"tokenizer: there is no {source}; {_EXPECTED}.")
+    load = _load_pretrained
+    if path.is_file():
+        load = _load_json if path.suffix == ".json" else _load_sentencepiece
     try:
-        if path.is_file():
-            load = _load_json if path.suffix == ".json" else _load_sentencepiece
-            return load(path)
-        if not path.is_dir():
-            hint = " (no such file here; taken for a name on the hub)"
-            if source.count("/") > 1 or source.startswith((".", "~", "/")):
-                raise ConfigError(f"tokenizer: there is no {source}; {_EXPECTED}.")
-        return _load_pretrained(source, path.is_dir())
-    except ConfigError:
-        raise
+        return load(path)
     except Exception as error:  # `tokenizers` raises no other class
+        hint = "" if path.exists() else " (no such file here; taken for a name on the hub)"
         raise ConfigError(
             f"tokenizer: {source} cannot be loaded{hint}: {error}\n{_EXPECTED}."
         ) from error
 
 
-def _load_pretrained(source: str, is_folder: bool) -> TokenCounter:
+def _load_pretrained(path: Path) -> TokenCounter:
     from transformers import AutoTokenizer
 
+    is_folder = path.is_dir()
     tokenizer: Any = AutoTokenizer.from_pretrained(
-        source, local_files_only=is_folder, trust_remote_code=False
+        str(path), local_files_only=is_folder, trust_remote_code=False
     )
     return TokenCounter(
-        Path(source).resolve().name if is_folder else source,
+        path.resolve().name if is_folder else str(path),
         lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
         tokenizer.unk_token_id,
     )

@@ -89,26 +89,17 @@ def score_ahead(texts: Iterable[str]) -> None:
 
 
 def _score(text: str) -> Mapping[str, float]:
-    found = _known.get(text)
-    if found is None:
-        (found,) = _score_all([text])
-        if len(text) <= _MAX_KNOWN_LENGTH:
-            if len(_known) >= _MAX_KNOWN:
-                _known.clear()
-            _known[text] = found
-    return found
+    if text not in _known:
+        score_ahead((text,))
+    return _known[text] if text in _known else _score_all([text])[0]
 
 
 def _score_all(texts: Sequence[str]) -> list[Mapping[str, float]]:
     """Returns the log probability of texts in each candidate of any language."""
-    scores: list[Mapping[str, float]] = [{}] * len(texts)
-    judged = [i for i, text in enumerate(texts) if any(map(str.isalpha, text))]
-    if judged:
-        # capitals would be read as names of another language
-        found = _letter_scores().score([texts[i].lower() for i in judged])
-        for i, score in zip(judged, found, strict=True):
-            scores[i] = score
-    return scores
+    # capitals would be read as names of another language
+    judged = [text.lower() for text in texts if any(map(str.isalpha, text))]
+    found = iter(_letter_scores().score(judged) if judged else ())
+    return [next(found) if any(map(str.isalpha, text)) else {} for text in texts]
 
 
 @cache

@@ -24,8 +24,8 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, reduce
 from itertools import accumulate, pairwise
@@ -36,9 +36,9 @@ import numpy.typing as npt
 
 from llava.data.sample import Sample
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, ShiftedRows, parts_of
+from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.instructions.registry import ENGLISH, get_instruction
-from lrm_ext.mixture.spec import MixtureSpec, phase_at, shares_of
+from lrm_ext.mixture.spec import MixtureSpec, shares_of
 
 _MASK_64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -190,30 +190,36 @@ def halves(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class LanguageBlock:
-    """The samples of a language from one corpus in an epoch.
+class Run:
+    """Consecutive positions of an epoch with one language and, once divided, one instruction.
 
     Attributes:
         lang: The language.
         start: Its first position in the unshuffled epoch.
         count: Samples in the epoch, at positions `start` to `start + count - 1`.
-        rows: Numbers of its rows.
-        order: The order in which they are drawn.
-        first_step: Where in that order the epoch begins; steps continue over epochs.
+        rows: Numbers of its rows in the corpus that they come from.
+        first_row: Number of that corpus's first row among the rows of all corpora.
+        order: The order in which the rows are drawn.
+        first_step: Where in that order the run begins; steps continue over epochs.
+        instruction: Name of the instruction.
+        direction: "to_en" or "from_en" for BVQA, else None.
     """
 
     lang: str
     start: int
     count: int
     rows: Sequence[int]
+    first_row: int
     order: Sequence[int]
     first_step: int
+    instruction: str = PLAIN_INSTRUCTION
+    direction: str | None = None
 
     def row(self, position: int) -> int:
         """Returns the row of a position."""
         # any len(rows) consecutive steps are different rows
         step = (position - self.start + self.first_step) % len(self.rows)
-        return int(self.rows[self.order[step]])
+        return self.first_row + int(self.rows[self.order[step]])
 
 
 class EpochPlan:
@@ -222,8 +228,12 @@ class EpochPlan:
     Args:
         spec: Seed, ratio, shares and curriculum.
         english_counts: English samples per epoch from each corpus.
-        rows: Rows of each language, English included, in each corpus; every language must have at
-            least one.
+        rows: Rows of each language, English included, in each corpus, numbered within it.
+            Every language must have at least one.
+        first_rows: Number of the first row of each corpus among the rows of all corpora.
+
+    Attributes:
+        size: Samples per epoch.
 
     Raises:
         ConfigError: UniMax is asked for more samples than it allows.
@@ -234,8 +244,9 @@ class EpochPlan:
         spec: MixtureSpec,
         english_counts: Sequence[int],
         rows: Mapping[str, Sequence[Sequence[int]]],
+        first_rows: Sequence[int] = (0,),
     ) -> None:
-        self._seed, self._phases, self._rows = spec.seed, spec.curriculum, rows
+        self._spec, self._rows, self._first_rows = spec, rows, first_rows
         # rows of a corpus that comes k times per epoch count k times
         times = [
             Fraction(count, len(own))
@@ -258,19 +269,26 @@ class EpochPlan:
                 for lang, count in zip(shares, counts, strict=True)
             }
             self._counts.append({ENGLISH: [*english_counts], **others})
+        self.size = sum(english_counts) + total
 
-    def blocks(self, epoch: int) -> list[LanguageBlock]:
-        """Returns the blocks of an epoch, English first, without blocks that have no rows.
+    def layout(self, epoch: int = 0) -> Layout:
+        """Returns the order and the contents of an epoch."""
+        order = Permutation(self.size, (self._spec.seed, ORDER_STREAM, epoch))
+        return Layout(order, self._blocks(epoch), self._spec)
+
+    def _blocks(self, epoch: int) -> list[Run]:
+        """Returns a run for each language and corpus that has rows in it, English first.
 
         In epoch 0 a language begins in the order of its rows where the previous one ends; later it
         continues where it stopped.
         """
-        borders = [*(phase.from_epoch for phase in self._phases), epoch]
+        borders = [*(phase.from_epoch for phase in self._spec.curriculum), epoch]
         spans = [max(0, min(epoch, end) - start) for start, end in pairwise(borders)]
-        blocks: list[LanguageBlock] = []
+        blocks: list[Run] = []
         start = 0
         first_ends = [0] * len(self._rows[ENGLISH])
-        for lang, counts in self._counts[phase_at(self._phases, epoch)].items():
+        phase = sum(phase.from_epoch <= epoch for phase in self._spec.curriculum) - 1
+        for lang, counts in self._counts[phase].items():
             for part, count in enumerate(counts):
                 rows = self._rows[lang][part]
                 if not len(rows):
@@ -281,7 +299,7 @@ class EpochPlan:
                     step += first_ends[part]
                     first_ends[part] += drawn[0]
                 order = self._order(lang, part)
-                blocks.append(LanguageBlock(lang, start, count, rows, order, step))
+                blocks.append(Run(lang, start, count, rows, self._first_rows[part], order, step))
                 start += count
         return blocks
 
@@ -289,10 +307,35 @@ class EpochPlan:
         """Returns the order of a language's rows in a corpus, the same in all epochs."""
         size = len(self._rows[lang][part])
         if lang != ENGLISH:
-            return Permutation(size, (self._seed, ROW_STREAM, *((part,) * (part > 0))))
+            return Permutation(size, (self._spec.seed, ROW_STREAM, *((part,) * (part > 0))))
         if self._counts[0][ENGLISH][part] == size:
             return range(size)  # rows that come once need no second shuffle
-        return Permutation(size, (self._seed, ENGLISH_STREAM, part))
+        return Permutation(size, (self._spec.seed, ENGLISH_STREAM, part))
+
+
+def refuse_empty(
+    counts: Mapping[str, int], num_asked: int, nothing: str, counted: str, remedy: str
+) -> None:
+    """Checks that there is something to draw in each language that takes part.
+
+    Args:
+        counts: Number of items by language, without English.
+        num_asked: Non-English samples per epoch.
+        nothing: For the error: what a language lacks.
+        counted: What `counts` counts.
+        remedy: What the user can do, besides taking the language out.
+
+    Raises:
+        ConfigError: A language has nothing, or there is none.
+    """
+    if num_asked and not all(counts.values() or [0]):
+        empty = [lang for lang, count in counts.items() if not count]
+        listed = ", ".join(f"{lang} {count}" for lang, count in counts.items())
+        raise ConfigError(
+            f"{nothing} in {', '.join(empty) or 'any other language'}, but {num_asked} non-English "
+            f"samples are asked for. {counted}: {listed or 'none besides English'}. {remedy}, take "
+            "the language out of the mixture, or set non_english_ratio = 0."
+        )
 
 
 def _english_counts(spec: MixtureSpec, sizes: Sequence[int]) -> list[int]:
@@ -338,46 +381,30 @@ class Draw:
     direction: str | None = None
 
 
-@dataclass(frozen=True)
-class InstructionCell:
-    """One language, instruction and direction: `count` positions from `start`."""
-
-    block: LanguageBlock
-    instruction: str
-    direction: str | None
-    start: int
-    count: int
-
-
 class Layout:
     """The order of an epoch, and the language and instruction of each position.
 
     Args:
         order: Maps indices to positions.
-        blocks: Blocks of languages, English first.
+        blocks: A run for each language and corpus, English first.
         spec: Shares of the instructions.
     """
 
-    def __init__(self, order: Permutation, blocks: list[LanguageBlock], spec: MixtureSpec) -> None:
+    def __init__(self, order: Permutation, blocks: list[Run], spec: MixtureSpec) -> None:
         self.order, self.blocks = order, blocks
-        self.cells = _cells(blocks, spec)
-        self._starts = [cell.start for cell in self.cells]
+        self.runs = _divide(blocks, spec)
+        self._starts = [run.start for run in self.runs]
 
     def draw(self, position: int) -> Draw:
         """Returns the draw of a position."""
-        cell = self.cells[bisect_right(self._starts, position) - 1]
-        block = cell.block
-        return Draw(block.row(position), block.lang, cell.instruction, cell.direction)
+        run = self.runs[bisect_right(self._starts, position) - 1]
+        return Draw(run.row(position), run.lang, run.instruction, run.direction)
 
 
-def _cells(blocks: Sequence[LanguageBlock], spec: MixtureSpec) -> list[InstructionCell]:
-    """Divides the blocks into instructions; some cells may be empty."""
-    cells = [
-        InstructionCell(block, PLAIN_INSTRUCTION, None, block.start, block.count)
-        for block in blocks
-        if block.lang == ENGLISH
-    ]
-    others = blocks[len(cells) :]
+def _divide(blocks: Sequence[Run], spec: MixtureSpec) -> list[Run]:
+    """Divides the blocks into instructions; some runs may be empty."""
+    runs = [block for block in blocks if block.lang == ENGLISH]
+    others = blocks[len(runs) :]
     shares = spec.instructions
     table = apportion_table([block.count for block in others], tuple(shares.values()))
     directions = [get_instruction(name).directions or (None,) for name in shares]
@@ -386,12 +413,21 @@ def _cells(blocks: Sequence[LanguageBlock], spec: MixtureSpec) -> list[Instructi
         for ways, column in zip(directions, zip(*table, strict=True), strict=bool(table))
     ]
     for number, block in enumerate(others):
-        start = block.start
+        past = 0
         for name, ways, column in zip(shares, directions, columns, strict=True):
             for direction, count in zip(ways, column[number], strict=True):
-                cells.append(InstructionCell(block, name, direction, start, count))
-                start += count
-    return cells
+                runs.append(
+                    replace(
+                        block,
+                        start=block.start + past,
+                        count=count,
+                        first_step=block.first_step + past,
+                        instruction=name,
+                        direction=direction,
+                    )
+                )
+                past += count
+    return runs
 
 
 class Mixture:
@@ -426,9 +462,21 @@ class Mixture:
         self.num_english = sum(counts)
         self.num_non_english = spec.num_non_english(self.num_english)
         languages = spec.languages_in(corpus.languages) if self.num_non_english else {}
-        self._plan = EpochPlan(spec, counts, self._usable_rows(languages))
+        rows: dict[str, list[Sequence[int]]] = {
+            lang: [part.usable(lang) if lang in part.languages else () for part in parts]
+            for lang in languages
+        }
+        refuse_empty(
+            {lang: sum(map(len, own)) for lang, own in rows.items()},
+            self.num_non_english,
+            f"{corpus.path}: no usable text",
+            f"Usable rows (accepted text, translatable) of {len(corpus)}",
+            "Translate the corpus",
+        )
+        rows[ENGLISH] = [range(len(part)) for part in parts]
+        starts = list(accumulate(map(len, parts), initial=0))
         # the layout of an epoch
-        self.layout = lru_cache(_EPOCHS_KEPT)(self._lay_out)
+        self.layout = lru_cache(_EPOCHS_KEPT)(EpochPlan(spec, counts, rows, starts).layout)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -472,11 +520,6 @@ class Mixture:
         # workers open row lists themselves
         return (Mixture, (self.spec, self.corpus))
 
-    def _lay_out(self, epoch: int = 0) -> Layout:
-        """Makes the layout of an epoch."""
-        order = Permutation(len(self), (self.spec.seed, ORDER_STREAM, epoch))
-        return Layout(order, self._plan.blocks(epoch), self.spec)
-
     def draw(self, index: int, epoch: int = 0) -> Draw:
         """Returns the draw of an index.
 
@@ -496,26 +539,3 @@ class Mixture:
         turns = row.turns if draw.lang == ENGLISH else self.corpus.turns(draw.lang, draw.row)
         instruction = get_instruction(draw.instruction)
         return instruction.format(row, turns, draw.lang, draw.direction)
-
-    def _usable_rows(self, languages: Iterable[str]) -> dict[str, list[Sequence[int]]]:
-        """Returns the rows of each language by corpus; a language without rows is an error."""
-        parts = parts_of(self.corpus)
-        starts = list(accumulate(map(len, parts), initial=0))
-        rows: dict[str, list[Sequence[int]]] = {
-            lang: [
-                ShiftedRows(part.usable(lang), start) if lang in part.languages else ()
-                for part, start in zip(parts, starts, strict=False)
-            ]
-            for lang in languages
-        }
-        counts = {lang: sum(map(len, own)) for lang, own in rows.items()}
-        empty = [lang for lang, count in counts.items() if not count]
-        if empty or (self.num_non_english and not counts):
-            listed = ", ".join(f"{lang} {count}" for lang, count in counts.items()) or "none"
-            raise ConfigError(
-                f"{self.corpus.path}: no usable text in {', '.join(empty) or 'any other language'}"
-                f", but {self.num_non_english} non-English samples are asked for. Usable rows "
-                f"(accepted text, translatable) of {starts[-1]}: {listed}. Translate the corpus, "
-                "take the language out of the mixture, or set non_english_ratio = 0."
-            )
-        return {ENGLISH: [range(start, end) for start, end in pairwise(starts)], **rows}

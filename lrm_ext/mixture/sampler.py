@@ -7,7 +7,6 @@ formatted.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH
-from lrm_ext.mixture.order import ORDER_STREAM, EpochPlan, Permutation
+from lrm_ext.mixture.order import EpochPlan, refuse_empty
 from lrm_ext.mixture.spec import MixtureSpec
 
 
@@ -52,28 +51,20 @@ class LanguageMixSampler(Sampler[int]):
                 f"no English item among {len(codes)} ({', '.join(there) or 'no languages'}): "
                 "non_english_ratio counts per English item."
             )
-        self._seed, self._epoch, self._start = spec.seed, epoch, start
+        self._epoch, self._start = epoch, start
         num_others = spec.num_non_english(num_english)
         languages = spec.languages_in(there) if num_others else {}
-        rows: dict[str, Any] = {
-            lang: np.flatnonzero(codes == lang).astype(np.uint32) for lang in languages
+        rows: dict[str, list[Any]] = {
+            lang: [np.flatnonzero(codes == lang).astype(np.uint32)]
+            for lang in (*languages, ENGLISH)
         }
-        counts = {lang: len(items) for lang, items in rows.items()}
-        if num_others and not all(counts.values() or [0]):
-            empty = [lang for lang, count in counts.items() if not count]
-            listed = ", ".join(f"{lang} {count}" for lang, count in counts.items())
-            raise ConfigError(
-                f"no item in {', '.join(empty) or 'any other language'}, but {num_others} "
-                f"non-English samples are asked for. Items: {listed or 'all items are English'}. "
-                "Take the language out of the mixture, add items, or set non_english_ratio = 0."
-            )
-        rows[ENGLISH] = np.flatnonzero(codes == ENGLISH)
-        self._plan = EpochPlan(spec, [num_english], {lang: [own] for lang, own in rows.items()})
-        self._size = num_english + num_others
+        counts = {lang: len(rows[lang][0]) for lang in languages}
+        refuse_empty(counts, num_others, "no item", "Items", "Add items")
+        self._plan = EpochPlan(spec, [num_english], rows)
 
     def __len__(self) -> int:
         """Remaining indices of the epoch."""
-        return self._size - self._start
+        return self._plan.size - self._start
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch; another epoch begins at its start."""
@@ -82,9 +73,6 @@ class LanguageMixSampler(Sampler[int]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = Permutation(self._size, (self._seed, ORDER_STREAM, self._epoch))
-        blocks = self._plan.blocks(self._epoch)
-        starts = [block.start for block in blocks]
-        for i in range(self._start, self._size):
-            position = order[i]
-            yield blocks[bisect_right(starts, position) - 1].row(position)
+        layout = self._plan.layout(self._epoch)
+        for i in range(self._start, self._plan.size):
+            yield layout.draw(layout.order[i]).row

@@ -29,8 +29,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -123,20 +124,15 @@ class CorpusShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-def _decode(kind: type, value: Any) -> Any:
-    """Decodes paths and exact fractions."""
+def _decode(folder: Path, kind: type, value: Any) -> Any:
+    """Decodes paths, relative to a folder, and exact fractions."""
     if kind is Path:
         if not isinstance(value, str) or not value:
             raise ValueError(f"{value!r}, expected a folder")
-        return Path(value)
+        return folder / value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
     return Fraction(str(value))  # 0.1 is exactly a tenth
-
-
-def phase_at(phases: Sequence[Phase], epoch: int) -> int:
-    """Returns the index of an epoch's phase."""
-    return sum(phase.from_epoch <= epoch for phase in phases) - 1
 
 
 def shares_of(
@@ -256,7 +252,7 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], where: str = "mixture", folder: Path | None = None
+        cls, data: Mapping[str, Any], where: str = "mixture", folder: Path = Path()
     ) -> MixtureSpec:
         """Makes a mixture from plain values.
 
@@ -275,21 +271,14 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             data = {**data, "languages": dict.fromkeys(map(str, given), 1)}
             if len(data["languages"]) < len(given):
                 raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
-        spec = convert(data, cls, where, _decode)
+        spec = convert(data, cls, where, partial(_decode, folder))
         if isinstance(given, dict) and all(phase.sampling != SHARES for phase in spec.curriculum):
             raise ConfigError(
                 f"{where}: languages gives shares ({_listed(spec.languages)}), but no entry of the "
                 'curriculum has sampling = "shares". Write a list, languages = ["cs", "hr"], to '
                 "say which take part."
             )
-        corpora = [
-            msgspec.structs.replace(share, path=(folder or Path()) / share.path)
-            for share in spec.corpora
-        ]
-        try:
-            return msgspec.structs.replace(spec, corpora=tuple(corpora))
-        except ValueError as error:  # a relative and an absolute path may be the same folder
-            raise ConfigError(f"{where}: {error}.") from error
+        return spec
 
     def fingerprint(self) -> str:
         """Returns a short text that depends on everything that changes orders or shares.

@@ -1,6 +1,6 @@
-"""Tabulates a mixture: counts, shares, rows and, optionally, lengths.
+"""Tabulates a mixture: counts, rows and, optionally, lengths.
 
-Input: a `Mixture`. Output: one `MixtureTableRow` per language and instruction, or one `Simulated`
+Input: a `Mixture`. Output: one `MixtureTableRow` per language and instruction, and one `Simulated`
 per language over several epochs. Equal shares of samples are unequal shares of tokens, because
 languages differ by up to a factor of two in tokens for the same text; so both are shown.
 """
@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from llava.data.sample import Sample
 
 if TYPE_CHECKING:
-    from lrm_ext.mixture.order import Draw, InstructionCell, Mixture
+    from lrm_ext.mixture.order import Mixture, Run
 
 CountTokens = Callable[[Sample], int]
 
@@ -32,23 +32,15 @@ class MixtureTableRow:
         lang: Language.
         instruction: Instruction; both directions of BVQA together.
         count: Samples per epoch.
-        share: Their share of all samples.
-        num_rows: Distinct corpus rows among them.
-        num_usable: Usable rows in this language.
         characters: Mean characters per sample, if measured.
         tokens: Mean tokens per sample, if measured.
-        num_measured: Number of measured samples.
     """
 
     lang: str
     instruction: str
     count: int
-    share: float
-    num_rows: int
-    num_usable: int
     characters: float | None = None
     tokens: float | None = None
-    num_measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,20 +50,16 @@ class Simulated:
     Attributes:
         lang: Language.
         count: Samples.
-        num_rows: Distinct corpus rows among them.
+        num_rows: Distinct corpus rows among them; the other samples repeat one.
         num_usable: Usable rows.
-        num_repeats: Samples of a row that was drawn before.
         most_often: Draws of the most frequent row.
-        tokens: Tokens of all samples, estimated from means per instruction, if measured.
     """
 
     lang: str
     count: int
     num_rows: int
     num_usable: int
-    num_repeats: int
     most_often: int
-    tokens: float | None = None
 
 
 def make_table(
@@ -91,86 +79,54 @@ def make_table(
         epoch: The epoch.
     """
     layout = mixture.layout(epoch)
-    groups: dict[tuple[str, str], list[InstructionCell]] = defaultdict(list)
-    for cell in layout.cells:
-        groups[cell.block.lang, cell.instruction].append(cell)
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in layout.runs:
+        groups[run.lang, run.instruction].append(run)
     rows = []
-    for (lang, instruction), cells in groups.items():
-        # the steps of a block's cells are consecutive, also those of two directions
-        drawn = [list(own) for _, own in groupby(cells, key=lambda cell: id(cell.block))]
-        parts = [(sum(cell.count for cell in own), len(own[0].block.rows)) for own in drawn]
-        count = sum(number for number, _ in parts)
-        draws = map(layout.draw, _positions(cells, num_measured))
-        rows.append(
-            MixtureTableRow(
-                lang,
-                instruction,
-                count,
-                count / len(mixture),
-                sum(map(min, parts)),
-                sum(size for _, size in parts),
-                *_measure(mixture, draws, count_tokens),
-            )
-        )
+    for (lang, instruction), runs in groups.items():
+        means: tuple[float, ...] = ()
+        if count_tokens is not None:
+            draws = map(layout.draw, _positions(runs, num_measured))
+            means = _mean_lengths(map(mixture.make_sample, draws), count_tokens)
+        count = sum(run.count for run in runs)
+        rows.append(MixtureTableRow(lang, instruction, count, *means))
     return rows
 
 
-def simulate(
-    mixture: Mixture,
-    epochs: Sequence[int],
-    count_tokens: CountTokens | None = None,
-    num_measured: int = 100,
-) -> list[Simulated]:
+def simulate(mixture: Mixture, epochs: Sequence[int]) -> list[Simulated]:
     """Computes what each language gets in consecutive epochs, English first.
 
-    Only measured samples are drawn. A block goes through all of its rows before it repeats one, so
-    the counts determine the result, for any number of rows.
+    No sample is drawn. A block goes through all of its rows before it repeats one, so the counts
+    determine the result, for any number of rows.
     """
     # samples and rows in each corpus, by language
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for blocks in zip(*(mixture.layout(epoch).blocks for epoch in epochs), strict=True):
         found[blocks[0].lang].append((sum(each.count for each in blocks), len(blocks[0].rows)))
-    tokens: dict[str, float] = defaultdict(float)
-    for epoch in epochs if count_tokens is not None else ():
-        for row in make_table(mixture, count_tokens, num_measured, epoch):
-            tokens[row.lang] += (row.tokens or 0) * row.count
-    result = []
-    for lang, parts in found.items():
-        count, num_rows = sum(drawn for drawn, _ in parts), sum(map(min, parts))
-        result.append(
-            Simulated(
-                lang,
-                count,
-                num_rows,
-                sum(size for _, size in parts),
-                count - num_rows,
-                max(-(-drawn // size) for drawn, size in parts),
-                tokens[lang] if count_tokens is not None else None,
-            )
+    return [
+        Simulated(
+            lang,
+            count=sum(drawn for drawn, _ in parts),
+            num_rows=sum(map(min, parts)),
+            num_usable=sum(size for _, size in parts),
+            most_often=max(-(-drawn // size) for drawn, size in parts),
         )
-    return result
+        for lang, parts in found.items()
+    ]
 
 
-def _positions(cells: Sequence[InstructionCell], num_measured: int) -> Iterator[int]:
-    """Yields at most `num_measured` positions, evenly spaced over some cells."""
-    ends = list(accumulate(cell.count for cell in cells))
+def _positions(runs: Sequence[Run], num_measured: int) -> Iterator[int]:
+    """Yields at most `num_measured` positions, evenly spaced over some runs."""
+    ends = list(accumulate(run.count for run in runs))
     number = min(ends[-1], num_measured)
     for i in (i * ends[-1] // number for i in range(number)):
         place = bisect_right(ends, i)
-        yield cells[place].start + cells[place].count - (ends[place] - i)
+        yield runs[place].start + runs[place].count - (ends[place] - i)
 
 
-def _measure(
-    mixture: Mixture, draws: Iterable[Draw], count_tokens: CountTokens | None
-) -> tuple[float | None, float | None, int]:
-    """Returns mean characters and tokens, and the number of samples."""
-    if count_tokens is None:
-        return None, None, 0
-    samples = map(mixture.make_sample, draws)
+def _mean_lengths(samples: Iterable[Sample], count_tokens: CountTokens) -> tuple[float, ...]:
+    """Returns mean characters and tokens; nothing without samples."""
     lengths = [
         (sum(len(turn.text) for turn in sample.turns), count_tokens(sample)) for sample in samples
     ]
-    if not lengths:
-        return None, None, 0
-    characters, tokens = np.mean(lengths, axis=0)
-    return float(characters), float(tokens), len(lengths)
+    return tuple(np.mean(lengths, axis=0).tolist()) if lengths else ()

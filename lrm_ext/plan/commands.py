@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
+from rich.console import Console
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +42,6 @@ def plan(
     Flags of training after `--` win over the preset's: `lrm plan --preset vicuna-7b --
     --per_device_train_batch_size 8 --deepspeed scripts/zero3.json`.
     """
-    import json
-
-    from rich.console import Console
-
     from lrm_ext.plan.plan import Wishes, as_dict, make_plan, render
 
     wishes = Wishes(samples, text_tokens, supervised_tokens, mfu, price, hours)

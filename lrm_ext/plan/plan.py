@@ -216,14 +216,12 @@ def _plan_stage(
         tower_runs=not settings.caches_features,
         lora_rank=settings.lora_rank,
     )
-    batches: list[int | None] = [None, None]
+    batches = [
+        largest_batch(shape, settings, positions, supervised, gpu.memory_gib * GIB) if gpu else None
+        for positions, supervised in (at_mean, at_limit)
+    ]
     hours = None
     if gpu is not None and mfu is not None:
-        memory = gpu.memory_gib * GIB
-        batches = [
-            largest_batch(shape, settings, positions, supervised, memory)
-            for positions, supervised in (at_mean, at_limit)
-        ]
         hours = data.num_samples * flops.total / (num_gpus * gpu.peak_tflops * 1e12 * mfu) / 3600
     return StagePlan(
         stage=stage,
@@ -466,66 +464,56 @@ def _table(plan: Plan) -> Table:
     table = Table("", *(STAGES[stage.stage] for stage in plan.stages))
     for column in table.columns[1:]:
         column.justify = "right"
-    for section in (_rows_of_settings(plan), _rows_of_memory(plan), _rows_of_cost(plan)):
-        for label, values in section.items():
-            table.add_row(label, *values)
+    for sections in zip(*(_cells(plan, stage) for stage in plan.stages), strict=True):
+        for label in sections[0]:
+            table.add_row(label, *(cells[label] for cells in sections))
         table.add_section()
     return table
 
 
-def _rows_of_settings(plan: Plan) -> dict[str, list[str]]:
-    settings = [stage.settings for stage in plan.stages]
-    data = [stage.data for stage in plan.stages]
-    return {
-        "trained parameters": [_big(num_trained(plan.shape, s)) for s in settings],
-        "sharding": [_sharding(s) for s in settings],
-        "activation checkpointing": ["yes" if s.checkpointing else "no" for s in settings],
-        "samples a GPU x accumulation x GPUs": [
-            f"{s.batch_size} x {s.accumulation} x {s.num_devices} = {s.samples_a_step}"
-            for s in settings
-        ],
-        "positions a sample, mean": [f"{d.num_positions:.0f}" for d in data],
-        "of them learnt, mean": [f"{d.num_supervised:.0f}" for d in data],
+def _cells(plan: Plan, stage: StagePlan) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Returns the column of a stage: its settings, memory and cost, by label."""
+    chosen, data = stage.settings, stage.data
+    settings = {
+        "trained parameters": _big(num_trained(plan.shape, chosen)),
+        "sharding": _sharding(chosen),
+        "activation checkpointing": "yes" if chosen.checkpointing else "no",
+        "samples a GPU x accumulation x GPUs": f"{chosen.batch_size} x {chosen.accumulation} x "
+        f"{chosen.num_devices} = {chosen.samples_a_step}",
+        "positions a sample, mean": f"{data.num_positions:.0f}",
+        "of them learnt, mean": f"{data.num_supervised:.0f}",
     }
-
-
-def _rows_of_memory(plan: Plan) -> dict[str, list[str]]:
-    stages = plan.stages
     unit, size = ("GiB", GIB) if plan.gpu is not None else ("MiB", 2**20)
-    values = {
-        label: [getattr(stage.memory, name) for stage in stages] for name, label in _PARTS.items()
+    parts = {
+        label: getattr(stage.memory, name)
+        for name, label in _PARTS.items()
+        if any(getattr(each.memory, name) for each in plan.stages)
     }
-    values = {label: found for label, found in values.items() if any(found)}
-    values["memory"] = [stage.memory.total for stage in stages]
-    values["the same, all samples at the limit"] = [s.memory_at_limit.total for s in stages]
-    rows = {f"{k}, {unit}": [f"{bytes_ / size:.1f}" for bytes_ in v] for k, v in values.items()}
+    parts["memory"] = stage.memory.total
+    parts["the same, all samples at the limit"] = stage.memory_at_limit.total
+    memory = {f"{label}, {unit}": f"{part / size:.1f}" for label, part in parts.items()}
     if plan.gpu is not None:
         limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
-        rows[f"room ({FILL_LIMIT:.0%}), GiB"] = [f"{limit / GIB:.1f}"] * len(stages)
-        rows["fits"] = [_fits(stage, limit) for stage in stages]
-        rows["largest batch a GPU"] = [str(s.largest_batch) for s in stages]
-        rows["the same, all samples at the limit"] = [
-            f"{s.largest_batch_at_limit} of {s.max_length} tokens" for s in stages
-        ]
-    return rows
-
-
-def _rows_of_cost(plan: Plan) -> dict[str, list[str]]:
-    stages = plan.stages
-    rows = {
-        "samples": [f"{s.data.num_samples:,}" for s in stages],
-        "optimizer steps": [f"{s.num_steps:,}" for s in stages],
-        "tokens": [_big(s.num_tokens) for s in stages],
-        "operations a sample": [f"{s.flops.total / 1e12:.3g} T" for s in stages],
-        "operations": [f"{s.total_flops:.3g}" for s in stages],
+        memory |= {
+            f"room ({FILL_LIMIT:.0%}), GiB": f"{limit / GIB:.1f}",
+            "fits": _fits(stage, limit),
+            "largest batch a GPU": f"{stage.largest_batch}",
+            "the same, all samples at the limit": f"{stage.largest_batch_at_limit} of "
+            f"{stage.max_length} tokens",
+        }
+    cost = {
+        "samples": f"{data.num_samples:,}",
+        "optimizer steps": f"{stage.num_steps:,}",
+        "tokens": _big(stage.num_tokens),
+        "operations a sample": f"{stage.flops.total / 1e12:.3g} T",
+        "operations": f"{stage.total_flops:.3g}",
     }
-    hours = [stage.hours or 0.0 for stage in stages]
-    if plan.mfu is not None:
-        rows[f"hours at MFU {plan.mfu:.0%}"] = [f"{value:.1f}" for value in hours]
-    if plan.mfu is not None and plan.price is not None:
-        money = plan.num_gpus * plan.price
-        rows[f"money at {plan.price:g} a GPU and hour"] = [f"{h * money:,.0f}" for h in hours]
-    return rows
+    if plan.mfu is not None and stage.hours is not None:
+        cost[f"hours at MFU {plan.mfu:.0%}"] = f"{stage.hours:.1f}"
+        if plan.price is not None:
+            money = stage.hours * plan.num_gpus * plan.price
+            cost[f"money at {plan.price:g} a GPU and hour"] = f"{money:,.0f}"
+    return settings, memory, cost
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from llava.errors import ConfigError, split_names
-from llava.files import write_atomically
-from lrm_ext.files import save_figure
+from llava.files import save_figure, write_atomically
 
 if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting
@@ -141,8 +140,10 @@ def figure(
     if number == 4:
         from lrm_ext.report import qualitative
 
-        choice = qualitative.ExampleChoice(names, langs, split_names(ids), num, seed)
-        examples = qualitative.choose_examples(settings, choice, benchmark_dir, table)
+        examples = qualitative.choose_examples(
+            settings, benchmark_dir, benchmarks=names, languages=langs, ids=split_names(ids),
+            num=num, seed=seed, table=table,
+        )  # fmt: skip
         save_figure(qualitative.examples_figure(examples), out)
         page = out.with_suffix(".html")
         write_atomically(page, qualitative.examples_page(examples))
@@ -172,13 +173,10 @@ def _scores(
     from lrm_ext.report.settings import score_settings
 
     scored = score_settings(settings, names, langs)
-    labels = [setting.label for setting in settings]
     if number == 6 and len(scored) > 1:
         there = ", ".join(one.name for one in scored)
         raise ConfigError(f"figure 6 is about one benchmark; choose with --benchmarks: {there}")
-    made = (
-        languages_figure(scored, labels, style) if number == 1 else ratio_figure(scored[0], labels)
-    )
+    made = languages_figure(scored, style) if number == 1 else ratio_figure(scored[0])
     save_figure(made, out)
     for one in scored:
         for label, cells in one.cells.items():

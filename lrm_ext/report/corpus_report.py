@@ -15,6 +15,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -26,10 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
 from llava.images import open_image
-from lrm_ext.corpus.store import STATUSES, Corpus, CorpusText
+from lrm_ext.corpus.store import STATUSES, Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.summary import Summary, summarize
 from lrm_ext.languages.registry import language_name
 from lrm_ext.report.render import data_url, render
@@ -67,16 +67,12 @@ class RowExample:
 
     Attributes:
         index: Row number.
-        id: The row's id.
-        image: Path of the image relative to the corpus' images; None without one.
-        english: The English turns.
+        row: The row in English.
         text: The other text.
     """
 
     index: int
-    id: str
-    image: str | None
-    english: tuple[Turn, ...]
+    row: CorpusRow
     text: CorpusText
 
 
@@ -156,11 +152,8 @@ def corpus_stats(
         engines = description.get("engines", [])
         found.licences = {engine["name"]: engine["licence"] for engine in engines}
         if cache is not None and engines:
-            opened = Cache(cache)
-            try:
+            with closing(Cache(cache)) as opened:
                 found.usage = {name: opened.spent(name, found.lang) for name in found.licences}
-            finally:
-                opened.close()
     return CorpusStats(corpus, summarize(corpus), languages, cache, seed)
 
 
@@ -229,9 +222,9 @@ def _faults(texts: pa.RecordBatch) -> Iterator[tuple[tuple[str, str], int]]:
 
 
 def _example(corpus: Corpus, lang: str, index: int) -> RowExample:
-    row, text = corpus.row(index), corpus.text(lang, index)
+    text = corpus.text(lang, index)
     assert text is not None
-    return RowExample(index, row.id, row.image, row.turns, text)
+    return RowExample(index, corpus.row(index), text)
 
 
 def render_corpus(stats: CorpusStats, *, command: str, with_images: bool = False) -> str:
@@ -347,19 +340,20 @@ def visible(text: str) -> str:
 
 def _thumbnails(stats: CorpusStats) -> dict[str, str | None]:
     """Returns small images of the examples by name, as `data:` URLs; None for one that is gone."""
-    made: dict[str, str | None] = {}
     examples = [e for found in stats.languages for e in (*found.kept, *found.faulty)]
-    for name, index in {e.image: e.index for e in examples if e.image is not None}.items():
-        try:
-            path = stats.corpus.image_path(index)
-            assert path is not None
-            image = open_image(path)
-        except DataError as error:
-            log.warning("%s", error)
-            made[name] = None
-            continue
-        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=75)
-        made[name] = data_url("image/jpeg", buffer.getvalue())
-    return made
+    numbers = {e.row.image: e.index for e in examples if e.row.image is not None}
+    return {name: _thumbnail(stats.corpus, index) for name, index in numbers.items()}
+
+
+def _thumbnail(corpus: Corpus, index: int) -> str | None:
+    try:
+        path = corpus.image_path(index)
+        assert path is not None
+        image = open_image(path)
+    except DataError as error:
+        log.warning("%s", error)
+        return None
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return data_url("image/jpeg", buffer.getvalue())

@@ -416,10 +416,11 @@ def extract(extractor: FeatureExtractor, samples: Samples, batch_size: int) -> d
         DataError: A feature is not a finite number.
     """
     starts = range(0, len(samples.rows), batch_size)
+    sources: dict[str, tuple[Callable[[Any], Features], Sequence[Any]]] = {
+        IMAGE: (extractor.images, samples.images),
+        **{lang: (extractor.texts, texts) for lang, texts in samples.texts.items()},
+    }
     features: dict[str, Features] = {}
-    sources: dict[str, tuple[Callable[[Any], Features], Sequence[Any]]]
-    sources = {IMAGE: (extractor.images, samples.images)}
-    sources |= {lang: (extractor.texts, texts) for lang, texts in samples.texts.items()}
     with Progress("features", len(starts) * len(sources), "batches") as progress:
         for name, (extract_batch, inputs) in sources.items():
             parts = []

@@ -99,6 +99,13 @@ class Block:
         values = [cell.value for cell in cells if cell is not None and cell.value is not None]
         return max(round(v, digits) for v in values) if self.has_best and len(values) > 1 else None
 
+    def is_best(self, row: TableRow, column: int, digits: int) -> bool:
+        """Tells whether a value is the largest of its column, as printed; equal ones all are."""
+        cell = row.cells[column]
+        if cell is None or cell.value is None:
+            return False
+        return round(cell.value, digits) == self.best(column, digits)
+
 
 @dataclass(frozen=True)
 class PaperTable:
@@ -150,7 +157,7 @@ def models_table(
     """
     data = published()
     scored = score_settings(settings, benchmarks, languages) if settings else []
-    kinds = [one.kind for one in scored]
+    kinds = [one.kind.name for one in scored]
     if not settings:
         named = [find_kind(name) for name in benchmarks] or [KINDS[name] for name in data["table1"]]
         kinds = [kind.name for kind in named if kind is not None and kind.name in data["table1"]]
@@ -163,7 +170,7 @@ def models_table(
     for place, kind in enumerate(kinds):
         if scored:
             one = scored[place]
-            blocks.append(_measured(one, f"{one.name}: {one.unit}", settings, langs, 1))
+            blocks.append(_measured(one, f"{one.name}: {one.kind.headline}", langs, 1))
         last_of_kind = kind not in kinds[place + 1 :]
         if with_published and last_of_kind and kind in data["table1"]:
             blocks.append(_published_models(kind, langs, data))
@@ -174,41 +181,34 @@ def models_table(
     )  # fmt: skip
 
 
-def _measured(
-    one: ScoredBenchmark,
-    title: str,
-    settings: Sequence[Setting],
-    langs: Sequence[str],
-    number: int,
-) -> Block:
+def _measured(one: ScoredBenchmark, title: str, langs: Sequence[str], number: int) -> Block:
     """Makes a row a setting: some languages, and the mean of all but English."""
     nothing = Cell((Score(None, reason="no run was asked"),))
     rows = []
-    for setting in settings:
-        by_lang = one.cells[setting.label]
-        cells = (*(by_lang.get(lang, nothing) for lang in langs), one.mean(setting.label))
+    for label, by_lang in one.cells.items():
+        cells = (*(by_lang.get(lang, nothing) for lang in langs), one.mean(label))
         scores = [score for cell in by_lang.values() for score in cell.scores]
         answered, asked = (
             sum(getattr(score, name) for score in scores)
             for name in ("num_answered", "num_questions")
         )
-        labels = _labels(number, setting.label)
-        rows.append(TableRow(labels, cells, f"{answered:,} of {asked:,}"))
+        rows.append(TableRow(_labels(number, label), cells, f"{answered:,} of {asked:,}"))
     return Block(title, tuple(rows))
 
 
 def _published_models(kind: str, langs: Sequence[str], data: Mapping[str, Any]) -> Block:
     rows = []
     for name, values in data["table1"][kind].items():
-        by_lang = {
-            lang: Cell(published=value)
-            for lang, value in zip(data["languages"], values, strict=True)
-        }
+        by_lang = dict(zip(data["languages"], _cells(values), strict=True))
         others = [cell for lang, cell in by_lang.items() if lang != ENGLISH]
         mean = mean_cell(others) if set(langs) == set(by_lang) else None
         rows.append(TableRow((name,), (*map(by_lang.get, langs), mean), PUBLISHED))
     title = f"{_published_title(KINDS[kind].title)}; {AVERAGE} computed from it"
     return Block(title, tuple(rows))
+
+
+def _cells(values: Iterable[float]) -> tuple[Cell, ...]:
+    return tuple(Cell((Score(value),)) for value in values)
 
 
 def _published_title(title: str) -> str:
@@ -235,7 +235,7 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
     ]
     if with_published:
         rows = tuple(
-            TableRow((KINDS[kind].title,), (*[None] * len(langs), Cell(published=value)), PUBLISHED)
+            TableRow((KINDS[kind].title,), (*[None] * len(langs), *_cells([value])), PUBLISHED)
             for kind, value in published()["table2"].items()
         )
         title = "BLEU of Google Translate and GPT-4o, as published (not measured here)"
@@ -296,11 +296,11 @@ def summary_table(
     blocks: list[Block] = []
     for one in score_settings(settings, benchmarks, languages) if settings else ():
         names = ", ".join(map(language_name, one.others)) or "none"
-        title = f"{one.name}: {one.unit}; {AVERAGE} over {len(one.others)}: {names}"
-        blocks.append(_measured(one, title, settings, (ENGLISH,), number))
+        title = f"{one.name}: {one.kind.headline}; {AVERAGE} over {len(one.others)}: {names}"
+        blocks.append(_measured(one, title, (ENGLISH,), number))
     if with_published:
         rows = tuple(
-            TableRow(_labels(number, label), tuple(Cell(published=v) for v in values), PUBLISHED)
+            TableRow(_labels(number, label), _cells(values), PUBLISHED)
             for label, values in published()[f"table{number}"].items()
         )
         blocks.append(Block(_published_title("MMBench"), rows))
@@ -363,7 +363,7 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
             return escape(f"- [{[*reasons].index(cell.reason) + 1}]")
         spread = "" if cell.spread is None else f" {PLUS_MINUS} {cell.spread:.{table.digits}f}"
         text = escape(f"{cell.value:.{table.digits}f}{spread}")
-        return bold.format(text) if _is_best(table, block, row, column) else text
+        return bold.format(text) if block.is_best(row, column, table.digits) else text
 
     blocks = []
     for block in table.blocks:
@@ -380,42 +380,31 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
     return [*map(escape, heads)], blocks, [*map(escape, (*table.notes, *notes))]
 
 
-def _is_best(table: PaperTable, block: Block, row: TableRow, column: int) -> bool:
-    """Tells whether a value is the largest of its column, as printed; equal ones all are."""
-    cell, best = row.cells[column], block.best(column, table.digits)
-    if cell is None or cell.value is None or best is None:
-        return False
-    return round(cell.value, table.digits) == best
-
-
 def print_table(table: PaperTable, console: Console) -> None:
     """Prints a table; one that is too wide with its columns as rows."""
     heads, blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
     console.print(Text(table.title, style="bold"))
-    num_labels = len(table.labels)
     for title, rows in blocks:
         cells = [[Text.from_markup(text) for text in row] for row in (heads, *rows)]
-        columns = [list(column) for column in zip(*cells, strict=True)]
-        width = sum(2 + max(text.cell_len for text in column) for column in columns)
+        columns = zip(*cells, strict=True)
+        fits = console.width >= sum(2 + max(cell.cell_len for cell in col) for col in columns)
+        num_labels = len(table.labels)
+        if not fits:
+            # a column a row of the table, under its labels
+            lines = [[Text("\n").join(row[:num_labels]), *row[num_labels:]] for row in cells[1:]]
+            names = map(Text, (" / ".join(table.labels), *table.names, COUNTS_HEAD))
+            cells = [list(line) for line in zip(names, *lines, strict=True)]
+            num_labels = 1
         shown = Table(
             title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1)
         )
-        lines: Iterable[list[Text]]
-        if width <= console.width:
-            top, *lines = cells
-            for place, head in enumerate(top):
-                justify = "left" if place < num_labels else "right"
-                shown.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        else:
-            # a column a row of the table, under its labels
-            shown.add_column(" / ".join(table.labels), no_wrap=True)
-            for row in cells[1:]:
-                head = Text("\n").join(row[:num_labels])
-                shown.add_column(head, justify="right", overflow="fold")
-            names = map(Text, (*table.names, COUNTS_HEAD))
-            rest = columns[num_labels:]
-            lines = [[name, *column[1:]] for name, column in zip(names, rest, strict=True)]
-        for line in lines:
+        for place, head in enumerate(cells[0]):
+            if place < num_labels:
+                shown.add_column(head, no_wrap=True)
+            else:
+                look: dict[str, Any] = {"no_wrap": True} if fits else {"overflow": "fold"}
+                shown.add_column(head, justify="right", **look)
+        for line in cells[1:]:
             shown.add_row(*line)
         console.print()
         console.print(shown)
@@ -482,20 +471,18 @@ def to_csv(table: PaperTable) -> str:
     for block in table.blocks:
         for row in block.rows:
             for column, cell in enumerate(row.cells):
-                if cell is not None:
-                    best = "yes" if _is_best(table, block, row, column) else "no"
-                    head = (table.number, block.title, *row.labels, table.columns[column])
-                    writer.writerow((*head, *_csv_values(cell), best, cell.reason))
+                if cell is None:
+                    continue
+                values = ["" if v is None else repr(v) for v in (cell.value, cell.spread)]
+                counts: tuple[object, ...] = ("", "", "", "yes")
+                if row.counts != PUBLISHED:
+                    answered = sum(score.num_answered for score in cell.scores)
+                    questions = sum(score.num_questions for score in cell.scores)
+                    counts = (len(cell.scores), answered, questions, "no")
+                best = "yes" if block.is_best(row, column, table.digits) else "no"
+                head = (table.number, block.title, *row.labels, table.columns[column])
+                writer.writerow((*head, *values, *counts, best, cell.reason))
     return file.getvalue()
-
-
-def _csv_values(cell: Cell) -> tuple[str | int, ...]:
-    value, spread = ("" if v is None else repr(v) for v in (cell.value, cell.spread))
-    if cell.published is not None:
-        return (value, "", "", "", "", "yes")
-    answered = sum(score.num_answered for score in cell.scores)
-    questions = sum(score.num_questions for score in cell.scores)
-    return (value, spread, len(cell.scores), answered, questions, "no")
 
 
 def to_html(table: PaperTable) -> str:

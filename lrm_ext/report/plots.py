@@ -7,7 +7,7 @@ differs in colour (Okabe and Ito's) differs in hatch, line or marker, too.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.evaluate.kinds import KINDS
 from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.languages import language_name
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK, SKY
@@ -32,28 +31,25 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 def _unit(scored: ScoredBenchmark) -> str:
     """Returns the label of the axis of a benchmark's score."""
-    return f"{scored.name}: {scored.unit} ({'%' if _maximum(scored) else 'points'})"
+    return f"{scored.name}: {scored.kind.headline} ({'%' if _maximum(scored) else 'points'})"
 
 
 def _maximum(scored: ScoredBenchmark) -> float | None:
     """Returns 100 if the score is in percent; points have no end that a plot must show."""
-    maximum = KINDS[scored.kind].maximum
+    maximum = scored.kind.maximum
     return maximum if maximum == 100 else None
 
 
-def _values(cells: Sequence[Cell]) -> list[float]:
+def _values(cells: Iterable[Cell]) -> list[float]:
     """Returns the scores; a missing one is drawn as a gap."""
     return [np.nan if cell.value is None else cell.value for cell in cells]
 
 
-def languages_figure(
-    benchmarks: Sequence[ScoredBenchmark], labels: Sequence[str], style: str = "bars"
-) -> Figure:
+def languages_figure(benchmarks: Sequence[ScoredBenchmark], style: str = "bars") -> Figure:
     """Draws Figure 1: every setting in every language, a panel a benchmark.
 
     Args:
-        benchmarks: As `score_settings` returns them.
-        labels: Of the settings, in order; at most six.
+        benchmarks: As `score_settings` returns them, with at most six settings.
         style: `bars` or `radar`.
 
     Raises:
@@ -61,38 +57,37 @@ def languages_figure(
     """
     if style not in ("bars", "radar"):
         raise ConfigError(f"--style {style}: expected bars or radar")
-    if len(labels) > len(_COLOURS):
-        raise ConfigError(f"{len(labels)} settings; expected at most {len(_COLOURS)} in a figure")
-    num = len(benchmarks)
+    num, num_settings = len(benchmarks), len(benchmarks[0].cells)
+    if num_settings > len(_COLOURS):
+        raise ConfigError(f"{num_settings} settings; expected at most {len(_COLOURS)} in a figure")
     if style == "radar":
         figure = Figure(figsize=(6.4 * num, 6.6), layout="constrained")
         looks = {"projection": "polar"}
         panels = figure.subplots(1, num, squeeze=False, subplot_kw=looks).ravel()
     else:
         widest = max(len(one.languages) for one in benchmarks)
-        size = (max(7.0, 0.34 * widest * (len(labels) + 1)), 0.9 + 3.2 * num)
+        size = (max(7.0, 0.34 * widest * (num_settings + 1)), 0.9 + 3.2 * num)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(num, 1, squeeze=False).ravel()
     for axes, one in zip(panels, benchmarks, strict=True):
-        (_radar if style == "radar" else _bars)(axes, one, labels)
+        (_radar if style == "radar" else _bars)(axes, one)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(names)),
                   frameon=False)  # fmt: skip
     return figure
 
 
-def _bars(axes: Axes, one: ScoredBenchmark, labels: Sequence[str]) -> None:
+def _bars(axes: Axes, one: ScoredBenchmark) -> None:
     places = np.arange(len(one.languages))
-    width = 0.8 / len(labels)
-    for number, label in enumerate(labels):
-        cells = [one.cells[label][lang] for lang in one.languages]
-        values = _values(cells)
-        at = places + (number - (len(labels) - 1) / 2) * width
+    width = 0.8 / len(one.cells)
+    for number, (label, by_lang) in enumerate(one.cells.items()):
+        values = _values(by_lang.values())
+        at = places + (number - (len(one.cells) - 1) / 2) * width
         axes.bar(
             at, values, width, label=label, color=_COLOURS[number], hatch=_HATCHES[number],
             edgecolor="black", linewidth=0.6,
         )  # fmt: skip
-        whiskers = np.array([_whisker(cell) for cell in cells]).T
+        whiskers = np.array([_whisker(cell) for cell in by_lang.values()]).T
         axes.errorbar(at, values, whiskers, fmt="none", ecolor="black", lw=1, capsize=2)
         for x in at[np.isnan(values)]:
             axes.text(x, 0.02, "missing", rotation=90, ha="center", va="bottom", fontsize=8,
@@ -119,10 +114,10 @@ def _whisker(cell: Cell) -> tuple[float, float]:
     return max(0.0, cell.value - score.low), max(0.0, score.high - cell.value)
 
 
-def _radar(axes: Any, one: ScoredBenchmark, labels: Sequence[str]) -> None:
+def _radar(axes: Any, one: ScoredBenchmark) -> None:
     angles = 2 * np.pi * np.arange(len(one.languages)) / len(one.languages)
-    for number, label in enumerate(labels):
-        values = _values([one.cells[label][lang] for lang in one.languages])
+    for number, (label, by_lang) in enumerate(one.cells.items()):
+        values = _values(by_lang.values())
         axes.plot(
             [*angles, angles[0]], [*values, values[0]], label=label, color=_LINE_COLOURS[number],
             linestyle=_LINES[number], marker=_MARKERS[number], ms=5, lw=1.8,
@@ -151,22 +146,20 @@ def ratio_of(label: str) -> float:
     return float(numbers[0])
 
 
-def ratio_figure(scored: ScoredBenchmark, labels: Sequence[str]) -> Figure:
+def ratio_figure(scored: ScoredBenchmark) -> Figure:
     """Draws Figure 6: the score over the ratio of non-English to English data, a line a language.
 
     Args:
-        scored: One benchmark.
-        labels: Of the settings; each names its ratio.
+        scored: One benchmark; the label of each setting names its ratio.
 
     Raises:
         ConfigError: A label names no ratio, or two name the same.
         DataError: There is no score to draw.
     """
-    ratios = {label: ratio_of(label) for label in labels}
-    if len(set(ratios.values())) < len(labels):
-        raise ConfigError(f"two settings have the same ratio: {', '.join(labels)}")
-    ordered = sorted(labels, key=lambda label: ratios[label])
-    xs = [ratios[label] for label in ordered]
+    ratios = {label: ratio_of(label) for label in scored.cells}
+    if len(set(ratios.values())) < len(ratios):
+        raise ConfigError(f"two settings have the same ratio: {', '.join(ratios)}")
+    ordered, xs = zip(*sorted(ratios.items(), key=lambda pair: pair[1]), strict=True)
     figure = Figure(figsize=(8.2, 5.2), layout="constrained")
     axes = figure.subplots()
     lines: list[tuple[str, list[Cell], dict[str, Any]]] = []

@@ -13,7 +13,7 @@ import mimetypes
 import textwrap
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
 from llava.images import open_image
-from lrm_ext.evaluate.glossing import Glosses
+from lrm_ext.evaluate.glossing import gloss
+from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.reading import text_key
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
 from lrm_ext.evaluate.results import (
@@ -56,25 +57,6 @@ _COLUMNS: Final = 66
 _LINE_INCHES: Final = 0.2
 _MARKS: Final = {True: ("right", "#0072B2"), False: ("wrong", "#D55E00")}
 _GREY: Final = "#444444"
-
-
-@dataclass(frozen=True)
-class ExampleChoice:
-    """The choice of questions.
-
-    Attributes:
-        benchmarks: One name; empty for the only one that all runs answered.
-        languages: Codes; empty for the first but English.
-        ids: Question ids; empty to draw them.
-        num: How many are drawn in each language.
-        seed: Of the draw.
-    """
-
-    benchmarks: tuple[str, ...]
-    languages: tuple[str, ...]
-    ids: tuple[str, ...]
-    num: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -126,16 +108,25 @@ class Examples:
 
 def choose_examples(
     settings: Sequence[Setting],
-    choice: ExampleChoice,
     benchmark_dir: Path | None = None,
+    *,
+    benchmarks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    num: int = 3,
+    seed: int = 0,
     table: str | None = None,
 ) -> Examples:
     """Chooses the questions.
 
     Args:
         settings: One run each.
-        choice: Which questions.
         benchmark_dir: Where the benchmark is, unless it is built in.
+        benchmarks: One name; empty for the only one that all runs answered.
+        languages: Codes; empty for the first but English.
+        ids: Question ids; empty to draw them.
+        num: How many are drawn in each language.
+        seed: Of the draw.
         table: Of the engine `memory`.
 
     Raises:
@@ -148,9 +139,9 @@ def choose_examples(
     if len(files) < len(settings):
         raise ConfigError("two runs have the same label; give LABEL=RUN")
     common = set.intersection(*map(set, files.values()))
-    name = _benchmark_name({name for name, _ in common}, choice.benchmarks)
+    name = _benchmark_name({name for name, _ in common}, benchmarks)
     there = in_language_order(lang for one, lang in common if one == name)
-    langs = choice.languages or sorted(there, key=lambda lang: lang == ENGLISH)[:1]
+    langs = languages or sorted(there, key=lambda lang: lang == ENGLISH)[:1]
     if lacking := [lang for lang in langs if lang not in there]:
         raise ConfigError(f"not every run has answers to {name} in {', '.join(lacking)}")
     benchmark = None
@@ -158,7 +149,7 @@ def choose_examples(
         benchmark = asked_benchmark(predictions_dir(settings[0].runs[0]), name)
     benchmark = benchmark or get_benchmark(name, benchmark_dir)
     path = next((f[name, ENGLISH] for f in files.values() if (name, ENGLISH) in f), None)
-    english = open_result(path, name, ENGLISH) if path else None
+    english = _by_key(open_result(path, name, ENGLISH)) if path else {}
     shown: list[Shown] = []
     captions: list[str] = []
     for lang in langs:
@@ -167,28 +158,51 @@ def choose_examples(
             label: {verdict.key: verdict.correct for verdict in one.verdicts()}
             for label, one in results.items()
         }
-        ids, caption = _choose(results, right, choice, lang)
-        meanings = _Meanings(next(iter(results.values())), english, lang, Glosses(table))
-        shown += [_shown(key, results, right, benchmark, meanings) for key in ids]
+        chosen, caption = _choose(results, right, lang, ids, num, seed)
+        shown += _shown(chosen, results, right, lang, benchmark, english, table)
         captions.append(caption)
     return Examples(tuple(shown), " ".join(captions))
 
 
+def _by_key(result: RunResult) -> dict[str, Item]:
+    return {item.question_id: item for item in result.items}
+
+
 def _shown(
-    key: str,
+    keys: Sequence[str],
     results: Mapping[str, RunResult],
     right: Mapping[str, Mapping[str, bool]],
+    lang: str,
     benchmark: Benchmark,
-    meanings: _Meanings,
-) -> Shown:
-    item = meanings.own[key]
-    answers = (
-        ModelAnswer(label, meanings.of_answer(one.texts[key]), right[label][key])
-        for label, one in results.items()
-    )
-    image = benchmark.image_path(item.image)
-    expected = meanings.of_answer(item.answer)
-    return Shown(key, meanings.lang, image, meanings.of_question(key), expected, tuple(answers))
+    english: Mapping[str, Item],
+    table: str | None,
+) -> Iterator[Shown]:
+    """Yields questions with their answers; says questions (by their id) and answers in English."""
+    own = _by_key(next(iter(results.values())))
+    ways: defaultdict[str, set[str]] = defaultdict(set)
+    for key, item in own.items():
+        if key in english and item.answer_type in ("yesno", "text"):
+            ways[text_key(item.answer)].add(english[key].answer)
+    # what is said in two ways in English is ambiguous
+    known = {key: min(w) for key, w in ways.items() if len(set(map(text_key, w))) == 1}
+
+    def said(text: str) -> Said:
+        shown = printable(text).strip()
+        if lang == ENGLISH:
+            return Said(shown, shown)
+        return Said(shown, known.get(text_key(shown)) or gloss(shown, lang, table=table) or None)
+
+    for key in keys:
+        item = own[key]
+        meant = item if lang == ENGLISH else english.get(key)
+        question = Said(item.text, meant.text if meant else None)
+        answers = tuple(
+            ModelAnswer(label, said(one.texts[key]), right[label][key])
+            for label, one in results.items()
+        )
+        yield Shown(
+            key, lang, benchmark.image_path(item.image), question, said(item.answer), answers
+        )
 
 
 def _benchmark_name(there: set[str], wanted: Sequence[str]) -> str:
@@ -206,8 +220,10 @@ def _benchmark_name(there: set[str], wanted: Sequence[str]) -> str:
 def _choose(
     results: Mapping[str, RunResult],
     right: Mapping[str, Mapping[str, bool]],
-    choice: ExampleChoice,
     lang: str,
+    ids: Sequence[str],
+    num: int,
+    seed: int,
 ) -> tuple[list[str], str]:
     """Returns the ids to show, and how they were chosen.
 
@@ -215,52 +231,23 @@ def _choose(
         DataError: An id is unknown, or no question is answered by all runs.
     """
     everywhere = set.intersection(*(set(one.texts) for one in results.values()))
-    if choice.ids:
-        if unknown := [key for key in choice.ids if key not in everywhere]:
+    if ids:
+        if unknown := [key for key in ids if key not in everywhere]:
             raise DataError(f"{lang}: not every run has answered {', '.join(unknown)}")
-        return list(choice.ids), f"{lang}: questions chosen by hand."
+        return list(ids), f"{lang}: questions chosen by hand."
     keys = sorted(everywhere)
     if not keys:
         raise DataError(f"{lang}: the runs have answered no question in common")
-    drawn = [keys[place] for place in Permutation(len(keys), (choice.seed, 2))]
+    drawn = [keys[place] for place in Permutation(len(keys), (seed, 2))]
     differing = [k for k in drawn if len({one.get(k) for one in right.values()}) > 1]
-    chosen = list(dict.fromkeys((*differing, *drawn)))[: choice.num]
-    caption = f"{lang}: {len(chosen)} drawn (seed {choice.seed})"
+    chosen = list(dict.fromkeys((*differing, *drawn)))[:num]
+    caption = f"{lang}: {len(chosen)} drawn (seed {seed})"
     if len(results) > 1:
         caption += (
             f", those first on which one model is right and another is not "
             f"({len(differing):,} of {len(keys):,} questions)"
         )
     return chosen, caption + "."
-
-
-class _Meanings:
-    """Says questions (by their id) and answers (by a table) in English."""
-
-    def __init__(
-        self, own: RunResult, english: RunResult | None, lang: str, glosses: Glosses
-    ) -> None:
-        self.lang = lang
-        self.own = {item.question_id: item for item in own.items}
-        self._english = {item.question_id: item for item in english.items} if english else {}
-        self._glosses = glosses
-        ways: defaultdict[str, set[str]] = defaultdict(set)
-        for key, item in self.own.items():
-            if key in self._english and item.answer_type in ("yesno", "text"):
-                ways[text_key(item.answer)].add(self._english[key].answer)
-        # what is said in two ways in English is ambiguous
-        self._table = {key: min(w) for key, w in ways.items() if len(set(map(text_key, w))) == 1}
-
-    def of_question(self, key: str) -> Said:
-        english = self.own[key] if self.lang == ENGLISH else self._english.get(key)
-        return Said(self.own[key].text, english.text if english else None)
-
-    def of_answer(self, text: str) -> Said:
-        shown = printable(text).strip()
-        if self.lang == ENGLISH:
-            return Said(shown, shown)
-        known = self._table.get(text_key(shown))
-        return Said(shown, known or self._glosses.of(shown, self.lang) or None)
 
 
 @lru_cache(maxsize=1)

@@ -84,21 +84,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Cell:
-    """The scores of all seeds of a setting.
+    """The scores of all seeds of a setting; of a figure that somebody else published, the one."""
 
-    Attributes:
-        scores: One a run; empty for what was published by others.
-        published: A figure that somebody else published.
-    """
-
-    scores: tuple[Score, ...] = ()
-    published: float | None = None
+    scores: tuple[Score, ...]
 
     @property
     def value(self) -> float | None:
         """Mean over the seeds; None as soon as one of them has no score."""
-        if self.published is not None:
-            return self.published
         values = [score.value for score in self.scores if score.value is not None]
         return statistics.fmean(values) if values and len(values) == len(self.scores) else None
 
@@ -125,14 +117,12 @@ class ScoredBenchmark:
     Attributes:
         name: Its name.
         kind: Whose rules score it.
-        unit: What the score is.
         languages: That any setting was asked in.
         cells: By setting's label and language.
     """
 
     name: str
-    kind: str
-    unit: str
+    kind: Kind
     languages: tuple[str, ...]
     cells: Mapping[str, Mapping[str, Cell]]
 
@@ -150,9 +140,6 @@ def mean_cell(cells: Sequence[Cell]) -> Cell:
     """Returns the mean over languages of each run, so that its spread is that of the runs."""
     if not cells:
         return Cell((Score(None, reason="no other language"),))
-    published = [cell.published for cell in cells if cell.published is not None]
-    if published:
-        return Cell(published=statistics.fmean(published))
     return Cell(tuple(map(_mean_score, zip(*(cell.scores for cell in cells), strict=True))))
 
 
@@ -224,7 +211,7 @@ def _score_benchmark(
         }
         for setting in settings
     }
-    return ScoredBenchmark(name, kind.name, kind.headline, langs, cells)
+    return ScoredBenchmark(name, kind, langs, cells)
 
 
 def _score_runs(opened: Mapping[Path, _Opened]) -> dict[Path, Score]:

@@ -21,8 +21,8 @@ from statistics import fmean
 from typing import Any, Final
 
 from llava.errors import DataError
+from llava.files import save_figure
 from llava.train.metrics import METRICS_FILE, read_metrics
-from lrm_ext.files import save_figure
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK
@@ -130,9 +130,9 @@ def read_attempts(folder: Path) -> tuple[Attempt, ...]:
     Raises:
         DataError: The run logged no loss.
     """
-    by_attempt: dict[int, list[dict[str, Any]]] = {}
+    by_attempt: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in read_metrics(folder / METRICS_FILE):
-        by_attempt.setdefault(record["attempt"], []).append(record)
+        by_attempt[record["attempt"]].append(record)
     attempts = []
     for records in by_attempt.values():
         logged = [record for record in records if "loss" in record]

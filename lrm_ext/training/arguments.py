@@ -101,12 +101,11 @@ class LrmArguments:
         Raises:
             ConfigError: A value is invalid.
         """
-        counts = (self.length_window, self.pack_window, self.encode_cache)
         problems = {
             f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
             f"{', '.join(CACHE_DTYPES)}": self.feature_cache_dtype not in CACHE_DTYPES,
             "--length_window, --pack_window and --encode_cache must not be negative": (
-                min(counts) < 0
+                min(self.length_window, self.pack_window, self.encode_cache) < 0
             ),
             f"--alignment_loss is {self.alignment_loss}, expected 0 or more": (
                 self.alignment_loss < 0
@@ -122,8 +121,8 @@ class LrmArguments:
                 self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0
             ),
         }
-        for problem, holds in problems.items():
-            if holds:
+        for problem, applies in problems.items():
+            if applies:
                 raise ConfigError(problem)
         self.feature_cache = read_cache_switch(self.feature_cache)
 

@@ -121,8 +121,10 @@ class AlignmentLoss:
         embed = model.get_input_embeddings()
         numbers = extra["extra_image_number"]
         pooled = features.float().mean(dim=1)
-        texts = [_pooled_text(embed, extra[f"extra_{name}"]) for name in _TEXTS]
-        terms = [contrast(pooled, text, numbers) for text in texts]
+        terms = [
+            contrast(pooled, _pooled_text(embed, extra[f"extra_{name}"]), numbers)
+            for name in _TEXTS
+        ]
         return self.weight * torch.stack(terms).mean()
 
 

@@ -1,37 +1,50 @@
-"""The data module with which llava's `train()` trains on a mixture.
+"""The data module with which llava's `train()` trains on a mixture and validates on held-out rows.
 
 Input: a `DataContext` with `LrmArguments`. Output: dataset, collator, sampler and the template for
-`config.json`. Without a corpus, LLaVA's own data module reads `--data_path`.
+`config.json`; for validation a dataset with samples in every language, and callbacks that stop a
+run and mark its best checkpoint. Without a corpus, LLaVA's own data module reads `--data_path`.
+A hash of the image's path, or of the id of a row without an image, decides whether a row is held
+out. So all rows with an image are on the same side, on every machine and whatever else is in the
+corpus. Non-goals: the validation loss (`llava.train.metrics`), questions (`questions.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError
-from llava.train.arguments import DataContext
+from llava.files import write_atomically
+from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
-from lrm_ext.corpus.store import AnyCorpus, Corpus
+from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
-from lrm_ext.training.dataset import MixtureDataset, SampleLimits
-from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
-from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
-from lrm_ext.training.validation import (
-    MarkBest,
-    StopEarly,
-    ValidationSet,
-    split_corpus,
+from lrm_ext.training.dataset import (
+    LengthWindowSampler,
+    MixtureDataset,
+    PackedSampler,
+    SampleLimits,
 )
+from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +104,6 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         held_out = Corpus.open(arguments.eval_corpus_path, image_root=images)
         spec = msgspec.structs.replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
-    sampler = _sampler(context.training_args, dataset, arguments)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
     if mixture.left_out:
         log.warning(
@@ -102,7 +114,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     return {
         "train_dataset": dataset,
         "data_collator": MixtureCollator(context.tokenizer),
-        "train_sampler": sampler,
+        "train_sampler": _sampler(context.training_args, dataset, arguments),
         "conversation": get_conversation(str(context.model_args.version)),
         **_validation(context, arguments, spec, held_out),
         **_alignment(context, arguments, dataset),
@@ -123,8 +135,7 @@ def _alignment(
         raise ConfigError("--alignment_loss needs a --vision_tower: there is nothing to align")
     dataset.extend = Renderings(dataset.mixture.corpus, context.tokenizer)
     projector = context.model.get_model().mm_projector
-    loss = AlignmentLoss(arguments.alignment_loss, projector, context.training_args)
-    return {"extra_loss": loss}
+    return {"extra_loss": AlignmentLoss(arguments.alignment_loss, projector, context.training_args)}
 
 
 def _validation(
@@ -135,8 +146,7 @@ def _validation(
     Raises:
         ConfigError: Flags contradict each other.
     """
-    args = context.training_args
-    _check_validation(arguments, args)
+    _check_validation(arguments, context.training_args)
     if corpus is None:
         return {"eval_dataset": None}
     dataset = ValidationSet(
@@ -145,8 +155,6 @@ def _validation(
     counts = ", ".join(f"{lang} {count}" for lang, count in dataset.counts.items())
     log.info("validation on %d samples of %s: %s", len(dataset), corpus.path, counts)
     result: dict[str, Any] = {"eval_dataset": dataset, "callbacks": [MarkBest()]}
-    if args.metric_for_best_model is None:
-        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
     if arguments.early_stop_patience:
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
@@ -171,19 +179,19 @@ def _check_validation(arguments: LrmArguments, args: Any) -> None:
     """
     is_on, validates = args.eval_strategy != "no", arguments.validates
     is_sharded = args.fsdp or is_deepspeed_zero3_enabled()
-    problems = {
-        "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share 0.01, "
-        "or name a corpus with --eval_corpus_path": is_on and not validates,
-        "--eval_share and --eval_corpus_path need --eval_strategy steps": validates and not is_on,
-        "--eval_questions and --early_stop_patience need --eval_share": (
-            not validates and (arguments.eval_questions or arguments.early_stop_patience)
-        ),
-        "--eval_questions does not work with sharded weights (ZeRO-3, FSDP): leave it out, "
-        "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise ConfigError(problem)
+    refuse(
+        {
+            "--eval_strategy: there is nothing to validate on; hold rows out with --eval_share "
+            "0.01, or name a corpus with --eval_corpus_path": is_on and not validates,
+            "--eval_share and --eval_corpus_path need --eval_strategy steps": validates
+            and not is_on,
+            "--eval_questions and --early_stop_patience need --eval_share": (
+                not validates and (arguments.eval_questions or arguments.early_stop_patience)
+            ),
+            "--eval_questions does not work with sharded weights (ZeRO-3, FSDP): leave it out, "
+            "and measure checkpoints with `lrm eval`": arguments.eval_questions and is_sharded,
+        }
+    )
 
 
 def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[str, Any]:
@@ -256,6 +264,157 @@ def _features(
     # the first process of a machine computes them, the others read them
     with args.main_process_first(desc="vision features"):
         cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
-        tolerates = context.data_args.max_drop_rate > 0
-        cache.add(paths, tower, args.dataloader_num_workers, tolerates)
+        cache.add(
+            paths,
+            tower,
+            args.dataloader_num_workers,
+            tolerates_broken=context.data_args.max_drop_rate > 0,
+        )
     return cache
+
+
+class CorpusPart(Corpus):
+    """A renumbered subset of the rows of a corpus.
+
+    Args:
+        whole: The corpus.
+        share: Share of the images that is held out.
+        is_held_out: Whether this is the held-out part or the rest.
+    """
+
+    def __init__(self, whole: Corpus, share: float, is_held_out: bool) -> None:
+        super().__init__(whole.path, whole._meta, whole.image_root)
+        self.whole, self.share, self.is_held_out = whole, share, is_held_out
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (CorpusPart, (self.whole, self.share, self.is_held_out))
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.uint32]:
+        """Row numbers in the whole corpus, ascending."""
+        chosen = [
+            is_held_out(image if image is not None else row_id, self.share) == self.is_held_out
+            for batch in self.whole.row_batches()
+            for image, row_id in zip(
+                batch.column("image").to_pylist(), batch.column("id").to_pylist(), strict=True
+            )
+        ]
+        return np.flatnonzero(chosen).astype(np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fingerprint(self) -> str:
+        """See `Corpus`; it differs from the whole's and depends on the share."""
+        name = f"{self.whole.fingerprint()} {self.share!r} {self.is_held_out}"
+        return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+    def usable_rows(self, lang: str) -> npt.NDArray[np.uint32]:
+        """See `Corpus`; the numbers are those of this part."""
+        usable = np.isin(self.rows, self.whole.usable_rows(lang))
+        return np.flatnonzero(usable).astype(np.uint32)
+
+    def usable(self, lang: str) -> Sequence[int]:
+        """See `Corpus`."""
+        return self.usable_rows(lang).tolist()
+
+    def _locate(self, folder: str, index: int) -> tuple[pa.RecordBatch, int]:
+        return self.whole._locate(folder, int(self.rows[index]))
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Returns whether an image is held out."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def split_corpus(corpus: AnyCorpus, share: float) -> tuple[AnyCorpus, AnyCorpus]:
+    """Splits a corpus, or each of several, into a part to train on and a held-out part.
+
+    Raises:
+        ConfigError: One of the parts has no rows.
+    """
+    trained, held_out = [], []
+    for part in parts_of(corpus):
+        ours, others = (CorpusPart(part, share, is_held) for is_held in (False, True))
+        if not len(ours) or not len(others):
+            raise ConfigError(
+                f"--eval_share {share:g} of the images of {part.path} ({len(part)} rows) leaves "
+                f"{len(ours)} rows for training and {len(others)} for validation; choose another"
+            )
+        trained.append(ours)
+        held_out.append(others)
+    if len(trained) == 1:
+        return trained[0], held_out[0]
+    return JoinedCorpus(trained), JoinedCorpus(held_out)
+
+
+BEST_FILE = "best.json"
+
+
+class ValidationSet(Dataset[dict[str, Any]]):
+    """A fixed subset of a mixture: the same number of samples per language, sorted by length.
+
+    Args:
+        dataset: Dataset of held-out rows.
+        num_samples: Approximate number of samples, in all languages together.
+    """
+
+    def __init__(self, dataset: MixtureDataset, num_samples: int) -> None:
+        self.dataset = dataset
+        wanted = -(-num_samples // len(dataset.mixture.corpus.languages))
+        chosen: dict[str, list[int]] = defaultdict(list)
+        for index in range(len(dataset)):
+            own = chosen[dataset.mixture.draw(index).lang]
+            if len(own) < wanted:
+                own.append(index)
+        self.counts = {lang: len(own) for lang, own in chosen.items()}
+        self.indices = sorted(chain(*chosen.values()), key=lambda i: (dataset.length(i), i))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[self.indices[index]]
+
+
+class StopEarly(TrainerCallback):
+    """Ends a run whose validation loss no longer improves.
+
+    It uses the logged history, so an interrupted run continues to count.
+
+    Args:
+        patience: Validations without a better loss.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the run if the best loss is too far back."""
+        logged = [(e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e]
+        losses = list(dict(logged).values())
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else -1
+        if since_best >= self.patience:
+            log.info(
+                "stopped early in step %d: the validation loss has not fallen for %d validations",
+                state.global_step,
+                since_best,
+            )
+            control.should_training_stop = True
+
+
+class MarkBest(TrainerCallback):
+    """Writes the name of the best checkpoint to `best.json`."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the file, if the best checkpoint exists or is being written."""
+        best, step = state.best_model_checkpoint, state.best_global_step
+        is_there = best and (step == state.global_step or Path(best).is_dir())
+        if state.is_world_process_zero and is_there:
+            record = {
+                "checkpoint": Path(best).name,
+                "step": step,
+                f"eval_{args.metric_for_best_model.removeprefix('eval_')}": state.best_metric,
+            }
+            write_atomically(Path(args.output_dir) / BEST_FILE, json.dumps(record))

@@ -1,16 +1,23 @@
-"""A mixture as a torch dataset, from index to token ids, labels and image.
+"""A mixture as a torch dataset, from index to token ids, labels and image, and its order in steps.
 
 Input: a `Mixture`, a tokenizer, a template family. Output: items for LLaVA's collator. Indices
 continue over epochs (epoch * length + position), so workers do not need to know the epoch: item k
 is a pure function of k. Lost samples are counted per language, over all worker processes.
-Non-goals: the order of the items (`sampler.py`), padding (`llava.data.batching`).
+
+The samplers order the samples, from optimizer steps to micro-batches of ranks. The samples of a
+step are a pure function of (seed, epoch, step, samples per step), however they are distributed over
+ranks, micro-batches and workers. So a run may resume with another number of ranks, as long as a
+step takes as many samples, and still sees every sample of an epoch exactly once. The last step of
+an epoch is filled up with repeats without labels (`~index`), because all ranks must take part in
+it. Non-goals: padding (`llava.data.batching`).
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,13 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation, get_conversation
-from llava.data.render import place_images
+from llava.data.dataset import EventCounts
 from llava.data.sample import Sample, Turn
-from llava.data.tokenize import encode_turns
+from llava.data.tokenize import encode_turns, place_images
 from llava.errors import DataError
 from lrm_ext.languages.templates import template_for
 from lrm_ext.mixture.order import Draw, Mixture
@@ -36,13 +43,12 @@ ENCODED, CUT, TOO_LONG, READ, BROKEN = "encoded", "cut", "too long", "read", "br
 _EVENTS = (ENCODED, CUT, TOO_LONG, READ, BROKEN)
 # encoding happens twice: in the process that plans steps, and in the workers
 _OF_ENCODING = (ENCODED, CUT, TOO_LONG)
-_MAX_WORKERS = 64
 # rates of fewer samples are not meaningful
 _MIN_SEEN = 200
 
 
-class SampleLosses:
-    """Counts events in memory that is shared with workers.
+class SampleLosses(EventCounts):
+    """Counts the samples of a mixture, and raises if too many are lost.
 
     Args:
         languages: Languages of the mixture.
@@ -50,28 +56,18 @@ class SampleLosses:
     """
 
     def __init__(self, languages: Sequence[str], max_drop_rate: float) -> None:
-        self._langs = tuple(languages)
+        super().__init__(languages, _EVENTS)
         self.max_drop_rate = max_drop_rate
-        # one row per process, so that no locks are needed
-        self._counts = torch.zeros(
-            _MAX_WORKERS, len(self._langs), len(_EVENTS), dtype=torch.int64
-        ).share_memory_()
-
-    def count(self, event: str, lang: str) -> None:
-        """Counts an event."""
-        worker = get_worker_info()
-        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
-        self._counts[row, self._langs.index(lang), _EVENTS.index(event)] += 1
 
     def number(self, event: str, lang: str | None = None) -> int:
         """Returns the number of events, in one language or in all."""
-        column = self._counts[:, :, _EVENTS.index(event)]
+        column = self.counts[:, :, _EVENTS.index(event)]
         by_lang = column.sum(0)
         if event in _OF_ENCODING:
             # both sides encode the same samples; the side with more of them counts
-            encoded = self._counts[:, :, 0].sum(1)
+            encoded = self.counts[:, :, 0].sum(1)
             by_lang = column[0] if encoded[0] >= encoded[1:].sum() else column[1:].sum(0)
-        return int(by_lang.sum() if lang is None else by_lang[self._langs.index(lang)])
+        return int(by_lang.sum() if lang is None else by_lang[self.languages.index(lang)])
 
     def lose(self, event: str, lang: str, what: str, advice: str) -> None:
         """Counts a lost sample.
@@ -106,7 +102,7 @@ class SampleLosses:
             whole = READ if event == BROKEN else ENCODED
             lines += [
                 f"  {event:<14} {lang:<4} {count:>8} of {self.number(whole, lang)}"
-                for lang in self._langs
+                for lang in self.languages
                 if (count := self.number(event, lang))
             ]
         return "\n".join(lines)
@@ -344,3 +340,128 @@ class MixtureDataset(Dataset[dict[str, Any]]):
 @lru_cache(maxsize=256)
 def _conversation(version: str, lang: str | None) -> Conversation:
     return get_conversation(template_for(version, lang))
+
+
+Length = Callable[[int], int]
+
+
+class LengthWindowSampler(Sampler[int]):
+    """Yields indices of a mixture in steps of similar length, for padded batches.
+
+    Samples of a window are sorted by length and split into steps in random order. So there is
+    little padding, and the mixture's order holds from window to window.
+
+    Args:
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Seed of the order of steps in a window.
+    """
+
+    def __init__(
+        self, num_samples: int, step_size: int, length: Length, window: int = 64, seed: int = 0
+    ) -> None:
+        self.num_samples, self.step_size, self._length = num_samples, step_size, length
+        self.window, self._sorts = window or 1, window > 0
+        self.seed, self.epoch = seed, 0
+        self._num_skipped: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Indices per epoch, with those that fill up its last step."""
+        return -(-self.num_samples // self.step_size) * self.step_size
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what determines the samples of a step, for checkpoints."""
+        return {"sorted steps": self.window if self._sorts else 0}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def expect_skip(self, epoch: int, num_samples: int) -> None:
+        """Announces that the first indices of an epoch will be discarded.
+
+        Windows that contain no others are then yielded without planning, which is fast.
+        """
+        self._num_skipped = {epoch: num_samples}
+
+    def __iter__(self) -> Iterator[int]:
+        size = self.window * self.step_size
+        num_skipped = self._num_skipped.pop(self.epoch, 0)
+        first = self.epoch * self.num_samples
+        for number, start in enumerate(range(0, self.num_samples, size)):
+            end = min(start + size, self.num_samples)
+            if end - start == size and end <= num_skipped:
+                yield from range(first + start, first + end)
+                continue
+            for step in self._plan(range(first + start, first + end), number):
+                # repeats of the shortest sample, the cheapest one, complete a short step
+                missing = self.step_size - len(step)
+                fill = [~min(step, key=self._length)] * missing if missing else []
+                yield from self._deal([*step, *fill])
+
+    def _plan(self, indices: range, number: int) -> Iterator[Sequence[int]]:
+        """Splits window `number` into steps; only the last step of an epoch may be short."""
+        if not self._sorts:
+            yield indices
+            return
+        by_length = sorted(indices, key=self._length)
+        num_whole, num_rest = divmod(len(by_length), self.step_size)
+        rng = np.random.default_rng([self.seed, self.epoch, number])
+        # the remainder is drawn from all lengths, not only from the longest samples
+        rest = set(rng.choice(len(by_length), num_rest, replace=False).tolist())
+        whole = [index for i, index in enumerate(by_length) if i not in rest]
+        for step in rng.permutation(num_whole).tolist():
+            yield whole[step * self.step_size : (step + 1) * self.step_size]
+        if rest:
+            yield [by_length[i] for i in sorted(rest)]
+
+    def _deal(self, step: list[int]) -> list[int]:
+        """Orders a step; it is then split into micro-batches, which go to the ranks in turn.
+
+        Neighbors already have similar lengths and go to the ranks of one micro-step.
+        """
+        return step
+
+
+class PackedSampler(LengthWindowSampler):
+    """Balances the tokens of micro-batches, for packed samples.
+
+    Packed samples have no padding, so lengths need not be similar, but no rank should wait for
+    another. Steps keep the mixture's order by default. If micro-batches have few samples, they
+    cannot be balanced; a window helps, because the samples of its steps have similar lengths.
+
+    Args:
+        num_samples: Samples per epoch.
+        step_size: Samples per optimizer step, over all ranks.
+        length: Returns the length of an index's sample in tokens.
+        batch_size: Samples of one rank in one micro-batch; a divisor of `step_size`.
+        window: Steps that are sorted together; 0 keeps the mixture's order.
+        seed: Seed of the order of steps in a window.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        step_size: int,
+        length: Length,
+        batch_size: int,
+        window: int = 0,
+        seed: int = 0,
+    ) -> None:
+        assert step_size % batch_size == 0
+        super().__init__(num_samples, step_size, length, window, seed)
+        self.batch_size = batch_size
+
+    def _deal(self, step: list[int]) -> list[int]:
+        """Assigns samples, longest first, to the micro-batch with the fewest tokens and room."""
+        batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
+        lightest = [(0, number) for number in range(len(batches))]
+        lengths = {index: self._length(max(index, ~index)) for index in step}
+        for index in sorted(step, key=lambda index: (-lengths[index], index)):
+            tokens, number = heapq.heappop(lightest)
+            batches[number].append(index)
+            if len(batches[number]) < self.batch_size:
+                heapq.heappush(lightest, (tokens + lengths[index], number))
+        return [index for batch in batches for index in batch]

@@ -20,7 +20,6 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from llava.errors import ConfigError, DataError
 from llava.files import writing
-from llava.images import central_part, expand2square, open_image
+from llava.images import open_image, shape_image
 from llava.mm_utils import process_images
 from llava.model.tiles import keeps_bytes, preprocess_bytes
 from llava.progress import Progress
@@ -95,12 +94,9 @@ class ImageLoader:
         if not self.gives_bytes:
             settings = SimpleNamespace(image_aspect_ratio=self.aspect_ratio)
             return process_images([image], self.processor, settings)[0]
-        if self.aspect_ratio == "pad":
-            color = tuple(int(255 * mean) for mean in self.processor.image_mean)
-            image = expand2square(image, color)
-        else:
-            image = central_part(image)
-        return preprocess_bytes(image, self.processor)
+        return preprocess_bytes(
+            shape_image(image, self.processor, self.aspect_ratio), self.processor
+        )
 
 
 # Increase it when the same tower and image give other numbers.
@@ -171,7 +167,11 @@ class FeatureCache:
 
     def missing(self, paths: Sequence[Path]) -> list[Path]:
         """Returns the images that are new or have changed since their features were computed."""
-        return [path for path in paths if self._is_missing(path)]
+        return [
+            path
+            for path in paths
+            if (place := self._places.get(_name(path))) is None or place[2] != _state(path)
+        ]
 
     def add(
         self,
@@ -248,7 +248,7 @@ class FeatureCache:
     def _write(self, paths: Sequence[Path], features: npt.NDArray[Any]) -> None:
         """Writes a shard; its list is written last and makes it count."""
         name = uuid.uuid4().hex[:16]
-        entries = [[_name(path), *_state(path)] for path in paths]
+        entries = [[_name(path), *(_state(path) or (0, 0))] for path in paths]
         _write_whole(self.folder / f"{name}.npy", lambda file: np.save(file, features))
         text = json.dumps({"pictures": entries}, ensure_ascii=False).encode()
         _write_whole(self.folder / f"{name}.json", lambda file: file.write(text))
@@ -258,12 +258,6 @@ class FeatureCache:
         for row, (path, size, mtime_ns) in enumerate(entries):
             self._places[path] = (name, row, (size, mtime_ns))
             self._broken.pop(path, None)
-
-    def _is_missing(self, path: Path) -> bool:
-        place = self._places.get(_name(path))
-        with suppress(DataError):  # raised again when the image is read
-            return place is None or place[2] != _state(path)
-        return True
 
 
 def cache_key(tower: Any, loader: ImageLoader, dtype: str) -> str:
@@ -290,12 +284,12 @@ def _name(path: Path) -> str:
     return os.path.abspath(path)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Returns size and time of a file, which detect changes."""
+def _state(path: Path) -> tuple[int, int] | None:
+    """Returns size and time of a file, which detect changes; None if there is no such file."""
     try:
         stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: there is no such image ({error.strerror})") from error
+    except OSError:
+        return None
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -2,7 +2,7 @@
 
 Input: the model and a benchmark. Output: the share of correct answers by language. A run without
 questions does not import this module, and thus no evaluation. Non-goals: the validation loss
-(`validation.py`).
+(`llava.train.metrics`).
 """
 
 from __future__ import annotations
@@ -108,8 +108,7 @@ class ValidationQuestions:
             texts = {key: text for (of, key), text in answers.items() if of == lang}
             native = text_answers(self._all[lang])
             reading = Reading(answer_words(lang), native=native, english=english)
-            verdicts = judge_answers(items, texts, reading)
-            right[lang] = [verdict.correct for verdict in verdicts]
+            right[lang] = [verdict.correct for verdict in judge_answers(items, texts, reading)]
         shares = {f"answers/{lang}": sum(own) / len(own) for lang, own in right.items()}
         low, high = wilson_interval(sum(map(sum, right.values())), sum(map(len, right.values())))
         mean = sum(shares.values()) / len(shares)

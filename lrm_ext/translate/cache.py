@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.errors import DataError
+from llava.files import lock_of
 from lrm_ext.translate.engines.base import (
     EngineError,
     TextSegment,
@@ -31,7 +31,6 @@ from lrm_ext.translate.engines.base import (
 _VERSION = 1
 _LOOKUP = 500  # keys in one query; SQLite once had a limit of 999
 _BUSY_S = 60.0
-_BUSY_POLL_S = 0.02
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, error TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
@@ -69,34 +68,24 @@ class Cache:
         self.path = Path(path)
         with self._plain_errors("cannot be opened"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise DataError(
-                    f"{self.path}: cache version {version}, this code reads {_VERSION}; choose "
-                    "another file with --cache."
-                )
-            self._write_ahead()
-            # what was paid for has to survive a power cut, too
-            self._db.execute("PRAGMA synchronous=FULL")
-            if version == 0:
-                with self._transaction():
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_VERSION}")
-
-    def _write_ahead(self) -> None:
-        """Switches to a write-ahead log; of several runs that start at once, one does it."""
-        until = time.monotonic() + _BUSY_S
-        while True:
-            try:
+            # SQLite's own waiting does not cover the switch to a write-ahead log: of several runs
+            # that start at once, one does it
+            with lock_of(self.path):
+                self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version not in (0, _VERSION):
+                    raise DataError(
+                        f"{self.path}: cache version {version}, this code reads {_VERSION}; choose "
+                        "another file with --cache."
+                    )
                 self._db.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as error:
-                # SQLite's own waiting does not cover this switch
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(_BUSY_POLL_S)
+                # what was paid for has to survive a power cut, too
+                self._db.execute("PRAGMA synchronous=FULL")
+                if version == 0:
+                    with self._transaction():
+                        for statement in filter(str.strip, _SCHEMA.split(";")):
+                            self._db.execute(statement)
+                        self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedAnswer]:
         """Returns the answers to keys; keys without an answer are left out.

@@ -70,7 +70,6 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         r"(?<![\w'’-])[B-HJ-Z](?![\w'’.-])",
     ),
 }
-KINDS = tuple(_PATTERNS)
 # "1st" is translated ("1.", "primero"), so only its digits can be compared.
 TRANSLATED_KINDS = frozenset({"ordinal"})
 # Most engines preserve these by themselves, and translate better if they see them.
@@ -78,7 +77,7 @@ _VISIBLE_KINDS = frozenset({"number", "option", "token"}) | TRANSLATED_KINDS
 
 # A kind can match only where its trigger does. Most lines have no trigger, and the others few:
 # trying all kinds at each letter would take five times as long.
-_TRIGGERS: dict[str, str] = {
+_TRIGGERS = {
     "code": r"`",
     "latex": r"[\\$]",
     "image": r"<i",
@@ -138,7 +137,7 @@ class ProtectedSpan(NamedTuple):
     Attributes:
         start: Index of its first character.
         end: Index after its last character.
-        kind: One of `KINDS`.
+        kind: A key of `_PATTERNS`.
     """
 
     start: int
@@ -257,6 +256,12 @@ def _pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(groups), re.DOTALL)
 
 
+def outside_of(spans: Sequence[ProtectedSpan], text: str) -> list[str]:
+    """Returns the pieces of a text before, between and after spans."""
+    starts, ends = [span.start for span in spans], [span.end for span in spans]
+    return [text[a:b] for a, b in zip([0, *ends], [*starts, len(text)], strict=True)]
+
+
 def mask(text: str, style: str = "visible") -> Masked | None:
     """Replaces the protected parts of a text by placeholders.
 
@@ -276,16 +281,13 @@ def mask(text: str, style: str = "visible") -> Masked | None:
     spans = [span for span in find_spans(text) if span.kind not in hidden]
     if not spans:
         return Masked(text, (), style)
-    form = STYLES["brackets" if style == "visible" else style]
-    pieces: list[str] = []
-    end = 0
-    for number, span in enumerate(spans):
-        pieces += text[end : span.start], form.format(number)
-        end = span.end
-    pieces.append(text[end:])
-    if any(_placeholder(style).search(piece) for piece in pieces[::2]):
+    outside = outside_of(spans, text)
+    if any(map(_placeholder(style).search, outside)):
         return None
-    return Masked("".join(pieces), tuple(text[s.start : s.end] for s in spans), style)
+    form = STYLES["brackets" if style == "visible" else style]
+    placeholders = [*map(form.format, range(len(spans))), ""]
+    masked = "".join(piece + mark for piece, mark in zip(outside, placeholders, strict=True))
+    return Masked(masked, tuple(text[s.start : s.end] for s in spans), style)
 
 
 def restore(masked: Masked, answer: str) -> str | None:
@@ -352,19 +354,15 @@ def split(text: str) -> list[tuple[str, bool]]:
         their own, because engines strip them.
     """
     pieces: list[tuple[str, bool]] = []
-    end = 0
     spans = [s for s in find_spans(text) if s.kind not in TRANSLATED_KINDS]
-    for span in (*spans, ProtectedSpan(len(text), len(text), "")):
-        between = text[end : span.start]
+    protected = [*(text[span.start : span.end] for span in spans), ""]
+    for between, part in zip(outside_of(spans, text), protected, strict=True):
         words = between.strip(_EDGE)
         if words and any(map(str.isalpha, words)):
-            start = between.index(words)
-            pieces += (between[:start], True), (words, False)
-            pieces.append((between[start + len(words) :], True))
+            before, _, after = between.partition(words)
+            pieces += (before, True), (words, False), (after, True), (part, True)
         else:
-            pieces.append((between, True))
-        pieces.append((text[span.start : span.end], True))
-        end = span.end
+            pieces += (between, True), (part, True)
     return [piece for piece in pieces if piece[0]]
 
 

@@ -229,15 +229,16 @@ def _cluster(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
-        options["address"] = "local"
-        options["include_dashboard"] = False
-        options["object_store_memory"] = _OBJECT_STORE_BYTES
+    address = os.environ.get("RAY_ADDRESS")
+    ours = {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
     try:
-        ray.init(**options)
+        ray.init(logging_level=logging.WARNING, **({} if address else ours))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS") or "on this machine"
+        where = address or "on this machine"
         raise ConfigError(f"--executor ray: no cluster {where}: {error}") from error
     try:
         yield

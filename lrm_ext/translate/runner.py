@@ -12,7 +12,6 @@ Shards are assembled from all parts and moved into place; `corpus.toml` is repla
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import json
@@ -30,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+from filelock import Timeout
 
 from llava.errors import ConfigError, DataError
-from llava.files import writing
+from llava.files import lock_of, writing
 from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
@@ -72,20 +72,22 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Holds a lock that ends with the process.
+def only_run(corpus: Path, lang: str, what: str) -> Iterator[None]:
+    """Holds the lock of a language's texts, which ends with the process.
 
     Raises:
-        DataError: Another process holds the lock, and `wait` is not set.
+        DataError: Another process holds it.
     """
+    path = corpus / "text" / lang
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise DataError(
-                f"{path}: another run is at work on the {what}; wait for it, or end it."
-            ) from error
+    lock = lock_of(path, timeout_s=0)
+    try:
+        held = lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"{lock.lock_file}: another run is at work on the {what}; wait for it, or end it."
+        ) from error
+    with held:
         yield
 
 
@@ -105,9 +107,8 @@ class PartStore:
         self._meta = Meta.load(corpus.path)
         self._work = corpus.path / "text" / f".{target}.work"
         self._final = text_dir(corpus.path, target)
-        shards, rest = divmod(self._meta.num_rows, self._meta.rows_per_shard)
         self._per_shard = self._meta.rows_per_shard // self._meta.rows_per_batch
-        self.num_parts = shards * self._per_shard + -(-rest // self._meta.rows_per_batch)
+        self.num_parts = -(-self._meta.num_rows // self._meta.rows_per_batch)
 
     def finished(self) -> Counter[str] | None:
         """Returns the counts of rows if this job was finished, or killed while finishing."""
@@ -144,11 +145,11 @@ class PartStore:
             for path in (self._work / "parts").glob(".*.partial"):
                 path.unlink()
         missing = self.missing()
-        num_done = self.num_parts - len(missing)
-        progress(num_done, self.num_parts)
-        for number, batch in zip(missing, batches(missing), strict=True):
+        first = self.num_parts - len(missing)
+        progress(first, self.num_parts)
+        made = zip(missing, batches(missing), strict=True)
+        for num_done, (number, batch) in enumerate(made, start=first + 1):
             self._write_part(number, batch)
-            num_done += 1
             progress(num_done, self.num_parts)
         return self._commit()
 
@@ -220,15 +221,14 @@ class PartStore:
 
     def _announce(self, counts: Mapping[str, int]) -> None:
         """Adds the language to `corpus.toml`; several languages may finish at once."""
-        path = self.corpus.path / META_FILE
-        with locked(self.corpus.path / ".lock", "corpus", wait=True):
+        with lock_of(self.corpus.path / META_FILE):
             meta = Meta.load(self.corpus.path)
             ours = {name: counts[name] for name in (*STATUSES, "usable")}
             if meta.counts.get(self.target) == ours:
                 return
             # by name, so that the order does not depend on which language finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
-            with writing(path) as new:
+            with writing(self.corpus.path / META_FILE) as new:
                 replace(meta, counts=languages).dump(new)
                 _sync(new)
 
@@ -295,7 +295,6 @@ class Job:
         engines: Names and options (as text) in the order in which they are tried.
         cache: The cache file.
         glossary: A glossary file.
-        seen_text: Sources whose short answers are copied; see `plan_row`.
         checks: Whether translations are checked.
         limits: Limits of checks that replace those of the language file.
         replaces: Whether to replace an existing translation.
@@ -306,7 +305,6 @@ class Job:
     engines: tuple[tuple[str, Mapping[str, str]], ...]
     cache: Path
     glossary: Path | None = None
-    seen_text: frozenset[str] = SEEN_TEXT
     checks: bool = True
     limits: Mapping[str, float] = field(default_factory=dict)
     replaces: bool = False
@@ -359,9 +357,8 @@ def translate_corpus(
     if get_language(job.target).code == ENGLISH:
         raise ConfigError("the corpus is English; choose another language to translate into.")
     translator = build_translator(job, workers)
-    lock = job.corpus / "text" / f".{job.target}.lock"
     try:
-        with locked(lock, f"translation into {job.target!r}"):
+        with only_run(job.corpus, job.target, f"translation into {job.target!r}"):
             store = PartStore(corpus, job.target, describe(job, translator))
             if (counts := store.finished()) is not None:
                 log.info("%s: the texts in %s are complete", job.corpus, job.target)
@@ -393,7 +390,7 @@ def _translated(
 
 def _plans(job: Job, store: PartStore, number: int) -> dict[int, RowPlan]:
     return {
-        i: plan_row(row, job.target, job.seen_text)
+        i: plan_row(row, job.target)
         for i in store.row_numbers(number)
         if (row := store.corpus.row(i)).translatable
     }
@@ -455,7 +452,7 @@ def describe(job: Job, translator: Translator) -> dict[str, Any]:
     rows = sorted((job.corpus / "rows").iterdir())
     return {
         **describe_engines(job, translator),
-        "copied answers of": sorted(job.seen_text),
+        "copied answers of": sorted(SEEN_TEXT),
         "rows": [[path.name, path.stat().st_size] for path in rows],
     }
 
@@ -466,13 +463,9 @@ def describe_engines(job: Job, translator: Translator) -> dict[str, Any]:
     checker, checks = job.checker(), None
     if checker is not None:
         # as JSON in a fixed order, because it is compared with what an earlier run wrote
-        thresholds = json.loads(msgspec.json.encode(checker.thresholds, order="deterministic"))
-        limits = thresholds.pop("limits")
-        checks = {
-            "version": QUALITY_VERSION,
-            "limits": limits,
-            "thresholds": {**thresholds, "limits": {}},
-        }
+        found = json.loads(msgspec.json.encode(checker.thresholds, order="deterministic"))
+        thresholds = {**found, "limits": {}}
+        checks = {"version": QUALITY_VERSION, "limits": found["limits"], "thresholds": thresholds}
     return {
         "target": job.target,
         "engines": [

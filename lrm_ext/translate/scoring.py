@@ -30,7 +30,7 @@ from lrm_ext.translate.engines.base import (
     parse_options,
 )
 from lrm_ext.translate.quality import QUALITY_VERSION, Checker, get_thresholds
-from lrm_ext.translate.runner import PartStore, batch_of, locked, read_description, text_dir
+from lrm_ext.translate.runner import PartStore, batch_of, only_run, read_description, text_dir
 from lrm_ext.translate.segment import UNIT, frame
 
 # These ignore the language that they are asked to translate from.
@@ -287,9 +287,8 @@ def score_corpus(
         there = ", ".join(corpus.languages[1:]) or "none"
         raise ConfigError(f"{job.corpus}: no texts in {job.lang!r} to score; it has: {there}.")
     checker, scorers = _judges(job)
-    lock = job.corpus / "text" / f".{job.lang}.lock"
     try:
-        with locked(lock, f"texts in {job.lang!r}"):
+        with only_run(job.corpus, job.lang, f"texts in {job.lang!r}"):
             store = PartStore(corpus, job.lang, _describe(job, checker, scorers))
             if (counts := store.finished()) is not None:
                 return counts
@@ -310,15 +309,15 @@ def _judges(job: ScoreJob) -> tuple[Checker | None, dict[str, Scorer]]:
         )
     names = [name for name in job.names if name != CHECKS]
     of_checks = {name: limit for name, limit in job.limits.items() if name not in names}
-    if of_checks and CHECKS not in job.names:
-        raise ConfigError(
-            f"--limit {', '.join(of_checks)}: expected some of {', '.join(names)}; limits of "
-            f"checks need --by {CHECKS}."
-        )
     checker = None
     if CHECKS in job.names:
         thresholds = get_thresholds(job.lang).with_limits(of_checks)
         checker = Checker(ENGLISH, job.lang, thresholds)
+    elif of_checks:
+        raise ConfigError(
+            f"--limit {', '.join(of_checks)}: expected some of {', '.join(names)}; limits of "
+            f"checks need --by {CHECKS}."
+        )
     return checker, {n: SCORERS[n](job.options.get(n, {}), job.lang, job.cache) for n in names}
 
 
@@ -326,14 +325,15 @@ def _describe(
     job: ScoreJob, checker: Checker | None, scorers: Mapping[str, Scorer]
 ) -> dict[str, Any]:
     """Returns how the texts were made, as before, and how they were scored."""
-    before = read_description(text_dir(job.corpus, job.lang)) or {"target": job.lang, "engines": []}
-    scores = dict(before.get("scores", {}))
+    made = read_description(text_dir(job.corpus, job.lang)) or {"target": job.lang, "engines": []}
+    made.pop("counts", None)
+    scores = made.setdefault("scores", {})
     if checker is not None:
         limits = dict(checker.thresholds.limits)
         scores[CHECKS] = {"version": QUALITY_VERSION, "limits": limits}
     for name, scorer in scorers.items():
         scores[name] = {**scorer.identity, "limit": job.limits.get(name)}
-    return {**{k: v for k, v in before.items() if k != "counts"}, "scores": scores}
+    return made
 
 
 def _score_part(

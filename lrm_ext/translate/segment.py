@@ -153,15 +153,15 @@ def _body(body: str, is_option: bool) -> Iterator[TurnPiece]:
     if kind != UNIT:
         yield TurnPiece(body, kind)
         return
-    for prompt in _openings() if ": " in body else ():
+    openings, closings = _prompts()
+    for prompt in openings if ": " in body else ():
         if body.startswith(prompt + " "):  # the text after "Reference OCR token:" is seen
             yield TurnPiece(prompt, FIXED)
             rest = body[len(prompt) :]
             is_seen = prompt == get_language(ENGLISH).fixed_prompts.get("ocr_tokens")
             yield from [TurnPiece(rest, SEEN)] if is_seen else _words(rest, is_option)
             return
-    prompts = _prompts()
-    for prompt in prompts if body.endswith(prompts) else ():
+    for prompt in closings if body.endswith(closings) else ():
         if body.endswith(" " + prompt):
             yield from _words(body[: -len(prompt)], is_option)
             yield TurnPiece(prompt, FIXED)
@@ -202,18 +202,16 @@ def _texts(language: Language) -> dict[str, str]:
 
 
 @cache
-def _prompts() -> tuple[str, ...]:
+def _prompts() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the fixed prompts that open a line, and those that close one."""
     english = get_language(ENGLISH)
-    closed = (p for p in english.fixed_prompts.values() if not p.endswith(":"))
-    return (english.short_answer, english.option_letter, *closed)
+    every = (english.short_answer, english.option_letter, *english.fixed_prompts.values())
+    openings = tuple(prompt for prompt in english.fixed_prompts.values() if prompt.endswith(":"))
+    return openings, tuple(prompt for prompt in every if prompt not in openings)
 
 
-@cache
-def _openings() -> tuple[str, ...]:
-    return tuple(p for p in get_language(ENGLISH).fixed_prompts.values() if p.endswith(":"))
-
-
-# Answers in these data sets are text in the image, which is copied.
+# Sources, tasks or top-level image folders whose short answers are text in the image, which is
+# copied.
 SEEN_TEXT = frozenset(
     "ocrvqa ocr_vqa textvqa docvqa chartqa dvqa infovqa infographicvqa stvqa st_vqa ocr".split()
 )
@@ -285,18 +283,18 @@ class RowPlan(NamedTuple):
 CheckRows = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[RowVerdict]]
 
 
-def plan_row(row: CorpusRow, target: str, seen_text: frozenset[str] = SEEN_TEXT) -> RowPlan:
+def plan_row(row: CorpusRow, target: str) -> RowPlan:
     """Splits a row into parts.
 
     Args:
         row: An English row.
         target: Code of the language to translate into.
-        seen_text: Sources, tasks or top-level image folders whose short answers are text in the
-            image, which is copied.
     """
     turns: list[tuple[Part, ...]] = []
     options: list[tuple[Unit, ...]] = []
-    keeps_answers = not seen_text.isdisjoint(_names(row))
+    folder = row.image.split("/", 1)[0] if row.image and "/" in row.image else None
+    origins = {name.lower() for name in (row.source, row.task, folder) if name}
+    keeps_answers = not SEEN_TEXT.isdisjoint(origins)
     question = ""
     for turn in row.turns:
         is_answer = turn.role != "human"
@@ -407,8 +405,3 @@ def _same_options(units: Sequence[Unit], translations: Mapping[Unit, Translated]
             if other.text.casefold() != unit.text.casefold():
                 return f"{other.text!r} and {unit.text!r} are both {text!r}"
     return None
-
-
-def _names(row: CorpusRow) -> set[str]:
-    folder = row.image.split("/", 1)[0] if row.image and "/" in row.image else None
-    return {name.lower() for name in (row.source, row.task, folder) if name}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -55,9 +55,8 @@ class Glossary:
         Raises:
             ConfigError: The file is missing, is not TOML, or is not a table of texts per language.
         """
-        if path is None:
-            return cls({})
-        return cls(load_toml(path, dict[str, dict[_Word, _Word]]).get(target, {}))
+        tables = {} if path is None else load_toml(path, dict[str, dict[_Word, _Word]])
+        return cls(tables.get(target, {}))
 
     def exact(self, text: str) -> str | None:
         """Returns the translation of a text that is a term; keeps a capital and a full stop."""
@@ -71,15 +70,13 @@ class Glossary:
 
     def terms_in(self, text: str) -> tuple[tuple[str, str], ...]:
         """Returns the terms that occur in a text as whole words, in order of first occurrence."""
-        if self._pattern is None:
+        if not self.terms:
             return ()
         names = dict.fromkeys(match[0].lower() for match in self._pattern.finditer(text))
         return tuple((name, self._lower[name]) for name in names)
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        if not self.terms:
-            return None
+    def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._lower, key=len, reverse=True)
         return re.compile(
             r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)", re.IGNORECASE
@@ -89,6 +86,8 @@ class Glossary:
 # The keyword of failures that may not recur.
 UNANSWERED = "unanswered"
 
+# Ways to translate a unit, beside the styles of placeholders.
+_TABLE, _WITH_QUESTION, _CUT = "table", "with its question", "cut"
 _QUESTION_MARK = re.compile(r"[?？;;؟]")
 _END = (".", "。")
 _SENTENCE_ENDS = (*_END, "!", "?", "…", "！", "？", ":", "：", ";", "；", '"', "”", "“", "»", ")")
@@ -140,22 +139,20 @@ class Translator:
             EngineError: An engine cannot continue; its answers so far are in the cache.
             DataError: The cache cannot be read or written.
         """
-        done: dict[Unit, Translated] = {}
-        for unit in units:
-            if unit not in done and (text := self._glossary.exact(unit.text)) is not None:
-                done[unit] = Translated(text, "glossary")
-                self.counts["glossary"] += 1
-            else:
-                done.setdefault(unit, Translated(None))
+        done = {
+            unit: Translated(self._glossary.exact(unit.text), "glossary")
+            for unit in dict.fromkeys(units)
+        }
         pending = [unit for unit, result in done.items() if result.text is None]
-        self.counts["units"] += len(done)
+        self.counts.update({"units": len(done), "glossary": len(done) - len(pending)})
         spare: dict[Unit, Translated] = {}
         for engine in self.engines:
             is_trusted = engine.is_table or engine is self.engines[-1]
             is_good = None if is_trusted else self._is_good
             for unit, result in self._by_engine(engine, pending).items():
-                if result.text is None:
-                    done[unit] = _join(done[unit], result)
+                if result.text is None:  # the reasons of all engines; the first keyword counts
+                    reasons = filter(None, (done[unit].reason, result.reason))
+                    done[unit] = Translated(None, result.engine, "; ".join(reasons))
                 elif is_good and not is_good(unit.text, result.text):
                     spare.setdefault(unit, result)
                 else:
@@ -184,9 +181,12 @@ class Translator:
         """Tries one engine in all ways."""
         results: dict[Unit, Translated] = {}
         name = f"{engine.name} {engine.version}".strip()
+        with_question = [_WITH_QUESTION] if engine.context == "joined" else []
+        ways = [*with_question, "visible", *engine.mask_styles, _CUT]
         pending = list(units)
-        for way, plan_of in self._ways(engine):
-            plans = {unit: plan for unit in pending if (plan := plan_of(unit)) is not None}
+        for way in [_TABLE] if engine.is_table else ways:
+            planned = ((unit, self._plan(engine, way, unit)) for unit in pending)
+            plans = {unit: plan for unit, plan in planned if plan is not None}
             segments = dict.fromkeys(
                 self._segment(engine, part, plan)
                 for plan in plans.values()
@@ -210,39 +210,25 @@ class Translator:
             ]
         return results
 
-    def _ways(
-        self, engine: TranslationEngine
-    ) -> Iterator[tuple[str, Callable[[Unit], _Plan | None]]]:
-        if engine.is_table:
-            yield "table", lambda unit: _Plan((Masked(unit.text, (), "visible"),))
-            return
-        context = engine.context in ("native", "question")
-        if engine.context == "joined":
-            yield "with its question", _joined_plan
-        for style in ("visible", *engine.mask_styles):
-
-            def masked(unit: Unit, style: str = style) -> _Plan | None:
-                pieces = sentences(unit.text) if engine.is_sentence_level else [unit.text]
-                return self._masked_plan(unit, pieces, style, context)
-
-            yield style, masked
-        yield "cut", lambda unit: _cut_plan(unit.text)
-
-    def _masked_plan(
-        self, unit: Unit, pieces: Sequence[str], style: str, context: bool
-    ) -> _Plan | None:
+    def _plan(self, engine: TranslationEngine, way: str, unit: Unit) -> _Plan | None:
+        """Returns how a unit is translated in one way; None if that way is not for it."""
+        if way == _TABLE:
+            return _Plan((Masked(unit.text, (), "visible"),))
+        if way == _WITH_QUESTION:
+            return _joined_plan(unit)
+        if way == _CUT:
+            return _cut_plan(unit.text)
         parts: list[str | Masked] = []
-        for piece in pieces:
+        for piece in sentences(unit.text) if engine.is_sentence_level else [unit.text]:
             body = piece.rstrip()
-            masked = mask(body, style)
+            masked = mask(body, way)
             if masked is None:
                 return None
-            parts.append(masked)
             # Chinese has no blank between sentences
-            parts.append(piece[len(body) :] if self._is_spaced else "")
-        if style != "visible" and not any(isinstance(p, Masked) and p.parts for p in parts):
+            parts += masked, piece[len(body) :] if self._is_spaced else ""
+        if way != "visible" and not any(isinstance(p, Masked) and p.parts for p in parts):
             return None  # the same as "visible"
-        return _Plan(tuple(parts), unit.context if context else "")
+        return _Plan(tuple(parts), unit.context if engine.context in ("native", "question") else "")
 
     def _segment(self, engine: TranslationEngine, part: Masked, plan: _Plan) -> TextSegment:
         terms = self._glossary.terms_in(part.text) if engine.context == "native" else ()
@@ -319,9 +305,3 @@ def _tidy(source: str, target: str) -> str:
     if target.endswith(_END) and not target.endswith("..") and not source.endswith(_SENTENCE_ENDS):
         return target[:-1].rstrip() or target
     return target
-
-
-def _join(before: Translated, now: Translated) -> Translated:
-    """Joins the reasons of all engines that failed; the first keyword counts."""
-    reason = f"{before.reason}; {now.reason}" if before.reason else now.reason
-    return Translated(None, now.engine, reason)

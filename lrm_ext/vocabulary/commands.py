@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from llava.errors import ConfigError
+from llava.files import refuse_existing
+from lrm_ext.languages.registry import get_language
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lrm_ext.corpus.sentences import Pair
 
 _NUM_COMPARED = 2000
@@ -36,13 +41,9 @@ def extend_vocab(
     Old pieces keep their ids and embeddings. The embedding of a new piece starts as the mean of the
     pieces that it replaces. Train the model afterwards: until then, only prompts get shorter.
     """
-    from rich.console import Console
-
-    from llava.errors import ConfigError
     from llava.model.tokenizer import load_tokenizer
     from lrm_ext.corpus.sentences import corpus_pairs, in_common
     from lrm_ext.corpus.store import Corpus
-    from lrm_ext.files import refuse_existing
     from lrm_ext.vocabulary import extend as vocabulary
 
     if (model is None) == (tokenizer is None):
@@ -63,8 +64,13 @@ def extend_vocab(
         f"{len(extension.pieces):,} new pieces from id {extension.first_id:,} on: {some} ...",
         markup=False,
     )
-    if reason := extension.why_fewer(num_pieces):
-        console.print(reason, markup=False)
+    if (num_new := len(extension.pieces)) < num_pieces:
+        console.print(
+            f"{num_new:,} of {num_pieces:,} pieces: in the {extension.num_words:,} words that were "
+            "read, no other two neighbouring pieces of a word occur "
+            f"{vocabulary.MIN_COUNT} times. More text (a larger corpus, --limit) gives more pieces",
+            markup=False,
+        )
     learnt = {*texts, *(line for text in texts for line in text.splitlines())}
     pairs = vocabulary.held_out_pairs(corpus, lang, learnt, _NUM_COMPARED)
     measured_on = "sentences that it was not learnt from"
@@ -82,12 +88,6 @@ def _print_effect(
 
     The model has not been trained on the new splits.
     """
-    from statistics import fmean
-
-    from rich.table import Table
-
-    from lrm_ext.languages.registry import get_language
-
     title = f"tokens a sentence, over {len(next(iter(pairs.values()))):,} {measured_on}"
     table = Table("language", title=title, title_justify="left")
     for heading in ("before", "after", "change"):

@@ -56,16 +56,6 @@ class Extension:
     old_ids: dict[str, tuple[int, ...]]
     num_words: int = 0
 
-    def why_fewer(self, num_pieces: int) -> str:
-        """Explains why there are fewer pieces than requested; empty if there are enough."""
-        if len(self.pieces) >= num_pieces:
-            return ""
-        return (
-            f"{len(self.pieces):,} of {num_pieces:,} pieces: in the {self.num_words:,} words that "
-            f"were read, no other two neighbouring pieces of a word occur {MIN_COUNT} times. More "
-            "text (a larger corpus, --limit) gives more pieces"
-        )
-
 
 def read_model(folder: Path) -> Any:
     """Reads `tokenizer.model`.
@@ -242,9 +232,7 @@ class NewPiece:
     count: int
 
 
-def learn_pieces(
-    words: Counter[Word], known: Iterable[str], num_pieces: int, min_count: int = MIN_COUNT
-) -> list[NewPiece]:
+def learn_pieces(words: Counter[Word], known: Iterable[str], num_pieces: int) -> list[NewPiece]:
     """Learns new pieces.
 
     Args:
@@ -252,7 +240,6 @@ def learn_pieces(
             spells in bytes is one symbol.
         known: Pieces of the tokenizer.
         num_pieces: Largest number of new pieces.
-        min_count: Lowest count of a new piece.
 
     Returns:
         Missing characters, then merges in their order.
@@ -266,15 +253,13 @@ def learn_pieces(
     pieces = [
         NewPiece(symbol, tuple(f"<0x{byte:02X}>" for byte in symbol.encode()), count)
         for symbol, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        if count >= min_count
+        if count >= MIN_COUNT
     ][:num_pieces]
     vocabulary.update(piece.text for piece in pieces)
-    return pieces + _merges(words, vocabulary, num_pieces - len(pieces), min_count)
+    return pieces + _merges(words, vocabulary, num_pieces - len(pieces))
 
 
-def _merges(
-    words: Counter[Word], vocabulary: set[str], num_merges: int, min_count: int
-) -> list[NewPiece]:
+def _merges(words: Counter[Word], vocabulary: set[str], num_merges: int) -> list[NewPiece]:
     """Merges the most frequent pair repeatedly; counts are updated only for changed words."""
     forms = [list(word) for word in words]
     counts = list(words.values())
@@ -291,7 +276,7 @@ def _merges(
     learnt: list[NewPiece] = []
     while len(learnt) < num_merges and pairs:
         pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
-        if pairs[pair] < min_count:
+        if pairs[pair] < MIN_COUNT:
             break
         joined = pair[0] + pair[1]
         if joined not in vocabulary:

@@ -73,11 +73,11 @@ def page_address(browser, log_dir):
     """The address of a page with all of `MODELS`."""
     stubs = load_stubs()
     from llava.serve import gradio_web_server
+    from llava.serve.chat import PageSettings
     from llava.serve.controller import Controller, create_app
     from llava.serve.engine import Engine
     from llava.serve.model_worker import ModelWorker
     from llava.serve.model_worker import create_app as create_worker_app
-    from llava.serve.page_state import PageSettings
     from lrm_ext.demo import answer_language_control, page_languages
 
     with contextlib.ExitStack() as stack:

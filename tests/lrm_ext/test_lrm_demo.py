@@ -15,7 +15,7 @@ import requests
 from rich.console import Console
 
 from llava.errors import CheckpointError, ConfigError
-from llava.serve.page_state import PageError, PageText
+from llava.serve.chat import PageError, PageText
 from lrm_ext import demo
 from lrm_ext.demo import Demo, DemoOptions, run_demo
 from lrm_ext.languages.registry import get_language, list_languages
@@ -104,7 +104,7 @@ def test_a_part_that_dies_is_named(tmp_path):
     try:
         controller = parts.start("controller", "--port", str(demo.free_port()))
         parts.check_alive()
-        controller.process.kill()
+        controller.kill()
         with pytest.raises(ConfigError, match=r"the controller stopped \(exit status -9\)"):
             parts.wait_until(lambda: False, "the test", 20)
     finally:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.batching import get_modality_length_grouped_indices
-from lrm_ext.training.sampler import PackedSampler
+from lrm_ext.training.dataset import PackedSampler
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "llava"

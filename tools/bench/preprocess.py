@@ -47,9 +47,8 @@ from transformers import CLIPImageProcessorPil
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, get_conversation
-from llava.data.render import place_images
 from llava.data.sample import Sample
-from llava.data.tokenize import encode_turns
+from llava.data.tokenize import encode_turns, place_images
 from llava.images import to_rgb
 
 ROOT = Path(__file__).parents[2]

@@ -33,7 +33,7 @@ from torch.utils.data import SequentialSampler
 from llava.train.arguments import TrainingArguments
 from llava.train.checkpoint import find_last_checkpoint, problem_of
 from llava.train.llava_trainer import LLaVATrainer
-from lrm_ext.training.sampler import LengthWindowSampler
+from lrm_ext.training.dataset import LengthWindowSampler
 
 NUM_SAVES = 3
 STEPS_A_SAVE = 4

@@ -18,9 +18,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from llava.errors import ConfigError, ExhaustedError, RejectedError, ServiceError
@@ -70,22 +68,6 @@ class BilledOptions:
     def __post_init__(self) -> None:
         if self.budget_usd is not None and self.usd_per_million_characters is None:
             raise ConfigError("budget_usd needs a price: set usd_per_million_characters.")
-
-
-class MayPassError(Exception):
-    """The service did not answer, but may if it is asked again."""
-
-
-class BilledAnswer(NamedTuple):
-    """A service's answer to some texts.
-
-    Attributes:
-        texts: Translations, in order.
-        num_billed: Characters billed.
-    """
-
-    texts: list[str]
-    num_billed: int
 
 
 class Budget:
@@ -152,6 +134,16 @@ class Work(NamedTuple):
     indices: tuple[int, ...]
     num_useless: int = 0
 
+    def halves(self) -> list[Work]:
+        """Splits the request, to isolate the segment at fault."""
+        middle = len(self.indices) // 2
+        parts = self.indices[:middle], self.indices[middle:]
+        return [Work(part, self.num_useless) for part in parts]
+
+
+# The outcomes of a request, what to ask for again, and the cost.
+Judged = tuple[list[Outcome], list[Work], Usage]
+
 
 class PaidEngine(TranslationEngine):
     """An engine that uses a service that bills, with several requests at once.
@@ -171,6 +163,7 @@ class PaidEngine(TranslationEngine):
     def __init__(self, ledger: Cache, account: Budget, concurrency: int) -> None:
         self.ledger, self.account, self.concurrency = ledger, account, concurrency
         self.is_answered = False
+        self._num_silent = 0
 
     @abstractmethod
     def estimate(self, segments: Sequence[TextSegment]) -> Usage:
@@ -198,6 +191,9 @@ class PaidEngine(TranslationEngine):
     ) -> Iterator[Reply]:
         """Yields the service's replies to requests.
 
+        Nothing new is sent before the last replies are stored: a kill loses no more than the
+        requests under way. A caller that stops early cancels these.
+
         Args:
             segments: What to translate.
             requests: Positions of the segments of each request.
@@ -206,115 +202,90 @@ class PaidEngine(TranslationEngine):
             EngineError: The service cannot be used, or the budget is spent. Replies to requests
                 under way are yielded first.
         """
-        with closing(_Asking(self, segments, requests)) as asking:
-            yield from asking.replies()
-
-
-class _Asking:
-    """The state of one batch."""
-
-    def __init__(
-        self,
-        engine: PaidEngine,
-        segments: Sequence[TextSegment],
-        requests: Iterable[tuple[int, ...]],
-    ) -> None:
-        self._engine = engine
-        self._segments = segments
-        self._work = deque(map(Work, requests))
-        self._concurrency = concurrency = engine.concurrency
-        self._running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
-        self._fault: EngineError | None = None
+        todo = deque(map(Work, requests))
+        running: dict[asyncio.Task[Any], tuple[Work, Usage]] = {}
+        fault: EngineError | None = None
         self._num_silent = 0
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(concurrency, "translate"))
+        loop = asyncio.new_event_loop()
+        loop.set_default_executor(ThreadPoolExecutor(self.concurrency, "translate"))
+        try:
+            while True:
+                while todo and fault is None and len(running) < self.concurrency:
+                    asked = [segments[i] for i in todo[0].indices]
+                    estimate = self.estimate(asked)
+                    try:
+                        self.account.reserve(estimate)
+                    except BudgetError as error:
+                        # the requests under way may cost less than estimated and leave room
+                        fault = None if running else error
+                        break
+                    running[loop.create_task(self.send(asked))] = todo.popleft(), estimate
+                if not running:
+                    break
+                waiting = asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in loop.run_until_complete(waiting)[0]:
+                    work, estimate = running.pop(task)
+                    judged: Judged = [], [], Usage()
+                    try:
+                        judged = self._judge(task, work)
+                    except EngineError as error:
+                        fault = fault or error
+                    outcomes, again, usage = judged
+                    todo += again
+                    self.account.settle(estimate, usage)
+                    if outcomes or usage != Usage():
+                        yield Reply(tuple(outcomes), usage)
+        finally:
+            loop.run_until_complete(self._stop(running))
+            loop.close()
+        if fault is not None:
+            raise fault
 
-    def replies(self) -> Iterator[Reply]:
-        """Sends requests until every segment has an outcome or an error ends the batch.
+    def _judge(self, task: asyncio.Task[Any], work: Work) -> Judged:
+        """Returns what became of a request.
 
-        Nothing new is sent before the last replies are stored: a kill loses no more than the
-        requests under way.
+        Raises:
+            EngineError: The service cannot be used, or does not answer any more.
         """
-        while self._start():
-            waiting = asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            done, _ = self._loop.run_until_complete(waiting)
-            for task in done:
-                reply = self._finish(task, *self._running.pop(task))
-                if reply.outcomes or reply.usage != Usage():
-                    yield reply
-        if self._fault is not None:
-            raise self._fault
-
-    def close(self) -> None:
-        """Cancels the requests under way and closes connections."""
-        for task in self._running:
-            task.cancel()
-
-        async def end() -> None:
-            await asyncio.gather(*self._running, return_exceptions=True)
-            await self._engine.disconnect()
-            await self._loop.shutdown_default_executor()
-
-        self._loop.run_until_complete(end())
-        self._loop.close()
-
-    def _start(self) -> bool:
-        """Starts requests up to the limit; returns whether any is under way."""
-        while self._work and self._fault is None and len(self._running) < self._concurrency:
-            asked = [self._segments[i] for i in self._work[0].indices]
-            estimate = self._engine.estimate(asked)
-            try:
-                self._engine.account.reserve(estimate)
-            except BudgetError as error:
-                # the requests under way may cost less than estimated and leave room for this one
-                if not self._running:
-                    self._fault = error
-                break
-            task = self._loop.create_task(self._engine.send(asked))
-            self._running[task] = self._work.popleft(), estimate
-        return bool(self._running)
-
-    def _finish(self, task: asyncio.Task[Any], work: Work, estimate: Usage) -> Reply:
-        outcomes: list[Outcome] = []
-        usage = Usage()
+        is_final = False
         try:
             answer = task.result()
-        except (EngineError, ServiceError) as error:
-            fault = error if isinstance(error, EngineError) else EngineError(str(error))
-            self._fault = self._fault or fault
+        except ServiceError as error:
+            raise EngineError(str(error)) from error
         except RejectedError as error:
-            outcomes = self._halve(work, f"refused: {error}", error.is_final)
+            why, is_final = f"refused: {error}", error.is_final
         except ExhaustedError as error:
             self._num_silent += 1
-            if self._engine.is_answered and self._num_silent < max(_MAX_SILENT, self._concurrency):
-                outcomes = self._halve(work, f"no answer: {error}")
-            else:
-                self._fault = self._fault or EngineError(
+            if not self.is_answered or self._num_silent >= max(_MAX_SILENT, self.concurrency):
+                raise EngineError(
                     f"the service does not answer: {error}. What was answered before is in the "
                     "cache; run again to go on."
-                )
+                ) from error
+            why = f"no answer: {error}"
         else:
-            self._num_silent, self._engine.is_answered = 0, True
-            outcomes, rest, usage = self._engine.read(work, answer)
-            if rest and outcomes:
-                self._work.append(Work(rest, work.num_useless))
-            elif len(rest) > 1:
-                self._cut(rest, work.num_useless)
-            elif rest:
-                self._work.append(Work(rest, work.num_useless + 1))
-        self._engine.account.settle(estimate, usage)
-        return Reply(tuple(outcomes), usage)
+            self._num_silent, self.is_answered = 0, True
+            outcomes, left, usage = self.read(work, answer)
+            rest = Work(left, work.num_useless)
+            if not outcomes and len(left) > 1:
+                return outcomes, rest.halves(), usage
+            if not outcomes:
+                rest = rest._replace(num_useless=work.num_useless + 1)
+            return outcomes, [rest] if left else [], usage
+        if len(work.indices) > 1:
+            return [], work.halves(), Usage()
+        return [Outcome(work.indices[0], None, why, is_final)], [], Usage()
 
-    def _halve(self, work: Work, fault: str, is_final: bool = False) -> list[Outcome]:
-        """Splits a request to isolate the segment at fault; a single segment fails."""
-        if len(work.indices) == 1:
-            return [Outcome(work.indices[0], None, fault, is_final)]
-        self._cut(work.indices, work.num_useless)
-        return []
+    async def _stop(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Cancels requests under way and closes connections."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.disconnect()
+        await asyncio.get_running_loop().shutdown_default_executor()
 
-    def _cut(self, indices: tuple[int, ...], num_useless: int) -> None:
-        middle = len(indices) // 2
-        self._work += Work(indices[:middle], num_useless), Work(indices[middle:], num_useless)
+
+# A service's translations of some texts, in order, and the number of characters billed.
+BilledAnswer = tuple[list[str], int]
 
 
 class BilledEngine(PaidEngine):
@@ -355,7 +326,7 @@ class BilledEngine(PaidEngine):
         """Translates texts that answer one question (or "").
 
         Raises:
-            MayPassError: The service did not answer.
+            ExhaustedError: The service did not answer, but may if it is asked again.
             RejectedError: The service refuses these texts.
             EngineError: The service cannot be used.
         """
@@ -372,18 +343,17 @@ class BilledEngine(PaidEngine):
 
     def _requests(self, segments: Sequence[TextSegment]) -> Iterator[tuple[int, ...]]:
         """Groups segments into requests by context and size."""
-        by_context = sorted(range(len(segments)), key=lambda i: segments[i].context)
-        for _, group in groupby(by_context, key=lambda i: segments[i].context):
-            request: list[int] = []
-            size = 0
-            for i in group:
-                length = len(segments[i].text)
-                full = len(request) == self.max_texts or size + length > self.max_characters
-                if request and full:
-                    yield tuple(request)
-                    request, size = [], 0
-                request.append(i)
-                size += length
+        request: list[int] = []
+        size = 0
+        for i in sorted(range(len(segments)), key=lambda i: segments[i].context):
+            text, context = segments[i].text, segments[i].context
+            is_full = len(request) == self.max_texts or size + len(text) > self.max_characters
+            if request and (is_full or context != segments[request[0]].context):
+                yield tuple(request)
+                request, size = [], 0
+            request.append(i)
+            size += len(text)
+        if request:
             yield tuple(request)
 
     def estimate(self, segments: Sequence[TextSegment]) -> Usage:
@@ -404,7 +374,7 @@ class BilledEngine(PaidEngine):
                 await asyncio.sleep(min(_MAX_WAIT_S, wait_s * random.uniform(0.5, 1.5)))
             try:
                 return await asyncio.to_thread(self.translate_texts, texts, context)
-            except MayPassError as error:
+            except ExhaustedError as error:
                 fault = str(error)
             except RejectedError as error:
                 if self.is_answered:
@@ -418,16 +388,17 @@ class BilledEngine(PaidEngine):
         self, work: Work, answer: BilledAnswer
     ) -> tuple[list[Outcome], tuple[int, ...], Usage]:
         """See `PaidEngine`."""
-        usage = self._cost(answer.num_billed, sum(map(len, answer.texts)))
-        if len(answer.texts) == len(work.indices):
+        texts, num_billed = answer
+        usage = self._cost(num_billed, sum(map(len, texts)))
+        if len(texts) == len(work.indices):
             outcomes = [
-                Outcome(i, text if text.strip() else None, None if text.strip() else "empty")
-                for i, text in zip(work.indices, answer.texts, strict=True)
+                Outcome(i, text) if text.strip() else Outcome(i, None, "empty")
+                for i, text in zip(work.indices, texts, strict=True)
             ]
             return outcomes, (), usage
         if len(work.indices) > 1:  # answers have no ids to tell which is missing
             return [], work.indices, usage
-        fault = f"{len(answer.texts)} answers to 1 text"
+        fault = f"{len(texts)} answers to 1 text"
         return [Outcome(work.indices[0], None, fault, is_final=False)], (), usage
 
     def _cost(self, num_billed: int, num_received: int) -> Usage:
@@ -440,7 +411,7 @@ def _fault(service: str, error: Any, status: Any, fatal: Mapping[int, str]) -> E
     if status in fatal:
         return EngineError(f"{service}: {fatal[status]}: {error}")
     if not status or status in (408, 409, 429) or status >= 500:
-        return MayPassError(str(error))
+        return ExhaustedError(str(error))
     return RejectedError(str(error))
 
 
@@ -514,10 +485,10 @@ class DeepLEngine(BilledEngine):
         except deepl.DeepLException as error:
             raise _fault("DeepL", error, error.http_status_code, _DEEPL_FATAL) from error
         except (ValueError, KeyError, TypeError) as error:  # a page in place of JSON
-            raise MayPassError(f"no answer of DeepL's form: {error!r}") from error
+            raise ExhaustedError(f"no answer of DeepL's form: {error!r}") from error
         billed = [r.billed_characters for r in found]
         known = sum(len(text) if n is None else n for text, n in zip(texts, billed, strict=False))
-        return BilledAnswer([result.text for result in found], known)
+        return [result.text for result in found], known
 
 
 def _deepl_codes() -> tuple[str, ...]:
@@ -635,14 +606,14 @@ class GoogleEngine(BilledEngine):
         except exceptions.GoogleAPICallError as error:
             raise _fault("Google", error, error.code, _GOOGLE_FATAL) from error
         except TransportError as error:
-            raise MayPassError(f"Google: {error}") from error
+            raise ExhaustedError(f"Google: {error}") from error
         except GoogleAuthError as error:  # some are an OSError or a ValueError, too
             raise EngineError(f"Google: the credentials are refused: {error}") from error
         except (OSError, ValueError, ParseError) as error:
             # no connection, or a page in place of JSON
-            raise MayPassError(f"{type(error).__name__}: {error}") from error
+            raise ExhaustedError(f"{type(error).__name__}: {error}") from error
         answers = [translation.translated_text for translation in found.translations]
-        return BilledAnswer(answers, sum(map(len, texts)))
+        return answers, sum(map(len, texts))
 
 
 GOOGLE_SPEC = EngineSpec(

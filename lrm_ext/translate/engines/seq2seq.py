@@ -156,6 +156,13 @@ def find_checkpoint(options: Seq2SeqOptions) -> Found:
     return found._replace(version=f"{found.version} ct2 {_digest(converted)}")
 
 
+def _without_specials(ids: list[int], first: int | None, end: int) -> DecodedText:
+    """Takes the special tokens off an answer."""
+    is_ended = end in ids
+    ids = ids[: ids.index(end)] if is_ended else ids
+    return DecodedText(ids[1:] if ids[:1] == [first] else ids, is_ended)
+
+
 class TorchRunner:
     """A model in transformers."""
 
@@ -165,8 +172,7 @@ class TorchRunner:
         import torch
         from transformers import AutoModelForSeq2SeqLM
 
-        self.tokenizer = tokenizer
-        self._torch = torch
+        self.tokenizer, self._torch = tokenizer, torch
         self._device = _device(torch, options.device)
         dtype = _dtype(torch, options.dtype, self._device)
         log.info("loading %s on %s, %s", found.version, self._device, dtype)
@@ -178,14 +184,12 @@ class TorchRunner:
                 dtype=dtype,
             )
             self.model = self.model.to(self._device).eval()
-        config = self.model.config
-        self.max_positions = getattr(config, "max_position_embeddings", None)
-        self._end, self._pad = config.eos_token_id, config.pad_token_id
+        self.max_positions = getattr(self.model.config, "max_position_embeddings", None)
+        self._end, self._pad = self.model.config.eos_token_id, self.model.config.pad_token_id
         self._first = tokenizer.convert_tokens_to_ids(naming.first) if naming.first else None
         settings = self.model.generation_config
         # a forced end would make a truncated text look complete; each call sets its own limit
-        settings.forced_eos_token_id = None
-        settings.max_length = None
+        settings.forced_eos_token_id = settings.max_length = None
         settings.num_beams, settings.do_sample = options.beams, False
         settings.no_repeat_ngram_size = options.no_repeat_ngram
         settings.forced_bos_token_id = self._first
@@ -203,7 +207,8 @@ class TorchRunner:
                 attention_mask=mask.to(self._device),
                 max_new_tokens=limit,
             ).tolist()
-        return [self._read(answer[1:]) for answer in answers]  # without the start token
+        # without the start token
+        return [_without_specials(ids[1:], self._first, self._end) for ids in answers]
 
     def free(self) -> None:
         """Frees unused memory."""
@@ -216,14 +221,11 @@ class TorchRunner:
         del self.model
         self.free()
 
-    def _read(self, ids: list[int]) -> DecodedText:
-        is_ended = self._end in ids
-        ids = ids[: ids.index(self._end)] if is_ended else ids
-        return DecodedText(ids[ids[:1] == [self._first] :], is_ended)
-
 
 class CTranslate2Runner:
     """A converted model in CTranslate2."""
+
+    max_positions: int | None = None
 
     def __init__(self, tokenizer: Any, options: Seq2SeqOptions, naming: Naming) -> None:
         try:
@@ -232,10 +234,8 @@ class CTranslate2Runner:
             raise EngineError(
                 "option ct2_model needs CTranslate2: pip install 'lrm-llava[ct2]'"
             ) from error
-        self.tokenizer = tokenizer
-        self.max_positions: int | None = None
+        self.tokenizer, self._options = tokenizer, options
         self._first = [naming.first] if naming.first else None
-        self._beams, self._no_repeat = options.beams, options.no_repeat_ngram
         kind, _, index = options.device.partition(":")
         with _loading(str(options.ct2_model)):
             self.model = ctranslate2.Translator(
@@ -250,12 +250,15 @@ class CTranslate2Runner:
         results = self.model.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(ids) for ids in batch],
             target_prefix=None if self._first is None else [self._first] * len(batch),
-            beam_size=self._beams,
-            no_repeat_ngram_size=self._no_repeat,
+            beam_size=self._options.beams,
+            no_repeat_ngram_size=self._options.no_repeat_ngram,
             max_decoding_length=limit,
             return_end_token=True,
         )
-        return [self._read(result.hypotheses[0]) for result in results]
+        ids_of = self.tokenizer.convert_tokens_to_ids
+        first = None if self._first is None else ids_of(self._first[0])
+        end = self.tokenizer.eos_token_id
+        return [_without_specials(ids_of(r.hypotheses[0]), first, end) for r in results]
 
     def free(self) -> None:
         """Does nothing: CTranslate2 frees unused memory itself."""
@@ -263,13 +266,6 @@ class CTranslate2Runner:
     def close(self) -> None:
         """Frees all memory."""
         self.model.unload_model()
-
-    def _read(self, tokens: list[str]) -> DecodedText:
-        is_ended = tokens[-1:] == [self.tokenizer.eos_token]
-        tokens = tokens[: len(tokens) - is_ended]
-        if self._first is not None and tokens[:1] == self._first:
-            tokens = tokens[1:]
-        return DecodedText(self.tokenizer.convert_tokens_to_ids(tokens), is_ended)
 
 
 Runner = TorchRunner | CTranslate2Runner
@@ -453,9 +449,9 @@ class Seq2SeqEngine(TranslationEngine):
         )
         outcomes: list[Outcome] = []
         for i, answer, text in zip(batch, answers, map(str.strip, texts), strict=True):
-            fault = "" if answer.is_ended else f"no end after {limit} tokens"
-            fault = fault or ("" if text else "empty answer")
-            outcomes.append(Outcome(i, None, fault) if fault else Outcome(i, text))
+            fault = "empty answer" if answer.is_ended else f"no end after {limit} tokens"
+            is_good = answer.is_ended and text
+            outcomes.append(Outcome(i, text) if is_good else Outcome(i, None, fault))
         usage = Usage(1, num_tokens, sum(len(answer.ids) for answer in answers))
         return Reply(tuple(outcomes), usage)
 

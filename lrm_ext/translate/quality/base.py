@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from llava.errors import ConfigError
 from lrm_ext.languages._toml import convert
 from lrm_ext.languages.identification import Confusable
 from lrm_ext.languages.registry import get_language
-from lrm_ext.translate.protect import ProtectedSpan, find_spans, plain_characters
+from lrm_ext.translate.protect import ProtectedSpan, find_spans, outside_of, plain_characters
 
 # Findings of these checks are a matter of degree, since people translate freely, too: review them.
 # Findings of the other checks are errors.
@@ -175,6 +175,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
 
 
+@dataclass(slots=True, eq=False)
 class TextPair:
     """A text and its translation.
 
@@ -189,45 +190,66 @@ class TextPair:
         source_words: Words of the text, folded, without protected parts.
         target_words: The same for the translation; letters if blanks do not separate words.
         parts: The prose of the translation; for a row, that of each turn.
+        measured: The value of each check, by name, once they have run.
         known_words: For each word of the text in the lexicon, by key, whether the translation has
             it; None until `check_meaning` has run.
     """
 
     # plain attributes, because lazy properties cost more than they save
-    def __init__(self, source: str, target: str, source_lang: str, target_lang: str) -> None:
-        self.source = source
-        self.target = target = plain_characters(target)
-        self.source_lang = source_lang
-        self.target_lang = target_lang
-        self.source_spans = find_spans(source)
-        self.source_prose = prose(source, self.source_spans)
+    source: str
+    target: str
+    source_lang: str
+    target_lang: str
+    source_spans: Sequence[ProtectedSpan]
+    source_prose: str
+    target_prose: str
+    source_words: list[str]
+    target_words: list[str]
+    parts: tuple[str, ...]
+    measured: dict[str, Measured] = field(default_factory=dict)
+    known_words: dict[str, bool] | None = None
+
+    @classmethod
+    def of(cls, source: str, target: str, source_lang: str, target_lang: str) -> TextPair:
+        """Finds the protected parts and the words of a text and its translation."""
+        target, spans = plain_characters(target), find_spans(source)
+        source_prose = prose(source, spans)
         # so that "XIX" in "siglo XIX" is no word of another script or language
-        self.target_prose = ROMAN.sub(" ", prose(target, _copied_spans(target, source)))
-        self.source_words = words(self.source_prose, source_lang)
-        self.target_words = words(self.target_prose, target_lang)
-        self.parts: tuple[str, ...] = (self.target_prose,)
-        self.known_words: dict[str, bool] | None = None
+        target_prose = ROMAN.sub(" ", prose(target, _copied_spans(target, source)))
+        return cls(
+            source,
+            target,
+            source_lang,
+            target_lang,
+            source_spans=spans,
+            source_prose=source_prose,
+            target_prose=target_prose,
+            source_words=words(source_prose, source_lang),
+            target_words=words(target_prose, target_lang),
+            parts=(target_prose,),
+        )
 
     @classmethod
     def of_all(cls, pairs: Sequence[TextPair]) -> TextPair:
         """Joins the turns of a row to one text, a line each, and reuses their results."""
-        whole = cls.__new__(cls)
-        whole.source = "\n".join([pair.source for pair in pairs])
-        whole.target = "\n".join([pair.target for pair in pairs])
-        whole.source_lang, whole.target_lang = pairs[0].source_lang, pairs[0].target_lang
-        whole.source_spans = ()
-        whole.source_prose = "\n".join([pair.source_prose for pair in pairs])
-        whole.parts = tuple([pair.target_prose for pair in pairs])
-        whole.target_prose = "\n".join(whole.parts)
-        whole.source_words = list(chain.from_iterable([pair.source_words for pair in pairs]))
-        whole.target_words = list(chain.from_iterable([pair.target_words for pair in pairs]))
         found: dict[str, bool] = {}
         for pair in pairs:
             for key, is_there in (pair.known_words or {}).items():
                 found[key] = is_there or found.get(key, False)
         is_known = all([pair.known_words is not None for pair in pairs])
-        whole.known_words = found if is_known else None
-        return whole
+        return cls(
+            "\n".join([pair.source for pair in pairs]),
+            "\n".join([pair.target for pair in pairs]),
+            pairs[0].source_lang,
+            pairs[0].target_lang,
+            source_spans=(),
+            source_prose="\n".join([pair.source_prose for pair in pairs]),
+            target_prose="\n".join([pair.target_prose for pair in pairs]),
+            source_words=list(chain.from_iterable([pair.source_words for pair in pairs])),
+            target_words=list(chain.from_iterable([pair.target_words for pair in pairs])),
+            parts=tuple([pair.target_prose for pair in pairs]),
+            known_words=found if is_known else None,
+        )
 
 
 def _copied_spans(target: str, source: str) -> Sequence[ProtectedSpan]:
@@ -241,11 +263,7 @@ def _copied_spans(target: str, source: str) -> Sequence[ProtectedSpan]:
 
 def prose(text: str, spans: Sequence[ProtectedSpan]) -> str:
     """Replaces each protected part of a text by a blank."""
-    if not spans:
-        return text
-    starts, ends = [span.start for span in spans], [span.end for span in spans]
-    pieces = zip([0, *ends], [*starts, len(text)], strict=True)
-    return " ".join([text[start:end] for start, end in pieces])
+    return " ".join(outside_of(spans, text)) if spans else text
 
 
 def words(text: str, lang: str) -> list[str]:

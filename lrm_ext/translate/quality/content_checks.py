@@ -18,7 +18,6 @@ languages inflect words. A language without a file has no lexicon.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,8 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import damaged_parts, find_spans
@@ -69,24 +70,20 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """Counts protected parts other than numbers that are missing or too much."""
-    spans = pair.source_spans
+    spans, target = pair.source_spans, pair.target
+    is_marked = bool(spans) or "<" in target or "#" in target or ":" in target
+    kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
     faults: list[str] = []
-    if spans or "<" in pair.target or "#" in pair.target or ":" in pair.target:
-        kinds = {pair.source[span.start : span.end]: span.kind for span in spans}
-        for fault in damaged_parts(pair.source, pair.target, spans):
-            part = fault.removeprefix("missing ").removeprefix("too much ")
-            kind = kinds.get(part)
-            if kind in _NUMERIC or (kind is None and part[:1].isdigit()):
-                continue  # counted by `check_numbers`
-            if kind == "quote" and part.strip(QUOTES) in pair.target:
-                continue  # with the quotation marks of the language
-            faults.append(fault)
-        faults += _lost_names(pair)
-    else:
-        faults = _lost_names(pair)
-        if not faults:
-            return None
-    return Measured(len(faults), ", ".join(faults))
+    for fault in damaged_parts(pair.source, target, spans) if is_marked else ():
+        part = fault.removeprefix("missing ").removeprefix("too much ")
+        kind = kinds.get(part)
+        if kind in _NUMERIC or (kind is None and part[:1].isdigit()):
+            continue  # counted by `check_numbers`
+        if kind == "quote" and part.strip(QUOTES) in target:
+            continue  # with the quotation marks of the language
+        faults.append(fault)
+    faults += _lost_names(pair)
+    return Measured(len(faults), ", ".join(faults)) if faults or is_marked else None
 
 
 def _lost_names(pair: TextPair) -> list[str]:
@@ -129,8 +126,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:[-‐][^\W\d_]+)*")
 _GAP = re.compile(r"[\s‐-]*(?:[^\W\d_]{1,3}[\s‐-]+)?")
 # Letters that join two numbers in one word: "einundzwanzig", "soixante-et-onze".
 _MAX_JOINT = 4
-_ROMAN_FORM = re.compile(r"X{0,3}(?:IX|IV|V?I{0,3})")
-_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
+_ROMAN_ONES = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
+_ROMAN_NUMERALS = {"X" * (n // 10) + _ROMAN_ONES[n % 10]: n for n in range(1, 40)}
 
 
 class _Part(NamedTuple):
@@ -152,8 +149,8 @@ def spelled_numbers(text: str, lang: str) -> Counter[int]:
         >>> spelled_numbers("Drugi svjetski rat, XX. stoljeće", "hr")
         Counter({20: 1, 2: 1})
     """
-    found = Counter(_roman(m[1] or m[2]) for m in ROMAN.finditer(text))
-    del found[0]
+    romans = (match[1] or match[2] for match in ROMAN.finditer(text))
+    found = Counter(_ROMAN_NUMERALS[roman] for roman in romans if roman in _ROMAN_NUMERALS)
     is_spaced = get_language(lang).spaced
     text = text.casefold()
     groups: list[list[_Part]] = []
@@ -242,16 +239,6 @@ def _value(group: list[_Part]) -> int:
         else:
             rest += value
     return total + rest
-
-
-def _roman(text: str) -> int:
-    if not _ROMAN_FORM.fullmatch(text):
-        return 0
-    digits = [_ROMAN_DIGITS[letter] for letter in text]
-    return sum(
-        -digit if digit < after else digit
-        for digit, after in zip(digits, [*digits[1:], 0], strict=True)
-    )
 
 
 _YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
@@ -346,8 +333,7 @@ def get_lexicon(lang: str) -> dict[str, frozenset[str]] | None:
     path = DATA_DIR / f"{lang}.json"
     if not path.is_file():
         return None
-    stems = json.loads(path.read_text(encoding="utf-8"))
-    return {key: frozenset(values) for key, values in stems.items()}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, frozenset[str]])
 
 
 @lru_cache(maxsize=1 << 15)

@@ -17,7 +17,6 @@ identifier is not asked, because it would guess.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections import Counter
@@ -67,13 +66,13 @@ def check_order(source: Sequence[Turn], target: Sequence[Turn]) -> Measured:
     return Measured(float(len(roles)), f"roles of {len(roles)} turns differ")
 
 
-_ENCODINGS = ("cp1252", "latin-1", "cp1250", "cp1251")
-# what any of them may decode a byte to
-_MADE = frozenset(
-    bytes([byte]).decode(encoding, "ignore") or chr(byte)
-    for encoding in _ENCODINGS
-    for byte in range(0x80, 0x100)
-)
+_HIGH = range(0x80, 0x100)
+# For each encoding, the bytes of its characters, by code point.
+_BYTES = [
+    {ord(char): byte for byte in _HIGH for char in bytes([byte]).decode(encoding, "ignore")}
+    for encoding in ("cp1252", "latin-1", "cp1250", "cp1251")
+]
+_MADE = frozenset(chr(code) for table in _BYTES for code in table)
 _RUN = re.compile(r"[^\x00-\x7f]{2,}")
 _LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
 
@@ -97,22 +96,15 @@ def undo(run: str) -> str | None:
         >>> undo("Ã¨")
         'è'
     """
-    for encoding in _ENCODINGS if _MADE.issuperset(run) else ():
+    for table in _BYTES if _MADE.issuperset(run) else ():
         with suppress(UnicodeError):
-            text = run.encode(encoding, _AS_BYTE).decode("utf-8")
+            # a character that an encoding lacks counts as its code point's byte
+            text = run.translate(table).encode("latin-1").decode("utf-8")
             if not text.isascii() and len(text) < len(run):
                 return text
     return None
 
 
-def _as_byte(error: UnicodeError) -> tuple[bytes, int]:
-    """Encodes a character that an encoding lacks as its code point's byte."""
-    assert isinstance(error, UnicodeEncodeError)
-    return error.object[error.start : error.end].encode("latin-1"), error.end
-
-
-_AS_BYTE = "lrm_as_byte"
-codecs.register_error(_AS_BYTE, _as_byte)
 # By ISO 15924 code. Other scripts are not checked.
 _RANGES = {
     "Latn": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
@@ -313,13 +305,10 @@ def check_language(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     if pair.target_lang not in scores:
         return None  # the identifier does not know the language
     own = max([scores[code] for code in (pair.target_lang, *thresholds.near) if code in scores])
-    best, foreign = pair.target_lang, own
-    for code in _foreign(pair.target_lang, thresholds.near, thresholds.rivals):
-        if scores.get(code, own) > foreign:
-            best, foreign = code, scores[code]
-    if best == pair.target_lang:
-        return Measured(0.0, "")
-    return Measured(foreign - own, f"looks like {best!r}, expected {pair.target_lang!r}")
+    others = _foreign(pair.target_lang, thresholds.near, thresholds.rivals)
+    best = max(others, key=lambda code: scores.get(code, own), default=pair.target_lang)
+    value = max(0.0, scores.get(best, own) - own)
+    return Measured(value, f"looks like {best!r}, expected {pair.target_lang!r}")
 
 
 def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:

@@ -12,8 +12,7 @@ from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, get_conversation
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.drop import DropPolicy
-from llava.data.sample import Sample, SampleError
+from llava.data.sample import DropPolicy, Sample, SampleError
 from llava.errors import ConfigError, DataError
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 

@@ -8,7 +8,6 @@ from llava import conversation as conversation_lib
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, get_conversation
 from llava.data import preprocess as pre
-from llava.data.render import v0_header
 
 ARGS = SimpleNamespace(is_multimodal=True, mm_use_im_start_end=False)
 
@@ -127,7 +126,7 @@ def test_v0_helpers_put_together_what_preprocess_does(llama_tokenizer, load_gold
         c for c in load_golden("preprocess")
         if c["version"] == "v0" and c["legacy"] and not c["has_image"]
     )  # fmt: skip
-    source, header = copy.deepcopy(case["conversations"]), v0_header(conv)
+    source, header = copy.deepcopy(case["conversations"]), f"{conv.system}\n\n"
     text = pre._add_speaker_and_signal(header, source, conv=conv)
     assert source == case["after_multimodal"]
     labels = pre._tokenize_fn([text], tokenizer)["labels"][0]

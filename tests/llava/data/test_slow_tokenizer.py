@@ -7,9 +7,8 @@ import pytest
 import sentencepiece
 
 from llava.conversation import get_conversation
-from llava.data.render import place_images
 from llava.data.sample import Sample, Turn
-from llava.data.tokenize import encode_prompt, encode_turns
+from llava.data.tokenize import encode_prompt, encode_turns, place_images
 from llava.errors import TemplateError
 
 

@@ -73,7 +73,7 @@ def test_turns_that_are_not_supervised_are_masked(llama_tokenizer):
 
 @pytest.mark.parametrize("script", CONVERSATIONS)
 def test_ids_are_those_of_tokenizer_image_token(llama_tokenizer, script):
-    from llava.data.render import render
+    from llava.data.tokenize import render
 
     turns, conv = _turns(CONVERSATIONS[script], image=True), get_conversation("v1")
     encoded = encode_turns(turns, conv, llama_tokenizer())

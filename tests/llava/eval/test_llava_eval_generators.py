@@ -11,7 +11,7 @@ import pytest
 
 from llava import conversation as conversation_lib
 from llava.conversation import conv_templates
-from llava.errors import ConfigError, DataError, TemplateError
+from llava.errors import ConfigError, DataError, TemplateError, make_parser
 from llava.eval import (
     model_qa,
     model_vqa,
@@ -198,12 +198,9 @@ def test_flags_that_cannot_be(flags):
         model_vqa.main(flags(conv_mode="vicuna_v11"))
 
 
-def test_defaults(monkeypatch):
-    seen = []
+def test_defaults():
     for module, tokens in ((model_vqa, 1024), (model_vqa_loader, 128), (model_vqa_science, 1024)):
-        monkeypatch.setattr(module, "eval_model", seen.append)
-        module.main([])
-        args = seen.pop()
+        args = make_parser("", *module.SCRIPT.flags()).parse_args([])
         assert (args.model_path, args.model_base) == ("facebook/opt-350m", None)
         assert (args.image_folder, args.answers_file) == ("", "answer.jsonl")
         assert (args.num_chunks, args.chunk_idx) == (1, 0)

@@ -47,11 +47,17 @@ def test_answers_and_shows_the_answer(arguments, capsys):
 
 
 def test_command_line(arguments, capsys, monkeypatch):
-    seen = []
-    monkeypatch.setattr(run_llava, "eval_model", seen.append)
-    run_llava.main(["--model-path", "m", "--image-file", "a;b", "--query", "Q", "--sep", ";"])
+    image_parser, seen = run_llava.image_parser, []
+
+    def stop(args):
+        seen.append(args)
+        raise DataError("seen enough")
+
+    monkeypatch.setattr(run_llava, "image_parser", stop)
+    with pytest.raises(SystemExit, match="seen enough"):
+        run_llava.main(["--model-path", "m", "--image-file", "a;b", "--query", "Q", "--sep", ";"])
     (args,) = seen
-    assert run_llava.image_parser(args) == ["a", "b"]
+    assert image_parser(args) == ["a", "b"]
     assert (args.temperature, args.num_beams, args.max_new_tokens) == (0.2, 1, 512)
 
 

@@ -1,19 +1,21 @@
 """A worker with a stub model in a process of its own, to be killed: see `test_serve_faults`."""
 
-import argparse
 import logging
 
 from conftest import ByteTokenizer, StubModel, stub_processor
 
+from llava.errors import flag, make_parser
 from llava.serve import model_worker
 from llava.serve.engine import Engine, load_engine
 from llava.serve.model_worker import ModelWorker
 
-parser = argparse.ArgumentParser()
-model_worker.add_worker_flags(parser)
-parser.add_argument("--answer", default="")
-parser.add_argument("--delay", type=float, default=0.0)
-parser.add_argument("--model-path", help="a real model in place of the stub")
+parser = make_parser(
+    __doc__,
+    *model_worker.WORKER_FLAGS,
+    flag("--answer", default=""),
+    flag("--delay", type=float, default=0.0),
+    flag("--model-path", help="a real model in place of the stub"),
+)
 args = parser.parse_args()
 logging.basicConfig(level=logging.INFO)
 if args.model_path:

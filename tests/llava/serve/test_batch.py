@@ -1,5 +1,6 @@
 """Requests in one batch get what they get alone."""
 
+import queue
 import random
 import threading
 import time
@@ -18,12 +19,10 @@ from llava.serve.batch import (
     BLOCK,
     Batch,
     BatchScheduler,
-    Busy,
-    DeadlineExceeded,
     KVRows,
-    Stopping,
     ThreadScheduler,
     Ticket,
+    Unanswered,
     batching_blocker,
     build_scheduler,
 )
@@ -36,6 +35,7 @@ from llava.serve.engine import (
     image_key,
     load_engine,
 )
+from llava.serve.protocol import DEADLINE, STOPPING
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 WORDS = "what is in the picture and how many of them are there".split()
@@ -92,6 +92,25 @@ def requests_of(pictures, number=16, **options):
     return found
 
 
+def events_of(scheduler, request):
+    """Answer a request; closing the iterator cancels it."""
+    events = queue.SimpleQueue()
+    ticket = Ticket(request, events.put)
+    scheduler.submit(ticket)
+    try:
+        while not (event := events.get()).is_last:
+            yield event
+        yield event
+    finally:
+        ticket.cancelled.set()
+
+
+def text_alone(engine, request):
+    pieces = []
+    engine.answer(request, pieces.append)
+    return "".join(pieces)
+
+
 def text_of(events):
     return "".join(event.text for event in events)
 
@@ -103,7 +122,7 @@ def answer_all(scheduler, requests, seed=0):
 
     def ask(index, delay):
         time.sleep(delay)
-        found[index] = list(scheduler.stream(requests[index]))
+        found[index] = list(events_of(scheduler, requests[index]))
 
     threads = [
         threading.Thread(target=ask, args=(index, rng.random() * 0.1))
@@ -118,7 +137,7 @@ def answer_all(scheduler, requests, seed=0):
 
 def test_greedy_answers_are_those_of_generate(engine, scheduler, pictures):
     requests = requests_of(pictures)
-    alone = ["".join(engine.stream(request)) for request in requests]
+    alone = [text_alone(engine, request) for request in requests]
     running = scheduler()
     for seed in range(2):
         events = answer_all(running, requests, seed)
@@ -135,13 +154,13 @@ def test_greedy_answers_are_those_of_generate(engine, scheduler, pictures):
 
 def test_a_narrow_batch_gives_the_same(engine, scheduler, pictures):
     requests = requests_of(pictures)
-    alone = ["".join(engine.stream(request)) for request in requests]
+    alone = [text_alone(engine, request) for request in requests]
     assert [text_of(e) for e in answer_all(scheduler(max_running=3), requests)] == alone
 
 
 def test_tiled_pictures_in_a_batch(anyres_engine, scheduler, pictures, monkeypatch):
     requests = requests_of(pictures, 8)
-    alone = ["".join(anyres_engine.stream(request)) for request in requests]
+    alone = [text_alone(anyres_engine, request) for request in requests]
     tower = anyres_engine.model.get_vision_tower()
     forward, calls = tower.forward, []
     monkeypatch.setattr(tower, "forward", lambda pixels: calls.append(1) or forward(pixels))
@@ -153,7 +172,7 @@ def test_tiled_pictures_in_a_batch(anyres_engine, scheduler, pictures, monkeypat
 
 def test_usage_counts_pictures(engine, scheduler, pictures):
     request = GenerationRequest("USER: <image>\nA ASSISTANT:", (pictures[0],), temperature=0)
-    done = list(scheduler().stream(request))[-1]
+    done = list(events_of(scheduler(), request))[-1]
     num_ids = engine.prepare(request).input_ids.shape[1]
     num_patches = engine.model.get_vision_tower().num_patches
     assert done.usage[0] == num_ids - 1 + num_patches
@@ -162,16 +181,16 @@ def test_usage_counts_pictures(engine, scheduler, pictures):
 def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(scheduler, pictures):
     running = scheduler()
     mine = GenerationRequest("USER: hello ASSISTANT:", temperature=1.0, seed=5, max_new_tokens=20)
-    alone = text_of(running.stream(mine))
+    alone = text_of(events_of(running, mine))
     crowd = requests_of(pictures, 8, temperature=1.0)
     assert text_of(answer_all(running, [*crowd, mine])[-1]) == alone
     other = GenerationRequest("USER: hello ASSISTANT:", temperature=1.0, seed=6, max_new_tokens=20)
-    assert text_of(running.stream(other)) != alone
+    assert text_of(events_of(running, other)) != alone
 
 
 def test_stop_strings_belong_to_their_request(engine, scheduler):
     plain = GenerationRequest("USER: hello ASSISTANT:", temperature=0, max_new_tokens=30)
-    whole = "".join(engine.stream(plain))
+    whole = text_alone(engine, plain)
     stop = whole[8:11]
     stopping = GenerationRequest(
         "USER: hello ASSISTANT:", temperature=0, max_new_tokens=30, stop=stop
@@ -204,8 +223,8 @@ def test_top_p_of_zero_is_the_most_probable():
 def test_a_request_that_is_cancelled_leaves_the_others_alone(engine, scheduler, pictures):
     running = scheduler()
     requests = requests_of(pictures, 4)
-    alone = ["".join(engine.stream(request)) for request in requests]
-    endless = running.stream(GenerationRequest("USER: a ASSISTANT:", max_new_tokens=240))
+    alone = [text_alone(engine, request) for request in requests]
+    endless = events_of(running, GenerationRequest("USER: a ASSISTANT:", max_new_tokens=240))
     next(endless)
     endless.close()
     assert [text_of(each) for each in answer_all(running, requests)] == alone
@@ -215,8 +234,8 @@ def test_a_request_that_is_cancelled_leaves_the_others_alone(engine, scheduler, 
 def test_a_row_in_the_middle_may_be_cancelled(engine, scheduler):
     running = scheduler()
     request = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=200)
-    alone = "".join(engine.stream(request))
-    streams = [running.stream(request) for _ in range(3)]
+    alone = text_alone(engine, request)
+    streams = [events_of(running, request) for _ in range(3)]
     texts = [next(stream).text for stream in streams]
     streams[0].close()
     assert [text + text_of(stream) for text, stream in zip(texts, streams, strict=True)][1:] == [
@@ -227,18 +246,18 @@ def test_a_row_in_the_middle_may_be_cancelled(engine, scheduler):
 def test_full_queue_says_so_and_forgets_nobody(scheduler):
     running = scheduler(max_running=1, max_waiting=1)
     long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=200)
-    first, second = running.stream(long), running.stream(long)
+    first, second = events_of(running, long), events_of(running, long)
     next(first)
     thread = threading.Thread(target=list, args=(second,))
     thread.start()
     deadline = time.monotonic() + 10
     while running.num_requests < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
-    with pytest.raises(Busy, match="1 requests are being answered and 1 wait"):
-        list(running.stream(long))
+    with pytest.raises(Unanswered, match="1 requests are being answered and 1 wait"):
+        list(events_of(running, long))
     list(first)
     thread.join(timeout=20)
-    assert list(running.stream(long))[-1].finish_reason == "length"
+    assert list(events_of(running, long))[-1].finish_reason == "length"
 
 
 def test_deadlines_hold_for_those_who_wait_and_those_who_run(scheduler):
@@ -246,28 +265,47 @@ def test_deadlines_hold_for_those_who_wait_and_those_who_run(scheduler):
     long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=230)
     for events in answer_all(running, [long] * 3):
         if events[-1].error is not None:
-            assert isinstance(events[-1].error, DeadlineExceeded)
+            assert events[-1].error.kind == DEADLINE
     seen = []
     running.submit(Ticket(long, seen.append, started=time.monotonic() - 1))
     assert running.drain(10)
-    assert isinstance(seen[-1].error, DeadlineExceeded)
+    assert seen[-1].error.kind == DEADLINE
 
 
 def test_draining_finishes_what_was_taken_and_takes_nothing_new(engine, scheduler):
     running = scheduler()
     request = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=50)
-    stream = running.stream(request)
+    stream = events_of(running, request)
     first = next(stream)
     assert running.drain(20)
-    with pytest.raises(Stopping):
-        list(running.stream(request))
-    assert first.text + text_of(stream) == "".join(engine.stream(request))
+    with pytest.raises(Unanswered, match="about to stop"):
+        list(events_of(running, request))
+    assert first.text + text_of(stream) == text_alone(engine, request)
+
+
+def test_closing_answers_those_who_are_there_and_those_who_come_too_late(scheduler, monkeypatch):
+    running = scheduler(max_running=1)
+    long = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=200)
+    seen = [[], []]
+    for events in seen:
+        running.submit(Ticket(long, events.append))
+    prepare = running.batch.prepare
+
+    def close_meanwhile(*request):
+        running.close()
+        return prepare(*request)
+
+    monkeypatch.setattr(running.batch, "prepare", close_meanwhile)
+    with pytest.raises(Unanswered, match="the worker stopped"):
+        list(events_of(running, long))
+    assert [events[-1].error.kind for events in seen] == [STOPPING, STOPPING]
+    assert running.num_requests == 0
 
 
 def test_a_failing_step_fails_its_requests_only(scheduler, monkeypatch):
     running = scheduler()
     request = GenerationRequest("USER: a ASSISTANT:", temperature=0, max_new_tokens=30)
-    good = text_of(running.stream(request))
+    good = text_of(events_of(running, request))
     calls = []
 
     def step(self):
@@ -276,9 +314,9 @@ def test_a_failing_step_fails_its_requests_only(scheduler, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Batch, "step", step)
-        assert isinstance(list(running.stream(request))[-1].error, torch.OutOfMemoryError)
+        assert isinstance(list(events_of(running, request))[-1].error, torch.OutOfMemoryError)
     assert len(calls) == 1
-    assert text_of(running.stream(request)) == good
+    assert text_of(events_of(running, request)) == good
 
 
 def test_a_failing_prompt_fails_its_request_only(engine, scheduler, pictures, monkeypatch):
@@ -300,10 +338,10 @@ def test_a_failing_prompt_fails_its_request_only(engine, scheduler, pictures, mo
 def test_what_cannot_be_taken_is_refused_at_once(engine, scheduler, pictures):
     running = scheduler()
     with pytest.raises(ContextFull):
-        list(running.stream(GenerationRequest("USER: " + "word " * 400)))
+        list(events_of(running, GenerationRequest("USER: " + "word " * 400)))
     textual = scheduler(engine=Engine(engine.tokenizer, engine.model, None, "text"))
     with pytest.raises(DataError, match="takes no images"):
-        list(textual.stream(GenerationRequest("<image>", (pictures[0],))))
+        list(events_of(textual, GenerationRequest("<image>", (pictures[0],))))
     assert running.num_requests == textual.num_requests == 0
 
 
@@ -387,7 +425,7 @@ def test_what_an_earlier_row_left_is_gone():
 @pytest.mark.parametrize("limit", [2 * BLOCK, 5 * BLOCK])
 def test_keys_and_values_stay_within_their_bound(engine, scheduler, pictures, limit, monkeypatch):
     requests = requests_of(pictures, number=8)
-    alone = ["".join(engine.stream(request)) for request in requests]
+    alone = [text_alone(engine, request) for request in requests]
     running = scheduler(max_kv_tokens=limit)
     largest, rows = [0], set()
     step = running.batch.step
@@ -412,9 +450,9 @@ def test_a_prompt_larger_than_the_memory_is_refused_and_an_answer_is_cut(engine,
     running = scheduler(max_kv_tokens=BLOCK)
     words = " ".join(WORDS[index % len(WORDS)] for index in range(BLOCK))
     with pytest.raises(DataError, match="max-kv-tokens"):
-        next(running.stream(GenerationRequest(words, temperature=0)))
+        next(events_of(running, GenerationRequest(words, temperature=0)))
     request = GenerationRequest("USER: what ASSISTANT:", temperature=0, max_new_tokens=1000)
-    last = list(running.stream(request))[-1]
+    last = list(events_of(running, request))[-1]
     assert last.error is None
     assert sum(last.usage) <= BLOCK
     assert running.num_requests == 0
@@ -424,8 +462,8 @@ def test_requests_wait_for_memory_and_are_busy_beyond_the_queue(engine, schedule
     running = scheduler(max_running=2, max_waiting=0, max_kv_tokens=BLOCK)
     request = GenerationRequest("USER: what ASSISTANT:", temperature=0, max_new_tokens=90)
     events = answer_all(running, [request] * 2)
-    assert text_of(events[0]) == text_of(events[1]) == "".join(engine.stream(request))
-    first, second = running.stream(request), running.stream(request)
+    assert text_of(events[0]) == text_of(events[1]) == text_alone(engine, request)
+    first, second = events_of(running, request), events_of(running, request)
     next(first), next(second)
     assert len(running.batch.rows) <= 1
 
@@ -449,9 +487,9 @@ def test_what_short_rows_left_is_given_back_to_a_long_one():
 
 def test_what_was_written_before_a_failure_is_sent(engine, scheduler, pictures, monkeypatch):
     request = replace(requests_of(pictures, number=1)[0], max_new_tokens=30)
-    alone = "".join(engine.stream(request))
+    alone = text_alone(engine, request)
     running = scheduler()
-    assert text_of(list(running.stream(request))) == alone
+    assert text_of(list(events_of(running, request))) == alone
     step, num_steps = running.batch.step, [0]
 
     def burn():
@@ -461,7 +499,7 @@ def test_what_was_written_before_a_failure_is_sent(engine, scheduler, pictures, 
         return step()
 
     monkeypatch.setattr(running.batch, "step", burn)
-    *texts, last = running.stream(request)
+    *texts, last = events_of(running, request)
     assert last.error is not None
     assert alone.startswith(text_of(texts))
     assert texts[-1].usage[1] == 10

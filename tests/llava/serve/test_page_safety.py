@@ -13,9 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from llava.errors import ConfigError
 from llava.serve import gradio_web_server, web
-from llava.serve.page import terms
-from llava.serve.page_guard import settings_from
-from llava.serve.page_state import (
+from llava.serve.chat import (
     DAY_S,
     ENGLISH_TEXT,
     PageSettings,
@@ -24,6 +22,7 @@ from llava.serve.page_state import (
     start_sweeper,
     sweep_images,
 )
+from llava.serve.gradio_web_server import terms
 from llava.serve.web import ImageLimits, clean
 
 ORIENTATION, GPS = 0x0112, 0x8825
@@ -394,7 +393,7 @@ def test_the_notice_says_how_long(tmp_path):
 )
 def test_flags_out_of_range_are_refused(flags):
     with pytest.raises(ConfigError, match=flags[0].partition("=")[0]):
-        settings_from(gradio_web_server.build_parser().parse_args(flags))
+        gradio_web_server.settings_from(gradio_web_server.build_parser().parse_args(flags))
 
 
 def test_nothing_but_pixels_is_left():

@@ -20,8 +20,8 @@ from PIL import Image
 from starlette.responses import Response
 
 from llava.serve import chat, openai_api
+from llava.serve.chat import PageSettings
 from llava.serve.openai_api import ApiSettings
-from llava.serve.page_state import PageSettings
 from llava.utils import server_error_msg
 
 EXCHANGE = json.loads(

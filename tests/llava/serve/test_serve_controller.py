@@ -48,6 +48,17 @@ def test_routes(start_controller):
     assert post(address, "/worker_get_status") == status("m", speed=1, queue_length=4)
 
 
+def test_a_worker_is_logged_when_it_is_new_or_its_models_are(caplog):
+    dispatch = Controller()
+    with caplog.at_level("INFO"):
+        for models in (["m"], ["m"], ["m"], []):
+            dispatch.register_worker("http://w", False, status(*models))
+    assert [record.message for record in caplog.records] == [
+        "registered worker http://w: m",
+        "registered worker http://w: ",
+    ]
+
+
 def test_shortest_queue_counts_what_it_gives_out():
     dispatch = Controller("shortest_queue")
     dispatch.register_worker("slow", False, status("m", speed=1))

@@ -31,8 +31,8 @@ from llava.serve import (
     protocol,
     web,
 )
+from llava.serve.chat import PageSettings
 from llava.serve.openai_api import ApiSettings
-from llava.serve.page_state import PageSettings
 
 MODEL = "llava-v1-stub"
 TINY = Path(__file__).parents[2] / "golden" / "llava" / "model" / "tiny-llava"

@@ -8,9 +8,9 @@ import requests
 from PIL import Image
 
 from llava.conversation import conversation_to_dict, get_conversation
-from llava.serve import chat, gradio_web_server, page
+from llava.serve import chat, gradio_web_server
+from llava.serve.chat import ENGLISH_TEXT, ChatState, PageSettings, PageText, PromptControl
 from llava.serve.engine import load_engine
-from llava.serve.page_state import ENGLISH_TEXT, ChatState, PageSettings, PageText, PromptControl
 from llava.serve.protocol import stop_string, template_name
 from llava.utils import moderation_msg, server_error_msg
 
@@ -275,21 +275,21 @@ def test_model_list_modes(serve_model):
 
 
 def test_examples(tmp_path, picture):
-    assert page.find_examples(tmp_path) == []
+    assert gradio_web_server.find_examples(tmp_path) == []
     (tmp_path / "examples").mkdir()
     picture.save(tmp_path / "examples" / "b.png")
     picture.save(tmp_path / "examples" / "a.png")
     picture.save(tmp_path / "examples" / "c.png")
     questions = {"b.png": "Što je?", "c.png": {"en": "Who?", "hr": "Tko?"}}
     (tmp_path / "examples" / "examples.json").write_text(json.dumps(questions), "utf-8")
-    found = [question for _, question in page.find_examples(tmp_path)]
+    found = [question for _, question in gradio_web_server.find_examples(tmp_path)]
     croatian = PageText("hr", "hrvatski", {"example_question": "Što je ovo?"})
     for text, wanted in (
         (ENGLISH_TEXT, ["What is this?", "Što je?", "Who?"]),
         (croatian, ["Što je ovo?", "Što je?", "Tko?"]),
         (PageText("cy", "Cymraeg", {}), ["What is this?", "Što je?", "What is this?"]),
     ):
-        assert [page.question_in(question, text) for question in found] == wanted
+        assert [gradio_web_server.question_in(question, text) for question in found] == wanted
 
 
 def test_the_page_starts_and_names_its_fields(serve_model):

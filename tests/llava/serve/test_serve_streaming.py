@@ -1,6 +1,3 @@
-import threading
-import time
-
 import pytest
 
 from llava.errors import DataError
@@ -21,8 +18,8 @@ def test_decoder_holds_back_unfinished_characters(make_engine):
 def test_decoder_flush_shows_what_will_never_be_finished(make_engine):
     decoder = IncrementalDecoder(make_engine().tokenizer)
     assert decoder.push(["ů".encode()[0]]) == ""
-    assert decoder.flush() == "\ufffd"
-    assert decoder.flush() == ""
+    assert decoder.push([], is_end=True) == "\ufffd"
+    assert decoder.push([], is_end=True) == ""
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
@@ -41,67 +38,62 @@ def test_stop_filter_gives_back_a_false_beginning():
     assert not stop_filter.stopped
 
 
+def answer_of(engine, request, is_over=lambda pieces: False):
+    pieces = []
+    reason = engine.answer(request, pieces.append, lambda: is_over(pieces))
+    return "".join(pieces), reason
+
+
 def test_engine_streams_the_answer(make_engine):
-    engine = make_engine(TEXT)
-    assert "".join(engine.stream(GenerationRequest("Q"))) == TEXT
+    pieces = []
+    assert make_engine(TEXT).answer(GenerationRequest("Q"), pieces.append) == "stop"
+    assert "".join(pieces) == TEXT
+    assert len(pieces) > 10
 
 
 def test_engine_stops_at_the_stop_string(make_engine):
     engine = make_engine("Yes.###" + "x" * 3000, delay_s=0.001)
-    answer = "".join(engine.stream(GenerationRequest("Q", stop="###", max_new_tokens=3000)))
-    assert answer == "Yes."
+    request = GenerationRequest("Q", stop="###", max_new_tokens=3000)
+    assert answer_of(engine, request) == ("Yes.", "stop")
     assert engine.model.num_generated < 100
 
 
 def test_engine_stops_at_a_special_token_that_decoding_hides(make_engine):
     engine = make_engine([*b"Yes.", 257, *b"x" * 3000], delay_s=0.001)
     request = GenerationRequest("Q", stop="<|im_end|>", max_new_tokens=3000)
-    assert "".join(engine.stream(request)) == "Yes."
+    assert answer_of(engine, request) == ("Yes.", "stop")
     assert engine.model.num_generated < 100
 
 
-def test_engine_raises_what_the_model_raised_at_once(make_engine):
+def test_engine_raises_what_the_model_raised(make_engine):
     engine = make_engine("abc", error=RuntimeError("the device burns"))
-    started = time.monotonic()
-    stream = engine.stream(GenerationRequest("Q"))
-    assert next(stream) == "a"
-    with pytest.raises(RuntimeError, match="the device burns"):
-        list(stream)
-    assert time.monotonic() - started < 5
-
-
-def test_closing_the_stream_ends_the_generation(make_engine):
-    engine = make_engine("x" * 3000, delay_s=0.002)
-    stream = engine.stream(GenerationRequest("Q", max_new_tokens=3000))
-    next(stream)
-    stream.close()
-    assert engine.model.finished.is_set()
-    assert engine.model.num_generated < 100
-
-
-def test_cancel_event_ends_the_generation(make_engine):
-    engine = make_engine("x" * 3000, delay_s=0.002)
-    cancel = threading.Event()
     pieces = []
-    for piece in engine.stream(GenerationRequest("Q", max_new_tokens=3000), cancel):
-        pieces.append(piece)
-        cancel.set()
-    assert len(pieces) < 100
+    with pytest.raises(RuntimeError, match="the device burns"):
+        engine.answer(GenerationRequest("Q"), pieces.append)
+    assert pieces == ["a", "b", "c"]
+
+
+def test_an_answer_that_nobody_needs_ends_at_once(make_engine):
+    engine = make_engine("x" * 3000, delay_s=0.002)
+    request = GenerationRequest("Q", max_new_tokens=3000)
+    assert answer_of(engine, request, lambda pieces: len(pieces) == 3) == ("xxx", None)
+    assert engine.model.finished.is_set()
+    assert engine.model.num_generated == 3
 
 
 def test_context_is_shared_by_text_pictures_and_answer(make_engine, picture):
     engine = make_engine("x" * 50, context_len=20)
     request = GenerationRequest("<image>\n12345", (picture,), max_new_tokens=50)
     # 6 bytes of text and 4 patches leave 10 positions.
-    assert "".join(engine.stream(request)) == "x" * 10
+    assert answer_of(engine, request) == ("x" * 10, "length")
     with pytest.raises(ContextFull):
-        list(engine.stream(GenerationRequest("1" * 20)))
+        answer_of(engine, GenerationRequest("1" * 20))
 
 
 def test_greedy_below_the_threshold(make_engine):
     engine = make_engine("a")
     for options in ({"temperature": 0.001}, {"temperature": 0.2, "top_p": 0.7}):
-        list(engine.stream(GenerationRequest("Q", **options)))
+        answer_of(engine, GenerationRequest("Q", **options))
     greedy, sampling = engine.model.calls
     assert greedy["do_sample"] is False
     assert (sampling["do_sample"], sampling["temperature"], sampling["top_p"]) == (True, 0.2, 0.7)

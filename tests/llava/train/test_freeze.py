@@ -6,7 +6,7 @@ from torch import nn
 
 from llava.errors import ConfigError
 from llava.train.arguments import parse_arguments
-from llava.train.freeze import FreezePlan, apply_freeze, part_of
+from llava.train.build import apply_freeze, part_of, trained_parts
 
 NAMES = {
     "model.embed_tokens.weight": "language model",
@@ -37,11 +37,11 @@ class Toy(nn.Module):
         self.lm_head = nn.Linear(2, 3, bias=False)
 
 
-def trained_parts(*flags):
+def parts_trained_by(*flags):
     flags = ["--output_dir", "out", "--use_cpu", "True", "--vision_tower", "t", *flags]
     model_args, _, training_args, _ = parse_arguments(args=flags)
-    report = apply_freeze(Toy(), FreezePlan.from_args(model_args, training_args))
-    return {part.part for part in report.parts if part.num_trainable}
+    counts = apply_freeze(Toy(), trained_parts(model_args, training_args))
+    return {count.part for count in counts if count.num_trainable}
 
 
 WHOLE = {"language model", "projector", "lm_head", "image newline"}
@@ -57,22 +57,23 @@ WHOLE = {"language model", "projector", "lm_head", "image newline"}
     ],
 )
 def test_plans(flags, expected):
-    assert trained_parts(*flags) == expected
+    assert parts_trained_by(*flags) == expected
 
 
 def test_tower_is_frozen_even_if_it_was_not_before():
     model = Toy()
-    apply_freeze(model, FreezePlan())
+    apply_freeze(model, WHOLE)
     assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
 
 
 def test_nothing_to_train_is_refused():
-    plan = FreezePlan(projector=False, language_model=False, head=False)
     with pytest.raises(ConfigError, match="nothing is left"):
-        apply_freeze(Toy(), plan)
+        apply_freeze(Toy(), ())
 
 
-def test_report_is_a_table():
-    report = str(apply_freeze(Toy(), FreezePlan(language_model=False, head=False)))
+def test_what_is_trained_is_logged_as_a_table(caplog):
+    with caplog.at_level("INFO"):
+        apply_freeze(Toy(), {"projector"})
+    (report,) = (record.getMessage() for record in caplog.records)
     assert "projector                    6              6  float32" in report
     assert report.splitlines()[-1].split() == ["total", "6", "26"]

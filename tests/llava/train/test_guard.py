@@ -10,8 +10,8 @@ from transformers import Trainer
 
 from llava.errors import ConfigError, UserError
 from llava.train.arguments import parse_arguments
+from llava.train.llava_trainer import STOPPED_EXIT_CODE, RunStoppedError
 from llava.train.metrics import read_metrics
-from llava.train.step_guard import STOPPED_EXIT_CODE, RunStoppedError
 from llava.train.train import main
 
 

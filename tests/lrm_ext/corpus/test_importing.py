@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava.data.drop import DropPolicy
 from llava.data.records import iter_records
-from llava.data.sample import Sample, SampleError
+from llava.data.sample import DropPolicy, Sample, SampleError
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus import columns

@@ -161,3 +161,12 @@ def test_other_versions_and_contradictions_are_refused(tmp_path):
         load_runs([first], languages=["hr"])
     with pytest.raises(ConfigError, match="twice"):
         load_runs([first, first])
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    run = write_run(tmp_path / "a", [answer(0)])
+    with pytest.raises(DataError, match=r"nope: no such folder; expected a model"):
+        load_runs([run, tmp_path / "nope"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no answers in it"):
+        load_runs([run, tmp_path / "empty"])

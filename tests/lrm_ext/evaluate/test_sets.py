@@ -14,10 +14,10 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate import commands
 from lrm_ext.evaluate.importing import import_benchmark, languages_of
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
-from lrm_ext.evaluate.printing import known_benchmarks
 from lrm_ext.evaluate.registry import get_benchmark, missing_images
 from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.report.evaluation import known_benchmarks
 
 
 def write_json(path, content):

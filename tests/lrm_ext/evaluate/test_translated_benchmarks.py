@@ -12,7 +12,7 @@ from lrm_ext.cli import app
 from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.items import Item, read_items
 from lrm_ext.evaluate.registry import write_folder
-from lrm_ext.evaluate.translating import read_corrections
+from lrm_ext.evaluate.translating import LanguagePairs, Pair, measure, read_corrections
 from lrm_ext.languages import get_language
 from lrm_ext.translate import runner
 from lrm_ext.translate.engines.base import Outcome, Reply
@@ -303,8 +303,6 @@ def test_two_engines_are_compared_and_the_worst_are_listed(source, engines, tmp_
 
 def test_chinese_has_its_own_tokenizer():
     pytest.importorskip("sacrebleu")
-    from lrm_ext.evaluate.agreement import LanguagePairs, Pair, measure
-
     pairs = LanguagePairs(
         (Pair("1", "question", "What?", "桌子上有什么东西?", "桌子上有什么?"),), 0
     )

@@ -19,7 +19,7 @@ from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named, write_folder
 from lrm_ext.evaluate.runner import _record
 from lrm_ext.evaluate.scoring import score_file
-from lrm_ext.export.predictions import (
+from lrm_ext.export.evaluation import (
     export_lmms_eval,
     export_vlmevalkit,
     read_run,

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from llava.conversation import conv_templates, get_conversation, register_conversation
-from llava.data.render import render
 from llava.data.sample import Turn
+from llava.data.tokenize import render
 from llava.errors import ConfigError, TemplateError
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.languages.templates import register_templates, template_for

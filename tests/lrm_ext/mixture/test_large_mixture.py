@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lrm_ext.corpus.store import Corpus, Meta
 from lrm_ext.mixture import Draw, Mixture, MixtureSpec
 from lrm_ext.mixture.table import make_table
-from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
+from lrm_ext.training.dataset import LengthWindowSampler, PackedSampler
 
 # which rows a language has
 EVERY = {"cs": 1, "de": 2, "hr": 1000}

@@ -133,7 +133,6 @@ def test_simulation_is_what_is_drawn(
         counts = drawn.get(each.lang, Counter())
         assert each.count == sum(counts.values())
         assert each.num_rows == len(counts)
-        assert each.num_repeats == sum(counts.values()) - len(counts)
         assert each.most_often == max(counts.values(), default=0)
 
 

@@ -111,7 +111,7 @@ def test_examples_are_what_they_are_said_to_be(corpus):
     assert reasons["odd"] == 1 and min(reasons.values()) >= 1 and len(reasons) == 4
     for example in (*czech.kept, *czech.faulty):
         assert example.text == opened.text("cs", example.index) == text_of(example.index)
-        assert example.id == f"r{example.index}"
+        assert example.row.id == f"r{example.index}"
     again = corpus_stats(opened, num_examples=12).languages[0]
     other = corpus_stats(opened, num_examples=12, seed=1).languages[0]
     assert (again.kept, again.faulty) == (czech.kept, czech.faulty)

@@ -10,11 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
+from llava.files import save_figure
 from lrm_ext.cli import app
-from lrm_ext.files import save_figure
 from lrm_ext.report.plots import languages_figure, ratio_figure, ratio_of
 from lrm_ext.report.qualitative import (
-    ExampleChoice,
     choose_examples,
     drawable,
     examples_figure,
@@ -44,7 +43,7 @@ def runs(tmp_path):
 @pytest.mark.parametrize("style", ["bars", "radar"])
 def test_figure_1_names_languages_settings_and_the_unit(runs, style, tmp_path):
     settings = [setting("English only", runs[0]), setting("full", runs[1])]
-    figure = languages_figure(score_settings(settings), ["English only", "full"], style)
+    figure = languages_figure(score_settings(settings), style)
     texts = texts_of(figure)
     for expected in ("English", "Czech", "German", "Chinese", "English only", "full",
                      "toy: accuracy (%)"):  # fmt: skip
@@ -56,15 +55,15 @@ def test_figure_1_names_languages_settings_and_the_unit(runs, style, tmp_path):
 
 def test_bars_have_the_scores_heights_and_differ_without_colour(runs):
     settings = [setting("a", runs[1]), setting("b", runs[0])]
-    (axes,) = languages_figure(score_settings(settings), ["a", "b"]).axes
+    (axes,) = languages_figure(score_settings(settings)).axes
     first, second = (axes.containers[i] for i in (0, 2))
     assert [bar.get_height() for bar in first] == [90, 80, 70, 100]
     assert [bar.get_height() for bar in second][:3] == [95, 50, 60]
     assert {bar.get_hatch() for bar in first} != {bar.get_hatch() for bar in second}
     with pytest.raises(ConfigError, match="bars or radar"):
-        languages_figure([], [], "pie")
+        languages_figure([], "pie")
     with pytest.raises(ConfigError, match="at most"):
-        languages_figure([], list("abcdefg"))
+        languages_figure(score_settings([setting(label, runs[0]) for label in "abcdefg"]))
 
 
 def test_figure_6_has_a_line_a_language_in_the_order_of_the_ratios(tmp_path):
@@ -74,7 +73,7 @@ def test_figure_6_has_a_line_a_language_in_the_order_of_the_ratios(tmp_path):
         for ratio, right in rights.items()
     ]
     (scored,) = score_settings(settings)
-    figure = ratio_figure(scored, list(rights))
+    figure = ratio_figure(scored)
     (axes,) = figure.axes
     lines = {c.get_label(): c.lines[0] for c in axes.containers}
     assert list(lines) == ["Czech", "German", "mean of 2 without English", "English"]
@@ -108,11 +107,10 @@ def test_examples_are_those_where_one_model_is_right_and_the_other_not(tmp_path,
     a = write_run(tmp_path / "a", {"en": 20, "cs": 20})
     b = write_run(tmp_path / "b", {"en": 20, "cs": 18})
     settings = [setting("a", a), setting("b", b)]
-    choice = ExampleChoice((), ("cs",), (), 3, seed=1)
-    examples = choose_examples(settings, choice, benchmark)
+    examples = choose_examples(settings, benchmark, languages=("cs",), seed=1)
     assert {shown.question_id for shown in examples.shown[:2]} == {"18", "19"}
     assert len(examples.shown) == 3 and "(2 of 20 questions)" in examples.caption
-    assert choose_examples(settings, choice, benchmark) == examples
+    assert choose_examples(settings, benchmark, languages=("cs",), seed=1) == examples
     yes = next(shown for shown in examples.shown if shown.question_id == "18")
     assert [(one.label, one.said.text, one.said.english, one.correct) for one in yes.answers] == [
         ("a", "Ano", "Yes", True), ("b", "Ne", "No", False),
@@ -132,16 +130,15 @@ def test_an_answer_that_is_not_in_the_table_has_no_translation(tmp_path, benchma
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["text"] = "<b>Nevim</b>"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    choice = ExampleChoice((), ("cs",), ("0",), 1, 0)
-    examples = choose_examples([setting("run", run)], choice, benchmark)
+    examples = choose_examples([setting("run", run)], benchmark, languages=("cs",), ids=("0",))
     (answer,) = examples.shown[0].answers
     assert answer.said.english is None and not answer.correct
     assert "no translation in the table" in examples_page(examples)
     assert "<b>Nevim" not in examples_page(examples)
     with pytest.raises(DataError, match="not every run has answered 77"):
-        choose_examples([setting("run", run)], ExampleChoice((), ("cs",), ("77",), 1, 0), benchmark)
+        choose_examples([setting("run", run)], benchmark, languages=("cs",), ids=("77",))
     with pytest.raises(ConfigError, match="in zh"):
-        choose_examples([setting("run", run)], ExampleChoice((), ("zh",), (), 1, 0), benchmark)
+        choose_examples([setting("run", run)], benchmark, languages=("zh",))
 
 
 def test_letters_without_a_font_are_said_not_drawn_as_boxes():

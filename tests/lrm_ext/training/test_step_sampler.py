@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrm_ext.training.sampler import LengthWindowSampler, PackedSampler
+from lrm_ext.training.dataset import LengthWindowSampler, PackedSampler
 
 
 def length(index):

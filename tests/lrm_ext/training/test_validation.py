@@ -10,7 +10,7 @@ import pytest
 from llava.errors import ConfigError
 from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.mixture import Mixture, MixtureSpec
-from lrm_ext.training.validation import StopEarly, is_held_out, split_corpus
+from lrm_ext.training.data_module import StopEarly, is_held_out, split_corpus
 
 VALIDATED = {"eval_share": 0.4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 

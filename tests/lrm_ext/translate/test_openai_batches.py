@@ -143,7 +143,7 @@ def run_until_waiting(engine: OpenAIEngine, cache: Cache) -> None:
             raise KeyboardInterrupt
 
         clock = SimpleNamespace(sleep=interrupt)
-        patch.setattr("lrm_ext.translate.engines.batch_api.time", clock)
+        patch.setattr("lrm_ext.translate.engines.openai.time", clock)
         run(engine, cache)
 
 

@@ -138,7 +138,6 @@ def test_fewer_pieces_are_explained(extended, corpus):
     _, said = extended
     num = int(re.search(r"(\d+) new pieces", said).group(1))
     assert num < 40 and f"{num} of 40 pieces: in the " in said and "words that were read" in said
-    assert Extension((), 0, {}).why_fewer(0) == ""
 
 
 def test_figures_are_of_text_that_was_not_learnt_from(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 
 from llava.errors import ConfigError
 from lrm_ext.languages.registry import list_languages
+from lrm_ext.translate.quality import CHECKS
 from lrm_ext.translate.quality.base import (
     DEFAULT_LIMITS,
     get_thresholds,
     parse_thresholds,
 )
-from lrm_ext.translate.quality.checking import CHECKS
 
 
 def test_every_check_has_a_limit_in_every_language() -> None:

@@ -1,12 +1,12 @@
-"""Exports the answers of a run as logs of lmms-eval and as tables of VLMEvalKit.
+"""Exports answers and benchmarks for lmms-eval, VLMEvalKit and Hugging Face datasets.
 
-Input: the folder of a run, read into one `ExportedResult` per benchmark and language. A file that
+Answers are those of a run, read into one `ExportedResult` per benchmark and language. A file that
 does not answer all questions of its benchmark is refused, because other tools would score it as if
 it were complete.
 
 lmms-eval: `<model>/<time>_samples_<task>.jsonl` has one line per question,
 `<model>/<time>_results.json` the scores of `lrm eval`, and `replay/<model>_<task>.json` the answers
-for lmms-eval's model `from_log`. The task is the one that `benchmarks.py` writes; a benchmark that
+for lmms-eval's model `from_log`. The task is the one that `export_tasks` writes; a benchmark that
 lmms-eval has itself gets a second replay log under lmms-eval's name. `doc_id` is the position of a
 question in our file, which is lmms-eval's own only if the benchmark was imported from the same
 Parquet files.
@@ -16,29 +16,38 @@ except the image, with the kit's labels (`Yes`, `No`), and the column `predictio
 scores with `--mode eval --reuse`. `index` is that of the kit's own TSV if the benchmark was
 imported from it. Otherwise it is the benchmark's number if that is unique (MMBench), or the
 position of the question, from 0 (SEED-Bench).
+
+Benchmarks: `export_dataset` writes `data/<lang>/test-*.parquet` with the images (one configuration
+per language, split `test`) and a dataset card; `datasets.load_dataset(folder, "cs")` and the Hub
+read them. `export_tasks` writes a folder for lmms-eval's `--include_path`: a YAML file per
+language, a group, and `utils.py`, which scores answers by the rules of `lrm benchmark score` and
+needs this project beside lmms-eval.
 """
 
 from __future__ import annotations
 
-import csv
 import datetime
 import hashlib
-import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from string import Template
 from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
 
 from llava.errors import ConfigError, DataError
 from llava.eval.eval_mme import COGNITION as MME_COGNITION
 from llava.eval.records import read_json_lines
-from llava.files import write_atomically, writing
+from llava.files import refuse_existing, write_atomically, writing
 from lrm_ext.evaluate.items import LETTERS, Item
 from lrm_ext.evaluate.kind import Verdict
-from lrm_ext.evaluate.registry import get_benchmark
+from lrm_ext.evaluate.registry import Benchmark, get_benchmark, missing_images
 from lrm_ext.evaluate.results import (
     ENGLISH,
     RunResult,
@@ -47,7 +56,8 @@ from lrm_ext.evaluate.results import (
     asked_benchmark,
     open_result,
 )
-from lrm_ext.export.benchmarks import exported_task
+from lrm_ext.evaluate.translating import kind_of_folder, translation_records, write_table
+from lrm_ext.languages.registry import get_language
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +226,6 @@ def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:
         mode = _LMMS_EVAL
         verdicts = result.verdicts(mode)
     by_key = {verdict.key: verdict for verdict in verdicts}
-    entries = _ENTRIES.get(result.kind.name, _other)
     for number, item in enumerate(result.items):
         text = result.texts[item.question_id]
         doc = json.dumps(item.to_record(), sort_keys=True, ensure_ascii=False)
@@ -227,63 +236,50 @@ def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:
             "filtered_resps": [text],
             "doc_hash": hashlib.sha256(doc.encode()).hexdigest(),
             "mode": mode,
-            **entries(item, text, by_key[item.question_id]),
+            **_entries(result.kind.name, item, text, by_key[item.question_id]),
         }
         yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _mme(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
-    part = "cognition" if item.category in MME_COGNITION else "perception"
-    score = float(verdict.correct)
-    said = {"question_id": item.image_id, "category": item.category, "score": score}
-    return {f"mme_{part}_score": said}
-
-
-def _pope(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
-    is_read = verdict.parsed in ("yes", "no")
-    said = {
-        "question_id": item.source_id or item.question_id,
-        "score": float(verdict.correct),
-        "prediction": verdict.parsed if is_read else text.strip().lower(),
-        "ground_truth": verdict.gold,
-    }
-    names = ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
-    return {f"pope_{name}": said for name in names}
-
-
-def _seed(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
-    letter = verdict.parsed if len(verdict.parsed) == 1 else ""
-    said = {"pred": letter, "answer": item.answer, "question_id": item.question_id}
-    return {"seed_image": said, "seed_all": said}
-
-
-def _mmbench(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
-    said = {
-        "index": int(item.source_id or item.question_id),
-        "question": item.question or item.text,
-        "answer": item.answer,
-        "prediction": text,
-        "hint": item.hint,
-        "source": "",
-        "split": "dev",
-        "category": item.category,
-        "L2-category": item.supercategory,
-        **item.lettered(),
-    }
-    return {"gpt_eval_score": said, "submission": said}
-
-
-def _other(item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
+def _entries(kind: str, item: Item, text: str, verdict: Verdict) -> dict[str, Any]:
+    """Returns what lmms-eval's task of a kind keeps of an answer, by the names of its metrics."""
     score = float(verdict.correct) if verdict.value is None else verdict.value
-    return {"score": {"question_id": item.question_id, "category": item.category, "score": score}}
-
-
-_ENTRIES: Final[Mapping[str, Callable[[Item, str, Verdict], dict[str, Any]]]] = {
-    "mme": _mme,
-    "pope": _pope,
-    "seed_bench": _seed,
-    "mmbench": _mmbench,
-}
+    said: dict[str, Any]
+    match kind:
+        case "mme":
+            part = "cognition" if item.category in MME_COGNITION else "perception"
+            said = {"question_id": item.image_id, "category": item.category, "score": score}
+            return {f"mme_{part}_score": said}
+        case "pope":
+            is_read = verdict.parsed in ("yes", "no")
+            said = {
+                "question_id": item.source_id or item.question_id,
+                "score": score,
+                "prediction": verdict.parsed if is_read else text.strip().lower(),
+                "ground_truth": verdict.gold,
+            }
+            names = ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
+            return {f"pope_{name}": said for name in names}
+        case "seed_bench":
+            letter = verdict.parsed if len(verdict.parsed) == 1 else ""
+            said = {"pred": letter, "answer": item.answer, "question_id": item.question_id}
+            return {"seed_image": said, "seed_all": said}
+        case "mmbench":
+            said = {
+                "index": int(item.source_id or item.question_id),
+                "question": item.question or item.text,
+                "answer": item.answer,
+                "prediction": text,
+                "hint": item.hint,
+                "source": "",
+                "split": "dev",
+                "category": item.category,
+                "L2-category": item.supercategory,
+                **item.lettered(),
+            }
+            return {"gpt_eval_score": said, "submission": said}
+    said = {"question_id": item.question_id, "category": item.category, "score": score}
+    return {"score": said}
 
 
 def _replay(answers: ExportedResult, task: str) -> dict[str, Any]:
@@ -329,7 +325,6 @@ def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xls
     """
     if form not in FORMATS:
         raise ConfigError(f"--format is {form!r}; expected one of {', '.join(FORMATS)}")
-    write = _write_xlsx if form == "xlsx" else _write_tsv
     written: list[Path] = []
     every = list(run)
     model = _file_name(every[0].model)
@@ -344,7 +339,11 @@ def export_vlmevalkit(run: Iterable[ExportedResult], out: Path, form: str = "xls
                 "%s: the kit numbers the questions by their place in the benchmark, which the "
                 "answers do not tell; give --benchmark-dir", path,
             )  # fmt: skip
-        write(path, rows_of(answers))
+        rows = rows_of(answers)
+        if form == "xlsx":
+            _write_xlsx(path, rows)
+        else:
+            write_table(path, list(rows[0]), rows)
         written.append(path)
     return written
 
@@ -375,20 +374,20 @@ def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
 
 def _own_numbers(answers: ExportedResult) -> list[int]:
     """Returns the questions' numbers in their source; empty if they cannot be the index."""
-    own = [item.source_id or item.question_id for item in answers.result.items]
+    result = answers.result
+    own = [item.source_id or item.question_id for item in result.items]
     if not all(text.isdecimal() for text in own):
         return []
     numbers = [int(text) for text in own]
-    if answers.result.kind.name == "pope":
+    num_rows = len(numbers)
+    if result.kind.name == "pope":
         # in the kit's TSV, a question that several categories share is one row
-        asked = {
-            (n, i.image_id, i.text) for n, i in zip(numbers, answers.result.items, strict=True)
-        }
-        return numbers if len(asked) == len(set(numbers)) else []
-    if answers.result.kind.name == "seed_bench" and set(numbers) != set(range(len(numbers))):
+        asked = zip(numbers, result.items, strict=True)
+        num_rows = len({(number, item.image_id, item.text) for number, item in asked})
+    if result.kind.name == "seed_bench" and set(numbers) != set(range(num_rows)):
         # the ids of SEED-Bench.json; the kit counts the questions about images
         return []
-    return numbers if len(set(numbers)) == len(numbers) else []
+    return numbers if len(set(numbers)) == num_rows else []
 
 
 def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -409,14 +408,6 @@ def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 )
             first["category"] += f",{row['category']}"
     return list(by_index.values())
-
-
-def _write_tsv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, file.getvalue())
 
 
 def _write_xlsx(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -445,3 +436,252 @@ def _write_xlsx(path: Path, rows: Sequence[dict[str, Any]]) -> None:
                 cell.data_type = "s"
     with writing(path) as partial:
         book.save(partial)
+
+
+CARD: Final = "README.md"
+_TEXTS: Final = (
+    "question_id", "image_path", "text", "question", "hint", "answer", "category",
+    "supercategory", "lang", "answer_type", "answer_lang", "group", "image_id", "source_id",
+    "translation", "engine",
+)  # fmt: skip
+_LISTS: Final = ("options", "answers")
+_ROWS_PER_GROUP: Final = 256
+_MAX_NEW_TOKENS: Final = 32
+
+_UTILS: Final = Template(
+    '''"""Prompts and scores $name; written by `lrm export benchmark`."""
+
+from llava.images import apply_orientation, to_rgb
+from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.kinds import get_kind
+from lrm_ext.evaluate.scoring import score_benchmark
+
+KIND = "$kind"
+
+
+def visual(doc):
+    """Returns the image as this project's evaluation shows it."""
+    return [to_rgb(apply_orientation(doc["image"]))]
+
+
+def prompt(doc, lmms_eval_specific_kwargs=None):
+    """Returns the prompt."""
+    return doc["text"]
+
+
+def target(doc):
+    """Returns the expected answer."""
+    return doc["answer"]
+
+
+def process(doc, results):
+    """Keeps the answer and the fields that are needed to score it."""
+    record = {key: value for key, value in doc.items() if key != "image"}
+    return {"$metric": {"record": record, "text": str(results[0]).strip()}}
+
+
+def aggregate(answers):
+    """Returns the score over the questions of one language that were asked.
+
+    Questions that `--limit` leaves out do not count, except for the other half of an MME pair and
+    rotations of MMBench below the highest one that was asked: these count as wrong.
+    """
+    items, texts = [], {}
+    for answer in answers:
+        record = dict(answer["record"], image=answer["record"]["image_path"])
+        item = Item.from_record(record, "lmms-eval")
+        items.append(item)
+        texts[item.question_id] = answer["text"]
+    kind = get_kind(KIND)
+    items += kind.skipped(items)
+    return score_benchmark(
+        kind, items, texts, lang=items[0].lang, allow_missing=True
+    ).headline
+'''
+)
+
+_YAML: Final = Template("""task: $task
+dataset_path: $dataset
+dataset_name: $lang
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.prompt
+doc_to_target: !function utils.target
+process_results: !function utils.process
+generation_kwargs:
+  max_new_tokens: $max_new_tokens
+  temperature: 0
+  do_sample: false
+metric_list:
+  - metric: $metric
+    aggregation: !function utils.aggregate
+    higher_is_better: true
+metadata:
+  - version: $version
+""")
+
+
+def _schema() -> pa.Schema:
+    """Returns the columns, with the note by which `datasets` decodes `image`."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", image), *((name, pa.string()) for name in _TEXTS)]
+    fields += [(name, pa.list_(pa.string())) for name in _LISTS]
+    text = {"dtype": "string", "_type": "Value"}
+    features: dict[str, Any] = {"image": {"_type": "Image"}, **dict.fromkeys(_TEXTS, text)}
+    features |= dict.fromkeys(_LISTS, {"feature": text, "_type": "Sequence"})
+    note = json.dumps({"info": {"features": features}})
+    return pa.schema(fields, metadata={"huggingface": note})
+
+
+def export_dataset(
+    benchmark: Benchmark, out: Path, languages: Sequence[str] = (), licence: str = "unknown"
+) -> tuple[str, ...]:
+    """Writes a benchmark as a dataset.
+
+    Args:
+        benchmark: The benchmark.
+        out: A new folder.
+        languages: Language codes; empty for all.
+        licence: Licence of the benchmark for the card, in the Hub's notation.
+
+    Returns:
+        The exported languages.
+
+    Raises:
+        ConfigError: The folder exists.
+        DataError: A language or an image is missing.
+    """
+    refuse_existing(out)
+    chosen = tuple(languages) or benchmark.languages()
+    questions = {lang: benchmark.read(lang) for lang in chosen}
+    every = [item for items in questions.values() for item in items]
+    if missing := missing_images(benchmark, every):
+        raise DataError(
+            f"{benchmark.folder}: {len(missing)} images are missing "
+            f"({', '.join(missing[:_NUM_SHOWN])}); expected them in {benchmark.image_root}"
+        )
+    schema = _schema()
+    for lang, items in questions.items():
+        path = out / "data" / lang / "test-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True)
+        made = _made(benchmark, lang)
+        with pq.ParquetWriter(path, schema) as writer:
+            for start in range(0, len(items), _ROWS_PER_GROUP):
+                some = items[start : start + _ROWS_PER_GROUP]
+                rows = list(_rows(benchmark, some, made))
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    write_atomically(out / CARD, _card(benchmark, questions, licence))
+    return chosen
+
+
+def _made(benchmark: Benchmark, lang: str) -> dict[str, tuple[str, str]]:
+    """Returns status and engine of each question's translation; empty if it was not translated."""
+    made = {}
+    for record in translation_records(benchmark, lang):
+        status = "corrected" if record.get("corrected") else str(record.get("status"))
+        status = "in English" if record.get("status") == "rejected" else status
+        made[str(record["question_id"])] = (status, str(record.get("engine") or ""))
+    return made
+
+
+def _rows(
+    benchmark: Benchmark, items: Sequence[Item], made: dict[str, tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
+    for item in items:
+        status, engine = made.get(item.question_id, ("", ""))
+        path = benchmark.image_path(item.image)
+        row: dict[str, Any] = {"image": {"bytes": path.read_bytes(), "path": path.name}}
+        row |= {"image_path": item.image, "translation": status, "engine": engine}
+        row |= {name: getattr(item, name) for name in _TEXTS if name not in row}
+        yield row | {name: list(getattr(item, name)) for name in _LISTS}
+
+
+def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) -> str:
+    """Returns the dataset card; the Hub and `datasets` read its head."""
+    head = DatasetCardData(
+        pretty_name=benchmark.name,
+        license=licence,
+        language=list(questions),
+        task_categories=["visual-question-answering"],
+        configs=[
+            {
+                "config_name": lang,
+                "data_files": [{"split": "test", "path": f"data/{lang}/test-*.parquet"}],
+            }
+            for lang in questions
+        ],
+    )
+    table = [
+        "| language | questions | translated by | asked in English | version |",
+        "|---|---|---|---|---|",
+    ]
+    for lang, items in questions.items():
+        made = _made(benchmark, lang)
+        engines = sorted({engine for _, engine in made.values() if engine})
+        english = sum(status == "in English" for status, _ in made.values())
+        table.append(
+            f"| {get_language(lang).name} (`{lang}`) | {len(items)} | "
+            f"{'; '.join(engines) or '-'} | {english} | {benchmark.versions.get(lang) or '-'} |"
+        )
+    kind = kind_of_folder(benchmark)
+    words = f"""
+# {benchmark.name}
+
+Questions about images for `{kind.title}`, scored by {kind.headline}; written by
+`lrm export benchmark`. Column `text` holds the prompt. Letters, yes and no in `answer` are labels
+and the same in every language. `translation` is the state of each question's translation: ok,
+suspect (a check doubts it), corrected (people wrote a part), or in English (no good translation
+exists). Images and questions stay under the licence of the benchmark that they come from.
+
+"""
+    return "\n".join(["---", head.to_yaml(), "---", words.strip(), "", *table, ""])
+
+
+def exported_task(benchmark: str, lang: str) -> str:
+    """Returns the name of the task, which exported answers use as well."""
+    return f"{_group(benchmark)}_{lang}"
+
+
+def _group(benchmark: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in benchmark).lower() + "_lrm"
+
+
+def export_tasks(
+    benchmark: Benchmark, out: Path, dataset: str, languages: Sequence[str] = ()
+) -> list[Path]:
+    """Writes a benchmark as tasks of lmms-eval.
+
+    Args:
+        benchmark: The benchmark.
+        out: A new folder.
+        dataset: Folder of the dataset, or its name on the Hub.
+        languages: Language codes; empty for all.
+
+    Returns:
+        The written files.
+
+    Raises:
+        ConfigError: The folder exists.
+    """
+    refuse_existing(out)
+    kind = kind_of_folder(benchmark)
+    group = _group(benchmark.name)
+    metric = f"{kind.name}_{kind.headline}".replace(" ", "_").replace("-", "_").lower()
+    files = {"utils.py": _UTILS.substitute(name=group, kind=kind.name, metric=metric)}
+    tasks: list[str] = []
+    for lang in tuple(languages) or benchmark.languages():
+        tasks.append(exported_task(benchmark.name, lang))
+        files[f"{tasks[-1]}.yaml"] = _YAML.substitute(
+            task=tasks[-1],
+            dataset=json.dumps(dataset),
+            lang=lang,
+            metric=metric,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            version=json.dumps(benchmark.versions.get(lang) or "unknown"),
+        )
+    lines = [f"group: {group}", "task:", *(f"  - {task}" for task in tasks), ""]
+    files[f"{group}.yaml"] = "\n".join(lines)
+    for name, text in files.items():
+        write_atomically(out / name, text)
+    return [out / name for name in files]
