@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.errors import ConfigError, split_names
-from llava.files import PLOT_ENDINGS
+from llava.errors import split_names
 from lrm_ext.instructions.commands import MINI_TOKENIZER
 from lrm_ext.languages.registry import (
     DATA_DIR,
@@ -127,13 +126,11 @@ def fertility(
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
     from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
-    from lrm_ext.languages.fertility import MAX_TOKENIZERS, load_counters, measure, plot_fertility
+    from lrm_ext.languages.fertility import load_counters, measure, plot_relative, refuse_plot
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
-    if out is not None and len(sources) > MAX_TOKENIZERS:
-        raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
-    if out is not None and out.suffix not in PLOT_ENDINGS:
-        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
+    if out is not None:
+        refuse_plot(out, len(sources))
     codes = split_names(languages)
     counters = load_counters(sources)
     if corpus is None:
@@ -148,7 +145,9 @@ def fertility(
     else:
         _print_fertility(results, console)
     if out is not None:
-        plot_fertility(results, out)
+        values = {(r.tokenizer, r.lang): r.relative for r in results}
+        label = "tokens for the same sentences, English = 1"
+        plot_relative(values, out, "Tokens that a language needs", label, "tokenizer")
         if not as_json:
             console.print(f"saved to {out}")
 
@@ -192,15 +191,10 @@ def probe(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Measure how well base models know a language, before one is trained."""
-    import dataclasses
-    import json
-
-    from llava.errors import split_names
     from llava.progress import Progress
     from lrm_ext.corpus.sentences import built_in_pairs, in_common
     from lrm_ext.languages.fertility import plot_relative, refuse_plot
     from lrm_ext.languages.probe import load_base, measure, parallel_texts, read_text
-    from lrm_ext.languages.registry import list_languages
 
     sources = list(dict.fromkeys(split_names(bases)))
     if out is not None:
@@ -219,20 +213,21 @@ def probe(
                 progress.advance(1)
     console = _console()
     if as_json:
-        console.print(json.dumps([dataclasses.asdict(r) for r in results], indent=1), markup=False)
+        console.print(json.dumps([asdict(r) for r in results], indent=1), markup=False)
     else:
         _print_probes(results, console)
     if out is not None:
         values = {(r.base, r.lang): r.relative_bits for r in results if r.relative_bits is not None}
-        plot_relative(values, out, "Bits for the same sentences, English = 1", "base model")
+        label = "bits for the same sentences, English = 1"
+        plot_relative(values, out, "Bits that a language costs", label, "base model")
         if not as_json:
             console.print(f"saved to {out}")
 
 
 def _print_probes(results: Sequence[Probe], console: Console) -> None:
-    from rich.table import Table
-
-    table = Table("base", "language", "text", title="Languages in base models", title_justify="left")
+    table = Table(
+        "base", "language", "text", title="Languages in base models", title_justify="left"
+    )
     for heading in ("characters", "tokens, en = 1", "bits a character", "bits, en = 1"):
         table.add_column(heading, justify="right")
     for result in results:

@@ -25,7 +25,7 @@ from llava.errors import ConfigError
 
 BUILT_IN: Final = "built-in"
 MAX_WINDOW: Final = 512
-"""Tokens of a text that are read in one go; a longer text is cut there, and each part begins anew."""
+"""Tokens of a text that are read together; a longer text is cut, each part beginning anew."""
 _TOKENS_PER_BATCH: Final = 1024
 
 

@@ -92,7 +92,7 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
     shown = runner.invoke(app, [*given, "--out", str(plot)], catch_exceptions=False)
     assert shown.exit_code == 0
     rows = [line for line in shown.stdout.splitlines() if "tiny" in line]
-    assert [row.split()[2] for row in rows] == ["en", "hr", "cs", "hr"]
+    assert [row.split()[3] for row in rows] == ["en", "hr", "cs", "hr"]
     assert "vijesti.txt" in rows[3] and "1.00" in rows[0]
     with Image.open(plot) as image:
         assert image.width > 500
@@ -113,9 +113,7 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
         (["--base", "{base}", "--out", "plot.gif"], ".svg"),
     ],
 )
-def test_bad_input(
-    arguments: list[str], said: str, base_folder: Path, tmp_path: Path
-) -> None:
+def test_bad_input(arguments: list[str], said: str, base_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n", encoding="utf-8")
     given = [a.format(base=base_folder, empty=tmp_path) for a in arguments]
     with pytest.raises(UserError, match=said):
