@@ -33,6 +33,7 @@ from llava.errors import ConfigError, run_command
 PANELS: Final = {
     "Languages and data": {
         "languages": "List, add and check languages; compare how tokenizers split them.",
+        "probe": "Measure how well base models know a language, before training.",
         "corpus": "Import, inspect, validate and export parallel corpora.",
         "sample": "Print one training sample: text, prompt, token ids and labels.",
         "mixture": "Show the shares of languages, instructions and corpora.",

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.errors import ConfigError, split_names
-from llava.files import PLOT_ENDINGS
+from llava.errors import split_names
 from lrm_ext.instructions.commands import MINI_TOKENIZER
 from lrm_ext.languages.registry import (
     DATA_DIR,
@@ -28,6 +27,7 @@ from lrm_ext.languages.registry import (
 
 if TYPE_CHECKING:
     from lrm_ext.languages.fertility import Fertility
+    from lrm_ext.languages.probe import Probe
 
 languages_app = typer.Typer(
     help="List the languages, draft a new one, check their files, compare tokenizers.",
@@ -41,6 +41,7 @@ _FOLDER = typer.Option(
 def register(app: typer.Typer) -> None:
     """Add `lrm languages` to the command line."""
     app.add_typer(languages_app, name="languages")
+    app.command("probe")(probe)
 
 
 @languages_app.callback()
@@ -125,13 +126,11 @@ def fertility(
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
     from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
-    from lrm_ext.languages.fertility import MAX_TOKENIZERS, load_counters, measure, plot_fertility
+    from lrm_ext.languages.fertility import load_counters, measure, plot_relative, refuse_plot
 
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
-    if out is not None and len(sources) > MAX_TOKENIZERS:
-        raise ConfigError(f"--out draws at most {MAX_TOKENIZERS} tokenizers, got {len(sources)}.")
-    if out is not None and out.suffix not in PLOT_ENDINGS:
-        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
+    if out is not None:
+        refuse_plot(out, len(sources))
     codes = split_names(languages)
     counters = load_counters(sources)
     if corpus is None:
@@ -146,7 +145,9 @@ def fertility(
     else:
         _print_fertility(results, console)
     if out is not None:
-        plot_fertility(results, out)
+        values = {(r.tokenizer, r.lang): r.relative for r in results}
+        label = "tokens for the same sentences, English = 1"
+        plot_relative(values, out, "Tokens that a language needs", label, "tokenizer")
         if not as_json:
             console.print(f"saved to {out}")
 
@@ -172,6 +173,77 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
                 f"{result.unknown_share:.1%}" if result.unknown_share else "none",
             )
         console.print(table)
+
+
+def probe(
+    bases: list[str] = typer.Option(
+        ..., "--base", help="Folder of a base model, or its name on the Hub; repeat, or use commas."
+    ),
+    languages: list[str] = typer.Option(
+        [], "--lang", help="Language codes; repeat, or use commas. Default: all."
+    ),
+    texts: list[str] = typer.Option(
+        [], "--text", help="CODE=FILE: a text of your own, such as hr=news.txt; repeat."
+    ),
+    limit: int = typer.Option(400, min=1, help="Built-in sentences to read in each language."),
+    device: str = typer.Option(None, help="cpu or cuda; a GPU by default if there is one."),
+    out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Measure how well base models know a language, before one is trained."""
+    from llava.progress import Progress
+    from lrm_ext.corpus.sentences import built_in_pairs, in_common
+    from lrm_ext.languages.fertility import plot_relative, refuse_plot
+    from lrm_ext.languages.probe import load_base, measure, parallel_texts, read_text
+
+    sources = list(dict.fromkeys(split_names(bases)))
+    if out is not None:
+        refuse_plot(out, len(sources))
+    own = [read_text(text) for text in texts]
+    codes = split_names(languages) or (() if own else list_languages())
+    codes = tuple(dict.fromkeys(("en", *codes)))
+    pairs = {code: found[:limit] for code, found in in_common(built_in_pairs(codes)).items()}
+    wanted = [*parallel_texts(pairs), *own]
+    results = []
+    with Progress("probe", len(sources) * len(wanted), "texts") as progress:
+        for source in sources:
+            base = load_base(source, device)
+            for result in measure(base, wanted):
+                results.append(result)
+                progress.advance(1)
+    console = _console()
+    if as_json:
+        console.print(json.dumps([asdict(r) for r in results], indent=1), markup=False)
+    else:
+        _print_probes(results, console)
+    if out is not None:
+        values = {(r.base, r.lang): r.relative_bits for r in results if r.relative_bits is not None}
+        label = "bits for the same sentences, English = 1"
+        plot_relative(values, out, "Bits that a language costs", label, "base model")
+        if not as_json:
+            console.print(f"saved to {out}")
+
+
+def _print_probes(results: Sequence[Probe], console: Console) -> None:
+    table = Table(
+        "base", "language", "text", title="Languages in base models", title_justify="left"
+    )
+    for heading in ("characters", "tokens, en = 1", "bits a character", "bits, en = 1"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        relative = (result.relative_tokens, result.relative_bits)
+        tokens, bits = ("-" if value is None else f"{value:.2f}" for value in relative)
+        table.add_row(
+            result.base,
+            result.lang,
+            result.text,
+            f"{result.num_characters:,}",
+            tokens,
+            f"{result.bits_per_character:.2f}",
+            bits,
+        )
+    console.print(table)
+    console.print("en = 1: as many as the same sentences need in English")
 
 
 def _counted(number: int, noun: str) -> str:

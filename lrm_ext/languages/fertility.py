@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from llava.files import save_figure
+from llava.files import PLOT_ENDINGS, save_figure
 from lrm_ext.languages.registry import get_language
 
 _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a SentencePiece model"
@@ -168,31 +168,42 @@ def _load_sentencepiece(path: Path) -> TokenCounter:
 
 _SHADES = ("#4d4d4d", "#c6c6c6", "#8c8c8c", "#ededed")
 _HATCHES = ("", "///", "...", "xxx")
-MAX_TOKENIZERS = len(_SHADES)
 _BAR_HEIGHT_IN = 0.24
 _LEGEND_CHARACTERS = 60  # that fit side by side
 _ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _GAP = 0.25  # between languages, as a share of the height of one
 
 
-def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
-    """Plots bars for each language and tokenizer.
+def refuse_plot(out: Path, num_series: int) -> None:
+    """Raises `ConfigError` if `plot_relative` could not write a plot of so many series."""
+    if num_series > len(_SHADES):
+        raise ConfigError(f"--out draws at most {len(_SHADES)} bars a language, got {num_series}.")
+    if out.suffix not in PLOT_ENDINGS:
+        raise ConfigError(f"--out {out}: expected a name that ends in {', '.join(PLOT_ENDINGS)}.")
+
+
+def plot_relative(
+    values: Mapping[tuple[str, str], float], out: Path, title: str, label: str, noun: str
+) -> None:
+    """Plots bars for each language, relative to English.
 
     Args:
-        results: Results of at most `MAX_TOKENIZERS` tokenizers, with the same languages.
-        out: File of the plot; its name ends in one of `PLOT_ENDINGS`.
+        values: By series (a tokenizer or model) and language; each series has all languages.
+        out: File of the plot; see `refuse_plot`.
+        title: Of the plot.
+        label: Of the axis.
+        noun: What a series is, for the legend.
     """
     from matplotlib.figure import Figure
 
-    tokenizers = list(dict.fromkeys(result.tokenizer for result in results))
-    languages = list(dict.fromkeys(result.lang for result in results))
-    values = {(result.tokenizer, result.lang): result.relative for result in results}
-    height = (1 - _GAP) / len(tokenizers)
-    size = len(languages) * len(tokenizers) * _BAR_HEIGHT_IN / (1 - _GAP)
+    series = list(dict.fromkeys(name for name, _ in values))
+    languages = list(dict.fromkeys(lang for _, lang in values))
+    height = (1 - _GAP) / len(series)
+    size = len(languages) * len(series) * _BAR_HEIGHT_IN / (1 - _GAP)
     figure = Figure(figsize=(8, 1.6 + size), layout="constrained")
     axes = figure.add_subplot()
-    for number, name in enumerate(tokenizers):
-        offset = (number - (len(tokenizers) - 1) / 2) * height
+    for number, name in enumerate(series):
+        offset = (number - (len(series) - 1) / 2) * height
         bars = axes.barh(
             [place + offset for place in range(len(languages))],
             [values[name, lang] for lang in languages],
@@ -210,14 +221,12 @@ def plot_fertility(results: Sequence[Fertility], out: Path) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.02)
     axes.set_xlim(0, 1.12 * max(values.values()))
-    axes.set_xlabel("tokens for the same sentences, English = 1")
+    axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    title = "Tokens that a language needs"
-    if len(tokenizers) == 1:
-        title += f": tokenizer {tokenizers[0]}"
+    if len(series) == 1:
+        title += f": {noun} {series[0]}"
     else:
-        fits = sum(map(len, tokenizers)) < _LEGEND_CHARACTERS
-        columns = len(tokenizers) if fits else 1
-        figure.legend(title="tokenizer", loc="outside lower center", ncols=columns)
+        columns = len(series) if sum(map(len, series)) < _LEGEND_CHARACTERS else 1
+        figure.legend(title=noun, loc="outside lower center", ncols=columns)
     axes.set_title(title, loc="left")
     save_figure(figure, out, dpi=120)

@@ -17,12 +17,11 @@ from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
 from lrm_ext.corpus.store import CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages.fertility import (
-    MAX_TOKENIZERS,
     TokenCounter,
     load_counter,
     load_counters,
     measure,
-    plot_fertility,
+    plot_relative,
 )
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava"
@@ -175,12 +174,12 @@ def test_bars_of_several_tokenizers_are_told_apart_without_colours(monkeypatch, 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self))
     pairs = {"en": [("abcd", "abcd")], "cs": [("abcd", "ab")]}
-    counters = [TokenCounter(f"t{i}", LETTERS.encode, 0) for i in range(MAX_TOKENIZERS)]
-    plot_fertility([r for c in counters for r in measure(c, pairs)], tmp_path / "a.png")
+    values = {(f"t{i}", r.lang): r.relative for i in range(4) for r in measure(LETTERS, pairs)}
+    plot_relative(values, tmp_path / "a.png", "Tokens", "tokens", "tokenizer")
     axes = drawn[0].axes[0]
     looks = {(bars[0].get_hatch(), bars[0].get_facecolor()) for bars in axes.containers}
-    assert len(looks) == MAX_TOKENIZERS
+    assert len(looks) == 4
     labels = [text.get_text() for text in axes.texts]
-    assert labels == ["1.00", "0.50"] * MAX_TOKENIZERS
-    with pytest.raises(ConfigError, match="draws at most 4 tokenizers, got 5"):
+    assert labels == ["1.00", "0.50"] * 4
+    with pytest.raises(ConfigError, match="draws at most 4 bars a language, got 5"):
         lrm(*(a for i in range(5) for a in ("--tokenizer", f"t{i}")), "--out", tmp_path / "b.png")
