@@ -185,7 +185,7 @@ def probe(
     texts: list[str] = typer.Option(
         [], "--text", help="CODE=FILE: a text of your own, such as hr=news.txt; repeat."
     ),
-    limit: int = typer.Option(400, min=1, help="Built-in sentences to read in each language."),
+    limit: int = typer.Option(200, min=1, help="Built-in sentences to read in each language."),
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default if there is one."),
     out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
