@@ -84,9 +84,11 @@ class ChatFormat:
                 "--version (docs/training.md has a table), or put a chat_template.jinja beside the "
                 "tokenizer."
             )
-        source = _CALL_OF_DATE.sub(
-            lambda call: repr(FIXED_DAY.strftime(call[2])), tokenizer.get_chat_template()
-        )
+        try:
+            source = tokenizer.get_chat_template()
+        except ValueError as error:  # it has several by name, and none is the default
+            raise TemplateError(f"The tokenizer's chat template: {error}. {_WHAT_TO_DO}") from None
+        source = _CALL_OF_DATE.sub(lambda call: repr(FIXED_DAY.strftime(call[2])), source)
         if _ANY_CALL_OF_DATE.search(source):
             raise TemplateError(
                 "The chat template asks for today's date in a way that cannot be replaced by a "

@@ -237,6 +237,7 @@ IF_LAST = "{% if loop.last %}{{ m.content }}{% endif %}"
         ("{{ raise_exception('no chats') }}", "refuses a conversation of user: no chats"),
         (CHATML + "{{ strftime_now(fmt) }}", "today's date"),
         ("{% for %}", "refuses"),
+        ({"tool_use": CHATML}, "tool_use"),
         (
             "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('role') }}"
             "{% endif %}{{ m.content }}{% endfor %}",
