@@ -195,14 +195,17 @@ class ChatFormat:
             zip(said, frame.pieces, frame.pieces[1:], strict=False)
         ):
             found = next(
-                (t for t in _trimmed(text) if rest.startswith(before + t + after[: len(after)])),
-                None,
+                (each for each in _trimmed(text) if rest.startswith(before + each + after)), None
             )
             if found is None:
+                # if the turn is there, what follows it is wrong: the next turn has changed that
+                is_there = any(rest.startswith(before + each) for each in _trimmed(text))
+                changed = min(i + is_there, len(said) - 1)
                 raise TemplateError(
-                    f"The chat template does not write turn {i + 1} as it is: the turn is "
-                    f"{text[:80]!r}, the template writes {rest[len(before) :][:80]!r}. A turn may "
-                    f"hold what the template treats specially, such as </think>. {_WHAT_TO_DO}"
+                    f"The chat template does not write turn {changed + 1} as it is: the turn is "
+                    f"{said[changed][:80]!r}, the template writes {rest[len(before) :][:160]!r}. "
+                    "A turn may hold what the template treats specially, such as </think>. "
+                    f"{_WHAT_TO_DO}"
                 )
             lead, next_tail = frame.bodies[i]
             cut = len(before) - lead
@@ -227,8 +230,9 @@ class ChatFormat:
         turns = [{"role": ROLES[i % 2], "content": text} for i, text in enumerate(texts)]
         if system:
             turns.insert(0, {"role": "system", "content": system})
+        render: Any = render_jinja_template  # its annotation says that it returns one text
         try:
-            (text,), ranges = render_jinja_template(
+            (text,), ranges = render(
                 [turns],
                 chat_template=self.source,
                 return_assistant_tokens_mask=self._has_marks,

@@ -228,7 +228,7 @@ IF_LAST = "{% if loop.last %}{{ m.content }}{% endif %}"
         (None, "has no chat template.*--version"),
         (CHATML.replace("m.content", "(m.content if loop.index < 4 else '')"), "turn 4 of 4"),
         (CHATML.replace("m.content", "m.content + m.content"), "turn 1 of 1 2 times"),
-        (CHATML.replace("m.content", "m.content|upper"), "turn 2 as it is|turn 1 as it is"),
+        (CHATML.replace("m.content", "m.content|upper"), "turn 1 as it is"),
         (CHATML.replace("m.content", "m.content|e"), "does not write turn 1 as it is"),
         (CHATML.replace("in messages", "in messages|reverse"), "not in its place|asks for"),
         (CHATML.replace("<|im_end|>\\n", ""), "expected its end|after answer 1"),

@@ -119,13 +119,12 @@ def test_a_base_without_a_template_is_refused_before_the_first_step(make_base, r
 def test_an_answer_that_the_template_changes_is_named_before_the_first_step(
     make_base, run_lrm, tmp_path
 ):
-    records = [
-        {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": x}]}
-        for x in ("A", "<think>hm</think>A")
-    ]
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(records))
-    with pytest.raises(DataError, match=r"data.json:\d+.*does not write turn 2 as it is"):
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "<think>hm</think>A"}]
+    path = tmp_path / "data.jsonl"
+    good = [turns[0], {"from": "gpt", "value": "A"}]
+    records = [{"id": str(i), "conversations": each} for i, each in enumerate((good, turns))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(DataError, match=r"data.jsonl:2, sample '1'.*not write turn 2 as it is"):
         run_lrm(
             model_name_or_path=make_base("qwen_3"),
             version="auto",
