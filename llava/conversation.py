@@ -2,7 +2,8 @@
 
 Role: LLaVA's template registry with its names, fields and exact prompts. A prompt is a list of
 `PromptSegment`s, of which training takes its character spans, too (`llava/data/tokenize.py`).
-The templates are data: `conversation_templates.json`, in the form that `config.json` carries.
+The templates are data: `conversation_templates.json`, in the form that `config.json` carries. The
+template `auto` is a tokenizer's own (`chat_format.py`).
 Input: roles and messages. Output: prompt text, images, chat pairs, plain data.
 Non-goals: tokenisation and label masks. `conv_templates` holds constants: take a copy
 (`get_conversation`) before adding messages.
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
+from llava.chat_format import ROLES, ChatFormat
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import TemplateError
 from llava.images import fit_image, shrink_image, to_base64
@@ -254,6 +256,57 @@ class Conversation:
         return tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
 
 
+@dataclass
+class ChatConversation(Conversation):
+    """A conversation that a tokenizer's own chat template writes.
+
+    `system` is a text without markup, empty for the template's own. `sep` is what ends an answer.
+
+    Attributes:
+        chat_format: The template.
+    """
+
+    chat_format: ChatFormat = ChatFormat("")
+
+    def segments(self, messages: Iterable[Sequence[Any]]) -> list[PromptSegment]:
+        """See `Conversation`.
+
+        Raises:
+            TemplateError: The template refuses the messages, or does not write them as they are.
+        """
+        messages = list(messages)
+        roles = [role for role, _ in messages]
+        if roles != [self.roles[i % 2] for i in range(len(roles))]:
+            raise TemplateError(
+                f"The messages are from {', '.join(roles)}; the chat template expects "
+                f"{' and '.join(self.roles)} by turns."
+            )
+        texts = [_text_of(content) for _, content in messages]
+        return [PromptSegment(*piece) for piece in self.chat_format.split(self.system, texts)]
+
+
+def chat_conversation(tokenizer: Any) -> ChatConversation:
+    """Returns the template `auto`: the chat template of a tokenizer.
+
+    Raises:
+        TemplateError: There is none, or training cannot use it.
+    """
+    return _of_format(ChatFormat.of_tokenizer(tokenizer))
+
+
+def _of_format(chat_format: ChatFormat, system: str = "") -> ChatConversation:
+    return ChatConversation(
+        system=system,
+        roles=ROLES,
+        messages=[],
+        offset=0,
+        sep_style=SeparatorStyle.MPT,  # one text ends all answers
+        sep=chat_format.terminator,
+        version=_CHAT_VERSION,
+        chat_format=chat_format,
+    )
+
+
 def _text_of(content: Any) -> str | None:
     return content[0] if isinstance(content, tuple) else content
 
@@ -270,12 +323,13 @@ def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
         TemplateError: A key is missing or unknown, or a value is invalid.
     """
     needed = {"system", "roles", "sep_style", "sep", "sep2", "version"}
-    missing, unknown = needed - data.keys(), data.keys() - needed - {"name", "messages"}
+    optional = {"name", "messages", _CHAT_KEY}
+    missing, unknown = needed - data.keys(), data.keys() - needed - optional
     if missing or unknown:
         raise TemplateError(
             f"The stored conversation template {data.get('name')!r} lacks {sorted(missing)} and "
             f"has the unknown keys {sorted(unknown)}. Expected: {sorted(needed)}, "
-            "and where wanted name and messages."
+            f"and where wanted {', '.join(sorted(optional))}."
         )
     styles = SeparatorStyle.__members__
     if data["sep_style"] not in styles or len(data["roles"]) != 2:
@@ -284,6 +338,8 @@ def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
             f"{data['sep_style']!r} and roles {data['roles']!r}; expected one of "
             f"{', '.join(styles)} and two roles."
         )
+    if _CHAT_KEY in data:
+        return _of_format(ChatFormat.from_dict(data[_CHAT_KEY]), data["system"])
     messages = [[role, content] for role, content in data.get("messages", ())]
     return Conversation(
         system=data["system"],
@@ -296,6 +352,11 @@ def conversation_from_dict(data: Mapping[str, Any]) -> Conversation:
         version=data["version"],
     )
 
+
+AUTO: Final = "auto"
+"""The name of a tokenizer's own chat template, which is no template of the registry."""
+_CHAT_VERSION: Final = "chat_template"
+_CHAT_KEY: Final = "chat_template"
 
 # Every character of a prompt counts: checkpoints were trained with it.
 _TEMPLATES: Final = {
@@ -362,6 +423,12 @@ def get_conversation(name: str) -> Conversation:
     try:
         return conv_templates[name].copy()
     except KeyError:
+        if name == AUTO:
+            raise TemplateError(
+                f"The template {AUTO!r} is a tokenizer's own chat template. Training chooses it, "
+                "and a model that was trained in it keeps it in its config.json. Choose one of: "
+                f"{', '.join(sorted(conv_templates))}."
+            ) from None
         raise TemplateError(
             f"Unknown conversation template {name!r}. Choose one of: "
             f"{', '.join(sorted(conv_templates))}."
@@ -386,6 +453,7 @@ def conversation_to_dict(conv: Conversation, name: str | None = None) -> dict[st
         "sep2": conv.sep2,
         "version": conv.version,
         **({"messages": examples} if examples else {}),
+        **({_CHAT_KEY: conv.chat_format.to_dict()} if isinstance(conv, ChatConversation) else {}),
     }
 
 
@@ -430,6 +498,9 @@ def select_conversation(
 
 
 def _name_of(conv: Conversation) -> str:
+    if isinstance(conv, ChatConversation):
+        return AUTO
+
     def key(c: Conversation) -> tuple[Any, ...]:
         return (c.system, tuple(c.roles), c.sep_style, c.sep, c.sep2, c.version, c.offset)
 

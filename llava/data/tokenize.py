@@ -4,7 +4,8 @@ Role: `render` makes the training text and its supervised character ranges; `enc
 datasets call; `encode_prompt` turns text with `<image>` into ids with the sentinel -200 and is also
 what `llava.mm_utils.tokenizer_image_token` returns.
 The text of the styles TWO, MPT and LLAMA_2 is exactly `Conversation.get_prompt()`, made from the
-same segments, so a template is data and needs no code here. PLAIN (stage 1) and SINGLE (LLaVA v0)
+same segments, so a template is data and needs no code here; a tokenizer's own chat template
+(`--version auto`) is one of them. PLAIN (stage 1) and SINGLE (LLaVA v0)
 are trained on other texts than they prompt with; LLaVA does so too.
 A text is tokenised once, as LLaVA does it (the chunks between images apart), and its supervised
 character ranges are mapped to tokens: by the offsets of a fast tokenizer, by common prefixes for a
@@ -153,7 +154,10 @@ def _render_prompt(turns: Sequence[Turn], conv: Conversation) -> Rendered:
             f"A template of style {conv.sep_style.name} needs `sep2`, which ends an answer."
         )
     messages = [(conv.roles[i % 2], turn.text) for i, turn in enumerate(turns)]
-    segments = conv.segments(messages)
+    try:
+        segments = conv.segments(messages)
+    except TemplateError as error:  # only a chat template looks at what turns say
+        raise SampleError(str(error), "chat_template") from None
     ends = accumulate(len(segment.text) for segment in segments)
     spans = tuple(
         Span(end - len(text), end)

@@ -38,7 +38,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, SeparatorStyle
+from llava.conversation import ChatConversation, Conversation, SeparatorStyle
 from llava.errors import DataError, TemplateError
 from llava.serve.engine import StopFilter
 from llava.serve.protocol import (
@@ -497,12 +497,16 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
     Args:
         conversation: A new conversation, which is filled.
         messages: At least one message; the last one is from the user.
+
+    Raises:
+        ApiError: The model's own chat template does not take the messages.
     """
+    writes_itself = isinstance(conversation, ChatConversation)
     system = [message.text() for message in messages if message.role in ("system", "developer")]
     if system:
         # the system text of chatml begins with a tag
         tag, newline, _ = conversation.system.partition("\n")
-        is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline
+        is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline and not writes_itself
         conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
     turns = [
         (is_answer, f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text())
@@ -518,9 +522,14 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
         text = "\n".join(text for _, text in neighbours)
         conversation.append_message(conversation.roles[is_answer], text)
     conversation.append_message(conversation.roles[1], None)
-    segments = conversation.segments(conversation.messages)
-    # Llama 2 puts the system text into the first question, which therefore stays.
-    if begins_with_answer and conversation.sep_style is not SeparatorStyle.LLAMA_2:
+    try:
+        segments = conversation.segments(conversation.messages)
+    except TemplateError as error:
+        raise ApiError(400, str(error), "messages", "chat_template") from None
+    # Llama 2 puts the system text into the first question, which therefore stays; as may a
+    # tokenizer's own template.
+    has_inner_system = writes_itself or conversation.sep_style is SeparatorStyle.LLAMA_2
+    if begins_with_answer and not has_inner_system:
         segments = [each for each in segments if each.message != conversation.offset]
     return "".join(segment.text for segment in segments)
 

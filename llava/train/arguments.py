@@ -49,7 +49,10 @@ class ModelArguments:
         default="facebook/opt-125m", metadata={"help": "Base language model or LLaVA checkpoint."}
     )
     version: str | None = field(
-        default="v0", metadata={"help": "Conversation template; v0 and v0.5 keep vicuna_v1."}
+        default="v0",
+        metadata={
+            "help": "Conversation template; v0 and v0.5 keep vicuna_v1, auto is the tokenizer's."
+        },
     )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Freeze the language model, but not its head."}

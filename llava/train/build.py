@@ -26,8 +26,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import llava.conversation as conversation_lib
 from llava.conversation import (
+    AUTO,
+    ChatConversation,
     Conversation,
     SeparatorStyle,
+    chat_conversation,
     conversation_to_dict,
     get_conversation,
 )
@@ -253,21 +256,23 @@ def build_tokenizer(
         model: Its embeddings grow by one row if the pad token is new.
 
     Raises:
-        TemplateError: There is no template of that name; the choices are listed.
+        TemplateError: There is no template of that name; the choices are listed. With `auto`, the
+            tokenizer has no chat template, or training cannot use it.
         CheckpointError: There is no tokenizer.
     """
     version = str(model_args.version)
-    conv = (
-        conversation_lib.default_conversation
-        if version in VICUNA_VERSIONS
-        else get_conversation(version)
-    )
+    conv: Conversation | None = None
+    if version in VICUNA_VERSIONS:
+        conv = conversation_lib.default_conversation
+    elif version != AUTO:
+        conv = get_conversation(version)
     tokenizer = load_tokenizer(
         str(model_args.model_name_or_path),
         model_max_length=training_args.model_max_length,
         padding_side="right",
         cache_dir=training_args.cache_dir,
     )
+    conv = conv or chat_conversation(tokenizer)
     has_unk = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
     if version == "v0":
         if tokenizer.pad_token is None:
@@ -310,7 +315,8 @@ def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
             f"its answers end with {stop!r}, which is {num_tokens} tokens for this tokenizer "
             f"(its own end is {tokenizer.eos_token!r})"
         )
-    theirs, ours = _second_round(tokenizer), _second_round_of(conv)
+    theirs = None if isinstance(conv, ChatConversation) else _second_round(tokenizer)
+    ours = _second_round_of(conv)
     # white space is ignored: LLaVA's templates differ from Mistral's in it, and models learn that
     if theirs and "".join(theirs.split()) != "".join(ours.split()):
         told.append(f"it writes a round as {ours!r}, the tokenizer's chat template as {theirs!r}")

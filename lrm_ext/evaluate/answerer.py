@@ -31,8 +31,6 @@ from llava.constants import (
 from llava.conversation import (
     Conversation,
     SeparatorStyle,
-    conv_templates,
-    get_conversation,
     select_conversation,
 )
 from llava.errors import CheckpointError, DataError, ServiceError
@@ -43,7 +41,7 @@ from llava.mm_utils import (
     process_images,
     tokenizer_image_token,
 )
-from lrm_ext.languages.templates import register_templates, template_for
+from lrm_ext.languages.templates import in_language, register_templates
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BLIND_SIDE_PX: Final = 336
@@ -142,10 +140,7 @@ class Templates:
 
     def in_language(self, lang: str) -> Conversation:
         """Returns a fresh conversation for a question in a language."""
-        if self.name not in conv_templates:
-            return self.conversation.copy()
-        name = template_for(self.name, lang)
-        return self.conversation.copy() if name == self.name else get_conversation(name)
+        return in_language(self.name, self.conversation, lang)
 
 
 def load_answerer(

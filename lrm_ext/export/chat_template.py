@@ -3,7 +3,8 @@
 Input: a `Conversation` of `llava`. Output: a template whose text, tokenized by transformers without
 special tokens, gives the ids of LLaVA's prompt. The content of a message may be a string or a list
 of parts, as processors pass it; each image becomes `<image>` and a line break. Answers and their
-terminators stand between `{% generation %}` marks, from which TRL builds its label masks.
+terminators stand between `{% generation %}` marks, from which TRL builds its label masks; a model
+that was trained in its tokenizer's own template (`auto`) keeps that, with or without such marks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, SeparatorStyle
+from llava.conversation import ChatConversation, Conversation, SeparatorStyle
 from llava.errors import ConfigError
 from llava.mm_utils import tokenizer_image_token
 
@@ -64,6 +65,8 @@ def chat_template(conv: Conversation, tokenizer: Any) -> str:
 
 
 def _source(conv: Conversation, tokenizer: Any, prefix: str) -> str:
+    if isinstance(conv, ChatConversation):
+        return _own(conv, tokenizer, prefix)
     begin = tokenizer.bos_token + prefix if adds_bos(tokenizer) else ""
     head = (
         f"{{%- set image_mark = {_quote(DEFAULT_IMAGE_TOKEN + prefix)} -%}}{_CONTENT}"
@@ -77,6 +80,31 @@ def _source(conv: Conversation, tokenizer: Any, prefix: str) -> str:
     if conv.sep_style is SeparatorStyle.LLAMA_2:
         return head + _llama_2(conv, begin)
     return head + _tagged(conv, begin)
+
+
+def _own(conv: ChatConversation, tokenizer: Any, prefix: str) -> str:
+    """Returns the template that the model was trained in, its contents made texts before it."""
+    source = conv.chat_format.source
+    first = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}], chat_template=source, tokenize=False
+    )
+    bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+    begin = "" if first.startswith(bos) else f"{{{{- {_quote(bos)} -}}}}"
+    system = ""
+    if conv.system:
+        own = f"[{{'role': 'system', 'content': {_quote(conv.system)}}}]"
+        system = (
+            "{%- if not chat.turns or chat.turns[0]['role'] != 'system' -%}"
+            f"{{%- set chat.turns = {own} + chat.turns -%}}{{%- endif -%}}"
+        )
+    return (
+        f"{{%- set image_mark = {_quote(DEFAULT_IMAGE_TOKEN + prefix)} -%}}{_CONTENT}"
+        "{%- set chat = namespace(turns=[]) -%}{%- for message in messages -%}"
+        "{%- set turn = {'role': message['role'], 'content': text_of(message['content'])} -%}"
+        "{%- set chat.turns = chat.turns + [turn] -%}{%- endfor -%}"
+        f"{system}{{%- set messages = chat.turns -%}}{{%- set enable_thinking = false -%}}"
+        f"{begin}{source}"
+    )
 
 
 def _tagged(conv: Conversation, begin: str) -> str:

@@ -30,7 +30,9 @@ def show_sample(
     tokenizer: Path | None = typer.Option(
         None, help="Folder of a tokenizer; default: that of the mini preset."
     ),
-    template: str = typer.Option("lrm_bare", help="Conversation template."),
+    template: str = typer.Option(
+        "lrm_bare", help="Conversation template; auto is the tokenizer's own chat template."
+    ),
 ) -> None:
     """Print one training sample as text, as prompt, and as token ids and labels."""
     from lrm_ext.emoji.unpack import open_corpus
@@ -45,7 +47,8 @@ def show_sample(
     opened = open_corpus(corpus)
     row = opened.row(index)
     sample = rule.format(row, opened.turns(lang, index), lang, direction)
-    name, _ = inspection.conversation_for(sample, template)
+    loaded = None if tokenizer is None else inspection.load_tokenizer(tokenizer)
+    name, conv = inspection.conversation_for(sample, template, loaded)
 
     console = Console(highlight=False, soft_wrap=True)
     color = console.color_system is not None
@@ -53,15 +56,14 @@ def show_sample(
     console.rule("sample", align="left")
     console.print(inspection.describe_sample(sample), end="")
     console.rule(f"prompt, template {name} (supervised: {mark})", align="left")
-    console.print(inspection.describe_prompt(sample, template, color))
-    if tokenizer is None:
+    console.print(inspection.describe_prompt(sample, conv, color))
+    if loaded is None:
         console.print(
             "\nFor ids and labels pass --tokenizer DIR, a folder with a tokenizer "
             f"(the mini preset's is not there: {MINI_TOKENIZER}).",
             markup=False,
         )
         return
-    loaded = inspection.load_tokenizer(tokenizer)
     encoded = inspection.encode_sample(sample, template, loaded)
     console.rule(f"tokens, {tokenizer}", align="left")
     console.print(inspection.describe_tokens(encoded, loaded, color))

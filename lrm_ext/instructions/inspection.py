@@ -14,11 +14,11 @@ from typing import Any
 from rich.text import Text
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, get_conversation
+from llava.conversation import AUTO, Conversation, chat_conversation, get_conversation
 from llava.data.sample import Sample
 from llava.data.tokenize import Encoded, encode_turns, place_images, render
 from llava.errors import ConfigError
-from lrm_ext.languages.templates import register_templates, template_for
+from lrm_ext.languages.templates import in_language, register_templates, template_for
 
 SUPERVISED_STYLE = "bold green"
 # Enclose supervised parts if there are no colours.
@@ -39,23 +39,36 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer.load_tokenizer(folder)
 
 
-def conversation_for(sample: Sample, template: str) -> tuple[str, Conversation]:
+def conversation_for(
+    sample: Sample, template: str, tokenizer: Any = None
+) -> tuple[str, Conversation]:
     """Returns the template of a sample, in the language of its answers if there is one.
+
+    Args:
+        sample: The sample.
+        template: Its name; `auto` is the tokenizer's own.
+        tokenizer: The tokenizer, which only `auto` needs.
 
     Returns:
         The name and a copy of the template.
 
     Raises:
-        TemplateError: The template is unknown; the choices are listed.
+        ConfigError: `auto` is given without a tokenizer.
+        TemplateError: The template is unknown; the choices are listed. Or the tokenizer has none
+            that training can use.
     """
     register_templates()
+    if template == AUTO:
+        if tokenizer is None:
+            raise ConfigError("--template auto is the chat template of a --tokenizer: give one")
+        return AUTO, in_language(AUTO, chat_conversation(tokenizer), sample.lang)
     name = template_for(template, sample.lang)
     return name, get_conversation(name)
 
 
 def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
     """Encodes a sample as training does."""
-    _, conv = conversation_for(sample, template)
+    _, conv = conversation_for(sample, template, tokenizer)
     has_image = sample.image is not None
     turns = place_images(sample.turns, conv) if has_image else sample.turns
     return encode_turns(turns, conv, tokenizer, has_image)
@@ -71,9 +84,8 @@ def describe_sample(sample: Sample) -> Text:
     )
 
 
-def describe_prompt(sample: Sample, template: str, color: bool) -> Text:
-    """Returns the prompt of a sample, with supervised parts marked."""
-    _, conv = conversation_for(sample, template)
+def describe_prompt(sample: Sample, conv: Conversation, color: bool) -> Text:
+    """Returns the prompt of a sample in a template, with supervised parts marked."""
     rendered = render(place_images(sample.turns, conv), conv)
     # every second piece is a supervised span
     borders = [0, *chain.from_iterable(rendered.spans), len(rendered.text)]

@@ -5,6 +5,7 @@
     llama_3                  Meta's Llama 3 chat format, which LLaVA lacks
     lrm_llama_3[_<lang>]     the same with a system sentence
 
+A tokenizer's own chat template (`auto`) is not registered: `in_language` gives it the sentence.
 `register_templates()` adds them; importing this module does not. Two details come from LLaVA's
 styles: in style TWO an empty system sentence leaves a leading space (`" USER: ..."`), and in style
 MPT the roles contain the header tokens. The tokenizer adds BOS, so no template contains
@@ -13,7 +14,10 @@ MPT the roles contain the header tokens. The tokenizer adds BOS, so no template 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llava.conversation import (
+    ChatConversation,
     Conversation,
     SeparatorStyle,
     conv_templates,
@@ -56,6 +60,28 @@ def template_for(version: str, lang: str | None) -> str:
     get_conversation(version)  # its error lists the choices
     name = f"{version}_{get_language(lang).code}" if lang is not None else version
     return name if name in conv_templates else version
+
+
+def in_language(name: str, conversation: Conversation, lang: str | None) -> Conversation:
+    """Returns a fresh conversation in a template, with the system sentence of a language.
+
+    Args:
+        name: Name of the template.
+        conversation: The template. A tokenizer's own chat template (`auto`) gets the system
+            sentence, if it takes one; another gets it if its family has the language.
+        lang: Language of the answer; None for the template as it is.
+
+    Raises:
+        ConfigError: There is no such language.
+    """
+    if isinstance(conversation, ChatConversation):
+        if lang is None or not conversation.chat_format.takes_system:
+            return conversation.copy()
+        return replace(conversation.copy(), system=get_language(lang).system)
+    if name not in conv_templates:
+        return conversation.copy()
+    found = template_for(name, lang)
+    return conversation.copy() if found == name else get_conversation(found)
 
 
 def _templates() -> dict[str, Conversation]:

@@ -28,12 +28,13 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llava.conversation import get_conversation
+from llava.conversation import ChatConversation, Conversation
 from llava.errors import ConfigError
 from llava.files import write_atomically
 from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
-from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
+from lrm_ext.corpus.store import ENGLISH, AnyCorpus, Corpus, JoinedCorpus, parts_of
+from lrm_ext.languages.templates import in_language
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
@@ -115,7 +116,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         "train_dataset": dataset,
         "data_collator": MixtureCollator(context.tokenizer),
         "train_sampler": _sampler(context.training_args, dataset, arguments),
-        "conversation": get_conversation(str(context.model_args.version)),
+        "conversation": _conversation(context),
         **_validation(context, arguments, spec, held_out),
         **_alignment(context, arguments, dataset),
     }
@@ -158,7 +159,9 @@ def _validation(
     if arguments.early_stop_patience:
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
-        from lrm_ext.training.questions import ValidationQuestions  # imports the evaluation
+        # these import the evaluation
+        from lrm_ext.evaluate.answerer import Templates
+        from lrm_ext.training.questions import ValidationQuestions
 
         result["extra_evaluation"] = ValidationQuestions(
             arguments.eval_benchmark,
@@ -166,7 +169,7 @@ def _validation(
             corpus.languages,
             context.tokenizer,
             context.image_processor,
-            str(context.model_args.version),
+            Templates(str(context.model_args.version), context.conversation),
         )
     return result
 
@@ -245,7 +248,21 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
         images,
         context.model_args.mm_use_im_start_end,
         arguments.encode_cache,
+        context.conversation,
     )
+
+
+def _conversation(context: DataContext) -> Conversation:
+    """Returns the template that the model is asked with where no language is known: English."""
+    conversation: Conversation = context.conversation
+    if not isinstance(conversation, ChatConversation):
+        return conversation
+    if not conversation.chat_format.takes_system:
+        log.warning(
+            "the tokenizer's chat template takes no system text, so samples do not say the "
+            "language of their answers"
+        )
+    return in_language(str(context.model_args.version), conversation, ENGLISH)
 
 
 def _features(

@@ -15,11 +15,12 @@ it. Non-goals: padding (`llava.data.batching`).
 from __future__ import annotations
 
 import heapq
+import json
 import logging
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from llava.constants import IGNORE_INDEX
-from llava.conversation import Conversation, get_conversation
+from llava.conversation import ChatConversation, Conversation, get_conversation
 from llava.data.dataset import EventCounts
-from llava.data.sample import Sample, Turn
+from llava.data.sample import Sample, SampleError, Turn
 from llava.data.tokenize import encode_turns, place_images
 from llava.errors import DataError
-from lrm_ext.languages.templates import template_for
+from lrm_ext.languages.templates import in_language
 from lrm_ext.mixture.order import Draw, Mixture
 from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 
@@ -169,6 +170,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         mm_use_im_start_end: Put `<im_start>` and `<im_end>` around an image.
         cache_size: Number of encoded samples to keep, because the sampler needs a sample's length
             before the loader needs the sample.
+        conversation: The template itself; by default the registered one of that name.
     """
 
     def __init__(
@@ -180,10 +182,13 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         images: ImageLoader | FeatureCache | None = None,
         mm_use_im_start_end: bool = False,
         cache_size: int = 100_000,
+        conversation: Conversation | None = None,
     ) -> None:
         self.mixture = mixture
         self.tokenizer = tokenizer
         self.version = version
+        self._conversation = conversation or get_conversation(version)
+        self._in_language: dict[str | None, Conversation] = {}
         self.limits = limits
         self._images = images
         self._start_end = mm_use_im_start_end
@@ -212,9 +217,16 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         return {
             "corpus": self.mixture.corpus.fingerprint(),
             "mixture": self.mixture.spec.fingerprint(),
-            "template": self.version,
+            "template": self._template_id(),
             "longest sample": self.limits.max_length,
         }
+
+    def _template_id(self) -> str:
+        """Returns the template's name; with a checksum for a tokenizer's own, which may change."""
+        if not isinstance(self._conversation, ChatConversation):
+            return self.version
+        source = json.dumps(self._conversation.chat_format.to_dict(), sort_keys=True)
+        return f"{self.version} {zlib.crc32(source.encode()):08x}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns the item of an index that continues over epochs.
@@ -294,7 +306,10 @@ class MixtureDataset(Dataset[dict[str, Any]]):
 
     def _encode(self, draw: Draw) -> EncodedItem:
         sample, limit = self.mixture.make_sample(draw), self.limits.max_length
-        conv = _conversation(self.version, sample.lang)
+        if sample.lang not in self._in_language:
+            own = in_language(self.version, self._conversation, sample.lang)
+            self._in_language[sample.lang] = own
+        conv = self._in_language[sample.lang]
         turns = place_images(sample.turns, conv, self._start_end)
         item = whole = self._encode_turns(sample, draw, conv, turns)
         self.sample_losses.count(ENCODED, draw.lang)
@@ -322,7 +337,10 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
     ) -> EncodedItem:
         has_image = sample.image is not None
-        encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+        try:
+            encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+        except SampleError as error:
+            raise DataError(f"{self._named(sample.id, draw.lang)}: {error}") from None
         answers = "".join(turn.text for turn in turns if turn.role == "gpt")
         return EncodedItem(
             id=sample.id,
@@ -335,11 +353,6 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
             units={"character": len(answers), "byte": len(answers.encode())},
         )
-
-
-@lru_cache(maxsize=256)
-def _conversation(version: str, lang: str | None) -> Conversation:
-    return get_conversation(template_for(version, lang))
 
 
 Length = Callable[[int], int]

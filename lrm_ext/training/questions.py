@@ -15,7 +15,6 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from llava.conversation import get_conversation
 from llava.errors import ConfigError
 from lrm_ext.evaluate.answerer import LlavaAnswerer, Request, Templates
 from lrm_ext.evaluate.items import limit_items
@@ -42,7 +41,7 @@ class ValidationQuestions:
         languages: Languages; those that the benchmark lacks are skipped with a warning.
         tokenizer: The model's tokenizer.
         image_processor: The tower's image processor.
-        version: Name of the conversation template.
+        templates: The conversation template.
 
     Raises:
         ConfigError: There is no such benchmark.
@@ -56,7 +55,7 @@ class ValidationQuestions:
         languages: Sequence[str],
         tokenizer: Any,
         image_processor: Any,
-        version: str,
+        templates: Templates,
     ) -> None:
         folder = Path(name)
         is_folder = name not in BENCHMARKS and folder.is_dir()
@@ -71,7 +70,6 @@ class ValidationQuestions:
         self.items = {
             lang: list(limit_items(items, num_questions)) for lang, items in self._all.items()
         }
-        templates = Templates(version, get_conversation(version))
         self._make_answerer = lambda model: LlavaAnswerer(
             tokenizer, model, image_processor, templates, _MAX_NEW_TOKENS
         )
