@@ -54,7 +54,7 @@ from llava.model.checkpoint import (
     check_complete,
     read_config,
 )
-from llava.model.multimodal_encoder.clip_encoder import save_tower
+from llava.model.multimodal_encoder.vision_tower import save_tower
 from llava.model.tiles import read_pinpoints
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
