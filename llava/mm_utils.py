@@ -21,10 +21,10 @@ from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
 from llava.images import expand2square as expand2square
 from llava.images import shape_image, to_rgb
+from llava.model.multimodal_encoder.families import processor_side
 from llava.model.tiles import (
     divide_to_patches,
     preprocess_tile,
-    processor_side,
     read_pinpoints,
     resize_and_pad_image,
     select_best_resolution,

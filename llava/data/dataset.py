@@ -26,7 +26,8 @@ from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
 from llava.images import open_image, shape_image
-from llava.model.tiles import num_channels, processor_side
+from llava.model.multimodal_encoder.families import processor_side
+from llava.model.tiles import num_channels
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.errors import ConfigError
+from llava.model.multimodal_encoder.families import processor_side
 
 Size = tuple[int, int]
 
@@ -99,26 +100,6 @@ def get_anyres_image_grid_shape(
     """
     width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints))
     return width // patch_size, height // patch_size
-
-
-def processor_side(processor: Any) -> int:
-    """Returns S, the side in pixels of the squares that an image processor gives.
-
-    Raises:
-        ConfigError: It gives none: its images have varying sizes, or are no squares.
-    """
-    size = getattr(processor, "size", None) or {}
-    crop = getattr(processor, "crop_size", None)
-    if crop is not None and getattr(processor, "do_center_crop", True):
-        size = crop
-    sides = {size.get("height"), size.get("width")}
-    if len(sides) != 1 or None in sides:
-        raise ConfigError(
-            f"the image processor has size {dict(size)}; a tower needs squares of one size: give "
-            "`size` (or `crop_size` with `do_center_crop`) a height and an equal width in its "
-            "preprocessor_config.json"
-        )
-    return int(sides.pop())
 
 
 def num_channels(processor: Any) -> int:

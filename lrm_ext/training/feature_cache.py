@@ -34,7 +34,8 @@ from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import open_image, shape_image
 from llava.mm_utils import process_images
-from llava.model.tiles import keeps_bytes, num_channels, preprocess_bytes, processor_side
+from llava.model.multimodal_encoder.families import processor_side
+from llava.model.tiles import keeps_bytes, num_channels, preprocess_bytes
 from llava.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -109,6 +109,26 @@ def side_px(value: Any, what: str) -> int | None:
     return None if side is None else int(side)
 
 
+def processor_side(processor: Any) -> int:
+    """Returns S, the side in pixels of the squares that an image processor gives.
+
+    Raises:
+        ConfigError: It gives none: its images have varying sizes, or are no squares.
+    """
+    size = getattr(processor, "size", None) or {}
+    crop = getattr(processor, "crop_size", None)
+    if crop is not None and getattr(processor, "do_center_crop", True):
+        size = crop
+    sides = {size.get("height"), size.get("width")}
+    if len(sides) != 1 or None in sides:
+        raise ConfigError(
+            f"the image processor has size {dict(size)}; a tower needs squares of one size: give "
+            "`size` (or `crop_size` with `do_center_crop`) a height and an equal width in its "
+            "preprocessor_config.json"
+        )
+    return int(sides.pop())
+
+
 def grid_side(image_size_px: int, patch_size_px: int | None, num_positions: int | None) -> int:
     """Returns the number of patches along a side of an image.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import read_config
-from llava.model.tiles import processor_side
+from llava.model.multimodal_encoder.families import processor_side
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -46,6 +46,7 @@ from llava.model.multimodal_encoder.families import (
     deviation_of,
     family_of,
     grid_side,
+    processor_side,
     side_px,
     vision_part,
 )
@@ -54,7 +55,7 @@ from llava.model.multimodal_encoder.image_processor import (
     load_image_processor,
     set_side,
 )
-from llava.model.tiles import byte_table, processor_side, to_floats
+from llava.model.tiles import byte_table, to_floats
 
 log = logging.getLogger(__name__)
 
