@@ -124,7 +124,7 @@ class FeatureCache:
 
         Args:
             root: Folder of caches, in which each has its key as name.
-            tower: A loaded, frozen `CLIPVisionTower`.
+            tower: A loaded, frozen tower.
             loader: Opens the images.
             dtype: `float16` or `float32`.
         """
@@ -272,6 +272,7 @@ def cache_key(tower: Any, loader: ImageLoader, dtype: str) -> str:
         "aspect_ratio": loader.aspect_ratio,
         "dtype": dtype,
         **({"draft": True} if loader.uses_draft else {}),
+        **({} if tower.deviation is None else {"dropped": tower.deviation.num_dropped}),
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(tower.state_dict().items()):

@@ -43,6 +43,7 @@ from llava.model.multimodal_encoder.families import (
     FAMILIES,
     NUM_TOKENS_KEY,
     REFUSED,
+    Deviation,
     deviation_of,
     family_of,
     grid_side,
@@ -132,6 +133,8 @@ class ImageEncoder(nn.Module):
     image_processor: Any
     # of an image; three for each tower
     num_channels = 3
+    # of a published checkpoint, see `families`
+    deviation: Deviation | None
     # defined by each class
     is_loaded: Any
     select_layer: Any
@@ -475,6 +478,16 @@ class VisionTower(ImageEncoder):
         return self._select(kept[0])
 
     @property
+    def num_left_out(self) -> int:
+        """Positions of the selected hidden state that are left out of the features."""
+        return self._num_prefix - self._num_kept + self._num_dropped
+
+    @property
+    def num_before_patches(self) -> int:
+        """Positions of a hidden state before the patches: class token and registers."""
+        return self._num_prefix
+
+    @property
     def old_level(self) -> str:
         """The level that checkpoints write in the names of the tower's weights, or ""."""
         return "" if self.family is None else self.family.old_level
@@ -520,10 +533,7 @@ def notes_tokens(tower: ImageEncoder) -> bool:
 
     CLIP's keep LLaVA's `config.json`, and published ones that deviate keep deviating.
     """
-    towers = getattr(tower, "towers", (tower,))
-    if any(each.deviation is not None for each in towers):
-        return False
-    return len(towers) > 1 or towers[0].family is not family_of("clip")
+    return tower.deviation is None and getattr(tower, "family", None) is not family_of("clip")
 
 
 def choices() -> str:
@@ -671,6 +681,7 @@ class VisionTowers(ImageEncoder):
         self.towers = nn.ModuleList(towers)
         self.vision_tower_name = "+".join(tower.vision_tower_name for tower in towers)
         self.num_channels = 3 * len(towers)
+        self.deviation = next((each.deviation for each in towers if each.deviation), None)
         self.check_selection()
         if self.is_loaded:
             self._join_processors()
