@@ -101,6 +101,8 @@ class LlavaMetaModel:
         config.update({key: getattr(model_args, key) for key in _RECORDED})
         if notes_tokens(tower):
             config.update({NUM_TOKENS_KEY: tower.num_image_tokens})
+        elif hasattr(config, NUM_TOKENS_KEY):
+            delattr(config, NUM_TOKENS_KEY)  # of another tower before
         if getattr(self, "mm_projector", None) is None:
             self._build_projector()
         # LoRA froze a projector that existed before

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_towers import SIZES, TOWERS, photograph, write_tower
 
 from llava.errors import CheckpointError, ConfigError
@@ -201,6 +201,30 @@ def test_published_checkpoints_keep_their_deviations(folders):
         arguments(folders["clip"], mm_vision_select_feature="cls_patch", model_type="parrot_qwen2")
     )
     assert parrot.num_image_tokens == 17
+
+
+def test_a_published_checkpoint_without_the_last_layer_loads(folders, tmp_path):
+    """As LLaVA-OneVision is written: the tower inside, one layer and its head short."""
+    model = with_tower(training(folders["siglip"]))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = ("vision_model.encoder.layers.2.", "vision_model.head.")
+    save_file(
+        {key: value for key, value in weights.items() if not any(part in key for part in gone)},
+        tmp_path / "model.safetensors", {"format": "pt"},
+    )  # fmt: skip
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[NUM_TOKENS_KEY]
+    config["architectures"] = ["LlavaQwenForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = LlavaLlamaForCausalLM.from_pretrained(tmp_path)
+    images = torch.randn(1, 3, 32, 32)
+    states = vision_model(folders["siglip"])(pixel_values=images, output_hidden_states=True)
+    assert torch.equal(again.get_vision_tower()(images), states.hidden_states[-2])
+    # a training goes on with it, and its checkpoint still says that it deviates
+    again.get_model().initialize_vision_modules(training(folders["siglip"]))
+    assert torch.equal(again.get_vision_tower()(images), states.hidden_states[-2])
+    assert getattr(again.config, NUM_TOKENS_KEY, None) is None
 
 
 def test_nothing_new_deviates(folders):

@@ -10,6 +10,7 @@ from tiny_towers import write_tower
 from llava.errors import ConfigError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.serve.engine import Engine, GenerationRequest
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,13 @@ def test_two_steps_and_an_answer(names, width, flags, run_train, tiny_llm, tiny_
     pixels = process_images([Image.open(tiny_data / "images" / "0.png")], processor, model.config)
     with torch.no_grad():
         assert model(ids, images=pixels).logits.shape[1] == ids.shape[1] - 1 + 16
-        assert model.generate(ids, images=pixels, max_new_tokens=2).shape[0] == 1
+        answer = model.generate(ids, images=pixels, max_new_tokens=4, do_sample=False)
+    pieces = []
+    image = Image.open(tiny_data / "images" / "0.png")
+    request = GenerationRequest("<image>\nWhich colour?", (image,), 0.0, max_new_tokens=4)
+    Engine(tokenizer, model, processor, "tiny").answer(request, pieces.append)
+    served = tokenizer.decode(answer[0], skip_special_tokens=True).strip()
+    assert "".join(pieces).strip() == served
 
 
 @pytest.mark.parametrize(

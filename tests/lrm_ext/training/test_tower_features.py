@@ -40,3 +40,12 @@ def test_the_key_tells_towers_apart(tmp_path):
     other = build(folder)
     keys.add(cache_key(other, ImageLoader(other.image_processor, "pad"), "float32"))
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("feature_cache", ["off", "on"])
+def test_two_steps_on_a_mixture(feature_cache, run_lrm, tmp_path):
+    towers = [str(write_tower(tmp_path / name, name)) for name in ("siglip", "dinov2")]
+    cache = "off" if feature_cache == "off" else tmp_path / "features"
+    out = run_lrm(vision_tower="+".join(towers), feature_cache=cache, max_steps=2)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["mm_hidden_size"], config["mm_num_image_tokens"]) == (64, 16)
