@@ -21,8 +21,10 @@ from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
 from llava.images import expand2square as expand2square
 from llava.images import shape_image, to_rgb
+from llava.model.multimodal_encoder.families import processor_side
 from llava.model.tiles import (
     divide_to_patches,
+    preprocess_tile,
     read_pinpoints,
     resize_and_pad_image,
     select_best_resolution,
@@ -40,9 +42,9 @@ def process_anyres_image(
     """
     resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
     padded = resize_and_pad_image(image, resolution)
-    side = processor.size["shortest_edge"]
-    tiles = [image.resize((side, side)), *divide_to_patches(padded, processor.crop_size["height"])]
-    return torch.stack([_preprocess(processor, tile) for tile in tiles])
+    side = processor_side(processor)
+    tiles = [image.resize((side, side)), *divide_to_patches(padded, side)]
+    return torch.stack([preprocess_tile(tile, processor) for tile in tiles])
 
 
 def _preprocess(processor: Any, image: Image.Image) -> Tensor:

@@ -26,6 +26,8 @@ from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
 from llava.images import open_image, shape_image
+from llava.model.multimodal_encoder.families import processor_side
+from llava.model.tiles import num_channels
 
 log = logging.getLogger(__name__)
 
@@ -216,8 +218,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             return None
         processor = self.data_args.image_processor
         if sample.image is None:
-            size = processor.crop_size
-            return torch.zeros(3, size["height"], size["width"])
+            side = processor_side(processor)
+            return torch.zeros(num_channels(processor), side, side)
         path = self._image_path(sample)
         try:
             image = open_image(path, orient=self._orient_images)

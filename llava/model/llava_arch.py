@@ -23,7 +23,8 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, DataError
 from llava.model.checkpoint import PATCH_MERGE_TYPES, MultimodalConfig
 from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_tower
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY
+from llava.model.multimodal_encoder.vision_tower import ImageEncoder, notes_tokens
 from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
 from llava.model.splice import (
     PackedRows,
@@ -102,7 +103,7 @@ class LlavaMetaModel:
             newline = torch.randn(config.hidden_size) / config.hidden_size**0.5
             self.image_newline = nn.Parameter(newline)
 
-    def get_vision_tower(self) -> CLIPVisionTower | None:
+    def get_vision_tower(self) -> ImageEncoder | None:
         """The vision tower, or None; FSDP hides it in a list of one."""
         vision_tower = getattr(self, "vision_tower", None)
         return vision_tower[0] if isinstance(vision_tower, list) else vision_tower
@@ -124,6 +125,10 @@ class LlavaMetaModel:
         tower = self._set_up_tower(model_args, hide=bool(fsdp))
         config.update({"use_mm_proj": True, "mm_hidden_size": tower.hidden_size})
         config.update({key: getattr(model_args, key) for key in _RECORDED})
+        if notes_tokens(tower):
+            config.update({NUM_TOKENS_KEY: tower.num_image_tokens})
+        elif hasattr(config, NUM_TOKENS_KEY):
+            delattr(config, NUM_TOKENS_KEY)  # of another tower before
         if getattr(self, "mm_projector", None) is None:
             self._build_projector()
         # LoRA froze a projector that existed before
@@ -131,7 +136,7 @@ class LlavaMetaModel:
         if model_args.pretrain_mm_mlp_adapter is not None:
             load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
 
-    def _set_up_tower(self, model_args: Any, hide: bool) -> CLIPVisionTower:
+    def _set_up_tower(self, model_args: Any, hide: bool) -> ImageEncoder:
         """Loads the tower that `model_args` names; one that a checkpoint carried is kept."""
         tower = self.get_vision_tower()
         if getattr(model_args, "s2", False) and not getattr(self.config, "s2", False):
@@ -153,6 +158,8 @@ class LlavaMetaModel:
         tower.load_model()
         tower.select_layer = model_args.mm_vision_select_layer
         tower.select_feature = model_args.mm_vision_select_feature
+        tower.check_selection()
+        tower.image_processor.num_image_tokens = tower.num_image_tokens
         self.vision_tower = [tower] if hide else tower
         return tower
 
@@ -175,7 +182,7 @@ class LlavaMetaForCausalLM(ABC):
     def get_model(self) -> LlavaMetaModel:
         """Returns the inner model, which owns tower, projector and embeddings."""
 
-    def get_vision_tower(self) -> CLIPVisionTower | None:
+    def get_vision_tower(self) -> ImageEncoder | None:
         """Returns the vision tower, or None for a text-only model."""
         return self.get_model().get_vision_tower()
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.errors import ConfigError
+from llava.model.multimodal_encoder.families import processor_side
 
 Size = tuple[int, int]
 
@@ -101,6 +102,24 @@ def get_anyres_image_grid_shape(
     return width // patch_size, height // patch_size
 
 
+def num_channels(processor: Any) -> int:
+    """Returns the channels of an image processor's output: three for each tower."""
+    return 3 * len(getattr(processor, "processors", (processor,)))
+
+
+def preprocess_tile(image: Image.Image, processor: Any) -> Tensor:
+    """Prepares a square that is cut already, without losing a margin to a centre crop.
+
+    Returns:
+        [3, S, S].
+    """
+    options = {}
+    if getattr(processor, "size", {}).get("shortest_edge") is not None:
+        options["size"] = {"shortest_edge": processor_side(processor)}
+    pixels: Tensor = processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0]
+    return pixels
+
+
 def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
     """Resizes and crops an image as the processor does, but leaves the values unscaled.
 
@@ -126,15 +145,15 @@ def to_floats(pixels: Tensor, table: Tensor) -> Tensor:
     """Converts bytes to what the processor would have given.
 
     Args:
-        pixels: [..., 3, S, S] uint8.
-        table: [3, 256], on the same device.
+        pixels: [..., C, S, S] uint8.
+        table: [C, 256], on the same device.
 
     Returns:
-        [..., 3, S, S] float32.
+        [..., C, S, S] float32.
     """
     flat = table.flatten()
     # channel c begins at 256 c
-    starts = 256 * torch.arange(3, device=pixels.device).view(3, 1, 1)
+    starts = 256 * torch.arange(len(table), device=pixels.device).view(-1, 1, 1)
     return flat[pixels.to(torch.int64) + starts]
 
 

@@ -61,7 +61,11 @@ class ModelArguments:
         default=False, metadata={"help": "First stage: train and save the projector only."}
     )
     vision_tower: str | None = field(
-        default=None, metadata={"help": "CLIP model, folder or Hub id; none: text only."}
+        default=None,
+        metadata={
+            "help": "Vision model, folder or Hub id, or two as a+b (docs/towers.md); none: text "
+            "only."
+        },
     )
     mm_vision_select_layer: int | None = field(
         default=-1, metadata={"help": "Index into the tower's hidden states."}

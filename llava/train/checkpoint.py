@@ -358,11 +358,14 @@ def settings_of(*arguments: Any) -> dict[str, str]:
         length = "max_steps" if values.get("max_steps", -1) > 0 else "num_train_epochs"
         found[length] = values.get(length)
     for name in _PLACES:
-        found[name] = values.get(name) and _describe_place(Path(str(values[name])))
+        found[name] = values.get(name) and _describe_place(str(values[name]))
     return {name: str(getattr(value, "value", value)) for name, value in found.items()}
 
 
-def _describe_place(path: Path) -> str:
+def _describe_place(place: str) -> str:
+    path = Path(place)
+    if "+" in place and not path.exists():
+        return "+".join(Path(part).name for part in place.split("+"))  # two towers
     return f"{path.name} (CRC-32 {_checksum(path)})" if path.is_file() else path.name
 
 

@@ -1,6 +1,6 @@
 """Computes a model's size and the operations of training it from its shape alone.
 
-Input: `config.json` of a language model and of a CLIP tower. Output: parameters by part, and the
+Input: `config.json` of a language model and of a vision tower. Output: parameters by part, and the
 floating-point operations for one sample. Recomputation for activation checkpointing does not count,
 as in the definition of MFU. Non-goals: memory (`lrm_ext.plan`), time.
 
@@ -14,10 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from llava.errors import ConfigError
 from llava.model.families import build_blank, linear_layers
+from llava.model.multimodal_encoder.families import (
+    family_of,
+    processor_side,
+    side_px,
+    vision_part,
+)
 
 GPU_FILE = Path(__file__).with_name("gpus.json")
 # what a stage may train
@@ -153,7 +160,7 @@ def _first(config: Any, names: Sequence[str], default: int) -> int:
 
 @dataclass(frozen=True)
 class TowerShape:
-    """Sizes of a CLIP vision tower.
+    """Sizes of a vision tower.
 
     Attributes:
         hidden_size: Width.
@@ -162,6 +169,9 @@ class TowerShape:
         image_size_px: Side of an image.
         patch_size_px: Side of a patch.
         select_layer: Index into its hidden states; blocks after it are not run.
+        num_before_patches: Class and register tokens.
+        is_gated: The MLP has a gate (SwiGLU) and thus three matrices instead of two.
+        has_pooling_head: A block that pools the patches follows, which is not run.
     """
 
     hidden_size: int
@@ -170,35 +180,67 @@ class TowerShape:
     image_size_px: int
     patch_size_px: int
     select_layer: int = -2
+    num_before_patches: int = 1
+    is_gated: bool = False
+    has_pooling_head: bool = False
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], where: str, select_layer: int = -2
+        cls,
+        config: Mapping[str, Any],
+        where: str,
+        select_layer: int = -2,
+        processor: Mapping[str, Any] | None = None,
     ) -> TowerShape:
         """Reads the sizes from the content of `config.json`.
+
+        Args:
+            config: The content; without a `model_type` it is CLIP's.
+            where: Its place, for messages.
+            select_layer: `--mm_vision_select_layer`.
+            processor: Content of `preprocessor_config.json`, which decides the size of the images
+                of a tower that takes any.
 
         Raises:
             ConfigError: A size is missing.
         """
-        config = config.get("vision_config", config)
+        config = vision_part(config)
+        family = family_of(config.get("model_type", "clip_vision_model"))
         try:
+            width = config["hidden_size"]
+            is_gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
+            inner = config.get("intermediate_size") or int(width * config["mlp_ratio"])
+            if config.get("use_swiglu_ffn"):
+                inner = (int(inner * 2 / 3) + 7) // 8 * 8  # as DINOv2 rounds it
+            side = side_px(config["image_size"], f"{where}: image_size")
+            if processor is not None and family is not None and family.any_size:
+                side = processor_side(SimpleNamespace(**processor))
+            before = family.num_class_tokens + family.num_registers(config) if family else 1
             return cls(
-                config["hidden_size"],
-                config["intermediate_size"],
+                width,
+                inner,
                 config["num_hidden_layers"],
-                config["image_size"],
-                config["patch_size"],
+                int(side or 0),
+                int(side_px(config["patch_size"], f"{where}: patch_size") or 0),
                 select_layer,
+                before,
+                is_gated,
+                before == 0 and family is not None and bool(config.get("vision_use_head", True)),
             )
         except KeyError as error:
             raise ConfigError(
-                f"{where}: {error} is missing; expected the config.json of a CLIP vision model"
+                f"{where}: {error} is missing; expected the config.json of a vision transformer"
             ) from error
 
     @property
     def num_patches(self) -> int:
-        """P, without the class token."""
+        """P, without the tokens before the patches."""
         return (self.image_size_px // self.patch_size_px) ** 2
+
+    @property
+    def num_pixels(self) -> int:
+        """Values of an image."""
+        return 3 * self.image_size_px**2
 
     @property
     def num_layers_run(self) -> int:
@@ -209,23 +251,64 @@ class TowerShape:
     @property
     def _num_in_block(self) -> int:
         width, inner = self.hidden_size, self.intermediate_size
-        return 4 * width * width + 2 * width * inner
+        return 4 * width * width + (3 if self.is_gated else 2) * width * inner
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, with those of blocks that are not run."""
+        """All parameters, with those of blocks that are not run.
+
+        Exact for CLIP; of other families the small ones (scales, mask tokens) are left out.
+        """
         width, inner = self.hidden_size, self.intermediate_size
         biases = 4 * width + inner + width + 4 * width
         patches = 3 * self.patch_size_px**2 * width
-        positions = (self.num_patches + 1) * width + width
-        return self.num_layers * (self._num_in_block + biases) + patches + positions + 4 * width
+        before = self.num_before_patches
+        positions = (self.num_patches + before) * width + before * width
+        num_blocks = self.num_layers + self.has_pooling_head
+        return num_blocks * (self._num_in_block + biases) + patches + positions + 4 * width
 
     @property
     def forward_flops(self) -> float:
         """Operations for one image, up to the selected layer."""
-        positions, width = self.num_patches + 1, self.hidden_size
+        positions, width = self.num_patches + self.num_before_patches, self.hidden_size
         block = 2.0 * self._num_in_block * positions + 4.0 * width * positions**2
         return self.num_layers_run * block + 6.0 * self.patch_size_px**2 * width * self.num_patches
+
+
+@dataclass(frozen=True)
+class TowersShape:
+    """Sizes of towers side by side, whose features are concatenated.
+
+    Attributes:
+        parts: The towers.
+    """
+
+    parts: tuple[TowerShape, ...]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a feature."""
+        return sum(part.hidden_size for part in self.parts)
+
+    @property
+    def num_patches(self) -> int:
+        """P, the same for all."""
+        return self.parts[0].num_patches
+
+    @property
+    def num_pixels(self) -> int:
+        """Values of an image for all towers."""
+        return 3 * len(self.parts) * max(part.image_size_px for part in self.parts) ** 2
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of all."""
+        return sum(part.num_parameters for part in self.parts)
+
+    @property
+    def forward_flops(self) -> float:
+        """Operations of all for one image."""
+        return sum(part.forward_flops for part in self.parts)
 
 
 class SampleFlops(NamedTuple):
@@ -252,7 +335,7 @@ class ModelShape:
     """
 
     language_model: LanguageModelShape
-    tower: TowerShape | None
+    tower: TowerShape | TowersShape | None
 
     @property
     def num_in_projector(self) -> int:

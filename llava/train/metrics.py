@@ -19,6 +19,7 @@ Legend: B samples of a batch, T their positions, N supervised positions, G group
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import resource
@@ -51,6 +52,7 @@ from llava.train.flops import (
     LanguageModelShape,
     ModelShape,
     TowerShape,
+    TowersShape,
     peak_tflops_of,
 )
 
@@ -395,10 +397,16 @@ def shape_of(model: Any) -> ModelShape | None:
         if tower is None:
             return ModelShape(language_model, None)
         select = int(config.mm_vision_select_layer)
-        shape = TowerShape.from_config(tower.config.to_dict(), "the tower", select)
+        parts = [_tower_shape(part, select) for part in getattr(tower, "towers", (tower,))]
+        shape = parts[0] if len(parts) == 1 else TowersShape(tuple(parts))
     except (ConfigError, AttributeError):
         return None
     return ModelShape(language_model, shape) if shape.num_patches == tower.num_patches else None
+
+
+def _tower_shape(tower: Any, select_layer: int) -> TowerShape:
+    shape = TowerShape.from_config(tower.config.to_dict(), "the tower", select_layer)
+    return dataclasses.replace(shape, image_size_px=tower.input_size)
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:

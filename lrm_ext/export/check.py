@@ -15,6 +15,7 @@ from safetensors import safe_open
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError
 from llava.model.checkpoint import read_config
+from llava.model.multimodal_encoder.families import family_of
 
 TOWER_ITEM = "vision tower"
 # architectures in the registries of transformers and vLLM
@@ -84,8 +85,10 @@ def _check_weights(
     """Checks that there are weights, the names of the tower's, and the rows of the vocabulary."""
     weights = f"{len(shapes)} tensors in safetensors" if shapes else "no safetensors"
     tower = [name for name in shapes if "vision_tower." in name]
-    without = [name for name in tower if "vision_tower.vision_model." not in name]
-    named = f"{len(tower)} keys with the level vision_model."
+    family = family_of((config.get("vision_config") or {}).get("model_type"))
+    level = family.old_level if family else ""
+    without = [name for name in tower if f"vision_tower.{level}" not in name]
+    named = f"{len(tower)} keys" + (f" with the level {level}" if level else "")
     if without:
         named = f"{without[0]} and {len(without) - 1} more keys lack the level vision_model."
     rows = next((s[0] for name, s in shapes.items() if name.endswith("embed_tokens.weight")), None)

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -54,7 +55,7 @@ from llava.model.checkpoint import (
     check_complete,
     read_config,
 )
-from llava.model.multimodal_encoder.clip_encoder import save_tower
+from llava.model.multimodal_encoder.vision_tower import save_tower
 from llava.model.tiles import read_pinpoints
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template
@@ -64,11 +65,12 @@ log = logging.getLogger(__name__)
 
 LLAVA_CONFIG_FILE = "llava_config.json"
 TOWER_FOLDER = "vision_tower"
+CLIP_TOWER = "clip_vision_model"
 TEXT_CONFIGS = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 # LLaVA's architecture for each language model of transformers
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
-# LLaVA's `patch` drops the class token
-SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+# how many of a hidden state's positions transformers' strategies leave out at the beginning
+SELECT_STRATEGIES = {0: "full", 1: "default"}
 IMAGE_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
 TOWER_PREFIX = "model.vision_tower."
 # prefixes of weights in LLaVA and in transformers; the first match applies
@@ -125,7 +127,8 @@ def export_hf(
     partial = out_dir.with_name(out_dir.name + ".partial")
     # vLLM needs this level, which transformers removes when it loads the weights
     weights = hf_model.state_dict()
-    level = {k: k.replace(TOWER_PREFIX, f"{TOWER_PREFIX}vision_model.", 1) for k in weights}
+    old_prefix = TOWER_PREFIX + model.get_vision_tower().old_level
+    level = {key: key.replace(TOWER_PREFIX, old_prefix, 1) for key in weights}
     hf_model.save_pretrained(partial, state_dict={level[k]: v for k, v in weights.items()})
     add_rope_theta(partial)
     GenerationConfig(
@@ -135,7 +138,8 @@ def export_hf(
         suppress_tokens=[image_token],  # its row is not trained
     ).save_pretrained(partial)
     ratio = MultimodalConfig.from_config(model.config).image_aspect_ratio
-    processor = build_processor(hf_config, ratio, image_processor, tokenizer, source)
+    num_before = model.get_vision_tower().num_before_patches
+    processor = build_processor(hf_config, ratio, image_processor, tokenizer, source, num_before)
     processor.save_pretrained(partial)
     write_atomically(partial / LLAVA_CONFIG_FILE, json.dumps(note, indent=2))
     partial.rename(out_dir)
@@ -165,8 +169,26 @@ def check_exportable(model: Any, image_processor: Any) -> None:
         ),
     }
     reasons = [reason for reason, is_held in holds.items() if not is_held]
+    if (tower := model.get_vision_tower()) is not None:
+        reasons += _tower_reasons(tower, is_anyres)
     if reasons:
         raise ConfigError("transformers has no LLaVA class with:\n  " + "\n  ".join(reasons))
+
+
+def _tower_reasons(tower: Any, is_anyres: bool) -> list[str]:
+    """Returns why transformers' LLaVA classes cannot hold a tower."""
+    if len(getattr(tower, "towers", ())) > 1:
+        return [f"towers side by side ({tower.vision_tower_name})"]
+    kind = tower.config.model_type
+    has_registers = tower.num_left_out not in SELECT_STRATEGIES
+    is_cut = tower.deviation is not None and tower.deviation.num_cut_layers > 0
+    fails = {
+        f"a {kind!r} tower: its AutoModel has none": type(tower.config) not in MODEL_MAPPING,
+        f"the register tokens of a {kind!r} tower: it would keep them": has_registers,
+        "a tower without its last layer": is_cut,
+        f"anyres with a {kind!r} tower: its tiles are CLIP's": is_anyres and kind != CLIP_TOWER,
+    }
+    return [reason for reason, is_so in fails.items() if is_so]
 
 
 def add_image_token(tokenizer: Any) -> int:
@@ -195,7 +217,7 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
         "image_token_index": image_token,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": tower.select_layer,
-        "vision_feature_select_strategy": SELECT_STRATEGIES[tower.select_feature],
+        "vision_feature_select_strategy": SELECT_STRATEGIES[tower.num_left_out],
         "image_seq_length": tower.num_image_tokens,
         "tie_word_embeddings": bool(config.tie_word_embeddings),
         # for servers that read LLaVA's keys
@@ -253,24 +275,35 @@ def _with_rows(table: Tensor, num_rows: int) -> Tensor:
 
 
 def build_processor(
-    config: Any, aspect_ratio: str, image_processor: Any, tokenizer: Any, template: str
+    config: Any,
+    aspect_ratio: str,
+    image_processor: Any,
+    tokenizer: Any,
+    template: str,
+    num_before_patches: int,
 ) -> Any:
     """Returns a processor that prepares images and text as LLaVA does; `template` is Jinja."""
-    settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
+    has_crop = getattr(image_processor, "crop_size", None) is not None
+    settings = {
+        key: getattr(image_processor, key)
+        for key in IMAGE_SETTINGS
+        if has_crop or key != "crop_size"
+    }
     keywords: dict[str, Any] = {
         "tokenizer": tokenizer,
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": 1,  # CLIP's class token
+        "num_additional_image_tokens": num_before_patches,
         "chat_template": template,
     }
     if isinstance(config, LlavaNextConfig):
         pinpoints = config.image_grid_pinpoints
         tiles = LlavaNextImageProcessorPil(image_grid_pinpoints=pinpoints, **settings)
         return LlavaNextProcessor(image_processor=tiles, **keywords)
-    kind: Any = CLIPImageProcessorPil
+    kind: Any = type(image_processor)
     if aspect_ratio == "pad":
         kind, settings["do_pad"] = LlavaImageProcessorPil, True
+    settings["do_center_crop"] = has_crop
     return LlavaProcessor(image_processor=kind(**settings), **keywords)
 
 
@@ -318,7 +351,7 @@ def _read_hf_config(hf_path: Path) -> Any:
     config = AutoConfig.from_pretrained(hf_path)
     parts = (config, config.get_text_config(), getattr(config, "vision_config", None))
     found = [getattr(part, "model_type", None) for part in parts]
-    expected = (("llava", "llava_next"), ARCHITECTURES, ("clip_vision_model",))
+    expected = (("llava", "llava_next"), ARCHITECTURES, (CLIP_TOWER,))
     if not all(kind in kinds for kind, kinds in zip(found, expected, strict=True)):
         raise ConfigError(
             f"{hf_path}: found model types {found}; LLaVA has llava or llava_next with llama or "

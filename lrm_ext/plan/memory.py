@@ -223,7 +223,7 @@ def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, flo
         return 0.0, 0.0, 0.0
     width = tower.hidden_size + 2 * shape.language_model.hidden_size
     kept = settings.batch_size * shape.num_image_tokens * width * e
-    pixels = 0 if settings.caches_features else 3 * tower.image_size_px**2 * 4
+    pixels = 0 if settings.caches_features else 4 * tower.num_pixels
     outputs = tower.num_patches * tower.hidden_size * e
     return tower.num_parameters * e, kept, settings.batch_size * (pixels + outputs)
 

@@ -183,9 +183,7 @@ def make_plan(
         flags = stage_flags(preset, stage, num_gpus, extra)
         shape = load_shape(
             str(_find(flags["model_name_or_path"]) or flags["model_name_or_path"]),
-            str(_find(flags["vision_tower"]) or flags["vision_tower"])
-            if "vision_tower" in flags
-            else None,
+            _find_towers(flags["vision_tower"]) if "vision_tower" in flags else None,
             int(flags.get("mm_vision_select_layer", -2)),
         )
         stages.append(_plan_stage(stage, flags, shape, gpu, num_gpus, mfu, wishes))
@@ -395,6 +393,12 @@ def _find(name: str | None) -> Path | None:
     """Returns a path as given or relative to the repository, if it exists."""
     candidates = () if name is None else (Path(name), ROOT / name)
     return next(filter(Path.exists, candidates), None)
+
+
+def _find_towers(name: str) -> str:
+    """Returns a tower's folder, or those of towers joined by `+`; a name where there is none."""
+    names = [name] if _find(name) else name.split("+")
+    return "+".join(str(_find(each) or each) for each in names)
 
 
 _PARTS = {

@@ -18,10 +18,11 @@ from typing import Any
 
 from llava.errors import ConfigError
 from llava.model.checkpoint import read_json
-from llava.train.flops import LanguageModelShape, ModelShape, TowerShape
+from llava.train.flops import LanguageModelShape, ModelShape, TowerShape, TowersShape
 from lrm_ext.languages._toml import load_toml
 
 ROOT = Path(__file__).parents[2]
+PROCESSOR_FILE = "preprocessor_config.json"
 STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 # variables that a user may have set for a run must not change the preset
 _VARIABLES = (
@@ -113,7 +114,7 @@ def load_shape(language_model: str, tower: str | None, select_layer: int = -2) -
 
     Args:
         language_model: Folder, or name on the Hugging Face Hub.
-        tower: Folder or name of the tower; None for a text-only model.
+        tower: Folder or name of the tower, or two joined by `+`; None for a text-only model.
         select_layer: `--mm_vision_select_layer`.
 
     Raises:
@@ -121,10 +122,26 @@ def load_shape(language_model: str, tower: str | None, select_layer: int = -2) -
     """
     config = _config(language_model, "language_models")
     shape = LanguageModelShape.from_config(config, language_model)
-    vision = None
+    vision: TowerShape | TowersShape | None = None
     if tower is not None:
-        vision = TowerShape.from_config(_config(tower, "towers"), tower, select_layer)
+        names = [tower] if Path(tower).exists() else tower.split("+")
+        parts = [_tower_shape(name, select_layer) for name in names]
+        if len({part.num_patches for part in parts}) > 1:
+            counts = ", ".join(f"{n}: {p.num_patches}" for n, p in zip(names, parts, strict=True))
+            raise ConfigError(
+                f"--vision_tower {tower}: towers side by side need the same number of patches; "
+                f"found {counts}"
+            )
+        vision = parts[0] if len(parts) == 1 else TowersShape(tuple(parts))
     return ModelShape(shape, vision)
+
+
+def _tower_shape(name: str, select_layer: int) -> TowerShape:
+    path = Path(name) / PROCESSOR_FILE
+    if not path.is_file():
+        path = _cached(name, PROCESSOR_FILE)
+    processor = read_json(path) if path.is_file() else None
+    return TowerShape.from_config(_config(name, "towers"), name, select_layer, processor)
 
 
 def _config(name: str, kind: str) -> Mapping[str, Any]:
@@ -147,12 +164,12 @@ def _config(name: str, kind: str) -> Mapping[str, Any]:
     )
 
 
-def _cached(name: str) -> Path:
-    """Returns the path of `config.json` in the Hub's cache, or a path that does not exist."""
+def _cached(name: str, file: str = "config.json") -> Path:
+    """Returns the path of a model's file in the Hub's cache, or a path that does not exist."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     with contextlib.suppress(HFValidationError):
-        if isinstance(found := try_to_load_from_cache(name, "config.json"), str):
+        if isinstance(found := try_to_load_from_cache(name, file), str):
             return Path(found)
-    return Path(name) / "config.json"
+    return Path(name) / file

@@ -34,7 +34,8 @@ from llava.errors import ConfigError, DataError
 from llava.files import writing
 from llava.images import open_image, shape_image
 from llava.mm_utils import process_images
-from llava.model.tiles import keeps_bytes, preprocess_bytes
+from llava.model.multimodal_encoder.families import processor_side
+from llava.model.tiles import keeps_bytes, num_channels, preprocess_bytes
 from llava.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ class ImageLoader:
     @property
     def empty(self) -> Tensor:
         """Zeros [3, S, S], for a sample without an image."""
-        size = self.processor.crop_size
+        side = processor_side(self.processor)
         dtype = torch.uint8 if self.gives_bytes else torch.float32
-        return torch.zeros(3, size["height"], size["width"], dtype=dtype)
+        return torch.zeros(num_channels(self.processor), side, side, dtype=dtype)
 
     def __call__(self, path: Path) -> Tensor:
         """Returns the pixels of an image, [3, S, S].
@@ -82,7 +83,7 @@ class ImageLoader:
         Raises:
             DataError: The image is missing or cannot be read.
         """
-        side = self.processor.crop_size["height"]
+        side = processor_side(self.processor)
         try:
             image = open_image(path, least_side=DRAFT_MARGIN * side if self.uses_draft else None)
         except DataError as error:
@@ -123,7 +124,7 @@ class FeatureCache:
 
         Args:
             root: Folder of caches, in which each has its key as name.
-            tower: A loaded, frozen `CLIPVisionTower`.
+            tower: A loaded, frozen tower.
             loader: Opens the images.
             dtype: `float16` or `float32`.
         """
@@ -271,6 +272,7 @@ def cache_key(tower: Any, loader: ImageLoader, dtype: str) -> str:
         "aspect_ratio": loader.aspect_ratio,
         "dtype": dtype,
         **({"draft": True} if loader.uses_draft else {}),
+        **({} if tower.deviation is None else {"dropped": tower.deviation.num_dropped}),
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(tower.state_dict().items()):

@@ -29,7 +29,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint import add_rope_theta, read_config
-from llava.model.multimodal_encoder.builder import resolve_tower
+from llava.model.multimodal_encoder.builder import resolve_tower, split_towers
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.sentences import Pair, corpus_pairs, in_common
 from lrm_ext.corpus.store import Corpus
@@ -174,7 +174,8 @@ def _keep_tower(config: Any, folder: Path, out: Path) -> None:
     try:
         resolve_tower(name, out)
     except ConfigError:
-        config.mm_vision_tower = str(Path(resolve_tower(name, folder)).resolve())
+        towers = split_towers(resolve_tower(name, folder))
+        config.mm_vision_tower = "+".join(str(Path(tower).resolve()) for tower in towers)
 
 
 def fill_rows(table: Tensor, extension: Extension) -> None:

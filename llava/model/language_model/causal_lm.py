@@ -32,7 +32,7 @@ from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
-from llava.model.multimodal_encoder.clip_encoder import with_old_level
+from llava.model.multimodal_encoder.vision_tower import with_old_level
 from llava.model.splice import pad_rows
 
 PACKED_SDPA = "packed_sdpa"
@@ -494,8 +494,10 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         """Saves the model; the tower's weights get the spelling that all readers know."""
         weights = kwargs.pop("state_dict", None)
         weights = self.state_dict() if weights is None else weights
+        if (tower := self.get_vision_tower()) is not None and tower.old_level:
+            weights = with_old_level(weights)
         super().save_pretrained(  # type: ignore[misc]
-            save_directory, *args, state_dict=with_old_level(weights), **kwargs
+            save_directory, *args, state_dict=weights, **kwargs
         )
 
 

@@ -1,0 +1,192 @@
+"""Lists what differs from one kind of vision tower to another; the rest of a tower is generic.
+
+In: the content of a `config.json`. Out: the `TowerFamily` of a tower, its sizes, and the
+`Deviation` of a published checkpoint whose code treats its tower in a way of its own. No weights
+are read and torch is not imported, so that `lrm plan` uses the same table as training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from llava.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TowerFamily:
+    """What differs from one kind of vision tower to another.
+
+    Attributes:
+        name: Its name in documents and messages.
+        model_types: `model_type` of a whole model and of its vision part.
+        example: A published checkpoint.
+        num_class_tokens: Positions before the patches that stand for the whole image.
+        registers_key: Key of `config.json` with the number of register tokens, which lie between
+            class token and patches.
+        any_size: Positions are rotary or are interpolated, so that the image processor decides the
+            size of an image, not `image_size`.
+        old_level: Level that the keys of published weights have and current transformers' have not.
+        processor: Image processor with a Pillow backend; by default the one that the checkpoint
+            names.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    example: str = ""
+    num_class_tokens: int = 0
+    registers_key: str = ""
+    any_size: bool = False
+    old_level: str = ""
+    processor: str = ""
+
+    def num_registers(self, config: Mapping[str, Any]) -> int:
+        """Returns the number of register tokens of a tower with this configuration."""
+        return int(config.get(self.registers_key) or 0) if self.registers_key else 0
+
+
+FAMILIES = (
+    TowerFamily(
+        "CLIP", ("clip", "clip_vision_model"), "openai/clip-vit-large-patch14-336",
+        num_class_tokens=1, old_level="vision_model.", processor="CLIPImageProcessorPil",
+    ),
+    # the fixed sizes of SigLIP 2 have SigLIP's model type
+    TowerFamily(
+        "SigLIP, SigLIP 2", ("siglip", "siglip_vision_model"),
+        "google/siglip2-so400m-patch14-384", old_level="vision_model.",
+    ),
+    TowerFamily(
+        "MetaCLIP 2", ("metaclip_2", "metaclip_2_vision_model"),
+        "facebook/metaclip-2-worldwide-huge-quickgelu", num_class_tokens=1,
+    ),
+    TowerFamily(
+        "DINOv2", ("dinov2",), "facebook/dinov2-large", num_class_tokens=1, any_size=True
+    ),
+    TowerFamily(
+        "DINOv2 with registers", ("dinov2_with_registers",),
+        "facebook/dinov2-with-registers-large", num_class_tokens=1,
+        registers_key="num_register_tokens", any_size=True,
+    ),
+    # its own processor needs torchvision; ViT's does the same with Pillow
+    TowerFamily(
+        "DINOv3", ("dinov3_vit",), "facebook/dinov3-vitl16-pretrain-lvd1689m", num_class_tokens=1,
+        registers_key="num_register_tokens", any_size=True, processor="ViTImageProcessorPil",
+    ),
+)  # fmt: skip
+"""The kinds that are known; any other is measured with an image when it is built."""
+
+REFUSED = {
+    name: "it takes images of varying shape (NaFlex); name a fixed size of SigLIP 2, such as "
+    "google/siglip2-so400m-patch14-384"
+    for name in ("siglip2", "siglip2_vision_model")
+}
+"""Model types that cannot be towers, and what to do."""
+
+
+def vision_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the part of a `config.json` that describes the vision model."""
+    part = config.get("vision_config")
+    return part if isinstance(part, Mapping) else config
+
+
+def family_of(model_type: Any) -> TowerFamily | None:
+    """Returns the family of a model type; None if it is not known."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def side_px(value: Any, what: str) -> int | None:
+    """Reads a size that is written as one number or as two equal ones.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    sides = set(value) if isinstance(value, (list, tuple)) else {value}
+    if len(sides) != 1:
+        raise ConfigError(f"{what} is {value}: only squares are supported")
+    side = sides.pop()
+    return None if side is None else int(side)
+
+
+def processor_side(processor: Any) -> int:
+    """Returns S, the side in pixels of the squares that an image processor gives.
+
+    Raises:
+        ConfigError: It gives none: its images have varying sizes, or are no squares.
+    """
+    size = getattr(processor, "size", None) or {}
+    crop = getattr(processor, "crop_size", None)
+    if crop is not None and getattr(processor, "do_center_crop", True):
+        size = crop
+    sides = {size.get("height"), size.get("width")}
+    if len(sides) != 1 or None in sides:
+        raise ConfigError(
+            f"the image processor has size {dict(size)}; a tower needs squares of one size: give "
+            "`size` (or `crop_size` with `do_center_crop`) a height and an equal width in its "
+            "preprocessor_config.json"
+        )
+    return int(sides.pop())
+
+
+def grid_side(image_size_px: int, patch_size_px: int | None, num_positions: int | None) -> int:
+    """Returns the number of patches along a side of an image.
+
+    Args:
+        image_size_px: Side of an image in pixels.
+        patch_size_px: Side of a patch; None where the configuration does not say it.
+        num_positions: Positions that the tower was seen to give, with those before the patches.
+    """
+    if patch_size_px is None:
+        return isqrt(num_positions or 0)
+    return image_size_px // patch_size_px
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What the code of published checkpoints does to their tower, and this code to no new one.
+
+    Attributes:
+        checkpoints: Whose code it is, for documents.
+        names: `model_type` or architecture of the checkpoint.
+        family: Model types of the tower.
+        num_dropped: Patches at the beginning that the projector never saw.
+        num_cut_layers: Layers at the end that the tower lacks; its weights in the checkpoint end
+            there and have no pooling head, and its features are the last layer's, whatever
+            `mm_vision_select_layer` says.
+    """
+
+    checkpoints: str
+    names: tuple[str, ...]
+    family: str
+    num_dropped: int = 0
+    num_cut_layers: int = 0
+
+
+DEVIATIONS = (
+    # its code drops position 0 as if it were a class token
+    Deviation("Maya", ("llava_cohere", "LlavaCohereForCausalLM"), "SigLIP, SigLIP 2", 1),
+    Deviation(
+        "LLaVA-NeXT, LLaVA-OneVision", ("llava_qwen", "LlavaQwenForCausalLM"), "SigLIP, SigLIP 2",
+        num_cut_layers=1,
+    ),
+)  # fmt: skip
+"""By what `config.json` says. Parrot needs no entry: it says `cls_patch`, which keeps CLS."""
+
+NUM_TOKENS_KEY = "mm_num_image_tokens"
+"""Key of `config.json` with the positions of an image; only towers other than CLIP write it."""
+
+
+def deviation_of(config: Any, family: TowerFamily | None) -> Deviation | None:
+    """Returns how a published checkpoint treats its tower; None for new ones.
+
+    Args:
+        config: Configuration of the whole model, or arguments of a training.
+        family: The tower's.
+    """
+    if family is None or getattr(config, NUM_TOKENS_KEY, None) is not None:
+        return None  # this code wrote it
+    names = {getattr(config, "model_type", None), *(getattr(config, "architectures", None) or ())}
+    return next(
+        (each for each in DEVIATIONS if each.family == family.name and names & {*each.names}), None
+    )
