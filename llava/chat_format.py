@@ -34,7 +34,7 @@ _WHAT_TO_DO = (
 )
 
 
-class Piece(NamedTuple):
+class ChatPiece(NamedTuple):
     """A piece of a written conversation; see `llava.conversation.PromptSegment`."""
 
     text: str
@@ -150,7 +150,7 @@ class ChatFormat:
             for end in range(1, len(texts) + 1):
                 self._match(system, texts[:end], is_open=end % 2 == 1)
 
-    def split(self, system: str, texts: Sequence[str | None]) -> list[Piece]:
+    def split(self, system: str, texts: Sequence[str | None]) -> list[ChatPiece]:
         """Returns the pieces of a conversation; concatenated they are its text.
 
         A turn whose blanks at its ends the template trims is found without them. A conversation
@@ -179,9 +179,9 @@ class ChatFormat:
         except TemplateError:
             if not is_open:
                 raise
-        return [Piece(self._write(system, said, is_open)[0], None, False)]
+        return [ChatPiece(self._write(system, said, is_open)[0], None, False)]
 
-    def _match(self, system: str, said: Sequence[str], is_open: bool) -> list[Piece]:
+    def _match(self, system: str, said: Sequence[str], is_open: bool) -> list[ChatPiece]:
         """Writes a conversation and finds its turns.
 
         Raises:
@@ -189,7 +189,7 @@ class ChatFormat:
         """
         frame = _frame(self, system, len(said), is_open)
         rest, _ = self._write(system, said, is_open)
-        pieces: list[Piece] = []
+        pieces: list[ChatPiece] = []
         tail = 0
         for i, (text, before, after) in enumerate(
             zip(said, frame.pieces, frame.pieces[1:], strict=False)
@@ -209,8 +209,8 @@ class ChatFormat:
                 )
             lead, next_tail = frame.bodies[i]
             cut = len(before) - lead
-            pieces.append(Piece(before[tail:cut], i, False))
-            pieces.append(Piece(before[cut:] + found + after[:next_tail], i, True))
+            pieces.append(ChatPiece(before[tail:cut], i, False))
+            pieces.append(ChatPiece(before[cut:] + found + after[:next_tail], i, True))
             rest, tail = rest[len(before) + len(found) :], next_tail
         last = frame.pieces[-1]
         if rest != last:
@@ -218,7 +218,7 @@ class ChatFormat:
                 f"The chat template ends this conversation with {rest[-80:]!r}; expected {last!r}, "
                 f"as after other turns. {_WHAT_TO_DO}"
             )
-        pieces.append(Piece(last[tail:], len(said) if is_open else None, False))
+        pieces.append(ChatPiece(last[tail:], len(said) if is_open else None, False))
         return pieces
 
     def _write(
