@@ -383,7 +383,8 @@ def _load(hf_path: Path) -> Any:
 def llava_config(hf_config: Any, hf_path: Path) -> dict[str, Any]:
     """Returns LLaVA's `config.json` for a checkpoint that was not exported here."""
     text = hf_config.get_text_config()
-    features = {strategy: feature for feature, strategy in SELECT_STRATEGIES.items()}
+    # of CLIP, whose one class token `default` leaves out
+    features = {"default": "patch", "full": "cls_patch"}
     is_next = isinstance(hf_config, LlavaNextConfig)
     config: dict[str, Any] = {
         **text.to_dict(),
