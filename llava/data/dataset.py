@@ -151,6 +151,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         lengths = token_lengths(samples, self.conversation, self.tokenizer, self._uses_start_end())
         return [n if self._index.has_image(i) else -n for i, n in enumerate(lengths)]
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any sample has an image."""
+        return any(map(self._index.has_image, range(len(self))))
+
     def report(self) -> str:
         """Returns a text of counts: read, kept, dropped by reason and language, cut, unreadable."""
         lines = [self._drops.report.table()]

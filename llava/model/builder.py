@@ -24,11 +24,13 @@ from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import (
     PROJECTOR_FILE,
     MultimodalConfig,
+    carries_tower,
     check_complete,
     context_limit,
     find_file,
     kind_of,
     read_config,
+    tensor_names,
     weight_paths,
 )
 from llava.model.families import PREFIX, family_of_class, find_family, get_family
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LEN = 2048
 NON_LORA_FILE = "non_lora_trainables.bin"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 # parts of the names of weights that a base language model does not have
 _MULTIMODAL_KEYS = ("mm_projector.", "image_newline")
@@ -107,9 +110,10 @@ def load_pretrained_model(
             _load_projector_file(model, find_file(model_path, PROJECTOR_FILE), num_new)
         elif kind == "lora":
             _load_non_lora(model, model_path, missing)
+    # before adapters are merged, which the tower may have, too
+    image_processor = None if model_class is None else _place_tower(model)
     if kind == "lora":
         model = _merge_lora(model, model_path)
-    image_processor = None if model_class is None else _place_tower(model)
     return tokenizer, model.eval(), image_processor, _context_len(model.config)
 
 
@@ -256,11 +260,42 @@ def _load_multimodal(
     # training may have added tokens, which the base does not hold
     vocab_size = config.vocab_size
     config.vocab_size = (read_config(model_base) or {}).get("vocab_size", vocab_size)
+    tuned = _release_tower(config, model_path, model_base)
     model, missing = _from_pretrained(
         model_class, model_base, _MULTIMODAL_KEYS, config=config, **keywords
     )
+    model.config.update(tuned)
     resize_to_tokenizer(model, vocab_size)
     return model, missing
+
+
+def _release_tower(config: Any, model_path: str, model_base: str) -> dict[str, Any]:
+    """Lets a base without a tower load under the configuration of a run that tuned the tower.
+
+    Args:
+        config: Its keys that say so are reset if the base does not carry the tower.
+        model_path: Projector or adapters.
+        model_base: Their base.
+
+    Returns:
+        The keys with their values, to be set again on the model.
+
+    Raises:
+        CheckpointError: Neither the base nor the adapters hold the trained tower.
+    """
+    if not MultimodalConfig.from_config(config).tunes_tower or carries_tower(model_base):
+        return {}
+    path = next(filter(None, (find_file(model_path, name) for name in ADAPTER_FILES)), None)
+    if not any("vision_tower." in name for name in (path and tensor_names(path)) or ()):
+        raise CheckpointError(
+            f"{model_path}: config.json says that the vision tower was trained, but neither its "
+            f"files nor the base {model_base} hold the tower's weights: name the base that the "
+            "training started from"
+        )
+    keys: dict[str, Any] = {"unfreeze_mm_vision_tower": False, "mm_tunable_parts": None}
+    found = {key: getattr(config, key) for key in keys if hasattr(config, key)}
+    config.update({key: keys[key] for key in found})
+    return found
 
 
 def _fit_tokens(model: Any, tokenizer: Any) -> int:

@@ -223,6 +223,17 @@ def context_limit(config: Any) -> int | None:
 
 
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+# LLaVA-NeXT's names of what is trained: `--mm_tunable_parts`, and the same key of config.json
+TOWER_PART, PROJECTOR_PART, LANGUAGE_PART = TUNABLE_PARTS = (
+    "mm_vision_tower",
+    "mm_mlp_adapter",
+    "mm_language_model",
+)
+
+
+def split_parts(text: str | None) -> list[str]:
+    """Splits the comma list `mm_tunable_parts`; None and an empty text name no part."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +247,7 @@ class MultimodalConfig:
     mm_use_im_patch_token: bool = True
     tune_mm_mlp_adapter: bool = False
     unfreeze_mm_vision_tower: bool = False
+    mm_tunable_parts: str | None = None
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: Any = None
     tokenizer_padding_side: str = "right"
@@ -247,6 +259,13 @@ class MultimodalConfig:
         """Reads the keys that `config` has; the others keep their defaults."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+
+    @property
+    def tunes_tower(self) -> bool:
+        """Tells whether the tower was trained, so that its weights are not those of its name."""
+        return bool(self.unfreeze_mm_vision_tower) or TOWER_PART in split_parts(
+            self.mm_tunable_parts
+        )
 
     @property
     def has_image_newline(self) -> bool:

@@ -92,8 +92,11 @@ class LlavaMetaModel:
         )
 
     def _build_vision(self, materialize_tower: bool) -> None:
-        if MultimodalConfig.from_config(self.config).mm_vision_tower is not None:
-            self.vision_tower = build_vision_tower(self.config, delay_load=not materialize_tower)
+        settings = MultimodalConfig.from_config(self.config)
+        if settings.mm_vision_tower is not None:
+            # the checkpoint must carry a tower that was trained: a gap is then an error
+            delay_load = not (materialize_tower or settings.tunes_tower)
+            self.vision_tower = build_vision_tower(self.config, delay_load=delay_load)
             self._build_projector()
 
     def _build_projector(self) -> None:
@@ -341,11 +344,14 @@ class LlavaMetaForCausalLM(ABC):
         """
         if input_ids.shape[1] > 1:
             _refuse_sentinels(input_ids, "no image was given")
-        projector = getattr(self.get_model(), "mm_projector", None)
-        is_trained = projector is not None and any(p.requires_grad for p in projector.parameters())
+        projector, vision_tower = getattr(self.get_model(), "mm_projector", None), None
+        is_trained = False
+        if projector is not None:
+            vision_tower = self.get_vision_tower()
+            modules = [each for each in (projector, vision_tower) if each is not None]
+            is_trained = any(p.requires_grad for each in modules for p in each.parameters())
         if not (self.training and labels is not None and is_trained):
             return None
-        vision_tower = self.get_vision_tower()
         if vision_tower is not None and vision_tower.is_loaded:
             dummy = self.encode_images(vision_tower.dummy_image.unsqueeze(0))
         else:

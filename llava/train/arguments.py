@@ -24,6 +24,13 @@ from transformers import HfArgumentParser
 from transformers.integrations import integration_utils as integrations
 
 from llava.errors import ConfigError
+from llava.model.checkpoint import (
+    LANGUAGE_PART,
+    PROJECTOR_PART,
+    TOWER_PART,
+    TUNABLE_PARTS,
+    split_parts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +67,21 @@ class ModelArguments:
     tune_mm_mlp_adapter: bool = field(
         default=False, metadata={"help": "First stage: train and save the projector only."}
     )
+    mm_tunable_parts: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is trained, in place of the flags above and of --freeze_mm_mlp_adapter: "
+            f"a comma list of {', '.join(TUNABLE_PARTS)}. With --lora_enable, tower and language "
+            "model get adapters."
+        },
+    )
+    mm_vision_tower_last_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train only the last N layers of the tower that its features come from; needs "
+            "mm_vision_tower in --mm_tunable_parts. Not in LLaVA-NeXT."
+        },
+    )
     vision_tower: str | None = field(
         default=None,
         metadata={
@@ -84,6 +106,30 @@ class ModelArguments:
     s2_scales: str = field(
         default="336,672,1008", metadata={"help": "Those scales, sides in pixels."}
     )
+
+    def __post_init__(self) -> None:
+        """Checks the names of the parts.
+
+        Raises:
+            ConfigError: A part is unknown, or no part is named.
+        """
+        if self.mm_tunable_parts is None:
+            return
+        named = split_parts(self.mm_tunable_parts)
+        if not named or not set(named) <= set(TUNABLE_PARTS):
+            unknown = [part for part in named if part not in TUNABLE_PARTS]
+            raise ConfigError(
+                f"--mm_tunable_parts is {self.mm_tunable_parts!r}, which names "
+                f"{'the unknown ' + ', '.join(unknown) if unknown else 'no part'}; expected a "
+                f"comma list of: {', '.join(TUNABLE_PARTS)}"
+            )
+        # LLaVA-NeXT's form of the first stage
+        self.tune_mm_mlp_adapter |= set(named) == {PROJECTOR_PART}
+
+    @property
+    def tunes_tower(self) -> bool:
+        """Whether the vision tower is trained."""
+        return TOWER_PART in split_parts(self.mm_tunable_parts)
 
 
 @dataclass
@@ -135,6 +181,10 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = ""
     lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
     mm_projector_lr: float | None = None
+    mm_vision_tower_lr: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the tower, if it is trained; else --learning_rate."},
+    )
     group_by_modality_length: bool = field(default=False)
     loss_normalization: str = field(
         default="global",
@@ -402,13 +452,62 @@ def _check_paths(
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other": (
                 tunes and training_args.freeze_mm_mlp_adapter
             ),
-            "--tune_mm_mlp_adapter and --lora_enable exclude each other": (
-                tunes and training_args.lora_enable
-            ),
+            "--tune_mm_mlp_adapter (or --mm_tunable_parts mm_mlp_adapter) and --lora_enable "
+            "exclude each other": (tunes and training_args.lora_enable),
             "--tune_mm_mlp_adapter trains the projector: name a --vision_tower": (
                 tunes and model_args.vision_tower is None
             ),
             f"--max_drop_rate is {rate}, expected 0 <= rate < 1": not 0 <= rate < 1,
+        }
+    )
+    _check_parts(model_args, training_args)
+
+
+def _check_parts(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Checks `--mm_tunable_parts` against the other flags.
+
+    Raises:
+        ConfigError: Flags contradict each other; the message names them.
+    """
+    named, tunes_tower = split_parts(model_args.mm_tunable_parts), model_args.tunes_tower
+    layers, rate = model_args.mm_vision_tower_last_layers, training_args.mm_vision_tower_lr
+    flag = f"--mm_tunable_parts {model_args.mm_tunable_parts}"
+    deepspeed = getattr(training_args, "hf_deepspeed_config", None)
+    of_deepspeed = {} if deepspeed is None else deepspeed.config
+    has_own_rate = "optimizer" in of_deepspeed or "scheduler" in of_deepspeed
+    refuse(
+        {
+            f"{flag} and --tune_mm_mlp_adapter True exclude each other: the latter trains and "
+            f"saves the projector only; give --tune_mm_mlp_adapter False": (
+                named and model_args.tune_mm_mlp_adapter and set(named) != {PROJECTOR_PART}
+            ),
+            f"{flag} and --freeze_mm_mlp_adapter True exclude each other": (
+                PROJECTOR_PART in named and training_args.freeze_mm_mlp_adapter
+            ),
+            f"{flag} and --freeze_backbone True exclude each other": (
+                LANGUAGE_PART in named and model_args.freeze_backbone
+            ),
+            f"{flag} trains modules for images: name a --vision_tower": (
+                {TOWER_PART, PROJECTOR_PART} & set(named) and model_args.vision_tower is None
+            ),
+            f"{flag} and --bits {training_args.bits} train a quantized tower or language model: "
+            "add --lora_enable True": (
+                {TOWER_PART, LANGUAGE_PART} & set(named)
+                and training_args.bits < 16
+                and not training_args.lora_enable
+            ),
+            f"--mm_vision_tower_lr is {rate}, but the vision tower is not trained: add {TOWER_PART}"
+            " to --mm_tunable_parts, or leave the rate out": rate is not None and not tunes_tower,
+            f"--mm_vision_tower_lr is {rate}, expected 0 or more": rate is not None and rate < 0,
+            f"--mm_vision_tower_lr has no effect with --deepspeed {training_args.deepspeed}, whose "
+            "own optimizer or scheduler has one rate: use scripts/zero3.json": (
+                rate is not None and has_own_rate
+            ),
+            f"--mm_vision_tower_last_layers is {layers}, but the vision tower is not trained: add "
+            f"{TOWER_PART} to --mm_tunable_parts": layers is not None and not tunes_tower,
+            f"--mm_vision_tower_last_layers is {layers}, expected 1 or more": (
+                layers is not None and layers < 1
+            ),
         }
     )
 

@@ -3,7 +3,9 @@
 Input: the flags. Output: a model for the trainer, with `requires_grad` set on every parameter, its
 tokenizer, image processor and conversation template. `train.py` calls these functions one after the
 other. Rules of what is trained: the projector stage trains the projector alone; the fine-tuning
-stage trains projector and language model; the tower is frozen in both.
+stage trains projector and language model; the tower is frozen in both, unless `--mm_tunable_parts`
+names it. Of the tower, only what the features depend on is trained: the layers up to the selected
+one, or the last few of them, and what lies before them.
 Non-goals: data (`llava.data`), the training loop.
 """
 
@@ -12,9 +14,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +39,17 @@ from llava.conversation import (
 )
 from llava.errors import CheckpointError, ConfigError
 from llava.model.builder import model_class_of
-from llava.model.checkpoint import PROJECTOR_FILE, check_complete, kind_of, read_config
+from llava.model.checkpoint import (
+    LANGUAGE_PART,
+    PROJECTOR_FILE,
+    PROJECTOR_PART,
+    TOWER_PART,
+    MultimodalConfig,
+    check_complete,
+    kind_of,
+    read_config,
+    split_parts,
+)
 from llava.model.families import MULTIMODAL_PARTS, linear_layers
 from llava.model.language_model.causal_lm import choose_attention
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
@@ -75,10 +88,8 @@ def load_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> 
     keeps its own float32 copy; otherwise the weights are float32 and autocast computes in 16 bits.
     """
     compute = training_args.compute_dtype
-    is_frozen = (
-        model_args.tune_mm_mlp_adapter or training_args.lora_enable or training_args.bits < 16
-    )
-    if is_frozen or training_args.deepspeed:
+    is_trained = {LANGUAGE_MODEL, HEAD} & trained_parts(model_args, training_args)
+    if not is_trained or training_args.bits < 16 or training_args.deepspeed:
         return compute
     if compute != torch.float32:
         log.info("weights are kept in float32, the computation is in %s", compute)
@@ -392,14 +403,23 @@ def add_vision(
     """
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # type: ignore[attr-defined]
     training_args.use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
+    for name in ("mm_tunable_parts", "mm_vision_tower_last_layers"):
+        setattr(training_args, name, getattr(model_args, name))
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
     if model_args.vision_tower is None:
         data_args.image_processor = None  # type: ignore[attr-defined]
         return None
-    model.get_model().initialize_vision_modules(model_args, fsdp=training_args.fsdp)
+    is_tuned = TOWER in trained_parts(model_args, training_args)
+    # FSDP shards a tower that is trained; a frozen one is hidden from it
+    hide = None if model_args.tunes_tower else training_args.fsdp
+    model.get_model().initialize_vision_modules(model_args, fsdp=hide)
     tower = model.get_vision_tower()
     if not any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
-        tower.to(dtype=training_args.compute_dtype, device=training_args.device)
+        dtype = training_args.compute_dtype
+        if is_tuned and not training_args.deepspeed:
+            dtype = torch.float32  # as the language model, see `load_dtype`
+            model.get_model().mm_projector.to(dtype=dtype)
+        tower.to(dtype=dtype, device=training_args.device)
     if training_args.bits < 16:
         model.get_model().mm_projector.to(
             dtype=training_args.compute_dtype, device=training_args.device
@@ -427,19 +447,28 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)} - {"lm_head"})
 
 
-def add_lora(model: Any, training_args: TrainingArguments) -> Any:
-    """Adds LoRA adapters to the language model's linear layers, if `--lora_enable` is set.
+def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """Adds LoRA adapters, if `--lora_enable` is set.
+
+    The linear layers of the language model get them, or of the parts that `--mm_tunable_parts`
+    names; of the tower those whose layers would be trained without LoRA.
 
     Raises:
-        ConfigError: peft refuses the settings.
+        ConfigError: peft refuses the settings, or the tower has fewer layers than are named.
     """
     if not training_args.lora_enable:
         return model
     from peft import LoraConfig, get_peft_model
 
-    # full paths, because layers of the tower have the same short names
-    layers = "|".join(find_all_linear_names(model))
-    targets = rf"(?!.*({'|'.join(MULTIMODAL_PARTS)})).*\.({layers})"
+    named = split_parts(model_args.mm_tunable_parts)
+    patterns = []
+    if LANGUAGE_PART in named or not named:
+        # full paths, because layers of the tower have the same short names
+        layers = "|".join(find_all_linear_names(model))
+        patterns.append(rf"(?!.*({'|'.join(MULTIMODAL_PARTS)})).*\.({layers})")
+    if TOWER_PART in named:
+        patterns.append(_tower_targets(model, model_args.mm_vision_tower_last_layers))
+    targets = "|".join(patterns)
     config = LoraConfig(
         r=training_args.lora_r,
         lora_alpha=training_args.lora_alpha,
@@ -452,6 +481,67 @@ def add_lora(model: Any, training_args: TrainingArguments) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be set up: {error}") from error
+
+
+def _tower_targets(model: Any, last_layers: int | None) -> str:
+    """Returns a pattern of the paths of the linear layers in the tower's trained layers."""
+    tower = model.get_vision_tower()
+    path, blocks, trained = tower_layers(tower, last_layers)
+    names = {
+        name
+        for index in trained
+        for name, module in blocks[index].named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    indices, inner = "|".join(map(str, trained)), "|".join(map(re.escape, sorted(names)))
+    return rf".*\.vision_tower\.{re.escape(path)}\.({indices})\.({inner})"
+
+
+def tower_layers(
+    tower: nn.Module, last_layers: int | None = None
+) -> tuple[str, Sequence[nn.Module], range]:
+    """Finds the layers of a vision tower that a run trains.
+
+    Args:
+        tower: A loaded tower with `select_layer`, an index into its hidden states. Layers after the
+            selected one are not run, so they have no gradient and are never trained.
+        last_layers: Train only so many, counted back from the selected layer; None: all.
+
+    Returns:
+        Path of the list of layers in the tower, the list, and the indices of those to train.
+
+    Raises:
+        ConfigError: The tower runs fewer layers than `last_layers`, or there are two towers.
+    """
+    if hasattr(tower, "towers"):
+        raise ConfigError(
+            "--mm_tunable_parts names mm_vision_tower, but two towers stand side by side: name one "
+            "tower (--vision_tower), or leave the towers frozen"
+        )
+    lists = [item for item in tower.named_modules() if isinstance(item[1], nn.ModuleList)]
+    path, layers = max(lists, key=lambda item: len(item[1]), default=("", nn.ModuleList()))
+    num_run = tower.select_layer % (len(layers) + 1)
+    if last_layers is not None and last_layers > num_run:
+        raise ConfigError(
+            f"--mm_vision_tower_last_layers is {last_layers}, but the features come from "
+            f"{num_run} layers of the vision tower: it has {len(layers)}, and "
+            f"--mm_vision_select_layer is {tower.select_layer}"
+        )
+    return path, layers, range(0 if last_layers is None else num_run - last_layers, num_run)
+
+
+def _tuned_in_tower(tower: nn.Module, last_layers: int | None) -> set[str]:
+    """Returns the names of the tower's parameters to train, from the tower on."""
+    path, _, trained = tower_layers(tower, last_layers)
+    found, is_before = set(), last_layers is None
+    for name, _ in tower.named_parameters():
+        # embeddings and the norm before the layers come first; what comes later is not run
+        is_layer = bool(path) and name.startswith(f"{path}.")
+        is_before = is_before and not is_layer
+        index = int(name[len(path) + 1 :].partition(".")[0]) if is_layer else -1
+        if is_before or index in trained:
+            found.add(name)
+    return found
 
 
 TOWER, PROJECTOR, NEWLINE, LANGUAGE_MODEL, HEAD, ADAPTERS = (
@@ -472,6 +562,13 @@ _MARKS = {
 }
 
 
+_PARTS_NAMED = {
+    TOWER_PART: (TOWER,),
+    PROJECTOR_PART: (PROJECTOR,),
+    LANGUAGE_PART: (LANGUAGE_MODEL, HEAD, NEWLINE),
+}
+
+
 def part_of(name: str) -> str:
     """Returns the part of the model that a parameter belongs to, by its name."""
     return next((part for mark, part in _MARKS.items() if mark in name), LANGUAGE_MODEL)
@@ -489,34 +586,48 @@ class PartCount(NamedTuple):
 def trained_parts(model_args: ModelArguments, training_args: TrainingArguments) -> set[str]:
     """Returns the parts of the model that the flags of a stage train.
 
-    LoRA adapters are trained in place of the language model and its head.
+    LoRA adapters are trained in place of the language model, its head and the tower.
     """
     if model_args.tune_mm_mlp_adapter:
         return {PROJECTOR}
-    parts = set() if training_args.freeze_mm_mlp_adapter else {PROJECTOR}
+    named = split_parts(model_args.mm_tunable_parts)
+    parts = {part for name in named for part in _PARTS_NAMED[name]}
+    if not named:
+        parts = set() if training_args.freeze_mm_mlp_adapter else {PROJECTOR}
+        if not model_args.freeze_backbone or training_args.lora_enable:
+            parts |= {LANGUAGE_MODEL, NEWLINE}
+        parts.add(HEAD)
     if training_args.lora_enable:
-        return parts | {ADAPTERS, NEWLINE}
-    return parts | {HEAD} | (set() if model_args.freeze_backbone else {LANGUAGE_MODEL, NEWLINE})
+        return parts - {LANGUAGE_MODEL, HEAD, TOWER} | {ADAPTERS}
+    return parts
 
 
-def apply_freeze(model: nn.Module, trained: Collection[str]) -> list[PartCount]:
+def apply_freeze(
+    model: nn.Module, trained: Collection[str], last_layers: int | None = None
+) -> list[PartCount]:
     """Sets `requires_grad` on every parameter and logs what is trained.
 
     Args:
         model: A model with its vision modules, perhaps with LoRA adapters.
-        trained: Parts to train. Bias terms of adapted layers keep what peft has set.
+        trained: Parts to train. Bias terms of the language model's adapted layers keep what peft
+            has set.
+        last_layers: Of the tower, train only so many layers; see `tower_layers`.
 
     Raises:
-        ConfigError: Nothing would be trained.
+        ConfigError: Nothing would be trained, or the tower has fewer layers.
     """
     kept_by_peft = (LANGUAGE_MODEL, HEAD) if ADAPTERS in trained else ()
+    tuned = _tuned_in_tower(model.get_vision_tower(), last_layers) if TOWER in trained else set()
     parameters: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         parameters[part].append(parameter)
+        is_trained = part in trained
+        if part == TOWER:
+            is_trained = name.partition("vision_tower.")[2] in tuned
         # quantized weights are integers, which have no gradient
         if part not in kept_by_peft and parameter.is_floating_point():
-            parameter.requires_grad_(part in trained)
+            parameter.requires_grad_(is_trained)
     counts = [_count(part, own) for part, own in parameters.items()]
     table = _table(counts)
     if not any(count.num_trainable for count in counts):
@@ -571,5 +682,14 @@ def write_config(
             "mm_use_im_patch_token": model_args.mm_use_im_patch_token,
             "mm_projector_lr": training_args.mm_projector_lr,
         }
+        was_tuned = MultimodalConfig.from_config(model.config).tunes_tower
+        if model_args.mm_tunable_parts is not None or was_tuned:
+            # the first two for readers of LLaVA-NeXT, some of which know the one, some the other
+            keys |= {
+                "unfreeze_mm_vision_tower": was_tuned or model_args.tunes_tower,
+                "mm_tunable_parts": model_args.mm_tunable_parts,
+                "mm_vision_tower_lr": training_args.mm_vision_tower_lr,
+                "mm_vision_tower_last_layers": model_args.mm_vision_tower_last_layers,
+            }
     for key, value in keys.items():
         setattr(model.config, key, value)

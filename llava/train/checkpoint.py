@@ -333,6 +333,7 @@ IDENTITY_FILE = "run_identity.json"
 _RESULT_FLAGS = (
     "learning_rate mm_projector_lr lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay "
     "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm loss_normalization "
+    "mm_tunable_parts mm_vision_tower_lr mm_vision_tower_last_layers "
     "tune_mm_mlp_adapter freeze_mm_mlp_adapter freeze_backbone lora_enable lora_r lora_alpha "
     "lora_dropout lora_bias bits version mm_vision_select_layer mm_projector_type "
     "image_aspect_ratio alignment_loss"

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from llava.errors import ConfigError
+from llava.model.checkpoint import LANGUAGE_PART, TOWER_PART, split_parts
 from llava.model.families import build_blank, linear_layers
 from llava.model.multimodal_encoder.families import (
     family_of,
@@ -27,8 +28,46 @@ from llava.model.multimodal_encoder.families import (
 )
 
 GPU_FILE = Path(__file__).with_name("gpus.json")
-# what a stage may train
+# what a stage may train, besides the tower
 PROJECTOR, ADAPTERS, ALL = "projector", "adapters", "all"
+
+
+@dataclass(frozen=True)
+class TowerTuning:
+    """How a stage trains the vision tower.
+
+    Attributes:
+        last_layers: Layers that are trained, counted back from the selected one; None: all, and
+            the embeddings.
+        lora_rank: Rank of the adapters; 0: the weights themselves are trained.
+    """
+
+    last_layers: int | None = None
+    lora_rank: int = 0
+
+
+def what_is_trained(
+    tunable_parts: str | None,
+    last_layers: int | None = None,
+    adapter_only: bool = False,
+    lora_rank: int = 0,
+) -> tuple[str, TowerTuning | None]:
+    """Tells from a stage's flags what it trains.
+
+    Args:
+        tunable_parts: `--mm_tunable_parts`.
+        last_layers: `--mm_vision_tower_last_layers`.
+        adapter_only: `--tune_mm_mlp_adapter`.
+        lora_rank: `--lora_r`; 0 without `--lora_enable`.
+
+    Returns:
+        PROJECTOR, ADAPTERS or ALL for the language model, and how the tower is trained, or None.
+    """
+    named = [] if adapter_only else split_parts(tunable_parts)
+    tower = TowerTuning(last_layers, lora_rank) if TOWER_PART in named else None
+    if adapter_only or (named and LANGUAGE_PART not in named):
+        return PROJECTOR, tower
+    return ADAPTERS if lora_rank else ALL, tower
 
 
 @dataclass(frozen=True)
@@ -172,6 +211,7 @@ class TowerShape:
         num_before_patches: Class and register tokens.
         is_gated: The MLP has a gate (SwiGLU) and thus three matrices instead of two.
         has_pooling_head: A block that pools the patches follows, which is not run.
+        num_heads: Heads of the attention.
     """
 
     hidden_size: int
@@ -183,6 +223,7 @@ class TowerShape:
     num_before_patches: int = 1
     is_gated: bool = False
     has_pooling_head: bool = False
+    num_heads: int = 16
 
     @classmethod
     def from_config(
@@ -226,6 +267,8 @@ class TowerShape:
                 before,
                 is_gated,
                 before == 0 and family is not None and bool(config.get("vision_use_head", True)),
+                # CLIP's towers have heads of 64
+                config.get("num_attention_heads") or max(config["hidden_size"] // 64, 1),
             )
         except KeyError as error:
             raise ConfigError(
@@ -249,9 +292,26 @@ class TowerShape:
         return below if self.select_layer < 0 else self.select_layer
 
     @property
+    def parts(self) -> tuple[TowerShape, ...]:
+        """The tower itself, as `TowersShape` has several."""
+        return (self,)
+
+    @property
     def _num_in_block(self) -> int:
         width, inner = self.hidden_size, self.intermediate_size
         return 4 * width * width + (3 if self.is_gated else 2) * width * inner
+
+    @property
+    def _num_in_biases(self) -> int:
+        """Biases and norms of a block."""
+        return 4 * self.hidden_size + self.intermediate_size + self.hidden_size * 5
+
+    @property
+    def _num_in_embeddings(self) -> int:
+        """Parameters before the blocks: patches, positions, class tokens and a norm."""
+        width, before = self.hidden_size, self.num_before_patches
+        patches = 3 * self.patch_size_px**2 * width
+        return patches + (self.num_patches + before) * width + before * width + 2 * width
 
     @property
     def num_parameters(self) -> int:
@@ -259,20 +319,52 @@ class TowerShape:
 
         Exact for CLIP; of other families the small ones (scales, mask tokens) are left out.
         """
-        width, inner = self.hidden_size, self.intermediate_size
-        biases = 4 * width + inner + width + 4 * width
-        patches = 3 * self.patch_size_px**2 * width
-        before = self.num_before_patches
-        positions = (self.num_patches + before) * width + before * width
-        num_blocks = self.num_layers + self.has_pooling_head
-        return num_blocks * (self._num_in_block + biases) + patches + positions + 4 * width
+        blocks = self.num_layers + self.has_pooling_head
+        in_blocks = blocks * (self._num_in_block + self._num_in_biases)
+        return in_blocks + self._num_in_embeddings + 2 * self.hidden_size
+
+    def num_layers_tuned(self, tuning: TowerTuning) -> int:
+        """Blocks that a stage trains."""
+        return self.num_layers_run if tuning.last_layers is None else tuning.last_layers
+
+    def num_tuned(self, tuning: TowerTuning | None) -> int:
+        """Parameters that a stage trains, of the tower or of its adapters."""
+        if tuning is None:
+            return 0
+        layers, width = self.num_layers_tuned(tuning), self.hidden_size
+        if tuning.lora_rank:
+            num_in_mlp = (3 if self.is_gated else 2) * (width + self.intermediate_size)
+            return layers * tuning.lora_rank * (8 * width + num_in_mlp)
+        embeddings = self._num_in_embeddings if tuning.last_layers is None else 0
+        return layers * (self._num_in_block + self._num_in_biases) + embeddings
 
     @property
     def forward_flops(self) -> float:
         """Operations for one image, up to the selected layer."""
         positions, width = self.num_patches + self.num_before_patches, self.hidden_size
         block = 2.0 * self._num_in_block * positions + 4.0 * width * positions**2
-        return self.num_layers_run * block + 6.0 * self.patch_size_px**2 * width * self.num_patches
+        return self.num_layers_run * block + self._patch_flops
+
+    @property
+    def _patch_flops(self) -> float:
+        return 6.0 * self.patch_size_px**2 * self.hidden_size * self.num_patches
+
+    def backward_flops(self, tuning: TowerTuning | None) -> float:
+        """Operations of the backward pass for one image; forward and backward for adapters.
+
+        As for the language model: two products for a trained matrix, one for a frozen one that
+        gradients pass through. Patches have no gradient of their inputs.
+        """
+        if tuning is None:
+            return 0.0
+        layers = self.num_layers_tuned(tuning)
+        positions = self.num_patches + self.num_before_patches
+        attention = 8.0 * self.hidden_size * positions**2
+        matrices = 2.0 * self._num_in_block * positions
+        if tuning.lora_rank:
+            return layers * (matrices + attention) + 6.0 * self.num_tuned(tuning) * positions
+        patches = self._patch_flops if tuning.last_layers is None else 0.0
+        return layers * (2 * matrices + attention) + patches
 
 
 @dataclass(frozen=True)
@@ -309,6 +401,14 @@ class TowersShape:
     def forward_flops(self) -> float:
         """Operations of all for one image."""
         return sum(part.forward_flops for part in self.parts)
+
+    def num_tuned(self, tuning: TowerTuning | None) -> int:
+        """Parameters that a stage trains, of all."""
+        return sum(part.num_tuned(tuning) for part in self.parts)
+
+    def backward_flops(self, tuning: TowerTuning | None) -> float:
+        """Operations of the backward pass of all for one image."""
+        return sum(part.backward_flops(tuning) for part in self.parts)
 
 
 class SampleFlops(NamedTuple):
@@ -358,11 +458,12 @@ class ModelShape:
         num_images: float = 1.0,
         tower_runs: bool = True,
         lora_rank: int = 0,
+        tower_tuning: TowerTuning | None = None,
     ) -> SampleFlops:
         """Counts the operations for one sample, forward and backward.
 
         A trained matrix needs three products (forward, gradient of inputs, gradient of weights), a
-        frozen one that gradients pass through two, the frozen tower one.
+        frozen one that gradients pass through two, one of the frozen tower one.
 
         Args:
             num_positions: T, including the image's.
@@ -371,6 +472,7 @@ class ModelShape:
             num_images: Images per sample.
             tower_runs: False if its outputs are cached.
             lora_rank: Rank of the adapters.
+            tower_tuning: How the tower is trained; None if it is frozen.
         """
         matrices, attention = self.language_model.forward_flops(num_positions, num_logits)
         adapters = 0.0
@@ -378,7 +480,8 @@ class ModelShape:
             adapters = 6.0 * self.language_model.num_in_adapters(lora_rank) * num_positions
         tower = 0.0
         if self.tower is not None and tower_runs:
-            tower = self.tower.forward_flops * num_images
+            flops = self.tower.forward_flops + self.tower.backward_flops(tower_tuning)
+            tower = flops * num_images
         return SampleFlops(
             (3 if trained == ALL else 2) * matrices + adapters,
             3 * attention,

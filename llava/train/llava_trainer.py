@@ -52,6 +52,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+# flags with the learning rate of a part, whose parameters' names contain the key
+_OWN_RATES = {"mm_projector": "mm_projector_lr", "vision_tower": "mm_vision_tower_lr"}
+
 
 class SeededSampler(Sampler[int]):
     """Wraps a sampler so that (seed, epoch) determines its order.
@@ -173,18 +176,19 @@ class LLaVATrainer(CheckpointSaving, WatchedTrainer):
             raise out_of_memory(error, batch, self.args, self.state.global_step + 1) from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Creates the optimizer; with `mm_projector_lr` the projector has its own groups."""
+        """Creates the optimizer; a part with a learning rate of its own has its own groups."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        projector_lr = getattr(self.args, "mm_projector_lr", None)
-        if projector_lr is None or not is_new:
+        if not is_new:
             return optimizer
-        named = (self.model if model is None else model).named_parameters()
-        projector = {id(parameter) for name, parameter in named if "mm_projector" in name}
-        for group in list(optimizer.param_groups):
-            theirs = [each for each in group["params"] if id(each) in projector]
-            group["params"] = [each for each in group["params"] if id(each) not in projector]
-            optimizer.add_param_group({**group, "params": theirs, "lr": projector_lr})
+        named = list((self.model if model is None else model).named_parameters())
+        for part, flag in _OWN_RATES.items():
+            rate = getattr(self.args, flag, None)
+            own = {id(parameter) for name, parameter in named if part in name}
+            for group in list(optimizer.param_groups) if rate is not None else ():
+                theirs = [each for each in group["params"] if id(each) in own]
+                group["params"] = [each for each in group["params"] if id(each) not in own]
+                optimizer.add_param_group({**group, "params": theirs, "lr": rate})
         return optimizer
 
     def training_step(

@@ -46,14 +46,12 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
 from llava.model.loss import token_loss_hook
 from llava.train.flops import (
-    ADAPTERS,
-    ALL,
-    PROJECTOR,
     LanguageModelShape,
     ModelShape,
     TowerShape,
     TowersShape,
     peak_tflops_of,
+    what_is_trained,
 )
 
 log = logging.getLogger(__name__)
@@ -337,17 +335,24 @@ class WatchedTrainer(Trainer):
     def _speed(self, sums: Sums, device_seconds: float) -> dict[str, float]:
         """Returns the operations per second of a device, and their share of its peak if known."""
         assert self._shape is not None
-        trained = ADAPTERS if getattr(self.args, "lora_enable", False) else ALL
+        rank = getattr(self.args, "lora_r", 0) if getattr(self.args, "lora_enable", False) else 0
+        trained, tower_tuning = what_is_trained(
+            getattr(self.args, "mm_tunable_parts", None),
+            getattr(self.args, "mm_vision_tower_last_layers", None),
+            getattr(self.args, "tune_mm_mlp_adapter", False),
+            rank,
+        )
         real, supervised, images, squared = (
             sums[name, EVERYTHING] for name in ("real", "supervised", "images", "squared")
         )
         flops = self._shape.sample_flops(
             real,
             supervised,
-            PROJECTOR if getattr(self.args, "tune_mm_mlp_adapter", False) else trained,
+            trained,
             num_images=images,
             tower_runs=not getattr(self.train_dataset, "has_features", False),
-            lora_rank=getattr(self.args, "lora_r", 0),
+            lora_rank=rank,
+            tower_tuning=tower_tuning,
         )
         # attention grows with the square of each sample's length, not of their sum
         attention = flops.attention * squared / real**2

@@ -131,8 +131,9 @@ def train(
     model = build.build_model(model_args, training_args, attn_implementation)
     tokenizer, conversation = build.build_tokenizer(model_args, training_args, model)
     image_processor = build.add_vision(model, tokenizer, model_args, data_args, training_args)
-    model = build.add_lora(model, training_args)
-    build.apply_freeze(model, build.trained_parts(model_args, training_args))
+    model = build.add_lora(model, model_args, training_args)
+    trained = build.trained_parts(model_args, training_args)
+    build.apply_freeze(model, trained, model_args.mm_vision_tower_last_layers)
 
     if training_args.compile_layers:
         build.compile_layers(model)

@@ -15,7 +15,16 @@ from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 
 from llava.model.loss import MAX_CHUNK_LOGITS
-from llava.train.flops import ADAPTERS, ALL, PROJECTOR, LanguageModelShape, ModelShape
+from llava.train.flops import (
+    ADAPTERS,
+    ALL,
+    PROJECTOR,
+    LanguageModelShape,
+    ModelShape,
+    TowerShape,
+    TowersShape,
+    TowerTuning,
+)
 
 # usable share of a GPU's memory, the rest being lost to fragmentation: published runs of LLM
 # Foundry used 0.80 to 0.82 of what these formulas allow
@@ -48,6 +57,7 @@ class StageSettings:
         bits: Bits of frozen weights: 16, 8 or 4.
         caches_features: Whether the tower's outputs are read from a cache.
         selects_logits: Whether the loss computes logits of supervised positions only, in chunks.
+        tower_tuning: How the vision tower is trained; None if it is frozen.
     """
 
     trained: str
@@ -62,6 +72,7 @@ class StageSettings:
     bits: int = 16
     caches_features: bool = False
     selects_logits: bool = True
+    tower_tuning: TowerTuning | None = None
 
     @property
     def num_devices(self) -> int:
@@ -131,12 +142,15 @@ def estimate_memory(
     weights, gradients, optimizer = _states(shape, settings)
     tokens = settings.batch_size * num_positions
     kept, block = _activations(shape.language_model, settings, tokens)
+    tower_kept, tower_block = _tower_activations(shape.tower, settings)
+    # a block of the tower is computed again when the language model's activations are freed
+    block = max(block, tower_block - kept)
     supervised = settings.batch_size * num_supervised
     return Memory(
         weights + tower,
         gradients,
         optimizer,
-        kept + images_kept,
+        kept + images_kept + tower_kept,
         block,
         _logits(shape.language_model, settings, tokens, supervised),
         images,
@@ -177,7 +191,8 @@ def num_trained(shape: ModelShape, settings: StageSettings) -> int:
         ADAPTERS: shape.language_model.num_in_adapters(settings.lora_rank),
         ALL: shape.language_model.num_parameters,
     }[settings.trained]
-    return language_model + shape.num_in_projector
+    tower = 0 if shape.tower is None else shape.tower.num_tuned(settings.tower_tuning)
+    return language_model + shape.num_in_projector + tower
 
 
 def _states(shape: ModelShape, settings: StageSettings) -> tuple[float, float, float]:
@@ -194,6 +209,8 @@ def _states(shape: ModelShape, settings: StageSettings) -> tuple[float, float, f
         optimizer = trained * _STATES_BYTES
         if settings.half and settings.trained == ALL:
             frozen += trained * e  # autocast caches converted weights
+        elif settings.half and shape.tower is not None and _tunes_weights(settings):
+            frozen += shape.tower.num_tuned(settings.tower_tuning) * e
     if settings.offloads:
         return 0.0, 0.0, 0.0
     shards = [settings.num_devices if settings.zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -213,10 +230,10 @@ def _frozen_bytes(shape: ModelShape, settings: StageSettings) -> float:
 
 
 def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, float, float]:
-    """Returns the tower's weights, the projector's activations, and images with tower outputs.
+    """Returns the tower's frozen weights, the projector's activations, images and tower outputs.
 
     The projector saves the inputs of its two matrices and of GELU, and the spliced embeddings.
-    Images take float32 at worst. The tower runs without gradients and saves no activations.
+    Images take float32 at worst. For what a trained tower saves see `_tower_activations`.
     """
     tower, e = shape.tower, settings.compute_bytes
     if tower is None:
@@ -225,7 +242,60 @@ def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, flo
     kept = settings.batch_size * shape.num_image_tokens * width * e
     pixels = 0 if settings.caches_features else 4 * tower.num_pixels
     outputs = tower.num_patches * tower.hidden_size * e
-    return tower.num_parameters * e, kept, settings.batch_size * (pixels + outputs)
+    frozen = tower.num_parameters * e
+    if _tunes_weights(settings):
+        # the rest of a tower in training has its dtype
+        rest = tower.num_parameters - tower.num_tuned(settings.tower_tuning)
+        frozen = rest * (e if settings.zero_stage else 4)
+    return frozen, kept, settings.batch_size * (pixels + outputs)
+
+
+def _tunes_weights(settings: StageSettings) -> bool:
+    """Tells whether the tower's own weights are trained."""
+    return settings.tower_tuning is not None and not settings.tower_tuning.lora_rank
+
+
+def _tower_activations(
+    tower: TowerShape | TowersShape | None, settings: StageSettings
+) -> tuple[float, float]:
+    """Returns what a trained tower saves, as blocks of a decoder, and a recomputed block."""
+    tuning = settings.tower_tuning
+    if tower is None or tuning is None:
+        return 0.0, 0.0
+    trained = ADAPTERS if tuning.lora_rank else ALL
+    as_stage = replace(settings, trained=trained, lora_rank=tuning.lora_rank)
+    found = [
+        _activations(
+            _tuned_blocks(part, tuning),
+            as_stage,
+            settings.batch_size * (part.num_patches + part.num_before_patches),
+        )
+        for part in tower.parts
+    ]
+    return sum(kept for kept, _ in found), max(block for _, block in found)
+
+
+def _tuned_blocks(tower: TowerShape, tuning: TowerTuning) -> LanguageModelShape:
+    """Returns the trained blocks of a tower as those of a decoder, without their parameters."""
+    width, inner, heads = tower.hidden_size, tower.intermediate_size, tower.num_heads
+    num_layers = tower.num_layers_tuned(tuning)
+    linears = ((width, width),) * 4 + ((width, inner),) * (1 + tower.is_gated) + ((inner, width),)
+    return LanguageModelShape(
+        vocab_size=0,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        is_gated=tower.is_gated,
+        is_tied=False,
+        linear_sizes=linears * num_layers,
+        num_in_matrices=0,
+        num_visited=0,
+        num_in_embeddings=0,
+        num_parameters=0,
+    )
 
 
 def _activations(
@@ -252,7 +322,9 @@ def _layer_bytes(model: LanguageModelShape, settings: StageSettings) -> float:
     attention = e * (2 * queries + 2 * keys) + 4 * model.num_heads
     if not model.is_gated:
         # LayerNorm, GELU and the two matrices save their inputs
-        return 2 * (r + linear_inputs) * width + attention + (e + linear_inputs) * inner
+        mlp = (e + linear_inputs) * inner
+        norms = 2 * (r + linear_inputs) * width
+        return norms + attention + mlp + _adapter_bytes(model, settings)
     norms = 2 * width * (4 + (r if trains_matrices else 0) + linear_inputs)
     mlp = inner * (3 * e + linear_inputs)
     return norms + attention + mlp + _adapter_bytes(model, settings)

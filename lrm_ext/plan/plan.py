@@ -18,7 +18,14 @@ from typing import Any
 from rich.table import Table
 
 from llava.errors import ConfigError
-from llava.train.flops import ADAPTERS, ALL, PROJECTOR, Gpu, ModelShape, SampleFlops, get_gpu
+from llava.train.flops import (
+    ADAPTERS,
+    Gpu,
+    ModelShape,
+    SampleFlops,
+    get_gpu,
+    what_is_trained,
+)
 from lrm_ext.plan.memory import (
     FILL_LIMIT,
     Memory,
@@ -213,6 +220,7 @@ def _plan_stage(
         settings.trained,
         tower_runs=not settings.caches_features,
         lora_rank=settings.lora_rank,
+        tower_tuning=settings.tower_tuning,
     )
     batches = [
         largest_batch(shape, settings, positions, supervised, gpu.memory_gib * GIB) if gpu else None
@@ -241,11 +249,15 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
     Raises:
         ConfigError: The DeepSpeed configuration cannot be read.
     """
-    trained = ALL
-    if switch(flags, "tune_mm_mlp_adapter"):
-        trained = PROJECTOR
-    elif switch(flags, "lora_enable"):
-        trained = ADAPTERS
+    rank = int(flags.get("lora_r", 64)) if switch(flags, "lora_enable") else 0
+    last_layers = flags.get("mm_vision_tower_last_layers")
+    trained, tower_tuning = what_is_trained(
+        flags.get("mm_tunable_parts"),
+        None if last_layers is None else int(last_layers),
+        switch(flags, "tune_mm_mlp_adapter"),
+        rank,
+    )
+    caches = read_cache_switch(flags.get("feature_cache", NO_CACHE)) != NO_CACHE
     zero_stage, offloads = _zero(flags.get("deepspeed"))
     return StageSettings(
         trained=trained,
@@ -257,9 +269,10 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
         half=switch(flags, "bf16") or switch(flags, "fp16"),
         checkpointing=switch(flags, "gradient_checkpointing")
         or switch(flags, "activation_checkpointing"),
-        lora_rank=int(flags.get("lora_r", 64)) if trained == ADAPTERS else 0,
+        lora_rank=rank if trained == ADAPTERS else 0,
         bits=int(flags.get("bits", 16)),
-        caches_features=read_cache_switch(flags.get("feature_cache", NO_CACHE)) != NO_CACHE,
+        caches_features=caches and tower_tuning is None,
+        tower_tuning=tower_tuning,
     )
 
 
@@ -480,6 +493,7 @@ def _cells(plan: Plan, stage: StagePlan) -> tuple[dict[str, str], dict[str, str]
     chosen, data = stage.settings, stage.data
     settings = {
         "trained parameters": _big(num_trained(plan.shape, chosen)),
+        **_tower_row(plan, stage),
         "sharding": _sharding(chosen),
         "activation checkpointing": "yes" if chosen.checkpointing else "no",
         "samples a GPU x accumulation x GPUs": f"{chosen.batch_size} x {chosen.accumulation} x "
@@ -518,6 +532,14 @@ def _cells(plan: Plan, stage: StagePlan) -> tuple[dict[str, str], dict[str, str]
             money = stage.hours * plan.num_gpus * plan.price
             cost[f"money at {plan.price:g} a GPU and hour"] = f"{money:,.0f}"
     return settings, memory, cost
+
+
+def _tower_row(plan: Plan, stage: StagePlan) -> dict[str, str]:
+    """Returns the row of the tower's trained parameters, if any stage trains it."""
+    tower = plan.shape.tower
+    if tower is None or not any(each.settings.tower_tuning for each in plan.stages):
+        return {}
+    return {"of them in the vision tower": _big(tower.num_tuned(stage.settings.tower_tuning))}
 
 
 def _notes(plan: Plan) -> list[str]:

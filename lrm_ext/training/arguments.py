@@ -35,7 +35,8 @@ class LrmArguments:
         default=NO_CACHE,
         metadata={
             "help": "Run the frozen tower once per image and train on its features. on: store them "
-            "beside the corpus; auto: the same, but off for a LLaVA JSON file; off; or a folder."
+            "beside the corpus; auto: the same, but off for a LLaVA JSON file and for a trained "
+            "tower; off; or a folder."
         },
     )
     feature_cache_dtype: str = field(default="float16", metadata={"help": "float16 or float32."})

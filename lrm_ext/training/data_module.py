@@ -37,6 +37,7 @@ from lrm_ext.corpus.store import ENGLISH, AnyCorpus, Corpus, JoinedCorpus, parts
 from lrm_ext.languages.templates import in_language
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
+from lrm_ext.training.advice import warn_of_mixture, warn_of_no_images
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.dataset import (
@@ -112,6 +113,8 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
             corpus.path,
             ", ".join(mixture.left_out),
         )
+    if _tunes_multimodal_model(context):
+        warn_of_mixture(mixture)
     return {
         "train_dataset": dataset,
         "data_collator": MixtureCollator(context.tokenizer),
@@ -215,7 +218,15 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "data of --data_path into one, or leave these flags out to train on it as it is"
         )
     # the demo, the API and `lrm eval` turn images upright, so training does, too
-    return default_data_module(context, orient_images=True)
+    data = default_data_module(context, orient_images=True)
+    if _tunes_multimodal_model(context):
+        warn_of_no_images(data["train_dataset"].has_images, str(context.data_args.data_path))
+    return data
+
+
+def _tunes_multimodal_model(context: DataContext) -> bool:
+    """Tells a fine-tuning stage of a model with images from a projector-only stage."""
+    return bool(context.data_args.is_multimodal) and not context.model_args.tune_mm_mlp_adapter
 
 
 def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> LengthWindowSampler:
@@ -234,7 +245,7 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
         images = ImageLoader(
             context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
         )
-        if arguments.feature_cache != NO_CACHE:
+        if _caches_features(arguments, tower):
             images = _features(context, arguments, mixture.corpus, tower, images)
     return MixtureDataset(
         mixture,
@@ -263,6 +274,24 @@ def _conversation(context: DataContext) -> Conversation:
             "language of their answers"
         )
     return in_language(str(context.model_args.version), conversation, ENGLISH)
+
+
+def _caches_features(arguments: LrmArguments, tower: Any) -> bool:
+    """Decides whether the tower's features are read from the cache.
+
+    Raises:
+        ConfigError: A cache is asked for, but the tower is trained.
+    """
+    if arguments.feature_cache == NO_CACHE or tower.is_frozen:
+        return arguments.feature_cache != NO_CACHE
+    if arguments.feature_cache != AUTO_CACHE:
+        raise ConfigError(
+            f"--feature_cache {arguments.feature_cache} needs a frozen vision tower, but "
+            "--mm_tunable_parts trains it, so its features change with every step: give "
+            "--feature_cache off"
+        )
+    log.info("--feature_cache auto: off, because the vision tower is trained")
+    return False
 
 
 def _features(

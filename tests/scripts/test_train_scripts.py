@@ -200,6 +200,15 @@ def test_large_presets_have_the_settings_of_the_paper(preset: str, version: str)
         assert {name: flags[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("script", ["lrm_finetune", "finetune", "finetune_lora"])
+def test_parts_and_rate_of_the_tower_pass_through(script: str) -> None:
+    parts = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
+    given = ("--mm_tunable_parts", parts, "--mm_vision_tower_lr", "2e-6")
+    _, flags = dry_run(script, *given, "--mm_vision_tower_last_layers=4", NUM_GPUS="0")
+    assert flags["mm_tunable_parts"] == parts
+    assert (flags["mm_vision_tower_lr"], flags["mm_vision_tower_last_layers"]) == ("2e-6", "4")
+
+
 def test_fine_tuning_goes_on_from_the_projector_of_pre_training() -> None:
     _, first = dry_run("lrm_pretrain", NUM_GPUS="0")
     _, second = dry_run("lrm_finetune", NUM_GPUS="0")

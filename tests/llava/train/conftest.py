@@ -150,3 +150,27 @@ def make_base(tiny_llm, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def trained(flags, monkeypatch):
+    """Run a training of one step, or of more, in this process; returns its trainer."""
+    from llava.train.llava_trainer import LLaVATrainer
+    from llava.train.train import train
+
+    def run(**changes):
+        seen = []
+        save = LLaVATrainer.save_result
+
+        def spy(self):
+            seen.append(self)
+            save(self)
+
+        monkeypatch.setattr(LLaVATrainer, "save_result", spy)
+        if "save_steps" not in changes:
+            changes = {"save_strategy": "no", "max_steps": 1, **changes}
+        monkeypatch.setattr(sys, "argv", ["train", *flags(**changes)])
+        train()
+        return seen[0]
+
+    return run

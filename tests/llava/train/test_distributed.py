@@ -1,5 +1,6 @@
 """Two processes learn what one process learns, on CPUs: DDP, ZeRO-2, ZeRO-3, offload, FSDP2."""
 
+import functools
 import json
 import os
 import shutil
@@ -38,6 +39,10 @@ MODES = {
     "fsdp2": {"fsdp": "full_shard", "fsdp_config": ROOT / "scripts" / "fsdp2.json"},
 }
 PROJECTOR = {"tune_mm_mlp_adapter": True}
+TOWER = {
+    "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+    "mm_vision_tower_lr": 5e-4,
+}
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
 
@@ -232,6 +237,55 @@ def test_lora(mode, one_process, two_ranks, mixed_data, tiny_data, tiny_llm):
     if mode != "zero3":  # adapters begin at random, and ZeRO-3 draws other numbers
         assert losses(two) == pytest.approx(losses(one), abs=1e-4)
         assert answer(two, tiny_data, tiny_llm) == answer(one, tiny_data, tiny_llm)
+    saved = two / f"checkpoint-{SAVED_STEP}"
+    again = loss_after(saved, SAVED_STEP, mixed_data, tiny_data / "images", tiny_llm)
+    assert again == pytest.approx(losses(two)[SAVED_STEP], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_a_trained_tower(mode, one_process, two_ranks, tiny_data):
+    one = one_process(**TOWER)
+    two = two_ranks(mode, **TOWER)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, two))
+    check_close(left, right, 1e-4)
+    assert answer(two, tiny_data) == answer(one, tiny_data)
+
+    # the same ranks go on from a checkpoint, and end exactly where they would have ended
+    (two / f"checkpoint-{NUM_STEPS}").rename(two / "gone")
+    for path in two.iterdir():
+        if path.is_file():
+            path.unlink()
+    two_ranks(mode, **TOWER)
+    assert f"going on from {two / f'checkpoint-{SAVED_STEP}'}" in (two / "stderr.txt").read_text()
+    check_close(right, load_file(two / "model.safetensors"), 0.0)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        # no group of the optimizer has parameters but the tower's; a text-only rank has none
+        {"mm_tunable_parts": "mm_vision_tower", "mm_vision_tower_lr": 5e-4},
+        {**TOWER, "mm_vision_tower_last_layers": 1, "gradient_checkpointing": True},
+    ],
+    ids=["tower", "last layer"],
+)
+def test_parts_of_a_tower(mode, stage, one_process, two_ranks):
+    one, two = one_process(**stage), two_ranks(mode, **stage)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    check_close(*(load_file(folder / "model.safetensors") for folder in (one, two)), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+def test_lora_on_the_tower(mode, one_process, two_ranks, mixed_data, tiny_data, tiny_llm):
+    pytest.importorskip("peft")
+    one, two = (run(**LORA, **TOWER) for run in (one_process, functools.partial(two_ranks, mode)))
+    before, after = (read_tensors(folder / "adapter_model.safetensors") for folder in (one, two))
+    assert any("vision_tower" in name for name in after)
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    if mode != "zero3":  # see `test_lora`
+        assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     saved = two / f"checkpoint-{SAVED_STEP}"
     again = loss_after(saved, SAVED_STEP, mixed_data, tiny_data / "images", tiny_llm)
     assert again == pytest.approx(losses(two)[SAVED_STEP], abs=1e-4)

@@ -8,7 +8,8 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.train.flops import ADAPTERS, ALL, PROJECTOR
+from llava.train.build import _tuned_in_tower
+from llava.train.flops import ADAPTERS, ALL, PROJECTOR, TowerTuning
 from lrm_ext.plan.memory import StageSettings, estimate_memory
 from lrm_ext.plan.presets import load_shape
 
@@ -34,9 +35,10 @@ def mini_model():
     return model
 
 
-def prepared(trained: str, checkpointing: bool):
+def prepared(trained: str, checkpointing: bool, tuning: TowerTuning | None = None):
     """The model of a stage."""
     model = mini_model()
+    tower = model.get_vision_tower()
     if trained == ADAPTERS:
         peft = pytest.importorskip("peft")
         from llava.train.build import find_all_linear_names
@@ -49,13 +51,17 @@ def prepared(trained: str, checkpointing: bool):
     else:
         model.requires_grad_(trained == ALL)
     model.get_model().mm_projector.requires_grad_(True)
-    model.get_vision_tower().requires_grad_(False)
+    tower.requires_grad_(False)
+    if tuning is not None:
+        tuned = _tuned_in_tower(tower, tuning.last_layers)
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_(name in tuned)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
-def peak_of_a_step(model) -> int:
+def peak_of_a_step(model, images: dict[str, torch.Tensor]) -> int:
     """Bytes that a step allocates at its peak; those that are there before are not counted."""
     torch.manual_seed(0)
     ids = torch.randint(5, 4000, (B, T))
@@ -66,7 +72,7 @@ def peak_of_a_step(model) -> int:
         "input_ids": ids,
         "labels": labels,
         "attention_mask": torch.ones_like(ids, dtype=torch.bool),
-        "image_features": torch.randn(B, 16, 160),
+        **images,
     }
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
@@ -116,4 +122,28 @@ def test_memory_of_a_step_is_within_a_tenth(trained, checkpointing):
     )
     num_positions = T - 1 + shape.num_image_tokens
     expected = estimate_memory(shape, settings, num_positions, SUPERVISED).total
-    assert peak_of_a_step(prepared(trained, checkpointing)) == pytest.approx(expected, rel=0.1)
+    images = {"image_features": torch.randn(B, 16, 160)}
+    measured = peak_of_a_step(prepared(trained, checkpointing), images)
+    assert measured == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "checkpointing", "last_layers"),
+    [(ALL, False, None), (PROJECTOR, False, None), (PROJECTOR, False, 1), (ALL, True, None)],
+)
+def test_memory_of_a_trained_tower_is_within_a_tenth(trained, checkpointing, last_layers):
+    shape = load_shape(str(MINI / "llm"), str(MINI / "vision_tower"))
+    tuning = TowerTuning(last_layers)
+    model = prepared(trained, checkpointing, tuning)
+    tower = model.get_vision_tower()
+    in_tower = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+    assert shape.tower.num_tuned(tuning) == in_tower
+    settings = StageSettings(
+        trained, B, num_gpus=0, half=False, checkpointing=checkpointing, tower_tuning=tuning
+    )
+    num_positions = T - 1 + shape.num_image_tokens
+    expected = estimate_memory(shape, settings, num_positions, SUPERVISED).total
+    # the pixels are there before the step, so they are not in what is measured
+    expected -= B * 3 * 64**2 * 4
+    measured = peak_of_a_step(model, {"images": torch.randn(B, 3, 64, 64)})
+    assert measured == pytest.approx(expected, rel=0.1)

@@ -14,6 +14,7 @@ from llava.train.flops import (
     PROJECTOR,
     LanguageModelShape,
     ModelShape,
+    TowerTuning,
     get_gpu,
     gpus,
     peak_tflops_of,
@@ -21,8 +22,14 @@ from llava.train.flops import (
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.plan.memory import FILL_LIMIT, StageSettings, estimate_memory, largest_batch
-from lrm_ext.plan.plan import GIB, Wishes, make_plan
+from lrm_ext.plan.memory import (
+    FILL_LIMIT,
+    StageSettings,
+    estimate_memory,
+    largest_batch,
+    num_trained,
+)
+from lrm_ext.plan.plan import GIB, Wishes, make_plan, settings_of
 from lrm_ext.plan.presets import ROOT, list_presets, load_shape, stage_flags
 
 TOWER = "openai/clip-vit-large-patch14-336"
@@ -249,3 +256,47 @@ def test_adapters_take_less_than_the_whole():
         for t, b in ((ALL, 16), (ADAPTERS, 16), (ADAPTERS, 4))
     ]
     assert sizes[0].total > 2 * sizes[1].total > 2 * sizes[2].total
+
+
+PARTS = ("--mm_tunable_parts", "mm_vision_tower,mm_mlp_adapter,mm_language_model")
+
+
+def test_a_trained_tower_is_counted():
+    before = make_plan("vicuna-7b", 8, "a100-80g")
+    after = make_plan("vicuna-7b", 8, "a100-80g", extra=PARTS)
+    last = make_plan("vicuna-7b", 8, "a100-80g", extra=(*PARTS, "--mm_vision_tower_last_layers=4"))
+    # the first stage keeps its own parts: the flags of a command are those of both stages
+    assert before.stages[0] == after.stages[0]
+    one, all_layers, some = (plan.stages[1] for plan in (before, after, last))
+    assert one.flops.tower < some.flops.tower < all_layers.flops.tower
+    # every layer that is run: forward, and twice as much backward
+    assert all_layers.flops.tower == pytest.approx(3 * one.flops.tower, rel=0.01)
+    assert one.memory.total < some.memory.total < all_layers.memory.total
+    assert num_trained(after.shape, all_layers.settings) - num_trained(
+        before.shape, one.settings
+    ) == after.shape.tower.num_tuned(TowerTuning())
+
+
+def test_the_table_names_the_towers_share():
+    result = command("--preset", "vicuna-7b", "--", *PARTS)
+    assert result.exit_code == 0, result.output
+    (row,) = (line for line in result.output.splitlines() if "of them in the vision" in line)
+    assert [cell.strip() for cell in row.split("│")[2:4]] == ["0", "290.91 M"]
+    assert "of them in the vision" not in command("--preset", "vicuna-7b").output
+
+
+def test_adapters_of_the_tower():
+    shape = load_shape("lmsys/vicuna-7b-v1.5", TOWER)
+    tower = shape.tower
+    # rank x (inputs + outputs) of four square layers and of the two of the MLP, in 23 layers
+    assert tower.num_tuned(TowerTuning(None, 8)) == 23 * 8 * (4 * 2048 + 2 * 5120)
+    settings = StageSettings(ADAPTERS, 4, lora_rank=8, tower_tuning=TowerTuning(None, 8))
+    adapters = shape.language_model.num_in_adapters(8) + tower.num_tuned(TowerTuning(None, 8))
+    assert num_trained(shape, settings) == adapters + shape.num_in_projector
+
+
+def test_a_cache_of_features_is_not_planned_for_a_trained_tower():
+    assert settings_of({"feature_cache": "auto"}, 1).caches_features
+    assert not settings_of(
+        {"feature_cache": "auto", "mm_tunable_parts": PARTS[1]}, 1
+    ).caches_features

@@ -148,3 +148,29 @@ def test_the_page_shows_headlines_in_the_papers_unit(folder):
     page = write_report(report, folder, folder.parent).read_text(encoding="utf-8")
     assert "<b>1534.30</b>" in page and "2,374 of 2,374" in page and "2,300 of 2,360" in page
     assert "<td>mean of 2</td><td>local</td><td><b>1350.00</b></td>" in page
+
+
+def with_fidelity(report, shares):
+    """The report with other shares of answers in the language of the question."""
+    (benchmark,) = report.benchmarks
+    languages = tuple(
+        dataclasses.replace(
+            result,
+            total=dataclasses.replace(result.total, fidelity=shares.get(result.lang, 1.0)),
+        )
+        for result in benchmark.languages
+    )
+    return dataclasses.replace(
+        report, benchmarks=(dataclasses.replace(benchmark, languages=languages),)
+    )
+
+
+def test_low_fidelity_is_said_in_tables_and_page(folder):
+    report = with_fidelity(make_report(folder), {"hr": 0.62, "zh": 0.899, "cs": 0.9, "de": None})
+    page = Page(write_report(report, folder, folder.parent).read_text(encoding="utf-8"))
+    console = Console(file=io.StringIO(), width=400)
+    print_report(report, console)
+    for text in (page.text, console.file.getvalue()):
+        (said,) = re.findall(r"(?i)fidelity is below 90 % in ([^:]*):", text)
+        assert sorted(said.split(", ")) == ["hr", "zh"]
+    assert "idelity is below" not in Page(render(folder)).text

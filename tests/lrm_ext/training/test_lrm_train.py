@@ -11,7 +11,10 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
+from llava.data.sample import Turn
 from llava.errors import CheckpointError, ConfigError, DataError
+from lrm_ext.corpus.store import CorpusRow
+from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.training.arguments import LrmArguments
 
 
@@ -53,6 +56,56 @@ def test_cached_features_train_the_same_model(run_lrm, tmp_path):
     )
     for name, value in without.items():
         assert torch.allclose(value, cached[name], atol=1e-6), name
+
+
+def test_a_trained_tower_is_not_cached(run_lrm, tmp_path, corpus_path, caplog):
+    parts = {"mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model"}
+    without = weights_of(run_lrm(output_dir=tmp_path / "a", **parts))
+    with caplog.at_level("INFO"):
+        left = weights_of(run_lrm(output_dir=tmp_path / "b", feature_cache="auto", **parts))
+    assert "auto: off, because the vision tower is trained" in caplog.text
+    assert not (corpus_path.parent / "features").exists()
+    assert all(torch.equal(value, left[name]) for name, value in without.items())
+
+
+LITTLE, MUCH, NO_IMAGES = "less than 25 %", "more than 90 %", "has no images"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changes", "said"),
+    [
+        (4.0, {}, LITTLE),
+        (3.0, {}, None),  # a quarter is enough
+        (0.1, {}, MUCH),
+        (0.25, {}, None),
+        (4.0, {"tune_mm_mlp_adapter": True}, None),
+        (0.1, {"tune_mm_mlp_adapter": True}, None),
+    ],
+)
+def test_a_costly_share_of_english(ratio, changes, said, run_lrm, tmp_path, caplog):
+    (tmp_path / "m.toml").write_text(f"non_english_ratio = {ratio}\n")
+    run_lrm(mixture_path=tmp_path / "m.toml", max_steps=1, **changes)
+    found = [text for text in (LITTLE, MUCH, NO_IMAGES) if text in caplog.text]
+    assert found == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize("tunes_projector", [False, True])
+def test_a_stage_without_images(tunes_projector, run_lrm, tmp_path, caplog):
+    with CorpusWriter(tmp_path / "text", ("hr",), image_root=".") as writer:
+        for i in range(4):
+            turns = (Turn("human", f"What is {i}?"), Turn("gpt", f"It is {i}."))
+            writer.append(CorpusRow(f"r{i}", None, "made up", "naming", True, turns), {"hr": turns})
+    asked, answered = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}
+    records = [{"id": f"r{i}", "conversations": [asked, answered]} for i in range(4)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    for name, data in (
+        ("text", {"corpus_path": tmp_path / "text"}),
+        ("data.json", {"corpus_path": None, "data_path": tmp_path / "data.json"}),
+    ):
+        caplog.clear()
+        out = tmp_path / f"out-{name}"
+        run_lrm(output_dir=out, max_steps=1, tune_mm_mlp_adapter=tunes_projector, **data)
+        assert (f"{tmp_path / name} has no images" in caplog.text) is not tunes_projector
 
 
 def test_worker_processes_change_nothing(run_lrm, tmp_path):
@@ -157,6 +210,11 @@ def test_images_of_llava_json_are_turned_as_the_servers_turn_them(run_lrm, tmp_p
         ({"corpus_path": None, "data_path": "x.json", "feature_cache": "on"}, "parallel corpus"),
         ({"mixture_path": "nothing.toml"}, "no such file"),
         ({"image_aspect_ratio": "anyres"}, "square, pad"),
+        ({"feature_cache": "on", "mm_tunable_parts": "mm_vision_tower"}, "needs a frozen vision"),
+        (
+            {"feature_cache": "on", "mm_tunable_parts": "mm_vision_tower", "lora_enable": True},
+            "give --feature_cache off",
+        ),
     ],
 )
 def test_contradictions_are_refused(run_lrm, changes, message):
