@@ -503,8 +503,8 @@ def tower_layers(
     """Finds the layers of a vision tower that a run trains.
 
     Args:
-        tower: A loaded tower with `select_layer`, an index into its hidden states. Layers after the
-            selected one are not run, so they have no gradient and are never trained.
+        tower: A loaded tower. Layers after the one that its features come from are not run, so they
+            have no gradient and are never trained.
         last_layers: Train only so many, counted back from the selected layer; None: all.
 
     Returns:
@@ -520,7 +520,7 @@ def tower_layers(
         )
     lists = [item for item in tower.named_modules() if isinstance(item[1], nn.ModuleList)]
     path, layers = max(lists, key=lambda item: len(item[1]), default=("", nn.ModuleList()))
-    num_run = tower.select_layer % (len(layers) + 1)
+    num_run = tower.state_index
     if last_layers is not None and last_layers > num_run:
         raise ConfigError(
             f"--mm_vision_tower_last_layers is {last_layers}, but the features come from "

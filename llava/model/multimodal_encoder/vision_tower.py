@@ -424,7 +424,7 @@ class VisionTower(ImageEncoder):
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Takes the selected layer from an output with `hidden_states`: [N, P, D]."""
-        return self._select(image_forward_outs.hidden_states[self._state_index])
+        return self._select(image_forward_outs.hidden_states[self.state_index])
 
     def _select(self, hidden: Tensor) -> Tensor:
         """Drops registers, and the class token unless it is selected: [N, ..., D] -> [N, P, D]."""
@@ -460,8 +460,8 @@ class VisionTower(ImageEncoder):
         return int(num_layers) + 1
 
     @property
-    def _state_index(self) -> int:
-        """Index of the selected hidden state, from 0."""
+    def state_index(self) -> int:
+        """Index of the selected hidden state, from 0; so many layers run."""
         cuts = self.deviation is not None and self.deviation.num_cut_layers > 0
         return self._num_states - 1 if cuts else self.select_layer % self._num_states
 
@@ -471,7 +471,7 @@ class VisionTower(ImageEncoder):
         The layers after it are not run.
         """
         self.check_selection()
-        index = self._state_index
+        index = self.state_index
         self._blocks[0].num_run = max(index, 1)
         with _wanting(index) as kept:
             self.vision_tower(pixel_values=images.to(dtype=self.dtype))

@@ -17,6 +17,7 @@ from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY
 from llava.model.tiles import keeps_bytes, preprocess_bytes
+from llava.train.build import tower_layers
 
 
 def arguments(tower, **changes):
@@ -225,6 +226,14 @@ def test_a_published_checkpoint_without_the_last_layer_loads(folders, tmp_path):
     again.get_model().initialize_vision_modules(training(folders["siglip"]))
     assert torch.equal(again.get_vision_tower()(images), states.hidden_states[-2])
     assert getattr(again.config, NUM_TOKENS_KEY, None) is None
+
+
+def test_what_the_features_come_from_is_tuned(folders):
+    """Of three layers the first two, also where a published checkpoint lacks the third."""
+    for changes in ({}, NEXT):
+        tower = build_vision_tower(arguments(folders["siglip"], **changes))
+        assert tower_layers(tower)[2] == range(2)
+        assert tower_layers(tower, last_layers=1)[2] == range(1, 2)
 
 
 def test_nothing_new_deviates(folders):
