@@ -21,12 +21,10 @@ def family_row(family):
 
 
 def deviation_row(each):
-    what = f"the first {each.num_dropped} of the patches is dropped"
-    if each.num_cut_layers:
-        what = (
-            f"the last {each.num_cut_layers} of the layers is missing, and features are the "
-            "output of the last one left"
-        )
+    what = {
+        (1, 0): "leaves out the first patch",
+        (0, 1): "lacks the last layer; features are the output of the one before it",
+    }[each.num_dropped, each.num_cut_layers]
     return f"| {each.checkpoints} | {code(each.names)} | {each.family} | {what} |"
 
 
