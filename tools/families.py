@@ -53,6 +53,7 @@ from llava.model.families import (  # noqa: E402
     model_type_of,
 )
 from llava.model.language_model.causal_lm import choose_attention  # noqa: E402
+from llava.train.arguments import ModelArguments  # noqa: E402
 from llava.train.build import add_lora  # noqa: E402
 from llava.train.flops import LanguageModelShape  # noqa: E402
 
@@ -354,7 +355,7 @@ def check_lora(case: Case) -> None:
                            lora_bias="none")  # fmt: skip
     content = {**case.model.config.to_dict()}
     content.pop("model_type")
-    model = add_lora(case.build(content), args).train()
+    model = add_lora(case.build(content), ModelArguments(), args).train()
     model.get_base_model().get_vision_tower().load_model()
     model(**case.batch()).loss.backward()
     adapters = [p for name, p in model.named_parameters() if "lora_B" in name and p.requires_grad]
