@@ -34,7 +34,7 @@ from llava.model.checkpoint import (
     weight_paths,
 )
 from llava.model.families import PREFIX, family_of_class, find_family, get_family
-from llava.model.multimodal_encoder.builder import portable_tower
+from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
     load_weights,
     projector_weights,

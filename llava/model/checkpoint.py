@@ -3,9 +3,10 @@
 In: a folder or a Hub id, or a model configuration. Out: the kind of checkpoint, its tensor names,
 and the multimodal keys of `config.json` with their documented defaults; an incomplete folder is
 refused before memory is spent. Loading is `llava.model.builder`. `add_rope_theta` completes a
-`config.json` for readers with transformers 4, LLaVA's own code among them. The multimodal keys
-stay out of `LlavaConfig` itself, because an absent `mm_vision_tower` means "no tower";
-`LlavaMetaModel.initialize_vision_modules` and `train()` write them.
+`config.json` for readers with transformers 4, LLaVA's own code among them, and the tower's weights
+are written in their spelling. The multimodal keys stay out of `LlavaConfig` itself, because an
+absent `mm_vision_tower` means "no tower"; `LlavaMetaModel.initialize_vision_modules` and `train()`
+write them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import pickle
 import re
 import zipfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
@@ -39,6 +42,8 @@ UNREADABLE = (
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _LFS_POINTER = b"version https://git-lfs"
+_OLD_LEVEL = "vision_model."
+_NEW_KEY = re.compile(rf"(vision_tower\.vision_tower\.)(?!{re.escape(_OLD_LEVEL)})")
 _ADVICE = "the checkpoint is incomplete, use an earlier one or save it again"
 
 
@@ -271,3 +276,31 @@ class MultimodalConfig:
     def has_image_newline(self) -> bool:
         """Tells whether the model owns an `image_newline` parameter."""
         return "unpad" in (self.mm_patch_merge_type or "")
+
+
+def save_tower(tower: Any, folder: str | Path) -> None:
+    """Writes a CLIP model as a folder whose keys have the level `vision_model.`.
+
+    Transformers 4 and vLLM know no other spelling: there, keys without it leave the tower with
+    random weights, or are refused.
+    """
+    weights = {_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
+    tower.save_pretrained(folder, state_dict=weights)
+
+
+def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Spells the tower's weights as checkpoints do: `...vision_tower.vision_model.*`.
+
+    Args:
+        state_dict: Of a whole model; keys of other modules and keys already so spelt stay.
+    """
+    return {_NEW_KEY.sub(rf"\1{_OLD_LEVEL}", key): value for key, value in state_dict.items()}
+
+
+def accept_old_level(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Lets `load_state_dict` read the old spelling (a resumed training run uses it)."""
+    old = f"{prefix}vision_tower.{_OLD_LEVEL}"
+    for key in [key for key in state_dict if key.startswith(old)]:
+        value = state_dict.pop(key)
+        if not key.endswith("embeddings.position_ids"):
+            state_dict[f"{prefix}vision_tower.{key.removeprefix(old)}"] = value

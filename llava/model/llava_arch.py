@@ -22,9 +22,12 @@ from transformers import PreTrainedModel
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, DataError
 from llava.model.checkpoint import PATCH_MERGE_TYPES, MultimodalConfig
-from llava.model.multimodal_encoder.builder import build_vision_tower, resolve_tower
-from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY
-from llava.model.multimodal_encoder.vision_tower import ImageEncoder, notes_tokens
+from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY, resolve_tower
+from llava.model.multimodal_encoder.vision_tower import (
+    ImageEncoder,
+    build_vision_tower,
+    notes_tokens,
+)
 from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
 from llava.model.splice import (
     PackedRows,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from llava.errors import CheckpointError, flag, make_parser, run_script
 from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
-from llava.model.multimodal_encoder.builder import portable_tower
+from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.tokenizer import load_tokenizer
 
 # tables that grow by the rows of added tokens

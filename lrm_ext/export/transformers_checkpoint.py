@@ -54,8 +54,8 @@ from llava.model.checkpoint import (
     add_rope_theta,
     check_complete,
     read_config,
+    save_tower,
 )
-from llava.model.multimodal_encoder.vision_tower import save_tower
 from llava.model.tiles import read_pinpoints
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.export.chat_template import adds_bos, chat_template

@@ -29,7 +29,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint import add_rope_theta, read_config
-from llava.model.multimodal_encoder.builder import resolve_tower, split_towers
+from llava.model.multimodal_encoder.families import resolve_tower, split_towers
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.corpus.sentences import Pair, corpus_pairs, in_common
 from lrm_ext.corpus.store import Corpus

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from llava.model.multimodal_encoder.vision_tower import save_tower
+from llava.model.checkpoint import save_tower
 from llava.progress import Progress
 from lrm_ext.emoji.scenes import (
     POSITIONS,

@@ -29,10 +29,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.errors import CheckpointError, ConfigError, DataError
-from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit
+from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit, with_old_level
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
-from llava.model.multimodal_encoder.vision_tower import with_old_level
 from llava.model.splice import pad_rows
 
 PACKED_SDPA = "packed_sdpa"

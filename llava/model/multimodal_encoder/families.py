@@ -1,18 +1,25 @@
-"""Lists what differs from one kind of vision tower to another; the rest of a tower is generic.
+"""Finds a vision tower by name, and lists what differs from one kind to another.
 
-In: the content of a `config.json`. Out: the `TowerFamily` of a tower, its sizes, and the
-`Deviation` of a published checkpoint whose code treats its tower in a way of its own. No weights
-are read and torch is not imported, so that `lrm plan` uses the same table as training.
+In: `mm_vision_tower` (or `vision_tower`) of a configuration: a folder or a Hub id, or two of them
+joined by `+`; the content of a tower's `config.json`. Out: the tower's folder, its `TowerFamily`
+and sizes, and the `Deviation` of a published checkpoint whose code treats its tower in a way of its
+own. A relative folder may lie beside the checkpoint, so that a checkpoint and its tower can be
+moved together. No weights are read and torch is not imported, so that `lrm plan` uses the same
+table as training.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -190,3 +197,78 @@ def deviation_of(config: Any, family: TowerFamily | None) -> Deviation | None:
     return next(
         (each for each in DEVIATIONS if each.family == family.name and names & {*each.names}), None
     )
+
+
+def choices() -> str:
+    """Says which towers work."""
+    names = "; ".join(f"{family.name} ({family.example})" for family in FAMILIES)
+    return f"towers that work: {names}; other vision transformers that AutoModel builds"
+
+
+def split_towers(name: str, checkpoint: str | Path | None = None) -> list[str]:
+    """Splits `a+b` into the names of two towers; a folder whose name has a `+` stays whole."""
+    if "+" not in name or _folder_of(name, checkpoint) is not None:
+        return [name]
+    return name.split("+")
+
+
+def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str:
+    """Turns a tower's name into something that can be loaded.
+
+    Args:
+        name: A folder, absolute or relative, or a Hub id (`owner/name`); or several, joined by `+`.
+        checkpoint: The folder of the checkpoint that names the tower.
+
+    Returns:
+        The first of these folders that exists: `name` from the working directory, in the
+        checkpoint, beside it, beside its parent (for `checkpoint-N`), in the repository root;
+        else `name` itself, if it can be a Hub id.
+
+    Raises:
+        ConfigError: None of them exists and the name is no Hub id.
+    """
+    if not name:
+        raise ConfigError("no vision tower is named: set mm_vision_tower (or --vision_tower)")
+    if len(parts := split_towers(name, checkpoint)) > 1:
+        return "+".join(resolve_tower(part, checkpoint) for part in parts)
+    if (folder := _folder_of(name, checkpoint)) is not None:
+        return str(folder)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return name
+    looked = "\n  ".join(str(place) for place in _places(name, checkpoint))
+    raise ConfigError(
+        f"Unknown vision tower: {name!r}. It is no Hub id (owner/name), and none of these is a "
+        f"folder with a config.json:\n  {looked}\n{choices()}"
+    )
+
+
+def _places(name: str, checkpoint: str | Path | None) -> list[Path]:
+    """Returns the folders that a name can mean."""
+    places = [Path(name)]
+    if not places[0].is_absolute():
+        near = Path(checkpoint).resolve() if checkpoint and Path(checkpoint).is_dir() else None
+        roots = [near, near.parent, near.parent.parent] if near else []
+        places += [root / name for root in (*roots, REPOSITORY_ROOT)]
+    return places
+
+
+def _folder_of(name: str, checkpoint: str | Path | None) -> Path | None:
+    """Returns the first folder with a `config.json` that a name can mean."""
+    found = (place for place in _places(name, checkpoint) if (place / "config.json").is_file())
+    return next(found, None)
+
+
+def portable_tower(name: str, checkpoint: str | Path) -> str:
+    """Returns the tower's name to store when a model leaves the folder of its checkpoint.
+
+    A name that means the same from anywhere stays; one that only the checkpoint's place explains
+    becomes a full path.
+
+    Raises:
+        ConfigError: There is no such tower.
+    """
+    try:
+        resolve_tower(name)
+    except ConfigError:
+        return resolve_tower(name, checkpoint)
+    return name

@@ -21,12 +21,10 @@ with S2 also L largest side, n squares along a side, p patches along a square's 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,17 +36,19 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from llava.errors import CheckpointError, ConfigError
-from llava.model.checkpoint import read_config
+from llava.model.checkpoint import accept_old_level, read_config
 from llava.model.multimodal_encoder.families import (
-    FAMILIES,
     NUM_TOKENS_KEY,
     REFUSED,
     Deviation,
+    choices,
     deviation_of,
     family_of,
     grid_side,
     processor_side,
+    resolve_tower,
     side_px,
+    split_towers,
     vision_part,
 )
 from llava.model.multimodal_encoder.image_processor import (
@@ -59,9 +59,6 @@ from llava.model.multimodal_encoder.image_processor import (
 from llava.model.tiles import byte_table, to_floats
 
 log = logging.getLogger(__name__)
-
-_OLD_LEVEL = "vision_model."
-_NEW_KEY = re.compile(rf"(vision_tower\.vision_tower\.)(?!{re.escape(_OLD_LEVEL)})")
 
 
 class _Blocks(nn.ModuleList):
@@ -246,7 +243,7 @@ class VisionTower(ImageEncoder):
         self.check_selection()
         self._check_num_tokens(getattr(args, NUM_TOKENS_KEY, None))
         if self.family is not None and self.family.old_level:
-            self.register_load_state_dict_pre_hook(_accept_old_level)
+            self.register_load_state_dict_pre_hook(accept_old_level)
         if not delay_load or getattr(args, "unfreeze_mm_vision_tower", False):
             self.load_model()
 
@@ -536,40 +533,6 @@ def notes_tokens(tower: ImageEncoder) -> bool:
     return tower.deviation is None and getattr(tower, "family", None) is not family_of("clip")
 
 
-def choices() -> str:
-    """Says which towers work."""
-    names = "; ".join(f"{family.name} ({family.example})" for family in FAMILIES)
-    return f"towers that work: {names}; other vision transformers that AutoModel builds"
-
-
-def save_tower(tower: Any, folder: str | Path) -> None:
-    """Writes a CLIP model as a folder whose keys have the level `vision_model.`.
-
-    Transformers 4 and vLLM know no other spelling: there, keys without it leave the tower with
-    random weights, or are refused.
-    """
-    weights = {_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
-    tower.save_pretrained(folder, state_dict=weights)
-
-
-def with_old_level(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Spells the tower's weights as checkpoints do: `...vision_tower.vision_model.*`.
-
-    Args:
-        state_dict: Of a whole model; keys of other modules and keys already so spelt stay.
-    """
-    return {_NEW_KEY.sub(rf"\1{_OLD_LEVEL}", key): value for key, value in state_dict.items()}
-
-
-def _accept_old_level(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Lets `load_state_dict` read the old spelling (a resumed training run uses it)."""
-    old = f"{prefix}vision_tower.{_OLD_LEVEL}"
-    for key in [key for key in state_dict if key.startswith(old)]:
-        value = state_dict.pop(key)
-        if not key.endswith("embeddings.position_ids"):
-            state_dict[f"{prefix}vision_tower.{key.removeprefix(old)}"] = value
-
-
 DEFAULT_SCALES = "336,672,1008"
 
 
@@ -782,3 +745,32 @@ class VisionTowers(ImageEncoder):
     def num_image_tokens(self) -> int:
         """Positions of an image in the language model: P."""
         return self.towers[0].num_image_tokens
+
+
+def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> ImageEncoder:
+    """Builds the tower that `vision_tower_cfg` names.
+
+    Args:
+        vision_tower_cfg: A model configuration (`mm_vision_tower`) or model arguments
+            (`vision_tower`), with `mm_vision_select_layer`; `s2` asks for several scales.
+        **kwargs: For `VisionTower`, e.g. `delay_load`.
+
+    Raises:
+        ConfigError: No tower of that name, `s2_scales` that do not fit it, or towers side by side
+            whose numbers of tokens differ.
+    """
+    name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(
+        vision_tower_cfg, "vision_tower", None
+    )
+    checkpoint = getattr(vision_tower_cfg, "name_or_path", None) or None
+    s2 = getattr(vision_tower_cfg, "s2", False)
+    kind = VisionTowerS2 if s2 else VisionTower
+    parts = split_towers(name or "", checkpoint)
+    if len(parts) > 1 and s2:
+        raise ConfigError(
+            f"--s2 cuts the images of one tower, not of {name}: leave one of them out"
+        )
+    towers = [
+        kind(resolve_tower(part, checkpoint), args=vision_tower_cfg, **kwargs) for part in parts
+    ]
+    return VisionTowers(towers) if len(towers) > 1 else towers[0]

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from llava.errors import CheckpointError, ConfigError
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import save_tower
 from llava.model.language_model.llava_mistral import LlavaMistralConfig
-from llava.model.multimodal_encoder.builder import resolve_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.vision_tower import save_tower
+from llava.model.multimodal_encoder.families import resolve_tower
 from llava.model.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")

@@ -16,7 +16,7 @@ from llava.model import (
     LlavaMistralConfig,
     LlavaMistralForCausalLM,
 )
-from llava.model.multimodal_encoder.vision_tower import with_old_level
+from llava.model.checkpoint import with_old_level
 
 TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
          "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
