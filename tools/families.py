@@ -49,10 +49,9 @@ from llava.model.families import (  # noqa: E402
     TABLE,
     checked_families,
     class_names,
-    get_family,
     model_type_of,
 )
-from llava.model.language_model.causal_lm import choose_attention  # noqa: E402
+from llava.model.language_model.causal_lm import choose_attention, get_family  # noqa: E402
 from llava.train.arguments import ModelArguments  # noqa: E402
 from llava.train.build import add_lora  # noqa: E402
 from llava.train.flops import LanguageModelShape  # noqa: E402

@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """Makes a public class on first use (PEP 562)."""
     if not name.startswith("Llava"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from llava.model import families
+    from llava.model.language_model import causal_lm
 
-    return getattr(families, name)
+    return getattr(causal_lm, name)

@@ -33,7 +33,8 @@ from llava.model.checkpoint import (
     tensor_names,
     weight_paths,
 )
-from llava.model.families import PREFIX, family_of_class, find_family, get_family
+from llava.model.families import PREFIX, family_of_class, find_family
+from llava.model.language_model.causal_lm import get_family
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
     load_weights,

@@ -1,10 +1,10 @@
-"""Makes a multimodal language model of any decoder that transformers registers.
+"""Names the families of language models: any decoder that transformers registers.
 
 In: a `model_type`, of transformers (`qwen3`), of LLaVA (`llava_qwen3`) or of one of its forks
-(`llava_qwen`, `palo`). Out: configuration, inner model and causal language model with images, made
-by one function for all. Tables hold only what differs: the names that LLaVA and its forks gave, and
-what the check of every family found (`families.json`, which `tools/families.py` writes together
-with `docs/models.md`). Not here: what the classes do (`language_model/causal_lm.py`).
+(`llava_qwen`, `palo`). Out: the family, its classes' names, and its language model without weights.
+Tables hold only what differs: the names that LLaVA and its forks gave, and what the check of every
+family found (`families.json`, which `tools/families.py` writes together with `docs/models.md`).
+The classes with images are made in `language_model/causal_lm.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_MAPPING,
 )
 from transformers.pytorch_utils import Conv1D
 
 from llava.errors import ConfigError
-from llava.model.language_model.causal_lm import LlavaCausalLM, LlavaConfigMixin
-from llava.model.llava_arch import LlavaMetaModel
 
 CHECKED_FILE = Path(__file__).with_name("families.json")
 TABLE = "docs/models.md"
@@ -51,14 +41,6 @@ ALIASES = {
 }
 # the forks' class names, where they do not follow from transformers' own
 _STEMS = {"qwen2": "Qwen", "qwen2_moe": "QwenMoe"}
-# LLaVA's public modules, which a pickle names
-_PUBLIC = ("llama", "mistral", "mpt")
-# attributes that LLaVA's code, and ours, expects and the language model has under another name
-_ATTRIBUTE_MAPS = {"mpt": {"max_position_embeddings": "max_seq_len"}}
-# where the inner model is, if `base_model_prefix` is wrong
-_INNER_NAMES = {"llama4_text": "model"}
-_INNER_METHODS = {"mpt": {"embed_tokens": lambda self, x: self.wte(x)}}
-
 # what a config.json has to say, if the family has it
 _SIZES = (
     "vocab_size",
@@ -67,23 +49,6 @@ _SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """The classes of a kind of language model, with images.
-
-    Attributes:
-        name: Its `model_type` in transformers.
-        config_class: Its configuration; the multimodal keys are in `llava.model.checkpoint`.
-        inner_class: Its layers with vision tower and projector.
-        model_class: The causal language model, a `LlavaCausalLM`.
-    """
-
-    name: str
-    config_class: Any
-    inner_class: Any
-    model_class: Any
 
 
 @cache
@@ -148,54 +113,6 @@ def _families_by_class() -> dict[str, str]:
     return {class_name: name for name in names for class_name in class_names(name)}
 
 
-@cache
-def get_family(name: str) -> Family:
-    """Makes the classes of a family, and makes them known to transformers' `Auto` classes.
-
-    Args:
-        name: As transformers spells it.
-
-    Raises:
-        KeyError: Transformers has no causal language model of this name.
-    """
-    base, checked = CONFIG_MAPPING[name], checked_families().get(name, {})
-    module = f"llava.model.language_model.llava_{name}" if name in _PUBLIC else __name__
-    config_name, inner_name, model_name = class_names(name)
-
-    def make(class_name: str, mixin: type, base: Any, doc: str, **attributes: Any) -> Any:
-        named = {"__module__": module, "__doc__": doc}
-        return type(class_name, (mixin, base), {**named, **attributes})
-
-    config_class = make(
-        config_name, LlavaConfigMixin, base,
-        f"Configuration of {name}; the multimodal keys are in `llava.model.checkpoint`.",
-        model_type=model_type_of(name),
-        attribute_map={**base.attribute_map, **_ATTRIBUTE_MAPS.get(name, {})},
-    )  # fmt: skip
-    inner_class = make(
-        inner_name, LlavaMetaModel, MODEL_MAPPING[base],
-        f"Layers of {name} with vision tower and projector.",
-        config_class=config_class, **_INNER_METHODS.get(name, {}),
-    )  # fmt: skip
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING[base]
-    model_class = make(
-        model_name, LlavaCausalLM, causal,
-        f"{name} with images; see `LlavaCausalLM` for `forward` and `generate`.",
-        config_class=config_class, inner_class=inner_class,
-        base_model_prefix=_INNER_NAMES.get(name, causal.base_model_prefix),
-        cannot_pack=checked.get("packing"), packs_by_mask="mask" in checked,
-    )  # fmt: skip
-    # how transformers converts the weights of a checkpoint, such as one tensor for each expert
-    bases = (MODEL_MAPPING[base].__name__, causal.__name__)
-    renamed = {name: config_class.model_type, bases[0]: inner_name, bases[1]: model_name}
-    for theirs, ours in renamed.items():
-        if (conversions := get_checkpoint_conversion_mapping(theirs)) is not None:
-            register_checkpoint_conversion_mapping(ours, conversions, overwrite=True)
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
-    return Family(name, config_class, inner_class, model_class)
-
-
 def build_blank(config: Mapping[str, Any], where: str) -> Any:
     """Builds the language model of a configuration without images and without weights.
 
@@ -240,13 +157,3 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
         and "router" not in type(module).__name__.lower()
         and not any(part in name for part in MULTIMODAL_PARTS)
     }
-
-
-def __getattr__(name: str) -> Any:
-    """Makes a class by its name on first use (PEP 562), as pickles and imports ask for it."""
-    family = family_of_class(name)
-    if family is None or family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = get_family(family)
-    classes = (made.config_class, made.inner_class, made.model_class)
-    return classes[class_names(family).index(name)]

@@ -1,9 +1,9 @@
 """Implements forward, generation, loading and saving of the multimodal language models.
 
 `LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers; the head, and what a
-family does to the logits besides, stay those of that class. In: token ids with image sentinels, and
-images (or cached features of the frozen tower). Out: the loss over supervised positions, logits, or
-new tokens. Not here: which classes there are (`llava.model.families`).
+family does to the logits besides, stay those of that class. `get_family` makes the classes of any
+family that `llava.model.families` lists. In: token ids with image sentinels, and images (or cached
+features of the frozen tower). Out: the loss over supervised positions, logits, or new tokens.
 
 Batches may be packed: samples lie one after the other in a single row, without padding. For that
 `packed_sdpa` is registered with transformers: torch's SDPA once per sample, so that cost grows with
@@ -17,19 +17,37 @@ Legend: B rows, T tokens, L spliced positions, N images, P features of an image,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
+)
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit, with_old_level
+from llava.model.families import (
+    checked_families,
+    class_names,
+    family_of_class,
+    model_type_of,
+)
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.splice import pad_rows
@@ -538,3 +556,87 @@ class _Outputs:
 
     def __getattr__(self, name: str) -> None:
         return None
+
+
+# LLaVA's public modules, which a pickle names
+_PUBLIC = ("llama", "mistral", "mpt")
+# attributes that LLaVA's code, and ours, expects and the language model has under another name
+_ATTRIBUTE_MAPS = {"mpt": {"max_position_embeddings": "max_seq_len"}}
+# where the inner model is, if `base_model_prefix` is wrong
+_INNER_NAMES = {"llama4_text": "model"}
+_INNER_METHODS = {"mpt": {"embed_tokens": lambda self, x: self.wte(x)}}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of a kind of language model, with images.
+
+    Attributes:
+        name: Its `model_type` in transformers.
+        config_class: Its configuration; the multimodal keys are in `llava.model.checkpoint`.
+        inner_class: Its layers with vision tower and projector.
+        model_class: The causal language model, a `LlavaCausalLM`.
+    """
+
+    name: str
+    config_class: Any
+    inner_class: Any
+    model_class: Any
+
+
+@cache
+def get_family(name: str) -> Family:
+    """Makes the classes of a family, and makes them known to transformers' `Auto` classes.
+
+    Args:
+        name: As transformers spells it.
+
+    Raises:
+        KeyError: Transformers has no causal language model of this name.
+    """
+    base, checked = CONFIG_MAPPING[name], checked_families().get(name, {})
+    module = f"llava.model.language_model.llava_{name}" if name in _PUBLIC else __name__
+    config_name, inner_name, model_name = class_names(name)
+
+    def make(class_name: str, mixin: type, base: Any, doc: str, **attributes: Any) -> Any:
+        named = {"__module__": module, "__doc__": doc}
+        return type(class_name, (mixin, base), {**named, **attributes})
+
+    config_class = make(
+        config_name, LlavaConfigMixin, base,
+        f"Configuration of {name}; the multimodal keys are in `llava.model.checkpoint`.",
+        model_type=model_type_of(name),
+        attribute_map={**base.attribute_map, **_ATTRIBUTE_MAPS.get(name, {})},
+    )  # fmt: skip
+    inner_class = make(
+        inner_name, LlavaMetaModel, MODEL_MAPPING[base],
+        f"Layers of {name} with vision tower and projector.",
+        config_class=config_class, **_INNER_METHODS.get(name, {}),
+    )  # fmt: skip
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING[base]
+    model_class = make(
+        model_name, LlavaCausalLM, causal,
+        f"{name} with images; see `LlavaCausalLM` for `forward` and `generate`.",
+        config_class=config_class, inner_class=inner_class,
+        base_model_prefix=_INNER_NAMES.get(name, causal.base_model_prefix),
+        cannot_pack=checked.get("packing"), packs_by_mask="mask" in checked,
+    )  # fmt: skip
+    # how transformers converts the weights of a checkpoint, such as one tensor for each expert
+    bases = (MODEL_MAPPING[base].__name__, causal.__name__)
+    renamed = {name: config_class.model_type, bases[0]: inner_name, bases[1]: model_name}
+    for theirs, ours in renamed.items():
+        if (conversions := get_checkpoint_conversion_mapping(theirs)) is not None:
+            register_checkpoint_conversion_mapping(ours, conversions, overwrite=True)
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    return Family(name, config_class, inner_class, model_class)
+
+
+def __getattr__(name: str) -> Any:
+    """Makes a class by its name on first use (PEP 562), as pickles and imports ask for it."""
+    family = family_of_class(name)
+    if family is None or family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = get_family(family)
+    classes = (made.config_class, made.inner_class, made.model_class)
+    return classes[class_names(family).index(name)]

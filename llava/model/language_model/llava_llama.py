@@ -1,6 +1,6 @@
 """LLaVA on Llama: configuration, inner model and causal language model."""
 
-from llava.model.families import get_family
+from llava.model.language_model.causal_lm import get_family
 
 _FAMILY = get_family("llama")
 LlavaConfig = _FAMILY.config_class

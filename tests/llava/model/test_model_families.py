@@ -8,9 +8,10 @@ from transformers import AutoConfig
 
 import llava.model
 from llava.errors import ConfigError
-from llava.model import families
 from llava.model.builder import model_class_of
-from llava.model.families import checked_families, family_names, find_family, get_family
+from llava.model.families import checked_families, family_names, find_family
+from llava.model.language_model import causal_lm
+from llava.model.language_model.causal_lm import get_family
 from tools.families import ROOT, SPECIAL, TABLE, Case, check, page, tiny_config
 
 QUICK = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "granite", "mixtral", "falcon")
@@ -71,8 +72,8 @@ def test_names_of_llava_and_its_forks(model_type, family, class_name):
 def test_classes_are_found_by_their_names():
     made = get_family("qwen3")
     assert llava.model.LlavaQwen3ForCausalLM is made.model_class
-    assert families.LlavaQwen3Config is made.config_class
-    assert families.LlavaQwen3Model is made.inner_class
+    assert causal_lm.LlavaQwen3Config is made.config_class
+    assert causal_lm.LlavaQwen3Model is made.inner_class
     for kind in (made.model_class, made.config_class, llava.model.LlavaLlamaForCausalLM):
         assert pickle.loads(pickle.dumps(kind)) is kind
     assert llava.model.LlavaConfig.__module__ == "llava.model.language_model.llava_llama"

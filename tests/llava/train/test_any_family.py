@@ -7,7 +7,8 @@ import torch
 
 from llava.errors import ConfigError
 from llava.model.builder import load_pretrained_model
-from llava.model.families import get_family, model_type_of
+from llava.model.families import model_type_of
+from llava.model.language_model.causal_lm import get_family
 
 SHORT = {"max_steps": 2, "save_steps": 50}
 
