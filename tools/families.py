@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +51,7 @@ from llava.model.families import (  # noqa: E402
     model_type_of,
 )
 from llava.model.language_model.causal_lm import choose_attention, get_family  # noqa: E402
-from llava.train.arguments import ModelArguments  # noqa: E402
+from llava.train.arguments import ModelArguments, TrainingArguments  # noqa: E402
 from llava.train.build import add_lora  # noqa: E402
 from llava.train.flops import LanguageModelShape  # noqa: E402
 
@@ -144,7 +143,7 @@ def tiny_config(name: str) -> dict[str, Any]:
     """Returns the content of a `config.json` of a small model of a family."""
     base = CONFIG_MAPPING[name]
     known = {field.name for field in dataclasses.fields(base)}
-    values = {key: value for key, value in SIZES.items() if key in known}
+    values: dict[str, Any] = {key: value for key, value in SIZES.items() if key in known}
     if "kv_lora_rank" in known:  # every head has its own keys then
         values["num_key_value_heads"] = values["num_attention_heads"]
     # nothing random in training
@@ -193,7 +192,8 @@ class Case:
     @cached_property
     def plain(self) -> Any:
         """Transformers' own model with the same weights."""
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.text_config)](self.text_config).eval()
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.text_config)]
+        model = kind(self.text_config).eval()
         weights = {
             key: value
             for key, value in self.model.state_dict().items()
@@ -243,7 +243,7 @@ def same(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-4) ->
 
 def check_kind(case: Case) -> None:
     """It is a decoder whose layers are the class that transformers registers."""
-    inner = type(getattr(case.plain, case.model.base_model_prefix))
+    inner: Any = type(getattr(case.plain, case.model.base_model_prefix))
     if inner is not MODEL_MAPPING[type(case.text_config)]:
         raise CheckFailed(f"its layers are a {inner.__name__}")
 
@@ -350,8 +350,7 @@ def check_packing(case: Case) -> None:
 
 def check_lora(case: Case) -> None:
     """Adapters on the linear layers learn, and nothing else does."""
-    args = SimpleNamespace(lora_enable=True, lora_r=2, lora_alpha=4, lora_dropout=0.0,
-                           lora_bias="none")  # fmt: skip
+    args = TrainingArguments(lora_enable=True, lora_r=2, lora_alpha=4, lora_dropout=0.0)
     content = {**case.model.config.to_dict()}
     content.pop("model_type")
     model = add_lora(case.build(content), ModelArguments(), args).train()

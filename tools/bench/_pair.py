@@ -135,10 +135,10 @@ def build_llava(
 
 def to_transformers(model: LlavaLlamaForCausalLM, dtype: torch.dtype, attention: str) -> Any:
     """Converts to `LlavaForConditionalGeneration`; `<image>` is the last token."""
-    config = build_config(model, model.config.vocab_size - 1)
+    config: Any = build_config(model, model.config.vocab_size - 1)
     config._attn_implementation = attention
     with _default_dtype(dtype), torch.device(model.device):
-        converted = LlavaForConditionalGeneration(config)
+        converted: Any = LlavaForConditionalGeneration(config)
     converted.load_state_dict(transformers_weights(model, config))
     _cast(converted, dtype)
     converted.config.use_cache = converted.config.text_config.use_cache = False

@@ -123,8 +123,10 @@ def measure() -> tuple[float, float, float, bool]:
         read = torch.stack([cache(path) for path in paths])
         reading = time.process_time() - start
     is_equal = bool(torch.allclose(read, computed, atol=1e-5))
-    taken = (reading, computing, opening + computing)
-    return *(seconds / NUM_PICTURES for seconds in taken), is_equal
+    reading, computing, opening = (
+        seconds / NUM_PICTURES for seconds in (reading, computing, opening)
+    )
+    return reading, computing, opening + computing, is_equal
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def run_sampler(path: Path) -> Measured:
 
     parts = _parts(path)
     sizes = {"en": parts["en"]} | {lang: parts["en"] // every for lang, every in _EVERY.items()}
-    joined: ConcatDataset[int] = ConcatDataset([range(size) for size in sizes.values()])  # type: ignore[list-item]
+    joined: ConcatDataset[int] = ConcatDataset([range(size) for size in sizes.values()])  # type: ignore[misc]
     weights = torch.cat(
         [
             torch.full((size,), parts[lang] / size, dtype=torch.double)
@@ -253,7 +253,9 @@ def run_sampler(path: Path) -> Measured:
         ]
     )
     generator = torch.Generator().manual_seed(0)
-    order = list(WeightedRandomSampler(weights, sum(parts.values()), generator=generator))
+    order = list(
+        WeightedRandomSampler(weights, sum(parts.values()), generator=generator)  # type: ignore[arg-type]
+    )
     joined[order[0]]
     open_s, open_mib = time.perf_counter() - start, _peak_mib()
     _, draw_us, slow_draw_us = _timed(lambda i: joined[order[i]], _spread(len(order)))

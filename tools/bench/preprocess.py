@@ -33,6 +33,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def main() -> None:
         samples = [Sample.from_record(record, name) for record in records]
         sides: dict[str, Side] = {"ours": (lambda s: encode_ours(s, conv, fast), samples)}
         for peer, tokenizer in slow.items():
-            sides[peer] = (lambda r, t=tokenizer: encode_peer(r, t), records)
+            sides[peer] = (partial(encode_peer, tokenizer=tokenizer), records)
         if name == "built-in corpus":
             sides["drawn"] = (lambda i: encode_ours(mixture.sample(i), conv, fast), indices)
         results, rates = measure(sides)

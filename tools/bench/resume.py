@@ -69,7 +69,11 @@ def saves(size_mib: int) -> list[dict[str, Any]]:
             apart(run_with_saves, Path(folder) / name, size_mib, name)
             for name in ("background", "waiting")
         )
-        last = [find_last_checkpoint(Path(folder) / name) for name in ("background", "waiting")]
+        last = []
+        for name in ("background", "waiting"):
+            found = find_last_checkpoint(Path(folder) / name)
+            assert found is not None, f"{name}: no checkpoint was written"
+            last.append(found)
         is_equal = same_tensors(*last)
         size = sum(path.stat().st_size for path in last[0].rglob("*") if path.is_file()) / 2**20
         start = time.perf_counter()

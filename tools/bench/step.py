@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 import transformers
 from _pair import SHAPES, Item, build_llava, make_items, our_batch, peer_batch, to_transformers
 from _sides import MemoryMeter, apart, entry, finish, parser_of
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback
 
@@ -190,12 +191,12 @@ def make_ours(
         key, pictures = "image_features", np.load(folder / "features.npy", mmap_mode="r")
         pictures = torch.from_numpy(pictures)
     if not setting.selects_supervised:
-        causal_lm.causal_lm_loss = loss_of_all_positions
+        causal_lm.causal_lm_loss = loss_of_all_positions  # type: ignore[attr-defined]
     if not setting.packs:
         model.set_attn_implementation("sdpa")
     if setting.compiles:
         compile_layers(model)
-    extra = {}
+    extra: dict[str, Any] = {}
     if setting.checkpoints_every:
         kinds = {"every_n_layers": setting.checkpoints_every}
         extra = {"activation_checkpointing": True, "activation_checkpointing_kwargs": kinds}
@@ -210,10 +211,17 @@ def make_ours(
 
 
 def loss_of_all_positions(
-    hidden: Tensor, labels: Tensor, head: Any, num_items_in_batch: Any, use_liger: bool
+    hidden_states: Tensor,
+    labels: Tensor,
+    lm_head: nn.Linear,
+    num_items_in_batch: Tensor | int | None = None,
+    max_chunk_logits: int = 0,
+    use_liger: bool = False,
+    logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Computes the loss as transformers does."""
-    logits = head(hidden).float()[:, :-1].flatten(0, 1)
+    """Stands in for `causal_lm_loss`; computes the loss as transformers does."""
+    assert num_items_in_batch is not None, "the trainer counts the supervised tokens"
+    logits = lm_head(hidden_states).float()[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     return total / num_items_in_batch
