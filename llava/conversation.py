@@ -37,6 +37,7 @@ class SeparatorStyle(Enum):
     MPT = auto()
     PLAIN = auto()
     LLAMA_2 = auto()
+    CHATML = auto()  # LLaVA-NeXT's
 
 
 class PromptSegment(NamedTuple):
@@ -61,12 +62,16 @@ class _Layout(NamedTuple):
         tag: Before each message, of `role`; empty where there is none.
         body: A message of `text`, which a separator follows.
         alternates: Whether `sep` and `sep2` follow by turns, and not `sep` alone.
+        after: After each separator; it does not belong to the message.
+        may_start_empty: Whether a template without a system text begins with the first message.
     """
 
     start: str
     tag: str
     body: str
     alternates: bool
+    after: str = ""
+    may_start_empty: bool = False
 
 
 _LAYOUTS: Final = {
@@ -74,6 +79,9 @@ _LAYOUTS: Final = {
     SeparatorStyle.TWO: _Layout("{system}{sep}", "{role}:", " {text}", alternates=True),
     SeparatorStyle.MPT: _Layout("{system}{sep}", "{role}", "{text}", alternates=False),
     SeparatorStyle.PLAIN: _Layout("{system}", "", "{text}", alternates=True),
+    SeparatorStyle.CHATML: _Layout(
+        "{system}{sep}\n", "{role}\n", "{text}", False, after="\n", may_start_empty=True
+    ),
 }
 
 
@@ -127,7 +135,8 @@ class Conversation:
             raise ValueError(f"Invalid style: {self.sep_style}")
         layout = _LAYOUTS[self.sep_style]
         seps = (self.sep, self.sep2 if layout.alternates else self.sep)
-        start = layout.start.format(system=self.system, sep=self.sep)
+        begins = bool(self.system) or not layout.may_start_empty
+        start = layout.start.format(system=self.system, sep=self.sep) if begins else ""
         segments = [PromptSegment(start, None, False)]
         for i, (role, text) in enumerate(texts):
             if layout.tag:
@@ -135,7 +144,15 @@ class Conversation:
             if text:
                 body = layout.body.format(text=text) + seps[i % 2]  # type: ignore[operator]
                 segments.append(PromptSegment(body, i, True))
+                if layout.after:
+                    segments.append(PromptSegment(layout.after, i, False))
         return segments
+
+    @property
+    def answer_end(self) -> str | None:
+        """What ends an answer; None for a template without such a text."""
+        ends_with_sep2 = (SeparatorStyle.TWO, SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2)
+        return self.sep2 if self.sep_style in ends_with_sep2 else self.sep
 
     def _llama_2_segments(self, texts: list[tuple[str, str | None]]) -> list[PromptSegment]:
         segments: list[PromptSegment] = []
@@ -395,6 +412,14 @@ conv_templates: Final[dict[str, Conversation]] = {
     "v1_mmtag": _TEMPLATES["conv_llava_v1_mmtag"],
     "llava_llama_2": _TEMPLATES["conv_llava_llama_2"],
     "mpt": _TEMPLATES["conv_mpt"],
+    # those of LLaVA-NeXT, Maya and TinyLLaVA
+    "qwen_1_5": _TEMPLATES["conv_qwen_1_5"],
+    "qwen_2": _TEMPLATES["conv_qwen_1_5"],
+    "qwen_2_5": _TEMPLATES["conv_qwen_2_5"],
+    "llava_llama_3": _TEMPLATES["conv_llava_llama_3"],
+    "gemma_instruct": _TEMPLATES["conv_gemma_instruct"],
+    "aya": _TEMPLATES["conv_aya"],
+    "phi": _TEMPLATES["conv_phi"],
 }
 """All templates by name. Read it freely; add to it through `register_conversation`."""
 
@@ -467,15 +492,73 @@ _NAME_RULE: Final = (
 )
 
 
+class _ConfigRule(NamedTuple):
+    """The template of published checkpoints whose `config.json` names none.
+
+    Attributes:
+        template: Its name.
+        names: `model_type` or architecture, of which the checkpoint has one.
+        token: A special token of the language model that tells it from others of its class, as key
+            and id; None where the class is enough.
+    """
+
+    template: str
+    names: tuple[str, ...]
+    token: tuple[str, int] | None = None
+
+
+_LLAMA: Final = ("llava", "llava_llama", "LlavaLlamaForCausalLM")
+_CONFIG_RULES: Final = (
+    _ConfigRule(
+        "qwen_1_5",
+        ("llava_qwen", "llava_qwen_moe", "llava_qwen2", "LlavaQwenForCausalLM",
+         "LlavaQwenMoeForCausalLM", "LlavaQwen2ForCausalLM"),
+    ),
+    _ConfigRule("aya", ("llava_cohere", "LlavaCohereForCausalLM")),
+    _ConfigRule("v1", ("palo", "PaloForCausalLM")),
+    _ConfigRule("mistral_instruct", ("llava_mistral", "LlavaMistralForCausalLM")),
+    _ConfigRule("gemma_instruct", ("llava_gemma", "LlavaGemmaForCausalLM")),
+    _ConfigRule("mpt", ("llava_mpt", "LlavaMptForCausalLM")),
+    _ConfigRule("chatml_direct", _LLAMA, ("eos_token_id", 7)),  # Yi's <|im_end|>
+    _ConfigRule("llava_llama_3", _LLAMA, ("bos_token_id", 128000)),
+)  # fmt: skip
+
+
+def template_of_config(config: Any) -> Any:
+    """Returns the template that a checkpoint's configuration stands for.
+
+    Args:
+        config: The model's configuration (object or mapping) or None.
+
+    Returns:
+        `conversation` as training wrote it, plain data or a name; else the name of the template
+        that the code of published checkpoints of this class asks with; None if neither is known.
+    """
+    keys = (_KEY, "model_type", "architectures")
+    stored, model_type, architectures = (_config_value(config, key) for key in keys)
+    names = {model_type, *(architectures or ())}
+    by_class = (
+        rule.template
+        for rule in _CONFIG_RULES
+        if names & {*rule.names}
+        and (rule.token is None or _config_value(config, rule.token[0]) == rule.token[1])
+    )
+    return stored or next(by_class, None)
+
+
+def _config_value(config: Any, key: str) -> Any:
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
 def select_conversation(
     config: Any, model_name: str, conv_mode: str | None = None
 ) -> tuple[str, Conversation]:
     """Chooses the template for a model.
 
     Args:
-        config: The model's configuration (object or mapping) or None. Its `conversation`, written
-            by training, is a template as plain data, or a template's name.
-        model_name: Name of the model, from which LLaVA's own checkpoints are told apart.
+        config: The model's configuration (object or mapping) or None; see `template_of_config`.
+        model_name: Name of the model, by which LLaVA tells its own checkpoints on Llama apart. It
+            is asked only where the configuration leaves the template open.
         conv_mode: Name of a template; it wins over the two others.
 
     Returns:
@@ -484,12 +567,14 @@ def select_conversation(
     Raises:
         TemplateError: A name is unknown or the stored template is broken.
     """
-    stored = config.get(_KEY) if isinstance(config, Mapping) else getattr(config, _KEY, None)
+    stored = template_of_config(config)
     if isinstance(stored, Mapping):
         name, found = str(stored.get("name", "custom")), conversation_from_dict(stored)
     else:
         by_model = (template for part, template in _NAME_RULE if part in model_name.lower())
-        name = stored or next(by_model, "llava_v0")
+        # LLaVA has had projectors of several layers since v1.5
+        is_v1 = str(_config_value(config, "mm_projector_type")).startswith("mlp")
+        name = stored or next(by_model, "llava_v1" if is_v1 else "llava_v0")
         found = get_conversation(name)
     if conv_mode is None or conv_mode == name:
         return name, found

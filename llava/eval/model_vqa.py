@@ -26,7 +26,12 @@ from torch import Tensor
 
 import llava.conversation as conversation_lib
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, get_conversation, select_conversation
+from llava.conversation import (
+    Conversation,
+    get_conversation,
+    select_conversation,
+    template_of_config,
+)
 from llava.errors import ConfigError, DataError, Flag, flag, script_main
 from llava.eval.records import (
     AnswersFile,
@@ -408,7 +413,7 @@ def choose_conversation(
     Raises:
         TemplateError: There is none of that name.
     """
-    if conv_mode is None and getattr(config, "conversation", None):
+    if conv_mode is None and template_of_config(config):
         return select_conversation(config, model_id)[1]
     name = conv_mode or script.conv_mode
     if name is None:

@@ -44,7 +44,6 @@ from llava.serve.protocol import (
     STOPPING,
     TOO_LONG_MESSAGE,
     WORKER_UNREACHABLE,
-    stop_string,
     template_of_worker,
 )
 from llava.serve.web import ImageLimits
@@ -536,7 +535,7 @@ def _answer(
         "model": model,
         "prompt": prompt,
         **sampling,
-        "stop": stop_string(conversation),
+        "stop": conversation.answer_end,
         "images": conversation.get_images(),
     }
     text = ""

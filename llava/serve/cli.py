@@ -25,7 +25,7 @@ from llava.errors import DataError, flag, make_parser, run_command
 from llava.images import open_image
 from llava.serve.check import check_model_path
 from llava.serve.engine import ContextFull, Engine, GenerationRequest, load_engine
-from llava.serve.protocol import TOO_LONG_MESSAGE, stop_string
+from llava.serve.protocol import TOO_LONG_MESSAGE
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def chat(
             images=(image,) * prompt.count(DEFAULT_IMAGE_TOKEN),
             temperature=args.temperature,
             max_new_tokens=args.max_new_tokens,
-            stop=stop_string(conversation),
+            stop=conversation.answer_end,
         )
         output.write(f"{roles[1]}: ")
         try:

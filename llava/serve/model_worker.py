@@ -36,6 +36,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
+from llava.conversation import template_of_config
 from llava.errors import ConfigError, DataError, Flag, UserError, flag, make_parser, run_command
 from llava.images import apply_orientation, image_fault
 from llava.serve.batch import BLOCK, Event, Ticket, Unanswered, build_scheduler
@@ -379,7 +380,7 @@ class ModelWorker(WorkerBase):
         )
         self.model_name = model_name or self.engine.name
         self.details = {
-            "conversation": getattr(self.engine.model.config, "conversation", None),
+            "conversation": template_of_config(self.engine.model.config),
             "context_len": self.engine.context_len,
             "multimodal": self.engine.is_multimodal,
         }

@@ -54,7 +54,6 @@ from llava.serve.protocol import (
     READ_TIMEOUT_S,
     STOPPING,
     TOO_LONG_MESSAGE,
-    stop_string,
     template_from_status,
 )
 from llava.serve.web import ImageLimits, read_image
@@ -506,7 +505,8 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
     if system:
         # the system text of chatml begins with a tag
         tag, newline, _ = conversation.system.partition("\n")
-        is_tagged = conversation.sep_style is SeparatorStyle.MPT and newline and not writes_itself
+        tagged_styles = (SeparatorStyle.MPT, SeparatorStyle.CHATML)
+        is_tagged = conversation.sep_style in tagged_styles and newline and not writes_itself
         conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
     turns = [
         (is_answer, f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text())
@@ -609,7 +609,7 @@ class ChatAnswer:
             "temperature": request.temperature,
             "top_p": request.top_p,
             "max_new_tokens": min(limit, MAX_NEW_TOKENS),
-            "stop": stop_string(conversation),
+            "stop": conversation.answer_end,
             # LLaVA's workers ignore the other keys.
             "details": True,
             "seed": None if request.seed is None else (request.seed + choice) % SEED_RANGE,

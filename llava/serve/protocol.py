@@ -20,7 +20,6 @@ import requests
 
 from llava.conversation import (
     Conversation,
-    SeparatorStyle,
     conversation_from_dict,
     get_conversation,
 )
@@ -243,13 +242,6 @@ def template_from_status(status: dict[str, Any], model_name: str) -> Conversatio
     return get_conversation(own or template_name(model_name))
 
 
-def stop_string(conversation: Conversation) -> str | None:
-    """Returns the text that ends an answer in a template."""
-    if conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT):
-        return conversation.sep
-    return conversation.sep2
-
-
 def text_request(worker_address: str, model: str, question: str, **sampling: Any) -> dict[str, Any]:
     """Returns the body of a request with one question and no image.
 
@@ -265,6 +257,6 @@ def text_request(worker_address: str, model: str, question: str, **sampling: Any
     return {
         "model": model,
         "prompt": conversation.get_prompt(),
-        "stop": stop_string(conversation),
+        "stop": conversation.answer_end,
         **sampling,
     }

@@ -317,8 +317,7 @@ def warn_of_template(conv: Conversation, tokenizer: Any, name: str) -> None:
     """
     if conv.sep_style is SeparatorStyle.PLAIN:
         return
-    has_two = conv.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-    stop = (conv.sep2 if has_two else conv.sep) or ""
+    stop = conv.answer_end or ""
     told = []
     num_tokens = len(tokenizer(stop, add_special_tokens=False).input_ids)
     if num_tokens != 1:

@@ -30,7 +30,6 @@ from llava.constants import (
 )
 from llava.conversation import (
     Conversation,
-    SeparatorStyle,
     select_conversation,
 )
 from llava.errors import CheckpointError, DataError, ServiceError
@@ -206,9 +205,7 @@ class LlavaAnswerer:
         self._image_processor = image_processor
         self._templates = templates
         self._max_new_tokens = max_new_tokens
-        conversation = templates.conversation
-        ends_with_sep = conversation.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.MPT)
-        self._stop_text = conversation.sep if ends_with_sep else conversation.sep2
+        self._stop_text = templates.conversation.answer_end
         # the end-of-sequence token, and the template's terminator where that is one token
         self._stop_ids = [int(tokenizer.eos_token_id)]
         token_id = tokenizer.convert_tokens_to_ids(self._stop_text or "")

@@ -108,24 +108,27 @@ def _own(conv: ChatConversation, tokenizer: Any, prefix: str) -> str:
 
 
 def _tagged(conv: Conversation, begin: str) -> str:
-    """Returns the template for SINGLE, TWO and MPT: system text, then tag, text and separator."""
-    is_mpt = conv.sep_style is SeparatorStyle.MPT
+    """Returns the template of all other styles: system text, then tag, text and separator."""
+    is_chatml = conv.sep_style is SeparatorStyle.CHATML
+    line = "\n" if is_chatml else ""
     own = conv.copy().get_prompt()  # system text, and examples if there are any
-    examples = own.removeprefix(conv.system + conv.sep)
-    colon, blank = ("", "") if is_mpt else (":", " ")
-    is_two = conv.sep_style is SeparatorStyle.TWO
-    answer_end = (conv.sep2 if is_two else conv.sep) or ""
+    examples = own.removeprefix(conv.system + conv.sep + line)
+    has_colon = conv.sep_style in (SeparatorStyle.SINGLE, SeparatorStyle.TWO)
+    colon, blank = (":", " ") if has_colon else (line, "")
+    answer_end = conv.answer_end or ""
+    if_system = ("{%- if system -%}", "{%- endif -%}") if is_chatml else ("", "")
     tags = [_quote(role + colon) for role in conv.roles]
     return (
-        f"{{{{- {_quote(begin)} + system + {_quote(conv.sep + examples)} -}}}}"
+        f"{{{{- {_quote(begin)} -}}}}{if_system[0]}"
+        f"{{{{- system + {_quote(conv.sep + line + examples)} -}}}}{if_system[1]}"
         "{%- for message in turns -%}"
         "{%- if message['role'] == 'user' -%}"
         f"{{{{- {tags[0]} + {_quote(blank)} + text_of(message['content'])"
-        f" + {_quote(conv.sep)} -}}}}"
+        f" + {_quote(conv.sep + line)} -}}}}"
         "{%- elif message['role'] == 'assistant' -%}"
         f"{{{{- {tags[1]} -}}}}{{%- generation -%}}"
         f"{{{{- {_quote(blank)} + text_of(message['content']) + {_quote(answer_end)} -}}}}"
-        "{%- endgeneration -%}"
+        f"{{%- endgeneration -%}}{{{{- {_quote(line)} -}}}}"
         f"{{%- else -%}}{_REFUSE_ROLE}{{%- endif -%}}{{%- endfor -%}}"
         f"{{%- if add_generation_prompt -%}}{{{{- {tags[1]} -}}}}{{%- endif -%}}"
     )

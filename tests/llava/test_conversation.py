@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,7 +14,10 @@ from llava.conversation import (
     get_conversation,
     register_conversation,
     select_conversation,
+    template_of_config,
 )
+from llava.data.sample import Turn
+from llava.data.tokenize import render
 from llava.errors import TemplateError
 
 
@@ -119,4 +123,112 @@ def test_unknown_style_is_an_error():
 
 
 def test_styles_are_numbered_as_in_llava():
-    assert [style.value for style in SeparatorStyle] == [1, 2, 3, 4, 5]
+    names = ["SINGLE", "TWO", "MPT", "PLAIN", "LLAMA_2", "CHATML"]
+    assert [style.name for style in SeparatorStyle] == names
+    assert [style.value for style in SeparatorStyle] == [1, 2, 3, 4, 5, 6]
+
+
+# by hand: transformers' pages of LLaVA-NeXT and LLaVA-OneVision, and the model cards of the bases,
+# show these formats; Maya's is LLaVA's v1 with the end token of Aya
+USER = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+)
+FORKS = {
+    "qwen_1_5": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "qwen_2_5": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        "<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "chatml_direct": (
+        "<|im_start|>system\nAnswer the questions.<|im_end|>"
+        "<|im_start|>user\n<image>\nWhat?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>"
+        "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "llava_llama_3": (
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision "
+        "assistant. You are able to understand the visual content that the user provides, and "
+        "assist the user with a variety of tasks using natural language.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA cat.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "gemma_instruct": (
+        "<start_of_turn>user\n<image>\nWhat?<end_of_turn>\n"
+        "<start_of_turn>model\nA cat.<end_of_turn>\n"
+        "<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+    "aya": (
+        USER + "helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nWhat? ASSISTANT: A cat.<|END_OF_TURN_TOKEN|>USER: Why? ASSISTANT:",
+        "<|END_OF_TURN_TOKEN|>",
+    ),
+    "phi": (
+        USER + "helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nWhat? ASSISTANT: A cat.<|endoftext|>USER: Why? ASSISTANT:",
+        "<|endoftext|>",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORKS)
+def test_templates_of_forks(name):
+    conv = get_conversation(name)
+    for i, text in enumerate(("<image>\nWhat?", "A cat.", "Why?", None)):
+        conv.append_message(conv.roles[i % 2], text)
+    prompt, end = FORKS[name]
+    assert (conv.get_prompt(), conv.answer_end) == (prompt, end)
+    # what is learnt is the answer with its end, and not the line break after it
+    turns = [Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat.")]
+    rendered = render(turns, conv)
+    learnt = [rendered.text[span.start : span.end] for span in rendered.spans]
+    assert learnt == [" " * (name in ("aya", "phi")) + "A cat." + end]
+    assert conversation_from_dict(conversation_to_dict(get_conversation(name))) == (
+        get_conversation(name)
+    )
+
+
+YI, LLAMA_3 = {"eos_token_id": 7}, {"bos_token_id": 128000}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "qwen2", "architectures": ["LlavaQwenForCausalLM"]}, "qwen_1_5"),
+        ({"model_type": "llava_qwen"}, "qwen_1_5"),
+        ({"model_type": "llava_cohere", "architectures": ["LlavaCohereForCausalLM"]}, "aya"),
+        ({"model_type": "palo", "architectures": ["PaloForCausalLM"]}, "v1"),
+        ({"model_type": "llava", "architectures": ["LlavaMistralForCausalLM"]}, "mistral_instruct"),
+        ({"model_type": "llava_gemma"}, "gemma_instruct"),
+        (
+            {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], **YI},
+            "chatml_direct",
+        ),
+        ({"model_type": "llava_llama", **LLAMA_3}, "llava_llama_3"),
+        ({"model_type": "llava_qwen", "conversation": "plain"}, "plain"),
+        # LLaVA's own on Vicuna; LLaVA's rule by name comes first
+        ({"model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu"}, "llava_v1"),
+        ({"model_type": "llava_llama", "mm_projector_type": "linear"}, "llava_v0"),
+    ],
+)
+def test_the_template_of_a_published_checkpoint(config, expected):
+    """Whatever the folder is called, and whether read from a file or from a model."""
+    for given in (config, SimpleNamespace(**config)):
+        assert select_conversation(given, "mini")[0] == expected
+    assert template_of_config({"model_type": "llava_llama"}) is None
+
+
+def test_llavas_own_names_decide_where_the_configuration_does_not():
+    config = {"model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu"}
+    assert select_conversation(config, "llava-llama-2-13b")[0] == "llava_llama_2"

@@ -8,7 +8,7 @@ from llava.chat_format import ChatFormat
 from llava.conversation import conversation_from_dict, conversation_to_dict, get_conversation
 from llava.serve import cli
 from llava.serve.openai_chat import ApiError, Message, build_prompt
-from llava.serve.protocol import stop_string, template_from_status
+from llava.serve.protocol import template_from_status
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
@@ -32,7 +32,7 @@ def test_the_workers_template_is_used(monkeypatch):
         "llava.serve.protocol.model_details", lambda status, name: {"conversation": stored()}
     )
     conv = template_from_status({}, "m")
-    assert stop_string(conv) == "<|im_end|>"
+    assert conv.answer_end == "<|im_end|>"
     assert build_prompt(conv, messages(("user", "Hi"))) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n"

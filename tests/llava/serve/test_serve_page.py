@@ -11,7 +11,7 @@ from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import chat, gradio_web_server
 from llava.serve.chat import ENGLISH_TEXT, ChatState, PageSettings, PageText, PromptControl
 from llava.serve.engine import load_engine
-from llava.serve.protocol import stop_string, template_name
+from llava.serve.protocol import template_name
 from llava.utils import moderation_msg, server_error_msg
 
 REQUEST = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))
@@ -260,9 +260,9 @@ def test_template_by_name_exists(model, template):
 
 
 def test_stop_strings():
-    assert stop_string(get_conversation("vicuna_v1")) == "</s>"
-    assert stop_string(get_conversation("llava_v0")) == "###"
-    assert stop_string(get_conversation("mpt")) == "<|im_end|>"
+    assert get_conversation("vicuna_v1").answer_end == "</s>"
+    assert get_conversation("llava_v0").answer_end == "###"
+    assert get_conversation("mpt").answer_end == "<|im_end|>"
 
 
 def test_model_list_modes(serve_model):
