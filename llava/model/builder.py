@@ -24,6 +24,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import (
     PROJECTOR_FILE,
     MultimodalConfig,
+    carries,
     carries_tower,
     check_complete,
     context_limit,
@@ -33,7 +34,7 @@ from llava.model.checkpoint import (
     tensor_names,
     weight_paths,
 )
-from llava.model.families import PREFIX, family_of_class, find_family
+from llava.model.families import PREFIX, family_of_class, find_family, refuse_foreign
 from llava.model.language_model.causal_lm import get_family
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
@@ -42,6 +43,7 @@ from llava.model.multimodal_projector.builder import (
     read_tensors,
 )
 from llava.model.tokenizer import (
+    TOKENIZER_FILES,
     add_image_tokens,
     copy_token_rows,
     load_tokenizer,
@@ -92,16 +94,14 @@ def load_pretrained_model(
         CheckpointError: The checkpoint is missing, incomplete or does not fit.
         ConfigError: A base model or a package is missing, or the format is not supported.
     """
-    kind = kind_of(model_path)
+    kind, given_base = kind_of(model_path), model_base
     model_base = _base_of(kind, model_path, model_base)
     config = read_config(model_path) or read_config(model_base or model_path) or {}
     model_class = model_class_of(config, model_path, model_name)
     _compare_with_name(model_name, kind, multimodal=model_class is not None)
-    for folder in (model_path, model_base):
-        if folder is not None and Path(folder).is_dir():
-            check_complete(Path(folder))
+    _check_weights(model_path, model_base, config)
     keywords = _keywords(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
-    tokenizer = load_tokenizer(model_base or model_path)
+    tokenizer = load_tokenizer(_tokenizer_of(model_path, model_base, given_base))
     if model_class is None:
         model, _ = _from_pretrained(AutoModelForCausalLM, model_base or model_path, **keywords)
     else:
@@ -126,7 +126,10 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
     """
     if kind == "full":
         if model_base is not None:
-            log.warning("%s is a whole model: the base %s is not used", model_path, model_base)
+            log.warning(
+                "%s is a whole model: of the base %s, at most the tokenizer is used",
+                model_path, model_base,
+            )  # fmt: skip
         return None
     if model_base is None and kind == "lora":
         adapter = read_config(model_path, "adapter_config.json") or {}
@@ -137,6 +140,29 @@ def _base_of(kind: str, model_path: str, model_base: str | None) -> str | None:
         what = "a projector" if kind == "projector" else "LoRA adapters"
         raise ConfigError(f"{model_path} holds {what} only: name its base with --model-base")
     return model_base
+
+
+def _check_weights(model_path: str, model_base: str | None, config: dict[str, Any]) -> None:
+    """Checks the files with the weights, as far as their headers tell.
+
+    Raises:
+        CheckpointError: They are incomplete, or do not go with `config.json`.
+    """
+    for folder in (model_path, model_base):
+        if folder is not None and Path(folder).is_dir():
+            check_complete(Path(folder))
+    if not config.get("mm_vision_tower") and carries(model_path, "mm_projector."):
+        raise CheckpointError(
+            f"{model_path}: its weights hold a projector, but config.json names no vision tower: "
+            "set mm_vision_tower there to the tower's folder or Hub id, and "
+            "mm_vision_select_layer (most have -2)"
+        )
+
+
+def _tokenizer_of(model_path: str, model_base: str | None, given_base: str | None) -> str:
+    """Returns where the tokenizer is: whole models may come without one, as Maya's do."""
+    has_own = any(find_file(model_path, name) for name in TOKENIZER_FILES)
+    return model_base or (model_path if has_own or given_base is None else given_base)
 
 
 def _compare_with_name(model_name: str, kind: str, multimodal: bool) -> None:
@@ -382,6 +408,7 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
     Raises:
         ConfigError: A format that is not supported.
     """
+    refuse_foreign(config, where)
     model_type = str(config.get("model_type"))
     has_tower = "mm_vision_tower" in config
     if model_type in ("llava", "llava_next") and not has_tower:
@@ -390,18 +417,17 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
             "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
             "`lrm import hf`"
         )
-    if not has_tower and not model_type.startswith(PREFIX):
+    # forks write any type, that of the language model itself and, on Llama, `llava`
+    family = family_of_class((config.get("architectures") or [None])[0])
+    if not has_tower and not model_type.startswith(PREFIX) and family is None:
         return None
-    if model_type == "llava":  # released v1.5 and v1.6 checkpoints
-        model_type = _family_of(config, model_name)
-    return get_family(find_family(model_type, where)).model_class
+    if family is None and model_type == "llava":
+        family = _family_of(model_name)
+    return get_family(find_family(family or model_type, where)).model_class
 
 
-def _family_of(config: dict[str, Any], model_name: str) -> str:
-    """Returns the language model of a checkpoint whose type is just `llava`."""
-    architecture = (config.get("architectures") or [None])[0]
-    if (family := family_of_class(architecture)) is not None:
-        return family
+def _family_of(model_name: str) -> str:
+    """Returns the language model of a checkpoint that says only that it is LLaVA's."""
     family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
     log.warning("%s: config.json names no language model, taking %s", model_name, family)
     return family

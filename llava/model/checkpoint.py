@@ -217,9 +217,14 @@ def tensor_names(path: Path) -> list[str]:
 
 def carries_tower(name_or_path: str | Path | None) -> bool:
     """Tells whether a checkpoint holds the weights of its vision tower."""
-    files = {} if name_or_path is None else _weight_files(name_or_path)
+    return name_or_path is not None and carries(name_or_path, "vision_tower.")
+
+
+def carries(name_or_path: str | Path, part: str) -> bool:
+    """Tells whether a checkpoint of a whole model has weights with `part` in their names."""
+    files = _weight_files(name_or_path)
     names = (name for path, indexed in files.items() for name in indexed or tensor_names(path))
-    return any("vision_tower." in name for name in names)
+    return any(part in name for name in names)
 
 
 def context_limit(config: Any) -> int | None:

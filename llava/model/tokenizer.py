@@ -30,6 +30,7 @@ from llava.model.multimodal_projector.builder import gathered, read_tensors
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 # the defaults of transformers 4.37
 LLAMA_DEFAULTS = {
     "legacy": True,

@@ -41,6 +41,7 @@ from llava.errors import (
 from llava.files import sha256_of
 from llava.images import apply_orientation, open_image
 from llava.mm_utils import get_model_name_from_path
+from llava.model.families import refuse_foreign
 from lrm_ext.evaluate.answerer import (
     Answer,
     Answerer,
@@ -96,8 +97,9 @@ def choose_backend(config: EvalConfig) -> Backend:
         return _service_backend(config)
     folder = local_folder(config.model_path)
     path = folder / _CONFIG_FILE
-    # LLaVA's configuration names the tower in a way of its own
     described = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    refuse_foreign(described, str(folder))
+    # LLaVA's configuration names the tower in a way of its own
     if "mm_vision_tower" in described or "vision_config" not in described:
         return _llava_backend(config, folder)
     return _transformers_backend(config, folder)

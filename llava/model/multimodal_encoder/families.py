@@ -155,7 +155,7 @@ class Deviation:
 
     Attributes:
         checkpoints: Whose code it is, for documents.
-        names: `model_type` or architecture of the checkpoint.
+        names: `model_type` or architecture of the checkpoint, or what `IMPORTED_KEY` says.
         family: Model types of the tower.
         num_dropped: Patches at the beginning that the projector never saw.
         num_cut_layers: Layers at the end that the tower lacks; its weights in the checkpoint end
@@ -177,9 +177,12 @@ DEVIATIONS = (
         "LLaVA-NeXT, LLaVA-OneVision", ("llava_qwen", "LlavaQwenForCausalLM"), "SigLIP, SigLIP 2",
         num_cut_layers=1,
     ),
+    Deviation("TinyLLaVA, by `lrm import`", ("tinyllava",), "SigLIP, SigLIP 2", 1),
 )  # fmt: skip
 """By what `config.json` says. Parrot needs no entry: it says `cls_patch`, which keeps CLS."""
 
+IMPORTED_KEY = "imported_from"
+"""Key of `config.json` with the format that a checkpoint was converted from."""
 NUM_TOKENS_KEY = "mm_num_image_tokens"
 """Key of `config.json` with the positions of an image; only towers other than CLIP write it."""
 
@@ -193,10 +196,17 @@ def deviation_of(config: Any, family: TowerFamily | None) -> Deviation | None:
     """
     if family is None or getattr(config, NUM_TOKENS_KEY, None) is not None:
         return None  # this code wrote it
-    names = {getattr(config, "model_type", None), *(getattr(config, "architectures", None) or ())}
+    names = {getattr(config, key, None) for key in ("model_type", IMPORTED_KEY)}
+    names |= {*(getattr(config, "architectures", None) or ())}
     return next(
         (each for each in DEVIATIONS if each.family == family.name and names & {*each.names}), None
     )
+
+
+PLACE_IT = (
+    "Change mm_vision_tower in the checkpoint's config.json (in a training --vision_tower), or put "
+    "the tower's folder beside the checkpoint under that name"
+)
 
 
 def choices() -> str:
@@ -238,7 +248,7 @@ def resolve_tower(name: str | None, checkpoint: str | Path | None = None) -> str
     looked = "\n  ".join(str(place) for place in _places(name, checkpoint))
     raise ConfigError(
         f"Unknown vision tower: {name!r}. It is no Hub id (owner/name), and none of these is a "
-        f"folder with a config.json:\n  {looked}\n{choices()}"
+        f"folder with a config.json:\n  {looked}\n{PLACE_IT}; {choices()}"
     )
 
 

@@ -39,6 +39,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import accept_old_level, read_config
 from llava.model.multimodal_encoder.families import (
     NUM_TOKENS_KEY,
+    PLACE_IT,
     REFUSED,
     Deviation,
     choices,
@@ -416,7 +417,7 @@ class VisionTower(ImageEncoder):
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"vision tower {self.vision_tower_name!r}: cannot read its {kind.__name__}: {error}"
-                + (f"\n{choices()}" if kind is AutoConfig else "")
+                f"\n{PLACE_IT}" + (f"\n{choices()}" if kind is AutoConfig else "")
             ) from error
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:

@@ -39,5 +39,5 @@ def test_kinds():
 
 
 def test_deviations():
-    header = "| Checkpoints | `model_type` or architecture | Tower | What is reproduced |"
+    header = "| Checkpoints | by | Tower | What is reproduced |"
     assert rows_after(header) == [deviation_row(each) for each in DEVIATIONS]
