@@ -125,3 +125,17 @@ def import_(
     from lrm_ext.export.transformers_checkpoint import import_hf
 
     import_hf(model, out)
+
+
+@import_app.command("tinyllava")
+def import_tiny(
+    model: Path = typer.Option(..., help="Folder of TinyLLaVA Factory."),
+    out: Path = typer.Option(..., help="New folder."),
+    conv_mode: str | None = typer.Option(
+        None, help="Template that it was trained in; default: that of its language model (Phi)."
+    ),
+) -> None:
+    """Write a LLaVA checkpoint of TinyLLaVA's three parts."""
+    from lrm_ext.export.tinyllava import import_tinyllava
+
+    import_tinyllava(model, out, conv_mode)
