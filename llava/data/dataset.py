@@ -194,7 +194,14 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             raise SampleError(
                 f"{where}, sample {sample.id!r}: {error}", error.reason, sample.lang
             ) from None
-        if sample.image is not None and not is_file(path := self._image_path(sample)):
+        if len(sample.images) > 1:
+            raise SampleError(
+                f"{where}, sample {sample.id!r}: {len(sample.images)} images; this dataset takes "
+                "one a sample.",
+                "several_images",
+                sample.lang,
+            )
+        if sample.images and not is_file(path := self._image_path(sample)):
             raise SampleError(
                 f"{where}, sample {sample.id!r}: the image {path} does not exist. Check "
                 "--image_folder.",
@@ -204,18 +211,18 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         return sample
 
     def _image_path(self, sample: Sample) -> str:
-        assert sample.image is not None
+        (image,) = sample.images
         if not self.data_args.is_multimodal:
             raise ConfigError(
                 f"Sample {sample.id!r} has an image, but the run has no vision tower. Give "
                 "--vision_tower, or train on text only."
             )
-        if self.data_args.image_folder is None and not os.path.isabs(sample.image):
+        if self.data_args.image_folder is None and not os.path.isabs(image):
             raise ConfigError(
-                f"Sample {sample.id!r} has the image {sample.image}; give --image_folder, the "
+                f"Sample {sample.id!r} has the image {image}; give --image_folder, the "
                 "folder that it is in."
             )
-        return os.path.join(self.data_args.image_folder or "", sample.image)
+        return os.path.join(self.data_args.image_folder or "", image)
 
     def _pixels(self, sample: Sample, i: int) -> Tensor | None:
         """Returns [3, H, W], zeros for text only, or None in a run without images."""

@@ -28,6 +28,8 @@ UNSUPPORTED_FIELDS: Final = {
     "audios": "audio",
     "system": "system_prompt",
 }
+MAX_IMAGES: Final = 200
+"""Images of one sample at most: more fit into no context here, and are an error of the file."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PLACEHOLDERS: Final = {"<video>": "video", "<audio>": "audio"}
 
@@ -56,7 +58,7 @@ class Turn:
 
     Attributes:
         role: `human` or `gpt`.
-        text: The text; `<image>` marks the place of the image.
+        text: The text; each `<image>` marks the place of an image.
         supervised: Whether the answer counts in the loss. It means nothing for `human`.
     """
 
@@ -67,11 +69,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: a conversation about at most one image.
+    """One training sample: a conversation about images, or text only.
 
     Attributes:
         id: Name of the sample, for messages.
-        image: Path of the image below the image folder, or None for text only.
+        image: Path of its image below the image folder, the paths of several in the order of their
+            places in the turns, or None for text only.
         turns: The conversation, `human` first and alternating.
         lang: Language code of the answers.
         task: What kind of question it is.
@@ -80,7 +83,7 @@ class Sample:
     """
 
     id: str
-    image: str | None
+    image: str | tuple[str, ...] | None
     turns: tuple[Turn, ...]
     lang: str | None = None
     task: str | None = None
@@ -93,8 +96,8 @@ class Sample:
 
         Args:
             record: `{"id", "image"?, "conversations": [{"from", "value"}, ...]}`; also read are
-                `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`. The image may
-                be in a list of one, or in `images`; the turns may be `messages` of `role` and
+                `lang`, `task`, `source`, `instruction` and, in a turn, `supervised`. `image` may
+                be a list, and may be called `images`; the turns may be `messages` of `role` and
                 `content` (text or a list of parts), or `texts`, pairs of `user` and `assistant`;
                 `user` and `assistant` are read as `human` and `gpt`.
             where: `file:line` of the record, for messages.
@@ -134,6 +137,11 @@ class Sample:
             ) from None
         return sample
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images, in the order of their places; empty for text only."""
+        return images_of(self.image)
+
     def to_record(self) -> dict[str, Any]:
         """Returns the sample as a LLaVA JSON object; fields that are None are left out."""
         turns: list[dict[str, Any]] = [
@@ -141,7 +149,8 @@ class Sample:
             | ({} if turn.supervised else {"supervised": False})
             for turn in self.turns
         ]
-        record: dict[str, Any] = {"id": self.id, "image": self.image, "conversations": turns}
+        image = list(self.image) if isinstance(self.image, tuple) else self.image
+        record: dict[str, Any] = {"id": self.id, "image": image, "conversations": turns}
         record |= {key: getattr(self, key) for key in _EXTRA_FIELDS}
         return {key: value for key, value in record.items() if value is not None}
 
@@ -158,6 +167,11 @@ def has_leading_answer(record: Mapping[str, Any]) -> bool:
         and isinstance(turns[0], Mapping)
         and turns[0].get("from", turns[0].get("role")) in ("gpt", "assistant")
     )
+
+
+def images_of(image: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the paths that a sample's `image` names, in order."""
+    return () if image is None else (image,) if isinstance(image, str) else image
 
 
 def record_images(record: Mapping[str, Any]) -> list[Any]:
@@ -198,18 +212,19 @@ def _check_fields(record: Mapping[str, Any]) -> None:
             )
 
 
-def _read_image(record: Mapping[str, Any]) -> str | None:
+def _read_image(record: Mapping[str, Any]) -> str | tuple[str, ...] | None:
     images = record_images(record)
-    if len(images) > 1:
+    if len(images) > MAX_IMAGES:
         raise SampleError(
-            f"{len(images)} images, expected one. One image a sample is supported; leave the "
-            "sample out, or join its images side by side.",
-            "several_images",
+            f"{len(images)} images, expected at most {MAX_IMAGES} in a sample. Leave the sample "
+            "out, or split it.",
+            "too_many_images",
         )
-    if images and not isinstance(images[0], str):
-        kind = type(images[0]).__name__
-        raise SampleError(f"the image is {kind}, expected a path as a string.", "structure")
-    return images[0] if images else None
+    for image in images:
+        if not isinstance(image, str):
+            kind = type(image).__name__
+            raise SampleError(f"the image is {kind}, expected a path as a string.", "structure")
+    return images[0] if len(images) == 1 else tuple(images) or None
 
 
 def _raw_turns(record: Mapping[str, Any]) -> Any:
@@ -217,13 +232,13 @@ def _raw_turns(record: Mapping[str, Any]) -> Any:
     named = next((record[key] for key in ("conversations", "messages") if record.get(key)), None)
     texts = record.get("texts")
     if named is None and isinstance(texts, list):
-        return list(_turns_of_pairs(texts, bool(record_images(record))))
+        return list(_turns_of_pairs(texts, len(record_images(record))))
     return named
 
 
-def _turns_of_pairs(pairs: list[Any], has_image: bool) -> Iterator[Any]:
-    """Makes turns of pairs of `user` and `assistant`, which do not say where the image goes."""
-    place = f"{DEFAULT_IMAGE_TOKEN}\n" if has_image else ""
+def _turns_of_pairs(pairs: list[Any], num_images: int) -> Iterator[Any]:
+    """Makes turns of pairs of `user` and `assistant`, which do not say where the images go."""
+    place = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images
     for pair in pairs:
         if isinstance(pair, Mapping):
             yield {"from": "human", "value": f"{place}{pair.get('user') or ''}"}
@@ -289,7 +304,7 @@ def _read_turn(turn: Any, here: str) -> Turn:
 
 
 def _read_part(part: Any, here: str) -> str:
-    """Reads a part of a message: text, or the place of the image."""
+    """Reads a part of a message: text, or the place of an image."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("image", "image_url"):
         return DEFAULT_IMAGE_TOKEN
@@ -315,19 +330,29 @@ def _refuse_placeholders(text: str, here: str) -> None:
 
 
 def _check_placeholders(sample: Sample) -> None:
-    """Demands `<image>` in exactly one human turn with an image, and nowhere without."""
-    holders = [i for i, turn in enumerate(sample.turns) if DEFAULT_IMAGE_TOKEN in turn.text]
-    if sample.image is None and holders:
+    """Demands `<image>` in human turns only: once for each image, and nowhere without.
+
+    A single image may have several in one turn, which LLaVA reads as one.
+    """
+    counts = [turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in sample.turns]
+    holders = [i for i, count in enumerate(counts) if count]
+    num_images = len(sample.images)
+    if not num_images and holders:
         fault = (
             f"turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no `image`. "
             "Add the image or take the placeholder out."
         )
-    elif sample.image is not None and len(holders) != 1:
+    elif num_images == 1 and len(holders) != 1:
         fault = (
             f"{len(holders)} turns hold {DEFAULT_IMAGE_TOKEN}, expected one, because the record "
-            f"has one `image` ({sample.image})."
+            f"has one `image` ({sample.images[0]})."
         )
-    elif holders and sample.turns[holders[0]].role != "human":
+    elif num_images > 1 and sum(counts) != num_images:
+        fault = (
+            f"the turns hold {sum(counts)} {DEFAULT_IMAGE_TOKEN}, expected {num_images}, one for "
+            "each of the record's images, at its place."
+        )
+    elif any(sample.turns[i].role != "human" for i in holders):
         fault = f"{DEFAULT_IMAGE_TOKEN} stands in an answer, expected in a 'human' turn."
     else:
         return
@@ -336,7 +361,8 @@ def _check_placeholders(sample: Sample) -> None:
 
 def _check_characters(sample: Sample) -> None:
     """Refuses characters that are not text: tokenizers fail on them, and they cannot be stored."""
-    parts = {key: getattr(sample, key) for key in ("id", "image", *_EXTRA_FIELDS)}
+    parts = {key: getattr(sample, key) for key in ("id", *_EXTRA_FIELDS)}
+    parts |= {f"image {number}": path for number, path in enumerate(sample.images, start=1)}
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):

@@ -255,7 +255,12 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",
         )
-    if sample.image is not None and leaves_folder(sample.image):
+    if len(sample.images) > 1:
+        raise SampleError(
+            f"{where}, sample {sample.id!r}: {len(sample.images)} images, a row has one.",
+            "several_images",
+        )
+    if any(map(leaves_folder, sample.images)):
         raise SampleError(
             f"{where}, sample {sample.id!r}: image {sample.image!r} is outside the image folder; "
             "expected a path below it.",

@@ -72,7 +72,7 @@ BAD = {
     "place of a video": (record("bad", "<video>\nWhat?"), "video"),
     "sound": (record("bad", audios=["1.wav"]), "audio"),
     "system prompt": (record("bad", system="Be brief."), "system_prompt"),
-    "two pictures": (record("bad", "<image>\nHi", image=["1.png", "2.png"]), "several_images"),
+    "two pictures": (record("bad", "<image>\nHi", image=["1.png", "2.png"]), "image_mismatch"),
 }  # fmt: skip
 
 
